@@ -110,7 +110,10 @@ def numpy_sharpness(x: Tensor, y: Tensor) -> float:
 
     def power(frames: Tensor) -> float:
         rounding = (2 / 255) ** 2 / 12
-        return sum((np.diff(frames.double().numpy(), axis=axis) ** 2).mean() for axis in (-1, -2)) + rounding
+        return (
+            sum((np.diff(frames.double().numpy(), axis=axis) ** 2).mean() for axis in (-1, -2))
+            + rounding
+        )
 
     return power(x) / power(y)
 
@@ -123,15 +126,24 @@ def numpy_grid(x: Tensor, y: Tensor) -> float:
         grey = frames.double().numpy().mean(1)
         for frame in grey:
             for top in range(0, frame.shape[0] - size + 1, size):
-                found += [frame[top : top + size, left : left + size] for left in range(0, frame.shape[1] - 31, size)]
+                found += [
+                    frame[top : top + size, left : left + size]
+                    for left in range(0, frame.shape[1] - 31, size)
+                ]
     order = np.argsort([patch.var() for patch in patches[1]])[: round(len(patches[1]) / 4)]
 
     def prominence(patch: np.ndarray) -> float:
         sides = np.arange(size)
-        plane = np.stack([np.ones((size, size)), np.tile(sides[:, None], size), np.tile(sides, (size, 1))])
+        plane = np.stack(
+            [np.ones((size, size)), np.tile(sides[:, None], size), np.tile(sides, (size, 1))]
+        )
         plane = plane.reshape(3, -1).T
-        level = (patch.ravel() - plane @ np.linalg.lstsq(plane, patch.ravel(), rcond=None)[0]).reshape(size, size)
-        rows, columns = ((np.abs(np.fft.fft(level, axis=1 - axis)) ** 2).mean(axis) / size for axis in (0, 1))
+        level = (
+            patch.ravel() - plane @ np.linalg.lstsq(plane, patch.ravel(), rcond=None)[0]
+        ).reshape(size, size)
+        rows, columns = (
+            (np.abs(np.fft.fft(level, axis=1 - axis)) ** 2).mean(axis) / size for axis in (0, 1)
+        )
         power = (rows + columns) / 2 + (2 / 255) ** 2 / 12
         return float(power[4] / np.sqrt(power[3] * power[5]))
 
@@ -148,35 +160,53 @@ def scipy_frechet(x: Tensor, y: Tensor) -> float:
     """Return the Frechet distance with SciPy's matrix square root."""
     a, b = (patch_vectors(frames).double().numpy() for frames in (x, y))
     s, r = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + r - 2 * scipy.linalg.sqrtm(s @ r).real))
+    return float(
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + r - 2 * scipy.linalg.sqrtm(s @ r).real)
+    )
 
 
 def comparisons() -> list[tuple[str, Score, str, Score]]:
     """Return the comparisons: name of the metric, telecine's function, name of the other, its function."""
     settings = {"sigma": 1.5, "kernel_size": 11, "data_range": 1.0}
     return [
-        ("psnr", clip_score(psnr), "torchmetrics", lambda x, y: float(torchmetrics_psnr(x, y, data_range=2.0))),
+        (
+            "psnr",
+            clip_score(psnr),
+            "torchmetrics",
+            lambda x, y: float(torchmetrics_psnr(x, y, data_range=2.0)),
+        ),
         (
             "psnr",
             clip_score(psnr),
             "scikit-image",
-            lambda x, y: float(peak_signal_noise_ratio(y.double().numpy(), x.double().numpy(), data_range=2.0)),
+            lambda x, y: float(
+                peak_signal_noise_ratio(y.double().numpy(), x.double().numpy(), data_range=2.0)
+            ),
         ),
         (
             "ssim",
             frame_score(ssim),
             "torchmetrics",
-            lambda x, y: float(structural_similarity_index_measure(in_0_1(x), in_0_1(y), **settings)),
+            lambda x, y: float(
+                structural_similarity_index_measure(in_0_1(x), in_0_1(y), **settings)
+            ),
         ),
         ("ssim", frame_score(ssim), "scikit-image (other borders)", skimage_ssim),
         (
             "ms_ssim",
             frame_score(ms_ssim),
             "torchmetrics",
-            lambda x, y: float(multiscale_structural_similarity_index_measure(in_0_1(x), in_0_1(y), **settings)),
+            lambda x, y: float(
+                multiscale_structural_similarity_index_measure(in_0_1(x), in_0_1(y), **settings)
+            ),
         ),
         *(
-            (f"lpips_{net}", frame_score(LPIPS(net)), "lpips, the authors' package", lpips_score(net))
+            (
+                f"lpips_{net}",
+                frame_score(LPIPS(net)),
+                "lpips, the authors' package",
+                lpips_score(net),
+            )
             for net in ("vgg", "alex")
         ),
         ("flicker", clip_score(flicker), "NumPy", numpy_flicker),
@@ -194,7 +224,9 @@ def comparisons() -> list[tuple[str, Score, str, Score]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="two frames of the smallest size, to test the command")
+    parser.add_argument(
+        "--smoke", action="store_true", help="two frames of the smallest size, to test the command"
+    )
     smoke = parser.parse_args().smoke
     clips = degraded_clips(2, 176, 176) if smoke else degraded_clips(5, 256, 256)
     print("| metric | telecine, mean over clips | other implementation | largest difference |")

@@ -59,7 +59,9 @@ class BaselineLoss(nn.Module):
         loss = terms["recon_loss"]
         if self.lpips is not None:
             index = random_frames(real, self.num_perceptual_frames)
-            perceptual = self.lpips(reconstruction=frames_of(fake, index), target=frames_of(real, index)).mean()
+            perceptual = self.lpips(
+                reconstruction=frames_of(fake, index), target=frames_of(real, index)
+            ).mean()
             terms["perceptual_loss"] = perceptual
             loss = loss + self.perceptual_weight * perceptual
         weights = {}
@@ -72,7 +74,9 @@ class BaselineLoss(nn.Module):
             loss = loss + self.adversarial_loss_weight * weights[name] * g
         return loss, terms, weights
 
-    def discriminator_step(self, real: Tensor, fake: Tensor, *, penalty: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def discriminator_step(
+        self, real: Tensor, fake: Tensor, *, penalty: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its terms, with the gradient penalty if `penalty` is true."""
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=real.device, dtype=real.dtype)
@@ -95,7 +99,9 @@ class BaselineLoss(nn.Module):
             inputs["discr_3d"] = self.discr_3d, video
         return inputs
 
-    def _input_pairs(self, real: Tensor, fake: Tensor) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
+    def _input_pairs(
+        self, real: Tensor, fake: Tensor
+    ) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
         """Return each discriminator and its real and fake inputs, which are the same frames of both videos."""
         pairs: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
         if self.discr is not None:
@@ -123,12 +129,17 @@ def frames_of(video: Tensor, index: Tensor) -> Tensor:
 
 def adaptive_weight(perceptual: Tensor, g: Tensor, last_layer: Tensor) -> Tensor:
     """Return the ratio of the gradient norms of both losses at the last layer, from one backward of each."""
-    norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (perceptual, g)]
+    norms = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+        for loss in (perceptual, g)
+    ]
     return (norms[0] / norms[1].clamp(min=MIN_NORM)).clamp(max=MAX_WEIGHT).detach()
 
 
 def gradient_penalty(real: Tensor, logits: Tensor) -> Tensor:
     """Return the mean over the batch of `(|d logit / d real| - 1)^2`, with its graph."""
     ones = torch.ones_like(logits)
-    (gradient,) = torch.autograd.grad(logits, real, grad_outputs=ones, create_graph=True, retain_graph=True)
+    (gradient,) = torch.autograd.grad(
+        logits, real, grad_outputs=ones, create_graph=True, retain_graph=True
+    )
     return (rearrange(gradient, "b ... -> b (...)").norm(dim=1) - 1).square().mean()

@@ -30,7 +30,9 @@ class Blur(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images or videos to the same shape."""
         kernel = self.f[:, None] * self.f[None, :]
-        kernel = (kernel / kernel.sum()).to(x.dtype).expand(x.shape[1], 1, *[1] * (x.ndim - 4), 3, 3)
+        kernel = (
+            (kernel / kernel.sum()).to(x.dtype).expand(x.shape[1], 1, *[1] * (x.ndim - 4), 3, 3)
+        )
         padded = F.pad(x, (1, 1, 1, 1) if x.ndim == 4 else (1, 1, 1, 1, 0, 0), mode="replicate")
         convolve = F.conv2d if x.ndim == 4 else F.conv3d
         return convolve(padded, kernel, groups=x.shape[1])
@@ -69,9 +71,12 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.scale = dim_head**-0.5
         inner = dim_head * heads
-        self.to_q = nn.Sequential(nn.Linear(dim, inner, bias=False), Rearrange("b n (h d) -> b h n d", h=heads))
+        self.to_q = nn.Sequential(
+            nn.Linear(dim, inner, bias=False), Rearrange("b n (h d) -> b h n d", h=heads)
+        )
         self.to_kv = nn.Sequential(
-            nn.Linear(dim, 2 * inner, bias=False), Rearrange("b n (kv h d) -> kv b h n d", kv=2, h=heads)
+            nn.Linear(dim, 2 * inner, bias=False),
+            Rearrange("b n (kv h d) -> kv b h n d", kv=2, h=heads),
         )
         self.to_out = nn.Sequential(nn.Linear(inner, dim, bias=False))
 
@@ -80,7 +85,9 @@ class LinearAttention(nn.Module):
         q = kernel_features(self.to_q(x) * self.scale)
         k, v = self.to_kv(x)
         k = kernel_features(k)
-        numerator = einsum("b h n f, b h f e -> b h n e", q, einsum("b h n f, b h n e -> b h f e", k, v))
+        numerator = einsum(
+            "b h n f, b h f e -> b h n e", q, einsum("b h n f, b h n e -> b h f e", k, v)
+        )
         denominator = einsum("b h n f, b h f -> b h n", q, k.sum(dim=2))
         return self.to_out(rearrange(numerator / denominator[..., None], "b h n d -> b n (h d)"))
 
@@ -88,7 +95,9 @@ class LinearAttention(nn.Module):
 def kernel_features(x: Tensor) -> Tensor:
     """Map `(..., D)` to features `(..., 1 + D + D^2)` with the inner products `1 + s + s^2 / 2`."""
     squares = einsum("... i, ... j -> ... i j", x, x) * 0.5**0.5
-    return torch.cat([torch.ones_like(x[..., :1]), x, rearrange(squares, "... i j -> ... (i j)")], dim=-1)
+    return torch.cat(
+        [torch.ones_like(x[..., :1]), x, rearrange(squares, "... i j -> ... (i j)")], dim=-1
+    )
 
 
 class SpaceAttention(nn.Module):
@@ -142,7 +151,10 @@ class ImageBlock(nn.Module):
         )
         self.maybe_blur = Blur() if blur else None
         self.downsample = (
-            nn.Sequential(Rearrange("b c (h p) (w q) -> b (c p q) h w", p=2, q=2), nn.Conv2d(4 * chan_out, chan_out, 1))
+            nn.Sequential(
+                Rearrange("b c (h p) (w q) -> b (c p q) h w", p=2, q=2),
+                nn.Conv2d(4 * chan_out, chan_out, 1),
+            )
             if halve
             else None
         )
@@ -210,7 +222,9 @@ class DownSample(nn.Module):
         rest = torch.cat([rest, rest[..., -1:]], dim=-1) if rest.shape[-1] % 2 else rest
         pixels = torch.cat([first, F.avg_pool1d(rest, 2)], dim=-1)
         frames = rearrange(pixels, "(b h w) c t -> (b t) c h w", b=batch, h=height, w=width)
-        return rearrange(self.conv(F.pad(frames, (0, 1, 0, 1))), "(b t) c h w -> b c t h w", b=batch)
+        return rearrange(
+            self.conv(F.pad(frames, (0, 1, 0, 1))), "(b t) c h w -> b c t h w", b=batch
+        )
 
 
 class FirstFrameBlock(nn.Module):
@@ -220,7 +234,10 @@ class FirstFrameBlock(nn.Module):
         super().__init__()
         self.downsample_res = DownSample(chan_in, chan_out)
         self.net = nn.Sequential(
-            CausalConv(chan_in, chan_out), nn.LeakyReLU(0.1), CausalConv(chan_out, chan_out), nn.LeakyReLU(0.1)
+            CausalConv(chan_in, chan_out),
+            nn.LeakyReLU(0.1),
+            CausalConv(chan_out, chan_out),
+            nn.LeakyReLU(0.1),
         )
         self.maybe_blur = Blur() if blur else None
         self.downsample = DownSample(chan_out, chan_out)
@@ -265,9 +282,15 @@ class BaselineDiscriminator(nn.Module):
                 assert self.video_block is not None
                 blocks.append(self.video_block(chan_in, chan_out, antialiased_downsample))
             else:
-                attention = Residual(SpaceAttention(chan_out, linear_attn_dim_head, linear_attn_heads))
+                attention = Residual(
+                    SpaceAttention(chan_out, linear_attn_dim_head, linear_attn_heads)
+                )
                 block = ImageBlock(chan_in, chan_out, level < halvings, antialiased_downsample)
-                blocks.append(nn.Sequential(block, nn.Sequential(attention, Residual(FeedForward(chan_out, ff_mult)))))
+                blocks.append(
+                    nn.Sequential(
+                        block, nn.Sequential(attention, Residual(FeedForward(chan_out, ff_mult)))
+                    )
+                )
         self.blocks = nn.ModuleList(blocks)
         last = widths[-1]
         self.to_logits = nn.Sequential(

@@ -68,7 +68,9 @@ class Setup:
     @property
     def video_shape(self) -> tuple[int, int, int, int, int]:
         """The shape of the videos `(B, C, T, H, W)`."""
-        batch_size, num_frames = (NUM_SINGLE_FRAMES, 1) if self.is_image else (self.batch_size, self.num_frames)
+        batch_size, num_frames = (
+            (NUM_SINGLE_FRAMES, 1) if self.is_image else (self.batch_size, self.num_frames)
+        )
         return batch_size, 3, num_frames, self.size, self.size
 
     @property
@@ -106,7 +108,10 @@ class Telecine:
         networks: dict[str, Any] = (
             {"discr_kwargs": setup.build_discriminator(), "perceptual_weight": 0}
             if setup.is_image
-            else {"discr_3d_kwargs": setup.build_discriminator(), "perceptual.num_frames": setup.num_perceptual_frames}
+            else {
+                "discr_3d_kwargs": setup.build_discriminator(),
+                "perceptual.num_frames": setup.num_perceptual_frames,
+            }
         )
         settings = {
             "disc_start": 0,
@@ -128,7 +133,9 @@ class Telecine:
 
     def update(self, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool) -> None:
         """Run forward and backward of both steps, with `VideoAutoencoderLoss.update`."""
-        both = self.loss.update(real, fake, PENALTY_STEP if penalty else PLAIN_STEP, last_layer=last_layer)
+        both = self.loss.update(
+            real, fake, PENALTY_STEP if penalty else PLAIN_STEP, last_layer=last_layer
+        )
         both.loss.backward()
         both.disc_loss.backward()
 
@@ -140,10 +147,14 @@ class Telecine:
 class SeparateSteps:
     """An update as two calls, each followed by its backward."""
 
-    def update(self: Implementation, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool) -> None:
+    def update(
+        self: Implementation, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool
+    ) -> None:
         """Run forward and backward of both steps."""
         self.autoencoder_loss(real, fake, last_layer).backward()
-        clear_gradients(self.parameters())  # a discriminator that is not frozen got gradients that are not used
+        clear_gradients(
+            self.parameters()
+        )  # a discriminator that is not frozen got gradients that are not used
         self.discriminator_loss(real, fake.detach(), penalty=penalty).backward()
 
 
@@ -151,7 +162,9 @@ class Baseline(SeparateSteps):
     """`BaselineLoss`."""
 
     def __init__(self, setup: Setup) -> None:
-        discriminator = BASELINE_DISCRIMINATORS[setup.discriminator_name](**setup.discriminator_kwargs)
+        discriminator = BASELINE_DISCRIMINATORS[setup.discriminator_name](
+            **setup.discriminator_kwargs
+        )
         discriminator.load_state_dict(setup.build_discriminator().state_dict(), strict=True)
         networks = (
             {"discr": discriminator, "perceptual_weight": 0.0}
@@ -159,7 +172,9 @@ class Baseline(SeparateSteps):
             else {"discr_3d": discriminator, "num_perceptual_frames": setup.num_perceptual_frames}
         )
         self.loss = BaselineLoss(
-            **networks, adversarial_loss_weight=ADVERSARIAL_WEIGHT, grad_penalty_loss_weight=PENALTY_WEIGHT
+            **networks,
+            adversarial_loss_weight=ADVERSARIAL_WEIGHT,
+            grad_penalty_loss_weight=PENALTY_WEIGHT,
         ).to(device())
 
     def autoencoder_loss(self, real: Tensor, fake: Tensor, last_layer: Tensor) -> Tensor:
@@ -196,7 +211,11 @@ class Magvit2(SeparateSteps):
         real = real.squeeze(2).clone().requires_grad_(penalty)
         d_real, d_fake = self.discriminator(real), self.discriminator(fake.squeeze(2))
         loss = self.package.hinge_discr_loss(d_fake, d_real)
-        return loss + PENALTY_WEIGHT * self.package.gradient_penalty(real, d_real, center=1.0) if penalty else loss
+        return (
+            loss + PENALTY_WEIGHT * self.package.gradient_penalty(real, d_real, center=1.0)
+            if penalty
+            else loss
+        )
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters of the discriminator."""
@@ -285,5 +304,7 @@ def parse_setup(text: str) -> Setup:
     try:
         dim, size, num_frames, batch_size = (int(number) for number in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be dim,size,frames,batch, but got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"must be dim,size,frames,batch, but got {text!r}"
+        ) from None
     return Setup(dim, size, num_frames, batch_size)

@@ -15,7 +15,9 @@ def unpack_package(name: str, folder: Path) -> None:
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             remedy = f"Run it on Debian or Ubuntu, or unpack the package {name} yourself."
-            raise argument_error("the machine", f"one that has {program}", "one without", remedy, FileNotFoundError)
+            raise argument_error(
+                "the machine", f"one that has {program}", "one without", remedy, FileNotFoundError
+            )
     subprocess.run(["apt-get", "-qq", "download", name], cwd=folder, check=True)
     (archive,) = folder.glob(f"{name}_*.deb")
     subprocess.run(["dpkg-deb", "--extract", str(archive), str(folder)], check=True)

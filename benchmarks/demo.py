@@ -46,7 +46,9 @@ Reconstruct = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def measure(reconstruct: Reconstruct, clips: Sequence[Clip], perceptual: dict[str, nn.Module]) -> list[str]:
+def measure(
+    reconstruct: Reconstruct, clips: Sequence[Clip], perceptual: dict[str, nn.Module]
+) -> list[str]:
     """Return the mean metrics on clips as cells of a table."""
     metrics = ReconstructionMetrics(perceptual)
     for clip in clips:
@@ -57,7 +59,9 @@ def measure(reconstruct: Reconstruct, clips: Sequence[Clip], perceptual: dict[st
 
 
 @torch.no_grad()
-def draw(models: Sequence[Reconstruct], clips: Sequence[Clip], path: Path, scale: int = SCALE) -> None:
+def draw(
+    models: Sequence[Reconstruct], clips: Sequence[Clip], path: Path, scale: int = SCALE
+) -> None:
     """Write the middle frames of a few clips, a row for each model; a pixel becomes `scale` x `scale`."""
     count = min(NUM_SHOWN, len(clips))
     shown = [clips[index * len(clips) // count]["video"][None] for index in range(count)]
@@ -71,14 +75,18 @@ def reconstruct_with(model: CausalVAE) -> Reconstruct:
     return lambda video: model(video, sample_posterior=False).video
 
 
-def clip_sets(config: TrainConfig, held_out: list[Clip], unseen: Sequence[Path]) -> dict[str, list[Clip]]:
+def clip_sets(
+    config: TrainConfig, held_out: list[Clip], unseen: Sequence[Path]
+) -> dict[str, list[Clip]]:
     """Return the held-out clips, and as many of each other video, cut in the same way."""
     found = {"held out": held_out}
     infos, skipped = index_videos(unseen) if unseen else ([], [])
     if skipped:
         raise SystemExit(f"cannot read {skipped}")
     for info in infos:
-        clips = read_validation_clips([whole_video(info)], replace(config.clips, scale_jitter=1.0), config.val_clips)
+        clips = read_validation_clips(
+            [whole_video(info)], replace(config.clips, scale_jitter=1.0), config.val_clips
+        )
         found[Path(str(info.path)).name] = clips
     return found
 
@@ -87,7 +95,9 @@ def parse_latent(text: str) -> tuple[str, LinearAutoencoder]:
     """Return the title and the linear autoencoder of a latent, time x height x width x channels."""
     sizes = re.fullmatch(r"(\d+)x(\d+)x\2x(\d+)", text)
     if sizes is None:
-        raise argparse.ArgumentTypeError(f"must be time x size x size x channels as in 4x8x8x16, but got {text}")
+        raise argparse.ArgumentTypeError(
+            f"must be time x size x size x channels as in 4x8x8x16, but got {text}"
+        )
     return f"linear, {text}", LinearAutoencoder(*map(int, sizes.groups()))
 
 
@@ -96,11 +106,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", default="demo", help="A recipe or a YAML file of settings.")
     parser.add_argument("--data", help="Training data, as in `telecine train`.")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="No training without a number.")
-    parser.add_argument("--latents", nargs="+", type=parse_latent, default=[], metavar="TxHxWxC", help="Other latents.")
-    parser.add_argument("--unseen", nargs="+", type=Path, default=[], help="Other videos to measure on.")
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("runs/demo_seeds"), help="Folder of runs and pictures."
+        "--seeds", nargs="*", type=int, default=[0, 1, 2], help="No training without a number."
+    )
+    parser.add_argument(
+        "--latents",
+        nargs="+",
+        type=parse_latent,
+        default=[],
+        metavar="TxHxWxC",
+        help="Other latents.",
+    )
+    parser.add_argument(
+        "--unseen", nargs="+", type=Path, default=[], help="Other videos to measure on."
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("runs/demo_seeds"),
+        help="Folder of runs and pictures.",
     )
     arguments = parser.parse_args()
     config = read_config(arguments.config)
@@ -128,7 +153,11 @@ def main() -> None:
             rows.append([f"seed {seed}", name, *measure(ours, clips, perceptual)])
             print("  ".join(rows[-1]), flush=True)
             if seed == arguments.seeds[0]:
-                draw([lambda video: video, linear, ours], clips, arguments.output / f"{name.replace(' ', '_')}.png")
+                draw(
+                    [lambda video: video, linear, ours],
+                    clips,
+                    arguments.output / f"{name.replace(' ', '_')}.png",
+                )
     print(f"\n{machine()}; {config.steps} updates\n")
     print(table(["model", "clips", *METRICS.values()], rows))
 

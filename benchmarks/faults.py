@@ -34,14 +34,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="how often a run is killed")
     parser.add_argument("--signals", type=int, default=20, help="how often a run gets a signal")
-    parser.add_argument("--two_runs", type=int, default=5, help="how often a second run starts in the same folder")
-    parser.add_argument("--ranks", type=int, default=10, help="how often one of two ranks is killed or stopped")
-    parser.add_argument("--media", type=int, default=500, help="how many videos and images are mutated")
-    parser.add_argument("--lists", type=int, default=50, help="how many lists and settings are broken, at most 51")
-    parser.add_argument("--foreign", type=int, default=200, help="how often the folder of a run is mutated")
-    parser.add_argument("--manifests", type=int, default=200, help="how often a bit of a manifest is flipped")
-    parser.add_argument("--latents", type=int, default=200, help="how often a latent cache is damaged")
-    parser.add_argument("--starters", type=int, default=20, help="how often ten processes take a stale lock at once")
+    parser.add_argument(
+        "--two_runs", type=int, default=5, help="how often a second run starts in the same folder"
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=10, help="how often one of two ranks is killed or stopped"
+    )
+    parser.add_argument(
+        "--media", type=int, default=500, help="how many videos and images are mutated"
+    )
+    parser.add_argument(
+        "--lists", type=int, default=50, help="how many lists and settings are broken, at most 51"
+    )
+    parser.add_argument(
+        "--foreign", type=int, default=200, help="how often the folder of a run is mutated"
+    )
+    parser.add_argument(
+        "--manifests", type=int, default=200, help="how often a bit of a manifest is flipped"
+    )
+    parser.add_argument(
+        "--latents", type=int, default=200, help="how often a latent cache is damaged"
+    )
+    parser.add_argument(
+        "--starters", type=int, default=20, help="how often ten processes take a stale lock at once"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # a process that has computed on several threads cannot be forked
     start = time.perf_counter()

@@ -27,7 +27,9 @@ Write: TypeAlias = Callable[[Path], object]
 
 def crafted(folder: Path) -> Row:
     """Read each of the files: it must be refused by name, or left out of its folder by name."""
-    row = Row("small media with unbounded work, and what is no media or no regular file, are refused by name")
+    row = Row(
+        "small media with unbounded work, and what is no media or no regular file, are refused by name"
+    )
     files = {path.name: path for path in samples(folder / "originals")}
     for index, (what, name, write) in enumerate(cases(files["video.mp4"])):
         here = folder / f"crafted-{index}"
@@ -44,7 +46,9 @@ def is_refused_by_name(path: Path) -> bool:
     """Return whether a file is refused in a line that names it, or left out of its folder for a reason of one line."""
     is_alone = path.suffix in LISTS or not path.is_file()  # what is no file is none of its folder
     try:
-        spans, skipped = load_spans(path if is_alone else path.parent, ClipConfig(max_pixels=HEIGHT * WIDTH))
+        spans, skipped = load_spans(
+            path if is_alone else path.parent, ClipConfig(max_pixels=HEIGHT * WIDTH)
+        )
     except DataError as error:
         print(error, file=sys.stderr)
         return is_alone and is_one_line(str(error)) and path.name in str(error)
@@ -59,25 +63,51 @@ def cases(video: Path) -> list[tuple[str, str, Write]]:
     compressed = box.pack(24, b"moov") + box.pack(16, b"cmov") + bytes(8)
     return [
         *(
-            (f"sizes of frames {values}", "a.mp4", lambda path, values=values: write_claim(path, video, values))
+            (
+                f"sizes of frames {values}",
+                "a.mp4",
+                lambda path, values=values: write_claim(path, video, values),
+            )
             for values in ((0, 10**8), (1, 10**8), (700, 10**4))
         ),
         ("compressed tables", "a.mov", lambda path: path.write_bytes(compressed)),
-        ("list of FFmpeg", "a.mp4", lambda path: text(path, "ffconcat version 1.0\nfile good.mp4\n")),
-        ("list of itself", "a.mp4", lambda path: text(path, "ffconcat version 1.0\n" + 9 * "file a.mp4\n")),
+        (
+            "list of FFmpeg",
+            "a.mp4",
+            lambda path: text(path, "ffconcat version 1.0\nfile good.mp4\n"),
+        ),
+        (
+            "list of itself",
+            "a.mp4",
+            lambda path: text(path, "ffconcat version 1.0\n" + 9 * "file a.mp4\n"),
+        ),
         ("playlist", "a.mp4", lambda path: text(path, "#EXTM3U\n#EXTINF:1,\ngood.mp4\n")),
         ("session", "a.mp4", lambda path: text(path, "v=0\ns=-\n")),
-        *(("program without an end", f"a{suffix}", write_postscript) for suffix in (".png", ".jpg", ".webp")),
+        *(
+            ("program without an end", f"a{suffix}", write_postscript)
+            for suffix in (".png", ".jpg", ".webp")
+        ),
         ("frames that grow", "a.h264", write_growing),
         *(
-            (f"size {size}", "a.tar", lambda path, size=size, kind=kind: write_tar(path, size, kind))
+            (
+                f"size {size}",
+                "a.tar",
+                lambda path, size=size, kind=kind: write_tar(path, size, kind),
+            )
             for size in (-512, -1536)
             for kind in (tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME)
         ),
         ("name of a TiB", "a.tar", lambda path: write_tar(path, 2**40, tarfile.GNUTYPE_LONGNAME)),
-        ("size in attributes", "a.tar", lambda path: write_tar(path, 0, tarfile.REGTYPE, {"size": "-1024"})),
+        (
+            "size in attributes",
+            "a.tar",
+            lambda path: write_tar(path, 0, tarfile.REGTYPE, {"size": "-1024"}),
+        ),
         *(("FIFO", f"a{suffix}", os.mkfifo) for suffix in (".mp4", ".png", *LISTS)),
-        *(("device", f"a{suffix}", lambda path: link(path, "/dev/zero")) for suffix in (".mp4", ".png", *LISTS)),
+        *(
+            ("device", f"a{suffix}", lambda path: link(path, "/dev/zero"))
+            for suffix in (".mp4", ".png", *LISTS)
+        ),
         *(("sparse", f"a{suffix}", write_sparse) for suffix in (".mp4", ".png", *LISTS)),
     ]
 
@@ -101,7 +131,9 @@ def write_growing(path: Path) -> None:
         part = path.with_name("part")
         with av.open(str(part), "w", format="h264") as container:
             height, width = HEIGHT * scale, WIDTH * scale
-            stream = container.add_stream("libx264", rate=12, height=height, width=width, pix_fmt="yuv420p")
+            stream = container.add_stream(
+                "libx264", rate=12, height=height, width=width, pix_fmt="yuv420p"
+            )
             for _ in range(4):
                 container.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
             container.mux(stream.encode())

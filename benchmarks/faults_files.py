@@ -50,7 +50,9 @@ def write_checkpoint(run: Path, step: int, *, keep: int, best: int | None = None
     folder = checkpoints.begin(step)
     for name in ("ema", "model"):
         (folder / name).mkdir()
-        save_tensors(folder / name / "model.safetensors", {"weight": torch.full((64,), float(step))})
+        save_tensors(
+            folder / name / "model.safetensors", {"weight": torch.full((64,), float(step))}
+        )
         (folder / name / "config.json").write_text(f'{{"seed": {step}}}', encoding="utf-8")
     save_tensors(folder / "optimizer.safetensors", {"0.exp_avg": torch.full((64,), float(step))})
     (folder / "state.json").write_text(f'{{"step": {step}}}', encoding="utf-8")
@@ -74,7 +76,9 @@ def crashes(folder: Path) -> Row:
         else:
             is_over, crash.left = True, 0
         found, damaged = Run(run).checkpoints.newest_intact()
-        has_newest = found in (Run(run).checkpoints.path(2), Run(run).checkpoints.path(3)) and not damaged
+        has_newest = (
+            found in (Run(run).checkpoints.path(2), Run(run).checkpoints.path(3)) and not damaged
+        )
         Run(run).remove_residue(before=time.time() + 60)  # as a run does when it starts
         write_checkpoint(run, 4, keep=1, best=4)
         is_clean = sorted(path.name for path in run.iterdir()) == ["best", "checkpoints"]
@@ -164,16 +168,33 @@ def use_link(path: Path, older: Path) -> None:
 
 
 WAYS = (
-    *(flip_a_bit, flip_the_first, flip_the_last, clear_half, cut, cut_half, empty, append, reverse, repeat),
+    *(
+        flip_a_bit,
+        flip_the_first,
+        flip_the_last,
+        clear_half,
+        cut,
+        cut_half,
+        empty,
+        append,
+        reverse,
+        repeat,
+    ),
     *(remove, use_older, use_folder, use_link),
 )
 
 
 def damage(folder: Path) -> Row:
     """Damage each file of the newest checkpoint in each way: it must be named, set aside, and the older one be used."""
-    row = Row("a damaged file is named, the checkpoint is kept aside, and the one before it is used")
+    row = Row(
+        "a damaged file is named, the checkpoint is kept aside, and the one before it is used"
+    )
     names = [
-        *(f"{part}/{file}" for part in ("ema", "model") for file in ("model.safetensors", "config.json")),
+        *(
+            f"{part}/{file}"
+            for part in ("ema", "model")
+            for file in ("model.safetensors", "config.json")
+        ),
         *("optimizer.safetensors", "state.json", "manifest.json"),
     ]
     for name in names:
@@ -201,7 +222,10 @@ def manifest_bits(folder: Path, number: int) -> Row:
         what = flip_any_bit(second / "manifest.json", chance)
         found, notes = Run(run).checkpoints.newest_intact()
         aside = second.with_name(f"damaged-{second.name}")
-        row.add(held=found == first and len(notes) == 1 and str(second) in notes[0] and aside.is_dir(), what=what)
+        row.add(
+            held=found == first and len(notes) == 1 and str(second) in notes[0] and aside.is_dir(),
+            what=what,
+        )
         shutil.rmtree(run)
     return row
 
@@ -217,7 +241,9 @@ def flip_any_bit(path: Path, chance: random.Random) -> str:
 
 def latent_cache(folder: Path, number: int) -> Row:
     """Flip a bit of a latent cache or zero half of it: it must be named, or lack a clip, which is encoded again."""
-    row = Row("a flipped bit or a zeroed half of a latent cache is named, and no other latent is read")
+    row = Row(
+        "a flipped bit or a zeroed half of a latent cache is named, and no other latent is read"
+    )
     chance, names = random.Random(0), ("a", "b", "c")
     values = torch.randn(2, len(names), 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     original = folder / "latents"
@@ -247,7 +273,9 @@ def is_named_or_lost(path: Path, names: Sequence[str], values: Tensor) -> bool:
         found = cache.read(names, torch.device("cpu"))
     except ValueError as error:
         return str(path) in str(error) and "\n" not in str(error)
-    return isinstance(found, DiagonalGaussian) and torch.equal(torch.stack([found.mean, found.logvar]), values)
+    return isinstance(found, DiagonalGaussian) and torch.equal(
+        torch.stack([found.mean, found.logvar]), values
+    )
 
 
 def all_damaged(folder: Path) -> Row:
@@ -261,7 +289,10 @@ def all_damaged(folder: Path) -> Row:
         try:
             Run(run).checkpoints.newest_intact()
         except DamagedError as error:
-            row.add(held="\n" not in str(error) and first.is_dir() and second.is_dir(), what=way.__name__)
+            row.add(
+                held="\n" not in str(error) and first.is_dir() and second.is_dir(),
+                what=way.__name__,
+            )
         else:
             row.add(held=False, what=way.__name__)
         shutil.rmtree(run)
@@ -292,7 +323,10 @@ def full_disk(folder: Path) -> Row:
             found, damaged = Run(run).checkpoints.newest_intact()
             held = found == (first if is_full else Run(run).checkpoints.path(2)) and not damaged
             write_checkpoint(run, 3, keep=1)
-            row.add(held=held and [step for step, _ in Run(run).checkpoints.all()] == [3], what=f"{size} bytes")
+            row.add(
+                held=held and [step for step, _ in Run(run).checkpoints.all()] == [3],
+                what=f"{size} bytes",
+            )
     finally:
         signal.signal(signal.SIGXFSZ, handler)
     return row

@@ -24,7 +24,21 @@ from telecine.settings import EvaluateConfig
 
 # What a value in JSON or YAML is replaced by.
 VALUES = (
-    *(None, True, -1, 0, 0.5, 10**400, float("nan"), float("inf"), "", "x", "../../x", "\0", "\x1b[31m\nerror: x"),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        0.5,
+        10**400,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "../../x",
+        "\0",
+        "\x1b[31m\nerror: x",
+    ),
     *([], {}, [1], {"a": None}, "9" * 5000),
 )
 SPARSE = 40 * 2**30  # bytes
@@ -46,7 +60,9 @@ def foreign(folder: Path, finished: Path, number: int) -> Row:
         outside.mkdir()
         way = ways[index % len(ways)]
         what = way(run, outside, chance)
-        held, why = in_a_fork(lambda run=run, outside=outside: is_bounded_to(run, finished, outside))
+        held, why = in_a_fork(
+            lambda run=run, outside=outside: is_bounded_to(run, finished, outside)
+        )
         row.add(held=held, what=f"number {index}, {way.__name__} {what}: {why}")
         shutil.rmtree(here)
     return row
@@ -62,7 +78,10 @@ def copy_of(finished: Path, run: Path) -> Path:
 def choose(run: Path, chance: random.Random, *patterns: str) -> Path:
     """Return a file or a folder of the run; as often one outside of its checkpoint as one inside."""
     found = sorted(path for pattern in patterns for path in run.rglob(pattern))
-    parts = [[path for path in found if ("checkpoints" in path.parts) == inside] for inside in (False, True)]
+    parts = [
+        [path for path in found if ("checkpoints" in path.parts) == inside]
+        for inside in (False, True)
+    ]
     return chance.choice(chance.choice([part for part in parts if part]))
 
 
@@ -85,7 +104,11 @@ def mutate(run: Path, outside: Path, chance: random.Random) -> str:
 def change_value(run: Path, outside: Path, chance: random.Random) -> str:
     """Replace a value in JSON, in a line of it, or in the settings, by one of another type."""
     path = choose(run, chance, "*.json", "metrics.jsonl", "config.yaml")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text("utf-8")]
+    lines = (
+        path.read_text(encoding="utf-8").splitlines()
+        if path.suffix == ".jsonl"
+        else [path.read_text("utf-8")]
+    )
     index, value = chance.randrange(len(lines)), chance.choice(VALUES)
     if path.suffix == ".yaml":
         lines = lines[0].splitlines()
@@ -102,7 +125,9 @@ def change_value(run: Path, outside: Path, chance: random.Random) -> str:
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each place in nested values, as the mapping or list and the key or index in it."""
-    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
     for key in keys:
         yield value, key
         yield from places(value[key])
@@ -135,7 +160,9 @@ def is_bounded_to(run: Path, finished: Path, outside: Path) -> bool:
     """Return whether the reports of a run, which touch nothing in a folder outside, and its evaluation end well."""
     read: list[str] = []
     for path in (outside, *outside.rglob("*")):
-        os.utime(path, (0, path.stat().st_mtime))  # so that reading it shows, where the file system keeps such times
+        os.utime(
+            path, (0, path.stat().st_mtime)
+        )  # so that reading it shows, where the file system keeps such times
     before = state_of(outside)
     sys.addaudithook(lambda event, arguments: note_read(event, arguments, outside, read))
     page = run.with_name("page.html")
@@ -176,7 +203,9 @@ def settings_of(run: Path) -> int:
 
 def note_read(event: str, arguments: tuple[Any, ...], outside: Path, read: list[str]) -> None:
     """Note a file or a folder that Python opens or lists outside of the run."""
-    if event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes | os.PathLike):
+    if event in ("open", "os.listdir", "os.scandir") and isinstance(
+        arguments[0], str | bytes | os.PathLike
+    ):
         path = Path(os.path.realpath(os.fsdecode(arguments[0])))
         if path.is_relative_to(outside):
             read.append(f"{event} {path}")

@@ -39,10 +39,14 @@ def samples(folder: Path) -> list[Path]:
         with av.open(str(folder / f"video{suffix}"), "w") as container:
             stream = container.add_stream(codec, rate=12, width=64, height=48, pix_fmt="yuv420p")
             for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24"))
+                )
             container.mux(stream.encode())
     for suffix in IMAGES:
-        av.VideoFrame.from_ndarray(frames[0].numpy(), format="rgb24").to_image().save(folder / f"image{suffix}")
+        av.VideoFrame.from_ndarray(frames[0].numpy(), format="rgb24").to_image().save(
+            folder / f"image{suffix}"
+        )
     return sorted(folder.iterdir())
 
 
@@ -73,7 +77,9 @@ def repeat(content: bytearray, chance: random.Random) -> None:
 def extreme(content: bytearray, chance: random.Random) -> None:
     """Overwrite four bytes of the headers by an extreme number, as of a size or a count."""
     first = chance.randrange(min(len(content), 1024))
-    content[first : first + 4] = struct.pack(">I", chance.choice((0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)))
+    content[first : first + 4] = struct.pack(
+        ">I", chance.choice((0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF))
+    )
 
 
 WAYS = (flip, clear, cut, repeat, extreme)
@@ -100,13 +106,18 @@ def read(path: Path) -> bool:
     """Read a file as a run does, and return whether the promise held."""
     try:
         infos, _ = index_videos([path])
-        dataset = ClipDataset([whole_video(infos[0])], ClipConfig(num_frames=1, height=32, width=32, num_workers=0))
+        dataset = ClipDataset(
+            [whole_video(infos[0])], ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
+        )
         clips = [dataset[index]["video"] for index in range(3)]
         read_clip(infos[0], 0, min(infos[0].num_frames, 4))
     except DataError as error:
-        return is_one_line(str(error)) and (str(path) in str(error) or "files named in the log" in str(error))
+        return is_one_line(str(error)) and (
+            str(path) in str(error) or "files named in the log" in str(error)
+        )
     return all(
-        clip.shape == (3, 1, 32, 32) and bool(torch.isfinite(clip).all()) and clip.abs().max() <= 1 for clip in clips
+        clip.shape == (3, 1, 32, 32) and bool(torch.isfinite(clip).all()) and clip.abs().max() <= 1
+        for clip in clips
     )
 
 
@@ -143,11 +154,15 @@ def in_a_fork(check: Callable[[], bool]) -> tuple[bool, str]:
 
 def lists(folder: Path, number: int) -> Row:
     """Break lists and settings files: the command must refuse each with one line that names the file."""
-    row = Row("a broken list or settings file is refused with one line that names it, in bounded time and memory")
+    row = Row(
+        "a broken list or settings file is refused with one line that names it, in bounded time and memory"
+    )
     video = samples(folder / "listed")[3]
     for index, (suffix, content, name) in enumerate(list(broken(video.name))[:number]):
         path = video.with_name(f"broken-{index}{suffix}")
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+        path.write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+        )
         option = "--config" if suffix == ".yaml" else "--data"
         words = ["train", f"{option}={path}", f"--output_dir={folder / 'broken'}", "--device=cpu"]
         held, why = in_a_fork(lambda words=words, names=(path.name, name): is_refused(words, names))
@@ -174,15 +189,36 @@ def broken(video: str) -> Iterator[tuple[str, str | bytes, str]]:
         yield ".jsonl", f'{{"path": "{video}", "start_frame": "{value}"}}\n', ""
     header = "path,start,end\n"
     for content in (
-        *("", "\n\n", header, "path,begin\na,1\n", "start,end\n1,2\n", f"{header}{video},5,1\n", f"{header}{video}\n"),
+        *(
+            "",
+            "\n\n",
+            header,
+            "path,begin\na,1\n",
+            "start,end\n1,2\n",
+            f"{header}{video},5,1\n",
+            f"{header}{video}\n",
+        ),
         *(f'{header}"{video},0,1\n', f"{header},0,1\n", f"path,start,start_frame\n{video},1,1\n"),
         *(b"path\n\xff\xfe\xfa\n", b"\x89PNG\r\n\x1a\n" + bytes(64)),
     ):
         yield ".csv", content, ""
     yield ".csv", f"{header}nothing.mp4,0,1\n", "nothing.mp4"
     for content in (
-        *("{", "[]", "null", "1", '{"path": 1}', '{"path": "\\ud800.mp4"}', "[" * 10_000, '{"a": ' * 10_000),
-        *(f'{{"path": "{video}", "end": [1]}}', f'{{"path": "{video}", "other": 1}}', b"\xff\xfe\x00"),
+        *(
+            "{",
+            "[]",
+            "null",
+            "1",
+            '{"path": 1}',
+            '{"path": "\\ud800.mp4"}',
+            "[" * 10_000,
+            '{"a": ' * 10_000,
+        ),
+        *(
+            f'{{"path": "{video}", "end": [1]}}',
+            f'{{"path": "{video}", "other": 1}}',
+            b"\xff\xfe\x00",
+        ),
     ):
         yield ".jsonl", content, ""
     for content, name in {

@@ -27,7 +27,13 @@ from telecine import runs
 from telecine.data import sample_videos
 from telecine.runs.lock import RunLock
 from telecine.runs.settings import as_yaml
-from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.settings import (
+    CausalVAEConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    TrainConfig,
+)
 from telecine.training.interrupt import STOP_SIGNALS
 
 FORK = multiprocessing.get_context("fork")
@@ -83,7 +89,9 @@ class Run:
         path = Path(self.config.output_dir) / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         # The last line may be incomplete.
-        found = [int(match[1]) for line in lines if (match := re.match(r'{"step": (\d+),.*}$', line))]
+        found = [
+            int(match[1]) for line in lines if (match := re.match(r'{"step": (\d+),.*}$', line))
+        ]
         return max(found, default=0)
 
     def wait_for(self, step: int) -> bool:
@@ -107,7 +115,9 @@ class Run:
         return code, self.log.with_suffix(".err").read_text(encoding="utf-8")
 
 
-def start(config: TrainConfig, name: str = "process", environment: Mapping[str, str] | None = None) -> Run:
+def start(
+    config: TrainConfig, name: str = "process", environment: Mapping[str, str] | None = None
+) -> Run:
     """Start a process that trains."""
     folder = Path(config.output_dir)
     settings, log = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("yaml", name))
@@ -145,7 +155,9 @@ def result(config: TrainConfig) -> dict[str, torch.Tensor]:
 def is_equal(config: TrainConfig, expected: dict[str, torch.Tensor]) -> bool:
     """Return whether a run ended with these bits."""
     found = result(config)
-    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[key], expected[key]) for key in found
+    )
 
 
 def straight(folder: Path) -> dict[str, torch.Tensor]:
@@ -159,15 +171,26 @@ def straight(folder: Path) -> dict[str, torch.Tensor]:
 def kills(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
     """Kill a run at random moments until it is done, and compare it; then begin the next one."""
     row = Row("a run that was killed at any moment ends with the same bits as one that was not")
-    interrupt_all(row, folder / "killed", number, expected, lambda chance: signal.SIGKILL, save_every=1)
+    interrupt_all(
+        row, folder / "killed", number, expected, lambda chance: signal.SIGKILL, save_every=1
+    )
     return row
 
 
 def signals(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
     """Interrupt a run at random moments until it is done, and compare it; then begin the next one."""
-    row = Row("a run that got a signal at any moment saves, exits with code 130, and ends with the same bits")
+    row = Row(
+        "a run that got a signal at any moment saves, exits with code 130, and ends with the same bits"
+    )
     # Without other checkpoints: what is not saved at the signal is lost.
-    interrupt_all(row, folder / "signalled", number, expected, lambda chance: chance.choice(STOP_SIGNALS), NUM_STEPS)
+    interrupt_all(
+        row,
+        folder / "signalled",
+        number,
+        expected,
+        lambda chance: chance.choice(STOP_SIGNALS),
+        NUM_STEPS,
+    )
     return row
 
 
@@ -187,7 +210,9 @@ def interrupt_all(
         run = start(config)
         saved = runs.Run(folder).checkpoints.all()
         begun_at = saved[-1][0] if saved else 0
-        step = chance.randint(min(begun_at, NUM_STEPS - 1), NUM_STEPS - 1)  # the run before may have been done in time
+        step = chance.randint(
+            min(begun_at, NUM_STEPS - 1), NUM_STEPS - 1
+        )  # the run before may have been done in time
         is_last = row.tried + len(pending) == number
         if not is_last and run.wait_for(step + 1 if step > begun_at else 0):
             time.sleep(chance.uniform(0, WITHIN))
@@ -195,7 +220,12 @@ def interrupt_all(
             run.send(sent)
             code, errors = run.end()
             held = is_way_out(run, code, errors, sent, trained=step > begun_at)
-            pending.append((held, f"run {attempt}, signal {sent} after step {step}, at {run.step()}: {code}, {errors}"))
+            pending.append(
+                (
+                    held,
+                    f"run {attempt}, signal {sent} after step {step}, at {run.step()}: {code}, {errors}",
+                )
+            )
             if code != 0:
                 continue
         else:
@@ -213,7 +243,9 @@ def is_way_out(run: Run, code: int | None, errors: str, sent: int, *, trained: b
         return code == -sent
     if code == 0:  # the last step was done
         return True
-    if code == -sent and (not trained or run.step() == NUM_STEPS):  # as usual, while it starts or when it is done
+    if code == -sent and (
+        not trained or run.step() == NUM_STEPS
+    ):  # as usual, while it starts or when it is done
         return True
     is_saved = not trained or run.step() == result(run.config)["step"]
     return code == INTERRUPTED and "Traceback" not in errors and "error:" not in errors and is_saved
@@ -221,13 +253,17 @@ def is_way_out(run: Run, code: int | None, errors: str, sent: int, *, trained: b
 
 def two_runs(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
     """Start a second run in the folder of one that trains."""
-    row = Row("a second run in one folder is refused with one line, and the first ends with the same bits")
+    row = Row(
+        "a second run in one folder is refused with one line, and the first ends with the same bits"
+    )
     chance = random.Random(0)
     for attempt in range(number):
         first = start(tiny(folder / f"two-{attempt}"), "first")
         if first.wait_for(chance.randint(1, NUM_STEPS // 2)):
             code, errors = start(first.config, "second").end()
-            refused = code == USER_ERROR and is_one_line(errors, f"process {first.process.pid} on", "--steal_lock")
+            refused = code == USER_ERROR and is_one_line(
+                errors, f"process {first.process.pid} on", "--steal_lock"
+            )
             held = refused and first.end()[0] == 0 and is_equal(first.config, expected)
             row.add(held=held, what=f"attempt {attempt}: {code}, {errors}")
         first.end()
@@ -238,7 +274,10 @@ def starters(folder: Path, number: int) -> Row:
     """Let ten processes take a stale lock at once: one gets it, and the others are refused."""
     row = Row("of processes that start together after a stale lock, one trains")
     run = folder / "starters"
-    for count in (1, *number * (NUM_STARTERS,)):  # the holder of each attempt leaves the stale lock of the next one
+    for count in (
+        1,
+        *number * (NUM_STARTERS,),
+    ):  # the holder of each attempt leaves the stale lock of the next one
         barrier = FORK.Barrier(count)
         processes = [FORK.Process(target=_take_lock, args=(run, barrier)) for _ in range(count)]
         for process in processes:
@@ -297,7 +336,13 @@ def start_two(config: TrainConfig) -> list[Run]:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [
-        start(config, f"rank{rank}", {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+        start(config, f"rank{rank}", {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in (0, 1)
     ]

@@ -95,8 +95,13 @@ class Measure:
         unseen = [Path(str(video)) for video in find_videos(videos / "unseen", name="--videos")]
         held_out = build_clips(config, build_autoencoder(config)).val
         found = clip_sets(replace(config, val_clips=CLIPS_OF_A_VIDEO), held_out, unseen)
-        self.sets = {HELD_OUT: found.pop(HELD_OUT), UNSEEN: [clip for clips in found.values() for clip in clips]}
-        self.perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
+        self.sets = {
+            HELD_OUT: found.pop(HELD_OUT),
+            UNSEEN: [clip for clips in found.values() for clip in clips],
+        }
+        self.perceptual: dict[str, nn.Module] = {
+            f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")
+        }
         self.perceptual |= {"dists": OfflineDISTS(), "fsim": FSIM()}
         self.features = vgg16_features()[:FRECHET_LAYERS]
 
@@ -126,7 +131,10 @@ class Measure:
             assert run.linear is not None
             yield LINEAR, run.linear.eval()
             strength = self._unsharp_strength(reconstruction_of(model))
-            yield UNSHARP, lambda video: unsharp(model(video, sample_posterior=False).video, strength)
+            yield (
+                UNSHARP,
+                lambda video: unsharp(model(video, sample_posterior=False).video, strength),
+            )
 
     def _unsharp_strength(self, reconstruct: Reconstruct) -> float:
         """Return the strength of `unsharp` with which reconstructions of unseen clips have `AIMED_SHARPNESS`."""
@@ -137,8 +145,14 @@ class Measure:
             strength = (low + high) / 2
             metrics = ReconstructionMetrics(metrics=("sharpness",))
             for target, reconstruction in pairs:
-                metrics.update(reconstruction=unsharp(reconstruction, strength).clamp(-1, 1), target=target)
-            low, high = (strength, high) if metrics.compute()["sharpness"] < AIMED_SHARPNESS else (low, strength)
+                metrics.update(
+                    reconstruction=unsharp(reconstruction, strength).clamp(-1, 1), target=target
+                )
+            low, high = (
+                (strength, high)
+                if metrics.compute()["sharpness"] < AIMED_SHARPNESS
+                else (low, strength)
+            )
         return low
 
     def _measure(self, reconstruct: Reconstruct) -> tuple[dict[str, float], Tensor]:
@@ -152,19 +166,25 @@ class Measure:
                 reconstruction = reconstruct(target).clamp(-1, 1)
                 middle.append(reconstruction[0, :, target.shape[2] // 2])
                 pixels.update(reconstruction=reconstruction, target=target)
-                reconstruction, target = (video[:, :, ::FRAME_STRIDE] for video in (reconstruction, target))
+                reconstruction, target = (
+                    video[:, :, ::FRAME_STRIDE] for video in (reconstruction, target)
+                )
                 networks.update(reconstruction=reconstruction, target=target)
                 of_model.append(self.cells(reconstruction))
                 of_clips.append(self.cells(target))
             metrics = pixels.compute() | networks.compute()
             values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
-        values[FRECHET] = frechet_distance(features=torch.cat(of_model), reference=torch.cat(of_clips))
+        values[FRECHET] = frechet_distance(
+            features=torch.cat(of_model), reference=torch.cat(of_clips)
+        )
         return values, picture_of(middle)
 
     def inputs(self) -> Image.Image:
         """Return the picture of the clips themselves."""
         clips = [clip["video"] for each in self.sets.values() for clip in each]
-        return Image.fromarray(picture_of([video[:, video.shape[1] // 2] for video in clips]).numpy())
+        return Image.fromarray(
+            picture_of([video[:, video.shape[1] // 2] for video in clips]).numpy()
+        )
 
     def cells(self, video: Tensor) -> Tensor:
         """Return features `(N, 128)` of every cell of every frame."""
@@ -183,14 +203,20 @@ def unsharp(video: Tensor, strength: float) -> Tensor:
     return video + strength * (video - blurred)
 
 
-def rows_by_variant(name: str, outcomes: Mapping[tuple[str, int], Outcome]) -> dict[tuple[str, int], Outcome]:
+def rows_by_variant(
+    name: str, outcomes: Mapping[tuple[str, int], Outcome]
+) -> dict[tuple[str, int], Outcome]:
     """Return the outcomes of the runs of a name, and those of each variant, in rows such as "flow, 2 steps"."""
     runs = {seed: outcome for (each, seed), outcome in outcomes.items() if each == name}
     rows = {(name, seed): outcome for seed, outcome in runs.items()}
     for variant in (*(f"{steps} steps" for steps in DECODE_STEPS), LINEAR, UNSHARP):
         for seed, outcome in runs.items():
             prefix = f"{variant}/"
-            found = {key.removeprefix(prefix): x for key, x in outcome.metrics.items() if key.startswith(prefix)}
+            found = {
+                key.removeprefix(prefix): x
+                for key, x in outcome.metrics.items()
+                if key.startswith(prefix)
+            }
             if found:
                 row = LINEAR if variant == LINEAR else f"{name}, {variant}"
                 rows[row, seed] = replace(outcome, metrics=found)
@@ -208,11 +234,15 @@ def draw(pictures: Mapping[str, Image.Image], size: int, path: Path) -> None:
     num_rows = next(iter(pictures.values())).height // (size + GAP)
     cells = [(SHOWN_COLUMNS[row % len(SHOWN_COLUMNS)], row) for row in range(num_rows)]
     large = size * SCALE
-    whole = Image.new("RGB", (LABEL + len(cells) * (large + GAP), len(pictures) * (large + GAP)), "white")
+    whole = Image.new(
+        "RGB", (LABEL + len(cells) * (large + GAP), len(pictures) * (large + GAP)), "white"
+    )
     for index, (label, picture) in enumerate(pictures.items()):
         top = index * (large + GAP)
         lines = fill(label, LABEL // FONT_SIZE * 2 - 2)
-        ImageDraw.Draw(whole).text((GAP, top + large // 3), lines, fill="black", font_size=FONT_SIZE)
+        ImageDraw.Draw(whole).text(
+            (GAP, top + large // 3), lines, fill="black", font_size=FONT_SIZE
+        )
         for place, (column, row) in enumerate(cells):
             left, upper = (GAP + number * (size + GAP) for number in (column, row))
             cell = picture.crop((left, upper, left + size, upper + size)).resize(
@@ -232,13 +262,24 @@ def print_tables(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> None
     for clips in (HELD_OUT, UNSEEN):
         print(f"\n{clips}:\n")
         print(metrics_table(clips, list(bases), seeds, outcomes))
-        print(f"\n{clips}, difference to the run without a GAN and the same seed (* not of one sign in all seeds):\n")
+        print(
+            f"\n{clips}, difference to the run without a GAN and the same seed (* not of one sign in all seeds):\n"
+        )
         pairs = [(name, base) for name, base in bases.items() if base != name]
-        rows = [difference_row(name, base, seeds, outcomes, columns_of(clips)) for name, base in pairs]
+        rows = [
+            difference_row(name, base, seeds, outcomes, columns_of(clips)) for name, base in pairs
+        ]
         print(table(["run", "seeds", *METRIC_HEADER], rows))
     print("\nwhile the adversarial terms count:\n")
-    print(table(["run", *HEALTH.values(), "warnings"], [health_row(name, seeds, outcomes) for name in names]))
-    print(f"\nprocessor time of the training, with its teacher's, and of decoding a clip (median of {DECODINGS}):\n")
+    print(
+        table(
+            ["run", *HEALTH.values(), "warnings"],
+            [health_row(name, seeds, outcomes) for name in names],
+        )
+    )
+    print(
+        f"\nprocessor time of the training, with its teacher's, and of decoding a clip (median of {DECODINGS}):\n"
+    )
     print(table(["run", "training, s", "decoding, ms"], time_rows(runs, names, seeds, outcomes)))
 
 
@@ -247,7 +288,9 @@ def columns_of(clips: str) -> dict[str, int]:
     return {f"{clips}/{metric}": number for metric, number in DIGITS.items()} | {FRECHET: 2}
 
 
-def metrics_table(clips: str, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes) -> str:
+def metrics_table(
+    clips: str, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes
+) -> str:
     """Return a table of the metrics on a set of clips."""
     rows = [value_row(name, seeds, outcomes, columns_of(clips)) for name in names]
     return table(["run", "seeds", *METRIC_HEADER], rows)
@@ -259,10 +302,16 @@ def metrics_of(name: str, seeds: Sequence[int], outcomes: Outcomes) -> dict[int,
     return {seed: metrics for seed, metrics in found.items() if metrics}
 
 
-def value_row(name: str, seeds: Sequence[int], outcomes: Outcomes, digits: Mapping[str, int]) -> list[str]:
+def value_row(
+    name: str, seeds: Sequence[int], outcomes: Outcomes, digits: Mapping[str, int]
+) -> list[str]:
     """Return the mean and standard deviation of each metric over the seeds."""
     found = metrics_of(name, seeds, outcomes).values()
-    return [name, f"{len(found)}", *(spread([each[key] for each in found], digits[key]) for key in digits)]
+    return [
+        name,
+        f"{len(found)}",
+        *(spread([each[key] for each in found], digits[key]) for key in digits),
+    ]
 
 
 def difference_row(
@@ -290,7 +339,9 @@ def health_row(name: str, seeds: Sequence[int], outcomes: Outcomes) -> list[str]
     return [name, *cells, ", ".join(warnings) or "none"]
 
 
-def time_rows(runs: Runs, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes) -> Iterator[list[str]]:
+def time_rows(
+    runs: Runs, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes
+) -> Iterator[list[str]]:
     """Yield the rows of the times: decoding is measured anew, with models whose weights are random."""
     steps = {}
     for name in names:
@@ -301,7 +352,10 @@ def time_rows(runs: Runs, names: Sequence[str], seeds: Sequence[int], outcomes: 
         ).mode()
         steps[name] = partial(decode, model, latent)
         if model.validation_decodings():
-            steps |= {f"{name}, {number} steps": partial(decode, model, latent, number) for number in DECODE_STEPS}
+            steps |= {
+                f"{name}, {number} steps": partial(decode, model, latent, number)
+                for number in DECODE_STEPS
+            }
     decoding = interleaved(steps, rounds=DECODINGS, clock=time.process_time)
     for row, seconds in decoding.items():
         found = [outcomes[row, seed].seconds for seed in seeds if (row, seed) in outcomes]
@@ -320,21 +374,34 @@ def decode(model: VideoAutoencoder, latent: Tensor, steps: int = 1) -> None:
 
 def main() -> None:
     """Train what is missing and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("settings", type=Path, help="YAML file of settings by name")
-    parser.add_argument("--videos", type=Path, required=True, help="the folder of benchmarks/videos.py")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of finished runs, which are not repeated")
+    parser.add_argument(
+        "--videos", type=Path, required=True, help="the folder of benchmarks/videos.py"
+    )
+    parser.add_argument(
+        "--runs", type=Path, required=True, help="folder of finished runs, which are not repeated"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--share", type=float, default=1.0, help="of the updates of each run")
     parser.add_argument("--only", nargs="+", help="names of runs; all by default")
-    parser.add_argument("--picture", type=Path, help="where to write a picture of the runs of the first seed")
+    parser.add_argument(
+        "--picture", type=Path, help="where to write a picture of the runs of the first seed"
+    )
     parser.add_argument("--print", action="store_true", help="print finished runs, train nothing")
     arguments = parser.parse_args()
     runs = Runs(arguments.settings, arguments.runs, arguments.share)
     names = arguments.only or list(runs.settings)
     for name in names:
         check_choice("--only", name, list(runs.settings))
-    missing = [(name, seed) for seed in arguments.seeds for name in names if runs.outcome(name, seed) is None]
+    missing = [
+        (name, seed)
+        for seed in arguments.seeds
+        for name in names
+        if runs.outcome(name, seed) is None
+    ]
     missing = [] if arguments.print else missing
     if missing or arguments.picture:
         measure = Measure(runs.config(names[0], arguments.seeds[0]), arguments.videos)
@@ -342,7 +409,11 @@ def main() -> None:
             runs.train(name, seed, measure)
         if arguments.picture:
             pictures = runs.pictures(names, arguments.seeds[0])
-            draw({"input": measure.inputs(), **pictures}, runs.config(names[0], 0).clips.width, arguments.picture)
+            draw(
+                {"input": measure.inputs(), **pictures},
+                runs.config(names[0], 0).clips.width,
+                arguments.picture,
+            )
     print(machine())
     print_tables(runs, names, arguments.seeds)
 

@@ -87,7 +87,9 @@ class Run:
     With a `teacher`, a saved model whose decoder generates, a student learns to make the same in one step.
     """
 
-    def __init__(self, config: TrainConfig, clips: Clips, folder: Path, teacher: Path | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, clips: Clips, folder: Path, teacher: Path | None = None
+    ) -> None:
         set_seed(config.seed)
         self.config, self.clips = config, clips.train
         self.seconds = 0.0  # processor time of the updates, with those of a loaded start
@@ -117,7 +119,9 @@ class Run:
         for items, batch in zip(sampler, ClipLoader(self.clips, sampler), strict=True):
             set_learning_rates(state, config.optimizer, config.steps)
             video = batch["video"].to(state.accelerator.device)
-            state.log_means.add(train_step(state, [MicroBatch(video, [index for _, index in items])]))
+            state.log_means.add(
+                train_step(state, [MicroBatch(video, [index for _, index in items])])
+            )
             if state.step % config.log_every == 0:
                 self.records.append((state.step, state.log_means.pop()))
                 self.diagnostics.check(*self.records[-1])
@@ -156,7 +160,10 @@ class Run:
         """Return the mean of each value of `HEALTH` over the updates in which the adversarial terms count."""
         first = self.config.objective.disc_start + self.config.log_every
         records = [each for step, each in self.records if step >= first]
-        found = {name: [each[f"train/{name}"] for each in records if f"train/{name}" in each] for name in HEALTH}
+        found = {
+            name: [each[f"train/{name}"] for each in records if f"train/{name}" in each]
+            for name in HEALTH
+        }
         return {name: fmean(values) for name, values in found.items() if values}
 
 
@@ -164,7 +171,9 @@ def _student_of(teacher: Path, config: TrainConfig) -> StudentAutoencoder:
     """Return the student of a saved model, as `telecine distill --student teacher` builds it."""
     loaded = CausalVAE.from_pretrained(teacher)
     loaded.set_decoding(steps=TEACHER_STEPS)
-    student = StudentAutoencoder.of(loaded, str(teacher), CausalVAE.from_pretrained, config.causal_vae)
+    student = StudentAutoencoder.of(
+        loaded, str(teacher), CausalVAE.from_pretrained, config.causal_vae
+    )
     student.imitate(loaded)
     return student
 
@@ -186,13 +195,20 @@ class Runs:
             name: read_yaml(find_recipe(each)) if isinstance(each, str) else each
             for name, each in read_yaml(path).items()
         }
-        self.teachers = {name: each.pop("teacher") for name, each in self.settings.items() if "teacher" in each}
+        self.teachers = {
+            name: each.pop("teacher") for name, each in self.settings.items() if "teacher" in each
+        }
         self.bases: dict[str, str] = {}
         base = ""
         for name in self.settings:
             base = name if name.endswith(NO_GAN) else base
             if not base:
-                raise argument_error(str(path), f"runs of which the first ends with {NO_GAN!r}", name, "Add that run.")
+                raise argument_error(
+                    str(path),
+                    f"runs of which the first ends with {NO_GAN!r}",
+                    name,
+                    "Add that run.",
+                )
             self.bases[name] = base
         self.folder = folder
 
@@ -220,7 +236,9 @@ class Runs:
             return None
         outcome = Outcome(**read_json(path))
         if outcome.settings != plain_values(self.config(name, seed)):
-            raise argument_error("--runs", "a folder of runs with these settings", str(path), "Use another folder.")
+            raise argument_error(
+                "--runs", "a folder of runs with these settings", str(path), "Use another folder."
+            )
         return outcome
 
     def outcomes(self, names: Sequence[str], seeds: Sequence[int]) -> Outcomes:
@@ -234,7 +252,9 @@ class Runs:
         paths = {name: self.path(name, seed, ".png") for name in names}
         return {name: Image.open(path) for name, path in paths.items() if path.exists()}
 
-    def train(self, name: str, seed: int, measure: Callable[[Run], tuple[dict[str, float], Tensor]]) -> None:
+    def train(
+        self, name: str, seed: int, measure: Callable[[Run], tuple[dict[str, float], Tensor]]
+    ) -> None:
         """Train a run, and write its outcome and its frames.
 
         Args:
@@ -259,16 +279,24 @@ class Runs:
                 if name in self.teachers.values():
                     with run.state.ema.applied():
                         run.state.autoencoder.save_pretrained(self.path(name, seed, ""))
-                of_teacher = self.outcome(self.teachers[name], seed) if name in self.teachers else None
+                of_teacher = (
+                    self.outcome(self.teachers[name], seed) if name in self.teachers else None
+                )
                 seconds = run.seconds + (of_teacher.seconds if of_teacher is not None else 0.0)
                 warnings = sorted(run.diagnostics.warned)
                 outcome = replace(
-                    outcome, metrics=metrics, warnings=warnings, health=run.health(), seconds=round(seconds, 1)
+                    outcome,
+                    metrics=metrics,
+                    warnings=warnings,
+                    health=run.health(),
+                    seconds=round(seconds, 1),
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         if frames is not None:
             Image.fromarray(frames.numpy()).save(self.path(name, seed, ".png"))
-        write_json(self.path(name, seed, ".json"), asdict(outcome))  # last: it marks the run as finished
+        write_json(
+            self.path(name, seed, ".json"), asdict(outcome)
+        )  # last: it marks the run as finished
         print(f"{name}, seed {seed}: {outcome.metrics or DIVERGED}", file=sys.stderr, flush=True)
 
     def _start(self, name: str, seed: int, clips: Clips) -> dict[str, Any]:

@@ -99,7 +99,11 @@ def peak_memory(step: Step) -> str:
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
     """Return the context of a precision."""
-    return torch.autocast(device().type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    return (
+        torch.autocast(device().type, dtype=torch.bfloat16)
+        if precision == "bf16"
+        else nullcontext()
+    )
 
 
 def objective_rows(setup: Setup, rate: float, *, rounds: int, warmup: int) -> Iterator[list[str]]:
@@ -130,7 +134,9 @@ def objective_rows(setup: Setup, rate: float, *, rounds: int, warmup: int) -> It
 
 def runs(*, smoke: bool) -> list[Run]:
     """Return the training runs in order."""
-    config = replace(read_config("gpu"), linear_baseline=False, linear_start=False, device=device().type)
+    config = replace(
+        read_config("gpu"), linear_baseline=False, linear_start=False, device=device().type
+    )
     small: tuple[tuple[str, Any], ...] = ()
     if smoke:
         config = replace(
@@ -139,7 +145,9 @@ def runs(*, smoke: bool) -> list[Run]:
             clips=replace(config.clips, num_frames=9, height=32, width=32),
             causal_vae=replace(config.causal_vae, base_channels=4),
             discriminator=replace(config.discriminator, dim=1),
-            objective=replace(config.objective, perceptual=replace(config.objective.perceptual, net="alex")),
+            objective=replace(
+                config.objective, perceptual=replace(config.objective.perceptual, net="alex")
+            ),
         )
         small = (("base_dim", 4), ("dim_mult", [1, 1, 1, 1]), ("num_res_blocks", 1))
     bf16 = replace(config, mixed_precision="bf16")
@@ -151,7 +159,12 @@ def runs(*, smoke: bool) -> list[Run]:
         Run(f"{ours}, bf16, channels last", replace(bf16, channels_last=True)),
         Run(f"{ours}, bf16, compiled", replace(bf16, dynamo_backend="inductor")),
         Run("Wan 2.1, bf16, checkpointing", one, "AutoencoderKLWan", small),
-        Run("Wan 2.1, bf16, chunks of 8 frames", replace(one, temporal_chunk=8), "AutoencoderKLWan", small),
+        Run(
+            "Wan 2.1, bf16, chunks of 8 frames",
+            replace(one, temporal_chunk=8),
+            "AutoencoderKLWan",
+            small,
+        ),
         Run("CogVideoX, bf16, checkpointing", one, "AutoencoderKLCogVideoX"),
     ]
     return [every[1], every[5]] if smoke else every
@@ -162,10 +175,13 @@ def update_row(run: Run, rate: float, folder: Path, *, rounds: int, warmup: int)
     config = run.config
     if run.diffusers_class:
         (folder / "config.json").write_text(
-            json.dumps({"_class_name": run.diffusers_class, **dict(run.arguments)}), encoding="utf-8"
+            json.dumps({"_class_name": run.diffusers_class, **dict(run.arguments)}),
+            encoding="utf-8",
         )
         config = replace(config, model=str(folder / "config.json"))
-    AcceleratorState._reset_state(reset_partial_state=True)  # its precision is that of the first run otherwise
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # its precision is that of the first run otherwise
     try:
         state = build_state(config, build_accelerator(config), build_autoencoder(config))
         clips = config.clips
@@ -176,7 +192,9 @@ def update_row(run: Run, rate: float, folder: Path, *, rounds: int, warmup: int)
             state.step = config.objective.disc_start + 1  # all terms
             train_step(state, [MicroBatch(video, range(len(video)))])
 
-        seconds = statistics.median(interleaved({"update": step}, rounds=rounds, warmup=warmup)["update"])
+        seconds = statistics.median(
+            interleaved({"update": step}, rounds=rounds, warmup=warmup)["update"]
+        )
         size = " x ".join(map(str, shape[2:]))
         return [
             run.title,
@@ -198,14 +216,27 @@ def main() -> None:
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     rate = matrix_rate(64 if arguments.smoke else MATRIX_SIZE)
-    repeats = {"rounds": 1, "warmup": 0} if arguments.smoke else {"rounds": ROUNDS, "warmup": WARMUP}
-    print(f"{machine()}, diffusers {diffusers.__version__}; bfloat16 matrix product: {rate / 1e12:.3g} TFLOP/s\n")
+    repeats = (
+        {"rounds": 1, "warmup": 0} if arguments.smoke else {"rounds": ROUNDS, "warmup": WARMUP}
+    )
+    print(
+        f"{machine()}, diffusers {diffusers.__version__}; bfloat16 matrix product: {rate / 1e12:.3g} TFLOP/s\n"
+    )
     rows = []
     for setup in (SMOKE_SETUP,) if arguments.smoke else OBJECTIVE_SETUPS:
         if time.monotonic() < end:
             rows += list(objective_rows(setup, rate, **repeats))
     peaks = [f"peak of {name}, GiB" for name in (TELECINE, BASELINE)]
-    header = ["size", "step", f"{TELECINE}, s", f"{BASELINE}, s", "ratio", *peaks, "share of the rate", "host syncs"]
+    header = [
+        "size",
+        "step",
+        f"{TELECINE}, s",
+        f"{BASELINE}, s",
+        "ratio",
+        *peaks,
+        "share of the rate",
+        "host syncs",
+    ]
     print(table(header, rows) + "\n")
     rows = []
     for run in runs(smoke=arguments.smoke):
@@ -216,7 +247,9 @@ def main() -> None:
             rows.append(update_row(run, rate, Path(folder), **repeats))
         gc.collect()
         torch.cuda.empty_cache()
-    print(table(["run", "size", "s per update", "peak, GiB", "share of the rate", "host syncs"], rows))
+    print(
+        table(["run", "size", "s per update", "peak, GiB", "share of the rate", "host syncs"], rows)
+    )
 
 
 if __name__ == "__main__":

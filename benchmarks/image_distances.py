@@ -36,7 +36,9 @@ def vgg16_features() -> nn.Sequential:
     """Return VGG16's convolutions with the weights of telecine's cache."""
     with _WithoutRandomWeights():
         features = vgg16().features
-    features.load_state_dict({name.removeprefix("features."): value for name, value in load_backbone("vgg").items()})
+    features.load_state_dict(
+        {name.removeprefix("features."): value for name, value in load_backbone("vgg").items()}
+    )
     return features.eval()
 
 
@@ -46,7 +48,9 @@ def published_lpips(net: str) -> nn.Module:
     with _WithoutRandomWeights():
         module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     weights = load_backbone(net)
-    module.net.load_state_dict({key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()})
+    module.net.load_state_dict(
+        {key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()}
+    )
     return module.requires_grad_(False)
 
 
@@ -59,7 +63,9 @@ class OfflineDISTS(DISTS):
     def __init__(self) -> None:
         path = distribution("dists-pytorch").locate_file("DISTS_pytorch/weights.pt")
         learned = torch.load(str(path), weights_only=True)
-        weights = [part for name in ("alpha", "beta") for part in learned[name].split(CHANNELS, dim=1)]
+        weights = [
+            part for name in ("alpha", "beta") for part in learned[name].split(CHANNELS, dim=1)
+        ]
         mean, std = (list(values) for values in IMAGENET)
         ContentLoss.__init__(
             self,

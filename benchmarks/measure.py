@@ -40,7 +40,11 @@ def device() -> torch.device:
 
 def machine() -> str:
     """Return a description of the device, and the version of PyTorch."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     return f"{name}, PyTorch {torch.__version__}"
 
 
@@ -54,7 +58,11 @@ def synchronize() -> None:
 
 
 def interleaved(
-    steps: Mapping[Name, Step], *, rounds: int, warmup: int = 1, clock: Callable[[], float] = time.perf_counter
+    steps: Mapping[Name, Step],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Name, list[float]]:
     """Return the seconds of each step in each round.
 
@@ -110,7 +118,9 @@ def extra_peak(make: Callable[..., Step], *arguments: Any) -> int:
         return receiver.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"measuring {arguments} ended with exit code {process.exitcode}") from None
+        raise RuntimeError(
+            f"measuring {arguments} ended with exit code {process.exitcode}"
+        ) from None
     finally:
         process.join()
 
@@ -129,7 +139,9 @@ def _fork_server() -> ForkServerContext:
     return context
 
 
-def _measure_peak(sender: Connection, make: Callable[..., Step], arguments: tuple[Any, ...]) -> None:
+def _measure_peak(
+    sender: Connection, make: Callable[..., Step], arguments: tuple[Any, ...]
+) -> None:
     step = make(*arguments)
     step()
     gc.collect()

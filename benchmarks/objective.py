@@ -55,16 +55,23 @@ TABLES = ("time", "memory")
 # By step and implementation: the seconds of each round, and the extra peak in bytes.
 Seconds = Mapping[str, Mapping[str, list[float]]]
 Peaks = Mapping[str, Mapping[str, int]]
-LAZY_PENALTY = f"update, penalty on every {PENALTY_EVERY}th step of {TELECINE}, every step of the {BASELINE}"
+LAZY_PENALTY = (
+    f"update, penalty on every {PENALTY_EVERY}th step of {TELECINE}, every step of the {BASELINE}"
+)
 
 
 def both_kinds(setup: Setup) -> list[tuple[Setup, Sequence[str], str]]:
     """Return the setups of videos and of single frames, each with its steps and the prefix of their titles."""
     single_frames = replace(setup, discriminator_name="Discriminator")
-    return [(setup, VIDEO_STEPS, ""), (single_frames, FRAME_STEPS, f"{NUM_SINGLE_FRAMES} single frames: ")]
+    return [
+        (setup, VIDEO_STEPS, ""),
+        (single_frames, FRAME_STEPS, f"{NUM_SINGLE_FRAMES} single frames: "),
+    ]
 
 
-def measure_times(setup: Setup, rounds: int, warmup: int, clock: Callable[[], float] = time.perf_counter) -> Seconds:
+def measure_times(
+    setup: Setup, rounds: int, warmup: int, clock: Callable[[], float] = time.perf_counter
+) -> Seconds:
     """Return the seconds of each round after the warm-up by step and implementation."""
     seconds: dict[str, dict[str, list[float]]] = {}
     for kind, titles, prefix in both_kinds(setup):
@@ -79,7 +86,10 @@ def measure_times(setup: Setup, rounds: int, warmup: int, clock: Callable[[], fl
 def with_lazy_penalty(seconds: Seconds) -> Seconds:
     """Add an update with the mean cost of telecine's lazy penalty, and the baseline's penalty on every step."""
     pairs = zip(seconds[UPDATE][TELECINE], seconds[UPDATE_PENALTY][TELECINE], strict=True)
-    lazy = [((PENALTY_EVERY - 1) * without + with_penalty) / PENALTY_EVERY for without, with_penalty in pairs]
+    lazy = [
+        ((PENALTY_EVERY - 1) * without + with_penalty) / PENALTY_EVERY
+        for without, with_penalty in pairs
+    ]
     return {**seconds, LAZY_PENALTY: {TELECINE: lazy, BASELINE: seconds[UPDATE_PENALTY][BASELINE]}}
 
 
@@ -87,10 +97,22 @@ def time_table(seconds: Seconds) -> str:
     """Return the seconds of each step, and the ratio of the others to telecine."""
     rows = []
     for title, by_name in seconds.items():
-        ratios = {name: ratio(median_ratio(values, by_name[TELECINE])) for name, values in by_name.items()}
+        ratios = {
+            name: ratio(median_ratio(values, by_name[TELECINE])) for name, values in by_name.items()
+        }
         cells = {name: f"{statistics.median(values):#.3g}" for name, values in by_name.items()}
         rows.append(row(title, cells, ratios))
-    return table(["seconds", TELECINE, BASELINE, f"{BASELINE} / {TELECINE}", MAGVIT2, f"{MAGVIT2} / {TELECINE}"], rows)
+    return table(
+        [
+            "seconds",
+            TELECINE,
+            BASELINE,
+            f"{BASELINE} / {TELECINE}",
+            MAGVIT2,
+            f"{MAGVIT2} / {TELECINE}",
+        ],
+        rows,
+    )
 
 
 @cache
@@ -114,13 +136,23 @@ def memory_table(peaks: Peaks) -> str:
     for title, by_name in peaks.items():
         ratios = {name: ratio(by_name[TELECINE] / peak) for name, peak in by_name.items()}
         rows.append(row(title, {name: megabytes(peak) for name, peak in by_name.items()}, ratios))
-    header = ["extra peak, MB", TELECINE, BASELINE, f"{TELECINE} / {BASELINE}", MAGVIT2, f"{TELECINE} / {MAGVIT2}"]
+    header = [
+        "extra peak, MB",
+        TELECINE,
+        BASELINE,
+        f"{TELECINE} / {BASELINE}",
+        MAGVIT2,
+        f"{TELECINE} / {MAGVIT2}",
+    ]
     return table(header, rows)
 
 
 def row(title: str, cells: Mapping[str, str], ratios: Mapping[str, str]) -> list[str]:
     """Return a row: telecine, then each of the others with its ratio."""
-    pairs = [(cells.get(name, NOT_AVAILABLE), ratios.get(name, NOT_AVAILABLE)) for name in (BASELINE, MAGVIT2)]
+    pairs = [
+        (cells.get(name, NOT_AVAILABLE), ratios.get(name, NOT_AVAILABLE))
+        for name in (BASELINE, MAGVIT2)
+    ]
     return [title, cells[TELECINE], *pairs[0], *pairs[1]]
 
 
@@ -138,17 +170,27 @@ def perceptual_table(setup: Setup) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Print the cost of the objective's steps, with a plain baseline's.")
-    parser.add_argument("--configs", nargs="+", type=parse_setup, metavar="DIM,SIZE,FRAMES,BATCH", help="the sizes")
+    parser = argparse.ArgumentParser(
+        description="Print the cost of the objective's steps, with a plain baseline's."
+    )
+    parser.add_argument(
+        "--configs", nargs="+", type=parse_setup, metavar="DIM,SIZE,FRAMES,BATCH", help="the sizes"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
-    parser.add_argument("--processor_time", action="store_true", help="instead of wall time, for a busy machine")
+    parser.add_argument(
+        "--processor_time", action="store_true", help="instead of wall time, for a busy machine"
+    )
     parser.add_argument("--only", choices=TABLES, help="print one of the tables instead of all")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size and one round, to test the command")
+    parser.add_argument(
+        "--smoke", action="store_true", help="one tiny size and one round, to test the command"
+    )
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.rounds = 1
     arguments.warmup = 0 if arguments.smoke else 1
-    arguments.setups = arguments.configs or [parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)]
+    arguments.setups = arguments.configs or [
+        parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)
+    ]
     return arguments
 
 

@@ -40,7 +40,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "`terms.temporal`": {"terms.temporal": 0.1},
     '`perceptual.net="alex"`': {"perceptual.net": "alex"},
     '`perceptual.num_frames="all"`': {"perceptual.num_frames": "all"},
-    '`perceptual.num_frames="all"`, `chunk_size=4`': {"perceptual.num_frames": "all", "perceptual.chunk_size": 4},
+    '`perceptual.num_frames="all"`, `chunk_size=4`': {
+        "perceptual.num_frames": "all",
+        "perceptual.chunk_size": 4,
+    },
     "`terms.gram`": {"terms.gram": 0.1},
     '`gan.loss="vanilla"`': {"gan.loss": "vanilla"},
     '`gan.loss="least_squares"`': {"gan.loss": "least_squares"},
@@ -55,7 +58,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     '`penalty.kind="r1_and_r2"`': {"penalty.kind": "r1_and_r2"},
     '`penalty.kind="wgan_gp"`': {"penalty.kind": "wgan_gp"},
     '`penalty.kind="approximate_r1"`': {"penalty.kind": "approximate_r1"},
-    '`adaptive_weight.reference="recon_and_perceptual"`': {"adaptive_weight.reference": "recon_and_perceptual"},
+    '`adaptive_weight.reference="recon_and_perceptual"`': {
+        "adaptive_weight.reference": "recon_and_perceptual"
+    },
     '`adaptive_weight.reference="none"`': {"adaptive_weight.reference": "none"},
     '`adaptive_weight.at="reconstruction"`': {"adaptive_weight.at": "reconstruction"},
 }
@@ -67,7 +72,9 @@ LATENT_TERMS: dict[str, dict[str, Any]] = {
     "`terms.local_correlation`": {"terms.local_correlation": 0.1},
     "`terms.latent_masking`": {"terms.latent_masking": 0.25},
     "`terms.latent_noise`": {"terms.latent_noise": 0.25},
-    "`terms.alignment`, AlexNet": {"terms.alignment": {"weight": 0.1, "params": {"latent_channels": 16}}},
+    "`terms.alignment`, AlexNet": {
+        "terms.alignment": {"weight": 0.1, "params": {"latent_channels": 16}}
+    },
 }
 
 
@@ -83,7 +90,10 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     video = {**image, "frame_num": arguments.frames}
     first_frame = {"target": "telecine.Discriminator3DWithfirstframe", "params": video}
     patch = {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 4 * arguments.dim}}
-    features = {"target": "telecine.discriminators.FeatureDiscriminator", "params": {"dim": 4 * arguments.dim}}
+    features = {
+        "target": "telecine.discriminators.FeatureDiscriminator",
+        "params": {"dim": 4 * arguments.dim},
+    }
     return {
         "`discr_kwargs` as well": {"discr_kwargs": image},
         "`multiscale_discr_kwargs`, one scale, as well": {
@@ -92,7 +102,10 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         },
         "`Discriminator3DWithfirstframe`": {"discr_3d_kwargs": first_frame},
         "`PatchDiscriminator3D`": {"discr_3d_kwargs": patch},
-        "`FeatureDiscriminator`, no penalty": {"discr_3d_kwargs": features, "grad_penalty_loss_weight": 0},
+        "`FeatureDiscriminator`, no penalty": {
+            "discr_3d_kwargs": features,
+            "grad_penalty_loss_weight": 0,
+        },
         "no discriminator": {"adversarial_loss_weight": 0, "discr_3d_kwargs": None},
     }
 
@@ -102,7 +115,9 @@ def build(options: dict[str, Any], arguments: argparse.Namespace) -> VideoAutoen
     video = {"dim": arguments.dim, "image_size": arguments.size, "frame_num": arguments.frames}
     net = lpips(options.get("perceptual.net", "vgg"))
     torch.manual_seed(0)
-    return VideoAutoencoderLoss(**nested({**REFERENCE, "discr_3d_kwargs": video, **options, "perceptual.net": net}))
+    return VideoAutoencoderLoss(
+        **nested({**REFERENCE, "discr_3d_kwargs": video, **options, "perceptual.net": net})
+    )
 
 
 def steps_of(loss: VideoAutoencoderLoss, arguments: argparse.Namespace) -> tuple[Step, Step]:
@@ -124,13 +139,17 @@ def autoencoder_step_of(options: dict[str, Any], arguments: argparse.Namespace) 
     """Return forward and backward of a small autoencoder and of its step, without a discriminator."""
     torch.manual_seed(0)
     autoencoder = CausalVAE(CausalVAEConfig(base_channels=arguments.dim * 4, blocks_per_level=1))
-    loss = VideoAutoencoderLoss(**nested({"disc_start": 0, "perceptual.net": lpips("vgg"), **options}))
+    loss = VideoAutoencoderLoss(
+        **nested({"disc_start": 0, "perceptual.net": lpips("vgg"), **options})
+    )
     size = max(arguments.size, 64)  # AlexNet and four positions of the latent
     real = torch.rand(arguments.batch, 3, 1 + arguments.frames // 4 * 4, size, size) * 2 - 1
 
     def step() -> None:
         output = autoencoder(real)
-        loss(real, output.video, 0, 0, output.aux, latent=output.latent, decode=autoencoder.decode)[0].backward()
+        loss(real, output.video, 0, 0, output.aux, latent=output.latent, decode=autoencoder.decode)[
+            0
+        ].backward()
         autoencoder.zero_grad()
 
     return step
@@ -138,18 +157,31 @@ def autoencoder_step_of(options: dict[str, Any], arguments: argparse.Namespace) 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Print the time of each option relative to the defaults.")
+    parser = argparse.ArgumentParser(
+        description="Print the time of each option relative to the defaults."
+    )
     parser.add_argument(
-        "--dim", type=int, default=16, help="a quarter of the channels of the discriminator's 1st block"
+        "--dim",
+        type=int,
+        default=16,
+        help="a quarter of the channels of the discriminator's 1st block",
     )
     parser.add_argument("--size", type=int, default=64, help="height and width of the clips")
     parser.add_argument("--frames", type=int, default=8, help="number of frames of a clip")
     parser.add_argument("--batch", type=int, default=2, help="number of clips in a batch")
     parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks and one round, to test the command")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny networks and one round, to test the command"
+    )
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.dim, arguments.size, arguments.frames, arguments.batch, arguments.rounds = 1, 32, 4, 1, 1
+        arguments.dim, arguments.size, arguments.frames, arguments.batch, arguments.rounds = (
+            1,
+            32,
+            4,
+            1,
+            1,
+        )
     arguments.warmup = 0 if arguments.smoke else 1
     return arguments
 
@@ -162,7 +194,9 @@ def main() -> None:
     steps = {title: steps_of(loss, arguments) for title, loss in losses.items()}
     seconds = [
         interleaved(
-            {title: pair[index] for title, pair in steps.items()}, rounds=arguments.rounds, warmup=arguments.warmup
+            {title: pair[index] for title, pair in steps.items()},
+            rounds=arguments.rounds,
+            warmup=arguments.warmup,
         )
         for index in (0, 1)
     ]
@@ -171,9 +205,18 @@ def main() -> None:
     )
     print(table_row(["option", "autoencoder step", "discriminator step"]))
     print(table_row(["---", "---", "---"]))
-    print(table_row(["reference", *(f"{statistics.median(by_title['reference']):.3f} s" for by_title in seconds)]))
+    print(
+        table_row(
+            [
+                "reference",
+                *(f"{statistics.median(by_title['reference']):.3f} s" for by_title in seconds),
+            ]
+        )
+    )
     for title in list(rows)[1:]:
-        cells = [ratio(median_ratio(by_title[title], by_title["reference"])) for by_title in seconds]
+        cells = [
+            ratio(median_ratio(by_title[title], by_title["reference"])) for by_title in seconds
+        ]
         trains = bool(losses[title].get_trainable_parameters())
         print(table_row([title, *(cells if trains else [cells[0], "-"])]))
     latent = {"no term": {}, **LATENT_TERMS}

@@ -78,7 +78,9 @@ def _shown(picture: Tensor, view: _View) -> Tensor:
     across = [cos * WIDTH / width, -sin * HEIGHT / width, 2 * view.x - 1]
     down = [sin * WIDTH / height, cos * HEIGHT / height, 2 * view.y - 1]
     grid = F.affine_grid(torch.tensor([[across, down]]), [1, 3, HEIGHT, WIDTH], align_corners=False)
-    shown = F.grid_sample(picture[None], grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    shown = F.grid_sample(
+        picture[None], grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
     return shown[0].movedim(0, -1).round().clamp(0, 255).byte()
 
 
@@ -87,10 +89,16 @@ def clip_of_photograph(photograph: Tensor, rng: random.Random) -> Tensor:
     picture = _resized(photograph[None], FINEST_PHOTOGRAPH, rng)[0]
     x, y = _place(picture.shape[1:], rng)
     pixels = rng.choice([2, 10, 40])  # in all frames together
-    moved_x, moved_y = (rng.uniform(-pixels, pixels) / side for side in (picture.shape[2], picture.shape[1]))
+    moved_x, moved_y = (
+        rng.uniform(-pixels, pixels) / side for side in (picture.shape[2], picture.shape[1])
+    )
     first = _View(x, y, 1.0, rng.uniform(-0.1, 0.1))
-    last = _View(x + moved_x, y + moved_y, rng.uniform(0.85, 1.15), first.angle + rng.uniform(-0.1, 0.1))
-    return torch.stack([_shown(picture, first.towards(last, i / (NUM_FRAMES - 1))) for i in range(NUM_FRAMES)])
+    last = _View(
+        x + moved_x, y + moved_y, rng.uniform(0.85, 1.15), first.angle + rng.uniform(-0.1, 0.1)
+    )
+    return torch.stack(
+        [_shown(picture, first.towards(last, i / (NUM_FRAMES - 1))) for i in range(NUM_FRAMES)]
+    )
 
 
 def cut_of_video(frames: Tensor, rng: random.Random) -> Tensor:
@@ -122,6 +130,12 @@ def write_clips(folder: Path) -> None:
                 _write(folder / f"photograph_{index:02}_{number}.mp4", clip)
     for video in track(sample_videos(), "videos"):
         with av.open(video) as container:
-            frames = [torch.from_numpy(each.to_ndarray(format="rgb24")) for each in container.decode(video=0)]
+            frames = [
+                torch.from_numpy(each.to_ndarray(format="rgb24"))
+                for each in container.decode(video=0)
+            ]
         for number in range(CLIPS_OF_EACH):
-            _write(folder / f"{video.stem}_{number}.mp4", cut_of_video(torch.stack(frames), random.Random(number)))
+            _write(
+                folder / f"{video.stem}_{number}.mp4",
+                cut_of_video(torch.stack(frames), random.Random(number)),
+            )

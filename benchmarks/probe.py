@@ -48,7 +48,10 @@ class Noise(CausalVAE):
         """Return noise of the size of the latent."""
         mean = super().encode(video).mode()
         seeds = video.double().flatten(1).sum(1).mul(1e6).long().tolist()
-        noise = [torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(abs(seed))) for seed in seeds]
+        noise = [
+            torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(abs(seed)))
+            for seed in seeds
+        ]
         return DeterministicPosterior(torch.stack(noise).to(mean))
 
     def decode(self, latent: Tensor, noise: Video | None = None) -> Video:
@@ -62,7 +65,9 @@ def controls(model: str, config: LatentsConfig) -> list[CausalVAE]:
     clips = source.clips
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
     if not isinstance(source.model, CausalVAE):
-        raise argument_error("model", "one of telecine's own", f"a {type(source.model).__name__}", "Use another one.")
+        raise argument_error(
+            "model", "one of telecine's own", f"a {type(source.model).__name__}", "Use another one."
+        )
     videos = ClipDataset(Spans.find(config.data, config.probe.val_data, clips).train, clips)
     torch.manual_seed(0)
     linear, noise = Linear(source.model.config), Noise(source.model.config)
@@ -74,15 +79,24 @@ def controls(model: str, config: LatentsConfig) -> list[CausalVAE]:
 def figures_of(space: LatentSpace) -> Figures:
     """Return the figures of a model, with the correlation of neighbours in space and time."""
     lags = {axis: space.autocorrelation[axis] for axis in ("space", "time")}
-    return {f"correlation of neighbours in {axis}": each[0] for axis, each in lags.items() if each} | space.figures()
+    return {
+        f"correlation of neighbours in {axis}": each[0] for axis, each in lags.items() if each
+    } | space.figures()
 
 
 def table_of_correlations(figures: Sequence[Figures]) -> str:
     """Return the table of the rank correlations of all figures with those of the probe."""
-    columns = {name: [each[name] for each in figures] for name in figures[0] if all(name in each for each in figures)}
+    columns = {
+        name: [each[name] for each in figures]
+        for name in figures[0]
+        if all(name in each for each in figures)
+    }
     probed = [name for name in columns if name.startswith("probe") and "seconds" not in name]
     names = [name for name in columns if not name.startswith("probe")]
-    rows = [[title, *(rank_correlation(columns[title], columns[name]) for name in names)] for title in probed]
+    rows = [
+        [title, *(rank_correlation(columns[title], columns[name]) for name in names)]
+        for title in probed
+    ]
     return measure.table(["rank correlation", *names], rows)
 
 
@@ -95,26 +109,39 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> str:
 
 def main() -> None:
     """Probe the models and the controls, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="+", help="runs, checkpoints or saved autoencoders")
     parser.add_argument("--data", required=True, help="training videos")
     parser.add_argument("--val_data", required=True, help="unseen videos")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the page")
     for name in ("num_frames", "height", "width", "max_clips"):
-        parser.add_argument(f"--{name}", type=int, help="of the clips; by default as in the first model's run")
+        parser.add_argument(
+            f"--{name}", type=int, help="of the clips; by default as in the first model's run"
+        )
     for name in ("steps", "num_clips", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(ProbeConfig, name))
     options = vars(parser.parse_args())
     models, output = options.pop("models"), options.pop("output")
-    probe = ProbeConfig(**{name: options.pop(name) for name in ("val_data", "steps", "num_clips", "seed")})
+    probe = ProbeConfig(
+        **{name: options.pop(name) for name in ("val_data", "steps", "num_clips", "seed")}
+    )
     config = LatentsConfig(**options, probe=probe)
     train_one = partial(train_probe, folder=output / "probe", console=PlainConsole())
     first = model_source(models[0], config, pick_device(config.device)).clips
-    config = replace(config, **{name: getattr(first, name) for name in ("num_frames", "height", "width", "stride")})
-    report = measure_latent_spaces([*models, *controls(models[0], config)], config, partial(train_one, config=config))
+    config = replace(
+        config,
+        **{name: getattr(first, name) for name in ("num_frames", "height", "width", "stride")},
+    )
+    report = measure_latent_spaces(
+        [*models, *controls(models[0], config)], config, partial(train_one, config=config)
+    )
     report.print_to(PlainConsole())
     if len(models) > 2:
-        print(f"\n{table_of_correlations([figures_of(space) for space in report.models[: len(models)]])}\n")
+        print(
+            f"\n{table_of_correlations([figures_of(space) for space in report.models[: len(models)]])}\n"
+        )
     print(f"written to {write_latents(report, output)}")
 
 

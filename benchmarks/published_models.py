@@ -82,7 +82,9 @@ def with_model(config: TrainConfig, values: Mapping[str, Any], folder: Path) -> 
 def with_size(config: TrainConfig, size: tuple[int, int, int]) -> TrainConfig:
     """Return the settings with clips of this size."""
     frames, height, width = size
-    return replace(config, clips=replace(config.clips, num_frames=frames, height=height, width=width))
+    return replace(
+        config, clips=replace(config.clips, num_frames=frames, height=height, width=width)
+    )
 
 
 def plan_of(config: TrainConfig, device_type: str) -> UpdateMemory:
@@ -98,7 +100,10 @@ def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
         model = fake_autoencoder(config)
         config = with_size(config, model.covering_clip(*PLANNED_SIZE))
         num_weights = sum(weight.numel() for weight in model.parameters())
-        plans = {title: plan_of(replace(config, **changes), "cuda") for title, changes in SWITCHES.items()}
+        plans = {
+            title: plan_of(replace(config, **changes), "cuda")
+            for title, changes in SWITCHES.items()
+        }
         plan = plans["as it is"]
         peaks = [gibibytes(each.peak) for each in plans.values()]
         clips = config.clips
@@ -112,7 +117,9 @@ def recipe_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
     for name in names:
         row = [name]
         for hardware, device_type in HARDWARE.items():
-            config = with_model(read_config(RECIPES[name], "whole", hardware), PUBLISHED[name], folder)
+            config = with_model(
+                read_config(RECIPES[name], "whole", hardware), PUBLISHED[name], folder
+            )
             row += [f"{config.clips.num_frames} x {config.clips.height} x {config.clips.width}"]
             row += [gibibytes(plan_of(config, device_type).peak)]
         yield row
@@ -125,8 +132,12 @@ def gibibytes(size: int) -> str:
 
 def measured_cases(folder: Path) -> dict[str, TrainConfig]:
     """Return the configurations that are measured, by name."""
-    demo = replace(read_config("demo"), device="cpu", trackers=(), linear_start=False, linear_baseline=False)
-    gpu = with_size(replace(read_config("gpu"), device="cpu", trackers=(), batch_size=1), (9, 64, 64))
+    demo = replace(
+        read_config("demo"), device="cpu", trackers=(), linear_start=False, linear_baseline=False
+    )
+    gpu = with_size(
+        replace(read_config("gpu"), device="cpu", trackers=(), batch_size=1), (9, 64, 64)
+    )
     patch = replace(demo, batch_size=1)
     tiny = with_size(patch, (5, 64, 64))
     checkpointed = {"model_gradient_checkpointing": True}
@@ -135,12 +146,16 @@ def measured_cases(folder: Path) -> dict[str, TrainConfig]:
         "demo, 2 x 9 x 64 x 64": demo,
         "demo, checkpointing": replace(demo, **checkpointed),
         "demo, 1 x 17 x 128 x 128": with_size(patch, (17, 128, 128)),
-        "demo, checkpointing, 1 x 17 x 128 x 128": with_size(replace(patch, **checkpointed), (17, 128, 128)),
+        "demo, checkpointing, 1 x 17 x 128 x 128": with_size(
+            replace(patch, **checkpointed), (17, 128, 128)
+        ),
         "demo, plain video and patch image discriminator": replace(demo, discriminator=both),
         "gpu, 1 x 9 x 64 x 64": gpu,
         "small Wan, 1 x 5 x 64 x 64": with_model(tiny, SMALL_WAN, folder),
         "small Wan, 2 x 5 x 64 x 64": with_model(replace(tiny, batch_size=2), SMALL_WAN, folder),
-        "small CogVideoX, 1 x 9 x 64 x 64": with_model(with_size(patch, (9, 64, 64)), SMALL_COG, folder),
+        "small CogVideoX, 1 x 9 x 64 x 64": with_model(
+            with_size(patch, (9, 64, 64)), SMALL_COG, folder
+        ),
         "small CogVideoX, checkpointing": with_model(
             with_size(replace(patch, **checkpointed), (9, 64, 64)), SMALL_COG, folder
         ),
@@ -156,7 +171,9 @@ def make_update(config: TrainConfig) -> Step:
     torch.manual_seed(0)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     clips = config.clips
-    video = 2 * torch.rand(config.clips_per_pass, 3, clips.num_frames, clips.height, clips.width) - 1
+    video = (
+        2 * torch.rand(config.clips_per_pass, 3, clips.num_frames, clips.height, clips.width) - 1
+    )
     step = state.objective.schedule.step_with_most_terms()
 
     def update() -> None:
@@ -173,12 +190,20 @@ def measured_rows(cases: Mapping[str, TrainConfig]) -> Iterator[list[str]]:
         planned = plan.peak - plan.resident - plan.peak_by_part[DATA]
         measured = extra_peak(make_update, config)
         held = f"{plan.resident / 1e6:.0f}"
-        yield [name, held, f"{planned / 1e6:.1f}", f"{measured / 1e6:.1f}", f"{planned / measured:.2f}"]
+        yield [
+            name,
+            held,
+            f"{planned / 1e6:.1f}",
+            f"{measured / 1e6:.1f}",
+            f"{planned / measured:.2f}",
+        ]
 
 
 def main() -> None:
     """Print one of the tables, a row as soon as it is known."""
-    parser = argparse.ArgumentParser(description="Print plans of published models, or plans against measured peaks.")
+    parser = argparse.ArgumentParser(
+        description="Print plans of published models, or plans against measured peaks."
+    )
     parser.add_argument("table", choices=("planned", "recipes", "measured"))
     parser.add_argument("--only", nargs="+", help="names of rows")
     arguments = parser.parse_args()
@@ -192,7 +217,13 @@ def main() -> None:
             header = ["GiB", *(cell for name in HARDWARE for cell in ("clip", name))]
             rows = recipe_rows(Path(folder), arguments.only or list(RECIPES))
         else:
-            header = ["MB", "between updates", "planned extra peak", "measured", "planned / measured"]
+            header = [
+                "MB",
+                "between updates",
+                "planned extra peak",
+                "measured",
+                "planned / measured",
+            ]
             cases = measured_cases(Path(folder))
             rows = measured_rows({name: cases[name] for name in arguments.only or cases})
         print(table(header, []), flush=True)

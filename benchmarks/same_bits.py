@@ -45,7 +45,13 @@ def train(case: Case, src: Path, folder: Path, num_steps: int) -> Path:
     settings = prepare(case, folder, num_steps)
     module = ["-m", "telecine", "train", "--config", str(settings)]
     if case.num_processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.num_processes)]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(case.num_processes),
+        ]
         module = [*launcher, *module]
     run_python(module, src, folder)
     return folder / "run"
@@ -78,7 +84,9 @@ def check_package(src: Path) -> None:
         find = "from importlib.util import find_spec; print(find_spec('telecine').origin)"
         found = run_python(["-c", find], src, Path(folder)).strip()
     if not Path(found).resolve().is_relative_to(src):
-        raise ValueError(f"`CHECKOUT/src` must be the folder that holds the package `telecine`, but got {src}.")
+        raise ValueError(
+            f"`CHECKOUT/src` must be the folder that holds the package `telecine`, but got {src}."
+        )
 
 
 def tensors_by_file(run: Path) -> dict[str, dict[str, Tensor]]:
@@ -96,7 +104,11 @@ def tensors_by_file(run: Path) -> dict[str, dict[str, Tensor]]:
 
 def contents(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
     """Return type, shape and bytes of a tensor on the CPU; these tell 0 from -0 and one NaN from another."""
-    return tensor.dtype, tensor.shape, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return (
+        tensor.dtype,
+        tensor.shape,
+        tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
+    )
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -104,7 +116,11 @@ def records(run: Path) -> list[dict[str, Any]]:
     lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
     left_out = (CLOCK, "latent/")
     return [
-        {name: value for name, value in json.loads(line).items() if not any(part in name for part in left_out)}
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if not any(part in name for part in left_out)
+        }
         for line in lines
     ]
 
@@ -140,15 +156,23 @@ def tensor_differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> It
             yield f"{name} only in {'the other' if name in theirs else 'this'} checkout"
         elif contents(one := ours[name]) != contents(other := theirs[name]):
             same_shape = one.shape == other.shape
-            far = f"by {(one.double() - other.double()).abs().max():.3g}" if same_shape else "in shape"
+            far = (
+                f"by {(one.double() - other.double()).abs().max():.3g}"
+                if same_shape
+                else "in shape"
+            )
             yield f"{name} differs {far}"
 
 
 def main() -> int:
     """Train every case with both checkouts and print what differs; 0 where nothing does, else 1."""
-    parser = argparse.ArgumentParser(description="Compare what trainings with two checkouts produce, bit for bit.")
+    parser = argparse.ArgumentParser(
+        description="Compare what trainings with two checkouts produce, bit for bit."
+    )
     parser.add_argument("checkout", type=Path, help="the other checkout")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="all by default")
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=list(CASES), help="all by default"
+    )
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="updates of each training")
     arguments = parser.parse_args()
     sources = SRC, arguments.checkout.resolve() / "src"
@@ -158,7 +182,10 @@ def main() -> int:
     for name in arguments.cases:
         with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
             folders = Path(first), Path(second)
-            runs = [train(CASES[name], *each, arguments.steps) for each in zip(sources, folders, strict=True)]
+            runs = [
+                train(CASES[name], *each, arguments.steps)
+                for each in zip(sources, folders, strict=True)
+            ]
             lines = list(differences(*runs))
         print(f"{name}: {f'{len(lines)} differences' if lines else 'the same'}", flush=True)
         for line in lines[:MOST_SHOWN]:

@@ -175,7 +175,12 @@ DEMO: Settings = {
     "linear_start": True,
     "val_clips": 4,
     "clips": {"num_frames": 9, "height": 64, "width": 64, "num_workers": 1, "cache": True},
-    "causal_vae": {"spatial_compression": 8, "latent_channels": 16, "patch_size": 4, "base_channels": 64},
+    "causal_vae": {
+        "spatial_compression": 8,
+        "latent_channels": 16,
+        "patch_size": 4,
+        "base_channels": 64,
+    },
     "objective": {
         "disc_start": 20,
         "perceptual_weight": 0.25,
@@ -185,7 +190,13 @@ DEMO: Settings = {
         "penalty": {"every": 8},
     },
     "discriminator": {"dim": 4},
-    "optimizer": {"lr": 4e-3, "disc_lr": 4e-4, "betas": [0.9, 0.99], "weight_decay": 0.0, "ema_decay": 0.99},
+    "optimizer": {
+        "lr": 4e-3,
+        "disc_lr": 4e-4,
+        "betas": [0.9, 0.99],
+        "weight_decay": 0.0,
+        "ema_decay": 0.99,
+    },
 }
 # Every optional term but LeCam, whose own case takes the gradients in another way.
 EVERY_TERM: Settings = {
@@ -200,9 +211,15 @@ EVERY_TERM: Settings = {
         "adaptive_weight": {"reference": "recon_and_perceptual"},
         # In the order in which the first version adds them.
         "terms": {
-            "gram": {"target": "gram", "weight": {"weight": 1e-4, "start": 8, "steps": 0, "initial": 0.0}},
+            "gram": {
+                "target": "gram",
+                "weight": {"weight": 1e-4, "start": 8, "steps": 0, "initial": 0.0},
+            },
             "wavelet": {"target": "wavelet", "weight": 0.5, "params": {"levels": 2}},
-            "temporal": {"target": "temporal", "weight": {"weight": 0.0, "start": 20, "steps": 10, "initial": 0.5}},
+            "temporal": {
+                "target": "temporal",
+                "weight": {"weight": 0.0, "start": 20, "steps": 10, "initial": 0.5},
+            },
         },
     },
     "clips": {"num_frames": 5, "height": 48, "width": 48},
@@ -258,11 +275,20 @@ CASES: dict[str, Case] = {
         }
     ),
     "lecam": Case(
-        {"objective": {"gan": {"lecam_loss_weight": {"weight": 0.1, "start": 8, "steps": 8, "initial": 0.01}}}}
+        {
+            "objective": {
+                "gan": {
+                    "lecam_loss_weight": {"weight": 0.1, "start": 8, "steps": 8, "initial": 0.01}
+                }
+            }
+        }
     ),
-    "image_batches": Case({"clips": {"image_ratio": 0.4}, "discriminator": {"image": "attention"}}, images=True),
+    "image_batches": Case(
+        {"clips": {"image_ratio": 0.4}, "discriminator": {"image": "attention"}}, images=True
+    ),
     "two_processes": Case(
-        {"gradient_accumulation_steps": 2, "batch_size": 1, "discriminator": {"image": "patch"}}, num_processes=2
+        {"gradient_accumulation_steps": 2, "batch_size": 1, "discriminator": {"image": "patch"}},
+        num_processes=2,
     ),
     "fsdp2": Case({"sharding": "fsdp2", "batch_size": 1}, num_processes=2),
     "diffusers": Case({"objective": {"adaptive_weight": {"at": "reconstruction"}}}, model=WAN),

@@ -74,9 +74,13 @@ def fetch(folder: Path) -> list[Path]:
 
 def main() -> None:
     """Fetch the videos and print their paths; write the clips of photographs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where to put the videos")
-    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="where to put clips of photographs")
+    parser.add_argument(
+        "--photographs", type=Path, metavar="FOLDER", help="where to put clips of photographs"
+    )
     arguments = parser.parse_args()
     console = Console(highlight=False)
     with console.status(f"downloading {PACKAGE}"):

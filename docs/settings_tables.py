@@ -29,13 +29,23 @@ def table(kind: type, prefix: str = "") -> str:
     for item in settings_of(kind):
         if item.is_group or "." in item.name:
             continue  # another group of settings, which has its own table
-        what, *others = (" ".join(part.split()) for part in re.split(r"\n(?=Source: |Fails: )", item.text))
+        what, *others = (
+            " ".join(part.split()) for part in re.split(r"\n(?=Source: |Fails: )", item.text)
+        )
         labelled = dict(part.split(": ", 1) for part in others)
         if set(labelled) != {"Source", "Fails"}:
             contract = 'followed by lines "Source: ..." and "Fails: ..."'
             got = f"{sorted(labelled)} only"
-            raise argument_error(f"the docstring of {kind.__name__}.{item.name}", contract, got, "Add them.")
-        cells = (f"`{prefix}{item.name}`", what, f"`{item.default!r}`", labelled["Source"], labelled["Fails"])
+            raise argument_error(
+                f"the docstring of {kind.__name__}.{item.name}", contract, got, "Add them."
+            )
+        cells = (
+            f"`{prefix}{item.name}`",
+            what,
+            f"`{item.default!r}`",
+            labelled["Source"],
+            labelled["Fails"],
+        )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return HEADER + "".join(rows)
 
@@ -53,7 +63,11 @@ def with_tables(page: str) -> str:
 def main() -> int:
     """Rewrite the page, or check it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="Change nothing, exit with 1 if a table is out of date.")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Change nothing, exit with 1 if a table is out of date.",
+    )
     old = PAGE.read_text(encoding="utf-8")
     new = with_tables(old)
     if parser.parse_args().check:

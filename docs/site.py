@@ -68,7 +68,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     parts = CODE.split(markdown)
     parts[::2] = [
-        FORMULA.sub(keep_formula, LINK.sub(replace, text) if origin.exists() else text) for text in parts[::2]
+        FORMULA.sub(keep_formula, LINK.sub(replace, text) if origin.exists() else text)
+        for text in parts[::2]
     ]
     return "".join(parts)
 
@@ -105,7 +106,12 @@ def linked_files(config: MkDocsConfig) -> set[Path]:
         origin = waiting.pop()
         for _, target, _ in LINK.findall(CODE.sub("", origin.read_text(encoding="utf-8"))):
             path = (origin.parent / target).resolve()
-            if "://" in target or path in found or path in PAGES.values() or path.is_relative_to(DOCS):
+            if (
+                "://" in target
+                or path in found
+                or path in PAGES.values()
+                or path.is_relative_to(DOCS)
+            ):
                 continue
             if not path.exists():
                 raise FileNotFoundError(f"{origin} links to {target}, which does not exist.")
@@ -119,7 +125,9 @@ def listing(path: Path) -> str:
     """Return a page with the content of a file, or with the names in a folder. The search leaves it out."""
     title = f"---\nsearch: {{exclude: true}}\n---\n\n# `{path.relative_to(ROOT)}`\n\n"
     if path.is_dir():
-        return title + "".join(f"- `{each.name}`\n" for each in sorted(path.iterdir()) if each.name[0] not in "._")
+        return title + "".join(
+            f"- `{each.name}`\n" for each in sorted(path.iterdir()) if each.name[0] not in "._"
+        )
     return f"{title}````{LANGUAGES[path.suffix]}\n{path.read_text(encoding='utf-8')}\n````\n"
 
 
@@ -127,7 +135,9 @@ def keep_formula(match: re.Match[str]) -> str:
     """Keep a formula in TeX as MathML, and return what stands for it: Markdown would tear it out of its sentence."""
     block, inline = match.groups()
     display = "block" if block else "inline"
-    FORMULAS.append(latex2mathml.converter.convert(" ".join((block or inline).split()), display=display))
+    FORMULAS.append(
+        latex2mathml.converter.convert(" ".join((block or inline).split()), display=display)
+    )
     return f"keptformula{len(FORMULAS) - 1}end"
 
 
@@ -149,9 +159,8 @@ def settings() -> str:
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
     commands["reconstruct"] = ReconstructConfig
-    text = (
-        "# Settings\n\nOptions of a command, or keys of a YAML file for `--config`. A dot is a group: `clips.height`.\n"
-    )
+    text = "# Settings\n\nOptions of a command, or keys of a YAML file for `--config`. "
+    text += "A dot is a group: `clips.height`.\n"
     for command, kind in commands.items():
         text += f"\n## {command}\n"
         every = list(settings_of(kind))
@@ -182,9 +191,13 @@ def api() -> dict[str, str]:
     pages, index = {}, "# Python\n\n"
     modules = public_modules()
     for module in modules:
-        names = [name for name in module.__all__ if not isinstance(getattr(module, name), ModuleType)]
+        names = [
+            name for name in module.__all__ if not isinstance(getattr(module, name), ModuleType)
+        ]
         text = f"# {module.__name__}\n\n{(module.__doc__ or '').strip()}\n\n"
-        pages[f"api/{module.__name__}.md"] = text + "\n".join(entry(name, module, modules) for name in names)
+        pages[f"api/{module.__name__}.md"] = text + "\n".join(
+            entry(name, module, modules) for name in names
+        )
         listed = ", ".join(f"`{name}`" for name in names)
         index += f"- [`{module.__name__}`]({module.__name__}.md): {listed}\n"
     return {**pages, "api/index.md": index}
@@ -194,18 +207,28 @@ def public_modules() -> list[ModuleType]:
     """Return telecine, and its packages that list their public names, the innermost first."""
     import telecine
 
-    packages = [info.name for info in pkgutil.walk_packages(telecine.__path__, "telecine.") if info.ispkg]
-    found = [module for module in map(importlib.import_module, packages) if hasattr(module, "__all__")]
+    packages = [
+        info.name for info in pkgutil.walk_packages(telecine.__path__, "telecine.") if info.ispkg
+    ]
+    found = [
+        module for module in map(importlib.import_module, packages) if hasattr(module, "__all__")
+    ]
     return [telecine, *sorted(found, key=lambda module: -len(module.__name__))]
 
 
 def entry(name: str, module: ModuleType, modules: list[ModuleType]) -> str:
     """Return the entry of a public name: what griffe finds, or a link to the page of the package that defines it."""
     value: Any = getattr(module, name)
-    home = getattr(value, "__module__", None) if getattr(value, "__qualname__", None) == name else None
+    home = (
+        getattr(value, "__module__", None) if getattr(value, "__qualname__", None) == name else None
+    )
     if home is None:
         return f"## `{name}`\n\nA value of type `{type(value).__name__}`.\n"
-    homes = [each for each in modules if f"{home}.".startswith(f"{each.__name__}.") and name in each.__all__]
+    homes = [
+        each
+        for each in modules
+        if f"{home}.".startswith(f"{each.__name__}.") and name in each.__all__
+    ]
     owner = homes[0] if homes else module
     if owner is module:
         return f"::: {home}.{name}\n"

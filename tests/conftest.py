@@ -31,7 +31,9 @@ CHECKED = (
 os.fsync = lambda descriptor: None
 gc.disable()  # until `pytest_collection_finish`: imports create millions of objects, and no garbage
 
-assert not any(name.startswith("telecine") for name in sys.modules), "telecine was imported before the hook"
+assert not any(name.startswith("telecine") for name in sys.modules), (
+    "telecine was imported before the hook"
+)
 install_import_hook(list(CHECKED), "beartype.beartype")
 
 
@@ -99,7 +101,9 @@ def seed_each_test():
 
 
 def _seed():
-    torch.default_generator.manual_seed(0)  # `torch.manual_seed` also records the call stack for each kind of device
+    torch.default_generator.manual_seed(
+        0
+    )  # `torch.manual_seed` also records the call stack for each kind of device
     random.seed(0)
 
 
@@ -119,7 +123,9 @@ def probe_each_configuration_once(monkeypatch, known_sizes):
     find = ClipSizes.reproduces
 
     def reproduces(self, size):
-        settings = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
+        settings = {
+            name: value for name, value in self.model.config.items() if not name.startswith("_")
+        }
         known = known_sizes.setdefault((type(self.model), str(settings)), {})
         self._cache = known | self._cache
         known[size] = find(self, size)

@@ -66,7 +66,9 @@ class Fork:
             os.killpg(self.pid, SIGKILL)
         code = self.connection.recv()
         with self.folder:
-            printed = [Path(self.folder.name, name).read_text(encoding="utf-8") for name in ("out", "err")]
+            printed = [
+                Path(self.folder.name, name).read_text(encoding="utf-8") for name in ("out", "err")
+            ]
         self.done = subprocess.CompletedProcess(self.words, code, *printed)
         return self.done
 
@@ -76,7 +78,9 @@ class ForkServer:
 
     def __init__(self):
         self._connection, theirs = CONTEXT.Pipe()
-        self._pid = os.fork()  # not a `Process`, which tests of worker processes would find among theirs
+        self._pid = (
+            os.fork()
+        )  # not a `Process`, which tests of worker processes would find among theirs
         if self._pid == 0:
             self._connection.close()  # so that the end of the test process ends this one
             _serve(theirs)

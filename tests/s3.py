@@ -46,7 +46,9 @@ class S3:
         """Upload a folder, and return its address."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                self.files.put_file(str(path), f"{BUCKET}/{prefix}/{path.relative_to(folder).as_posix()}")
+                self.files.put_file(
+                    str(path), f"{BUCKET}/{prefix}/{path.relative_to(folder).as_posix()}"
+                )
         return f"{BUCKET}/{prefix}"
 
     def clear(self):

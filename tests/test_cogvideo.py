@@ -32,11 +32,18 @@ def test_the_names_of_the_seed():
 
 
 def test_they_are_the_same_classes():
-    for name in ("VideoAutoencoderLoss", "Discriminator", "Discriminator3D", "Discriminator3DWithfirstframe"):
+    for name in (
+        "VideoAutoencoderLoss",
+        "Discriminator",
+        "Discriminator3D",
+        "Discriminator3DWithfirstframe",
+    ):
         assert getattr(cogvideo, name) is getattr(telecine, name)
 
 
-@pytest.mark.parametrize("name", ["Discriminator", "Discriminator3D", "Discriminator3DWithfirstframe"])
+@pytest.mark.parametrize(
+    "name", ["Discriminator", "Discriminator3D", "Discriminator3DWithfirstframe"]
+)
 def test_the_discriminators_defaults_are_the_seeds(name):
     """Published checkpoints only fit networks with these defaults."""
     parameters = inspect.signature(getattr(cogvideo, name)).parameters
@@ -54,17 +61,20 @@ def test_the_discriminators_defaults_are_the_seeds(name):
 def test_the_signature_is_the_seeds():
     parameters = inspect.signature(cogvideo.VideoAutoencoderLoss).parameters
     positional = {n: p.default for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
-    assert positional == {
-        "disc_start": inspect.Parameter.empty,
-        "perceptual_weight": 1,
-        "adversarial_loss_weight": 0,
-        "multiscale_adversarial_loss_weight": 0,
-        "grad_penalty_loss_weight": 0,
-        "quantizer_aux_loss_weight": 0,
-        "vgg_weights": None,  # as the seed's `VGG16_Weights.DEFAULT`, but torchvision is not imported for it
-        "discr_kwargs": None,
-        "discr_3d_kwargs": None,
-    }
+    assert (
+        positional
+        == {
+            "disc_start": inspect.Parameter.empty,
+            "perceptual_weight": 1,
+            "adversarial_loss_weight": 0,
+            "multiscale_adversarial_loss_weight": 0,
+            "grad_penalty_loss_weight": 0,
+            "quantizer_aux_loss_weight": 0,
+            "vgg_weights": None,  # as the seed's `VGG16_Weights.DEFAULT`, but torchvision is not imported for it
+            "discr_kwargs": None,
+            "discr_3d_kwargs": None,
+        }
+    )
     assert next(iter(positional)) == "disc_start"
     added = [p for n, p in parameters.items() if n not in positional]
     assert added
@@ -74,7 +84,11 @@ def test_the_signature_is_the_seeds():
         *("inputs", "reconstructions", "optimizer_idx", "global_step"),
         *("aux_losses", "last_layer", "split"),
     ]
-    assert (call["aux_losses"].default, call["last_layer"].default, call["split"].default) == (None, None, "train")
+    assert (call["aux_losses"].default, call["last_layer"].default, call["split"].default) == (
+        None,
+        None,
+        "train",
+    )
 
 
 @pytest.fixture

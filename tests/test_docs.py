@@ -67,10 +67,15 @@ def test_code_runs(name, cached_weights):
     y = torch.rand(2, 3, 4, 32, 32, requires_grad=True)
     names = {"x": x, "y": y, "model": Model()}
     for block in blocks:
-        exec(compile(block.replace("step=0, last_layer", "step=30_000, last_layer"), name, "exec"), names)
+        exec(
+            compile(block.replace("step=0, last_layer", "step=30_000, last_layer"), name, "exec"),
+            names,
+        )
         loss = names["loss"]
         for index in (0, 1) if loss.discriminators else (0,):
-            total, _ = loss(x, y, index, 30_000, generator=[torch.Generator() for _ in x])  # as training passes them
+            total, _ = loss(
+                x, y, index, 30_000, generator=[torch.Generator() for _ in x]
+            )  # as training passes them
             assert total.isfinite()
             total.backward()
         update = names.pop("update", None)
@@ -81,7 +86,10 @@ def test_code_runs(name, cached_weights):
 
 def test_the_term_that_is_added_counts(cached_weights):
     page = text_of("extending.md")
-    names = {"x": torch.zeros(1, 3, 1, 32, 32), "y": torch.rand(1, 3, 1, 32, 32, requires_grad=True)}
+    names = {
+        "x": torch.zeros(1, 3, 1, 32, 32),
+        "y": torch.rand(1, 3, 1, 32, 32, requires_grad=True),
+    }
     exec(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL).group(1), names)
     edges = names["edges"](names["y"], names["x"])
     torch.testing.assert_close(names["log"]["train/edges_loss"], edges.detach())
@@ -104,7 +112,9 @@ def test_settings_in_the_docs_exist():
         for item in settings_of(kind, inside_values=True)
     }
     named = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)+)", text))
-    named |= set(re.findall(r"`((?:objective|discriminator|optimizer|clips|trainable)\.[a-z_.]+)[:`]", text))
+    named |= set(
+        re.findall(r"`((?:objective|discriminator|optimizer|clips|trainable)\.[a-z_.]+)[:`]", text)
+    )
     assert len(named) > 15
     assert sorted(named - settings - {"clips.json", "tracker_options.wandb.group"}) == []
 
@@ -119,12 +129,21 @@ def script(name):
 @pytest.mark.parametrize(
     ("html", "expected"),
     [
-        ("<td><code>clips.image_ratio</code></td>", "<td><code>clips.<wbr>image_<wbr>ratio</code></td>"),
-        ("<td>a.b <code>my_data/{0..9}.tar</code></td>", "<td>a.b <code>my_<wbr>data/{0..9}.<wbr>tar</code></td>"),
+        (
+            "<td><code>clips.image_ratio</code></td>",
+            "<td><code>clips.<wbr>image_<wbr>ratio</code></td>",
+        ),
+        (
+            "<td>a.b <code>my_data/{0..9}.tar</code></td>",
+            "<td>a.b <code>my_<wbr>data/{0..9}.<wbr>tar</code></td>",
+        ),
         ("<p><code>clips.image_ratio</code></p>", "<p><code>clips.image_ratio</code></p>"),
         ("<td><code>1.5e-4</code></td>", "<td><code>1.5e-4</code></td>"),
         ("<td><code>(0.5, 0.9)</code></td>", "<td><code>(0.5, 0.9)</code></td>"),
-        ("<p><code>--steps 3</code> -- <code>a--b</code></p>", "<p><code>{--s}teps 3</code> -- <code>a--b</code></p>"),
+        (
+            "<p><code>--steps 3</code> -- <code>a--b</code></p>",
+            "<p><code>{--s}teps 3</code> -- <code>a--b</code></p>",
+        ),
         ("<td><code>--gan.loss</code></td>", "<td><code>{--g}an.<wbr>loss</code></td>"),
     ],
 )
@@ -136,7 +155,9 @@ def test_where_code_on_the_site_is_broken(html, expected):
 def test_tables_of_settings_are_up_to_date():
     page = text_of("choosing.md")
     assert page.count("<!-- settings: ") == 8
-    assert script("settings_tables").with_tables(page) == page, "run `python docs/settings_tables.py`"
+    assert script("settings_tables").with_tables(page) == page, (
+        "run `python docs/settings_tables.py`"
+    )
 
 
 def test_tables_have_every_setting_of_the_objective():
@@ -144,7 +165,9 @@ def test_tables_have_every_setting_of_the_objective():
     groups = {"": ObjectiveConfig(), "discriminator.": TrainConfig().discriminator}
     groups |= {f"{name}.": getattr(ObjectiveConfig(), name) for name in GROUPS}
     groups["discriminator.features."] = TrainConfig().discriminator.features
-    settings = {f"{prefix}{name}" for prefix, group in groups.items() for name in vars(group)} - GROUPS
+    settings = {
+        f"{prefix}{name}" for prefix, group in groups.items() for name in vars(group)
+    } - GROUPS
     settings.remove("discriminator.features")
     assert len(settings) >= 40
     assert [name for name in sorted(settings) if f"| `{name}` |" not in page] == []
@@ -161,17 +184,39 @@ def test_health_speaks_of_every_rule_and_value():
     text = text_of("health.md")
     assert len(RULES) == 12
     assert [rule for rule in RULES if f"`{rule}`" not in text] == []
-    logged = {"logits_real", "accuracy_real", "hinge_active", "adversarial_gradient_share", "ema_psnr_behind"}
-    logged |= {"update_ratio", "grad_clipped", "grad_overflow", "grad_norm", "adaptive_weight", "frame_gradient_000"}
+    logged = {
+        "logits_real",
+        "accuracy_real",
+        "hinge_active",
+        "adversarial_gradient_share",
+        "ema_psnr_behind",
+    }
+    logged |= {
+        "update_ratio",
+        "grad_clipped",
+        "grad_overflow",
+        "grad_norm",
+        "adaptive_weight",
+        "frame_gradient_000",
+    }
     assert [name for name in sorted(logged) if f"`{name}`" not in text] == []
 
 
 def test_the_page_of_the_package_explains_every_public_name():
     pytest.importorskip("mkdocs")
     page = script("site").api()["api/telecine.md"]
-    explained = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: telecine.")}
+    explained = {
+        line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: telecine.")
+    }
     assert explained == {*telecine.__all__}
-    assert {"train", "evaluate", "reconstruct", "read_config", "TrainConfig", "EvaluateConfig"} <= explained
+    assert {
+        "train",
+        "evaluate",
+        "reconstruct",
+        "read_config",
+        "TrainConfig",
+        "EvaluateConfig",
+    } <= explained
 
 
 def test_the_search_of_the_site_leaves_out_code():

@@ -25,7 +25,11 @@ COMMANDS = re.findall(r"^telecine .*", PAGE.replace("\\\n", ""), flags=re.MULTIL
 def test_its_settings_fit_each_other():
     words = [shlex.split(command)[1:] for command in COMMANDS]
     settings = [FUNCTIONS[name].parse(typed)[0]["settings"] for name, *typed in words]
-    assert [config.clips.num_channels for config in settings if hasattr(config, "clips")] == [4, 2, 4]
+    assert [config.clips.num_channels for config in settings if hasattr(config, "clips")] == [
+        4,
+        2,
+        4,
+    ]
 
 
 @pytest.mark.slow
@@ -34,12 +38,21 @@ def test_the_page(tmp_path, monkeypatch, cached_weights):
     monkeypatch.chdir(tmp_path)
     leave_pictures_out(monkeypatch.setattr)
     frames = read_clip(index_video(sample_videos()[0]), 0, 30, size=(32, 32))
-    write_video(tmp_path / "my_alpha" / "face.mkv", torch.cat([frames, frames.amax(-1, keepdim=True)], -1), 25)
+    write_video(
+        tmp_path / "my_alpha" / "face.mkv",
+        torch.cat([frames, frames.amax(-1, keepdim=True)], -1),
+        25,
+    )
     (tmp_path / "my_arrays").mkdir()
     for number in range(2):
-        np.save(tmp_path / "my_arrays" / f"{number}.npy", frames[..., :2].flip(number).numpy() / np.float32(64) - 1)
+        np.save(
+            tmp_path / "my_arrays" / f"{number}.npy",
+            frames[..., :2].flip(number).numpy() / np.float32(64) - 1,
+        )
     (tmp_path / "small.yaml").write_text(SMALL)
-    config = CausalVAEConfig(spatial_compression=4, base_channels=8, blocks_per_level=1, channel_multipliers=(1,))
+    config = CausalVAEConfig(
+        spatial_compression=4, base_channels=8, blocks_per_level=1, channel_multipliers=(1,)
+    )
     CausalVAE(config).save_pretrained(tmp_path / "rgb_model")
     for command in COMMANDS:
         name, *words = shlex.split(command)[1:]

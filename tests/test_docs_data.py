@@ -18,7 +18,11 @@ from telecine.report.video import write_video
 from .training.no_pictures import leave_pictures_out
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
+    for line in block.splitlines()
+]
 # Settings that make a run small. None of them is a subject of the page.
 SMALL = """
 steps: 1
@@ -54,10 +58,14 @@ def folder(tmp_path, monkeypatch):
         frames = read_clip(index_video(video), 0, num_frames, size=(48, 64))
         write_video(tmp_path / "my_videos" / f"{name}.mp4", frames, fps=25)
     for number in range(3):
-        Image.new("RGB", (64, 48), (80 * number, 90, 100)).save(tmp_path / "my_images" / f"{number}.png")
+        Image.new("RGB", (64, 48), (80 * number, 90, 100)).save(
+            tmp_path / "my_images" / f"{number}.png"
+        )
     (tmp_path / "scenes.csv").write_text(block("csv"))
     (tmp_path / "scenes.jsonl").write_text(block("json"))
-    sizes = re.sub(r"\b\d+\b", lambda number: SMALLER.get(number.group(), number.group()), block("yaml"))
+    sizes = re.sub(
+        r"\b\d+\b", lambda number: SMALLER.get(number.group(), number.group()), block("yaml")
+    )
     (tmp_path / "sizes.yaml").write_text(sizes)
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
@@ -86,7 +94,9 @@ def test_the_commands(folder, cached_weights):
     names = "by_file cache csv folder held_out images jsonl mixed shards sizes workers"
     assert runs == names.split()
     assert (folder / "my_videos" / ".telecine-index").exists()
-    sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"]["buckets"]
+    sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"][
+        "buckets"
+    ]
     assert [size["num_frames"] for size in sizes] == [5, 9, 1]
     assert [segment.start for segment in read_list(folder / "scenes.csv")] == [0.0, 4.2, None]
     assert [segment.end_frame for segment in read_list(folder / "scenes.jsonl")] == [60, None]

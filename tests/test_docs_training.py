@@ -55,11 +55,17 @@ discriminator: {video: none}
 
 
 def blocks(page, kind):
-    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(
+        rf"```{kind}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.DOTALL
+    )
 
 
 def commands(page):
-    return [shlex.split(line) for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
+    return [
+        shlex.split(line)
+        for block in blocks(page, "sh")
+        for line in block.replace("\\\n", "").splitlines()
+    ]
 
 
 @pytest.fixture
@@ -112,7 +118,9 @@ def test_start(folder, cached_weights, monkeypatch):
 def test_the_model_of_the_package(folder, cached_weights, monkeypatch):
     monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
     shutil.copy(Path("my_videos", "face.mp4"), "clip.mp4")
-    Path("small.yaml").write_text(re.sub(r"causal_vae: .*?\n(?=linear)", "", SMALL, flags=re.DOTALL))
+    Path("small.yaml").write_text(
+        re.sub(r"causal_vae: .*?\n(?=linear)", "", SMALL, flags=re.DOTALL)
+    )
     small = ["--num_frames=5", "--height=32", "--width=32", "--max_clips=1"]
     options = {"reconstruct": ["--height=32"], "latents": small, "evaluate": small}
     for _, command, *arguments in commands("tiny.md"):
@@ -135,14 +143,18 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     assert len(lines) == 6
     for line in lines:
         assert line[:2] == ["telecine", "train"]
-        steps = ["--steps=2"] if "runs/cogvideox" in line else []  # the code loads its second checkpoint
+        steps = (
+            ["--steps=2"] if "runs/cogvideox" in line else []
+        )  # the code loads its second checkpoint
         assert main([*line[1:], "--config", "small.yaml", *size, *steps]) == 0
     assert list(Path("latents").glob("latents-*.safetensors"))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert changed(before, weights("cogvideox")) == {"encoder", "decoder"}
     assert changed(before, weights("decoder")) == {"decoder"}
     assert changed(weights("decoder"), weights("cached")) == set()
-    moved = {name for name, weight in weights("last").items() if not torch.equal(weight, before[name])}
+    moved = {
+        name for name, weight in weights("last").items() if not torch.equal(weight, before[name])
+    }
     assert moved
     assert all(name.startswith(("decoder.conv_out.", "decoder.norm_out.")) for name in moved)
     assert changed(before, weights("lora")) == {"decoder"}
@@ -160,7 +172,9 @@ def test_images(folder, cached_weights, probe_each_configuration_once):
     model = tiny_model("kl_image")
     model.save_pretrained("stabilityai/sd-vae-ft-mse")
     Path("my_images").mkdir()
-    for index, frame in enumerate(read_clip(index_video("my_videos/face.mp4"), 0, 4, size=(32, 32))):
+    for index, frame in enumerate(
+        read_clip(index_video("my_videos/face.mp4"), 0, 4, size=(32, 32))
+    ):
         Image.fromarray(frame.numpy()).save(f"my_images/{index}.png")
     lines = [line for line in commands("fine-tuning.md") if "my_images/" in line]
     assert [line[1] for line in lines] == ["train", "evaluate", "latents", "reconstruct", "distill"]
@@ -179,14 +193,21 @@ def test_images(folder, cached_weights, probe_each_configuration_once):
 @pytest.mark.slow
 def test_distillation(folder, cached_weights):
     teacher = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-    diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(teacher)
+    diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1
+    ).save_pretrained(teacher)
     lines = commands("distillation.md")
     assert [line[:4] for line in lines] == 2 * [["telecine", "distill", "--teacher", teacher]]
     for line in lines:
-        assert main([*line[1:], "--config", "small.yaml", "--steps=2"]) == 0  # the code loads the second checkpoint
+        assert (
+            main([*line[1:], "--config", "small.yaml", "--steps=2"]) == 0
+        )  # the code loads the second checkpoint
     assert {name.split(".")[0] for name in weights("student")} == {"decoder"}
     assert {name.split(".")[0] for name in weights("both")} == {"encoder", "decoder"}
-    assert any("train/teacher_latent_loss" in record for record in History(Path("runs/both/metrics.jsonl")).read())
+    assert any(
+        "train/teacher_latent_loss" in record
+        for record in History(Path("runs/both/metrics.jsonl")).read()
+    )
     names = {}
     codes = blocks("distillation.md", "python")
     assert len(codes) == 2
@@ -200,12 +221,18 @@ def test_decoders_that_generate(folder, cached_weights, monkeypatch):
     lines = commands("autoencoder.md")
     assert [line[1] for line in lines] == ["train", "evaluate", "distill", "reconstruct"]
     monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
-    monkeypatch.setattr("telecine.training.clips.sample_videos", lambda: [folder / "my_videos" / "face.mp4"])
+    monkeypatch.setattr(
+        "telecine.training.clips.sample_videos", lambda: [folder / "my_videos" / "face.mp4"]
+    )
     small = ["--config", "small.yaml", "--clips.cache=false"]
     for line in lines:
         size = {"evaluate": ["--max_clips=1"], "reconstruct": ["--num_frames=29"]}
         assert main([*line[1:], *size.get(line[1], small)]) == 0
-    assert read_json(Path("figures/flow/protocol.json"))["sampler"] == {"name": "euler", "steps": 4, "seed": 0}
+    assert read_json(Path("figures/flow/protocol.json"))["sampler"] == {
+        "name": "euler",
+        "steps": 4,
+        "seed": 0,
+    }
     assert weights("flow").keys() > weights("one_step").keys()
     assert Path("out.mp4").is_file()
 
@@ -213,7 +240,13 @@ def test_decoders_that_generate(folder, cached_weights, monkeypatch):
 @pytest.mark.slow
 def test_many_gpus(folder, cached_weights, forks):
     lines = commands("many-gpus.md")
-    assert [line[0] for line in lines] == ["torchrun", "accelerate", "accelerate", "telecine", "telecine"]
+    assert [line[0] for line in lines] == [
+        "torchrun",
+        "accelerate",
+        "accelerate",
+        "telecine",
+        "telecine",
+    ]
     small = ["--config", "small.yaml"]
     (text,) = blocks("many-gpus.md", "yaml")
     Path("accelerate.yaml").write_text(text)
@@ -225,15 +258,28 @@ def test_many_gpus(folder, cached_weights, forks):
     for *launcher, line in [(*line[:2], line[2:]) for line in lines[:3]]:
         start = line.index("-m")
         assert line[start : start + 3] == ["-m", "telecine", "train"]
-        command = [*launchers[" ".join(launcher)], *line[:start], str(NO_PICTURES), *line[start + 2 :], *small]
+        command = [
+            *launchers[" ".join(launcher)],
+            *line[:start],
+            str(NO_PICTURES),
+            *line[start + 2 :],
+            *small,
+        ]
         done = forks.run("-m", *command)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("in each of 2 processes") == done.stdout.count("training finished") == 1
+        assert (
+            done.stdout.count("in each of 2 processes")
+            == done.stdout.count("training finished")
+            == 1
+        )
     for line in lines[3:]:
         assert main([*line[1:], *small]) == 0
     assert read_config("runs/configured/config.yaml").mixed_precision == "bf16"
     assert read_config("runs/sharded/config.yaml").mixed_precision == "no"
-    steps = {run: Run(Path("runs", run)).checkpoints.all()[-1][0] for run in ("two", "sharded", "resumed")}
+    steps = {
+        run: Run(Path("runs", run)).checkpoints.all()[-1][0]
+        for run in ("two", "sharded", "resumed")
+    }
     assert steps == {"two": 1, "sharded": 1, "resumed": 4}
     two, sharded = weights("two"), weights("sharded")
     assert max((two[name] - sharded[name]).abs().max().item() for name in two) < 1e-5
@@ -246,7 +292,10 @@ def small_training(monkeypatch):
     def small(config, **options):
         clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=0)
         objective = ObjectiveConfig(perceptual_weight=0.0)
-        return train(replace(config, steps=2, val_clips=1, device="cpu", clips=clips, objective=objective), **options)
+        return train(
+            replace(config, steps=2, val_clips=1, device="cpu", clips=clips, objective=objective),
+            **options,
+        )
 
     train = training.train
     for package in (telecine, training):  # the first imports it when it is first used, and keeps it
@@ -272,7 +321,11 @@ def test_own_model():
 @pytest.mark.slow
 @pytest.mark.usefixtures("cached_weights", "small_training")
 def test_the_notebook(folder, monkeypatch):
-    write_video(folder / "small.mp4", read_clip(index_video(sample_videos()[0]), 0, 90, size=(64, 64)), fps=25)
+    write_video(
+        folder / "small.mp4",
+        read_clip(index_video(sample_videos()[0]), 0, 90, size=(64, 64)),
+        fps=25,
+    )
     monkeypatch.setattr("telecine.data.sample_videos", lambda: 3 * [folder / "small.mp4"])
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
     notebook = nbformat.read(ROOT / "docs" / "own-module.ipynb", as_version=nbformat.NO_CONVERT)
@@ -280,14 +333,17 @@ def test_the_notebook(folder, monkeypatch):
     names = {"__name__": "__main__"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            assert cell.outputs or "parameters" in cell.metadata.get("tags", []), "run it before it is committed"
+            assert cell.outputs or "parameters" in cell.metadata.get("tags", []), (
+                "run it before it is committed"
+            )
             exec(compile(cell.source, "own-module.ipynb", "exec"), names)
         if "parameters" in cell.metadata.get("tags", []):
             names["data"] = "my_videos"
     assert names["output_dir"] == "runs/own-module"
     assert names["result"].last["psnr"] > 0
     assert not torch.equal(
-        names["model"].linear.encoder.rest.weight, weights("own-module")["linear.encoder.rest.weight"]
+        names["model"].linear.encoder.rest.weight,
+        weights("own-module")["linear.encoder.rest.weight"],
     )
     assert names["update"].disc_loss.isfinite()
 
@@ -297,7 +353,11 @@ def test_trackers(tmp_path):
     lines = commands("trackers.md")
     assert [line[:2] for line in lines] == 3 * [["telecine", "train"]]
     settings = [COMMANDS[line[1]].parse(line[2:])[0]["settings"] for line in lines]
-    assert [config.trackers for config in settings] == [("wandb",), ("tensorboard", "wandb", "trackio"), ("wandb",)]
+    assert [config.trackers for config in settings] == [
+        ("wandb",),
+        ("tensorboard", "wandb", "trackio"),
+        ("wandb",),
+    ]
     assert (settings[1].tracker_project, settings[2].tracker_options) == (
         "my_project",
         {"wandb": {"group": "my_study"}},

@@ -59,7 +59,11 @@ def imports(path):
     for node in nodes_of(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "telecine" else [f"telecine.{a.name}" for a in node.names]
+            names = (
+                [node.module]
+                if node.module != "telecine"
+                else [f"telecine.{a.name}" for a in node.names]
+            )
         for name in names:
             parts = name.split(".")
             if parts[0] == "telecine" and len(parts) > 1:
@@ -74,7 +78,9 @@ def test_imports_point_one_way():
             if other in ("__version__", own):
                 continue
             checked += 1
-            assert layer_of(other) <= layer_of(own), f"{path.relative_to(SOURCE)} imports telecine.{other}"
+            assert layer_of(other) <= layer_of(own), (
+                f"{path.relative_to(SOURCE)} imports telecine.{other}"
+            )
     assert checked > 60
 
 
@@ -84,7 +90,9 @@ def test_every_file_has_a_layer():
 
 
 def test_only_commands_import_tools_and_no_tool_another_one():
-    folders = [folder for folder in (SOURCE / "tools").iterdir() if (folder / "__init__.py").exists()]
+    folders = [
+        folder for folder in (SOURCE / "tools").iterdir() if (folder / "__init__.py").exists()
+    ]
     assert len(folders) >= 4
     checked = 0
     for path in sorted(SOURCE.rglob("*.py")):
@@ -112,10 +120,15 @@ def modules_imported(path, name, known):
 
 def test_no_module_is_in_a_circle_of_imports():
     paths = {
-        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
         for path in SOURCE.rglob("*.py")
     }
-    graph = {name: set(modules_imported(path, name, paths.keys())) - {name} for name, path in paths.items()}
+    graph = {
+        name: set(modules_imported(path, name, paths.keys())) - {name}
+        for name, path in paths.items()
+    }
     graph["telecine"] = set()  # it imports what is asked for
     order = list(TopologicalSorter(graph).static_order())  # raises a `CycleError` with the circle
     assert len(order) == len(paths) > 100
@@ -172,7 +185,15 @@ def test_the_command_line_without_the_extra_says_how_to_install_it(run_without, 
 
 
 def test_the_public_door():
-    names = {"train", "evaluate", "reconstruct", "read_config", "TrainConfig", "EvaluateConfig", "ReconstructConfig"}
+    names = {
+        "train",
+        "evaluate",
+        "reconstruct",
+        "read_config",
+        "TrainConfig",
+        "EvaluateConfig",
+        "ReconstructConfig",
+    }
     assert names <= {*telecine.__all__}
     for name in telecine.__all__:
         assert getattr(telecine, name) is not None
@@ -206,8 +227,15 @@ def test_a_type_checker_finds_the_mistake_of_a_script(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text(SCRIPT)
     monkeypatch.setenv("MYPYPATH", str(SOURCE.parent))
     # PyTorch is not read, which would take a minute.
-    options = ["--no-site-packages", "--ignore-missing-imports", "--follow-imports=silent", "--config-file="]
-    said, problems, code = api.run([*options, "--cache-dir", str(tmp_path), str(tmp_path / "script.py")])
+    options = [
+        "--no-site-packages",
+        "--ignore-missing-imports",
+        "--follow-imports=silent",
+        "--config-file=",
+    ]
+    said, problems, code = api.run(
+        [*options, "--cache-dir", str(tmp_path), str(tmp_path / "script.py")]
+    )
     assert not problems
     assert code == 1
     assert said.count("error:") == 1

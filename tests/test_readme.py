@@ -63,4 +63,6 @@ def test_the_make_targets_exist():
 
 
 def test_no_placeholder_is_left():
-    assert not re.search(r"\b[A-Z]+_[A-Z]+\b", re.sub(r"`[^`]*`", "", README)), "a figure that nobody filled in"
+    assert not re.search(r"\b[A-Z]+_[A-Z]+\b", re.sub(r"`[^`]*`", "", README)), (
+        "a figure that nobody filled in"
+    )

@@ -83,7 +83,9 @@ def test_numbers(check, accepted, rejected, contract):
         assert check("x", value) == returned
         assert type(check("x", value)) is type(returned)
     for value in (*rejected, *NOT_NUMBERS):
-        with pytest.raises(ValueError, match=rf"^`x` must be {contract}, but got .*\)\. (Use|Leave) ") as caught:
+        with pytest.raises(
+            ValueError, match=rf"^`x` must be {contract}, but got .*\)\. (Use|Leave) "
+        ) as caught:
             check("x", value)
         assert describe(value) in str(caught.value)
         with pytest.raises(ValueError, match=r"\. Change it\.$"):
@@ -92,13 +94,18 @@ def test_numbers(check, accepted, rejected, contract):
 
 def test_counts_with_another_minimum():
     assert check_count("x", 0, at_least=0) == 0
-    with pytest.raises(ValueError, match=r"^`x` must be an int of at least 2, but got 1 \(int\). Use 2 or more.$"):
+    with pytest.raises(
+        ValueError, match=r"^`x` must be an int of at least 2, but got 1 \(int\). Use 2 or more.$"
+    ):
         check_count("x", 1, at_least=2)
 
 
 def test_choices():
     assert check_choice("mode", "sum", ("mean", "sum")) == "sum"
-    with pytest.raises(ValueError, match=r"^`mode` must be one of 'mean', 'sum', but got 'sums'.*Did you mean `sum`"):
+    with pytest.raises(
+        ValueError,
+        match=r"^`mode` must be one of 'mean', 'sum', but got 'sums'.*Did you mean `sum`",
+    ):
         check_choice("mode", "sums", ("mean", "sum"))
     with pytest.raises(ValueError, match=r"but got None \(NoneType\). Use one of: mean, sum.$"):
         check_choice("mode", None, ("mean", "sum"))
@@ -107,7 +114,8 @@ def test_choices():
 
 
 @pytest.mark.parametrize(
-    ("counts", "text"), [((1, 0), "1 video"), ((0, 1), "1 image"), ((2, 3), "2 videos and 3 images")]
+    ("counts", "text"),
+    [((1, 0), "1 video"), ((0, 1), "1 image"), ((2, 3), "2 videos and 3 images")],
 )
 def test_files_are_counted_by_kind(counts, text):
     assert count_files(*counts) == text

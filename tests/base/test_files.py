@@ -61,7 +61,9 @@ def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     assert operations == [("flush", path.stat().st_ino), ("rename", path.stat().st_ino)]
 
 
-@pytest.mark.parametrize(("text", "contract"), [("{", "JSON, but got other text"), ("[1]", "a JSON object, but got")])
+@pytest.mark.parametrize(
+    ("text", "contract"), [("{", "JSON, but got other text"), ("[1]", "a JSON object, but got")]
+)
 def test_other_content(text, contract, tmp_path):
     path = tmp_path / "values.json"
     path.write_text(text)
@@ -84,7 +86,10 @@ def test_a_temporary_file_has_a_name_of_its_own_and_is_never_a_link(tmp_path, mo
 
 def test_a_digest_is_that_of_sha256sum(tmp_path):
     (tmp_path / "abc").write_text("abc")
-    assert digest_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        digest_of(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def _make_socket(path):
@@ -106,7 +111,9 @@ def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path, monkeypatch)
     path = Path("values.json")
     _OTHER_KINDS[kind](path)
     for read in (open_regular, lambda path: read_bounded(path, 10)):
-        with pytest.raises(ValueError, match=rf"`values.json` must be a regular file, but got {kind}"):
+        with pytest.raises(
+            ValueError, match=rf"`values.json` must be a regular file, but got {kind}"
+        ):
             read(path)
 
 

@@ -45,9 +45,15 @@ def package(tmp_path, monkeypatch, request):
 
 
 BUILT = {
-    "objective: {{gan: {{loss: {0}.my_loss}}}}": lambda config: choose("gan.loss", config.objective.gan.loss, {}),
-    "objective: {{penalty: {{kind: {0}.my_loss}}}}": lambda config: choose("kind", config.objective.penalty.kind, {}),
-    "objective: {{terms: {{edges: {{target: {0}.edges}}}}}}": lambda config: import_terms(config.objective),
+    "objective: {{gan: {{loss: {0}.my_loss}}}}": lambda config: choose(
+        "gan.loss", config.objective.gan.loss, {}
+    ),
+    "objective: {{penalty: {{kind: {0}.my_loss}}}}": lambda config: choose(
+        "kind", config.objective.penalty.kind, {}
+    ),
+    "objective: {{terms: {{edges: {{target: {0}.edges}}}}}}": lambda config: import_terms(
+        config.objective
+    ),
 }
 
 
@@ -81,7 +87,9 @@ def test_no_setting_is_made_from_a_class_path(text, package, tmp_path):
     name, marker = package
     path = tmp_path / "settings.yaml"
     path.write_text(text.format(name))
-    with pytest.raises(ValueError, match=r"^`(objective|optimizer)[\w.]*` (is not a setting|must be)"):
+    with pytest.raises(
+        ValueError, match=r"^`(objective|optimizer)[\w.]*` (is not a setting|must be)"
+    ):
         read_config(path)
     assert not marker.exists()
 
@@ -105,9 +113,13 @@ def test_the_command_line_allows_it_and_a_file_does_not(package, tmp_path, capsy
         assert error.startswith("telecine: error: `allow_code` ")
     path.write_text(terms)
     assert main(["config", "validate", str(path)]) == 2
-    assert capsys.readouterr().err.startswith("telecine: error: `objective.terms.edges.target` must be in telecine")
+    assert capsys.readouterr().err.startswith(
+        "telecine: error: `objective.terms.edges.target` must be in telecine"
+    )
     assert not marker.exists()
-    assert main(["config", "validate", str(path), "--allow_code", "json", f"--allow_code={name}"]) == 0
+    assert (
+        main(["config", "validate", str(path), "--allow_code", "json", f"--allow_code={name}"]) == 0
+    )
     assert marker.exists()
 
 
@@ -125,11 +137,26 @@ def __getattr__(name):
     [
         (None, r"\. No module named '{0}'\. Install it, or add its folder to `PYTHONPATH`\."),
         ("edge = 1", r": {0} has no `edges`\. Did you mean `edge`\?"),
-        ("import torch\nmissing", r"\. Its module raises NameError: .*{0}\.py, line 2\)\. Correct it there\."),
-        ("import no_such_package", r"\. Its module raises ModuleNotFoundError: .*{0}\.py, line 1\)\. Correct"),
-        ("raise RuntimeError('two\\nlines')", r"\. Its module raises RuntimeError: two lines \(.*line 1\)\. Correct"),
-        ("import json\njson.loads('{')", r"\. Its module raises JSONDecodeError: .*{0}\.py, line 2\)\. Correct"),
-        (LAZY, r"\. Its module raises ModuleNotFoundError: .*'no_such_package' \(.*{0}\.py, line 4\)\. Correct"),
+        (
+            "import torch\nmissing",
+            r"\. Its module raises NameError: .*{0}\.py, line 2\)\. Correct it there\.",
+        ),
+        (
+            "import no_such_package",
+            r"\. Its module raises ModuleNotFoundError: .*{0}\.py, line 1\)\. Correct",
+        ),
+        (
+            "raise RuntimeError('two\\nlines')",
+            r"\. Its module raises RuntimeError: two lines \(.*line 1\)\. Correct",
+        ),
+        (
+            "import json\njson.loads('{')",
+            r"\. Its module raises JSONDecodeError: .*{0}\.py, line 2\)\. Correct",
+        ),
+        (
+            LAZY,
+            r"\. Its module raises ModuleNotFoundError: .*'no_such_package' \(.*{0}\.py, line 4\)\. Correct",
+        ),
         ("def edges(:", r"\. Its module raises SyntaxError: .*\({0}\.py, line 1\)\. Correct"),
     ],
 )
@@ -148,7 +175,9 @@ def test_code_that_cannot_be_imported_is_one_line(code, reason, package, tmp_pat
 
 
 def test_a_part_of_a_package_that_does_not_exist():
-    with pytest.raises(ValueError, match=r"No module named 'telecine.nowhere'\. Check the spelling\.$"):
+    with pytest.raises(
+        ValueError, match=r"No module named 'telecine.nowhere'\. Check the spelling\.$"
+    ):
         import_allowed("telecine.nowhere.edges", "target")
 
 
@@ -176,7 +205,9 @@ def test_terms_and_discriminators_of_other_packages(target):
 
 def test_a_function_of_neither_video_is_no_term(tmp_path):
     path = tmp_path / "file.json"
-    with pytest.raises(ValueError, match=r"`terms.x.target` must be a function of 'reconstruction'"):
+    with pytest.raises(
+        ValueError, match=r"`terms.x.target` must be a function of 'reconstruction'"
+    ):
         import_one("telecine.base.files.write_json", path=path, value=1)
     assert not path.exists()
 
@@ -195,9 +226,9 @@ def test_no_assert_checks_what_could_be_wrong():
         for node in ast.walk(ast.parse(text)) if "assert " in text else ():
             if isinstance(node, ast.Assert):
                 text = ast.unparse(node.test)
-                assert text.startswith(("isinstance(", "not isinstance(", "is_dataclass(")) or text.endswith(
-                    " is not None"
-                ), (path, text)
+                assert text.startswith(
+                    ("isinstance(", "not isinstance(", "is_dataclass(")
+                ) or text.endswith(" is not None"), (path, text)
                 narrowing += 1
     assert narrowing > 5
 
@@ -207,7 +238,8 @@ def test_a_name_or_a_function_is_chosen():
     assert choose("loss", max, {"first": min}) is max
     for value, remedy in (("firs", "Did you mean `first`"), (3, "Use one of: first.")):
         with pytest.raises(
-            ValueError, match=rf"^`loss` must be one of 'first', or the dotted path .* but got .*{remedy}"
+            ValueError,
+            match=rf"^`loss` must be one of 'first', or the dotted path .* but got .*{remedy}",
         ):
             choose("loss", value, {"first": min})
 
@@ -225,7 +257,9 @@ def test_every_extra_that_an_error_names_has_packages():
     extras = [name for path in paths for name in calls.findall(path.read_text(encoding="utf-8"))]
     assert len(extras) == 9
     for extra in extras:
-        assert re.fullmatch(r"Run `pip install( '[\w-]+(\[\w+\])?>=[\d.]+')+`\.", how_to_install(extra))
+        assert re.fullmatch(
+            r"Run `pip install( '[\w-]+(\[\w+\])?>=[\d.]+')+`\.", how_to_install(extra)
+        )
 
 
 def test_a_source_that_is_not_installed(monkeypatch):

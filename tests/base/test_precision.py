@@ -14,7 +14,9 @@ def test_casts_together_are_casts_of_each(dtype):
         assert ours.dtype == dtype
         assert torch.equal(ours, theirs)
     for cast in (together, one_by_one):
-        (cast[0].square().sum() - 3 * cast[2].sum()).backward()  # the second has no gradient, or zeros
+        (
+            cast[0].square().sum() - 3 * cast[2].sum()
+        ).backward()  # the second has no gradient, or zeros
     for ours, theirs in zip(tensors[::2], others[::2], strict=True):
         assert ours.grad.dtype == torch.float32
         assert torch.equal(ours.grad, theirs.grad)

@@ -40,7 +40,11 @@ def test_numbers_are_uniform_normal_and_whole():
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.01)
     normal = randn((50, 400), generator=generators, device=CPU)
     assert normal.std().item() == pytest.approx(1, abs=0.02)
-    assert set(randint(3, (50, 40), generator=generators, device=CPU).flatten().tolist()) == {0, 1, 2}
+    assert set(randint(3, (50, 40), generator=generators, device=CPU).flatten().tolist()) == {
+        0,
+        1,
+        2,
+    }
 
 
 def test_seeds_depend_on_every_number():
@@ -50,9 +54,13 @@ def test_seeds_depend_on_every_number():
 
 
 def test_the_wrong_number_or_device_is_named():
-    with pytest.raises(ValueError, match="`generator` must be one generator or 3, but got 2 of them"):
+    with pytest.raises(
+        ValueError, match="`generator` must be one generator or 3, but got 2 of them"
+    ):
         rand((3, 2), generator=clip_generators(0, range(2), CPU), device=CPU)
-    with pytest.raises(ValueError, match=r'`generator` must be on meta.*Create it with `torch.Generator\("meta"\)`'):
+    with pytest.raises(
+        ValueError, match=r'`generator` must be on meta.*Create it with `torch.Generator\("meta"\)`'
+    ):
         rand((1, 2), generator=torch.Generator(), device=torch.device("meta"))
 
 
@@ -74,5 +82,7 @@ def test_numbers_for_the_host_from_a_generator_without_float64(monkeypatch):
     assert len(set(numbers)) == 3
     assert all(0 <= number < 1 for number in numbers)
     monkeypatch.undo()
-    expected = torch.rand(2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
+    expected = torch.rand(
+        2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).tolist()
     assert host_rand(2, torch.Generator().manual_seed(1)) == expected

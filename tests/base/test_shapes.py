@@ -5,7 +5,13 @@ import warnings
 import pytest
 import torch
 
-from telecine.base.shapes import check_frames, check_range, check_same_shape, check_video, check_video_pair
+from telecine.base.shapes import (
+    check_frames,
+    check_range,
+    check_same_shape,
+    check_video,
+    check_video_pair,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +28,9 @@ from telecine.base.shapes import check_frames, check_range, check_same_shape, ch
     ],
 )
 def test_check_video(value, got, remedy):
-    with pytest.raises(ValueError, match=rf"`clip` must be a floating-point tensor.*but got .*{got}.*{remedy}"):
+    with pytest.raises(
+        ValueError, match=rf"`clip` must be a floating-point tensor.*but got .*{got}.*{remedy}"
+    ):
         check_video("clip", value)
 
 
@@ -36,7 +44,10 @@ def test_check_range(dtype):
     x = torch.linspace(-1.04, 1.04, 7, dtype=dtype).view(1, 1, 1, 1, 7)
     assert check_range("clip", x) is None
     for low, high in ((0, 255), (-1.2, 0), (0, float("inf"))):
-        with pytest.raises(ValueError, match=r"`clip` must be in the range \[-1, 1\], but got values from .* to .*Map"):
+        with pytest.raises(
+            ValueError,
+            match=r"`clip` must be in the range \[-1, 1\], but got values from .* to .*Map",
+        ):
             check_range("clip", torch.tensor([low, high], dtype=dtype).view(1, 1, 1, 1, 2))
 
 
@@ -54,20 +65,27 @@ def test_nan_is_not_a_question_of_range_and_other_devices_are_not_waited_for():
     ],
 )
 def test_check_frames(value, got, remedy):
-    with pytest.raises(ValueError, match=rf"`x` must be a floating-point tensor of shape \(N.*got .*{got}.*{remedy}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"`x` must be a floating-point tensor of shape \(N.*got .*{got}.*{remedy}",
+    ):
         check_frames("x", value)
 
 
 def test_check_same_shape():
     x = torch.zeros(2, 3)
     check_same_shape("x", x, "y", x.double())
-    with pytest.raises(ValueError, match=r"`x` must be of `y`'s shape \(2, 1\), but got .*\(2, 3\) on cpu. Crop or"):
+    with pytest.raises(
+        ValueError, match=r"`x` must be of `y`'s shape \(2, 1\), but got .*\(2, 3\) on cpu. Crop or"
+    ):
         check_same_shape("x", x, "y", x[:, :1])
 
 
 def test_videos_on_two_devices():
     video = torch.zeros(1, 3, 1, 4, 4)
-    with pytest.raises(ValueError, match=r"`reconstructions` must be on the same device.*, cpu.* on meta. Move"):
+    with pytest.raises(
+        ValueError, match=r"`reconstructions` must be on the same device.*, cpu.* on meta. Move"
+    ):
         check_video_pair(video, video.to("meta"))
 
 

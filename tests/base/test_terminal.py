@@ -52,9 +52,13 @@ def test_in_logs(capsys, monkeypatch):
     main(["checkpoint", "verify", "nowhere"])
     capsys.readouterr()
     handler = logging.lastResort
-    record = logger.makeRecord("telecine", logging.WARNING, "", 0, "skipped %s", ("\x1b[31m.mp4",), None)
+    record = logger.makeRecord(
+        "telecine", logging.WARNING, "", 0, "skipped %s", ("\x1b[31m.mp4",), None
+    )
     assert handler.format(record) == r"skipped \x1b[31m.mp4"
-    forged = logger.makeRecord("telecine.runs", logging.WARNING, "", 0, "skipped %s", ("a\nb",), None)
+    forged = logger.makeRecord(
+        "telecine.runs", logging.WARNING, "", 0, "skipped %s", ("a\nb",), None
+    )
     assert handler.format(forged) == r"skipped a\nb"
 
 
@@ -86,7 +90,10 @@ def test_a_log_has_a_line_now_and_then(monkeypatch, clock, items, total):
         clock.now += 20.0
         seen.append(item)
     assert seen == [0, 1, 2, 3, 4]
-    assert file.getvalue().splitlines() == ["measuring 2/5  1.0 min left", "measuring 4/5  0.3 min left"]
+    assert file.getvalue().splitlines() == [
+        "measuring 2/5  1.0 min left",
+        "measuring 4/5  0.3 min left",
+    ]
 
 
 def test_a_short_loop_prints_nothing_in_a_log(monkeypatch):

@@ -8,21 +8,38 @@ import pytest
 from telecine.__main__ import main
 from telecine.base.yaml_files import MAX_BYTES, line_of, parse_yaml, read_yaml
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg")
+)
 BAD = {
-    "aliases": (BOMB, r"settings without aliases \(`\*name`\), but got one in line 2\. Write the value out"),
+    "aliases": (
+        BOMB,
+        r"settings without aliases \(`\*name`\), but got one in line 2\. Write the value out",
+    ),
     "merged alias": ("a: &a {b: 1}\nc:\n  <<: *a\n", "but got one in line 3"),
-    "date as a name": ("a:\n  !!timestamp 2020-01-01: 3", "got other text .a name that is not plain text in line 2"),
+    "date as a name": (
+        "a:\n  !!timestamp 2020-01-01: 3",
+        "got other text .a name that is not plain text in line 2",
+    ),
     "list as a name": ("? [a]\n: 3", "got other text .a name that is not plain text in line 1"),
-    "brackets": ("a: 1\nb: " + "[" * 33 + "]" * 33, "nested at most 32 deep, but got more in line 2"),
+    "brackets": (
+        "a: 1\nb: " + "[" * 33 + "]" * 33,
+        "nested at most 32 deep, but got more in line 2",
+    ),
     "many brackets": ("[" * 10_000, "must be .*, but got"),
     "digits": ("steps: " + "9" * 5000, "must be YAML in UTF-8, but got other text .*digits"),
     "size": ("#" * (MAX_BYTES + 1), "at most 1048576 bytes, but got 1048577 bytes"),
-    "tag": ("a: !!python/object/apply:os.system [true]", "must be YAML in UTF-8, but got other text"),
+    "tag": (
+        "a: !!python/object/apply:os.system [true]",
+        "must be YAML in UTF-8, but got other text",
+    ),
     "list": ("- a\n- b\n", "`key: value` lines, but got a list in line 1"),
     "text": ("\nsettings\n", "`key: value` lines, but got text in line 2"),
     "NUL": ("a: \0", "must be YAML in UTF-8"),
-    "twice": ("steps: 1\nclips: {}\nsteps: 2\n", "other text .*`steps` is given twice, again in line 3"),
+    "twice": (
+        "steps: 1\nclips: {}\nsteps: 2\n",
+        "other text .*`steps` is given twice, again in line 3",
+    ),
 }
 
 
@@ -99,9 +116,22 @@ def test_plain_values_are_those_of_yaml_1_2(text, value):
 
 def test_the_line_of_a_setting(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("steps: 3\nclips.height: 3\nclips:\n  width: 4\n  buckets:\n  - {num_frames: 5,\n     height: 4}\n")
-    lines = {"steps": 1, "clips.height": 2, "clips": 3, "clips.width": 4, "clips.buckets.0.height": 7}
-    lines |= {"clips.width.start": 4, "clips.buckets.0.width": 6, "clips.stride": None, "seed": None}
+    path.write_text(
+        "steps: 3\nclips.height: 3\nclips:\n  width: 4\n  buckets:\n  - {num_frames: 5,\n     height: 4}\n"
+    )
+    lines = {
+        "steps": 1,
+        "clips.height": 2,
+        "clips": 3,
+        "clips.width": 4,
+        "clips.buckets.0.height": 7,
+    }
+    lines |= {
+        "clips.width.start": 4,
+        "clips.buckets.0.width": 6,
+        "clips.stride": None,
+        "seed": None,
+    }
     assert {name: line_of(path, name) for name in lines} == lines
     path.write_text("- [")
     assert line_of(path, "steps") is None

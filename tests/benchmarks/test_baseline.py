@@ -40,14 +40,20 @@ class Autoencoder(nn.Module):
 class Pair:
     """Both losses in float64 with the same weights, an autoencoder, and a batch of two clips."""
 
-    def __init__(self, import_module, discriminators, num_perceptual_frames=1, perceptual_weight=0.8):
+    def __init__(
+        self, import_module, discriminators, num_perceptual_frames=1, perceptual_weight=0.8
+    ):
         baseline_classes = import_module("baseline_discriminators").BASELINE_DISCRIMINATORS
         names, num_frames, options = DISCRIMINATORS[discriminators]
         torch.manual_seed(0)
         networks = {}
         baseline_networks = {}
         for argument, name in names.items():
-            sizes = {**IMAGE, **options, **({} if name == "Discriminator" else {"frame_num": num_frames})}
+            sizes = {
+                **IMAGE,
+                **options,
+                **({} if name == "Discriminator" else {"frame_num": num_frames}),
+            }
             networks[argument] = getattr(telecine, name)(**sizes)
             baseline_networks[argument.removesuffix("_kwargs")] = baseline_classes[name](**sizes)
         weights = {"perceptual_weight": perceptual_weight, "adversarial_loss_weight": 0.5}
@@ -61,7 +67,10 @@ class Pair:
             penalty={"every": 2},
         ).double()
         self.baseline = import_module("baseline").BaselineLoss(
-            **weights, **baseline_networks, grad_penalty_loss_weight=20, num_perceptual_frames=num_perceptual_frames
+            **weights,
+            **baseline_networks,
+            grad_penalty_loss_weight=20,
+            num_perceptual_frames=num_perceptual_frames,
         )
         self.baseline.load_state_dict(self.telecine.state_dict(), strict=True)
         self.baseline.double()
@@ -85,17 +94,23 @@ def assert_same_gradients(telecine_gradients, baseline_gradients):
         assert gradient.abs().sum() > 0 or name.endswith("to_logits.3.bias")
         # Relative to the largest element: telecine takes the norms of the adaptive weight in float32.
         largest = baseline_gradients[name].abs().max().item()
-        torch.testing.assert_close(gradient, baseline_gradients[name], rtol=1e-6, atol=1e-6 * largest)
+        torch.testing.assert_close(
+            gradient, baseline_gradients[name], rtol=1e-6, atol=1e-6 * largest
+        )
 
 
 def test_every_published_discriminator_has_a_baseline(benchmark_module):
     classes = benchmark_module("baseline_discriminators").BASELINE_DISCRIMINATORS
     assert classes.keys() == {case["discriminator"] for case in GOLDEN["CASES"]}
     for name, cls in classes.items():
-        assert not isinstance(cls(**IMAGE), getattr(telecine, name)), "the baseline shares no code with telecine"
+        assert not isinstance(cls(**IMAGE), getattr(telecine, name)), (
+            "the baseline shares no code with telecine"
+        )
 
 
-@pytest.mark.parametrize("case", GOLDEN["CASES"], ids=lambda case: f"{case['discriminator']}-{len(case['config'])}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["CASES"], ids=lambda case: f"{case['discriminator']}-{len(case['config'])}"
+)
 class TestGolden:
     @pytest.fixture
     def discriminator(self, benchmark_module, case):
@@ -106,7 +121,9 @@ class TestGolden:
 
     def test_state_dicts_are_interchangeable(self, discriminator, case):
         other = GOLDEN["build"](case)
-        assert {name: list(weight.shape) for name, weight in discriminator.named_parameters()} == case["parameters"]
+        assert {
+            name: list(weight.shape) for name, weight in discriminator.named_parameters()
+        } == case["parameters"]
         discriminator.load_state_dict(other.state_dict(), strict=True)
         other.load_state_dict(discriminator.state_dict(), strict=True)
 
@@ -153,7 +170,9 @@ def test_autoencoder_step(benchmark_module, cached_weights, discriminators, num_
     assert_same_gradients(telecine_gradients, gradients(baseline_loss, pair.autoencoder))
 
 
-@pytest.mark.parametrize(("discriminators", "penalty"), [("video", True), ("both, blurred", True), ("both", False)])
+@pytest.mark.parametrize(
+    ("discriminators", "penalty"), [("video", True), ("both, blurred", True), ("both", False)]
+)
 @pytest.mark.slow
 def test_discriminator_step(benchmark_module, discriminators, penalty):
     pair = Pair(benchmark_module, discriminators, perceptual_weight=0)
@@ -189,5 +208,8 @@ def test_comparison_detects_other_weights(benchmark_module):
     with torch.no_grad():
         next(iter(changed.parameters())).add_(0.1)
     fake = pair.autoencoder(pair.real).detach()
-    losses = [loss.discriminator_step(pair.real, fake, penalty=False)[0].item() for loss in (pair.baseline, changed)]
+    losses = [
+        loss.discriminator_step(pair.real, fake, penalty=False)[0].item()
+        for loss in (pair.baseline, changed)
+    ]
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)

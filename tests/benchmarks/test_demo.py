@@ -22,28 +22,47 @@ objective: {perceptual_weight: 0}
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
-def test_each_seed_is_compared_with_the_baseline_on_each_set_of_clips(run_here, tables_in, tmp_path, monkeypatch):
+def test_each_seed_is_compared_with_the_baseline_on_each_set_of_clips(
+    run_here, tables_in, tmp_path, monkeypatch
+):
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
     (tmp_path / "small.yaml").write_text(SMALL)
     face = sample_videos()[0]
-    arguments = ["--config", str(tmp_path / "small.yaml"), "--unseen", str(face), "-o", str(tmp_path / "runs")]
+    arguments = [
+        "--config",
+        str(tmp_path / "small.yaml"),
+        "--unseen",
+        str(face),
+        "-o",
+        str(tmp_path / "runs"),
+    ]
     header, rows = tables_in(run_here("demo.py", "--seeds", "3", "4", *arguments))[-1]
     assert header == ["model", "clips", "PSNR", "SSIM", "LPIPS-Alex", "LPIPS-VGG"]
     assert [row[:2] for row in rows] == [
-        [model, clips] for model in ("linear baseline", "seed 3", "seed 4") for clips in ("held out", face.name)
+        [model, clips]
+        for model in ("linear baseline", "seed 3", "seed 4")
+        for clips in ("held out", face.name)
     ]
     assert rows[2][2:] != rows[4][2:]
     assert float(rows[0][2]) == pytest.approx(float(rows[2][2]), abs=1.0)
     with Image.open(tmp_path / "runs" / "held_out.png") as picture:
-        assert picture.size == (100 + 4, 3 * 100 + 4), "a clip in three rows of 32 pixels, three times as large"
+        assert picture.size == (100 + 4, 3 * 100 + 4), (
+            "a clip in three rows of 32 pixels, three times as large"
+        )
 
 
 @pytest.mark.slow
-def test_linear_autoencoders_with_more_channels_are_better_on_held_out_clips(run_here, tables_in, tmp_path):
+def test_linear_autoencoders_with_more_channels_are_better_on_held_out_clips(
+    run_here, tables_in, tmp_path
+):
     (tmp_path / "small.yaml").write_text(SMALL)
     arguments = ["--config", str(tmp_path / "small.yaml"), "--latents", "4x8x8x2", "4x8x8x8"]
     ((_, [baseline, few, many]),) = tables_in(run_here("demo.py", "--seeds", *arguments))
-    assert [baseline[0], few[0], many[0]] == ["linear baseline", "linear, 4x8x8x2", "linear, 4x8x8x8"]
+    assert [baseline[0], few[0], many[0]] == [
+        "linear baseline",
+        "linear, 4x8x8x2",
+        "linear, 4x8x8x8",
+    ]
     better = [float(y) - float(x) for x, y in zip(few[2:], many[2:], strict=True)]
     assert better[0] > 1
     assert better[1] > 0 > max(better[2:])
@@ -51,4 +70,6 @@ def test_linear_autoencoders_with_more_channels_are_better_on_held_out_clips(run
 
 @pytest.mark.parametrize("latent", ["4x8x8", "4x8x16x2"])
 def test_a_latent_that_is_none(run_here, latent):
-    assert f"as in 4x8x8x16, but got {latent}" in run_here("demo.py", "--latents", latent, returns=2)
+    assert f"as in 4x8x8x16, but got {latent}" in run_here(
+        "demo.py", "--latents", latent, returns=2
+    )

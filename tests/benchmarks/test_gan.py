@@ -21,7 +21,12 @@ SMALL = {
     "val_clips": 1,
     "device": "cpu",
     "clips": {"num_frames": 5, "height": 32, "width": 32, "num_workers": 0},
-    "causal_vae": {"base_channels": 8, "blocks_per_level": 1, "patch_size": 4, "channel_multipliers": [1]}
+    "causal_vae": {
+        "base_channels": 8,
+        "blocks_per_level": 1,
+        "patch_size": 4,
+        "channel_multipliers": [1],
+    }
     | {"time_compression": 4, "spatial_compression": 4, "latent_channels": 4},
     "objective": {
         "adversarial_loss_weight": 0.0,
@@ -32,7 +37,9 @@ SMALL = {
     "discriminator": {"dim": 1},
 }
 WITH_GAN = SMALL | {"objective": SMALL["objective"] | {"adversarial_loss_weight": 1.0}}
-EARLY = SMALL | {"objective": {"adversarial_loss_weight": 1.0, "disc_start": 1, "gan": {"disc_train_start": 0}}}
+EARLY = SMALL | {
+    "objective": {"adversarial_loss_weight": 1.0, "disc_start": 1, "gan": {"disc_train_start": 0}}
+}
 
 
 class PixelDistance(nn.Module):
@@ -67,10 +74,30 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
     grid = tmp_path / "grid.yaml"
     runs = tmp_path / "runs"
     grid.write_text(json.dumps({"no GAN": SMALL, "GAN": WITH_GAN}))
-    command = ("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3", "4")
+    command = (
+        "gan.py",
+        str(grid),
+        "--videos",
+        str(videos),
+        "--runs",
+        str(runs),
+        "--seeds",
+        "3",
+        "4",
+    )
     picture = ("--picture", str(tmp_path / "gan.png"))
     tables = tables_in(run_here(*command, *picture))
-    metrics = ["psnr", "ssim", "lpips_alex", "lpips_vgg", "dists", "fsim", "sharpness", "flicker", "frechet, all clips"]
+    metrics = [
+        "psnr",
+        "ssim",
+        "lpips_alex",
+        "lpips_vgg",
+        "dists",
+        "fsim",
+        "sharpness",
+        "flicker",
+        "frechet, all clips",
+    ]
     assert len(tables) == 6
     for header, rows in tables[:4]:
         assert header == ["run", "seeds", *metrics]
@@ -78,22 +105,34 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
     names = [[row[0] for row in rows] for _, rows in tables]
     trivial = ["linear baseline", "no GAN, unsharp mask"]
     assert names == [["no GAN", *trivial, "GAN"], [*trivial, "GAN"]] * 2 + [["no GAN", "GAN"]] * 2
-    assert [float(row[8].partition(" ")[0]) for row in tables[2][1]][2] == pytest.approx(0.6, abs=0.001)
-    assert all(re.fullmatch(r"\d+\.\d+ ± \d+\.\d+", cell) for _, _, *cells in tables[0][1] for cell in cells)
+    assert [float(row[8].partition(" ")[0]) for row in tables[2][1]][2] == pytest.approx(
+        0.6, abs=0.001
+    )
+    assert all(
+        re.fullmatch(r"\d+\.\d+ ± \d+\.\d+", cell)
+        for _, _, *cells in tables[0][1]
+        for cell in cells
+    )
     difference = r"[+-]\d+\.\d+ ± \d+\.\d+( %)?\*?"
     assert all(re.fullmatch(difference, cell) for _, _, *cells in tables[1][1] for cell in cells)
     health_header, (without, with_gan) = tables[4]
     assert health_header[3] == "clipped, discriminators"
     assert (without[3], with_gan[1]) == ("n/a", "0.000 ± 0.000")
     with Image.open(runs / "gan-3.png") as frames:
-        assert frames.size == (6 * 34 + 2, 2 * 34 + 2), "one held-out clip and six of the other video"
+        assert frames.size == (6 * 34 + 2, 2 * 34 + 2), (
+            "one held-out clip and six of the other video"
+        )
     with Image.open(tmp_path / "gan.png") as drawn:
         assert drawn.size == (90 + 2 * 98, 3 * 98), "two clips of the inputs, and of both runs"
 
     times = {path: path.stat().st_mtime_ns for path in runs.iterdir()}
-    assert len(times) == 2 * (2 * 2 + 1), "a result and a picture of each run, and one start of each seed"
+    assert len(times) == 2 * (2 * 2 + 1), (
+        "a result and a picture of each run, and one start of each seed"
+    )
     assert tables_in(run_here(*command))[:5] == tables[:5]
-    assert {path: path.stat().st_mtime_ns for path in runs.iterdir()} == times, "finished runs are not repeated"
+    assert {path: path.stat().st_mtime_ns for path in runs.iterdir()} == times, (
+        "finished runs are not repeated"
+    )
 
     grid.write_text(json.dumps({"no GAN": SMALL | {"steps": 5}}))
     with pytest.raises(ValueError, match="`--runs` must be a folder of runs with these settings"):
@@ -105,13 +144,20 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures", "fast_distances")
-def test_a_decoder_that_generates_has_a_row_for_each_number_of_steps(run_here, tables_in, tmp_path, videos):
+def test_a_decoder_that_generates_has_a_row_for_each_number_of_steps(
+    run_here, tables_in, tmp_path, videos
+):
     grid = tmp_path / "grid.yaml"
     runs = tmp_path / "runs"
     flow = SMALL | {"causal_vae": SMALL["causal_vae"] | {"decoder": "flow"}}
-    student = SMALL | {"teacher": "flow", "causal_vae": flow["causal_vae"] | {"flow": {"one_step": True}}}
+    student = SMALL | {
+        "teacher": "flow",
+        "causal_vae": flow["causal_vae"] | {"flow": {"one_step": True}},
+    }
     grid.write_text(json.dumps({"no GAN": SMALL, "flow": flow, "one step": student}))
-    tables = tables_in(run_here("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3"))
+    tables = tables_in(
+        run_here("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3")
+    )
     rows = ["flow", "flow, 2 steps", "flow, 4 steps", "one step"]
     names = [[row[0] for row in rows] for _, rows in tables]
     trivial = ["linear baseline", "no GAN, unsharp mask"]
@@ -127,7 +173,10 @@ def test_a_decoder_that_generates_has_a_row_for_each_number_of_steps(run_here, t
 def test_a_run_that_diverged_is_in_the_last_table_only(benchmark_module):
     gan = benchmark_module("gan")
     runs = benchmark_module("gan_runs")
-    outcomes = {("GAN", 0): runs.Outcome({}, {}, ["not_finite"]), ("no GAN", 0): runs.Outcome({}, {"psnr": 20.0}, [])}
+    outcomes = {
+        ("GAN", 0): runs.Outcome({}, {}, ["not_finite"]),
+        ("no GAN", 0): runs.Outcome({}, {"psnr": 20.0}, []),
+    }
     assert gan.value_row("GAN", [0, 1], outcomes, {"psnr": 2}) == ["GAN", "0", "n/a"]
     assert gan.value_row("no GAN", [0, 1], outcomes, {"psnr": 2}) == ["no GAN", "1", "20.00"]
     assert gan.difference_row("GAN", "no GAN", [0, 1], outcomes, {"ssim": 2}) == ["GAN", "0", "n/a"]
@@ -138,7 +187,12 @@ def test_only_runs_that_start_alike_share_their_start(benchmark_module):
     runs = benchmark_module("gan_runs")
     base, with_gan, early = (runs.read_config(settings) for settings in (SMALL, WITH_GAN, EARLY))
     lower = runs.read_config(SMALL, {"optimizer": {"lr": 1e-5}})
-    assert [runs.shares_start(config, base) for config in (base, with_gan, early, lower)] == [True, True, False, False]
+    assert [runs.shares_start(config, base) for config in (base, with_gan, early, lower)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.fixture
@@ -147,7 +201,9 @@ def run_until(benchmark_module, cached_weights, tmp_path):
     module = benchmark_module("gan_runs")
 
     def run_until(step, config, saved=None):
-        run = module.Run(config, module.build_clips(config, module.build_autoencoder(config)), tmp_path)
+        run = module.Run(
+            config, module.build_clips(config, module.build_autoencoder(config)), tmp_path
+        )
         if saved is not None:
             run.load(saved)
         run.train_until(step)
@@ -162,7 +218,9 @@ def demo_with(benchmark_module, *changes):
 
 
 @pytest.mark.slow
-def test_runs_equal_the_trainers_bit_for_bit(benchmark_module, run_until, without_pictures, tmp_path):
+def test_runs_equal_the_trainers_bit_for_bit(
+    benchmark_module, run_until, without_pictures, tmp_path
+):
     base, config = (demo_with(benchmark_module, changes) for changes in (SMALL, WITH_GAN))
     trained = train(replace(config, output_dir=str(tmp_path / "run")))
     (weights,) = (load_file(path) for path in (trained.checkpoint / "ema").glob("*.safetensors"))
@@ -205,4 +263,6 @@ def test_the_shipped_runs_are_valid(benchmark_module, tmp_path):
     for name, teacher in runs.teachers.items():
         student = runs.config(name, 1).causal_vae
         other = runs.config(teacher, 1).causal_vae
-        assert student == replace(other, flow=replace(other.flow, one_step=True)), "the weights of the teacher fit"
+        assert student == replace(other, flow=replace(other.flow, one_step=True)), (
+            "the weights of the teacher fit"
+        )

@@ -21,7 +21,9 @@ def test_interleaved_runs_all_steps_in_each_round(benchmark_module):
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in "ab"}
     ticks = iter(range(100))
-    seconds = benchmark_module("measure").interleaved(steps, rounds=2, warmup=1, clock=lambda: next(ticks))
+    seconds = benchmark_module("measure").interleaved(
+        steps, rounds=2, warmup=1, clock=lambda: next(ticks)
+    )
     assert calls == ["a", "b"] * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
     assert set(seconds["a"] + seconds["b"]) == {1}

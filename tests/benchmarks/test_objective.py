@@ -2,7 +2,13 @@ import importlib.util
 
 import pytest
 
-VIDEO = ["autoencoder step", "discriminator step", "discriminator step, penalty", "update", "update, penalty"]
+VIDEO = [
+    "autoencoder step",
+    "discriminator step",
+    "discriminator step, penalty",
+    "update",
+    "update, penalty",
+]
 FRAMES = [f"4 single frames: {title}" for title in VIDEO[:3]]
 LAZY_PENALTY = "update, penalty on every 16th step of telecine, every step of the baseline"
 HAS_MAGVIT2 = importlib.util.find_spec("magvit2_pytorch") is not None
@@ -32,13 +38,17 @@ def assert_ratios(header, rows, ratio):
 @pytest.mark.slow
 def test_times(run_here, tables_in):
     text = run_here("objective.py", "--smoke", "--configs", "1,16,4,2", "--only", "time")
-    assert [line for line in text.splitlines() if line.startswith("##")] == ["## dim 1, 16 px, 4 frames, batch 2"]
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## dim 1, 16 px, 4 frames, batch 2"
+    ]
     (times,) = tables_in(text)
     assert times[0][3:] == ["baseline / telecine", "magvit2-pytorch", "magvit2-pytorch / telecine"]
     assert [title for title, *_ in times[1]] == [*VIDEO, *FRAMES, LAZY_PENALTY]
     assert_ratios(*times, ratio=lambda telecine, other: other / telecine)
     by_title = {title: cells for title, *cells in times[1]}
-    lazy, plain, with_penalty = (float(by_title[title][0]) for title in (LAZY_PENALTY, "update", "update, penalty"))
+    lazy, plain, with_penalty = (
+        float(by_title[title][0]) for title in (LAZY_PENALTY, "update", "update, penalty")
+    )
     assert lazy == pytest.approx((15 * plain + with_penalty) / 16, rel=0.02)
     assert by_title[LAZY_PENALTY][1] == by_title["update, penalty"][1]
 

@@ -9,7 +9,9 @@ from telecine.settings.validate import settings_of
 
 @pytest.mark.slow
 def test_table(run_here, tables_in, monkeypatch):
-    monkeypatch.setattr("telecine.LPIPS", lambda net: LPIPS("alex"))  # a tenth of VGG16's operations
+    monkeypatch.setattr(
+        "telecine.LPIPS", lambda net: LPIPS("alex")
+    )  # a tenth of VGG16's operations
     text = run_here("options.py", "--smoke")
     assert text.startswith("dim 1, 32 px, 4 frames, batch 1; ")
     (_, [reference, *rows]), (_, latent) = tables_in(text)
@@ -27,10 +29,17 @@ def test_every_setting_is_measured(benchmark_module):
     module = benchmark_module("options")
     measured = {name for options in module.OPTIONS.values() for name in options}
     rows = [*module.OPTIONS.values(), *module.LATENT_TERMS.values()]
-    terms = {name.removeprefix("terms.") for options in rows for name in options if name.startswith("terms.")}
+    terms = {
+        name.removeprefix("terms.")
+        for options in rows
+        for name in options
+        if name.startswith("terms.")
+    }
     assert terms == set(benchmark_module("telecine.objective.terms").TERMS)
     groups = ("reconstruction", "perceptual", "gan", "penalty", "adaptive_weight")
-    names = {item.name for item in settings_of(ObjectiveConfig) if item.name.partition(".")[0] in groups}
+    names = {
+        item.name for item in settings_of(ObjectiveConfig) if item.name.partition(".")[0] in groups
+    }
     names -= {*groups}
     assert names - measured == {
         "reconstruction.nll_reduction",

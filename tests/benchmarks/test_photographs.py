@@ -37,5 +37,8 @@ def test_a_window_turns_around_its_centre(photographs):
     dot[:, 148:153, 148:153] = 255
     for angle in (0.0, 0.5, 1.5):
         shown = photographs._shown(dot, photographs._View(0.5, 0.5, 1.0, angle))[..., 0].float()
-        row, column = ((shown.sum(axis) * torch.arange(n)).sum() / shown.sum() for axis, n in ((1, 96), (0, 128)))
+        row, column = (
+            (shown.sum(axis) * torch.arange(n)).sum() / shown.sum()
+            for axis, n in ((1, 96), (0, 128))
+        )
         assert (float(row), float(column)) == pytest.approx((47.5, 63.5), abs=0.1)

@@ -12,7 +12,9 @@ def test_controls_have_the_size_of_the_model(benchmark_module, monkeypatch, tmp_
     module = benchmark_module("probe")
     monkeypatch.setattr(module, "NUM_FITTED", 4)
     for seed, name in enumerate(("data/one.mp4", "unseen/two.mp4")):
-        frames = torch.randint(256, (12, 32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        frames = torch.randint(
+            256, (12, 32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+        )
         write_video(tmp_path / name, frames, fps=25)
     model = CausalVAE(CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1))
     model.save_pretrained(tmp_path / "model")
@@ -34,7 +36,9 @@ def test_rank_correlations_are_those_of_the_order(benchmark_module):
     module = benchmark_module("probe")
     assert module.rank_correlation([1.0, 2.0, 9.0], [0.1, 0.2, 0.3]) == "+1.00"
     assert module.rank_correlation([1.0, 2.0], [3.0, 3.0]) == "n/a"
-    figures = [{"rank": -value, "probe: share": value, "probe: seconds": 1.0} for value in (1.0, 2.0, 9.0)]
+    figures = [
+        {"rank": -value, "probe: share": value, "probe: seconds": 1.0} for value in (1.0, 2.0, 9.0)
+    ]
     table = module.table_of_correlations(figures)
     assert table.splitlines()[0] == "| rank correlation | rank |"
     assert table.splitlines()[2:] == ["| probe: share | -1.00 |"]

@@ -36,4 +36,6 @@ def test_plans_of_recipes(benchmark_module, monkeypatch, tmp_path):
     assert (name, clip) == ("Cosmos", "9 x 512 x 512")
     assert float(peak) > 0
     assert seen == [("cosmos", "whole", "24gb")]
-    assert set(module.RECIPES.values()) == {path.stem for path in (RECIPES / "models").glob("*.yaml")}
+    assert set(module.RECIPES.values()) == {
+        path.stem for path in (RECIPES / "models").glob("*.yaml")
+    }

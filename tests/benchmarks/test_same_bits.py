@@ -52,14 +52,18 @@ def names_of(settings, prefix=""):
     return names
 
 
-def test_every_case_sets_every_setting_that_older_versions_have(same_bits, same_bits_cases, tmp_path):
+def test_every_case_sets_every_setting_that_older_versions_have(
+    same_bits, same_bits_cases, tmp_path
+):
     assert list(same_bits.CASES) == CASES
     expected = names_of(yaml.safe_load(as_yaml(TrainConfig()))) - names_of(same_bits_cases.LATER)
     for name, case in same_bits.CASES.items():
         (tmp_path / name).mkdir()
         path = same_bits.prepare(case, tmp_path / name, 40)
         settings = yaml.safe_load(path.read_text())
-        names = {setting for setting in names_of(settings) if not setting.startswith("objective.terms.")}
+        names = {
+            setting for setting in names_of(settings) if not setting.startswith("objective.terms.")
+        }
         assert names == expected, name
         assert read_config(settings).steps == 40
     assert len(list((tmp_path / "image_batches" / "data").glob("*.png"))) == 6
@@ -67,7 +71,9 @@ def test_every_case_sets_every_setting_that_older_versions_have(same_bits, same_
 
 def test_the_other_settings_have_the_values_that_do_what_older_versions_do(same_bits_cases):
     earlier_flow = FlowConfig(shift=1.0, noise_fraction=0.0)
-    expected = TrainConfig(clips=ClipConfig(**EARLIER), causal_vae=CausalVAEConfig(flow=earlier_flow))
+    expected = TrainConfig(
+        clips=ClipConfig(**EARLIER), causal_vae=CausalVAEConfig(flow=earlier_flow)
+    )
     assert read_config(same_bits_cases.LATER) == expected
 
 
@@ -103,14 +109,18 @@ def against_this_checkout(same_bits, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_two_trainings_of_one_checkout_are_the_same(against_this_checkout, trained_here, cached_weights):
+def test_two_trainings_of_one_checkout_are_the_same(
+    against_this_checkout, trained_here, cached_weights
+):
     case = "patch_relativistic_r1_r2"
     assert against_this_checkout("--cases", case, "--steps", "2") == (0, f"{case}: the same\n")
 
 
 def test_the_first_differences_are_printed(same_bits, against_this_checkout, monkeypatch, tmp_path):
     runs = [
-        write_run(tmp_path / name, torch.zeros(2), **{f"m{number:02}": value for number in range(12)})
+        write_run(
+            tmp_path / name, torch.zeros(2), **{f"m{number:02}": value for number in range(12)}
+        )
         for name, value in (("one", 1.0), ("other", 2.0))
     ]
     monkeypatch.setattr(same_bits, "train", lambda case, src, folder, num_steps: runs.pop(0))
@@ -118,7 +128,9 @@ def test_the_first_differences_are_printed(same_bits, against_this_checkout, mon
     assert status == 1
     first, *lines, last = printed.splitlines()
     assert first == "demo: 12 differences"
-    assert lines == [f"  metrics.jsonl: m{number:02} is 1.0 and 2.0 at step 1" for number in range(10)]
+    assert lines == [
+        f"  metrics.jsonl: m{number:02} is 1.0 and 2.0 at step 1" for number in range(10)
+    ]
     assert last == "  and 2 more"
 
 
@@ -127,7 +139,10 @@ def write_run(folder, tensor, **metrics):
     checkpoint = folder / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
     save_file({"weight": tensor, "bias": torch.ones(2)}, checkpoint / "objective.safetensors")
-    lines = [{"step": 0, "val/psnr": 1.0}, {"step": 1, "train/clips_per_second": torch.rand(()).item(), **metrics}]
+    lines = [
+        {"step": 0, "val/psnr": 1.0},
+        {"step": 1, "train/clips_per_second": torch.rand(()).item(), **metrics},
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     return folder
 
@@ -144,8 +159,16 @@ def test_clocks_and_the_order_of_values_do_not_count(same_bits, tmp_path):
         (torch.tensor([0.0, -0.0]), {"a": 1.0}, "objective.safetensors: weight differs by 0"),
         (torch.tensor([0.0, 0.5]), {"a": 1.0}, "objective.safetensors: weight differs by 0.5"),
         (torch.zeros(1), {"a": 1.0}, "objective.safetensors: weight differs in shape"),
-        (torch.zeros(2, dtype=torch.float64), {"a": 1.0}, "objective.safetensors: weight differs by 0"),
-        (torch.zeros(2), {"a": 1.0 + 2**-50}, f"metrics.jsonl: a is 1.0 and {1.0 + 2**-50} at step 1"),
+        (
+            torch.zeros(2, dtype=torch.float64),
+            {"a": 1.0},
+            "objective.safetensors: weight differs by 0",
+        ),
+        (
+            torch.zeros(2),
+            {"a": 1.0 + 2**-50},
+            f"metrics.jsonl: a is 1.0 and {1.0 + 2**-50} at step 1",
+        ),
         (torch.zeros(2), {}, "metrics.jsonl: a is 1.0 and None at step 1"),
     ],
 )
@@ -179,7 +202,9 @@ def test_a_sharded_optimizer_is_compared_with_a_whole_one(same_bits, tmp_path):
         save_shards(shard_file(sharded, rank, 2), {"optimizer": copy})
     assert list(same_bits.differences(one, other)) == []
     save_file({"0.exp_avg": torch.zeros(3)}, whole / "optimizer.safetensors")
-    assert list(same_bits.differences(one, other)) == ["optimizer.safetensors: 0.exp_avg differs by 2"]
+    assert list(same_bits.differences(one, other)) == [
+        "optimizer.safetensors: 0.exp_avg differs by 2"
+    ]
 
 
 def test_another_package_is_refused(same_bits, tmp_path):

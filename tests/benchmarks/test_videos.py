@@ -20,7 +20,10 @@ def videos(benchmark_module, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "unpack_package", unpack)
     monkeypatch.setattr(module, "sample_videos", lambda: [sample])
     monkeypatch.setattr(module, "SEEN", {"sample.mp4": hashlib.sha256(b"sample").hexdigest()})
-    digests = {"doc/a.avi": hashlib.sha256(b"a").hexdigest(), "doc/b.mp4.gz": hashlib.sha256(b"b").hexdigest()}
+    digests = {
+        "doc/a.avi": hashlib.sha256(b"a").hexdigest(),
+        "doc/b.mp4.gz": hashlib.sha256(b"b").hexdigest(),
+    }
     monkeypatch.setattr(module, "UNSEEN", digests)
     return module
 
@@ -28,13 +31,19 @@ def videos(benchmark_module, monkeypatch, tmp_path):
 def test_videos_are_unpacked_into_two_folders(videos, tmp_path):
     folder = tmp_path / "videos"
     paths = videos.fetch(folder)
-    assert [str(path.relative_to(folder)) for path in paths] == ["seen/sample.mp4", "unseen/a.avi", "unseen/b.mp4"]
+    assert [str(path.relative_to(folder)) for path in paths] == [
+        "seen/sample.mp4",
+        "unseen/a.avi",
+        "unseen/b.mp4",
+    ]
     assert [path.read_bytes() for path in paths] == [b"sample", b"a", b"b"]
 
 
 def test_another_file_is_refused(videos, tmp_path):
     videos.UNSEEN["doc/a.avi"] = "0" * 64
-    with pytest.raises(ValueError, match=r"`a.avi` must be the file of SHA-256 0{64}.*[Aa]nother version"):
+    with pytest.raises(
+        ValueError, match=r"`a.avi` must be the file of SHA-256 0{64}.*[Aa]nother version"
+    ):
         videos.fetch(tmp_path / "videos")
     assert not (tmp_path / "videos" / "unseen").exists()
 

@@ -75,7 +75,9 @@ for chosen in (None, "ACTIVE"):
     print(before, os.environ["OMP_WAIT_POLICY"], worker.stdout)
 """
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     words = [word for word in done.stdout.split() if word != __version__]
     assert words == [*("None", "PASSIVE", "PASSIVE"), *("PASSIVE", "ACTIVE", "ACTIVE")], done.stderr
 
@@ -91,8 +93,14 @@ def test_runs_as_a_module(forks):
     ("arguments", "message"),
     [
         (["train", "--data", "x", "--stepz", "3"], "Did you mean `--steps`?"),
-        (["train", "--data", "x", "--objective.disc_strat", "3"], "Did you mean `--objective.disc_start`?"),
-        (["train", "--data", "x", "--steps", "many"], "`--steps` must be a whole number, but got 'many' (str)."),
+        (
+            ["train", "--data", "x", "--objective.disc_strat", "3"],
+            "Did you mean `--objective.disc_start`?",
+        ),
+        (
+            ["train", "--data", "x", "--steps", "many"],
+            "`--steps` must be a whole number, but got 'many' (str).",
+        ),
         (
             ["train", "--data", "x", "--steps", "0"],
             "`--steps` must be at least 1, but got '0' (str).",
@@ -103,10 +111,19 @@ def test_runs_as_a_module(forks):
             "`--clips.num_frames` must be a whole number, but got '17",
         ),
         (["train", "--mixed_precision", "fp8"], "Use bf16: fp8 is for large matrix products"),
-        (["train", "--clips.cache", "maybe"], "`--clips.cache` must be true or false, but got 'maybe'"),
+        (
+            ["train", "--clips.cache", "maybe"],
+            "`--clips.cache` must be true or false, but got 'maybe'",
+        ),
         (["train", "--clips.heigth", "3"], "Did you mean `--clips.height`?"),
-        (["train", "--objective.terms.wavelet.weigth", "3"], "Did you mean `--objective.terms.wavelet.weight`?"),
-        (["train", "--clips.buckets", "[{num_frames: 9, heigth: 3}]"], "`--clips.buckets.0.heigth` is not a setting"),
+        (
+            ["train", "--objective.terms.wavelet.weigth", "3"],
+            "Did you mean `--objective.terms.wavelet.weight`?",
+        ),
+        (
+            ["train", "--clips.buckets", "[{num_frames: 9, heigth: 3}]"],
+            "`--clips.buckets.0.heigth` is not a setting",
+        ),
         (["train", "--model_arguments", "3"], "model_arguments"),
         (["train", "--steps"], "--steps: expected one argument"),
         (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml, which does not exist"),
@@ -115,7 +132,10 @@ def test_runs_as_a_module(forks):
         (["train", "/"], "`/` is not an argument of this command. Did you mean `--data /`?"),
         (["data", "x", "/"], "`/` is not an argument of this command. Write a list"),
         (["train", "--config", "x"], "a recipe (24gb, "),
-        (["train", "--data", "x", "--clips", "3"], "`--clips` must be a group of settings, but got 3"),
+        (
+            ["train", "--data", "x", "--clips", "3"],
+            "`--clips` must be a group of settings, but got 3",
+        ),
         (
             ["train", "--optimizer.betas", "0.3"],
             "`--optimizer.betas` must be a list of at least 2 values, but got [0.3] (list).",
@@ -124,19 +144,31 @@ def test_runs_as_a_module(forks):
             ["train", "--trackers", "wandb", "tensorboard"],
             "`tensorboard` is not an argument of this command. Write a list with commas",
         ),
-        (["train", "--data", "x", "--optimizer.lr", "3e38"], "`--optimizer.lr` must be at most 10, but got '3e38'"),
-        (["train", "--batch_size", "huge"], "must be a whole number or 'auto', but got 'huge' (str)."),
+        (
+            ["train", "--data", "x", "--optimizer.lr", "3e38"],
+            "`--optimizer.lr` must be at most 10, but got '3e38'",
+        ),
+        (
+            ["train", "--batch_size", "huge"],
+            "must be a whole number or 'auto', but got 'huge' (str).",
+        ),
         (
             ["train", "--output_dir", "/proc/x"],
             "`--output_dir` must be a folder that can be made, but got /proc/x (No such",
         ),
         (["train", "--dat", "x"], "--dat"),
-        (["train", "--data", "x", "--objective.perceptual.num_frames", "every"], "objective.perceptual.num_frames"),
+        (
+            ["train", "--data", "x", "--objective.perceptual.num_frames", "every"],
+            "objective.perceptual.num_frames",
+        ),
         (
             ["train", "--data", "x", "--objective.gan.loss", "hing"],
             "Did you mean `hinge`?",
         ),
-        (["train", "--data", "x", "--objective.reconstruction.loss", "l2"], "'mse', 'l1' or 'charbonnier'"),
+        (
+            ["train", "--data", "x", "--objective.reconstruction.loss", "l2"],
+            "'mse', 'l1' or 'charbonnier'",
+        ),
         (["train", "--data", "x", "--objective.penalty.kind", "r3"], "'r1_and_r2'"),
         (["train", "--data", "x", "--discriminator.video", "patches"], "Did you mean `patch`?"),
         (
@@ -151,20 +183,32 @@ def test_runs_as_a_module(forks):
             ["train", "--data", "x", "--objective.quantizer_aux_loss_weight.stat", "3"],
             "Did you mean `--objective.quantizer_aux_loss_weight.start`?",
         ),
-        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.start", "3"], "must be a group with `weight`"),
-        (["train", "--data", "x", "--val_data", "y"], "a list or tar files, but got x, which does not exist"),
+        (
+            ["train", "--data", "x", "--objective.quantizer_aux_loss_weight.start", "3"],
+            "must be a group with `weight`",
+        ),
+        (
+            ["train", "--data", "x", "--val_data", "y"],
+            "a list or tar files, but got x, which does not exist",
+        ),
         (
             ["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"],
             "`--num_frames` must be at least 1, but got '-5'",
         ),
         (["evaluate", "nowhere", "--data", "x"], "which does not exist. Check the spelling"),
-        (["report", "nowhere"], "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'"),
+        (
+            ["report", "nowhere"],
+            "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'",
+        ),
         (["report"], "required: runs"),
         (["evaluate", "nowhere"], "`data` must be a file, or a folder of files, but got nothing"),
         (["evaluate", "--data", "x"], "`checkpoint` must be given"),
         (["evaluate", "--compare", "x"], "--compare"),
         (["evaluate", "--compare", "x", "y"], "protocol.json"),
-        (["reconstruct", "x", "y", "-o", "z.mp4", "--tile=8", "--tile_overlap=8"], "`--tile_overlap` must be at least"),
+        (
+            ["reconstruct", "x", "y", "-o", "z.mp4", "--tile=8", "--tile_overlap=8"],
+            "`--tile_overlap` must be at least",
+        ),
         (["fly"], "`fly` is not a command. Use one of: train, distill"),
         (["tarin"], "Did you mean `telecine train`?"),
         ([], "a command is missing"),
@@ -192,7 +236,10 @@ def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text("data: x\nobjective:\n  perceptual_wieght: 1.0\n")
     error = error_of(capsys, "train", "--config", str(path))
-    assert "`objective.perceptual_wieght` is not a setting. Did you mean `objective.perceptual_weight`?" in error
+    assert (
+        "`objective.perceptual_wieght` is not a setting. Did you mean `objective.perceptual_weight`?"
+        in error
+    )
     assert error.endswith(f" See line 3 of {path}.\n")
 
 
@@ -200,7 +247,10 @@ def test_a_file_cannot_allow_code(capsys, tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text("data: x\nallow_code: [json]\n")
     error = error_of(capsys, "train", "--config", str(path))
-    assert "`allow_code` must be an argument of the command, but got ['json'] in a settings file" in error
+    assert (
+        "`allow_code` must be an argument of the command, but got ['json'] in a settings file"
+        in error
+    )
 
 
 def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
@@ -212,10 +262,21 @@ def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_cannot_be_written_is_one_clear_line(capsys, tmp_path):
     (tmp_path / "file").touch()
-    size = ["--clips.height", "32", "--clips.width", "32", "--discriminator.dim", "1", "--linear_baseline", "false"]
+    size = [
+        "--clips.height",
+        "32",
+        "--clips.width",
+        "32",
+        "--discriminator.dim",
+        "1",
+        "--linear_baseline",
+        "false",
+    ]
     size += ["--latent_clips", "2"]
     size += ["--clips.cache", "false", "--linear_start", "false"]
-    error = error_of(capsys, "train", "--output_dir", str(tmp_path / "file" / "run"), "--config", "demo", *size)
+    error = error_of(
+        capsys, "train", "--output_dir", str(tmp_path / "file" / "run"), "--config", "demo", *size
+    )
     assert str(tmp_path / "file") in error
 
 
@@ -228,19 +289,32 @@ def test_data_that_cannot_be_trained_on(capsys, tmp_path, what):
         (folder / "notes.txt").write_text("hello")
     if what == "broken video":
         (folder / "broken.mp4").write_bytes(b"not a video at all")
-    error = error_of(capsys, "train", "--config", "demo", "--data", str(folder), "--output_dir", str(tmp_path / "run"))
+    error = error_of(
+        capsys,
+        "train",
+        "--config",
+        "demo",
+        "--data",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "run"),
+    )
     assert str(folder) in error
     assert not (tmp_path / "run").exists()
 
 
 def test_clips_longer_than_every_video_are_refused(capsys, tmp_path):
-    error = error_of(capsys, "train", "--output_dir", str(tmp_path / "run"), "--clips.num_frames", "1001")
+    error = error_of(
+        capsys, "train", "--output_dir", str(tmp_path / "run"), "--clips.num_frames", "1001"
+    )
     assert "long enough for a clip of 1001 frames" in error
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path, capsys, caplog, monkeypatch):
+def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(
+    tmp_path, capsys, caplog, monkeypatch
+):
     NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
     folder = tmp_path / "data"
     folder.mkdir()
@@ -258,9 +332,27 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
         "--steps",
         "1",
     ]
-    small = ["--clips.height", "32", "--clips.width", "32", "--clips.num_workers", "0", "--val_clips", "1"]
+    small = [
+        "--clips.height",
+        "32",
+        "--clips.width",
+        "32",
+        "--clips.num_workers",
+        "0",
+        "--val_clips",
+        "1",
+    ]
     small += ["--clips.cache", "false"]
-    tiny = ["--causal_vae.base_channels", "8", "--batch_size", "1", "--device", "cpu", "--discriminator.dim", "1"]
+    tiny = [
+        "--causal_vae.base_channels",
+        "8",
+        "--batch_size",
+        "1",
+        "--device",
+        "cpu",
+        "--discriminator.dim",
+        "1",
+    ]
     tiny += ["--linear_baseline", "false", "--linear_start", "false", "--latent_clips", "2"]
     assert main([*arguments, *small, *tiny]) == 0
     out = capsys.readouterr().out
@@ -335,7 +427,10 @@ def test_the_environment_overrides_files_and_is_named(monkeypatch, tmp_path, cap
     assert config.clips.num_frames == 9, "the demo's"
     error_of(capsys, "train", "--output_dir", "/proc/x")
     main(["train", "--output_dir", "/proc/x"])
-    assert "settings of the environment: TELECINE__CLIPS__WIDTH=64, TELECINE__SEED=5" in capsys.readouterr().out
+    assert (
+        "settings of the environment: TELECINE__CLIPS__WIDTH=64, TELECINE__SEED=5"
+        in capsys.readouterr().out
+    )
 
 
 def test_settings_of_telecines_own_model_beside_another_one_are_named(capsys):
@@ -344,15 +439,22 @@ def test_settings_of_telecines_own_model_beside_another_one_are_named(capsys):
         return capsys.readouterr().out
 
     text = "warning: --causal_vae.size changes nothing: the model that `--model` names"
-    assert text in output_of("--model", "tiny", "--causal_vae.flow.level_std=2", "--causal_vae.size", "base")
-    assert "changes nothing" not in output_of("--model", "tiny", "--causal_vae.flow.level_std=2", "--config", "demo")
+    assert text in output_of(
+        "--model", "tiny", "--causal_vae.flow.level_std=2", "--causal_vae.size", "base"
+    )
+    assert "changes nothing" not in output_of(
+        "--model", "tiny", "--causal_vae.flow.level_std=2", "--config", "demo"
+    )
     assert "changes nothing" not in output_of("--causal_vae.size", "base")
 
 
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("TELECINE__CLIPS__HEIGTH", "`clips.heigth` is not a setting. Did you mean `clips.height`? It is from the env"),
+        (
+            "TELECINE__CLIPS__HEIGTH",
+            "`clips.heigth` is not a setting. Did you mean `clips.height`? It is from the env",
+        ),
         ("TELECINE__STEPZ", "`TELECINE__STEPZ` is not a setting. Did you mean `TELECINE__STEPS`?"),
     ],
 )
@@ -382,13 +484,17 @@ def test_the_demo_is_announced(capsys):
 
 def test_a_package_that_is_missing_is_one_clear_line(capsys, monkeypatch):
     def train(settings: TrainConfig) -> None:
-        raise ImportError("This model needs diffusers. Run `pip install diffusers`.", name="diffusers")
+        raise ImportError(
+            "This model needs diffusers. Run `pip install diffusers`.", name="diffusers"
+        )
 
     monkeypatch.setitem(COMMANDS, "train", Command(train))
     assert "Run `pip install diffusers`" in error_of(capsys, "train", "--data", "x")
 
 
-@pytest.mark.parametrize(("typed", "printed"), [("--version", __version__), ("--help", "reconstruct")])
+@pytest.mark.parametrize(
+    ("typed", "printed"), [("--version", __version__), ("--help", "reconstruct")]
+)
 def test_without_a_command(capsys, typed, printed):
     with pytest.raises(SystemExit) as stop:
         main([typed])
@@ -399,13 +505,26 @@ def test_without_a_command(capsys, typed, printed):
 def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     video = sample_videos()[0]
-    arguments = ["reconstruct", str(model_folder), str(video), "-o", str(out), "--num_frames", "18", "--height", "50"]
+    arguments = [
+        "reconstruct",
+        str(model_folder),
+        str(video),
+        "-o",
+        str(out),
+        "--num_frames",
+        "18",
+        "--height",
+        "50",
+    ]
     assert main([*arguments, "--device", "cpu"]) == 0
     assert "PSNR" in capsys.readouterr().out
     with av.open(str(out)) as made, av.open(str(video)) as source:
         ours = made.streams.video[0]
         theirs = source.streams.video[0]
-        assert (ours.height, ours.width) == (50, 68)  # 67 by the aspect of 193 x 144; odd sizes grow by one
+        assert (ours.height, ours.width) == (
+            50,
+            68,
+        )  # 67 by the aspect of 193 x 144; odd sizes grow by one
         assert ours.average_rate == theirs.average_rate
         assert sum(1 for _ in made.decode(video=0)) == sum(1 for _ in source.decode(video=0))
 
@@ -414,13 +533,19 @@ def test_reconstruct_never_replaces_its_input_or_a_folder(model_folder, tmp_path
     video = tmp_path / "clip.mp4"
     video.write_bytes(sample_videos()[0].read_bytes())
     before = video.read_bytes()
-    assert "another file" in error_of(capsys, "reconstruct", str(model_folder), str(video), "-o", str(video))
+    assert "another file" in error_of(
+        capsys, "reconstruct", str(model_folder), str(video), "-o", str(video)
+    )
     assert video.read_bytes() == before
-    assert "the folder" in error_of(capsys, "reconstruct", str(model_folder), str(video), "-o", str(tmp_path))
+    assert "the folder" in error_of(
+        capsys, "reconstruct", str(model_folder), str(video), "-o", str(tmp_path)
+    )
 
 
 @pytest.mark.slow
-def test_reconstruct_side_by_side_is_wider_and_prints_a_path_with_brackets(model_folder, tmp_path, capsys):
+def test_reconstruct_side_by_side_is_wider_and_prints_a_path_with_brackets(
+    model_folder, tmp_path, capsys
+):
     short = tmp_path / "short.mp4"
     out = tmp_path / "out [/b] [final].mp4"
     write_video(short, read_clip(index_video(sample_videos()[0]), 0, 9, size=(48, 64)), fps=25)
@@ -435,7 +560,14 @@ def test_reconstruct_side_by_side_is_wider_and_prints_a_path_with_brackets(model
 def test_evaluate_writes_figures_and_protocol_and_compares(model_folder, tmp_path, capsys):
     output = tmp_path / "figures"
     size = ["--num_frames", "5", "--height", "32", "--width", "48", "--max_clips", "3"]
-    arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "--output", str(output)]
+    arguments = [
+        "evaluate",
+        str(model_folder),
+        "--data",
+        str(sample_videos()[0]),
+        "--output",
+        str(output),
+    ]
     assert main([*arguments, *size, "--device", "cpu"]) == 0
     metrics = json.loads((output / "metrics.json").read_text())
     assert set(metrics) == {*default_metrics(), "lpips_alex", "lpips_vgg"} - {"ms_ssim"}
@@ -459,12 +591,23 @@ def test_evaluate_writes_figures_and_protocol_and_compares(model_folder, tmp_pat
 
 @pytest.mark.parametrize(
     "typed",
-    [["evaluate", "model"], ["report", "run"], ["latents", "model"], ["reconstruct", "model", "a.mp4"], ["data", "a"]],
+    [
+        ["evaluate", "model"],
+        ["report", "run"],
+        ["latents", "model"],
+        ["reconstruct", "model", "a.mp4"],
+        ["data", "a"],
+    ],
 )
-def test_every_output_is_a_path_on_this_machine_outside_the_data(typed, tmp_path, monkeypatch, capsys):
+def test_every_output_is_a_path_on_this_machine_outside_the_data(
+    typed, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     error = error_of(capsys, *typed, "--output", "s3://bucket/out.mp4")
-    assert "`--output` must be a path on this machine, but got 's3://bucket/out.mp4'. Mount it" in error
+    assert (
+        "`--output` must be a path on this machine, but got 's3://bucket/out.mp4'. Mount it"
+        in error
+    )
     if typed[0] in ("evaluate", "latents"):
         error = error_of(capsys, *typed, "--data", str(tmp_path), "-o", ".")
         assert "`-o` must be another folder than the data" in error
@@ -478,7 +621,9 @@ def test_a_tilde_of_an_output_is_the_home_folder(tmp_path, monkeypatch, capsys):
 
 def test_evaluate_refuses_sizes_that_do_not_fit(model_folder, capsys):
     size = ["--num_frames", "6", "--height", "32", "--width", "32"]
-    error = error_of(capsys, "evaluate", str(model_folder), "--data", str(sample_videos()[0]), *size)
+    error = error_of(
+        capsys, "evaluate", str(model_folder), "--data", str(sample_videos()[0]), *size
+    )
     assert "4k+1" in error
 
 
@@ -531,7 +676,9 @@ def test_checkpoints_are_verified(tmp_path, capsys):
     message = error_of(capsys, "checkpoint", "verify", str(tmp_path))
     assert f"`{second / 'state.json'}` must be as it was written" in message
     assert main(["checkpoint", "verify", str(first)]) == 0
-    assert "must be the folder of a run" in error_of(capsys, "checkpoint", "verify", str(tmp_path / "no"))
+    assert "must be the folder of a run" in error_of(
+        capsys, "checkpoint", "verify", str(tmp_path / "no")
+    )
 
 
 def test_ctrl_c_while_the_command_line_starts_prints_no_traceback(monkeypatch):
@@ -552,7 +699,9 @@ def test_the_exit_code_of_an_interruption_does_not_depend_on_who_reads_the_outpu
     )
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (130, "")
 
@@ -569,15 +718,23 @@ def test_settings_files_are_validated(tmp_path, capsys, monkeypatch):
     path.write_text("steps: 0\n")
     assert "`steps` must be at least 1" in error_of(capsys, "config", "validate", str(path))
     path.write_text("steps: many\n")
-    assert "`steps` must be a whole number, but got 'many' (str)." in error_of(capsys, "config", "validate", str(path))
-    assert "`files` must be settings files or recipes, but got nothing" in error_of(capsys, "config", "validate")
+    assert "`steps` must be a whole number, but got 'many' (str)." in error_of(
+        capsys, "config", "validate", str(path)
+    )
+    assert "`files` must be settings files or recipes, but got nothing" in error_of(
+        capsys, "config", "validate"
+    )
     monkeypatch.setenv("TELECINE__STEPS", "3")
-    assert f"See line 1 of {path}." in error_of(capsys, "config", "validate", str(path)), "files alone are checked"
+    assert f"See line 1 of {path}." in error_of(capsys, "config", "validate", str(path)), (
+        "files alone are checked"
+    )
     path.write_text("teacher: tiny\nstudent: tiny\n")
     assert main(["config", "validate", "demo", str(path)]) == 0
     path.write_text("teacher: tiny\nfeature_weight: -1\n")
     error = error_of(capsys, "config", "validate", "demo", str(path))
-    assert error.startswith("telecine: error: `feature_weight` must be at least 0, but got -1 (int).")
+    assert error.startswith(
+        "telecine: error: `feature_weight` must be at least 0, but got -1 (int)."
+    )
     assert error.rstrip().endswith(f"See line 2 of {path}.")
 
 
@@ -624,6 +781,11 @@ def test_the_schema_accepts_every_recipe_and_finds_mistakes(capsys):
         assert list(validator.iter_errors(yaml.safe_load(path.read_text()))) == [], path
         checked += 1
     assert checked > 12
-    wrong = [{"stepz": 3}, {"steps": "many"}, {"clips": {"heigth": 3}}, {"objective": {"gan": {"loss": 3}}}]
+    wrong = [
+        {"stepz": 3},
+        {"steps": "many"},
+        {"clips": {"heigth": 3}},
+        {"objective": {"gan": {"loss": 3}}},
+    ]
     assert [bool(list(validator.iter_errors(values))) for values in wrong] == [True] * 4
     assert "Total number of updates" in schema["properties"]["steps"]["description"]

@@ -29,12 +29,21 @@ for words in json.loads(sys.argv[1]):
 print(json.dumps(results))
 """
 MISTAKES = [
-    (["train", "--stepss", "3"], "`--stepss` is not an argument of this command. Did you mean `--steps`?"),
+    (
+        ["train", "--stepss", "3"],
+        "`--stepss` is not an argument of this command. Did you mean `--steps`?",
+    ),
     (["train", "--steps", "forty"], "`--steps` must be a whole number, but got 'forty' (str)."),
-    (["distill", "--techer=x"], "`--techer` is not an argument of this command. Did you mean `--teacher`?"),
+    (
+        ["distill", "--techer=x"],
+        "`--techer` is not an argument of this command. Did you mean `--teacher`?",
+    ),
     (["plan", "--objective.gan.losss", "hinge"], "Did you mean `--objective.gan.loss`?"),
     (["evaluate", "x", "--dta", "y"], "Did you mean `--data`?"),
-    (["report", "x", "--wacth"], "`--wacth` is not an argument of this command. Did you mean `--watch`?"),
+    (
+        ["report", "x", "--wacth"],
+        "`--wacth` is not an argument of this command. Did you mean `--watch`?",
+    ),
 ]
 HELP = [["--help"], ["--version"], ["train", "--help"], ["recipes", "list"]]
 
@@ -48,12 +57,16 @@ def letters(text):
 def without_pytorch():
     """Return exit code, output and errors of the mistakes and of help, from a process that cannot import PyTorch."""
     words = json.dumps([words for words, _ in MISTAKES] + HELP)
-    done = subprocess.run([sys.executable, "-c", WITHOUT_PYTORCH, words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH, words], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
 def test_the_commands_with_settings():
-    assert {name for name, command in COMMANDS.items() if command.settings is not None} == WITH_SETTINGS
+    assert {
+        name for name, command in COMMANDS.items() if command.settings is not None
+    } == WITH_SETTINGS
 
 
 @pytest.mark.parametrize("name", sorted(WITH_SETTINGS))
@@ -79,7 +92,9 @@ def test_each_command_is_explained(capsys):
 
 
 def test_a_mistake_is_refused_without_pytorch(without_pytorch):
-    for (words, said), (code, out, error) in zip(MISTAKES, without_pytorch[: len(MISTAKES)], strict=True):
+    for (words, said), (code, out, error) in zip(
+        MISTAKES, without_pytorch[: len(MISTAKES)], strict=True
+    ):
         assert (code, out) == (2, ""), words
         assert error.startswith("telecine: error: ")
         assert said in error

@@ -57,7 +57,9 @@ def test_values_are_mapped_from_their_range(tmp_path, suffix, layout, dtype, lim
     stored = values.transpose(["THWC".index(axis) for axis in axes])
     if layout == "C T H W":
         stored = np.asfortranarray(stored)
-    info = index_video(save(tmp_path / f"a{suffix}", stored), replace(TWO, layout=layout, range=limits))
+    info = index_video(
+        save(tmp_path / f"a{suffix}", stored), replace(TWO, layout=layout, range=limits)
+    )
     assert (info.num_frames, info.height, info.width, info.is_image) == (T, H, W, False)
     frames = read_clip(info, 1, 3, 2)
     expected = (values[1:6:2].astype(np.float64) - low) / (high - low) * 2 - 1
@@ -68,7 +70,9 @@ def test_values_are_mapped_from_their_range(tmp_path, suffix, layout, dtype, lim
     write_array(tmp_path / "copy.npy", info, read_clip(info, 0, T).movedim(-1, 1).split(3))
     copy = np.load(tmp_path / "copy.npy")
     assert copy.dtype == stored.dtype.newbyteorder("=")
-    assert np.abs(copy.astype(np.float64) - stored).max() <= (0 if copy.dtype.kind == "u" else 1e-3 * (high - low))
+    assert np.abs(copy.astype(np.float64) - stored).max() <= (
+        0 if copy.dtype.kind == "u" else 1e-3 * (high - low)
+    )
 
 
 def test_bytes_are_those_of_a_video_to_the_bit(tmp_path):
@@ -91,11 +95,23 @@ def test_an_array_without_time_is_an_image_and_one_of_three_axes_is_grey(tmp_pat
 REFUSED = {
     "channels": (BYTES, {"channels": 3}, "2 channels, but `clips.channels` has 3"),
     "axes": (BYTES[0, 0], {}, r"shape \(24, 2\), but not the axes T H W C; set `clips.layout`"),
-    "floats without a range": (BYTES.astype(np.float32), {}, "float32, for which `clips.range` must say"),
-    "signed": (BYTES.astype(np.int16), {"range": (0, 255)}, "int16, which are not uint8, uint16, float16"),
+    "floats without a range": (
+        BYTES.astype(np.float32),
+        {},
+        "float32, for which `clips.range` must say",
+    ),
+    "signed": (
+        BYTES.astype(np.int16),
+        {"range": (0, 255)},
+        "int16, which are not uint8, uint16, float16",
+    ),
     "objects": (np.array([None]), {}, "Array can.t be memory-mapped: Python objects"),
     "empty": (BYTES[:0], {}, "an empty array|empty file"),
-    "large": (np.zeros((1, 90, 90, 2), np.uint8), {"max_pixels": 8000}, "90 x 90 pixels, more than the 8000"),
+    "large": (
+        np.zeros((1, 90, 90, 2), np.uint8),
+        {"max_pixels": 8000},
+        "90 x 90 pixels, more than the 8000",
+    ),
 }
 
 
@@ -131,7 +147,10 @@ def test_values_outside_of_the_range_end_reading(tmp_path, value):
     values[4, 2, 3, 1] = value
     info = index_video(save(tmp_path / "a.npy", values), replace(TWO, range=(0, 255)))
     read_clip(info, 0, 4)
-    with pytest.raises(DataError, match=r"a\.npy: values from .* in frames 2 to 4, outside of `clips\.range`, \[0, 25"):
+    with pytest.raises(
+        DataError,
+        match=r"a\.npy: values from .* in frames 2 to 4, outside of `clips\.range`, \[0, 25",
+    ):
         read_clip(info, 2, 3)
 
 
@@ -140,13 +159,25 @@ def test_arrays_are_found_split_and_drawn_as_videos(tmp_path, cache):
     for number in range(3):
         save(tmp_path / "in" / f"{number}.npy", np.roll(BYTES, number))
     write_video(tmp_path / "in" / "v.mp4", numbered_frames(8))
-    write_shard(tmp_path / "in" / "b.tar", [save(tmp_path / "c.npy", BYTES), save(tmp_path / "d.npz", BYTES)])
+    write_shard(
+        tmp_path / "in" / "b.tar",
+        [save(tmp_path / "c.npy", BYTES), save(tmp_path / "d.npz", BYTES)],
+    )
     config = replace(TWO, cache=cache, random_flip=True, scale_jitter=1.2)
     for _ in range(2):
         spans, skipped = load_spans(tmp_path / "in", config)
-        assert [span.info.path.name for span in spans] == ["0.npy", "1.npy", "2.npy", "c.npy", "d.npz"]
+        assert [span.info.path.name for span in spans] == [
+            "0.npy",
+            "1.npy",
+            "2.npy",
+            "c.npy",
+            "d.npz",
+        ]
         (skip,) = skipped
-        assert (skip.path.name, skip.reason) == ("v.mp4", "not an array; only arrays can have 2 channels")
+        assert (skip.path.name, skip.reason) == (
+            "v.mp4",
+            "not an array; only arrays can have 2 channels",
+        )
     train, held_out = split_videos(spans, 0.4, 3)
     assert (len(train), len(held_out)) == (3, 2)
     first, again, second = (ClipDataset(train, config)[index]["video"] for index in (3, 3, 4))

@@ -10,7 +10,14 @@ import torch
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-from telecine.data import ClipDataset, DecodeError, index_video, iterate_frames, read_clip, whole_video
+from telecine.data import (
+    ClipDataset,
+    DecodeError,
+    index_video,
+    iterate_frames,
+    read_clip,
+    whole_video,
+)
 from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import write_planes
@@ -77,13 +84,17 @@ def test_grey_of_16_bits_is_exact(tmp_path):
 def test_rgb_with_alpha_of_8_bits_is_exact(tmp_path):
     frames = random_planes("bgra")
     path = write(tmp_path / "a.mkv", "bgra", frames)
-    stored = np.stack([planes[0].reshape(H, -1, 4)[:, :W] for planes in frames])[..., [2, 1, 0, 3]].astype(int)
+    stored = np.stack([planes[0].reshape(H, -1, 4)[:, :W] for planes in frames])[
+        ..., [2, 1, 0, 3]
+    ].astype(int)
     assert error(read(path, "rgba"), stored) == 0
     assert error(read(path, "rgba", 16), 257 * stored) == 0
     assert error(read(path, "rgb"), stored[..., :3]) == 0
 
 
-@pytest.mark.parametrize(("pixel_format", "bits"), [("gbrap10le", 10), ("gbrap12le", 12), ("gbrap16le", 16)])
+@pytest.mark.parametrize(
+    ("pixel_format", "bits"), [("gbrap10le", 10), ("gbrap12le", 12), ("gbrap16le", 16)]
+)
 def test_rgb_with_alpha_is_exact(tmp_path, pixel_format, bits):
     frames = random_planes(pixel_format)
     path = write(tmp_path / "a.mkv", pixel_format, frames)
@@ -96,8 +107,12 @@ def test_rgb_with_alpha_is_exact(tmp_path, pixel_format, bits):
 
 
 @pytest.mark.parametrize("colorspace", LUMA)
-@pytest.mark.parametrize(("pixel_format", "bits"), [("yuv444p10le", 10), ("yuv444p12le", 12), ("yuva444p10le", 10)])
-def test_yuv_of_many_bits_is_within_two_levels_of_the_formula(tmp_path, pixel_format, bits, colorspace):
+@pytest.mark.parametrize(
+    ("pixel_format", "bits"), [("yuv444p10le", 10), ("yuv444p12le", 12), ("yuva444p10le", 10)]
+)
+def test_yuv_of_many_bits_is_within_two_levels_of_the_formula(
+    tmp_path, pixel_format, bits, colorspace
+):
     """FFmpeg's own conversion has its white at 65283 of 65535."""
     frames = random_planes(pixel_format)
     middle = 1 << (bits - 1)
@@ -124,7 +139,10 @@ def test_yuv_of_many_bits_is_within_two_levels_of_the_formula(tmp_path, pixel_fo
 
 @pytest.mark.parametrize(
     ("codec", "options", "limit"),
-    [("libvpx-vp9", {"lossless": "1"}, 0), ("libvpx", {"crf": "4", "b": "8M", "auto-alt-ref": "0"}, 12)],
+    [
+        ("libvpx-vp9", {"lossless": "1"}, 0),
+        ("libvpx", {"crf": "4", "b": "8M", "auto-alt-ref": "0"}, 12),
+    ],
 )
 def test_alpha_of_webm_is_read_at_any_position(tmp_path, codec, options, limit):
     frames = random_planes("yuva420p")
@@ -149,11 +167,17 @@ def test_alpha_of_prores(tmp_path):
             plane[:] = level
     path = write(tmp_path / "a.mov", "yuva444p10le", frames, "prores_ks")
     alpha = read(path, "rgba", 16)[..., 3]
-    assert error(alpha, stack(frames, 3) * 65535 / 1023) <= 70  # the codec rounds alpha to 16 bits and back
+    assert (
+        error(alpha, stack(frames, 3) * 65535 / 1023) <= 70
+    )  # the codec rounds alpha to 16 bits and back
     with av.open(str(path)) as container:
-        planes = [frame.reformat(format="yuva444p12le").planes[3] for frame in container.decode(video=0)]
+        planes = [
+            frame.reformat(format="yuva444p12le").planes[3] for frame in container.decode(video=0)
+        ]
     decoded = np.stack([np.frombuffer(plane, np.uint16).reshape(H, -1)[:, :W] for plane in planes])
-    assert error(alpha, np.rint(decoded.astype(np.float64) * 65535 / 4095)) == 0, "exactly as it is decoded"
+    assert error(alpha, np.rint(decoded.astype(np.float64) * 65535 / 4095)) == 0, (
+        "exactly as it is decoded"
+    )
     assert (read(path, "rgb").float().std((0, 1, 2)) < 2).all()
 
 
@@ -165,14 +189,18 @@ def test_a_file_without_alpha_is_opaque_and_as_rgb(tmp_path):
     assert torch.equal(read(path, "rgba", 16).int(), 257 * pixels.int())
 
 
-@pytest.mark.parametrize(("suffix", "options"), [(".png", {}), (".webp", {"lossless": True, "exact": True})])
+@pytest.mark.parametrize(
+    ("suffix", "options"), [(".png", {}), (".webp", {"lossless": True, "exact": True})]
+)
 def test_images_with_alpha(tmp_path, suffix, options):
     path = tmp_path / f"a{suffix}"
     Image.fromarray(PIXELS).save(path, **options)
     assert error(read(path, "rgba", num_frames=1)[0], PIXELS) == 0
     assert error(read(path, "rgba", 16, 1)[0], 257 * PIXELS.astype(int)) == 0
     alpha = PIXELS[..., 3:] / 255
-    assert error(read(path, "rgb", num_frames=1)[0], PIXELS[..., :3] * alpha + 255 * (1 - alpha)) <= 1
+    assert (
+        error(read(path, "rgb", num_frames=1)[0], PIXELS[..., :3] * alpha + 255 * (1 - alpha)) <= 1
+    )
     assert read(path, "grey", num_frames=1, size=(20, 30)).shape == (1, 20, 30, 1)
 
 
@@ -193,7 +221,12 @@ def test_images_of_16_bits(tmp_path):
     with pytest.raises(DecodeError, match="a PNG of 16 bits with a turn or with alpha"):
         read(rgba, "rgb", 16, 1)
     alpha = DEEP[..., 3:] / 65535
-    assert error(read(rgba, "rgb", num_frames=1)[0], (DEEP[..., :3] * alpha + 65535 * (1 - alpha)) / 257) <= 2
+    assert (
+        error(
+            read(rgba, "rgb", num_frames=1)[0], (DEEP[..., :3] * alpha + 65535 * (1 - alpha)) / 257
+        )
+        <= 2
+    )
     assert error(read(grey, "grey", 16, 1)[0, ..., 0], DEEP[..., 0]) == 0
     assert read(grey, "rgba", 16, 1, size=(20, 30)).shape == (1, 20, 30, 4)
 
@@ -231,7 +264,9 @@ def test_images_of_16_bits_are_upright_or_named(tmp_path, orientation):
     assert read_clip(info, 0, 1).shape[1:3] == (info.height, info.width)
 
 
-@pytest.mark.parametrize(("channels", "bit_depth", "count"), [("grey", 16, 1), ("rgba", 8, 4), ("rgba", 16, 4)])
+@pytest.mark.parametrize(
+    ("channels", "bit_depth", "count"), [("grey", 16, 1), ("rgba", 8, 4), ("rgba", 16, 4)]
+)
 def test_clips(tmp_path, channels, bit_depth, count):
     info = index_video(write(tmp_path / "a.mkv", "gbrap16le", random_planes("gbrap16le")))
     config = ClipConfig(3, 16, 16, channels=channels, bit_depth=bit_depth, scale_jitter=1.5)

@@ -32,7 +32,10 @@ def test_bytes_and_video_are_converted_exactly():
     assert (video.min(), video.max()) == (-1, 1)
     assert torch.equal(bytes_from_video(video), frames)
     assert torch.equal(bytes_from_video(video.double()), frames)
-    assert bytes_from_video(torch.tensor([-9.0, 9.0]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
+    assert bytes_from_video(torch.tensor([-9.0, 9.0]).reshape(1, 1, 1, 2)).flatten().tolist() == [
+        0,
+        255,
+    ]
     torch.testing.assert_close(video, 2 * frames.movedim(-1, -4).float() / 255 - 1)
     deep = torch.arange(65536).to(torch.uint16).reshape(1, 256, 256, 1)
     assert (video_from_bytes(deep).min(), video_from_bytes(deep).max()) == (-1, 1)
@@ -70,7 +73,11 @@ def test_the_eight_orientations_of_a_square_are_named(spec):
         video = make_clip(FRAMES, turned, Bucket(2, 32, 32))["video"]
         expected = video_from_bytes(FRAMES[:, 8:40, 16:48])
         for words in filter(None, turned.orientation.split(", ")):
-            expected = expected.flip(-1) if words == "mirrored" else torch.rot90(expected, TURNS[words], (-2, -1))
+            expected = (
+                expected.flip(-1)
+                if words == "mirrored"
+                else torch.rot90(expected, TURNS[words], (-2, -1))
+            )
         assert torch.equal(video, expected)
         assert video.is_contiguous()
         assert not any(torch.equal(video, other) for other in videos)
@@ -78,7 +85,9 @@ def test_the_eight_orientations_of_a_square_are_named(spec):
     assert spec().orientation == ""
 
 
-@pytest.mark.parametrize(("crop_scale", "size"), [(1.0, (64, 85)), (1.25, (51, 68)), (2.0, (32, 43))])
+@pytest.mark.parametrize(
+    ("crop_scale", "size"), [(1.0, (64, 85)), (1.25, (51, 68)), (2.0, (32, 43))]
+)
 def test_zoomed_clips_are_resized_once(spec, crop_scale, size):
     """The frames are decoded at the size of which the clip is a crop."""
     bucket = Bucket(2, 32, 40)

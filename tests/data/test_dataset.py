@@ -79,10 +79,14 @@ def test_a_dataset_that_is_sent_to_another_process_shares_its_cache(spans):
     for span, start in ((spans[0], 0), (spans[1], 4)):
         here = dataset.cache.read(span, start, Bucket(5, 32, 40))
         here[0, 0, 0, 0] += 1
-        assert torch.equal(here, sent.cache.read(span, start, Bucket(5, 32, 40))), "in shared memory"
+        assert torch.equal(here, sent.cache.read(span, start, Bucket(5, 32, 40))), (
+            "in shared memory"
+        )
 
 
-@pytest.mark.parametrize("config", [replace(CONFIG, stride=2), replace(SEVERAL, buckets=(*BUCKETS, Bucket(5, 16, 16)))])
+@pytest.mark.parametrize(
+    "config", [replace(CONFIG, stride=2), replace(SEVERAL, buckets=(*BUCKETS, Bucket(5, 16, 16)))]
+)
 def test_cached_clips_equal_decoded_ones(spans, config):
     config = replace(config, scale_jitter=1.0)
     cached = ClipDataset(spans, replace(config, cache=True))
@@ -92,8 +96,12 @@ def test_cached_clips_equal_decoded_ones(spans, config):
 
 
 def test_zoomed_clips_of_cached_frames_are_as_sharp_as_decoded_ones(tmp_path):
-    noise = torch.randint(0, 256, (3, 30, 40, 3), generator=torch.Generator().manual_seed(0)).float()
-    noise = torch.nn.functional.interpolate(noise.movedim(-1, 1), (240, 320), mode="bicubic").clamp(0, 255)
+    noise = torch.randint(
+        0, 256, (3, 30, 40, 3), generator=torch.Generator().manual_seed(0)
+    ).float()
+    noise = torch.nn.functional.interpolate(noise.movedim(-1, 1), (240, 320), mode="bicubic").clamp(
+        0, 255
+    )
     path = write_video(tmp_path / "a.mp4", noise.movedim(1, -1).to(torch.uint8))
     config = ClipConfig(3, 48, 64, num_workers=0, scale_jitter=1.5)
     for cache in (False, True):
@@ -110,7 +118,9 @@ def test_all_positions_are_equally_likely(spans, by_file):
     dataset = ClipDataset(spans, replace(CONFIG, weighting="files" if by_file else "frames"))
     counts = Counter((spec.span.info.path.name, spec.start) for spec in specs(dataset, 1800))
     positions = {"short.mp4": 8, "long.mp4": 28}
-    assert set(counts) == {("short.mp4", i) for i in range(8)} | {("long.mp4", i) for i in range(4, 32)}
+    assert set(counts) == {("short.mp4", i) for i in range(8)} | {
+        ("long.mp4", i) for i in range(4, 32)
+    }
     for (name, _), count in counts.items():
         expected = 900 / positions[name] if by_file else 50
         assert 0.5 * expected < count < 1.7 * expected
@@ -118,16 +128,20 @@ def test_all_positions_are_equally_likely(spans, by_file):
 
 @pytest.mark.parametrize("weighting", ["frames", "files"])
 def test_an_epoch_draws_each_file_once(spans, weighting):
-    files = [replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4"))) for number in range(50)]
+    files = [
+        replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4")))
+        for number in range(50)
+    ]
     config = replace(CONFIG, weighting=weighting)
     drawn = [spec.span.info.path for spec in specs(ClipDataset(files, config, seed=3), 150)]
     epochs = [drawn[:50], drawn[50:100], drawn[100:]]
     assert [len(set(epoch)) for epoch in epochs] == [50, 50, 50]
     assert epochs[0] != epochs[1] != epochs[2]
     again = ClipDataset(files, config, seed=3)
-    assert [again.spec_at(number, number).span.info.path for number in (120, 7)] == [drawn[120], drawn[7]], (
-        "in any order"
-    )
+    assert [again.spec_at(number, number).span.info.path for number in (120, 7)] == [
+        drawn[120],
+        drawn[7],
+    ], "in any order"
     other = [spec.span.info.path for spec in specs(ClipDataset(files, config, seed=4), 50)]
     assert other != epochs[0]
     independent = specs(ClipDataset(files, replace(config, order="independent"), seed=3), 50)
@@ -135,9 +149,14 @@ def test_an_epoch_draws_each_file_once(spans, weighting):
 
 
 def test_an_epoch_draws_long_files_more_often(spans):
-    files = [replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4"))) for number in range(12)]
+    files = [
+        replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4")))
+        for number in range(12)
+    ]
     for number in range(6):
-        files[number] = replace(files[number], last_frame=files[number].first_frame + 11)  # 8 positions of 28
+        files[number] = replace(
+            files[number], last_frame=files[number].first_frame + 11
+        )  # 8 positions of 28
     for epoch in range(4):
         dataset = ClipDataset(files, CONFIG)
         drawn = [dataset.spec_at(0, 12 * epoch + number).span for number in range(12)]
@@ -199,7 +218,11 @@ def test_each_step_has_one_size(spans, stride):
     assert set(sizes) == {f"video-{bucket}" for bucket in BUCKETS}
     again = ClipDataset(spans, config, seed=2)
     other = ClipDataset(spans, config, seed=3)
-    assert [size_at(again, step) for step in steps] == sizes != [size_at(other, step) for step in steps]
+    assert (
+        [size_at(again, step) for step in steps]
+        == sizes
+        != [size_at(other, step) for step in steps]
+    )
     last = {str(span.info.path): span.last_frame for span in spans}
     for step in range(8):
         for index in (7, 8):
@@ -218,7 +241,9 @@ def test_spans_shorter_than_a_clip(spans):
     with pytest.raises(DataError, match="at least one span of 65 frames"):
         ClipDataset(spans, replace(CONFIG, buckets=(*BUCKETS, Bucket(65, 16, 16))))
     # A span that is long enough for one of the sizes is used.
-    assert ClipDataset(spans, replace(CONFIG, buckets=(*BUCKETS, Bucket(13, 16, 16)))).spans == spans
+    assert (
+        ClipDataset(spans, replace(CONFIG, buckets=(*BUCKETS, Bucket(13, 16, 16)))).spans == spans
+    )
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -240,7 +265,9 @@ def test_files_that_disappear(tmp_path, spans, cache):
     gone = whole_video(index_video(write_video(tmp_path / "gone.mp4", moving_frames(20))))
     gone.info.path.unlink()
     config = replace(CONFIG, cache=cache)
-    with pytest.raises(DataError, match="`data` must be decodable, but got 16 clips in a row that cannot"):
+    with pytest.raises(
+        DataError, match="`data` must be decodable, but got 16 clips in a row that cannot"
+    ):
         ClipDataset([gone], config)[0]
     assert file_names(ClipDataset([gone, spans[0]], config), 8) == {"short.mp4"}
 
@@ -255,7 +282,9 @@ def test_images_are_clips_of_one_frame(images, cache):
     dataset = ClipDataset(images, replace(PLAIN, num_frames=17, cache=cache))
     assert file_names(dataset, 24) == {"0.png", "1.png", "2.png", "3.png"}
     clip = dataset[0]
-    assert torch.equal(clip["video"], video_from_bytes(read_clip(index_video(clip["source"]), 0, 1)))
+    assert torch.equal(
+        clip["video"], video_from_bytes(read_clip(index_video(clip["source"]), 0, 1))
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.25, 1.0])
@@ -276,7 +305,9 @@ def test_steps_without_images_or_without_videos(images, spans, caplog):
     assert not caplog.text
     assert ClipDataset(images + spans, CONFIG).spans == spans
     assert "4 images are not trained on, because `image_ratio` is 0" in caplog.text
-    with pytest.raises(DataError, match=r"`image_ratio` must be 0 for data without images, but got 0\.5"):
+    with pytest.raises(
+        DataError, match=r"`image_ratio` must be 0 for data without images, but got 0\.5"
+    ):
         ClipDataset(spans, replace(CONFIG, image_ratio=0.5))
 
 
@@ -315,7 +346,9 @@ def test_draws_follow_the_weights():
 
 def test_a_draw_at_the_end_of_the_range_is_the_last_bucket(monkeypatch):
     """The product of a draw below 1 and the total weight can round up to the total weight."""
-    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.tensor(1.0, dtype=torch.float64))
+    monkeypatch.setattr(
+        torch, "rand", lambda *shape, **options: torch.tensor(1.0, dtype=torch.float64)
+    )
     assert draw_bucket(BUCKETS, torch.Generator()) == BUCKETS[-1]
 
 
@@ -324,7 +357,9 @@ def test_the_cache_keeps_frames_once_for_each_resolution(spans):
     short = 12 * 3 * (48 * 64 + 24 * 32)
     for some in (spans[:1], spans):
         cache = DecodedCache(some, config)
-        clips = [cache.read(span, span.first_frame, bucket) for span in some for bucket in config.buckets]
+        clips = [
+            cache.read(span, span.first_frame, bucket) for span in some for bucket in config.buckets
+        ]
         storages = [clip.untyped_storage() for clip in clips]
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
         assert len(sizes) == 2 * len(some), "clips of both lengths are views of the same frames"
@@ -342,19 +377,30 @@ def test_spans_and_tar_members_of_one_name_are_cached_separately(tmp_path):
     spans = [Span(info, 0, 4), Span(info, 0, 6), Span(info, 4, 6), *members]
     cache = DecodedCache(spans, PLAIN)
     starts = (2, 4, 4, 0, 0)
-    clips = [cache.read(span, start, PLAIN.val_bucket) for span, start in zip(spans, starts, strict=True)]
+    clips = [
+        cache.read(span, start, PLAIN.val_bucket) for span, start in zip(spans, starts, strict=True)
+    ]
     assert [numbers_of(clip)[0] for clip in clips] == [2, 4, 4, 0, 5]
 
 
 def test_frames_that_do_not_fit_in_memory(spans, monkeypatch):
-    with pytest.raises(ValueError, match=r"`cache` must be off .* GiB of decoded frames.*Turn it off"):
+    with pytest.raises(
+        ValueError, match=r"`cache` must be off .* GiB of decoded frames.*Turn it off"
+    ):
         DecodedCache(spans, replace(PLAIN, height=1_000_000, width=1_000_000))
     # The frames of the short video take 12 * 3 * 48 * 64 = 110592 bytes, 0.8 of 138240, in each process of a machine.
     for num_processes in (1, 3):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_processes))
-        monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240)
+        monkeypatch.setattr(
+            "telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240
+        )
         DecodedCache(spans[:1], PLAIN)
-        monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240 - 1)
+        monkeypatch.setattr(
+            "telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240 - 1
+        )
         where = r"\. " if num_processes == 1 else r" in each of 3 processes\. "
-        with pytest.raises(ValueError, match=rf"more than 80% of 0\.0 GiB of memory, but got .* decoded frames{where}"):
+        with pytest.raises(
+            ValueError,
+            match=rf"more than 80% of 0\.0 GiB of memory, but got .* decoded frames{where}",
+        ):
             DecodedCache(spans[:1], PLAIN)

@@ -67,7 +67,10 @@ LOSSY = {
 def lossless(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lossless")
     frames = numbered_frames(NUM_FRAMES)
-    return {name: index_video(write_video(folder / name, frames, **options)) for name, options in LOSSLESS.items()}
+    return {
+        name: index_video(write_video(folder / name, frames, **options))
+        for name, options in LOSSLESS.items()
+    }
 
 
 def whole(path, size=None):
@@ -90,7 +93,12 @@ def test_every_frame_is_indexed(lossless, name):
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_clips_are_frame_exact(lossless, name, data):
     num_frames = data.draw(st.integers(1, 8))
@@ -109,7 +117,9 @@ def test_random_access_equals_decoding_in_order(tmp_path, name):
     frames = whole(info.path)
     assert frames.shape == (40, 48, 64, 3)
     for start, stride in ((0, 1), (7, 3), (19, 2), (21, 1), (36, 1)):
-        assert torch.equal(read_clip(info, start, 4, stride), frames[start : start + 3 * stride + 1 : stride])
+        assert torch.equal(
+            read_clip(info, start, 4, stride), frames[start : start + 3 * stride + 1 : stride]
+        )
 
 
 def test_a_wrong_duration_and_a_title_that_is_not_utf8_are_ignored(tmp_path):
@@ -117,7 +127,9 @@ def test_a_wrong_duration_and_a_title_that_is_not_utf8_are_ignored(tmp_path):
     content = path.read_bytes().replace(b"caf?", b"caf\xe9")
     # EBML: the element 0x4489 is the duration, here an eight-byte float.
     position = content.index(bytes.fromhex("448988")) + 3
-    path.write_bytes(content[:position] + bytes.fromhex("40c3880000000000") + content[position + 8 :])
+    path.write_bytes(
+        content[:position] + bytes.fromhex("40c3880000000000") + content[position + 8 :]
+    )
     info = index_video(path)
     assert info.num_frames == 30
     assert numbers_of(read_clip(info, 25, 5)) == [25, 26, 27, 28, 29]
@@ -135,7 +147,9 @@ def test_resizing_is_close_to_an_antialiased_reference(tmp_path):
     frames = moving_frames(2, 120, 160)
     resized = read(write_video(tmp_path / "large.mp4", frames), 2, size=(30, 40)).float()
     channels_first = frames.permute(0, 3, 1, 2).float()
-    reference = torch.nn.functional.interpolate(channels_first, (30, 40), mode="bicubic", antialias=True)
+    reference = torch.nn.functional.interpolate(
+        channels_first, (30, 40), mode="bicubic", antialias=True
+    )
     assert (resized - reference.permute(0, 2, 3, 1)).abs().max() < 4
 
 
@@ -173,7 +187,9 @@ def test_greys_are_exact_for_all_chroma_formats(tmp_path, size, pixel_format):
 
 @pytest.mark.parametrize("size", [(48, 64), (20, 30), (96, 100)])
 def test_pixels_are_those_of_the_scaler_in_packed_rgb(tmp_path, size):
-    path = write_video(tmp_path / "a.mkv", torch.randint(0, 256, (4, 48, 64, 3), dtype=torch.uint8), "libx264")
+    path = write_video(
+        tmp_path / "a.mkv", torch.randint(0, 256, (4, 48, 64, 3), dtype=torch.uint8), "libx264"
+    )
     height, width = size
     with open_video(path) as (container, stream):
         frames = [
@@ -206,7 +222,8 @@ def test_rotation_and_mirroring_are_applied(tmp_path, matrix):
 
 
 @pytest.mark.parametrize(
-    ("aspect", "displayed", "turned"), [(Fraction(4, 3), (48, 85), (85, 48)), (Fraction(3, 4), (64, 64), (64, 64))]
+    ("aspect", "displayed", "turned"),
+    [(Fraction(4, 3), (48, 85), (85, 48)), (Fraction(3, 4), (64, 64), (64, 64))],
 )
 def test_pixels_that_are_not_square(tmp_path, aspect, displayed, turned):
     path = write_video(tmp_path / "dvd.mp4", numbered_frames(3), aspect=aspect)
@@ -260,11 +277,15 @@ def test_a_frame_with_concealed_errors_is_a_decode_error(tmp_path):
     path = write_video(tmp_path / "damaged.mkv", moving_frames(60), "libx264", g="10")
     info = index_video(damage(path, 0.45, 0.46))
     for read_frames in (lambda: read_clip(info, 0, 60), lambda: whole(path)):
-        with pytest.raises(DecodeError, match=r"damaged\.mkv: the frame with timestamp \d+ is corrupt"):
+        with pytest.raises(
+            DecodeError, match=r"damaged\.mkv: the frame with timestamp \d+ is corrupt"
+        ):
             read_frames()
 
 
-@pytest.mark.parametrize(("start", "num_frames", "stride"), [(-1, 1, 1), (60, 1, 1), (50, 6, 2), (0, 0, 1), (0, 1, 0)])
+@pytest.mark.parametrize(
+    ("start", "num_frames", "stride"), [(-1, 1, 1), (60, 1, 1), (50, 6, 2), (0, 0, 1), (0, 1, 0)]
+)
 def test_clips_outside_the_video_are_rejected(lossless, start, num_frames, stride):
     with pytest.raises(ValueError, match="must be"):
         read_clip(lossless["b_frames.mp4"], start, num_frames, stride)
@@ -322,24 +343,34 @@ class Container:
 
 
 @pytest.mark.parametrize(
-    ("start", "keyframes"), [(0, []), (9, []), (10, [10]), (19, [10]), (35, [30, 20]), (57, [50, 40])]
+    ("start", "keyframes"),
+    [(0, []), (9, []), (10, [10]), (19, [10]), (35, [30, 20]), (57, [50, 40])],
 )
 @pytest.mark.parametrize("refused", [False, True])
-def test_seeks_try_two_keyframes_before_the_start_of_the_file(lossless, monkeypatch, start, keyframes, refused):
+def test_seeks_try_two_keyframes_before_the_start_of_the_file(
+    lossless, monkeypatch, start, keyframes, refused
+):
     info = lossless["b_frames.mp4"]
     seeks = []
     open_container = av.open
     monkeypatch.setattr(
-        av, "open", lambda *args, **options: Container(open_container(*args, **options), seeks, refused)
+        av,
+        "open",
+        lambda *args, **options: Container(open_container(*args, **options), seeks, refused),
     )
     assert numbers_of(read_clip(info, start, 3)) == [start, start + 1, start + 2]
     assert seeks == [info.pts[index] for index in keyframes]
 
 
 def test_frames_that_are_not_needed_are_not_decoded(tmp_path):
-    info = index_video(write_video(tmp_path / "video.mp4", moving_frames(40), "libx264", g="40", bf="3"))
+    info = index_video(
+        write_video(tmp_path / "video.mp4", moving_frames(40), "libx264", g="40", bf="3")
+    )
     with open_video(info.path) as (container, stream):
-        frames = [frame.pts for frame in decoded_frames(container.demux(stream), needed=set(info.pts[17:20]))]
+        frames = [
+            frame.pts
+            for frame in decoded_frames(container.demux(stream), needed=set(info.pts[17:20]))
+        ]
     assert set(info.pts[17:20]) < set(frames)
     assert len(frames) < 35
 
@@ -362,20 +393,34 @@ def test_timestamps_in_decoding_order_only_tell_frames_apart(tmp_path):
     for start, num_frames, stride in ((0, 40, 1), (1, 9, 1), (17, 3, 2), (25, 8, 1), (39, 1, 1)):
         expected = list(range(start, start + num_frames * stride, stride))
         assert numbers_of(read_clip(info, start, num_frames, stride)) == expected
-    assert [info.frame_at(seconds) for seconds in (0.0, 0.4, 0.41, 1.56, 9.0)] == [0, 10, 11, 39, 40]
+    assert [info.frame_at(seconds) for seconds in (0.0, 0.4, 0.41, 1.56, 9.0)] == [
+        0,
+        10,
+        11,
+        39,
+        40,
+    ]
 
 
-@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile a.mp4\n", "#EXTM3U\n#EXTINF:1,\na.mp4\n", "v=0\ns=-\n"])
+@pytest.mark.parametrize(
+    "text", ["ffconcat version 1.0\nfile a.mp4\n", "#EXTM3U\n#EXTINF:1,\na.mp4\n", "v=0\ns=-\n"]
+)
 def test_formats_that_name_other_files_are_refused(tmp_path, text):
     write_video(tmp_path / "a.mp4", numbered_frames(3))
     (tmp_path / "b.mp4").write_text(text)
-    with pytest.raises(DecodeError, match=r"b\.mp4: (not one of the formats that are read|Invalid data)"):
+    with pytest.raises(
+        DecodeError, match=r"b\.mp4: (not one of the formats that are read|Invalid data)"
+    ):
         index_video(tmp_path / "b.mp4")
 
 
 def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path):
-    small = write_video(tmp_path / "small.h264", moving_frames(4), "libx264", container_format="h264")
-    large = write_video(tmp_path / "large.h264", moving_frames(4, 480, 640), "libx264", container_format="h264")
+    small = write_video(
+        tmp_path / "small.h264", moving_frames(4), "libx264", container_format="h264"
+    )
+    large = write_video(
+        tmp_path / "large.h264", moving_frames(4, 480, 640), "libx264", container_format="h264"
+    )
     path = tmp_path / "both.h264"
     path.write_bytes(small.read_bytes() + large.read_bytes())
     info = index_video(path)
@@ -390,5 +435,7 @@ def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path):
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, make):
     make(tmp_path / name)
-    with pytest.raises(DecodeError, match=rf"{name}` must be a regular file, but got a (FIFO|device)"):
+    with pytest.raises(
+        DecodeError, match=rf"{name}` must be a regular file, but got a (FIFO|device)"
+    ):
         index_video(tmp_path / name)

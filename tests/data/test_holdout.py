@@ -14,7 +14,11 @@ from .indexed import image, images, video, videos
 
 
 def frames(spans):
-    return {(str(span.info.path), frame) for span in spans for frame in range(span.first_frame, span.last_frame + 1)}
+    return {
+        (str(span.info.path), frame)
+        for span in spans
+        for frame in range(span.first_frame, span.last_frame + 1)
+    }
 
 
 def ranges(spans):
@@ -54,7 +58,9 @@ def test_spans_are_disjoint_and_long_enough(lengths, fraction, clip_span, holdou
     left_out = frames(spans) - frames(train) - frames(held_out)
     for span in held_out:
         if holdout != "earlier" and span.first_frame > 0:
-            left_out -= {(str(span.info.path), span.first_frame - 1 - number) for number in range(clip_span)}
+            left_out -= {
+                (str(span.info.path), span.first_frame - 1 - number) for number in range(clip_span)
+            }
     assert not left_out
     assert all(span.num_frames >= min(clip_span, span.info.num_frames) for span in train)
     assert all(span.num_frames >= clip_span for span in held_out)
@@ -96,7 +102,9 @@ def test_files_whose_names_begin_alike_are_on_one_side(path, num_films):
         return {spans.index(span) // 4 for span in part}
 
     assert not films(train) & films(held_out)
-    assert films(split_videos(spans, 0.1, 9, "file")[1]) & films(split_videos(spans, 0.1, 9, "file")[0])
+    assert films(split_videos(spans, 0.1, 9, "file")[1]) & films(
+        split_videos(spans, 0.1, 9, "file")[0]
+    )
 
 
 def test_names_that_tell_nothing_leave_files_alone():
@@ -107,7 +115,9 @@ def test_names_that_tell_nothing_leave_files_alone():
 
 @pytest.mark.parametrize("holdout", ["auto", "column:subject"])
 def test_spans_of_one_value_of_a_column_are_on_one_side(holdout):
-    spans = [replace(span, group=str(number % 12)) for number, span in enumerate(videos(*[30] * 48))]
+    spans = [
+        replace(span, group=str(number % 12)) for number, span in enumerate(videos(*[30] * 48))
+    ]
     train, held_out = split_videos(spans, 0.1, 9, holdout)
     assert len(held_out) == 4
     assert not {span.group for span in train} & {span.group for span in held_out}
@@ -134,7 +144,9 @@ def test_folders_are_held_out():
 @pytest.mark.parametrize("holdout", ["column:subject", "folder"])
 def test_one_group_cannot_be_held_out(holdout):
     spans = [replace(span, group="one") for span in videos(*[30] * 12)]
-    message = f"`clips.holdout` must be a column or folders of two groups or more, but got {holdout}"
+    message = (
+        f"`clips.holdout` must be a column or folders of two groups or more, but got {holdout}"
+    )
     with pytest.raises(DataError, match=message):
         split_videos(spans, 0.1, 9, holdout)
 
@@ -142,13 +154,19 @@ def test_one_group_cannot_be_held_out(holdout):
 @pytest.mark.parametrize("holdout", ["auto", "file", "folder"])
 def test_files_of_one_content_are_on_one_side(holdout):
     spans = [
-        video(f"{number}/{name}.mp4", digest=str(number % 12)) for number, name in enumerate("abcdefghijklmnopqrst")
+        video(f"{number}/{name}.mp4", digest=str(number % 12))
+        for number, name in enumerate("abcdefghijklmnopqrst")
     ]
     train, held_out = split_videos(spans, 0.1, 9, holdout)
     assert not {span.info.digest for span in train} & {span.info.digest for span in held_out}
     copies = [video("a.mp4", 100, "0"), video("b.mp4", 100, "0")]
-    assert split_ranges([replace(copies[0], last_frame=59), copies[1]], 0.1, 9) == ([(0, 59), (0, 80)], [(90, 99)])
-    assert names(split_videos([image("a.png", "0"), image("b.png", "0"), image("c.png", "1")], 0.1, 9)[1]) == ["c.png"]
+    assert split_ranges([replace(copies[0], last_frame=59), copies[1]], 0.1, 9) == (
+        [(0, 59), (0, 80)],
+        [(90, 99)],
+    )
+    assert names(
+        split_videos([image("a.png", "0"), image("b.png", "0"), image("c.png", "1")], 0.1, 9)[1]
+    ) == ["c.png"]
 
 
 def test_the_held_out_part_is_measured_by_frames():
@@ -165,7 +183,10 @@ def test_the_end_of_each_of_few_videos_is_held_out():
     spans = videos(100, 40, 10, 27, 26)
     expected = ([(0, 70), (0, 21), (0, 9), (0, 8), (0, 25)], [(80, 99), (31, 39), (18, 26)])
     assert split_ranges(spans, 0.2, 9) == expected
-    earlier = ([(0, 79), (0, 30), (0, 9), (0, 17), (0, 16)], [(80, 99), (31, 39), (18, 26), (17, 25)])
+    earlier = (
+        [(0, 79), (0, 30), (0, 9), (0, 17), (0, 16)],
+        [(80, 99), (31, 39), (18, 26), (17, 25)],
+    )
     assert split_ranges(spans, 0.2, 9, "earlier") == earlier
     assert len(split_videos(videos(*[30] * 9), 0.01, 9)[1]) == 9
 
@@ -177,8 +198,14 @@ def test_few_videos_without_room_for_a_gap_are_held_out_whole():
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        (videos(5, 12), r"clip of 17 frames, .* but got at most 12 frames, in 1\.mp4\. .*smaller stride\."),
-        (videos(5, 50), "clip of 17 frames, 51 together, but got at most 50 .*stride, or 10 videos or more"),
+        (
+            videos(5, 12),
+            r"clip of 17 frames, .* but got at most 12 frames, in 1\.mp4\. .*smaller stride\.",
+        ),
+        (
+            videos(5, 50),
+            "clip of 17 frames, 51 together, but got at most 50 .*stride, or 10 videos or more",
+        ),
         ([], "`data` must be a video or two images, but got nothing"),
         (images(1), "`data` must be a video or two images, but got one image"),
     ],
@@ -200,7 +227,9 @@ def test_spans_of_one_video_are_split_at_one_frame(holdout, gap):
     assert split_ranges(spans, 0.2, 9, holdout) == ([(0, 49), (30, 129), *last_part], [(214, 249)])
     same = parts((0, 99)) * 10
     assert split_ranges(same, 0.1, 9, holdout) == ([(0, 89 - 9 * gap)] * 10, [(90, 99)] * 10)
-    too_short = parts((0, 49), (40, 49), (20, 44))  # parts that are too short for a clip are dropped
+    too_short = parts(
+        (0, 49), (40, 49), (20, 44)
+    )  # parts that are too short for a clip are dropped
     expected = ([(0, 39 - 9 * gap), (20, 39 - 9 * gap)], [(40, 49), (40, 49)])
     assert split_ranges(too_short, 0.2, 9, holdout) == expected
     # Spans that are too short for a validation clip are trained on up to the held-out end.
@@ -251,8 +280,12 @@ def test_images_and_videos_are_split_separately():
 
 def test_the_held_out_files_are_named():
     spans = videos(*[30] * 60)
-    assert describe_held_out(spans[2:], spans[:2]) == "2 of 60 videos, 60 of 1800 frames: 0.mp4, 1.mp4"
-    assert describe_held_out(spans[7:], spans[:7]).endswith("0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 2 more")
+    assert (
+        describe_held_out(spans[2:], spans[:2]) == "2 of 60 videos, 60 of 1800 frames: 0.mp4, 1.mp4"
+    )
+    assert describe_held_out(spans[7:], spans[:7]).endswith(
+        "0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 2 more"
+    )
     train, held_out = split_videos(videos(100), 0.1, 9)
     assert describe_held_out(train, held_out) == "the end of 1 of 1 video, 10 of 91 frames: 0.mp4"
     assert describe_held_out(images(3)[:2], images(3)[2:]) == "1 of 3 images, 1 of 3 frames: 2.png"
@@ -269,4 +302,6 @@ def test_one_file_and_a_large_part_are_warned_about(caplog):
     assert "0.mp4; `val_data` names other files" in caplog.text
     caplog.clear()
     warn_of_held_out(spans[4:], spans[:4], 0.1)
-    assert "40 % of the frames are held out, 4 of 10 videos, 120 of 300 frames: 0.mp4" in caplog.text
+    assert (
+        "40 % of the frames are held out, 4 of 10 videos, 120 of 300 frames: 0.mp4" in caplog.text
+    )

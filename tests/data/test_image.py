@@ -37,7 +37,13 @@ def test_formats(tmp_path, suffix):
     is_lossy = suffix.startswith(".j")
     options = {".webp": {"lossless": True}, ".png": {}, ".PNG": {}}.get(suffix, {"quality": 95})
     info = index_video(save(IMAGE, tmp_path / f"image{suffix}", **options))
-    assert (info.num_frames, info.height, info.width, info.fps, info.is_image) == (1, 48, 64, 1.0, True)
+    assert (info.num_frames, info.height, info.width, info.fps, info.is_image) == (
+        1,
+        48,
+        64,
+        1.0,
+        True,
+    )
     assert (list(info.pts), list(info.keyframes)) == ([0], [0])
     clip = read_clip(info, 0, 1)
     assert clip.shape == (1, 48, 64, 3)
@@ -47,7 +53,9 @@ def test_formats(tmp_path, suffix):
 def test_resizing(tmp_path):
     path = save(IMAGE, tmp_path / "image.png")
     channels_first = PIXELS.permute(2, 0, 1)[None].float()
-    reference = torch.nn.functional.interpolate(channels_first, (24, 20), mode="bicubic", antialias=True)
+    reference = torch.nn.functional.interpolate(
+        channels_first, (24, 20), mode="bicubic", antialias=True
+    )
     assert difference(read_image(path, (24, 20)), reference[0].permute(1, 2, 0)).max() < 5
     assert torch.equal(read_image(path, (48, 64)), PIXELS)
 
@@ -183,7 +191,9 @@ def test_a_large_member_of_a_tar_file_is_not_read(tmp_path):
         index_video(TarMember(archive, "b.png", 512, 2**29 + 1))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("moving.gif", None), ("moving.webp", None), ("moving.mp4", "GIF")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("moving.gif", None), ("moving.webp", None), ("moving.mp4", "GIF")]
+)
 def test_animated_images_are_not_read(tmp_path, name, kind):
     first, *others = (Image.fromarray(frame.numpy()) for frame in moving_frames(3))
     first.save(tmp_path / name, kind, save_all=True, append_images=others)
@@ -199,7 +209,14 @@ def test_an_animated_png_is_a_video_with_exact_alpha(tmp_path, name, blend):
     pixels[3, 5:9, 4:9] = 0
     pixels[..., 3] |= 255 * blend  # blended over the frame before, which opaque frames hide
     first, *others = map(Image.fromarray, pixels)
-    first.save(tmp_path / name, "PNG", save_all=True, append_images=others, duration=[40, 80] * 3, blend=blend)
+    first.save(
+        tmp_path / name,
+        "PNG",
+        save_all=True,
+        append_images=others,
+        duration=[40, 80] * 3,
+        blend=blend,
+    )
     info = index_video(tmp_path / name)
     assert (info.num_frames, info.is_image, info.fps > 0) == (6, False, True)
     for start in range(6):
@@ -219,7 +236,9 @@ def test_of_several_pictures_in_a_photo_the_first_is_read(tmp_path):
 def test_no_other_format_is_read_under_the_suffix_of_an_image(tmp_path, monkeypatch, name, in_tar):
     """Pillow lets Ghostscript draw an EPS, which is a program."""
     source = save(Image.new("RGB", (8, 8)), tmp_path / name, format="EPS")
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript runs"))
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript runs")
+    )
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
     if in_tar:
         (source,) = tar_members(write_shard(tmp_path / "a.tar", [source]))

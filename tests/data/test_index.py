@@ -26,7 +26,16 @@ from telecine.data.errors import Deadline
 from telecine.data.index import average_frame_rate, log_too_short, scan_packets
 from telecine.settings import ClipConfig
 
-from .videos import add_cover, damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
+from .videos import (
+    add_cover,
+    damage,
+    moving_frames,
+    numbered_frames,
+    numbers_of,
+    truncate,
+    write_audio,
+    write_video,
+)
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
@@ -68,7 +77,10 @@ def empty(path):
 BAD_FILES = {
     "text.mp4": (text, "Invalid data"),
     "empty.mp4": (empty, "Invalid data|End of file"),
-    "truncated.mp4": (lambda path: truncate(write_video(path, numbered_frames(30)), 0.8), "Invalid data"),
+    "truncated.mp4": (
+        lambda path: truncate(write_video(path, numbered_frames(30)), 0.8),
+        "Invalid data",
+    ),
     "truncated_late.mp4": (
         lambda path: truncate(write_video(path, numbered_frames(30), "libx264", **FASTSTART), 0.8),
         "truncated after [0-9]+ frames",
@@ -91,7 +103,10 @@ def test_errors_give_the_reason(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("frames", "reason"),
-    [([], "no frame can be decoded"), ([SimpleNamespace(is_corrupt=True)], "its first frame is corrupt")],
+    [
+        ([], "no frame can be decoded"),
+        ([SimpleNamespace(is_corrupt=True)], "its first frame is corrupt"),
+    ],
 )
 def test_the_first_frame_is_decoded(tmp_path, monkeypatch, frames, reason):
     monkeypatch.setattr(index, "decoded_frames", lambda packets: iter(frames))
@@ -128,7 +143,10 @@ def test_bad_files_are_skipped(tmp_path, caplog):
     paths += [make(tmp_path / name) for name, (make, _) in BAD_FILES.items()]
     paths += [write_video(tmp_path / "one.mp4", numbered_frames(1))]
     infos, skipped = index_videos(paths)
-    assert [(info.path.name, info.num_frames) for info in infos] == [("good.mp4", 3), ("one.mp4", 1)]
+    assert [(info.path.name, info.num_frames) for info in infos] == [
+        ("good.mp4", 3),
+        ("one.mp4", 1),
+    ]
     assert [skip.path.name for skip in skipped] == list(BAD_FILES)
     assert skipped[-1].reason == "has no video stream"
     (message,) = caplog.messages
@@ -143,11 +161,20 @@ def test_bad_files_are_skipped(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("name", "num_frames", "gop", "warns"),
-    [("a.mp4", 301, 600, True), ("a.mp4", 300, 600, False), ("a.mp4", 301, 300, False), ("a.h264", 301, 10, True)],
+    [
+        ("a.mp4", 301, 600, True),
+        ("a.mp4", 300, 600, False),
+        ("a.mp4", 301, 300, False),
+        ("a.h264", 301, 10, True),
+    ],
 )
-def test_long_videos_that_cannot_be_sought_in_are_logged(tmp_path, caplog, name, num_frames, gop, warns):
+def test_long_videos_that_cannot_be_sought_in_are_logged(
+    tmp_path, caplog, name, num_frames, gop, warns
+):
     """H.264 without a container has no timestamps."""
-    write_video(tmp_path / name, numbered_frames(num_frames, 16, 16), x264_params=f"keyint={gop}:scenecut=0")
+    write_video(
+        tmp_path / name, numbered_frames(num_frames, 16, 16), x264_params=f"keyint={gop}:scenecut=0"
+    )
     index_video(tmp_path / name)
     assert ("re-encode with a short GOP" in caplog.text) == warns
 
@@ -157,7 +184,9 @@ def test_facts_about_a_video(tmp_path):
     assert (info.path, info.fps, info.height, info.width) == (tmp_path / "video.mp4", 20, 48, 64)
     assert list(info.keyframes) == [0, 5, 10]
     assert [round(pts * info.time_base * 1000) for pts in info.pts] == list(range(0, 600, 50))
-    raw = index_video(write_video(tmp_path / "raw.h264", numbered_frames(12), g="5", container_format="h264"))
+    raw = index_video(
+        write_video(tmp_path / "raw.h264", numbered_frames(12), g="5", container_format="h264")
+    )
     assert list(raw.pts) == list(range(12))
     assert raw.time_base == 1 / raw.fps
 
@@ -166,12 +195,16 @@ def scan(codec, packets, size=1000):
     """Scan packets, each with its timestamp, whether it is a keyframe, and whether it is discarded."""
     read = []
     for pts, is_keyframe, is_discard in packets:
-        packet = SimpleNamespace(pts=pts, dts=0, size=9, is_keyframe=is_keyframe, is_discard=is_discard)
+        packet = SimpleNamespace(
+            pts=pts, dts=0, size=9, is_keyframe=is_keyframe, is_discard=is_discard
+        )
         packet.is_corrupt = False
         packet.decode = lambda: [SimpleNamespace(key_frame=True)]
         read.append(packet)
     read.append(SimpleNamespace(size=0, pts=None))  # the flush packet at the end of a file
-    container = SimpleNamespace(demux=lambda stream: read, format=SimpleNamespace(name="matroska"), size=size)
+    container = SimpleNamespace(
+        demux=lambda stream: read, format=SimpleNamespace(name="matroska"), size=size
+    )
     decoder = SimpleNamespace(name=codec, has_b_frames=False)
     stream = SimpleNamespace(codec_context=decoder, time_base=0.001, average_rate=25)
     return scan_packets(Path("a.mkv"), container, stream, Deadline("a.mkv"))
@@ -218,7 +251,9 @@ def test_the_frame_rate_is_an_average(tmp_path):
 
 def test_large_frames_of_a_video_are_refused(tmp_path):
     path = write_video(tmp_path / "a.mp4", numbered_frames(2))
-    with pytest.raises(DecodeError, match=rf"^{path}: 64 x 48 pixels, more than the 3071 of `clips.max_pixels`"):
+    with pytest.raises(
+        DecodeError, match=rf"^{path}: 64 x 48 pixels, more than the 3071 of `clips.max_pixels`"
+    ):
         index_video(path, ClipConfig(max_pixels=64 * 48 - 1))
     assert index_video(path, ClipConfig(max_pixels=64 * 48)).width == 64
 
@@ -241,9 +276,13 @@ def test_videos_that_are_too_short_are_counted_and_named(caplog):
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_a_file_is_indexed_in_the_time_that_it_may_take(tmp_path, codec):
     path = write_video(tmp_path / "slow.avi", numbered_frames(3), codec)
-    with pytest.raises(DataError, match=r"slow\.avi: not read within 1e-09 seconds. Remove the file, or if") as caught:
+    with pytest.raises(
+        DataError, match=r"slow\.avi: not read within 1e-09 seconds. Remove the file, or if"
+    ) as caught:
         index_video(path, ClipConfig(timeout=1e-9))
-    assert not isinstance(caught.value, DecodeError), "files that are skipped would make the data depend on the speed"
+    assert not isinstance(caught.value, DecodeError), (
+        "files that are skipped would make the data depend on the speed"
+    )
 
 
 @pytest.mark.parametrize("message", ["can't start new thread", "another error"])
@@ -254,7 +293,8 @@ def test_the_limit_of_threads_is_named(tmp_path, monkeypatch, message):
     monkeypatch.setattr("threading.Thread.start", refuse)
     is_limit = message.startswith("can't")
     with pytest.raises(
-        DataError if is_limit else RuntimeError, match="starts no more threads" if is_limit else "^another error$"
+        DataError if is_limit else RuntimeError,
+        match="starts no more threads" if is_limit else "^another error$",
     ):
         index_videos([write_video(tmp_path / "a.mp4", numbered_frames(3))])
 

@@ -22,7 +22,9 @@ ALL_FILES = ["0.png", "a.mp4", "c.mkv"]
 def folder(tmp_path):
     folder = tmp_path / "data"
     write_images(folder, 1)
-    write_video(folder / "a.mp4", numbered_frames(12), g="5", pts=[40 * i + i % 3 for i in range(12)])
+    write_video(
+        folder / "a.mp4", numbered_frames(12), g="5", pts=[40 * i + i % 3 for i in range(12)]
+    )
     write_shard(folder / "b.tar", [write_video(tmp_path / "c.mkv", numbered_frames(9), g="4")])
     return folder
 
@@ -67,7 +69,12 @@ def test_nothing_is_read_again(folder, load):
     assert num_bytes(infos[1].path) == (folder / "a.mp4").stat().st_size
     assert num_bytes(infos[2].path) == infos[2].path.size
     assert index_path(folder).stat().st_mtime_ns == written
-    assert sorted(path.name for path in folder.iterdir()) == [".telecine-index", "0.png", "a.mp4", "b.tar"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".telecine-index",
+        "0.png",
+        "a.mp4",
+        "b.tar",
+    ]
 
 
 @pytest.mark.parametrize(("seconds", "names"), [(0.0, []), (60.0, ["a.mp4", "b.tar", "c.mkv"])])
@@ -93,7 +100,9 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     write_shard(folder / "c.tar", [folder / "a.mp4"])
     with monkeypatch.context() as patch:
         read = index_cache.tar_members
-        patch.setattr(index_cache, "tar_members", lambda path: 1 / 0 if path.name == "c.tar" else read(path))
+        patch.setattr(
+            index_cache, "tar_members", lambda path: 1 / 0 if path.name == "c.tar" else read(path)
+        )
         with pytest.raises(ZeroDivisionError):
             load(folder)
     assert load(folder)[1] == ["0.png", "a.mp4", "a.mp4", "c.mkv", "c.tar"]
@@ -129,7 +138,11 @@ def test_a_moved_folder_keeps_its_index(folder, load):
     load(folder)
     moved = folder.rename(folder.with_name("moved"))
     infos, names = load(moved)
-    assert [str(info.path) for info in infos] == [f"{moved}/0.png", f"{moved}/a.mp4", f"{moved}/b.tar/c.mkv"]
+    assert [str(info.path) for info in infos] == [
+        f"{moved}/0.png",
+        f"{moved}/a.mp4",
+        f"{moved}/b.tar/c.mkv",
+    ]
     assert names == []
 
 
@@ -144,7 +157,9 @@ def test_files_that_cannot_be_decoded_are_tried_again(folder, load):
 def another_version(path):
     content = gzip.decompress(path.read_bytes())
     header, _, rest = content.partition(b"\n")
-    path.write_bytes(gzip.compress(json.dumps([0, *json.loads(header)[1:]]).encode() + b"\n" + rest))
+    path.write_bytes(
+        gzip.compress(json.dumps([0, *json.loads(header)[1:]]).encode() + b"\n" + rest)
+    )
 
 
 def packed(content):
@@ -195,12 +210,21 @@ def test_a_damaged_or_outdated_file_is_replaced(folder, load, caplog, damage):
 
 def test_path_of_the_file(folder, tmp_path):
     (tmp_path / "list.csv").write_text("path\ndata/a.mp4\n")
-    data = [folder, tmp_path, tmp_path / "list.csv", folder / "b.tar", folder / "{0..1}.tar", tmp_path / "*/a.mp4"]
+    data = [
+        folder,
+        tmp_path,
+        tmp_path / "list.csv",
+        folder / "b.tar",
+        folder / "{0..1}.tar",
+        tmp_path / "*/a.mp4",
+    ]
     paths = [index_path(path) for path in data]
     assert [path.parent for path in paths] == [folder, tmp_path, tmp_path, folder, folder, tmp_path]
     assert [path.name for path in paths[:2]] == [".telecine-index"] * 2
     assert len(set(paths)) == len(paths)
-    assert all(path.name.startswith(".") and path.name.endswith(".telecine-index") for path in paths)
+    assert all(
+        path.name.startswith(".") and path.name.endswith(".telecine-index") for path in paths
+    )
 
 
 def test_names_that_are_not_utf8(tmp_path, load, monkeypatch):
@@ -217,7 +241,9 @@ def test_names_that_are_not_utf8(tmp_path, load, monkeypatch):
 
 def test_a_read_only_folder(folder, load, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.W_OK and not path.is_relative_to(folder))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: mode == os.W_OK and not path.is_relative_to(folder)
+    )
     infos, _ = load(folder)
     assert not (folder / ".telecine-index").exists()
     (saved,) = (tmp_path / "cache").rglob("*telecine-index")
@@ -235,7 +261,9 @@ def test_a_read_only_folder(folder, load, tmp_path, monkeypatch, caplog):
 
 def test_members_before_the_damage_of_a_tar_file_are_used(folder, load, tmp_path, caplog):
     shutil.rmtree(folder)
-    shard = write_shard(folder / "b.tar", [write_video(tmp_path / f"{i}.mp4", numbered_frames(4)) for i in range(2)])
+    shard = write_shard(
+        folder / "b.tar", [write_video(tmp_path / f"{i}.mp4", numbered_frames(4)) for i in range(2)]
+    )
     _, last = tar_members(shard)
     os.truncate(shard, last.offset + 99)
     (folder / "c.tar").write_text("no tar")

@@ -13,13 +13,18 @@ from telecine.data.index_cache import IndexCache
 from telecine.data.lists import Segment, read_list
 from telecine.settings import ClipConfig
 
-INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), array("q", [0]), time_base=0.004)
+INFO = VideoInfo(
+    Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), array("q", [0]), time_base=0.004
+)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("list.csv", 'path,start,end,start_frame,end_frame\na.mp4,,,,\nb/c.mp4,1.5,3,,\n/d.mp4,,,4,\n"e,f.png",,,,9\n'),
+        (
+            "list.csv",
+            'path,start,end,start_frame,end_frame\na.mp4,,,,\nb/c.mp4,1.5,3,,\n/d.mp4,,,4,\n"e,f.png",,,,9\n',
+        ),
         (
             "list.CSV",
             "\ufeffend_frame,path,start,end,start_frame\r\n,a.mp4,,,\r\n,b/c.mp4,1.5,3,\r\n,/d.mp4,,,4\r\n"
@@ -139,7 +144,10 @@ def test_an_unknown_column_is_left_out_and_named(tmp_path, caplog, name):
     csv = 'path,caption,end_frame,num_frames\nx,"a, cat",4,9\ny,,,\n'
     jsonl = '{"path": "x", "caption": "a cat", "end_frame": 4, "num_frames": 9}\n{"path": "y", "tags": ["a"]}\n'
     (tmp_path / name).write_text(csv if name == "a.csv" else jsonl)
-    assert read_list(tmp_path / name) == [Segment(tmp_path / "x", end_frame=4), Segment(tmp_path / "y")]
+    assert read_list(tmp_path / name) == [
+        Segment(tmp_path / "x", end_frame=4),
+        Segment(tmp_path / "y"),
+    ]
     names = "`caption`, `num_frames`" if name == "a.csv" else "`caption`, `num_frames`, `tags`"
     assert caplog.messages == [
         f"{tmp_path / name}: left out {2 + (name != 'a.csv')} columns that no clip needs: {names}"
@@ -149,11 +157,15 @@ def test_an_unknown_column_is_left_out_and_named(tmp_path, caplog, name):
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_a_column_of_groups_is_read(tmp_path, caplog, name):
     csv = "path,subject,group\nx,1,a\ny,,b\n"
-    jsonl = '{"path": "x", "subject": 1, "group": "a"}\n{"path": "y", "subject": null, "group": "b"}\n'
+    jsonl = (
+        '{"path": "x", "subject": 1, "group": "a"}\n{"path": "y", "subject": null, "group": "b"}\n'
+    )
     (tmp_path / name).write_text(csv if name == "a.csv" else jsonl)
 
     def groups(holdout):
-        segments = find_segments(tmp_path / name, IndexCache(tmp_path / name, ClipConfig(holdout=holdout)))
+        segments = find_segments(
+            tmp_path / name, IndexCache(tmp_path / name, ClipConfig(holdout=holdout))
+        )
         return [segment.group for segment in segments]
 
     assert groups("auto") == ["a", "b"]

@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError, ReadingStopped, loader
+from telecine.data import (
+    ClipBatchSampler,
+    ClipDataset,
+    ClipLoader,
+    DataError,
+    ReadingStopped,
+    loader,
+)
 from telecine.settings import Bucket, ClipConfig
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
@@ -50,15 +57,22 @@ def test_a_resumed_run_reads_the_same_batches(spans, num_workers):
 
 @settings(deadline=None)
 @given(
-    layout=st.sampled_from([(24, 1, 1), (12, 2, 1), (12, 1, 2), (6, 2, 2), (3, 4, 2), (1, 3, 8), (4, 6, 1)]),
+    layout=st.sampled_from(
+        [(24, 1, 1), (12, 2, 1), (12, 1, 2), (6, 2, 2), (3, 4, 2), (1, 3, 8), (4, 6, 1)]
+    ),
     start=st.integers(0, 5),
 )
 def test_the_clips_of_a_step_do_not_depend_on_the_number_of_processes(layout, start):
     size, num_micro_batches, num_ranks = layout
     batches = range(start * num_micro_batches, 7 * num_micro_batches)
-    samplers = [ClipBatchSampler(batches, size, num_micro_batches, rank, num_ranks) for rank in range(num_ranks)]
+    samplers = [
+        ClipBatchSampler(batches, size, num_micro_batches, rank, num_ranks)
+        for rank in range(num_ranks)
+    ]
     items = [item for sampler in samplers for batch in sampler for item in batch]
-    assert sorted(items) == [(step, index) for step in range(start, 7) for index in range(24 * step, 24 * step + 24)]
+    assert sorted(items) == [
+        (step, index) for step in range(start, 7) for index in range(24 * step, 24 * step + 24)
+    ]
     first = samplers[0]
     assert len(first) == len(list(first)) == (7 - start) * num_micro_batches
     assert list(replace(first, batches=first.batches[1:2])) == list(first)[1:2]
@@ -79,7 +93,10 @@ def test_processes_and_micro_batches_split_a_step(spans):
     [
         ({"batch_size": 0}, "`batch_size` must be a positive int"),
         ({"num_micro_batches": 0}, "`num_micro_batches` must be a positive int"),
-        ({"rank": 2, "num_ranks": 2}, r"`rank` must be at least 0 and below `num_ranks` \(2\), but got 2"),
+        (
+            {"rank": 2, "num_ranks": 2},
+            r"`rank` must be at least 0 and below `num_ranks` \(2\), but got 2",
+        ),
         ({"rank": -1}, "`rank` must be at least 0"),
     ],
 )
@@ -117,8 +134,14 @@ def stop_the_worker():
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (kill_the_worker, r"exited unexpectedly.* while reading step \d, \S+\.mp4; restarting the workers"),
-        (stop_the_worker, r"no batch in 1 seconds while reading step \d, \S+\.mp4; restarting the workers"),
+        (
+            kill_the_worker,
+            r"exited unexpectedly.* while reading step \d, \S+\.mp4; restarting the workers",
+        ),
+        (
+            stop_the_worker,
+            r"no batch in 1 seconds while reading step \d, \S+\.mp4; restarting the workers",
+        ),
     ],
 )
 def test_a_killed_or_stopped_worker_is_replaced(spans, caplog, harm, message):
@@ -177,7 +200,9 @@ class Stuck(ClipDataset):
 @pytest.mark.slow
 def test_the_file_that_does_not_answer_is_named(spans):
     datasets = [Stuck(spans, replace(ONE_WORKER, timeout=1.0), seed=seed) for seed in range(10)]
-    dataset = next(dataset for dataset in datasets if dataset.source_at(1, 2) != dataset.source_at(1, 3))
+    dataset = next(
+        dataset for dataset in datasets if dataset.source_at(1, 2) != dataset.source_at(1, 3)
+    )
     batches = iter(ClipLoader(dataset, ClipBatchSampler(range(3), 2)))
     next(batches)
     message = rf"no batch in 1 seconds\. Check {dataset.source_at(1, 3)}: .*`clips\.timeout`"
@@ -189,7 +214,12 @@ def test_the_file_that_does_not_answer_is_named(spans):
 def test_waiting_for_a_batch_can_be_stopped(spans):
     answers = iter([False, False, True])
     with pytest.raises(ReadingStopped):
-        read(Stuck(spans, replace(ONE_WORKER, timeout=60)), range(1, 3), 2, should_stop=lambda: next(answers))
+        read(
+            Stuck(spans, replace(ONE_WORKER, timeout=60)),
+            range(1, 3),
+            2,
+            should_stop=lambda: next(answers),
+        )
     assert not multiprocessing.active_children()
 
 
@@ -227,7 +257,9 @@ def test_a_death_does_not_interrupt_the_training_process(spans):
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the loader that did not start
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of the loader that did not start
 @pytest.mark.parametrize("name", ["telecine workers", "QueueFeederThread"])
 def test_no_process_is_left_where_no_thread_starts(spans, monkeypatch, name):
     """Workers ignore SIGTERM, so one that is left would let the interpreter wait at its end."""

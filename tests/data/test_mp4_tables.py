@@ -29,21 +29,29 @@ def kinds(content):
     ],
 )
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_more_frames_than_a_file_can_have(tmp_path, monkeypatch, table, offset, values, options, in_tar):
-    source = write_video(tmp_path / "a.mp4", numbered_frames(10), "libx264", container_options=options)
+def test_more_frames_than_a_file_can_have(
+    tmp_path, monkeypatch, table, offset, values, options, in_tar
+):
+    source = write_video(
+        tmp_path / "a.mp4", numbered_frames(10), "libx264", container_options=options
+    )
     content = bytearray(source.read_bytes())
     struct.pack_into(f">{len(values)}I", content, content.index(table) + 4 + offset, *values)
     source.write_bytes(content)
     if in_tar:
         (source,) = tar_members(write_shard(tmp_path / "a.tar", [source]))
     monkeypatch.setattr(av, "open", lambda *_: pytest.fail("FFmpeg reads the tables"))
-    with pytest.raises(DecodeError, match=r"a\.mp4: its tables claim [0-9]+ frames in [0-9]+ bytes"):
+    with pytest.raises(
+        DecodeError, match=r"a\.mp4: its tables claim [0-9]+ frames in [0-9]+ bytes"
+    ):
         index_video(source)
 
 
 @pytest.mark.parametrize("options", [None, FRAGMENTED, {"movflags": "+faststart"}])
 def test_true_tables_are_accepted(tmp_path, options):
-    path = write_video(tmp_path / "a.mp4", numbered_frames(10), "libx264", container_options=options)
+    path = write_video(
+        tmp_path / "a.mp4", numbered_frames(10), "libx264", container_options=options
+    )
     check_tables(path, Deadline(path))
     boxes = kinds(path.read_bytes())
     assert {b"moov", b"mdat", b"stsz"} <= set(boxes)
@@ -52,7 +60,12 @@ def test_true_tables_are_accepted(tmp_path, options):
 
 def test_a_box_ends_with_the_box_around_it():
     inner = struct.pack(">I4s", 10**6, b"free") + bytes(8)
-    content = struct.pack(">I4s", 8 + len(inner), b"trak") + inner + struct.pack(">I4s", 20, b"stsz") + bytes(12)
+    content = (
+        struct.pack(">I4s", 8 + len(inner), b"trak")
+        + inner
+        + struct.pack(">I4s", 20, b"stsz")
+        + bytes(12)
+    )
     assert kinds(content)[:2] == [b"trak", b"free"]
     assert kinds(content)[-1] == b"stsz"
 
@@ -65,7 +78,12 @@ def test_compressed_tables_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [bytes(1000), b"\xff" * 1000, struct.pack(">I4s", 8, b"moov") * 100, b"\0\0\0\x01moov" + b"\xff" * 8],
+    [
+        bytes(1000),
+        b"\xff" * 1000,
+        struct.pack(">I4s", 8, b"moov") * 100,
+        b"\0\0\0\x01moov" + b"\xff" * 8,
+    ],
 )
 def test_any_bytes_end(content):
     assert len(kinds(content)) <= len(content) // 8

@@ -147,8 +147,13 @@ def test_lists_name_files_by_relative_paths_and_addresses(s3, folder, tmp_path):
     ]
     local = tmp_path / "local.jsonl"
     local.write_text('{"path": "s3://bucket/set/a.mp4"}\n{"path": "set/b.MKV"}\n')
-    assert names_of(load_spans(local)[0], tmp_path) == [("s3://bucket/set/a.mp4", 8), ("/set/b.MKV", 8)]
-    with pytest.raises(DataError, match=r"bad\.csv, line 3: `path` must be relative to the list.*cannot name local"):
+    assert names_of(load_spans(local)[0], tmp_path) == [
+        ("s3://bucket/set/a.mp4", 8),
+        ("/set/b.MKV", 8),
+    ]
+    with pytest.raises(
+        DataError, match=r"bad\.csv, line 3: `path` must be relative to the list.*cannot name local"
+    ):
         read_list(RemotePath(f"{address}/bad.csv"))
     with pytest.raises(DataError, match=r"s3://bucket/gone\.csv: cannot be read .*No such file"):
         read_list(RemotePath("s3://bucket/gone.csv"))
@@ -168,13 +173,17 @@ def test_patterns(address):
 
 def test_a_web_server(s3, folder, address):
     url = f"{s3.endpoint}/bucket/set"
-    with pytest.raises(DataError, match=r"a\.mp4: cannot be read \(403.*Check the address and the credentials"):
+    with pytest.raises(
+        DataError, match=r"a\.mp4: cannot be read \(403.*Check the address and the credentials"
+    ):
         load_spans(f"{url}/a.mp4")
     for name in ("a.mp4", "b.MKV"):
         s3.files.chmod(f"{address}/{name}", "public-read")
     spans, _ = load_spans(f"{url}/{{a.mp4,b.MKV}}?token=x")
     assert [span.info.path.name for span in spans] == ["a.mp4", "b.MKV"]
-    assert torch.equal(read_clip(spans[0].info, 0, 8), read_clip(index_video(folder / "a.mp4"), 0, 8))
+    assert torch.equal(
+        read_clip(spans[0].info, 0, 8), read_clip(index_video(folder / "a.mp4"), 0, 8)
+    )
     assert len(list(iterate_frames(f"{url}/a.mp4"))) == 8
     with pytest.raises(DataError, match=r"none\.mp4, which does not exist"):
         load_spans(f"{url}/none.mp4")
@@ -209,14 +218,18 @@ def test_a_server_that_does_not_return(s3, span, clock):
     s3.stop()
     waits = []
     clock.events = [partial(waits.append, number) for number in range(10)]
-    with pytest.raises(DataError, match=r"^s3://bucket/set/a\.mp4: cannot be read after 7 attempts .*connect.*network"):
+    with pytest.raises(
+        DataError,
+        match=r"^s3://bucket/set/a\.mp4: cannot be read after 7 attempts .*connect.*network",
+    ):
         ClipDataset([span], CONFIG, seed=0)[0]
     assert len(waits) == 6
     assert not [path for path in cache_folder().iterdir() if len(path.name) >= 64]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "attempts", "passed"), [(0, 7, 63), (5, 7, 98), (30, 4, 127), (60, 2, 121), (400, 2, 801)]
+    ("seconds", "attempts", "passed"),
+    [(0, 7, 63), (5, 7, 98), (30, 4, 127), (60, 2, 121), (400, 2, 801)],
 )
 def test_attempts_end_in_time_if_the_server_hangs(clock, seconds, attempts, passed):
     def hang(fs):
@@ -234,7 +247,9 @@ def test_a_file_that_changes_after_the_listing_ends_the_run(s3, folder, address,
         s3.files.rm(f"{address}/a.mp4")
     else:
         s3.files.pipe(f"{address}/a.mp4", bytes((folder / "a.mp4").stat().st_size))
-    with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed") as caught:
+    with pytest.raises(
+        DataError, match=r"a\.mp4: was changed or removed after it was listed"
+    ) as caught:
         ClipDataset([span], CONFIG, seed=0)[0]
     assert not isinstance(caught.value, DecodeError)
 
@@ -260,7 +275,9 @@ def answer(sent, tells=None, version="1"):
             callback.relative_update(1)
 
     info = {"name": "b/a", "size": 10, "type": "file", "ETag": version}
-    return SimpleNamespace(get_file=get_file, info=lambda url: info, _strip_protocol=lambda url: url)
+    return SimpleNamespace(
+        get_file=get_file, info=lambda url: info, _strip_protocol=lambda url: url
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,9 +331,14 @@ def test_wrong_requests_are_not_tried_again(s3, protocol):
         def fail(fs, error=error):
             raise error
 
-        with pytest.raises(DataError, match=rf"{protocol}://b/a: cannot be read \(.*{error.strerror}"):
+        with pytest.raises(
+            DataError, match=rf"{protocol}://b/a: cannot be read \(.*{error.strerror}"
+        ):
             remote.with_retries(f"{protocol}://b/a", fail)
-    with pytest.raises(DataError, match=r"s3://Bad_Bucket!/a: cannot be read \(Parameter validation failed.*Check the"):
+    with pytest.raises(
+        DataError,
+        match=r"s3://Bad_Bucket!/a: cannot be read \(Parameter validation failed.*Check the",
+    ):
         load_spans("s3://Bad_Bucket!/a")
 
 

@@ -36,7 +36,9 @@ class Cache(RemoteCache):
 
     def names(self):
         """Return the names of the files that are in the cache or being fetched, sorted."""
-        return sorted(path.read_text().strip() for path in self.folder.iterdir() if len(path.name) >= 64)
+        return sorted(
+            path.read_text().strip() for path in self.folder.iterdir() if len(path.name) >= 64
+        )
 
 
 def hash_of(name):
@@ -106,7 +108,9 @@ def test_two_that_need_a_file_fetch_it_once(cache):
         path.write_bytes(bytes(10))
         fetched.append(path)
 
-    threads = [threading.Thread(target=cache.copy, args=(hash_of("a"), 10, fetch)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=cache.copy, args=(hash_of("a"), 10, fetch)) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -162,7 +166,15 @@ def file(name, size=10, version="1"):
 
 
 def test_names_do_not_lead_out_of_the_folder(served, tmp_path):
-    for name in ("../../x.mp4", "/etc/passwd", "..", "a\0.mp4", "x.mp4/../../y", "é\udc80.PNG", "x." + "y" * 4000):
+    for name in (
+        "../../x.mp4",
+        "/etc/passwd",
+        "..",
+        "a\0.mp4",
+        "x.mp4/../../y",
+        "é\udc80.PNG",
+        "x." + "y" * 4000,
+    ):
         remote.open_local(file(name, 1), Path.read_bytes)
     remote.open_local(file("..", 1, version="2"), Path.read_bytes)
     assert {path.parent for path in served} == {tmp_path / "cache" / "telecine"}
@@ -187,14 +199,19 @@ def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(served):
     assert remote.open_local(file("a"), opening) == bytes(10)
     assert len(served) == 3
     num_removals = 99
-    with pytest.raises(DataError, match=r"s3://bucket/b: was removed from the cache 10 times .*set TELECINE_REMOTE"):
+    with pytest.raises(
+        DataError, match=r"s3://bucket/b: was removed from the cache 10 times .*set TELECINE_REMOTE"
+    ):
         remote.open_local(file("b"), opening)
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-1", "nan", "inf"])
 def test_the_size_is_a_number(text, monkeypatch):
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", text)
-    with pytest.raises(ValueError, match="`TELECINE_REMOTE_CACHE_GB` must be a number of gigabytes above 0, but got"):
+    with pytest.raises(
+        ValueError,
+        match="`TELECINE_REMOTE_CACHE_GB` must be a number of gigabytes above 0, but got",
+    ):
         max_cache_bytes()
 
 

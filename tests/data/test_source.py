@@ -41,7 +41,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     faststart = {"movflags": "+faststart"}
     return [
-        write_video(folder / "front.mp4", numbered_frames(20), g="5", bf="2", container_options=faststart),
+        write_video(
+            folder / "front.mp4", numbered_frames(20), g="5", bf="2", container_options=faststart
+        ),
         write_video(folder / "back.mp4", moving_frames(12), g="5"),
         write_video(folder / "matroska.mkv", numbered_frames(20), g="5"),
         write_video(folder / "stream.ts", numbered_frames(20), g="5", bf="3"),
@@ -69,10 +71,14 @@ def test_a_member_is_read_like_a_file(members, files, index):
     info = index_video(members[index])
     expected = index_video(files[index])
     assert info == replace(expected, path=members[index])
-    assert torch.equal(torch.stack(list(iterate_frames(info))), torch.stack(list(iterate_frames(expected))))
+    assert torch.equal(
+        torch.stack(list(iterate_frames(info))), torch.stack(list(iterate_frames(expected)))
+    )
     for start in range(0, info.num_frames, 7):
         num_frames = min(4, info.num_frames - start)
-        assert torch.equal(read_clip(info, start, num_frames), read_clip(expected, start, num_frames))
+        assert torch.equal(
+            read_clip(info, start, num_frames), read_clip(expected, start, num_frames)
+        )
 
 
 def test_a_colon_in_a_name_is_not_a_protocol(tmp_path, files, monkeypatch):
@@ -87,7 +93,11 @@ def test_names_tell_what_a_source_is(members):
     names = ("a.mp4", "b.MKV", "c.png", "d.JPEG", "e.npy", "f.txt", "mp4")
     kinds = ["videos", "videos", "images", "images", "arrays", "", ""]
     assert [kind_of(Path(name)) for name in names] == kinds
-    assert [is_hidden(Path(name)) for name in ("a/.b/c.mp4", "a/b.c/d.mp4", "./a.mp4")] == [True, False, False]
+    assert [is_hidden(Path(name)) for name in ("a/.b/c.mp4", "a/b.c/d.mp4", "./a.mp4")] == [
+        True,
+        False,
+        False,
+    ]
     assert as_source(members[0]) is members[0]
     assert as_source("s3://b/a.mp4") == RemotePath("s3://b/a.mp4", 3, "x")
     assert as_source("s3:/b/a.mp4") == Path("s3:/b/a.mp4")
@@ -189,7 +199,10 @@ def header(name, kind=tarfile.REGTYPE, size=0, pax=None):
         (header("b.mp4", tarfile.GNUTYPE_LONGNAME, -512), "with a size of"),
         (header("b.mp4", tarfile.GNUTYPE_LONGNAME, 2**40), "with a size of"),
         (header("b.mp4", pax={"size": "-1024"}), "with a size of"),
-        (header("b.mp4", tarfile.GNUTYPE_SPARSE), r"^b\.mp4 has holes, by `tar -S`; pack it without"),
+        (
+            header("b.mp4", tarfile.GNUTYPE_SPARSE),
+            r"^b\.mp4 has holes, by `tar -S`; pack it without",
+        ),
     ],
 )
 def test_impossible_members_of_a_tar_file_end_the_reading(tmp_path, second, error):

@@ -26,12 +26,20 @@ def test_validation_clips_are_always_the_same(spans):
     several_sizes = replace(CONFIG, buckets=(Bucket(9, 16, 16), Bucket(5, 32, 40)))
     assert_same_clips(clips, read_validation_clips(spans, several_sizes, 5))
     places = [(Path(clip["source"]).name, clip["start"]) for clip in clips]
-    assert places == [("short.mp4", 0), ("short.mp4", 7), ("long.mp4", 4), ("long.mp4", 17), ("long.mp4", 31)]
+    assert places == [
+        ("short.mp4", 0),
+        ("short.mp4", 7),
+        ("long.mp4", 4),
+        ("long.mp4", 17),
+        ("long.mp4", 31),
+    ]
     assert all(clip["video"].shape == (3, 5, 32, 40) for clip in clips)
     # The short video has room for two clips without overlap, the long one for six.
     assert len(read_validation_clips(spans, CONFIG, 100)) == 2 + 6
     assert [clip["start"] for clip in read_validation_clips(spans, CONFIG, 2)] == [3, 17]
-    assert [Path(clip["source"]).name for clip in read_validation_clips(spans, CONFIG, 1)] == ["long.mp4"]
+    assert [Path(clip["source"]).name for clip in read_validation_clips(spans, CONFIG, 1)] == [
+        "long.mp4"
+    ]
     with pytest.raises(ValueError, match="`max_clips` must be a positive int"):
         read_validation_clips(spans, CONFIG, 0)
 
@@ -45,7 +53,9 @@ def test_validation_clips_are_centre_crops(spans):
 
 def test_validation_on_images(tmp_path, spans):
     files = [whole_video(index_video(path)) for path in write_images(tmp_path, 3)]
-    assert {Path(clip["source"]).suffix for clip in read_validation_clips(files + spans, CONFIG, 4)} == {".mp4"}
+    assert {
+        Path(clip["source"]).suffix for clip in read_validation_clips(files + spans, CONFIG, 4)
+    } == {".mp4"}
     for config, used in ((CONFIG, files), (replace(CONFIG, image_ratio=1.0), files + spans)):
         clips = read_validation_clips(used, config, 4)
         assert [Path(clip["source"]).name for clip in clips] == ["0.png", "1.png", "2.png"]
@@ -60,7 +70,8 @@ def test_corrupt_validation_clips_are_skipped(tmp_path, caplog):
     assert "skipping a validation clip" in caplog.text
     path.unlink()
     with pytest.raises(
-        DataError, match=r"`data` must be .*, but got none; the longest has 60 frames, .*damaged\.mp4\. "
+        DataError,
+        match=r"`data` must be .*, but got none; the longest has 60 frames, .*damaged\.mp4\. ",
     ):
         read_validation_clips([span], config, 10)
     message = "`val_data` must be held-out files with a decodable clip of 2 frames, but got none. "
@@ -78,7 +89,9 @@ def test_what_is_held_out_is_not_trained_on(caplog):
     left = [replace(two, last_frame=14), replace(two, first_frame=30)]
     assert without_held_out([one, first, last], [part]) == [one, *left]
     assert without_held_out([one, two], [part]) == [one, *left]
-    assert without_held_out([two], [replace(last, last_frame=24), part]) == left, "in any order, also overlapping"
+    assert without_held_out([two], [replace(last, last_frame=24), part]) == left, (
+        "in any order, also overlapping"
+    )
     caplog.clear()
     assert without_held_out([one, first], [last]) == [one, first]
     assert not caplog.text

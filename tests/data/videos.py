@@ -18,7 +18,9 @@ _LEVELS = 16
 def numbered_frames(num_frames, height=48, width=64):
     """Return uint8 `(T, H, W, 3)`, each frame filled with a colour that encodes its number."""
     numbers = torch.arange(num_frames)
-    digits = torch.stack([numbers // _LEVELS**2, numbers // _LEVELS % _LEVELS, numbers % _LEVELS], dim=1)
+    digits = torch.stack(
+        [numbers // _LEVELS**2, numbers // _LEVELS % _LEVELS, numbers % _LEVELS], dim=1
+    )
     colours = (digits * (256 // _LEVELS) + 8).to(torch.uint8)
     return colours[:, None, None].expand(-1, height, width, -1).contiguous()
 
@@ -43,10 +45,21 @@ def moving_frames(num_frames, height=48, width=64, seed=0):
 
 
 @contextmanager
-def new_stream(path, codec, pixel_format, size=(48, 64), *, rate=25, container_format=None, container_options=None):
+def new_stream(
+    path,
+    codec,
+    pixel_format,
+    size=(48, 64),
+    *,
+    rate=25,
+    container_format=None,
+    container_options=None,
+):
     """Open a file to write, and yield its container and a stream of video."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
+    with av.open(
+        str(path), "w", format=container_format, options=container_options or {}
+    ) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
@@ -129,7 +142,10 @@ def write_planes(path, pixel_format, frames, codec="ffv1", colorspace=None, **op
 def write_greys(path, lumas, pixel_format):
     """Write one lossless grey frame of 48x64 per luma, in BT.709 with limited range."""
     sizes = [plane.buffer_size for plane in av.VideoFrame(64, 48, pixel_format).planes]
-    frames = [[bytes([level]) * size for level, size in zip((luma, 128, 128), sizes, strict=True)] for luma in lumas]
+    frames = [
+        [bytes([level]) * size for level, size in zip((luma, 128, 128), sizes, strict=True)]
+        for luma in lumas
+    ]
     return write_planes(path, pixel_format, frames, colorspace=Colorspace.ITU709)
 
 
@@ -170,13 +186,18 @@ def write_packed(path, frames):
     encoder.gop_size = len(frames)
     encoder.bit_rate = 2_000_000
     pictures = [av.VideoFrame.from_ndarray(frame.numpy()) for frame in frames]
-    first, *others = [bytes(packet) for picture in [*pictures, None] for packet in encoder.encode(picture)]
+    first, *others = [
+        bytes(packet) for picture in [*pictures, None] for packet in encoder.encode(picture)
+    ]
     empty = b"\x00\x00\x01\xb6\x51\x00\x00"
     packets = [(encoder.extradata or b"") + b"\x00\x00\x01\xb2DivX503b1393p" + first]
     for index in range(0, len(others), 2):
         pair = others[index : index + 2]
         packets += [b"".join(pair), empty][: len(pair)]
-    with new_stream(path, "mpeg4", "yuv420p", frames.shape[1:3], container_format="avi") as (container, stream):
+    with new_stream(path, "mpeg4", "yuv420p", frames.shape[1:3], container_format="avi") as (
+        container,
+        stream,
+    ):
         for number, content in enumerate(packets):
             packet = stamp(av.Packet(content), number, stream)
             packet.is_keyframe = number == 0
@@ -187,7 +208,11 @@ def write_packed(path, frames):
 def write_in_decoding_order(path, frames, **options):
     """Write an MP4 with B-frames whose timestamps are in the order in which frames are decoded, as some muxers do."""
     with new_stream(path, "libx264rgb", "rgb24", frames.shape[1:3]) as (container, stream):
-        stream.options = {"crf": "1", "x264-params": "bframes=3:b-adapt=0:b-pyramid=normal", **options}
+        stream.options = {
+            "crf": "1",
+            "x264-params": "bframes=3:b-adapt=0:b-pyramid=normal",
+            **options,
+        }
         pictures = [av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24") for pixels in frames]
         packets = [packet for picture in [*pictures, None] for packet in stream.encode(picture)]
         for number, packet in enumerate(packets):
@@ -209,7 +234,9 @@ def write_shard(path, files):
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path)) as writer:
         for file in files:
-            writer.write({"__key__": file.stem, file.suffix[1:]: file.read_bytes(), "txt": file.stem})
+            writer.write(
+                {"__key__": file.stem, file.suffix[1:]: file.read_bytes(), "txt": file.stem}
+            )
     return path
 
 
@@ -260,7 +287,12 @@ def add_cover(path):
     content = path.read_bytes()
     start = content.rindex(b"moov") - 4  # behind the frames, whose positions stay
     (size,) = struct.unpack_from(">I", content, start)
-    path.write_bytes(content[:start] + struct.pack(">I4s", size + len(cover), b"moov") + cover + content[start + 8 :])
+    path.write_bytes(
+        content[:start]
+        + struct.pack(">I4s", size + len(cover), b"moov")
+        + cover
+        + content[start + 8 :]
+    )
     return path
 
 

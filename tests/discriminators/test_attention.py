@@ -28,13 +28,21 @@ def naive_attention(q, k, v):
         for i in range(q.shape[1]):
             scores = torch.stack([(q[b, i] * k[b, j]).sum() for j in range(k.shape[1])])
             kernel = 1 + scores + scores**2 / 2
-            out[b, i] = sum(weight * value for weight, value in zip(kernel, v[b], strict=True)) / kernel.sum()
+            out[b, i] = (
+                sum(weight * value for weight, value in zip(kernel, v[b], strict=True))
+                / kernel.sum()
+            )
     return out
 
 
 @pytest.mark.parametrize("form", [quadratic_attention, linear_attention])
 @settings(max_examples=10, deadline=None)
-@given(batch=st.integers(1, 3), tokens=st.integers(1, 7), dim=st.integers(1, 4), seed=st.integers(0, 99))
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 7),
+    dim=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
 def test_both_forms_equal_a_double_loop(form, batch, tokens, dim, seed):
     q, k, v = qkv(batch, tokens, dim, seed=seed)
     torch.testing.assert_close(form(q, k, v), naive_attention(q, k, v), rtol=1e-9, atol=1e-9)
@@ -75,7 +83,9 @@ def test_heads_are_separate_and_scores_are_scaled():
     layer = TaylorAttention(6, dim_head=4, heads=3).double()
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     q, (k, v) = layer.to_q(x) / 2, layer.to_kv(x).chunk(2, dim=-1)
-    heads = [naive_attention(*(tensor[..., 4 * h : 4 * h + 4] for tensor in (q, k, v))) for h in range(3)]
+    heads = [
+        naive_attention(*(tensor[..., 4 * h : 4 * h + 4] for tensor in (q, k, v))) for h in range(3)
+    ]
     torch.testing.assert_close(layer(x), layer.to_out(torch.cat(heads, dim=-1)))
 
 

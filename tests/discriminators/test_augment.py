@@ -7,7 +7,10 @@ from telecine.discriminators.augment import AUGMENTATIONS, augment, color, cutou
 
 
 def video(shape=(2, 3, 3, 8, 12), seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    return (
+        torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+        - 1
+    )
 
 
 def draws(*values):
@@ -25,7 +28,9 @@ def testcolor():
     torch.testing.assert_close(color(x, *draws(0.5, 0.5, 0.75))[0], expected)
 
 
-@pytest.mark.parametrize(("vertical", "horizontal"), [(0.0, 0.0), (0.5, 0.999), (0.999, 0.5), (0.4, 0.3)])
+@pytest.mark.parametrize(
+    ("vertical", "horizontal"), [(0.0, 0.0), (0.5, 0.999), (0.999, 0.5), (0.4, 0.3)]
+)
 def testtranslation(vertical, horizontal):
     """By at most round(8 / 8) = 1 row and round(12 / 8) = 2 columns."""
     down, right = int(vertical * 3) - 1, int(horizontal * 5) - 2
@@ -40,7 +45,9 @@ def testtranslation(vertical, horizontal):
     assert torch.equal(moved[1], x[1]), "each clip moves by itself"
 
 
-@pytest.mark.parametrize(("size", "length"), [((8, 12), (4, 6)), ((5, 7), (3, 4)), ((1, 1), (1, 1))])
+@pytest.mark.parametrize(
+    ("size", "length"), [((8, 12), (4, 6)), ((5, 7), (3, 4)), ((1, 1), (1, 1))]
+)
 def testcutout(size, length):
     """The rectangle's middle is anywhere in the frame, as in the authors' code."""
     x = torch.ones(1, 1, 2, *size)

@@ -39,7 +39,11 @@ CASES = {
     ),
     "first frame, even": (
         partial(
-            Discriminator3DWithfirstframe, **SIZED, frame_num=4, time_weighting="frames", antialiased_downsample=True
+            Discriminator3DWithfirstframe,
+            **SIZED,
+            frame_num=4,
+            time_weighting="frames",
+            antialiased_downsample=True,
         ),
         VIDEO,
         [(2,), (2, 4, 3, 16, 24), (2, 8, 2, 8, 12), (2, 16, 4, 6), (2, 32, 4, 6)],
@@ -93,7 +97,9 @@ class TestEveryDiscriminator:
     def test_an_input_of_another_shape_is_refused(self, case, wrong):
         network, x, _ = case
         axes = "B, C, H, W" if x.ndim == 4 else "B, C, T, H, W"
-        with pytest.raises(ValueError, match=rf"`x` must be of shape \({axes}\) with C = 3, but got shape \("):
+        with pytest.raises(
+            ValueError, match=rf"`x` must be of shape \({axes}\) with C = 3, but got shape \("
+        ):
             network(wrong(x))
 
     def test_gradients_flow_from_the_logits_to_every_feature_and_on_to_the_input(self, case):
@@ -111,13 +117,17 @@ class TestEveryDiscriminator:
         x.requires_grad_()
         results = []
         for inplace in (True, False):
-            activations = [module for module in network.modules() if isinstance(module, nn.LeakyReLU)]
+            activations = [
+                module for module in network.modules() if isinstance(module, nn.LeakyReLU)
+            ]
             assert len(activations) >= len(network.blocks)
             for activation in activations:
                 activation.inplace = inplace
             logits, features = network(x)
             loss = logits.square().sum() + sum(feature.square().sum() for feature in features)
-            results.append([logits, *features, *torch.autograd.grad(loss, [x, *network.parameters()])])
+            results.append(
+                [logits, *features, *torch.autograd.grad(loss, [x, *network.parameters()])]
+            )
         for ours, out_of_place in zip(*results, strict=True):
             torch.testing.assert_close(ours, out_of_place, rtol=1e-12, atol=1e-12)
 
@@ -176,7 +186,10 @@ class TestAsOutput:
     )
     def test_error_for_anything_else(self, output, got):
         contract = r"`output` must be a tensor of logits, or a pair of logits and a tuple of feature tensors, but got "
-        with pytest.raises(TypeError, match=contract + got + r".*`telecine.DiscriminatorOutput`, or only the logits"):
+        with pytest.raises(
+            TypeError,
+            match=contract + got + r".*`telecine.DiscriminatorOutput`, or only the logits",
+        ):
             as_output(output)
 
     @pytest.mark.parametrize("output", [torch.zeros(()), (torch.zeros(()), ())])

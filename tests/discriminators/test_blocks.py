@@ -70,7 +70,9 @@ class TestHead:
         (gradient,) = torch.autograd.grad(logits.sum(), x)
         assert (gradient != 0).all()
         features = F.adaptive_avg_pool2d(F.leaky_relu(head[0](x), 0.1), (4, 6))
-        torch.testing.assert_close(logits, (features.flatten(1) @ head[3].weight.T + head[3].bias)[:, 0])
+        torch.testing.assert_close(
+            logits, (features.flatten(1) @ head[3].weight.T + head[3].bias)[:, 0]
+        )
 
     def test_nothing_is_averaged_at_the_size_it_is_built_for(self):
         head = Head(1, (2, 3))
@@ -92,7 +94,9 @@ class TestSizes:
 
     @pytest.mark.parametrize("size", [3, -64, (16, 3), [2, 64]])
     def test_too_small(self, size):
-        with pytest.raises(ValueError, match=r"`image_size` must be at least 4, but got .*up-sample"):
+        with pytest.raises(
+            ValueError, match=r"`image_size` must be at least 4, but got .*up-sample"
+        ):
             Discriminator(dim=1, image_size=size)
 
     @pytest.mark.parametrize(
@@ -111,7 +115,8 @@ class TestSizes:
         assert [conv.out_channels for conv in convolutions] == widths
 
     @pytest.mark.parametrize(
-        ("size", "expected"), [((60, 90), (7, 11)), ((240, 360), (7, 11)), ((31, 99), (7, 24)), ((36, 45), (4, 5))]
+        ("size", "expected"),
+        [((60, 90), (7, 11)), ((240, 360), (7, 11)), ((31, 99), (7, 24)), ((36, 45), (4, 5))],
     )
     def test_the_head_has_the_size_of_published_checkpoints(self, size, expected):
         assert Discriminator(dim=1, image_size=size).to_logits[2].size == expected

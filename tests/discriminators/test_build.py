@@ -60,7 +60,9 @@ def test_any_mapping_of_arguments(kind):
     assert type(build(kind(spec))) is Discriminator3DWithfirstframe
 
 
-@pytest.mark.parametrize("module", [SEED_MODULE, f"sat.{SEED_MODULE}", "telecine.cogvideo", "telecine"])
+@pytest.mark.parametrize(
+    "module", [SEED_MODULE, f"sat.{SEED_MODULE}", "telecine.cogvideo", "telecine"]
+)
 @pytest.mark.parametrize("cls", [Discriminator, Discriminator3D, Discriminator3DWithfirstframe])
 def test_targets_of_configurations_written_for_cogvideo(module, cls):
     params = {"dim": 1, "image_size": [16, 32]}
@@ -83,7 +85,9 @@ def test_a_class_with_var_keyword_receives_any_argument(monkeypatch):
 
 @pytest.mark.parametrize("spec", [3, "Discriminator3D", [PARAMS], Discriminator3D])
 def test_error_for_another_type(spec):
-    with pytest.raises(TypeError, match=r"`discr_3d_kwargs` must be an nn.Module, a dict .*but got"):
+    with pytest.raises(
+        TypeError, match=r"`discr_3d_kwargs` must be an nn.Module, a dict .*but got"
+    ):
         build(spec)
 
 
@@ -94,7 +98,10 @@ def test_error_for_another_type(spec):
             {**PARAMS, "image_sise": 16},
             r"`discr_3d_kwargs` must be arguments of Discriminator3D, but .*'image_sise'. Did you mean `image_size`\?",
         ),
-        ({**PARAMS, "zzz": 16}, r"arguments of Discriminator3D, but got 'zzz'. Use one of: dim, image_size"),
+        (
+            {**PARAMS, "zzz": 16},
+            r"arguments of Discriminator3D, but got 'zzz'. Use one of: dim, image_size",
+        ),
         (
             {"dim": 1, "image_size": 16},
             r"must be all required arguments of Discriminator3D, but got the error: missing .*'frame_num'. Add",
@@ -124,13 +131,19 @@ def test_error_for_another_type(spec):
             {"target": "telecine.no_such_module.D"},
             r"must be importable, but got .*No module named .*no_such_module'. Check",
         ),
-        ({"target": "Discriminator3D"}, r"must be importable, but got 'Discriminator3D'. Write its full path"),
+        (
+            {"target": "Discriminator3D"},
+            r"must be importable, but got 'Discriminator3D'. Write its full path",
+        ),
         (
             {"target": "telecine.mse"},
             r"`discr_3d_kwargs.target` must be a subclass of nn.Module, but got 'telecine.mse', which is",
         ),
         ({"target": "telecine.Ramp"}, r"must be a subclass of nn.Module, but got 'telecine.Ramp'"),
-        ({"target": "math.sqrt"}, r"must be in telecine or in a package that you allow, but got 'math.sqrt'. If you"),
+        (
+            {"target": "math.sqrt"},
+            r"must be in telecine or in a package that you allow, but got 'math.sqrt'. If you",
+        ),
     ],
 )
 def test_mistakes(spec, message):

@@ -55,7 +55,9 @@ def test_equals_the_formula():
     for index, feature_map in enumerate(maps):
         y = feature_map.view(2, 3, *feature_map.shape[1:]).transpose(1, 2)
         flat = y.flatten(1)
-        y = ((flat - flat.mean(1, keepdim=True)) / (flat.var(1, False, keepdim=True) + 1e-5).sqrt()).view_as(y)
+        y = (
+            (flat - flat.mean(1, keepdim=True)) / (flat.var(1, False, keepdim=True) + 1e-5).sqrt()
+        ).view_as(y)
         head = network.heads[index]
         y = F.leaky_relu(F.conv3d(y, head.conv_in.weight, head.conv_in.bias), 0.2)
         torch.testing.assert_close(activations[2 * index], y)
@@ -73,7 +75,16 @@ def test_golden_values(vgg):
     assert logits.shape == (1, 4, 3, 1, 2)
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     assert (gradient != 0).all()
-    first_frame = [0.2007468, -0.0185989, 0.3542398, -0.0323100, 0.5181694, 0.4813176, 0.8597339, 0.7034355]
+    first_frame = [
+        0.2007468,
+        -0.0185989,
+        0.3542398,
+        -0.0323100,
+        0.5181694,
+        0.4813176,
+        0.8597339,
+        0.7034355,
+    ]
     assert logits[:, :, 0].flatten().tolist() == pytest.approx(first_frame, rel=1e-4)
     assert gradient.abs().sum().item() == pytest.approx(66.472094, rel=1e-4)
     assert gradient.norm().item() == pytest.approx(1.2806837, rel=1e-4)
@@ -81,7 +92,9 @@ def test_golden_values(vgg):
 
 def test_known_channels_and_the_smallest_frame(vgg):
     network = FeatureDiscriminator(dim=1, net=vgg)
-    assert [head.conv_in.in_channels for head in network.heads] == [128, 256, 512, 512], "none at the full size"
+    assert [head.conv_in.in_channels for head in network.heads] == [128, 256, 512, 512], (
+        "none at the full size"
+    )
     with pytest.raises(ValueError, match="at least 16 pixels high and wide for VGG16"):
         network(torch.zeros(1, 3, 1, 15, 32))
 
@@ -89,7 +102,9 @@ def test_known_channels_and_the_smallest_frame(vgg):
 @pytest.mark.parametrize(("height", "width"), [(34, 33), (35, 38)])
 def test_alexnet_sees_the_last_row_and_column(height, width):
     torch.manual_seed(0)
-    weights = {name: 0.1 * torch.randn(shape) for name, shape in BACKBONES["alex"].tensor_shapes().items()}
+    weights = {
+        name: 0.1 * torch.randn(shape) for name, shape in BACKBONES["alex"].tensor_shapes().items()
+    }
     network = FeatureDiscriminator(dim=2, net=build_maps("alex", weights))
     x = torch.randn(1, 3, 1, height, width, requires_grad=True)
     (gradient,) = torch.autograd.grad(network(x).logits.sum(), x)
@@ -100,14 +115,18 @@ def test_alexnet_sees_the_last_row_and_column(height, width):
 
 @settings(max_examples=6, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 3), st.just(3), st.integers(1, 6), st.integers(1, 24), st.integers(1, 24)),
+    shape=st.tuples(
+        st.integers(1, 3), st.just(3), st.integers(1, 6), st.integers(1, 24), st.integers(1, 24)
+    ),
 )
 def test_any_video(shape):
     network = features().double()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     logits = network(x).logits
     assert logits.shape == (shape[0], 2, shape[2], -(-shape[3] // 4), -(-shape[4] // 4))
-    if shape[2] * shape[3] * shape[4] > 1:  # else normalisation leaves nothing of a map of one value
+    if (
+        shape[2] * shape[3] * shape[4] > 1
+    ):  # else normalisation leaves nothing of a map of one value
         (gradient,) = torch.autograd.grad(logits.sum(), x)
         assert (gradient.flatten(3).norm(dim=3) > 0).all(), "every frame has a gradient"
 
@@ -116,7 +135,9 @@ def test_flicker_is_seen_although_the_network_sees_single_frames():
     torch.manual_seed(0)
     network, video = features().double().eval(), torch.randn(1, 3, 4, 8, 8, dtype=torch.float64)
     order = [1, 0, 2, 3]
-    assert not torch.allclose(network(video).logits[:, :, order], network(video[:, :, order]).logits)
+    assert not torch.allclose(
+        network(video).logits[:, :, order], network(video[:, :, order]).logits
+    )
     assert (SMALL["frame_gradients"](network, video) > 0.3).all()
 
 
@@ -125,7 +146,9 @@ class TestFrozen:
         network = features()
         assert {name.partition(".")[0] for name in network.state_dict()} == {"heads"}
         assert all(name.startswith("heads.") for name, _ in network.named_parameters())
-        assert not any(parameter.requires_grad for parameter in network.backbone.module.parameters())
+        assert not any(
+            parameter.requires_grad for parameter in network.backbone.module.parameters()
+        )
 
     def test_it_is_never_in_training_mode(self):
         network, x = features(), torch.randn(1, 3, 2, 8, 8)
@@ -136,7 +159,9 @@ class TestFrozen:
     def test_precision(self):
         network = features().bfloat16()
         assert network.backbone.module.first.weight.dtype == torch.float32
-        assert network(torch.zeros(1, 3, 2, 8, 8, dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
+        assert (
+            network(torch.zeros(1, 3, 2, 8, 8, dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
+        )
         with torch.autocast("cpu", torch.bfloat16):
             network = features()
             assert network.backbone(torch.zeros(1, 3, 8, 8))[0].dtype == torch.float32
@@ -147,7 +172,9 @@ class TestFrozen:
         assert [tuple(feature_map.shape) for feature_map in maps] == [(2, 4, 4, 4), (2, 6, 2, 2)]
 
     def test_tokens_are_a_map(self):
-        tokens = torch.arange(2 * 11 * 3.0).view(2, 11, 3)  # two tokens of the class, 3 x 3 of the frame
+        tokens = torch.arange(2 * 11 * 3.0).view(
+            2, 11, 3
+        )  # two tokens of the class, 3 x 3 of the frame
         (feature_map,) = FeatureMaps(lambda frames: tokens)(torch.zeros(2, 3, 16, 16))
         assert feature_map.shape == (2, 3, 3, 3)
         assert torch.equal(feature_map[1, :, 0, 2], tokens[1, 4])
@@ -162,7 +189,9 @@ class TestFrozen:
                 network.backbone.module.register_forward_pre_hook(lambda *_: calls.append(1))
             logits = network(x).logits
             total = logits.square().mean() + gradient_penalty(real=x, logits=logits)
-            results.append([logits, *torch.autograd.grad(total, [x, *network.parameters()], allow_unused=True)])
+            results.append(
+                [logits, *torch.autograd.grad(total, [x, *network.parameters()], allow_unused=True)]
+            )
         torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
         assert len(calls) > 3, "three frames, and again in the backward"
 
@@ -171,23 +200,45 @@ class TestNames:
     def test_a_network_of_torchvision(self, tmp_path):
         net = shufflenet_v2_x0_5().eval()
         save_file(net.state_dict(), tmp_path / "net.safetensors")
-        maps = build_maps(f"torchvision/{NET}", str(tmp_path / "net.safetensors"), ("conv1", "stage2.0"))
+        maps = build_maps(
+            f"torchvision/{NET}", str(tmp_path / "net.safetensors"), ("conv1", "stage2.0")
+        )
         frames = torch.rand(1, 3, 32, 32)
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         first = net.conv1((frames - mean.view(3, 1, 1)) / std.view(3, 1, 1))
         expected = [first, net.stage2[0](net.maxpool(first))]
-        torch.testing.assert_close(FeatureMaps(maps)(2 * frames - 1), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            FeatureMaps(maps)(2 * frames - 1), expected, rtol=1e-4, atol=1e-4
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (("vgg", None, ("layer1",)), r"^`layers` must be empty for 'vgg'.*a head for each"),
-            ((NET,), r'^`net` must be "vgg", "alex", "torchvision/NAME" or "timm/NAME".*"torchvision/resnet50"'),
-            ((f"torchvision/{NET}", "w.pth"), "^`layers` must be the names of layers of 'torchvision/shufflenet"),
-            ((f"torchvision/{NET}", None, ("layer1",)), "^`weights` must be the path.*random weights are never used"),
-            (("torchvision/shufflenet", "w.pth", ("a",)), "^`net` must be a model of torchvision.*Did you mean"),
-            ((f"torchvision/{NET}", "w.pth", ("layer1",)), "^`weights` must be an existing file, but got 'w.pth'"),
-            (("timm/no_such_net", "w.pth", ("a",)), "^`net` must be a (network of an installed package|model of timm)"),
+            (
+                (NET,),
+                r'^`net` must be "vgg", "alex", "torchvision/NAME" or "timm/NAME".*"torchvision/resnet50"',
+            ),
+            (
+                (f"torchvision/{NET}", "w.pth"),
+                "^`layers` must be the names of layers of 'torchvision/shufflenet",
+            ),
+            (
+                (f"torchvision/{NET}", None, ("layer1",)),
+                "^`weights` must be the path.*random weights are never used",
+            ),
+            (
+                ("torchvision/shufflenet", "w.pth", ("a",)),
+                "^`net` must be a model of torchvision.*Did you mean",
+            ),
+            (
+                (f"torchvision/{NET}", "w.pth", ("layer1",)),
+                "^`weights` must be an existing file, but got 'w.pth'",
+            ),
+            (
+                ("timm/no_such_net", "w.pth", ("a",)),
+                "^`net` must be a (network of an installed package|model of timm)",
+            ),
         ],
     )
     def test_errors(self, arguments, message):
@@ -200,7 +251,9 @@ class TestNames:
             build_maps(f"torchvision/{NET}", None, ("layer9",), load=False)
 
     def test_a_network_without_maps(self):
-        with pytest.raises(ValueError, match=r"`the result of `net`` must be a list of maps \(N, F, h, w\)"):
+        with pytest.raises(
+            ValueError, match=r"`the result of `net`` must be a list of maps \(N, F, h, w\)"
+        ):
             features(net=torch.nn.Flatten(0))
 
 

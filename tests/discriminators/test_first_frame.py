@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.discriminators.blocks import Blur, CausalConv3d, DiscriminatorBlock3DWithfirstframe, DownSample3D
+from telecine.discriminators.blocks import (
+    Blur,
+    CausalConv3d,
+    DiscriminatorBlock3DWithfirstframe,
+    DownSample3D,
+)
 
 
 def naive_pool(x):
@@ -18,7 +23,9 @@ def naive_pool(x):
 
 class TestCausalConv3d:
     @pytest.mark.parametrize("mode", ["first", "constant"])
-    @pytest.mark.parametrize(("kernel", "time"), [(3, 1), (3, 5), ((2, 3, 3), 2), ((4, 1, 5), 2), ((1, 1, 1), 2)])
+    @pytest.mark.parametrize(
+        ("kernel", "time"), [(3, 1), (3, 5), ((2, 3, 3), 2), ((4, 1, 5), 2), ((1, 1, 1), 2)]
+    )
     def test_equals_a_loop_over_frames(self, mode, kernel, time):
         torch.manual_seed(0)
         layer = CausalConv3d(2, 3, kernel, mode).double()
@@ -33,17 +40,23 @@ class TestCausalConv3d:
                 if seen < 0 and mode == "constant":
                     continue
                 frame = x[:, :, max(seen, 0)]
-                expected = expected + F.conv2d(frame, layer.conv.weight[:, :, tap], padding=(height // 2, width // 2))
+                expected = expected + F.conv2d(
+                    frame, layer.conv.weight[:, :, tap], padding=(height // 2, width // 2)
+                )
             torch.testing.assert_close(out[:, :, t], expected)
 
     @pytest.mark.parametrize("kernel", [2, (3, 2, 3), (3, 3, 4)])
     def test_even_kernels(self, kernel):
-        with pytest.raises(ValueError, match="`kernel_size` must be odd in height and width, but got"):
+        with pytest.raises(
+            ValueError, match="`kernel_size` must be odd in height and width, but got"
+        ):
             CausalConv3d(1, 1, kernel)
 
     def test_unknown_mode(self, monkeypatch):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-        with pytest.raises(ValueError, match=r"`pad_mode` must be one of 'first', 'constant', but got 'last'"):
+        with pytest.raises(
+            ValueError, match=r"`pad_mode` must be one of 'first', 'constant', but got 'last'"
+        ):
             CausalConv3d(1, 1, 3, "last")
 
 
@@ -66,7 +79,9 @@ class TestDownSample3D:
             pad = (0, 1 + (size[1] == 1), 0, 1 + (size[0] == 1))
             torch.testing.assert_close(out[:, :, t], layer.conv(F.pad(x[:, :, t], pad)))
 
-    @pytest.mark.parametrize(("time", "with_conv"), [(1, True), (2, False), (2, True), (3, False), (3, True)])
+    @pytest.mark.parametrize(
+        ("time", "with_conv"), [(1, True), (2, False), (2, True), (3, False), (3, True)]
+    )
     def test_gradcheck_and_gradgradcheck(self, time, with_conv):
         torch.manual_seed(0)
         layer = DownSample3D(1, with_conv, compress_time=True).double()
@@ -93,7 +108,9 @@ class TestBlock:
 
         def halve(x, conv):
             pooled = naive_pool(x)
-            return torch.stack([conv(F.pad(frame, (0, 1, 0, 1))) for frame in pooled.unbind(2)], dim=2)
+            return torch.stack(
+                [conv(F.pad(frame, (0, 1, 0, 1))) for frame in pooled.unbind(2)], dim=2
+            )
 
         expected = (halve(y, block.downsample.conv) + halve(x, block.downsample_res.conv)) / 2**0.5
         torch.testing.assert_close(block(x), expected)

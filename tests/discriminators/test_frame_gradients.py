@@ -8,7 +8,9 @@ import torch
 
 from telecine.discriminators import Discriminator3DWithfirstframe, PatchDiscriminator3D
 
-frame_gradients = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))["frame_gradients"]
+frame_gradients = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))[
+    "frame_gradients"
+]
 
 
 def first_to_others(make, time, seeds=3):
@@ -26,10 +28,16 @@ def test_the_first_frame_as_published_and_with_both_options():
     """As published, the first frame alone is one of two positions and has over ten times the gradient (17 frames)."""
     ratios = [
         first_to_others(
-            lambda options=options: Discriminator3DWithfirstframe(dim=4, image_size=64, frame_num=17, **options),
+            lambda options=options: Discriminator3DWithfirstframe(
+                dim=4, image_size=64, frame_num=17, **options
+            ),
             time=17,
         )
-        for options in ({}, {"time_weighting": "frames"}, {"time_weighting": "frames", "pad_mode": "constant"})
+        for options in (
+            {},
+            {"time_weighting": "frames"},
+            {"time_weighting": "frames", "pad_mode": "constant"},
+        )
     ]
     assert ratios[0] > 10
     assert 2 < ratios[1] < 4

@@ -19,7 +19,13 @@ from telecine.discriminators import (
 
 # (frames built for, frames of the input) and (height and width built for, those of the input).
 LENGTHS = ((1, 5), (5, 1), (5, 3), (16, 8), (16, 33))
-SIZES = ((128, (16, 16)), ((61, 47), (61, 47)), (16, (60, 90)), ((17, 31), (17, 31)), (128, (33, 16)))
+SIZES = (
+    (128, (16, 16)),
+    ((61, 47), (61, 47)),
+    (16, (60, 90)),
+    ((17, 31), (17, 31)),
+    (128, (33, 16)),
+)
 SMALL = {"dim": 1, "linear_attn_heads": 2, "linear_attn_dim_head": 4, "max_dim": 8}
 EVEN = {"time_weighting": "frames", "pad_mode": "constant"}
 
@@ -30,9 +36,16 @@ SIZED = {
     "first frame, even": partial(Discriminator3DWithfirstframe, **EVEN),
 }
 # Built for any.
-PATCHES = {norm: partial(PatchDiscriminator3D, dim=2, norm=norm) for norm in ("group", "none", "spectral")}
-IMAGE_PATCHES = {norm: partial(PatchDiscriminator, dim=2, norm=norm) for norm in ("group", "none", "spectral")}
-VIDEO = {**{name: partial(make, image_size=16, frame_num=8, **SMALL) for name, make in SIZED.items()}, **PATCHES}
+PATCHES = {
+    norm: partial(PatchDiscriminator3D, dim=2, norm=norm) for norm in ("group", "none", "spectral")
+}
+IMAGE_PATCHES = {
+    norm: partial(PatchDiscriminator, dim=2, norm=norm) for norm in ("group", "none", "spectral")
+}
+VIDEO = {
+    **{name: partial(make, image_size=16, frame_num=8, **SMALL) for name, make in SIZED.items()},
+    **PATCHES,
+}
 # On frozen features.
 SMALL_NETWORKS = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
 features = SMALL_NETWORKS["features"]
@@ -78,18 +91,24 @@ class TestAnyNumberOfFrames:
     @sized_networks
     @pytest.mark.parametrize(("frame_num", "time"), LENGTHS)
     def test_networks_built_for_one(self, make, frame_num, time):
-        check_every_pixel_counts(build_sized(make, image_size=16, frame_num=frame_num), (2, 3, time, 16, 16))
+        check_every_pixel_counts(
+            build_sized(make, image_size=16, frame_num=frame_num), (2, 3, time, 16, 16)
+        )
 
 
 @pytest.mark.parametrize(("built_for", "size"), SIZES)
 class TestAnyHeightAndWidth:
     @pytest.mark.parametrize("cls", [Discriminator3D, Discriminator3DWithfirstframe])
     def test_videos(self, cls, built_for, size):
-        check_every_pixel_counts(build_sized(cls, image_size=built_for, frame_num=8), (1, 3, 5, *size))
+        check_every_pixel_counts(
+            build_sized(cls, image_size=built_for, frame_num=8), (1, 3, 5, *size)
+        )
 
     @pytest.mark.parametrize("antialiased", [False, True])
     def test_images(self, built_for, size, antialiased):
-        network = build_sized(Discriminator, image_size=built_for, antialiased_downsample=antialiased)
+        network = build_sized(
+            Discriminator, image_size=built_for, antialiased_downsample=antialiased
+        )
         check_every_pixel_counts(network, (2, 3, *size))
 
     def test_patches_of_images(self, built_for, size):
@@ -100,12 +119,19 @@ class TestAnyHeightAndWidth:
 @given(
     norm=st.sampled_from(["group", "none", "spectral"]),
     num_layers=st.integers(1, 4),
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(16, 40), st.integers(16, 40)),
+    shape=st.tuples(
+        st.integers(1, 3), st.integers(1, 12), st.integers(16, 40), st.integers(16, 40)
+    ),
     data=st.data(),
 )
 def test_patches_of_any_video(norm, num_layers, shape, data):
     num_temporal_layers = data.draw(st.integers(0, num_layers))
-    config = {"dim": 2, "norm": norm, "num_layers": num_layers, "num_temporal_layers": num_temporal_layers}
+    config = {
+        "dim": 2,
+        "norm": norm,
+        "num_layers": num_layers,
+        "num_temporal_layers": num_temporal_layers,
+    }
     network = build(PatchDiscriminator3D, **config)
     check_every_pixel_counts(network, (shape[0], 3, *shape[1:]))
 

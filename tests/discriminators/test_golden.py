@@ -48,7 +48,9 @@ def test_every_class_has_a_case():
     }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['discriminator']}-{len(case['config'])}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case['discriminator']}-{len(case['config'])}"
+)
 class TestGolden:
     def test_parameter_names_and_shapes(self, case):
         ours = {name: list(parameter.shape) for name, parameter in build(case).named_parameters()}

@@ -5,7 +5,12 @@ import copy
 import pytest
 import torch
 
-from telecine import Discriminator, Discriminator3D, Discriminator3DWithfirstframe, PatchDiscriminator3D
+from telecine import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    PatchDiscriminator3D,
+)
 from telecine.discriminators import frozen
 from telecine.losses import gradient_penalty
 
@@ -36,7 +41,9 @@ def test_values_and_gradients_stay_the_same(make):
     checkpointed.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
     frames = () if network.sees == "frames" else (5,)
     x = torch.randn(2, 3, *frames, 16, 17, dtype=torch.float64)
-    torch.testing.assert_close(results(checkpointed, x), results(network, x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        results(checkpointed, x), results(network, x), rtol=1e-10, atol=1e-12
+    )
     assert len(runs) >= 2
     runs.clear()
     with torch.no_grad():
@@ -77,4 +84,6 @@ def test_a_block_frozen_in_the_forward_is_frozen_in_the_recomputation():
     logits.sum().backward()  # the second recomputation
     assert torch.equal(x.grad, first)
     assert x.grad.abs().max() > 0
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in network.parameters()
+    )

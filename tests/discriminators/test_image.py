@@ -16,16 +16,33 @@ def magvit2():
             warnings.simplefilter("ignore")
             from magvit2_pytorch.magvit2_pytorch import Discriminator as Reference
     except ImportError as error:
-        pytest.skip(f"the independent reference of `pip install magvit2-pytorch` cannot be imported: {error}")
+        pytest.skip(
+            f"the independent reference of `pip install magvit2-pytorch` cannot be imported: {error}"
+        )
     return Reference
 
 
 CONFIGS = [
     ({"dim": 2, "image_size": 16}, (16, 16)),
     ({"dim": 2, "image_size": 32, "max_dim": 12, "attn_dim_head": 4}, (32, 32)),
-    ({"dim": 1, "image_size": (32, 48), "channels": 1, "ff_mult": 2, "antialiased_downsample": False}, (32, 48)),
     (
-        {"dim": 3, "image_size": (64, 32), "linear_attn_heads": 3, "linear_attn_dim_head": 5, "attn_dim_head": 4},
+        {
+            "dim": 1,
+            "image_size": (32, 48),
+            "channels": 1,
+            "ff_mult": 2,
+            "antialiased_downsample": False,
+        },
+        (32, 48),
+    ),
+    (
+        {
+            "dim": 3,
+            "image_size": (64, 32),
+            "linear_attn_heads": 3,
+            "linear_attn_dim_head": 5,
+            "attn_dim_head": 4,
+        },
         (64, 32),
     ),
     # Built for a size whose halves are odd, and evaluated at one whose halves are even.
@@ -62,7 +79,10 @@ def test_state_dicts_of_magvit2_load_in_both_directions(magvit2, antialiased):
 @pytest.mark.parametrize("name", ["attn_heads", "attn_dim_head"])
 def test_arguments_without_effect_are_accepted(name):
     shapes = [
-        {key: tensor.shape for key, tensor in Discriminator(dim=1, image_size=16, **extra).state_dict().items()}
+        {
+            key: tensor.shape
+            for key, tensor in Discriminator(dim=1, image_size=16, **extra).state_dict().items()
+        }
         for extra in ({}, {name: 3})
     ]
     assert shapes[0] == shapes[1]

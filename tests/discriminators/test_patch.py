@@ -26,7 +26,9 @@ def build(cls, seed=0, **config):
 
 def sample(cls, batch=2, time=5, size=(16, 17), channels=3, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    shape = (batch, channels, *size) if cls is PatchDiscriminator else (batch, channels, time, *size)
+    shape = (
+        (batch, channels, *size) if cls is PatchDiscriminator else (batch, channels, time, *size)
+    )
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
@@ -88,7 +90,8 @@ class TestLayers:
         assert seen.sum() == 54 * 54
 
     @pytest.mark.parametrize(
-        ("channels", "groups"), [(1, 1), (8, 1), (16, 1), (31, 1), (48, 3), (64, 4), (100, 5), (512, 32), (40, 2)]
+        ("channels", "groups"),
+        [(1, 1), (8, 1), (16, 1), (31, 1), (48, 3), (64, 4), (100, 5), (512, 32), (40, 2)],
     )
     def test_groups_have_at_least_16_channels(self, channels, groups):
         network = PatchDiscriminator(dim=channels, max_dim=channels, num_layers=1)
@@ -101,7 +104,9 @@ class TestLayers:
         logits = network(sample(PatchDiscriminator3D, time=time)).logits
         assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
 
-    @pytest.mark.parametrize(("num_layers", "size"), [(1, (33, 47)), (3, (32, 32)), (3, (60, 90)), (5, (33, 47))])
+    @pytest.mark.parametrize(
+        ("num_layers", "size"), [(1, (33, 47)), (3, (32, 32)), (3, (60, 90)), (5, (33, 47))]
+    )
     def test_the_map_of_an_image(self, num_layers, size):
         network = build(PatchDiscriminator, num_layers=num_layers)
         logits = network(sample(PatchDiscriminator, size=size)).logits
@@ -126,7 +131,8 @@ class TestNorms:
         assert set(cls(norm="group", dim=1).state_dict()) == plain | groups
         spectral = cls(norm="spectral", dim=1)
         assert {name for name, _ in spectral.named_parameters() if "original" in name} == {
-            f"{name}.parametrizations.weight.original" for name in (*(f"blocks.{i}.0" for i in range(4)), "to_logits")
+            f"{name}.parametrizations.weight.original"
+            for name in (*(f"blocks.{i}.0" for i in range(4)), "to_logits")
         }
 
     @both
@@ -140,7 +146,9 @@ class TestNorms:
         convs = [*(layer[0] for layer in network.blocks), network.to_logits]
         assert len(convs) == 5
         for conv in convs:
-            assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
+            assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(
+                1, abs=1e-3
+            )
 
     @both
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -157,7 +165,8 @@ class TestNorms:
 
     @both
     @pytest.mark.parametrize(
-        ("norm", "dtype"), [("none", torch.bfloat16), ("group", torch.float16), ("spectral", torch.float16)]
+        ("norm", "dtype"),
+        [("none", torch.bfloat16), ("group", torch.float16), ("spectral", torch.float16)],
     )
     def test_half_precision(self, cls, norm, dtype):
         network = build(cls, norm=norm).float()
@@ -169,9 +178,12 @@ class TestNorms:
 
 
 class TestDoubleBackward:
-    @pytest.mark.parametrize("cls", [PatchDiscriminator, pytest.param(PatchDiscriminator3D, marks=pytest.mark.slow)])
     @pytest.mark.parametrize(
-        "norm", ["none", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("group", "spectral"))]
+        "cls", [PatchDiscriminator, pytest.param(PatchDiscriminator3D, marks=pytest.mark.slow)]
+    )
+    @pytest.mark.parametrize(
+        "norm",
+        ["none", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("group", "spectral"))],
     )
     def test_gradcheck_and_gradgradcheck(self, cls, norm):
         network = build(cls, dim=1, norm=norm, num_layers=1, channels=1)
@@ -182,9 +194,13 @@ class TestDoubleBackward:
             return functional_call(network, dict(zip(names, parameters, strict=True)), (x,)).logits
 
         assert torch.autograd.gradcheck(logits, (x, *parameters), fast_mode=True)
-        twice = (x,) if norm == "spectral" else (x, *parameters)  # weights with a spectral norm are differentiated once
+        twice = (
+            (x,) if norm == "spectral" else (x, *parameters)
+        )  # weights with a spectral norm are differentiated once
         others = parameters[len(twice) - 1 :]
-        assert torch.autograd.gradgradcheck(lambda *inputs: logits(*inputs, *others), twice, fast_mode=True)
+        assert torch.autograd.gradgradcheck(
+            lambda *inputs: logits(*inputs, *others), twice, fast_mode=True
+        )
 
     @pytest.mark.slow
     def test_batches_1_to_9_in_float32_with_several_threads(self, forks, tmp_path):
@@ -219,7 +235,11 @@ class TestArguments:
     @both
     @pytest.mark.parametrize(
         ("norm", "remedy"),
-        [("groups", "Did you mean `group`"), (None, "Did you mean `none`"), (7, "Use one of: group, none, spectral")],
+        [
+            ("groups", "Did you mean `group`"),
+            (None, "Did you mean `none`"),
+            (7, "Use one of: group, none, spectral"),
+        ],
     )
     def test_unknown_norm(self, cls, norm, remedy, unchecked):
         contract = r"`norm` must be one of 'group', 'none', 'spectral', but got "
@@ -228,7 +248,9 @@ class TestArguments:
 
     @pytest.mark.parametrize("value", [-1, 1.5, True])
     def test_error_for_the_number_of_temporal_layers(self, value, unchecked):
-        with pytest.raises(ValueError, match=f"`num_temporal_layers` must be an int of at least 0, but got {value}"):
+        with pytest.raises(
+            ValueError, match=f"`num_temporal_layers` must be an int of at least 0, but got {value}"
+        ):
             PatchDiscriminator3D(num_temporal_layers=value)
 
     @both
@@ -239,5 +261,7 @@ class TestArguments:
         assert network(sample(cls, size=(smallest, smallest))).logits.shape[-2:] == (1, 1)
         for size in ((smallest - 1, 64), (64, smallest - 1)):
             contract = f"`x` must be at least {smallest} pixels high and wide with `num_layers={num_layers}`, but got"
-            with pytest.raises(ValueError, match=f"{contract} {size[0]} x {size[1]}. Use fewer layers"):
+            with pytest.raises(
+                ValueError, match=f"{contract} {size[0]} x {size[1]}. Use fewer layers"
+            ):
                 network(sample(cls, size=size))

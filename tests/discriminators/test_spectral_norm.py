@@ -54,9 +54,18 @@ def test_values_gradients_and_state_are_those_of_pytorch(make, by_pytorch):
         x = sample(network).requires_grad_()
         for _ in range(2):  # the second from the state of the first
             logits, activations = network(x)
-            total = logits.square().sum() + 3 * gradient_penalty(real=x, logits=logits) + activations[-1].mean()
+            total = (
+                logits.square().sum()
+                + 3 * gradient_penalty(real=x, logits=logits)
+                + activations[-1].mean()
+            )
             gradients = torch.autograd.grad(total, [x, *network.parameters()])
-            results += [logits, *activations, *gradients, *(value.clone() for value in network.buffers())]
+            results += [
+                logits,
+                *activations,
+                *gradients,
+                *(value.clone() for value in network.buffers()),
+            ]
         return results
 
     ours = two_steps()
@@ -106,7 +115,10 @@ def test_passes_share_one_step(make):
     with shared_spectral_norms():
         with torch.no_grad(), shared_spectral_norms():  # one inside another has no effect
             network(fake)
-        gradients = [torch.autograd.grad(network(x).logits.mean(), [*network.parameters()]) for x in (real, fake)]
+        gradients = [
+            torch.autograd.grad(network(x).logits.mean(), [*network.parameters()])
+            for x in (real, fake)
+        ]
         shared = [a + b for a, b in zip(*gradients, strict=True)]
     expected(real)
     after = left_vectors(network)
@@ -116,7 +128,9 @@ def test_passes_share_one_step(make):
     total = expected(real).logits.mean() + expected(fake).logits.mean()
     assert_close(shared, list(torch.autograd.grad(total, [*expected.parameters()])))
     network(real)
-    assert any(not torch.equal(a, b) for a, b in zip(after, left_vectors(network), strict=True)), "shared no more"
+    assert any(not torch.equal(a, b) for a, b in zip(after, left_vectors(network), strict=True)), (
+        "shared no more"
+    )
 
 
 @pytest.mark.parametrize("eager", [True, False])
@@ -124,7 +138,9 @@ def test_an_update_of_the_objective_takes_one_step(eager):
     network = build(NETWORKS[1])
     expected = copy.deepcopy(network)
     gan = {"feature_matching_loss_weight": 0.1}
-    loss = VideoAutoencoderLoss(0, discr_3d_kwargs=network, perceptual_weight=0, eager_gradients=eager, gan=gan)
+    loss = VideoAutoencoderLoss(
+        0, discr_3d_kwargs=network, perceptual_weight=0, eager_gradients=eager, gan=gan
+    )
     passes = []
     network.register_forward_hook(lambda *_: passes.append(1))
     video = sample(network).tanh()

@@ -17,14 +17,25 @@ from telecine.discriminators.blocks import (
 )
 from telecine.discriminators.residual import mean_over_frames
 
-CLASSES = {Discriminator3D: DiscriminatorBlock3D, Discriminator3DWithfirstframe: DiscriminatorBlock3DWithfirstframe}
+CLASSES = {
+    Discriminator3D: DiscriminatorBlock3D,
+    Discriminator3DWithfirstframe: DiscriminatorBlock3DWithfirstframe,
+}
 both = pytest.mark.parametrize("cls", CLASSES)
 
 
 @both
 @pytest.mark.parametrize(
     ("image_size", "frame_num", "num_video_blocks", "num_blocks"),
-    [(16, 1, 0, 3), (16, 2, 1, 3), (16, 5, 2, 3), (32, 8, 3, 4), (32, 16, 3, 4), (64, 17, 4, 5), (64, 7, 2, 5)],
+    [
+        (16, 1, 0, 3),
+        (16, 2, 1, 3),
+        (16, 5, 2, 3),
+        (32, 8, 3, 4),
+        (32, 16, 3, 4),
+        (64, 17, 4, 5),
+        (64, 7, 2, 5),
+    ],
 )
 def test_one_video_block_per_halving_of_time_and_at_least_one_image_block(
     cls, image_size, frame_num, num_video_blocks, num_blocks
@@ -58,8 +69,16 @@ def test_names_saving_and_loading(cls, antialiased):
         f"blocks.{level}.0.maybe_blur.f" for level in (2, 3)
     }
     assert {name for name in names if "blur" in name} == (blurs if antialiased else set())
-    assert {"blocks.0.conv_res.weight" if cls is Discriminator3D else "blocks.0.downsample_res.conv.weight"} <= names
-    assert {"blocks.2.1.0.fn.attn.to_q.0.weight", "blocks.3.1.1.fn.net.2.bias", "to_logits.3.weight"} <= names
+    assert {
+        "blocks.0.conv_res.weight"
+        if cls is Discriminator3D
+        else "blocks.0.downsample_res.conv.weight"
+    } <= names
+    assert {
+        "blocks.2.1.0.fn.attn.to_q.0.weight",
+        "blocks.3.1.1.fn.net.2.bias",
+        "to_logits.3.weight",
+    } <= names
     other = cls(**config)
     other.load_state_dict(network.state_dict(), strict=True)
     x = torch.randn(1, 3, 4, 32, 32)
@@ -74,7 +93,9 @@ def test_blur_over_time_is_an_option(cls):
     time.load_state_dict(space.state_dict(), strict=True)
     x = torch.randn(1, 3, 4, 16, 16)
     assert not torch.allclose(space(x).logits, time(x).logits)
-    with pytest.raises(ValueError, match="`antialiased_time` must be False without `antialiased_downsample`"):
+    with pytest.raises(
+        ValueError, match="`antialiased_time` must be False without `antialiased_downsample`"
+    ):
         cls(dim=1, image_size=16, frame_num=4, antialiased_time=True)
 
 
@@ -121,7 +142,13 @@ class TestTimeWeighting:
             assert mean_over_frames(x.half(), time, num_poolings).dtype == torch.float16
 
     @pytest.mark.parametrize(
-        "option", [{"time_weighting": "frames"}, {"pad_mode": "constant"}, {"time_weighting": "positions"}, {}]
+        "option",
+        [
+            {"time_weighting": "frames"},
+            {"pad_mode": "constant"},
+            {"time_weighting": "positions"},
+            {},
+        ],
     )
     def test_options_change_no_parameters_and_the_defaults_are_those_of_the_reference(self, option):
         default, other = self.build(), self.build(**option)
@@ -138,14 +165,24 @@ class TestTimeWeighting:
         logits, features = network(x)
         counts = frames_in_positions(time, 3)
         assert features[2].shape[2] == len(counts)
-        mean = sum(count / time * features[2][:, :, position] for position, count in enumerate(counts))
+        mean = sum(
+            count / time * features[2][:, :, position] for position, count in enumerate(counts)
+        )
         torch.testing.assert_close(logits, network.to_logits(network.blocks[3](mean)))
 
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
-            ("time_weighting", "frame", r"one of 'positions', 'frames', but got 'frame'.*Did you mean `frames`\?"),
-            ("pad_mode", "zeros", "one of 'first', 'constant', but got 'zeros'.*Use one of: first, constant"),
+            (
+                "time_weighting",
+                "frame",
+                r"one of 'positions', 'frames', but got 'frame'.*Did you mean `frames`\?",
+            ),
+            (
+                "pad_mode",
+                "zeros",
+                "one of 'first', 'constant', but got 'zeros'.*Use one of: first, constant",
+            ),
         ],
     )
     def test_unknown_options(self, option, value, message, monkeypatch):

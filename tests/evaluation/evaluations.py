@@ -32,6 +32,8 @@ def write_evaluation(folder, clips, per_frame=None, **protocol):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
-        evaluation = Evaluation(mean_over_clips(values), rows, per_frame or {}, EvaluationProtocol(**fields | protocol))
+        evaluation = Evaluation(
+            mean_over_clips(values), rows, per_frame or {}, EvaluationProtocol(**fields | protocol)
+        )
         evaluation.write(folder)
     return folder

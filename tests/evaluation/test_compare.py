@@ -34,12 +34,15 @@ def evaluation_with_psnr(folder, psnr):
     """Write an evaluation with this mean PSNR, and other metrics that agree with it."""
     noise = torch.randn(NUM_CLIPS, generator=torch.Generator().manual_seed(0)).tolist()
     clips = [
-        {"psnr": psnr + value, "ssim": psnr / 50, "lpips_alex": 1 - psnr / 50, "grid_4": 30 - psnr} for value in noise
+        {"psnr": psnr + value, "ssim": psnr / 50, "lpips_alex": 1 - psnr / 50, "grid_4": 30 - psnr}
+        for value in noise
     ]
     per_frame = {name: [clips[0][name]] * 2 for name in ("psnr", "ssim", "lpips_alex")}
     for index, clip in enumerate(clips):
         clip["source"] = f"{index}.mp4"
-    return write_evaluation(folder, clips, per_frame, backbones={"lpips_alex": f"sha256 {'1' * 64}"})
+    return write_evaluation(
+        folder, clips, per_frame, backbones={"lpips_alex": f"sha256 {'1' * 64}"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,9 @@ def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
     assert (written["confidence"], written["num_clips"]) == (0.95, NUM_CLIPS)
     psnr = written["metrics"]["psnr"]
     assert (psnr["mean"], psnr["verdict"]) == (pytest.approx(10), "B")
-    means = [json.loads((folder / "metrics.json").read_text())["psnr"] for folder in (worse, better)]
+    means = [
+        json.loads((folder / "metrics.json").read_text())["psnr"] for folder in (worse, better)
+    ]
     assert [psnr["first"], psnr["second"]] == pytest.approx(means)
     for name in ("comparison.png", "comparison_frames.png"):
         with Image.open(tmp_path / name) as picture:
@@ -83,14 +88,19 @@ def test_an_evaluation_compared_with_itself_is_undecided(worse):
 @pytest.mark.parametrize("name", MUST_MATCH)
 def test_different_clips_or_settings_raise(worse, name):
     protocol = read_protocol(worse)
-    with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
+    with pytest.raises(
+        ValueError, match=rf"with the same protocol, but got {name}: .* and something else"
+    ):
         check_protocols(protocol, protocol | {name: "something else"})
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"backbones": {"lpips_alex": "sha256 0"}}, r"backbones\.lpips_alex: sha256 1+ and sha256 0"),
+        (
+            {"backbones": {"lpips_alex": "sha256 0"}},
+            r"backbones\.lpips_alex: sha256 1+ and sha256 0",
+        ),
         ({"metrics": {}}, "share a metric"),
         ({"metrics": None}, "evaluations with `metrics` in their protocol, but got None"),
     ],
@@ -107,8 +117,12 @@ def test_other_differences_are_warnings(worse):
     other = protocol | {"data": "elsewhere", "versions": {"torch": "1"}, "metrics": fewer}
     warnings = check_protocols(protocol, other)
     assert warnings[0] == "data: videos and elsewhere"
-    assert {line.partition(":")[0] for line in warnings[1:-1]} == {f"versions.{name}" for name in protocol["versions"]}
-    assert any(line.startswith(f"versions.torch: {torch.__version__.split('+')[0]}") for line in warnings)
+    assert {line.partition(":")[0] for line in warnings[1:-1]} == {
+        f"versions.{name}" for name in protocol["versions"]
+    }
+    assert any(
+        line.startswith(f"versions.torch: {torch.__version__.split('+')[0]}") for line in warnings
+    )
     assert warnings[-1] == "only one has grid_4, lpips_alex"
 
 
@@ -126,8 +140,12 @@ def test_an_older_evaluation_does_not_say_whether_it_had_tf32(worse):
 def test_frechet_distances_are_compared_without_an_interval(tmp_path):
     for name, value, only_here in (("A", 90.0, "ssim"), ("B", 70.0, "lpips_alex")):
         metrics = {metric: METRICS[metric].describe() for metric in ("psnr", "fvd", only_here)}
-        folder = write_evaluation(tmp_path / name, [{"psnr": 0.0, only_here: 0.0}] * 2, metrics=metrics)
-        (folder / "metrics.json").write_text(json.dumps({"psnr": 0.0, "fvd": value, only_here: 0.0}))
+        folder = write_evaluation(
+            tmp_path / name, [{"psnr": 0.0, only_here: 0.0}] * 2, metrics=metrics
+        )
+        (folder / "metrics.json").write_text(
+            json.dumps({"psnr": 0.0, "fvd": value, only_here: 0.0})
+        )
     psnr, fvd = compare(tmp_path / "A", tmp_path / "B").differences
     assert psnr.name == "psnr"
     assert (fvd.name, fvd.mean, fvd.interval, fvd.better) == ("fvd", -20, None, "undecided")
@@ -137,8 +155,16 @@ def test_frechet_distances_are_compared_without_an_interval(tmp_path):
     ("name", "content", "message"),
     [
         ("clips.json", "", r"clips\.json` must be JSON, but got other text \(Expecting value"),
-        ("clips.json", "[]", "` must be an evaluation as it was written, but got other clips or metrics than"),
-        ("clips.json", json.dumps([{"source": "a", "psnr": 1.0}] * NUM_CLIPS), "but got other clips or metrics than"),
+        (
+            "clips.json",
+            "[]",
+            "` must be an evaluation as it was written, but got other clips or metrics than",
+        ),
+        (
+            "clips.json",
+            json.dumps([{"source": "a", "psnr": 1.0}] * NUM_CLIPS),
+            "but got other clips or metrics than",
+        ),
         ("clips.json", "{}", "but got {} .* as `per_clip` "),
         ("metrics.json", '{"psnr": 1}', "but got other clips or metrics than"),
         ("protocol.json", "{}", "but got no value as `protocol.data` "),
@@ -168,7 +194,10 @@ def test_a_folder_without_an_evaluation_raises(worse, tmp_path):
 
 
 def draws(num=60, seed=0, offset=0.0):
-    return (torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset).tolist()
+    return (
+        torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        + offset
+    ).tolist()
 
 
 @pytest.fixture
@@ -178,7 +207,10 @@ def compared(tmp_path):
     def compare_values(name, first, second, num_videos=None):
         num_videos = num_videos or len(first)
         for label, values in (("first", first), ("second", second)):
-            clips = [{name: value, "source": f"{index % num_videos}.mp4"} for index, value in enumerate(values)]
+            clips = [
+                {name: value, "source": f"{index % num_videos}.mp4"}
+                for index, value in enumerate(values)
+            ]
             write_evaluation(tmp_path / label, clips)
         (difference,) = compare(tmp_path / "first", tmp_path / "second").differences
         return difference
@@ -192,7 +224,11 @@ def test_the_interval_is_that_of_scipy_on_the_differences_of_clips(compared):
     changes = draws(offset=0.3)
     difference = compared("psnr", first, [a + b for a, b in zip(first, changes, strict=True)])
     reference = bootstrap(
-        (np.array(changes),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+        (np.array(changes),),
+        np.mean,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
     ).confidence_interval
     assert difference.interval == pytest.approx((reference.low, reference.high), abs=0.01)
 

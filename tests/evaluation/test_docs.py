@@ -11,14 +11,62 @@ from telecine.__main__ import main
 from telecine.evaluation.metrics import METRICS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
+    for line in block.splitlines()
+]
 SMALL = {
-    "evaluate": ["--num_frames", "5", "--height", "16", "--width", "16", "--max_clips", "2", "--device", "cpu"],
+    "evaluate": [
+        "--num_frames",
+        "5",
+        "--height",
+        "16",
+        "--width",
+        "16",
+        "--max_clips",
+        "2",
+        "--device",
+        "cpu",
+    ],
     # The Frechet distance of I3D's features needs more frames, and more clips than features.
-    "--features": ["--num_frames", "13", "--height", "16", "--width", "16", "--max_clips", "5", "--device", "cpu"],
-    "transnetv2": ["--num_frames", "5", "--height", "16", "--width", "16", "--max_clips", "1", "--device", "cpu"],
+    "--features": [
+        "--num_frames",
+        "13",
+        "--height",
+        "16",
+        "--width",
+        "16",
+        "--max_clips",
+        "5",
+        "--device",
+        "cpu",
+    ],
+    "transnetv2": [
+        "--num_frames",
+        "5",
+        "--height",
+        "16",
+        "--width",
+        "16",
+        "--max_clips",
+        "1",
+        "--device",
+        "cpu",
+    ],
     "--chunk": [
-        *("--num_frames", "9", "--height", "32", "--width", "32", "--max_clips", "1", "--device", "cpu"),
+        *(
+            "--num_frames",
+            "9",
+            "--height",
+            "32",
+            "--width",
+            "32",
+            "--max_clips",
+            "1",
+            "--device",
+            "cpu",
+        ),
         *("--chunk", "5", "--overlap_frames", "1", "--tile", "16"),
     ],
     "reconstruct": ["--device", "cpu"],
@@ -26,7 +74,9 @@ SMALL = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, model_folder, videos, reconstructions, fake_i3d, fake_lpips, no_plots):
+def folder(
+    tmp_path, monkeypatch, model_folder, videos, reconstructions, fake_i3d, fake_lpips, no_plots
+):
     """The current folder, with all files that the page names."""
     for name in ("small", "large"):
         shutil.copytree(model_folder, tmp_path / "runs" / name)
@@ -42,13 +92,20 @@ def run(line):
     """Run one command of the page at a small size."""
     name, command, *words = shlex.split(line)
     assert name == "telecine"
-    small = SMALL[next((option for option in ("transnetv2", "--features", "--chunk") if option in words), command)]
+    small = SMALL[
+        next(
+            (option for option in ("transnetv2", "--features", "--chunk") if option in words),
+            command,
+        )
+    ]
     return main([command, *words, *([] if words[0] == "--compare" else small)])
 
 
 @pytest.mark.slow
 def test_the_commands_run(folder, capsys):
-    launched = [line for line in COMMANDS if line.startswith("torchrun ")]  # `test_evaluate.py` runs it
+    launched = [
+        line for line in COMMANDS if line.startswith("torchrun ")
+    ]  # `test_evaluate.py` runs it
     assert (len(COMMANDS), len(launched)) == (12, 1)
     for line in [line for line in COMMANDS if line not in launched]:
         assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"

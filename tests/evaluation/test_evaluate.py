@@ -30,19 +30,27 @@ PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding
 def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=4, **TINY))
     assert set(evaluation.metrics) == {"psnr", "ssim", "flicker", "sharpness"}
-    assert evaluation.protocol.absent["lpips_vgg"] == "needs frames of at least 16 x 16, not 12 x 12"
+    assert (
+        evaluation.protocol.absent["lpips_vgg"] == "needs frames of at least 16 x 16, not 12 x 12"
+    )
     assert (evaluation.protocol.num_clips, evaluation.protocol.num_videos) == (4, 3)
     assert evaluation.protocol.fps == 25
     clip = evaluation.per_clip[0]
-    info = next(info for info in index_videos(find_videos(videos))[0] if str(info.path) == clip["source"])
+    info = next(
+        info for info in index_videos(find_videos(videos))[0] if str(info.path) == clip["source"]
+    )
     size = ClipConfig(height=12, width=12).val_bucket.decode_size(info.height, info.width, 1.0)
     frames = read_clip(info, clip["start"], 5, size=size)
     top, left = ((side - kept) // 2 for side, kept in zip(size, (12, 12), strict=True))
     target = video_from_bytes(frames[:, top : top + 12, left : left + 12])[None]
     metrics = ReconstructionMetrics(metrics=("psnr", "flicker"))
     with torch.no_grad():
-        metrics.update(reconstruction=tiny_model(target, sample_posterior=False).video, target=target)
-    assert {name: clip[name] for name in ("psnr", "flicker")} == pytest.approx(metrics.compute(), abs=1e-5)
+        metrics.update(
+            reconstruction=tiny_model(target, sample_posterior=False).video, target=target
+        )
+    assert {name: clip[name] for name in ("psnr", "flicker")} == pytest.approx(
+        metrics.compute(), abs=1e-5
+    )
 
 
 def test_it_is_without_tf32(tiny_model, videos):
@@ -56,13 +64,20 @@ def test_it_is_without_tf32(tiny_model, videos):
 
 
 @pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
-def test_an_evaluation_on_clips_that_were_trained_on_says_so(model_folder, videos, tmp_path, caplog, relation):
+def test_an_evaluation_on_clips_that_were_trained_on_says_so(
+    model_folder, videos, tmp_path, caplog, relation
+):
     checkpoint = Run(tmp_path / "run").checkpoints.path(1)
     shutil.copytree(model_folder, checkpoint / "ema")
     (checkpoint / "state.json").write_text("{}")
     first = min(videos.glob("*.mp4"))
     shutil.copy(first, tmp_path / "copy.mp4")
-    data = {"the folder": videos, "a file": first, "another copy": tmp_path / "copy.mp4", "gone": tmp_path / "gone"}
+    data = {
+        "the folder": videos,
+        "a file": first,
+        "another copy": tmp_path / "copy.mp4",
+        "gone": tmp_path / "gone",
+    }
     write_settings(checkpoint, TrainConfig(data=str(data[relation])))
     evaluate(tmp_path / "run", EvaluateConfig(data=str(videos), max_clips=1, **TINY))
     notes = [text for text in caplog.messages if "are in the data of the run" in text]
@@ -79,7 +94,9 @@ def fake_run(model_folder, folder, data):
     return folder
 
 
-@pytest.mark.parametrize("data", [5, ["a", "b"], "{0..99999999999}.mp4", "{0..9}" * 8, f"{{0..{'9' * 99}}}.mp4"])
+@pytest.mark.parametrize(
+    "data", [5, ["a", "b"], "{0..99999999999}.mp4", "{0..9}" * 8, f"{{0..{'9' * 99}}}.mp4"]
+)
 def test_a_run_with_strange_data_is_measured(model_folder, videos, tmp_path, caplog, data):
     """A pattern of another run's settings must not fill the memory either."""
     run = fake_run(model_folder, tmp_path / "run", data)
@@ -88,7 +105,9 @@ def test_a_run_with_strange_data_is_measured(model_folder, videos, tmp_path, cap
     assert is_said != isinstance(data, str)
 
 
-def test_a_run_whose_data_cannot_be_read_is_measured(model_folder, videos, tmp_path, caplog, monkeypatch):
+def test_a_run_whose_data_cannot_be_read_is_measured(
+    model_folder, videos, tmp_path, caplog, monkeypatch
+):
     run = fake_run(model_folder, tmp_path / "run", "/colleague/videos")
     stat = os.stat
 
@@ -104,7 +123,8 @@ def test_a_run_whose_data_cannot_be_read_is_measured(model_folder, videos, tmp_p
 
 def test_images_have_no_flicker(model_folder, videos):
     evaluation = evaluate(
-        model_folder, EvaluateConfig(**{**TINY, "num_frames": 1}, data=str(videos), max_clips=1, flat=True)
+        model_folder,
+        EvaluateConfig(**{**TINY, "num_frames": 1}, data=str(videos), max_clips=1, flat=True),
     )
     assert {"flat_error", "flat_grid"} < set(evaluation.protocol.metrics)
     assert "flicker" not in evaluation.metrics
@@ -114,9 +134,13 @@ def test_images_have_no_flicker(model_folder, videos):
 @pytest.mark.usefixtures("cached_weights")
 @pytest.mark.slow
 def test_files_are_written(model_folder, videos, tmp_path):
-    evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=2, **SMALL), output=tmp_path)
+    evaluation = evaluate(
+        model_folder, EvaluateConfig(data=str(videos), max_clips=2, **SMALL), output=tmp_path
+    )
     assert set(evaluation.metrics) == {*default_metrics(), "lpips_vgg", "lpips_alex"} - {"ms_ssim"}
-    assert evaluation.protocol.absent == {"ms_ssim": "needs frames of at least 176 x 176, not 32 x 48"}
+    assert evaluation.protocol.absent == {
+        "ms_ssim": "needs frames of at least 176 x 176, not 32 x 48"
+    }
     curves = json.loads((tmp_path / "frames.json").read_text())
     assert curves == evaluation.per_frame
     assert set(curves) == {"psnr", "ssim", "lpips_vgg", "lpips_alex"}
@@ -182,26 +206,39 @@ def test_invalid_settings_raise(model_folder, videos, fake_i3d, changes, message
 
 
 def test_data_is_no_configuration():
-    with pytest.raises(ValueError, match="`config` must be of the class `EvaluateConfig`, but got 'my_videos'"):
+    with pytest.raises(
+        ValueError, match="`config` must be of the class `EvaluateConfig`, but got 'my_videos'"
+    ):
         evaluate("tiny", "my_videos")
 
 
 def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeypatch):
     monkeypatch.setattr(
-        measure, "read_span", lambda span, config: None if span.info.path.stem != "two" else read_span(span, config)
+        measure,
+        "read_span",
+        lambda span, config: None if span.info.path.stem != "two" else read_span(span, config),
     )
     config = EvaluateConfig(data=str(videos), **{**TINY, "num_frames": 25})
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
     monkeypatch.setattr(measure, "read_span", lambda span, config: None)
-    with pytest.raises(ValueError, match="`data` must be files with a decodable clip, but got 3 clips that cannot"):
+    with pytest.raises(
+        ValueError, match="`data` must be files with a decodable clip, but got 3 clips that cannot"
+    ):
         evaluate(model_folder, config)
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_figures(model_folder, videos, fake_i3d, tmp_path, forks):
     """Evaluates 5 clips, so that the processes get different numbers of them."""
-    settings = {"data": str(videos), "num_frames": 13, "height": 12, "width": 16, "max_clips": 5, "device": "cpu"}
+    settings = {
+        "data": str(videos),
+        "num_frames": 13,
+        "height": 12,
+        "width": 16,
+        "max_clips": 5,
+        "device": "cpu",
+    }
     settings["features"] = str(fake_i3d)
     alone = evaluate(model_folder, EvaluateConfig(**settings))
     (line,) = re.findall(r"^torchrun (.*) evaluate ", PAGE, flags=re.MULTILINE)

@@ -21,7 +21,9 @@ MOTION = (-3, -2)
 def moving_clip():
     """Return a smooth random picture, of which each frame shows a part 3 pixels further right and 2 further down."""
     noise = torch.rand(1, 3, 30, 40, generator=torch.Generator().manual_seed(0))
-    picture = F.interpolate(noise, (120, 160), mode="bicubic", align_corners=False)[0].clamp(0, 1) * 2 - 1
+    picture = (
+        F.interpolate(noise, (120, 160), mode="bicubic", align_corners=False)[0].clamp(0, 1) * 2 - 1
+    )
     frames = [picture[:, 20 + 2 * t :, 20 + 3 * t :][:, :HEIGHT, :WIDTH] for t in range(NUM_FRAMES)]
     return torch.stack(frames, 1)[None]
 
@@ -51,7 +53,9 @@ def test_dis_finds_a_constant_translation(dis):
     flow = dis(frames[:-1], frames[1:])
     assert flow.shape == (NUM_FRAMES - 1, 2, HEIGHT, WIDTH)
     inner = flow[..., 8:-8, 8:-8]
-    torch.testing.assert_close(inner.mean((0, 2, 3)), torch.tensor(MOTION, dtype=torch.float32), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        inner.mean((0, 2, 3)), torch.tensor(MOTION, dtype=torch.float32), atol=0.02, rtol=0
+    )
     assert inner.std((0, 2, 3)).max() < 0.05
     assert dis.source.startswith("DIS (arXiv 1603.03590), preset medium, OpenCV ")
 
@@ -63,7 +67,10 @@ def test_a_frozen_clip_has_the_error_of_a_picture_and_itself_moved():
     assert measured(KnownFlow(), clip[:, :, :1].expand_as(clip))["warping_error"] == pytest.approx(
         float(expected), rel=1e-4
     )
-    assert measured(KnownFlow(), clip) == {"warping_error": pytest.approx(0, abs=1e-10), "warping_excess": 0}
+    assert measured(KnownFlow(), clip) == {
+        "warping_error": pytest.approx(0, abs=1e-10),
+        "warping_excess": 0,
+    }
 
 
 def test_the_flow_of_dis_tells_them_apart(dis):
@@ -99,14 +106,20 @@ def test_the_error_is_the_mean_ofvisible_pixels():
     visible = torch.tensor([[[True, False], [False, True]]])
     flow = torch.zeros(1, 2, 2, 2)
     assert warping_error(frames, flow, visible) == pytest.approx(0.25 / 2)
-    assert warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(0.25 / 4)
+    assert warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(
+        0.25 / 4
+    )
 
 
 def test_warping_takes_the_value_where_the_flow_leads():
     frames = torch.arange(12.0).view(1, 1, 3, 4)
     flow = torch.zeros(1, 2, 3, 4)
     flow[:, 0], flow[:, 1] = 0.5, 1.0
-    assert warp(frames, flow)[0, 0].tolist() == [[4.5, 5.5, 6.5, 7], [8.5, 9.5, 10.5, 11], [8.5, 9.5, 10.5, 11]]
+    assert warp(frames, flow)[0, 0].tolist() == [
+        [4.5, 5.5, 6.5, 7],
+        [8.5, 9.5, 10.5, 11],
+        [8.5, 9.5, 10.5, 11],
+    ]
 
 
 def test_dis_without_opencv_says_how_to_install_it(monkeypatch):
@@ -118,13 +131,23 @@ def test_dis_without_opencv_says_how_to_install_it(monkeypatch):
 @pytest.mark.parametrize("size", [(1, 48, 48), (4, 8, 48)])
 def test_small_clips_raise(dis, size):
     clip = torch.zeros(1, 3, *size)
-    with pytest.raises(ValueError, match="`flow` must be left out for clips of 1 frame or smaller than 12 x 12"):
+    with pytest.raises(
+        ValueError, match="`flow` must be left out for clips of 1 frame or smaller than 12 x 12"
+    ):
         WarpingError(dis)(reconstruction=clip, target=clip)
 
 
 def test_an_evaluation_names_the_flow(fake_lpips, videos, reconstructions):
-    settings = {"data": str(videos), "num_frames": 3, "max_clips": 1, "device": "cpu", "flow": "dis"}
-    little, much = (evaluate(reconstructions[name], EvaluateConfig(**settings)) for name in ("little", "much"))
+    settings = {
+        "data": str(videos),
+        "num_frames": 3,
+        "max_clips": 1,
+        "device": "cpu",
+        "flow": "dis",
+    }
+    little, much = (
+        evaluate(reconstructions[name], EvaluateConfig(**settings)) for name in ("little", "much")
+    )
     assert 0 < little.metrics["warping_error"] < much.metrics["warping_error"] < 0.1
     assert little.metrics["warping_excess"] > 0
     assert all("warping_excess" in clip for clip in little.per_clip)

@@ -35,7 +35,9 @@ def scipy_distance(x, y):
     y = y.double().numpy()
     s = np.cov(x, rowvar=False)
     r = np.cov(y, rowvar=False)
-    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + r - 2 * scipy.linalg.sqrtm(s @ r).real)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(
+        s + r - 2 * scipy.linalg.sqrtm(s @ r).real
+    )
 
 
 class TestFrechetDistance:
@@ -43,12 +45,18 @@ class TestFrechetDistance:
     def test_equals_scipy(self, offset):
         x = samples(seed=0)
         y = samples(seed=1, num=150, offset=offset)
-        assert frechet_distance(features=x, reference=y) == pytest.approx(scipy_distance(x, y), rel=1e-7)
+        assert frechet_distance(features=x, reference=y) == pytest.approx(
+            scipy_distance(x, y), rel=1e-7
+        )
 
     def test_is_0_for_equal_sets_and_symmetric(self):
         distance = frechet_distance(features=samples(), reference=samples(seed=1))
-        assert frechet_distance(features=samples(), reference=samples()) == pytest.approx(0, abs=1e-6)
-        assert frechet_distance(features=samples(seed=1), reference=samples()) == pytest.approx(distance)
+        assert frechet_distance(features=samples(), reference=samples()) == pytest.approx(
+            0, abs=1e-6
+        )
+        assert frechet_distance(features=samples(seed=1), reference=samples()) == pytest.approx(
+            distance
+        )
 
     def test_constant_features(self):
         x = samples()
@@ -91,12 +99,17 @@ class TestI3D:
     def test_calls_the_network_like_the_published_one(self, fake_i3d):
         network = I3DFeatures(fake_i3d, CPU)
         video = torch.rand(2, 3, 10, 32, 32) * 2 - 1
-        expected = torch.cat([video[:, :, 0].mean((2, 3)), video[:, 2, -1].mean((1, 2))[:, None]], dim=1)
+        expected = torch.cat(
+            [video[:, :, 0].mean((2, 3)), video[:, 2, -1].mean((1, 2))[:, None]], dim=1
+        )
         features = network(video)
         torch.testing.assert_close(features, expected, atol=2e-3, rtol=0)
         assert not features.requires_grad
         assert (network.metric.name, network.metric.min_frames) == ("fvd", 10)
-        assert network.source == f"fake_i3d.pt, sha256 {hashlib.sha256(fake_i3d.read_bytes()).hexdigest()}"
+        assert (
+            network.source
+            == f"fake_i3d.pt, sha256 {hashlib.sha256(fake_i3d.read_bytes()).hexdigest()}"
+        )
 
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 64), (225, 500), (7, 224)])
     def test_the_shorter_side_is_resized_and_the_centre_cropped(self, height, width):
@@ -105,15 +118,22 @@ class TestI3D:
         assert square.shape == (1, 3, 2, 224, 224)
         scale = 224 / min(height, width)
         size = [math.ceil(round(side * scale, 6)) for side in (height, width)]
-        expected = F.interpolate(video[0].transpose(0, 1), size, mode="bilinear", align_corners=False)
+        expected = F.interpolate(
+            video[0].transpose(0, 1), size, mode="bilinear", align_corners=False
+        )
         top, left = ((side - 224) // 2 for side in size)
-        torch.testing.assert_close(square[0], expected[:, :, top : top + 224, left : left + 224].transpose(0, 1))
+        torch.testing.assert_close(
+            square[0], expected[:, :, top : top + 224, left : left + 224].transpose(0, 1)
+        )
 
     def test_a_missing_or_invalid_file_raises(self, tmp_path):
         with pytest.raises(ValueError, match=r"which does not exist\. Pass the path of"):
             I3DFeatures(tmp_path / "nowhere.pt", CPU)
         (tmp_path / "text.pt").write_text("no network")
-        with pytest.raises(ValueError, match=r"must be a TorchScript file, but got .*text\.pt, which cannot be loaded"):
+        with pytest.raises(
+            ValueError,
+            match=r"must be a TorchScript file, but got .*text\.pt, which cannot be loaded",
+        ):
             I3DFeatures(tmp_path / "text.pt", CPU)
 
 
@@ -136,11 +156,15 @@ class TestTransNet:
         (tmp_path / "package.py").write_text(PACKAGE_BLOCKS)
         video = torch.rand(1, 3, 9, 27, 48, generator=torch.Generator().manual_seed(0))
         torch.save(video, tmp_path / "inputs.pt")
-        done = forks.run(*(str(tmp_path / name) for name in ("package.py", "inputs.pt", "outputs.pt")))
+        done = forks.run(
+            *(str(tmp_path / name) for name in ("package.py", "inputs.pt", "outputs.pt"))
+        )
         assert done.returncode == 0, done.stderr
         expected = torch.load(tmp_path / "outputs.pt", weights_only=True)
         assert expected.shape == (1, 256)
-        torch.testing.assert_close(TransNetFeatures(CPU)(video * 2 - 1), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            TransNetFeatures(CPU)(video * 2 - 1), expected, rtol=1e-4, atol=1e-5
+        )
 
     def test_loading_leaves_the_process_unchanged(self):
         state = torch.get_rng_state()

@@ -27,7 +27,10 @@ def grid(video, period, amplitude):
 
 
 def excesses(recon, target):
-    return {period: grid_excess(reconstruction=recon, target=target, period=period) for period in GRID_PERIODS}
+    return {
+        period: grid_excess(reconstruction=recon, target=target, period=period)
+        for period in GRID_PERIODS
+    }
 
 
 @pytest.mark.parametrize("period", GRID_PERIODS)
@@ -54,16 +57,24 @@ def test_sharp_lines_are_detected_at_their_period_and_its_fractions(clips):
 
 
 def downscaled(video, factor):
-    small = F.interpolate(video.flatten(0, 1), scale_factor=1 / factor, mode="bilinear", antialias=True)
+    small = F.interpolate(
+        video.flatten(0, 1), scale_factor=1 / factor, mode="bilinear", antialias=True
+    )
     return F.interpolate(small, scale_factor=factor, mode="bicubic").reshape(video.shape)
 
 
 NOT_GRIDS = {
     "none": lambda video: video,
     "offset": lambda video: video + 0.1,
-    "slopes": lambda video: video + 0.002 * torch.arange(144.0)[:, None] - 0.001 * torch.arange(192.0),
-    "noise": lambda video: video + 0.05 * torch.randn(video.shape, generator=torch.Generator().manual_seed(1)),
-    "blur": lambda video: F.avg_pool3d(video, (1, 7, 7), stride=1, padding=(0, 3, 3), count_include_pad=False),
+    "slopes": lambda video: (
+        video + 0.002 * torch.arange(144.0)[:, None] - 0.001 * torch.arange(192.0)
+    ),
+    "noise": lambda video: (
+        video + 0.05 * torch.randn(video.shape, generator=torch.Generator().manual_seed(1))
+    ),
+    "blur": lambda video: F.avg_pool3d(
+        video, (1, 7, 7), stride=1, padding=(0, 3, 3), count_include_pad=False
+    ),
     "half the size": lambda video: downscaled(video, 2),
     "a quarter of the size": lambda video: downscaled(video, 4),
     "waves of another period": lambda video: video + grid(video, 10.4, 0.02),
@@ -81,7 +92,9 @@ def test_other_changes_are_not_detected(clips, change):
 
 def test_flat_clips_score_0():
     flat = torch.zeros(1, 3, 1, 32, 32)
-    assert {period: value.item() for period, value in excesses(flat, flat).items()} == dict.fromkeys(GRID_PERIODS, 0.0)
+    assert {
+        period: value.item() for period, value in excesses(flat, flat).items()
+    } == dict.fromkeys(GRID_PERIODS, 0.0)
 
 
 def test_equals_numpy_on_one_patch():
@@ -91,7 +104,11 @@ def test_equals_numpy_on_one_patch():
     def prominence(video):
         grey = video[0].double().numpy().mean(0)[0]
         size = np.arange(32)
-        plane = np.stack([np.ones((32, 32)), np.tile(size[:, None], 32), np.tile(size, (32, 1))]).reshape(3, -1).T
+        plane = (
+            np.stack([np.ones((32, 32)), np.tile(size[:, None], 32), np.tile(size, (32, 1))])
+            .reshape(3, -1)
+            .T
+        )
         grey = grey - (plane @ np.linalg.lstsq(plane, grey.ravel(), rcond=None)[0]).reshape(32, 32)
         rows = (abs(np.fft.fft(grey, axis=1)) ** 2).mean(0) / 32
         columns = (abs(np.fft.fft(grey, axis=0)) ** 2).mean(1) / 32

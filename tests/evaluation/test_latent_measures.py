@@ -32,14 +32,19 @@ def wave(frequency, size=16):
 
 
 def test_kurtosis_of_a_normal_a_uniform_and_a_constant_channel():
-    latents = torch.cat([noise(4, 1, 2, 32, 32), torch.rand(4, 1, 2, 32, 32) * 5 + 1, torch.ones(4, 1, 2, 32, 32)], 1)
+    latents = torch.cat(
+        [noise(4, 1, 2, 32, 32), torch.rand(4, 1, 2, 32, 32) * 5 + 1, torch.ones(4, 1, 2, 32, 32)],
+        1,
+    )
     assert kurtosis(latents) == pytest.approx([3.0, 1.8, 0.0], abs=0.15)
     assert dead_channels([1.0, 0.005, 0.02, 0.0]) == [1, 3]
 
 
 def test_eigenvalues_and_effective_rank():
     z = noise(2, 2, 3, 32, 32)
-    three = torch.cat([2 * z[:, :1], z[:, 1:], 2 * z[:, :1]], 1)  # the third channel repeats the first
+    three = torch.cat(
+        [2 * z[:, :1], z[:, 1:], 2 * z[:, :1]], 1
+    )  # the third channel repeats the first
     first, second, third = covariance_eigenvalues(three)
     assert (first, second, third) == pytest.approx((8, 1, 0), abs=0.4)
     assert effective_rank([1.0, 1.0, 1.0, 0.0]) == pytest.approx(3)
@@ -69,12 +74,16 @@ def test_autocorrelation():
     still = noise(2, 1, 1, 32, 32).expand(-1, -1, 4, -1, -1)
     assert autocorrelation(still, (2,), 8) == pytest.approx([1, 1, 1])
     # Of a wave along the width, constant along the height: the mean of both directions.
-    assert autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx([0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1)
+    assert autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx(
+        [0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1
+    )
     assert autocorrelation(z[:, :, :1], (2,), 8) == []
 
 
 def test_the_summary():
-    figures = latent_summary(torch.cat([2 * noise(4, 1, 2, 16, 16), torch.zeros(4, 1, 2, 16, 16)], 1))
+    figures = latent_summary(
+        torch.cat([2 * noise(4, 1, 2, 16, 16), torch.zeros(4, 1, 2, 16, 16)], 1)
+    )
     assert figures["std"] == pytest.approx(1, rel=0.05)
     assert figures["dead_channels"] == 1
     assert figures["effective_rank"] == pytest.approx(1)
@@ -95,7 +104,9 @@ def test_a_value_that_is_not_finite_makes_the_numbers_nan(value):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("bottleneck", ["fsq", "lfq"])
 def test_codes_of_a_value_that_is_not_finite_make_the_usage_nan(value, bottleneck):
-    codebook = build_bottleneck(CausalVAEConfig(latent_channels=4, bottleneck=bottleneck, lfq_bits=4))
+    codebook = build_bottleneck(
+        CausalVAEConfig(latent_channels=4, bottleneck=bottleneck, lfq_bits=4)
+    )
     latents = codebook.quantize(noise(1, 4, 1, 8, 8))
     expected = code_usage(codebook, latents)
     latents[0, 0, 0, 0, 0] = value
@@ -116,5 +127,7 @@ def test_code_usage():
     latents = torch.stack([torch.arange(64) % 4, torch.full((64,), 7)]).view(1, 2, 1, 8, 8).double()
     assert code_usage(None, latents) == {}
     figures = code_usage(Codebook(), latents)
-    assert figures == pytest.approx({"codes_used": 5 / 16, "code_entropy": 1.0, "code_perplexity": 2.5})
+    assert figures == pytest.approx(
+        {"codes_used": 5 / 16, "code_entropy": 1.0, "code_perplexity": 2.5}
+    )
     assert code_usage(Codebook(), latents.float().as_subclass(WithoutFloat64)) == figures

@@ -84,12 +84,16 @@ def test_frames_are_measured_in_chunks_each_as_if_alone():
     metrics = measured(recon, target, perceptual={"mine": distance})
     assert distance.num_frames == [8, 6]
     errors = (recon.clamp(-1, 1) - target).abs().mean((1, 3, 4))
-    for clip, (values, curves) in enumerate(zip(metrics.per_clip(), metrics.per_frame(), strict=True)):
+    for clip, (values, curves) in enumerate(
+        zip(metrics.per_clip(), metrics.per_frame(), strict=True)
+    ):
         assert [*curves] == ["psnr", "ssim", "mine"]
         assert values["mine"] == pytest.approx(errors[clip].mean().item(), abs=1e-6)
         assert curves["mine"] == pytest.approx(errors[clip].tolist(), abs=1e-6)
         for frame in range(7):
-            alone = measured(recon[clip, None, :, frame, None], target[clip, None, :, frame, None]).compute()
+            alone = measured(
+                recon[clip, None, :, frame, None], target[clip, None, :, frame, None]
+            ).compute()
             assert {name: curves[name][frame] for name in alone} == pytest.approx(alone, abs=1e-4)
 
 
@@ -106,10 +110,26 @@ class TestInvalidArguments:
     @pytest.mark.parametrize(
         ("recon", "target", "message"),
         [
-            (torch.zeros(3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be a floating-point"),
-            (torch.zeros(1, 3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16).byte(), "`target` must be a floating-point"),
-            (torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be of `target`'s"),
-            (torch.zeros(1, 3, 2, 16, 16), torch.full((1, 3, 2, 16, 16), 255.0), r"`target` must be in the range"),
+            (
+                torch.zeros(3, 2, 16, 16),
+                torch.zeros(1, 3, 2, 16, 16),
+                "`reconstruction` must be a floating-point",
+            ),
+            (
+                torch.zeros(1, 3, 2, 16, 16),
+                torch.zeros(1, 3, 2, 16, 16).byte(),
+                "`target` must be a floating-point",
+            ),
+            (
+                torch.zeros(1, 3, 1, 16, 16),
+                torch.zeros(1, 3, 2, 16, 16),
+                "`reconstruction` must be of `target`'s",
+            ),
+            (
+                torch.zeros(1, 3, 2, 16, 16),
+                torch.full((1, 3, 2, 16, 16), 255.0),
+                r"`target` must be in the range",
+            ),
         ],
     )
     def test_videos(self, recon, target, message):
@@ -130,7 +150,9 @@ class TestInvalidArguments:
     )
     def test_clips_that_are_too_small_or_short(self, name, size, message):
         video = torch.full((1, 3, *size), -0.5)
-        with pytest.raises(ValueError, match=f"`target` must be large and long enough for {name}, .*{message}"):
+        with pytest.raises(
+            ValueError, match=f"`target` must be large and long enough for {name}, .*{message}"
+        ):
             measured(video, video, metrics=["psnr", name])
 
     @pytest.mark.parametrize(
@@ -147,7 +169,9 @@ class TestInvalidArguments:
     def test_a_distance_that_averages_frames(self):
         distance = nn.Module()
         distance.forward = lambda *, reconstruction, target: (reconstruction - target).mean()
-        with pytest.raises(ValueError, match=r"`perceptual\['mine'\]` must be a module that returns shape \(8,\)"):
+        with pytest.raises(
+            ValueError, match=r"`perceptual\['mine'\]` must be a module that returns shape \(8,\)"
+        ):
             measured(*pair(), perceptual={"mine": distance})
 
     def test_no_clips(self):
@@ -166,7 +190,10 @@ class TestInvalidArguments:
                 "ms_ssim": "needs frames of at least 176 x 176, not 20 x 200",
                 "flicker": "needs at least 2 frames, not 1",
                 "lpips_alex": "needs frames of at least 31 x 31, not 20 x 200",
-                **{f"grid_{period}": "needs frames of at least 32 x 32, not 20 x 200" for period in GRID_PERIODS},
+                **{
+                    f"grid_{period}": "needs frames of at least 32 x 32, not 20 x 200"
+                    for period in GRID_PERIODS
+                },
             },
         ),
     ],
@@ -183,11 +210,15 @@ def test_lpips_needs_colours():
     assert metric_set.absent["lpips_vgg"] == "needs RGB frames, but clips have 5 channels"
 
 
-@pytest.mark.parametrize(("name", "value"), [("features", "transnetv2"), ("flow", "dis"), ("flat", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("features", "transnetv2"), ("flow", "dis"), ("flat", True)]
+)
 def test_what_needs_colours_is_refused_without_them(name, value):
     clips = ClipConfig(channels=5)
     config = EvaluateConfig(**{name: value})
-    message = f"`{name}` must be left out unless clips have 1, 3 or 4 channels, but got {value} for 5"
+    message = (
+        f"`{name}` must be left out unless clips have 1, 3 or 4 channels, but got {value} for 5"
+    )
     with pytest.raises(ValueError, match=message):
         measure.load_metrics(clips, config, torch.device("cpu"))
 
@@ -196,11 +227,18 @@ def test_a_metric_of_a_user_is_measured_by_its_name(monkeypatch):
     def largest_error(*, reconstruction, target):
         return (reconstruction - target).abs().amax((1, 2, 3, 4))
 
-    mine = ClipMetric(name="largest_error", definition="the largest error", better="smaller", function=largest_error)
+    mine = ClipMetric(
+        name="largest_error",
+        definition="the largest error",
+        better="smaller",
+        function=largest_error,
+    )
     monkeypatch.setitem(METRICS, "largest_error", mine)  # which removes it afterwards
     assert register(mine).describe() == "the largest error; mean over clips; smaller is better"
     target = torch.zeros(1, 3, 1, 16, 16)
-    assert measured(target + 0.5, target, metrics=["largest_error"]).compute() == {"largest_error": 0.5}
+    assert measured(target + 0.5, target, metrics=["largest_error"]).compute() == {
+        "largest_error": 0.5
+    }
 
 
 def test_metrics_of_rgba_are_of_all_channels_of_alpha_and_of_the_composite():

@@ -28,7 +28,12 @@ the best figures are bold.
 def write_figures(folder, psnr, lpips, sharpness, **fields):
     """Write an evaluation of two clips of each of two videos, whose PSNR differs by 2 dB."""
     clips = [
-        {"source": f"{video}.mp4", "psnr": psnr + 2 * video, "lpips_alex": lpips, "sharpness": sharpness}
+        {
+            "source": f"{video}.mp4",
+            "psnr": psnr + 2 * video,
+            "lpips_alex": lpips,
+            "sharpness": sharpness,
+        }
         for video in (0, 0, 1, 1)
     ]
     size = {"data": "my_videos", "num_videos": 2, "num_frames": 5, "height": 32, "width": 48}
@@ -50,8 +55,14 @@ def test_the_command_writes_the_table(folders, capsys):
     assert capsys.readouterr().out == f"{MARKDOWN}written to out\n"
     assert Path("out/table.md").read_text(encoding="utf-8") == MARKDOWN
     latex = Path("out/table.tex").read_text(encoding="utf-8")
-    assert r"a\_1 & 21.00 $\pm$ 1.96 & \textbf{0.1000} $\pm$ 0.0000 & 0.5000 $\pm$ 0.0000 \\" in latex.splitlines()
-    assert r" & psnr $\uparrow$ & lpips\_alex $\downarrow$ & sharpness $\to$ 1 \\" in latex.splitlines()
+    assert (
+        r"a\_1 & 21.00 $\pm$ 1.96 & \textbf{0.1000} $\pm$ 0.0000 & 0.5000 $\pm$ 0.0000 \\"
+        in latex.splitlines()
+    )
+    assert (
+        r" & psnr $\uparrow$ & lpips\_alex $\downarrow$ & sharpness $\to$ 1 \\"
+        in latex.splitlines()
+    )
     assert r"\begin{tabular}{lrrr}" in latex
     assert r"of 2 videos in my\_videos. Mean over clips, $\pm$ 1.96 standard errors" in latex
 
@@ -67,10 +78,14 @@ def test_evaluations_that_do_not_compare_are_refused(folders, tmp_path, capsys):
 def test_clips_of_one_video_count_once():
     """Copies of a video's clips change nothing; one clip of each video has the standard error of the mean."""
     values = [1.0, 4.0, 2.0, 7.0]
-    clips = [{"source": str(index), "start": 0, "psnr": value} for index, value in enumerate(values)]
+    clips = [
+        {"source": str(index), "start": 0, "psnr": value} for index, value in enumerate(values)
+    ]
     alone = torch.tensor(values, dtype=torch.float64).std() / math.sqrt(len(values))
     assert clip_spread(clips) == pytest.approx({"psnr": 1.96 * alone.item()})
-    assert clip_spread([clip for clip in clips for _ in range(5)]) == pytest.approx(clip_spread(clips))
+    assert clip_spread([clip for clip in clips for _ in range(5)]) == pytest.approx(
+        clip_spread(clips)
+    )
     assert clip_spread([clip | {"source": "one"} for clip in clips]) == {}
 
 

@@ -20,7 +20,10 @@ def frames(num=2, side=176, noise=0.3, seed=0):
     """Return noisy frames `(N, 3, side, side + 8)` and the frames without noise."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(num, 3, side // 8, side // 8, generator=generator)
-    target = torch.nn.functional.interpolate(coarse, (side, side + 8), mode="bicubic").clamp(0, 1) * 2 - 1
+    target = (
+        torch.nn.functional.interpolate(coarse, (side, side + 8), mode="bicubic").clamp(0, 1) * 2
+        - 1
+    )
     return (target + noise * torch.randn(target.shape, generator=generator)).clamp(-1, 1), target
 
 
@@ -35,11 +38,15 @@ class TestPsnr:
             peak_signal_noise_ratio(b.double().numpy(), a.double().numpy(), data_range=2.0)
             for a, b in zip(recon, target, strict=True)
         ]
-        assert psnr(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
+        assert psnr(reconstruction=recon, target=target).tolist() == pytest.approx(
+            expected, abs=1e-4
+        )
 
     def test_known_values(self):
         target = torch.zeros(1, 3, 2, 16, 16)
-        assert psnr(reconstruction=target + 0.2, target=target).item() == pytest.approx(20.0, abs=1e-4)
+        assert psnr(reconstruction=target + 0.2, target=target).item() == pytest.approx(
+            20.0, abs=1e-4
+        )
         assert psnr(reconstruction=target, target=target).item() == pytest.approx(100.0, abs=1e-4)
 
 
@@ -81,17 +88,22 @@ def numpy_ms_ssim(x, y):
 
 
 @pytest.mark.parametrize(
-    ("metric", "reference", "side"), [(ssim, numpy_ssim, 16), (ssim, numpy_ssim, 48), (ms_ssim, numpy_ms_ssim, 176)]
+    ("metric", "reference", "side"),
+    [(ssim, numpy_ssim, 16), (ssim, numpy_ssim, 48), (ms_ssim, numpy_ms_ssim, 176)],
 )
 class TestSimilarity:
     def test_equals_the_definition(self, metric, reference, side):
         recon, target = frames(side=side)
         expected = [reference(in_numpy(a), in_numpy(b)) for a, b in zip(recon, target, strict=True)]
-        assert metric(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+        assert metric(reconstruction=recon, target=target).tolist() == pytest.approx(
+            expected, abs=1e-5
+        )
 
     def test_identical_frames_score_1_and_noise_scores_lower(self, metric, reference, side):
         pairs = [frames(side=side, noise=noise) for noise in (0, 0.1, 0.3, 0.9)]
-        scores = [metric(reconstruction=recon, target=target).mean().item() for recon, target in pairs]
+        scores = [
+            metric(reconstruction=recon, target=target).mean().item() for recon, target in pairs
+        ]
         assert scores[0] == pytest.approx(1, abs=1e-5)
         assert scores == sorted(scores, reverse=True)
 
@@ -106,14 +118,18 @@ class TestSharpness:
         recon, target = (clip[None].transpose(1, 2) for clip in frames(side=32))
 
         def power(video):
-            return sum((np.diff(video.double().numpy(), axis=axis) ** 2).mean() for axis in (-1, -2))
+            return sum(
+                (np.diff(video.double().numpy(), axis=axis) ** 2).mean() for axis in (-1, -2)
+            )
 
         value = sharpness(reconstruction=recon, target=target).item()
         assert value == pytest.approx(power(recon) / power(target), rel=1e-3)
 
     def test_blur_is_below_1_and_noise_above(self):
         recon, target = (clip[None].transpose(1, 2) for clip in frames(side=32))
-        blurred = torch.nn.functional.avg_pool3d(recon, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False)
+        blurred = torch.nn.functional.avg_pool3d(
+            recon, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False
+        )
         assert sharpness(reconstruction=blurred, target=recon) < 0.5
         assert sharpness(reconstruction=recon, target=target) > 1.5
         flat = torch.zeros(2, 3, 2, 16, 16)
@@ -128,7 +144,9 @@ class TestFlicker:
         for a, b in zip(recon.double().numpy(), target.double().numpy(), strict=True):
             steps = [abs((a[:, t + 1] - a[:, t]) - (b[:, t + 1] - b[:, t])) for t in range(3)]
             expected.append(np.mean(steps))
-        assert flicker(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-6)
+        assert flicker(reconstruction=recon, target=target).tolist() == pytest.approx(
+            expected, abs=1e-6
+        )
 
     def test_a_constant_offset_does_not_count(self):
         target = torch.zeros(1, 3, 4, 8, 8)
@@ -143,10 +161,16 @@ class TestPublished:
     def test_psnr_of_vidtok(self):
         """`-10 * torch.log10(mse + 1e-8)` of each frame in [0, 1]."""
         recon, target = frames(side=32)
-        errors = [np.square(in_numpy(a) - in_numpy(b)).mean() for a, b in zip(recon, target, strict=True)]
+        errors = [
+            np.square(in_numpy(a) - in_numpy(b)).mean() for a, b in zip(recon, target, strict=True)
+        ]
         expected = [-10 * np.log10(error + 1e-8) for error in errors]
-        assert psnr_frames_epsilon(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
-        assert psnr_frames_epsilon(reconstruction=target, target=target).tolist() == pytest.approx([80, 80], abs=1e-4)
+        assert psnr_frames_epsilon(reconstruction=recon, target=target).tolist() == pytest.approx(
+            expected, abs=1e-4
+        )
+        assert psnr_frames_epsilon(reconstruction=target, target=target).tolist() == pytest.approx(
+            [80, 80], abs=1e-4
+        )
 
     def test_psnr_of_tokenbench(self):
         """`((input0 - input1) ** 2).mean()` of 8-bit arrays, whose operations wrap around at 256."""
@@ -164,17 +188,28 @@ class TestPublished:
     def test_ssim_of_vidtok_and_wf_vae(self):
         """scikit-image with the settings of Wang et al. leaves out the same border."""
         recon, target = frames(side=40)
-        settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+        settings = {
+            "gaussian_weights": True,
+            "sigma": 1.5,
+            "use_sample_covariance": False,
+            "data_range": 1.0,
+        }
         expected = [
             structural_similarity(in_numpy(b), in_numpy(a), channel_axis=0, **settings)
             for a, b in zip(recon, target, strict=True)
         ]
-        assert ssim_valid(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+        assert ssim_valid(reconstruction=recon, target=target).tolist() == pytest.approx(
+            expected, abs=1e-5
+        )
 
     def test_ssim_of_tokenbench(self):
         """`structural_similarity(..., data_range=255, channel_axis=-1)` of 8-bit frames."""
         recon, target = frames(side=40)
         a, b = ((frame.permute(0, 2, 3, 1).numpy() + 1) * 127.5 for frame in (recon, target))
         pairs = zip(np.round(a).astype(np.uint8), np.round(b).astype(np.uint8), strict=True)
-        expected = [structural_similarity(*pair, data_range=255.0, channel_axis=-1) for pair in pairs]
-        assert ssim_uniform(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-6)
+        expected = [
+            structural_similarity(*pair, data_range=255.0, channel_axis=-1) for pair in pairs
+        ]
+        assert ssim_uniform(reconstruction=recon, target=target).tolist() == pytest.approx(
+            expected, abs=1e-6
+        )

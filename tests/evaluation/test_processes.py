@@ -21,7 +21,9 @@ def test_one_process_needs_no_group(monkeypatch):
 
 
 def test_an_existing_group_is_used_and_not_destroyed(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     try:
         with process_group() as processes:
             assert processes == (0, 1)
@@ -63,7 +65,9 @@ class Same:
         return target
 
 
-def test_each_process_measures_other_clips_and_has_all_results_in_order(second_of_two, videos, monkeypatch):
+def test_each_process_measures_other_clips_and_has_all_results_in_order(
+    second_of_two, videos, monkeypatch
+):
     clips = ClipConfig(num_frames=5, height=16, width=16)
     spans = select_clips(index_data(videos), clips, 5)
     metric_set = MetricSet(["psnr"], {}, None, {}, {})
@@ -75,7 +79,9 @@ def test_each_process_measures_other_clips_and_has_all_results_in_order(second_o
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather)
     with process_group() as processes:
-        assert measure_clips(Same(clips), metric_set, spans, torch.device("cpu"), *processes) == alone
+        assert (
+            measure_clips(Same(clips), metric_set, spans, torch.device("cpu"), *processes) == alone
+        )
     assert [result.metrics["psnr"] for result in alone] == pytest.approx([100] * 5)
 
 

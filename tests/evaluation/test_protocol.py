@@ -12,13 +12,25 @@ from telecine.evaluation.metric import METRICS
 
 def test_a_protocol_describes_the_measurement():
     protocol = EvaluationProtocol(
-        data="clips/", num_clips=12, num_frames=9, height=64, width=64, resize="none", crop="center", metrics={}
+        data="clips/",
+        num_clips=12,
+        num_frames=9,
+        height=64,
+        width=64,
+        resize="none",
+        crop="center",
+        metrics={},
     )
     values = json.loads(json.dumps(asdict(protocol)))
     assert values["value_range"] == [-1.0, 1.0]
     assert values["versions"].keys() == {"python", "telecine", "torch", "torchmetrics", "av"}
     assert torch.__version__.startswith(values["versions"]["torch"].split("+")[0])
-    assert (values["num_clips"], values["fps"], values["frame_stride"], values["crop"]) == (12, None, 1, "center")
+    assert (values["num_clips"], values["fps"], values["frame_stride"], values["crop"]) == (
+        12,
+        None,
+        1,
+        "center",
+    )
 
 
 @pytest.mark.parametrize(

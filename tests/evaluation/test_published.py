@@ -22,7 +22,15 @@ from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.frechet import I3DFeatures, frechet_distance
 from telecine.evaluation.metric import METRICS
-from telecine.evaluation.protocols import DAVIS, PROTOCOLS, TOKENBENCH, UCF101, VIDTOK, WF_VAE_25, WF_VAE_33
+from telecine.evaluation.protocols import (
+    DAVIS,
+    PROTOCOLS,
+    TOKENBENCH,
+    UCF101,
+    VIDTOK,
+    WF_VAE_25,
+    WF_VAE_33,
+)
 from telecine.evaluation.published import CLIP_CHOICES, VALUES
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
@@ -62,8 +70,18 @@ def run(data, tiny_model, fake_lpips, monkeypatch):
 
 def small(protocol):
     """Return the protocol for small and short videos, of which the first is enlarged, or left alone."""
-    numbers = {"short_side": 44, "crop": 32, "num_frames": 5, "chunk": 5, "max_length": (8, 0.2), "num_videos": 2}
-    return replace(protocol, **{name: value for name, value in numbers.items() if getattr(protocol, name) is not None})
+    numbers = {
+        "short_side": 44,
+        "crop": 32,
+        "num_frames": 5,
+        "chunk": 5,
+        "max_length": (8, 0.2),
+        "num_videos": 2,
+    }
+    return replace(
+        protocol,
+        **{name: value for name, value in numbers.items() if getattr(protocol, name) is not None},
+    )
 
 
 def as_json(evaluation):
@@ -109,7 +127,9 @@ def test_evaluations_by_other_protocols_do_not_compare(run):
 
 
 def test_items_that_exclude_each_other_are_refused(run):
-    assert {*CHANGES, "name", "num_videos", "needs_features"} == {item.name for item in fields(VIDTOK)}
+    assert {*CHANGES, "name", "num_videos", "needs_features"} == {
+        item.name for item in fields(VIDTOK)
+    }
     with pytest.raises(ValueError, match="`data` must be the 3 videos of protocol vidtok"):
         run(replace(small(VIDTOK), num_videos=3))
     with pytest.raises(ValueError, match="`clips` must be whole, or of a number of frames"):
@@ -145,7 +165,9 @@ def test_settings_that_agree_with_a_protocol_are_accepted(run):
 
 def test_tokenbench_without_scikit_image_says_how_to_install_it(run, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    said = r"tokenbench without the package scikit-image. Run `pip install .*'scikit-image>=[\d.]+'`\."
+    said = (
+        r"tokenbench without the package scikit-image. Run `pip install .*'scikit-image>=[\d.]+'`\."
+    )
     with pytest.raises(ValueError, match=said):
         run(small(TOKENBENCH))
 
@@ -159,7 +181,10 @@ def test_the_command_refuses_in_one_line(data, capsys):
         "`--num_frames` must be 17 with protocol vidtok, but got 33 (int). Leave out `--num_frames`, or `--protocol`."
         in first
     )
-    assert "`--data` must be the 30 videos of protocol vidtok (MCL-JCV, 30 videos), but got 2 videos." in second
+    assert (
+        "`--data` must be the 30 videos of protocol vidtok (MCL-JCV, 30 videos), but got 2 videos."
+        in second
+    )
 
 
 def test_the_command_of_the_page_runs(
@@ -172,15 +197,25 @@ def test_the_command_of_the_page_runs(
     shutil.copytree(data, "mcl_jcv")
     shutil.copy(fake_i3d, "i3d_torchscript.pt")
     assert main(page.split()) == 0, capsys.readouterr().err
-    assert "2 clips, 13 frames of 32 x 32, protocol vidtok" in " ".join(capsys.readouterr().out.split())
-    published = json.loads((tmp_path / "figures" / "vidtok" / "protocol.json").read_text())["published"]
+    assert "2 clips, 13 frames of 32 x 32, protocol vidtok" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    published = json.loads((tmp_path / "figures" / "vidtok" / "protocol.json").read_text())[
+        "published"
+    ]
     assert published["sources"] == list(VIDTOK.sources)
 
 
 def test_the_page_has_every_text(infos):
     for protocol in PROTOCOLS.values():
         assert f"`{protocol.name}`" in PAGE
-        texts = (protocol.data, *protocol.sources, *protocol.not_stated, *protocol.deviations, *protocol.metrics)
+        texts = (
+            protocol.data,
+            *protocol.sources,
+            *protocol.not_stated,
+            *protocol.deviations,
+            *protocol.metrics,
+        )
         assert [text for text in texts if text not in PAGE] == []
         assert protocol.describe([Span(infos[0], 0, 4)])["resize"] in PAGE
         assert CLIP_CHOICES[protocol.clips] in PAGE
@@ -201,7 +236,9 @@ def test_the_command_for_ucf101(
     names = [f"Class{seed // 3}/v_{seed}.mp4" for seed in range(6)]
     for seed, name in enumerate(names):
         write_video(Path("UCF-101", name), waves(14 + 3 * seed, 40, 56, seed), fps=25, crf=4)
-    Path("trainlist01.txt").write_text("".join(f"{name} {seed // 3 + 1}\r\n" for seed, name in enumerate(names)))
+    Path("trainlist01.txt").write_text(
+        "".join(f"{name} {seed // 3 + 1}\r\n" for seed, name in enumerate(names))
+    )
     links = re.search(r"```\n(mkdir ucf101_train\n.*?)```", PAGE, flags=re.DOTALL).group(1)
     subprocess.run(["bash", "-e", "-c", links], check=True)
 
@@ -219,7 +256,10 @@ def test_the_command_for_ucf101(
 
     assert main(page) == 0
     metrics = json.loads(Path("figures/ucf101/metrics.json").read_text())
-    videos = [protocol.read(span)["video"] for span in protocol.select(index_videos(find_videos("ucf101_train"))[0])]
+    videos = [
+        protocol.read(span)["video"]
+        for span in protocol.select(index_videos(find_videos("ucf101_train"))[0])
+    ]
     assert [video.shape for video in videos] == [(3, 16, 32, 32)] * 6
     clips = torch.stack(videos)
     network = I3DFeatures(fake_i3d, torch.device("cpu"))
@@ -244,7 +284,10 @@ def test_names_and_metrics_are_known():
 
 class TestSelection:
     def starts(self, infos, protocol):
-        return [(span.info.path.stem, span.first_frame, span.last_frame) for span in protocol.select(infos)]
+        return [
+            (span.info.path.stem, span.first_frame, span.last_frame)
+            for span in protocol.select(infos)
+        ]
 
     def test_all_clips_with_the_last_one_repeated(self, infos):
         expected = [(name, *frames) for name in "ab" for frames in ((0, 4), (5, 9), (10, 11))]
@@ -264,7 +307,9 @@ class TestSelection:
 
     def test_the_first_clip(self, infos):
         assert self.starts(infos, small(WF_VAE_33)) == [("a", 0, 4), ("b", 0, 4)]
-        with pytest.raises(ValueError, match="`data` must be videos of at least 33 frames for protocol wf_vae_33"):
+        with pytest.raises(
+            ValueError, match="`data` must be videos of at least 33 frames for protocol wf_vae_33"
+        ):
             WF_VAE_33.select(infos)
 
     def test_a_random_clip(self, infos):
@@ -283,7 +328,9 @@ class TestSelection:
         clip = replace(small(UCF101), num_frames=15).read(span)["video"]
         assert torch.equal(clip[:, 12:], clip[:, 11:12].expand(-1, 3, -1, -1))
 
-    @pytest.mark.parametrize(("num_frames", "fps", "expected"), [(200, 30, 200), (999, 24, 300), (999, 59.94, 600)])
+    @pytest.mark.parametrize(
+        ("num_frames", "fps", "expected"), [(200, 30, 200), (999, 24, 300), (999, 59.94, 600)]
+    )
     def test_long_videos_are_cut(self, infos, num_frames, fps, expected):
         (span,) = TOKENBENCH.select([replace(infos[0], pts=array("q", range(num_frames)), fps=fps)])
         assert span.num_frames == expected
@@ -295,17 +342,27 @@ class TestReading:
         protocol = small(VIDTOK)
         frames = read_clip(infos[1], 0, 5).permute(0, 3, 1, 2).float() / 255
         transform = v2.Compose(
-            [v2.Resize(44, antialias=True), v2.CenterCrop((32, 32)), v2.Normalize([0.5] * 3, [0.5] * 3)]
+            [
+                v2.Resize(44, antialias=True),
+                v2.CenterCrop((32, 32)),
+                v2.Normalize([0.5] * 3, [0.5] * 3),
+            ]
         )
         clip = protocol.read(protocol.select(infos)[3])
-        torch.testing.assert_close(clip["video"].transpose(0, 1), transform(frames), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            clip["video"].transpose(0, 1), transform(frames), atol=1e-6, rtol=0
+        )
         assert clip["source"].endswith("b.mp4")
 
     def test_lanczos_frames_are_those_of_pillow_and_smaller_ones_stay(self, infos):
         protocol = small(TOKENBENCH)
         smaller, larger = (protocol.read(span)["video"] for span in protocol.select(infos))
-        frame = Image.fromarray(read_clip(infos[1], 0, 1)[0].numpy()).resize((55, 44), Image.Resampling.LANCZOS)
-        assert np.array_equal(((larger[:, 0] + 1) * 127.5).round().permute(1, 2, 0), np.asarray(frame))
+        frame = Image.fromarray(read_clip(infos[1], 0, 1)[0].numpy()).resize(
+            (55, 44), Image.Resampling.LANCZOS
+        )
+        assert np.array_equal(
+            ((larger[:, 0] + 1) * 127.5).round().permute(1, 2, 0), np.asarray(frame)
+        )
         assert smaller.shape == (3, 8, 40, 56)
 
     def test_a_clip_that_cannot_be_decoded_is_left_out(self, infos, caplog):
@@ -329,10 +386,14 @@ class TestReading:
 
     def test_measured_values(self):
         video = (
-            torch.tensor([-3.0, -1.0, 0.5 / 127.5 - 1 + 1e-4, 0.9999, 3.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
+            torch.tensor([-3.0, -1.0, 0.5 / 127.5 - 1 + 1e-4, 0.9999, 3.0])
+            .view(1, 1, 1, 1, 5)
+            .expand(1, 3, 1, 1, 5)
         )
         levels = {
-            kind: ((replace(VIDTOK, values=kind).measured_values(video)[0, 0, 0, 0] + 1) * 127.5).tolist()
+            kind: (
+                (replace(VIDTOK, values=kind).measured_values(video)[0, 0, 0, 0] + 1) * 127.5
+            ).tolist()
             for kind in ("float", "rounded", "truncated")
         }
         assert levels["float"] == pytest.approx([0, 0, 0.51275, 254.98725, 255], abs=1e-3)
@@ -342,7 +403,9 @@ class TestReading:
 
 def test_reconstructions_given_as_videos(run, data, tmp_path):
     for seed, (name, height, width) in enumerate((("a.mp4", 40, 56), ("b.mp4", 64, 80))):
-        write_video(tmp_path / name, noisy(waves(NUM_FRAMES, height, width, seed), 8.0), fps=25, crf=4)
+        write_video(
+            tmp_path / name, noisy(waves(NUM_FRAMES, height, width, seed), 8.0), fps=25, crf=4
+        )
     settings = {"protocol": "tokenbench", "data": str(data), "device": "cpu"}
     run(small(TOKENBENCH))
     evaluation = evaluate(tmp_path, EvaluateConfig(**settings))
@@ -357,7 +420,9 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
         {"tile": 8},
         {"flat": True, "protocol": None, "num_frames": 2, "height": 32, "width": 32},
     ):
-        message = f"`{next(iter(changes))}` must be left out for reconstructions that are given as v"
+        message = (
+            f"`{next(iter(changes))}` must be left out for reconstructions that are given as v"
+        )
         with pytest.raises(ValueError, match=message):
             evaluate(tmp_path, EvaluateConfig(**settings | changes))
 
@@ -378,13 +443,18 @@ def test_arrays_have_the_values_of_videos(protocol, run, tmp_path):
 
 def test_whole_videos_that_are_too_short_for_the_i3d_are_refused(run, fake_i3d, tmp_path):
     write_video(tmp_path / "a.mkv", waves(9, 40, 56), fps=25)
-    with pytest.raises(ValueError, match=r"`num_frames` must be at least 10 for fvd, but got 9 \(int\)\. Use longer"):
+    with pytest.raises(
+        ValueError,
+        match=r"`num_frames` must be at least 10 for fvd, but got 9 \(int\)\. Use longer",
+    ):
         run(small(DAVIS), data=str(tmp_path), features=str(fake_i3d))
 
 
 def test_the_frechet_distance_of_single_clips(run, fake_i3d):
     """Means of the squared distance of `FakeI3D`'s features, as batches of one clip give."""
-    evaluation = run(replace(small(WF_VAE_25), num_frames=10, posterior="mode", chunk=5), features=str(fake_i3d))
+    evaluation = run(
+        replace(small(WF_VAE_25), num_frames=10, posterior="mode", chunk=5), features=str(fake_i3d)
+    )
     assert list(evaluation.metrics) == ["psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"]
     assert 0 < evaluation.metrics["fvd_single"] < 1
     assert evaluation.protocol.backbones["fvd_single"].startswith("fake_i3d.pt, sha256 ")

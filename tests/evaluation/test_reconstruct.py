@@ -81,12 +81,16 @@ def test_overlapping_chunks_differ_only_after_the_first_overlap(tiny_model, vide
 
 def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
     output = tmp_path / "out.mp4"
-    config = ReconstructConfig(num_frames=9, tile=32, tile_overlap=8, overlap_frames=2, device="cpu")
+    config = ReconstructConfig(
+        num_frames=9, tile=32, tile_overlap=8, overlap_frames=2, device="cpu"
+    )
     psnr = reconstruct(model_folder, videos / "one.mp4", output, config)
     info = index_video(output)
     assert (info.num_frames, info.height, info.width, info.fps) == (26, 48, 64, 25)
     frames, reconstruction = run(
-        load_model(model_folder, ReconstructConfig(), CPU), index_video(videos / "one.mp4"), **vars(config)
+        load_model(model_folder, ReconstructConfig(), CPU),
+        index_video(videos / "one.mp4"),
+        **vars(config),
     )
     target = frames.movedim(-1, 1).double() / 127.5 - 1
     error = (reconstruction.double() - target).square().mean((1, 2, 3))
@@ -115,10 +119,14 @@ def test_times_and_shape_of_pixels_are_kept(model_folder, tmp_path):
     info = index_video(output)
     assert [round(1000 * pts * info.time_base) for pts in info.pts] == times
     assert (info.height, info.width, info.stored_size) == (48, 68, (48, 64))
-    reconstruct(model_folder, video, output, ReconstructConfig(num_frames=5, width=34, device="cpu"))
+    reconstruct(
+        model_folder, video, output, ReconstructConfig(num_frames=5, width=34, device="cpu")
+    )
     info = index_video(output)
     assert (info.height, info.width, info.stored_size) == (24, 34, (24, 34))
-    reconstruct(model_folder, video, tmp_path / "out.mkv", ReconstructConfig(num_frames=5, device="cpu"))
+    reconstruct(
+        model_folder, video, tmp_path / "out.mkv", ReconstructConfig(num_frames=5, device="cpu")
+    )
     info = index_video(tmp_path / "out.mkv")
     assert (info.height, info.width, info.stored_size) == (48, 68, (48, 68))
 
@@ -127,7 +135,12 @@ def test_times_and_shape_of_pixels_are_kept(model_folder, tmp_path):
 def test_side_by_side_output(model_folder, tmp_path):
     output = tmp_path / "out.mp4"
     write_video(tmp_path / "in.mp4", waves(7), fps=25)
-    reconstruct(model_folder, tmp_path / "in.mp4", output, ReconstructConfig(compare=True, num_frames=5, device="cpu"))
+    reconstruct(
+        model_folder,
+        tmp_path / "in.mp4",
+        output,
+        ReconstructConfig(compare=True, num_frames=5, device="cpu"),
+    )
     info = index_video(output)
     assert info.num_frames == 7
     assert info.width > 3 * 64
@@ -148,18 +161,23 @@ def test_a_single_side_keeps_the_aspect_ratio(videos, settings, size):
 
 def test_a_dict_is_no_configuration():
     with pytest.raises(
-        ValueError, match=r"`config` must be of the class `ReconstructConfig`, but got {'device': 'cpu'}"
+        ValueError,
+        match=r"`config` must be of the class `ReconstructConfig`, but got {'device': 'cpu'}",
     ):
         reconstruct("tiny", "in.mp4", "out.mp4", {"device": "cpu"})
 
 
 def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path):
     video = videos / "one.mp4"
-    with pytest.raises(ValueError, match="`output` must be the name of an MP4 or MKV, but got the folder"):
+    with pytest.raises(
+        ValueError, match="`output` must be the name of an MP4 or MKV, but got the folder"
+    ):
         reconstruct(model_folder, video, tmp_path)
     with pytest.raises(ValueError, match="`output` must be another file than the input"):
         reconstruct(model_folder, video, video)
-    with pytest.raises(ValueError, match=r"which ends in .mp4 or .mkv, but got .*out\.webm\. Use .*out\.mp4"):
+    with pytest.raises(
+        ValueError, match=r"which ends in .mp4 or .mkv, but got .*out\.webm\. Use .*out\.mp4"
+    ):
         reconstruct(model_folder, video, tmp_path / "out.webm")
 
 
@@ -175,15 +193,21 @@ def images(tmp_path):
 
 def test_an_image_becomes_a_png(model_folder, images, tmp_path):
     output = tmp_path / "new" / "out.png"
-    psnr = reconstruct(model_folder, images / "one.jpg", output, ReconstructConfig(device="cpu", tile=16))
+    psnr = reconstruct(
+        model_folder, images / "one.jpg", output, ReconstructConfig(device="cpu", tile=16)
+    )
     frames, reconstruction = run(
         load_model(model_folder, ReconstructConfig(), CPU), index_video(images / "one.jpg"), tile=16
     )
     assert frames.shape == (1, 24, 28, 3)
-    assert torch.equal(read_clip(index_video(output), 0, 1), bytes_from_video(reconstruction.transpose(0, 1)))
+    assert torch.equal(
+        read_clip(index_video(output), 0, 1), bytes_from_video(reconstruction.transpose(0, 1))
+    )
     error = (reconstruction.double() - frames.movedim(-1, 1).double() / 127.5 + 1).square().mean()
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).item(), abs=1e-4)
-    with pytest.raises(ValueError, match=r"must be the name of a PNG, which ends in .png, but got .*out\.mp4"):
+    with pytest.raises(
+        ValueError, match=r"must be the name of a PNG, which ends in .png, but got .*out\.mp4"
+    ):
         reconstruct(model_folder, images / "one.jpg", tmp_path / "out.mp4")
     with pytest.raises(ValueError, match="`output` must be another file than the input"):
         reconstruct(model_folder, images / "below" / "two.png", images / "below" / "two.png")
@@ -194,10 +218,15 @@ def test_a_folder_of_images_becomes_a_folder_of_png_that_can_be_measured(
 ):
     output = tmp_path / "out"
     psnr = reconstruct(model_folder, images, output, ReconstructConfig(device="cpu"))
-    assert {path.relative_to(output).as_posix() for path in output.rglob("*.*")} == {"one.png", "below/two.png"}
+    assert {path.relative_to(output).as_posix() for path in output.rglob("*.*")} == {
+        "one.png",
+        "below/two.png",
+    }
     evaluation = evaluate(output, EvaluateConfig(data=str(images), device="cpu"))
     assert evaluation.protocol.num_frames == 1
-    assert evaluation.metrics["psnr"] == pytest.approx(psnr, abs=0.2)  # but for the rounding to bytes
+    assert evaluation.metrics["psnr"] == pytest.approx(
+        psnr, abs=0.2
+    )  # but for the rounding to bytes
     small = {"data": str(images), "height": 24, "width": 28, "device": "cpu"}
     of_model = evaluate(model_folder, EvaluateConfig(**small))
     assert of_model.metrics["psnr"] == pytest.approx(psnr, abs=1e-4)
@@ -218,7 +247,10 @@ def test_images_beside_videos_are_not_measured(images, videos, caplog):
 
 def test_suffixes_in_capitals(images, tmp_path):
     np.save(tmp_path / "in.npy", waves(2).numpy())
-    for name, output in ((images / "one.jpg", tmp_path / "out.PNG"), (tmp_path / "in.npy", tmp_path / "out.NPY")):
+    for name, output in (
+        (images / "one.jpg", tmp_path / "out.PNG"),
+        (tmp_path / "in.npy", tmp_path / "out.NPY"),
+    ):
         reconstruct(Identity(3), name, output, ReconstructConfig(device="cpu"))
         assert output.read_bytes()[1:6] in (b"PNG\r\n", b"NUMPY")
 
@@ -240,7 +272,9 @@ def test_a_depth_has_the_same_colour_in_every_chunk(tmp_path):
     frames = torch.full((9, 32, 32, 1), 20_000)
     frames[:, :, 16:] = 7000 * torch.arange(9).view(9, 1, 1, 1)  # the right half moves away
     write_video(tmp_path / "in.mkv", frames.to(torch.uint16), 25)
-    config = ReconstructConfig(bit_depth=16, compare=True, num_frames=3, overlap_frames=0, device="cpu")
+    config = ReconstructConfig(
+        bit_depth=16, compare=True, num_frames=3, overlap_frames=0, device="cpu"
+    )
     reconstruct(Identity(1), tmp_path / "in.mkv", tmp_path / "out.mp4", config)
     compared = read_clip(index_video(tmp_path / "out.mp4"), 0, 9).float()
     colours = compared[:, -100:-90, 10:60].mean((1, 2))
@@ -255,7 +289,9 @@ def test_an_mkv_keeps_all_channels_and_bits(tmp_path, in_channels, channels, bit
     frames = torch.randint(levels, (5, 16, 18, in_channels)).to(dtype)
     write_video(tmp_path / "in.mkv", frames, 25)
     config = ReconstructConfig(bit_depth=bit_depth, device="cpu")
-    assert reconstruct(Identity(in_channels), tmp_path / "in.mkv", tmp_path / "out.mkv", config) > 99
+    assert (
+        reconstruct(Identity(in_channels), tmp_path / "in.mkv", tmp_path / "out.mkv", config) > 99
+    )
     info = index_video(tmp_path / "out.mkv")
     assert torch.equal(read_clip(info, 0, 5, pixels=PixelFormat(channels, bit_depth)), frames)
     compared = replace(config, compare=True)

@@ -43,7 +43,9 @@ def infos(videos):
 
 @pytest.fixture
 def copied_videos(videos, tmp_path):
-    return shutil.copytree(videos, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))  # without the index
+    return shutil.copytree(
+        videos, tmp_path / "copy", ignore=shutil.ignore_patterns(".*")
+    )  # without the index
 
 
 class TestIndex:
@@ -68,8 +70,12 @@ class TestIndex:
         run = {
             "evaluate": lambda: open_source(model_folder, EvaluateConfig(**small, **size), CPU)[1],
             "videos": lambda: open_source(copied_videos, EvaluateConfig(**small), CPU)[1],
-            "protocol": lambda: open_source(copied_videos, EvaluateConfig(**small, protocol="davis"), CPU)[1],
-            "latents": lambda: measure_latent_spaces([model_folder], LatentsConfig(**small, **size)).models,
+            "protocol": lambda: open_source(
+                copied_videos, EvaluateConfig(**small, protocol="davis"), CPU
+            )[1],
+            "latents": lambda: (
+                measure_latent_spaces([model_folder], LatentsConfig(**small, **size)).models
+            ),
         }[command]
         first = run()
         assert sorted(indexed) == ["one.mp4", "three.mp4", "two.mp4"]
@@ -94,11 +100,17 @@ class TestSelection:
 
     def test_all_clips_without_overlap(self, infos):
         spans = select_clips(infos, ClipConfig(num_frames=5, stride=2, height=32, width=32), 100)
-        assert self.starts(spans) == [(name, start) for name in ("three", "one", "two") for start in (0, 9)]
+        assert self.starts(spans) == [
+            (name, start) for name in ("three", "one", "two") for start in (0, 9)
+        ]
 
     def test_fewer_clips_are_spread_evenly(self, infos):
         config = ClipConfig(num_frames=5, height=32, width=32)
-        assert self.starts(select_clips(infos, config, 3)) == [("three", 10), ("one", 10), ("two", 10)]
+        assert self.starts(select_clips(infos, config, 3)) == [
+            ("three", 10),
+            ("one", 10),
+            ("two", 10),
+        ]
         assert self.starts(select_clips(infos, config, 1)) == [("one", 10)]
 
     def test_a_span_is_read_at_its_position_and_size(self, infos):
@@ -108,7 +120,8 @@ class TestSelection:
         assert clip["video"].shape == (3, 5, 32, 32)
 
     @pytest.mark.parametrize(
-        ("num_frames", "max_clips", "message"), [(27, 1, "at least 27 frames.*at most 26"), (5, 0, "`max_clips` must")]
+        ("num_frames", "max_clips", "message"),
+        [(27, 1, "at least 27 frames.*at most 26"), (5, 0, "`max_clips` must")],
     )
     def test_no_clip_raises(self, infos, num_frames, max_clips, message):
         with pytest.raises(ValueError, match=message):
@@ -134,7 +147,12 @@ class TestModelSource:
         opened = model_source(folder, EvaluateConfig(), CPU)
         clips = opened.clips
         assert (clips.num_frames, clips.height, clips.width, clips.stride) == (5, 32, 48, 2)
-        assert (clips.buckets, clips.image_ratio, clips.scale_jitter, clips.cache) == ((), 0.0, 1.0, False)
+        assert (clips.buckets, clips.image_ratio, clips.scale_jitter, clips.cache) == (
+            (),
+            0.0,
+            1.0,
+            False,
+        )
         assert opened.title == f"{folder}, weights ema"
 
     @pytest.mark.parametrize(
@@ -160,7 +178,9 @@ class TestModelSource:
 
 class TestVideoSource:
     def open(self, reconstructions, data, **settings):
-        opened, infos = open_source(reconstructions, EvaluateConfig(data=str(data), **settings), CPU)
+        opened, infos = open_source(
+            reconstructions, EvaluateConfig(data=str(data), **settings), CPU
+        )
         return infos, opened
 
     def test_clips_have_the_size_of_the_videos(self, videos, reconstructions):
@@ -174,7 +194,10 @@ class TestVideoSource:
 
     def test_several_sizes_need_a_size(self, copied_videos):
         write_video(copied_videos / "wide.mp4", waves(width=96), fps=25)
-        with pytest.raises(ValueError, match="`data` must be files of one size, but got 2 sizes, from 48 x 64 to 48"):
+        with pytest.raises(
+            ValueError,
+            match="`data` must be files of one size, but got 2 sizes, from 48 x 64 to 48",
+        ):
             self.open(copied_videos, copied_videos)
         _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
         assert (opened.clips.height, opened.clips.width) == (32, 32)
@@ -184,14 +207,18 @@ class TestVideoSource:
         frames = torch.cat([waves(2), torch.full((2, 48, 64, 1), alpha, dtype=torch.uint8)], dim=-1)
         write_video(tmp_path / "a.mkv", frames, fps=25)
         self.open(tmp_path / "a.mkv", tmp_path / "a.mkv")
-        assert ("a.mkv has alpha, but reconstructions as files are measured as RGB" in caplog.text) == (alpha < 255)
+        assert (
+            "a.mkv has alpha, but reconstructions as files are measured as RGB" in caplog.text
+        ) == (alpha < 255)
 
     @pytest.mark.parametrize("fps", [10, 60])
     def test_a_protocol_takes_the_frames_of_the_input_at_any_frame_rate(self, tmp_path, fps):
         for folder, rate in (("data", 30), ("reconstructions", fps)):
             (tmp_path / folder).mkdir()
             write_video(tmp_path / folder / "a.mp4", waves(17), fps=rate, crf=4)
-        infos, opened = self.open(tmp_path / "reconstructions", tmp_path / "data", protocol="vidtok")
+        infos, opened = self.open(
+            tmp_path / "reconstructions", tmp_path / "data", protocol="vidtok"
+        )
         opened = replace(opened, clips=replace(opened.clips, num_videos=None))
         (span,) = opened.clips.select(infos)
         target = read_span(span, opened.clips)["video"][None]
@@ -202,11 +229,16 @@ class TestVideoSource:
         span = select_clips(infos, opened.clips, 1)[0]
         target = read_span(span, opened.clips)["video"][None]
         shutil.rmtree(copied_videos)
-        with pytest.raises(ValueError, match=r"`checkpoint` must be decodable where `data` is, but got .*are broken"):
+        with pytest.raises(
+            ValueError,
+            match=r"`checkpoint` must be decodable where `data` is, but got .*are broken",
+        ):
             opened.reconstruct(span, target)
 
     def test_steps_of_a_decoder_are_refused(self, videos, reconstructions):
-        with pytest.raises(ValueError, match="`decode_steps` must be left out for reconstructions as videos"):
+        with pytest.raises(
+            ValueError, match="`decode_steps` must be left out for reconstructions as videos"
+        ):
             self.open(reconstructions["little"], videos, decode_steps=2)
 
 
@@ -217,7 +249,10 @@ class TestMatching:
 
     def test_by_relative_path_without_the_suffix(self, videos, reconstructions):
         matches = self.match(videos, reconstructions["much"])
-        names = {Path(path).relative_to(videos).as_posix(): info.path.name for path, info in matches.items()}
+        names = {
+            Path(path).relative_to(videos).as_posix(): info.path.name
+            for path, info in matches.items()
+        }
         assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
 
     def test_videos_on_a_server_match_by_the_same_names(self, videos, reconstructions, s3):
@@ -230,9 +265,13 @@ class TestMatching:
         config = EvaluateConfig(data=address, height=32, width=32)
         for _, infos in (
             open_source(reconstructions["much"], config, CPU),
-            open_source(reconstructions["much"], EvaluateConfig(data=address, protocol="davis"), CPU),
+            open_source(
+                reconstructions["much"], EvaluateConfig(data=address, protocol="davis"), CPU
+            ),
         ):
-            assert [str(info.path) for info in infos] == list(self.match(address, reconstructions["much"]))
+            assert [str(info.path) for info in infos] == list(
+                self.match(address, reconstructions["much"])
+            )
 
     def test_single_files_match_with_any_names(self, videos, copied_videos):
         renamed = (copied_videos / "one.mp4").rename(copied_videos / "other.mp4")
@@ -258,7 +297,10 @@ class TestMatching:
 
     @pytest.mark.parametrize(
         ("frames", "message"),
-        [(waves(20), "26 frames of 48 x 64, .* got 20 frames of 48 x 64"), (waves(26, 32), "got 26 frames of 32 x 64")],
+        [
+            (waves(20), "26 frames of 48 x 64, .* got 20 frames of 48 x 64"),
+            (waves(26, 32), "got 26 frames of 32 x 64"),
+        ],
     )
     def test_another_length_or_size_raises(self, videos, copied_videos, frames, message):
         write_video(copied_videos / "one.mp4", frames, fps=25)

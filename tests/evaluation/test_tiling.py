@@ -63,14 +63,18 @@ def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
 def test_overlapping_chunks_are_blended_linearly():
     levels = iter([0.0, 1.0])
     chunks = overlapping_chunks(numbered(9), 6, 3)
-    pairs = blended_chunks(CellMeans(), chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels)))
+    pairs = blended_chunks(
+        CellMeans(), chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels))
+    )
     values = torch.cat([reconstruction for _, reconstruction in pairs])[:, 0, 0, 0]
     assert values.tolist() == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
 
 
 @pytest.mark.parametrize("overlap", [-1, 4])
 def test_an_overlap_as_long_as_the_chunk_raises(overlap):
-    with pytest.raises(ValueError, match="`overlap_frames` must be at least 0 and below the chunk's 4"):
+    with pytest.raises(
+        ValueError, match="`overlap_frames` must be at least 0 and below the chunk's 4"
+    ):
         list(overlapping_chunks(numbered(9), 4, overlap))
 
 
@@ -99,14 +103,23 @@ def random_clip(frames=5, height=40, width=56):
 
 @pytest.mark.parametrize(
     ("height", "width", "tile", "overlap"),
-    [(40, 56, 16, 0), (40, 56, 16, 12), (41, 55, 16, 4), (90, 400, 32, 8), (40, 56, 24, 7), (3, 70, 8, 4)],
+    [
+        (40, 56, 16, 0),
+        (40, 56, 16, 12),
+        (41, 55, 16, 4),
+        (90, 400, 32, 8),
+        (40, 56, 24, 7),
+        (3, 70, 8, 4),
+    ],
 )
 def test_tiles_equal_whole_frames_if_the_receptive_field_is_one_cell(height, width, tile, overlap):
     model = CellMeans()
     video = random_clip(6, height, width)
     tiled = reconstruct_tiled(model, video, rounded_tiling(Tiling(tile, overlap), model))
     assert set(model.shapes) == {(1, 3, 9, min(tile, 4 * -(-height // 4)), tile)}, "at most a tile"
-    torch.testing.assert_close(tiled, reconstruct_tiled(CellMeans(), video, Tiling()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        tiled, reconstruct_tiled(CellMeans(), video, Tiling()), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 9), (4, 16)])
@@ -116,12 +129,16 @@ def test_a_frame_that_fits_into_one_tile_is_not_tiled(tiny_model, size):
     assert torch.equal(reconstruct_tiled(tiny_model, video, Tiling(16, 8)), whole)
 
 
-@pytest.mark.parametrize(("tiling", "rounded"), [((30, 5), (32, 8)), ((8, 7), (8, 4)), ((3, 0), (4, 0)), ((), ())])
+@pytest.mark.parametrize(
+    ("tiling", "rounded"), [((30, 5), (32, 8)), ((8, 7), (8, 4)), ((3, 0), (4, 0)), ((), ())]
+)
 def test_tiling_is_rounded_for_the_model(tiling, rounded):
     assert rounded_tiling(Tiling(*tiling), CellMeans()) == Tiling(*rounded)
 
 
-@pytest.mark.parametrize(("tile", "overlap", "expected"), [(12, 0, 0), (10, 3, 4), (20, 7, 8), (12, 11, 8)])
+@pytest.mark.parametrize(
+    ("tile", "overlap", "expected"), [(12, 0, 0), (10, 3, 4), (20, 7, 8), (12, 11, 8)]
+)
 def test_the_stride_is_not_the_smallest_size(tile, overlap, expected):
     class LargerThanACell(CellMeans):
         """Sizes are multiples of 4, and at least 12, as those of LTX-2 are multiples of 32, and at least 64."""

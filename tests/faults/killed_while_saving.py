@@ -14,7 +14,11 @@ from telecine.training.tensor_files import save_shards
 def save_or_die(path, groups):
     """Write the shards, or be killed."""
     is_last = dist.get_rank() == dist.get_world_size() - 1
-    if ".step-00000002." in str(path) and is_last and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if (
+        ".step-00000002." in str(path)
+        and is_last
+        and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    ):
         os.kill(os.getpid(), signal.SIGKILL)
     save_shards(path, groups)
 

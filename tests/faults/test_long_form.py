@@ -13,10 +13,14 @@ FEW |= {"starters": 2, "manifests": 20, "latents": 20}
 
 
 def test_every_promise_is_kept(forks):
-    done = forks.run(str(SCRIPT), *(word for name, number in FEW.items() for word in (f"--{name}", str(number))))
+    done = forks.run(
+        str(SCRIPT), *(word for name, number in FEW.items() for word in (f"--{name}", str(number)))
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     header, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if line[:1] == "|"
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.splitlines()
+        if line[:1] == "|"
     )
     assert header == ["promise", "tried", "held", "failed"]
     assert [row for row in rows if row[3] != "0"] == [], done.stderr

@@ -38,7 +38,14 @@ def make_config(tmp_path_factory, cached_weights, tiny_config):
     """Return a function that creates the settings of a run of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=1, timeout=5.0)
-    base = replace(tiny_config(folder), clips=clips, steps=NUM_STEPS, save_every=1, val_every=NUM_STEPS, val_clips=1)
+    base = replace(
+        tiny_config(folder),
+        clips=clips,
+        steps=NUM_STEPS,
+        save_every=1,
+        val_every=NUM_STEPS,
+        val_clips=1,
+    )
 
     def make(name, **changes):
         return replace(base, output_dir=str(folder / name), **changes)
@@ -80,7 +87,9 @@ def test_torchrun_restarts_a_run_of_which_a_process_was_killed(make_config, stra
 
 
 @pytest.mark.parametrize(("number", "options"), [(signal.SIGTERM, ()), (signal.SIGUSR1, FORWARDED)])
-def test_a_signal_to_torchrun_saves_in_both_processes(make_config, straight, forks, number, options):
+def test_a_signal_to_torchrun_saves_in_both_processes(
+    make_config, straight, forks, number, options
+):
     config = make_config(f"stopped-by-{number.name}")
     with forks.start(*command(config, *options)) as run:
         ranks_after(run, config, 3)
@@ -95,7 +104,9 @@ def test_a_signal_to_torchrun_saves_in_both_processes(make_config, straight, for
     assert assert_equal_tensors(bits(config), straight) > 10
 
 
-def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_checkpoint(make_config, forks):
+def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_checkpoint(
+    make_config, forks
+):
     config = make_config("killed-while-saving", sharding="fsdp2", steps=3, val_every=3)
     script = Path(__file__).with_name("killed_while_saving.py")
     done = forks.run(*command(config, "--max-restarts", "1", script=script))
@@ -123,7 +134,9 @@ def test_a_stopped_process_ends_the_other_after_the_time_limit(make_config, fork
 
 
 @pytest.mark.parametrize("setting", ["SECONDS_TO_INDEX", "SECONDS_TO_DECODE"])
-def test_reading_the_videos_may_take_longer_than_the_time_limit(make_config, forks, monkeypatch, tmp_path, setting):
+def test_reading_the_videos_may_take_longer_than_the_time_limit(
+    make_config, forks, monkeypatch, tmp_path, setting
+):
     monkeypatch.setenv(setting, "16")
     base = make_config(setting.lower(), steps=1)
     shutil.copy(base.data, tmp_path)  # other tests have indexed the original
@@ -132,10 +145,14 @@ def test_reading_the_videos_may_take_longer_than_the_time_limit(make_config, for
     done = forks.run(*command(config, script=SLOW_TO_READ))
     assert done.returncode == 0, done.stderr[-4000:]
     expected = f"process 0 indexes {Path(base.data).name}"
-    assert [line for line in done.stdout.splitlines() if "indexes" in line] == [expected], "the other reads the index"
+    assert [line for line in done.stdout.splitlines() if "indexes" in line] == [expected], (
+        "the other reads the index"
+    )
 
 
-def test_a_process_that_is_killed_while_it_indexes_ends_the_others(make_config, forks, monkeypatch, tmp_path):
+def test_a_process_that_is_killed_while_it_indexes_ends_the_others(
+    make_config, forks, monkeypatch, tmp_path
+):
     monkeypatch.setenv("SECONDS_TO_INDEX", "600")
     base = make_config("killed-while-indexing")
     shutil.copy(base.data, tmp_path)
@@ -148,7 +165,9 @@ def test_a_process_that_is_killed_while_it_indexes_ends_the_others(make_config, 
     assert done.returncode == 1
 
 
-def test_a_signal_to_torchrun_keeps_what_has_been_indexed(make_config, forks, monkeypatch, tmp_path):
+def test_a_signal_to_torchrun_keeps_what_has_been_indexed(
+    make_config, forks, monkeypatch, tmp_path
+):
     monkeypatch.setenv("SECONDS_TO_INDEX", "2")
     base = make_config("stopped-while-indexing", steps=1)
     num_videos = 3 * os.cpu_count()

@@ -73,7 +73,9 @@ def contents(run):
             files[name] = os.readlink(path)
         elif name.startswith("tensorboard/"):  # a file for each start
             files[name.rpartition("/")[0]] = "events"
-        elif path.suffix == ".mp4":  # on a busy machine, the encoder writes other bytes now and then
+        elif (
+            path.suffix == ".mp4"
+        ):  # on a busy machine, the encoder writes other bytes now and then
             files[name] = path.stat().st_size > 0
         elif path.is_file() and name != "report.html":
             files[name] = path.read_bytes()
@@ -81,7 +83,8 @@ def contents(run):
             files[name] = path.is_dir()
     records = Run(run).history.read()
     files["metrics.jsonl"] = [
-        {key: value for key, value in record.items() if key != "train/clips_per_second"} for record in records
+        {key: value for key, value in record.items() if key != "train/clips_per_second"}
+        for record in records
     ]
     files["summary.json"] = replace(Run(run).summary(), seconds=0.0, peak_memory=None)
     return files
@@ -96,11 +99,20 @@ def test_a_run_that_was_killed_leaves_the_folder_of_one_that_was_not(tiny, tmp_p
     done = forks.run(*arguments)
     assert done.returncode == 0, done.stderr
     folder.rename(straight)
-    moments = ("validation/.*.partial", ".side_by_side.*", "checkpoints/.step-00000004.*", "checkpoints/step-00000006")
+    moments = (
+        "validation/.*.partial",
+        ".side_by_side.*",
+        "checkpoints/.step-00000004.*",
+        "checkpoints/step-00000006",
+    )
     num_partial = 0
     for moment in moments:
         with forks.start(*arguments) as run:
-            run.wait_until(lambda moment=moment: any(folder.glob(moment)) or any(folder.glob("checkpoints/step-*6")))
+            run.wait_until(
+                lambda moment=moment: (
+                    any(folder.glob(moment)) or any(folder.glob("checkpoints/step-*6"))
+                )
+            )
             os.kill(run.pid, signal.SIGKILL)
             assert run.wait().returncode == -signal.SIGKILL
         num_partial += any(folder.glob("**/.*.partial"))

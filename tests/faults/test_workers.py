@@ -46,14 +46,20 @@ class Crashing(ClipDataset):
         return super().__getitem__(item)
 
 
-def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
+def test_workers_that_keep_dying_end_the_run(
+    spans: list[Span], caplog: pytest.LogCaptureFixture
+) -> None:
     dataset = Crashing(spans, replace(CONFIG, num_workers=1))
     batches = iter(ClipLoader(dataset, ClipBatchSampler(range(3), 1)))
     assert torch.equal(next(batches)["video"][0], dataset[0]["video"])
-    message = r"workers that failed 3 times in a row while reading step 1: .*Check \S+\.mp4: the decoder"
+    message = (
+        r"workers that failed 3 times in a row while reading step 1: .*Check \S+\.mp4: the decoder"
+    )
     with pytest.raises(DataError, match=message):
         next(batches)
-    assert len(re.findall(r"while reading step 1, \S+\.mp4; restarting the workers", caplog.text)) == 2
+    assert (
+        len(re.findall(r"while reading step 1, \S+\.mp4; restarting the workers", caplog.text)) == 2
+    )
 
 
 KILLED_PARENT = """
@@ -80,7 +86,9 @@ def test_workers_end_with_a_killed_parent(spans: list[Span]) -> None:
         gone, alive = psutil.wait_procs(workers, timeout=3)
         for worker in alive:
             worker.kill()
-    assert (len(gone), alive) == (2, []), "PyTorch's own workers look for their parent every 5 seconds"
+    assert (len(gone), alive) == (2, []), (
+        "PyTorch's own workers look for their parent every 5 seconds"
+    )
 
 
 OPEN_LOADER = """

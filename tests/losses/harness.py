@@ -132,7 +132,9 @@ class LossTester:
             value = case.loss(**inputs)
             assert value.shape == ()
             assert value.dtype == torch.float64
-            assert value.item() == pytest.approx(float(case.reference(**inputs)), rel=1e-8, abs=1e-12), f"seed {seed}"
+            assert value.item() == pytest.approx(
+                float(case.reference(**inputs)), rel=1e-8, abs=1e-12
+            ), f"seed {seed}"
 
     def test_gradient_is_zero_at_an_optimum(self, optimum: Item) -> None:
         inputs = with_gradients(optimum.inputs)
@@ -173,7 +175,9 @@ class LossTester:
 
     @pytest.mark.parametrize("fill", [-1.0, 0.0, 1.0])
     def test_gradients_of_constant_inputs_are_finite(self, case: LossCase, fill: float) -> None:
-        inputs = with_gradients(map_tensors(lambda tensor: torch.full_like(tensor, fill), case.example(0)))
+        inputs = with_gradients(
+            map_tensors(lambda tensor: torch.full_like(tensor, fill), case.example(0))
+        )
         value = case.loss(**inputs)
         value.backward()
         assert value.isfinite()
@@ -189,12 +193,18 @@ class LossTester:
                 value = case.loss(**inputs)
             value.backward()
             assert value.dtype == torch.promote_types(dtype, torch.float32)
-            expected = float(case.reference(**map_tensors(lambda tensor: tensor.detach().double(), inputs)))
+            expected = float(
+                case.reference(**map_tensors(lambda tensor: tensor.detach().double(), inputs))
+            )
             assert value.item() == pytest.approx(expected, rel=case.half_rel, abs=1e-6)
-            assert all(gradient is None or gradient.isfinite().all() for _, gradient in gradients(inputs))
+            assert all(
+                gradient is None or gradient.isfinite().all() for _, gradient in gradients(inputs)
+            )
 
     @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-    def test_half_precision_does_not_overflow(self, large_case: LossCase, dtype: torch.dtype) -> None:
+    def test_half_precision_does_not_overflow(
+        self, large_case: LossCase, dtype: torch.dtype
+    ) -> None:
         inputs = map_tensors(lambda tensor: tensor.to(dtype), large_case.large)
         value = large_case.loss(**inputs)
         expected = float(large_case.reference(**map_tensors(Tensor.double, inputs)))
@@ -204,7 +214,9 @@ class LossTester:
     def test_nothing_waits_for_the_device(self, case: LossCase) -> None:
         for seed in range(2):
             # The device "meta" has no values, so that reading one raises.
-            inputs = map_tensors(lambda tensor: tensor.to("meta").requires_grad_(), case.example(seed))
+            inputs = map_tensors(
+                lambda tensor: tensor.to("meta").requires_grad_(), case.example(seed)
+            )
             value = case.loss(**{name: to_meta(item) for name, item in inputs.items()})
             value.backward()
             assert (value.shape, value.device.type) == ((), "meta")

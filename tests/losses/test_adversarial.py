@@ -38,10 +38,14 @@ def average(function, logits):
 def loop_over_logits(name, real, fake):
     """Return the losses of the discriminator and of the generator."""
     if name == "hinge":
-        discriminator = average(lambda x: max(0.0, 1 - x), real) + average(lambda x: max(0.0, 1 + x), fake)
+        discriminator = average(lambda x: max(0.0, 1 - x), real) + average(
+            lambda x: max(0.0, 1 + x), fake
+        )
         return discriminator, average(lambda x: -x, fake)
     if name == "least_squares":
-        discriminator = average(lambda x: (x - 1) ** 2 / 2, real) + average(lambda x: x**2 / 2, fake)
+        discriminator = average(lambda x: (x - 1) ** 2 / 2, real) + average(
+            lambda x: x**2 / 2, fake
+        )
         return discriminator, average(lambda x: (x - 1) ** 2 / 2, fake)
     if name == "vanilla":  # the cross-entropy of a sigmoid, log(1 - sigmoid(x)) = log(sigmoid(-x))
         discriminator = -average(log_sigmoid, real) - average(lambda x: log_sigmoid(-x), fake)
@@ -66,7 +70,10 @@ KNOWN = {
     "hinge": [(0, 0, 2, 0), (1, -1, 0, 1), (3, -3, 0, 3), (-1, 1, 4, -1), (0.5, -0.25, 1.25, 0.25)],
     "vanilla": [(0, 0, 2 * math.log(2), math.log(2))],
     "least_squares": [(0, 0, 0.5, 0.5), (1, 0, 0, 0.5), (0, 1, 1, 0), (3, -1, 2.5, 2)],
-    "relativistic": [(7, 7, math.log(2), math.log(2)), (1, 0, math.log1p(math.exp(-1)), math.log1p(math.e))],
+    "relativistic": [
+        (7, 7, math.log(2), math.log(2)),
+        (1, 0, math.log1p(math.exp(-1)), math.log1p(math.e)),
+    ],
 }
 # Logits at which a side has nothing left to gain.
 OPTIMA = {
@@ -122,7 +129,11 @@ class TestGANLosses(LossTester):
     cases = tuple(gan_case(name, side) for name in sorted(GAN_LOSSES) for side in GANLosses._fields)
 
     def test_every_loss_has_a_case(self):
-        assert sorted(GAN_LOSSES) == sorted(KNOWN) == ["hinge", "least_squares", "relativistic", "vanilla"]
+        assert (
+            sorted(GAN_LOSSES)
+            == sorted(KNOWN)
+            == ["hinge", "least_squares", "relativistic", "vanilla"]
+        )
         assert len(self.cases) == 8
 
 
@@ -142,13 +153,16 @@ def test_gradients_of_extreme_logits_are_finite(name, level):
 def gradient(name, side, logits_of, **inputs):
     inputs = {key: value.clone().requires_grad_() for key, value in inputs.items()}
     loss = getattr(GAN_LOSSES[name](**inputs), side)
-    (result,) = torch.autograd.grad(loss, inputs[logits_of], allow_unused=True, materialize_grads=True)
+    (result,) = torch.autograd.grad(
+        loss, inputs[logits_of], allow_unused=True, materialize_grads=True
+    )
     return result
 
 
 @losses
 @pytest.mark.parametrize(
-    ("side", "logits_of"), [("discriminator", "real"), ("discriminator", "fake"), ("generator", "fake")]
+    ("side", "logits_of"),
+    [("discriminator", "real"), ("discriminator", "fake"), ("generator", "fake")],
 )
 def test_in_separable_losses_the_gradient_on_one_side_ignores_the_other(name, side, logits_of):
     inputs = {"real": normal((6,), 0), "fake": normal((6,), 1)}
@@ -162,7 +176,9 @@ def test_in_separable_losses_the_gradient_on_one_side_ignores_the_other(name, si
 def test_the_parts_of_a_separable_loss_are_those_of_the_whole(name):
     loss, real, fake = GAN_LOSSES[name], normal((6,), 0), normal((6,), 1)
     whole = loss(real=real, fake=fake)
-    assert loss.compute_discriminator_loss(real_logits=real, fake_logits=fake) == whole.discriminator
+    assert (
+        loss.compute_discriminator_loss(real_logits=real, fake_logits=fake) == whole.discriminator
+    )
     assert loss.compute_generator_loss(real_logits=real, fake_logits=fake) == whole.generator
     if loss.parts is not None:
         assert loss.compute_generator_loss(fake_logits=fake) == whole.generator
@@ -179,7 +195,9 @@ def test_the_boundary_is_where_real_and_fake_are_equally_likely(name):
         return
     for distance in (0.3, 2.0):
         above, below = (logits(x, x) for x in (boundary + distance, boundary - distance))
-        torch.testing.assert_close(GAN_LOSSES[name](**above).discriminator, GAN_LOSSES[name](**below).discriminator)
+        torch.testing.assert_close(
+            GAN_LOSSES[name](**above).discriminator, GAN_LOSSES[name](**below).discriminator
+        )
 
 
 @losses
@@ -197,11 +215,17 @@ def means(*, real, fake):
     return GANLosses(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
 
 
-PARTS = GANParts(real=lambda real: -real.mean(), fake=lambda fake: fake.mean(), generator=lambda fake: -fake.mean())
+PARTS = GANParts(
+    real=lambda real: -real.mean(),
+    fake=lambda fake: fake.mean(),
+    generator=lambda fake: -fake.mean(),
+)
 
 
 @pytest.mark.parametrize("declared", [{}, {"parts": PARTS, "boundary": 0.5, "margin": 2.0}])
-@pytest.mark.parametrize("make", [GANLoss, lambda function, **declared: gan_loss(**declared)(function)])
+@pytest.mark.parametrize(
+    "make", [GANLoss, lambda function, **declared: gan_loss(**declared)(function)]
+)
 def test_a_function_with_or_without_declarations(make, declared):
     loss = make(means, **declared)
     expected = {"parts": None, "boundary": 0.0, "margin": None, **declared}
@@ -223,7 +247,8 @@ SCALAR = torch.zeros(())
 
 
 @pytest.mark.parametrize(
-    "result", [(SCALAR, SCALAR), GANLosses(torch.zeros(2), SCALAR), GANLosses(SCALAR, torch.zeros(2))]
+    "result",
+    [(SCALAR, SCALAR), GANLosses(torch.zeros(2), SCALAR), GANLosses(SCALAR, torch.zeros(2))],
 )
 def test_a_function_must_return_two_scalars(result):
     def custom(*, real, fake):
@@ -248,7 +273,9 @@ def maps(seed):
 def loop_over_layers(real, fake):
     layers = []
     for x, y in zip(real, fake, strict=True):
-        errors = [abs(a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
+        errors = [
+            abs(a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)
+        ]
         layers.append(sum(errors) / len(errors))
     return sum(layers) / len(layers)
 
@@ -259,7 +286,9 @@ def loop_over_averages(real, fake, real_average, fake_average):
         return sum(positive) / len(positive)
 
     a, b = real_average.item(), fake_average.item()
-    return squared([x - b for x in real.flatten().tolist()]) + squared([a - x for x in fake.flatten().tolist()])
+    return squared([x - b for x in real.flatten().tolist()]) + squared(
+        [a - x for x in fake.flatten().tolist()]
+    )
 
 
 def averages(real, fake, real_average, fake_average):
@@ -292,7 +321,10 @@ class TestStabilisers(LossTester):
                 ({"real": maps(0), "fake": maps(0)}, 0.0),
                 ({"real": [torch.ones(2)], "fake": [torch.ones(2)]}, 0.0),
             ),
-            increasing=tuple({"real": [0 * x for x in maps(0)], "fake": [k * x for x in maps(0)]} for k in (0, 0.1, 1)),
+            increasing=tuple(
+                {"real": [0 * x for x in maps(0)], "fake": [k * x for x in maps(0)]}
+                for k in (0, 0.1, 1)
+            ),
             large={"real": [torch.full((9,), 6e4)], "fake": [torch.full((9,), -6e4)]},
             errors=(
                 (

@@ -46,7 +46,9 @@ def kl_case(reduction, reference, known):
             ),
         ),
         function=kl_to_standard_normal,
-        unchecked=lambda **inputs: inspect.unwrap(kl_to_standard_normal)(**{"reduction": reduction, **inputs}),
+        unchecked=lambda **inputs: inspect.unwrap(kl_to_standard_normal)(
+            **{"reduction": reduction, **inputs}
+        ),
     )
 
 
@@ -54,7 +56,9 @@ class TestKL(LossTester):
     cases = (
         kl_case("mean", lambda mean, logvar: elements(mean, logvar).mean(), 1.5**2 / 2),
         # The sum over the elements of a sample, averaged over the batch.
-        kl_case("sum", lambda mean, logvar: elements(mean, logvar).sum() / len(mean), 3 * 1.5**2 / 2),
+        kl_case(
+            "sum", lambda mean, logvar: elements(mean, logvar).sum() / len(mean), 3 * 1.5**2 / 2
+        ),
     )
 
 
@@ -69,7 +73,9 @@ class Posterior:
 def test_kl_of_a_posterior_is_that_of_its_moments_over_all_axes(shape):
     posterior = Posterior(shape)
     every_element = elements(posterior.mean, posterior.logvar)
-    torch.testing.assert_close(posterior_kl(posterior, reduction="sum"), every_element.flatten(1).sum(1).mean())
+    torch.testing.assert_close(
+        posterior_kl(posterior, reduction="sum"), every_element.flatten(1).sum(1).mean()
+    )
     torch.testing.assert_close(posterior_kl(posterior=posterior), every_element.mean())
 
 

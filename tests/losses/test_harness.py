@@ -14,7 +14,12 @@ SHAPE_ERROR = "`reconstruction` must be of `target`'s shape."
 def right(*, reconstruction, target):
     if reconstruction.shape != target.shape:
         raise ValueError(SHAPE_ERROR)
-    return (reconstruction.float() if reconstruction.dtype.itemsize < 4 else reconstruction).sub(target).square().mean()
+    return (
+        (reconstruction.float() if reconstruction.dtype.itemsize < 4 else reconstruction)
+        .sub(target)
+        .square()
+        .mean()
+    )
 
 
 # Losses with one fault each, given x and y.
@@ -81,7 +86,10 @@ def case_of(loss):
     return LossCase(
         name="case",
         loss=loss,
-        example=lambda seed: {"reconstruction": random((2, 3), seed), "target": random((2, 3), seed + 100)},
+        example=lambda seed: {
+            "reconstruction": random((2, 3), seed),
+            "target": random((2, 3), seed + 100),
+        },
         reference=narrow_by_name,
         learns=("reconstruction", "target"),
         increasing=tuple({"reconstruction": X * scale, "target": 0 * X} for scale in (0, 1, 2)),
@@ -101,21 +109,35 @@ FAULTS = [
     (lambda tester, case: tester.test_known_values(item(case, X + 2, 4.0)), [scaled]),
     (lambda tester, case: tester.test_gradient_is_zero_at_an_optimum(item(case, X, 0.0)), [offset]),
     (lambda tester, case: tester.test_grows(case), [shrinks]),
-    (lambda tester, case: tester.test_half_precision_does_not_overflow(case, torch.float16), [narrow_sum]),
-    (lambda tester, case: tester.test_at_least_float32(case, torch.float16, False), [narrow, narrow_sum]),
-    (lambda tester, case: tester.test_at_least_float32(case, torch.float32, True), [rounded_by_autocast]),
+    (
+        lambda tester, case: tester.test_half_precision_does_not_overflow(case, torch.float16),
+        [narrow_sum],
+    ),
+    (
+        lambda tester, case: tester.test_at_least_float32(case, torch.float16, False),
+        [narrow, narrow_sum],
+    ),
+    (
+        lambda tester, case: tester.test_at_least_float32(case, torch.float32, True),
+        [rounded_by_autocast],
+    ),
     (lambda tester, case: tester.test_gradients_of_constant_inputs_are_finite(case, 0.0), [root]),
     (lambda tester, case: tester.test_errors(item(case, X[:1], SHAPE_ERROR)), [narrow, misnamed]),
     (lambda tester, case: tester.test_equals_the_reference(case), [scaled]),
     (lambda tester, case: tester.test_gradcheck(case), [offset]),
-    (lambda tester, case: tester.test_only_the_inputs_that_learn_get_a_gradient(case), [without_gradient]),
+    (
+        lambda tester, case: tester.test_only_the_inputs_that_learn_get_a_gradient(case),
+        [without_gradient],
+    ),
     (lambda tester, case: tester.test_nothing_waits_for_the_device(case), [reads_a_value]),
     (lambda tester, case: tester.test_inputs_are_not_modified(case), [modifies_its_target]),
     (lambda tester, case: tester.test_pairs_are_keyword_only(case), [positional]),
 ]
 
 
-@pytest.mark.parametrize(("check", "fault"), [(check, fault) for check, faults in FAULTS for fault in faults])
+@pytest.mark.parametrize(
+    ("check", "fault"), [(check, fault) for check, faults in FAULTS for fault in faults]
+)
 def test_a_fault_is_found(check, fault):
     check(LossTester(), case_of(right))
     with pytest.raises((AssertionError, RuntimeError, pytest.fail.Exception)):
@@ -130,4 +152,6 @@ def test_a_gradient_of_an_input_that_does_not_learn_is_found():
 
 def test_every_check_has_a_fault():
     checks = {name for name in vars(LossTester) if name.startswith("test_")}
-    assert checks == {name for check, _ in FAULTS for name in check.__code__.co_names if name.startswith("test_")}
+    assert checks == {
+        name for check, _ in FAULTS for name in check.__code__.co_names if name.startswith("test_")
+    }

@@ -23,7 +23,10 @@ SEED = 5
 
 def example(seed):
     """Return a latent and a video of twice its size; with weights for seed 1, with a mask for seeds 2 and 3."""
-    inputs = {"latent": random((2, 1, 1, 2, 4), seed), "target": random((2, 1, 1, 4, 8), seed + 100)}
+    inputs = {
+        "latent": random((2, 1, 1, 2, 4), seed),
+        "target": random((2, 1, 1, 4, 8), seed + 100),
+    }
     if seed % 2:
         inputs["weight"] = 1 + random((2,), seed + 200)
     if seed % 4 > 1:
@@ -43,7 +46,9 @@ def seeded(loss, **options):
         torch.manual_seed(SEED)
         inputs["target"] = inputs["target"].detach()
         # Tensors without values have no generator.
-        generator = None if inputs["latent"].device.type == "meta" else torch.Generator().manual_seed(SEED)
+        generator = (
+            None if inputs["latent"].device.type == "meta" else torch.Generator().manual_seed(SEED)
+        )
         return loss(decode=up, generator=generator, **{**options, **inputs})
 
     return call
@@ -67,11 +72,15 @@ def changed_pair(change, latent, target, weight=None, mask=None):
 
 def turned_and_scaled(x, factor):
     """The transformation that `equivariance` draws from the seed."""
-    turn, *sides = torch.rand(3, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).tolist()
+    turn, *sides = torch.rand(
+        3, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64
+    ).tolist()
     turned = torch.rot90(x, 1 + int(3 * turn), (-2, -1))
     positions = [size // factor for size in turned.shape[-2:]]
     # 1, 2 or 3 of 4 positions, and 1 of 2.
-    size = [1 + int(3 * side) if count == 4 else 1 for count, side in zip(positions, sides, strict=True)]
+    size = [
+        1 + int(3 * side) if count == 4 else 1 for count, side in zip(positions, sides, strict=True)
+    ]
     return resized(turned, [factor * count for count in size])
 
 
@@ -160,10 +169,21 @@ class TestRegularisers(LossTester):
             known=(
                 # Channel values (1, -1) and (-1, 1) alternate like a checkerboard: of 6 pairs, 2 are equal, 4 opposite.
                 (
-                    {"latent": torch.tensor([[[1, -1], [-1, 1]], [[-1, 1], [1, -1]]]).double()[None, :, None]},
+                    {
+                        "latent": torch.tensor([[[1, -1], [-1, 1]], [[-1, 1], [1, -1]]]).double()[
+                            None, :, None
+                        ]
+                    },
                     0.75 + 2 / 6,
                 ),
-                ({"latent": torch.tensor([[[1, 1]] * 2, [[-1, -1]] * 2]).double()[None, :, None]}, 0.75),
+                (
+                    {
+                        "latent": torch.tensor([[[1, 1]] * 2, [[-1, -1]] * 2]).double()[
+                            None, :, None
+                        ]
+                    },
+                    0.75,
+                ),
             ),
             half_rel=5e-2,
             errors=(
@@ -182,7 +202,9 @@ def test_the_first_latent_frame_may_belong_to_the_others():
     latent = random((1, 3, 3, 4, 4), 0)
     swapped = latent[:, :, [1, 0, 2]]
     assert local_correlation(latent=swapped) != local_correlation(latent=latent)
-    values = [local_correlation(latent=video, first_frame_apart=False) for video in (latent, swapped)]
+    values = [
+        local_correlation(latent=video, first_frame_apart=False) for video in (latent, swapped)
+    ]
     torch.testing.assert_close(*values)
     assert values[0] != local_correlation(latent=latent)
 
@@ -227,9 +249,18 @@ def test_all_other_orientations_are_drawn(flip, expected, decode, decoded):
     latent = torch.arange(12.0).view(1, 1, 1, 3, 4)
     for seed in range(40):
         generator = seeded_generator(seed)
-        value = equivariance(latent=latent, target=latent, decode=decode, min_scale=1.0, generator=generator, flip=flip)
+        value = equivariance(
+            latent=latent,
+            target=latent,
+            decode=decode,
+            min_scale=1.0,
+            generator=generator,
+            flip=flip,
+        )
         assert value == 0
-    orientations = [torch.rot90(x, k, (-2, -1)).tolist() for x in (latent, latent.flip(-1)) for k in range(4)]
+    orientations = [
+        torch.rot90(x, k, (-2, -1)).tolist() for x in (latent, latent.flip(-1)) for k in range(4)
+    ]
     assert {orientations.index(z.tolist()) for z in decoded} == expected
 
 
@@ -252,9 +283,16 @@ def test_several_orientations_differ_and_are_averaged(count, flip, decode, decod
     ("loss", "options", "sides"),
     [(scale_equivariance, {}, {1, 2, 4}), (equivariance, {"min_scale": 0.5}, {1, 4, 5, 6, 7, 8})],
 )
-def test_scales_are_drawn_and_small_latents_become_one_position(loss, options, sides, decode, decoded):
+def test_scales_are_drawn_and_small_latents_become_one_position(
+    loss, options, sides, decode, decoded
+):
     for _ in range(60):
-        loss(latent=random((1, 3, 1, 2, 9), 0), target=random((1, 3, 1, 4, 18), 1), decode=decode, **options)
+        loss(
+            latent=random((1, 3, 1, 2, 9), 0),
+            target=random((1, 3, 1, 4, 18), 1),
+            decode=decode,
+            **options,
+        )
     assert {side for z in decoded for side in z.shape[-2:]} == sides
 
 
@@ -264,7 +302,9 @@ def test_the_first_of_several_generators_decides_about_the_transformation_and_ke
         states = [generator.get_state() for generator in generators]
         pair = {"latent": random((2, 3, 1, 4, 4), 0), "target": random((2, 3, 1, 8, 8), 1)}
         result = equivariance(**pair, decode=double, generator=generators)
-        assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
+        assert all(
+            torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True)
+        )
         return result.item()
 
     assert value(1, 2) == value(1, 3)
@@ -287,16 +327,36 @@ def test_masking_by_blocks(decode, decoded):
         (latent_masking, {"max_ratio": 1.0}, "`max_ratio` must be a number from 0 to below 1"),
         (latent_masking, {"block": 0}, "`block` must be a positive int"),
         (latent_noise, {"scale": 0.0}, "`scale` must be a finite number above 0"),
-        (equivariance, {"min_scale": "0.5"}, r"`min_scale` must be above 0 and at most 1, but got '0.5' \(str\)"),
-        (equivariance, {"min_scale": 0.0}, "`min_scale` must be above 0 and at most 1, but got 0.0"),
+        (
+            equivariance,
+            {"min_scale": "0.5"},
+            r"`min_scale` must be above 0 and at most 1, but got '0.5' \(str\)",
+        ),
+        (
+            equivariance,
+            {"min_scale": 0.0},
+            "`min_scale` must be above 0 and at most 1, but got 0.0",
+        ),
         (
             equivariance,
             {"num_orientations": 4},
             "must be at most 3, but got 4 .*Set `flip` for more",
         ),
-        (equivariance, {"num_orientations": 8, "flip": True}, "must be at most 7, but got 8 .*Use fewer"),
-        (scale_equivariance, {"factors": 2}, r"`factors` must be a list of whole numbers, but got 2 \(int\)"),
-        (scale_equivariance, {"factors": []}, r"`factors` must be a list of whole numbers, but got \[\]"),
+        (
+            equivariance,
+            {"num_orientations": 8, "flip": True},
+            "must be at most 7, but got 8 .*Use fewer",
+        ),
+        (
+            scale_equivariance,
+            {"factors": 2},
+            r"`factors` must be a list of whole numbers, but got 2 \(int\)",
+        ),
+        (
+            scale_equivariance,
+            {"factors": []},
+            r"`factors` must be a list of whole numbers, but got \[\]",
+        ),
         (scale_equivariance, {"factors": (0,)}, "`factors` must be a positive int"),
         (latent_noise, {"loss": "mes"}, "`loss` must be one of 'mse', 'l1', 'charbonnier'"),
     ],

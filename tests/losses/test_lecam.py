@@ -61,13 +61,22 @@ def test_an_update_does_not_synchronise():
 
 def test_the_means_are_updated_first():
     regulariser = LeCam()
-    assert list(regulariser.state_dict()) == ["real.mean", "real.num_values", "fake.mean", "fake.num_values"]
+    assert list(regulariser.state_dict()) == [
+        "real.mean",
+        "real.num_values",
+        "fake.mean",
+        "fake.num_values",
+    ]
     real = torch.tensor([1.0, 3.0], requires_grad=True)
     fake = torch.tensor([-1.0, 0.0], requires_grad=True)
     value = regulariser(real=real, fake=fake)
-    expected = lecam(real=real, fake=fake, real_average=torch.tensor(2.0), fake_average=torch.tensor(-0.5))
+    expected = lecam(
+        real=real, fake=fake, real_average=torch.tensor(2.0), fake_average=torch.tensor(-0.5)
+    )
     assert value.item() == expected.item() > 0
-    (value + regulariser(real=real, fake=fake)).backward()  # the second update leaves the first graph intact
+    (
+        value + regulariser(real=real, fake=fake)
+    ).backward()  # the second update leaves the first graph intact
     assert real.grad.isfinite().all()
 
 

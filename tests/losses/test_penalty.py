@@ -76,7 +76,9 @@ def squared_norm(discriminator, sample):
 def loop_over_samples(name, hidden, bias, out, real, fake):
     discriminator = discriminator_of(hidden, bias, out)
     generator = torch.Generator().manual_seed(SEED)
-    epsilons = torch.rand((len(real), *[1] * (real.ndim - 1)), generator=generator, dtype=real.dtype).flatten()
+    epsilons = torch.rand(
+        (len(real), *[1] * (real.ndim - 1)), generator=generator, dtype=real.dtype
+    ).flatten()
     noises = torch.randn(real.shape, generator=generator.manual_seed(SEED), dtype=real.dtype)
     total = 0.0
     for x, y, epsilon, noise in zip(real, fake, epsilons.tolist(), noises, strict=True):
@@ -108,13 +110,17 @@ def penalty_case(name):
     flat = {**example(0), "out": torch.zeros(1, 6, dtype=torch.float64)}
     return LossCase(
         name=name,
-        loss=lambda *, hidden, bias, out, real, fake: call(penalty, discriminator_of(hidden, bias, out), real, fake),
+        loss=lambda *, hidden, bias, out, real, fake: call(
+            penalty, discriminator_of(hidden, bias, out), real, fake
+        ),
         example=example,
         reference=lambda **inputs: loop_over_samples(name, **inputs),
         learns=("hidden", "bias", "out"),
         # A discriminator that ignores its input.
         optima=((flat, 1.0 if name in ("one_centered", "wgan_gp") else 0.0),),
-        increasing=tuple({**example(0), "out": scale * example(0)["out"]} for scale in (10, 20, 40)),
+        increasing=tuple(
+            {**example(0), "out": scale * example(0)["out"]} for scale in (10, 20, 40)
+        ),
         errors=PAIR_ERRORS if name == "wgan_gp" else (),
         # A half-precision discriminator has inexact gradients. Random numbers depend on the dtype.
         half_rel=math.inf if name in RANDOM else 0.1,
@@ -161,16 +167,22 @@ def test_inputs_must_require_gradients_exactly_where_declared(
     )
     is_missing = penalty.differentiates_real and not differentiates_real
     is_missing |= penalty.differentiates_fake and not differentiates_fake
-    message = "`real or fake` must be a tensor that requires gradients, but got .* Call `requires_grad_"
+    message = (
+        "`real or fake` must be a tensor that requires gradients, but got .* Call `requires_grad_"
+    )
     with pytest.raises(ValueError, match=message) if is_missing else nullcontext():
         call(changed, discriminator, inputs["real"], inputs["fake"])
 
 
 @penalties
-def test_the_penalty_depends_on_fakes_and_random_numbers_exactly_where_declared(name, inputs, discriminator):
+def test_the_penalty_depends_on_fakes_and_random_numbers_exactly_where_declared(
+    name, inputs, discriminator
+):
     def value(fake, seed):
         generator = torch.Generator().manual_seed(seed)
-        return call(GRAD_PENALTIES[name], discriminator, inputs["real"], fake, generator=generator).item()
+        return call(
+            GRAD_PENALTIES[name], discriminator, inputs["real"], fake, generator=generator
+        ).item()
 
     expected = value(inputs["fake"], 1)
     assert value(inputs["fake"], 1) == expected
@@ -189,7 +201,9 @@ def test_the_discriminator_is_called_only_for_further_inputs(name, inputs, discr
     real = inputs["real"].requires_grad_()
     fake = inputs["fake"].requires_grad_()
     logits = {"real_logits": discriminator(real), "fake_logits": discriminator(fake)}
-    value = GRAD_PENALTIES[name](discriminator=counting, real=real, fake=fake, **logits, generator=None)
+    value = GRAD_PENALTIES[name](
+        discriminator=counting, real=real, fake=fake, **logits, generator=None
+    )
     value.backward()
     assert seen == [real.shape] * (name in RANDOM)
     assert inputs["hidden"].grad.ne(0).any()
@@ -216,7 +230,11 @@ class Once(torch.autograd.Function):
 def test_a_double_backward_runs_exactly_where_declared(name, inputs, discriminator):
     penalty = GRAD_PENALTIES[name]
     value = call(penalty, lambda x: discriminator(Once.apply(x)), inputs["real"], inputs["fake"])
-    error = pytest.raises(RuntimeError, match="once_differentiable") if penalty.double_backward else nullcontext()
+    error = (
+        pytest.raises(RuntimeError, match="once_differentiable")
+        if penalty.double_backward
+        else nullcontext()
+    )
     with error:
         value.backward()
 
@@ -233,7 +251,9 @@ def test_a_function_gets_the_declarations_that_always_hold():
 
 def test_a_partial_of_a_built_in_penalty_keeps_its_declarations():
     function = functools.partial(approximate_r1, sigma=0.1)
-    assert as_penalty(function) == dataclasses.replace(GRAD_PENALTIES["approximate_r1"], function=function)
+    assert as_penalty(function) == dataclasses.replace(
+        GRAD_PENALTIES["approximate_r1"], function=function
+    )
 
 
 def test_a_penalty_gets_the_arguments_that_it_has():
@@ -249,7 +269,9 @@ def test_a_penalty_gets_the_arguments_that_it_has():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_under_autocast_a_finite_difference_is_not_lost_in_the_rounding_of_logits(dtype):
     inputs = {key: tensor.float() for key, tensor in example(2).items()}
-    discriminator = discriminator_of(inputs["hidden"].requires_grad_(), inputs["bias"], inputs["out"])
+    discriminator = discriminator_of(
+        inputs["hidden"].requires_grad_(), inputs["bias"], inputs["out"]
+    )
     x = inputs["real"].to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = call(GRAD_PENALTIES["approximate_r1"], discriminator, x, x)
@@ -263,7 +285,8 @@ def test_under_autocast_a_finite_difference_is_not_lost_in_the_rounding_of_logit
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("name", "expected"), [("r1", 4.5e6), ("r2", 4.5e6), ("r1_and_r2", 9e6), ("one_centered", 2999**2)]
+    ("name", "expected"),
+    [("r1", 4.5e6), ("r2", 4.5e6), ("r1_and_r2", 9e6), ("one_centered", 2999**2)],
 )
 def test_squares_are_summed_in_float32(dtype, name, expected):
     x = torch.zeros(2, 100, dtype=dtype, requires_grad=True)
@@ -276,7 +299,9 @@ def test_squares_are_summed_in_float32(dtype, name, expected):
 def test_logits_are_subtracted_in_float32():
     x = normal((2, 1, 4, 4), 1).float()
     logits = torch.full((2, 3), 256.0, dtype=torch.bfloat16)
-    near_1 = torch.full((2, 3), 1 + 2**-7, dtype=torch.bfloat16)  # bfloat16 cannot represent the difference to 256
+    near_1 = torch.full(
+        (2, 3), 1 + 2**-7, dtype=torch.bfloat16
+    )  # bfloat16 cannot represent the difference to 256
     value = approximate_r1(discriminator=lambda x: near_1, real=x, real_logits=logits)
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx((3 * (255 - 2**-7) / 0.01) ** 2 / 2, rel=1e-5)
@@ -314,7 +339,9 @@ def test_interpolates_lie_between_real_and_fake_with_one_position_per_sample(pla
 def test_interpolates_of_half_precision_lie_at_float32_positions(plane, seen):
     real = torch.full((50, 1), 3.0).bfloat16()
     fake = torch.full((50, 1), -1.0).bfloat16()
-    wgan_gp(discriminator=plane, real=real, fake=fake, generator=torch.Generator().manual_seed(SEED))
+    wgan_gp(
+        discriminator=plane, real=real, fake=fake, generator=torch.Generator().manual_seed(SEED)
+    )
     positions = torch.rand((50, 1), generator=torch.Generator().manual_seed(SEED))
     assert torch.equal(seen[0], (positions * real + (1 - positions) * fake).bfloat16())
 
@@ -327,7 +354,9 @@ def test_interpolates_of_half_precision_lie_at_float32_positions(plane, seen):
     ],
 )
 def test_interpolates_have_the_wider_type(real, fake, expected, plane, seen):
-    wgan_gp(discriminator=plane, real=torch.ones(2, 3, dtype=real), fake=torch.ones(2, 3, dtype=fake))
+    wgan_gp(
+        discriminator=plane, real=torch.ones(2, 3, dtype=real), fake=torch.ones(2, 3, dtype=fake)
+    )
     assert seen[0].dtype == expected
 
 
@@ -336,7 +365,8 @@ def test_the_mean_over_noises_approaches_r1(inputs, discriminator):
     many = sample.expand(20_000, *sample.shape[1:])
     exact = call(GRAD_PENALTIES["r1"], discriminator, sample, sample).item()
     estimates = [
-        call(GRAD_PENALTIES["approximate_r1"], discriminator, many, sample, sigma=sigma).item() for sigma in (0.01, 3.0)
+        call(GRAD_PENALTIES["approximate_r1"], discriminator, many, sample, sigma=sigma).item()
+        for sigma in (0.01, 3.0)
     ]
     # The standard error of the estimate is sqrt(2 / 20000) = 1 %; a smooth discriminator adds about sigma^2.
     assert estimates[0] == pytest.approx(exact, rel=0.04)
@@ -346,7 +376,9 @@ def test_the_mean_over_noises_approaches_r1(inputs, discriminator):
 @pytest.mark.parametrize("sigma", [0.0, -0.1, math.nan])
 def test_sigma_must_be_above_0(sigma):
     x = torch.ones(2, 3)
-    message = f"`sigma` must be a finite number above 0, but got {sigma} .*Use `r1` for the limit at 0"
+    message = (
+        f"`sigma` must be a finite number above 0, but got {sigma} .*Use `r1` for the limit at 0"
+    )
     with pytest.raises(ValueError, match=message):
         approximate_r1(discriminator=lambda x: x.sum(1), real=x, real_logits=x.sum(1), sigma=sigma)
 
@@ -357,4 +389,6 @@ def test_a_penalty_of_any_center_equals_its_derivative_by_hand(options):
     logits = (weight * x**2).flatten(1).sum(1)
     norms = (2 * weight * x.detach()).flatten(1).norm(dim=1)
     expected = (norms - options.get("center", 1.0)).square().mean()
-    torch.testing.assert_close(gradient_penalty(real=x, logits=logits, **options).detach(), expected)
+    torch.testing.assert_close(
+        gradient_penalty(real=x, logits=logits, **options).detach(), expected
+    )

@@ -14,7 +14,11 @@ from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 from .harness import LossCase, LossTester, random
 
 EPSILON = 1e-3
-ERRORS = {"mse": lambda d: d * d, "l1": abs, "charbonnier": lambda d: math.sqrt(d * d + EPSILON * EPSILON) - EPSILON}
+ERRORS = {
+    "mse": lambda d: d * d,
+    "l1": abs,
+    "charbonnier": lambda d: math.sqrt(d * d + EPSILON * EPSILON) - EPSILON,
+}
 SHAPES = [(3, 2, 4), (2, 3, 2, 3, 4), (4,), (1, 3, 1, 2, 2), (2, 1), (1, 5)]
 VIDEO = (2, 3, 2, 4, 4)
 
@@ -35,7 +39,10 @@ def loop_over_values(error):
         weights = [1.0] * len(target) if weight is None else weight.tolist()
         samples = []
         for x, y, w in zip(reconstruction, target, weights, strict=True):
-            errors = [error(p - q) for p, q in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
+            errors = [
+                error(p - q)
+                for p, q in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)
+            ]
             samples.append(w * sum(errors) / len(errors))
         return sum(samples) / len(samples)
 
@@ -58,16 +65,41 @@ def pixel_case(name, *, maximum, errors=()):
         known=(
             ({"reconstruction": filled(1.0), "target": filled(-1.0)}, maximum),
             # Weights are not divided by their sum.
-            ({"reconstruction": filled(1.0), "target": filled(-1.0), "weight": torch.full((2,), 0.5)}, maximum / 2),
-            ({"reconstruction": filled(1.0), "target": filled(-1.0), "weight": torch.tensor([0, 3])}, maximum * 1.5),
             (
-                {"reconstruction": filled(1.0), "target": filled(-1.0), "weight": torch.tensor([True, False])},
+                {
+                    "reconstruction": filled(1.0),
+                    "target": filled(-1.0),
+                    "weight": torch.full((2,), 0.5),
+                },
+                maximum / 2,
+            ),
+            (
+                {
+                    "reconstruction": filled(1.0),
+                    "target": filled(-1.0),
+                    "weight": torch.tensor([0, 3]),
+                },
+                maximum * 1.5,
+            ),
+            (
+                {
+                    "reconstruction": filled(1.0),
+                    "target": filled(-1.0),
+                    "weight": torch.tensor([True, False]),
+                },
                 maximum / 2,
             ),
         ),
         optima=tuple(({"reconstruction": x, "target": x}, 0.0) for x in identical),
-        increasing=tuple({"reconstruction": random(VIDEO, 0) * scale, "target": filled(0.0)} for scale in (0, 0.1, 1)),
-        large={"reconstruction": filled(4e4, (4, 100)), "target": filled(-4e4, (4, 100)), "weight": torch.ones(4)},
+        increasing=tuple(
+            {"reconstruction": random(VIDEO, 0) * scale, "target": filled(0.0)}
+            for scale in (0, 0.1, 1)
+        ),
+        large={
+            "reconstruction": filled(4e4, (4, 100)),
+            "target": filled(-4e4, (4, 100)),
+            "weight": torch.ones(4),
+        },
         errors=(
             *errors,
             (
@@ -105,11 +137,19 @@ class TestReconstruction(LossTester):
         LossCase(
             name="gaussian_nll",
             loss=gaussian_nll,
-            example=lambda seed: {"distance": 1.5 + random((), seed), "logvar": 8 * random((), seed + 100)},
-            reference=lambda distance, logvar: distance.item() / math.exp(logvar.item()) + logvar.item(),
+            example=lambda seed: {
+                "distance": 1.5 + random((), seed),
+                "logvar": 8 * random((), seed + 100),
+            },
+            reference=lambda distance, logvar: (
+                distance.item() / math.exp(logvar.item()) + logvar.item()
+            ),
             learns=("distance", "logvar"),
             known=(
-                ({"distance": torch.tensor(2.0), "logvar": torch.tensor(4.0).log()}, 0.5 + math.log(4)),
+                (
+                    {"distance": torch.tensor(2.0), "logvar": torch.tensor(4.0).log()},
+                    0.5 + math.log(4),
+                ),
                 ({"distance": torch.tensor(0.3), "logvar": torch.tensor(0.0)}, 0.3),
             ),
             large={"distance": torch.tensor(0.5), "logvar": torch.tensor(-12.0)},
@@ -139,7 +179,9 @@ def test_mse_without_weights_saves_only_its_inputs_for_the_backward():
     inputs = pair((2, 3))
     inputs["reconstruction"].requires_grad_()
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.data_ptr()), lambda _: None):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.data_ptr()), lambda _: None
+    ):
         mse(**inputs)
     assert set(saved) == {tensor.data_ptr() for tensor in inputs.values()}
 
@@ -153,7 +195,9 @@ def test_the_result_has_the_wider_input_type_whatever_the_type_of_the_weight():
 
 def test_nll_of_l1_is_that_of_a_laplace_distribution():
     inputs, logvar = pair((2, 3, 4)), torch.tensor(-0.7, dtype=torch.float64)
-    expected = -Laplace(inputs["reconstruction"], logvar.exp()).log_prob(inputs["target"]).mean() - math.log(2)
+    expected = -Laplace(inputs["reconstruction"], logvar.exp()).log_prob(
+        inputs["target"]
+    ).mean() - math.log(2)
     torch.testing.assert_close(gaussian_nll(distance=l1(**inputs), logvar=logvar), expected)
 
 

@@ -36,10 +36,14 @@ def loop_over_frames(reconstruction, target, weight=None, mask=None):
     total, count = 0.0, 0
     for x, y, m, w in zip(reconstruction, target, kept, weights, strict=True):
         for t in range(x.shape[1] - 1):
-            for a, b in zip((x[:, t + 1] - x[:, t]).flatten(), (y[:, t + 1] - y[:, t]).flatten(), strict=True):
+            for a, b in zip(
+                (x[:, t + 1] - x[:, t]).flatten(), (y[:, t + 1] - y[:, t]).flatten(), strict=True
+            ):
                 total += w * abs(a.item() - b.item())
             both = (m[:, t] * m[:, t + 1]).bool()
-            total -= w * ((x[:, t + 1] - x[:, t]) - (y[:, t + 1] - y[:, t])).abs()[~both].sum().item()
+            total -= (
+                w * ((x[:, t + 1] - x[:, t]) - (y[:, t + 1] - y[:, t])).abs()[~both].sum().item()
+            )
             count += both.sum().item()
     return total / count
 
@@ -56,14 +60,39 @@ class TestTemporalDifference(LossTester):
                 ({"reconstruction": video(0, 1, -1), "target": video(0, 0.5, 0.5)}, (0.5 + 2) / 2),
                 ({"reconstruction": video(1, -1, 1), "target": video(-1, 1, -1)}, 4.0),
                 # Nothing counts where every change has a masked frame.
-                ({"reconstruction": video(0, 1, 0), "target": video(0, 0, 0), "mask": video(1, 0, 1).bool()}, 0.0),
-                ({"reconstruction": video(0, 1, 3), "target": video(0, 0, 0), "mask": video(1, 1, 0).bool()}, 1.0),
+                (
+                    {
+                        "reconstruction": video(0, 1, 0),
+                        "target": video(0, 0, 0),
+                        "mask": video(1, 0, 1).bool(),
+                    },
+                    0.0,
+                ),
+                (
+                    {
+                        "reconstruction": video(0, 1, 3),
+                        "target": video(0, 0, 0),
+                        "mask": video(1, 1, 0).bool(),
+                    },
+                    1.0,
+                ),
             ),
             optima=(
-                *(({"reconstruction": x, "target": x}, 0.0) for x in (video(1, 1, 1), random((2, 3, 5, 4, 4), 0))),
-                ({"reconstruction": random((2, 3, 1, 4, 4), 0), "target": random((2, 3, 1, 4, 4), 1)}, 0.0),
+                *(
+                    ({"reconstruction": x, "target": x}, 0.0)
+                    for x in (video(1, 1, 1), random((2, 3, 5, 4, 4), 0))
+                ),
+                (
+                    {
+                        "reconstruction": random((2, 3, 1, 4, 4), 0),
+                        "target": random((2, 3, 1, 4, 4), 1),
+                    },
+                    0.0,
+                ),
             ),
-            increasing=tuple({"reconstruction": video(0, x, 0), "target": video(0, 0, 0)} for x in (0, 0.1, 1)),
+            increasing=tuple(
+                {"reconstruction": video(0, x, 0), "target": video(0, 0, 0)} for x in (0, 0.1, 1)
+            ),
             large={"reconstruction": video(4e4, -4e4), "target": video(-4e4, 4e4)},
             errors=(
                 (
@@ -85,6 +114,8 @@ class TestTemporalDifference(LossTester):
 def test_a_constant_error_is_ignored_and_flicker_of_the_same_size_is_not():
     x, still = random((2, 3, 6, 4, 4), 0), 0.1 * random((2, 3, 1, 4, 4), 1)
     flicker = still * torch.tensor([1.0, -1.0] * 3).reshape(1, 1, 6, 1, 1)
-    assert temporal_difference(reconstruction=x + still, target=x).item() == pytest.approx(0, abs=1e-15)
+    assert temporal_difference(reconstruction=x + still, target=x).item() == pytest.approx(
+        0, abs=1e-15
+    )
     value = temporal_difference(reconstruction=x + flicker, target=x).item()
     assert value == pytest.approx(2 * l1(reconstruction=x + flicker, target=x).item())

@@ -25,8 +25,13 @@ def loop_over_blocks(x):
         high = (band >> 2 & 1, band >> 1 & 1, band & 1)
         total = 0.0
         for offset in itertools.product((0, 1), repeat=3):
-            at = [min(2 * i + o, size - 1) for i, o, size in zip((t, h, w), offset, x.shape, strict=True)]
-            sign = math.prod(-1 if is_high and o else 1 for is_high, o in zip(high, offset, strict=True))
+            at = [
+                min(2 * i + o, size - 1)
+                for i, o, size in zip((t, h, w), offset, x.shape, strict=True)
+            ]
+            sign = math.prod(
+                -1 if is_high and o else 1 for is_high, o in zip(high, offset, strict=True)
+            )
             total += sign * x[tuple(at)].item()
         bands[band, t, h, w] = total / math.sqrt(8)
     return bands
@@ -76,7 +81,10 @@ class TestWavelet(LossTester):
                 for x in (torch.full(ODD, 0.5), random(EVEN, 0), random(IMAGE, 1))
             ),
             increasing=tuple(constant(error, ODD) for error in (0, 0.1, 1)),
-            large={"reconstruction": 6e4 * random(EVEN, 0).sign(), "target": -6e4 * random(EVEN, 0).sign()},
+            large={
+                "reconstruction": 6e4 * random(EVEN, 0).sign(),
+                "target": -6e4 * random(EVEN, 0).sign(),
+            },
             errors=(
                 *(
                     (
@@ -122,6 +130,8 @@ def test_filters_by_hand():
 @given(size=sizes, seed=st.integers(0, 9))
 def test_haar_equals_a_loop_over_blocks(size, seed):
     x = random((2, 2, *size), seed)
-    expected = torch.stack([torch.stack([loop_over_blocks(channel) for channel in sample], 1) for sample in x])
+    expected = torch.stack(
+        [torch.stack([loop_over_blocks(channel) for channel in sample], 1) for sample in x]
+    )
     assert haar(x).shape == expected.shape == (2, 8, 2, *[math.ceil(n / 2) for n in size])
     torch.testing.assert_close(haar(x), expected)

@@ -40,7 +40,9 @@ def test_known_values():
     assert lfq.indices(lfq.quantize(z)).flatten().tolist() == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("config", [FSQ, LFQ, *ONE_CODE.values()], ids=["fsq", "lfq", "one fsq", "one lfq"])
+@pytest.mark.parametrize(
+    "config", [FSQ, LFQ, *ONE_CODE.values()], ids=["fsq", "lfq", "one fsq", "one lfq"]
+)
 def test_codes_have_numbers_and_numbers_have_codes(config):
     bottleneck = build_bottleneck(config).eval()
     codes = bottleneck.quantize(2 * random(2, config.latent_channels, 3, 16, 16))
@@ -107,7 +109,9 @@ def test_the_linear_start_is_fitted_to_the_codes(config):
 
 def test_a_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    with pytest.raises(ValueError, match=r"without the package vector-quantize-pytorch, but got 'fsq'.*pip install"):
+    with pytest.raises(
+        ValueError, match=r"without the package vector-quantize-pytorch, but got 'fsq'.*pip install"
+    ):
         CausalVAE(FSQ)
     CausalVAE(BASE)
 

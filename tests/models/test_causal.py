@@ -24,7 +24,12 @@ WITH_KERNELS = [*((*compression, 3) for compression in COMPRESSIONS), (4, 4, 2, 
 
 def config(time=4, space=4, patch=2, **settings):
     multipliers = tuple(min(2**index, 2) for index in range(int(math.log2(space // patch)) + 1))
-    small = {"latent_channels": 3, "base_channels": 8, "blocks_per_level": 1, "channel_multipliers": multipliers}
+    small = {
+        "latent_channels": 3,
+        "base_channels": 8,
+        "blocks_per_level": 1,
+        "channel_multipliers": multipliers,
+    }
     return CausalVAEConfig(time, space, patch_size=patch, **{**small, **settings})
 
 
@@ -38,7 +43,13 @@ def model(*, trained=True, dtype=torch.float32, **settings):
 
 
 def clip(batch=2, frames=9, height=16, width=8, dtype=torch.float32):
-    return torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2 - 1
+    return (
+        torch.rand(
+            batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1), dtype=dtype
+        )
+        * 2
+        - 1
+    )
 
 
 @pytest.mark.parametrize(("time", "space", "patch"), [*COMPRESSIONS, (6, 4, 4)])
@@ -54,7 +65,13 @@ def test_shapes(time, space, patch, num_latent_frames):
 def test_the_default_is_4x8x8():
     with torch.device("meta"):
         vae = CausalVAE()
-    assert vae.encode(torch.empty(1, 3, 17, 256, 256, device="meta")).mean.shape == (1, 16, 5, 32, 32)
+    assert vae.encode(torch.empty(1, 3, 17, 256, 256, device="meta")).mean.shape == (
+        1,
+        16,
+        5,
+        32,
+        32,
+    )
 
 
 class TestCausality:
@@ -62,22 +79,30 @@ class TestCausality:
         ("time", "space", "patch", "time_kernel"), [*((*c, 3) for c in COMPRESSIONS), (4, 4, 2, 1)]
     )
     def test_frames_depend_on_frames_up_to_their_own(self, time, space, patch, time_kernel):
-        vae = model(time=time, space=space, patch=patch, time_kernel=time_kernel, dtype=torch.float64)
+        vae = model(
+            time=time, space=space, patch=patch, time_kernel=time_kernel, dtype=torch.float64
+        )
         video = clip(1, dtype=torch.float64).requires_grad_()
         latent = vae.encode(video).mean
         assert last_frames_read(latent, video) == list(range(0, 9, time))
         latent = latent.detach().requires_grad_()
-        assert last_frames_read(vae.decode(latent), latent) == [math.ceil(index / time) for index in range(9)]
+        assert last_frames_read(vae.decode(latent), latent) == [
+            math.ceil(index / time) for index in range(9)
+        ]
 
     @pytest.mark.parametrize("time", [4, 6])
     @pytest.mark.parametrize("decoder", ["direct", "flow"])
-    def test_a_latent_frame_without_a_first_frame_apart_has_its_own_frames_alone(self, time, decoder):
+    def test_a_latent_frame_without_a_first_frame_apart_has_its_own_frames_alone(
+        self, time, decoder
+    ):
         vae = model(time=time, first_frame_apart=False, decoder=decoder, dtype=torch.float64).eval()
         video = clip(1, frames=3 * time, dtype=torch.float64).requires_grad_()
         latent = vae.encode(video).mean
         assert last_frames_read(latent, video) == [time - 1, 2 * time - 1, 3 * time - 1]
         latent = latent.detach().requires_grad_()
-        assert last_frames_read(vae.decode(latent), latent) == [index // time for index in range(3 * time)]
+        assert last_frames_read(vae.decode(latent), latent) == [
+            index // time for index in range(3 * time)
+        ]
 
     @pytest.mark.parametrize("num_frames", [1, 5, 9])
     def test_the_first_frames_and_single_clips_are_as_those_of_the_whole(self, num_frames):
@@ -106,7 +131,9 @@ class TestCausality:
         torch.testing.assert_close(gradients(), whole, rtol=1e-6, atol=1e-12)
 
     def test_a_temporal_chunk_is_a_multiple_of_the_time_compression(self):
-        with pytest.raises(ValueError, match=r"`temporal_chunk` must be a multiple of 4 .* got 6\. Use 8"):
+        with pytest.raises(
+            ValueError, match=r"`temporal_chunk` must be a multiple of 4 .* got 6\. Use 8"
+        ):
             model().enable_temporal_chunks(6)
 
 
@@ -181,7 +208,9 @@ class TestForward:
     def test_gradient_checkpointing_keeps_fewer_activations_and_the_same_gradients(self):
         def run(vae):
             kept = []
-            with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda x: kept.append(x.numel()) or x, lambda x: x
+            ):
                 loss = vae(clip(), sample_posterior=False).video.square().mean()
             return sum(kept), torch.autograd.grad(loss, list(vae.parameters()), allow_unused=True)
 
@@ -195,7 +224,9 @@ class TestForward:
 
 class TestLinearStart:
     @pytest.mark.parametrize("first_frame_apart", [True, False])
-    def test_the_model_starts_as_the_linear_autoencoder_and_learns_what_is_left(self, first_frame_apart):
+    def test_the_model_starts_as_the_linear_autoencoder_and_learns_what_is_left(
+        self, first_frame_apart
+    ):
         vae = model(trained=False, latent_channels=4, first_frame_apart=first_frame_apart)
         video = clip(frames=9 if first_frame_apart else 12).cumsum(3).div(4)
         linear = vae.linear_autoencoder(*video.shape[2:]).fit([video])
@@ -217,10 +248,15 @@ class TestLinearStart:
             error = (vae(video, sample_posterior=False).video - video).square().mean()
         assert error < 0.9 * before
         (error + posterior_kl(vae(video).aux["kl_loss"])).backward()
-        assert all(weight.grad is not None for weight in vae.parameters()), "a weight that nothing reads"
+        assert all(weight.grad is not None for weight in vae.parameters()), (
+            "a weight that nothing reads"
+        )
 
     def test_latents_are_frozen_with_the_encoder(self):
-        assert {name.split(".")[0] for name, _ in model().named_parameters()} == {"encoder", "decoder"}
+        assert {name.split(".")[0] for name, _ in model().named_parameters()} == {
+            "encoder",
+            "decoder",
+        }
 
 
 class TestClips:
@@ -243,13 +279,17 @@ class TestClips:
     def test_accepted_sizes(self, time, frames):
         model(time=time).check_clip(frames, 4, 256)
 
-    @pytest.mark.parametrize(("size", "covering"), [((1, 1, 8), (1, 4, 8)), ((6, 5, 9), (9, 8, 12))])
+    @pytest.mark.parametrize(
+        ("size", "covering"), [((1, 1, 8), (1, 4, 8)), ((6, 5, 9), (9, 8, 12))]
+    )
     def test_the_smallest_size_that_covers(self, size, covering):
         assert model().covering_clip(*size) == covering
 
     def test_sizes_and_configuration_without_a_first_frame_apart(self, tmp_path):
         vae = model(first_frame_apart=False)
-        with pytest.raises(ValueError, match=r"`num_frames` must be a multiple of 4 .* got 9\. Use 8,"):
+        with pytest.raises(
+            ValueError, match=r"`num_frames` must be a multiple of 4 .* got 9\. Use 8,"
+        ):
             vae.check_clip(9, 4, 4)
         assert [vae.covering_clip(frames, 4, 4)[0] for frames in (1, 4, 5)] == [4, 4, 8]
         vae.save_pretrained(tmp_path)
@@ -291,18 +331,30 @@ class TestConfig:
             ({"blocks_per_level": 10**7}, "`blocks_per_level` must be at most 256"),
             ({"time_kernel": 0}, "`time_kernel` must be at least 1"),
             ({"channel_multipliers": 3}, "`channel_multipliers` must be a list, but got 3"),
-            ({"channel_multipliers": (1, 2, 2)}, r"one value for each level, of which there are 2, .*Use \(1, 2\)"),
+            (
+                {"channel_multipliers": (1, 2, 2)},
+                r"one value for each level, of which there are 2, .*Use \(1, 2\)",
+            ),
             ({"channel_multipliers": (1, 3)}, "`channel_multipliers.1` must be a power of two"),
             ({"channel_multipliers": (1, 8)}, "change by at most 4 where"),
             ({"channel_multipliers": (8, 1)}, "change by at most 4 where"),
             ({"bottleneck": "vq"}, "`bottleneck` must be 'gaussian', 'fsq' or 'lfq'"),
             ({"fsq_levels": (8, 2)}, "`fsq_levels.1` must be at least 3, but got 2"),
-            ({"bottleneck": "fsq", "fsq_levels": (8,) * 8}, "`fsq_levels` must be .* at most 262144"),
-            ({"bottleneck": "fsq", "latent_channels": 6}, "a multiple of the 4 channels of a code, .* Use 8"),
+            (
+                {"bottleneck": "fsq", "fsq_levels": (8,) * 8},
+                "`fsq_levels` must be .* at most 262144",
+            ),
+            (
+                {"bottleneck": "fsq", "latent_channels": 6},
+                "a multiple of the 4 channels of a code, .* Use 8",
+            ),
             ({"lfq_bits": 0}, "`lfq_bits` must be at least 1"),
             ({"lfq_bits": 10**9}, "`lfq_bits` must be at most 18"),
             ({"lfq_entropy_weight": -1}, "`lfq_entropy_weight` must be at least 0"),
-            ({"lfq_commitment_weight": math.nan}, "`lfq_commitment_weight` must be a finite number"),
+            (
+                {"lfq_commitment_weight": math.nan},
+                "`lfq_commitment_weight` must be a finite number",
+            ),
         ],
     )
     def test_invalid_settings(self, settings, message):
@@ -328,7 +380,9 @@ class TestConfig:
             ({"decoder": "flow"}, "flow"),
         ],
     )
-    def test_only_models_that_differ_from_those_of_before_have_a_new_key(self, settings, value, tmp_path):
+    def test_only_models_that_differ_from_those_of_before_have_a_new_key(
+        self, settings, value, tmp_path
+    ):
         (name,) = settings
         configs = []
         for changes in ({}, settings):
@@ -346,7 +400,9 @@ def test_any_number_of_channels(channels):
     assert vae.in_channels == channels
     assert vae(video).video.shape == video.shape
     assert vae.linear_autoencoder(5, 8, 8).fit([video])(video).shape == video.shape
-    with pytest.raises(ValueError, match=rf"`video` must be of shape \(B, {channels}, T, H, W\)|grey"):
+    with pytest.raises(
+        ValueError, match=rf"`video` must be of shape \(B, {channels}, T, H, W\)|grey"
+    ):
         vae(clip(frames=5))
 
 
@@ -378,7 +434,9 @@ class TestAutocast:
     def test_the_gradient_of_the_last_layer_needs_no_other(self):
         vae = model()
         seen = []
-        vae.decoder.network[0].register_forward_hook(lambda *args: args[-1].register_hook(seen.append) and None)
+        vae.decoder.network[0].register_forward_hook(
+            lambda *args: args[-1].register_hook(seen.append) and None
+        )
         with torch.autocast("cpu", torch.bfloat16):
             output = vae(clip()).video
         (gradient,) = torch.autograd.grad(output.square().mean(), vae.last_layer, retain_graph=True)

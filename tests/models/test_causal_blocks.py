@@ -35,7 +35,12 @@ def test_convolution_equals_a_sum_over_taps():
     frames = []
     for index in range(9):
         past = [clip[:, :, max(index - back, 0)] for back in (2, 1, 0)]
-        frames.append(sum(torch.einsum("oc,bchw->bohw", tap, frame) for tap, frame in zip(taps, past, strict=True)))
+        frames.append(
+            sum(
+                torch.einsum("oc,bchw->bohw", tap, frame)
+                for tap, frame in zip(taps, past, strict=True)
+            )
+        )
     expected = torch.stack(frames, dim=2) + layer.conv.bias.view(1, -1, 1, 1, 1)
     torch.testing.assert_close(layer(clip), expected)
 

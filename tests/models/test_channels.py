@@ -40,7 +40,12 @@ def test_an_rgb_model_keeps_its_rgb_to_the_bit_with_an_opaque_alpha(size):
     assert (after.video[:, 3] == 1).all()
 
 
-SMALL = {"spatial_compression": 4, "base_channels": 16, "blocks_per_level": 1, "channel_multipliers": (1,)}
+SMALL = {
+    "spatial_compression": 4,
+    "base_channels": 16,
+    "blocks_per_level": 1,
+    "channel_multipliers": (1,),
+}
 
 
 @pytest.mark.parametrize("of_diffusers", [False, True])
@@ -49,7 +54,9 @@ def test_grey_is_seen_as_equal_colours_and_made_as_their_mean(of_diffusers):
     grey = torch.rand(1, 1, 9, 16, 16) * 2 - 1
     before = reconstruction(model, grey.repeat(1, 3, 1, 1, 1))
     after = reconstruction(model.with_channels(1), grey)
-    torch.testing.assert_close(after.video, before.video.mean(1, keepdim=True), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        after.video, before.video.mean(1, keepdim=True), atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(after.latent, before.latent, atol=1e-5, rtol=1e-5)
 
 
@@ -58,7 +65,9 @@ def test_a_grey_model_shows_grey(number):
     model = trained(in_channels=1, **SMALL)
     grey = torch.rand(1, 1, 5, 16, 16) * 2 - 1
     rgb = grey.repeat(1, 3, 1, 1, 1)
-    after = reconstruction(model.with_channels(number), rgb if number == 3 else with_alpha(rgb)).video
+    after = reconstruction(
+        model.with_channels(number), rgb if number == 3 else with_alpha(rgb)
+    ).video
     expected = reconstruction(model, grey).video.expand_as(rgb)
     torch.testing.assert_close(after[:, :3], expected, atol=1e-5, rtol=1e-5)
 
@@ -76,12 +85,16 @@ def test_an_opaque_alpha_and_its_weights_learn():
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_rgba_models_and_other_numbers_are_refused(number):
     model = CausalVAE(CausalVAEConfig(in_channels=4 if number != 2 else 3, **SMALL))
-    with pytest.raises(ValueError, match=r"`clips.channels` must be 1, 3 or 4 for a model that has 1 or 3"):
+    with pytest.raises(
+        ValueError, match=r"`clips.channels` must be 1, 3 or 4 for a model that has 1 or 3"
+    ):
         model.with_channels(number)
 
 
 def test_custom_modules_and_layers_of_other_channels_are_refused():
-    with pytest.raises(ValueError, match=r"`clips.channels` must be of 3 channels for Conv3d, but got of 4"):
+    with pytest.raises(
+        ValueError, match=r"`clips.channels` must be of 3 channels for Conv3d, but got of 4"
+    ):
         as_video_autoencoder(nn.Conv3d(3, 3, 1)).with_channels(4)
     for has_patches, size in ((False, 6), (True, 4)):
         old = nn.Conv3d(size, 1, 1)
@@ -90,7 +103,15 @@ def test_custom_modules_and_layers_of_other_channels_are_refused():
             change_channels(old.state_dict(), new, 3, 4, has_patches=has_patches)
 
 
-WIDENED = ("cogvideox", "wan", "wan_residual", "hunyuan_video", "ltx_video", "magvit", "temporal_decoder")
+WIDENED = (
+    "cogvideox",
+    "wan",
+    "wan_residual",
+    "hunyuan_video",
+    "ltx_video",
+    "magvit",
+    "temporal_decoder",
+)
 
 
 @pytest.mark.slow
@@ -101,7 +122,9 @@ def test_a_model_of_diffusers_keeps_its_rgb_and_loads_there(name, tmp_path):
     wider = model.with_channels(4)
     assert wider.in_channels == 4
     after = reconstruction(wider, with_alpha(video)).video
-    torch.testing.assert_close(after[:, :3], reconstruction(model, video).video, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        after[:, :3], reconstruction(model, video).video, atol=1e-5, rtol=1e-5
+    )
     assert (after[:, 3] == 1).all()
     wider.save_pretrained(tmp_path)
     again = load_autoencoder(tmp_path)

@@ -105,12 +105,17 @@ def test_a_forward_is_enough():
     assert (output.aux, output.latent) == ({}, None)
     assert model.last_layer is model.module.decoder[1].weight
     assert model.covering_clip(2, 5, 7) == (2, 5, 7)
-    assert model.leaves_weights_unused, "DDP does not wait for gradients: which weights it uses is not known"
+    assert model.leaves_weights_unused, (
+        "DDP does not wait for gradients: which weights it uses is not known"
+    )
 
 
 @pytest.mark.parametrize("module", ["tiny", nn.Conv3d])
 def test_a_name_and_a_class_are_refused(module):
-    with pytest.raises(ValueError, match=r"`autoencoder` must be of the class `Module`, but got .*Call a class; load"):
+    with pytest.raises(
+        ValueError,
+        match=r"`autoencoder` must be of the class `Module`, but got .*Call a class; load",
+    ):
         as_video_autoencoder(module)
 
 
@@ -131,11 +136,15 @@ def test_all_optional_members_are_used():
 def test_a_generator_is_passed_to_a_forward_that_accepts_it():
     class Noisy(Compressor):
         def forward(self, video, generator=None):
-            return super().forward(video) + torch.rand(1, generator=generator), {"noise_loss": torch.ones(()).double()}
+            return super().forward(video) + torch.rand(1, generator=generator), {
+                "noise_loss": torch.ones(()).double()
+            }
 
     model = CustomAutoencoder(Noisy())
     output = model(clip(), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(model(clip(), generator=torch.Generator().manual_seed(1)).video, output.video)
+    assert torch.equal(
+        model(clip(), generator=torch.Generator().manual_seed(1)).video, output.video
+    )
     assert output.aux["noise_loss"].dtype == torch.float32
 
 
@@ -177,13 +186,17 @@ def test_a_loss_that_is_no_tensor_is_refused():
         def forward(self, video):
             return super().forward(video), {"kl": 0.0}
 
-    with pytest.raises(TypeError, match="must be a video, or a tuple of a video, a dict of losses and a latent"):
+    with pytest.raises(
+        TypeError, match="must be a video, or a tuple of a video, a dict of losses and a latent"
+    ):
         CustomAutoencoder(Returns())(clip())
 
 
 def test_another_output_size_is_refused():
     model = CustomAutoencoder(nn.AvgPool3d(2))
-    with pytest.raises(ValueError, match=r"`the reconstruction` must be of the video's shape \(1, 3, 2, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"`the reconstruction` must be of the video's shape \(1, 3, 2, 4, 4\)"
+    ):
         model(clip())
 
 
@@ -257,7 +270,9 @@ def test_a_saved_module_is_loaded_by_the_path_of_its_class(package, tmp_path, na
     as_video_autoencoder(module).save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (config["_class_name"], config["_class_path"]) == (name, f"mine_of_tests.{name}")
-    with pytest.raises(ValueError, match=r"`_class_path in .*add `--allow_code mine_of_tests`, or call"):
+    with pytest.raises(
+        ValueError, match=r"`_class_path in .*add `--allow_code mine_of_tests`, or call"
+    ):
         load_autoencoder(tmp_path / "model")
     allow_code("mine_of_tests")
     loaded = load_autoencoder(tmp_path / "model")
@@ -268,7 +283,10 @@ def test_a_saved_module_is_loaded_by_the_path_of_its_class(package, tmp_path, na
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Undeclared", r"Give mine_of_tests\.Undeclared an attribute `config`, a dict of its arguments"),
+        (
+            "Undeclared",
+            r"Give mine_of_tests\.Undeclared an attribute `config`, a dict of its arguments",
+        ),
         ("Unplain", "an attribute `config`, a dict of its arguments"),
         (
             "Wrong",
@@ -288,7 +306,9 @@ def test_a_class_that_cannot_be_imported(tmp_path):
         pass
 
     as_video_autoencoder(Local()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"a class that can be imported, .*Move the class to a file"):
+    with pytest.raises(
+        ValueError, match=r"a class that can be imported, .*Move the class to a file"
+    ):
         load_autoencoder(tmp_path)
 
 
@@ -297,7 +317,9 @@ def test_a_configuration_calls_no_function(tmp_path):
     arguments = {"path": str(tmp_path / "written"), "value": 1}
     config = {"_class_path": "telecine.base.files.write_json", "_arguments": arguments}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"must be a subclass of `torch\.nn\.Module`, .*write_json, which is not"):
+    with pytest.raises(
+        ValueError, match=r"must be a subclass of `torch\.nn\.Module`, .*write_json, which is not"
+    ):
         load_autoencoder(tmp_path)
     assert not (tmp_path / "written").exists()
 
@@ -305,7 +327,8 @@ def test_a_configuration_calls_no_function(tmp_path):
 def test_a_module_that_an_older_version_saved(tmp_path):
     save_model(Compressor(), {}, tmp_path)
     with pytest.raises(
-        ValueError, match=r"got 'Compressor'\. .*In Python, a module of yours takes the place of its folder"
+        ValueError,
+        match=r"got 'Compressor'\. .*In Python, a module of yours takes the place of its folder",
     ):
         load_autoencoder(tmp_path)
     model = as_video_autoencoder(Compressor())
@@ -315,7 +338,10 @@ def test_a_module_that_an_older_version_saved(tmp_path):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda model: model.enable_temporal_chunks(8), "`temporal_chunk` must be left out .* a number for Comp"),
+        (
+            lambda model: model.enable_temporal_chunks(8),
+            "`temporal_chunk` must be left out .* a number for Comp",
+        ),
         (
             lambda model: model.enable_gradient_checkpointing(),
             "`model_gradient_checkpointing` must be false .* got true for Compressor",
@@ -324,7 +350,10 @@ def test_a_module_that_an_older_version_saved(tmp_path):
             lambda model: model(clip(), posterior=DeterministicPosterior(clip())),
             "`posterior` must be None for a custom module",
         ),
-        (lambda model: model.decode(clip()), "`decode` must be a method of the model, .*CustomAutoencoder without"),
+        (
+            lambda model: model.decode(clip()),
+            "`decode` must be a method of the model, .*CustomAutoencoder without",
+        ),
     ],
 )
 def test_what_a_module_does_not_support_is_refused(use, message):
@@ -377,7 +406,9 @@ class ReturnsADict(Compressor):
 
 def test_another_output_type_is_refused_at_the_first_probe():
     module = ReturnsADict()
-    with pytest.raises(TypeError, match=r"`the module's output` must be a video, .*but got .*Return the"):
+    with pytest.raises(
+        TypeError, match=r"`the module's output` must be a video, .*but got .*Return the"
+    ):
         CustomAutoencoder(module).check_clip(2, 32, 32)
     assert module.num_calls == 1
 
@@ -428,7 +459,8 @@ def test_a_compiled_module(tmp_path, in_place):
 @pytest.mark.slow
 def test_a_compiled_model_of_telecine_is_refused():
     with pytest.raises(
-        ValueError, match=r"`autoencoder` must be compiled only if it is a module of your own, .*AutoencoderKLWan"
+        ValueError,
+        match=r"`autoencoder` must be compiled only if it is a module of your own, .*AutoencoderKLWan",
     ):
         as_video_autoencoder(torch.compile(tiny_model("wan")))
 
@@ -442,5 +474,7 @@ def test_a_module_without_a_layer(tmp_path):
         def forward(self, video):
             return self.scale * video
 
-    with pytest.raises(ValueError, match=r"`last_layer` must be a member of Functional, .*no layer with a weight"):
+    with pytest.raises(
+        ValueError, match=r"`last_layer` must be a member of Functional, .*no layer with a weight"
+    ):
         as_video_autoencoder(Functional()).last_layer  # noqa: B018

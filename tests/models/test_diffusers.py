@@ -80,7 +80,9 @@ FACTS = {
     "tiny_image": (ANY, 2, 2, "decoder.layers.6.weight"),
 }
 # Those without a KL divergence, and the losses that they have.
-WITHOUT_KL = {**dict.fromkeys(("cosmos", "dc_ae", "kvae_video", "rae", "tiny_image", "vidtok_fsq"), ())}
+WITHOUT_KL = {
+    **dict.fromkeys(("cosmos", "dc_ae", "kvae_video", "rae", "tiny_image", "vidtok_fsq"), ())
+}
 WITHOUT_KL["vq_image"] = ("commit_loss",)
 # Weights that clips without a mask do not use, and those that mix frames, which images do not use.
 UNUSED = {"asymmetric": "condition_encoder", "qwen_image21": "time_conv"}
@@ -91,10 +93,16 @@ CLAMPED = ("wan", "wan_residual", "qwen_image", "qwen_image21")
 
 @pytest.mark.slow
 def test_every_class_of_diffusers_is_tested_or_refused_for_a_reason():
-    classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
+    classes = {
+        name
+        for name, cls in inspect.getmembers(autoencoders, inspect.isclass)
+        if issubclass(cls, ModelMixin)
+    }
     tested = {model.cls for model in TINY_MODELS.values() if hasattr(autoencoders, model.cls)}
     assert not tested & set(REFUSED)
-    assert classes == tested | set(REFUSED) | {"LTX2VideoDiffusionDecoderModel"}  # see test_diffusion_decoder.py
+    assert classes == tested | set(REFUSED) | {
+        "LTX2VideoDiffusionDecoderModel"
+    }  # see test_diffusion_decoder.py
     assert set(FACTS) == set(TINY_MODELS)
     assert set(IMAGE_MODELS) == {name for name in TINY_MODELS if FACTS[name][0] == ANY} - TOGETHER
 
@@ -170,10 +178,16 @@ def reconstruction(name):
 @every_kind
 def test_low_rank_updates_compute_the_same_after_merging(name):
     model = adapter(name).eval()
-    layers = {key: layer for key, layer in model.module.named_modules() if isinstance(layer, LAYERS)}
+    layers = {
+        key: layer for key, layer in model.module.named_modules() if isinstance(layer, LAYERS)
+    }
     add_low_rank(model.module, layers, rank=2, alpha=1.0)
     assert set(low_rank_layers(model)) == set(layers.values())
-    assert not any(weight.requires_grad for key, weight in model.named_parameters() if ".parametrizations." not in key)
+    assert not any(
+        weight.requires_grad
+        for key, weight in model.named_parameters()
+        if ".parametrizations." not in key
+    )
     torch.manual_seed(0)
     for key, weight in model.named_parameters():
         if key.endswith(".up"):
@@ -182,11 +196,15 @@ def test_low_rank_updates_compute_the_same_after_merging(name):
     assert (updated - reconstruction(name)).abs().max() > 1e-3
     merge_in_place(model)  # as `merge_low_rank` does with a copy
     assert set(model.state_dict()) == set(shared(name).state_dict())
-    torch.testing.assert_close(model(tiny_clip(name), sample_posterior=False).video, updated, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        model(tiny_clip(name), sample_posterior=False).video, updated, rtol=1e-3, atol=1e-4
+    )
 
 
 @every_kind
-def test_values_outside_the_range_have_gradients_which_follow_from_the_activations_of_the_last_layer(name):
+def test_values_outside_the_range_have_gradients_which_follow_from_the_activations_of_the_last_layer(
+    name,
+):
     """Activations replace the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     model = adapter(name)
     with torch.no_grad():
@@ -198,7 +216,9 @@ def test_values_outside_the_range_have_gradients_which_follow_from_the_activatio
     loss = video[outside].sin().sum()
     (expected,) = torch.autograd.grad(loss, model.last_layer, retain_graph=True)
     assert expected.any()
-    torch.testing.assert_close(activations.weight_gradients([loss])[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        activations.weight_gradients([loss])[0], expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @every_model
@@ -211,9 +231,13 @@ def test_accepted_sizes_and_last_layer(name):
     assert (sizes.smallest[1], sizes.multiple) == (side, multiple)
     time, rows, columns = sizes.smallest
     if name == "rae":  # has positional embeddings of one size
-        with pytest.raises(ValueError, match=r"`width` must be 32 for this model, but got 64\. Use 32,"):
+        with pytest.raises(
+            ValueError, match=r"`width` must be 32 for this model, but got 64\. Use 32,"
+        ):
             model.check_clip(time, rows, columns + multiple)
-        with pytest.raises(ValueError, match=r"`height` must be 32 for this model, but got 33\. Use 32,"):
+        with pytest.raises(
+            ValueError, match=r"`height` must be 32 for this model, but got 33\. Use 32,"
+        ):
             model.covering_clip(time, 33, columns)
         assert model.covering_clip(3, 1, 32) == (3, 32, 32)
         multiple = 0
@@ -237,7 +261,9 @@ def clips_of(frames, batch):
 def reconstruct_frames(module, name, frames):
     """Reconstruct images with the class's own methods, from the mode of the posterior."""
     if name == "qwen_image21":  # clips of one frame
-        return module(torch.cat([frames, torch.ones_like(frames[:, :1])], dim=1)[:, :, None]).sample[:, :3, 0]
+        return module(
+            torch.cat([frames, torch.ones_like(frames[:, :1])], dim=1)[:, :, None]
+        ).sample[:, :3, 0]
     if name == "tiny_image":  # `forward` also stores the latent in bytes
         return module.decode(module.encode(frames).latents).sample
     return 2 * module((frames + 1) / 2).sample - 1 if name == "rae" else module(frames).sample
@@ -246,10 +272,16 @@ def reconstruct_frames(module, name, frames):
 def by_diffusers(module, name, video):
     """Reconstruct with the class's own `forward`, from the mode of the posterior."""
     if name in IMAGE_MODELS:
-        return clips_of(reconstruct_frames(module, name, video.transpose(1, 2).flatten(0, 1)), len(video))
+        return clips_of(
+            reconstruct_frames(module, name, video.transpose(1, 2).flatten(0, 1)), len(video)
+        )
     if name == "temporal_decoder":
         frames = video.transpose(1, 2).flatten(0, 1)
-        return module(frames, num_frames=video.shape[2]).sample.unflatten(0, (len(video), -1)).transpose(1, 2)
+        return (
+            module(frames, num_frames=video.shape[2])
+            .sample.unflatten(0, (len(video), -1))
+            .transpose(1, 2)
+        )
     if name == "minimax_h3":
         mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
         std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1, 1)
@@ -269,7 +301,10 @@ def by_diffusers(module, name, video):
 def test_saved_models_are_those_of_diffusers_and_compute_the_same(name, tmp_path, monkeypatch):
     model = adapter(name).eval()
     model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
     num_weights = sum(weight.numel() for weight in model.parameters())
     with monkeypatch.context() as small_machine:  # weights are counted before they are in memory
         small_machine.setattr(pretrained, "machine_memory", lambda: 4 * num_weights - 1)  # bytes
@@ -279,14 +314,18 @@ def test_saved_models_are_those_of_diffusers_and_compute_the_same(name, tmp_path
     expected = reconstruction(name)
     if name in CLAMPED:
         expected = expected.clamp(-1, 1)
-    torch.testing.assert_close(by_diffusers(loaded, name, tiny_clip(name)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        by_diffusers(loaded, name, tiny_clip(name)), expected, rtol=1e-4, atol=1e-5
+    )
     again = DiffusersAutoencoder(loaded)
     assert all(module.training for module in again.modules())
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("magvit", "qwen_image", "vidtok")] + ["wan"]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("magvit", "qwen_image", "vidtok")]
+    + ["wan"],
 )
 def test_a_model_that_caches_frames_can_be_copied_during_and_after_a_step(name):
     model = adapter(name)
@@ -308,10 +347,14 @@ def test_every_weight_has_a_gradient_and_checkpointing_computes_the_same(name):
     assert model.training
     plain = gradients(model, video)
     assert plain["output"].shape == video.shape
-    unused = [key for key, weight in model.named_parameters() if key not in plain and weight.requires_grad]
+    unused = [
+        key for key, weight in model.named_parameters() if key not in plain and weight.requires_grad
+    ]
     assert all(UNUSED[name] in key for key in unused)
     assert bool(unused) == (name in UNUSED)
-    assert model.leaves_weights_unused == (name in (*UNUSED, "vq_image")), "or whose only loss may have no weight"
+    assert model.leaves_weights_unused == (name in (*UNUSED, "vq_image")), (
+        "or whose only loss may have no weight"
+    )
     assert all(gradient.isfinite().all() for gradient in plain.values())
     for side in ("encoder.", "decoder.") if name != "rae" else ("decoder.",):
         assert any(gradient.any() for key, gradient in plain.items() if side in key)
@@ -366,17 +409,25 @@ def gradients(model, video):
     """Return the gradients of the weights by their names, and the reconstruction as "output"."""
     torch.manual_seed(0)  # Allegro has dropout
     output = model(video, sample_posterior=False)
-    loss = output.video.square().mean() + sum(divergence_or_loss(aux) for aux in output.aux.values())
+    loss = output.video.square().mean() + sum(
+        divergence_or_loss(aux) for aux in output.aux.values()
+    )
     weights = {key: weight for key, weight in model.named_parameters() if weight.requires_grad}
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    by_name = {key: gradient for key, gradient in zip(weights, gradients, strict=True) if gradient is not None}
+    by_name = {
+        key: gradient
+        for key, gradient in zip(weights, gradients, strict=True)
+        if gradient is not None
+    }
     return {"output": output.video.detach(), **by_name}
 
 
 def relative_error(actual, expected):
     assert actual.keys() == expected.keys()
     difference = torch.cat([(actual[key] - expected[key]).flatten() for key in expected])
-    return float(difference.norm() / torch.cat([value.flatten() for value in expected.values()]).norm())
+    return float(
+        difference.norm() / torch.cat([value.flatten() for value in expected.values()]).norm()
+    )
 
 
 def last_layer_name(model):
@@ -425,7 +476,11 @@ def test_temporal_chunks_are_exact(name, chunk, num_frames):
         ("wan", 6, "`temporal_chunk` must be a multiple of 4 for this model, but got 6. Use 8"),
         ("cogvideox", 4, "`temporal_chunk` must be 8 for this model, but got 4. Use 8"),
         ("wan", 0, "`temporal_chunk` must be a positive int"),
-        ("ltx_video", 8, "`temporal_chunk` must be left out .* a number for AutoencoderKLLTXVideo.*checkpointing"),
+        (
+            "ltx_video",
+            8,
+            "`temporal_chunk` must be left out .* a number for AutoencoderKLLTXVideo.*checkpointing",
+        ),
     ],
 )
 def test_a_chunk_that_does_not_work_is_an_error(name, chunk, message):
@@ -479,5 +534,7 @@ def test_a_full_disk_is_an_oserror(tmp_path, monkeypatch):
 
 def test_the_path_of_the_origin_is_not_saved(tmp_path):
     adapter("kl_image").save_pretrained(tmp_path / "private" / "vae")
-    DiffusersAutoencoder.from_pretrained(tmp_path / "private" / "vae").save_pretrained(tmp_path / "out")
+    DiffusersAutoencoder.from_pretrained(tmp_path / "private" / "vae").save_pretrained(
+        tmp_path / "out"
+    )
     assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()

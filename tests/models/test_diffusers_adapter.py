@@ -20,13 +20,23 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("wan", (16, 16, 16), r"`num_frames` must be 4k\+1 for this model, but got 16\. Use 17, the nearest"),
-        ("wan", (5, 20, 16), "`height` must be a multiple of 8 for this model, but got 20. Use 24,"),
+        (
+            "wan",
+            (16, 16, 16),
+            r"`num_frames` must be 4k\+1 for this model, but got 16\. Use 17, the nearest",
+        ),
+        (
+            "wan",
+            (5, 20, 16),
+            "`height` must be a multiple of 8 for this model, but got 20. Use 24,",
+        ),
         ("wan", (5, 16, 3), "`width` must be a multiple of 8 for this model, but got 3. Use 8,"),
         ("cogvideox", (5, 16, 16), r"must be 1, 8 or 9 for this model, but got 5\. Use 8,"),
         pytest.param("mochi", (7, 8, 16), "`height` .* got 8. Use 16,", marks=slow),
         pytest.param("allegro", (5, 16, 16), "a multiple of 4 .* got 5. Use 4,", marks=slow),
-        pytest.param("qwen_image21", (0, 32, 32), "`num_frames` must be .* got 0. Use 1,", marks=slow),
+        pytest.param(
+            "qwen_image21", (0, 32, 32), "`num_frames` must be .* got 0. Use 1,", marks=slow
+        ),
     ],
 )
 def test_the_error_for_an_unsupported_size_contains_the_nearest(name, size, message):
@@ -191,7 +201,10 @@ def test_an_unknown_class_works(cls, tmp_path):
     video = torch.rand(2, 3, 3, 8, 6)
     output = model(video)
     assert output.video.shape == video.shape
-    assert list(output.aux) == {Plain: ["kl_loss"], Quantized: ["quantizer_loss", "commit_loss"], Bare: []}[cls]
+    assert (
+        list(output.aux)
+        == {Plain: ["kl_loss"], Quantized: ["quantizer_loss", "commit_loss"], Bare: []}[cls]
+    )
     losses = [loss for loss in output.aux.values() if isinstance(loss, torch.Tensor)]
     (output.video.mean() + sum(losses)).backward()
     assert model.module.encoder.weight.grad.any()
@@ -230,7 +243,9 @@ class CropsLargeFrames(Plain):
 def test_another_size_for_large_frames_only_is_an_error():
     model = DiffusersAutoencoder(CropsLargeFrames())
     model(torch.zeros(1, 3, 1, 128, 128))
-    with pytest.raises(ValueError, match=r"video's shape \(1, 3, 1, 2, 130\), but got .* from CropsLargeFrames"):
+    with pytest.raises(
+        ValueError, match=r"video's shape \(1, 3, 1, 2, 130\), but got .* from CropsLargeFrames"
+    ):
         model(torch.zeros(1, 3, 1, 2, 130))
 
 
@@ -248,7 +263,8 @@ def test_gradient_checkpointing_without_support_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("build", "message"), [(nn.Identity, "Identity without `encode`"), (WithoutDecode, "Decode without `decode`")]
+    ("build", "message"),
+    [(nn.Identity, "Identity without `encode`"), (WithoutDecode, "Decode without `decode`")],
 )
 def test_a_model_without_encode_or_decode_is_refused(build, message):
     with pytest.raises(TypeError, match=message):
@@ -259,7 +275,9 @@ def test_a_model_without_encode_or_decode_is_refused(build, message):
     ("build", "message"),
     [
         (Audio, "Audio, which reproduces no size"),
-        pytest.param(EncodesToDict, "reproduces no size.*the output of `encode`` must be", marks=slow),
+        pytest.param(
+            EncodesToDict, "reproduces no size.*the output of `encode`` must be", marks=slow
+        ),
         pytest.param(DecodesToDict, "the output of `decode`` must be", marks=slow),
     ],
 )

@@ -34,7 +34,9 @@ def test_latents_are_normalised_by_channel(model):
     normalised = model.normalised(latents(50))
     assert normalised.mean((0, 2, 3, 4)).abs().max() < 1e-5
     assert normalised.std((0, 2, 3, 4), correction=0) == pytest.approx(torch.ones(4), abs=1e-5)
-    torch.testing.assert_close(model.decode(normalised[:1]), model.latent_model.decode(latents(50)[:1]))
+    torch.testing.assert_close(
+        model.decode(normalised[:1]), model.latent_model.decode(latents(50)[:1])
+    )
 
 
 @torch.no_grad()

@@ -44,7 +44,9 @@ def test_minimax_h3_does_not_tile_large_frames():
 @slow
 def test_vidtok_without_causality_supports_multiples_of_16_frames():
     model = DiffusersAutoencoder(tiny_model("vidtok", is_causal=False))
-    assert [length for length in (1, 5, 8, 15, 16, 17, 24, 32) if model.sizes.reproduces_length(length)] == [16, 32]
+    assert [
+        length for length in (1, 5, 8, 15, 16, 17, 24, 32) if model.sizes.reproduces_length(length)
+    ] == [16, 32]
     encoder = model.linear_autoencoder(16, 16, 16).encoder
     assert (encoder.time, encoder.first) == (4, None)
 
@@ -68,7 +70,9 @@ def levels_told(model, latent, *, seed=None):
     if seed is None:
         model.decode(latent)
     else:
-        model.denoise(latent, None, clip_generators(seed, range(len(latent)), latent.device)).video.sum().backward()
+        model.denoise(
+            latent, None, clip_generators(seed, range(len(latent)), latent.device)
+        ).video.sum().backward()
     hook.remove()
     return told[0]
 
@@ -91,7 +95,9 @@ def test_an_update_of_ltx_with_timestep_denoises_and_validation_does_not():
     video = tiny_clip("ltx_video_with_timestep")
     model.check_clip(*video.shape[2:])
     levels = []
-    model.module.decoder.register_forward_pre_hook(lambda _, inputs: levels.append(inputs[1].item()))
+    model.module.decoder.register_forward_pre_hook(
+        lambda _, inputs: levels.append(inputs[1].item())
+    )
     output = model(video, generator=torch.Generator().manual_seed(0))
     model(video, sample_posterior=False)
     assert levels[0] > 0 == levels[1]
@@ -111,25 +117,35 @@ def test_ltx_decodes_at_a_level_as_its_pipeline():
     assert levels.tolist() == pytest.approx([0.05, 0.05])
     noise = Sampler(seed=3).noise(latent.shape, ClipPosition(first_frame=2), latent.device)
     torch.testing.assert_close(noisy, 0.95 * latent + 0.05 * noise)
-    assert torch.equal(model.decode(latent), model.decode(latent)), "the noise that it injects is the same"
+    assert torch.equal(model.decode(latent), model.decode(latent)), (
+        "the noise that it injects is the same"
+    )
     torch.manual_seed(3)
     assert torch.equal(model.decode(latent), raw.decode(noisy, levels).sample)
 
 
-def test_temporal_decoder_is_called_with_frames_and_their_number_if_its_signature_is_hidden(monkeypatch):
+def test_temporal_decoder_is_called_with_frames_and_their_number_if_its_signature_is_hidden(
+    monkeypatch,
+):
     """As it is in diffusers 0.36."""
     raw = tiny_model("temporal_decoder")
     video = tiny_clip("temporal_decoder", batch=2)
     frames = video.transpose(1, 2).flatten(0, 1)
     expected = raw.decode(raw.encode(frames).latent_dist.mode(), num_frames=3).sample
     decode = type(raw).decode
-    monkeypatch.setattr(type(raw), "decode", lambda self, *args, **options: decode(self, *args, **options))
+    monkeypatch.setattr(
+        type(raw), "decode", lambda self, *args, **options: decode(self, *args, **options)
+    )
     output = DiffusersAutoencoder(raw)(video, sample_posterior=False).video
     torch.testing.assert_close(output.transpose(1, 2).flatten(0, 1), expected)
 
 
-@pytest.mark.parametrize(("name", "num_frames"), [("wan", 1), ("wan", 9), ("wan_residual", 9), ("qwen_image", 9)])
-def test_whole_clips_have_the_values_and_gradients_of_the_classes_own_chunks(name, num_frames, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "num_frames"), [("wan", 1), ("wan", 9), ("wan_residual", 9), ("qwen_image", 9)]
+)
+def test_whole_clips_have_the_values_and_gradients_of_the_classes_own_chunks(
+    name, num_frames, monkeypatch
+):
     raw = tiny_model(name).double()
     norm = raw.decoder.norm_out
     norm.bias = torch.nn.Parameter(torch.zeros_like(norm.gamma))  # as the classes may have
@@ -156,7 +172,9 @@ def test_whole_clips_have_the_values_and_gradients_of_the_classes_own_chunks(nam
     with torch.no_grad():
         assert torch.equal(model.decode(posterior.mean), expected)
         model.encode(video)
-    assert calls.count("encoder") == 1 + 1 + (num_frames - 1) // 4, "in chunks, which need less memory"
+    assert calls.count("encoder") == 1 + 1 + (num_frames - 1) // 4, (
+        "in chunks, which need less memory"
+    )
     for weight, reference in zip(raw.parameters(), chunked.parameters(), strict=True):
         if reference.grad is None:
             assert weight.grad is None or not weight.grad.any()
@@ -169,7 +187,9 @@ def test_whole_clips_have_the_values_and_gradients_of_the_classes_own_chunks(nam
 def test_a_module_that_is_wrapped_again_is_the_same(name):
     raw = tiny_model(name)
     once = DiffusersAutoencoder(raw)(tiny_clip(name), sample_posterior=False).video
-    assert torch.equal(DiffusersAutoencoder(raw)(tiny_clip(name), sample_posterior=False).video, once)
+    assert torch.equal(
+        DiffusersAutoencoder(raw)(tiny_clip(name), sample_posterior=False).video, once
+    )
 
 
 def test_rae_decodes_a_turned_latent():

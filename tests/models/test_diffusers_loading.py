@@ -7,7 +7,11 @@ import json
 import diffusers
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
 from telecine.models import load_autoencoder, pretrained
@@ -29,7 +33,12 @@ def test_from_pretrained_returns_training_mode_in_float32(tmp_path):
     assert half(video).aux["kl_loss"].mean.dtype == torch.float32
 
 
-WAN_CONFIG = {"_class_name": "AutoencoderKLWan", "base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1]}
+WAN_CONFIG = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 4,
+    "z_dim": 4,
+    "dim_mult": [1, 1, 1, 1],
+}
 
 
 def change_weights(folder, *removed, **added):
@@ -54,7 +63,10 @@ def test_from_config_accepts_a_file_a_folder_or_values(tmp_path):
 def test_what_a_class_adds_to_its_configuration_is_known(name, tmp_path, caplog):
     tiny_model(name).save_pretrained(tmp_path)
     assert "block_out_channels" in json.loads((tmp_path / "config.json").read_text())
-    for model in (DiffusersAutoencoder.from_config(tmp_path), DiffusersAutoencoder.from_pretrained(tmp_path)):
+    for model in (
+        DiffusersAutoencoder.from_config(tmp_path),
+        DiffusersAutoencoder.from_pretrained(tmp_path),
+    ):
         assert type(model.module) is type(tiny_model(name))
     assert caplog.messages == []
 
@@ -65,7 +77,10 @@ def test_what_a_class_adds_to_its_configuration_is_known(name, tmp_path, caplog)
         ({"bse_dim": 4}, "`bse_dim` must be one of .*Did you mean `base_dim`"),
         ({"_class_name": "AutoencoderKLWn"}, "Did you mean `AutoencoderKLWan`"),
         ({"_class_name": "zzz"}, "update diffusers"),
-        ({"_class_name": "DiffusionPipeline"}, "a model class of diffusers, but got 'DiffusionPipeline'"),
+        (
+            {"_class_name": "DiffusionPipeline"},
+            "a model class of diffusers, but got 'DiffusionPipeline'",
+        ),
         ({"_class_name": "utils"}, "a model class of diffusers, but got 'utils'"),
         ({"_class_name": None}, "a configuration with `_class_name`"),
     ],
@@ -79,15 +94,29 @@ def test_an_invalid_config_is_refused(changes, message):
     ("changes", "message", "has_weights"),
     [
         ({"base_dim": 65536}, "that its weights belong to", True),
-        ({"base_dim": 65536}, r"weights fit into the .* GiB of this machine, but got one with \d{11,}", False),
+        (
+            {"base_dim": 65536},
+            r"weights fit into the .* GiB of this machine, but got one with \d{11,}",
+            False,
+        ),
         ({"num_res_blocks": 60000}, "raises ValueError: more than 1000 tensors", False),
-        ({"dim_mult": [1.5, 2]}, "its class builds, but got one for which it raises TypeError: ", True),
+        (
+            {"dim_mult": [1.5, 2]},
+            "its class builds, but got one for which it raises TypeError: ",
+            True,
+        ),
         ({"base_dim": "\x1b[31m"}, "its class builds, but got one for which it raises ", False),
         ({"base_dim": -1}, "its class builds, but got one for which it raises ", False),
-        ({"_class_name": "AutoencoderVidTok", "codebook_size": 8**9, "z_channels": 9}, "at most 262144", True),
+        (
+            {"_class_name": "AutoencoderVidTok", "codebook_size": 8**9, "z_channels": 9},
+            "at most 262144",
+            True,
+        ),
     ],
 )
-def test_a_configuration_is_checked_before_a_model_is_built(tmp_path, monkeypatch, changes, message, has_weights):
+def test_a_configuration_is_checked_before_a_model_is_built(
+    tmp_path, monkeypatch, changes, message, has_weights
+):
     """Weights of any size are counted on the meta device."""
     if has_weights:
         adapter("wan").save_pretrained(tmp_path)
@@ -111,7 +140,10 @@ def test_a_configuration_is_checked_before_a_model_is_built(tmp_path, monkeypatc
 def test_a_configuration_without_its_weights_is_compared_with_the_size_of_the_file(tmp_path):
     adapter("wan").save_pretrained(tmp_path)
     edit_config(tmp_path, base_dim=128)
-    with pytest.raises(ValueError, match=r"weights belong to, but got one of \d{7,} weights, with files of \d+ bytes"):
+    with pytest.raises(
+        ValueError,
+        match=r"weights belong to, but got one of \d{7,} weights, with files of \d+ bytes",
+    ):
         load_autoencoder(tmp_path)
 
 
@@ -149,7 +181,11 @@ def test_a_missing_config_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("raised", "error", "message"),
     [
-        (LocalEntryNotFoundError("no"), ConnectionError, "which is not in the cache, and the Hub cannot be reached"),
+        (
+            LocalEntryNotFoundError("no"),
+            ConnectionError,
+            "which is not in the cache, and the Hub cannot be reached",
+        ),
         (
             RepositoryNotFoundError.__new__(RepositoryNotFoundError),
             ValueError,
@@ -195,7 +231,9 @@ def test_a_folder_with_weights_of_half_precision_alone(tmp_path):
     loaded = DiffusersAutoencoder.from_pretrained(tmp_path)
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
     (tmp_path / "diffusion_pytorch_model.fp16.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="must be a model with all its weights, but got one without a file"):
+    with pytest.raises(
+        FileNotFoundError, match="must be a model with all its weights, but got one without a file"
+    ):
         DiffusersAutoencoder.from_pretrained(tmp_path)
 
 

@@ -27,7 +27,9 @@ STATISTICS = LatentStatistics(mean=[0.5, -1.0, 0.0, 2.0], std=[1.0, 2.0, 0.5, 0.
 def test_every_class_is_declared_as_its_constructor_and_buffers_say():
     missing = {name for name in NORMALISATIONS if not hasattr(diffusers, name)}
     assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 8)
-    for name, kind in ((name, kind) for name, kind in NORMALISATIONS.items() if name not in missing):
+    for name, kind in (
+        (name, kind) for name, kind in NORMALISATIONS.items() if name not in missing
+    ):
         parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
         by_kind = {
             "CHANNELS": {"latents_mean", "latents_std"} <= parameters,
@@ -43,7 +45,11 @@ def test_every_class_is_declared_as_its_constructor_and_buffers_say():
 
 
 def test_every_class_of_diffusers_that_is_not_refused_is_declared():
-    classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
+    classes = {
+        name
+        for name, cls in inspect.getmembers(autoencoders, inspect.isclass)
+        if issubclass(cls, ModelMixin)
+    }
     assert len(classes) > 15
     assert classes - set(REFUSED) <= set(NORMALISATIONS)
 
@@ -59,8 +65,14 @@ def test_every_class_of_diffusers_that_is_not_refused_is_declared():
             marks=pytest.mark.slow,
         ),
         pytest.param("vidtok", {}, marks=pytest.mark.slow),
-        ("kl_image", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": STATISTICS.overall_mean}),
-        ("tiny_image", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": STATISTICS.overall_mean}),
+        (
+            "kl_image",
+            {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": STATISTICS.overall_mean},
+        ),
+        (
+            "tiny_image",
+            {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": STATISTICS.overall_mean},
+        ),
         ("vq_image", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": None}),
     ],
 )
@@ -82,18 +94,27 @@ def test_flux_2_keeps_the_statistics_in_a_batch_norm_of_patches(tmp_path):
     model.save_pretrained(tmp_path)
     norm = AutoModel.from_pretrained(str(tmp_path)).bn.eval()
     # What the pipeline of Flux 2 does: 2 x 2 positions of a channel follow each other.
-    mean, std = (torch.tensor(values).view(1, 4, 1, 1, 1, 1) for values in (STATISTICS.mean, STATISTICS.std))
+    mean, std = (
+        torch.tensor(values).view(1, 4, 1, 1, 1, 1) for values in (STATISTICS.mean, STATISTICS.std)
+    )
     latent = torch.randn(2, 4, 6, 2, 8, 2) * std + mean
     patches = latent.permute(0, 1, 3, 5, 2, 4).reshape(2, 16, 6, 8)
     expected = ((latent - mean) / std).permute(0, 1, 3, 5, 2, 4).reshape(2, 16, 6, 8)
     torch.testing.assert_close(norm(patches), expected, rtol=1e-4, atol=1e-4)
     normalisation = model.latent_normalisation()
     assert normalisation["latents_mean"] == [value for value in STATISTICS.mean for _ in range(4)]
-    assert normalisation["latents_std"] == pytest.approx([value for value in STATISTICS.std for _ in range(4)])
+    assert normalisation["latents_std"] == pytest.approx(
+        [value for value in STATISTICS.std for _ in range(4)]
+    )
 
 
 def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_path):
-    own = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "scaling_factor": 0.5, "shift_factor": 0.1}
+    own = {
+        "latents_mean": [0.0] * 4,
+        "latents_std": [1.0] * 4,
+        "scaling_factor": 0.5,
+        "shift_factor": 0.1,
+    }
     model = DiffusersAutoencoder(diffusers.AutoencoderKL(**KL_IMAGE, **own))
     assert model.latent_normalisation() == own
     model.set_latent_statistics(STATISTICS)

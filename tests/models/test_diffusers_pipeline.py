@@ -20,7 +20,9 @@ def student_of(name):
 
     teacher = DiffusersAutoencoder(tiny_model(name))
     torch.manual_seed(0)
-    return StudentAutoencoder.of(teacher, name, load, student_config("tiny", teacher, CLIPS[name])).eval()
+    return StudentAutoencoder.of(
+        teacher, name, load, student_config("tiny", teacher, CLIPS[name])
+    ).eval()
 
 
 class Pipeline(diffusers.DiffusionPipeline):
@@ -32,19 +34,28 @@ class Pipeline(diffusers.DiffusionPipeline):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.time = self.vae.config.scale_factor_temporal
-        self.processor = diffusers.video_processor.VideoProcessor(vae_scale_factor=self.vae.config.scale_factor_spatial)
+        self.processor = diffusers.video_processor.VideoProcessor(
+            vae_scale_factor=self.vae.config.scale_factor_spatial
+        )
 
     @torch.no_grad()
     def __call__(self, num_frames, height, width):
         space = self.processor.config.vae_scale_factor
-        size = (self.vae.config.z_dim, (num_frames - 1) // self.time + 1, height // space, width // space)
+        size = (
+            self.vae.config.z_dim,
+            (num_frames - 1) // self.time + 1,
+            height // space,
+            width // space,
+        )
         latents = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
         self.scheduler.set_timesteps(1)
         (step,) = self.scheduler.timesteps
         noise = self.transformer(latents, step[None], torch.zeros(1, 3, 8), return_dict=False)[0]
         latents = self.scheduler.step(noise, step, latents, return_dict=False)[0].to(self.vae.dtype)
         mean, std = (
-            torch.tensor(values).view(1, self.vae.config.z_dim, 1, 1, 1).to(self.vae.device, latents.dtype)
+            torch.tensor(values)
+            .view(1, self.vae.config.z_dim, 1, 1, 1)
+            .to(self.vae.device, latents.dtype)
             for values in (self.vae.config.latents_mean, self.vae.config.latents_std)
         )
         video = self.vae.decode(latents * std + mean, return_dict=False)[0]
@@ -65,7 +76,9 @@ def pipe():
 def test_a_student_decodes_in_the_place_of_its_teacher(pipe):
     before = pipe(5, 16, 16)
     teacher = DiffusersAutoencoder(pipe.vae)
-    student = StudentAutoencoder.of(teacher, "wan", str, student_config("tiny", teacher, CLIPS["wan"])).eval()
+    student = StudentAutoencoder.of(
+        teacher, "wan", str, student_config("tiny", teacher, CLIPS["wan"])
+    ).eval()
     pipe.vae = PipelineVAE(student)
     for pipeline in (pipe, Pipeline(PipelineVAE(student), pipe.transformer, pipe.scheduler)):
         after = pipeline(5, 16, 16)
@@ -76,7 +89,14 @@ def test_a_student_decodes_in_the_place_of_its_teacher(pipe):
 
 
 @pytest.mark.parametrize(
-    "name", ["wan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cogvideox", "ltx_video", "cosmos"))]
+    "name",
+    [
+        "wan",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("cogvideox", "ltx_video", "cosmos")
+        ),
+    ],
 )
 def test_what_pipelines_read_has_the_values_of_the_teacher(name):
     teacher = tiny_model(name)
@@ -86,8 +106,16 @@ def test_what_pipelines_read_has_the_values_of_the_teacher(name):
     expected = {key: teacher.config[key] for key in settings if teacher.config.get(key) is not None}
     assert expected.items() <= dict(vae.config).items()
     ratios = ("temporal_compression_ratio", "spatial_compression_ratio")
-    attributes = {key: value for key, value in vars(teacher).items() if key in ratios and isinstance(value, int)}
-    buffers = {key: buffer for key, buffer in teacher.named_buffers() if key in ("latents_mean", "latents_std")}
+    attributes = {
+        key: value
+        for key, value in vars(teacher).items()
+        if key in ratios and isinstance(value, int)
+    }
+    buffers = {
+        key: buffer
+        for key, buffer in teacher.named_buffers()
+        if key in ("latents_mean", "latents_std")
+    }
     for key, value in attributes.items():
         assert getattr(vae, key) == vae.config[key] == value
     for key, buffer in buffers.items():
@@ -108,10 +136,14 @@ def test_a_student_in_a_pipeline_of_images():
         num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=4, num_layers=1, sample_size=4,
         patch_size=2,
     )  # fmt: skip
-    images = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())([1, 2], num_inference_steps=1).images
+    images = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler())(
+        [1, 2], num_inference_steps=1
+    ).images
     assert [image.size for image in images] == [(8, 8), (8, 8)]
     latent = torch.randn(2, 4, 4, 4)
-    image = vae.decode(latent, return_dict=False, generator=None)[0]  # as StableDiffusionPipeline calls it
+    image = vae.decode(latent, return_dict=False, generator=None)[
+        0
+    ]  # as StableDiffusionPipeline calls it
     assert torch.equal(image, vae.decode(latent[:, :, None]).sample[:, :, 0])
     assert 2 ** (len(vae.config.encoder_block_out_channels) - 1) == 2, "as SanaPipeline reads it"
     assert vae.config.force_upcast is False

@@ -35,12 +35,16 @@ def pipeline(tmp_path):
 
 
 def decoder(**changes):
-    return DiffusionDecoder(tiny_model("ltx2_diffusion_decoder", **changes), "vae", load_autoencoder, digest="")
+    return DiffusionDecoder(
+        tiny_model("ltx2_diffusion_decoder", **changes), "vae", load_autoencoder, digest=""
+    )
 
 
 def test_attention_to_the_window_around_each_position():
     """Compare with all scores at once; windows are moved inward at the borders."""
-    from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoVaeNeighborhoodAttention
+    from diffusers.models.autoencoders.ltx2_diffusion_decoder import (
+        LTX2VideoVaeNeighborhoodAttention,
+    )
 
     torch.manual_seed(0)
     size = (5, 17, 9)
@@ -51,7 +55,11 @@ def test_attention_to_the_window_around_each_position():
     query, key, value = (y.flatten(1, 3) for y in attention.project_qkv(x))
     places = torch.cartesian_prod(*map(torch.arange, size))
     first = torch.stack(
-        [(axis - k // 2).clamp(0, n - k) for axis, n, k in zip(places.T, size, window, strict=True)], dim=1
+        [
+            (axis - k // 2).clamp(0, n - k)
+            for axis, n, k in zip(places.T, size, window, strict=True)
+        ],
+        dim=1,
     )
     seen = ((places >= first[:, None]) & (places < first[:, None] + torch.tensor(window))).all(-1)
     assert (seen.sum(1) == 3 * 5 * 4).all()
@@ -77,7 +85,9 @@ def test_it_takes_the_statistics_of_its_teacher_and_is_saved_for_diffusers(pipel
     again = load_autoencoder(tmp_path / "out")
     latent = torch.randn(1, 8, 2, 2, 2)
     moved = (pipeline / "vae").rename(pipeline / "moved")
-    assert torch.equal(again.eval().decode(latent), model.eval().decode(latent)), "decoding needs no teacher"
+    assert torch.equal(again.eval().decode(latent), model.eval().decode(latent)), (
+        "decoding needs no teacher"
+    )
     moved.rename(pipeline / "vae")
     assert torch.equal(again.encode(x).mode(), vae.encode(x).mode())
     planned = without_weights(str(tmp_path / "out"), None)
@@ -90,19 +100,30 @@ def test_another_teacher_is_refused(pipeline, tmp_path):
     for weight in other.encoder.parameters():
         torch.nn.init.normal_(weight)
     other.save_pretrained(pipeline / "vae")
-    with pytest.raises(ValueError, match=r"`teacher` must be the teacher that the student was trained with"):
+    with pytest.raises(
+        ValueError, match=r"`teacher` must be the teacher that the student was trained with"
+    ):
         load_autoencoder(tmp_path / "out").encode(torch.zeros(1, 3, 9, 64, 64))
-    with pytest.raises(ValueError, match=r"`teacher` must be the teacher of .*out, but got .*Set `_teacher`"):
+    with pytest.raises(
+        ValueError, match=r"`teacher` must be the teacher of .*out, but got .*Set `_teacher`"
+    ):
         load_autoencoder(pipeline / "diffusion_decoder").load_weights(tmp_path / "out")
     tiny_model("wan").save_pretrained(pipeline / "vae")
-    with pytest.raises(ValueError, match="`teacher` must be an autoencoder with `latents_mean` of 8 channels"):
+    with pytest.raises(
+        ValueError, match="`teacher` must be an autoencoder with `latents_mean` of 8 channels"
+    ):
         load_autoencoder(pipeline / "diffusion_decoder")
 
 
 def test_an_autoencoder_whose_folder_is_named_like_one_of_a_checkpoint(tmp_path):
     pipeline = tmp_path / "pipeline"
     checkpoint = tmp_path / "step"
-    for folder in (pipeline / "model", pipeline / "decoder", checkpoint / "model", checkpoint / "ema"):
+    for folder in (
+        pipeline / "model",
+        pipeline / "decoder",
+        checkpoint / "model",
+        checkpoint / "ema",
+    ):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text('{"_teacher": "model"}')
     (checkpoint / "config.yaml").write_text(f"model: {pipeline / 'decoder'}\n")
@@ -119,7 +140,9 @@ def test_sizes_below_a_window_of_attention_are_refused(pipeline):
     assert decoder(**published, decoder_stage5_kernel=(11, 11, 11)).smallest_clip == (17, 224, 224)
     model = load_autoencoder(pipeline / "diffusion_decoder")
     model.check_clip(9, 64, 64)
-    with pytest.raises(ValueError, match="`num_frames` must be at least 9 for this model, but got 1"):
+    with pytest.raises(
+        ValueError, match="`num_frames` must be at least 9 for this model, but got 1"
+    ):
         model.check_clip(1, 64, 64)
     assert model.covering_clip(1, 8, 70) == (9, 64, 96)
 
@@ -128,7 +151,9 @@ def test_sizes_below_a_window_of_attention_are_refused(pipeline):
 def test_it_is_sampled_in_steps_as_diffusers_does(kind):
     model = decoder(decoder_model_output_type=kind).double()
     latent = torch.randn(2, 8, 2, 1, 1, dtype=torch.float64)
-    context = model.module.decoder.forward_stage_4(model.module.decoder.forward_stages_1_to_3(latent))
+    context = model.module.decoder.forward_stage_4(
+        model.module.decoder.forward_stages_1_to_3(latent)
+    )
     for steps in (1, 3):
         model.set_decoding(steps=steps)
         noise = Sampler().noise((2, 3, 9, 32, 32), ClipPosition(), CPU).double()
@@ -139,7 +164,9 @@ def test_it_is_sampled_in_steps_as_diffusers_does(kind):
 def test_an_update_predicts_the_video_at_random_levels():
     torch.manual_seed(0)
     model = decoder(decoder_model_output_type="x0")
-    model.use_training_settings(CausalVAEConfig(flow=FlowConfig(level_mean=1.0, weighting="velocity")))
+    model.use_training_settings(
+        CausalVAEConfig(flow=FlowConfig(level_mean=1.0, weighting="velocity"))
+    )
     latent = torch.randn(2, 8, 2, 1, 1)
     video = torch.rand(2, 3, 9, 32, 32) * 2 - 1
     output = model.denoise(latent, video, clip_generators(3, range(2), CPU))
@@ -154,7 +181,9 @@ def test_an_update_predicts_the_video_at_random_levels():
     (plain,) = torch.autograd.grad(output.video.square().mean(), model.last_layer)
     model.enable_gradient_checkpointing()
     recomputed = model.denoise(latent, video, clip_generators(3, range(2), CPU))
-    torch.testing.assert_close(torch.autograd.grad(recomputed.video.square().mean(), model.last_layer)[0], plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(recomputed.video.square().mean(), model.last_layer)[0], plain
+    )
 
 
 @pytest.mark.slow
@@ -164,9 +193,14 @@ def test_diffusers_own_attention_and_pipeline_have_its_video(pipeline, tmp_path)
     model = load_autoencoder(pipeline / "diffusion_decoder")
     model.save_pretrained(tmp_path / "out")
     saved = diffusers.LTX2VideoDiffusionDecoderModel.from_pretrained(tmp_path / "out")
-    runs = diffusers.LTX2VideoDiffusionDecodePipeline(saved, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    runs = diffusers.LTX2VideoDiffusionDecodePipeline(
+        saved, scheduler=diffusers.FlowMatchEulerDiscreteScheduler()
+    )
     latent = torch.randn(1, 8, 2, 2, 2)
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1) for values in model.latent_normalisation().values())
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1)
+        for values in model.latent_normalisation().values()
+    )
     frames = runs(latent, generator=torch.Generator().manual_seed(5), output_type="pt").frames
     noise = torch.randn(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():

@@ -22,8 +22,16 @@ CPU = torch.device("cpu")
 
 
 def config(decoder="flow", **flow):
-    small = {"spatial_compression": 4, "patch_size": 2, "latent_channels": 3, "base_channels": 8, "blocks_per_level": 1}
-    return CausalVAEConfig(**small, channel_multipliers=(1, 2), decoder=decoder, flow=FlowConfig(**flow))
+    small = {
+        "spatial_compression": 4,
+        "patch_size": 2,
+        "latent_channels": 3,
+        "base_channels": 8,
+        "blocks_per_level": 1,
+    }
+    return CausalVAEConfig(
+        **small, channel_multipliers=(1, 2), decoder=decoder, flow=FlowConfig(**flow)
+    )
 
 
 def model(*, trained=True, dtype=torch.float64, **flow):
@@ -33,7 +41,11 @@ def model(*, trained=True, dtype=torch.float64, **flow):
 
 
 def clip(batch=2, frames=9, dtype=torch.float64):
-    return torch.rand(batch, 3, frames, 16, 8, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2 - 1
+    return (
+        torch.rand(batch, 3, frames, 16, 8, generator=torch.Generator().manual_seed(1), dtype=dtype)
+        * 2
+        - 1
+    )
 
 
 def noise(batch=2, frames=9, seed=2):
@@ -48,12 +60,18 @@ def latent(batch=2, frames=3):
 
 class TestSampler:
     def test_positions_of_a_latent_are_counted_in_its_cells(self):
-        position = ClipPosition(first_frame=17, frame_size=(64, 96), corner=(32, 64)).in_latent(8, 32)
+        position = ClipPosition(first_frame=17, frame_size=(64, 96), corner=(32, 64)).in_latent(
+            8, 32
+        )
         assert position == ClipPosition(first_frame=3, frame_size=(2, 3), corner=(1, 2))
         assert ClipPosition().in_latent(8, 32) == ClipPosition()
 
     def test_the_description_has_what_is_used(self):
-        assert Sampler(seed=1, level=0.5).describe() == {"name": "noise of the latent", "level": 0.5, "seed": 1}
+        assert Sampler(seed=1, level=0.5).describe() == {
+            "name": "noise of the latent",
+            "level": 0.5,
+            "seed": 1,
+        }
         assert Sampler(2, 3).describe() == {"name": "euler", "steps": 2, "seed": 3}
 
     @pytest.mark.parametrize("std", [0.3, 2.0])
@@ -91,19 +109,25 @@ class TestSampler:
         x = noise().float()
         for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
             x = scheduler.step((x - denoise(x, sigma)) / sigma, timestep, x).prev_sample
-        torch.testing.assert_close(integrate(denoise, noise().float(), levels), x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            integrate(denoise, noise().float(), levels), x, rtol=1e-4, atol=1e-4
+        )
         still = integrate(lambda x, level: clip(), noise(), levels)
         assert torch.equal(still, clip()), "a video without variance is exact"
 
     def test_noise_is_a_function_of_seed_and_frame(self):
         def frames(num_frames=9, height=16, width=8, seed=5, **position):
-            return Sampler(seed=seed).noise((2, 3, num_frames, height, width), ClipPosition(**position), CPU)
+            return Sampler(seed=seed).noise(
+                (2, 3, num_frames, height, width), ClipPosition(**position), CPU
+            )
 
         whole = frames()
         assert torch.equal(whole[0], whole[1])
         assert torch.equal(frames(5), whole[:, :, :5])
         assert torch.equal(frames(5, first_frame=4), whole[:, :, 4:])
-        assert torch.equal(frames(9, 8, 6, frame_size=(16, 8), corner=(4, 2)), whole[..., 4:12, 2:8])
+        assert torch.equal(
+            frames(9, 8, 6, frame_size=(16, 8), corner=(4, 2)), whole[..., 4:12, 2:8]
+        )
         assert not torch.equal(frames(seed=6), whole)
         assert not torch.equal(whole[:, :, 0], whole[:, :, 1])
         many = frames(4, 64, 64)
@@ -144,7 +168,9 @@ class TestLevels:
         assert (levels == 1).float().mean() == pytest.approx(0.1, abs=0.02)
         assert (levels > 0.95).float().mean() > 0.13
         older = FlowConfig(shift=1.0, noise_fraction=0.0)
-        assert (random_levels(older, video, torch.Generator().manual_seed(0)) > 0.95).float().mean() < 0.005
+        assert (
+            random_levels(older, video, torch.Generator().manual_seed(0)) > 0.95
+        ).float().mean() < 0.005
 
     def test_a_model_of_an_older_version_keeps_its_levels(self, tmp_path):
         vae = model(dtype=torch.float32, shift=1.0, noise_fraction=0.0)
@@ -200,7 +226,9 @@ class TestNetwork:
         output = decoder(*inputs) - linear
         assert output.abs().max() > 0.01
         v = (noise() - linear) / scale + output
-        torch.testing.assert_close(model(prediction="velocity").decoder(*inputs), noise() - scale * v)
+        torch.testing.assert_close(
+            model(prediction="velocity").decoder(*inputs), noise() - scale * v
+        )
 
     def test_gradients_of_a_conditioned_block(self):
         block = add_noise_to_weights(ResidualBlock(2, 2, noise_features=3).double(), 0.3)
@@ -208,7 +236,9 @@ class TestNetwork:
         level = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda x, level: block(x, None, level), (x, level))
         whole = block(x, None, level)
-        assert (whole[1] - block(x[1:], None, level[1:])[0]).abs().max() < 1e-12, "clips are independent"
+        assert (whole[1] - block(x[1:], None, level[1:])[0]).abs().max() < 1e-12, (
+            "clips are independent"
+        )
         assert (block(x, None, level + 1) - whole).abs().max() > 1e-3
         block.gradient_checkpointing = True
         recomputed = torch.autograd.grad(block(x, None, level).square().sum(), level)
@@ -275,8 +305,12 @@ class TestAutoencoder:
         with pytest.raises(ValueError, match="`generator` must be that of the update"):
             vae.decode(z)
         video = vae.decode(z, generator=clip_generators(0, [4, 5], CPU))
-        torch.testing.assert_close(vae.decode(z[1:], generator=clip_generators(0, [5], CPU))[0], video[1])
-        same = vae.decode(z[:1].expand(2, -1, -1, -1, -1), generator=clip_generators(0, [4, 5], CPU))
+        torch.testing.assert_close(
+            vae.decode(z[1:], generator=clip_generators(0, [5], CPU))[0], video[1]
+        )
+        same = vae.decode(
+            z[:1].expand(2, -1, -1, -1, -1), generator=clip_generators(0, [4, 5], CPU)
+        )
         assert (same[0] - same[1]).abs().max() > 1e-3
 
     @pytest.mark.parametrize("steps", [1, 4])
@@ -302,7 +336,9 @@ class TestAutoencoder:
         tile = latent()[..., :1]
         with clip_position(vae, frame_size=(16, 8)), clip_position(other, frame_size=(16, 8)):
             torch.testing.assert_close(vae.decode(tile), other.decode(tile))
-        assert (vae.decode(tile) - other.decode(tile)).abs().max() > 1e-4, "alone it has levels of its own size"
+        assert (vae.decode(tile) - other.decode(tile)).abs().max() > 1e-4, (
+            "alone it has levels of its own size"
+        )
 
     def test_several_steps_differ_from_one_and_start_from_the_same_noise(self):
         vae = model(shift=1.0).eval()

@@ -22,7 +22,9 @@ def test_a_model_is_checked_for_every_bucket():
     )
     valid = [Bucket(17, 32, 32), Bucket(1, 64, 32)]
     check_buckets(valid, model, images=True)
-    with pytest.raises(ValueError, match=r"a clip of 16x32x32\. .*17.*next larger accepted size is 17x32x32\."):
+    with pytest.raises(
+        ValueError, match=r"a clip of 16x32x32\. .*17.*next larger accepted size is 17x32x32\."
+    ):
         check_buckets([*valid, Bucket(16, 32, 32)], model, images=False)
     with pytest.raises(ValueError, match=r"a clip of 17x30x32\. .*accepted size is 17x32x32"):
         check_buckets([*valid, Bucket(17, 30, 32)], model, images=False)
@@ -50,6 +52,8 @@ def test_a_model_is_checked_for_images():
 def test_channels_that_a_model_lacks_are_one_error_with_its_own(channels, number):
     model = SimpleNamespace(in_channels=3)
     check_channels(ClipConfig(), model)
-    message = rf'of 3 channels.* got "{channels}".* Use a model with `in_channels` {number}, or clips'
+    message = (
+        rf'of 3 channels.* got "{channels}".* Use a model with `in_channels` {number}, or clips'
+    )
     with pytest.raises(ValueError, match=message):
         check_channels(ClipConfig(channels=channels), model)

@@ -25,7 +25,11 @@ def test_all_components_reconstruct_exactly(first_frame_apart):
     assert model.encode(video).shape == (40, 24, 3 if first_frame_apart else 2, 2, 2)
     torch.testing.assert_close(model(video), video, rtol=0, atol=1e-4)
     assert ("encoder.first.weight" in model.state_dict()) == first_frame_apart
-    contract = r"`video` must be of 1 \+ 2 k frames" if first_frame_apart else "`video` must be of 2 k frames"
+    contract = (
+        r"`video` must be of 1 \+ 2 k frames"
+        if first_frame_apart
+        else "`video` must be of 2 k frames"
+    )
     with pytest.raises(ValueError, match=f"{contract}, and of multiples of 2 pixels"):
         model(video[:, :, :-1] if not first_frame_apart else video[:, :, :4])
 
@@ -80,7 +84,9 @@ def test_of_a_large_clip_a_random_part_is_kept():
     model = LinearAutoencoder(1, 4, 6).fit([large])
     assert torch.equal(model(large), LinearAutoencoder(1, 4, 6).fit([large])(large))
     parts = large.unflatten(3, (8, 64)).movedim(3, 0).flatten(0, 1)  # none of which is cut
-    assert error(model, large) == pytest.approx(error(LinearAutoencoder(1, 4, 6).fit([parts]), large), rel=0.05)
+    assert error(model, large) == pytest.approx(
+        error(LinearAutoencoder(1, 4, 6).fit([parts]), large), rel=0.05
+    )
 
 
 def test_large_patches_of_few_clips():
@@ -94,9 +100,18 @@ def test_large_patches_of_few_clips():
     ("use", "message"),
     [
         (lambda: LinearAutoencoder(0, 8, 4), "`time_compression` must be a positive int"),
-        (lambda: LinearAutoencoder(4, 4, 3).fit([]), "`clips` must be at least one clip, but got none"),
-        (lambda: LinearAutoencoder(4, 4, 3)(torch.zeros(1, 3, 5, 6, 8)), "and of multiples of 4 pixels"),
-        (lambda: LinearAutoencoder(4, 4, 3)(torch.zeros(1, 3, 5, 8, 6)), "and of multiples of 4 pixels"),
+        (
+            lambda: LinearAutoencoder(4, 4, 3).fit([]),
+            "`clips` must be at least one clip, but got none",
+        ),
+        (
+            lambda: LinearAutoencoder(4, 4, 3)(torch.zeros(1, 3, 5, 6, 8)),
+            "and of multiples of 4 pixels",
+        ),
+        (
+            lambda: LinearAutoencoder(4, 4, 3)(torch.zeros(1, 3, 5, 8, 6)),
+            "and of multiples of 4 pixels",
+        ),
     ],
 )
 def test_errors(use, message):

@@ -56,7 +56,10 @@ def test_a_model_of_diffusers_on_the_hub(hub_cache):
 
 
 def test_a_model_that_the_hub_cannot_give(hub_cache):
-    with pytest.raises(ConnectionError, match="'me/faces', which is not in the cache, and the Hub cannot be reached"):
+    with pytest.raises(
+        ConnectionError,
+        match="'me/faces', which is not in the cache, and the Hub cannot be reached",
+    ):
         load_autoencoder("me/faces")
 
 
@@ -66,7 +69,9 @@ def test_a_diffusers_model(tmp_path, subfolder):
     raw = tiny_model("wan")
     raw.save_pretrained(tmp_path / (subfolder or ""))
     if subfolder:
-        (tmp_path / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "AutoencoderKLWan"]}))
+        (tmp_path / "model_index.json").write_text(
+            json.dumps({"vae": ["diffusers", "AutoencoderKLWan"]})
+        )
     # The subfolder "vae" is the default; others must be passed.
     model = load_autoencoder(str(tmp_path), subfolder="another" if subfolder == "another" else None)
     torch.testing.assert_close(model.module.state_dict(), raw.state_dict(), rtol=0, atol=0)
@@ -76,13 +81,17 @@ def test_a_folder_that_does_not_exist(tmp_path):
     for name in (tmp_path / "none", "./none", "none"):
         with pytest.raises(FileNotFoundError, match=r"`the model` must be .* which does not exist"):
             load_autoencoder(name)
-    with pytest.raises(FileNotFoundError, match=r"or `tiny`, but got 'tinny', .*exist\. Did you mean `tiny`\?"):
+    with pytest.raises(
+        FileNotFoundError, match=r"or `tiny`, but got 'tinny', .*exist\. Did you mean `tiny`\?"
+    ):
         load_autoencoder("tinny")
 
 
 def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "t.txt").write_text("a model")
-    with pytest.raises(FileNotFoundError, match=r"`the model` .*t\.txt', which is a file.* come after it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`the model` .*t\.txt', which is a file.* come after it"
+    ):
         load_autoencoder(tmp_path / "t.txt")
 
 
@@ -105,13 +114,18 @@ def test_a_run_and_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("subfolder", [None, "another"])
 def test_a_folder_without_a_model(tmp_path, subfolder):
-    with pytest.raises(ValueError, match=r"a run with a checkpoint, a folder with config\.json or vae/config"):
+    with pytest.raises(
+        ValueError, match=r"a run with a checkpoint, a folder with config\.json or vae/config"
+    ):
         load_autoencoder(tmp_path, subfolder=subfolder)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"base_dim": 4}, "a configuration with `_class_name`"), ({"_class_name": "Other"}, "a model class of diffusers")],
+    [
+        ({"base_dim": 4}, "a configuration with `_class_name`"),
+        ({"_class_name": "Other"}, "a model class of diffusers"),
+    ],
 )
 def test_a_config_without_a_known_class(tmp_path, config, message):
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -121,7 +135,14 @@ def test_a_config_without_a_known_class(tmp_path, config, message):
 
 @pytest.mark.slow
 def test_diffusers_and_slow_packages_are_imported_only_where_they_are_used(tmp_path):
-    slow = ("torchvision", "torch._dynamo", "torch.distributed.tensor", "torchmetrics", "matplotlib", "scipy")
+    slow = (
+        "torchvision",
+        "torch._dynamo",
+        "torch.distributed.tensor",
+        "torchmetrics",
+        "matplotlib",
+        "scipy",
+    )
     CausalVAE(SMALL).save_pretrained(tmp_path / "causal")
     (tmp_path / "wan").mkdir()
     (tmp_path / "wan" / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
@@ -151,7 +172,9 @@ def test_weights_of_a_checkpoint_that_were_changed_since(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{path}` must be as it was written, but got other bytes"):
+    with pytest.raises(
+        ValueError, match=rf"{path}` must be as it was written, but got other bytes"
+    ):
         load_autoencoder(folder)
 
 
@@ -182,7 +205,10 @@ class TestPackaged:
 def test_a_configuration_that_is_far_larger_than_the_weights(tmp_path):
     CausalVAE(SMALL).save_pretrained(tmp_path)
     edit_config(tmp_path, base_channels=2**16, latent_channels=2**16)
-    with pytest.raises(ValueError, match=r"must be a configuration that its weights belong to, but got one of \d{12,}"):
+    with pytest.raises(
+        ValueError,
+        match=r"must be a configuration that its weights belong to, but got one of \d{12,}",
+    ):
         load_autoencoder(tmp_path)
 
 
@@ -190,8 +216,14 @@ def test_a_configuration_that_is_far_larger_than_the_weights(tmp_path):
     ("text", "message"),
     [
         ("[" * 100_000, "must be JSON, but got other text .*recursion"),
-        ('{"_class_name": "AutoencoderKLWan", "num_res_blocks": 10000000}', "`num_res_blocks in .* at most 65536"),
-        ('{"_class_name": "AutoencoderKLWan", "dim_mult": [1, 10000000]}', "`dim_mult in .* at most 65536"),
+        (
+            '{"_class_name": "AutoencoderKLWan", "num_res_blocks": 10000000}',
+            "`num_res_blocks in .* at most 65536",
+        ),
+        (
+            '{"_class_name": "AutoencoderKLWan", "dim_mult": [1, 10000000]}',
+            "`dim_mult in .* at most 65536",
+        ),
     ],
 )
 def test_configurations_that_would_take_forever(text, message, tmp_path):

@@ -6,9 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place, merge_low_rank
+from telecine.models.lora import (
+    LAYERS,
+    add_low_rank,
+    low_rank_layers,
+    merge_in_place,
+    merge_low_rank,
+)
 
-INPUTS = {nn.Linear: (2, 4), nn.Conv1d: (2, 4, 6), nn.Conv2d: (2, 4, 6, 6), nn.Conv3d: (2, 4, 6, 6, 6)}
+INPUTS = {
+    nn.Linear: (2, 4),
+    nn.Conv1d: (2, 4, 6),
+    nn.Conv2d: (2, 4, 6, 6),
+    nn.Conv3d: (2, 4, 6, 6, 6),
+}
 
 
 def build(cls, **settings):
@@ -17,7 +28,8 @@ def build(cls, **settings):
 
 
 @pytest.mark.parametrize(
-    ("cls", "settings"), [*((cls, {}) for cls in LAYERS), (nn.Conv3d, {"groups": 2, "stride": 2, "padding": 1})]
+    ("cls", "settings"),
+    [*((cls, {}) for cls in LAYERS), (nn.Conv3d, {"groups": 2, "stride": 2, "padding": 1})],
 )
 def test_the_update_is_alpha_over_rank_times_b_a(cls, settings):
     model = build(cls, **settings)
@@ -59,8 +71,13 @@ def test_merged_weights_may_be_stored_elsewhere():
 def test_only_updates_have_gradients():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     add_low_rank(model, ["1"], rank=3, alpha=3.0)
-    trained = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
-    assert trained == {"1.parametrizations.weight.0.down": (3, 4), "1.parametrizations.weight.0.up": (4, 3)}
+    trained = {
+        name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad
+    }
+    assert trained == {
+        "1.parametrizations.weight.0.down": (3, 4),
+        "1.parametrizations.weight.0.up": (4, 3),
+    }
 
 
 def test_copies_do_not_share_updates():

@@ -16,7 +16,9 @@ NESTED = replace(PLAIN, nested_channels=(2, 4))
 
 def clips(batch, frames=3, size=8):
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(batch, 3, frames, size, size, generator=generator).cumsum(3).cumsum(4) / 4).tanh()
+    return (
+        torch.randn(batch, 3, frames, size, size, generator=generator).cumsum(3).cumsum(4) / 4
+    ).tanh()
 
 
 def model(config=NESTED):
@@ -28,7 +30,9 @@ def clips_of_six_components():
     """Return clips whose patches are sums of six orthogonal ones, each of which is half as large as the one before."""
     decoder = PatchDecoder(2, 4, 6, 3)
     generator = torch.Generator().manual_seed(0)
-    latent = torch.randn(8, 6, 2, 4, 4, generator=generator) * 0.5 ** torch.arange(6).view(6, 1, 1, 1)
+    latent = torch.randn(8, 6, 2, 4, 4, generator=generator) * 0.5 ** torch.arange(6).view(
+        6, 1, 1, 1
+    )
     with torch.no_grad():
         for layer in (decoder.first, decoder.rest):
             torch.nn.init.orthogonal_(layer.weight)
@@ -43,7 +47,9 @@ def test_a_linear_start_that_is_cut_is_the_linear_autoencoder_of_fewer_channels(
     errors = []
     for number in (2, 4, 6):
         decoded = vae.decode(latent[:, :number])
-        torch.testing.assert_close(decoded, LinearAutoencoder(2, 4, number).fit([video])(video), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            decoded, LinearAutoencoder(2, 4, number).fit([video])(video), atol=1e-3, rtol=0
+        )
         errors.append((decoded - video).square().mean().item())
     assert errors[0] > 3 * errors[1] > 10 * errors[2]
 
@@ -53,15 +59,21 @@ def test_an_update_decodes_a_random_number_of_channels_of_each_clip():
     video = clips(1).expand(24, -1, -1, -1, -1)
 
     def latent_of(first):
-        return vae(video[first:], generator=clip_generators(0, range(first, 24), video.device)).latent
+        return vae(
+            video[first:], generator=clip_generators(0, range(first, 24), video.device)
+        ).latent
 
     latent = latent_of(0)
     kept = (latent != 0).sum((2, 3, 4))  # of a clip's 2 x 2 x 2 positions
     numbers = (kept > 0).sum(1).tolist()
     assert {*numbers} == {2, 4, 6}
-    assert all(row[:number].tolist() == [8] * number for row, number in zip(kept, numbers, strict=True))
+    assert all(
+        row[:number].tolist() == [8] * number for row, number in zip(kept, numbers, strict=True)
+    )
     assert torch.equal(latent_of(0), latent)
-    assert torch.equal(latent_of(20) != 0, latent[20:] != 0), "the numbers of a clip do not depend on its batch"
+    assert torch.equal(latent_of(20) != 0, latent[20:] != 0), (
+        "the numbers of a clip do not depend on its batch"
+    )
 
 
 def test_without_nested_channels_and_in_validation_all_are_decoded():
@@ -76,7 +88,11 @@ def test_the_encoder_gets_no_gradient_of_channels_that_are_cut():
     video = clips(8)
     torch.nn.init.normal_(vae.decoder.network[-1].conv.weight)
     latent = vae.encode(video).mode().detach().requires_grad_()
-    output = vae(video, generator=clip_generators(0, range(8), video.device), posterior=DeterministicPosterior(latent))
+    output = vae(
+        video,
+        generator=clip_generators(0, range(8), video.device),
+        posterior=DeterministicPosterior(latent),
+    )
     output.video.square().sum().backward()
     is_cut = (output.latent[:, 2:] == 0).flatten(1).all(1)
     assert 0 < is_cut.sum() < 8
@@ -88,6 +104,11 @@ def test_other_numbers_are_refused():
     latent = model().encode(clips(1)).mode()
     with pytest.raises(ValueError, match=r"`latent` must be of shape \(B, 6, T, H, W\)"):
         model().decode(latent[:, :3])
-    for wrong in ({"nested_channels": (2, 6)}, {"nested_channels": (2,), "bottleneck": "lfq", "lfq_bits": 3}):
-        with pytest.raises(ValueError, match=r"`nested_channels` must be multiples of [13] below the 6 `latent_cha"):
+    for wrong in (
+        {"nested_channels": (2, 6)},
+        {"nested_channels": (2,), "bottleneck": "lfq", "lfq_bits": 3},
+    ):
+        with pytest.raises(
+            ValueError, match=r"`nested_channels` must be multiples of [13] below the 6 `latent_cha"
+        ):
             replace(PLAIN, **wrong)

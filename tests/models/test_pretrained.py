@@ -60,12 +60,28 @@ def test_a_full_disk_is_an_oserror(vae, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("removed", "changes", "message"),
     [
-        ([], {"_class_name": "AutoencoderKLWan"}, "a CausalVAE's, but got one whose `_class_name` is 'AutoencoderKLW"),
-        ([], {"latent_chanels": 4}, r"`latent_chanels` must be one of .*Did you mean `latent_channels`\?"),
+        (
+            [],
+            {"_class_name": "AutoencoderKLWan"},
+            "a CausalVAE's, but got one whose `_class_name` is 'AutoencoderKLW",
+        ),
+        (
+            [],
+            {"latent_chanels": 4},
+            r"`latent_chanels` must be one of .*Did you mean `latent_channels`\?",
+        ),
         ([], {"zzz": 4}, r"`zzz` must be one of .*Remove it"),
         ([], {"latent_channels": "many"}, "`latent_channels` must be a whole number, but got"),
-        ([], {"latent_channels": 4}, r"encoder\.linear\.first\.weight of shape \(3, 48\) instead of \(4, 48\)"),
-        (["_architecture"], {}, r"`_architecture` 2, but got 1, of an older version. .* train it again"),
+        (
+            [],
+            {"latent_channels": 4},
+            r"encoder\.linear\.first\.weight of shape \(3, 48\) instead of \(4, 48\)",
+        ),
+        (
+            ["_architecture"],
+            {},
+            r"`_architecture` 2, but got 1, of an older version. .* train it again",
+        ),
     ],
 )
 def test_another_configuration_is_refused(folder, removed, changes, message):
@@ -91,7 +107,9 @@ def test_the_error_for_other_weights_lists_the_first_few(folder):
     weights = load_file(folder / "model.safetensors")
     renamed = {name.replace("encoder", "coder"): tensor for name, tensor in weights.items()}
     save_file(renamed, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no encoder\.linear\.first\.weight; no .*; no .* and \d+ more") as caught:
+    with pytest.raises(
+        ValueError, match=r"no encoder\.linear\.first\.weight; no .*; no .* and \d+ more"
+    ) as caught:
         CausalVAE.from_pretrained(folder)
     assert len(str(caught.value)) < 600
 

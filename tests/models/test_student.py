@@ -41,7 +41,9 @@ def saved(tmp_path):
 
 def student_of(folder, size="tiny"):
     loaded = load_autoencoder(str(folder))
-    return StudentAutoencoder.of(loaded, str(folder), load_autoencoder, student_config(size, loaded, CLIP))
+    return StudentAutoencoder.of(
+        loaded, str(folder), load_autoencoder, student_config(size, loaded, CLIP)
+    )
 
 
 def video(num_clips=2):
@@ -89,7 +91,9 @@ def test_a_student_has_the_encoder_of_its_teacher_and_a_decoder(saved):
     assert not any(weight.requires_grad for weight in student.latent_model.parameters())
     assert not student.train().latent_model.training
     sampled = student(x, generator=torch.Generator().manual_seed(1))
-    with_posterior = student(x, generator=torch.Generator().manual_seed(1), posterior=student.encode(x))
+    with_posterior = student(
+        x, generator=torch.Generator().manual_seed(1), posterior=student.encode(x)
+    )
     torch.testing.assert_close(with_posterior.video, sampled.video)
     assert student.double().latent_model.last_layer.dtype == torch.float64
     assert student.covering_clip(4, 30, 30) == (5, 32, 32)
@@ -138,7 +142,9 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
     expected = student(x, sample_posterior=False)
     folder = tmp_path / "student"
     copied = copy.deepcopy(student)
-    assert not any(isinstance(module, Frozen) for module in copied.modules()), "a checkpoint has no teacher"
+    assert not any(isinstance(module, Frozen) for module in copied.modules()), (
+        "a checkpoint has no teacher"
+    )
     copied.save_pretrained(folder)
     assert set(load_file(folder / "model.safetensors")) == set(student.state_dict())
     loaded = load_autoencoder(folder)
@@ -146,7 +152,9 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
     moved = saved.rename(tmp_path / "moved")
     assert torch.equal(loaded.decode(expected.latent), expected.video)
     for model in (loaded, load_autoencoder(folder)):
-        with pytest.raises(FileNotFoundError, match=r"`teacher` must be a folder or a Hub name, .*beside the stud"):
+        with pytest.raises(
+            FileNotFoundError, match=r"`teacher` must be a folder or a Hub name, .*beside the stud"
+        ):
             model(x)
     moved.rename(saved)
     assert torch.equal(loaded(x, sample_posterior=False).video, expected.video)
@@ -154,7 +162,10 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
     assert json.loads(loaded.to_json_string()) == json.loads(student.to_json_string())
     loaded.load_weights(folder)
     teacher(seed=1).save_pretrained(saved)
-    with pytest.raises(ValueError, match=r"`teacher` must be the teacher that the student was trained with, .* diff"):
+    with pytest.raises(
+        ValueError,
+        match=r"`teacher` must be the teacher that the student was trained with, .* diff",
+    ):
         load_autoencoder(folder).encode(x)
 
 
@@ -163,14 +174,26 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
     [
         (["teacher"], {}, r"`teacher in .*config.json` must be a text, but got none"),
         ([], {"teacher": 3}, r"`teacher in .*config\.json` must be a text, but got 3 \(int\)"),
-        ([], {"teacher_encoder_sha256": None}, r"`teacher_encoder_sha256 in .* must be a text, but got None"),
-        ([], {"decoder": [1]}, r"`decoder in .*config\.json` must be a group of settings, but got \[1\]"),
+        (
+            [],
+            {"teacher_encoder_sha256": None},
+            r"`teacher_encoder_sha256 in .* must be a text, but got None",
+        ),
+        (
+            [],
+            {"decoder": [1]},
+            r"`decoder in .*config\.json` must be a group of settings, but got \[1\]",
+        ),
         (
             [],
             {"decoder": {"base_channels": "many"}},
             r"`decoder\.base_channels` must be a whole number",
         ),
-        ([], {"decoder": {"base_channels": 4096}}, "must be a configuration that its weights belong to"),
+        (
+            [],
+            {"decoder": {"base_channels": 4096}},
+            "must be a configuration that its weights belong to",
+        ),
     ],
 )
 def test_a_damaged_configuration(saved, tmp_path, removed, changes, message):
@@ -192,7 +215,9 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     settings.write_text("teacher: /another\n")
     assert load_autoencoder(folder).teacher == "teacher"
     model = teacher()
-    hub = StudentAutoencoder.of(model, "owner/name", load_autoencoder, student_config("tiny", model, CLIP))
+    hub = StudentAutoencoder.of(
+        model, "owner/name", load_autoencoder, student_config("tiny", model, CLIP)
+    )
     hub.save_pretrained(folder)
     assert load_autoencoder(folder).teacher == "owner/name"
 
@@ -226,7 +251,12 @@ def test_a_student_of_a_student_has_the_same_teacher(saved, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "time", "apart"),
-    [("ltx_video", 8, True), ("temporal_decoder", 1, True), ("mochi", 6, True), ("allegro", 4, False)],
+    [
+        ("ltx_video", 8, True),
+        ("temporal_decoder", 1, True),
+        ("mochi", 6, True),
+        ("allegro", 4, False),
+    ],
 )
 def test_the_compression_of_published_classes(name, time, apart):
     model = adapter(name)
@@ -264,9 +294,17 @@ def test_the_settings_of_a_student(tmp_path):
     ("linear", "settings", "message"),
     [
         (None, "patch_size: 16", r"`patch_size` must be"),
-        (None, "latent_channels: 8", r"`latent_channels of .*` must be 4, the teacher's, but got 8"),
+        (
+            None,
+            "latent_channels: 8",
+            r"`latent_channels of .*` must be 4, the teacher's, but got 8",
+        ),
         (None, "base_channel: 8", "base_channels"),
-        (lambda *_: None, "", "`teacher` must be an autoencoder that makes a latent frame of the first"),
+        (
+            lambda *_: None,
+            "",
+            "`teacher` must be an autoencoder that makes a latent frame of the first",
+        ),
         (
             lambda *_: LinearAutoencoder(4, 12, 12),
             "",
@@ -359,14 +397,18 @@ def test_another_decoder_starts_by_itself(tmp_path):
     _, student, is_same = imitating(student_settings(tmp_path, SETTINGS.replace("8", "16")))
     assert not is_same
     assert student(video()).target is not None
-    with pytest.raises(ValueError, match=r'`student` must be "teacher" for a decoder of telecine, but got that of'):
+    with pytest.raises(
+        ValueError, match=r'`student` must be "teacher" for a decoder of telecine, but got that of'
+    ):
         student_config("teacher", adapter("wan"), CLIPS["wan"])
 
 
 def test_a_student_of_another_model_generates(tmp_path):
     """Its teacher does not: it is trained on the videos, at random levels."""
     loaded = adapter("wan")
-    config = student_config(student_settings(tmp_path, SETTINGS + "decoder: flow\n"), loaded, CLIPS["wan"])
+    config = student_config(
+        student_settings(tmp_path, SETTINGS + "decoder: flow\n"), loaded, CLIPS["wan"]
+    )
     student = StudentAutoencoder.of(loaded, "name", load_autoencoder, config)
     x = tiny_clip("wan")
     student.start_from([x])
@@ -376,4 +418,8 @@ def test_a_student_of_another_model_generates(tmp_path):
     with torch.no_grad():
         assert student(x, sample_posterior=False).video.shape == x.shape
     student.save_pretrained(tmp_path)
-    assert load_autoencoder(tmp_path).describe_decoding() == {"name": "euler", "steps": 1, "seed": 0}
+    assert load_autoencoder(tmp_path).describe_decoding() == {
+        "name": "euler",
+        "steps": 1,
+        "seed": 0,
+    }

@@ -42,7 +42,9 @@ def test_4x8x8_becomes_4x16x16():
         "decoder.network": True,
     }
     layers = [("encoder", index) for index in range(3)]  # up to the first halving
-    layers += [("decoder", index) for index in (-5, -4, -3)]  # from the last doubling on, but for the output
+    layers += [
+        ("decoder", index) for index in (-5, -4, -3)
+    ]  # from the last doubling on, but for the output
     num_copied = 0
     for part, index in layers:
         before = getattr(source, part).network[index]
@@ -50,10 +52,14 @@ def test_4x8x8_becomes_4x16x16():
         torch.testing.assert_close(after.state_dict(), before.state_dict(), rtol=0, atol=0)
         num_copied += sum(weight.numel() for weight in after.parameters())
     assert sum(copied for copied, _ in counts.values()) == num_copied
-    assert sum(total for _, total in counts.values()) == sum(weight.numel() for weight in model.parameters())
+    assert sum(total for _, total in counts.values()) == sum(
+        weight.numel() for weight in model.parameters()
+    )
     linear = model.linear_autoencoder(5, 32, 32)
     model.start_from(linear)
-    assert torch.equal(reconstruct(model), linear(clip())), "networks of other depth add nothing at the start"
+    assert torch.equal(reconstruct(model), linear(clip())), (
+        "networks of other depth add nothing at the start"
+    )
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2])
@@ -71,7 +77,10 @@ def test_more_residual_blocks_reconstruct_the_same(num_blocks):
         ({"latent_channels": 8}, []),
         ({"time_compression": 2}, []),
         ({"time_compression": 2, "patch_size": 8, "channel_multipliers": (2,)}, []),
-        ({"time_kernel": 1}, ["encoder.linear", "decoder.linear"]),  # the blocks of the lowest resolution are lost
+        (
+            {"time_kernel": 1},
+            ["encoder.linear", "decoder.linear"],
+        ),  # the blocks of the lowest resolution are lost
         ({"patch_size": 8, "channel_multipliers": (2,)}, ["encoder.linear", "decoder.linear"]),
         ({"decoder": "flow"}, ["encoder.linear", "encoder.network", "decoder.linear"]),
     ],
@@ -88,15 +97,24 @@ def test_an_output_layer_that_predicts_something_else_is_not_copied():
     config = replace(CONFIG, decoder="flow")
     model = CausalVAE(replace(config, flow=FlowConfig(prediction="velocity")))
     counts = copy_matching(trained(config), into=model)
-    assert [name for name, (copied, total) in counts.items() if copied < total] == ["decoder.network"]
+    assert [name for name, (copied, total) in counts.items() if copied < total] == [
+        "decoder.network"
+    ]
     assert not model.decoder.network[-1].conv.weight.any()
 
 
 def test_other_models_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`init` must be left out for a model that is no CausalVAE, but got 'a' with"):
+    with pytest.raises(
+        ValueError,
+        match=r"`init` must be left out for a model that is no CausalVAE, but got 'a' with",
+    ):
         load_source("a", into=nn.Linear(1, 1))
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
-    with pytest.raises(ValueError, match=r"`init` must be a run or weights of a CausalVAE, but got '.*', a Autoenc"):
+    with pytest.raises(
+        ValueError, match=r"`init` must be a run or weights of a CausalVAE, but got '.*', a Autoenc"
+    ):
         check_source(str(tmp_path))
-    with pytest.raises(ValueError, match=r"but got '.*', which is none\. To train another model on, use `model`"):
+    with pytest.raises(
+        ValueError, match=r"but got '.*', which is none\. To train another model on, use `model`"
+    ):
         check_source(str(tmp_path / "nothing"))

@@ -49,7 +49,11 @@ KL_IMAGE = {
 
 def for_both(**settings: object) -> dict[str, object]:
     """Return settings that an encoder and a decoder have separately."""
-    return {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in settings.items()}
+    return {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in settings.items()
+    }
 
 
 VIDEO_MODELS = {
@@ -69,15 +73,23 @@ VIDEO_MODELS = {
     ),
     "qwen_image": TinyModel("AutoencoderKLQwenImage", (5, 16, 16), WAN),
     "ltx_video": TinyModel("AutoencoderKLLTXVideo", (9, 32, 32), LTX),
-    "ltx_video_with_timestep": TinyModel("AutoencoderKLLTXVideo", (9, 32, 32), {**LTX, "timestep_conditioning": True}),
+    "ltx_video_with_timestep": TinyModel(
+        "AutoencoderKLLTXVideo", (9, 32, 32), {**LTX, "timestep_conditioning": True}
+    ),
     "ltx2_video": TinyModel(
         "AutoencoderKLLTX2Video",
         (9, 64, 64),
-        {**LTX, "decoder_block_out_channels": (8, 16, 32), "decoder_layers_per_block": (1, 1, 1, 1)},
+        {
+            **LTX,
+            "decoder_block_out_channels": (8, 16, 32),
+            "decoder_layers_per_block": (1, 1, 1, 1),
+        },
     ),
     "hunyuan_video": TinyModel("AutoencoderKLHunyuanVideo", (5, 16, 16), NORMED_BLOCKS),
     "hunyuan_video15": TinyModel("AutoencoderKLHunyuanVideo15", (5, 32, 32), FIVE_BLOCKS),
-    "hunyuan_image_refiner": TinyModel("AutoencoderKLHunyuanImageRefiner", (5, 32, 32), FIVE_BLOCKS),
+    "hunyuan_image_refiner": TinyModel(
+        "AutoencoderKLHunyuanImageRefiner", (5, 32, 32), FIVE_BLOCKS
+    ),
     "cosmos": TinyModel(
         "AutoencoderKLCosmos",
         (9, 32, 32),
@@ -131,7 +143,11 @@ VIDEO_MODELS = {
     "kandinsky6_sr": TinyModel(
         "Kandinsky6SRVAE",
         (5, 32, 32),
-        {"latent_channels": 4, "layers_per_block": 1, **for_both(block_out_channels=(8, 8, 8, 8, 8))},
+        {
+            "latent_channels": 4,
+            "layers_per_block": 1,
+            **for_both(block_out_channels=(8, 8, 8, 8, 8)),
+        },
     ),
     "vidtok": TinyModel("AutoencoderVidTok", (5, 16, 16), VIDTOK),
     "vidtok_fsq": TinyModel(
@@ -145,7 +161,13 @@ IMAGE_MODELS = {
     "qwen_image21": TinyModel(
         "AutoencoderKLQwenImage21",
         (2, 32, 32),
-        {**WAN, "decoder_base_dim": 4, "dim_mult": [1, 1, 1, 1, 1], "in_channels": 4, "out_channels": 4},
+        {
+            **WAN,
+            "decoder_base_dim": 4,
+            "dim_mult": [1, 1, 1, 1, 1],
+            "in_channels": 4,
+            "out_channels": 4,
+        },
     ),
     # The class of Stable Diffusion, as Flux has it.
     "kl_image": TinyModel(
@@ -182,7 +204,13 @@ IMAGE_MODELS = {
     "kvae_image": TinyModel(
         "AutoencoderKLKVAE",
         (2, 8, 8),
-        {"channels": 32, "ch_mult": (1, 1), "num_enc_blocks": 1, "num_dec_blocks": 1, "z_channels": 4},
+        {
+            "channels": 32,
+            "ch_mult": (1, 1),
+            "num_enc_blocks": 1,
+            "num_dec_blocks": 1,
+            "z_channels": 4,
+        },
     ),
     "dc_ae": TinyModel(
         "AutoencoderDC",
@@ -201,7 +229,11 @@ IMAGE_MODELS = {
     "tiny_image": TinyModel(
         "AutoencoderTiny",
         (2, 8, 8),
-        {**for_both(block_out_channels=(4, 4)), "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)},
+        {
+            **for_both(block_out_channels=(4, 4)),
+            "num_encoder_blocks": (1, 1),
+            "num_decoder_blocks": (1, 1),
+        },
     ),
     "vq_image": TinyModel("VQModel", (2, 8, 8), {**KL_IMAGE, "num_vq_embeddings": 16}),
     # A decoder with a frozen encoder, for images of 32 x 32 pixels alone.
@@ -264,7 +296,9 @@ def replace_transformers() -> None:
 def tiny_model(name: str, seed: int = 0, **changes: object) -> ModelMixin:
     """Return the model of this name with the weights of a seed, or skip the test: diffusers 0.36 lacks some."""
     model = DIFFUSION_DECODER if name == "ltx2_diffusion_decoder" else TINY_MODELS[name]
-    cls = getattr(diffusers, model.cls, None) or pytest.skip(f"diffusers {diffusers.__version__} has no {model.cls}")
+    cls = getattr(diffusers, model.cls, None) or pytest.skip(
+        f"diffusers {diffusers.__version__} has no {model.cls}"
+    )
     if name == "rae":
         replace_transformers()
     torch.manual_seed(seed)
@@ -280,11 +314,17 @@ def tiny_clip(name: str, batch: int = 1, seed: int = 0) -> torch.Tensor:
 # The model for `pytest -m "not slow"`: it clamps, and caches frames.
 FAST = ("wan",)
 every_model = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(TINY_MODELS)]
+    "name",
+    [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in sorted(TINY_MODELS)
+    ],
 )
 # Without classes whose blocks another one has, for tests of what blocks do.
 ALIKE = ("asymmetric", "flux2", "hunyuan_image", "kvae_image", "vidtok_fsq")
-every_kind = pytest.mark.parametrize("name", [mark for mark in every_model.args[1] if mark.values[0] not in ALIKE])
+every_kind = pytest.mark.parametrize(
+    "name", [mark for mark in every_model.args[1] if mark.values[0] not in ALIKE]
+)
 
 
 BEFORE_AND_AFTER_PROBING: dict[str, tuple[dict[str, object], dict[str, object]]] = {}

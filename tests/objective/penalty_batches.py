@@ -44,7 +44,11 @@ def penalise(batch):
         network = NETWORKS[name]
         torch.manual_seed(0)
         loss = VideoAutoencoderLoss(
-            0, perceptual_weight=0, grad_penalty_loss_weight=10, penalty={"kind": penalty}, discr_kwargs=network
+            0,
+            perceptual_weight=0,
+            grad_penalty_loss_weight=10,
+            penalty={"kind": penalty},
+            discr_kwargs=network,
         )
         size = network["image_size"]
         real, fake = (torch.rand(batch, 3, 2, size, size) * 2 - 1 for _ in range(2))

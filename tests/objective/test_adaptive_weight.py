@@ -88,7 +88,9 @@ class TestRatio:
     )
     def test_bounds_and_values_that_are_not_finite(self, settings, reference, loss, expected):
         x = torch.ones((), requires_grad=True)
-        (weight,) = weights_of(build(**settings), x, {"perceptual": reference * x}, {"discr": loss * x}).values()
+        (weight,) = weights_of(
+            build(**settings), x, {"perceptual": reference * x}, {"discr": loss * x}
+        ).values()
         assert weight == pytest.approx(expected)
 
 
@@ -100,12 +102,17 @@ class TestInTheLoss:
         def compute(**options):
             discriminator = make_feature_discriminator()
             loss = make_loss(
-                perceptual={"num_frames": "all"}, adversarial_loss_weight=0.5, discr_3d_kwargs=discriminator, **options
+                perceptual={"num_frames": "all"},
+                adversarial_loss_weight=0.5,
+                discr_3d_kwargs=discriminator,
+                **options,
             )
             real = pair[0]
             fake = autoencoder(real)
             total, log = loss(real, fake, 0, 0, last_layer=autoencoder.last_layer)
-            fake_frames, real_frames = (video.transpose(1, 2).flatten(0, 1) for video in (fake, real))
+            fake_frames, real_frames = (
+                video.transpose(1, 2).flatten(0, 1) for video in (fake, real)
+            )
             lpips = loss.perceptual.distance(reconstruction=fake_frames, target=real_frames).mean()
             terms = {"lpips": lpips, "recon": F.mse_loss(fake, real), "g": -2 * fake.mean()}
             return terms, total, log["train/adaptive_weight"].item()
@@ -116,12 +123,17 @@ class TestInTheLoss:
         settings = {"reference": "recon_and_perceptual"}
         terms, total, weight = compute(adaptive_weight=settings, perceptual_weight=0.3)
         both = terms["recon"] + 0.3 * terms["lpips"]
-        norms = [norm_of(loss, autoencoder.last_layer, "last_layer").item() for loss in (both, terms["g"])]
+        norms = [
+            norm_of(loss, autoencoder.last_layer, "last_layer").item()
+            for loss in (both, terms["g"])
+        ]
         assert weight == pytest.approx(norms[0] / norms[1], rel=1e-4)
         torch.testing.assert_close(total, both + 0.5 * weight * terms["g"])
 
     @pytest.mark.parametrize("weight", [0, Ramp(1, start=5)])
-    def test_without_perceptual_weight_it_is_1_even_if_a_term_uses_the_features(self, compute, weight):
+    def test_without_perceptual_weight_it_is_1_even_if_a_term_uses_the_features(
+        self, compute, weight
+    ):
         assert compute(perceptual_weight=weight, terms={"gram": 1})[-1] == 1
 
     def test_a_sum_over_pixels_is_compared_as_a_sum(self, compute, pair):
@@ -129,14 +141,18 @@ class TestInTheLoss:
         summed = compute(adaptive_weight={"max": 1e9}, reconstruction={"nll_reduction": "sum"})[-1]
         assert summed == pytest.approx(mean * pair[0][0].numel(), rel=1e-4)
 
-    def test_it_is_1_in_every_call_without_gradients_to_compare(self, make_loss, make_discriminator, clip, autoencoder):
+    def test_it_is_1_in_every_call_without_gradients_to_compare(
+        self, make_loss, make_discriminator, clip, autoencoder
+    ):
         layer = autoencoder.last_layer
         fake = autoencoder(clip())
 
         def weight(fake, last_layer, scale=1.0, **options):
             discriminator = make_discriminator(scale)
             loss = make_loss(adversarial_loss_weight=1, discr_3d_kwargs=discriminator, **options)
-            return loss(clip(), fake, 0, 0, last_layer=last_layer)[1]["train/adaptive_weight"].item()
+            return loss(clip(), fake, 0, 0, last_layer=last_layer)[1][
+                "train/adaptive_weight"
+            ].item()
 
         assert weight(fake, layer) not in (0, 1)
         assert weight(fake, None) == 1
@@ -148,12 +164,16 @@ class TestInTheLoss:
             assert weight(fake, layer) == 1
 
 
-@pytest.mark.parametrize(("layer", "problem"), [(None, "is None"), (torch.ones(3), "requires no gradient")])
+@pytest.mark.parametrize(
+    ("layer", "problem"), [(None, "is None"), (torch.ones(3), "requires no gradient")]
+)
 def test_without_a_layer_the_weight_is_1_and_a_warning_tells(layer, problem):
     x = torch.ones(3, requires_grad=True)
     losses = {"d": (2 * x).sum()}
     references = {"perceptual": x.sum()}
-    with pytest.warns(UserWarning, match=f"`last_layer` {problem}, so that the adaptive weight is 1"):
+    with pytest.warns(
+        UserWarning, match=f"`last_layer` {problem}, so that the adaptive weight is 1"
+    ):
         assert build()(losses, references, layer)["d"] == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -24,13 +24,41 @@ class TestChecks:
     @pytest.mark.parametrize(
         ("inputs", "reconstructions", "message"),
         [
-            (zeros(3, 4, 8, 8), zeros(), r"`inputs` must be .*\(B, C, T, H, W\), but got .*\(3, 4, 8, 8\).*\[None\]"),
-            (zeros(), zeros(3, 4, 8, 8), r"`reconstructions` must be .*\(B, C, T, H, W\), but got .*\[None\]"),
-            (zeros(dtype=torch.uint8), zeros(), r"`inputs` must be a floating-point.*torch.uint8.*float\(\) / 127.5"),
-            (zeros(), zeros(2, 3, 5, 8, 8), r"`reconstructions` must be of `inputs`'s shape .*5, 8, 8\).*strides"),
-            (zeros(device="meta"), zeros(), r"`reconstructions` must be on the same device as `inputs`, meta.*cpu"),
-            (zeros() + 255, zeros(), r"`inputs` must be in the range \[-1, 1\], but got values from 255 to 255. Map"),
-            (zeros(0, 3, 4, 8, 8), zeros(0, 3, 4, 8, 8), r"`inputs` must be .*without empty axes.*Drop empty"),
+            (
+                zeros(3, 4, 8, 8),
+                zeros(),
+                r"`inputs` must be .*\(B, C, T, H, W\), but got .*\(3, 4, 8, 8\).*\[None\]",
+            ),
+            (
+                zeros(),
+                zeros(3, 4, 8, 8),
+                r"`reconstructions` must be .*\(B, C, T, H, W\), but got .*\[None\]",
+            ),
+            (
+                zeros(dtype=torch.uint8),
+                zeros(),
+                r"`inputs` must be a floating-point.*torch.uint8.*float\(\) / 127.5",
+            ),
+            (
+                zeros(),
+                zeros(2, 3, 5, 8, 8),
+                r"`reconstructions` must be of `inputs`'s shape .*5, 8, 8\).*strides",
+            ),
+            (
+                zeros(device="meta"),
+                zeros(),
+                r"`reconstructions` must be on the same device as `inputs`, meta.*cpu",
+            ),
+            (
+                zeros() + 255,
+                zeros(),
+                r"`inputs` must be in the range \[-1, 1\], but got values from 255 to 255. Map",
+            ),
+            (
+                zeros(0, 3, 4, 8, 8),
+                zeros(0, 3, 4, 8, 8),
+                r"`inputs` must be .*without empty axes.*Drop empty",
+            ),
             (zeros(), [[0.0]], r"`reconstructions` must be .*but got \[\[0.0\]\].*as_tensor"),
         ],
     )
@@ -46,10 +74,16 @@ class TestChecks:
     @pytest.mark.parametrize(
         ("mask", "message"),
         [
-            (torch.ones(2, 1, 4, 8, 8), r"`mask` must be a bool tensor that broadcasts to \(2, 3, 4, 8, 8\) on cpu"),
+            (
+                torch.ones(2, 1, 4, 8, 8),
+                r"`mask` must be a bool tensor that broadcasts to \(2, 3, 4, 8, 8\) on cpu",
+            ),
             (torch.ones(4, 8, 8, dtype=torch.bool), "`mask` must be .*Keep all five axes"),
             (torch.ones(2, 1, 3, 8, 8, dtype=torch.bool), "`mask` must be .*Keep all five axes"),
-            (torch.ones(2, 1, 4, 8, 8, dtype=torch.bool, device="meta"), "`mask` must be a bool tensor"),
+            (
+                torch.ones(2, 1, 4, 8, 8, dtype=torch.bool, device="meta"),
+                "`mask` must be a bool tensor",
+            ),
             ([True], "`mask` must be a bool tensor"),
         ],
     )
@@ -69,11 +103,16 @@ class TestChecks:
         ],
     )
     def test_bad_sample_weights(self, weight):
-        with pytest.raises(ValueError, match=r"`sample_weight` must be a floating-point tensor of shape \(2,\) on cpu"):
+        with pytest.raises(
+            ValueError,
+            match=r"`sample_weight` must be a floating-point tensor of shape \(2,\) on cpu",
+        ):
             build(sample_weight=weight)
 
     @pytest.mark.parametrize("step", [0, 1, "update"])
-    def test_the_loss_checks_its_arguments(self, make_loss, make_discriminator, clip, autoencoder, step):
+    def test_the_loss_checks_its_arguments(
+        self, make_loss, make_discriminator, clip, autoencoder, step
+    ):
         loss = make_loss(adversarial_loss_weight=1.0, discr_3d_kwargs=make_discriminator())
 
         mistakes = {
@@ -87,7 +126,9 @@ class TestChecks:
         for name, value in mistakes.items():
             arguments = {"inputs": clip(), "reconstructions": clip(), "global_step": 0, name: value}
             with pytest.raises(ValueError, match=f"`{name}` must be a"):
-                loss.update(**arguments) if step == "update" else loss(optimizer_idx=step, **arguments)
+                loss.update(**arguments) if step == "update" else loss(
+                    optimizer_idx=step, **arguments
+                )
 
     def test_a_generator_on_another_device(self, make_loss):
         x = zeros(2, 3, 4, 16, 16, device="meta")
@@ -97,14 +138,19 @@ class TestChecks:
     def test_a_last_layer_of_another_model(self, make_loss, make_discriminator, clip, autoencoder):
         loss = make_loss(adversarial_loss_weight=1.0, discr_3d_kwargs=make_discriminator())
         other = torch.nn.Parameter(torch.ones(3, 4, 1, 3, 3))
-        with pytest.raises(ValueError, match=r"`last_layer` must be a parameter that `reconstructions` were computed"):
+        with pytest.raises(
+            ValueError,
+            match=r"`last_layer` must be a parameter that `reconstructions` were computed",
+        ):
             loss(clip(), autoencoder(clip()), 0, 0, last_layer=other)
 
 
 def build(real=None, fake=None, *, config=None, aux_losses=None, last_layer=None, **options):
     real = zeros() if real is None else real
     fake = zeros() if fake is None else fake
-    return make_batch(ObjectiveConfig(**config or {}), real, fake, aux_losses, last_layer, **options)
+    return make_batch(
+        ObjectiveConfig(**config or {}), real, fake, aux_losses, last_layer, **options
+    )
 
 
 class TestMakeBatch:
@@ -112,7 +158,9 @@ class TestMakeBatch:
     def test_videos_are_at_least_float32(self, dtype):
         """So that penalties differentiate in float32, and `gan.augment` changes both videos in the same way."""
         wide = torch.promote_types(dtype, torch.float32)
-        batch = build(zeros(dtype=dtype), zeros(dtype=dtype), config={"gan": GANConfig(augment=("color",))})
+        batch = build(
+            zeros(dtype=dtype), zeros(dtype=dtype), config={"gan": GANConfig(augment=("color",))}
+        )
         assert batch.real.dtype == batch.disc_real.dtype == batch.fake.dtype == wide
         assert torch.equal(batch.disc_real, batch.disc_fake)
 
@@ -120,7 +168,9 @@ class TestMakeBatch:
         with torch.inference_mode():
             mask = torch.ones(2, 1, 4, 1, 1, dtype=torch.bool)
             weight = torch.ones(2)
-        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, discr_3d_kwargs=make_discriminator())
+        loss = make_loss(
+            perceptual_weight=0, adversarial_loss_weight=1, discr_3d_kwargs=make_discriminator()
+        )
         for options in ({"mask": mask}, {"sample_weight": weight}):
             loss(*pair, 0, 0, **options)[0].backward()
             torch.testing.assert_close(loss(*pair, 0, 0, **options)[0], loss(*pair, 0, 0)[0])
@@ -182,7 +232,9 @@ class TestMasksAndWeights:
         for mask in (some, None):
             counted = torch.ones_like(real) > 0 if mask is None else mask.expand_as(real)
             total, log = loss(real, fake, 0, 0, mask=mask)
-            torch.testing.assert_close(log["train/recon_loss"], error(real[counted], fake[counted]).detach())
+            torch.testing.assert_close(
+                log["train/recon_loss"], error(real[counted], fake[counted]).detach()
+            )
             assert total == log["train/recon_loss"]
 
     def test_weights_multiply_each_clips_errors(self, make_loss, clip):
@@ -193,7 +245,9 @@ class TestMasksAndWeights:
         first, second = (loss(x[b : b + 1], y[b : b + 1], 0, 0)[0] for b in range(2))
         weighted = loss(x, y, 0, 0, sample_weight=torch.tensor([0.5, 3.0]))[0]
         torch.testing.assert_close(weighted, (0.5 * first + 3 * second) / 2)
-        torch.testing.assert_close(loss(x, y, 0, 0, sample_weight=torch.ones(2))[0], loss(x, y, 0, 0)[0])
+        torch.testing.assert_close(
+            loss(x, y, 0, 0, sample_weight=torch.ones(2))[0], loss(x, y, 0, 0)[0]
+        )
 
     def test_a_mask_of_everything_changes_nothing(self, make_loss, clip):
         loss = make_loss(**EVERYTHING)
@@ -212,7 +266,9 @@ class TestMasksAndWeights:
 
     @pytest.mark.parametrize("reduction", ["mean", "sum"])
     def test_masking_frames_is_the_same_as_cutting_them_off(self, make_loss, pair, reduction):
-        loss = make_loss(perceptual_weight=0, reconstruction={"nll_reduction": reduction}, terms={"temporal": 1})
+        loss = make_loss(
+            perceptual_weight=0, reconstruction={"nll_reduction": reduction}, terms={"temporal": 1}
+        )
         mask = (torch.arange(4) < 2).view(1, 1, 4, 1, 1)
         weight = torch.tensor([0.5, 2.0])
         masked = loss(*pair, 0, 0, mask=mask, sample_weight=weight)
@@ -221,7 +277,10 @@ class TestMasksAndWeights:
 
     def test_the_adaptive_weight_at_a_masked_reconstruction(self, make_loss, clip):
         """Gradients are compared at the whole reconstruction; those of the masked-out part are 0."""
-        settings = {"adaptive_weight": {"at": "reconstruction"}, "perceptual": {"num_frames": "all"}}
+        settings = {
+            "adaptive_weight": {"at": "reconstruction"},
+            "perceptual": {"num_frames": "all"},
+        }
         loss = make_loss(adversarial_loss_weight=1, discr_3d_kwargs=VIDEO, **settings)
         x = clip()
         y = clip(seed=2).requires_grad_()
@@ -231,7 +290,9 @@ class TestMasksAndWeights:
         lpips = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
         g = -loss.discr_3d(composed).logits.mean()
         norms = [torch.autograd.grad(t, composed)[0][..., :8].norm() for t in (2 * lpips.mean(), g)]
-        torch.testing.assert_close(weight, norms[0] / norms[1].clamp(min=1e-3), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            weight, norms[0] / norms[1].clamp(min=1e-3), rtol=1e-4, atol=1e-6
+        )
 
 
 def aux(value, log=None, reduction="mean"):
@@ -265,14 +326,22 @@ class TestAuxLosses:
         assert losses["kl"].requires_grad
 
     def test_the_log_of_an_engines_regulariser(self):
-        log = {"kl_loss": torch.tensor(1.0), "loss/vq": 2.0, "perplexity": torch.ones(9), "indices": "none"}
+        log = {
+            "kl_loss": torch.tensor(1.0),
+            "loss/vq": 2.0,
+            "perplexity": torch.ones(9),
+            "indices": "none",
+        }
         assert list(aux(None, log)) == ["kl_loss", "loss/vq"]
         assert list(aux(3.0, log)) == [""]
 
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            (torch.zeros(3), r"`aux_losses` must be a number, a floating-point tensor of one element.*\(3,\).*mean"),
+            (
+                torch.zeros(3),
+                r"`aux_losses` must be a number, a floating-point tensor of one element.*\(3,\).*mean",
+            ),
             (torch.zeros(0), r"`aux_losses` must be .*\(0,\)"),
             ("kl", r"`aux_losses` must be a number, .*'kl' \(str\).*dict"),
             (True, r"`aux_losses` must be a number, .*True"),
@@ -304,13 +373,19 @@ class TestAuxLosses:
         torch.testing.assert_close(aux(theirs), aux(gaussian))
 
     def test_sums_over_pixels_go_with_a_sum_over_the_latent(self, make_loss, clip):
-        loss = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=1, reconstruction={"nll_reduction": "sum"})
+        loss = make_loss(
+            perceptual_weight=0,
+            quantizer_aux_loss_weight=1,
+            reconstruction={"nll_reduction": "sum"},
+        )
         total, log = loss(clip(), clip(seed=2), 0, 0, posterior())
         squares = (clip() - clip(seed=2)).double().square().sum() / 2
         divergence = aux(posterior(), reduction="sum")["kl_loss"]
         assert log["train/kl_loss"].item() == pytest.approx(divergence.item(), rel=1e-5)
         assert total.item() == pytest.approx((squares + divergence).item(), rel=1e-5)
-        assert log["train/recon_loss"].item() == pytest.approx(squares.item() / clip()[0].numel(), rel=1e-5)
+        assert log["train/recon_loss"].item() == pytest.approx(
+            squares.item() / clip()[0].numel(), rel=1e-5
+        )
 
     def test_a_distribution_without_variance(self):
         with pytest.raises(ValueError, match="logvar"):

@@ -12,7 +12,10 @@ from telecine.training.build import build_objective
 
 
 def clips(channels, batch=2, seed=0):
-    return torch.rand(batch, channels, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (
+        torch.rand(batch, channels, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2
+        - 1
+    )
 
 
 class Recorder:
@@ -26,7 +29,9 @@ class Recorder:
 def loss_of(channels, *, train=True, seed=0, distance=None):
     """Return the frames that the perceptual loss saw, and the gradient at the reconstruction."""
     distance = distance or Recorder()
-    loss = VideoAutoencoderLoss(0, perceptual={"net": distance, "num_frames": "all", "chunk_size": 6})
+    loss = VideoAutoencoderLoss(
+        0, perceptual={"net": distance, "num_frames": "all", "chunk_size": 6}
+    )
     real = clips(channels)
     fake = clips(channels, seed=1).requires_grad_()
     with torch.set_grad_enabled(train):
@@ -47,7 +52,9 @@ def test_grey_is_repeated_and_rgb_and_others_are_left_alone():
 
 def test_rgba_is_composited():
     video = clips(4)
-    opaque, transparent = (torch.cat([video[:, :3], torch.full_like(video[:, 3:], alpha)], 1) for alpha in (1, -1))
+    opaque, transparent = (
+        torch.cat([video[:, :3], torch.full_like(video[:, 3:], alpha)], 1) for alpha in (1, -1)
+    )
     assert torch.equal(as_rgb(opaque), opaque[:, :3])
     colour = torch.tensor([[0.5, 0.25, -1], [1, 0, 0]])
     expected = colour[:, :, None, None, None].expand_as(video[:, :3])

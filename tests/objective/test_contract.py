@@ -35,7 +35,10 @@ SIZES = ((16, 16), (60, 90), (48, 80), (17, 31), (33, 16))
 
 
 def ratio_by_hand(perceptual, g, last_layer):
-    norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (perceptual, g)]
+    norms = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+        for loss in (perceptual, g)
+    ]
     return min(norms[0] / max(norms[1], torch.tensor(1e-3)), torch.tensor(1e3)).item()
 
 
@@ -50,10 +53,15 @@ def assert_every_pixel_counts(network, shape):
 # 1. The gate is inverted: the adversarial term is on only before `disc_start`.
 
 
-def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_loss, make_discriminator, clip):
+def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(
+    make_loss, make_discriminator, clip
+):
     for training in (True, False):
         loss = make_loss(
-            disc_start=5, adversarial_loss_weight=2, discr_3d_kwargs=make_discriminator(3), perceptual_weight=0
+            disc_start=5,
+            adversarial_loss_weight=2,
+            discr_3d_kwargs=make_discriminator(3),
+            perceptual_weight=0,
         )
         loss.train(training)
         real = clip()
@@ -65,13 +73,17 @@ def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_
             g = -3 * fake.mean().item() if on else 0
             assert log["train/gen_loss"].item() == pytest.approx(g, rel=1e-4)
             assert total.item() == pytest.approx(mse + 2 * g, rel=1e-5)
-            assert len(loss.discr_3d.inputs) == on, "nothing of the term is computed before `disc_start`"
+            assert len(loss.discr_3d.inputs) == on, (
+                "nothing of the term is computed before `disc_start`"
+            )
 
 
 # 2. The adaptive weight is computed and logged, but nothing is multiplied by it.
 
 
-def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss, make_discriminator, clip, autoencoder):
+def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(
+    make_loss, make_discriminator, clip, autoencoder
+):
     loss = make_loss(
         adversarial_loss_weight=0.5,
         multiscale_adversarial_loss_weight=0.25,
@@ -87,11 +99,22 @@ def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss,
     terms = [-5 * fake.mean(), 3 * fake.mean()]
     weights = [ratio_by_hand(perceptual, g, autoencoder.last_layer) for g in terms]
     assert not any(0.9 < weight < 1.1 for weight in weights)
-    logged = [log["train/adaptive_weight_discr_3d"].item(), log["train/adaptive_weight_multiscale_discrs.0"].item()]
+    logged = [
+        log["train/adaptive_weight_discr_3d"].item(),
+        log["train/adaptive_weight_multiscale_discrs.0"].item(),
+    ]
     assert logged == pytest.approx(weights)
-    expected = (real - fake).square().mean() + perceptual + 0.5 * weights[0] * terms[0] + 0.25 * weights[1] * terms[1]
+    expected = (
+        (real - fake).square().mean()
+        + perceptual
+        + 0.5 * weights[0] * terms[0]
+        + 0.25 * weights[1] * terms[1]
+    )
     torch.testing.assert_close(total, expected)
-    ours, theirs = (torch.autograd.grad(t, autoencoder.last_layer, retain_graph=True)[0] for t in (total, expected))
+    ours, theirs = (
+        torch.autograd.grad(t, autoencoder.last_layer, retain_graph=True)[0]
+        for t in (total, expected)
+    )
     torch.testing.assert_close(ours, theirs)
 
 
@@ -212,7 +235,9 @@ def test_line_06_validation_without_gradients_has_no_penalty(make_loss, clip, au
     loss = make_loss(grad_penalty_loss_weight=5, adversarial_loss_weight=1, **NETWORKS)
     with context():
         for idx in (0, 1):
-            total, log = loss(clip(), autoencoder(clip()), idx, 0, last_layer=autoencoder.last_layer, split="val")
+            total, log = loss(
+                clip(), autoencoder(clip()), idx, 0, last_layer=autoencoder.last_layer, split="val"
+            )
             assert total.isfinite()
             assert not total.requires_grad
     assert log["val/grad_penalty_loss"] == 0
@@ -230,7 +255,9 @@ def test_line_06_a_batch_made_in_inference_mode_trains_both_networks(make_loss, 
     total.backward()
     assert log["train/grad_penalty_loss"] > 0
     loss(real, fake, 0, 0, aux_losses=aux, last_layer=autoencoder.last_layer)
-    loss(real, autoencoder(clip()), 0, 0, aux_losses=aux, last_layer=autoencoder.last_layer)[0].backward()
+    loss(real, autoencoder(clip()), 0, 0, aux_losses=aux, last_layer=autoencoder.last_layer)[
+        0
+    ].backward()
     assert autoencoder.last_layer.grad is not None
 
 
@@ -256,7 +283,12 @@ def test_line_08_frames_without_features_have_a_finite_gradient(make_loss, vgg, 
     no_bias = {name: tensor * (not name.endswith("bias")) for name, tensor in vgg.items()}
     loss = make_loss(vgg_weights=no_bias, perceptual={"num_frames": "all"})
     # The colour that LPIPS subtracts: every feature is exactly zero.
-    mean = torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 16, 16).contiguous()
+    mean = (
+        torch.tensor([-0.030, -0.088, -0.188])
+        .view(1, 3, 1, 1, 1)
+        .expand(1, 3, 2, 16, 16)
+        .contiguous()
+    )
     for real, fake in ((clip((1, 3, 2, 16, 16)), mean), (mean, mean)):
         fake = fake.clone().requires_grad_()
         total, log = loss(real, fake, 0, 0)
@@ -268,7 +300,10 @@ def test_line_08_frames_without_features_have_a_finite_gradient(make_loss, vgg, 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg, clip, dtype):
-    large = {name: tensor * (1e4 if name.startswith("features.0.") else 1) for name, tensor in vgg.items()}
+    large = {
+        name: tensor * (1e4 if name.startswith("features.0.") else 1)
+        for name, tensor in vgg.items()
+    }
     loss = make_loss(vgg_weights=large, perceptual={"num_frames": "all"})
     real, fake = (clip((1, 3, 1, 16, 16), seed=seed, dtype=dtype) for seed in (1, 2))
     expected = loss(real.float(), fake.float(), 0, 0)[1]["train/perceptual_loss"]
@@ -284,7 +319,9 @@ def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_discriminator, clip, autoencoder, dtype):
+def test_line_09_every_loss_is_float32_under_autocast(
+    make_loss, make_discriminator, clip, autoencoder, dtype
+):
     """Autocast does not change the elementwise discriminators, so only the losses themselves could differ."""
     logs = []
     gradients = []
@@ -297,19 +334,25 @@ def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_discrimina
         )
         fake = autoencoder(clip())
         with torch.autocast("cpu", dtype, enabled=enabled):
-            steps = [loss(clip(), fake, idx, 0, last_layer=autoencoder.last_layer) for idx in (0, 1)]
+            steps = [
+                loss(clip(), fake, idx, 0, last_layer=autoencoder.last_layer) for idx in (0, 1)
+            ]
         assert all(total.dtype == torch.float32 for total, _ in steps)
         logs.append({name: value for _, log in steps for name, value in log.items()})
         gradients.append(torch.autograd.grad(steps[0][0], fake)[0])
     assert len(logs[0]) >= 11
     for name, value in logs[0].items():
-        torch.testing.assert_close(logs[1][name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            logs[1][name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
     torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_line_09_the_penalty_of_a_convolutional_discriminator_is_the_float32_one(make_loss, clip, dtype):
+def test_line_09_the_penalty_of_a_convolutional_discriminator_is_the_float32_one(
+    make_loss, clip, dtype
+):
     loss = make_loss(**NETWORKS, grad_penalty_loss_weight=1, perceptual_weight=0)
     results = []
     for enabled in (False, True):
@@ -318,7 +361,9 @@ def test_line_09_the_penalty_of_a_convolutional_discriminator_is_the_float32_one
         with torch.autocast("cpu", dtype, enabled=enabled):
             total, log = loss(clip(), clip(seed=2), 1, 0)
         total.backward()
-        results.append((log["train/grad_penalty_loss"], loss.discr_3d.blocks[0].net[0].weight.grad.clone()))
+        results.append(
+            (log["train/grad_penalty_loss"], loss.discr_3d.blocks[0].net[0].weight.grad.clone())
+        )
     for plain, autocast in zip(*results, strict=True):
         assert torch.equal(plain, autocast)
 
@@ -396,10 +441,14 @@ def test_line_12_every_frame_of_any_number_gets_a_gradient():
 def test_line_13_any_height_and_width(cls):
     torch.manual_seed(0)
     for built_for in (16, (60, 90)):
-        config = {**IMAGE, "image_size": built_for} | ({} if cls is Discriminator else {"frame_num": 4})
+        config = {**IMAGE, "image_size": built_for} | (
+            {} if cls is Discriminator else {"frame_num": 4}
+        )
         network = cls(**config).double()
         for size in SIZES:
-            assert_every_pixel_counts(network, (1, 3, *(() if cls is Discriminator else (3,)), *size))
+            assert_every_pixel_counts(
+                network, (1, 3, *(() if cls is Discriminator else (3,)), *size)
+            )
 
 
 @pytest.mark.slow
@@ -427,10 +476,14 @@ def test_line_14_a_missing_discriminator_is_named(make_loss, pair):
         message = rf"`{name}` must be 0 without a discriminator, but got 0.5 \(float\). Pass one as {argument}."
         with pytest.raises(ValueError, match=message):
             make_loss(**({name: 0.5} if "adversarial" in name else {"gan": {name: 0.5}}))
-    with pytest.raises(ValueError, match="`adversarial_loss_weight` must be 0 without a discriminator"):
+    with pytest.raises(
+        ValueError, match="`adversarial_loss_weight` must be 0 without a discriminator"
+    ):
         make_loss(adversarial_loss_weight=telecine.Ramp(0, initial=1, start=5))
     loss = make_loss()
-    message = r"`discriminators` must be at least one for their step, but got none.*Build the loss with"
+    message = (
+        r"`discriminators` must be at least one for their step, but got none.*Build the loss with"
+    )
     with pytest.raises(ValueError, match=message):
         loss(*pair, 1, 0)
     with pytest.raises(ValueError, match=message):
@@ -444,7 +497,9 @@ def test_line_14_an_unknown_optimizer_idx_raises(make_loss, clip, value):
 
 
 def test_line_14_aux_losses_may_be_a_float(make_loss, clip):
-    total, log = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=2)(clip(), clip(), 0, 0, aux_losses=1.5)
+    total, log = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=2)(
+        clip(), clip(), 0, 0, aux_losses=1.5
+    )
     assert total == 3
     assert log["train/aux_losses"] == 1.5
 
@@ -455,7 +510,16 @@ def test_line_14_aux_losses_may_be_a_float(make_loss, clip):
 class NoSync(TorchDispatchMode):
     """Raise if the host would wait for the device: a value is read, a shape depends on values, devices differ."""
 
-    READS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
+    READS = (
+        "_local_scalar_dense",
+        "item",
+        "is_nonzero",
+        "equal",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+    )
 
     def __init__(self):
         super().__init__()
@@ -466,7 +530,9 @@ class NoSync(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in self.READS:
             raise AssertionError(f"{name} makes the host wait for the device")
-        if name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1]):
+        if name == "index" and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        ):
             raise AssertionError("indexing with a mask makes the host wait for the device")
         out = func(*args, **(kwargs or {}))
         moved = isinstance(out, torch.Tensor) and any(
@@ -479,7 +545,13 @@ class NoSync(TorchDispatchMode):
 
 def test_line_15_the_detector_works():
     x = torch.ones(2)
-    for read in (x.sum().item, lambda: bool(x.sum()), x.nonzero, lambda: x[x > 0], lambda: x.to("meta")):
+    for read in (
+        x.sum().item,
+        lambda: bool(x.sum()),
+        x.nonzero,
+        lambda: x[x > 0],
+        lambda: x.to("meta"),
+    ):
         with NoSync(), pytest.raises(AssertionError, match=r"wait for the device|between devices"):
             read()
 
@@ -502,7 +574,9 @@ def test_line_15_no_value_is_read_on_the_host(make_loss, clip, autoencoder):
     fake = autoencoder(real)
     with NoSync() as mode:
         for idx in (0, 1):
-            total, log = loss(real, fake, idx, 0, {"kl": fake.square().mean(), "b": 0.5}, autoencoder.last_layer)
+            total, log = loss(
+                real, fake, idx, 0, {"kl": fake.square().mean(), "b": 0.5}, autoencoder.last_layer
+            )
             total.backward()
             assert {value.device.type for value in log.values()} == {"meta"}
         both = loss.update(real, autoencoder(real), 0, {"b": 0.5}, autoencoder.last_layer)
@@ -549,7 +623,10 @@ def test_line_17_the_adaptive_weight_is_that_of_rank_averaged_gradients(two_rank
         perceptual = loss.perceptual.distance(reconstruction=fake_frames, target=real_frames).mean()
         g = -loss.discr_3d(fake).logits.mean()
         gradients.append(
-            [torch.autograd.grad(t, autoencoder.last_layer, retain_graph=True)[0] for t in (perceptual, g)]
+            [
+                torch.autograd.grad(t, autoencoder.last_layer, retain_graph=True)[0]
+                for t in (perceptual, g)
+            ]
         )
     alone = [(perceptual.norm() / g.norm()).item() for perceptual, g in gradients]
     averaged = [(first + second) / 2 for first, second in zip(*gradients, strict=True)]
@@ -569,7 +646,9 @@ def test_line_17_every_average_and_the_gradient_of_the_variance(two_ranks):
     assert ranks[0] == ranks[1]
     # One process with all clips has the same means, because the ranks have the same number of clips.
     real = torch.cat([script["batch"](rank) for rank in range(2)])
-    together = script["averaged"](script["build_averaging_loss"](), real, (0.5 * real).requires_grad_())
+    together = script["averaged"](
+        script["build_averaging_loss"](), real, (0.5 * real).requires_grad_()
+    )
     assert ranks[0] == pytest.approx(together, rel=1e-4)
 
 
@@ -582,7 +661,9 @@ def test_line_17_a_data_parallel_wrapper_averages_the_discriminators_gradients(t
     loss = script["build_averaging_loss"]()
     real = torch.cat([script["batch"](rank) for rank in range(2)])
     for gradients in ranks[0]:
-        expected = script["discriminator_gradients"](loss, loss, real, (0.5 * real).requires_grad_())
+        expected = script["discriminator_gradients"](
+            loss, loss, real, (0.5 * real).requires_grad_()
+        )
         assert gradients == pytest.approx(expected, rel=1e-3, abs=1e-6)
         assert max(gradients) > 1e-2
 
@@ -605,7 +686,11 @@ class Engine(nn.Module):
 
     def forward(self, x):
         z = self.autoencoder.encoder(x)
-        return z, self.autoencoder.decoder(z), {"kl_loss": z.square().mean(), "perplexity": z.detach().exp()}
+        return (
+            z,
+            self.autoencoder.decoder(z),
+            {"kl_loss": z.square().mean(), "perplexity": z.detach().exp()},
+        )
 
     def call_loss(self, x, optimizer_idx, split):
         z, xrec, regularization_log = self(x)
@@ -691,7 +776,10 @@ def test_line_19_double_backward_through_both_attentions_at_every_batch(penalise
     report = reports[batch]
     assert report["exit_code"] == 0, f"ended with {report['exit_code']}: {errors[-2000:]}"
     names = ("quadratic", "linear", "both", "default")
-    cases = [["one_centered", name] for name in names] + [["r1_and_r2", "both"], ["wgan_gp", "both"]]
+    cases = [["one_centered", name] for name in names] + [
+        ["r1_and_r2", "both"],
+        ["wgan_gp", "both"],
+    ]
     assert report["finished"] == cases
     # Two batches (wgan_gp: three) run through the blocks of each network. Per network, these blocks use each form:
     quadratic = 2 * (3 + 0 + 3 + 3) + (2 + 3) * 3
@@ -704,6 +792,8 @@ def test_line_19_double_backward_through_both_attentions_at_every_batch(penalise
 
 def test_every_line_of_the_contract_has_a_test():
     functions = [name for name, value in globals().items() if inspect.isfunction(value)]
-    numbers = {int(match[1]) for name in functions if (match := re.match(r"test_line_(\d\d)_", name))}
+    numbers = {
+        int(match[1]) for name in functions if (match := re.match(r"test_line_(\d\d)_", name))
+    }
     assert numbers == set(range(1, 20))
     assert telecine.VideoAutoencoderLoss.__module__.startswith("telecine.objective")

@@ -80,7 +80,9 @@ class TestGradientsOf:
                 return None
 
         a = torch.ones(2, requires_grad=True)
-        assert gradients_of(NoGradient.apply(a).sum(), [a], add_to=[torch.full((2,), 5.0)])[0].tolist() == [5, 5]
+        assert gradients_of(NoGradient.apply(a).sum(), [a], add_to=[torch.full((2,), 5.0)])[
+            0
+        ].tolist() == [5, 5]
 
     def test_a_value_that_does_not_depend_on_the_inputs(self):
         a = torch.ones(2, requires_grad=True)

@@ -38,7 +38,9 @@ def discriminator_gradients(loss, real, fake, **options):
 
 class TestGANLosses:
     @pytest.mark.parametrize("eager", [True, False])
-    def test_a_part_that_depends_on_the_other_sides_logits(self, make_loss, make_discriminator, eager):
+    def test_a_part_that_depends_on_the_other_sides_logits(
+        self, make_loss, make_discriminator, eager
+    ):
         """The discriminator gets the whole gradient of the real part, whatever the fake logits were before."""
         loss = make_loss(
             perceptual_weight=0,
@@ -56,16 +58,31 @@ class TestGANLosses:
     @pytest.mark.parametrize(
         ("loss", "generator_loss", "discriminator_loss"),
         [
-            ("relativistic", lambda real, fake: F.softplus(real - fake), lambda real, fake: F.softplus(fake - real)),
+            (
+                "relativistic",
+                lambda real, fake: F.softplus(real - fake),
+                lambda real, fake: F.softplus(fake - real),
+            ),
             (wasserstein, lambda real, fake: -fake, lambda real, fake: fake - real),
         ],
     )
     def test_losses_of_pairs(
-        self, make_loss, make_feature_discriminator, pair, loss, generator_loss, discriminator_loss, eager
+        self,
+        make_loss,
+        make_feature_discriminator,
+        pair,
+        loss,
+        generator_loss,
+        discriminator_loss,
+        eager,
     ):
         """As for any function that declares nothing, both steps need real and fake logits."""
         discriminator = make_feature_discriminator()
-        options = {"gan": {"loss": loss}, "discr_3d_kwargs": discriminator, "eager_gradients": eager}
+        options = {
+            "gan": {"loss": loss},
+            "discr_3d_kwargs": discriminator,
+            "eager_gradients": eager,
+        }
         loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, **options)
         real, fake = (2 * video.detach().flatten(1).mean(1) for video in pair)
         log = loss(*pair, 0, 0)[1]
@@ -77,8 +94,13 @@ class TestGANLosses:
         assert "train/hinge_active" not in log
 
     @pytest.mark.parametrize("eager", [False, True])
-    def test_a_discriminator_without_trainable_parameters(self, make_loss, make_discriminator, pair, eager):
-        options = {"discr_3d_kwargs": make_discriminator().requires_grad_(False), "eager_gradients": eager}
+    def test_a_discriminator_without_trainable_parameters(
+        self, make_loss, make_discriminator, pair, eager
+    ):
+        options = {
+            "discr_3d_kwargs": make_discriminator().requires_grad_(False),
+            "eager_gradients": eager,
+        }
         loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, **options)
         assert discriminator_gradients(loss, *pair) == [[None]] * 2
         total, log = loss(*pair, 1, 0)
@@ -96,11 +118,15 @@ class TestFeatureMatching:
             multiscale_discr_kwargs=[make_feature_discriminator(0.0)],
         )
         total, log = loss(x, y, 0, 0)
-        expected = (2 + 6) * F.l1_loss(x, y) / 2 / 2  # means over two features and two discriminators
+        expected = (
+            (2 + 6) * F.l1_loss(x, y) / 2 / 2
+        )  # means over two features and two discriminators
         torch.testing.assert_close(log["train/feature_matching_loss"], expected.detach())
         torch.testing.assert_close(total, F.mse_loss(x, y) + 3 * expected)
         assert log["train/gen_loss"] == 0
-        torch.testing.assert_close(*(torch.autograd.grad(t, y)[0] for t in (total, F.mse_loss(x, y) + 3 * expected)))
+        torch.testing.assert_close(
+            *(torch.autograd.grad(t, y)[0] for t in (total, F.mse_loss(x, y) + 3 * expected))
+        )
         assert discriminator.scale.grad is None
 
 
@@ -119,7 +145,12 @@ class TestPenalty:
     @pytest.fixture
     def build(self, make_loss):
         def build(kind="one_centered", *, every=1, **options):
-            options = {"perceptual_weight": 0, "grad_penalty_loss_weight": 2, "discr_3d_kwargs": Cubic(), **options}
+            options = {
+                "perceptual_weight": 0,
+                "grad_penalty_loss_weight": 2,
+                "discr_3d_kwargs": Cubic(),
+                **options,
+            }
             return make_loss(penalty={"kind": kind, "every": every}, **options)
 
         return build
@@ -141,13 +172,17 @@ class TestPenalty:
         torch.testing.assert_close(total.detach(), log["train/discr_loss"] + 2 * expected.detach())
         real, fake = (loss.discr_3d(video.detach()) for video in pair)
         hinge = GAN_LOSSES["hinge"](real=real, fake=fake).discriminator
-        torch.testing.assert_close(*(torch.autograd.grad(t, weight)[0] for t in (total, hinge + 2 * expected)))
+        torch.testing.assert_close(
+            *(torch.autograd.grad(t, weight)[0] for t in (total, hinge + 2 * expected))
+        )
 
     @pytest.mark.parametrize("kind", ["wgan_gp", "approximate_r1"])
     def test_noise_comes_from_the_generator(self, build, pair, kind):
         loss = build(kind)
         values = [
-            loss(*pair, 1, 0, generator=torch.Generator().manual_seed(seed))[1]["train/grad_penalty_loss"].item()
+            loss(*pair, 1, 0, generator=torch.Generator().manual_seed(seed))[1][
+                "train/grad_penalty_loss"
+            ].item()
             for seed in (0, 0, 1)
         ]
         assert values[0] == values[1] != values[2]
@@ -157,19 +192,30 @@ class TestPenalty:
 
         def zero_centered(**arguments):
             inputs.update(arguments)
-            return gradient_penalty(real=arguments["real"], logits=arguments["real_logits"], center=0.0)
+            return gradient_penalty(
+                real=arguments["real"], logits=arguments["real_logits"], center=0.0
+            )
 
         loss = build(zero_centered)
         generator = torch.Generator()
         log = loss(*pair, 1, 0, generator=generator)[1]
         expected = (3 * pair[0] ** 2).flatten(1).square().sum(1).mean()
         torch.testing.assert_close(log["train/grad_penalty_loss"], expected)
-        assert set(inputs) == {"discriminator", "real", "fake", "real_logits", "fake_logits", "generator"}
+        assert set(inputs) == {
+            "discriminator",
+            "real",
+            "fake",
+            "real_logits",
+            "fake_logits",
+            "generator",
+        }
         assert inputs["generator"] is generator
         for side, video in zip(("real", "fake"), pair, strict=True):
             assert torch.equal(inputs[side], video)
             assert inputs[side].requires_grad
-            torch.testing.assert_close(inputs["discriminator"](inputs[side]), inputs[f"{side}_logits"])
+            torch.testing.assert_close(
+                inputs["discriminator"](inputs[side]), inputs[f"{side}_logits"]
+            )
 
     @pytest.mark.parametrize("every", [1, 4])
     def test_every_n_th_step_with_n_times_the_weight(self, build, pair, every):
@@ -178,11 +224,17 @@ class TestPenalty:
             total, log = loss(*pair, 1, step)
             penalty = log["train/grad_penalty_loss"]
             assert (penalty > 0) == (step % every == 0)
-            assert (total - log["train/discr_loss"]).item() == pytest.approx(2 * every * penalty.item(), rel=1e-5)
+            assert (total - log["train/discr_loss"]).item() == pytest.approx(
+                2 * every * penalty.item(), rel=1e-5
+            )
 
     @pytest.mark.parametrize(
         ("kind", "autocast"),
-        [("one_centered", {False}), ("r2", {False}), ("approximate_r1", {True, False})],  # it compares in float32
+        [
+            ("one_centered", {False}),
+            ("r2", {False}),
+            ("approximate_r1", {True, False}),
+        ],  # it compares in float32
     )
     @pytest.mark.parametrize("eager", [True, False])
     def test_a_double_backward_turns_autocast_off(self, build, pair, kind, autocast, eager):
@@ -223,12 +275,16 @@ class TestCallArguments:
             calls.clear()
             halved = gradients(hooked=True, eager_gradients=eager)
             assert len(calls) == 2
-            torch.testing.assert_close(halved, [[gradient / 2 for gradient in step] for step in plain])
+            torch.testing.assert_close(
+                halved, [[gradient / 2 for gradient in step] for step in plain]
+            )
 
     @pytest.mark.parametrize("eager", [True, False])
     @pytest.mark.parametrize("update", [False, True])
     @pytest.mark.parametrize("gan", [{}, {"window": 1}, {"augment": ["cutout"]}])
-    def test_grad_hook_gets_the_discriminators_part_of_the_gradient(self, make_loss, pair, eager, update, gan):
+    def test_grad_hook_gets_the_discriminators_part_of_the_gradient(
+        self, make_loss, pair, eager, update, gan
+    ):
         """For the whole video, also where the discriminators see a part of it."""
         loss = make_loss(
             perceptual_weight=0,
@@ -257,7 +313,9 @@ class TestCallArguments:
         loss(clip()[1:], clip()[1:], 1, 0, generator=[torch.Generator().manual_seed(4)])
         assert torch.equal(loss.discr.inputs[-1], both[1:])
 
-    @pytest.mark.parametrize("options", [{}, {"gan": {"loss": "relativistic"}}, {"eager_gradients": False}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"gan": {"loss": "relativistic"}}, {"eager_gradients": False}]
+    )
     def test_real_clips_and_reconstructions_are_compared_on_the_same_frame(
         self, make_loss, make_discriminator, clip, options
     ):
@@ -274,11 +332,16 @@ class TestCallArguments:
             assert torch.equal(real, -fake)
 
     def test_every_frame_is_drawn_independently_for_each_clip(self, make_loss, make_discriminator):
-        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, discr_kwargs=make_discriminator())
+        loss = make_loss(
+            perceptual_weight=0, adversarial_loss_weight=1, discr_kwargs=make_discriminator()
+        )
         x = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(2, 3, 4, 16, 16) / 10
         for _ in range(100):
             loss(x, x, 0, 0)
-        pairs = {tuple(round(10 * frame.mean().item()) for frame in frames) for frames in loss.discr.inputs}
+        pairs = {
+            tuple(round(10 * frame.mean().item()) for frame in frames)
+            for frames in loss.discr.inputs
+        }
         assert pairs == {(i, j) for i in range(4) for j in range(4)}
 
 
@@ -290,7 +353,11 @@ class TestWindow:
         """Return a function that returns the frames that the discriminator saw of 6, and the reconstruction."""
 
         def run(*, step, seed, window=2):
-            options = {"discr_3d_kwargs": make_discriminator(), "adversarial_loss_weight": 1, "gan": {"window": window}}
+            options = {
+                "discr_3d_kwargs": make_discriminator(),
+                "adversarial_loss_weight": 1,
+                "gan": {"window": window},
+            }
             loss = make_loss(perceptual_weight=0, **options)
             # Frame t of clip b is t + 10 b, negative in the reconstruction.
             numbers = torch.arange(6.0)[:, None, None] + 10 * torch.arange(2.0).view(2, 1, 1, 1, 1)
@@ -332,7 +399,11 @@ class TestAugment:
     @pytest.fixture
     def build(self, make_loss, make_discriminator):
         def build(*names):
-            options = {"adversarial_loss_weight": 1, "discr_3d_kwargs": make_discriminator(), "gan": {"augment": names}}
+            options = {
+                "adversarial_loss_weight": 1,
+                "discr_3d_kwargs": make_discriminator(),
+                "gan": {"augment": names},
+            }
             return make_loss(perceptual_weight=0, **options)
 
         return build
@@ -349,13 +420,17 @@ class TestAugment:
                 update = loss.update(real, fake, 0, generator=generators[0])
                 totals = [update.loss, update.disc_loss]
             else:
-                totals = [loss(real, fake, index, 0, generator=generators[index])[0] for index in (0, 1)]
+                totals = [
+                    loss(real, fake, index, 0, generator=generators[index])[0] for index in (0, 1)
+                ]
             inputs = loss.discr_3d.inputs
             assert all(torch.equal(x, inputs[0]) for x in inputs)
             assert not torch.equal(inputs[0], real)
             fake.grad = None
             sum(totals).backward()
-            results.append([total.detach() for total in totals] + [fake.grad, loss.discr_3d.weight.grad])
+            results.append(
+                [total.detach() for total in totals] + [fake.grad, loss.discr_3d.weight.grad]
+            )
         torch.testing.assert_close(*results)
 
     def test_only_the_pixel_loss_trains_hidden_pixels(self, build, clip):
@@ -367,7 +442,9 @@ class TestAugment:
         hidden = (loss.discr_3d.inputs[0] == 0).all(1, keepdim=True).expand_as(fake)
         assert 0 < hidden.float().mean() < 0.3
         assert (adversarial[hidden].abs() < 1e-8).all()
-        torch.testing.assert_close(adversarial[~hidden], torch.full_like(adversarial[~hidden], -1 / fake.numel()))
+        torch.testing.assert_close(
+            adversarial[~hidden], torch.full_like(adversarial[~hidden], -1 / fake.numel())
+        )
 
 
 def test_lecam(make_loss, clip):
@@ -378,6 +455,8 @@ def test_lecam(make_loss, clip):
     expected = log["train/discr_loss"] + 3 * log["train/lecam_loss"]
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
     saved = {name for name in loss.state_dict() if not name.startswith("discr_3d.")}
-    assert saved == {f"lecam.discr_3d.{side}.{x}" for side in ("real", "fake") for x in ("mean", "num_values")}
+    assert saved == {
+        f"lecam.discr_3d.{side}.{x}" for side in ("real", "fake") for x in ("mean", "num_values")
+    }
     regulariser = loss.lecam["discr_3d"]
     assert regulariser.real.mean.item() == pytest.approx(log["train/logits_real"].item(), rel=1e-6)

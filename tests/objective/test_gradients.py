@@ -12,7 +12,11 @@ from telecine.objective.eager import shared_backward
 from .test_gan import wasserstein
 
 PENALTY = {"grad_penalty_loss_weight": 1}
-PARTS = GANParts(real=lambda real: -real.mean(), fake=lambda fake: fake.mean(), generator=lambda fake: -fake.mean())
+PARTS = GANParts(
+    real=lambda real: -real.mean(),
+    fake=lambda fake: fake.mean(),
+    generator=lambda fake: -fake.mean(),
+)
 declared = GANLoss(wasserstein, parts=PARTS)
 
 
@@ -49,7 +53,11 @@ class Probe(nn.Module):
 def probe(make_loss, pair, *, step=0, autocast=None, networks=None, in_update=True, **options):
     """Return a discriminator after an update, or after the discriminators' step alone."""
     discriminator = Probe(**networks or {})
-    settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, "adaptive_weight": {"reference": "none"}}
+    settings = {
+        "perceptual_weight": 0,
+        "adversarial_loss_weight": 1,
+        "adaptive_weight": {"reference": "none"},
+    }
     loss = make_loss(**{**settings, "discr_3d_kwargs": discriminator, **options})
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         if in_update:
@@ -142,7 +150,9 @@ def both_gradients(loss, logits, x, parameters, *, others=None):
     generator = loss.compute_generator_loss(fake_logits=logits)
     discriminator = loss.compute_discriminator_loss(real_logits=None, fake_logits=logits)
     others = others or [None] * len(parameters)
-    return shared_backward(generator, discriminator, logits, x, parameters, retain_graph=False, add_to=others)
+    return shared_backward(
+        generator, discriminator, logits, x, parameters, retain_graph=False, add_to=others
+    )
 
 
 class TestSharedBackward:
@@ -153,7 +163,9 @@ class TestSharedBackward:
         return grad_x, torch.autograd.grad(losses.discriminator, list(discriminator.parameters()))
 
     # Beyond the hinge's margin, as -3 and -9 are, the discriminator's loss has no gradient, the generator's has one.
-    @pytest.mark.parametrize("biases", [[0.0, 0.5, 2.0], [0.0, -3.0, -9.0], [-3.0, -9.0, -4.0], [9.0, 40.0, -40.0]])
+    @pytest.mark.parametrize(
+        "biases", [[0.0, 0.5, 2.0], [0.0, -3.0, -9.0], [-3.0, -9.0, -4.0], [9.0, 40.0, -40.0]]
+    )
     @pytest.mark.parametrize("name", ["hinge", "vanilla", "least_squares"])
     @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
     def test_both_gradients_are_those_of_two_backwards(self, name, biases, dtype, rtol):
@@ -163,7 +175,9 @@ class TestSharedBackward:
         parameters = list(discriminator.parameters())
         expected_x, expected = self.two_backwards(GAN_LOSSES[name], discriminator, x)
         grad_x, gradients = both_gradients(GAN_LOSSES[name], discriminator(x), x, parameters)
-        cancelled = rtol * expected_x.abs().max().item()  # elements that are small differences of large ones
+        cancelled = (
+            rtol * expected_x.abs().max().item()
+        )  # elements that are small differences of large ones
         torch.testing.assert_close(grad_x, expected_x, rtol=rtol, atol=cancelled)
         largest = max(gradient.abs().max().item() for gradient in expected)
         assert (largest > 0) == (name != "hinge" or max(biases) > -1)
@@ -176,9 +190,13 @@ class TestSharedBackward:
         parameters = [*discriminator.parameters(), unused]
         plain = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters)[1]
         others = [torch.full_like(parameter, 5.0) for parameter in parameters]
-        added = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters, others=others)[1]
+        added = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters, others=others)[
+            1
+        ]
         assert plain[-1] is None
-        torch.testing.assert_close(added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)])
+        torch.testing.assert_close(
+            added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)]
+        )
 
     def test_no_gradient_of_either_loss(self):
         def zero(logits):
@@ -187,6 +205,8 @@ class TestSharedBackward:
         constant = GANLoss(wasserstein, parts=GANParts(real=zero, fake=zero, generator=zero))
         discriminator = TanhDiscriminator([0.0, 1.0])
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
-        grad_x, gradients = both_gradients(constant, discriminator(x), x, list(discriminator.parameters()))
+        grad_x, gradients = both_gradients(
+            constant, discriminator(x), x, list(discriminator.parameters())
+        )
         assert grad_x.eq(0).all()
         assert all(gradient.eq(0).all() for gradient in gradients)

@@ -13,7 +13,10 @@ from telecine.ops.checkpointing import checkpoint_call
 
 LAYERS = [
     (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 2, 3, 4, 4)),
-    (lambda: nn.Conv2d(2, 3, 3, stride=2, bias=False, padding_mode="replicate", padding=1), (2, 2, 6, 6)),
+    (
+        lambda: nn.Conv2d(2, 3, 3, stride=2, bias=False, padding_mode="replicate", padding=1),
+        (2, 2, 6, 6),
+    ),
     (lambda: nn.Linear(4, 3), (2, 5, 4)),
 ]
 
@@ -32,7 +35,9 @@ def test_the_gradient_is_that_of_the_weight(make, shape):
     loss = (layer(2 * x).sin().sum() + layer(x).square().sum()) * 3  # the layer runs twice
     (expected,) = torch.autograd.grad(loss, layer.weight, retain_graph=True)
     torch.testing.assert_close(gradient_of(activations, loss), expected)
-    torch.testing.assert_close(gradient_of(activations, loss), expected)  # the graph is kept, nothing is added
+    torch.testing.assert_close(
+        gradient_of(activations, loss), expected
+    )  # the graph is kept, nothing is added
     loss.backward()
     assert x.grad.abs().max() > 0
 
@@ -94,7 +99,9 @@ def test_a_copied_layer_records_nothing():
 
 def test_it_replaces_the_weight_as_last_layer(make_loss, make_discriminator, autoencoder, clip):
     loss = make_loss(
-        adversarial_loss_weight=1, discr_3d_kwargs=make_discriminator(3.0), perceptual={"num_frames": "all"}
+        adversarial_loss_weight=1,
+        discr_3d_kwargs=make_discriminator(3.0),
+        perceptual={"num_frames": "all"},
     )
     activations = LayerActivations(autoencoder.decoder.conv_out)
     logs = []
@@ -104,7 +111,12 @@ def test_it_replaces_the_weight_as_last_layer(make_loss, make_discriminator, aut
     torch.testing.assert_close(*logs)
     assert logs[0]["train/adaptive_weight"] != 1
     activations.clear()
-    assert loss(clip(), autoencoder(clip()).detach(), 0, 0, last_layer=activations)[1]["train/adaptive_weight"] == 1
+    assert (
+        loss(clip(), autoencoder(clip()).detach(), 0, 0, last_layer=activations)[1][
+            "train/adaptive_weight"
+        ]
+        == 1
+    )
 
 
 def test_inputs_that_are_not_kept_are_computed_again():

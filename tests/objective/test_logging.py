@@ -41,7 +41,12 @@ def test_known_values_of_the_hinge():
 
 @pytest.mark.parametrize(
     ("gan_loss", "real", "fake"),
-    [("hinge", 0.75, 0.75), ("vanilla", 0.75, 0.75), ("least_squares", 0.5, 0.75), ("relativistic", 0.75, 0.75)],
+    [
+        ("hinge", 0.75, 0.75),
+        ("vanilla", 0.75, 0.75),
+        ("least_squares", 0.5, 0.75),
+        ("relativistic", 0.75, 0.75),
+    ],
 )
 def test_accuracies_depend_on_the_loss(gan_loss, real, fake):
     log = statistics(gan_loss)
@@ -53,7 +58,9 @@ def test_accuracies_depend_on_the_loss(gan_loss, real, fake):
 def test_logits_are_paired_without_a_boundary():
     assert statistics("relativistic", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.75
     assert statistics("hinge", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0
-    assert statistics(GANLoss(hinge.function), REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0, "undeclared"
+    assert statistics(GANLoss(hinge.function), REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0, (
+        "undeclared"
+    )
 
 
 def test_a_function_declares_boundary_and_margin():
@@ -101,8 +108,16 @@ def test_sums_means_and_each_discriminator():
     log = {name: value.item() for name, value in log.items()}
     assert (log["discr_loss"], log["discr_loss_discr"], log["discr_loss_discr_3d"]) == (11, 1, 10)
     assert (log["grad_penalty_loss"], log["lecam_loss"]) == (22, 33)
-    assert (log["accuracy_real"], log["accuracy_real_discr"], log["accuracy_real_discr_3d"]) == (0.5, 0.75, 0.25)
-    names = {f"{name}{suffix}" for name in (*STATISTICS, "discr_loss") for suffix in ("", "_discr", "_discr_3d")}
+    assert (log["accuracy_real"], log["accuracy_real_discr"], log["accuracy_real_discr_3d"]) == (
+        0.5,
+        0.75,
+        0.25,
+    )
+    names = {
+        f"{name}{suffix}"
+        for name in (*STATISTICS, "discr_loss")
+        for suffix in ("", "_discr", "_discr_3d")
+    }
     assert set(log) == {*names, "grad_penalty_loss", "lecam_loss"}
 
 
@@ -136,8 +151,18 @@ def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip):
 
 
 def test_other_names_of_auxiliary_losses(make_loss, clip):
-    names = ["quantizer_aux_loss", "adversarial_loss", "disc_loss", "mse_loss", "kl_loss", "grad_loss", "accuracy_loss"]
-    log = make_loss(perceptual_weight=0)(clip(), clip(), 0, 0, aux_losses=dict.fromkeys(names, 1.0))[1]
+    names = [
+        "quantizer_aux_loss",
+        "adversarial_loss",
+        "disc_loss",
+        "mse_loss",
+        "kl_loss",
+        "grad_loss",
+        "accuracy_loss",
+    ]
+    log = make_loss(perceptual_weight=0)(
+        clip(), clip(), 0, 0, aux_losses=dict.fromkeys(names, 1.0)
+    )[1]
     assert {f"train/{name}" for name in names} < set(log)
 
 

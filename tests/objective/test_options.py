@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from telecine import Discriminator3DWithfirstframe, PatchDiscriminator, PatchDiscriminator3D, Ramp, VideoAutoencoderLoss
+from telecine import (
+    Discriminator3DWithfirstframe,
+    PatchDiscriminator,
+    PatchDiscriminator3D,
+    Ramp,
+    VideoAutoencoderLoss,
+)
 from telecine.discriminators import FeatureDiscriminator
 from telecine.losses import (
     GAN_LOSSES,
@@ -110,7 +116,9 @@ def frame_features(frames):
 
 ALIGNMENT = {"weight": 0.5, "params": {"latent_channels": 4, "net": frame_features}}
 LATENT_TERMS = [
-    name for name, term in TERMS.items() if "latent" in inspect.signature(getattr(term, "forward", term)).parameters
+    name
+    for name, term in TERMS.items()
+    if "latent" in inspect.signature(getattr(term, "forward", term)).parameters
 ]
 # Every term of the reference, so that each option has something to change.
 BASE = {
@@ -145,7 +153,10 @@ OPTIONS = {
         Reparametrised,
         SmallFeatureDiscriminator,
     ),
-    "multiscale_discr_kwargs": ((VIDEO, VIDEO), (partial(PatchDiscriminator, dim=2, num_layers=2),)),
+    "multiscale_discr_kwargs": (
+        (VIDEO, VIDEO),
+        (partial(PatchDiscriminator, dim=2, num_layers=2),),
+    ),
     "reconstruction.loss": ("l1", "charbonnier", mse),
     "reconstruction.nll_reduction": ("sum",),
     "reconstruction.learn_logvar": (True,),
@@ -192,11 +203,23 @@ OPTIONS = {
 COMBINATIONS = [
     {"grad_penalty_loss_weight": 0, "gan.loss": "relativistic"},
     {"grad_penalty_loss_weight": 0, "gan.loss": wasserstein},
-    {"grad_penalty_loss_weight": 0, "gan.feature_matching_loss_weight": 0.5, "gan.lecam_loss_weight": 0.5},
+    {
+        "grad_penalty_loss_weight": 0,
+        "gan.feature_matching_loss_weight": 0.5,
+        "gan.lecam_loss_weight": 0.5,
+    },
     {"penalty.kind": "r1", "gan.loss": "relativistic"},
     {"penalty.kind": "r1_and_r2", "gan.loss": "relativistic"},
-    {"penalty.kind": "approximate_r1", "gan.loss": "relativistic", "gan.feature_matching_loss_weight": 0.5},
-    {"penalty.kind": "wgan_gp", "gan.lecam_loss_weight": 0.5, "gan.feature_matching_loss_weight": 0.5},
+    {
+        "penalty.kind": "approximate_r1",
+        "gan.loss": "relativistic",
+        "gan.feature_matching_loss_weight": 0.5,
+    },
+    {
+        "penalty.kind": "wgan_gp",
+        "gan.lecam_loss_weight": 0.5,
+        "gan.feature_matching_loss_weight": 0.5,
+    },
     {"penalty.kind": "r2", "penalty.every": 2, "gan.lecam_loss_weight": Ramp(0.5, start=1)},
     {"penalty.kind": "r1", "discr_3d_kwargs": Reparametrised},
     {"adversarial_loss_weight": 0, "gan.feature_matching_loss_weight": 0.5},
@@ -256,7 +279,9 @@ def cases_of(options, combinations=()):
             case[name] = value
     cases += constant + with_steps
     covered = [(name, str(value)) for case in cases for name, value in case.items()]
-    assert sorted(covered) == sorted((name, str(value)) for name, values in options.items() for value in values)
+    assert sorted(covered) == sorted(
+        (name, str(value)) for name, values in options.items() for value in values
+    )
     cases += combinations
     return pytest.mark.parametrize(
         "case", cases, ids=[f"{index}-{'-'.join(case)[:60]}" for index, case in enumerate(cases)]
@@ -267,7 +292,9 @@ def made(value):
     """Return the value of a case; classes and partial functions are called, so that each test has its own object."""
     if isinstance(value, tuple):
         return [made(item) for item in value]
-    is_class = isinstance(value, type) or (isinstance(value, partial) and isinstance(value.func, type))
+    is_class = isinstance(value, type) or (
+        isinstance(value, partial) and isinstance(value.func, type)
+    )
     return value() if is_class else value
 
 
@@ -336,7 +363,10 @@ def test_every_option_has_all_of_its_values_here():
             name = f"{setting.name}.{field.name}"
             options.add(name)
             words[name] = literals(hints[field.name])
-            assert words[name] <= {getattr(group, field.name), *(v for v in OPTIONS[name] if isinstance(v, str))}, name
+            assert words[name] <= {
+                getattr(group, field.name),
+                *(v for v in OPTIONS[name] if isinstance(v, str)),
+            }, name
     assert options == set(OPTIONS)
     assert set(RECONSTRUCTION_LOSSES) == words["reconstruction.loss"]
     assert set(GAN_LOSSES) == words["gan.loss"]
@@ -348,7 +378,11 @@ def call(run, autoencoder, real, *arguments):
     """Call a loss, or its update, with all that it can use."""
     latent = autoencoder.encoder(real)
     aux = {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
-    options = {"last_layer": autoencoder.last_layer, "latent": latent, "decode": autoencoder.decoder}
+    options = {
+        "last_layer": autoencoder.last_layer,
+        "latent": latent,
+        "decode": autoencoder.decoder,
+    }
     return run(real, autoencoder.decoder(latent), *arguments, aux, **options)
 
 
@@ -367,7 +401,9 @@ def results_of(loss, autoencoder, real, step, *, in_update=False, autocast=None,
         loss.zero_grad()
         (scale * total).backward()
         parameters = [*autoencoder.parameters(), *loss.parameters()]
-        gradients = [None if parameter.grad is None else parameter.grad / scale for parameter in parameters]
+        gradients = [
+            None if parameter.grad is None else parameter.grad / scale for parameter in parameters
+        ]
         results.append((total.detach(), log, gradients))
     return results
 
@@ -375,12 +411,17 @@ def results_of(loss, autoencoder, real, step, *, in_update=False, autocast=None,
 def assert_same(ours, theirs, rtol=1e-5, atol=1e-8):
     for (total, log, gradients), (total_2, log_2, gradients_2) in zip(ours, theirs, strict=True):
         torch.testing.assert_close(total, total_2, rtol=rtol, atol=atol)
-        torch.testing.assert_close(log, log_2, rtol=max(rtol, 1e-6), atol=max(atol, 1e-6))  # logs are float32
+        torch.testing.assert_close(
+            log, log_2, rtol=max(rtol, 1e-6), atol=max(atol, 1e-6)
+        )  # logs are float32
         torch.testing.assert_close(gradients, gradients_2, rtol=rtol, atol=atol)
 
 
 @pytest.mark.slow
-@cases_of({**OPTIONS, "eager_gradients": (), "perceptual.net": (frame_distance, CustomDistance)}, COMBINATIONS)
+@cases_of(
+    {**OPTIONS, "eager_gradients": (), "perceptual.net": (frame_distance, CustomDistance)},
+    COMBINATIONS,
+)
 def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
     """In float64; adaptive weights are ratios of float32 norms."""
     autoencoder.double()
@@ -388,12 +429,18 @@ def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
     eager = build(case).double()
     graph = build(case, eager_gradients=False).double()
     for step in steps_of(case):
-        assert_same(results_of(eager, autoencoder, real, step), results_of(graph, autoencoder, real, step))
+        assert_same(
+            results_of(eager, autoencoder, real, step), results_of(graph, autoencoder, real, step)
+        )
 
 
 @pytest.mark.slow
 @cases_of(
-    {name: values for name, values in OPTIONS.items() if name.startswith(OF_AN_UPDATE) and name != "gan.augment"},
+    {
+        name: values
+        for name, values in OPTIONS.items()
+        if name.startswith(OF_AN_UPDATE) and name != "gan.augment"
+    },
     [case for case in COMBINATIONS if "gan.window" not in case],
 )
 def test_an_update_is_two_calls(case, build, autoencoder, clip):
@@ -430,7 +477,9 @@ def test_bfloat16_autocast_trains_both_networks(case, build, autoencoder, clip):
         with torch.autocast("cpu", torch.bfloat16):
             total, log = call(loss, autoencoder, real, 0, step)
         check_finite(total, log)
-        optimizer_step(total, [*autoencoder.parameters(), *loss.get_trainable_autoencoder_parameters()])
+        optimizer_step(
+            total, [*autoencoder.parameters(), *loss.get_trainable_autoencoder_parameters()]
+        )
         assert all(parameter.grad is None for parameter in loss.get_trainable_parameters())
         with torch.autocast("cpu", torch.bfloat16):
             total, log = loss(real, autoencoder(real).detach(), 1, step)

@@ -16,7 +16,14 @@ from telecine.losses import (
 from telecine.losses.perceptual import gram
 from telecine.objective.batch import make_batch
 from telecine.objective.terms import build_terms, check_functions, compute_on_batch
-from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
+from telecine.settings import (
+    GANConfig,
+    ObjectiveConfig,
+    PenaltyConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+    Term,
+)
 from telecine.settings.validate import validate
 
 RESERVED = {
@@ -104,23 +111,83 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
-            ("edgez", 0.5, r"`terms.edgez.target` must be one of 'wavelet', .*, or the dotted path .*'edgez'.*Use"),
-            ("wavelets", 0.5, r"must be one of .*but got 'wavelets' \(str\). Did you mean `wavelet`\?"),
-            ("x", {"target": "nowhere.edges"}, r"`terms.x.target` must be in telecine or .*'nowhere.edges'. If"),
-            ("x", {"target": "telecine.x.edges"}, r"'telecine.x.edges'. No module named 'telecine.x'. Check"),
-            ("x", {"target": lambda **kwargs: 0}, r"`terms.x.target` must be a function of .*one of none"),
-            ("x", {"target": "telecine.losses.edges"}, r"`terms.x.target` must be .*telecine.losses has no `edges`"),
-            ("x", {"target": "telecine.losses"}, r"`terms.x.target` must be .*dotted path of a function, .*\(module\)"),
-            ("x", {"target": edges, "wieght": 1}, r"`terms.x.wieght` is not a setting. Did you mean `terms.x.weight`"),
-            ("x", {"target": edges, "weight": -1}, r"`terms.x.weight` must be at least 0, but got -1"),
+            (
+                "edgez",
+                0.5,
+                r"`terms.edgez.target` must be one of 'wavelet', .*, or the dotted path .*'edgez'.*Use",
+            ),
+            (
+                "wavelets",
+                0.5,
+                r"must be one of .*but got 'wavelets' \(str\). Did you mean `wavelet`\?",
+            ),
+            (
+                "x",
+                {"target": "nowhere.edges"},
+                r"`terms.x.target` must be in telecine or .*'nowhere.edges'. If",
+            ),
+            (
+                "x",
+                {"target": "telecine.x.edges"},
+                r"'telecine.x.edges'. No module named 'telecine.x'. Check",
+            ),
+            (
+                "x",
+                {"target": lambda **kwargs: 0},
+                r"`terms.x.target` must be a function of .*one of none",
+            ),
+            (
+                "x",
+                {"target": "telecine.losses.edges"},
+                r"`terms.x.target` must be .*telecine.losses has no `edges`",
+            ),
+            (
+                "x",
+                {"target": "telecine.losses"},
+                r"`terms.x.target` must be .*dotted path of a function, .*\(module\)",
+            ),
+            (
+                "x",
+                {"target": edges, "wieght": 1},
+                r"`terms.x.wieght` is not a setting. Did you mean `terms.x.weight`",
+            ),
+            (
+                "x",
+                {"target": edges, "weight": -1},
+                r"`terms.x.weight` must be at least 0, but got -1",
+            ),
             ("wavelet", -1, r"`terms.wavelet` must be at least 0, but got -1"),
             ("x", edges, r"`terms.x` must be a number, but got <function"),
-            ("x", {"target": Ramp}, r"`terms.x.target` must be a function, a module or a .*Pass an instance, `Ramp\("),
-            ("x", {"target": Half, "params": {"facto": 2}}, r"must be arguments of Half, .*Did you mean `factor`"),
-            ("alignment", 0.5, r"must be all required arguments of Alignment, .* missing .*'latent_channels'"),
-            ("x", {"target": "wavelet", "params": {"level": 2}}, r"arguments of wavelet_l1, .*Did you mean `levels`"),
-            ("two words", {"target": edges}, r"`terms` must be named by an identifier .*but got 'two words'. Rename"),
-            ("x", {"target": needs_codes}, r"function of 'reconstruction', .*but got one that needs 'codes'. Give"),
+            (
+                "x",
+                {"target": Ramp},
+                r"`terms.x.target` must be a function, a module or a .*Pass an instance, `Ramp\(",
+            ),
+            (
+                "x",
+                {"target": Half, "params": {"facto": 2}},
+                r"must be arguments of Half, .*Did you mean `factor`",
+            ),
+            (
+                "alignment",
+                0.5,
+                r"must be all required arguments of Alignment, .* missing .*'latent_channels'",
+            ),
+            (
+                "x",
+                {"target": "wavelet", "params": {"level": 2}},
+                r"arguments of wavelet_l1, .*Did you mean `levels`",
+            ),
+            (
+                "two words",
+                {"target": edges},
+                r"`terms` must be named by an identifier .*but got 'two words'. Rename",
+            ),
+            (
+                "x",
+                {"target": needs_codes},
+                r"function of 'reconstruction', .*but got one that needs 'codes'. Give",
+            ),
             ("x", {"target": features_and_target}, r"but got one that needs 'target'. Give"),
         ],
     )
@@ -130,10 +197,14 @@ class TestMistakes:
 
     def test_names_that_are_in_use(self):
         for name in RESERVED:
-            with pytest.raises(ValueError, match=rf"`terms` must be named by .* other than .*, but got '{name}'"):
+            with pytest.raises(
+                ValueError, match=rf"`terms` must be named by .* other than .*, but got '{name}'"
+            ):
                 terms_of({name: Term(edges)})
 
-    def test_every_log_key_and_weight_of_the_objective_is_reserved(self, make_loss, make_feature_discriminator, pair):
+    def test_every_log_key_and_weight_of_the_objective_is_reserved(
+        self, make_loss, make_feature_discriminator, pair
+    ):
         loss = make_loss(
             adversarial_loss_weight=Ramp(1.0, steps=1),
             quantizer_aux_loss_weight=Ramp(1.0, steps=1),
@@ -147,8 +218,12 @@ class TestMistakes:
         names = [name.removesuffix("_weight") for name in names]
         assert {name.removesuffix("_loss") for name in names if name.endswith("_loss")} == RESERVED
 
-    @pytest.mark.parametrize(("result", "got"), [(torch.ones(2), r"shape \(2,\)"), (1.0, r"1.0 \(float\)")])
-    def test_results_that_are_not_scalars(self, make_loss, make_discriminator, pair, result, got, monkeypatch):
+    @pytest.mark.parametrize(
+        ("result", "got"), [(torch.ones(2), r"shape \(2,\)"), (1.0, r"1.0 \(float\)")]
+    )
+    def test_results_that_are_not_scalars(
+        self, make_loss, make_discriminator, pair, result, got, monkeypatch
+    ):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
         def edges(*, reconstruction=None, target=None, weight=None, real=None):
@@ -171,12 +246,36 @@ class TestMistakes:
                 lambda *, reconstruction, target: 0,
                 "function of 'reconstruction', 'target', 'weight', but got <lambda>: .*unexpected .*'weight'",
             ),
-            ("reconstruction.loss", nn.HuberLoss(), "function of 'reconstruction', 'target', 'weight', but got Huber"),
-            ("penalty.kind", lambda x, real: 0, "function of 'discriminator', 'real', .*got .*missing .*'x'. Give"),
-            ("gan.loss", lambda real, generated: 0, "function of 'real', 'fake', but got <lambda>: "),
-            ("reconstruction.loss", Half, r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead"),
-            ("gan.loss", Half, r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead"),
-            ("penalty.kind", Half, r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead"),
+            (
+                "reconstruction.loss",
+                nn.HuberLoss(),
+                "function of 'reconstruction', 'target', 'weight', but got Huber",
+            ),
+            (
+                "penalty.kind",
+                lambda x, real: 0,
+                "function of 'discriminator', 'real', .*got .*missing .*'x'. Give",
+            ),
+            (
+                "gan.loss",
+                lambda real, generated: 0,
+                "function of 'real', 'fake', but got <lambda>: ",
+            ),
+            (
+                "reconstruction.loss",
+                Half,
+                r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead",
+            ),
+            (
+                "gan.loss",
+                Half,
+                r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead",
+            ),
+            (
+                "penalty.kind",
+                Half,
+                r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead",
+            ),
         ],
     )
     def test_parameters_of_other_functions(self, make_loss, setting, function, message):
@@ -202,14 +301,24 @@ class TestMistakes:
                 return super().forward(reconstruction, target)
 
         for setting, module, contract in (
-            ("reconstruction.loss", Pixels(), "without weights to train, but got Pixels. Freeze them, or use a term"),
-            ("penalty.kind", Penalty().requires_grad_(False), "without parameters and buffers, but got Penalty"),
+            (
+                "reconstruction.loss",
+                Pixels(),
+                "without weights to train, but got Pixels. Freeze them, or use a term",
+            ),
+            (
+                "penalty.kind",
+                Penalty().requires_grad_(False),
+                "without parameters and buffers, but got Penalty",
+            ),
             ("gan.loss", GAN(), "without parameters and buffers, but got GAN"),
         ):
             group, name = setting.split(".")
             with pytest.raises(ValueError, match=f"`{setting}` must be {contract}"):
                 make_loss(perceptual_weight=0, **{group: {name: module}})
-        loss = make_loss(perceptual_weight=0, reconstruction={"loss": Pixels().requires_grad_(False)})
+        loss = make_loss(
+            perceptual_weight=0, reconstruction={"loss": Pixels().requires_grad_(False)}
+        )
         assert loss.double().recon_loss.factor.dtype == torch.float64
 
     def test_a_penalty_may_be_a_module(self, make_loss):
@@ -227,7 +336,14 @@ WEIGHT = torch.tensor([1.0, 3.0])
 
 def batch_of(**options):
     """Return a batch of black videos and their white reconstructions."""
-    return make_batch(ObjectiveConfig(), torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 3, 4, 8, 8), None, None, **options)
+    return make_batch(
+        ObjectiveConfig(),
+        torch.zeros(2, 3, 4, 8, 8),
+        torch.ones(2, 3, 4, 8, 8),
+        None,
+        None,
+        **options,
+    )
 
 
 class TestArguments:
@@ -248,7 +364,10 @@ class TestArguments:
 
     @pytest.mark.parametrize("options", [{"mask": MASK}, {"sample_weight": WEIGHT}])
     def test_a_mask_or_weights_need_a_function_with_weights(self, options):
-        with pytest.raises(ValueError, match="must be a function with the parameter `weight` if a call has `mask` or"):
+        with pytest.raises(
+            ValueError,
+            match="must be a function with the parameter `weight` if a call has `mask` or",
+        ):
             compute_on_batch(term_of(Term(edges)), batch_of(**options))
 
     def test_a_module(self):
@@ -276,7 +395,9 @@ class TestArguments:
             assert mask is MASK
             return torch.zeros(())
 
-        def of_latents(*, latent, target, weight=None):  # as "alignment", whose error is not 0 where pixels are masked
+        def of_latents(
+            *, latent, target, weight=None
+        ):  # as "alignment", whose error is not 0 where pixels are masked
             weights["without pixels"] = weight
             return torch.zeros(())
 
@@ -326,9 +447,13 @@ class TestLatent:
         with pytest.raises(ValueError, match=message):
             loss(*pair, 0, 0, **options)
 
-    @pytest.mark.parametrize("latent", [torch.zeros(3, 4), torch.zeros(2, 4, dtype=torch.int64), "z"])
+    @pytest.mark.parametrize(
+        "latent", [torch.zeros(3, 4), torch.zeros(2, 4, dtype=torch.int64), "z"]
+    )
     def test_a_latent_of_other_clips_is_an_error(self, make_loss, pair, latent):
-        with pytest.raises(ValueError, match=r"`latent` must be a floating-point tensor of 2 clips on cpu, but got"):
+        with pytest.raises(
+            ValueError, match=r"`latent` must be a floating-point tensor of 2 clips on cpu, but got"
+        ):
             make_loss(perceptual_weight=0)(*pair, 0, 0, latent=latent)
 
     def test_a_module_is_trained_and_saved(self, make_loss, pair):
@@ -358,14 +483,18 @@ class TestLatent:
 
 class TestInTheLoss:
     def test_a_function_and_its_weight_are_all_that_a_term_needs(self, make_loss, pair):
-        loss = make_loss(perceptual_weight=0, terms={"edges": Term(edges, weight=0.1, params={"power": 2.0})})
+        loss = make_loss(
+            perceptual_weight=0, terms={"edges": Term(edges, weight=0.1, params={"power": 2.0})}
+        )
         total_loss, log = loss(*pair, 0, 0)
         real, fake = pair
         value = edges(reconstruction=fake, target=real, power=2.0)
         torch.testing.assert_close(log["train/edges_loss"], value.detach())
         expected = F.mse_loss(fake, real) + 0.1 * value
         torch.testing.assert_close(total_loss, expected)
-        torch.testing.assert_close(*(torch.autograd.grad(t, fake)[0] for t in (total_loss, expected)))
+        torch.testing.assert_close(
+            *(torch.autograd.grad(t, fake)[0] for t in (total_loss, expected))
+        )
 
     def test_a_ramp_is_logged_and_a_term_of_weight_0_is_not_computed(self, make_loss, pair):
         calls = []
@@ -374,7 +503,10 @@ class TestInTheLoss:
             calls.append(1)
             return edges(reconstruction=reconstruction, target=target)
 
-        loss = make_loss(perceptual_weight=0, terms={"edges": {"target": counted, "weight": Ramp(2.0, 1, steps=2)}})
+        loss = make_loss(
+            perceptual_weight=0,
+            terms={"edges": {"target": counted, "weight": Ramp(2.0, 1, steps=2)}},
+        )
         for step, weight in enumerate((0.0, 0.0, 1.0, 2.0)):
             calls.clear()
             total_loss, log = loss(*pair, 0, step)
@@ -389,17 +521,23 @@ class TestInTheLoss:
             return sum(gram(reconstruction_features=[x], target_features=[y]) for x, y in pairs)
 
         terms = {"gram": 1.0, "mine": Term(gram_of, weight=2.0)}
-        total_loss, log = make_loss(perceptual_weight=0, perceptual={"num_frames": "all"}, terms=terms)(*pair, 0, 0)
+        total_loss, log = make_loss(
+            perceptual_weight=0, perceptual={"num_frames": "all"}, terms=terms
+        )(*pair, 0, 0)
         assert log["train/gram_loss"] > 0
         torch.testing.assert_close(log["train/mine_loss"], log["train/gram_loss"])
         assert log["train/perceptual_loss"] == 0
-        torch.testing.assert_close(total_loss.detach(), log["train/recon_loss"] + 3 * log["train/gram_loss"])
+        torch.testing.assert_close(
+            total_loss.detach(), log["train/recon_loss"] + 3 * log["train/gram_loss"]
+        )
 
     def test_the_loss_is_not_changed_by_a_term_of_weight_0_that_is_nan(self, make_loss, pair):
         def nan(*, reconstruction, target):
             return reconstruction.sum() * float("nan")
 
-        total_loss, _ = make_loss(perceptual_weight=0, terms={"nan": Term(nan, weight=0)})(*pair, 0, 0)
+        total_loss, _ = make_loss(perceptual_weight=0, terms={"nan": Term(nan, weight=0)})(
+            *pair, 0, 0
+        )
         assert total_loss.isfinite()
 
 
@@ -414,15 +552,30 @@ class TestCheckFunctions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"terms": {"x": Term("telecine.losses.edges")}}, "`objective.terms.x.target` must be importable"),
-            ({"terms": {"x": Term(edges, params={"powr": 2})}}, "`objective.terms.x.params` .*Did you mean `power`"),
-            ({"gan": GANConfig(loss="telecine.nothing")}, "`objective.gan.loss` must be importable"),
-            ({"penalty": PenaltyConfig("telecine.nothing")}, "`objective.penalty.kind` must be importable"),
+            (
+                {"terms": {"x": Term("telecine.losses.edges")}},
+                "`objective.terms.x.target` must be importable",
+            ),
+            (
+                {"terms": {"x": Term(edges, params={"powr": 2})}},
+                "`objective.terms.x.params` .*Did you mean `power`",
+            ),
+            (
+                {"gan": GANConfig(loss="telecine.nothing")},
+                "`objective.gan.loss` must be importable",
+            ),
+            (
+                {"penalty": PenaltyConfig("telecine.nothing")},
+                "`objective.penalty.kind` must be importable",
+            ),
             (
                 {"reconstruction": ReconstructionConfig("telecine.nothing")},
                 "`objective.reconstruction.loss` must be importable",
             ),
-            ({"perceptual": PerceptualConfig("elsewhere.net")}, "`objective.perceptual.net` must be in telecine or"),
+            (
+                {"perceptual": PerceptualConfig("elsewhere.net")},
+                "`objective.perceptual.net` must be in telecine or",
+            ),
         ],
     )
     def test_settings_are_named(self, options, message):

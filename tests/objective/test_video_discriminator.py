@@ -22,7 +22,9 @@ def test_down_scaled_videos_are_means_of_cells(factor, size):
     assert small.shape == (2, 3, 2, *(-(-n // factor) for n in size))
     for row in range(small.shape[-2]):
         for column in range(small.shape[-1]):
-            cell = x[..., row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+            cell = x[
+                ..., row * factor : (row + 1) * factor, column * factor : (column + 1) * factor
+            ]
             torch.testing.assert_close(small[..., row, column], cell.mean((-1, -2)))
 
 
@@ -65,11 +67,18 @@ def test_names(make_loss, make_discriminator):
 
 
 def test_a_discriminator_of_the_wrong_kind(make_loss):
-    with pytest.raises(ValueError, match=r"`discr_kwargs` must be a discriminator of frames, .*PatchDiscriminator3D"):
+    with pytest.raises(
+        ValueError,
+        match=r"`discr_kwargs` must be a discriminator of frames, .*PatchDiscriminator3D",
+    ):
         make_loss(discr_kwargs={"target": "telecine.PatchDiscriminator3D", "params": {"dim": 1}})
-    with pytest.raises(ValueError, match=r"`discr_3d_kwargs` must be a discriminator of video, .*one of frames"):
+    with pytest.raises(
+        ValueError, match=r"`discr_3d_kwargs` must be a discriminator of video, .*one of frames"
+    ):
         make_loss(discr_3d_kwargs=PatchDiscriminator(dim=1))
-    assert isinstance(make_loss(discr_3d_kwargs=PatchDiscriminator3D(dim=1)).discr_3d, PatchDiscriminator3D)
+    assert isinstance(
+        make_loss(discr_3d_kwargs=PatchDiscriminator3D(dim=1)).discr_3d, PatchDiscriminator3D
+    )
 
 
 def test_each_argument_of_a_discriminator_is_named(make_loss):
@@ -77,13 +86,17 @@ def test_each_argument_of_a_discriminator_is_named(make_loss):
         message = rf"`{name}` must be arguments of .*'imagesize'.*Did you mean `image_size`"
         with pytest.raises(ValueError, match=message):
             make_loss(**{name: {"imagesize": 16}})
-    with pytest.raises(ValueError, match=r"`multiscale_discr_kwargs\[0\]` must be arguments of .*'imagesize'"):
+    with pytest.raises(
+        ValueError, match=r"`multiscale_discr_kwargs\[0\]` must be arguments of .*'imagesize'"
+    ):
         make_loss(multiscale_discr_kwargs=[{"imagesize": 16}])
 
 
 @pytest.mark.parametrize("one", [{"dim": 2}, nn.Sequential(nn.Flatten())])
 def test_a_single_discriminator_of_a_scale(make_loss, one):
-    message = r"`multiscale_discr_kwargs` must be a list, but got (dict|Sequential). Put it into a list"
+    message = (
+        r"`multiscale_discr_kwargs` must be a list, but got (dict|Sequential). Put it into a list"
+    )
     with pytest.raises(ValueError, match=message):
         make_loss(multiscale_discr_kwargs=one)
 

@@ -13,7 +13,10 @@ from telecine.settings.validate import validate
     [
         (Ramp(2.0), {0: 2.0, 7: 2.0}),
         (Ramp(2.0, start=3), {0: 0.0, 2: 0.0, 3: 2.0, 9: 2.0}),
-        (Ramp(2.0, start=10, steps=4), {9: 0.0, 10: 0.0, 11: 0.5, 12: 1.0, 13: 1.5, 14: 2.0, 99: 2.0}),
+        (
+            Ramp(2.0, start=10, steps=4),
+            {9: 0.0, 10: 0.0, 11: 0.5, 12: 1.0, 13: 1.5, 14: 2.0, 99: 2.0},
+        ),
         (Ramp(0, start=2, steps=2, initial=1.0), {0: 1.0, 2: 1.0, 3: 0.5, 4: 0.0, 5: 0.0}),
         (Ramp(3.0, steps=3), {0: 0.0, 1: 1.0, 3: 3.0}),
     ],
@@ -48,7 +51,11 @@ def test_steps_that_are_given_as_floats_are_ints():
     ("options", "step", "off"),
     [
         ({"adversarial_loss_weight": Ramp(1.0, steps=100)}, 1104, []),
-        ({"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=2000)}, 1984, []),
+        (
+            {"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=2000)},
+            1984,
+            [],
+        ),
         (
             {"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=500)},
             1008,
@@ -58,7 +65,11 @@ def test_steps_that_are_given_as_floats_are_ints():
 )
 def test_the_step_with_most_terms_has_a_penalty_and_every_term_that_can_be_on(options, step, off):
     weights = schedule(
-        disc_start=1000, grad_penalty_loss_weight=1.0, gan={"disc_train_start": 800}, penalty={"every": 16}, **options
+        disc_start=1000,
+        grad_penalty_loss_weight=1.0,
+        gan={"disc_train_start": 800},
+        penalty={"every": 16},
+        **options,
     )
     assert weights.step_with_most_terms() == step
     assert weights.off_at(step) == off
@@ -80,7 +91,13 @@ def test_all_weights_at_a_step():
     )
     before = weights.at(2)
     after = weights.at(4)
-    constant = {"perceptual": 0.7, "quantizer_aux": 0.9, "lecam": 0.5, "grad_penalty": 3.0, "wavelet": 0.1}
+    constant = {
+        "perceptual": 0.7,
+        "quantizer_aux": 0.9,
+        "lecam": 0.5,
+        "grad_penalty": 3.0,
+        "wavelet": 0.1,
+    }
     late = {"adversarial": 0.3, "multiscale_adversarial": 0.2, "feature_matching": 0.4, "gram": 2.0}
     assert before.terms == {**constant, **dict.fromkeys(late, 0)}
     assert after.terms == {**constant, **late}

@@ -26,7 +26,9 @@ helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 def perceptual():
     """Return settings of a small LPIPS that compares all frames."""
     lpips = LPIPS("vgg", weights=helpers["random_vgg"]())
-    lpips.module.update({name: helpers["narrowed"](tensor) for name, tensor in lpips.module.items()})
+    lpips.module.update(
+        {name: helpers["narrowed"](tensor) for name, tensor in lpips.module.items()}
+    )
     return {"net": lpips, "num_frames": "all"}
 
 
@@ -52,7 +54,9 @@ class StageWeights(torch.nn.Module):
 
     def forward(self, reconstruction_features, target_features):
         pairs = zip(reconstruction_features, target_features, strict=True)
-        return torch.stack([(x - y).square().mean((1, 2, 3)) for x, y in pairs], dim=1) @ self.weight
+        return (
+            torch.stack([(x - y).square().mean((1, 2, 3)) for x, y in pairs], dim=1) @ self.weight
+        )
 
 
 def build_averaging_loss():
@@ -99,7 +103,9 @@ def main(folder):
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank = dist.get_rank()
     loss, autoencoder = build_loss_and_autoencoder()
-    total, log = loss(batch(rank), autoencoder(batch(rank)), 0, 0, last_layer=autoencoder.last_layer)
+    total, log = loss(
+        batch(rank), autoencoder(batch(rank)), 0, 0, last_layer=autoencoder.last_layer
+    )
     total.backward()
     result = {name: value.item() for name, value in log.items()}
     values = torch.tensor([1.0 + rank, 10.0])
@@ -110,7 +116,8 @@ def main(folder):
     result["averaged"] = averaged(averaging, real, (0.5 * real).requires_grad_())
     wrapped = DistributedDataParallel(parallel := build_averaging_loss())
     result["gradients"] = [
-        discriminator_gradients(parallel, wrapped, real, (0.5 * real).requires_grad_()) for _ in range(2)
+        discriminator_gradients(parallel, wrapped, real, (0.5 * real).requires_grad_())
+        for _ in range(2)
     ]
     # Free the graphs before the interpreter ends: Gloo's threads may still use their tensors.
     del loss, autoencoder, averaging, wrapped, parallel, total, log

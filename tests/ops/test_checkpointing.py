@@ -131,10 +131,19 @@ def test_the_backward_pass_computes_one_call_after_the_other_again():
     for number, part in enumerate(parts):
         part.register_hook(lambda _, number=number: events.append(f"backward {number}"))
     cache = [None]
-    total = sum(checkpoint_call(forward, part, cache, number).sum() for number, part in enumerate(parts))
+    total = sum(
+        checkpoint_call(forward, part, cache, number).sum() for number, part in enumerate(parts)
+    )
     events.clear()
     total.backward()
-    assert events == ["forward 2", "backward 2", "forward 1", "backward 1", "forward 0", "backward 0"]
+    assert events == [
+        "forward 2",
+        "backward 2",
+        "forward 1",
+        "backward 1",
+        "forward 0",
+        "backward 0",
+    ]
 
 
 def test_a_graph_without_a_backward_pass_is_freed():

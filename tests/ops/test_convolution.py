@@ -12,7 +12,9 @@ from telecine.losses import gradient_penalty
 from telecine.ops.convolution import convolve, differentiated_twice, is_differentiated_twice
 from telecine.ops.convolution_kernels import SLOW_UP_TO, Geometry, has_faster_kernel, segments_of
 
-needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN")
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN"
+)
 
 CUBE = {"stride": (1, 1, 1), "padding": (1, 1, 1)}
 POINT = {"stride": (1, 1, 1), "padding": (0, 0, 0)}
@@ -51,7 +53,10 @@ def leaves(shape, kernel, with_bias=True, dtype=torch.float64):
     # A separate generator, because threads that share one would draw each other's numbers.
     generator = torch.Generator().manual_seed(0)
     shapes = [shape, kernel, kernel[:1]] if with_bias else [shape, kernel]
-    return [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for size in shapes]
+    return [
+        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for size in shapes
+    ]
 
 
 def theirs(x, weight, bias=None, *, stride, padding):
@@ -85,7 +90,9 @@ def test_gradients_of_both_orders(shape, kernel, geometry, with_bias, twice):
 def test_clips_in_float32_and_an_activation_in_place(shape, kernel, geometry, with_bias, layout):
     results = []
     for dtype, convolution in ((torch.float32, convolve), (torch.float64, theirs)):
-        x, weight, *bias = inputs = [(0.2 * leaf).detach().to(dtype) for leaf in leaves(shape, kernel, with_bias)]
+        x, weight, *bias = inputs = [
+            (0.2 * leaf).detach().to(dtype) for leaf in leaves(shape, kernel, with_bias)
+        ]
         for leaf in inputs:
             leaf.requires_grad_()
         y = convolution(x.contiguous(memory_format=layout), weight, *(bias or [None]), **geometry)
@@ -121,8 +128,12 @@ def test_inputs_without_a_faster_kernel():
 
 
 @needs_onednn
-@pytest.mark.parametrize(("shape", "kernel", "geometry"), [case[:3] for case in CLIPS[:1] + CLIPS[12:13]])
-def test_a_frozen_weight_stores_no_input_and_the_default_dtype_has_no_effect(shape, kernel, geometry):
+@pytest.mark.parametrize(
+    ("shape", "kernel", "geometry"), [case[:3] for case in CLIPS[:1] + CLIPS[12:13]]
+)
+def test_a_frozen_weight_stores_no_input_and_the_default_dtype_has_no_effect(
+    shape, kernel, geometry
+):
     x, weight = leaves(shape, kernel, with_bias=False, dtype=torch.float32)
     gradients = []
     for trains, default in ((True, torch.float32), (False, torch.float32), (False, torch.float64)):
@@ -163,7 +174,13 @@ def test_gradients_that_are_not_needed_are_not_computed(with_bias, twice):
         y.backward(retain_graph=True)
         y.backward(inputs=[x])
     everything = [True, True, with_bias]
-    assert calls.masks == [[True, False, False], [False, True, False], everything, everything, [True, False, False]]
+    assert calls.masks == [
+        [True, False, False],
+        [False, True, False],
+        everything,
+        everything,
+        [True, False, False],
+    ]
 
 
 def test_threads_are_independent():
@@ -201,9 +218,14 @@ def test_uses_pytorchs_function_elsewhere():
     x, weight, bias = leaves(shape, kernel)
     assert type(convolve(x, weight, bias, **geometry).grad_fn).__name__ == "ConvolutionBackward0"
     with differentiated_twice():
-        assert type(convolve(x, weight, bias, **geometry).grad_fn).__name__ != "ConvolutionBackward0"
+        assert (
+            type(convolve(x, weight, bias, **geometry).grad_fn).__name__ != "ConvolutionBackward0"
+        )
         with torch.autocast("cpu", torch.bfloat16):
-            assert convolve(x.float(), weight.float(), bias.float(), **geometry).dtype == torch.bfloat16
+            assert (
+                convolve(x.float(), weight.float(), bias.float(), **geometry).dtype
+                == torch.bfloat16
+            )
         with torch.no_grad():
             assert not convolve(x, weight, bias, **geometry).requires_grad
         with differentiated_twice(False):

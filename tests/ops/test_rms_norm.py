@@ -15,7 +15,9 @@ def leaves(*shape, dtype=torch.float64):
     torch.manual_seed(0)
     x = torch.randn(shape).to(dtype)
     x[..., 0] = 0
-    return x.requires_grad_(), torch.randn(shape[1], *[1] * (len(shape) - 2)).to(dtype).requires_grad_()
+    return x.requires_grad_(), torch.randn(shape[1], *[1] * (len(shape) - 2)).to(
+        dtype
+    ).requires_grad_()
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4, 6), (2, 5, 4, 6), (1, 5, 1, 1, 2)])
@@ -24,7 +26,9 @@ def test_value_and_gradients(shape):
     for function in (rms_norm, plain):
         x, weight = leaves(*shape)
         if shape[0] == 1:
-            x = x[..., 1:].detach().requires_grad_()  # one position: sums over the others are the tensor itself
+            x = (
+                x[..., 1:].detach().requires_grad_()
+            )  # one position: sums over the others are the tensor itself
         y = function(x, weight)
         torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y).mul(y)[..., -3:].sum().backward()
         results.append((y.detach(), x.grad, weight.grad))
@@ -54,7 +58,11 @@ def test_the_input_alone_is_kept():
     sizes = {}
     for function in (rms_norm, plain):
         kept = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):  # noqa: B023
+
+        def keep(tensor, kept=kept):
+            return kept.setdefault(tensor.data_ptr(), tensor)
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             function(x, weight)
         sizes[function] = sum(t.numel() for t in kept.values())
     assert sizes[rms_norm] == x.numel() + x[:, :1].numel() + weight.numel()

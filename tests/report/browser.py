@@ -45,7 +45,9 @@ def check_page(context: BrowserContext, path: Path, check: Callable[[Page], None
 def wait_for_frame(page: Page, number: int) -> None:
     """Wait until the player shows a frame."""
     # A function is evaluated at every frame of the screen, a selector only twice a second.
-    page.wait_for_function("n => document.getElementById('player').dataset.shown === n", arg=str(number))
+    page.wait_for_function(
+        "n => document.getElementById('player').dataset.shown === n", arg=str(number)
+    )
 
 
 def pane_image(page: Page, pane: int) -> Image.Image:
@@ -62,7 +64,9 @@ def shown_numbers(page: Page) -> tuple[int, int]:
     panes = [page.locator("#panes canvas").nth(pane).bounding_box() for pane in (0, 1)]
     image = Image.open(io.BytesIO(whole.screenshot())).convert("RGB")
     left, right = (
-        image.getpixel((pane["x"] + pane["width"] / 2 - box["x"], pane["y"] + pane["height"] / 2 - box["y"]))[0]
+        image.getpixel(
+            (pane["x"] + pane["width"] / 2 - box["x"], pane["y"] + pane["height"] / 2 - box["y"])
+        )[0]
         for pane in panes
     )
     return number_of(left), number_of(right)
@@ -88,7 +92,9 @@ def evaluate(page: Page, selector: str, expression: str) -> object:
 
 def chart(page: Page, title: str) -> Locator:
     """Return the figure of a chart, which is drawn once it is scrolled into view."""
-    figure = page.locator("#charts figure").filter(has=page.get_by_role("heading", name=title, exact=True))
+    figure = page.locator("#charts figure").filter(
+        has=page.get_by_role("heading", name=title, exact=True)
+    )
     figure.scroll_into_view_if_needed()
     is_drawn = "title => charts.some((chart) => chart.plot.title === title && chart.isNear && !isStale(chart))"
     page.wait_for_function(is_drawn, arg=title)

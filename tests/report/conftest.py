@@ -45,7 +45,10 @@ def context(browser):
 def report(tmp_path_factory):
     """The page of two runs. The frames of the clip that opens first are stamped with their numbers."""
     folder = tmp_path_factory.mktemp("report")
-    runs = [write_run(folder / name, records(80, val_every=20), f"name: {name}") for name in ("first", "second")]
+    runs = [
+        write_run(folder / name, records(80, val_every=20), f"name: {name}")
+        for name in ("first", "second")
+    ]
     write_clips_of(runs[0])
     shutil.copytree(runs[0] / "validation", runs[1] / "validation")  # the same clips
     (runs[0] / "environment.json").write_text(json.dumps({"torch": "2.13"}))

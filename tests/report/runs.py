@@ -20,7 +20,9 @@ STAMPED_FRAMES = 12
 def records(num: int, *, every: int = 1, val_every: int = 20) -> list[dict[str, float]]:
     """Return records that look like those of a run."""
     linear = {"linear/psnr": 25.4}
-    lines: list[dict[str, float]] = [{"step": 0, "val/psnr": 11.0, "val/ssim": 0.04, "val/lpips_alex": 0.97, **linear}]
+    lines: list[dict[str, float]] = [
+        {"step": 0, "val/psnr": 11.0, "val/ssim": 0.04, "val/lpips_alex": 0.97, **linear}
+    ]
     for step in range(every, num * every + 1, every):
         progress = step / (num * every)
         noise = ((step * 7919) % 13 - 6) / 40
@@ -38,12 +40,18 @@ def records(num: int, *, every: int = 1, val_every: int = 20) -> list[dict[str, 
         }
         lines.append({"step": step, **train})
         if step % val_every == 0:
-            held_out = {"val/psnr": 11 + 10 * progress, "val/ssim": progress / 2, "val/lpips_alex": 1 - progress}
+            held_out = {
+                "val/psnr": 11 + 10 * progress,
+                "val/ssim": progress / 2,
+                "val/lpips_alex": 1 - progress,
+            }
             lines.append({"step": step, **held_out, **linear})
     return lines
 
 
-def write_run(folder: Path, lines: list[dict[str, float]], settings: str = "steps: 60\nclips:\n  height: 64\n") -> Path:
+def write_run(
+    folder: Path, lines: list[dict[str, float]], settings: str = "steps: 60\nclips:\n  height: 64\n"
+) -> Path:
     """Write the folder of a run without clips, environment and warnings."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -67,7 +75,9 @@ def number_of(grey: float) -> int:
 @cache  # the index of a sample video takes longer than all else
 def real_clip(which: int = 0, start: int = 10, num_frames: int = 9, size: int = 64) -> Tensor:
     """Return uint8 frames of a sample clip."""
-    return read_clip(index_video(sample_videos()[which]), start, num_frames)[:, :size, :size].contiguous()
+    return read_clip(index_video(sample_videos()[which]), start, num_frames)[
+        :, :size, :size
+    ].contiguous()
 
 
 def validation_clips(noise: float) -> list[ValidationClip]:
@@ -77,8 +87,16 @@ def validation_clips(noise: float) -> list[ValidationClip]:
     for index, target in enumerate([stamped(), real_clip(0), real_clip(1, start=40)]):
         added = torch.randn(target.shape, generator=generator) * noise * index
         reconstruction = (target + added).clamp(0, 255).to(torch.uint8)
-        metrics = {"psnr": 40.0 - noise * index, "ssim": 0.9 - index / 10, "lpips_alex": 0.1 + index / 10}
-        clips.append(ValidationClip(target, reconstruction, metrics, f"videos/clip {index}.mp4", 10 * index, FPS))
+        metrics = {
+            "psnr": 40.0 - noise * index,
+            "ssim": 0.9 - index / 10,
+            "lpips_alex": 0.1 + index / 10,
+        }
+        clips.append(
+            ValidationClip(
+                target, reconstruction, metrics, f"videos/clip {index}.mp4", 10 * index, FPS
+            )
+        )
     return clips
 
 

@@ -46,7 +46,10 @@ def test_it_opens_from_a_file_without_network_or_messages(opened, page, report):
 
 def test_the_figures_of_two_unfinished_runs_are_seen_whole(context, tmp_path):
     steps = "steps: 2400\n"
-    runs = [write_run(tmp_path / name, records(4, every=480, val_every=480), steps) for name in ("first", "second")]
+    runs = [
+        write_run(tmp_path / name, records(4, every=480, val_every=480), steps)
+        for name in ("first", "second")
+    ]
 
     def check(page: Page) -> None:
         table = page.locator("[aria-labelledby='summary-title']")
@@ -66,14 +69,19 @@ def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
     page.focus("#step-0")
     page.keyboard.press("Home")
     assert page.get_attribute("#step-0", "aria-valuetext") == "step 0"
-    assert page.inner_text("#clip-title") == "clip 2.mp4, frame 20", "the same clip of the first validation"
+    assert page.inner_text("#clip-title") == "clip 2.mp4, frame 20", (
+        "the same clip of the first validation"
+    )
     page.locator("#clip-table").get_by_role("button", name="Clip", exact=True).click()
 
 
 def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
-    clips = [ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS) for name, value in values.items()]
+    clips = [
+        ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
+        for name, value in values.items()
+    ]
     clips.append(replace(clips[0], metrics={}, source="without"))
     write_clips(Run(run), 20, clips, fps=FPS)
 
@@ -108,7 +116,8 @@ def test_smoothing_and_scale_change_the_curves(page):
 
 def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves(context, tmp_path):
     lines = [
-        {"step": step, "train/grad_norm": 1.0, "train/mse": 10.0**-step, "train/lr": 0.1} for step in range(1, 101)
+        {"step": step, "train/grad_norm": 1.0, "train/mse": 10.0**-step, "train/lr": 0.1}
+        for step in range(1, 101)
     ]
     lines[40]["train/mse"] = 0.0
     lines[50]["train/grad_norm"] = 1e6
@@ -118,7 +127,9 @@ def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves
         norms = drawn(page, "adaptive weight and gradient norms")["y"]
         assert norms["type"] == "log"
         assert 5 < norms["range"][1] < 6, "the smoothed spike is inside, the logged one is not"
-        assert drawn(page, "all losses")["y"]["type"] == "log", "of values that differ by more than 100"
+        assert drawn(page, "all losses")["y"]["type"] == "log", (
+            "of values that differ by more than 100"
+        )
         note = "Values that are not positive are left out"
         assert note in chart(page, "all losses").inner_text()
         page.get_by_label("Linear", exact=True).check()
@@ -189,7 +200,9 @@ def test_the_pointer_reads_values_and_drags_zoom_all_charts(page):
 
 def test_warnings_are_marked_and_names_are_shown_as_they_are(context, tmp_path):
     name = "<b>x</b>"
-    run = write_run(tmp_path / "run", [{"step": step, f"train/{name}_loss": 1.0} for step in (1, 5, 9)])
+    run = write_run(
+        tmp_path / "run", [{"step": step, f"train/{name}_loss": 1.0} for step in (1, 5, 9)]
+    )
     warning = {"step": 5, "rule": "rule", "message": "<i>won</i>", "remedy": "Wait."}
     (run / "health.jsonl").write_text(json.dumps(warning) + "\n")
 
@@ -206,7 +219,9 @@ def test_warnings_are_marked_and_names_are_shown_as_they_are(context, tmp_path):
 def luminance(colour: str) -> float:
     """Return the relative luminance (WCAG 2.2) of a colour as browsers compute it."""
     values = [int(value) / 255 for value in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    linear = [
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -219,7 +234,15 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-TEXTS = ["h1", ".hint", "nav a", "#clip-table tbody button", ".badge.best", ".badge.worst", "#frame-readout"]
+TEXTS = [
+    "h1",
+    ".hint",
+    "nav a",
+    "#clip-table tbody button",
+    ".badge.best",
+    ".badge.worst",
+    "#frame-readout",
+]
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
@@ -229,8 +252,16 @@ def test_light_and_dark_have_enough_contrast(page, theme):
     surface = style(page, "#player", "backgroundColor")
     assert (luminance(background) < 0.1) == (theme == "Dark")
     for selector in TEXTS:
-        assert min(contrast(style(page, selector, "color"), back) for back in (background, surface)) >= 4.5, selector
-    assert contrast(style(page, "button.primary", "color"), style(page, "button.primary", "backgroundColor")) >= 4.5
+        assert (
+            min(contrast(style(page, selector, "color"), back) for back in (background, surface))
+            >= 4.5
+        ), selector
+    assert (
+        contrast(
+            style(page, "button.primary", "color"), style(page, "button.primary", "backgroundColor")
+        )
+        >= 4.5
+    )
     chart(page, LOGITS)
     page.wait_for_timeout(200)
     assert contrast(style(page, "#charts .xtick text", "fill"), surface) >= 4.5
@@ -267,8 +298,21 @@ def test_each_control_has_a_name_and_a_tab_stop(page):
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.do || ''"))
-    assert {"run-0", "step-0", "run-1", "panes", "timeline", "play", "loop", "speed", "zoom", "smoothing"} <= reached
+        reached.add(
+            page.evaluate("document.activeElement.id || document.activeElement.dataset.do || ''")
+        )
+    assert {
+        "run-0",
+        "step-0",
+        "run-1",
+        "panes",
+        "timeline",
+        "play",
+        "loop",
+        "speed",
+        "zoom",
+        "smoothing",
+    } <= reached
     page.focus("#panes")
     page.keyboard.press("Tab")
     assert style(page, "#timeline", "outlineStyle") == "solid", "the focus is visible"
@@ -287,7 +331,9 @@ def test_a_narrow_page_shows_its_first_table_and_does_not_scroll_horizontally(co
         box = cell.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 360
-    label = page.evaluate("getComputedStyle(document.querySelectorAll('#summary td')[1], '::before').content")
+    label = page.evaluate(
+        "getComputedStyle(document.querySelectorAll('#summary td')[1], '::before').content"
+    )
     assert label == '"PSNR ↑"'
     page.close()
 
@@ -295,7 +341,12 @@ def test_a_narrow_page_shows_its_first_table_and_does_not_scroll_horizontally(co
 def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
     runs = [write_run(tmp_path / f"{letter * 60}_1e-4", records(20)) for letter in "abc"]
     for run in runs[:2]:
-        write_clips(Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS)
+        write_clips(
+            Run(run),
+            20,
+            [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)],
+            fps=FPS,
+        )
     (runs[2] / "metrics.jsonl").write_text("[]\n")
 
     def check(page: Page) -> None:
@@ -310,12 +361,17 @@ def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").touch()
-    assert check_page(context, write_report([run]), lambda page: page.get_by_role("main").wait_for()) == []
+    assert (
+        check_page(context, write_report([run]), lambda page: page.get_by_role("main").wait_for())
+        == []
+    )
 
 
 def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_path):
     run, other = (write_run(tmp_path / name, records(20)) for name in ("run", "other"))
-    write_clips(Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS)
+    write_clips(
+        Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS
+    )
     page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
 
     def check(page: Page) -> None:
@@ -328,14 +384,23 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
             for button in (*legends, page.get_by_role("button", name="Loop")):
                 assert button.get_attribute("aria-pressed") == "false"
             assert (page.input_value("#speed"), page.inner_text("#zoom")) == ("2", "1.5 \u00d7")
-            assert evaluate(page, "#curves th[aria-sort=descending] button", "e => e === document.activeElement")
-            assert page.locator("details[open]").count() == page.locator("#curves details[open]").count() == 1
+            assert evaluate(
+                page, "#curves th[aria-sort=descending] button", "e => e === document.activeElement"
+            )
+            assert (
+                page.locator("details[open]").count()
+                == page.locator("#curves details[open]").count()
+                == 1
+            )
             assert drawn(page, "SSIM")["x"] == [5, 15]
 
         wait_for_frame(page, 0)
         page.locator("#smoothing").fill("0.9")
         page.get_by_label("Log", exact=True).check()
-        legends = page.get_by_role("button", name="other", exact=True), page.locator("#charts .legend button").nth(1)
+        legends = (
+            page.get_by_role("button", name="other", exact=True),
+            page.locator("#charts .legend button").nth(1),
+        )
         for button in (*legends, page.get_by_role("button", name="Loop")):
             button.click()
         page.select_option("#speed", "2")
@@ -379,7 +444,9 @@ def test_tables_are_sorted_by_number_and_by_text(page):
 
 
 def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(browser, report, tmp_path):
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], color_scheme="dark")
+    context = browser.new_context(
+        permissions=["clipboard-read", "clipboard-write"], color_scheme="dark"
+    )
     page = context.new_page()
     page.goto(report.as_uri())
     figure = chart(page, "SSIM")
@@ -397,7 +464,9 @@ def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(browser, repor
         pixels = image.convert("RGB")
     assert pixels.width > 600
     colours = {colour for _, colour in pixels.getcolors(2**24)}
-    assert {(26, 28, 31), (233, 233, 230), (111, 177, 245)} <= colours, "surface, text and a curve of the dark theme"
+    assert {(26, 28, 31), (233, 233, 230), (111, 177, 245)} <= colours, (
+        "surface, text and a curve of the dark theme"
+    )
     context.close()
 
 
@@ -406,11 +475,23 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
     named = Series("latent", "transform", [make_curve(0, [(0, 0.1), (1, 0.2), (2, 0.3)])])
     charts = [
         Chart("Noise", [numbers], x="noise"),
-        Chart("Equivariance", [named], x="transform", x_names=["none", "flip", "<b>turn"], explanation="What it is."),
+        Chart(
+            "Equivariance",
+            [named],
+            x="transform",
+            x_names=["none", "flip", "<b>turn"],
+            explanation="What it is.",
+        ),
     ]
     path = tmp_path / "page.html"
     data = charts_data(charts, runs=["model"], file="latents.json")
-    values = {"summary": [], "probes": [], "channels": [], "protocol": [], "definitions": {"channels": ""}}
+    values = {
+        "summary": [],
+        "probes": [],
+        "channels": [],
+        "protocol": [],
+        "definitions": {"channels": ""},
+    }
     path.write_text(render_page("latents.html", titles=["model"], data=data, **values))
 
     def check(page: Page) -> None:
@@ -430,7 +511,10 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
 
 def test_a_chart_of_many_long_curves_is_drawn(context, tmp_path):
     values = {f"train/frame_gradient_{frame:03d}": 1 + frame / 40 for frame in range(40)}
-    runs = [write_run(tmp_path / name, [{"step": step, **values} for step in range(1300)]) for name in "ab"]
+    runs = [
+        write_run(tmp_path / name, [{"step": step, **values} for step in range(1300)])
+        for name in "ab"
+    ]
 
     def check(page: Page) -> None:
         shown = drawn(page, "gradient of each frame / mean")

@@ -12,7 +12,15 @@ from playwright.sync_api import Page
 
 from telecine.report.page import write_report
 
-from .browser import check_page, evaluate, pane_image, shown_number, shown_numbers, stable_box, wait_for_frame
+from .browser import (
+    check_page,
+    evaluate,
+    pane_image,
+    shown_number,
+    shown_numbers,
+    stable_box,
+    wait_for_frame,
+)
 from .runs import STAMPED_FRAMES, records, write_clips_of, write_run
 
 pytestmark = pytest.mark.slow
@@ -79,7 +87,9 @@ def test_frames_are_exact_in_any_order(page):
     box = stable_box(page, "#timeline")
     for number in (7, 2, 11, 0, 8, 3):
         x = 40 + number / LAST * (box["width"] - 52)
-        timeline.click(position={"x": x, "y": 40})  # waits until the page is stable, unlike `page.mouse`
+        timeline.click(
+            position={"x": x, "y": 40}
+        )  # waits until the page is stable, unlike `page.mouse`
         wait_for_frame(page, number)
         assert shown_number(page) == number
 
@@ -105,7 +115,9 @@ def test_it_plays_from_the_first_frame_on_after_the_last_and_ends_there_without_
     button(page, "Last frame").click()
     wait_for_frame(page, LAST)
     button(page, "Play").click()
-    page.wait_for_function("n => document.getElementById('player').dataset.shown !== n", arg=str(LAST))
+    page.wait_for_function(
+        "n => document.getElementById('player').dataset.shown !== n", arg=str(LAST)
+    )
     assert page.get_attribute("#player", "data-shown") == "0"
     button(page, "Loop").click()
     page.select_option("#speed", "2")
@@ -170,8 +182,17 @@ def test_pinching_zooms(page):
     session = page.context.new_cdp_session(page)
     box = stable_box(page, "#panes canvas")
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    for kind, distance in (("touchStart", 20), ("touchMove", 30), ("touchMove", 40), ("touchEnd", None)):
-        fingers = [] if distance is None else [{"x": middle[0] + side * distance, "y": middle[1]} for side in (-1, 1)]
+    for kind, distance in (
+        ("touchStart", 20),
+        ("touchMove", 30),
+        ("touchMove", 40),
+        ("touchEnd", None),
+    ):
+        fingers = (
+            []
+            if distance is None
+            else [{"x": middle[0] + side * distance, "y": middle[1]} for side in (-1, 1)]
+        )
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
     page.wait_for_function("document.getElementById('zoom').textContent === '2 \u00d7'")
     page.keyboard.press("0")
@@ -200,7 +221,10 @@ def test_two_runs_play_the_same_clip_in_step(page):
     assert page.locator("#timeline path").count() == 2
     page.evaluate("DATA.validations[2].clips[0].sha256 = ''")  # as if the run had another clip
     page.select_option("#run-0", "0")
-    assert page.inner_text("#source-note") == "second, step 0: this clip is not among those of this validation."
+    assert (
+        page.inner_text("#source-note")
+        == "second, step 0: this clip is not among those of this validation."
+    )
     assert page.locator("#panes canvas").count() == 3
     page.evaluate("DATA.validations[2].clips[0].sha256 = DATA.validations[3].clips[0].sha256")
 
@@ -213,6 +237,8 @@ def test_a_missing_video_shows_an_error(context, tmp_path):
 
     def check(page: Page) -> None:
         page.wait_for_selector("#player-error:visible")
-        assert "cannot be played. Is the folder of videos beside this page?" in page.inner_text("#player-error")
+        assert "cannot be played. Is the folder of videos beside this page?" in page.inner_text(
+            "#player-error"
+        )
 
     check_page(context, page_file, check)

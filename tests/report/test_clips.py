@@ -25,7 +25,12 @@ def validations(folder):
 def test_clips_are_written_and_read(tmp_path):
     clips = validation_clips(noise=5.0)
     folder = write_clips(Run(tmp_path), 20, clips, fps=FPS)
-    assert sorted(path.name for path in folder.iterdir()) == ["clip-00.mp4", "clip-01.mp4", "clip-02.mp4", "clips.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "clip-00.mp4",
+        "clip-01.mp4",
+        "clip-02.mp4",
+        "clips.json",
+    ]
     (saved,) = validations(tmp_path)
     assert (saved.step, saved.fps, saved.amplification, saved.folder) == (20, FPS, 4.0, folder)
     assert [clip.source for clip in saved.clips] == [clip.source for clip in clips]
@@ -65,8 +70,14 @@ def test_psnr_of_each_frame(tmp_path):
     reconstruction = target.clone()
     reconstruction[1] += 5
     reconstruction[2, 0, 0, 0] -= 100
-    write_clips(Run(tmp_path), 0, [ValidationClip(target, reconstruction, {}, "a.mp4", 0, FPS)], fps=FPS)
-    expected = [MAX_PSNR, 20 * math.log10(255 / 5), 20 * math.log10(255 / 100) + 10 * math.log10(192)]
+    write_clips(
+        Run(tmp_path), 0, [ValidationClip(target, reconstruction, {}, "a.mp4", 0, FPS)], fps=FPS
+    )
+    expected = [
+        MAX_PSNR,
+        20 * math.log10(255 / 5),
+        20 * math.log10(255 / 100) + 10 * math.log10(192),
+    ]
     assert validations(tmp_path)[0].clips[0].frame_psnr == pytest.approx(expected, abs=5e-4)
 
 
@@ -87,7 +98,12 @@ def test_a_failure_keeps_the_previous_clips(tmp_path):
     write_clips(Run(tmp_path), 0, clips[:1], fps=FPS)
     empty = clips[1].target[:0]
     with pytest.raises(ValueError, match="`frames` must be at least one frame"):
-        write_clips(Run(tmp_path), 0, [clips[0], replace(clips[1], target=empty, reconstruction=empty)], fps=FPS)
+        write_clips(
+            Run(tmp_path),
+            0,
+            [clips[0], replace(clips[1], target=empty, reconstruction=empty)],
+            fps=FPS,
+        )
     with pytest.raises(ValueError, match="`clips` must be at least one clip, but got none"):
         write_clips(Run(tmp_path), 5, [], fps=FPS)
     assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000000"]
@@ -95,7 +111,10 @@ def test_a_failure_keeps_the_previous_clips(tmp_path):
 
 
 def test_every_clip_has_its_own_frame_rate(tmp_path):
-    fast, slow = (replace(clip, fps=fps) for clip, fps in zip(validation_clips(1.0)[1:], (60.0, 24.0), strict=True))
+    fast, slow = (
+        replace(clip, fps=fps)
+        for clip, fps in zip(validation_clips(1.0)[1:], (60.0, 24.0), strict=True)
+    )
     folder = write_clips(Run(tmp_path), 0, [fast, slow], fps=60.0)
     assert [index_video(folder / f"clip-0{index}.mp4").fps for index in (0, 1)] == [60.0, 24.0]
     (saved,) = validations(tmp_path)
@@ -113,7 +132,10 @@ def test_clips_of_several_rates_play_at_their_own_speed_in_one_picture():
     assert shown[0] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0]
     assert shown[1] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4]
     assert shown[2] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0]
-    assert all(torch.equal(*pair) for pair in zip(at_one_rate(clips[::2], [25.0, 25.0]), clips[::2], strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(at_one_rate(clips[::2], [25.0, 25.0]), clips[::2], strict=True)
+    )
     assert len(at_one_rate(clips, [60.0, 60.0, 1.0])[0]) == 6 * 8
 
 

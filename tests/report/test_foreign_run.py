@@ -20,11 +20,25 @@ def complete(tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("complete") / "run", records(20))
     write_clips_of(folder, steps=(20,))
     shutil.copy(next(folder.glob("validation/*/*.mp4")), folder / "side_by_side.mp4")
-    (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
+    (folder / "health.jsonl").write_text(
+        '{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n'
+    )
     (folder / "environment.json").write_text('{"torch": "2"}')
-    sizes = {"num_parameters": 9, "num_trained": 7, "num_disc_parameters": 3, "num_videos": 2, "num_skipped": 1}
+    sizes = {
+        "num_parameters": 9,
+        "num_trained": 7,
+        "num_disc_parameters": 3,
+        "num_videos": 2,
+        "num_skipped": 1,
+    }
     clips = {"num_clips": 2, "num_frames": 5, "height": 16, "width": 24, "sha256": "a"}
-    more = {"num_frames": 42, "clips_per_update": 4, "validation": clips, "seconds": 1.5, "peak_memory": None}
+    more = {
+        "num_frames": 42,
+        "clips_per_update": 4,
+        "validation": clips,
+        "seconds": 1.5,
+        "peak_memory": None,
+    }
     (folder / "summary.json").write_text(json.dumps(sizes | more))
     return folder
 
@@ -35,7 +49,9 @@ def run(complete, tmp_path):
 
 
 def everything_in(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 LINKS = (
@@ -66,7 +82,9 @@ def test_no_link_is_followed_out_of_a_run(run, tmp_path, name):
         (private / "own" / "run-0-step-00000000-all.mp4").touch()
     (run / name).symlink_to(private / "own")
     before = everything_in(private)
-    with pytest.raises(ValueError, match=f"{name}` must be in the run's folder itself, but got a symbolic link to"):
+    with pytest.raises(
+        ValueError, match=f"{name}` must be in the run's folder itself, but got a symbolic link to"
+    ):
         write_report([run])
     assert everything_in(private) == before
     assert not (run / "report.html").exists()
@@ -122,12 +140,15 @@ def clip(**values):
 
 
 def text(name, content):
-    return lambda run: (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return lambda run: (run / name).write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
 
 
 def line(content):
     return text(
-        "metrics.jsonl", b'{"step": 1}\n' + (content if isinstance(content, bytes) else content.encode()) + b"\n"
+        "metrics.jsonl",
+        b'{"step": 1}\n' + (content if isinstance(content, bytes) else content.encode()) + b"\n",
     )
 
 
@@ -153,15 +174,39 @@ DAMAGE = {
     "step infinity": (line('{"step": Infinity}'), r"line 2` .* but got inf \(float\) as 'step'"),
     "step negative": (line('{"step": -1}'), r"line 2` .* but got -1 \(int\) as 'step'"),
     "step true": (line('{"step": true}'), r"line 2` .* but got True \(bool\) as 'step'"),
-    "step huge": (line(f'{{"step": {HUGE}}}'), "line 2` .* but got an integer of 1329 bits as 'step'"),
-    "value huge": (line(f'{{"step": 2, "train/lr": {HUGE}}}'), "line 2` .*an integer of 1329 bits as 'train/lr'"),
-    "value huge digits": (line(f'{{"step": 2, "train/lr": {"9" * 5000}}}'), "line 2` must be a JSON object"),
+    "step huge": (
+        line(f'{{"step": {HUGE}}}'),
+        "line 2` .* but got an integer of 1329 bits as 'step'",
+    ),
+    "value huge": (
+        line(f'{{"step": 2, "train/lr": {HUGE}}}'),
+        "line 2` .*an integer of 1329 bits as 'train/lr'",
+    ),
+    "value huge digits": (
+        line(f'{{"step": 2, "train/lr": {"9" * 5000}}}'),
+        "line 2` must be a JSON object",
+    ),
     "nested": (line("[" * 100_000), "line 2` must be a JSON object, but got invalid JSON"),
-    "not UTF-8": (line(b'{"step": 2, "\xff": 3}'), "line 2` must be a JSON object, but got invalid JSON"),
-    "value text": (line('{"step": 2, "val/psnr": "x"}'), r"line 2` .* but got 'x' \(str\) as 'val/psnr'"),
-    "value null": (line('{"step": 2, "val/psnr": null}'), "line 2` .* but got None .* as 'val/psnr'"),
-    "long line": (line(b"x" * 2**21), "metrics.jsonl, line 2` must be a JSON object, but got .*(bytes)"),
-    "sparse": (of_40_gb("metrics.jsonl"), "metrics.jsonl` must be a file of at most 1073741824 bytes"),
+    "not UTF-8": (
+        line(b'{"step": 2, "\xff": 3}'),
+        "line 2` must be a JSON object, but got invalid JSON",
+    ),
+    "value text": (
+        line('{"step": 2, "val/psnr": "x"}'),
+        r"line 2` .* but got 'x' \(str\) as 'val/psnr'",
+    ),
+    "value null": (
+        line('{"step": 2, "val/psnr": null}'),
+        "line 2` .* but got None .* as 'val/psnr'",
+    ),
+    "long line": (
+        line(b"x" * 2**21),
+        "metrics.jsonl, line 2` must be a JSON object, but got .*(bytes)",
+    ),
+    "sparse": (
+        of_40_gb("metrics.jsonl"),
+        "metrics.jsonl` must be a file of at most 1073741824 bytes",
+    ),
     "FIFO": (fifo("metrics.jsonl"), "metrics.jsonl` must be a regular file, but got a FIFO"),
     "warning list": (text("health.jsonl", "[1]\n"), "health.jsonl, line 1` must be a JSON object"),
     "warning types": (
@@ -175,20 +220,47 @@ DAMAGE = {
     "warnings FIFO": (fifo("health.jsonl"), "health.jsonl` must be a regular file, but got a FIFO"),
     "warnings sparse": (of_40_gb("health.jsonl"), "health.jsonl` must be a file of at most"),
     "environment list": (text("environment.json", "[]"), "environment.json` must be a JSON object"),
-    "environment nested": (text("environment.json", "[" * 100_000), "environment.json` must be JSON"),
+    "environment nested": (
+        text("environment.json", "[" * 100_000),
+        "environment.json` must be JSON",
+    ),
     "environment FIFO": (fifo("environment.json"), "environment.json` must be a regular file"),
-    "environment sparse": (of_40_gb("environment.json"), "environment.json` must be a file of at most"),
+    "environment sparse": (
+        of_40_gb("environment.json"),
+        "environment.json` must be a file of at most",
+    ),
     "settings FIFO": (fifo("config.yaml"), "config.yaml` must be a regular file"),
     "settings list": (text("config.yaml", "- 1"), "config.yaml` must be `key: value` lines"),
     "settings sparse": (of_40_gb("config.yaml"), "config.yaml` must be a file of at most"),
-    "settings date": (text("config.yaml", "a:\n- !!timestamp 2020-01-01: 1"), "config.yaml` must be YAML.*in line 2"),
-    "settings list as a name": (text("config.yaml", "? [1]\n: 2"), "config.yaml` must be YAML.*in line 1"),
+    "settings date": (
+        text("config.yaml", "a:\n- !!timestamp 2020-01-01: 1"),
+        "config.yaml` must be YAML.*in line 2",
+    ),
+    "settings list as a name": (
+        text("config.yaml", "? [1]\n: 2"),
+        "config.yaml` must be YAML.*in line 1",
+    ),
     "summary zeroed": (text("summary.json", bytes(99)), "summary.json` must be JSON"),
-    "summary text": (changed("summary.json", seconds="x"), r"summary.json` .* but got 'x' \(str\) as `seconds`"),
-    "summary 0": (changed("summary.json", clips_per_update=0), r"summary.json` .* got 0 \(int\) as `clips_per_update`"),
-    "summary huge": (changed("summary.json", num_parameters=10**400), "an integer of 1329 bits as `num_parameters`"),
-    "summary infinity": (changed("summary.json", seconds=float("inf")), r"inf \(float\) as `seconds`"),
-    "summary null": (changed("summary.json", validation=None), r"None \(NoneType\) as `validation`"),
+    "summary text": (
+        changed("summary.json", seconds="x"),
+        r"summary.json` .* but got 'x' \(str\) as `seconds`",
+    ),
+    "summary 0": (
+        changed("summary.json", clips_per_update=0),
+        r"summary.json` .* got 0 \(int\) as `clips_per_update`",
+    ),
+    "summary huge": (
+        changed("summary.json", num_parameters=10**400),
+        "an integer of 1329 bits as `num_parameters`",
+    ),
+    "summary infinity": (
+        changed("summary.json", seconds=float("inf")),
+        r"inf \(float\) as `seconds`",
+    ),
+    "summary null": (
+        changed("summary.json", validation=None),
+        r"None \(NoneType\) as `validation`",
+    ),
     "clips zeroed": (text(CLIPS, bytes(99)), "clips.json` must be JSON"),
     "clips sparse": (of_40_gb(CLIPS), "clips.json` must be a file of at most"),
     "clips FIFO": (fifo(CLIPS), "clips.json` must be a regular file"),
@@ -197,7 +269,10 @@ DAMAGE = {
         r"clips.json` .* got None \(NoneType\) as `clips`",
     ),
     "rate infinite": (changed(CLIPS, fps=float("inf")), r"inf \(float\) as `fps`"),
-    "rate 0": (changed(CLIPS, fps=0.0), r"0.0 \(float\) as `fps` \(input should be greater than 0\)"),
+    "rate 0": (
+        changed(CLIPS, fps=0.0),
+        r"0.0 \(float\) as `fps` \(input should be greater than 0\)",
+    ),
     "rate text": (changed(CLIPS, fps="25"), r"'25' \(str\) as `fps`"),
     "height negative": (clip(height=-1), r"-1 \(int\) as `clips.0.height`"),
     "start negative": (clip(start=-1), r"-1 \(int\) as `clips.0.start`"),
@@ -206,8 +281,14 @@ DAMAGE = {
     "source number": (clip(source=3), r"3 \(int\) as `clips.0.source`"),
     "video NUL": (clip(video="a\0.mp4"), "the video .* which is not a file of its folder"),
     "video above": (clip(video=".."), "the video '..', which is not a file of its folder"),
-    "video sparse": (of_40_gb("validation/step-00000020/clip-01.mp4"), "clip-01.mp4` must be a file of at most"),
-    "side by side sparse": (of_40_gb("side_by_side.mp4"), "side_by_side.mp4` must be a file of at most"),
+    "video sparse": (
+        of_40_gb("validation/step-00000020/clip-01.mp4"),
+        "clip-01.mp4` must be a file of at most",
+    ),
+    "side by side sparse": (
+        of_40_gb("side_by_side.mp4"),
+        "side_by_side.mp4` must be a file of at most",
+    ),
 }
 
 
@@ -219,7 +300,9 @@ def test_a_damaged_run_is_marked_beside_the_others(run, tmp_path, name, caplog):
     if name.startswith("side by side"):
         shutil.rmtree(run / "validation")
     page = write_report([other, run], tmp_path / "page.html")
-    (problem,) = (record.getMessage() for record in caplog.records if record.name == "telecine.report.run")
+    (problem,) = (
+        record.getMessage() for record in caplog.records if record.name == "telecine.report.run"
+    )
     assert re.search(message, problem), problem
     assert len(problem) < 1000
     html = page.read_text()
@@ -243,6 +326,13 @@ def test_a_damaged_validation_is_left_out(run):
 
 
 def test_names_of_logged_values_may_be_any(run):
-    names = ["train/frame_gradient_x", "train/frame_gradient_" + "9" * 50, "val/psnr", "", "\0\n\x1b[31m<b>", "\ud800"]
+    names = [
+        "train/frame_gradient_x",
+        "train/frame_gradient_" + "9" * 50,
+        "val/psnr",
+        "",
+        "\0\n\x1b[31m<b>",
+        "\ud800",
+    ]
     line(json.dumps({"step": 2, **dict.fromkeys(names, 1.0)}))(run)
     write_report([run])

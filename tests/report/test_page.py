@@ -32,7 +32,12 @@ def runs(tmp_path_factory):
     second = write_run(folder / "second", records(60, every=2), "steps: 60\nname: second\n")
     write_clips_of(first)
     shutil.copytree(first / "validation", second / "validation")
-    warning = {"step": 9, "rule": "saturated", "message": "The <b>discriminator</b> won.", "remedy": "Wait."}
+    warning = {
+        "step": 9,
+        "rule": "saturated",
+        "message": "The <b>discriminator</b> won.",
+        "remedy": "Wait.",
+    }
     (first / "health.jsonl").write_text(json.dumps(warning) + "\n")
     (second / "environment.json").write_text('{"torch": "2.13"}')
     return [first, second]
@@ -45,13 +50,17 @@ def page(runs, tmp_path_factory):
 
 
 def data_of(page):
-    (text,) = re.findall(r'id="report-data">(.*?)</script>', page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (text,) = re.findall(
+        r'id="report-data">(.*?)</script>', page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     return json.loads(text)
 
 
 def text_of(page):
     """Return the visible text, without tags and scripts."""
-    text = re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL)
+    text = re.sub(
+        r"<style.*?</style>|<script.*?</script>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL
+    )
     return " ".join(text.split())
 
 
@@ -82,7 +91,9 @@ class Tags(HTMLParser):
 
 def test_the_videos_are_beside_the_page(page):
     assert sorted(path.name for path in page.parent.iterdir()) == ["a page.html", "a page_videos"]
-    urls = [clip["url"] for validation in data_of(page)["validations"] for clip in validation["clips"]]
+    urls = [
+        clip["url"] for validation in data_of(page)["validations"] for clip in validation["clips"]
+    ]
     assert len(urls) == 12
     assert all((page.parent / unquote(url)).is_file() for url in urls)
 
@@ -90,7 +101,9 @@ def test_the_videos_are_beside_the_page(page):
 def test_the_page_is_valid_html_without_external_resources(page):
     html = page.read_text(encoding="utf-8")
     assert html.count(plotly_script()) == 1
-    html = html.replace(plotly_script(), "")  # it has addresses of maps and licences; a browser test counts requests
+    html = html.replace(
+        plotly_script(), ""
+    )  # it has addresses of maps and licences; a browser test counts requests
     tags = Tags()
     tags.feed(html)
     assert tags.open == []
@@ -116,7 +129,9 @@ def test_runs_are_compared(page):
         assert part in text
     data = data_of(page)
     assert data["runs"] == ["first", "second"]
-    assert data["events"] == [{"run": 0, "step": 9, "text": "saturated, The <b>discriminator</b> won."}]
+    assert data["events"] == [
+        {"run": 0, "step": 9, "text": "saturated, The <b>discriminator</b> won."}
+    ]
     validations = [(validation["run"], validation["step"]) for validation in data["validations"]]
     assert validations == [(0, 0), (0, 60), (1, 0), (1, 60)]
     assert data["validations"][1]["best_and_worst"][:2] == [["best psnr", 0], ["worst psnr", 2]]
@@ -146,7 +161,9 @@ def test_names_break_after_their_parts(name, html):
     assert breakable(name) == html
 
 
-def test_the_page_of_one_run_is_in_its_folder_and_that_of_several_in_the_current_one(runs, tmp_path, monkeypatch):
+def test_the_page_of_one_run_is_in_its_folder_and_that_of_several_in_the_current_one(
+    runs, tmp_path, monkeypatch
+):
     page = write_report(runs[:1])
     assert page == runs[0] / "report.html"
     text = text_of(page)
@@ -170,7 +187,9 @@ def test_a_second_report_replaces_the_first(runs, tmp_path):
 def test_metrics_that_are_not_finite_are_left_out(tmp_path):
     run = write_run(tmp_path / "run", records(20))
     metrics = {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}
-    write_clips(Run(run), 20, [ValidationClip(stamped(2), stamped(2), metrics, "a.mp4", 0, FPS)], fps=FPS)
+    write_clips(
+        Run(run), 20, [ValidationClip(stamped(2), stamped(2), metrics, "a.mp4", 0, FPS)], fps=FPS
+    )
     (validation,) = data_of(write_report([run]))["validations"]
     assert validation["clips"][0]["metrics"] == {"psnr": None, "ssim": None, "lpips_alex": 0.5}
 
@@ -201,7 +220,9 @@ def test_a_run_that_has_just_started_tells_what_is_missing(tmp_path):
 
 
 def test_names_are_escaped(tmp_path):
-    run = write_run(tmp_path / "<b>run", [{"step": 1, f"train/{EVIL}": 1.0}], json.dumps({"data": EVIL}))
+    run = write_run(
+        tmp_path / "<b>run", [{"step": 1, f"train/{EVIL}": 1.0}], json.dumps({"data": EVIL})
+    )
     page = write_report([run])
     text = page.read_text(encoding="utf-8")
     assert "alert(1)</script>" not in text
@@ -211,7 +232,10 @@ def test_names_are_escaped(tmp_path):
 
 @pytest.mark.slow
 def test_the_data_of_a_long_run_are_small(tmp_path):
-    lines = [{"step": step, **{f"train/value_{n}": 0.1234567 * step + n for n in range(30)}} for step in range(5_000)]
+    lines = [
+        {"step": step, **{f"train/value_{n}": 0.1234567 * step + n for n in range(30)}}
+        for step in range(5_000)
+    ]
     page = write_report([write_run(tmp_path / "run", lines)])
     assert page.stat().st_size - len(plotly_script()) < 2_000_000
 
@@ -250,7 +274,9 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     run = write_run(tmp_path / name, records(20))
     black = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
-    write_clips(Run(run), 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0, FPS)], fps=FPS)
+    write_clips(
+        Run(run), 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0, FPS)], fps=FPS
+    )
     page = write_report([run], tmp_path / f"{name}.html")
     assert r"caf\udce9" in text_of(page)
     (validation,) = data_of(page)["validations"]

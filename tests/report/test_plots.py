@@ -55,7 +55,9 @@ def test_lpips_of_different_networks_is_never_on_one_axis():
     lines = [{"step": 1, "train/perceptual_loss": 0.3, "train/mse": 0.1, "val/lpips_alex": 0.2}]
     same = charts_of(lines, nets=["alex"])
     for chart in [*same.values(), *charts_of(lines, lines, nets=["vgg", "alex"]).values()]:
-        assert len({label.partition(",")[0] for label in labels(chart) if "LPIPS" in label}) < 2, chart.title
+        assert len({label.partition(",")[0] for label in labels(chart) if "LPIPS" in label}) < 2, (
+            chart.title
+        )
     assert labels(same["all losses"]) == ["mean squared error", "LPIPS (Alex), training"]
     assert keys(same["LPIPS (Alex)"]) == ["train/perceptual_loss", "val/lpips_alex"]
 
@@ -77,8 +79,13 @@ def test_a_sum_of_one_term_is_left_out(values, left_out):
 
 
 def test_a_sum_is_drawn_if_it_differs_in_a_run():
-    equal, other = ([{"step": 1, "train/mse": 0.1, "train/recon_loss": value}] for value in (0.1, 0.3))
-    assert labels(charts_of(equal, other)["all losses"]) == ["mean squared error", "reconstruction loss"]
+    equal, other = (
+        [{"step": 1, "train/mse": 0.1, "train/recon_loss": value}] for value in (0.1, 0.3)
+    )
+    assert labels(charts_of(equal, other)["all losses"]) == [
+        "mean squared error",
+        "reconstruction loss",
+    ]
     longer = [*equal, {"step": 2, "train/mse": 0.1}]
     assert labels(charts_of(longer)["all losses"]) == ["mean squared error", "reconstruction loss"]
 
@@ -102,7 +109,9 @@ def test_a_value_that_is_never_finite_has_no_chart():
 
 
 def test_gradients_of_frames_share_a_chart():
-    charts = charts_of([{"step": 1, "train/frame_gradient_000": 0.9, "train/frame_gradient_001": 1.1}])
+    charts = charts_of(
+        [{"step": 1, "train/frame_gradient_000": 0.9, "train/frame_gradient_001": 1.1}]
+    )
     assert list(charts) == ["gradient of each frame / mean"]
     assert labels(charts["gradient of each frame / mean"]) == ["frame 0", "frame 1"]
 
@@ -116,7 +125,10 @@ def test_several_runs_share_charts():
 
 
 def test_schedules_are_not_smoothed():
-    lines = [{"step": step, "train/lr": 1e-3, "train/lecam_weight": step, "train/mse": 0.5} for step in (1, 2)]
+    lines = [
+        {"step": step, "train/lr": 1e-3, "train/lecam_weight": step, "train/mse": 0.5}
+        for step in (1, 2)
+    ]
     not_smoothed = [title for title, chart in charts_of(lines).items() if not chart.is_smoothed]
     assert not_smoothed == ["learning rate", "scheduled weights"]
 
@@ -126,7 +138,9 @@ def test_other_losses_and_weights_have_their_plots():
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
     shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
     shown |= {"train/total_loss", "train/total_disc_loss"}
-    plots = {plot.title: set(plot.names) for plot in plots_of_names(sorted(weights | losses | shown))}
+    plots = {
+        plot.title: set(plot.names) for plot in plots_of_names(sorted(weights | losses | shown))
+    }
     assert plots["other losses, unweighted"] == losses
     assert plots["scheduled weights"] == weights
 

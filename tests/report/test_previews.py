@@ -11,7 +11,13 @@ from PIL import Image
 
 from telecine.report.clips import PREVIEW, log_preview
 
-FRAMES = torch.arange(4 * 16 * 16).view(4, 16, 16, 1).div(4, rounding_mode="floor").repeat(1, 1, 1, 3).to(torch.uint8)
+FRAMES = (
+    torch.arange(4 * 16 * 16)
+    .view(4, 16, 16, 1)
+    .div(4, rounding_mode="floor")
+    .repeat(1, 1, 1, 3)
+    .to(torch.uint8)
+)
 
 
 class FakeVideo:
@@ -52,7 +58,9 @@ def test_previews_are_logged_to_tensorboard_and_others_with_videos(tmp_path, mon
     assert (image.step, image.width, image.height) == (3, 16, 16)
     with Image.open(io.BytesIO(image.encoded_image_string)) as gif:
         gif.seek(3)
-        shown = torch.frombuffer(bytearray(gif.convert("RGB").tobytes()), dtype=torch.uint8).reshape(16, 16, 3)
+        shown = torch.frombuffer(
+            bytearray(gif.convert("RGB").tobytes()), dtype=torch.uint8
+        ).reshape(16, 16, 3)
     assert (shown.float() - FRAMES[3].float()).abs().mean() < 8
     ((values, step),) = other.logged
     assert (list(values), step) == ([PREVIEW], 3)
@@ -63,7 +71,8 @@ def test_previews_are_logged_to_tensorboard_and_others_with_videos(tmp_path, mon
 def test_tensorboard_gets_a_small_preview(tmp_path):
     logged = []
     writer = SimpleNamespace(
-        file_writer=SimpleNamespace(add_summary=lambda *arguments: logged.append(arguments)), flush=int
+        file_writer=SimpleNamespace(add_summary=lambda *arguments: logged.append(arguments)),
+        flush=int,
     )
     frames = torch.randint(0, 255, (20, 806, 584, 3), dtype=torch.uint8)
     log_preview([SimpleNamespace(name="tensorboard", writer=writer)], 3, frames, 30.0)

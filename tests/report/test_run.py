@@ -18,7 +18,9 @@ class TestReadRun:
     def test_reads_all_files(self, tmp_path):
         folder = write_run(tmp_path / "run", records(60))
         write_clips_of(folder)
-        (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
+        (folder / "health.jsonl").write_text(
+            '{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n'
+        )
         run = read_run(folder, "name")
         clips = {f"clips.{name}": value for name, value in EARLIER.items()}
         assert run.steps == 60
@@ -51,11 +53,17 @@ class TestReadRun:
     def test_a_warning_without_a_remedy_raises(self, tmp_path):
         folder = write_run(tmp_path / "run", [])
         (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b"}\n')
-        with pytest.raises(ValueError, match=r"health\.jsonl` must be lines with step, rule, message and remedy, but"):
+        with pytest.raises(
+            ValueError,
+            match=r"health\.jsonl` must be lines with step, rule, message and remedy, but",
+        ):
             read_run(folder, "x")
 
     def test_another_folder_raises(self, tmp_path):
-        with pytest.raises(ValueError, match=r"`runs` must be folders of runs, with metrics.jsonl, .*which has none"):
+        with pytest.raises(
+            ValueError,
+            match=r"`runs` must be folders of runs, with metrics.jsonl, .*which has none",
+        ):
             read_runs([tmp_path])
         with pytest.raises(ValueError, match=r"which is not a folder"):
             read_runs([tmp_path / "nowhere"])
@@ -90,7 +98,12 @@ class TestBestAndWorst:
             self.clip(psnr=30.0, ssim=0.1, lpips_alex=0.3),
             self.clip(psnr=25.0, ssim=0.2, lpips_alex=0.2),
         ]
-        expected = [("best psnr", 1), ("worst psnr", 0), ("best lpips_alex", 0), ("worst lpips_alex", 1)]
+        expected = [
+            ("best psnr", 1),
+            ("worst psnr", 0),
+            ("best lpips_alex", 0),
+            ("worst lpips_alex", 1),
+        ]
         assert best_and_worst(clips) == expected
         assert best_and_worst(clips[:1]) == []
         assert best_and_worst([]) == []
@@ -103,4 +116,6 @@ class TestBestAndWorst:
             self.clip(psnr=30.0),
             self.clip(psnr=float("-inf"), lpips_alex=nan),
         ]
-        assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "a single LPIPS is not compared"
+        assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], (
+            "a single LPIPS is not compared"
+        )

@@ -23,7 +23,10 @@ SUMMARY = RunSummary(
 
 
 def test_it_is_described():
-    records = [{"step": step, "train/clips_per_second": speed} for step, speed in enumerate((1.0, 6.0, 8.0), 1)]
+    records = [
+        {"step": step, "train/clips_per_second": speed}
+        for step, speed in enumerate((1.0, 6.0, 8.0), 1)
+    ]
     assert describe_training(SUMMARY, records) == {
         "wall time": "1 min 15 s",
         "updates a second": "1.5",
@@ -35,7 +38,9 @@ def test_it_is_described():
         "held-out clips": "12 of 9 x 64 x 80",
     }
     assert describe_training(None, records) == {"clips a second": "6"}
-    less = describe_training(replace(SUMMARY, num_trained=1_500_000, num_skipped=0, peak_memory=None), [])
+    less = describe_training(
+        replace(SUMMARY, num_trained=1_500_000, num_skipped=0, peak_memory=None), []
+    )
     assert (less["parameters"], less["training data"]) == ("1.50 M", "4 videos, 700 frames")
     images = describe_training(replace(SUMMARY, num_videos=1, num_images=2), [])
     assert images["training data"] == "1 video and 2 images, 1 skipped, 700 frames"
@@ -52,10 +57,14 @@ def test_runs_with_other_held_out_clips_do_not_compare():
         "a and d: other pixels in the held-out clips",
         "a and e: the held-out clips of e were not recorded",
     ]
-    assert not_comparable("ab", [None, SUMMARY]) == ["a and b: the held-out clips of a were not recorded"]
+    assert not_comparable("ab", [None, SUMMARY]) == [
+        "a and b: the held-out clips of a were not recorded"
+    ]
     assert not_comparable("a", [None]) == []
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (7500, "2 h 5 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (7500, "2 h 5 min")]
+)
 def test_durations(seconds, text):
     assert describe_duration(seconds) == text

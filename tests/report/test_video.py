@@ -17,7 +17,11 @@ def moving(num_frames, height, width):
     time = torch.arange(num_frames).view(-1, 1, 1) * 0.2
     rows = torch.arange(height).view(1, -1, 1) / 12
     columns = torch.arange(width).view(1, 1, -1) / 9
-    channels = [128 + 110 * torch.sin(rows + time), 128 + 110 * torch.cos(columns - time), 255 * (rows + columns) / 20]
+    channels = [
+        128 + 110 * torch.sin(rows + time),
+        128 + 110 * torch.cos(columns - time),
+        255 * (rows + columns) / 20,
+    ]
     video = torch.stack(torch.broadcast_tensors(*channels), dim=-1)
     return video.clamp(0, 255).round().to(torch.uint8)
 
@@ -47,7 +51,9 @@ def test_frames_can_be_added_in_parts(tmp_path):
     # Lossless, because the result of lossy encoding may depend on the number of threads.
     write_video(tmp_path / "whole.mp4", frames, 25, crf=0)
     write_video(tmp_path / "parts.mp4", chain.from_iterable(frames.split(7)), 25, crf=0)
-    whole, parts = (read_clip(index_video(tmp_path / name), 0, 20) for name in ("whole.mp4", "parts.mp4"))
+    whole, parts = (
+        read_clip(index_video(tmp_path / name), 0, 20) for name in ("whole.mp4", "parts.mp4")
+    )
     assert torch.equal(whole, parts)
 
 
@@ -56,7 +62,9 @@ def test_times_in_any_unit(tmp_path, unit):
     pts = [2 * number * round(Fraction(1, 25) / unit) + number % 2 for number in range(6)]
     write_video(tmp_path / "times.mp4", moving(6, 32, 32), 25, pts=pts, time_base=float(unit))
     info = index_video(tmp_path / "times.mp4")
-    assert [time * info.time_base for time in info.pts] == pytest.approx([float(time * unit) for time in pts], rel=1e-9)
+    assert [time * info.time_base for time in info.pts] == pytest.approx(
+        [float(time * unit) for time in pts], rel=1e-9
+    )
 
 
 def test_crf_sets_the_quality(tmp_path):
@@ -83,7 +91,11 @@ def interrupted(frames):
     ("frames", "error", "message"),
     [
         (interrupted(moving(3, 32, 32)), KeyboardInterrupt, None),
-        (chain(moving(3, 32, 32), moving(3, 32, 34)), ValueError, r"height and width \(32, 32\), as before"),
+        (
+            chain(moving(3, 32, 32), moving(3, 32, 34)),
+            ValueError,
+            r"height and width \(32, 32\), as before",
+        ),
         ([], ValueError, "at least one frame"),
         (torch.zeros(2, 3, 8, 8), ValueError, r"uint8 of shape \(T, H, W, 3\)"),
         (torch.zeros(2, 0, 8, 3, dtype=torch.uint8), ValueError, r"uint8 of shape \(T, H, W, 3\)"),
@@ -117,7 +129,9 @@ def test_side_by_side_shows_input_reconstruction_and_difference():
     assert torch.equal(left[:, 2::3, 1::3], inputs)
     assert torch.equal(middle[:, 1::3, 1::3], reconstructions)
     difference = right[:, 1::3, 1::3].int()
-    assert torch.equal(difference[:, 10:20, 30:40], (inputs[:, 10:20, 30:40].int() * 4).clamp(max=255))
+    assert torch.equal(
+        difference[:, 10:20, 30:40], (inputs[:, 10:20, 30:40].int() * 4).clamp(max=255)
+    )
     assert difference[:, 20:].max() == picture[:, 225:, 488:].max() == 0
     bar = picture[0, :26].float().amax(dim=(0, 2))
     assert all(bar[x : x + 100].max() > 200 for x in (0, 244, 488)), "labels"
@@ -153,7 +167,9 @@ def test_large_frames_are_shrunk():
     assert shrink(frames, 400) is frames
 
 
-@pytest.mark.parametrize(("fps", "num_frames", "rate"), [(30.0, 126, 30), (1.0, 9, 1), (1000.0, 243, 60)])
+@pytest.mark.parametrize(
+    ("fps", "num_frames", "rate"), [(30.0, 126, 30), (1.0, 9, 1), (1000.0, 243, 60)]
+)
 def test_a_preview_is_repeated_for_four_seconds(tmp_path, fps, num_frames, rate):
     frames = (torch.arange(9, dtype=torch.uint8) * 25)[:, None, None, None].expand(-1, 16, 16, 3)
     write_preview(tmp_path / "video.mp4", frames, fps)
@@ -229,6 +245,8 @@ def test_an_mkv_keeps_frames_without_loss(tmp_path, channels, dtype, stored, sho
     with av.open(str(tmp_path / "video.mkv")) as container:
         assert container.streams.video[0].codec_context.pix_fmt == stored
         back = [frame.to_ndarray(format=shown) for frame in container.decode(video=0)]
-    assert torch.equal(torch.stack([torch.from_numpy(frame) for frame in back]).view(frames.shape), frames)
+    assert torch.equal(
+        torch.stack([torch.from_numpy(frame) for frame in back]).view(frames.shape), frames
+    )
     with pytest.raises(ValueError, match="uint8 or uint16 of shape"):
         write_video(tmp_path / "video.mkv", frames.float(), 25)

@@ -46,13 +46,19 @@ class TestDamage:
     def test_an_intact_checkpoint_has_none(self, checkpoint):
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         assert (manifest["format"], manifest["step"]) == (1, 7)
-        assert list(manifest["files"]) == ["ema/model.safetensors", "model/model.safetensors", "state.json"]
+        assert list(manifest["files"]) == [
+            "ema/model.safetensors",
+            "model/model.safetensors",
+            "state.json",
+        ]
         assert Checkpoints.damage_of(checkpoint) is None
         link = checkpoint.with_name("best")
         link.symlink_to(checkpoint)
         assert Checkpoints.damage_of(link) is None, "it has the name that the link points to"
         renamed = checkpoint.rename(checkpoint.with_name("step-00000008"))
-        assert "named step-00000007, as written, but got another name" in str(Checkpoints.damage_of(renamed))
+        assert "named step-00000007, as written, but got another name" in str(
+            Checkpoints.damage_of(renamed)
+        )
 
     def test_digests_that_are_passed_are_used(self, tmp_path):
         (tmp_path / "state.json").touch()
@@ -66,7 +72,11 @@ class TestDamage:
             ("state.json", '{\n  "step": 8\n}', "state.json` must be as it was written"),
             ("state.json", "{}", "state.json` must be a file of 15 bytes, but got one of 2"),
             ("state.json", None, "state.json` must be a file of 15 bytes, but got a missing one"),
-            ("ema/model.safetensors", "the weights of model", "ema/model.safetensors` must be a file of 18 bytes"),
+            (
+                "ema/model.safetensors",
+                "the weights of model",
+                "ema/model.safetensors` must be a file of 18 bytes",
+            ),
             ("manifest.json", None, "must be a checkpoint with manifest.json, but got one without"),
             ("manifest.json", "{", "manifest.json` must be JSON"),
             ("manifest.json", '{"format": 2}', "must be a manifest of format 1, but got format 2"),
@@ -151,7 +161,11 @@ class TestDamage:
     def test_a_link_is_not_followed_out_of_the_checkpoint(self, checkpoint, tmp_path, name):
         (checkpoint / name).rename(tmp_path / "elsewhere")
         (checkpoint / name).symlink_to(tmp_path / "elsewhere")
-        expected = "with manifest.json, but got one without" if name == "manifest.json" else "a symbolic link"
+        expected = (
+            "with manifest.json, but got one without"
+            if name == "manifest.json"
+            else "a symbolic link"
+        )
         assert expected in str(Checkpoints.damage_of(checkpoint))
 
     def test_the_command_prints_it(self, tmp_path, capsys):
@@ -174,7 +188,10 @@ class TestNewestIntact:
         assert steps(tmp_path) == [1, 2, 3], "it has weights"
         checkpoint, notes = Run(tmp_path).checkpoints.newest_intact()
         assert checkpoint == folders[0]
-        messages = (f"{folders[2]}` must be a checkpoint with", f"{folders[1]}/state.json` must be a file of 15 bytes")
+        messages = (
+            f"{folders[2]}` must be a checkpoint with",
+            f"{folders[1]}/state.json` must be a file of 15 bytes",
+        )
         for folder, message, note in zip(folders[:0:-1], messages, notes, strict=True):
             aside = folder.with_name(f"damaged-{folder.name}")
             assert message in note
@@ -187,11 +204,17 @@ class TestNewestIntact:
         for _ in range(2):
             (write_checkpoint(tmp_path, 2) / "state.json").unlink()
             Run(tmp_path).checkpoints.newest_intact()
-        assert names(tmp_path / "checkpoints") == ["damaged-step-00000002", "damaged-step-00000002-1", "step-00000001"]
+        assert names(tmp_path / "checkpoints") == [
+            "damaged-step-00000002",
+            "damaged-step-00000002-1",
+            "step-00000001",
+        ]
 
     def test_if_all_are_damaged_nothing_is_moved(self, checkpoint, tmp_path):
         (checkpoint / "state.json").unlink()
-        with pytest.raises(DamagedError, match=rf"No checkpoint of {tmp_path} is intact.*state.json.*missing one.*"):
+        with pytest.raises(
+            DamagedError, match=rf"No checkpoint of {tmp_path} is intact.*state.json.*missing one.*"
+        ):
             Run(tmp_path).checkpoints.newest_intact()
         assert checkpoint.is_dir()
 
@@ -205,7 +228,8 @@ class TestNewestIntact:
         newest, notes = Run(tmp_path).checkpoints.newest_intact()
         assert newest == checkpoint
         assert notes == [
-            f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in (file, folder)
+            f"{path} is no checkpoint, as it has no file of one. It stays as it is."
+            for path in (file, folder)
         ]
         assert file.exists()
         write_checkpoint(tmp_path, 9)
@@ -218,7 +242,9 @@ class TestNewestIntact:
         assert names(checkpoint.parent) == [checkpoint.name]
 
 
-def test_a_checkpoint_appears_under_its_step_and_replaces_that_of_the_same_step(checkpoint, tmp_path):
+def test_a_checkpoint_appears_under_its_step_and_replaces_that_of_the_same_step(
+    checkpoint, tmp_path
+):
     (checkpoint / "old").touch()
     write_checkpoint(tmp_path, 7)
     assert Run(tmp_path).checkpoints.all() == [(7, checkpoint)]
@@ -230,12 +256,16 @@ def test_a_checkpoint_appears_under_its_step_and_replaces_that_of_the_same_step(
 
 def test_the_plain_values_are_read(checkpoint):
     assert Checkpoints.read_state(checkpoint, {"step"}) == {"step": 7}
-    with pytest.raises(ValueError, match=r"state.json` must be that of .* this version, but got one without scaler"):
+    with pytest.raises(
+        ValueError, match=r"state.json` must be that of .* this version, but got one without scaler"
+    ):
         Checkpoints.read_state(checkpoint, {"step", "scaler"})
 
 
 @pytest.mark.parametrize("step", [7, 8])
-def test_a_checkpoint_that_fails_half_way_never_appears_and_keeps_the_old_one(checkpoint, tmp_path, step):
+def test_a_checkpoint_that_fails_half_way_never_appears_and_keeps_the_old_one(
+    checkpoint, tmp_path, step
+):
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(tmp_path, step, keep=1, fail=True)
     assert Run(tmp_path).checkpoints.all() == [(7, checkpoint)]
@@ -250,7 +280,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_and_linked(tmp_path):
-    for step, best in ((1, 1), (2, 1), (3, None)):  # the run trains on without the metric that has found it
+    for step, best in (
+        (1, 1),
+        (2, 1),
+        (3, None),
+    ):  # the run trains on without the metric that has found it
         write_checkpoint(tmp_path, step, keep=1, best=best)
         assert (tmp_path / "best").resolve() == Run(tmp_path).checkpoints.path(1).resolve()
     assert steps(tmp_path) == [1, 3]
@@ -286,5 +320,7 @@ def test_every_file_is_flushed_and_closed(tmp_path, monkeypatch):
 
     before = lowest_free_descriptor()
     write_checkpoint(tmp_path, 1)
-    assert len(flushed) == 7 + 2, "four files, two folders, that of the checkpoint; then those in which it was renamed"
+    assert len(flushed) == 7 + 2, (
+        "four files, two folders, that of the checkpoint; then those in which it was renamed"
+    )
     assert lowest_free_descriptor() == before

@@ -16,7 +16,9 @@ class TestEnvironment:
         Run(tmp_path).write_environment(environment(torch.device("cpu")))
         values = Run(tmp_path).environment()
         assert values == environment(torch.device("cpu"))
-        assert values["torch"].split("+")[0] == torch.__version__.split("+")[0]  # some builds have "+cu132" in one only
+        assert (
+            values["torch"].split("+")[0] == torch.__version__.split("+")[0]
+        )  # some builds have "+cu132" in one only
         assert values["device"].endswith("cores (cpu)")
         assert {"python", "telecine", "platform", "threads"} <= set(values)
         assert all(values.values())

@@ -37,7 +37,9 @@ def test_warnings_are_read(tmp_path):
     run.warnings.append(asdict(warning))
     assert run.warnings.all() == [warning]
     run.warnings.append({"step": 3, "rule": "a_rule"})
-    with pytest.raises(ValueError, match=r"health.jsonl` must be lines with step, .* got no value as `message`"):
+    with pytest.raises(
+        ValueError, match=r"health.jsonl` must be lines with step, .* got no value as `message`"
+    ):
         run.warnings.all()
 
 
@@ -48,7 +50,10 @@ def test_warnings_are_read(tmp_path):
         ("[1]", "a JSON object, but got"),
         ("[" * 100_000, "a JSON object, but got invalid JSON"),
         ("\0" * 2**21, "a JSON object, but got a line of at least 1048576 bytes"),
-        ('{"step": 1, "val/psnr": "x"}', "numbers by name, with a whole `step`, but got 'x' .* as 'val/psnr'"),
+        (
+            '{"step": 1, "val/psnr": "x"}',
+            "numbers by name, with a whole `step`, but got 'x' .* as 'val/psnr'",
+        ),
         ('{"step": 1e400}', "numbers by name, with a whole `step`, but got inf"),
         ('{"step": true}', "numbers by name, with a whole `step`, but got True"),
         ('{"loss": 2}', "numbers by name, with a whole `step`, but got None .* as 'step'"),
@@ -57,9 +62,14 @@ def test_warnings_are_read(tmp_path):
 def test_a_damaged_line_is_named_and_dropped_when_the_run_resumes(tmp_path, line, message):
     run = Run(tmp_path)
     run.history.path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 1}}\n')
-    with pytest.raises(ValueError, match=rf"metrics.jsonl, line 2` must be {message}.*Remove the line"):
+    with pytest.raises(
+        ValueError, match=rf"metrics.jsonl, line 2` must be {message}.*Remove the line"
+    ):
         run.history.read()
-    assert run.cut(20, expected=2) == (2, [f"{run.history.path}: 1 lines could not be read and are dropped"])
+    assert run.cut(20, expected=2) == (
+        2,
+        [f"{run.history.path}: 1 lines could not be read and are dropped"],
+    )
     assert steps(run.history.read()) == [0, 1]
     assert run.cut(20, expected=2) == (2, [])
     assert run.cut(20, expected=6) == (
@@ -72,7 +82,9 @@ def test_a_file_that_is_too_large_is_refused(tmp_path):
     run = Run(tmp_path)
     run.history.path.touch()
     os.truncate(run.history.path, 2**31)
-    with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file of at most 1073741824 bytes"):
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl` must be a file of at most 1073741824 bytes"
+    ):
         run.history.read()
 
 
@@ -88,7 +100,11 @@ def test_records_up_to_the_checkpoint_are_kept(tmp_path):
     assert Run(tmp_path).cut(20, expected=3) == (3, [])
     assert [step for step, _ in Run(tmp_path).validation_folders()] == [0, 20]
     for name in FILES:
-        assert steps(json.loads(line) for line in (tmp_path / name).read_text().splitlines()) == [0, 10, 20]
+        assert steps(json.loads(line) for line in (tmp_path / name).read_text().splitlines()) == [
+            0,
+            10,
+            20,
+        ]
     assert Run(tmp_path).history.last_step() == 20
     assert Run(tmp_path).cut(-1) == (0, []), "a new run begins with empty files"
     assert [(tmp_path / name).read_text() for name in FILES] == ["", ""]
@@ -105,7 +121,9 @@ def validated(folder, records):
 
 
 @pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
-def test_the_best_validation_is_finite_after_the_start_and_the_earliest_of_equal_ones(tmp_path, metric, best):
+def test_the_best_validation_is_finite_after_the_start_and_the_earliest_of_equal_ones(
+    tmp_path, metric, best
+):
     figures = [
         (0, 50.0, 0.0),
         (1, float("nan"), float("nan")),
@@ -114,7 +132,9 @@ def test_the_best_validation_is_finite_after_the_start_and_the_earliest_of_equal
         (4, 30.0, 0.3),
         (5, float("inf"), float("-inf")),
     ]
-    records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
+    records = [
+        {"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures
+    ]
     run = validated(tmp_path / "run", records)
     assert run.best_step(metric, 5) == best
     assert run.best_step(None, 5) is None
@@ -133,7 +153,9 @@ def test_only_validations_with_a_checkpoint_or_of_this_step_can_be_the_best(tmp_
 
 def test_the_first_and_the_last_validation(tmp_path):
     run = Run(tmp_path)
-    with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"):
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"
+    ):
         run.first_and_last()
     for step in (0, 5, 9):
         run.history.append({"step": step, "val/psnr": float(step), "train/ema_psnr_behind": 0.0})
@@ -146,7 +168,9 @@ def test_validations_on_other_clips_do_not_count(tmp_path):
     summary = RunSummary(9, 7, 3, 2, 1, 42, 4, clips, seconds=1.5, peak_memory=None)
     for start, first in ((0, 1), (3, 3), (5, 1)):
         run.write_summary(replace(summary, validated_from=start))
-        assert run.best_step("psnr", 4) == first, "without one on the present clips, the best on those before"
+        assert run.best_step("psnr", 4) == first, (
+            "without one on the present clips, the best on those before"
+        )
         assert run.first_and_last() == ({"psnr": 40.0 - first}, {"psnr": 36.0})
 
 
@@ -163,7 +187,9 @@ class TestValidations:
         run.history.append({"step": 1, "train/lr": 1.0})
         assert steps(reader.history.validations()) == [0]
         content = run.history.path.read_bytes()
-        run.history.path.write_bytes(content.replace(b'{"step": 0', b'["step": 0'))  # which reading it again would find
+        run.history.path.write_bytes(
+            content.replace(b'{"step": 0', b'["step": 0')
+        )  # which reading it again would find
         self.append(run, 2, 3)
         assert steps(reader.history.validations()) == [0, 2, 3]
 
@@ -191,4 +217,7 @@ class TestValidations:
 
 def test_the_gradient_of_a_frame_has_a_name():
     assert History.gradient_of_frame(7) == "train/frame_gradient_007"
-    assert [History.frame_of(name) for name in ("train/frame_gradient_007", "train/lr")] == [7, None]
+    assert [History.frame_of(name) for name in ("train/frame_gradient_007", "train/lr")] == [
+        7,
+        None,
+    ]

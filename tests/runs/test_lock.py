@@ -86,7 +86,8 @@ def test_of_processes_that_start_together_one_gets_the_lock(tmp_path, start):
 def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path, start):
     (first,) = start(tmp_path).processes
     with pytest.raises(
-        ValueError, match=rf"{REFUSED}, .*process {first.pid} on .* trains, started 20.*--steal_lock"
+        ValueError,
+        match=rf"{REFUSED}, .*process {first.pid} on .* trains, started 20.*--steal_lock",
     ) as error:
         RunLock(tmp_path)
     assert "\n" not in str(error.value)
@@ -144,7 +145,9 @@ time.sleep(60)
 
 def test_a_killed_process_leaves_no_lock_though_its_worker_lives(tmp_path):
     """A forked worker has the file open as well."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         worker = int(holder.stdout.readline())
         with pytest.raises(ValueError, match=rf"process {holder.pid} on"):
             RunLock(tmp_path)
@@ -157,7 +160,10 @@ def test_a_killed_process_leaves_no_lock_though_its_worker_lives(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"that can be made, but got .*/file/run \(Not a directory; .* mounted at /"):
+    with pytest.raises(
+        ValueError,
+        match=r"that can be made, but got .*/file/run \(Not a directory; .* mounted at /",
+    ):
         RunLock(tmp_path / "file" / "run")
 
 

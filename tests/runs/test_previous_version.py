@@ -51,7 +51,9 @@ def test_it_resumes_to_the_same_values(folder, name, step, monkeypatch):
     config = read_config(folder / name / "config.yaml")
     assert config.output_dir == name
     changes = SavedSettings(Run(name).checkpoints.path(step)).changes(config)
-    assert changes == ["clips.holdout earlier -> auto"], "a resumed run keeps the one of that version"
+    assert changes == ["clips.holdout earlier -> auto"], (
+        "a resumed run keeps the one of that version"
+    )
     console = Console(record=True, file=StringIO(), width=1000)
     result = train(replace(config, steps=step + 2), console=console)
     said = console.export_text()

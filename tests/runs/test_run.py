@@ -12,7 +12,9 @@ from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary, SavedValidation, ValidationClips
 
-SUMMARY = RunSummary(9, 7, 3, 2, 1, 42, 4, ValidationClips(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None)
+SUMMARY = RunSummary(
+    9, 7, 3, 2, 1, 42, 4, ValidationClips(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None
+)
 
 
 def validations(folder):
@@ -29,7 +31,9 @@ def test_the_summary_is_written_and_read(tmp_path):
 @pytest.mark.parametrize("text", ["{}", '{"validation": {"num_clips": 1}}', '{"validation": 3}'])
 def test_a_damaged_summary_raises(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(ValueError, match=r"summary\.json` must be the summary of a run, but got .*Remove"):
+    with pytest.raises(
+        ValueError, match=r"summary\.json` must be the summary of a run, but got .*Remove"
+    ):
         Run(tmp_path).summary()
 
 
@@ -49,19 +53,30 @@ def test_residue_is_removed_and_nothing_else(tmp_path):
     partial_path(tmp_path / "best").symlink_to("checkpoints/step-00000001")
     partial_path(tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
     partial_path(tmp_path / "validation" / "step-00000002").mkdir(parents=True)
-    own = [Path(name) for name in (".mine.partial", "notes.partial", ".curves.png.1234.partial", "curves.png")]
+    own = [
+        Path(name)
+        for name in (".mine.partial", "notes.partial", ".curves.png.1234.partial", "curves.png")
+    ]
     own += [leave(tmp_path / "videos" / "mine.mp4").relative_to(tmp_path)]
     for step, name in ((1, "clips.json"), (2, "clip.mp4")):
         (tmp_path / "validation" / f"step-{step:08d}").mkdir()
         (tmp_path / "validation" / f"step-{step:08d}" / name).touch()
     (tmp_path / "validation" / "archery").mkdir()  # of a data set
-    own += [Path("validation/step-00000001/clips.json"), Path("validation/.DS_Store"), Path("validation/archery/1.mp4")]
+    own += [
+        Path("validation/step-00000001/clips.json"),
+        Path("validation/.DS_Store"),
+        Path("validation/archery/1.mp4"),
+    ]
     for path in own:
         (tmp_path / path).touch()
     time.sleep(0.02)  # the resolution of the file system's clock
     lock = RunLock(tmp_path)
     time.sleep(0.02)
-    own += [leave(tmp_path / "report.html").relative_to(tmp_path), Path(".lock"), Path(".lock.json")]
+    own += [
+        leave(tmp_path / "report.html").relative_to(tmp_path),
+        Path(".lock"),
+        Path(".lock.json"),
+    ]
     Run(tmp_path).remove_residue(lock.taken_at)
     left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if not path.is_dir()}
     assert left == set(own)
@@ -107,7 +122,9 @@ def test_a_damaged_description_or_a_file_elsewhere_raises(tmp_path, change, mess
     if isinstance(change, str):
         change = {"clips": [{**CLIP, "video": change}]}
     write_description(tmp_path, **change)
-    with pytest.raises(ValueError, match=rf"clips.json` must be the description of a validation.*{message}"):
+    with pytest.raises(
+        ValueError, match=rf"clips.json` must be the description of a validation.*{message}"
+    ):
         validations(tmp_path)
 
 

@@ -30,7 +30,10 @@ class TestSettings:
             "data: null\nclips:\n  height: 64\n  cache: true\nlevels: [1, 2]\ndate: 2024-01-31\n"
         )
         expected = {"data": "null", "clips.height": "64", "clips.cache": "true", "levels": "[1, 2]"}
-        expected |= {"date": "2024-01-31", **{f"clips.{name}": value for name, value in EARLIER.items()}}
+        expected |= {
+            "date": "2024-01-31",
+            **{f"clips.{name}": value for name, value in EARLIER.items()},
+        }
         assert flat_settings(read_saved_settings(tmp_path)) == expected
 
     def test_differences_are_marked(self):
@@ -45,7 +48,8 @@ class TestSettings:
         assert read_saved_settings(tmp_path) == {}
 
     @pytest.mark.parametrize(
-        ("text", "contract"), [("a: [", "YAML in UTF-8"), ("- 1", "`key: value` lines"), ("", "a YAML mapping")]
+        ("text", "contract"),
+        [("a: [", "YAML in UTF-8"), ("- 1", "`key: value` lines"), ("", "a YAML mapping")],
     )
     def test_a_damaged_file_raises(self, tmp_path, text, contract):
         (tmp_path / "config.yaml").write_text(text)
@@ -81,7 +85,9 @@ def test_a_name_that_a_file_of_settings_cannot_hold_is_refused_at_once():
 
 
 def with_term(config, function):
-    return replace(config, objective=replace(config.objective, terms={"extra": Term(function, weight=0.1)}))
+    return replace(
+        config, objective=replace(config.objective, terms={"extra": Term(function, weight=0.1)})
+    )
 
 
 def test_functions_are_saved_by_the_path_that_imports_them():
@@ -97,8 +103,13 @@ def test_functions_that_cannot_be_imported_are_refused():
     of_a_script.__qualname__ = "of_a_script"
     as_yaml(with_term(TrainConfig(), of_a_script))
     of_a_script.__module__ = "__main__"
-    for function in (of_a_script, lambda reconstruction, target: mse(reconstruction=reconstruction, target=target)):
-        with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
+    for function in (
+        of_a_script,
+        lambda reconstruction, target: mse(reconstruction=reconstruction, target=target),
+    ):
+        with pytest.raises(
+            ValueError, match="must be a plain value or an importable function, but got <function"
+        ):
             as_yaml(with_term(TrainConfig(), function))
     penalty = ObjectiveConfig(penalty=PenaltyConfig(kind=Penalty(r1)))
     with pytest.raises(ValueError, match=r"an importable function, but got Penalty.*dotted path"):

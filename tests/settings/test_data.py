@@ -75,9 +75,16 @@ def test_the_buckets_must_include_the_validation_size() -> None:
 
 def test_images_zoom_and_cache_are_off_by_default() -> None:
     config = ClipConfig()
-    assert (config.image_ratio, config.stride, config.random_flip, config.scale_jitter) == (0, 1, True, 1)
+    assert (config.image_ratio, config.stride, config.random_flip, config.scale_jitter) == (
+        0,
+        1,
+        True,
+        1,
+    )
     assert not config.random_orientation
-    with pytest.raises(ValueError, match=r"`random_orientation` must be false for clips that are not square"):
+    with pytest.raises(
+        ValueError, match=r"`random_orientation` must be false for clips that are not square"
+    ):
         ClipConfig(height=64, width=48, random_orientation=True)
     assert not config.cache
 
@@ -85,7 +92,9 @@ def test_images_zoom_and_cache_are_off_by_default() -> None:
 def test_buckets_are_instances_or_dicts() -> None:
     buckets = [{"num_frames": 17, "height": 256, "width": 256}]
     assert ClipConfig(buckets=buckets).buckets == (Bucket(17, 256, 256),)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`buckets.0.heigth` is not a setting. Did you mean `buckets.0.height`"):
+    with pytest.raises(
+        ValueError, match=r"`buckets.0.heigth` is not a setting. Did you mean `buckets.0.height`"
+    ):
         ClipConfig(buckets=[{"num_frames": 17, "heigth": 256, "width": 256}])  # type: ignore[list-item]
 
 
@@ -97,11 +106,25 @@ def test_clip_span() -> None:
 
 def test_buckets_are_parsed_from_yaml() -> None:
     buckets = [asdict(bucket) for bucket in BUCKETS]
-    clips = {"num_frames": 5, "height": 32, "width": 40, "image_ratio": 0.25, "num_workers": 0, "buckets": buckets}
+    clips = {
+        "num_frames": 5,
+        "height": 32,
+        "width": 40,
+        "image_ratio": 0.25,
+        "num_workers": 0,
+        "buckets": buckets,
+    }
     del buckets[1]["weight"]
     parsed = validate(ClipConfig, clips)
-    assert parsed == ClipConfig(num_frames=5, height=32, width=40, buckets=BUCKETS, image_ratio=0.25, num_workers=0)
-    assert asdict(parsed)["buckets"][0] == {"num_frames": 5, "height": 32, "width": 40, "weight": 3.0}
+    assert parsed == ClipConfig(
+        num_frames=5, height=32, width=40, buckets=BUCKETS, image_ratio=0.25, num_workers=0
+    )
+    assert asdict(parsed)["buckets"][0] == {
+        "num_frames": 5,
+        "height": 32,
+        "width": 40,
+        "weight": 3.0,
+    }
 
 
 @settings(deadline=None)
@@ -110,14 +133,20 @@ def test_buckets_are_parsed_from_yaml() -> None:
     crop=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     zoom=st.floats(1, 2),
 )
-def test_the_decode_size_covers_the_crop(size: tuple[int, int], crop: tuple[int, int], zoom: float) -> None:
+def test_the_decode_size_covers_the_crop(
+    size: tuple[int, int], crop: tuple[int, int], zoom: float
+) -> None:
     height, width = Bucket(1, *crop).decode_size(*size, zoom)
     assert height >= crop[0]
     assert width >= crop[1]
     # One side fits exactly, up to rounding and the zoom, so no frame is decoded larger than needed.
     assert height <= crop[0] * zoom + 1 or width <= crop[1] * zoom + 1
     # The aspect ratio stays, up to rounding.
-    assert abs(height * size[1] - width * size[0]) <= max(size) + 1 or height == crop[0] or width == crop[1]
+    assert (
+        abs(height * size[1] - width * size[0]) <= max(size) + 1
+        or height == crop[0]
+        or width == crop[1]
+    )
 
 
 def test_whether_pixels_are_varied() -> None:
@@ -127,7 +156,9 @@ def test_whether_pixels_are_varied() -> None:
 
 
 def test_the_identity_of_clips_has_what_changes_them():
-    read_otherwise = ClipConfig(num_clips=3, num_workers=5, timeout=9.0, cache=True, max_pixels=10**6, val_fraction=0.3)
+    read_otherwise = ClipConfig(
+        num_clips=3, num_workers=5, timeout=9.0, cache=True, max_pixels=10**6, val_fraction=0.3
+    )
     assert read_otherwise.identity() == ClipConfig().identity()
     # As folders of latents have them: another name would refuse those of earlier versions.
     assert [*ClipConfig(**EARLIER).identity()] == [
@@ -135,5 +166,7 @@ def test_the_identity_of_clips_has_what_changes_them():
         *("random_flip", "random_orientation", "scale_jitter", "weighting"),
     ]
     zoomed = ClipConfig(scale_jitter=2.0, **EARLIER)
-    assert zoomed.identity() != replace(zoomed, cache=True).identity(), "which is resized from other frames"
+    assert zoomed.identity() != replace(zoomed, cache=True).identity(), (
+        "which is resized from other frames"
+    )
     assert ClipConfig(stride=2).identity() != ClipConfig().identity()

@@ -83,15 +83,30 @@ def test_a_group_is_a_class_or_a_dict(group, values):
 @pytest.mark.parametrize(
     ("group", "name", "value", "message"),
     [
-        ("reconstruction", "loss", "mes", "'mse', 'l1' or 'charbonnier' or the dotted path of a function"),
-        ("reconstruction", "loss", 3, "'mse', 'l1' or 'charbonnier' or a text or the dotted path of a function"),
+        (
+            "reconstruction",
+            "loss",
+            "mes",
+            "'mse', 'l1' or 'charbonnier' or the dotted path of a function",
+        ),
+        (
+            "reconstruction",
+            "loss",
+            3,
+            "'mse', 'l1' or 'charbonnier' or a text or the dotted path of a function",
+        ),
         ("reconstruction", "nll_reduction", None, "'mean' or 'sum'"),
         ("perceptual", "net", "vggg", "'vgg' or 'alex' or the dotted path of a function"),
         ("perceptual", "num_frames", 0, "at least 1 or 'all'"),
         ("perceptual", "num_frames", True, "a number or 'all'"),
         ("perceptual", "num_frames", 1.5, "a whole number or 'all'"),
         ("perceptual", "chunk_size", 0, "at least 1"),
-        ("gan", "loss", "hing", "'hinge', 'vanilla', 'least_squares' or 'relativistic' or the dotted path"),
+        (
+            "gan",
+            "loss",
+            "hing",
+            "'hinge', 'vanilla', 'least_squares' or 'relativistic' or the dotted path",
+        ),
         ("gan", "disc_train_start", -1, "at least 0"),
         ("gan", "disc_train_start", 0.5, "a whole number"),
         ("gan", "window", 0, "at least 1"),
@@ -114,7 +129,10 @@ def test_bad_values_of_a_group(group, name, value, message):
 
 
 def test_a_bad_value_in_a_list():
-    with pytest.raises(ValueError, match=r"^`augment.0` must be 'color', 'translation' or 'cutout', but got 'colour'"):
+    with pytest.raises(
+        ValueError,
+        match=r"^`augment.0` must be 'color', 'translation' or 'cutout', but got 'colour'",
+    ):
         GANConfig(augment=["colour"])
 
 
@@ -128,8 +146,12 @@ def test_settings_cannot_be_changed(cls):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_unknown_fields(group):
-    name = {"perceptual": "num_frame", "penalty": "evry", "adaptive_weight": "maxi"}.get(group, "los")
-    nearest = {"perceptual": "num_frames", "penalty": "every", "adaptive_weight": "max"}.get(group, "loss")
+    name = {"perceptual": "num_frame", "penalty": "evry", "adaptive_weight": "maxi"}.get(
+        group, "los"
+    )
+    nearest = {"perceptual": "num_frames", "penalty": "every", "adaptive_weight": "max"}.get(
+        group, "loss"
+    )
     message = rf"`{group}.{name}` is not a setting. Did you mean `{group}.{nearest}`"
     with pytest.raises(ValueError, match=message):
         VideoAutoencoderLoss(0, perceptual_weight=0, **{group: {name: 3}})
@@ -149,7 +171,12 @@ WEIGHTS = [item.name for item in fields(ObjectiveConfig) if item.name.endswith("
 @pytest.mark.parametrize("name", ["perceptual_weight", *WEIGHTS])
 @pytest.mark.parametrize(
     ("value", "contract"),
-    [(-1.0, "at least 0"), (True, "a number"), ("x", "a number"), (float("nan"), "a finite number")],
+    [
+        (-1.0, "at least 0"),
+        (True, "a number"),
+        ("x", "a number"),
+        (float("nan"), "a finite number"),
+    ],
 )
 def test_bad_weights(name, value, contract):
     with pytest.raises(ValueError, match=rf"^`{name}` must be {contract}, but got"):
@@ -172,7 +199,11 @@ def test_bad_steps():
 
 def test_terms_have_a_target():
     config = ObjectiveConfig(
-        terms={"gram": 2, "mine": Term("telecine.losses.perceptual.gram"), "wavelet": Ramp(1.0, steps=3)}
+        terms={
+            "gram": 2,
+            "mine": Term("telecine.losses.perceptual.gram"),
+            "wavelet": Ramp(1.0, steps=3),
+        }
     )
     assert config.terms == {
         "gram": Term("gram", weight=2),
@@ -183,7 +214,9 @@ def test_terms_have_a_target():
 
 @pytest.mark.parametrize("name", ["a b", "total", "lecam"])
 def test_names_of_terms(name):
-    with pytest.raises(ValueError, match="`terms` must be named by an identifier other than total, "):
+    with pytest.raises(
+        ValueError, match="`terms` must be named by an identifier other than total, "
+    ):
         ObjectiveConfig(terms={name: 1.0})
 
 
@@ -199,5 +232,7 @@ def test_the_loss_has_the_same_arguments_and_defaults():
     assert arguments.pop("terms").default is None
     for name, argument in arguments.items():
         assert argument.default == getattr(settings, name), name
-    settings = ObjectiveConfig(disc_start=3, perceptual_weight=0, gan=GANConfig(window=5), terms={"wavelet": 0.1})
+    settings = ObjectiveConfig(
+        disc_start=3, perceptual_weight=0, gan=GANConfig(window=5), terms={"wavelet": 0.1}
+    )
     assert VideoAutoencoderLoss(**settings.arguments()).config == settings

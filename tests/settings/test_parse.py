@@ -25,12 +25,24 @@ def test_what_is_left_out_has_its_default(tmp_path):
 # What is in a file, and what is said of it: the setting, what it must be, and what it is.
 MISTAKES = {
     "unknown": ("stepz: 3", "`stepz` is not a setting. Did you mean `steps`?"),
-    "unknown in a group": ("clips: {heigth: 3}", "`clips.heigth` is not a setting. Did you mean `clips.height`?"),
+    "unknown in a group": (
+        "clips: {heigth: 3}",
+        "`clips.heigth` is not a setting. Did you mean `clips.height`?",
+    ),
     "unknown in the wrong group": ("clips: {window: 3}", "`clips.window` is not a setting."),
     "text for a number": ("steps: abc", "`steps` must be a whole number, but got 'abc' (str)."),
-    "a fraction for a count": ("steps: 1.5", "`steps` must be a whole number, but got 1.5 (float)."),
-    "a list for a number": ("clips: {height: [3]}", "`clips.height` must be a whole number, but got [3] (list)."),
-    "null": ("clips: {height: null}", "`clips.height` must be a whole number, but got None (NoneType)."),
+    "a fraction for a count": (
+        "steps: 1.5",
+        "`steps` must be a whole number, but got 1.5 (float).",
+    ),
+    "a list for a number": (
+        "clips: {height: [3]}",
+        "`clips.height` must be a whole number, but got [3] (list).",
+    ),
+    "null": (
+        "clips: {height: null}",
+        "`clips.height` must be a whole number, but got None (NoneType).",
+    ),
     "a number for text": ("data: 5", "`data` must be a text, but got 5 (int)."),
     "a word that is none of some": (
         "mixed_precision: bf61",
@@ -40,8 +52,14 @@ MISTAKES = {
         "mixed_precision: fp8",
         "`mixed_precision` must be 'no', 'bf16' or 'fp16', but got 'fp8' (str). Use bf16: fp8 is for large",
     ),
-    "neither number nor word": ("batch_size: x", "`batch_size` must be a whole number or 'auto', but got 'x'"),
-    "a value for a group": ("optimizer: 3", "`optimizer` must be a group of settings, but got 3 (int)."),
+    "neither number nor word": (
+        "batch_size: x",
+        "`batch_size` must be a whole number or 'auto', but got 'x'",
+    ),
+    "a value for a group": (
+        "optimizer: 3",
+        "`optimizer` must be a group of settings, but got 3 (int).",
+    ),
     "null for a group": ("clips:", "`clips` must be a group of settings, but got None"),
     "a list that is too short": (
         "optimizer: {betas: [0.5]}",
@@ -76,8 +94,14 @@ MISTAKES = {
         "clips: {num_frames: 0}",
         "`clips.num_frames` must be at least 1, but got 0 (int). The default is 17.",
     ),
-    "settings that contradict": ("discriminator: {num_scales: 2}", "above 0 exactly if `discriminator.num_scales` is"),
-    "a preset": ("causal_vae: {size: huge}", "`causal_vae.size` must be one of 'tiny', 'small', 'base', 'large'"),
+    "settings that contradict": (
+        "discriminator: {num_scales: 2}",
+        "above 0 exactly if `discriminator.num_scales` is",
+    ),
+    "a preset": (
+        "causal_vae: {size: huge}",
+        "`causal_vae.size` must be one of 'tiny', 'small', 'base', 'large'",
+    ),
     "two spellings": (
         "clips.height: 3\nclips: {height: 4}",
         "settings that are each given once, but got `clips.height` twice.",
@@ -98,7 +122,9 @@ def test_a_mistake_is_one_clear_line(case, tmp_path):
 
 
 def test_the_prefix_of_names():
-    with pytest.raises(ValueError, match=r"`--clips.heigth` is not a setting. Did you mean `--clips.height`"):
+    with pytest.raises(
+        ValueError, match=r"`--clips.heigth` is not a setting. Did you mean `--clips.height`"
+    ):
         validate(TrainConfig, {"clips": {"heigth": 1}}, prefix="--")
     with pytest.raises(ValueError, match=r"`--clips.height` must be at least 1"):
         validate(TrainConfig, {"clips": {"height": 0}}, prefix="--")
@@ -123,7 +149,10 @@ def test_later_layers_override_setting_by_setting():
     objective = read_config(*layers).objective
     assert objective.perceptual_weight == Ramp(2.0, start=5, steps=7)
     assert objective.terms == {"wavelet": Term("wavelet", 0.1), "temporal": Term("temporal", 0.2)}
-    assert read_config(*layers, {"objective": {"perceptual_weight": 3}}).objective.perceptual_weight == 3
+    assert (
+        read_config(*layers, {"objective": {"perceptual_weight": 3}}).objective.perceptual_weight
+        == 3
+    )
     assert layers[0]["objective"]["perceptual_weight"] is ramp, "layers are not changed"
 
 
@@ -137,12 +166,20 @@ def test_later_layers_override_setting_by_setting():
         ("clips.random_flip", "false", False),
         ("clips.channels", "4", "rgba"),
         ("objective.perceptual_weight", "0.5", 0.5),
-        ("objective.perceptual_weight", "{weight: 1, start: 10, steps: 5}", Ramp(1.0, start=10, steps=5)),
+        (
+            "objective.perceptual_weight",
+            "{weight: 1, start: 10, steps: 5}",
+            Ramp(1.0, start=10, steps=5),
+        ),
         ("objective.perceptual_weight", "{weight: 0, initial: 1}", Ramp(0.0, initial=1.0)),
         ("objective.terms", "{gram: 0.5}", {"gram": Term("gram", 0.5)}),
         ("objective.terms.gram", "0.5", {"gram": Term("gram", 0.5)}),
         ("objective.terms.gram.weight", "0.5", {"gram": Term("gram", 0.5)}),
-        ("objective.terms.wavelet.params.levels", "2", {"wavelet": Term("wavelet", params={"levels": 2})}),
+        (
+            "objective.terms.wavelet.params.levels",
+            "2",
+            {"wavelet": Term("wavelet", params={"levels": 2})},
+        ),
         ("model_arguments", "{width: 16}", {"width": 16}),
         ("tracker_options.wandb.group", "my_study", {"wandb": {"group": "my_study"}}),
         ("trackers", "wandb,tensorboard", ("wandb", "tensorboard")),
@@ -169,7 +206,9 @@ def test_a_typed_value(name, text, value, tmp_path):
     assert setting == value
 
 
-def test_typed_settings_override_the_environment_which_overrides_the_launcher_which_overrides_files(monkeypatch):
+def test_typed_settings_override_the_environment_which_overrides_the_launcher_which_overrides_files(
+    monkeypatch,
+):
     def parse(*typed):
         return COMMANDS["train"].parse(["--config", "cpu", *typed])[0]["settings"]
 
@@ -181,7 +220,11 @@ def test_typed_settings_override_the_environment_which_overrides_the_launcher_wh
     monkeypatch.setenv("TELECINE__OPTIMIZER__BETAS", "0.1,0.2")
     monkeypatch.setenv("TELECINE__OBJECTIVE__TERMS__GRAM", "0.5")
     config = parse("--optimizer.lr", "0.5")
-    assert (config.mixed_precision, config.optimizer.betas, config.optimizer.lr) == ("no", (0.1, 0.2), 0.5)
+    assert (config.mixed_precision, config.optimizer.betas, config.optimizer.lr) == (
+        "no",
+        (0.1, 0.2),
+        0.5,
+    )
     assert config.objective.terms == {"gram": Term("gram", 0.5)}
     config = parse("--mixed_precision", "fp16", "--optimizer.betas", "[0.3, 0.4]")
     assert (config.mixed_precision, config.optimizer.betas) == ("fp16", (0.3, 0.4))
@@ -191,7 +234,14 @@ def test_typed_settings_override_the_environment_which_overrides_the_launcher_wh
     ("passed", "settings"),
     [
         ({}, {}),
-        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}, {}),
+        (
+            {
+                "ACCELERATE_MIXED_PRECISION": "no",
+                "ACCELERATE_DYNAMO_BACKEND": "NO",
+                "ACCELERATE_USE_CPU": "False",
+            },
+            {},
+        ),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"mixed_precision": "bf16"}),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {"dynamo_backend": "inductor"}),
         ({"ACCELERATE_USE_CPU": "True"}, {"device": "cpu"}),
@@ -205,7 +255,9 @@ def test_what_accelerates_launcher_passes_on(monkeypatch, passed, settings):
         monkeypatch.setenv(name, text)
     assert launcher_settings() == settings
     if settings.get("sharding") in ("fsdp1", "deepspeed"):
-        with pytest.raises(ValueError, match=r"`sharding` must be 'none' or 'fsdp2', but got '(fsdp1|deepspeed)'"):
+        with pytest.raises(
+            ValueError, match=r"`sharding` must be 'none' or 'fsdp2', but got '(fsdp1|deepspeed)'"
+        ):
             read_config(settings)
     else:
         read_config(settings)
@@ -219,12 +271,16 @@ def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_hav
     assert repr(old) == before
     for name, value in REMOVED.items():
         other = "constant" if isinstance(value, str) else not value
-        with pytest.raises(ValueError, match=f"`{name}` must be left out .it is .* now., but got {other!r}. Remove"):
+        with pytest.raises(
+            ValueError, match=f"`{name}` must be left out .it is .* now., but got {other!r}. Remove"
+        ):
             read_config(nested([(name, other)]))
 
 
 def test_a_recipe_is_a_layer():
-    assert read_layer("sharp_objective").keys() == {"objective", "penalty", "discriminator"} - {"penalty"}
+    assert read_layer("sharp_objective").keys() == {"objective", "penalty", "discriminator"} - {
+        "penalty"
+    }
     with pytest.raises(FileNotFoundError, match="Did you mean `demo`"):
         read_layer("dmeo")
     assert isinstance(read_layer(Path(__file__).parents[2] / "benchmarks" / "gan.yaml"), dict)

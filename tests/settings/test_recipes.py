@@ -38,7 +38,8 @@ MODELS = {
 STAGES = ("whole", "decoder", "lora", "scratch_128", "scratch_256")
 HARDWARE = ("cpu", "24gb", "80gb")
 OBJECTIVES = [
-    f"{name}_objective" for name in ("cogvideo", "cosmos", "magvit2", "open_sora", "sharp", "vidtok", "wf_vae")
+    f"{name}_objective"
+    for name in ("cogvideo", "cosmos", "magvit2", "open_sora", "sharp", "vidtok", "wf_vae")
 ]
 
 
@@ -69,18 +70,24 @@ def test_the_recipes_are_those_that_are_tested():
 
 def leaves(values, prefix=""):
     for name, value in values.items():
-        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+        yield from (
+            leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+        )
 
 
 def test_models_stages_and_hardware_set_different_things():
-    names = {name: set(leaves(values_of(name))) for name in (*MODELS, *STAGES, *OBJECTIVES, *HARDWARE)}
+    names = {
+        name: set(leaves(values_of(name))) for name in (*MODELS, *STAGES, *OBJECTIVES, *HARDWARE)
+    }
     for model, stage, hardware in product(MODELS, (*STAGES, *OBJECTIVES), HARDWARE):
         of_model = names[model]
         of_stage = names[stage]
         of_hardware = names[hardware]
         assert of_model & of_stage <= {"model"}
         assert not of_model & of_hardware
-        smaller = {"discriminator.dim"} | ({"objective.perceptual.net"} if stage in OBJECTIVES else set())
+        smaller = {"discriminator.dim"} | (
+            {"objective.perceptual.net"} if stage in OBJECTIVES else set()
+        )
         assert of_stage & of_hardware <= {"clips.height", "clips.width"} | smaller
 
 
@@ -100,7 +107,13 @@ def test_stages_have_the_gan_of_gpu(stage):
     gpu = read_config("gpu")
     assert replace(config.discriminator, init=None) == gpu.discriminator
     assert config.optimizer.grad_clip == gpu.optimizer.grad_clip
-    for name in ("adversarial_loss_weight", "reconstruction", "perceptual", "penalty", "adaptive_weight"):
+    for name in (
+        "adversarial_loss_weight",
+        "reconstruction",
+        "perceptual",
+        "penalty",
+        "adaptive_weight",
+    ):
         assert getattr(config.objective, name) == getattr(gpu.objective, name)
 
 
@@ -120,7 +133,11 @@ def test_the_clips_are_those_that_the_model_reproduces(model):
 
 def test_later_recipes_override_earlier_ones():
     config = read_config("wan2.1", "scratch_256", "24gb")
-    assert (config.model, config.clips.height, config.mixed_precision) == ("runs/scratch_128", 256, "bf16")
+    assert (config.model, config.clips.height, config.mixed_precision) == (
+        "runs/scratch_128",
+        256,
+        "bf16",
+    )
     assert read_config(*map(values_of, ("wan2.1", "scratch_256", "24gb"))) == config
 
 
@@ -137,14 +154,24 @@ SMALL = {
     "discriminator": {"dim": 1, "num_layers": 1},
 }
 # Every model, stage and kind of hardware once or more; the second stage from scratch follows the first, see below.
-RUNS = list(zip(MODELS, islice(cycle(STAGES[:4]), len(MODELS)), islice(cycle(HARDWARE), len(MODELS)), strict=True))
+RUNS = list(
+    zip(
+        MODELS,
+        islice(cycle(STAGES[:4]), len(MODELS)),
+        islice(cycle(HARDWARE), len(MODELS)),
+        strict=True,
+    )
+)
 
 
 def small(model):
     """Return settings that make a run of the tiny model of a recipe small."""
     num_frames, *sides = CLIPS[MODELS[model]]
     height, width = (max(side, 32) for side in sides)
-    return {**SMALL, "clips": {**SMALL["clips"], "num_frames": num_frames, "height": height, "width": width}}
+    return {
+        **SMALL,
+        "clips": {**SMALL["clips"], "num_frames": num_frames, "height": height, "width": width},
+    }
 
 
 @pytest.fixture
@@ -163,7 +190,11 @@ def one_thread():
 def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_weights):
     published = tiny_model(MODELS[model])
     published.save_config(tmp_path)
-    values = [*map(values_of, (model, stage, hardware)), small(model), {"model": str(tmp_path / "config.json")}]
+    values = [
+        *map(values_of, (model, stage, hardware)),
+        small(model),
+        {"model": str(tmp_path / "config.json")},
+    ]
     config = read_config(*values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     before = {name: weight.clone() for name, weight in state.autoencoder.named_parameters()}
@@ -172,7 +203,11 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
     video = torch.rand(1, 3, clips.num_frames, clips.height, clips.width) * 2 - 1
     log = train_step(state, [MicroBatch(video, [0])])
     assert {"train/gen_loss", "train/perceptual_loss"} <= log.keys()
-    changed = {name for name, weight in state.autoencoder.named_parameters() if not torch.equal(weight, before[name])}
+    changed = {
+        name
+        for name, weight in state.autoencoder.named_parameters()
+        if not torch.equal(weight, before[name])
+    }
     assert changed
     if stage in ("decoder", "lora"):
         assert all(name.split(".")[1] in DECODER for name in changed)
@@ -201,13 +236,22 @@ def test_an_update_with_each_objective(name):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread", "probe_each_configuration_once")
-def test_the_second_stage_from_scratch_takes_over_the_first(tmp_path, monkeypatch, cached_weights, capsys):
+def test_the_second_stage_from_scratch_takes_over_the_first(
+    tmp_path, monkeypatch, cached_weights, capsys
+):
     monkeypatch.chdir(tmp_path)
     NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
     tiny_model("wan").save_pretrained("published")
     Path("small.yaml").write_text(yaml.safe_dump(small("wan2.1")))
     first, second = (
-        ["train", "--config=wan2.1", f"--config={stage}", "--config=small.yaml", "--data", str(sample_videos()[0])]
+        [
+            "train",
+            "--config=wan2.1",
+            f"--config={stage}",
+            "--config=small.yaml",
+            "--data",
+            str(sample_videos()[0]),
+        ]
         for stage in ("scratch_128", "scratch_256")
     )
     one = ["--steps=1", "--objective.disc_start=0", "--objective.gan.disc_train_start=0"]

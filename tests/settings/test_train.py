@@ -10,7 +10,14 @@ from telecine import Ramp, Term
 from telecine.discriminators.build import IMAGE, VIDEO
 from telecine.discriminators.patch import Norm
 from telecine.discriminators.residual import TimeWeighting
-from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
+from telecine.losses import (
+    GAN_LOSSES,
+    GRAD_PENALTIES,
+    RECONSTRUCTION_LOSSES,
+    hinge,
+    mse,
+    wavelet_l1,
+)
 from telecine.losses.perceptual.backbones import BACKBONES
 from telecine.objective import VideoAutoencoderLoss
 from telecine.runs.settings import as_yaml
@@ -34,7 +41,10 @@ GAN = {"objective": dict(adversarial_loss_weight=0.5)}
 WRONG = [
     ({"steps": 0}, "`steps` must be at least 1"),
     ({"steps": 10**20}, "`steps` must be at most 100000000"),
-    ({"gradient_accumulation_steps": 10**20}, "`gradient_accumulation_steps` must be at most 100000000"),
+    (
+        {"gradient_accumulation_steps": 10**20},
+        "`gradient_accumulation_steps` must be at most 100000000",
+    ),
     ({"batch_size": -1}, "`batch_size` must be at least 1 or 'auto'"),
     ({"keep": 0}, "`keep` must be at least 1"),
     ({"process_timeout": 0}, "`process_timeout` must be above 0"),
@@ -66,7 +76,10 @@ WRONG = [
         {**GAN, "discriminator": dict(video="none")},
         "`objective.adversarial_loss_weight` must be 0 without",
     ),
-    ({"discriminator": dict(num_scales=1)}, "must be above 0 exactly if `discriminator.num_scales`"),
+    (
+        {"discriminator": dict(num_scales=1)},
+        "must be above 0 exactly if `discriminator.num_scales`",
+    ),
     (
         {"objective": dict(multiscale_adversarial_loss_weight=0.1)},
         "must be above 0 exactly if `discriminator.num_scales`",
@@ -79,15 +92,31 @@ WRONG = [
         "`discriminator.num_scales` must be 0 without video",
     ),
     (
-        {"objective": dict(disc_start=10, adversarial_loss_weight=0.5, gan=dict(disc_train_start=11))},
+        {
+            "objective": dict(
+                disc_start=10, adversarial_loss_weight=0.5, gan=dict(disc_train_start=11)
+            )
+        },
         r"`objective.gan.disc_train_start` must be at most `objective.disc_start` \(10\)",
     ),
-    ({"sharding": "fsdp2", "latent_cache": "x"}, "`latent_cache` must be left out with sharded weights, but got 'x'"),
-    ({"sharding": "fsdp2", "optimizer.name": "adamw_8bit"}, "`optimizer.name` must be adamw with sharded weights"),
-    ({"sharding": "fsdp2", "mixed_precision": "fp16"}, "`mixed_precision` must be no or bf16 with sharded weights"),
+    (
+        {"sharding": "fsdp2", "latent_cache": "x"},
+        "`latent_cache` must be left out with sharded weights, but got 'x'",
+    ),
+    (
+        {"sharding": "fsdp2", "optimizer.name": "adamw_8bit"},
+        "`optimizer.name` must be adamw with sharded weights",
+    ),
+    (
+        {"sharding": "fsdp2", "mixed_precision": "fp16"},
+        "`mixed_precision` must be no or bf16 with sharded weights",
+    ),
     ({"init": "x", "model": "y"}, "`init` must be left out with `model` or LoRA, but got 'x'"),
     ({"teacher": "x", "init": "y"}, "`init` must be left out for a student, but got 'y'"),
-    ({"teacher": "x", "trainable.weights": "lora"}, "`trainable.weights` must be all or decoder for a student"),
+    (
+        {"teacher": "x", "trainable.weights": "lora"},
+        "`trainable.weights` must be all or decoder for a student",
+    ),
     ({"process_timeout": 1e15}, "`process_timeout` must be at most 31536000, but got 1000"),
     (
         {"clips": dict(channels=2), "best_metric": "lpips_alex"},
@@ -97,7 +126,10 @@ WRONG = [
         {"clips": dict(channels=2), "discriminator": dict(video="features")},
         "`discriminator.video` must be a discriminator of 2 channels, but got features, which needs RGB. Use patch.",
     ),
-    ({"clips": dict(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
+    (
+        {"clips": dict(height=16)},
+        "`clips` must be at least 31 pixels high and wide, which LPIPS needs",
+    ),
     ({"discriminator": dict(num_scales=-1)}, "`discriminator.num_scales` must be at least 0"),
     (
         {
@@ -111,11 +143,19 @@ WRONG = [
         "must be above 0 exactly if `discriminator.num_scales`",
     ),
     (
-        {"objective": dict(adversarial_loss_weight=0.0, gan=dict(feature_matching_loss_weight=1.0))},
+        {
+            "objective": dict(
+                adversarial_loss_weight=0.0, gan=dict(feature_matching_loss_weight=1.0)
+            )
+        },
         "`objective.gan.feature_matching_loss_weight` must be 0 without an adversarial term, but got 1.0",
     ),
     (
-        {"objective": dict(adversarial_loss_weight=0.0, gan=dict(lecam_loss_weight=dict(weight=1.0, steps=3)))},
+        {
+            "objective": dict(
+                adversarial_loss_weight=0.0, gan=dict(lecam_loss_weight=dict(weight=1.0, steps=3))
+            )
+        },
         "`objective.gan.lecam_loss_weight` must be 0 without an adversarial term",
     ),
     ({"discriminator": dict(num_layers=0)}, "`discriminator.num_layers` must be at least 1"),
@@ -187,7 +227,11 @@ CHOICES = {
 def literals(kind):
     """Return the words of a `Literal`, or of the one in a union."""
     words = get_args(kind)
-    return words if get_origin(kind) is Literal else next(get_args(k) for k in words if get_origin(k) is Literal)
+    return (
+        words
+        if get_origin(kind) is Literal
+        else next(get_args(k) for k in words if get_origin(k) is Literal)
+    )
 
 
 @pytest.mark.parametrize(("options", "name"), CHOICES)
@@ -207,7 +251,10 @@ def test_every_weight_can_be_a_ramp():
 
 def test_the_command_line_reads_what_a_run_writes(tmp_path):
     config = replace(
-        TrainConfig(), data="x", steps=7, objective=ObjectiveConfig(perceptual=PerceptualConfig(num_frames="all"))
+        TrainConfig(),
+        data="x",
+        steps=7,
+        objective=ObjectiveConfig(perceptual=PerceptualConfig(num_frames="all")),
     )
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert read_config(tmp_path / "config.yaml") == config
@@ -223,7 +270,9 @@ def test_ramps_and_choices_are_read_back(tmp_path, everything):
     config = replace(TrainConfig(), data="x", **everything)
     objective = config.objective
     defaults = ObjectiveConfig()
-    assert {name for name in vars(defaults) if getattr(objective, name) == getattr(defaults, name)} == {
+    assert {
+        name for name in vars(defaults) if getattr(objective, name) == getattr(defaults, name)
+    } == {
         "eager_gradients",
         "gradient_checkpointing",
     }
@@ -245,14 +294,24 @@ def test_functions_are_saved_by_their_paths(tmp_path):
     assert again.gan.loss == "telecine.losses.adversarial.hinge"
     assert again.terms["detail"] == Term("telecine.losses.wavelet.wavelet_l1", 0.2, {"levels": 2})
     loss = VideoAutoencoderLoss(
-        0, reconstruction=again.reconstruction, gan=again.gan, terms=again.terms, perceptual_weight=0
+        0,
+        reconstruction=again.reconstruction,
+        gan=again.gan,
+        terms=again.terms,
+        perceptual_weight=0,
     )
     assert (loss.recon_loss, loss.terms["detail"].function) == (mse, wavelet_l1)
 
 
 def test_a_function_that_cannot_be_imported_is_refused():
-    config = TrainConfig(objective=ObjectiveConfig(terms={"edges": Term(lambda reconstruction, target: target.mean())}))
-    with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
+    config = TrainConfig(
+        objective=ObjectiveConfig(
+            terms={"edges": Term(lambda reconstruction, target: target.mean())}
+        )
+    )
+    with pytest.raises(
+        ValueError, match="must be a plain value or an importable function, but got <function"
+    ):
         as_yaml(config)
 
 
@@ -264,11 +323,16 @@ def test_a_file_may_give_part_of_a_ramp(tmp_path):
     )
     objective = read_config(path).objective
     assert objective.perceptual_weight == Ramp(1.0, start=1000, steps=500)
-    assert objective.terms == {"gram": Term("gram", 2.0), "detail": Term("wavelet", Ramp(1.0, steps=3), {"levels": 2})}
+    assert objective.terms == {
+        "gram": Term("gram", 2.0),
+        "detail": Term("wavelet", Ramp(1.0, steps=3), {"levels": 2}),
+    }
 
 
 def test_every_recipe_is_valid():
-    assert RECIPES.is_relative_to(Path(telecine.__file__).parent), "recipes must ship with the package"
+    assert RECIPES.is_relative_to(Path(telecine.__file__).parent), (
+        "recipes must ship with the package"
+    )
     for path in (RECIPES / "demo.yaml", RECIPES / "gpu.yaml"):
         config = read_config(path.stem)
         assert config == read_config(path)
@@ -282,7 +346,11 @@ def test_presets_have_the_latents_of_published_models(latent, channels):
     for size in ("tiny", "small", "base", "large"):
         config = read_config({"causal_vae": {"size": size, "latent": latent}}).causal_vae
         assert config == CausalVAEConfig(size=size, latent=latent)
-        compression = (config.time_compression, config.spatial_compression, config.spatial_compression)
+        compression = (
+            config.time_compression,
+            config.spatial_compression,
+            config.spatial_compression,
+        )
         assert ("x".join(map(str, compression)), config.latent_channels) == (latent, channels)
         sizes.append((config.base_channels, config.blocks_per_level))
     assert sizes == sorted(set(sizes))
@@ -290,11 +358,20 @@ def test_presets_have_the_latents_of_published_models(latent, channels):
 
 def test_presets_override_earlier_files_and_are_overridden_beside_them():
     earlier = {"causal_vae": {"base_channels": 8, "latent_channels": 3, "time_kernel": 1}}
-    config = read_config(earlier, {"causal_vae": {"size": "large", "blocks_per_level": 7}}).causal_vae
-    assert (config.base_channels, config.blocks_per_level, config.latent_channels, config.time_kernel) == (256, 7, 3, 1)
+    config = read_config(
+        earlier, {"causal_vae": {"size": "large", "blocks_per_level": 7}}
+    ).causal_vae
+    assert (
+        config.base_channels,
+        config.blocks_per_level,
+        config.latent_channels,
+        config.time_kernel,
+    ) == (256, 7, 3, 1)
     saved = yaml.safe_load(as_yaml(TrainConfig(causal_vae=config)))["causal_vae"]
     assert saved.keys() == vars(config).keys(), "a run saves what a preset stands for"
-    with pytest.raises(ValueError, match=r"`causal_vae.size` must be one of 'tiny', .* Did you mean `large`"):
+    with pytest.raises(
+        ValueError, match=r"`causal_vae.size` must be one of 'tiny', .* Did you mean `large`"
+    ):
         read_config({"causal_vae": {"size": "lage"}})
 
 
@@ -318,10 +395,15 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
         ("sharding", {"sharding": "fsdp2"}),
         ("temporal_chunk", {"temporal_chunk": 4}),
         ("model_gradient_checkpointing", {"model_gradient_checkpointing": True}),
-        ("objective.gradient_checkpointing", {"objective": ObjectiveConfig(gradient_checkpointing=True)}),
+        (
+            "objective.gradient_checkpointing",
+            {"objective": ObjectiveConfig(gradient_checkpointing=True)},
+        ),
     ],
 )
 def test_what_compiled_code_cannot_do_is_refused(name, options):
     TrainConfig(**options)
-    with pytest.raises(ValueError, match=f"`dynamo_backend` must be `no` with this value of `{name}`"):
+    with pytest.raises(
+        ValueError, match=f"`dynamo_backend` must be `no` with this value of `{name}`"
+    ):
         TrainConfig(dynamo_backend="inductor", **options)

@@ -24,7 +24,9 @@ from telecine.settings import (
 )
 from telecine.settings.validate import validate
 
-leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
+leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))[
+    "leave_pictures_out"
+]
 
 # Every term, and every option with a state between steps. The weights change in various ways.
 EVERY_TERM = validate(
@@ -54,7 +56,9 @@ EVERY_TERM = validate(
         quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
     ),
 )
-EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
+EVERY_DISCRIMINATOR = DiscriminatorConfig(
+    video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral"
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -55,7 +55,9 @@ class StopAfterValidation(StopAfter):
 
     @property
     def is_set(self):
-        return any(record["step"] == self.num_steps for record in self.run.files.history.validations())
+        return any(
+            record["step"] == self.num_steps for record in self.run.files.history.validations()
+        )
 
 
 def run_to(config, num_steps, console=None, autoencoder=None, stop=StopAfter):
@@ -95,7 +97,10 @@ def resumed_copy(config, folder):
 
 
 def tensors(folder):
-    return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+    return {
+        str(path.relative_to(folder)): load_file(path)
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def statistics_in(folder):

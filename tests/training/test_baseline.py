@@ -11,7 +11,13 @@ from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import train
-from telecine.training.baseline import NoBaselineError, fit_linear, measure_linear, recorded_linear, training_clips
+from telecine.training.baseline import (
+    NoBaselineError,
+    fit_linear,
+    measure_linear,
+    recorded_linear,
+    training_clips,
+)
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 from telecine.training.prepare import prepare
@@ -21,7 +27,15 @@ from .helpers import assert_equal, quiet, recorder, run_to
 
 @pytest.fixture
 def config(tiny):
-    return tiny(linear_baseline=True, linear_start=True, steps=2, val_every=2, save_every=1, log_every=1, trackers=())
+    return tiny(
+        linear_baseline=True,
+        linear_start=True,
+        steps=2,
+        val_every=2,
+        save_every=1,
+        log_every=1,
+        trackers=(),
+    )
 
 
 class Repeats(torch.nn.Module):
@@ -37,7 +51,9 @@ class Repeats(torch.nn.Module):
 
 
 @pytest.mark.slow
-def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(config, few_clips):
+def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(
+    config, few_clips
+):
     model = build_autoencoder(config)
     clips = build_clips(config, model)
     linear = fit_linear(model, clips)
@@ -75,7 +91,9 @@ def test_clips_of_every_size_must_consist_of_its_patches(config, few_clips, time
 def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips):
     console = recorder()
     result = train(config, console=console)
-    before, *_, after = [record for record in Run(result.run).history.read() if "val/psnr" in record]
+    before, *_, after = [
+        record for record in Run(result.run).history.read() if "val/psnr" in record
+    ]
     for name in ("psnr", "ssim", "lpips_alex"):
         assert before[f"val/{name}"] == pytest.approx(before[f"linear/{name}"], rel=1e-4)
         assert after[f"linear/{name}"] == before[f"linear/{name}"]
@@ -83,7 +101,8 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
     text = console.export_text()
     assert f"linear baseline: held-out psnr {before['linear/psnr']:.4g}" in text
     assert (
-        "2 steps may end below this linear start, with which training first has to catch up; use --steps 300 or" in text
+        "2 steps may end below this linear start, with which training first has to catch up; use --steps 300 or"
+        in text
     )
     assert read_run(result.run, "run").held_out()["psnr"].linear == before["linear/psnr"]
 
@@ -92,7 +111,9 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
 def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
     for baseline in (False, True):
         for start in (False, True):
-            changed = replace(config, linear_baseline=baseline, linear_start=start, steps=299 if start else 300)
+            changed = replace(
+                config, linear_baseline=baseline, linear_start=start, steps=299 if start else 300
+            )
             console = recorder()
             trainer = prepare(changed, console)
             assert ("299 steps may end below" in console.export_text()) == start

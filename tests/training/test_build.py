@@ -78,7 +78,8 @@ IMAGE = {"attention": Discriminator, "patch": PatchDiscriminator, "none": type(N
 
 
 @pytest.mark.parametrize(
-    ("video", "image"), [*((video, "none") for video in VIDEO), ("none", "attention"), ("patch", "patch")]
+    ("video", "image"),
+    [*((video, "none") for video in VIDEO), ("none", "attention"), ("patch", "patch")],
 )
 def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     num_scales = int(video != "none")
@@ -87,7 +88,9 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
             adversarial_loss_weight=0.0 if video == image == "none" else 0.5,
             multiscale_adversarial_loss_weight=0.1 * num_scales,
         ),
-        discriminator=DiscriminatorConfig(video=video, image=image, num_scales=num_scales, dim=2, max_dim=16),
+        discriminator=DiscriminatorConfig(
+            video=video, image=image, num_scales=num_scales, dim=2, max_dim=16
+        ),
     )
     loss = objective_of(config)
     assert type(loss.discr_3d) is VIDEO[video]
@@ -112,19 +115,29 @@ def test_a_weight_that_starts_later_builds_its_discriminator(tiny):
 def test_settings_of_one_kind_reach_it(tiny):
     first_frame = DiscriminatorConfig(time_weighting="frames", dim=2)
     assert objective_of(tiny(discriminator=first_frame)).discr_3d.time_weighting == "frames"
-    patch = DiscriminatorConfig(video="patch", image="patch", dim=2, num_layers=2, num_temporal_layers=0, norm="none")
+    patch = DiscriminatorConfig(
+        video="patch", image="patch", dim=2, num_layers=2, num_temporal_layers=0, norm="none"
+    )
     loss = objective_of(tiny(discriminator=patch))
-    assert loss.discr_3d(torch.zeros(1, 3, 5, 32, 32)).logits.shape == (1, 5, 8, 8), "every frame, every 4 x 4 pixels"
+    assert loss.discr_3d(torch.zeros(1, 3, 5, 32, 32)).logits.shape == (1, 5, 8, 8), (
+        "every frame, every 4 x 4 pixels"
+    )
     assert loss.discr(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 8, 8)
     for discriminator in (loss.discr_3d, loss.discr):
-        assert discriminator.blocks[0][0].out_channels == 8, "`dim` is a quarter of it, as for the other kinds"
+        assert discriminator.blocks[0][0].out_channels == 8, (
+            "`dim` is a quarter of it, as for the other kinds"
+        )
         assert not any(isinstance(module, nn.GroupNorm) for module in discriminator.modules())
 
 
 def test_settings_of_the_frozen_features(tiny):
-    features = DiscriminatorConfig(video="features", dim=2, num_scales=2, features=FeaturesConfig(net="alex", size=40))
+    features = DiscriminatorConfig(
+        video="features", dim=2, num_scales=2, features=FeaturesConfig(net="alex", size=40)
+    )
     objective = ObjectiveConfig(
-        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual=PerceptualConfig(net="alex")
+        adversarial_loss_weight=0.5,
+        multiscale_adversarial_loss_weight=0.1,
+        perceptual=PerceptualConfig(net="alex"),
     )
     loss = objective_of(tiny(discriminator=features, objective=objective))
     networks = [loss.discr_3d, *loss.multiscale_discrs]
@@ -132,16 +145,28 @@ def test_settings_of_the_frozen_features(tiny):
         assert network.backbone.size == 40
         widths = [head.conv_in.weight.shape[:2] for head in network.heads]
         assert widths == [(8, 64), (8, 192), (8, 384), (8, 256), (8, 256)]
-        assert network.backbone.module is loss.discr_3d.backbone.module, "one frozen network serves all"
+        assert network.backbone.module is loss.discr_3d.backbone.module, (
+            "one frozen network serves all"
+        )
     names = {name.split(".")[1] for name in loss.state_dict() if name.startswith("discr_3d.")}
     assert names == {"heads"}, "the frozen network is not saved"
-    with pytest.raises(ValueError, match=r"^`discriminator.features.net` must be .*torchvision/NAME"):
-        objective_of(tiny(discriminator=DiscriminatorConfig(video="features", features=FeaturesConfig(net="vgg9"))))
+    with pytest.raises(
+        ValueError, match=r"^`discriminator.features.net` must be .*torchvision/NAME"
+    ):
+        objective_of(
+            tiny(
+                discriminator=DiscriminatorConfig(
+                    video="features", features=FeaturesConfig(net="vgg9")
+                )
+            )
+        )
 
 
 def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):
     settings = replace(tiny().optimizer, weight_decay=0.1)
-    objective = ObjectiveConfig(adversarial_loss_weight=0.5, reconstruction=ReconstructionConfig(learn_logvar=True))
+    objective = ObjectiveConfig(
+        adversarial_loss_weight=0.5, reconstruction=ReconstructionConfig(learn_logvar=True)
+    )
     config = tiny(objective=objective, optimizer=settings)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     network, logvar = state.optimizer.param_groups
@@ -149,7 +174,9 @@ def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):
     assert (network["weight_decay"], logvar["weight_decay"]) == (0.1, 0.0)
     set_learning_rates(state, replace(settings, lr=0.25, warmup_steps=0), num_steps=1)
     assert (network["lr"], logvar["lr"]) == (0.25, 0.25)
-    discriminators = {id(weight) for group in state.disc_optimizer.param_groups for weight in group["params"]}
+    discriminators = {
+        id(weight) for group in state.disc_optimizer.param_groups for weight in group["params"]
+    }
     assert id(state.objective.logvar) not in discriminators
 
 
@@ -160,8 +187,12 @@ def other_run(tiny, tmp_path):
     def write(**settings):
         torch.manual_seed(1)
         weight = 0.0 if settings.get("video") == "none" else 0.5
-        objective = ObjectiveConfig(adversarial_loss_weight=weight, perceptual=PerceptualConfig(net="alex"))
-        loss = objective_of(tiny(discriminator=DiscriminatorConfig(**settings), objective=objective))
+        objective = ObjectiveConfig(
+            adversarial_loss_weight=weight, perceptual=PerceptualConfig(net="alex")
+        )
+        loss = objective_of(
+            tiny(discriminator=DiscriminatorConfig(**settings), objective=objective)
+        )
         folder = tmp_path / "other" / "checkpoints" / "step-00000002"
         folder.mkdir(parents=True)
         (folder / "state.json").write_text("{}")
@@ -178,14 +209,24 @@ def with_discriminators_of(tiny, run, **settings):
 
 def test_discriminators_of_another_run(tiny, other_run):
     theirs, run = other_run(dim=2)
-    assert_equal(with_discriminators_of(tiny, run, dim=2).discr_3d.state_dict(), theirs.discr_3d.state_dict())
+    assert_equal(
+        with_discriminators_of(tiny, run, dim=2).discr_3d.state_dict(), theirs.discr_3d.state_dict()
+    )
 
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "message"),
     [
-        ({"dim": 2}, {"dim": 4}, r"a run with the same discriminators, .*discr_3d\..* instead of .* and \d+ more"),
-        ({"dim": 2, "video": "patch"}, {"dim": 2}, "a run with the same discriminators, but got no discr_3d"),
+        (
+            {"dim": 2},
+            {"dim": 4},
+            r"a run with the same discriminators, .*discr_3d\..* instead of .* and \d+ more",
+        ),
+        (
+            {"dim": 2, "video": "patch"},
+            {"dim": 2},
+            "a run with the same discriminators, but got no discr_3d",
+        ),
         ({"video": "none"}, {"dim": 2}, "given with discriminators of .*other, but got none"),
         (None, {"dim": 2}, "a run with a checkpoint, .*, without one"),
     ],
@@ -210,7 +251,10 @@ def test_a_run_resumes_without_the_run_its_discriminators_started_from(tiny, oth
 
 def test_a_configuration_that_does_not_fit_the_machine(tiny):
     config = tiny(causal_vae=CausalVAEConfig(base_channels=2**16, blocks_per_level=3))
-    with pytest.raises(ValueError, match=r"`causal_vae` must be one whose weights fit into the .* GiB .* with \d{12,}"):
+    with pytest.raises(
+        ValueError,
+        match=r"`causal_vae` must be one whose weights fit into the .* GiB .* with \d{12,}",
+    ):
         build_autoencoder(config)
 
 
@@ -219,10 +263,13 @@ def test_random_weights_are_those_of_no_saved_model(tiny, tmp_path):
     saved.save_pretrained(tmp_path / "model")
     torch.manual_seed(1)
     for random_weights in (False, True):
-        model = build_autoencoder(tiny(model=str(tmp_path / "model"), random_weights=random_weights))
+        model = build_autoencoder(
+            tiny(model=str(tmp_path / "model"), random_weights=random_weights)
+        )
         assert model.config == saved.config
         is_same = [
-            torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), saved.parameters(), strict=True)
+            torch.equal(ours, theirs)
+            for ours, theirs in zip(model.parameters(), saved.parameters(), strict=True)
         ]
         assert all(is_same) != random_weights
 
@@ -234,7 +281,9 @@ def test_a_part_that_is_trained_needs_a_trained_model(tiny, tmp_path, caplog):
     build_autoencoder(decoder).save_pretrained(tmp_path)
     assert "only the decoder is trained, and the encoder is new: add `--model`" in caplog.text
     caplog.clear()
-    with pytest.raises(ValueError, match=r"`trainable.weights` must be all or decoder without `model`.* `--model`"):
+    with pytest.raises(
+        ValueError, match=r"`trainable.weights` must be all or decoder without `model`.* `--model`"
+    ):
         build_autoencoder(lora)
     for config in (decoder, lora):
         build_autoencoder(replace(config, model=str(tmp_path)))
@@ -282,16 +331,24 @@ def test_losses_and_gradients_in_channels_last_layout(cached_weights):
     plain = objective_with()
     loss = objective_with()
     to_channels_last(loss, torch.device("cpu"))
-    torch.testing.assert_close(losses_and_gradients(loss), losses_and_gradients(plain), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        losses_and_gradients(loss), losses_and_gradients(plain), rtol=1e-3, atol=1e-5
+    )
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     weights = [*loss.parameters(), *loss.perceptual.distance.module.values()]
-    assert all(weight.is_contiguous(memory_format=layouts[weight.ndim]) for weight in weights if weight.ndim > 3)
+    assert all(
+        weight.is_contiguous(memory_format=layouts[weight.ndim])
+        for weight in weights
+        if weight.ndim > 3
+    )
 
 
 @pytest.mark.slow
 def test_an_exact_penalty_in_channels_last_layout_is_refused(cached_weights):
     cpu = torch.device("cpu")
-    with pytest.raises(ValueError, match=r"`channels_last` must be false on the CPU .*approximate_r1"):
+    with pytest.raises(
+        ValueError, match=r"`channels_last` must be false on the CPU .*approximate_r1"
+    ):
         to_channels_last(objective_with(grad_penalty_loss_weight=1), cpu)
     approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
     to_channels_last(approximate, cpu)
@@ -299,10 +356,14 @@ def test_an_exact_penalty_in_channels_last_layout_is_refused(cached_weights):
 
 
 def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
-    config = tiny(optimizer=OptimizerConfig(name="adamw_8bit", lr=0.5, disc_lr=0.25, weight_decay=0.125))
+    config = tiny(
+        optimizer=OptimizerConfig(name="adamw_8bit", lr=0.5, disc_lr=0.25, weight_decay=0.125)
+    )
     accelerator = build_accelerator(config)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ImportError, match=r"`optimizer.name: adamw_8bit` needs bitsandbytes. Run `pip install"):
+    with pytest.raises(
+        ImportError, match=r"`optimizer.name: adamw_8bit` needs bitsandbytes. Run `pip install"
+    ):
         build_state(config, accelerator, build_autoencoder(config))
 
     class AdamW8bit(torch.optim.AdamW):
@@ -316,19 +377,27 @@ def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
         assert type(optimizer) is AdamW8bit
         assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (lr, 0.125)
     elsewhere = nn.Linear(1, 1, device="meta")
-    with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw on meta, but got adamw_8bit"):
+    with pytest.raises(
+        ValueError, match=r"`optimizer.name` must be adamw on meta, but got adamw_8bit"
+    ):
         OPTIMIZERS[config.optimizer.name](list(elsewhere.parameters()), lr=0.5)
     assert set(OPTIMIZERS) == set(get_args(get_type_hints(OptimizerConfig)["name"]))
-    with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"):
+    with pytest.raises(
+        ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"
+    ):
         replace(config, sharding="fsdp2")
 
 
 @pytest.mark.slow
 def test_a_run_with_states_of_eight_bits_resumes(tiny):
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
-    config = tiny(optimizer=OptimizerConfig(name="adamw_8bit", warmup_steps=0), steps=1, trackers=())
+    config = tiny(
+        optimizer=OptimizerConfig(name="adamw_8bit", warmup_steps=0), steps=1, trackers=()
+    )
     train(config, console=quiet())
-    with pytest.raises(ValueError, match=r"`optimizer.name` must be 'adamw_8bit' as in .*, but got 'adamw'"):
+    with pytest.raises(
+        ValueError, match=r"`optimizer.name` must be 'adamw_8bit' as in .*, but got 'adamw'"
+    ):
         train(replace(config, optimizer=OptimizerConfig()), console=quiet())
     assert train(replace(config, steps=2), console=quiet()).last["psnr"] > 5
 
@@ -345,5 +414,7 @@ def test_an_image_discriminator_does_not_change_the_initial_weights_of_the_other
 
 def test_half_precision_with_a_loss_scale_is_for_gpus(tiny):
     """Accelerate trains in float32 on a CPU, and says fp16."""
-    with pytest.raises(ValueError, match="`mixed_precision` must be no or bf16 on a CPU, but got fp16"):
+    with pytest.raises(
+        ValueError, match="`mixed_precision` must be no or bf16 on a CPU, but got fp16"
+    ):
         train(tiny(mixed_precision="fp16"), console=quiet())

@@ -42,7 +42,11 @@ def alpha_video(tmp_path_factory):
     rows = torch.arange(48)[:, None]
     columns = torch.arange(64)
     time = torch.arange(40)[:, None, None]
-    alpha = (128 + 200 * torch.cos((rows + time) / 9) * torch.sin(columns / 7)).clamp(0, 255).to(torch.uint8)
+    alpha = (
+        (128 + 200 * torch.cos((rows + time) / 9) * torch.sin(columns / 7))
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
     path = tmp_path_factory.mktemp("alpha") / "face.mkv"
     write_video(path, torch.cat([frames, alpha[..., None]], dim=-1), 25)
     return path
@@ -50,11 +54,18 @@ def alpha_video(tmp_path_factory):
 
 def with_channels(config, video, channels, bit_depth, number):
     clips = replace(config.clips, channels=channels, bit_depth=bit_depth)
-    return replace(config, data=str(video), clips=clips, causal_vae=replace(config.causal_vae, in_channels=number))
+    return replace(
+        config,
+        data=str(video),
+        clips=clips,
+        causal_vae=replace(config.causal_vae, in_channels=number),
+    )
 
 
 @pytest.mark.slow
-def test_a_run_and_all_that_reads_it(tiny, everything, alpha_video, tmp_path, few_clips, with_pictures):
+def test_a_run_and_all_that_reads_it(
+    tiny, everything, alpha_video, tmp_path, few_clips, with_pictures
+):
     config = with_channels(tiny(steps=2, val_every=2, **everything), alpha_video, "rgba", 16, 4)
     config = replace(config, linear_start=True, linear_baseline=True)
     result = train(config, console=quiet())
@@ -64,21 +75,37 @@ def test_a_run_and_all_that_reads_it(tiny, everything, alpha_video, tmp_path, fe
     folder = result.checkpoint / "ema"
     assert json.loads((folder / "config.json").read_text())["in_channels"] == 4
     source = {"data": str(alpha_video), "max_clips": 1, "device": "cpu"}
-    for checkpoint, size in ((result.run, {}), (folder, {"num_frames": 5, "height": 32, "width": 32})):
+    for checkpoint, size in (
+        (result.run, {}),
+        (folder, {"num_frames": 5, "height": 32, "width": 32}),
+    ):
         assert names <= evaluate(checkpoint, EvaluateConfig(**source, **size)).metrics.keys()
     space = measure_latent_spaces([result.run], LatentsConfig(**source))
     assert len(space.models[0].channels.std) == 4
     output = tmp_path / "out.mkv"
-    reconstruct(result.run, alpha_video, output, ReconstructConfig(num_frames=5, bit_depth=16, device="cpu"))
-    assert read_clip(index_video(output), 0, 40, pixels=PixelFormat("rgba", 16)).shape == (40, 48, 64, 4)
+    reconstruct(
+        result.run, alpha_video, output, ReconstructConfig(num_frames=5, bit_depth=16, device="cpu")
+    )
+    assert read_clip(index_video(output), 0, 40, pixels=PixelFormat("rgba", 16)).shape == (
+        40,
+        48,
+        64,
+        4,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "bit_depth", "metrics"), [(2, 8, set()), (1, 16, {"lpips_alex"})])
-def test_a_run_on_arrays_and_all_that_reads_it(tiny, tmp_path, with_pictures, number, bit_depth, metrics):
+@pytest.mark.parametrize(
+    ("number", "bit_depth", "metrics"), [(2, 8, set()), (1, 16, {"lpips_alex"})]
+)
+def test_a_run_on_arrays_and_all_that_reads_it(
+    tiny, tmp_path, with_pictures, number, bit_depth, metrics
+):
     data = tmp_path / "data"
     data.mkdir()
-    rows, columns, time = torch.meshgrid(torch.arange(48), torch.arange(64), torch.arange(12), indexing="ij")
+    rows, columns, time = torch.meshgrid(
+        torch.arange(48), torch.arange(64), torch.arange(12), indexing="ij"
+    )
     waves = [torch.cos((rows + time * (1 + k)) / 9) * torch.sin(columns / 7) for k in range(number)]
     for index in range(2):
         np.save(data / f"{index}.npy", 1 + 2 * torch.stack(waves).roll(index, 1).numpy())

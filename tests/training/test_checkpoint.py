@@ -24,7 +24,9 @@ def saved(tiny, tmp_path):
 
 
 def notes(config, folder, num_processes=1, **saved):
-    return describe_changes(config, folder, {"num_processes": 1, "clips_per_step": 2, **saved}, num_processes)
+    return describe_changes(
+        config, folder, {"num_processes": 1, "clips_per_step": 2, **saved}, num_processes
+    )
 
 
 def test_the_notes_of_a_resumed_run(tiny, saved):
@@ -38,7 +40,9 @@ def test_the_notes_of_a_resumed_run(tiny, saved):
     (_, note) = notes(tiny(), saved, num_processes=2)
     assert note.startswith("an update now has 4 clips instead of 2: ")
     (_, note) = notes(tiny(), saved, clips_per_step=4, num_processes=2)
-    assert note.startswith("now 2 processes instead of 1: the clips and the noise drawn for them stay the same, ")
+    assert note.startswith(
+        "now 2 processes instead of 1: the clips and the noise drawn for them stay the same, "
+    )
 
 
 class Masked(nn.Module):
@@ -55,10 +59,14 @@ class Masked(nn.Module):
 
 @pytest.mark.slow
 def test_of_buffers_only_nan_is_refused(tiny):
-    config = tiny(steps=1, save_every=1, objective=ObjectiveConfig(perceptual=PerceptualConfig(net="alex")))
+    config = tiny(
+        steps=1, save_every=1, objective=ObjectiveConfig(perceptual=PerceptualConfig(net="alex"))
+    )
     result = train(config, autoencoder=Masked(-math.inf), console=quiet())
     (path,) = (result.checkpoint / "model").glob("*.safetensors")
     assert load_file(path)["mask"].tolist() == [0.0, -math.inf]
     config = replace(config, output_dir=f"{config.output_dir}-nan")
-    with pytest.raises(TrainingError, match=r"`module\.mask of the model` is not finite after step 1"):
+    with pytest.raises(
+        TrainingError, match=r"`module\.mask of the model` is not finite after step 1"
+    ):
         train(config, autoencoder=Masked(math.nan), console=quiet())

@@ -30,7 +30,9 @@ def test_validation_clips_from_separate_videos(tiny):
     model = build_autoencoder(tiny())
     held_out = build_clips(tiny(), model)
     separate = build_clips(tiny(val_data=tiny().data), model)
-    num_frames = [sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)]
+    num_frames = [
+        sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)
+    ]
     assert num_frames[0] < num_frames[1], "nothing is held out"
     assert len(separate.val) == 2
 
@@ -52,7 +54,9 @@ def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
         build_clips(config, build_autoencoder(config))
 
 
-@pytest.mark.parametrize("change", [{"data_sha256": "b"}, {"content_sha256": "d"}, {"validation": "other clips"}])
+@pytest.mark.parametrize(
+    "change", [{"data_sha256": "b"}, {"content_sha256": "d"}, {"validation": "other clips"}]
+)
 def test_other_data_in_another_process_is_refused(monkeypatch, change):
     recorded = {"data_sha256": "a", "content_sha256": "c", "validation": "clips"}
     check_same_data(recorded)
@@ -63,7 +67,9 @@ def test_other_data_in_another_process_is_refused(monkeypatch, change):
         check_same_data(recorded)
 
 
-@pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])
+@pytest.mark.parametrize(
+    "error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")]
+)
 def test_errors_of_reading_are_returned(error):
     def batches():
         yield [1]
@@ -100,5 +106,7 @@ def test_videos_that_are_not_used_need_not_be_long_enough(tiny, tmp_path):
 def test_sample_videos_have_no_other_number_of_channels(tiny, small_video, monkeypatch):
     monkeypatch.setattr("telecine.training.clips.sample_videos", lambda: [small_video])
     config = replace(tiny().clips, channels=2)
-    with pytest.raises(DataError, match=r"one decodable file, but got .*only arrays can have 2 channels\)"):
+    with pytest.raises(
+        DataError, match=r"one decodable file, but got .*only arrays can have 2 channels\)"
+    ):
         Spans.find(None, None, config)

@@ -23,7 +23,9 @@ def discrete(tiny, **changes):
         linear_baseline=True,
         linear_start=True,
         causal_vae=replace(tiny().causal_vae, **changes),
-        objective=replace(tiny().objective, adversarial_loss_weight=0.0, quantizer_aux_loss_weight=1.0),
+        objective=replace(
+            tiny().objective, adversarial_loss_weight=0.0, quantizer_aux_loss_weight=1.0
+        ),
     )
 
 

@@ -48,7 +48,12 @@ def values_of(model, loss, autocast=None):
             update = loss.update(video, output.video, step, output.aux, model.last_layer)
         update.loss.backward()
         update.disc_loss.backward()
-        values += [update.loss.detach(), *update.log.values(), update.disc_loss.detach(), *update.disc_log.values()]
+        values += [
+            update.loss.detach(),
+            *update.log.values(),
+            update.disc_loss.detach(),
+            *update.disc_log.values(),
+        ]
         for weight in [*model.parameters(), *loss.parameters()]:
             values.append(weight.grad)
             weight.grad = None
@@ -78,19 +83,30 @@ def test_values_are_those_of_plain_networks(tiny, options, autocast, eager):
     expected = values_of(*copy.deepcopy((model, loss)), autocast)
     assert compile_networks("aot_eager", model, loss) == eager
     tolerance = {torch.bfloat16: 3e-2, torch.float16: 1e-2}.get(autocast, 1e-4)
-    torch.testing.assert_close(values_of(model, loss, autocast), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        values_of(model, loss, autocast), expected, rtol=tolerance, atol=tolerance
+    )
 
 
 def test_the_options_of_accelerate_compile(tiny, monkeypatch, caplog):
     monkeypatch.setenv("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
     monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "max-autotune")
     calls = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **options: calls.append((module, options)))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda module, **options: calls.append((module, options))
+    )
     config = tiny(dynamo_backend="aot_eager")
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
-    networks = [state.autoencoder.encoder, state.autoencoder.decoder, state.objective.perceptual.distance]
+    networks = [
+        state.autoencoder.encoder,
+        state.autoencoder.decoder,
+        state.objective.perceptual.distance,
+    ]
     assert [module for module, _ in calls] == networks
-    assert all(options == {"backend": "aot_eager", "mode": "max-autotune", "dynamic": True} for _, options in calls)
+    assert all(
+        options == {"backend": "aot_eager", "mode": "max-autotune", "dynamic": True}
+        for _, options in calls
+    )
     assert f"not compiled: {PENALTY}" in caplog.text
 
 

@@ -101,7 +101,9 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, capsys):
-    config = tiny(model=f"{NAME}.Tiny", model_arguments={"width": 6}, steps=2, save_every=2, val_every=2)
+    config = tiny(
+        model=f"{NAME}.Tiny", model_arguments={"width": 6}, steps=2, save_every=2, val_every=2
+    )
     with pytest.raises(ValueError, match=rf"`model` must be in telecine .*`--allow_code {NAME}`"):
         train(config)
     allow_code(NAME)
@@ -114,8 +116,27 @@ def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, 
     train(tiny(model=run, output_dir=str(tmp_path / "tuned"), steps=1))  # as a base model
     assert find_checkpoint(tmp_path / "tuned").name == "step-00000001"
 
-    measured = ["--data", config.data, "--num_frames", "5", "--height", "32", "--width", "32", "--device", "cpu"]
-    reconstructed = [config.data, "-o", str(tmp_path / "out.mp4"), "--device", "cpu", "--num_frames", "5"]
+    measured = [
+        "--data",
+        config.data,
+        "--num_frames",
+        "5",
+        "--height",
+        "32",
+        "--width",
+        "32",
+        "--device",
+        "cpu",
+    ]
+    reconstructed = [
+        config.data,
+        "-o",
+        str(tmp_path / "out.mp4"),
+        "--device",
+        "cpu",
+        "--num_frames",
+        "5",
+    ]
     monkeypatch.chdir(tmp_path)
     for command in (
         ["evaluate", run, *measured, "--max_clips", "1"],
@@ -132,7 +153,8 @@ def test_a_module_that_returns_no_video_is_one_line(tiny, package, tmp_path, cap
     (tmp_path / "config.yaml").write_text(as_yaml(tiny(model=f"{NAME}.Named")))
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--allow_code", NAME]) == 2
     assert re.search(
-        r"^telecine: error: `the module's output` must be .* a dict of.*, but got ", capsys.readouterr().err
+        r"^telecine: error: `the module's output` must be .* a dict of.*, but got ",
+        capsys.readouterr().err,
     )
 
 
@@ -140,10 +162,19 @@ def test_a_module_in_the_place_of_a_folder(tiny, package, tmp_path):
     allow_code(NAME)
     config = tiny()
     module = build_autoencoder(config, custom_module(f"{NAME}.Tiny", {})).module
-    clips = {"data": config.data, "num_frames": 5, "height": 32, "width": 32, "max_clips": 1, "device": "cpu"}
+    clips = {
+        "data": config.data,
+        "num_frames": 5,
+        "height": 32,
+        "width": 32,
+        "max_clips": 1,
+        "device": "cpu",
+    }
     result = evaluate(module, EvaluateConfig(**clips))
     assert (result.protocol.subject, result.protocol.num_clips) == ("Tiny", 1)
-    decibel = reconstruct(module, config.data, tmp_path / "out.mp4", ReconstructConfig(num_frames=5, device="cpu"))
+    decibel = reconstruct(
+        module, config.data, tmp_path / "out.mp4", ReconstructConfig(num_frames=5, device="cpu")
+    )
     assert decibel == pytest.approx(result.metrics["psnr"], abs=3)
     report = measure_latent_spaces([module], LatentsConfig(**clips))
     assert report.models[0].title == "Tiny"
@@ -156,12 +187,20 @@ def test_a_compiled_module_is_trained_and_resumed(tiny, package):
     torch._dynamo.reset()
     module = import_module(NAME).Tiny
     for steps in (1, 2):
-        train(tiny(steps=steps, save_every=1), autoencoder=torch.compile(module(), backend="aot_eager"))
-    assert load_autoencoder(find_checkpoint(Path(tiny().output_dir)) / "ema").module.config == {"width": 4}
+        train(
+            tiny(steps=steps, save_every=1),
+            autoencoder=torch.compile(module(), backend="aot_eager"),
+        )
+    assert load_autoencoder(find_checkpoint(Path(tiny().output_dir)) / "ema").module.config == {
+        "width": 4
+    }
 
 
 def test_arguments_of_another_model(tiny):
-    with pytest.raises(ValueError, match="`model_arguments` must be left out unless `model` is the dotted path of a"):
+    with pytest.raises(
+        ValueError,
+        match="`model_arguments` must be left out unless `model` is the dotted path of a",
+    ):
         custom_module(None, {"width": 1})
 
 
@@ -175,12 +214,28 @@ def test_a_latent_is_aligned_with_a_network_of_clips(
 ):
     monkeypatch.chdir(tmp_path)
     Path("aligned.yaml").write_text(ALIGNED)
-    command = ["train", "--config", "aligned.yaml", "--data", str(small_video), "--output_dir", "run"]
+    command = [
+        "train",
+        "--config",
+        "aligned.yaml",
+        "--data",
+        str(small_video),
+        "--output_dir",
+        "run",
+    ]
     assert main([*command, "--allow_code", NAME]) == 0, capsys.readouterr().err
-    losses = [record["train/alignment_loss"] for record in Run("run").history if "train/alignment_loss" in record]
+    losses = [
+        record["train/alignment_loss"]
+        for record in Run("run").history
+        if "train/alignment_loss" in record
+    ]
     assert min(losses) > 0
     saved = load_file(find_checkpoint(Path("run")) / "objective.safetensors")
-    (projection,) = (weight for name, weight in saved.items() if name.endswith("alignment_loss.projection.weight"))
+    (projection,) = (
+        weight
+        for name, weight in saved.items()
+        if name.endswith("alignment_loss.projection.weight")
+    )
     assert projection.shape == (6, 4, 1, 1)
 
 
@@ -197,7 +252,9 @@ class Noisy(nn.Module):
 
 def test_random_numbers_of_an_evaluation_do_not_change_the_updates(tiny, tmp_path):
     settings = {"steps": 4, "val_every": 2, "save_every": 2, **LIGHT, "latent_clips": 2}
-    straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
+    straight, resumed = (
+        tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed")
+    )
     model = Noisy()
     train(straight, autoencoder=copy.deepcopy(model), console=quiet())
     for stop in (StopAfter, StopAfterValidation):  # in the second validation, then after it

@@ -124,7 +124,9 @@ def test_warnings_are_printed_logged_and_not_repeated_by_a_resumed_run(train_tin
 
 
 def start_average_late(run):
-    run.state.ema.num_updates = 10**6  # past its early decay, as late in a run whose data has changed
+    run.state.ema.num_updates = (
+        10**6
+    )  # past its early decay, as late in a run whose data has changed
 
 
 def overflow(run):
@@ -151,7 +153,13 @@ FAILING_RUNS = {
         {"adversarial_dominates": "", "adaptive_weight_at_bound": "maximum"},
         True,
         RECENT + 4,
-        {"objective": replace(OBJECTIVE, adversarial_loss_weight=1e6, adaptive_weight=AdaptiveWeightConfig(max=1e-3))},
+        {
+            "objective": replace(
+                OBJECTIVE,
+                adversarial_loss_weight=1e6,
+                adaptive_weight=AdaptiveWeightConfig(max=1e-3),
+            )
+        },
     ),
     "a learning rate that is too large": (
         {"learns_too_fast": ""},
@@ -178,7 +186,8 @@ FAILING_RUNS = {
         {
             **NO_DISCRIMINATOR,
             "objective": replace(
-                NO_DISCRIMINATOR["objective"], reconstruction=ReconstructionConfig(nll_reduction="sum")
+                NO_DISCRIMINATOR["objective"],
+                reconstruction=ReconstructionConfig(nll_reduction="sum"),
             ),
             "change_run": overflow,
         },
@@ -197,7 +206,9 @@ FAILING_RUNS = {
 @pytest.mark.parametrize("name", FAILING_RUNS)
 def test_rules_fire_in_a_run_that_is_set_up_to_fail(train_tiny, name):
     messages, may_have_others, steps, settings = FAILING_RUNS[name]
-    torch.manual_seed(0)  # with some weights, little improves in the 12 updates before the first validation
+    torch.manual_seed(
+        0
+    )  # with some weights, little improves in the 12 updates before the first validation
     if "autoencoder" in settings:
         settings = {**settings, "autoencoder": settings["autoencoder"]()}
     run, warned, text = train_tiny(steps, **settings)
@@ -234,13 +245,18 @@ def fired(records, config):
     """Return the message of each rule by its name, after all records."""
     history = RecentValues(config.objective, config.optimizer, config.steps)
     for record in records:
-        history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
+        history.add(
+            record["step"], {name: value for name, value in record.items() if name != "step"}
+        )
     findings = {name: rule(history) for name, rule in RULES.items()}
     return {name: finding.message for name, finding in findings.items() if finding is not None}
 
 
 def steady(count=LONG, **values):
-    return [{"step": 100 + step, **{f"train/{k}": v for k, v in values.items()}} for step in range(count)]
+    return [
+        {"step": 100 + step, **{f"train/{k}": v for k, v in values.items()}}
+        for step in range(count)
+    ]
 
 
 PERFECT = {"accuracy_real": 1.0, "accuracy_fake": 1.0, "discr_loss": 0.0}
@@ -250,14 +266,30 @@ CLIPPED = {"grad_clipped": 1.0, "grad_norm": 50.0}
 CASES = [
     ("discriminator_saturated", PERFECT | {"hinge_active": 0.0}, [{"hinge_active": 0.2}]),
     ("discriminator_saturated", PERFECT, [{"discr_loss": 0.5}, {"accuracy_fake": 0.9}]),
-    ("discriminator_saturated", {"accuracy_real": 0.99, "accuracy_fake": 0.99, "hinge_active": 0.05}, []),
-    ("discriminator_saturated", {"accuracy_real": 0.99, "accuracy_fake": 1.0, "discr_loss": 0.1}, []),
+    (
+        "discriminator_saturated",
+        {"accuracy_real": 0.99, "accuracy_fake": 0.99, "hinge_active": 0.05},
+        [],
+    ),
+    (
+        "discriminator_saturated",
+        {"accuracy_real": 0.99, "accuracy_fake": 1.0, "discr_loss": 0.1},
+        [],
+    ),
     ("discriminator_collapsed", GUESSING, [{"logits_fake": 0.0}, {"accuracy_fake": 0.3}]),
-    ("adversarial_dominates", {"adversarial_gradient_share": 0.95}, [{"adversarial_gradient_share": 0.6}]),
+    (
+        "adversarial_dominates",
+        {"adversarial_gradient_share": 0.95},
+        [{"adversarial_gradient_share": 0.6}],
+    ),
     ("adaptive_weight_at_bound", {"adaptive_weight": 990.0}, [{"adaptive_weight": 900.0}]),
     ("adaptive_weight_at_bound", {"adaptive_weight": 1e-5}, [{"adaptive_weight": 1e-3}]),
     ("adaptive_weight_at_bound", {"adaptive_weight": 0.0}, [{"gen_loss": 0.0}]),
-    ("perceptual_flat", {"perceptual_loss": 0.5}, [{"perceptual_loss": 0.09}, {"perceptual_weight": 0.0}]),
+    (
+        "perceptual_flat",
+        {"perceptual_loss": 0.5},
+        [{"perceptual_loss": 0.09}, {"perceptual_weight": 0.0}],
+    ),
     ("frames_without_gradient", {"frame_gradient_003": 0.0}, [{"frame_gradient_003": 0.04}]),
     ("ema_behind", {"ema_psnr_behind": 1.0}, [{"ema_psnr_behind": 0.5}]),
     ("always_clipped", CLIPPED, [{"grad_clipped": 0.9}, {"grad_norm": 2.0}]),
@@ -322,7 +354,9 @@ def test_perceptual_loss_has_a_fifth_of_the_run_to_fall(tiny):
     assert fired(start[:10] + steady(perceptual_loss=0.485), tiny()) == {}, "by 3 %"
     rising = start[:10] + steady(perceptual_loss=0.44)[:-10] + start[-10:]
     assert fired(rising, tiny()) == {}, "ten records of harder clips are noise"
-    assert set(fired(start[:10] + steady(perceptual_loss=0.98 * 0.5), tiny())) == {"perceptual_flat"}, "by 2 %"
+    assert set(fired(start[:10] + steady(perceptual_loss=0.98 * 0.5), tiny())) == {
+        "perceptual_flat"
+    }, "by 2 %"
 
 
 def test_no_rule_fires_during_the_warmup(tiny):
@@ -345,7 +379,9 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     _, again = run.warnings.all()
     assert (again.step, again.rule) == (130, "ema_behind")
     (line,) = console.export_text().splitlines()
-    assert line.startswith(f"warning: step 130: {again.message} (ema_behind). Lower `optimizer.ema_decay`")
+    assert line.startswith(
+        f"warning: step 130: {again.message} (ema_behind). Lower `optimizer.ema_decay`"
+    )
 
 
 def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
@@ -357,6 +393,9 @@ def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
         diagnostics_of(tmp_path, tiny(), console=quiet(), rollbacks=rollbacks)
         first, one, two, last = run.warnings.all()
         assert [first, last] == lines
-        assert one.message == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
+        assert (
+            one.message
+            == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
+        )
         assert two.message.endswith("learning rates times 0.25")
         assert (one.step, two.step, one.rule, two.rule) == (20, 20, "rolled_back", "rolled_back")

@@ -65,13 +65,20 @@ def test_a_launcher_that_starts_one_process_of_several_is_reported(monkeypatch, 
     accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"), mixed_precision="no")
     first, *rest = describe_processes(accelerator, sharding="none")
     assert first == "computing on cpu, mixed precision: no"
-    assert ["starts one process for any --num_processes; use `torchrun`" in line for line in rest] == [True] * warns
+    assert [
+        "starts one process for any --num_processes; use `torchrun`" in line for line in rest
+    ] == [True] * warns
 
 
 def test_several_processes_and_sharding_are_printed():
-    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), mixed_precision="bf16")
+    accelerator = SimpleNamespace(
+        num_processes=2, device=torch.device("cpu"), mixed_precision="bf16"
+    )
     (line,) = describe_processes(accelerator, sharding="fsdp2")
-    assert line == "computing on cpu in each of 2 processes, weights sharded by fsdp2, mixed precision: bf16"
+    assert (
+        line
+        == "computing on cpu in each of 2 processes, weights sharded by fsdp2, mixed precision: bf16"
+    )
 
 
 class OtherRank:
@@ -103,7 +110,13 @@ def other_rank(monkeypatch):
 
 
 def test_gradients_are_averaged_over_processes_in_buckets(other_rank):
-    values = [(torch.float32, 1), (torch.float32, 1), (torch.float32, 3), (torch.float64, 1), (torch.float64, 2)]
+    values = [
+        (torch.float32, 1),
+        (torch.float32, 1),
+        (torch.float32, 3),
+        (torch.float64, 1),
+        (torch.float64, 2),
+    ]
     weights = [nn.Parameter(torch.zeros(size, 1, dtype=dtype)) for dtype, size in values]
     for index, weight in enumerate(weights):
         weight.grad = torch.full_like(weight, float(index))
@@ -118,7 +131,9 @@ def test_a_gradient_that_only_other_processes_have_is_averaged(other_rank, monke
     weight = nn.Parameter(torch.zeros(2))
     average_gradients([weight])
     assert weight.grad.tolist() == [0.5, 0.5]
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))  # the other process has the same
+    monkeypatch.setattr(
+        dist, "all_reduce", lambda tensor: tensor.mul_(2)
+    )  # the other process has the same
     weight.grad = None
     average_gradients([weight])
     assert weight.grad is None
@@ -160,13 +175,17 @@ def output_and_gradients(model, video):
     torch.manual_seed(0)  # for Allegro's dropout
     output = model(video, sample_posterior=False).video
     output.sin().sum().backward()
-    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    gradients = {
+        name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
+    }
     return output.detach(), {name: full_tensor(gradient) for name, gradient in gradients.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize(("name", "weights"), [*((name, "all") for name in SHARDED), ("wan", "lora")])
+@pytest.mark.parametrize(
+    ("name", "weights"), [*((name, "all") for name in SHARDED), ("wan", "lora")]
+)
 def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
     assert len(SHARDED) == 24
     whole = trainable_model(name, weights)
@@ -179,7 +198,9 @@ def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     assert ours.keys() == theirs.keys()
     # The gradients of all weights together: some are 0 up to rounding.
-    difference = torch.stack([(theirs[key] - gradient).norm() for key, gradient in ours.items()]).norm()
+    difference = torch.stack(
+        [(theirs[key] - gradient).norm() for key, gradient in ours.items()]
+    ).norm()
     assert difference < 1e-5 * torch.stack([gradient.norm() for gradient in ours.values()]).norm()
 
 
@@ -197,7 +218,9 @@ def causal_vae():
     [
         (causal_vae, 4, 9),
         pytest.param(lambda: DiffusersAutoencoder(tiny_model("wan")), 4, 9, marks=pytest.mark.slow),
-        pytest.param(lambda: DiffusersAutoencoder(tiny_model("cogvideox")), 8, 17, marks=pytest.mark.slow),
+        pytest.param(
+            lambda: DiffusersAutoencoder(tiny_model("cogvideox")), 8, 17, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_temporal_chunks_of_sharded_models_are_exact(make, chunk, num_frames):
@@ -206,7 +229,9 @@ def test_temporal_chunks_of_sharded_models_are_exact(make, chunk, num_frames):
     sharded.enable_temporal_chunks(chunk)
     shard(sharded)
     video = 2 * torch.rand(1, 3, num_frames, 16, 16, dtype=torch.float64) - 1
-    torch.testing.assert_close(output_and_gradients(sharded, video), output_and_gradients(whole, video))
+    torch.testing.assert_close(
+        output_and_gradients(sharded, video), output_and_gradients(whole, video)
+    )
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -286,14 +311,18 @@ def test_gradients_of_whole_and_sharded_weights_are_clipped_together():
     sharded(torch.tensor([[3.0, 0.0]])).sum().backward()
     whole.grad = torch.tensor([4.0])
     norm = (9 + 9 + 16) ** 0.5
-    assert full_tensor(clip_gradients([sharded.weight, whole], norm / 2)).item() == pytest.approx(norm)
+    assert full_tensor(clip_gradients([sharded.weight, whole], norm / 2)).item() == pytest.approx(
+        norm
+    )
     assert whole.grad.item() == pytest.approx(2.0)
     assert full_tensor(sharded.weight.grad)[:, 0].tolist() == pytest.approx([1.5, 1.5])
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_a_weight_without_dimensions_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"`sharding` must be none for .* got .*timestep_scale_multiplier"):
+    with pytest.raises(
+        ValueError, match=r"`sharding` must be none for .* got .*timestep_scale_multiplier"
+    ):
         shard(trainable_model(WITH_SCALAR, "all"))
 
 
@@ -309,7 +338,11 @@ def test_containers_without_forward_or_weights_are_no_blocks():
 def shared_store(monkeypatch):
     """Give a process the store of `torchrun`, which stays after a restart."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
-    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    torchrun = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     for name, value in {**torchrun, "RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     return store
@@ -319,7 +352,9 @@ def connect():
     """Return the store of the processes, as a process group finds it."""
     settings = process_group_settings(90)
     assert settings.timeout == timedelta(seconds=90)
-    store, rank, num_ranks = next(dist.rendezvous(settings.init_method, timeout=timedelta(seconds=5)))
+    store, rank, num_ranks = next(
+        dist.rendezvous(settings.init_method, timeout=timedelta(seconds=5))
+    )
     assert (rank, num_ranks) == (1, 2)
     return store
 

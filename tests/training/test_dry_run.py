@@ -18,22 +18,34 @@ def files_below(folder):
     return sorted(folder.rglob("*"))
 
 
-def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, tmp_path_factory, everything, monkeypatch):
+def test_the_update_has_every_term_and_nothing_is_kept(
+    tiny, tmp_path, tmp_path_factory, everything, monkeypatch
+):
     # PyTorch makes the folder of its compiler's cache in that of temporary files when a process first needs it.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     config = tiny(**everything, trackers=("tensorboard",), push_to_hub=True)
-    checkpoint = Path(config.output_dir) / "checkpoints" / "step-00000001"  # a run would set it aside as damaged
+    checkpoint = (
+        Path(config.output_dir) / "checkpoints" / "step-00000001"
+    )  # a run would set it aside as damaged
     checkpoint.mkdir(parents=True)
     before = files_below(tmp_path)
     console = recorder()
     result = dry_run(config, console=console)
     assert files_below(tmp_path) == before
     assert result.step == 2, "one term ends at step 3, and the penalty is on"
-    assert (result.off, result.num_steps) == (WeightSchedule(config.objective).off_at(2), config.steps)
+    assert (result.off, result.num_steps) == (
+        WeightSchedule(config.objective).off_at(2),
+        config.steps,
+    )
     assert result.seconds > 0
     assert result.peak_memory > 100 * 2**20, "of the process, which has imported PyTorch"
-    terms = {"train/gram_loss", "train/gen_loss", "train/grad_penalty_loss", "train/total_disc_loss"}
+    terms = {
+        "train/gram_loss",
+        "train/gen_loss",
+        "train/grad_penalty_loss",
+        "train/total_disc_loss",
+    }
     assert terms <= result.values.keys()
     assert "held-out" in console.export_text(), "it validates, as a run does"
 
@@ -41,7 +53,9 @@ def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, tmp_path_
 def test_it_prints_whether_every_term_is_on():
     console = recorder()
     values = {"train/recon_loss": 0.1}
-    DryRunResult(2, 1.0, None, values, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
+    DryRunResult(2, 1.0, None, values, off=["adversarial_loss_weight"], num_steps=3).print_to(
+        console
+    )
     assert "not on in this update: adversarial_loss_weight" in console.export_text()
     DryRunResult(5, 1.0, None, values, off=[], num_steps=9).print_to(console)
     assert "every term is on in this update" in console.export_text()

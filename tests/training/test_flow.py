@@ -58,7 +58,18 @@ def run(tiny_flow, folder):
 
 def evaluated(model, config, folder, *options):
     """Evaluate one clip with the command line, and return the metrics and the sampler of the protocol."""
-    command = ["evaluate", model, "--data", str(config.data), "-o", str(folder), "--device", "cpu", "--max_clips", "1"]
+    command = [
+        "evaluate",
+        model,
+        "--data",
+        str(config.data),
+        "-o",
+        str(folder),
+        "--device",
+        "cpu",
+        "--max_clips",
+        "1",
+    ]
     assert main([*command, *options]) == 0
     metrics = json.loads((folder / "metrics.json").read_text())
     return metrics, json.loads((folder / "protocol.json").read_text())["sampler"]
@@ -66,7 +77,9 @@ def evaluated(model, config, folder, *options):
 
 def check_refused(capsys, model, config, option, message):
     """Check that a command refuses an option of decoding."""
-    assert main(["evaluate", model, "--data", str(config.data), "--device", "cpu", option, "4"]) == 2
+    assert (
+        main(["evaluate", model, "--data", str(config.data), "--device", "cpu", option, "4"]) == 2
+    )
     assert f"`{option}` must be left out{message}" in capsys.readouterr().err
 
 
@@ -86,7 +99,9 @@ def test_a_run_resumes_to_the_bit_and_logs_one_step_and_four(run, tmp_path):
 def test_it_is_evaluated_in_one_step_and_in_four(run, tmp_path):
     one, sampler = evaluated(run.output_dir, run, tmp_path)
     assert sampler == {"name": "euler", "steps": 1, "seed": 0}
-    four, sampler = evaluated(run.output_dir, run, tmp_path, "--decode_steps", "4", "--decode_seed", "3")
+    four, sampler = evaluated(
+        run.output_dir, run, tmp_path, "--decode_steps", "4", "--decode_seed", "3"
+    )
     assert sampler == {"name": "euler", "steps": 4, "seed": 3}
     assert one["psnr"] != four["psnr"]
 
@@ -100,7 +115,10 @@ def test_the_same_video_has_the_same_bits(run, tmp_path):
 
     def reconstructed(*spans, **changes):
         with torch.no_grad(), decoding_options(source.model, **changes):
-            return [source.reconstruct(span, read_span(span, run.clips)["video"][None]) for span in spans]
+            return [
+                source.reconstruct(span, read_span(span, run.clips)["video"][None])
+                for span in spans
+            ]
 
     whole, other = reconstructed(first, second)
     assert all(map(torch.equal, reconstructed(second, first), (other, whole)))
@@ -110,7 +128,9 @@ def test_the_same_video_has_the_same_bits(run, tmp_path):
     assert not torch.equal(source.reconstruct(second, target), source.reconstruct(first, target))
 
     def psnr(steps):
-        config = ReconstructConfig(num_frames=29, overlap_frames=2, tile=32, device="cpu", decode_steps=steps)
+        config = ReconstructConfig(
+            num_frames=29, overlap_frames=2, tile=32, device="cpu", decode_steps=steps
+        )
         return reconstruct(run.output_dir, run.data, tmp_path / "out.mp4", config)
 
     assert psnr(2) == psnr(2) != psnr(1)
@@ -119,7 +139,9 @@ def test_the_same_video_has_the_same_bits(run, tmp_path):
 @pytest.mark.slow
 def test_latents_are_decoded_in_steps(run):
     settings = LatentsConfig(data=str(run.data), device="cpu", max_clips=1)
-    report, other = (measure_latent_spaces([run.output_dir], replace(settings, decode_steps=n)) for n in (1, 2))
+    report, other = (
+        measure_latent_spaces([run.output_dir], replace(settings, decode_steps=n)) for n in (1, 2)
+    )
     assert other.protocol["samplers"] == [{"name": "euler", "steps": 2, "seed": 0}]
     assert report.models[0].equivariance != other.models[0].equivariance
 
@@ -130,7 +152,13 @@ def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys
     """LTX-Video with timesteps and noise inside; the level of decoding is in the protocol."""
     model = tiny_model("ltx_video", timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
     model.save_pretrained(tmp_path / "ltx")
-    changes = {**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1, "clips": replace(tiny().clips, num_frames=9)}
+    changes = {
+        **LIGHT,
+        "steps": 2,
+        "save_every": 1,
+        "latent_clips": 1,
+        "clips": replace(tiny().clips, num_frames=9),
+    }
     run = tiny(model=str(tmp_path / "ltx"), output_dir=str(tmp_path / "run"), **changes)
     train(run, console=quiet())
     check_resumed_equals_whole(run, tmp_path, num_files=5)
@@ -142,7 +170,9 @@ def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys
     other, sampler = evaluated(run.output_dir, run, tmp_path, "--decode_level", "0.5")
     assert first["psnr"] == again["psnr"] != other["psnr"]
     assert sampler == {"name": "noise of the latent", "level": 0.5, "seed": 0}
-    check_refused(capsys, run.output_dir, run, "--decode_steps", " unless a model's decoder generates")
+    check_refused(
+        capsys, run.output_dir, run, "--decode_steps", " unless a model's decoder generates"
+    )
 
 
 @pytest.mark.slow
@@ -154,13 +184,19 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     config = json.loads(tiny_model("ltx2_diffusion_decoder").to_json_string())
     Path("decoder.json").write_text(json.dumps({**config, "_teacher": "vae"}))
     clips = replace(tiny().clips, num_frames=9, height=64, width=64)
-    run = tiny(output_dir="run", model="decoder.json", **{**LIGHT, "steps": 2, "save_every": 1, "clips": clips})
+    run = tiny(
+        output_dir="run",
+        model="decoder.json",
+        **{**LIGHT, "steps": 2, "save_every": 1, "clips": clips},
+    )
     run = replace(run, causal_vae=replace(run.causal_vae, flow=FlowConfig(level_mean=1.5)))
     assert build_autoencoder(run).flow.level_mean == 1.5
     train(run, console=quiet())
     check_resumed_equals_whole(run, tmp_path, num_files=5)
     assert {"val/psnr", "val/psnr_4_steps"} < set(Run("run").history.validations()[-1])
-    trained = type(tiny_model("ltx2_diffusion_decoder")).from_pretrained(last_checkpoint(run) / "ema")
+    trained = type(tiny_model("ltx2_diffusion_decoder")).from_pretrained(
+        last_checkpoint(run) / "ema"
+    )
     assert trained.config["_teacher"] == "vae"
     _, sampler = evaluated("run", run, tmp_path, "--decode_steps", "2")
     assert sampler == {"name": "euler", "steps": 2, "seed": 0}
@@ -206,7 +242,9 @@ def spread_of_clips(*, latent, decode, weight):
 
 def test_terms_that_decode_see_the_noise_of_the_run(tiny_flow):
     config = tiny_flow(batch_size=2)
-    config = replace(config, objective=replace(config.objective, terms={"spread": Term(spread_of_clips, 0.1)}))
+    config = replace(
+        config, objective=replace(config.objective, terms={"spread": Term(spread_of_clips, 0.1)})
+    )
     model = build_autoencoder(config)
     torch.nn.init.normal_(model.last_layer, std=0.1)
     state = build_state(config, build_accelerator(config), model)
@@ -214,7 +252,9 @@ def test_terms_that_decode_see_the_noise_of_the_run(tiny_flow):
     assert train_step(state, [MicroBatch(video, range(2))])["train/spread_loss"] > 1e-3
 
 
-@pytest.mark.parametrize(("one_step", "more"), [(False, {"psnr_4_steps", "ssim_4_steps"}), (True, set())])
+@pytest.mark.parametrize(
+    ("one_step", "more"), [(False, {"psnr_4_steps", "ssim_4_steps"}), (True, set())]
+)
 def test_a_validation_has_names_for_both(tiny_flow, one_step, more):
     config = tiny_flow()
     flow = replace(config.causal_vae.flow, one_step=one_step)
@@ -233,7 +273,10 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
     objective = replace(run.objective, adversarial_loss_weight=adversarial)
     if not adversarial:
         objective = replace(objective, grad_penalty_loss_weight=0.0)
-    shared = {name: getattr(run, name) for name in ("data", "device", "clips", "linear_baseline", "optimizer")}
+    shared = {
+        name: getattr(run, name)
+        for name in ("data", "device", "clips", "linear_baseline", "optimizer")
+    }
     config = DistillConfig(
         teacher=run.output_dir,
         student="teacher",
@@ -252,10 +295,17 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
     assert student.config.flow.one_step
     assert student.describe_decoding()["steps"] == 1
     weights = student.decoder.state_dict()
-    change = max((weights[name] - other).abs().max().item() for name, other in teacher.decoder.state_dict().items())
+    change = max(
+        (weights[name] - other).abs().max().item()
+        for name, other in teacher.decoder.state_dict().items()
+    )
     assert 0 < change < 0.05, "it started from the teacher's weights"
-    means = next(record for record in Run(result.run).history.read() if "train/recon_loss" in record)
-    assert means["train/recon_loss"] < means["train/mse"], "of the teacher's sample, and of the video"
+    means = next(
+        record for record in Run(result.run).history.read() if "train/recon_loss" in record
+    )
+    assert means["train/recon_loss"] < means["train/mse"], (
+        "of the teacher's sample, and of the video"
+    )
 
 
 @pytest.mark.slow
@@ -265,5 +315,7 @@ def test_the_term_of_the_reconstruction_of_a_teacher_that_generates(run):
     latent = torch.randn(2, 4, 2, 8, 8)
     shape = (2, 3, 5, 32, 32)
     generators = [clip_generators(0, [3, 4], torch.device("cpu")) for _ in range(2)]
-    sample = teacher.decode(latent, randn(shape, generator=generators[0], device=latent.device)).detach()
+    sample = teacher.decode(
+        latent, randn(shape, generator=generators[0], device=latent.device)
+    ).detach()
     assert term(reconstruction=sample, latent=latent, generator=generators[1]) == 0

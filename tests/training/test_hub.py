@@ -38,7 +38,9 @@ class Hub(BaseHTTPRequestHandler):
             return {"errors": [], "warnings": []}
         if path.endswith("/preupload/main"):
             regular = {"uploadMode": "regular", "shouldIgnore": False}
-            return {"files": [{"path": file["path"], **regular} for file in json.loads(body)["files"]]}
+            return {
+                "files": [{"path": file["path"], **regular} for file in json.loads(body)["files"]]
+            }
         assert path.endswith("/commit/main"), path
         return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{url}/commit/{'0' * 40}"}
 
@@ -70,7 +72,9 @@ def uploads(server, folder):
         if not path.endswith("/commit/main"):
             continue
         header, *files = [json.loads(line)["value"] for line in body.splitlines()]
-        commits.append((path.removeprefix("/api/models/").removesuffix("/commit/main"), header["summary"]))
+        commits.append(
+            (path.removeprefix("/api/models/").removesuffix("/commit/main"), header["summary"])
+        )
         for file in files:
             (folder / file["path"]).write_bytes(base64.b64decode(file["content"]))
     return commits
@@ -102,7 +106,9 @@ def test_a_finished_run_repeats_an_upload_that_failed(tiny, server, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(hub, "upload_folder", fail)
-        with pytest.raises(ValueError, match=r"the network is down.*The run is complete.*same command again"):
+        with pytest.raises(
+            ValueError, match=r"the network is down.*The run is complete.*same command again"
+        ):
             train(config, console=quiet())
     train(config, console=quiet())
     assert uploads(server, tmp_path / "sent") == [("me/run", "Weights after 1 updates")]
@@ -112,22 +118,32 @@ def test_a_hub_that_refuses_or_cannot_be_reached_is_reported_before_training(tin
     api = HfApi(endpoint="http://127.0.0.1:1", token="hf_x")
     monkeypatch.setattr(hub, "create_repo", api.create_repo)
     with pytest.raises(
-        ValueError, match=r"`push_to_hub` must be false without .*, but got ConnectError: .*refused.*hf auth login"
+        ValueError,
+        match=r"`push_to_hub` must be false without .*, but got ConnectError: .*refused.*hf auth login",
     ):
         train(tiny(push_to_hub=True), console=quiet())
     assert not Path(tiny().output_dir).exists()
-    with pytest.raises(ValueError, match=r"`push_to_hub` must be false without .*'my run'.* check `hub_model_id`"):
+    with pytest.raises(
+        ValueError, match=r"`push_to_hub` must be false without .*'my run'.* check `hub_model_id`"
+    ):
         hub.create_repository("my run")
 
 
 @pytest.mark.parametrize(
-    ("model", "base"), [(None, "telecine."), ("Wan-AI/Wan2.1", "telecine from Wan-AI/Wan2.1."), ("here", "telecine.")]
+    ("model", "base"),
+    [(None, "telecine."), ("Wan-AI/Wan2.1", "telecine from Wan-AI/Wan2.1."), ("here", "telecine.")],
 )
 @pytest.mark.parametrize(
     ("written", "library"),
-    [({"_class_name": "CausalVAE"}, "telecine"), ({"_diffusers_version": "0.35.0"}, "diffusers"), (None, "telecine")],
+    [
+        ({"_class_name": "CausalVAE"}, "telecine"),
+        ({"_diffusers_version": "0.35.0"}, "diffusers"),
+        (None, "telecine"),
+    ],
 )
-def test_the_card_names_the_library_and_no_local_path(tmp_path, monkeypatch, server, written, library, model, base):
+def test_the_card_names_the_library_and_no_local_path(
+    tmp_path, monkeypatch, server, written, library, model, base
+):
     monkeypatch.chdir(tmp_path)
     Path("checkpoint/ema").mkdir(parents=True)
     if written is not None:

@@ -32,7 +32,9 @@ def test_the_first_signal_sets_the_request_and_restores_its_handler(number, capf
         assert "again to stop now" in capfd.readouterr().err
         assert signal.getsignal(number) == before, "a second one must act at once"
         os.kill(os.getpid(), other)
-        assert stop.is_set, "one of another kind, as schedulers send them one after the other, does not"
+        assert stop.is_set, (
+            "one of another kind, as schedulers send them one after the other, does not"
+        )
         assert not capfd.readouterr().err, "and is not acknowledged again"
     assert signal.getsignal(number) == before
 
@@ -103,6 +105,9 @@ def test_other_threads_leave_signals_to_the_main_thread():
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_before_there_is_anything_to_save_raises_at_once(number):
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="stopped before the first update"), stop_on_signal(at_once=Interrupted(None)):
+    with (
+        pytest.raises(Interrupted, match="stopped before the first update"),
+        stop_on_signal(at_once=Interrupted(None)),
+    ):
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before

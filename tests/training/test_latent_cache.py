@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from telecine.data import ClipBatchSampler, DataError
-from telecine.models import CausalVAE, CustomAutoencoder, DeterministicPosterior, DiagonalGaussian, Reconstruction
+from telecine.models import (
+    CausalVAE,
+    CustomAutoencoder,
+    DeterministicPosterior,
+    DiagonalGaussian,
+    Reconstruction,
+)
 from telecine.models.latent import ChannelMoments
 from telecine.settings import CausalVAEConfig, ClipConfig, TrainableConfig, TrainConfig
 from telecine.training import Interrupted, train
@@ -45,7 +51,9 @@ CPU = torch.device("cpu")
 
 
 def gaussian(num_clips):
-    channels_last = torch.randn(num_clips, 1, 3, 3, 2).movedim(-1, 1)  # as the linear map of `CausalVAE` returns it
+    channels_last = torch.randn(num_clips, 1, 3, 3, 2).movedim(
+        -1, 1
+    )  # as the linear map of `CausalVAE` returns it
     return DiagonalGaussian(mean=channels_last, logvar=torch.randn(num_clips, 2, 1, 3, 3))
 
 
@@ -125,12 +133,16 @@ def test_a_file_without_a_digest_is_read(tmp_path):
 
 def test_errors_of_files(tmp_path):
     cache = LatentCache(tmp_path)
-    with pytest.raises(ValueError, match="must be a folder with all latents, but got one without a/mean"):
+    with pytest.raises(
+        ValueError, match="must be a folder with all latents, but got one without a/mean"
+    ):
         cache.read(["a"], CPU)
     with pytest.raises(ValueError, match="neither normal nor without noise"):
         cache.add(["a"], SimpleNamespace())
     (tmp_path / "latents-0.safetensors").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"latents-0\.safetensors` must be a safetensors file, .* Delete it"):
+    with pytest.raises(
+        ValueError, match=r"latents-0\.safetensors` must be a safetensors file, .* Delete it"
+    ):
         LatentCache(tmp_path)
     check_disk(tmp_path, 1)
     with pytest.raises(ValueError, match=r"`latent_cache` must be on a disk with \d+.00 GiB free"):
@@ -153,7 +165,9 @@ def cached(tiny, tmp_path):
     def make(**changes):
         settings = {"clips": CLIPS, "trainable": DECODER, "trackers": (), "steps": 3} | changes
         plain = tiny(output_dir=str(tmp_path / "plain"), **settings)
-        return plain, replace(plain, output_dir=str(tmp_path / "run"), latent_cache=str(tmp_path / "cache"))
+        return plain, replace(
+            plain, output_dir=str(tmp_path / "run"), latent_cache=str(tmp_path / "cache")
+        )
 
     return make
 
@@ -176,7 +190,14 @@ def fill(run, before_each, console=None, cache=None):
     num_ranks = run.state.accelerator.num_processes
     numbers = range(run.state.step * num_ranks, run.config.steps * num_ranks)
     sampler = ClipBatchSampler(numbers, run.config.clips_per_pass, num_ranks, rank=0, num_ranks=1)
-    fill_latent_cache(cache or run.latent_cache, run.state, run.clips.train, sampler, console or quiet(), before_each)
+    fill_latent_cache(
+        cache or run.latent_cache,
+        run.state,
+        run.clips.train,
+        sampler,
+        console or quiet(),
+        before_each,
+    )
 
 
 @pytest.mark.slow
@@ -190,11 +211,18 @@ def test_equal_weights_with_and_without(cached):
         train_to_the_end(run, StopRequest())
         num_clips.append(counted.num_clips)
         state = run.state
-        states.append({**state.autoencoder.state_dict(), **state.objective.state_dict(), **state.ema.averages})
+        states.append(
+            {**state.autoencoder.state_dict(), **state.objective.state_dict(), **state.ema.averages}
+        )
     text = console.export_text()
     assert "3 clips, the latents of 0 of them in " in text
-    assert "augmentation is on: each of these clips keeps the crop and the flip that were drawn for it" in text
-    assert num_clips[0] - num_clips[1] == 3 * 2 - 4, "the first two of the batches (0, 1), (2, 0), (1, 2) are encoded"
+    assert (
+        "augmentation is on: each of these clips keeps the crop and the flip that were drawn for it"
+        in text
+    )
+    assert num_clips[0] - num_clips[1] == 3 * 2 - 4, (
+        "the first two of the batches (0, 1), (2, 0), (1, 2) are encoded"
+    )
     assert len(states[0]) > 10
     assert_equal(states[1], states[0])
 
@@ -238,7 +266,9 @@ def test_processes_share_the_batches(cached):
     fill(run, lambda: calls.append(0))
     assert counted.num_clips == 2, "the second of the batches (0, 1), (2, 3) and (4, 0)"
     assert len(calls) == 3, "as often as the first process, and once at the end"
-    cached_numbers = [number for number in range(5) if f"video-5x32x32-{number}" in run.latent_cache]
+    cached_numbers = [
+        number for number in range(5) if f"video-5x32x32-{number}" in run.latent_cache
+    ]
     assert cached_numbers == [2, 3]
     run.close()
 
@@ -250,21 +280,33 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
     assert json.loads((tmp_path / "cache" / IDENTITY_FILE).read_text()) == same
     with torch.no_grad():
         run.state.autoencoder.decoder.linear.first.bias.add_(1)
-    assert identity_of(run.state.autoencoder, run.clips.train, "no") == same, "decoders do not matter"
+    assert identity_of(run.state.autoencoder, run.clips.train, "no") == same, (
+        "decoders do not matter"
+    )
     run.close()
     prepare(config, quiet()).close()
     changes = {
         "encoder, seed": {"seed": 1},
-        "data, clips.stride": {"clips": replace(CLIPS, stride=2, num_clips=None), "val_data": config.data},
+        "data, clips.stride": {
+            "clips": replace(CLIPS, stride=2, num_clips=None),
+            "val_data": config.data,
+        },
     }
     for names, change in changes.items():
-        with pytest.raises(ValueError, match=rf"^`latent_cache` must be a folder of latents .* value of {names}\. Use"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^`latent_cache` must be a folder of latents .* value of {names}\. Use",
+        ):
             prepare(replace(config, **change), quiet())
-    with pytest.raises(ValueError, match="`latent_cache` must be left out if the encoder is trained"):
+    with pytest.raises(
+        ValueError, match="`latent_cache` must be left out if the encoder is trained"
+    ):
         prepare(replace(config, trainable=TrainableConfig()), quiet())
 
 
-def test_of_two_runs_that_start_on_one_new_cache_the_second_is_refused(cached, tmp_path, monkeypatch):
+def test_of_two_runs_that_start_on_one_new_cache_the_second_is_refused(
+    cached, tmp_path, monkeypatch
+):
     """The second starts while the first one writes the identity of its latents, which may take a while."""
     _, config = cached()
     trainer = prepare(replace(config, latent_cache=None), quiet())
@@ -283,7 +325,9 @@ def test_of_two_runs_that_start_on_one_new_cache_the_second_is_refused(cached, t
             open_cache(folder, other, trainer.clips.train, trainer.accelerator)
 
     monkeypatch.setattr(os, "fsync", slow)
-    with pytest.raises(ValueError, match=r"`latent_cache` must be a folder of latents .* value of encoder"):
+    with pytest.raises(
+        ValueError, match=r"`latent_cache` must be a folder of latents .* value of encoder"
+    ):
         open_cache(folder, model, trainer.clips.train, trainer.accelerator)
     monkeypatch.undo()
     assert open_cache(folder, other, trainer.clips.train, trainer.accelerator) is not None
@@ -291,7 +335,10 @@ def test_of_two_runs_that_start_on_one_new_cache_the_second_is_refused(cached, t
 
 
 def test_sums_are_exact_for_parts():
-    latents = [3 + torch.randn(2, 3, t, 4, 5) * torch.tensor([1.0, 2.0, 0.0]).view(1, 3, 1, 1, 1) for t in (1, 3, 2)]
+    latents = [
+        3 + torch.randn(2, 3, t, 4, 5) * torch.tensor([1.0, 2.0, 0.0]).view(1, 3, 1, 1, 1)
+        for t in (1, 3, 2)
+    ]
     moments = ChannelMoments()
     for latent in latents:
         moments.add(latent)
@@ -353,7 +400,10 @@ def test_any_number_of_processes_measures_the_same(world):
 def test_a_model_without_a_latent_is_not_measured():
     model = Colours()
     model.has_latent = False
-    assert measure_latents(model, [{"video": torch.zeros(3, 1, 8, 8)}], 1, Processes(0, 1), no_error) is None
+    assert (
+        measure_latents(model, [{"video": torch.zeros(3, 1, 8, 8)}], 1, Processes(0, 1), no_error)
+        is None
+    )
     assert model.training
 
 
@@ -367,7 +417,9 @@ def test_a_model_without_a_latent_is_not_measured():
     ],
 )
 def test_whether_the_encoder_is_trained(config, expected):
-    tiny = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)
+    tiny = CausalVAEConfig(
+        spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1
+    )
     model = CausalVAE(tiny)
     select_trainable(model, config)
     assert trains_encoder(model) is expected
@@ -375,11 +427,17 @@ def test_whether_the_encoder_is_trained(config, expected):
 
 def test_the_line_about_a_change():
     before = {"latents_mean": [0.0, 1.0], "scaling_factor": 1.0, "shift_factor": None}
-    after = {"latents_mean": [0.5, 1.25, 2.0, 3.0, 4.0], "scaling_factor": 0.25, "shift_factor": None}
+    after = {
+        "latents_mean": [0.5, 1.25, 2.0, 3.0, 4.0],
+        "scaling_factor": 0.25,
+        "shift_factor": None,
+    }
     expected = "latents_mean 0 1 -> 0.5 1.25 2 3 ...; scaling_factor 1 -> 0.25"
     assert describe_change(before, after) == expected
     assert describe_change(before, before) == "nothing"
-    assert describe_change({"latents_mean": None}, {"latents_mean": [1.0]}) == "latents_mean None -> 1"
+    assert (
+        describe_change({"latents_mean": None}, {"latents_mean": [1.0]}) == "latents_mean None -> 1"
+    )
 
 
 @pytest.mark.slow
@@ -387,7 +445,9 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
     console = recorder()
     config = tiny(steps=2, save_every=2, val_every=2)
     train(config, console=console)
-    assert "\nnormalisation of the latent over 2 clips: latents_mean None -> " in console.export_text()
+    assert (
+        "\nnormalisation of the latent over 2 clips: latents_mean None -> " in console.export_text()
+    )
     checkpoint = last_checkpoint(config)
     saved = json.loads((checkpoint / "ema" / "config.json").read_text())
     assert saved == json.loads((checkpoint / "model" / "config.json").read_text())
@@ -397,17 +457,25 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
     clips = build_clips(config, build_autoencoder(config)).train
     model = CausalVAE.from_pretrained(checkpoint / "ema").eval()
     with torch.no_grad():
-        latents = torch.cat([model.encode(clips[index]["video"][None]).mode() for index in range(2)])
+        latents = torch.cat(
+            [model.encode(clips[index]["video"][None]).mode() for index in range(2)]
+        )
     channels = latents.transpose(0, 1).flatten(1)
     assert saved["latents_mean"] == pytest.approx(channels.mean(1).tolist(), rel=1e-4, abs=1e-5)
     assert saved["latents_std"] == pytest.approx(channels.std(1, correction=0).tolist(), rel=1e-4)
 
-    tuned = tiny(steps=1, model=config.output_dir, output_dir=str(tmp_path / "tuned"), trainable=DECODER)
+    tuned = tiny(
+        steps=1, model=config.output_dir, output_dir=str(tmp_path / "tuned"), trainable=DECODER
+    )
     train(tuned, console=quiet())
     kept = last_checkpoint(tuned)
-    assert (kept / "ema" / "config.json").read_bytes() == (checkpoint / "ema" / "config.json").read_bytes()
+    assert (kept / "ema" / "config.json").read_bytes() == (
+        checkpoint / "ema" / "config.json"
+    ).read_bytes()
     assert json.loads((kept / "state.json").read_text())["latents"] is None
     train(tiny(steps=3, latent_clips=0), console=quiet())
     checkpoint = last_checkpoint(config)
-    assert json.loads((checkpoint / "state.json").read_text())["latents"] is None, "they would be those of step 2"
+    assert json.loads((checkpoint / "state.json").read_text())["latents"] is None, (
+        "they would be those of step 2"
+    )
     assert json.loads((checkpoint / "ema" / "config.json").read_text())["latents_mean"] is None

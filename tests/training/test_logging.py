@@ -56,7 +56,9 @@ def progress(clock, seconds, steps, num_steps, *, start=0, **options):
 
 
 def test_progress_without_a_terminal_is_a_line_every_half_minute(clock):
-    text = progress(clock, 16.0, {1: {}, 2: {}, 3: {}, 4: {"train/adaptive_weight": 2.0}}, 100, width=1000)
+    text = progress(
+        clock, 16.0, {1: {}, 2: {}, 3: {}, 4: {"train/adaptive_weight": 2.0}}, 100, width=1000
+    )
     assert text.splitlines() == [
         "step 2/100  loss 0.500  psnr 20.0 dB  0.2 clips/s  26.1 min left",
         "step 4/100  loss 0.500  psnr 20.0 dB  w 2.00  0.2 clips/s  25.6 min left",
@@ -69,8 +71,12 @@ def test_progress_on_a_terminal_is_a_bar(clock):
     assert "5/9 loss 0.500  psnr 20.0 dB  0.1 clips/s" in text
     assert "min left" not in text
     large = {"train/total_loss": 12345.678, "train/adaptive_weight": 3.0}
-    text = progress(clock, 10.0, {1: large, 2: large, 3: large}, 100_000, width=80, force_terminal=True)
-    assert "3/100000 loss 12345.678  psnr 20.0 dB 277:46:10 left \u2501" in text, "what is important fits 80 columns"
+    text = progress(
+        clock, 10.0, {1: large, 2: large, 3: large}, 100_000, width=80, force_terminal=True
+    )
+    assert "3/100000 loss 12345.678  psnr 20.0 dB 277:46:10 left \u2501" in text, (
+        "what is important fits 80 columns"
+    )
 
 
 def test_the_speed_is_averaged_and_excludes_validation(clock):

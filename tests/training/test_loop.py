@@ -46,7 +46,9 @@ from .helpers import (
 @pytest.mark.slow
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path):
     steps = {"steps": 4, "val_every": 2, "save_every": 2}
-    straight, resumed = (tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "resumed"))
+    straight, resumed = (
+        tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "resumed")
+    )
     train(straight, console=quiet())
     run_to(resumed, 1)  # between two records, each a mean over two updates
     run_to(resumed, 2)
@@ -68,13 +70,23 @@ def test_a_resumed_run_restores_its_loss_scale(tiny, tmp_path, monkeypatch):
     train(straight, console=quiet())
     resumed = resumed_copy(straight, tmp_path / "resumed")
     assert_equal_runs(straight, resumed)
-    scalers = [json.loads((last_checkpoint(run) / "state.json").read_text())["scaler"] for run in (straight, resumed)]
+    scalers = [
+        json.loads((last_checkpoint(run) / "state.json").read_text())["scaler"]
+        for run in (straight, resumed)
+    ]
     assert (scalers[0]["scale"], scalers[0]["_growth_tracker"]) == (2.0**9, 1)
     assert scalers[0] == scalers[1]
 
 
 def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp_path):
-    settings = {**LIGHT, "steps": 3, "val_every": 2, "save_every": 3, "log_every": 1, "latent_clips": 1}
+    settings = {
+        **LIGHT,
+        "steps": 3,
+        "val_every": 2,
+        "save_every": 3,
+        "log_every": 1,
+        "latent_clips": 1,
+    }
     straight = tiny(output_dir=str(tmp_path / "straight"), **settings)
     train(straight, console=quiet())
     config = tiny(**settings)
@@ -106,11 +118,17 @@ def test_each_process_trains_on_its_part_of_the_clips(tiny):
     run = prepare(config, quiet())
     numbers = []
     for rank in range(3):
-        accelerator = SimpleNamespace(process_index=rank, num_processes=3, device=torch.device("cpu"))
+        accelerator = SimpleNamespace(
+            process_index=rank, num_processes=3, device=torch.device("cpu")
+        )
         state = SimpleNamespace(step=4, accelerator=accelerator, autoencoder=run.state.autoencoder)
-        batches = list(read_batches(config, state, run.clips.train, None, should_stop=lambda: False))
+        batches = list(
+            read_batches(config, state, run.clips.train, None, should_stop=lambda: False)
+        )
         assert len(batches) == config.steps - 4
-        numbers += [number for batch in batches for micro_batch in batch for number in micro_batch.clips]
+        numbers += [
+            number for batch in batches for micro_batch in batch for number in micro_batch.clips
+        ]
     clips_per_update = 3 * 2 * 2
     assert sorted(numbers) == list(range(4 * clips_per_update, 6 * clips_per_update))
     run.close()
@@ -125,12 +143,19 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny):
     weight = next(iter(state.autoencoder.parameters()))
     discriminator = state.objective.get_trainable_parameters()[0]
     moment = state.disc_optimizer.state[discriminator]["exp_avg_sq"]
-    for tensor in (weight.data, next(iter(state.ema.averages.values())), discriminator.data, moment):
+    for tensor in (
+        weight.data,
+        next(iter(state.ema.averages.values())),
+        discriminator.data,
+        moment,
+    ):
         value = tensor.view(-1)[0].item()
         tensor.view(-1)[0] = float("nan")
         run.checkpointer.save(state)
         tensor.view(-1)[0] = value  # what is saved is what counts, not what has become of it
-        with pytest.raises(DivergenceError, match=r"` is not finite after step 3. No checkpoint was written."):
+        with pytest.raises(
+            DivergenceError, match=r"` is not finite after step 3. No checkpoint was written."
+        ):
             run.checkpointer.wait()
     assert checkpoint_steps(config) == [1, 2]
     assert run.checkpointer.save(state).name == "step-00000003"
@@ -230,8 +255,12 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
 
     steps = {"steps": 4, "log_every": 1, "val_every": 4, "val_clips": 1, "save_every": 1, "keep": 4}
     settings = {"on_divergence": "rollback", "trackers": ("tensorboard",), **steps}
-    straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
-    straight = replace(straight, clips=replace(straight.clips, num_workers=1))  # the workers of before are replaced
+    straight, resumed = (
+        tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed")
+    )
+    straight = replace(
+        straight, clips=replace(straight.clips, num_workers=1)
+    )  # the workers of before are replaced
     diverging = Diverging(straight, 3)
     console = recorder()
     train(straight, console=console, autoencoder=diverging.model)
@@ -239,7 +268,9 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     text = "was not finite after step 2; went back to step 2, learning rates times 0.5"
     assert re.search(rf"warning: `train/\w+` {text}\n", console.export_text())
     run = Run(straight.output_dir)
-    rates = {record["step"]: record["train/lr"] for record in run.history.read() if "train/lr" in record}
+    rates = {
+        record["step"]: record["train/lr"] for record in run.history.read() if "train/lr" in record
+    }
     assert rates == {1: 5e-4, 2: 1e-3, 3: 5e-4, 4: 5e-4}, "warm-up, then half"
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
@@ -261,11 +292,15 @@ def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny):
     config = tiny(save_every=1, **LIGHT)
     diverging = Diverging(config, *range(2, 10))
     remedy = "off. Run the same command with --optimizer.lr 0.0005 --optimizer.disc_lr 5e-05: it resumes from step 1."
-    with pytest.raises(TrainingError, match=rf"`train/\w+` must be .* at step 1\..*{re.escape(remedy)}"):
+    with pytest.raises(
+        TrainingError, match=rf"`train/\w+` must be .* at step 1\..*{re.escape(remedy)}"
+    ):
         train(config, console=quiet(), autoencoder=diverging.model)
     remedy = r"off\. It went back 3 times already\. Run .*lr 6\.25e-05 .* step 1\."
     with pytest.raises(TrainingError, match=remedy):
-        train(replace(config, on_divergence="rollback"), console=quiet(), autoencoder=diverging.model)
+        train(
+            replace(config, on_divergence="rollback"), console=quiet(), autoencoder=diverging.model
+        )
     assert diverging.num_passes == 1 + 1 + 4
 
 
@@ -303,11 +338,21 @@ def test_no_worker_outlives_an_error_that_is_kept(tiny):
     [
         (None, 0, "Run the same command with {}: it starts again, as it has no checkpoint."),
         (0, 0, "Run the same command with {}: it resumes from step 10."),
-        (2, 2, "It went back 2 times already. Run the same command with {}: it resumes from step 10."),
-        (0, 3, "It went back 3 times already. Run the same command with {}: it resumes from step 10."),
+        (
+            2,
+            2,
+            "It went back 2 times already. Run the same command with {}: it resumes from step 10.",
+        ),
+        (
+            0,
+            3,
+            "It went back 3 times already. Run the same command with {}: it resumes from step 10.",
+        ),
     ],
 )
-def test_the_remedy_names_rates_below_the_last_and_the_checkpoint(num_saved, num_rollbacks, expected):
+def test_the_remedy_names_rates_below_the_last_and_the_checkpoint(
+    num_saved, num_rollbacks, expected
+):
     """A checkpoint has lower rates only if it was saved after the run went back."""
     checkpoint = None
     if num_saved is not None:
@@ -315,7 +360,9 @@ def test_the_remedy_names_rates_below_the_last_and_the_checkpoint(num_saved, num
     rates = "--optimizer.lr 5e-05 --optimizer.disc_lr 0.00015"
     if num_rollbacks == 3:
         rates = "--optimizer.lr 6.25e-06 --optimizer.disc_lr 1.875e-05"
-    remedy = remedy_for_divergence(OptimizerConfig(lr=1e-4, disc_lr=3e-4), checkpoint, num_rollbacks)
+    remedy = remedy_for_divergence(
+        OptimizerConfig(lr=1e-4, disc_lr=3e-4), checkpoint, num_rollbacks
+    )
     assert remedy == expected.format(rates)
 
 
@@ -332,7 +379,10 @@ def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch)
     with pytest.raises(DataError, match="deleted") as raised:
         train(config, console=console)
     assert isinstance(raised.value.__cause__, OSError)
-    assert f"cannot read the clips of step 2; saved {checkpoint_folder(config, 2)}" in console.export_text()
+    assert (
+        f"cannot read the clips of step 2; saved {checkpoint_folder(config, 2)}"
+        in console.export_text()
+    )
     assert checkpoint_steps(config) == [2]
 
 
@@ -350,7 +400,9 @@ def test_an_error_or_a_stop_while_the_latent_is_measured_loses_nothing(tiny, mon
     config = tiny(steps=4, save_every=2, val_every=4, **LIGHT | {"latent_clips": 2})
     run = prepare(config, quiet())
     monkeypatch.setattr(ClipDataset, "__getitem__", read)
-    with pytest.raises(DataError if error else Interrupted, match="deleted" if error else "step-00000002"):
+    with pytest.raises(
+        DataError if error else Interrupted, match="deleted" if error else "step-00000002"
+    ):
         train_to_the_end(run, stop)
     assert checkpoint_steps(config) == [2]
     run.close()

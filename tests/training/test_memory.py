@@ -11,7 +11,14 @@ from telecine.losses.perceptual.feature_maps import build_maps
 from telecine.models import CausalVAE
 from telecine.models.load import load_autoencoder
 from telecine.models.student import StudentAutoencoder
-from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig, PerceptualConfig, Term, TrainConfig
+from telecine.settings import (
+    DiscriminatorConfig,
+    FeaturesConfig,
+    ObjectiveConfig,
+    PerceptualConfig,
+    Term,
+    TrainConfig,
+)
 from telecine.settings.parse import RECIPES, read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
@@ -39,7 +46,9 @@ def light(tiny):
     """Return a function that creates settings that are planned fast: without discriminators."""
 
     def make(**changes):
-        return tiny(**{"objective": ObjectiveConfig(perceptual=PerceptualConfig(net="alex")), **changes})
+        return tiny(
+            **{"objective": ObjectiveConfig(perceptual=PerceptualConfig(net="alex")), **changes}
+        )
 
     return make
 
@@ -100,7 +109,11 @@ def test_activations_are_those_that_autograd_saves():
     results = []
     counter = count(step, x, *layers.parameters())
     known = {id(tensor.untyped_storage()) for tensor in (x, *layers.parameters())}
-    new = {id(s): s.nbytes() for s in (tensor.untyped_storage() for tensor in saved) if id(s) not in known}
+    new = {
+        id(s): s.nbytes()
+        for s in (tensor.untyped_storage() for tensor in saved)
+        if id(s) not in known
+    }
     output = bytes_of(results)
     assert sum(new.values()) == 2 * 5 * 16 * 4, "the inputs of SiLU and of the last layer"
     assert counter.by_part["losses"] == sum(new.values()) + output
@@ -120,14 +133,18 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
     trained = bytes_of(state.autoencoder.parameters())
     discriminators = bytes_of(state.objective.get_trainable_parameters())
     buffers = bytes_of(state.objective.buffers())
-    num_tensors = len(list(state.autoencoder.parameters())) + len(state.objective.get_trainable_parameters())
+    num_tensors = len(list(state.autoencoder.parameters())) + len(
+        state.objective.get_trainable_parameters()
+    )
     lpips = bytes_of(fake_lpips("alex").module.values())
     assert found.resident_by_part[PARAMETERS] == trained + discriminators + buffers
     assert (
         found.resident_by_part[OPTIMIZER] == 2 * (trained + discriminators) + 4 * num_tensors
     )  # and a count of the steps
     assert found.resident_by_part[AVERAGE] == trained
-    assert found.resident_by_part[FROZEN] == 2 * lpips, "that of the objective, and that of validation"
+    assert found.resident_by_part[FROZEN] == 2 * lpips, (
+        "that of the objective, and that of validation"
+    )
     assert found.largest_by_part[GRADIENTS] == trained + discriminators
     assert found.largest_by_part[DATA] == 4 * config.batch_size * 3 * 5 * 32 * 32
 
@@ -135,7 +152,10 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
 @pytest.mark.slow
 def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
     two_levels = replace(tiny().causal_vae, patch_size=2, channel_multipliers=(1, 2))
-    config = tiny(causal_vae=two_levels, discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2))
+    config = tiny(
+        causal_vae=two_levels,
+        discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2),
+    )
     found = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
@@ -147,10 +167,17 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
 
     update()  # creates the states of the optimizers
     held = [*state.autoencoder.state_dict().values(), *state.objective.state_dict().values(), video]
-    held += [x for optimizer in state.optimizers.values() for s in optimizer.state.values() for x in s.values()]
+    held += [
+        x
+        for optimizer in state.optimizers.values()
+        for s in optimizer.state.values()
+        for x in s.values()
+    ]
     counter = count(update, *held, *state.ema.averages.values())
     assert counter.flops_by_part.total() == found.flops
-    real = sum(counter.peak_by_part.values()) - bytes_of(held) - bytes_of(state.ema.averages.values())
+    real = (
+        sum(counter.peak_by_part.values()) - bytes_of(held) - bytes_of(state.ema.averages.values())
+    )
     assert found.peak - found.resident - found.peak_by_part[DATA] == pytest.approx(real, rel=0.05)
     checkpointer = Checkpointer(config, state.autoencoder, is_main=True)
     for path in (checkpointer.run.history.path, checkpointer.run.warnings.path):
@@ -158,7 +185,12 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
         path.touch()
     checkpointer.save(state)
     checkpointer.wait()
-    copied = [x for name, copy in checkpointer.copies.items() if name != "random" for x in copy.tensors.values()]
+    copied = [
+        x
+        for name, copy in checkpointer.copies.items()
+        if name != "random"
+        for x in copy.tensors.values()
+    ]
     assert found.resident_by_part[HOST_COPY] == found.checkpoint == bytes_of(copied)
     on_gpu = plan(light(), "cuda")
     assert on_gpu.checkpoint > 0
@@ -187,7 +219,9 @@ def student(tiny, tmp_path):
     build_autoencoder(tiny()).save_pretrained(name)
     loaded = load_autoencoder(name)
     architecture = replace(loaded.config, base_channels=16)
-    StudentAutoencoder.of(loaded, name, load_autoencoder, architecture).save_pretrained(tmp_path / "student")
+    StudentAutoencoder.of(loaded, name, load_autoencoder, architecture).save_pretrained(
+        tmp_path / "student"
+    )
     return str(tmp_path / "student")
 
 
@@ -198,9 +232,9 @@ def test_a_student_is_planned_with_its_teacher(light, student):
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     teacher = state.autoencoder.latent_model
     lpips = bytes_of(fake_lpips("alex").module.values())
-    assert found.resident_by_part[PARAMETERS] == bytes_of(state.autoencoder.parameters()) + bytes_of(
-        state.objective.buffers()
-    )
+    assert found.resident_by_part[PARAMETERS] == bytes_of(
+        state.autoencoder.parameters()
+    ) + bytes_of(state.objective.buffers())
     assert found.resident_by_part[FROZEN] == 2 * lpips + bytes_of(teacher.parameters())
     assert not any(weight.requires_grad for weight in teacher.parameters())
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
@@ -217,23 +251,27 @@ def test_a_decoder_that_generates_is_planned(light):
     found, expected = plan(config), plan(direct)
     assert found.flops_by_part[AUTOENCODER] > expected.flops_by_part[AUTOENCODER]
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
-    assert found.resident_by_part[PARAMETERS] == bytes_of(state.autoencoder.parameters()) + bytes_of(
-        state.objective.buffers()
-    )
+    assert found.resident_by_part[PARAMETERS] == bytes_of(
+        state.autoencoder.parameters()
+    ) + bytes_of(state.objective.buffers())
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     counter = count(lambda: train_step(state, [MicroBatch(video, range(2))]))
     assert counter.flops_by_part.total() == found.flops
 
 
 def test_a_student_with_random_weights_is_refused(tiny, student):
-    with pytest.raises(ValueError, match=r"`random_weights` must be false for a student.*telecine distill"):
+    with pytest.raises(
+        ValueError, match=r"`random_weights` must be false for a student.*telecine distill"
+    ):
         build_autoencoder(tiny(model=student, random_weights=True))
 
 
 @pytest.mark.slow
 def test_every_term_and_discriminator_can_be_planned(tiny, everything):
     objective = replace(everything["objective"], multiscale_adversarial_loss_weight=0.0)
-    found = plan(tiny(objective=objective, discriminator=replace(everything["discriminator"], num_scales=0)))
+    found = plan(
+        tiny(objective=objective, discriminator=replace(everything["discriminator"], num_scales=0))
+    )
     assert {"image discriminator", "video discriminator"} <= set(found.largest_by_part)
     assert any("discriminator" in part for part in found.flops_by_part)
 
@@ -259,8 +297,14 @@ def test_a_network_that_the_latent_is_aligned_with(light, monkeypatch):
 def test_terms_that_load_weights(light, tmp_path):
     CausalVAE(light().causal_vae).save_pretrained(tmp_path / "teacher")
     aligned = Term("alignment", weight=0.5, params={"latent_channels": 4})
-    teacher = Term("telecine.tools.distill.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")})
-    found = plan(light(objective=replace(light().objective, terms={"alignment": aligned, "teacher": teacher})))
+    teacher = Term(
+        "telecine.tools.distill.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")}
+    )
+    found = plan(
+        light(
+            objective=replace(light().objective, terms={"alignment": aligned, "teacher": teacher})
+        )
+    )
     assert found.resident_by_part[FROZEN] > 3 * bytes_of(fake_lpips("alex").module.values()), (
         "twice LPIPS, and both networks"
     )
@@ -268,10 +312,15 @@ def test_terms_that_load_weights(light, tmp_path):
 
 def test_a_perceptual_network_that_no_term_uses_needs_no_memory(light):
     nets = (PerceptualConfig(net=net) for net in ("vgg", "alex"))
-    vgg, alex = (plan(light(objective=ObjectiveConfig(perceptual_weight=0.0, perceptual=net))) for net in nets)
+    vgg, alex = (
+        plan(light(objective=ObjectiveConfig(perceptual_weight=0.0, perceptual=net)))
+        for net in nets
+    )
     assert vgg.resident_by_part == alex.resident_by_part
     assert vgg.peak_by_part == alex.peak_by_part
-    assert vgg.resident_by_part[FROZEN] == bytes_of(fake_lpips("alex").module.values()), "that of validation"
+    assert vgg.resident_by_part[FROZEN] == bytes_of(fake_lpips("alex").module.values()), (
+        "that of validation"
+    )
 
 
 def test_a_model_of_rgb_for_other_channels(light, tmp_path):
@@ -282,7 +331,9 @@ def test_a_model_of_rgb_for_other_channels(light, tmp_path):
 
 
 def test_frozen_features_are_planned_without_their_weights(light):
-    features = FeaturesConfig(net="torchvision/squeezenet1_1", weights="missing.pth", layers=("features.1",))
+    features = FeaturesConfig(
+        net="torchvision/squeezenet1_1", weights="missing.pth", layers=("features.1",)
+    )
     weights = {"adversarial_loss_weight": 0.5, "multiscale_adversarial_loss_weight": 0.1}
     discriminator = DiscriminatorConfig(video="features", dim=2, features=features, num_scales=1)
     config = light(discriminator=discriminator, objective=replace(light().objective, **weights))
@@ -291,7 +342,11 @@ def test_frozen_features_are_planned_without_their_weights(light):
     network = build_maps(features.net, None, features.layers, load=False)
     frozen = bytes_of([*network.parameters(), *network.buffers()])
     assert found.resident_by_part[FROZEN] == 2 * lpips + frozen
-    assert found.largest_by_part["video discriminator"] > found.largest_by_part["discriminator at 1/2"] > 0
+    assert (
+        found.largest_by_part["video discriminator"]
+        > found.largest_by_part["discriminator at 1/2"]
+        > 0
+    )
 
 
 def test_a_saved_model_is_planned_from_its_configuration(light, tmp_path):
@@ -299,7 +354,9 @@ def test_a_saved_model_is_planned_from_its_configuration(light, tmp_path):
     model = CausalVAE(config.causal_vae)
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
-    assert plan_update(replace(config, model=str(tmp_path / "model")), device_type="cpu") == plan(config)
+    assert plan_update(replace(config, model=str(tmp_path / "model")), device_type="cpu") == plan(
+        config
+    )
 
 
 def test_a_size_that_the_model_does_not_reproduce(light):
@@ -314,7 +371,10 @@ def test_autocast_computes_in_float32_what_cuda_does():
     def dtypes():
         with torch.autocast("cpu", torch.bfloat16):
             y = F.conv1d(x, torch.randn(4, 4, 1))
-            return [z.dtype for z in (y, F.group_norm(y, 2), y.softmax(1), y.sum(), F.normalize(y), F.silu(y))]
+            return [
+                z.dtype
+                for z in (y, F.group_norm(y, 2), y.softmax(1), y.sum(), F.normalize(y), F.silu(y))
+            ]
 
     before = dtypes()
     with autocast_as_on_cuda():
@@ -322,7 +382,9 @@ def test_autocast_computes_in_float32_what_cuda_does():
     assert dtypes() == before == [torch.bfloat16] * 6
 
 
-@pytest.mark.parametrize("recipe", sorted((RECIPES / "models").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((RECIPES / "models").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_models_of_recipes_are_planned_without_a_network(recipe, monkeypatch):
     """They have as many weights as the first line of the recipe says."""
     import_module("diffusers.configuration_utils")  # which would keep what is replaced here

@@ -32,7 +32,15 @@ MODELS = {
         "norm_num_groups": 2,
     },
 }
-LOSSES = ("total_loss", "recon_loss", "perceptual_loss", "kl_loss", "gen_loss", "adaptive_weight", "total_disc_loss")
+LOSSES = (
+    "total_loss",
+    "recon_loss",
+    "perceptual_loss",
+    "kl_loss",
+    "gen_loss",
+    "adaptive_weight",
+    "total_disc_loss",
+)
 PERCEPTUAL_WEIGHT = 1.0
 ADVERSARIAL_WEIGHT = 0.5
 KL_WEIGHT = 0.1
@@ -53,7 +61,13 @@ SETTINGS = {
         "perceptual": {"net": "alex", "num_frames": "all"},
         "adaptive_weight": {"reference": "recon_and_perceptual"},
     },
-    "optimizer": {"lr": LR, "disc_lr": LR, "betas": BETAS, "disc_betas": BETAS, "grad_clip": GRAD_CLIP},
+    "optimizer": {
+        "lr": LR,
+        "disc_lr": LR,
+        "betas": BETAS,
+        "disc_betas": BETAS,
+        "grad_clip": GRAD_CLIP,
+    },
 }
 
 
@@ -101,12 +115,18 @@ class PlainLoop:
         nll = recon + PERCEPTUAL_WEIGHT * perceptual
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         g = -self.discriminator(fake).mean()
-        norms = [torch.autograd.grad(loss, self.last_layer, retain_graph=True)[0].norm() for loss in (nll, g)]
+        norms = [
+            torch.autograd.grad(loss, self.last_layer, retain_graph=True)[0].norm()
+            for loss in (nll, g)
+        ]
         weight = (norms[0] / norms[1]).clamp(max=1e3).detach()
         loss = nll + ADVERSARIAL_WEIGHT * weight * g + KL_WEIGHT * kl
         self.step(loss, self.model, self.optimizers[0])
         self.discriminator.zero_grad()
-        disc_loss = F.relu(1 + self.discriminator(fake.detach())).mean() + F.relu(1 - self.discriminator(video)).mean()
+        disc_loss = (
+            F.relu(1 + self.discriminator(fake.detach())).mean()
+            + F.relu(1 - self.discriminator(video)).mean()
+        )
         self.step(disc_loss, self.discriminator, self.optimizers[1])
         losses = torch.stack([loss, recon, perceptual, kl, g, weight, disc_loss])
         return dict(zip(LOSSES, losses.tolist(), strict=True))
@@ -126,9 +146,14 @@ def test_losses_and_weights_are_those_of_a_plain_loop(cached_weights, tmp_path, 
     config = read_config(SETTINGS, {"model": str(tmp_path / "model.json")})
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     with torch.no_grad():
-        state.autoencoder.last_layer.mul_(0.4)  # diffusers' Wan clamps its output, telecine does not
+        state.autoencoder.last_layer.mul_(
+            0.4
+        )  # diffusers' Wan clamps its output, telecine does not
     plain = PlainLoop(values, last_layer, state)
-    networks = {plain.model: state.autoencoder.module, plain.discriminator: state.objective.discr_3d}
+    networks = {
+        plain.model: state.autoencoder.module,
+        plain.discriminator: state.objective.discr_3d,
+    }
     before = [parameters_to_vector(network.parameters()) for network in networks]
     losses = []
     expected = []
@@ -141,5 +166,7 @@ def test_losses_and_weights_are_those_of_a_plain_loop(cached_weights, tmp_path, 
     assert losses[1] == pytest.approx(expected[1], rel=1e-3)
     assert all(losses[0][name] != losses[1][name] for name in LOSSES)
     for (theirs, ours), start in zip(networks.items(), before, strict=True):
-        moved, other = (parameters_to_vector(network.parameters()) - start for network in (theirs, ours))
+        moved, other = (
+            parameters_to_vector(network.parameters()) - start for network in (theirs, ours)
+        )
         assert (moved - other).norm() < 1e-2 * moved.norm()

@@ -51,23 +51,38 @@ from .helpers import (
 @pytest.mark.parametrize("function", [train, dry_run])
 def test_settings_and_functions_are_checked_before_any_video_is_read(function):
     for other in ("demo", {"steps": 1}):
-        with pytest.raises(ValueError, match=r"`config` must be of the class `TrainConfig`, but got .*`read_config"):
+        with pytest.raises(
+            ValueError, match=r"`config` must be of the class `TrainConfig`, but got .*`read_config"
+        ):
             function(other)
-    config = TrainConfig(data="nowhere", objective=ObjectiveConfig(terms={"x": Term("elsewhere.edges")}))
-    with pytest.raises(ValueError, match=r"`objective.terms.x.target` must be in telecine or in a package"):
+    config = TrainConfig(
+        data="nowhere", objective=ObjectiveConfig(terms={"x": Term("elsewhere.edges")})
+    )
+    with pytest.raises(
+        ValueError, match=r"`objective.terms.x.target` must be in telecine or in a package"
+    ):
         function(config)
-    decoding = replace(config, objective=ObjectiveConfig(terms={"latent_noise": 1.0}), sharding="fsdp2")
-    with pytest.raises(ValueError, match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise'):
+    decoding = replace(
+        config, objective=ObjectiveConfig(terms={"latent_noise": 1.0}), sharding="fsdp2"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise',
+    ):
         function(decoding)
 
 
-@pytest.mark.parametrize("name", ["validation", ".telecine-output", "metrics.jsonl", "checkpoints", ".lock"])
+@pytest.mark.parametrize(
+    "name", ["validation", ".telecine-output", "metrics.jsonl", "checkpoints", ".lock"]
+)
 def test_training_follows_no_link_out_of_its_folder(tiny, tmp_path, name):
     config = tiny()
     (tmp_path / "private").touch()
     Path(config.output_dir).mkdir()
     (Path(config.output_dir) / name).symlink_to(tmp_path / "private")
-    with pytest.raises(ValueError, match=f"{name}` must be in the run's folder itself, but got a symbolic link"):
+    with pytest.raises(
+        ValueError, match=f"{name}` must be in the run's folder itself, but got a symbolic link"
+    ):
         train(config, console=quiet())
     assert (tmp_path / "private").read_bytes() == b""
     assert len([*Path(config.output_dir).iterdir()]) == 1
@@ -83,13 +98,21 @@ def test_a_tracker_that_is_not_installed_is_named(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clips": ClipConfig(num_frames=6, height=32, width=32)}, r"must be 4k\+1 .*, but got 6\. Use 5"),
+        (
+            {"clips": ClipConfig(num_frames=6, height=32, width=32)},
+            r"must be 4k\+1 .*, but got 6\. Use 5",
+        ),
         ({"data": "/nothing"}, "/nothing, which does not exist"),
-        ({"data": "FOLDER", "output_dir": "FOLDER"}, r"`output_dir` must be another folder than the data, .* Name"),
+        (
+            {"data": "FOLDER", "output_dir": "FOLDER"},
+            r"`output_dir` must be another folder than the data, .* Name",
+        ),
     ],
 )
 def test_wrong_data_is_refused_before_anything_is_written(tiny, tmp_path, changes, message):
-    changes = {name: str(tmp_path) if value == "FOLDER" else value for name, value in changes.items()}
+    changes = {
+        name: str(tmp_path) if value == "FOLDER" else value for name, value in changes.items()
+    }
     with pytest.raises(ValueError, match=message):
         train(tiny(**changes), console=quiet())
     assert list(tmp_path.iterdir()) == []
@@ -112,14 +135,19 @@ def test_a_run_says_where_it_computes_how_large_it_is_and_that_it_ends_within_it
     prepare(tiny(steps=4, optimizer=OptimizerConfig(warmup_steps=500), **LIGHT), console).close()
     text = console.export_text()
     assert "computing on cpu, mixed precision: no\n" in text
-    assert re.search(r"\n[\d.]+ M parameters, 0.00 M in discriminators; 1 video, 1 held-out clip\n", text)
+    assert re.search(
+        r"\n[\d.]+ M parameters, 0.00 M in discriminators; 1 video, 1 held-out clip\n", text
+    )
     assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in text
 
 
 def test_a_checkpoint_that_a_process_does_not_see_is_refused(tiny, tmp_path):
     checkpoints = SimpleNamespace(newest_intact=lambda: (tmp_path / "elsewhere", []))
     run = SimpleNamespace(checkpoints=checkpoints, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"`output_dir` must be a folder that all processes see, but got .* or copy"):
+    with pytest.raises(
+        ValueError,
+        match=r"`output_dir` must be a folder that all processes see, but got .* or copy",
+    ):
         newest_checkpoint(run, build_accelerator(tiny()), quiet())
 
 
@@ -134,10 +162,16 @@ def test_records_of_a_run_that_has_lost_its_checkpoints_are_not_removed(tiny, la
     run.history.write([{"step": step} for step in range(last + 1)])
     if last <= 6:
         prepare(config, console)
-        assert f"without a checkpoint, the records up to step {last} are removed" in console.export_text()
+        assert (
+            f"without a checkpoint, the records up to step {last} are removed"
+            in console.export_text()
+        )
         last = 0
     else:
-        with pytest.raises(ValueError, match=r"`output_dir` must be a new folder, or .* records up to step 7, whose"):
+        with pytest.raises(
+            ValueError,
+            match=r"`output_dir` must be a new folder, or .* records up to step 7, whose",
+        ):
             prepare(config, console)
     assert run.history.last_step() == last
 
@@ -153,7 +187,9 @@ def test_settings_and_terms_that_do_not_change_saved_tensors_may_change(tiny):
         terms={"gram": Ramp(1.0, start=2)},
         adversarial_loss_weight=Ramp(0.5, steps=9),
     )
-    settings = OptimizerConfig(lr=1e-4, betas=(0.1, 0.2), disc_betas=(0.3, 0.4), weight_decay=0.5, warmup_steps=0)
+    settings = OptimizerConfig(
+        lr=1e-4, betas=(0.1, 0.2), disc_betas=(0.3, 0.4), weight_decay=0.5, warmup_steps=0
+    )
     run = train_all(tiny(objective=objective, optimizer=settings, steps=3))
     assert run.state.step == 3
     assert "train/gram_loss" in run.files.history.path.read_text()
@@ -168,7 +204,9 @@ def test_settings_and_terms_that_do_not_change_saved_tensors_may_change(tiny):
 def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny):
     console = recorder()
     run_to(tiny(trackers=("tensorboard",)), 1, console)
-    assert re.search(r"\nstep 0: held-out psnr [\d.]+  ssim [\d.]+  lpips_alex [\d.]+\n", console.export_text())
+    assert re.search(
+        r"\nstep 0: held-out psnr [\d.]+  ssim [\d.]+  lpips_alex [\d.]+\n", console.export_text()
+    )
     folder = last_checkpoint(tiny())
     records = Run(tiny().output_dir).history.path
     records.write_bytes(b"\0" * len(records.read_bytes()[:-1]) + b"\n")  # as after a power failure
@@ -179,20 +217,27 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny):
     text = console.export_text()
     assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in text
     assert f"warning: {records}: 1 lines could not be read and are dropped\n" in text
-    assert f"warning: {records}: 0 records up to the checkpoint instead of 1; the curves have a gap\n" in text
+    assert (
+        f"warning: {records}: 0 records up to the checkpoint instead of 1; the curves have a gap\n"
+        in text
+    )
     before = tensors(folder)
     with pytest.raises(ValueError, match=r"`discriminator\.dim` must be 2 as in"):
         train(tiny(discriminator=replace(tiny().discriminator, dim=4)), console=quiet())
     assert_equal_tensors(before, tensors(folder))
     (folder / "state.json").write_text("{")
-    with pytest.raises(ValueError, match=r"No checkpoint .* is intact.*state.json` must be a file of \d+ bytes"):
+    with pytest.raises(
+        ValueError, match=r"No checkpoint .* is intact.*state.json` must be a file of \d+ bytes"
+    ):
         train(tiny(), console=quiet())
 
 
 @pytest.mark.slow
 def test_a_run_goes_back_to_the_newest_checkpoint_that_is_not_damaged(tiny, tmp_path):
     steps = {**LIGHT, "steps": 3, "val_every": 3, "save_every": 1, "keep": 3}
-    straight, damaged = (tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "damaged"))
+    straight, damaged = (
+        tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "damaged")
+    )
     train(straight, console=quiet())
     run_to(damaged, 2)
     path = checkpoint_folder(damaged, 2) / "optimizer.safetensors"
@@ -213,7 +258,9 @@ def test_the_link_to_the_best_checkpoint_is_mended_at_the_start(tiny):
     config = tiny(steps=2, val_every=1, save_every=1, best_metric="psnr", keep=4, **LIGHT)
     result = train(config, console=quiet())
     best = (result.run / "best").resolve()
-    other = next(folder for _, folder in Run(result.run).checkpoints.all() if folder.resolve() != best)
+    other = next(
+        folder for _, folder in Run(result.run).checkpoints.all() if folder.resolve() != best
+    )
     (result.run / "best").unlink()
     (result.run / "best").symlink_to(other.relative_to(result.run))
     (result.run / "checkpoints" / ".step-00000009.partial").mkdir()
@@ -230,7 +277,9 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
     config = tiny(data=str(data), **LIGHT)
     run_to(config, 1)
     write_video(data / "a.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
-    with pytest.raises(ValueError, match=r"but got other held-out clips \(files of other sizes, names or frames\)"):
+    with pytest.raises(
+        ValueError, match=r"but got other held-out clips \(files of other sizes, names or frames\)"
+    ):
         train(config, console=quiet())
     prepare(config, quiet(), change_data=True)
     shutil.copy(small_video, data / "a.mp4")
@@ -238,7 +287,9 @@ def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_vid
 
 
 @pytest.mark.parametrize("keeps_time", [False, True])
-def test_other_files_of_the_same_size_are_named_on_resuming(tiny, small_video, tmp_path, keeps_time):
+def test_other_files_of_the_same_size_are_named_on_resuming(
+    tiny, small_video, tmp_path, keeps_time
+):
     values = np.random.default_rng(0).integers(0, 256, (2, 20, 32, 32, 3), dtype=np.uint8)
     path = tmp_path / "arrays" / "a.npy"
     path.parent.mkdir()
@@ -254,7 +305,9 @@ def test_other_files_of_the_same_size_are_named_on_resuming(tiny, small_video, t
     if keeps_time:
         os.utime(path, times)
     prepare(config, console)
-    assert "the data has changed: files of the same sizes with other content" in console.export_text()
+    assert (
+        "the data has changed: files of the same sizes with other content" in console.export_text()
+    )
 
 
 @pytest.fixture
@@ -295,7 +348,9 @@ def test_a_run_of_an_earlier_version_keeps_its_held_out_clips(tiny, scenes):
     console = recorder()
     run = prepare(config, console)
     for name, value in EARLIER.items():
-        assert f"`clips.{name}` stays {value!r}, as the run started" in console.export_text(clear=False)
+        assert f"`clips.{name}` stays {value!r}, as the run started" in console.export_text(
+            clear=False
+        )
     assert "settings changed" not in console.export_text()
     assert run.records.summary.validation == before.records.summary.validation
     assert run.config == earlier
@@ -312,5 +367,7 @@ def test_a_resumed_run_counts_its_time_and_a_damaged_summary_does_not_stop_it(ti
     path.write_text("{")
     console = recorder()
     train(replace(config, steps=3), console=console)
-    assert re.search(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
+    assert re.search(
+        rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text()
+    )
     assert Run(config.output_dir).summary().num_parameters == first.num_parameters

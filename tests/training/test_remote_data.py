@@ -10,7 +10,15 @@ from telecine.data import ClipDataset, DataError, index_video, read_clip, remote
 from telecine.report.video import write_video
 from telecine.training import train
 
-from .helpers import LIGHT, assert_equal_tensors, checkpoint_steps, last_checkpoint, quiet, recorder, tensors
+from .helpers import (
+    LIGHT,
+    assert_equal_tensors,
+    checkpoint_steps,
+    last_checkpoint,
+    quiet,
+    recorder,
+    tensors,
+)
 
 
 @pytest.fixture
@@ -24,14 +32,18 @@ def folder(small_video, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, folder, tmp_path, s3, monkeypatch):
+def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(
+    tiny, folder, tmp_path, s3, monkeypatch
+):
     """The cache has room for one of the two videos, so that both are fetched again and again."""
     few = {**LIGHT, "batch_size": 2, "steps": 4, "val_every": 4, "save_every": 4, "latent_clips": 1}
     local = tiny(data=str(folder), output_dir=str(tmp_path / "local"), **few)
     there = tiny(data=s3.put(folder, "videos"), output_dir=str(tmp_path / "remote"), **few)
     size = max(path.stat().st_size for path in folder.glob("*.mp4"))
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", str(size / 1e9))
-    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: 0.0))
+    monkeypatch.setattr(
+        remote, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: 0.0)
+    )
     train(local, console=quiet())
 
     read = ClipDataset.__getitem__
@@ -43,7 +55,9 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, 
         return read(self, item)
 
     monkeypatch.setattr(ClipDataset, "__getitem__", read_until_step_2)
-    with pytest.raises(DataError, match=r"^s3://bucket/videos/[ab]\.mp4: cannot be read after 7 attempts"):
+    with pytest.raises(
+        DataError, match=r"^s3://bucket/videos/[ab]\.mp4: cannot be read after 7 attempts"
+    ):
         train(there, console=quiet())
     assert checkpoint_steps(there) == [2]
 
@@ -51,9 +65,14 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, 
     console = recorder()
     train(there, console=console)
     assert "resuming from " in console.export_text()
-    assert assert_equal_tensors(tensors(last_checkpoint(local)), tensors(last_checkpoint(there))) > 20
+    assert (
+        assert_equal_tensors(tensors(last_checkpoint(local)), tensors(last_checkpoint(there))) > 20
+    )
 
     (folder / "b.mp4").unlink()
     other = replace(there, data=s3.put(folder, "other"))
-    with pytest.raises(ValueError, match=r"`data` must be 's3://bucket/videos' as in .*, but got 's3://bucket/other'"):
+    with pytest.raises(
+        ValueError,
+        match=r"`data` must be 's3://bucket/videos' as in .*, but got 's3://bucket/other'",
+    ):
         train(other, console=quiet())

@@ -22,9 +22,18 @@ def saved(tiny, tmp_path):
 
 
 CHANGED_NETWORKS = [
-    (lambda c: {"causal_vae": replace(c.causal_vae, base_channels=16)}, "`causal_vae.base_channels` must be 8 as in"),
-    (lambda c: {"discriminator": replace(c.discriminator, dim=4)}, "`discriminator.dim` must be 2 as in"),
-    (lambda c: {"trainable": replace(c.trainable, weights="decoder")}, "`trainable.weights` must be 'all' as in"),
+    (
+        lambda c: {"causal_vae": replace(c.causal_vae, base_channels=16)},
+        "`causal_vae.base_channels` must be 8 as in",
+    ),
+    (
+        lambda c: {"discriminator": replace(c.discriminator, dim=4)},
+        "`discriminator.dim` must be 2 as in",
+    ),
+    (
+        lambda c: {"trainable": replace(c.trainable, weights="decoder")},
+        "`trainable.weights` must be 'all' as in",
+    ),
     (
         lambda c: {"model": "a/model", "causal_vae": replace(c.causal_vae, base_channels=16)},
         "`model` must be 'left out' as in .* but got 'given'",
@@ -38,11 +47,17 @@ CHANGED_NETWORKS = [
         "`objective.adversarial_loss_weight` must be 'above 0' as in .* but got '0'",
     ),
     (
-        lambda c: {"objective": replace(c.objective, reconstruction=ReconstructionConfig(learn_logvar=True))},
+        lambda c: {
+            "objective": replace(
+                c.objective, reconstruction=ReconstructionConfig(learn_logvar=True)
+            )
+        },
         "`objective.reconstruction.learn_logvar` must be False as in",
     ),
     (
-        lambda c: {"objective": replace(c.objective, gan=GANConfig(lecam_loss_weight=Ramp(0.1, start=100)))},
+        lambda c: {
+            "objective": replace(c.objective, gan=GANConfig(lecam_loss_weight=Ramp(0.1, start=100)))
+        },
         "`objective.gan.lecam_loss_weight` must be '0' as in .* but got 'above 0'",
     ),
 ]
@@ -106,7 +121,9 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
     terms["extra"].target.__module__ = "other_package.losses"
     terms["extra"].target.__qualname__ = "extra"
-    config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
+    config = tiny(
+        objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms)
+    )
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     SavedSettings(tmp_path).check_networks(config)
 
@@ -114,7 +131,9 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
 @pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
-    with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
+    with pytest.raises(
+        ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"
+    ):
         SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA)
 
 
@@ -125,8 +144,16 @@ def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
 
 
 CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
-SUMMARY = RunSummary(9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd", content_sha256="ij")
-DATA = {"num_videos": 12, "num_images": 0, "num_skipped": 1, "num_frames": 400, "validation": CLIPS_BEFORE}
+SUMMARY = RunSummary(
+    9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd", content_sha256="ij"
+)
+DATA = {
+    "num_videos": 12,
+    "num_images": 0,
+    "num_skipped": 1,
+    "num_frames": 400,
+    "validation": CLIPS_BEFORE,
+}
 DATA |= {"data_sha256": "", "content_sha256": "ij"}
 
 
@@ -134,10 +161,16 @@ DATA |= {"data_sha256": "", "content_sha256": "ij"}
     ("data", "changes"),
     [
         ({"data_sha256": "cd"}, []),
-        ({"num_videos": 11, "num_frames": 380, "data_sha256": "ef"}, ["videos 12 -> 11", "frames 400 -> 380"]),
+        (
+            {"num_videos": 11, "num_frames": 380, "data_sha256": "ef"},
+            ["videos 12 -> 11", "frames 400 -> 380"],
+        ),
         ({"num_skipped": 2, "data_sha256": "ef"}, ["skipped files 1 -> 2"]),
         ({"data_sha256": "ef"}, ["files of other sizes, names or frames"]),
-        ({"data_sha256": "cd", "content_sha256": "gh"}, ["files of the same sizes with other content"]),
+        (
+            {"data_sha256": "cd", "content_sha256": "gh"},
+            ["files of the same sizes with other content"],
+        ),
     ],
 )
 def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path, data, changes):
@@ -148,20 +181,25 @@ def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path
     data["validation"] = replace(CLIPS_BEFORE, sha256="ba")
     named = ", ".join(changes) or "files of the same sizes"
     with pytest.raises(
-        ValueError, match=rf"`data` must be that of .*, but got other held-out clips \({named}\)\. .*--change_data"
+        ValueError,
+        match=rf"`data` must be that of .*, but got other held-out clips \({named}\)\. .*--change_data",
     ):
         SavedSettings(tmp_path).check_clips(config, SUMMARY, data)
     others = {"val_fraction": 0.3}, {"range": (0.0, 1.0)}, {"layout": "T C H W"}, {"bit_depth": 16}
     chosen = [replace(config, clips=replace(config.clips, **change)) for change in others]
     for other in (replace(config, val_clips=3), *chosen):
-        assert SavedSettings(tmp_path).check_clips(other, SUMMARY, data) == changes, "the user has chosen other clips"
+        assert SavedSettings(tmp_path).check_clips(other, SUMMARY, data) == changes, (
+            "the user has chosen other clips"
+        )
 
 
 def test_the_same_files_may_be_in_another_place(tmp_path):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data="a")))
     moved = TrainConfig(data="b")
     assert SavedSettings(tmp_path).check_clips(moved, SUMMARY, DATA | {"data_sha256": "cd"}) == []
-    others = replace(SUMMARY, validation=replace(CLIPS_BEFORE, sha256="ba"))  # arrays of the same names and sizes
+    others = replace(
+        SUMMARY, validation=replace(CLIPS_BEFORE, sha256="ba")
+    )  # arrays of the same names and sizes
     other_content = replace(SUMMARY, content_sha256="gh")
     for before, now in (
         (SUMMARY, "ef"),
@@ -170,10 +208,16 @@ def test_the_same_files_may_be_in_another_place(tmp_path):
         (None, "cd"),
         (others, "cd"),
     ):
-        with pytest.raises(ValueError, match=r"`data` must be 'a' as in .*, but got 'b'\. .*--change_data"):
+        with pytest.raises(
+            ValueError, match=r"`data` must be 'a' as in .*, but got 'b'\. .*--change_data"
+        ):
             SavedSettings(tmp_path).check_clips(moved, before, DATA | {"data_sha256": now})
-    with pytest.raises(ValueError, match="`data` must be 'a' as in"):  # whose pixels nothing tells apart
-        SavedSettings(tmp_path).check_clips(replace(moved, val_data="v"), SUMMARY, DATA | {"data_sha256": "cd"})
+    with pytest.raises(
+        ValueError, match="`data` must be 'a' as in"
+    ):  # whose pixels nothing tells apart
+        SavedSettings(tmp_path).check_clips(
+            replace(moved, val_data="v"), SUMMARY, DATA | {"data_sha256": "cd"}
+        )
 
 
 def test_data_that_was_left_out_is_known_before_any_is_read(tmp_path):
@@ -186,17 +230,31 @@ def test_data_that_was_left_out_is_known_before_any_is_read(tmp_path):
 def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig()))
     old = replace(SUMMARY, data_sha256="", content_sha256="")
-    assert SavedSettings(tmp_path).check_clips(TrainConfig(), old, DATA | {"data_sha256": "ef"}) == []
+    assert (
+        SavedSettings(tmp_path).check_clips(TrainConfig(), old, DATA | {"data_sha256": "ef"}) == []
+    )
 
 
 REMOVED_SETTINGS = [
-    ("discriminator.pad_mode", "first", "zero", "`discriminator.pad_mode` must be 'zero' as in .* got 'first'"),
-    ("objective.adaptive_weight.decay", 0.0, 0.9, "`objective.adaptive_weight.decay` must be 'above 0' as in"),
+    (
+        "discriminator.pad_mode",
+        "first",
+        "zero",
+        "`discriminator.pad_mode` must be 'zero' as in .* got 'first'",
+    ),
+    (
+        "objective.adaptive_weight.decay",
+        0.0,
+        0.9,
+        "`objective.adaptive_weight.decay` must be 'above 0' as in",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "now", "other", "message"), REMOVED_SETTINGS)
-def test_removed_settings_may_have_the_value_that_they_have_now(tiny, saved, name, now, other, message):
+def test_removed_settings_may_have_the_value_that_they_have_now(
+    tiny, saved, name, now, other, message
+):
     change_saved(saved, name, now)
     SavedSettings(saved).check_networks(tiny())
     assert SavedSettings(saved).changes(tiny()) == []
@@ -209,7 +267,10 @@ def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
     change_saved(saved, "objective.gan.lecam_decay", 0.99)
     change_saved(saved, "discriminator.init_optimizer", True)
     SavedSettings(saved).check_networks(tiny())
-    changes = ["objective.gan.lecam_decay 0.99 -> 0.999", "discriminator.init_optimizer true -> false"]
+    changes = [
+        "objective.gan.lecam_decay 0.99 -> 0.999",
+        "discriminator.init_optimizer true -> false",
+    ]
     assert sorted(SavedSettings(saved).changes(tiny())) == sorted(changes)
 
 

@@ -33,7 +33,9 @@ DISCRIMINATORS = ("discr", "discr_3d", "multiscale_discrs.0")
 def test_a_run_writes_all_its_files(tiny, with_pictures):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = train(tiny(steps=4, val_every=4, save_every=2, trackers=("tensorboard",)), console=quiet())
+    result = train(
+        tiny(steps=4, val_every=4, save_every=2, trackers=("tensorboard",)), console=quiet()
+    )
     assert {path.name for path in result.run.iterdir()} == {
         ".telecine-output",
         "checkpoints",
@@ -63,13 +65,21 @@ def test_a_run_writes_all_its_files(tiny, with_pictures):
     events = EventAccumulator(str(result.run / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("val/psnr")] == [0, 4]
-    assert {image.encoded_image_string[:4] for image in events.Images("val/side_by_side")} == {b"GIF8"}
+    assert {image.encoded_image_string[:4] for image in events.Images("val/side_by_side")} == {
+        b"GIF8"
+    }
     summary = run.summary()
-    assert (summary.clips_per_update, summary.validation.num_clips, summary.validation.num_frames) == (2, 1, 5)
+    assert (
+        summary.clips_per_update,
+        summary.validation.num_clips,
+        summary.validation.num_frames,
+    ) == (2, 1, 5)
     assert 0 < summary.num_trained == summary.num_parameters
     last = next(record for record in reversed(run.history.read()) if "train/lr" in record)
     assert last["step"] == 4
-    assert {"train/total_loss", "train/adaptive_weight", "train/logits_real", "train/lr"} <= set(last)
+    assert {"train/total_loss", "train/adaptive_weight", "train/logits_real", "train/lr"} <= set(
+        last
+    )
     assert isinstance(CausalVAE.from_pretrained(find_checkpoint(result.run) / "ema"), CausalVAE)
 
 
@@ -90,7 +100,10 @@ def with_every_term(tiny, everything, folder_of_module):
 
 @pytest.mark.slow
 def test_with_every_term_a_resumed_run_equals_the_whole_one_bit_for_bit(with_every_term, tmp_path):
-    assert assert_equal_runs(with_every_term, resumed_copy(with_every_term, tmp_path / "resumed")) > 300
+    assert (
+        assert_equal_runs(with_every_term, resumed_copy(with_every_term, tmp_path / "resumed"))
+        > 300
+    )
     kept = tensors(last_checkpoint(with_every_term))["objective.safetensors"]
     assert kept["logvar"] != 0, "it was trained"
     assert kept["lecam.discr_3d.real.num_values"] == 3
@@ -99,7 +112,11 @@ def test_with_every_term_a_resumed_run_equals_the_whole_one_bit_for_bit(with_eve
 
 @pytest.mark.slow
 def test_every_term_is_recorded(with_every_term):
-    (means,) = (record for record in Run(with_every_term.output_dir).history.read() if "train/total_loss" in record)
+    (means,) = (
+        record
+        for record in Run(with_every_term.output_dir).history.read()
+        if "train/total_loss" in record
+    )
     lines = (
         "total_loss recon_loss mse perceptual_loss gram_loss wavelet_loss temporal_loss nll_loss logvar kl_loss",
         "aux_losses gen_loss feature_matching_loss adaptive_weight",
@@ -110,13 +127,22 @@ def test_every_term_is_recorded(with_every_term):
         "adversarial_gradient_share frame_gradient_000 frame_gradient_001 frame_gradient_002 frame_gradient_003",
         "frame_gradient_004",
     )
-    statistics = ["logits_real", "logits_fake", "logits_real_std", "logits_fake_std", "accuracy_real", "accuracy_fake"]
+    statistics = [
+        "logits_real",
+        "logits_fake",
+        "logits_real_std",
+        "logits_fake_std",
+        "accuracy_real",
+        "accuracy_fake",
+    ]
     expected = {*" ".join(lines).split(), *statistics}
     for name in ("gen_loss", "adaptive_weight", "discr_loss", *statistics):
         expected |= {f"{name}_{discriminator}" for discriminator in DISCRIMINATORS}
     assert set(means) == {"step"} | {f"train/{name}" for name in expected}
     assert means["train/perceptual_weight"] == pytest.approx((0.5 + 2 / 3 + 5 / 6) / 3)
-    assert 0 < means["train/mse"] < means["train/recon_loss"], "absolute errors below 1 are larger than squared ones"
+    assert 0 < means["train/mse"] < means["train/recon_loss"], (
+        "absolute errors below 1 are larger than squared ones"
+    )
 
 
 @pytest.mark.slow
@@ -128,7 +154,9 @@ def test_a_finished_run_is_not_trained_again_but_can_be_extended(tiny):
     longer = train(tiny(steps=3, **LIGHT), console=quiet())
     assert longer.checkpoint.name == "step-00000003"
     train(tiny(steps=1, **LIGHT), console=quiet())
-    assert "steps: 3\n" in (longer.run / "config.yaml").read_text(), "the settings that it was trained with"
+    assert "steps: 3\n" in (longer.run / "config.yaml").read_text(), (
+        "the settings that it was trained with"
+    )
 
 
 @pytest.mark.slow
@@ -162,7 +190,9 @@ def test_figures_of_other_held_out_clips_are_not_compared(tiny):
     assert (result.run / "best").resolve() == result.checkpoint.resolve()
     result = train(replace(config, steps=3), console=quiet())
     records = Run(config.output_dir).history.validations()
-    assert [result.first["psnr"], result.last["psnr"]] == [record["val/psnr"] for record in records[2:]]
+    assert [result.first["psnr"], result.last["psnr"]] == [
+        record["val/psnr"] for record in records[2:]
+    ]
     assert ["linear/psnr" in record for record in records] == [True, True, False, False]
 
 
@@ -179,12 +209,16 @@ def test_training_computes_in_bfloat16_and_validation_does_not(tiny, another_pre
     config = tiny(mixed_precision="bf16", steps=3)
     model = CausalVAE(config.causal_vae)
     types = set()
-    model.decoder.register_forward_hook(lambda module, _, out: types.add((module.training, out.dtype)))
+    model.decoder.register_forward_hook(
+        lambda module, _, out: types.add((module.training, out.dtype))
+    )
     train_all(config, autoencoder=model)
     assert types == {(True, torch.bfloat16), (False, torch.float32)}
     saved = tensors(last_checkpoint(config))
     for name in ("ema", "model"):
-        assert {tensor.dtype for tensor in saved[f"{name}/model.safetensors"].values()} == {torch.float32}
+        assert {tensor.dtype for tensor in saved[f"{name}/model.safetensors"].values()} == {
+            torch.float32
+        }
 
 
 @pytest.mark.slow
@@ -219,7 +253,9 @@ def last_values(config):
 
 @pytest.mark.parametrize("is_allowed", [None, False, True])
 def test_updates_may_use_tf32_and_validations_may_not(tiny, is_allowed):
-    config = tiny(steps=1, linear_baseline=False, linear_start=False, allow_tf32=is_allowed, **LIGHT)
+    config = tiny(
+        steps=1, linear_baseline=False, linear_start=False, allow_tf32=is_allowed, **LIGHT
+    )
     model = build_autoencoder(config)
     allowed = {True: set(), False: set()}
 

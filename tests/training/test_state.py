@@ -52,14 +52,22 @@ def test_the_size_counts_trained_weights_and_discriminators():
     objective = SimpleNamespace(
         get_trainable_parameters=lambda: discriminator, schedule=SimpleNamespace(disc_train_start=5)
     )
-    autoencoder = nn.Sequential(nn.Linear(1000, 2000, bias=False), nn.Linear(1000, 1000, bias=False))
+    autoencoder = nn.Sequential(
+        nn.Linear(1000, 2000, bias=False), nn.Linear(1000, 1000, bias=False)
+    )
     state = state_of(autoencoder=autoencoder, objective=objective)
     text = "3.00 M parameters, 0.50 M in discriminators"
     assert state.describe_size(6) == text
-    assert state.describe_size(5) == f"{text}, not trained before step 5 (`objective.gan.disc_train_start`)"
+    assert (
+        state.describe_size(5)
+        == f"{text}, not trained before step 5 (`objective.gan.disc_train_start`)"
+    )
     autoencoder[0].requires_grad_(False)
     discriminator.clear()
-    assert state.describe_size(5) == "3.00 M parameters (1.00 M of them trained), 0.00 M in discriminators"
+    assert (
+        state.describe_size(5)
+        == "3.00 M parameters (1.00 M of them trained), 0.00 M in discriminators"
+    )
 
 
 def model_with(value):

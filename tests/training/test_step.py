@@ -14,7 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from telecine import Ramp, Term
 from telecine.objective.log import check_names_of_aux_losses
-from telecine.settings import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
+from telecine.settings import (
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ReconstructionConfig,
+)
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import (
     FINAL_LR_SCALE,
@@ -34,21 +39,41 @@ COSINE = replace(CONSTANT, warmup_steps=10, schedule="cosine")
     ("config", "num_steps", "scales"),
     [
         (CONSTANT, 10, {0: 1.0, 9: 1.0}),
-        (replace(CONSTANT, warmup_steps=4), 100, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0, 99: 1.0}),
+        (
+            replace(CONSTANT, warmup_steps=4),
+            100,
+            {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0, 99: 1.0},
+        ),
         (replace(CONSTANT, warmup_steps=500), 40, {39: 0.08}),
-        (COSINE, 110, {9: 1.0, 10: 1.0, 60: (1 + FINAL_LR_SCALE) / 2, 110: FINAL_LR_SCALE, 200: FINAL_LR_SCALE}),
+        (
+            COSINE,
+            110,
+            {
+                9: 1.0,
+                10: 1.0,
+                60: (1 + FINAL_LR_SCALE) / 2,
+                110: FINAL_LR_SCALE,
+                200: FINAL_LR_SCALE,
+            },
+        ),
         (replace(COSINE, warmup_steps=20), 20, {20: 1.0}),  # it ends with its warm-up
     ],
 )
-def test_both_learning_rates_follow_the_schedule_and_halve_at_each_rollback(config, num_steps, scales):
+def test_both_learning_rates_follow_the_schedule_and_halve_at_each_rollback(
+    config, num_steps, scales
+):
     for step, scale in scales.items():
         for num_rollbacks in range(3):
             optimizers = [SimpleNamespace(param_groups=[{}]) for _ in range(2)]
-            state = SimpleNamespace(step=step, rollbacks=[None] * num_rollbacks, optimizer=optimizers[0])
+            state = SimpleNamespace(
+                step=step, rollbacks=[None] * num_rollbacks, optimizer=optimizers[0]
+            )
             state.disc_optimizer = optimizers[1]
             lr = scale * 0.5**num_rollbacks
             assert set_learning_rates(state, config, num_steps) == pytest.approx(lr)
-            assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == pytest.approx([lr, 3 * lr])
+            assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == pytest.approx(
+                [lr, 3 * lr]
+            )
     state.disc_optimizer = None
     assert set_learning_rates(state, config, num_steps) == pytest.approx(lr)
 
@@ -96,7 +121,9 @@ def update(state, video, step, **options):
 
 def test_an_update_takes_one_step_of_the_power_iteration(build, video):
     """In two micro-batches, each with two passes."""
-    spectral = DiscriminatorConfig(video="patch", image="none", dim=2, num_layers=2, norm="spectral")
+    spectral = DiscriminatorConfig(
+        video="patch", image="none", dim=2, num_layers=2, norm="spectral"
+    )
     state = build(discriminator=spectral)
     state.step = 10
     network = state.objective.discr_3d.train()
@@ -104,7 +131,9 @@ def test_an_update_takes_one_step_of_the_power_iteration(build, video):
     passes = []
     expected(video)
     network.register_forward_hook(lambda *_: passes.append(1))
-    log = train_step(state, [MicroBatch(clip, [index]) for index, clip in enumerate(video.split(1))])
+    log = train_step(
+        state, [MicroBatch(clip, [index]) for index, clip in enumerate(video.split(1))]
+    )
     assert log["train/discr_loss"] > 0, "the discriminators train at this step"
     assert len(passes) >= 4
     names = [name for name in network.state_dict() if name.endswith(("_u", "_v"))]
@@ -119,7 +148,9 @@ def test_a_summed_likelihood_sums_the_divergence(build, video):
     summed = build(objective=ObjectiveConfig(perceptual_weight=0.0, reconstruction=reconstruction))
     num_values = mean.autoencoder.encode(video).mode()[0].numel()
     mean_kl = update(mean, video, step=0)["train/kl_loss"]
-    assert update(summed, video, step=0)["train/kl_loss"] == pytest.approx(num_values * mean_kl, rel=1e-5)
+    assert update(summed, video, step=0)["train/kl_loss"] == pytest.approx(
+        num_values * mean_kl, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("is_apart", [True, False])
@@ -127,7 +158,9 @@ def test_terms_know_whether_the_first_latent_frame_is_apart(build, tiny, is_apar
     vae = replace(tiny().causal_vae, first_frame_apart=is_apart)
     clips = replace(tiny().clips, num_frames=4 + is_apart)
     objective = ObjectiveConfig(perceptual_weight=0.0, terms={"apart": Term(value_of_apart, 0.1)})
-    state = build(objective=objective, causal_vae=vae, clips=clips, discriminator=DiscriminatorConfig("none"))
+    state = build(
+        objective=objective, causal_vae=vae, clips=clips, discriminator=DiscriminatorConfig("none")
+    )
     video = torch.zeros(1, 3, 4 + is_apart, 32, 32)
     assert update(state, video, step=0)["train/apart_loss"] == is_apart
 
@@ -151,19 +184,32 @@ def test_both_networks_and_the_average_train_on_one_forward_of_the_autoencoder(b
     state.model.register_forward_hook(lambda *_: calls.append(1))
     before = snapshot(state.model.parameters())
     disc_before = snapshot(state.objective.get_trainable_parameters())
-    update(state, video, step=2)  # the last layers and those of residual blocks start at zero: the weights before
+    update(
+        state, video, step=2
+    )  # the last layers and those of residual blocks start at zero: the weights before
     update(state, video, step=3)  # them change from the second or third update on
     values = update(state, video, step=4)
     assert len(calls) == 3
     assert all(changed(before, state.model.parameters()))
     assert any(changed(disc_before, state.objective.get_trainable_parameters()))
-    for name in ("total_loss", "gen_loss", "adaptive_weight", "grad_norm", "discr_loss", "disc_grad_norm"):
+    for name in (
+        "total_loss",
+        "gen_loss",
+        "adaptive_weight",
+        "grad_norm",
+        "discr_loss",
+        "disc_grad_norm",
+    ):
         assert math.isfinite(values[f"train/{name}"])
     assert values["train/gen_loss"] != 0
     assert values["train/grad_penalty_loss"] > 0
-    (name,) = (name for name, weight in state.model.named_parameters() if weight is state.last_layer)
+    (name,) = (
+        name for name, weight in state.model.named_parameters() if weight is state.last_layer
+    )
     assert 0 < (state.ema.averages[name] - state.last_layer).abs().max() < 0.1
-    assert "train/grad_penalty_loss" not in update(state, video, step=5), "computed on every second step only"
+    assert "train/grad_penalty_loss" not in update(state, video, step=5), (
+        "computed on every second step only"
+    )
 
 
 NO_DISCRIMINATOR = {
@@ -193,7 +239,9 @@ def test_random_numbers_depend_on_the_clips_alone(build, video):
 
 
 @pytest.mark.parametrize("learn_logvar", [False, True])
-def test_gradients_are_clipped_with_those_of_parameters_of_the_loss(build, tiny, video, learn_logvar):
+def test_gradients_are_clipped_with_those_of_parameters_of_the_loss(
+    build, tiny, video, learn_logvar
+):
     reconstruction = ReconstructionConfig(learn_logvar=learn_logvar)
     state = build(objective=replace(tiny().objective, reconstruction=reconstruction))
     state.grad_clip = 1e-3
@@ -222,7 +270,9 @@ def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, r
     state = build(objective=ObjectiveConfig(reconstruction=ReconstructionConfig(loss=recon_loss)))
     values = update(state, video, step=0)
     assert 0.1 < values["train/mse"] < 2
-    assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")
+    assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (
+        recon_loss == "mse"
+    )
 
 
 def test_ddp_does_not_wait_for_weights_that_are_not_used(build, video, monkeypatch):
@@ -266,11 +316,18 @@ def test_terms_without_a_weight_at_a_step_are_not_logged(build, video, everythin
     state = build(**everything)
     first, later, last = (update(state, video, step) for step in (0, 1, 3))
     assert "train/grad_penalty_loss" in first
-    assert not {"train/gram_loss", "train/feature_matching_loss", "train/wavelet_loss_weight"} & first.keys()
+    assert (
+        not {"train/gram_loss", "train/feature_matching_loss", "train/wavelet_loss_weight"}
+        & first.keys()
+    )
     assert {"train/gram_loss", "train/feature_matching_loss", "train/temporal_loss"} <= later.keys()
     assert "train/grad_penalty_loss" not in later
     assert "train/temporal_loss" not in last
-    assert [values["train/temporal_loss_weight"] for values in (first, later, last)] == [0.5, 0.5, 0.0]
+    assert [values["train/temporal_loss_weight"] for values in (first, later, last)] == [
+        0.5,
+        0.5,
+        0.0,
+    ]
 
 
 def spoil_data(state, video):
@@ -305,7 +362,9 @@ def test_a_value_that_is_not_finite_is_named_and_no_weight_changes(build, video,
 def test_the_term_that_is_not_finite_is_named_before_the_total():
     log = {"train/total_loss": torch.tensor(math.inf), "train/recon_loss": torch.tensor(1.0)}
     log["train/perceptual_loss"] = torch.tensor(math.inf)
-    with pytest.raises(TrainingError, match="`train/perceptual_loss` must be finite, but got inf at step 9"):
+    with pytest.raises(
+        TrainingError, match="`train/perceptual_loss` must be finite, but got inf at step 9"
+    ):
         finite_values(log, 9)
 
 
@@ -320,7 +379,9 @@ def test_a_loss_scale_does_not_change_the_update_and_is_updated_once(build, vide
         state.accelerator.scaler = used
         logs.append([update(state, video, step) for step in (3, 4)])
         weights.append(snapshot([*state.model.parameters(), *state.objective.parameters()]))
-    assert scaler.get_scale() == 2.0**12, "twice as large after each update, not after each optimizer"
+    assert scaler.get_scale() == 2.0**12, (
+        "twice as large after each update, not after each optimizer"
+    )
     for plain, scaled in zip(*logs, strict=True):
         assert scaled.pop("train/grad_overflow") == scaled.pop("train/disc_grad_overflow") == 0
         assert scaled == pytest.approx(plain, rel=1e-3, abs=1e-6)
@@ -336,7 +397,9 @@ def test_an_overflow_under_a_loss_scale_skips_that_step_and_lowers_the_scale(bui
     disc_before = snapshot(state.objective.get_trainable_parameters())
     values = update(state, video, step=4)
     assert not any(changed(before, state.model.parameters()))
-    assert any(changed(disc_before, state.objective.get_trainable_parameters())), "its gradients were finite"
+    assert any(changed(disc_before, state.objective.get_trainable_parameters())), (
+        "its gradients were finite"
+    )
     assert scaler.get_scale() == 2.0**9
     assert (values["train/grad_overflow"], values["train/disc_grad_overflow"]) == (1.0, 0.0)
     assert "train/grad_norm" not in values
@@ -345,8 +408,14 @@ def test_an_overflow_under_a_loss_scale_skips_that_step_and_lowers_the_scale(bui
 
 def test_what_is_logged_of_gradients_and_updates(build, video):
     state = build()
-    networks = {"": [*state.model.parameters()], "disc_": state.objective.get_trainable_parameters()}
-    before = {prefix: torch.cat([w.detach().flatten() for w in weights]) for prefix, weights in networks.items()}
+    networks = {
+        "": [*state.model.parameters()],
+        "disc_": state.objective.get_trainable_parameters(),
+    }
+    before = {
+        prefix: torch.cat([w.detach().flatten() for w in weights])
+        for prefix, weights in networks.items()
+    }
     state.grad_clip = 1e-3
     values = update(state, video, step=3, measure_update_ratio=True)
     for prefix, weights in networks.items():
@@ -365,9 +434,14 @@ def test_what_is_logged_of_gradients_and_updates(build, video):
     assert "train/update_ratio" not in later
 
     objective_log = state.objective(video, video, 0, 3)[1]
-    names = values.keys() - objective_log.keys() - {"train/kl_loss"} | {"train/lr", "train/clips_per_second"}
+    names = values.keys() - objective_log.keys() - {"train/kl_loss"} | {
+        "train/lr",
+        "train/clips_per_second",
+    }
     assert len(names) > 10
     for name in names:
         aux_loss = {name.removeprefix("train/"): torch.ones(())}
-        with pytest.raises(ValueError, match="`aux_losses` must be named unlike all else in the log"):
+        with pytest.raises(
+            ValueError, match="`aux_losses` must be named unlike all else in the log"
+        ):
             check_names_of_aux_losses(aux_loss, [])

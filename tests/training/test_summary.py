@@ -25,11 +25,15 @@ def clips(num_val=2):
     val = [{"video": torch.rand(3, 5, 16, 24, generator=generator)} for _ in range(num_val)]
     info = SimpleNamespace(path=Path(__file__), digest="ab")
     train = SimpleNamespace(spans=[Span(info, 0, 29), Span(info, 40, 51)])
-    return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1, held_out="one")
+    return SimpleNamespace(
+        val=val, train=train, num_videos=2, num_images=3, num_skipped=1, held_out="one"
+    )
 
 
 def write(folder, seconds, before, peak=None):
-    new = RunSummary(9, 7, 3, clips_per_update=4, **Clips.recorded(clips()), seconds=0.0, peak_memory=None)
+    new = RunSummary(
+        9, 7, 3, clips_per_update=4, **Clips.recorded(clips()), seconds=0.0, peak_memory=None
+    )
     Run(folder).write_summary(new.after(before, 0).until_now(time.monotonic() - seconds, peak))
 
 
@@ -49,7 +53,9 @@ def test_the_times_of_a_resumed_run_are_added(tmp_path):
 
 
 def test_validations_count_from_where_the_held_out_clips_changed():
-    first = RunSummary(9, 7, 3, clips_per_update=4, **Clips.recorded(clips()), seconds=0.0, peak_memory=None)
+    first = RunSummary(
+        9, 7, 3, clips_per_update=4, **Clips.recorded(clips()), seconds=0.0, peak_memory=None
+    )
     other = replace(first, **Clips.recorded(clips(num_val=1)))
     assert [first.after(before, 5).validated_from for before in (None, first, other)] == [0, 0, 6]
     again = first.after(other, 5)
@@ -63,14 +69,19 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
     console = recorder()
     before = read_earlier_summary(Run(tmp_path), console)
     write(tmp_path, 5, before)
-    assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
+    assert re.fullmatch(
+        rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text()
+    )
     assert 5 <= Run(tmp_path).summary().seconds < 15
 
 
 def test_validation_clips_have_the_hash_of_evaluations():
     """As `EvaluationProtocol.clips_sha256`."""
     some = clips()
-    hashes = [hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest() for clip in some.val]
+    hashes = [
+        hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest()
+        for clip in some.val
+    ]
     combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     assert Clips.recorded(some)["validation"] == ValidationClips(2, 5, 16, 24, combined)
     some.val[0]["video"][0, 0, 0, 0] -= 0.5

@@ -55,7 +55,9 @@ def placed(mesh, whole):
     for name in SHARDED:
         rows = -(-len(whole[name]) // mesh.size())
         begin = min(rows * mesh.get_local_rank(), len(whole[name]))
-        tensors[name] = zeros(whole[name].shape, dtype=whole[name].dtype, device_mesh=mesh, placements=[Shard(0)])
+        tensors[name] = zeros(
+            whole[name].shape, dtype=whole[name].dtype, device_mesh=mesh, placements=[Shard(0)]
+        )
         local = local_shard(tensors[name])
         local.copy_(whole[name][begin : begin + len(local)])
     return tensors
@@ -114,7 +116,10 @@ def test_a_process_copies_its_shards_only():
     with rank_of(3, 4) as mesh:
         host = HostCopy(is_main=False)
         host.update(placed(mesh, WHOLE))
-        assert {name: tuple(tensor.shape) for name, tensor in host.tensors.items()} == {"weight": (1, 3), "norm": (0,)}
+        assert {name: tuple(tensor.shape) for name, tensor in host.tensors.items()} == {
+            "weight": (1, 3),
+            "norm": (0,),
+        }
         assert host.offsets == {"weight": [9, 0], "norm": [3]}
         assert all(not isinstance(tensor, DTensor) for tensor in host.tensors.values())
 
@@ -137,7 +142,9 @@ def test_pytorch_reads_the_files(tmp_path):
     write(tmp_path, 2)
     expected = {f"model.{name}": tensor for name, tensor in WHOLE.items()}
     tensors = zeros_like(expected)
-    checkpoint.load(tensors, storage_reader=checkpoint.HuggingFaceStorageReader(str(tmp_path / SHARDS)))
+    checkpoint.load(
+        tensors, storage_reader=checkpoint.HuggingFaceStorageReader(str(tmp_path / SHARDS))
+    )
     assert_equal(tensors, expected)
 
 
@@ -164,7 +171,9 @@ def test_files_that_are_not_whole_are_named(tmp_path):
     (tmp_path / "ema.safetensors").write_bytes(b"damaged")
     for group, name in (("model", "shards"), ("ema", "ema.safetensors")):
         for read in (saved_tensors, lambda *group: load_into({"step": torch.tensor(0.0)}, *group)):
-            with pytest.raises(DamagedError, match=f"{name}` must be a safetensors file.*Use another checkpoint"):
+            with pytest.raises(
+                DamagedError, match=f"{name}` must be a safetensors file.*Use another checkpoint"
+            ):
                 read(tmp_path, group)
 
 
@@ -181,14 +190,18 @@ def test_the_optimizer_of_another_number_of_processes_is_restored(tmp_path):
             host = HostCopy(is_main=rank == 0)
             weight = placed(mesh, WHOLE)["weight"]
             one = torch.tensor(1.0)
-            host.update({"0.exp_avg": weight, "0.step": 3 * one, "1.exp_avg": 2 * one, "1.step": 3 * one})
+            host.update(
+                {"0.exp_avg": weight, "0.step": 3 * one, "1.exp_avg": 2 * one, "1.step": 3 * one}
+            )
             save_shards(shard_file(tmp_path, rank, 2), {"optimizer": host})
     # PyTorch caches meshes with the rank, so this is one rank only.
     with rank_of(1, 5) as mesh:
         weight = nn.Parameter(zeros(10, 3, device_mesh=mesh, placements=[Shard(0)]))
         optimizer = torch.optim.AdamW([weight, nn.Parameter(torch.zeros(()))])
         load_optimizer(optimizer, tmp_path, "optimizer")
-        sharded, scalar = (optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"])
+        sharded, scalar = (
+            optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]
+        )
         assert isinstance(sharded["exp_avg"], DTensor)
         assert torch.equal(local_shard(sharded["exp_avg"]), WHOLE["weight"][2:4])
         assert sharded["step"].item() == 3
@@ -214,7 +227,9 @@ def adamw(model):
 
 def adamw_8bit(model):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
-    return bitsandbytes.optim.AdamW8bit(model.parameters(), 0.1, betas=(0.5, 0.9))  # 8 bits from 4096 weights on
+    return bitsandbytes.optim.AdamW8bit(
+        model.parameters(), 0.1, betas=(0.5, 0.9)
+    )  # 8 bits from 4096 weights on
 
 
 def update(model, optimizer, num_steps=2):
@@ -241,7 +256,9 @@ def test_an_optimizer_resumes_bit_for_bit_with_new_hyperparameters(tmp_path, mak
     assert_equal(optimizer_tensors(restored), optimizer_tensors(optimizer))
     load_optimizer(restored, tmp_path, "new")
     assert restored.state_dict()["state"] == {}
-    assert restored.param_groups[0]["initial_lr"] == 0.25, "hyperparameters are settings of the resumed run"
+    assert restored.param_groups[0]["initial_lr"] == 0.25, (
+        "hyperparameters are settings of the resumed run"
+    )
 
 
 def test_the_random_state_of_a_rank_is_restored(monkeypatch):

@@ -34,7 +34,9 @@ class FakeAccelerator:
         for tracker in self.log_with:
             name = getattr(tracker, "name", tracker)
             self.started[name] = (project, getattr(tracker, "init_kwargs", init_kwargs.get(name)))
-            self.trackers.append(SimpleNamespace(name=name, store_init_configuration=partial(self.send, name)))
+            self.trackers.append(
+                SimpleNamespace(name=name, store_init_configuration=partial(self.send, name))
+            )
 
     def send(self, name, values):
         self.sent[name] = values
@@ -68,7 +70,12 @@ def test_names_project_and_id_of_a_run_and_of_its_resume(start, tmp_path):
             "tensorboard": ("telecine", {"purge_step": step}),
             "wandb": (
                 "telecine",
-                {"name": "my_run", "id": run_id, "resume": "allow", "dir": str(tmp_path / "my_run")},
+                {
+                    "name": "my_run",
+                    "id": run_id,
+                    "resume": "allow",
+                    "dir": str(tmp_path / "my_run"),
+                },
             ),
             "trackio": ("telecine", {"name": f"my_run-{run_id}", "resume": "allow"}),
             "mlflow": ("telecine", None),
@@ -94,12 +101,17 @@ def test_options_of_the_user_override_ours_and_settings_are_sent_as_each_tracker
 
 def test_an_id_that_is_damaged_is_named(tmp_path):
     (tmp_path / "tracker.json").write_text('{"id": 3}')
-    with pytest.raises(ValueError, match=r"tracker.json` must be the id of a run in trackers, but got 3"):
+    with pytest.raises(
+        ValueError, match=r"tracker.json` must be the id of a run in trackers, but got 3"
+    ):
         Run(tmp_path).tracker_id(is_new=False)
 
 
 def test_options_of_a_tracker_that_is_not_used_are_refused(tiny):
-    with pytest.raises(ValueError, match=r"`tracker_options` must be of \['tensorboard'\], but got \['wandb'\]. Add"):
+    with pytest.raises(
+        ValueError,
+        match=r"`tracker_options` must be of \['tensorboard'\], but got \['wandb'\]. Add",
+    ):
         build_accelerator(tiny(trackers=("tensorboard",), tracker_options={"wandb": {}}))
 
 
@@ -107,7 +119,10 @@ def test_a_wrong_option_is_one_line(tiny, tmp_path):
     options = {"tensorboard": {"flush": 3}}
     config = tiny(trackers=("tensorboard",), tracker_options=options, output_dir=str(tmp_path))
     accelerator = build_accelerator(config)
-    with pytest.raises(ValueError, match=r"`trackers` must be .* that start, but got TypeError .*flush.*`tracker_op"):
+    with pytest.raises(
+        ValueError,
+        match=r"`trackers` must be .* that start, but got TypeError .*flush.*`tracker_op",
+    ):
         start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
 
 

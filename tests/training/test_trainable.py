@@ -16,7 +16,10 @@ from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.state import MovingAverage
 from telecine.training.trainable import select_trainable
 
-KINDS = ("causal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wan", "hunyuan_video")))
+KINDS = (
+    "causal",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wan", "hunyuan_video")),
+)
 DECODER = TrainableConfig(weights="decoder")
 LORA = TrainableConfig(weights="lora", lora_rank=2, lora_alpha=4.0)
 
@@ -26,12 +29,19 @@ pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 def build(kind):
     torch.manual_seed(0)
     if kind == "causal":
-        return CausalVAE(CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1))
+        return CausalVAE(
+            CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
+        )
     if kind == "wan":
-        model = diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+        model = diffusers.AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1
+        )
     else:
         model = diffusers.AutoencoderKLHunyuanVideo(
-            block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+            block_out_channels=(8, 8, 8, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
         )
     return DiffusersAutoencoder(model)
 
@@ -63,7 +73,9 @@ def tensors(model):
 
 
 def changed(model, before):
-    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    return {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,7 +109,9 @@ class Drifting(nn.Module):
             nn.Dropout(0.5),
             spectral,
         )
-        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4), nn.Dropout(0.5), nn.Conv3d(4, 3, 1))
+        self.decoder = nn.Sequential(
+            nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4), nn.Dropout(0.5), nn.Conv3d(4, 3, 1)
+        )
 
     def encode(self, x):
         for layer in self.encoder:  # the container itself is not called
@@ -159,18 +173,30 @@ class PartlyFrozen(nn.Module):
             TrainableConfig(patterns=("quant_conv.weight", "*.conv_in.bias")),
             ["decoder.conv_in.bias", "encoder.conv_in.bias", "quant_conv.weight"],
         ),
-        ("wan", TrainableConfig(weights="decoder", patterns=("*.conv_in.bias",)), ["decoder.conv_in.bias"]),
+        (
+            "wan",
+            TrainableConfig(weights="decoder", patterns=("*.conv_in.bias",)),
+            ["decoder.conv_in.bias"],
+        ),
         # Frozen weights stay frozen unless a pattern names them.
         ("frozen", TrainableConfig(), ["decoder.1.bias", "decoder.1.weight"]),
         ("frozen", DECODER, ["decoder.1.bias", "decoder.1.weight"]),
-        ("frozen", TrainableConfig(patterns=("decoder.*.bias",)), ["decoder.0.bias", "decoder.1.bias"]),
+        (
+            "frozen",
+            TrainableConfig(patterns=("decoder.*.bias",)),
+            ["decoder.0.bias", "decoder.1.bias"],
+        ),
         ("frozen", TrainableConfig(patterns=("encoder.*",)), ["encoder.bias", "encoder.weight"]),
     ],
 )
 def test_the_chosen_weights_by_name(model, config, expected):
     model = PartlyFrozen() if model == "frozen" else build(model)
     select_trainable(model, config)
-    trained = [name.removeprefix("module.") for name, weight in model.named_parameters() if weight.requires_grad]
+    trained = [
+        name.removeprefix("module.")
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+    ]
     assert sorted(trained) == expected
 
 
@@ -182,20 +208,56 @@ def transposed():
 
 
 UNTRAINABLE = [
-    (partial(build, "wan"), TrainableConfig(patterns=("decoder.conv_uot.weight",)), "mean `decoder.conv_out.weight`"),
-    (partial(build, "wan"), TrainableConfig(patterns=("zzz",)), "The first is `encoder.conv_in.weight`"),
-    (partial(build, "wan"), TrainableConfig(weights="decoder", patterns=("encoder.*",)), "patterns of names"),
-    (partial(build, "wan"), TrainableConfig(weights="lora", patterns=("decoder.conv_uot",)), "mean `decoder.conv_out`"),
-    (lambda: PartlyFrozen().requires_grad_(False), TrainableConfig(), "got PartlyFrozen, all of .*frozen. .*patterns"),
+    (
+        partial(build, "wan"),
+        TrainableConfig(patterns=("decoder.conv_uot.weight",)),
+        "mean `decoder.conv_out.weight`",
+    ),
+    (
+        partial(build, "wan"),
+        TrainableConfig(patterns=("zzz",)),
+        "The first is `encoder.conv_in.weight`",
+    ),
+    (
+        partial(build, "wan"),
+        TrainableConfig(weights="decoder", patterns=("encoder.*",)),
+        "patterns of names",
+    ),
+    (
+        partial(build, "wan"),
+        TrainableConfig(weights="lora", patterns=("decoder.conv_uot",)),
+        "mean `decoder.conv_out`",
+    ),
+    (
+        lambda: PartlyFrozen().requires_grad_(False),
+        TrainableConfig(),
+        "got PartlyFrozen, all of .*frozen. .*patterns",
+    ),
     (
         lambda: PartlyFrozen().to(torch.bfloat16),
         TrainableConfig(),
         "must be float32, .*1.weight in torch.bfloat16.*Call",
     ),
-    (lambda: PartlyFrozen().to(torch.float16), TrainableConfig(), "must be float32, .*1.weight in torch.float16.*Call"),
-    (lambda: nn.Sequential(nn.Conv3d(3, 3, 1), nn.ReLU()), DECODER, "`decoder`, but got Sequential with 0, 1"),
-    (transposed, LORA, r'`weights` must be "all" or "decoder" for a model without .* but got "lora"'),
-    (transposed, TrainableConfig(weights="lora", patterns=("decoder",)), r"for a model without .* but got "),
+    (
+        lambda: PartlyFrozen().to(torch.float16),
+        TrainableConfig(),
+        "must be float32, .*1.weight in torch.float16.*Call",
+    ),
+    (
+        lambda: nn.Sequential(nn.Conv3d(3, 3, 1), nn.ReLU()),
+        DECODER,
+        "`decoder`, but got Sequential with 0, 1",
+    ),
+    (
+        transposed,
+        LORA,
+        r'`weights` must be "all" or "decoder" for a model without .* but got "lora"',
+    ),
+    (
+        transposed,
+        TrainableConfig(weights="lora", patterns=("decoder",)),
+        r"for a model without .* but got ",
+    ),
 ]
 
 
@@ -249,7 +311,9 @@ def test_lora_updates_start_at_zero_and_are_merged_when_they_are_saved(kind, tmp
     assert len(moved) == len(trained_weights(model))
     last = [name for name in moved if ".parametrizations." not in name]
     assert len(last) == 2
-    assert all(model.get_parameter(name) is model.last_layer or name.endswith("bias") for name in last)
+    assert all(
+        model.get_parameter(name) is model.last_layer or name.endswith("bias") for name in last
+    )
 
     expected = reconstruct(model)
     state = tensors(model)
@@ -262,7 +326,11 @@ def test_lora_updates_start_at_zero_and_are_merged_when_they_are_saved(kind, tmp
     if kind != "causal":
         alone = diffusers.AutoModel.from_pretrained(str(tmp_path))
         weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
-        assert {f"module.{name}" for name in alone.state_dict()} == {f"module.{name}" for name in weights} == names
+        assert (
+            {f"module.{name}" for name in alone.state_dict()}
+            == {f"module.{name}" for name in weights}
+            == names
+        )
     with pytest.raises(ValueError, match="before adding low-rank updates"):
         model.load_weights(tmp_path)
 
@@ -280,7 +348,9 @@ def test_lora_updates_are_averaged_and_resumed(kind, tmp_path):
     with average.applied():
         torch.testing.assert_close(reconstruct(model), expected)
         model.save_pretrained(tmp_path)
-    torch.testing.assert_close(reconstruct(load_autoencoder(tmp_path)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        reconstruct(load_autoencoder(tmp_path)), expected, rtol=1e-4, atol=1e-5
+    )
     resumed = build(kind)
     select_trainable(resumed, LORA)
     resumed.load_state_dict(model.state_dict())
@@ -291,8 +361,13 @@ def test_lora_updates_are_averaged_and_resumed(kind, tmp_path):
 @pytest.mark.slow
 def test_patterns_choose_layers_of_lora_updates(part, last):
     model = build("hunyuan_video")
-    select_trainable(model, TrainableConfig(weights="lora", lora_rank=2, patterns=(part, "*.conv_in.conv")))
+    select_trainable(
+        model, TrainableConfig(weights="lora", lora_rank=2, patterns=(part, "*.conv_in.conv"))
+    )
     trained = [name for name, weight in model.module.named_parameters() if weight.requires_grad]
-    assert all(name.startswith((part.split(".")[0], "encoder.conv_in", "decoder.conv_in")) for name in trained)
+    assert all(
+        name.startswith((part.split(".")[0], "encoder.conv_in", "decoder.conv_in"))
+        for name in trained
+    )
     assert model.last_layer.requires_grad == last
     train(model)

@@ -31,7 +31,15 @@ from telecine.training.prepare import prepare
 from telecine.training.step import MicroBatch, train_step
 
 from ..models.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
-from .helpers import LIGHT, assert_equal, assert_equal_runs, last_checkpoint, quiet, recorder, resumed_copy
+from .helpers import (
+    LIGHT,
+    assert_equal,
+    assert_equal_runs,
+    last_checkpoint,
+    quiet,
+    recorder,
+    resumed_copy,
+)
 
 FULL = ObjectiveConfig(
     disc_start=0,
@@ -54,7 +62,12 @@ def diffusers_config(tiny, tmp_path):
     def make(name, **changes):
         tiny_model(name).save_pretrained(tmp_path / name)
         frames, height, width = CLIPS[name]
-        clips = ClipConfig(num_frames=frames, height=max(height, MIN_SIZE), width=max(width, MIN_SIZE), num_workers=0)
+        clips = ClipConfig(
+            num_frames=frames,
+            height=max(height, MIN_SIZE),
+            width=max(width, MIN_SIZE),
+            num_workers=0,
+        )
         settings = {
             "steps": 1,
             "batch_size": 1,
@@ -79,16 +92,23 @@ def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, na
     before = {key: weight.clone() for key, weight in trainer.state.autoencoder.state_dict().items()}
     train_to_the_end(trainer, StopRequest())
     trained = trainer.state.autoencoder.eval()
-    moved = [key for key, weight in trained.state_dict().items() if not torch.equal(weight, before[key])]
+    moved = [
+        key for key, weight in trained.state_dict().items() if not torch.equal(weight, before[key])
+    ]
     assert any("encoder" in key for key in moved)
     assert any("decoder" in key for key in moved)
     text = trainer.files.history.path.read_text()
-    assert all(f"train/{term}" in text for term in ("perceptual_loss", "gen_loss", "discr_loss", "grad_penalty_loss"))
+    assert all(
+        f"train/{term}" in text
+        for term in ("perceptual_loss", "gen_loss", "discr_loss", "grad_penalty_loss")
+    )
     loaded = AutoModel.from_pretrained(str(last_checkpoint(config) / "model"))
     assert type(loaded) is type(trained.module)
     copy_into_memory(loaded)
     copy_into_memory(trained)
-    clip = torch.rand(1, 3, config.clips.num_frames, config.clips.height, config.clips.width) * 2 - 1
+    clip = (
+        torch.rand(1, 3, config.clips.num_frames, config.clips.height, config.clips.width) * 2 - 1
+    )
     with torch.no_grad():
         ours = trained(clip, sample_posterior=False).video
         theirs = DiffusersAutoencoder(loaded).eval()(clip, sample_posterior=False).video
@@ -105,13 +125,21 @@ def check_statistics(trainer, config):
         latents = torch.cat([model.encode(clip).mode() for clip in clips])
     saved = model.latent_normalisation()
     if "latents_mean" in saved:
-        mean, std = (torch.tensor(saved[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+        mean, std = (
+            torch.tensor(saved[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std")
+        )
         normalised = (latents - mean) / std  # as a pipeline does
-        assert normalised.mean((0, 2, 3, 4)).tolist() == pytest.approx([0.0] * mean.numel(), abs=0.01)
-        assert normalised.std((0, 2, 3, 4), correction=0).tolist() == pytest.approx([1.0] * mean.numel(), rel=0.01)
+        assert normalised.mean((0, 2, 3, 4)).tolist() == pytest.approx(
+            [0.0] * mean.numel(), abs=0.01
+        )
+        assert normalised.std((0, 2, 3, 4), correction=0).tolist() == pytest.approx(
+            [1.0] * mean.numel(), rel=0.01
+        )
         torch.testing.assert_close(normalised * std + mean, latents)
     else:
-        assert (latents * saved["scaling_factor"]).std(correction=0).item() == pytest.approx(1.0, rel=0.01)
+        assert (latents * saved["scaling_factor"]).std(correction=0).item() == pytest.approx(
+            1.0, rel=0.01
+        )
         assert saved["scaling_factor"] != trainer.first_normalisation["scaling_factor"]
 
 
@@ -122,8 +150,12 @@ def copy_into_memory(model):
 
 
 @pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_every_image_model_trains_and_resumes_to_the_bit_and_diffusers_loads_it(diffusers_config, name):
-    config = diffusers_config(name, **LIGHT | {"latent_clips": 1}, optimizer=OptimizerConfig(warmup_steps=0))
+def test_every_image_model_trains_and_resumes_to_the_bit_and_diffusers_loads_it(
+    diffusers_config, name
+):
+    config = diffusers_config(
+        name, **LIGHT | {"latent_clips": 1}, optimizer=OptimizerConfig(warmup_steps=0)
+    )
     video = tiny_clip(name)
     straight, writer = start(config)
     before = copied(straight.autoencoder)
@@ -146,7 +178,11 @@ def test_every_image_model_trains_and_resumes_to_the_bit_and_diffusers_loads_it(
     assert bool(statistics) == (name == "flux2")
     assert_equal({**copied(loaded), **{key: after[key] for key in statistics}}, after)
     normalisation = loaded.latent_normalisation()
-    assert normalisation == straight.autoencoder.latent_normalisation() == resumed.autoencoder.latent_normalisation()
+    assert (
+        normalisation
+        == straight.autoencoder.latent_normalisation()
+        == resumed.autoencoder.latent_normalisation()
+    )
     assert bool(normalisation) == (name not in ("kvae_image", "rae"))
 
 
@@ -169,7 +205,9 @@ def copied(module):
 @pytest.mark.parametrize("weights", ["all", "lora"])
 def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_path, weights):
     trainable = TrainableConfig(weights=weights)
-    config = diffusers_config("wan", trainable=trainable, **{**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1})
+    config = diffusers_config(
+        "wan", trainable=trainable, **{**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1}
+    )
     train(config, console=quiet())
     resumed = resumed_copy(config, tmp_path / "resumed")
     assert_equal_runs(config, resumed, num_files=7 if weights == "lora" else 5)
@@ -194,22 +232,30 @@ def test_the_base_model_may_move_but_not_change(diffusers_config, tmp_path):
 
 @pytest.mark.slow
 def test_lora_refuses_a_base_model_that_has_changed(diffusers_config):
-    config = diffusers_config("wan", trainable=TrainableConfig(weights="lora", lora_rank=2), **LIGHT)
+    config = diffusers_config(
+        "wan", trainable=TrainableConfig(weights="lora", lora_rank=2), **LIGHT
+    )
     train(config, console=quiet())
     other = AutoModel.from_pretrained(config.model)
     other.encoder.conv_in.bias.data += 1
     other.save_pretrained(config.model)
-    with pytest.raises(ValueError, match="`model` must be the base model of the run's LoRA updates"):
+    with pytest.raises(
+        ValueError, match="`model` must be the base model of the run's LoRA updates"
+    ):
         prepare(replace(config, steps=2), quiet())
 
 
 @pytest.mark.parametrize(("weights", "number"), [("all", 1), ("decoder", 0)])
-def test_a_run_that_trains_the_encoder_of_a_model_says_what_follows(diffusers_config, weights, number):
+def test_a_run_that_trains_the_encoder_of_a_model_says_what_follows(
+    diffusers_config, weights, number
+):
     console = recorder()
     config = diffusers_config("wan", trainable=TrainableConfig(weights=weights), **LIGHT)
     prepare(config, console).close()
     text = console.export_text()
-    assert text.count("generators that were trained on latents of this model no longer fit") == number
+    assert (
+        text.count("generators that were trained on latents of this model no longer fit") == number
+    )
     assert text.count("--config decoder keeps its latents") == number
 
 
@@ -231,15 +277,21 @@ def test_temporal_chunks_train_the_same_weights(diffusers_config):
     losses = []
     moments = []
     for temporal_chunk in (None, 4):
-        config = diffusers_config("wan", clips=clips, optimizer=optimizer, temporal_chunk=temporal_chunk)
+        config = diffusers_config(
+            "wan", clips=clips, optimizer=optimizer, temporal_chunk=temporal_chunk
+        )
         state = build_state(config, Accelerator(cpu=True), build_autoencoder(config))
         for step in range(2):
-            video = 2 * torch.rand(1, 3, 13, 32, 32, generator=torch.Generator().manual_seed(step)) - 1
+            video = (
+                2 * torch.rand(1, 3, 13, 32, 32, generator=torch.Generator().manual_seed(step)) - 1
+            )
             log = train_step(state, [MicroBatch(video, [step])])
             assert log["train/adaptive_weight"] not in (0, 1), "it is computed"
             losses.append((log["train/total_loss"], log["train/adaptive_weight"]))
         for trained in state.optimizers.values():
-            moments.append(torch.cat([values["exp_avg"].flatten() for values in trained.state.values()]))
+            moments.append(
+                torch.cat([values["exp_avg"].flatten() for values in trained.state.values()])
+            )
     assert losses[2:] == [pytest.approx(loss, rel=1e-5) for loss in losses[:2]]
     assert len(moments) == 4
     for whole, chunks in zip(moments[:2], moments[2:], strict=True):
@@ -248,7 +300,9 @@ def test_temporal_chunks_train_the_same_weights(diffusers_config):
 
 def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(diffusers_config):
     trainable = TrainableConfig(weights="all", patterns=("decoder.conv_in.*",))
-    with pytest.raises(ValueError, match=r"`objective.adaptive_weight.at` must be `reconstruction`"):
+    with pytest.raises(
+        ValueError, match=r"`objective.adaptive_weight.at` must be `reconstruction`"
+    ):
         prepare(diffusers_config("wan", trainable=trainable), quiet())
     objective = replace(FULL, adaptive_weight=AdaptiveWeightConfig(at="reconstruction"))
     prepare(diffusers_config("wan", trainable=trainable, objective=objective), quiet())

@@ -28,7 +28,15 @@ from telecine.training import train
 from telecine.training.tensor_files import load_into, saved_tensors
 
 from ..models.tiny_models import tiny_model
-from .helpers import assert_equal, assert_equal_tensors, last_checkpoint, quiet, run_to, statistics_in, tensors
+from .helpers import (
+    assert_equal,
+    assert_equal_tensors,
+    last_checkpoint,
+    quiet,
+    run_to,
+    statistics_in,
+    tensors,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +49,10 @@ QUARTER_STEP = LR / 4
 # Two processes stop after this many updates. "crossing" makes its first one in one process, and its last one, too.
 STOP_AFTER = {"ddp_resumed": 2, "crossing": 2}
 
-SHARDS = {"ddp": [], "fsdp2": [f"shards/shard-{rank:05d}-of-00002.safetensors" for rank in range(2)]}
+SHARDS = {
+    "ddp": [],
+    "fsdp2": [f"shards/shard-{rank:05d}-of-00002.safetensors" for rank in range(2)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +77,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         save_every=NUM_STEPS,
         clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0),
         objective=objective,
-        optimizer=OptimizerConfig(lr=LR, disc_lr=LR, betas=(0.9, 0.99), warmup_steps=0, ema_decay=0.9),
+        optimizer=OptimizerConfig(
+            lr=LR, disc_lr=LR, betas=(0.9, 0.99), warmup_steps=0, ema_decay=0.9
+        ),
     )
 
     def named(name, **changes):
@@ -74,7 +87,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
 
     # The adaptive weight and LeCam's averages are computed for each micro-batch.
     fixed = replace(
-        objective, adaptive_weight=AdaptiveWeightConfig(reference="none"), gan=GANConfig(lecam_loss_weight=0.0)
+        objective,
+        adaptive_weight=AdaptiveWeightConfig(reference="none"),
+        gan=GANConfig(lecam_loss_weight=0.0),
     )
     # The decoder runs twice in the graph, outside of its wrapper, and the objective has weights of its own.
     alignment = Term("alignment", weight=0.1, params={"latent_channels": 4})
@@ -93,18 +108,27 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         "one_lora": named("one_lora", batch_size=4, **lora),
         "one": named("one", batch_size=4),
         "one_fixed": named("one_fixed", batch_size=4, objective=noisy),
-        "accumulated": named("accumulated", batch_size=1, gradient_accumulation_steps=4, objective=noisy),
+        "accumulated": named(
+            "accumulated", batch_size=1, gradient_accumulation_steps=4, objective=noisy
+        ),
     }
     workers = {"clips": replace(base.clips, num_workers=1)}
     together = {
         "ddp": named("ddp", batch_size=2, save_every=2, **workers),
-        "ddp_accumulated": named("ddp_accumulated", batch_size=1, gradient_accumulation_steps=2, objective=noisy),
+        "ddp_accumulated": named(
+            "ddp_accumulated", batch_size=1, gradient_accumulation_steps=2, objective=noisy
+        ),
         "ddp_resumed": named("ddp_resumed", batch_size=2, save_every=2),
         "images": named("images", batch_size=1, **images),
         "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
         "crossing": named("crossing", batch_size=2, sharding="fsdp2"),
         "rolled_back": named(
-            "rolled_back", batch_size=1, sharding="fsdp2", on_divergence="rollback", steps=2, save_every=1
+            "rolled_back",
+            batch_size=1,
+            sharding="fsdp2",
+            on_divergence="rollback",
+            steps=2,
+            save_every=1,
         ),
         "fsdp2": named("fsdp2", batch_size=2, save_every=2, sharding="fsdp2"),
         "fsdp2_resumed": named("fsdp2_resumed", batch_size=2, save_every=2, sharding="fsdp2"),
@@ -121,7 +145,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
             if name != "crossing":
                 (folder / f"{name}.pickle").write_bytes(pickle.dumps(config))
         script = str(Path(__file__).with_name("two_ranks.py"))
-        done = forks.run("-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder))
+        done = forks.run(
+            "-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder)
+        )
         assert done.returncode == 0, done.stderr[-4000:]
         train(crossing, console=quiet())
     return alone | together, done.stdout
@@ -132,7 +158,10 @@ def losses(config):
     # Standard deviations and norms over parts of a batch differ from those of the whole batch, and so do their means.
     excluded = ("clips_per_second", "_std", "frame_gradient", "adversarial_gradient_share")
     records = Run(config.output_dir).history.read()
-    return [{k: v for k, v in record.items() if not any(part in k for part in excluded)} for record in records]
+    return [
+        {k: v for k, v in record.items() if not any(part in k for part in excluded)}
+        for record in records
+    ]
 
 
 def weights(config, name):
@@ -145,7 +174,9 @@ def depends_on_gradients(name):
 
     Gradients jump where rounding changes the sign of an activation.
     """
-    return any(part in name for part in ("adaptive_weight", "grad_norm", "update_ratio", "ema_psnr_behind"))
+    return any(
+        part in name for part in ("adaptive_weight", "grad_norm", "update_ratio", "ema_psnr_behind")
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,16 +201,24 @@ def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, 
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()
         first_steps = one["step"] <= 2
-        exact = {key for key in one if "train/" in key and (first_steps or not depends_on_gradients(key))}
+        exact = {
+            key for key in one if "train/" in key and (first_steps or not depends_on_gradients(key))
+        }
         expected = {key: one[key] for key in exact}
-        assert {key: other[key] for key in exact} == pytest.approx(expected, rel=tolerance, abs=tolerance)
+        assert {key: other[key] for key in exact} == pytest.approx(
+            expected, rel=tolerance, abs=tolerance
+        )
         assert other == pytest.approx(one, rel=1e-2, abs=1e-5)
     if reference == "one":
         assert ours[2]["train/adaptive_weight"] > 0, "the first step of the adversarial term"
     whole = last_checkpoint(configs[reference])
     parts = last_checkpoint(configs[name])
     for kind in ("model", "ema"):
-        assert_close(weights(configs[name], kind), weights(configs[reference], kind), max(tolerance, QUARTER_STEP))
+        assert_close(
+            weights(configs[name], kind),
+            weights(configs[reference], kind),
+            max(tolerance, QUARTER_STEP),
+        )
     objectives = [load_file(folder / "objective.safetensors") for folder in (parts, whole)]
     assert_close(*objectives, max(tolerance, QUARTER_STEP))
     expected, _ = statistics_in(whole)
@@ -204,7 +243,9 @@ def test_a_resumed_run_equals_the_whole_one_bit_for_bit(runs, name):
     assert len(straight) == 6 + (name == "fsdp2")
     random = straight["random.safetensors"]
     assert sorted(random) == ["0.cpu", "1.cpu"], "the random state of each process"
-    assert not torch.equal(random["0.cpu"], random["1.cpu"]), "each process draws its own dropout masks"
+    assert not torch.equal(random["0.cpu"], random["1.cpu"]), (
+        "each process draws its own dropout masks"
+    )
     assert_equal_tensors(straight, tensors(last_checkpoint(configs[f"{name}_resumed"])))
     assert losses(configs[name]) == losses(configs[f"{name}_resumed"])
 
@@ -213,7 +254,9 @@ def test_every_process_goes_back_if_one_of_them_finds_a_shard_that_is_not_finite
     configs, printed = runs
     run = Run(configs["rolled_back"].output_dir)
     assert [step for step, _ in run.checkpoints.all()] == [1, 2]
-    ((step, to, value),) = json.loads((run.checkpoints.path(2) / "state.json").read_text())["rollbacks"]
+    ((step, to, value),) = json.loads((run.checkpoints.path(2) / "state.json").read_text())[
+        "rollbacks"
+    ]
     assert (step, to) == (2, 1)
     assert value.endswith(" of the averaged weights")
     assert printed.count(f"`{value}` was not finite after step") == 1
@@ -247,7 +290,10 @@ def test_resuming_with_another_number_of_processes_prints_what_is_not_exact(runs
     configs, _ = runs
     config = replace(configs["ddp"], batch_size=4, steps=NUM_STEPS + 1)
     train(config)
-    assert "now 1 processes instead of 2: the clips and the noise drawn for them stay the same" in one_line(capsys)
+    assert (
+        "now 1 processes instead of 2: the clips and the noise drawn for them stay the same"
+        in one_line(capsys)
+    )
     train(replace(config, batch_size=2, steps=NUM_STEPS + 2))
     assert "an update now has 2 clips instead of 4" in one_line(capsys)
 

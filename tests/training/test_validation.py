@@ -28,7 +28,12 @@ class Halves(nn.Module):
 
 
 def clip(value, index):
-    return {"video": torch.full((3, 2, 16, 16), value), "source": f"video {index}", "start": index, "fps": 25.0}
+    return {
+        "video": torch.full((3, 2, 16, 16), value),
+        "source": f"video {index}",
+        "start": index,
+        "fps": 25.0,
+    }
 
 
 def test_it_is_without_tf32():
@@ -50,14 +55,20 @@ def test_every_clip_is_measured_and_up_to_some_are_kept():
     assert len(result.per_clip) == len(clips)
     for index, metrics in enumerate(result.per_clip, 1):
         half = 0.1 * index / NUM_KEPT / 2
-        assert metrics["psnr"] == pytest.approx(10 * torch.log10(torch.tensor(4 / half**2)).item(), rel=1e-4)
-    assert result.metrics["psnr"] == pytest.approx(sum(m["psnr"] for m in result.per_clip) / len(clips))
+        assert metrics["psnr"] == pytest.approx(
+            10 * torch.log10(torch.tensor(4 / half**2)).item(), rel=1e-4
+        )
+    assert result.metrics["psnr"] == pytest.approx(
+        sum(m["psnr"] for m in result.per_clip) / len(clips)
+    )
     spread = [index * len(clips) // NUM_KEPT for index in range(NUM_KEPT)]
     assert [kept.source for kept in result.clips] == [f"video {1 + index}" for index in spread]
     assert result.clips[-1].metrics == result.per_clip[spread[-1]]
     few = validate_model(model.eval(), clips[:1], {})
     assert not model.training
-    assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
+    assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), (
+        "one row for each clip shown"
+    )
 
 
 def test_an_interrupted_validation_leaves_the_model_as_it_was():
@@ -77,7 +88,9 @@ class WithLatent(Halves):
 
 def test_the_latents_of_all_clips_are_summed_up():
     generator = torch.Generator().manual_seed(0)
-    clips = [{**clip(0.0, 0), "video": torch.rand(3, 2, 16, 16, generator=generator)} for _ in range(3)]
+    clips = [
+        {**clip(0.0, 0), "video": torch.rand(3, 2, 16, 16, generator=generator)} for _ in range(3)
+    ]
     assert validate_model(Halves(), clips, {}).latent == {}
     expected = latent_summary(torch.stack([3 * clip["video"][:2] for clip in clips]))
     assert set(expected) == {"std", "dead_channels", "effective_rank", "high_frequencies"}
@@ -104,7 +117,9 @@ def test_the_codes_of_all_clips_are_counted():
 
 
 def test_the_picture_shows_each_clip_at_its_own_speed():
-    result = validate_model(Halves(), [clip(0.5, 0) | {"fps": 60.0}, clip(0.2, 1) | {"fps": 20.0}], {})
+    result = validate_model(
+        Halves(), [clip(0.5, 0) | {"fps": 60.0}, clip(0.2, 1) | {"fps": 20.0}], {}
+    )
     assert result.fps == 60
     assert [shown.fps for shown in result.clips] == [60.0, 20.0]
     assert len(result.picture) == 3 * 2

@@ -27,7 +27,9 @@ class Normalised(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = nn.Conv3d(3, 4, 1)
-        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4, affine=False), nn.Conv3d(4, 3, 1))
+        self.decoder = nn.Sequential(
+            nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4, affine=False), nn.Conv3d(4, 3, 1)
+        )
         self.last = self.decoder[2]
 
     def forward(self, video):
@@ -70,7 +72,9 @@ def test_the_base_of_updates_is_that_of_the_frozen_weights_and_another_is_refuse
     files_of(adapted()).check_base(base)
     assert files_of(CustomAutoencoder(Normalised())).base is None
     files_of(adapted(seed=1)).check_base(None)  # without LoRA
-    with pytest.raises(ValueError, match=r"`model` must be the base model of the run's LoRA updates.*other weights"):
+    with pytest.raises(
+        ValueError, match=r"`model` must be the base model of the run's LoRA updates.*other weights"
+    ):
         files_of(adapted(seed=1)).check_base(base)
 
 
@@ -126,16 +130,25 @@ def test_the_folders_that_other_programs_load_are_made_from_shards(tmp_path, wei
     for weight in model.parameters():
         weight.data.normal_()
     files = files_of(model, is_sharded=True)
-    average = {name: weight + 1 for name, weight in model.named_parameters() if weight.requires_grad}
+    average = {
+        name: weight + 1 for name, weight in model.named_parameters() if weight.requires_grad
+    }
     write_shards(tmp_path / "shards", {"model": model.state_dict(), "ema": average})
     statistics = LatentStatistics([1.0], [2.0])
-    for name, tensors in (("model", model.state_dict()), ("ema", {**model.state_dict(), **average})):
+    for name, tensors in (
+        ("model", model.state_dict()),
+        ("ema", {**model.state_dict(), **average}),
+    ):
         files.save_from_shards(tmp_path / "shards", name, statistics)
         files_of(model).save(tmp_path, name, statistics, tensors)
         published = load_file(tmp_path / "shards" / name / "model.safetensors")
         assert published.keys() == Normalised().state_dict().keys()
         assert_equal(published, load_file(tmp_path / name / "model.safetensors"))
-    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["ema", "model", "shards"]
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [
+        "ema",
+        "model",
+        "shards",
+    ]
     resumed = copy.deepcopy(model)
     for name, expected in (("ema", average), ("model", model.state_dict())):
         files.load(resumed, tmp_path / "shards", name)
@@ -154,7 +167,8 @@ def test_shards_of_another_model_are_refused(tmp_path):
     model = CustomAutoencoder(Normalised())
     write_shards(tmp_path, {"model": {"module.encoder.bias": torch.zeros(3)}})
     with pytest.raises(
-        ValueError, match=r"shards` must be the model's weights, but got no module.encoder.weight; .* and \d+ more"
+        ValueError,
+        match=r"shards` must be the model's weights, but got no module.encoder.weight; .* and \d+ more",
     ):
         files_of(model, is_sharded=True).load(model, tmp_path, "model")
 
@@ -162,7 +176,9 @@ def test_shards_of_another_model_are_refused(tmp_path):
 def test_a_module_that_cannot_be_copied_is_refused():
     model = CustomAutoencoder(Normalised())
     model.module.opened = (number for number in ())
-    with pytest.raises(ValueError, match=r"`autoencoder` must be a module that `copy.deepcopy` copies.*generator"):
+    with pytest.raises(
+        ValueError, match=r"`autoencoder` must be a module that `copy.deepcopy` copies.*generator"
+    ):
         files_of(model)
 
 
@@ -171,7 +187,9 @@ def test_another_architecture_is_refused_by_its_setting(tmp_path):
     CausalVAE(small).save_pretrained(tmp_path)
     check_same_architecture(CausalVAE(small), tmp_path, "causal_vae")
     other = CausalVAE(replace(small, latent_channels=4))
-    with pytest.raises(ValueError, match=r"`latent_channels of causal_vae` must be 3 as in .*, but got 4"):
+    with pytest.raises(
+        ValueError, match=r"`latent_channels of causal_vae` must be 3 as in .*, but got 4"
+    ):
         check_same_architecture(other, tmp_path, "causal_vae")
     config = json.loads((tmp_path / "config.json").read_text())
     del config["latent_channels"]
@@ -184,7 +202,12 @@ def test_the_version_of_diffusers_and_the_statistics_are_no_part_of_the_architec
     class Printable(nn.Module):
         def to_json_string(self):
             return json.dumps(
-                {"_class_name": "Printable", "_diffusers_version": "0.36.0", "dim": 3, "latents_std": [2.0]}
+                {
+                    "_class_name": "Printable",
+                    "_diffusers_version": "0.36.0",
+                    "dim": 3,
+                    "latents_std": [2.0],
+                }
             )
 
     assert architecture_of(Printable()) == {"_class_name": "Printable", "dim": 3}

@@ -53,7 +53,11 @@ class DivergeAfterOne:
     @property
     def is_set(self):
         state = self.trainer.state
-        if state.step == self.trainer.checkpointer.saved_step == 1 and not state.rollbacks and is_last():
+        if (
+            state.step == self.trainer.checkpointer.saved_step == 1
+            and not state.rollbacks
+            and is_last()
+        ):
             local_shard(next(iter(state.ema.averages.values()))).fill_(torch.inf)
         return False
 

@@ -13,7 +13,9 @@ from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
 # What is used elsewhere and not here, with what to use instead.
-_INSTEAD = {"fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."}
+_INSTEAD = {
+    "fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."
+}
 # Names that settings and values have elsewhere, with their names here.
 _OTHER_NAMES = {
     "bf16": "mixed_precision",
@@ -30,7 +32,9 @@ _OTHER_NAMES = {
 
 def describe(value: object) -> str:
     """Describe a value for an error: a tensor by dtype, shape and device, anything else by its `repr` and type."""
-    torch: Any = sys.modules.get("torch")  # takes a second to import; without it, nothing is a tensor
+    torch: Any = sys.modules.get(
+        "torch"
+    )  # takes a second to import; without it, nothing is a tensor
     if torch is not None and isinstance(value, torch.Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     if isinstance(value, int) and value.bit_length() > 300:
@@ -47,7 +51,9 @@ def printable(text: str) -> str:
     """Return a text with control characters, halves of surrogate pairs and the like as escapes, such as `\\x1b`."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def argument_error(
@@ -130,7 +136,9 @@ def check_count(name: str, value: object, *, at_least: int = 1, remedy: str = ""
     return value
 
 
-def check_positive(name: str, value: object, *, remedy: str = "Leave it out for the default.") -> float:
+def check_positive(
+    name: str, value: object, *, remedy: str = "Leave it out for the default."
+) -> float:
     """Return a finite number above 0 as a float.
 
     Args:

@@ -45,7 +45,9 @@ def parse_memory(text: str) -> int:
     units = {unit.lower(): size for unit, size in _UNITS.items()}
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].lower() not in units or float(match[1]) == 0:
-        raise argument_error("memory", f"a number with a unit ({', '.join(_UNITS)})", repr(text), "Use 80GiB.")
+        raise argument_error(
+            "memory", f"a number with a unit ({', '.join(_UNITS)})", repr(text), "Use 80GiB."
+        )
     return int(float(match[1]) * units[match[2].lower()])
 
 
@@ -95,7 +97,10 @@ def _control_group_limits() -> Iterator[int]:
         else:
             continue
         place = root / group.lstrip("/")
-        for folder in (place, *place.parents):  # in a container, the files of a group may be at the root
+        for folder in (
+            place,
+            *place.parents,
+        ):  # in a container, the files of a group may be at the root
             file = folder / name
             if not folder.is_relative_to(root) or not file.is_file():
                 continue

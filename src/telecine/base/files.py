@@ -36,7 +36,9 @@ def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
     """
     kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
     if kind != stat.S_IFREG:  # opening a FIFO would wait
-        raise argument_error(str(path), "a regular file", _KINDS.get(kind, "a device"), "Copy its content to a file.")
+        raise argument_error(
+            str(path), "a regular file", _KINDS.get(kind, "a device"), "Copy its content to a file."
+        )
     # Should it be replaced meanwhile, the open does not wait either.
     flags = getattr(os, "O_NONBLOCK", 0)
     if not follow:
@@ -55,7 +57,9 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         content = file.read(max_bytes + 1) if size <= max_bytes else b""
     size = max(size, len(content))
     if size > max_bytes:
-        raise argument_error(str(path), f"a file of at most {max_bytes} bytes", f"{size} bytes", "Check the path.")
+        raise argument_error(
+            str(path), f"a file of at most {max_bytes} bytes", f"{size} bytes", "Check the path."
+        )
     return content
 
 
@@ -116,7 +120,9 @@ def mark_output(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, atomically; bytes of names that are not UTF-8 become escapes."""
-    atomic_write(path, lambda partial: partial.write_bytes(text.encode("utf-8", "backslashreplace")))
+    atomic_write(
+        path, lambda partial: partial.write_bytes(text.encode("utf-8", "backslashreplace"))
+    )
 
 
 def write_json(path: Path, value: object) -> None:
@@ -155,7 +161,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise argument_error(str(path), "JSON", f"other text ({error})", "Write it again.") from error
+        raise argument_error(
+            str(path), "JSON", f"other text ({error})", "Write it again."
+        ) from error
     if not isinstance(value, dict):
         raise argument_error(str(path), "a JSON object", value, "Write it again.")
     return value

@@ -26,7 +26,9 @@ class Frozen(nn.Module, Generic[Module]):
         self._module: tuple[Any] = (module,)  # PyTorch does not find a module inside a tuple
         self.eval()
         if isinstance(module, nn.Module):
-            for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
+            for (
+                parameter
+            ) in module.parameters():  # scripted modules do not support `module.requires_grad_`
                 parameter.requires_grad_(False)
             # Tensors without values, as in plans, cannot be replaced by themselves.
             tensors = [*module.parameters(), *module.buffers()]

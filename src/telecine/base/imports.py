@@ -48,7 +48,9 @@ def allow_code(*packages: str) -> None:
     """
     for package in packages:
         if not all(part.isidentifier() for part in package.split(".")):
-            raise argument_error("allow_code", "the name of a package", repr(package), "Write e.g. `my_package`.")
+            raise argument_error(
+                "allow_code", "the name of a package", repr(package), "Write e.g. `my_package`."
+            )
     allowed_packages.update(packages)
 
 
@@ -80,12 +82,16 @@ def import_allowed(path: str, name: str) -> object:
             path = new + path.removeprefix(old)
     module, _, attribute = path.rpartition(".")
     if not is_dotted(path):
-        raise argument_error(name, "importable", repr(path), "Write its full path, such as `my_package.my_function`.")
+        raise argument_error(
+            name, "importable", repr(path), "Write its full path, such as `my_package.my_function`."
+        )
     if not _is_allowed(path):
         raise _not_allowed_error(name, path)
     try:
         imported = importlib.import_module(module)
-        value = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
+        value = getattr(
+            imported, attribute, _MISSING
+        )  # may import, too, if the module has a `__getattr__`
     except CODE_ERRORS as error:
         raise argument_error(name, "importable", repr(path), _why(error, path)) from error
     if value is _MISSING:
@@ -136,7 +142,9 @@ def check_arguments(
     title = str(origin_of(function)).rpartition(".")[2]
     called = function if inspect.isclass(function) else getattr(function, "forward", function)
     signature = inspect.signature(called)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    takes_any = any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()
+    )
     for argument in arguments:
         if argument not in signature.parameters and not takes_any:
             remedy = suggestion(argument, signature.parameters)
@@ -148,7 +156,9 @@ def check_arguments(
             signature.bind_partial(**arguments)
     except TypeError as error:
         contract = f"all required arguments of {title}"
-        raise argument_error(name, contract, f"the error: {error}", "Add what is missing.") from error
+        raise argument_error(
+            name, contract, f"the error: {error}", "Add what is missing."
+        ) from error
 
 
 def is_dotted(path: str) -> bool:
@@ -200,7 +210,10 @@ def origin_of(value: object) -> str | None:
 
 def how_to_install(extra: str) -> str:
     """Return the sentence of an error that tells how to install the packages of an extra, such as "diffusers"."""
-    from importlib.metadata import PackageNotFoundError, requires  # takes time that `telecine --version` must not spend
+    from importlib.metadata import (
+        PackageNotFoundError,
+        requires,
+    )  # takes time that `telecine --version` must not spend
 
     try:
         lines = requires("telecine") or []

@@ -24,7 +24,9 @@ def autocast_off(device: torch.device) -> AbstractContextManager[None]:
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the dtype that autocast uses on a device, or None if autocast is off."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(
+        device.type
+    ):
         return None
     return torch.get_autocast_dtype(device.type)
 
@@ -56,7 +58,9 @@ def _save_tf32() -> Callable[[], None]:
     try:
         precision = torch.get_float32_matmul_precision()
         in_convolutions = torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express
+    except (
+        RuntimeError
+    ):  # set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express
         backends: Any = torch.backends
         groups = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         precisions = [group.fp32_precision for group in groups]
@@ -74,7 +78,9 @@ def _save_tf32() -> Callable[[], None]:
     return restore
 
 
-def call_with_cast_weights(module: nn.Module, *inputs: Tensor, separately: nn.Module | None = None) -> Any:
+def call_with_cast_weights(
+    module: nn.Module, *inputs: Tensor, separately: nn.Module | None = None
+) -> Any:
     """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
 
     The gradient of one of these weights needs the backward of all. The layers in `separately` are cast by themselves,
@@ -114,7 +120,10 @@ class _CastTogether(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # for a second derivative
-            return (None, *(None if gradient is None else gradient.to(ctx.dtype) for gradient in gradients))
+            return (
+                None,
+                *(None if gradient is None else gradient.to(ctx.dtype) for gradient in gradients),
+            )
         sources = []
         targets = []
         copies: list[Tensor | None] = []

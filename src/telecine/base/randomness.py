@@ -15,11 +15,17 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one, one per clip, or PyTorch's default
+Generators: TypeAlias = (
+    torch.Generator | Sequence[torch.Generator] | None
+)  # one, one per clip, or PyTorch's default
 
 
 def rand(
-    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+    shape: Sequence[int],
+    *,
+    generator: Generators,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return uniform numbers in [0, 1).
 
@@ -33,7 +39,11 @@ def rand(
 
 
 def randn(
-    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+    shape: Sequence[int],
+    *,
+    generator: Generators,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return standard normal numbers.
 
@@ -46,7 +56,9 @@ def randn(
     return _draw(partial(torch.randn, device=device, dtype=dtype), shape, generator, device)
 
 
-def randint(high: int, shape: Sequence[int], *, generator: Generators, device: torch.device) -> Tensor:
+def randint(
+    high: int, shape: Sequence[int], *, generator: Generators, device: torch.device
+) -> Tensor:
     """Return uniform integers in [0, high).
 
     Args:
@@ -71,7 +83,9 @@ def host_rand(count: int, generator: Generators) -> list[float]:
     return torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
 
 
-def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+def _draw(
+    draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device
+) -> Tensor:
     if generator is None:
         return draw(tuple(shape), generator=None)
     if isinstance(generator, torch.Generator):
@@ -81,14 +95,20 @@ def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generato
         _check_device(clip_generator, device)
     if len(generator) != shape[0]:
         remedy = "Pass one generator, or a sequence with one per clip."
-        raise argument_error("generator", f"one generator or {shape[0]}", f"{len(generator)} of them", remedy)
-    return torch.stack([draw(tuple(shape[1:]), generator=clip_generator) for clip_generator in generator])
+        raise argument_error(
+            "generator", f"one generator or {shape[0]}", f"{len(generator)} of them", remedy
+        )
+    return torch.stack(
+        [draw(tuple(shape[1:]), generator=clip_generator) for clip_generator in generator]
+    )
 
 
 def _check_device(generator: torch.Generator, device: torch.device) -> None:
     if generator.device.type != device.type:
         remedy = f'Create it with `torch.Generator("{device.type}")`.'
-        raise argument_error("generator", f"on {device}", f"a generator on {generator.device}", remedy)
+        raise argument_error(
+            "generator", f"on {device}", f"a generator on {generator.device}", remedy
+        )
 
 
 def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> list[torch.Generator]:

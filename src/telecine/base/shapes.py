@@ -29,14 +29,20 @@ def check_video(name: str, value: object) -> None:
     """
     contract = "a floating-point tensor of shape (B, C, T, H, W)"
     if not isinstance(value, Tensor):
-        raise argument_error(name, contract, describe(value), "Convert it with `torch.as_tensor(...).float()`.")
+        raise argument_error(
+            name, contract, describe(value), "Convert it with `torch.as_tensor(...).float()`."
+        )
     if value.ndim != 5:
         remedy = "Add a batch axis with `[None]` to a single clip, a time axis with `[:, :, None]` to images."
         raise argument_error(name, contract, value, remedy)
     if not value.is_floating_point():
-        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `video.float() / 127.5 - 1`.")
+        raise argument_error(
+            name, contract, value, "Map bytes to [-1, 1] with `video.float() / 127.5 - 1`."
+        )
     if 0 in value.shape:
-        raise argument_error(name, f"{contract} without empty axes", value, "Drop empty batches before the loss.")
+        raise argument_error(
+            name, f"{contract} without empty axes", value, "Drop empty batches before the loss."
+        )
 
 
 def check_frames(name: str, value: object) -> None:
@@ -50,11 +56,18 @@ def check_frames(name: str, value: object) -> None:
         remedy = "Take frames from a video (B, C, T, H, W) with `pick_frames`; add a batch axis to one with `[None]`."
         raise argument_error(name, contract, describe(value), remedy)
     if not value.is_floating_point():
-        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `frames.float() / 127.5 - 1`.")
+        raise argument_error(
+            name, contract, value, "Map bytes to [-1, 1] with `frames.float() / 127.5 - 1`."
+        )
 
 
 def check_same_shape(
-    name: str, value: Tensor, other_name: str, other: Tensor, *, remedy: str = "Crop or pad one to match the other."
+    name: str,
+    value: Tensor,
+    other_name: str,
+    other: Tensor,
+    *,
+    remedy: str = "Crop or pad one to match the other.",
 ) -> None:
     """Check that two tensors have the same shape: broadcasting would compare unrelated values.
 
@@ -93,7 +106,9 @@ def check_range(name: str, value: Tensor) -> None:
     high = float(bounds.max.float().numpy())
     if low < VALUE_RANGE[0] - _RANGE_TOLERANCE or high > VALUE_RANGE[1] + _RANGE_TOLERANCE:
         remedy = "Map [0, 1] with `x * 2 - 1`, bytes with `x / 127.5 - 1`."
-        raise argument_error(name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy)
+        raise argument_error(
+            name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy
+        )
     if 0 <= low < high:
         text = f"`{name}` has no value below 0. If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
         warnings.warn(text, stacklevel=2)

@@ -46,7 +46,9 @@ class PlainConsole(Console):
 console = PlainConsole()
 
 
-def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def with_progress(
+    items: Iterable[Item], description: str, total: int | None = None
+) -> Iterator[Item]:
     """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal.
 
     Args:
@@ -58,7 +60,9 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
         total = len(items)  # type: ignore[arg-type]
     progress_console = Console(stderr=True)
     if progress_console.is_terminal:
-        from rich.progress import track  # takes time that help and mistakes on the command line must not spend
+        from rich.progress import (
+            track,
+        )  # takes time that help and mistakes on the command line must not spend
 
         yield from track(items, description, total=total, console=progress_console, transient=True)
         return
@@ -70,4 +74,6 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
         if now - last > SECONDS_BETWEEN_LINES:
             last = now
             left = (now - start) / num_done * (total - num_done)
-            progress_console.out(f"{description} {num_done}/{total}  {left / 60:.1f} min left", highlight=False)
+            progress_console.out(
+                f"{description} {num_done}/{total}  {left / 60:.1f} min left", highlight=False
+            )

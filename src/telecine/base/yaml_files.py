@@ -59,7 +59,9 @@ class _Document:
         self.lines.setdefault(name, line)
         if isinstance(event, yaml.AliasEvent):
             got = f"one in line {self.lines[name]}"
-            raise argument_error(self.name, "settings without aliases (`*name`)", got, "Write the value out.")
+            raise argument_error(
+                self.name, "settings without aliases (`*name`)", got, "Write the value out."
+            )
         if event.tag is not None:
             raise yaml.YAMLError(f"a tag in line {line}")
         if isinstance(event, yaml.ScalarEvent):
@@ -134,7 +136,9 @@ def _read_document(path: Path) -> _Document:
         reason = " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             reason = f"{error.problem} in line {error.problem_mark.line + 1}"
-        raise argument_error(str(path), "YAML in UTF-8", f"other text ({shorten(reason)})", "Correct it.") from error
+        raise argument_error(
+            str(path), "YAML in UTF-8", f"other text ({shorten(reason)})", "Correct it."
+        ) from error
     if document.value is not None and not isinstance(document.value, dict):
         got = f"{'a list' if isinstance(document.value, list) else 'text'} in line {document.lines['']}"
         raise argument_error(str(path), "`key: value` lines", got, "Write one setting per line.")

@@ -87,7 +87,9 @@ def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS.values():
-        subparser = subparsers.add_parser(command.name, help=command.summary, conflict_handler="resolve")
+        subparser = subparsers.add_parser(
+            command.name, help=command.summary, conflict_handler="resolve"
+        )
         if with_arguments:
             command.add_arguments(subparser)
     return parser
@@ -99,9 +101,13 @@ def _warn_about_settings(settings: TrainConfig, files: Sequence[str], words: Seq
     if files == ["demo"] and "--config" not in options:
         console.say("without --data and --config: the demo, on four sample videos")
     for option in options:
-        is_of_model = option.startswith("--causal_vae") and not option.startswith("--causal_vae.flow")
+        is_of_model = option.startswith("--causal_vae") and not option.startswith(
+            "--causal_vae.flow"
+        )
         if is_of_model and settings.model is not None:
-            console.say(f"warning: {option} changes nothing: the model that `--model` names stays as it is")
+            console.say(
+                f"warning: {option} changes nothing: the model that `--model` names stays as it is"
+            )
             break
     if isinstance(settings, DistillConfig):
         for option in ("--model", "--random_weights"):
@@ -128,7 +134,9 @@ def train(
     if dry_run:
         try_update(settings, console=console).print_to(console)
     else:
-        train(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(console)
+        train(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(
+            console
+        )
 
 
 def evaluate(
@@ -166,7 +174,9 @@ def evaluate(
             for line in table.splitlines():
                 console.say(line)
     elif checkpoint is None:
-        raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
+        raise argument_error(
+            "checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions."
+        )
     else:
         evaluate(checkpoint, settings, output=output).print_to(console)
     if output is not None:
@@ -176,10 +186,13 @@ def evaluate(
 def reconstruct(
     settings: ReconstructConfig,
     checkpoint: Annotated[str, f"{_MODEL}."],
-    video: Annotated[str, "The video or image to reconstruct, or a folder of videos, or of images."],
+    video: Annotated[
+        str, "The video or image to reconstruct, or a folder of videos, or of images."
+    ],
     *,
     output: Annotated[
-        str, "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
+        str,
+        "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one.",
     ],
 ) -> None:
     """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
@@ -224,14 +237,18 @@ def recipes(
     if action == "list":
         print("\n".join(describe_recipes()))
     elif name is None:
-        raise argument_error("name", "given", "nothing", "`telecine recipes list` prints all names.")
+        raise argument_error(
+            "name", "given", "nothing", "`telecine recipes list` prints all names."
+        )
     else:
         print(find_recipe(name).read_text(encoding="utf-8"), end="")
 
 
 def config(
     action: Annotated[Literal["validate", "schema"], "What to do."],
-    files: Annotated[list[str], "The files, or recipes, to check: later ones override earlier ones."] = [],  # noqa: B006
+    files: Annotated[
+        list[str], "The files, or recipes, to check: later ones override earlier ones."
+    ] = [],  # noqa: B006
 ) -> None:
     """Check settings files, or print the JSON schema by which editors check and complete them.
 
@@ -275,7 +292,9 @@ def checkpoint(
     if not Checkpoints.is_checkpoint(folder):
         folders = [path for _, path in Run(folder).checkpoints.all()]
     if not folders:
-        raise argument_error("run", "the folder of a run or of a checkpoint", run, "Check the spelling.")
+        raise argument_error(
+            "run", "the folder of a run or of a checkpoint", run, "Check the spelling."
+        )
     errors = []
     for path in folders:
         damage = Checkpoints.damage_of(path)
@@ -286,9 +305,12 @@ def checkpoint(
         raise DamagedError(" ".join(errors))
 
 
+_Nets = Annotated[list[str], "vgg (training), alex (evaluation); both by default."]
+
+
 def weights(
     action: Annotated[Literal["fetch", "verify"], "What to do."],
-    nets: Annotated[list[str], "vgg (training), alex (evaluation); both by default."] = ["vgg", "alex"],  # noqa: B006
+    nets: _Nets = ["vgg", "alex"],  # noqa: B006
 ) -> None:
     """Download or verify the frozen networks of LPIPS."""
     from telecine.losses.perceptual.weights import fetch, verify

@@ -87,7 +87,9 @@ class Command:
         for parameter in inspect.signature(self.run).parameters.values():
             if parameter.name != "settings":
                 _add_argument(parser, parameter, hints[parameter.name])
-        parser.add_argument("--allow_code", action="append", metavar="PACKAGE", default=[], help=_ALLOW_CODE_HELP)
+        parser.add_argument(
+            "--allow_code", action="append", metavar="PACKAGE", default=[], help=_ALLOW_CODE_HELP
+        )
         return source
 
     def help(self) -> str:
@@ -119,7 +121,9 @@ class Command:
         arguments, unknown = parse_words(parser, words, self.settings)
         if unknown:
             option = unknown[0].partition("=")[0]
-            raise ValueError(f"`{option}` is not an argument of this command. {self._remedy(option)}".rstrip())
+            raise ValueError(
+                f"`{option}` is not an argument of this command. {self._remedy(option)}".rstrip()
+            )
         allow_code(*arguments.pop("allow_code"))
         if source is None or self.settings is None:
             return arguments, []
@@ -135,9 +139,13 @@ class Command:
         for name in launched:
             places.setdefault(name, "It is from `accelerate launch`.")
         if self.trains and not files:
-            files = [self._default_recipe({**dict(flat_items(environment)), **dict(flat_items(typed))})]
+            files = [
+                self._default_recipe({**dict(flat_items(environment)), **dict(flat_items(typed))})
+            ]
         own_arguments = {name: value for name, value in arguments.items() if name in names}
-        own_arguments["settings"] = settings_from(self.settings, files, [launched, environment, typed], places)
+        own_arguments["settings"] = settings_from(
+            self.settings, files, [launched, environment, typed], places
+        )
         return own_arguments, files
 
     def _remedy(self, option: str) -> str:
@@ -145,7 +153,9 @@ class Command:
             names = [*inspect.signature(self.run).parameters]
             if self.settings is not None:
                 names.append("config")
-                names += [setting.name for setting in settings_of(self.settings, inside_values=True)]
+                names += [
+                    setting.name for setting in settings_of(self.settings, inside_values=True)
+                ]
             return nearest(option, [f"--{name}" for name in names])
         if self.settings is None:
             return ""

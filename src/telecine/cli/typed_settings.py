@@ -31,7 +31,9 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def parse_words(parser: Parser, words: Sequence[str], settings: type | None) -> tuple[dict[str, Any], list[str]]:
+def parse_words(
+    parser: Parser, words: Sequence[str], settings: type | None
+) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments in words by name, and the words that are none.
 
     Args:
@@ -39,7 +41,11 @@ def parse_words(parser: Parser, words: Sequence[str], settings: type | None) -> 
         words: What is typed.
         settings: The dataclass of the settings, if there are any.
     """
-    names = [] if settings is None else [setting.name for setting in settings_of(settings, inside_values=True)]
+    names = (
+        []
+        if settings is None
+        else [setting.name for setting in settings_of(settings, inside_values=True)]
+    )
     for option in dict.fromkeys(word.partition("=")[0] for word in words):
         # Names that no parser can list: those in a dict, such as `--objective.terms.wavelet.weight`.
         if option.startswith("--") and "." in option and option[2:] not in names:
@@ -87,13 +93,19 @@ class SettingsReader(CliSettingsSource[Any]):
         except UnreadableError as error:
             raise ValueError(str(error)) from error
         # Names that users choose have values of any type.
-        free = {name: text for name, text in options.items() if not FREE_NAMES.isdisjoint(name.split(".")[:-1])}
+        free = {
+            name: text
+            for name, text in options.items()
+            if not FREE_NAMES.isdisjoint(name.split(".")[:-1])
+        }
         return merged([values, nested((name, parse_yaml(text)) for name, text in free.items())])
 
 
 def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:
     """Add settings to a parser, and return what reads them."""
-    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in kind.__pydantic_fields__.items()}
+    fields: dict[str, Any] = {
+        name: (field.annotation, field) for name, field in kind.__pydantic_fields__.items()
+    }
     model = create_model("Settings", __base__=_Settings, **fields)
     return SettingsReader(model, root_parser=parser)
 

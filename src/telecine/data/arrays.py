@@ -24,7 +24,16 @@ _TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 _FPS = 25.0  # arrays have no times
 _MAX_UNPACKED = 2**31  # bytes of the array of an `.npz`, which is unpacked whole
 # Errors of NumPy for files that are no arrays, damaged or encrypted.
-_ERRORS = (OSError, ValueError, EOFError, RuntimeError, MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error)
+_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo:
@@ -44,14 +53,20 @@ def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> Video
     if layout is None:
         layout = "T H W" if values.ndim == 3 else "T H W C"
     if values.ndim != len(layout.split()):
-        raise DecodeError(f"{source}: shape {values.shape}, but not the axes {layout}; set `clips.layout`")
+        raise DecodeError(
+            f"{source}: shape {values.shape}, but not the axes {layout}; set `clips.layout`"
+        )
     if dtype.name not in _TYPES:
         raise DecodeError(f"{source}: values of {dtype}, which are not {', '.join(_TYPES)}")
     if dtype.kind == "f" and not config.range:
-        raise DecodeError(f"{source}: values of {dtype}, for which `clips.range` must say what is black and white")
+        raise DecodeError(
+            f"{source}: values of {dtype}, for which `clips.range` must say what is black and white"
+        )
     num_frames, height, width, num_channels = _as_frames(values, layout).shape
     if num_channels != config.num_channels:
-        raise DecodeError(f"{source}: {num_channels} channels, but `clips.channels` has {config.num_channels}")
+        raise DecodeError(
+            f"{source}: {num_channels} channels, but `clips.channels` has {config.num_channels}"
+        )
     check_frame(source, width, height, config)
     is_image = "T" not in layout
     fps = 1.0 if is_image else _FPS
@@ -93,10 +108,14 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
     smallest = float(values.min())
     largest = float(values.max())
     # The limits as the type of the file rounds them: a float32 cannot be 0.1.
-    low_stored, high_stored = np.array(info.range, stored.dtype if stored.dtype.kind == "f" else float)
+    low_stored, high_stored = np.array(
+        info.range, stored.dtype if stored.dtype.kind == "f" else float
+    )
     if not (low_stored <= smallest and largest <= high_stored):
         text = f"values from {smallest:g} to {largest:g} in frames {frames.start} to {frames[-1]}"
-        raise DataError(f"{info.path}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one.")
+        raise DataError(
+            f"{info.path}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one."
+        )
     video = values.sub_(low).div_((high - low) / 2).sub_(1).float().clamp_(-1, 1)
     if size == (info.height, info.width):
         return video
@@ -147,11 +166,15 @@ def _open(source: Source, deadline: Deadline | None = None) -> Any:
 
 def _load(source: Path | TarMember) -> Any:
     content = path_or_content(source)
-    loaded = np.load(content, mmap_mode="r" if isinstance(content, Path) else None, allow_pickle=False)
+    loaded = np.load(
+        content, mmap_mode="r" if isinstance(content, Path) else None, allow_pickle=False
+    )
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         return loaded
     with loaded as archive:
         members = archive.zip.infolist()
         if len(members) != 1 or members[0].file_size > _MAX_UNPACKED:
-            raise ValueError(f"it must have one array of at most {_MAX_UNPACKED} bytes; save it as .npy")
+            raise ValueError(
+                f"it must have one array of at most {_MAX_UNPACKED} bytes; save it as .npy"
+            )
         return archive[archive.files[0]]

@@ -30,7 +30,9 @@ class ClipSpec:
 
     span: Span
     start: int  # index of the first frame in the video
-    crop_scale: float  # how much of the picture the crop shows: 1 is the least, `scale_jitter` all of it
+    crop_scale: (
+        float  # how much of the picture the crop shows: 1 is the least, `scale_jitter` all of it
+    )
     top: float  # position of the crop, from 0 at the top to 1 at the bottom
     left: float  # from 0 at the left to 1 at the right
     flip: bool  # left to right
@@ -161,7 +163,9 @@ def video_from_bytes(frames: Tensor) -> Tensor:
     if frames.dtype == torch.float32 and has_axes:
         return frames.movedim(-1, -4).contiguous()
     if frames.dtype not in (torch.uint8, torch.uint16) or not has_axes:
-        raise argument_error("frames", "uint8 or uint16 of shape (..., T, H, W, C)", frames, "Pass decoded frames.")
+        raise argument_error(
+            "frames", "uint8 or uint16 of shape (..., T, H, W, C)", frames, "Pass decoded frames."
+        )
     half = 127.5 if frames.dtype == torch.uint8 else 32767.5
     video = frames.movedim(-1, -4).to(torch.float32, memory_format=torch.contiguous_format)
     return video.div_(half).sub_(1.0)
@@ -181,7 +185,9 @@ def bytes_from_video(video: Tensor, bit_depth: Literal[8, 16] = 8) -> Tensor:
         ValueError: `video` is not floating point, or has fewer than four axes.
     """
     if not video.is_floating_point() or video.ndim < 4:
-        raise argument_error("video", "floating point of shape (..., C, T, H, W)", video, "Pass video in [-1, 1].")
+        raise argument_error(
+            "video", "floating point of shape (..., C, T, H, W)", video, "Pass video in [-1, 1]."
+        )
     if bit_depth == 8:
         half = 127.5
         dtype = torch.uint8

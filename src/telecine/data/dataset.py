@@ -146,7 +146,9 @@ class ClipDataset(Dataset[Clip]):
         pools = list(self._videos.values())
         if self._images is not None:
             pools.append(self._images)
-        used = {id(span) for pool in pools for span in pool.spans}  # by identity: spans may be equal
+        used = {
+            id(span) for pool in pools for span in pool.spans
+        }  # by identity: spans may be equal
         return [span for span in spans if id(span) in used]
 
     def __getitem__(self, item: int | Item) -> Clip:
@@ -179,7 +181,9 @@ class ClipDataset(Dataset[Clip]):
                     self._logged.add(path)
                     logger.warning("replacing clips that cannot be decoded: %s", error)
         got = f"{_MAX_ATTEMPTS} clips in a row that cannot be decoded"
-        raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
+        raise argument_error(
+            "data", "decodable", got, "Remove the files named in the log.", DataError
+        )
 
     def names_of(self, items: Sequence[Item]) -> list[str]:
         """Return the names of items `(step, index)` of one step. Clips of one name are equal."""
@@ -200,7 +204,9 @@ class ClipDataset(Dataset[Clip]):
     def _draw_pool(self, step: int) -> tuple[_SpanPool, Bucket]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "step", step))
         bucket = draw_bucket(self.config.train_buckets, generator)
-        is_image = float(torch.rand((), generator=generator, dtype=torch.float64)) < self.image_ratio
+        is_image = (
+            float(torch.rand((), generator=generator, dtype=torch.float64)) < self.image_ratio
+        )
         if is_image and self._images is not None:
             return self._images, bucket.as_image()
         return self._videos[bucket.num_frames], bucket
@@ -242,7 +248,9 @@ def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipCon
     """Return the fraction of steps that train on images: 1 if there are no videos."""
     if config.image_ratio > 0 and not images:
         remedy = "Add images to the data, or set it to 0."
-        raise argument_error("image_ratio", "0 for data without images", config.image_ratio, remedy, DataError)
+        raise argument_error(
+            "image_ratio", "0 for data without images", config.image_ratio, remedy, DataError
+        )
     if not videos and images:
         return 1.0
     if images and config.image_ratio == 0:

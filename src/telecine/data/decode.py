@@ -62,12 +62,18 @@ _CODECS_WITH_REFERENCE_FLAGS = ("h264",)
 # Of this many frames after a clip, the decoder returns at least one, which tells that a frame is missing.
 _MAX_SKIPPED = 32
 _NUM_AT_ONCE = 16  # frames of an array that are read at once
-_OPEN_OPTIONS: dict[str, Any] = {"options": {"format_whitelist": ",".join([*_CONTAINERS, _ANIMATED_IMAGE])}}
+_OPEN_OPTIONS: dict[str, Any] = {
+    "options": {"format_whitelist": ",".join([*_CONTAINERS, _ANIMATED_IMAGE])}
+}
 if int(av.__version__.split(".")[0]) < 19:
     # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
     _OPEN_OPTIONS["metadata_errors"] = "replace"
 
-VIDEO_ERRORS = (FFmpegError, OSError, ValueError)  # a `ValueError`: FFmpeg reads it, but PyAV does not know it
+VIDEO_ERRORS = (
+    FFmpegError,
+    OSError,
+    ValueError,
+)  # a `ValueError`: FFmpeg reads it, but PyAV does not know it
 
 
 @contextmanager
@@ -85,7 +91,10 @@ def open_video(
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
         DataError: a file at an address has not arrived by the deadline.
     """
-    with decode_errors(path, VIDEO_ERRORS), open_local(as_source(path), _open_container, deadline) as container:
+    with (
+        decode_errors(path, VIDEO_ERRORS),
+        open_local(as_source(path), _open_container, deadline) as container,
+    ):
         if container.format.name == _ANIMATED_IMAGE:
             raise DecodeError(f"{path}: {ANIMATED}")
         stream = _moving_stream(container)
@@ -93,9 +102,13 @@ def open_video(
             raise DecodeError(f"{path}: has no video stream")
         if stream.codec_context is None:
             raise DecodeError(f"{path}: no decoder for its codec is available")
-        stream.codec_context.thread_count = 1  # a worker hangs if it is forked while decoder threads are alive
+        stream.codec_context.thread_count = (
+            1  # a worker hangs if it is forked while decoder threads are alive
+        )
         stream.codec_context.thread_type = "NONE"
-        stream.codec_context.options = {"max_pixels": str(max_pixels)}  # also for frames that grow within the stream
+        stream.codec_context.options = {
+            "max_pixels": str(max_pixels)
+        }  # also for frames that grow within the stream
         yield container, stream
 
 
@@ -109,7 +122,9 @@ def _open_container(source: Path | TarMember) -> InputContainer:
         return av.open(url, **_OPEN_OPTIONS)
     except av.error.ArgumentError as error:
         formats = " ".join(_CONTAINERS)
-        raise DecodeError(f"{source}: not one of the formats that are read ({formats}), or damaged") from error
+        raise DecodeError(
+            f"{source}: not one of the formats that are read ({formats}), or damaged"
+        ) from error
 
 
 def _moving_stream(container: InputContainer) -> VideoStream | None:
@@ -120,7 +135,10 @@ def _moving_stream(container: InputContainer) -> VideoStream | None:
 
 
 def decoded_frames(
-    packets: Iterable[Packet[VideoStream]], *, alpha: bool = False, needed: Container[int] | None = None
+    packets: Iterable[Packet[VideoStream]],
+    *,
+    alpha: bool = False,
+    needed: Container[int] | None = None,
 ) -> Iterator[VideoFrame]:
     """Decode packets into frames in display order.
 
@@ -231,7 +249,9 @@ def read_clip(
     return _read_video(info, indices, size or (info.height, info.width), max_pixels, pixels)
 
 
-def _read_video(info: VideoInfo, indices: range, size: tuple[int, int], max_pixels: int, pixels: PixelFormat) -> Tensor:
+def _read_video(
+    info: VideoInfo, indices: range, size: tuple[int, int], max_pixels: int, pixels: PixelFormat
+) -> Tensor:
     dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
     clip = torch.empty(len(indices), CHANNELS[pixels.channels], *size, dtype=dtype)
     converter = FrameConverter(pixels, size)
@@ -271,7 +291,9 @@ def _numbered_frames(
     """Yield frames with their indices in the video, by their timestamps if these are unique; -1 for others."""
     if info.seekable:
         end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
-        index_of: dict[int | None, int] = {info.pts[index]: index for index in range(indices[0], end)}
+        index_of: dict[int | None, int] = {
+            info.pts[index]: index for index in range(indices[0], end)
+        }
         for frame in frames:
             yield index_of.get(frame.pts, -1), frame
     else:  # decoded from the start
@@ -284,7 +306,9 @@ def _check_intact(frame: VideoFrame, path: AnyPath) -> None:
         raise DecodeError(f"{path}: the frame with timestamp {frame.pts} is corrupt")
 
 
-def _packets_from_keyframe(info: VideoInfo, start: int, max_pixels: int) -> Generator[Packet[VideoStream], None, None]:
+def _packets_from_keyframe(
+    info: VideoInfo, start: int, max_pixels: int
+) -> Generator[Packet[VideoStream], None, None]:
     """Yield packets from a keyframe displayed at or before frame `start`.
 
     Containers seek by decoding time or byte position. If a seek ends too late, try an earlier keyframe, then the start.
@@ -303,7 +327,12 @@ def _packets_from_keyframe(info: VideoInfo, start: int, max_pixels: int) -> Gene
             packets = container.demux(stream)
             first = next(packets, None)
             latest = info.pts[keyframes[-1]]
-            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= latest:
+            if (
+                first is not None
+                and first.is_keyframe
+                and first.pts is not None
+                and first.pts <= latest
+            ):
                 yield first
                 yield from packets
                 return

@@ -17,7 +17,17 @@ from telecine.data.index import Skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.samples import sample_videos
-from telecine.data.source import PROTOCOLS, SUFFIXES, File, RemotePath, Source, Span, is_address, is_file_name, kind_of
+from telecine.data.source import (
+    PROTOCOLS,
+    SUFFIXES,
+    File,
+    RemotePath,
+    Source,
+    Span,
+    is_address,
+    is_file_name,
+    kind_of,
+)
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -61,7 +71,9 @@ def load_spans(
         infos, skipped = index_videos(sources, index=cache.info)
         is_complete = True
     finally:
-        cache.save(is_complete=is_complete)  # also after an interrupt, so that finished work is kept
+        cache.save(
+            is_complete=is_complete
+        )  # also after an interrupt, so that finished work is kept
     info_of = {info.path: info for info in infos}
     spans: list[Span] = []
     empty: list[Skipped] = []
@@ -78,7 +90,12 @@ def load_spans(
         remedy = "Segments count from the first frame of each file."
         raise argument_error(name, contract, Skipped.listed(empty), remedy, DataError)
     if empty:
-        logger.warning("skipped %d of %d segments: %s", len(empty), len(spans) + len(empty), Skipped.listed(empty))
+        logger.warning(
+            "skipped %d of %d segments: %s",
+            len(empty),
+            len(spans) + len(empty),
+            Skipped.listed(empty),
+        )
     return spans, skipped + empty
 
 
@@ -89,7 +106,9 @@ def sources_of(data: str | None) -> set[Source]:
     return {segment.source for segment in find_segments(data, IndexCache(data))}
 
 
-def find_segments(path: str | PathLike[str], cache: IndexCache, *, name: str = "data") -> list[Segment]:
+def find_segments(
+    path: str | PathLike[str], cache: IndexCache, *, name: str = "data"
+) -> list[Segment]:
     """List the segments at `path`, see `load_spans`, without indexing them.
 
     Args:
@@ -106,7 +125,9 @@ def find_segments(path: str | PathLike[str], cache: IndexCache, *, name: str = "
         matches = _matches(pattern)
         if not matches:
             contract = "a file, a folder, a list or tar files"
-            raise argument_error(name, contract, f"{pattern}, which does not exist", "Check the path.", DataError)
+            raise argument_error(
+                name, contract, f"{pattern}, which does not exist", "Check the path.", DataError
+            )
         roots.extend(matches)
     files: list[File] = []
     for root in roots:
@@ -122,7 +143,9 @@ def find_segments(path: str | PathLike[str], cache: IndexCache, *, name: str = "
             segments.append(Segment(file))
     if not segments:
         suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
-        raise argument_error(name, f"a path with videos, images or arrays ({suffixes})", f"{path}", _CHECK, DataError)
+        raise argument_error(
+            name, f"a path with videos, images or arrays ({suffixes})", f"{path}", _CHECK, DataError
+        )
     return segments
 
 
@@ -159,7 +182,9 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
         raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
     videos = [file for file in files if kind_of(file) != "images"]
     if 0 < len(videos) < len(files):
-        logger.warning("%d images in %s are not used beside its videos", len(files) - len(videos), path)
+        logger.warning(
+            "%d images in %s are not used beside its videos", len(files) - len(videos), path
+        )
     return videos or files
 
 
@@ -180,7 +205,9 @@ def _media_at(path: File, *, archives: bool = True) -> list[File]:
         else:
             others.append(file)
     if others:
-        counts = ", ".join(f"{number} {suffix}" for suffix, number in sorted(_count_suffixes(others).items()))
+        counts = ", ".join(
+            f"{number} {suffix}" for suffix, number in sorted(_count_suffixes(others).items())
+        )
         logger.warning("ignored in %s: %s", path, counts)
     return media
 
@@ -210,7 +237,9 @@ def check_output(name: str, data: str | PathLike[str] | None, output: str | Path
         ValueError: it is an address, or a folder that is searched for data.
     """
     if "://" in str(output):
-        raise argument_error(name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards.")
+        raise argument_error(
+            name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards."
+        )
     if data is None:
         return
     for pattern in _expand(data):
@@ -219,7 +248,9 @@ def check_output(name: str, data: str | PathLike[str] | None, output: str | Path
         if not path.is_dir() and not is_pattern:
             continue
         if deepest_folder(path).resolve() == Path(output).resolve():
-            raise argument_error(name, "another folder than the data", repr(str(output)), "Name a folder inside it.")
+            raise argument_error(
+                name, "another folder than the data", repr(str(output)), "Name a folder inside it."
+            )
 
 
 def files_below(folder: File, *, log: bool = True) -> list[File]:
@@ -265,7 +296,9 @@ def files_below(folder: File, *, log: bool = True) -> list[File]:
 
 def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
     if skipped:
-        logger.warning("skipped %s in %s: %s", count(len(skipped), "folder"), root, Skipped.listed(skipped))
+        logger.warning(
+            "skipped %s in %s: %s", count(len(skipped), "folder"), root, Skipped.listed(skipped)
+        )
 
 
 def _check_path(path: str | PathLike[str], name: str) -> None:
@@ -276,13 +309,19 @@ def _check_path(path: str | PathLike[str], name: str) -> None:
     if _URL.match(text) and not is_address(text) and not Path(text).exists():
         protocols = ", ".join(f"{protocol}://" for protocol in PROTOCOLS)
         contract = f"a path, or an address that begins with {protocols}"
-        raise argument_error(name, contract, text, "Download the files, or mount the bucket as a folder.", DataError)
+        raise argument_error(
+            name, contract, text, "Download the files, or mount the bucket as a folder.", DataError
+        )
     if Path(text).suffix.lower() in _OTHER_ARRAYS:
         remedy = "Save each clip with `numpy.save`, e.g. `numpy.save('a.npy', h5py.File('a.h5')['clips'][0])`."
         raise argument_error(name, "arrays as .npy or .npz", text, remedy, DataError)
     if _COMPRESSED.search(text):
-        contract = "an uncompressed tar file, because members are read without unpacking the archive"
-        raise argument_error(name, contract, text, "Repack it without compression. Videos hardly shrink.", DataError)
+        contract = (
+            "an uncompressed tar file, because members are read without unpacking the archive"
+        )
+        raise argument_error(
+            name, contract, text, "Repack it without compression. Videos hardly shrink.", DataError
+        )
 
 
 def _matches(pattern: str) -> list[File]:
@@ -333,7 +372,9 @@ def _expand_braces(pattern: str) -> list[str]:
         num_choices = 1 + int(last) - int(first)
     if num_choices * len(tails) > _MOST_PATHS:
         contract = f"a pattern whose braces stand for at most {_MOST_PATHS} paths"
-        raise argument_error("data", contract, shorten(repr(pattern)), "Use `*`, or a list of files.", DataError)
+        raise argument_error(
+            "data", contract, shorten(repr(pattern)), "Use `*`, or a list of files.", DataError
+        )
     if bounds is not None:
         choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return [f"{head}{choice}{tail}" for choice in choices for tail in tails]

@@ -56,7 +56,9 @@ def split_videos(
     image_groups = _group(images, holdout)
     if not videos and len(image_groups) < 2:
         got = "one image" if image_groups else "nothing"
-        raise argument_error("data", "a video or two images", got, "Add some, or set `val_data`.", DataError)
+        raise argument_error(
+            "data", "a video or two images", got, "Add some, or set `val_data`.", DataError
+        )
     train: list[Span] = []
     held_out: list[Span] = []
     if videos:
@@ -104,7 +106,9 @@ def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fracti
     remedy = "`val_data` names other files to validate on, `clips.holdout` other groups"
     if len(files) == 1 < len(all_files):
         (file,) = files
-        logger.warning("one of %d files is all that is held out: %s; %s", len(all_files), file, remedy)
+        logger.warning(
+            "one of %d files is all that is held out: %s; %s", len(all_files), file, remedy
+        )
     if fraction > max(_MAX_FRACTION, val_fraction):
         text = "%.0f %% of the frames are held out, %s; %s"
         logger.warning(text, 100 * fraction, describe_held_out(train, held_out), remedy)
@@ -118,14 +122,18 @@ def _split_videos(
         contract = f"long enough for a clip of {clip_span} frames, (num_frames - 1) * stride + 1"
         raise _too_short(contract, spans, "Use fewer frames or a smaller stride.")
     groups = []
-    grouped = long_enough if holdout == _EARLIER else spans  # the order of groups is that of their first spans
+    grouped = (
+        long_enough if holdout == _EARLIER else spans
+    )  # the order of groups is that of their first spans
     for group in _group(grouped, holdout):
         if any(span.num_frames >= clip_span for span in group):
             groups.append(group)
     is_asked_for = holdout == "folder" or holdout.startswith("column:")
     if is_asked_for and len(groups) < 2:
         remedy = "Use another column, folders or `auto`, or set `val_data`."
-        raise argument_error("clips.holdout", "a column or folders of two groups or more", holdout, remedy, DataError)
+        raise argument_error(
+            "clips.holdout", "a column or folders of two groups or more", holdout, remedy, DataError
+        )
     num_videos = len({resolve_source(span.info.path) for span in long_enough})
     has_column = holdout == "auto" and any(span.group for span in spans)
     has_enough = is_asked_for or has_column or num_videos >= _MIN_VIDEOS
@@ -158,7 +166,9 @@ class _Split(NamedTuple):
     limits: dict[Source, int]
 
 
-def _hold_out_groups(groups: Sequence[Sequence[Span]], val_fraction: float, clip_span: int, holdout: str) -> _Split:
+def _hold_out_groups(
+    groups: Sequence[Sequence[Span]], val_fraction: float, clip_span: int, holdout: str
+) -> _Split:
     """Hold out whole groups of videos."""
     long_enough = [[span for span in group if span.num_frames >= clip_span] for group in groups]
     chosen = _choose_groups(long_enough, val_fraction, holdout)
@@ -173,7 +183,9 @@ def _hold_out_groups(groups: Sequence[Sequence[Span]], val_fraction: float, clip
     return split
 
 
-def _hold_out_ends(files: Sequence[Sequence[Span]], val_fraction: float, clip_span: int, gap: int) -> _Split | None:
+def _hold_out_ends(
+    files: Sequence[Sequence[Span]], val_fraction: float, clip_span: int, gap: int
+) -> _Split | None:
     """Hold out the end of each file that is long enough for a clip in each part; None if no file is.
 
     Args:
@@ -232,7 +244,9 @@ def _choose_groups(groups: Sequence[Sequence[Span]], val_fraction: float, holdou
 def _group(spans: Sequence[Span], holdout: str) -> list[list[Span]]:
     """Return spans in groups, in the order of the first span of each. A file, and files of one content, are in one."""
     names = _names(spans, holdout)
-    group_of: dict[object, object] = {}  # of each label another one of its group, and itself of the last one
+    group_of: dict[
+        object, object
+    ] = {}  # of each label another one of its group, and itself of the last one
 
     def find(label: object) -> object:
         group_of.setdefault(label, label)
@@ -276,7 +290,9 @@ def _names(spans: Sequence[Span], holdout: str) -> dict[Source, tuple[str, ...]]
     has_column = any(span.group for span in spans)
     if holdout != "auto" or has_column:
         return {}
-    words = [tuple(_WORDS.findall(str(PurePosixPath(str(source)).with_suffix("")))) for source in sources]
+    words = [
+        tuple(_WORDS.findall(str(PurePosixPath(str(source)).with_suffix("")))) for source in sources
+    ]
     longest = max((len(name) for name in words), default=0)
     counts = {}
     for length in range(1, longest):

@@ -22,7 +22,9 @@ from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, path_or_content
 from telecine.settings import RGB, PixelFormat
 
-ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
+ANIMATED = (
+    "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
+)
 
 # Pillow recognises formats by content, whatever the name. A GIF is opened for its error. A JPEG of a phone may hold
 # several pictures, of which the first is the photo. Pillow would run Ghostscript for EPS.
@@ -31,8 +33,15 @@ _ANIMATED_FORMATS = ("GIF", "WEBP")  # an animated PNG is read as a video
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _PNG_DEPTH = 24  # the position of its bit depth
-_MAX_MEMBER_BYTES = 2**29  # of an image in a tar file, which is read whole before its header is parsed
-_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap height and width; any other value, also of a wrong type, does not
+_MAX_MEMBER_BYTES = (
+    2**29
+)  # of an image in a tar file, which is read whole before its header is parsed
+_TRANSPOSED = (
+    5,
+    6,
+    7,
+    8,
+)  # orientations that swap height and width; any other value, also of a wrong type, does not
 
 
 @contextmanager
@@ -43,7 +52,9 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
         DecodeError: it is animated, or Pillow fails, also inside the `with` block.
     """
     if isinstance(source, TarMember) and source.size > _MAX_MEMBER_BYTES:
-        raise DecodeError(f"{source}: {source.size} bytes, more than the {_MAX_MEMBER_BYTES} of an image in a tar file")
+        raise DecodeError(
+            f"{source}: {source.size} bytes, more than the {_MAX_MEMBER_BYTES} of an image in a tar file"
+        )
     with decode_errors(source, _ERRORS), open_local(source, _open_pillow, deadline) as image:
         if image.format in _ANIMATED_FORMATS and is_animated(image):
             raise ValueError(ANIMATED)
@@ -70,7 +81,9 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def read_image(source: Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB) -> Tensor:
+def read_image(
+    source: Source, size: tuple[int, int] | None = None, pixels: PixelFormat = RGB
+) -> Tensor:
     """Decode an image, rotated as its EXIF data says.
 
     Palettes and CMYK are converted to RGB, and without RGBA transparent pixels are composited onto white.
@@ -98,7 +111,9 @@ def read_image(source: Source, size: tuple[int, int] | None = None, pixels: Pixe
         if size is not None:
             converted = _resize(converted, size)
         width, height = converted.size
-        values = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8).reshape(height, width, -1)
+        values = torch.frombuffer(bytearray(converted.tobytes()), dtype=torch.uint8).reshape(
+            height, width, -1
+        )
         if pixels.bit_depth == 16:
             values = values.int().mul_(257).to(torch.uint16)
         return values
@@ -121,7 +136,9 @@ def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoF
     has_alpha = any(component.is_alpha for component in frame.format.components)
     is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     if is_turned or (has_alpha and pixels.channels != "rgba"):
-        raise DecodeError(f"{source}: a PNG of 16 bits with a turn or with alpha, which is read with 8 bits or as RGBA")
+        raise DecodeError(
+            f"{source}: a PNG of 16 bits with a turn or with alpha, which is read with 8 bits or as RGBA"
+        )
     return frame
 
 
@@ -151,4 +168,6 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if image.mode != "RGBA":
         return image.resize((width, height), Image.Resampling.BICUBIC)
     bands = [band.resize((width, height), Image.Resampling.BICUBIC) for band in image.split()]
-    return Image.merge("RGBA", bands)  # by channels, because Pillow would multiply colours with alpha
+    return Image.merge(
+        "RGBA", bands
+    )  # by channels, because Pillow would multiply colours with alpha

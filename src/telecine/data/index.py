@@ -209,7 +209,9 @@ def index_videos(
         remedy = "Check that they are complete and that other programs show them."
         raise argument_error("data", "at least one decodable file", got, remedy, DataError)
     if skipped:
-        logger.warning("skipped %d of %d files: %s", len(skipped), len(sources), Skipped.listed(skipped))
+        logger.warning(
+            "skipped %d of %d files: %s", len(skipped), len(sources), Skipped.listed(skipped)
+        )
     return infos, skipped
 
 
@@ -220,14 +222,20 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
         if not span.info.is_image:
             path = span.info.path
             longest[path] = max(span.num_frames, longest.get(path, 0))
-    short = [Skipped(path, f"{num_frames} frames") for path, num_frames in longest.items() if num_frames < clip_span]
+    short = [
+        Skipped(path, f"{num_frames} frames")
+        for path, num_frames in longest.items()
+        if num_frames < clip_span
+    ]
     if short:
         text = "%d of %d files are shorter than %d frames, and not used: %s"
         logger.warning(text, len(short), len(longest), clip_span, Skipped.listed(short))
     return len(short)
 
 
-def _read_first_frame(source: Source, config: ClipConfig, deadline: Deadline) -> tuple[VideoFrame, Fraction]:
+def _read_first_frame(
+    source: Source, config: ClipConfig, deadline: Deadline
+) -> tuple[VideoFrame, Fraction]:
     """Return the first displayed frame, if the stream can be decoded, and the aspect ratio of its pixels."""
     with open_video(source, config.max_pixels, deadline) as (container, stream):
         codec = stream.codec_context
@@ -268,7 +276,9 @@ class _PacketHeader(NamedTuple):
     is_corrupt: bool
 
 
-def scan_packets(source: Source, container: InputContainer, stream: VideoStream, deadline: Deadline) -> PacketScan:
+def scan_packets(
+    source: Source, container: InputContainer, stream: VideoStream, deadline: Deadline
+) -> PacketScan:
     """Read all packets of a stream.
 
     Args:
@@ -309,7 +319,8 @@ def scan_packets(source: Source, container: InputContainer, stream: VideoStream,
         frames=sorted(frames),
         fps=float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS),
         time_base=float(stream.time_base),
-        has_exact_times=are_distinct and not (is_packed or is_in_decoding_order or has_hidden_frames),
+        has_exact_times=are_distinct
+        and not (is_packed or is_in_decoding_order or has_hidden_frames),
     )
 
 
@@ -325,7 +336,9 @@ def _read_packets(
     for packet in deadline.limit(container.demux(stream)):
         bytes_left -= packet.size
         if bytes_left < 0 or len(packets) == MAX_FRAMES:
-            raise DecodeError(f"{source}: more frames than a file of {container.size} bytes can have")
+            raise DecodeError(
+                f"{source}: more frames than a file of {container.size} bytes can have"
+            )
         if packet.size > 0:
             if is_h264 and packets and packet.is_keyframe and not packet.is_discard:
                 is_after_second_keyframe = True
@@ -348,7 +361,9 @@ def _read_packets(
     return packets, has_keyframes
 
 
-def _scan_frames(source: Source, config: ClipConfig, deadline: Deadline) -> tuple[list[FrameTime], bool]:
+def _scan_frames(
+    source: Source, config: ClipConfig, deadline: Deadline
+) -> tuple[list[FrameTime], bool]:
     """Decode all frames, and return them with whether the stream is seekable.
 
     It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.

@@ -24,7 +24,16 @@ from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame, is_address, kind_of, tar_members
+from telecine.data.source import (
+    RemotePath,
+    Source,
+    TarMember,
+    VideoInfo,
+    check_frame,
+    is_address,
+    kind_of,
+    tar_members,
+)
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -38,10 +47,21 @@ _FORMAT_VERSION = 10
 _MAX_BYTES = 2**31
 _MAX_RATIO = 64
 _MAX_LINE = 2**16
-_DAMAGE_ERRORS = (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, OverflowError, RecursionError)
+_DAMAGE_ERRORS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 # Fields of `VideoInfo` that a line of the file has. Timestamps follow after all lines; arrays are not kept.
 _LINE_FIELDS = [
-    field.name for field in fields(VideoInfo) if field.name not in ("path", "pts", "keyframes", "layout", "range")
+    field.name
+    for field in fields(VideoInfo)
+    if field.name not in ("path", "pts", "keyframes", "layout", "range")
 ]
 
 _Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
@@ -139,7 +159,9 @@ class IndexCache:
             atomic_write(self.path, lambda partial: _write(partial, self._archives, self._infos))
             self._is_changed = False
         except OSError as error:
-            logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
+            logger.warning(
+                "the index cannot be saved, so the next run indexes the data again: %s", error
+            )
 
     def _key(self, source: Source) -> str:
         """Return the name of a source in the file: relative to the data, so that a moved folder keeps its index."""
@@ -198,7 +220,9 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     def scan(path: Path) -> None:
         locations.clear()
         members = deadline.limit(tar_members(path))
-        locations.extend((member.name, member.offset, member.size) for member in members)  # until an error
+        locations.extend(
+            (member.name, member.offset, member.size) for member in members
+        )  # until an error
 
     try:
         open_local(archive, scan, deadline)
@@ -275,8 +299,17 @@ def _read_infos(content: io.BytesIO, num_infos: int) -> _Infos:
     for key, fingerprint, values, num_pts, num_keyframes in lines:
         middle = begin + num_pts
         end = middle + num_keyframes
-        info = VideoInfo(Path(key), pts=numbers[begin:middle], keyframes=numbers[middle:end], **values)
-        sizes = (num_pts, info.width, info.height, info.fps, info.time_base, info.sample_aspect_ratio)
+        info = VideoInfo(
+            Path(key), pts=numbers[begin:middle], keyframes=numbers[middle:end], **values
+        )
+        sizes = (
+            num_pts,
+            info.width,
+            info.height,
+            info.fps,
+            info.time_base,
+            info.sample_aspect_ratio,
+        )
         if not min(sizes) > 0 or num_keyframes < 0:  # also for NaN
             raise ValueError(f"{key!r} has no frames")
         infos[key] = (tuple(fingerprint), info)

@@ -16,7 +16,16 @@ from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
 from telecine.data.index import Skipped
 from telecine.data.remote import open_local
-from telecine.data.source import File, RemotePath, Source, Span, VideoInfo, is_address, is_file_name, open_file
+from telecine.data.source import (
+    File,
+    RemotePath,
+    Source,
+    Span,
+    VideoInfo,
+    is_address,
+    is_file_name,
+    open_file,
+)
 from telecine.settings import TIMEOUT
 
 logger = logging.getLogger(__name__)
@@ -63,7 +72,9 @@ class Segment:
         return Skipped(self.source, f"no frame from {start} to {end}")
 
 
-def read_list(path: File, timeout: float = TIMEOUT, group_column: str | None = None) -> list[Segment]:
+def read_list(
+    path: File, timeout: float = TIMEOUT, group_column: str | None = None
+) -> list[Segment]:
     """Read a list with one segment of a video, or one image, per line.
 
     The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
@@ -154,7 +165,9 @@ def _csv_rows(lines: _Lines) -> Iterator[_Row]:
         raise _RowError("has a column twice. Remove one.")
     for row in reader:
         if None in row or None in row.values():
-            raise _RowError(f"must have {len(columns)} values, as line 1 does. Quote values that contain a comma.")
+            raise _RowError(
+                f"must have {len(columns)} values, as line 1 does. Quote values that contain a comma."
+            )
         yield {name: value for name, value in row.items() if value}
 
 
@@ -168,7 +181,9 @@ def _json_rows(lines: _Lines) -> Iterator[_Row]:
             raise _RowError(f"not valid JSON ({error}). Write one object per line.") from error
         if not isinstance(row, dict):
             example = '{"path": "a.mp4"}'
-            raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.")
+            raise _RowError(
+                f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}."
+            )
         _check_columns(row)
         yield {name: value for name, value in row.items() if value is not None}
 
@@ -257,4 +272,6 @@ def _parse_frame(row: _Row, name: str) -> int | None:
 
 
 def _number_error(name: str, kind: str, value: object) -> _RowError:
-    return _RowError(f"`{name}` must be {kind}, at least 0 and at most {_MAX_NUMBER}, but got {describe(value)}.")
+    return _RowError(
+        f"`{name}` must be {kind}, at least 0 and at most {_MAX_NUMBER}, but got {describe(value)}."
+    )

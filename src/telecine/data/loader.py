@@ -38,7 +38,9 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(si
 _WORKER_DEATH = "DataLoader worker (pid"
 _PIN_MEMORY_DEATH = "Pin memory thread exited unexpectedly"
 _TIME_OUT = "DataLoader timed out after"
-_PR_SET_PDEATHSIG = 1  # from Linux' <sys/prctl.h>: the signal that a process gets when its parent ends
+_PR_SET_PDEATHSIG = (
+    1  # from Linux' <sys/prctl.h>: the signal that a process gets when its parent ends
+)
 
 _Stop: TypeAlias = Callable[[], bool]  # whether to stop waiting
 
@@ -71,7 +73,9 @@ class ClipBatchSampler:
 
     batches: Sequence[int]  # numbers of the micro-batches, counted from the start of training
     batch_size: int  # clips per batch
-    num_micro_batches: int = 1  # consecutive batches per step of this process, for gradient accumulation
+    num_micro_batches: int = (
+        1  # consecutive batches per step of this process, for gradient accumulation
+    )
     rank: int = 0
     num_ranks: int = 1  # number of processes that train together; each reads its part of every step
 
@@ -113,7 +117,9 @@ class ClipLoader:
         ReadingStopped: `should_stop` returned true.
     """
 
-    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Stop = lambda: False) -> None:
+    def __init__(
+        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Stop = lambda: False
+    ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.should_stop = should_stop
@@ -144,12 +150,18 @@ class ClipLoader:
         unfinished = requests.unfinished(self.sampler.items(position))
         files = ", ".join(sorted({self.dataset.source_at(*item) for item in unfinished}))
         if num_failures < MAX_FAILURES:
-            logger.warning("%s while reading step %d, %s; restarting the workers", error, step, files)
+            logger.warning(
+                "%s while reading step %d, %s; restarting the workers", error, step, files
+            )
             return
-        got = f"workers that failed {num_failures} times in a row while reading step {step}: {error}"
+        got = (
+            f"workers that failed {num_failures} times in a row while reading step {step}: {error}"
+        )
         remedy = f"Check {files}: the decoder may crash, or the disk not answer. Use fewer `clips.num_workers` if "
         remedy += "memory is short, a larger `clips.timeout` if the disk is slow."
-        raise argument_error("data", "readable by the worker processes", got, remedy, DataError) from error
+        raise argument_error(
+            "data", "readable by the worker processes", got, remedy, DataError
+        ) from error
 
 
 class _RecordedRequests(Dataset[Clip]):
@@ -172,7 +184,9 @@ class _RecordedRequests(Dataset[Clip]):
         return being_read or items
 
 
-def _read_batches(requests: _RecordedRequests, sampler: ClipBatchSampler, should_stop: _Stop) -> Iterator[_ClipBatch]:
+def _read_batches(
+    requests: _RecordedRequests, sampler: ClipBatchSampler, should_stop: _Stop
+) -> Iterator[_ClipBatch]:
     config = requests.dataset.config
     poll_seconds = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
@@ -240,7 +254,13 @@ class _Watchdog:
     PyTorch waits without a limit for a worker that is stopped before it has handed over the memory of a batch.
     """
 
-    def __init__(self, workers: Iterable[BaseProcess], poll_seconds: float, timeout: float, should_stop: _Stop) -> None:
+    def __init__(
+        self,
+        workers: Iterable[BaseProcess],
+        poll_seconds: float,
+        timeout: float,
+        should_stop: _Stop,
+    ) -> None:
         self.error: _WorkerError | ReadingStopped | None = None
         self._workers = list(workers)
         self._poll_seconds = poll_seconds
@@ -298,7 +318,9 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
     for worker in workers:
         worker.join(_KILL_SECONDS)
         if worker.is_alive():
-            logger.warning("worker %s cannot be ended: a disk or a device does not answer", worker.pid)
+            logger.warning(
+                "worker %s cannot be ended: a disk or a device does not answer", worker.pid
+            )
 
 
 def _remove_sigchld_handler() -> None:

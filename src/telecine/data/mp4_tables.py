@@ -63,7 +63,9 @@ def check_tables(source: Source, deadline: Deadline) -> None:
             num_samples, num_bytes = _claimed(box)
             claimed_bytes += num_bytes
             if claimed_bytes > size or num_samples > MAX_FRAMES:
-                raise DecodeError(f"{source}: its tables claim {num_samples} frames in {size} bytes")
+                raise DecodeError(
+                    f"{source}: its tables claim {num_samples} frames in {size} bytes"
+                )
 
 
 def _claimed(box: Box) -> tuple[int, int]:

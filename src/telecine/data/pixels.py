@@ -65,12 +65,17 @@ class FrameConverter:
     """
 
     def __init__(
-        self, pixels: PixelFormat, size: tuple[int, int] | None = None, aspect: Fraction = Fraction(1)
+        self,
+        pixels: PixelFormat,
+        size: tuple[int, int] | None = None,
+        aspect: Fraction = Fraction(1),
     ) -> None:
         self.pixels = pixels
         self.size = size
         self.aspect = aspect
-        self._reformatter = VideoReformatter()  # shared by all frames, because it keeps the scaler's tables
+        self._reformatter = (
+            VideoReformatter()
+        )  # shared by all frames, because it keeps the scaler's tables
 
     def planes(self, frame: VideoFrame) -> list[Tensor]:
         """Return the planes `(H, W)` of the channels of a frame. They may share memory with FFmpeg's frame."""
@@ -102,13 +107,17 @@ class FrameConverter:
         """Return a frame as a tensor `(H, W, C)`."""
         return torch.stack(self.planes(frame), dim=-1)
 
-    def _reformat(self, frame: VideoFrame, height: int, width: int, formats: dict[str | int, str]) -> VideoFrame:
+    def _reformat(
+        self, frame: VideoFrame, height: int, width: int, formats: dict[str | int, str]
+    ) -> VideoFrame:
         matrix = None  # that of the file, or BT.601 if it has none
         is_taken_for_hd = self.pixels.matrix == "auto" and frame.height >= _HD_LINES
         if frame.format.is_rgb:
             pass
         elif self.pixels.channels == "grey":
-            matrix = Colorspace.ITU601  # the luma as it is: swscale would convert another one to that of BT.601
+            matrix = (
+                Colorspace.ITU601
+            )  # the luma as it is: swscale would convert another one to that of BT.601
         elif frame.colorspace == _UNSPECIFIED and is_taken_for_hd:
             matrix = Colorspace.ITU709
         return self._reformatter.reformat(
@@ -126,7 +135,9 @@ def _is_mirrored(frame: VideoFrame) -> bool:
     """Return whether a frame is flipped upside down for display, before it is rotated."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF
+    except (
+        ValueError
+    ):  # PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF
         return False
     if not isinstance(matrix, Buffer):
         return False

@@ -41,10 +41,19 @@ RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # between attempts
 # No attempt after the second begins later: one at a web server that hangs takes 60 seconds, within `clips.timeout`.
 _MAX_RETRY_SECONDS = 100
 # More attempts cannot help: the request is wrong, or the disk of the cache is full.
-_PERMANENT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_PERMANENT = (
+    errno.EINVAL,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+)
 # The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
-_MAX_REMOVALS = 10  # how often another process may remove a copy between its arrival and its opening
+_MAX_REMOVALS = (
+    10  # how often another process may remove a copy between its arrival and its opening
+)
 
 
 def match(address: str) -> list[RemotePath]:
@@ -108,14 +117,18 @@ def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline |
         with suppress(FileNotFoundError):
             return opening(replace(source, archive=copy) if isinstance(source, TarMember) else copy)
     remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
-    raise DataError(f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}")
+    raise DataError(
+        f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}"
+    )
 
 
 def _cached_copy(file: RemotePath, deadline: Deadline | None) -> Path:
     """Return the copy of a file whose size and version are known; fetch it unless it is in the cache."""
     size = file.size or 0
     suffix = file.suffix.lower() if kind_of(file) else ""
-    identity = f"{file.url}\n{size}\n{file.version}"  # hashed, so that no address leads out of the folder
+    identity = (
+        f"{file.url}\n{size}\n{file.version}"  # hashed, so that no address leads out of the folder
+    )
     name = f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
     cache = RemoteCache(cache_folder(), max_cache_bytes())
 
@@ -127,11 +140,15 @@ def _cached_copy(file: RemotePath, deadline: Deadline | None) -> Path:
 
     if size > cache.max_bytes:
         remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
-        raise DataError(f"{file}: {size} bytes, more than the {cache.max_bytes} bytes of the cache. {remedy}")
+        raise DataError(
+            f"{file}: {size} bytes, more than the {cache.max_bytes} bytes of the cache. {remedy}"
+        )
     return cache.copy(name, size, fetch)
 
 
-def download(file: RemotePath, path: Path, fs: AbstractFileSystem, deadline: Deadline | None = None) -> None:
+def download(
+    file: RemotePath, path: Path, fs: AbstractFileSystem, deadline: Deadline | None = None
+) -> None:
     """Write a file to `path`. Never more bytes are written than the file had when it was looked up.
 
     Args:
@@ -155,7 +172,12 @@ def download(file: RemotePath, path: Path, fs: AbstractFileSystem, deadline: Dea
             deadline.seconds_left()
 
     callback = Callback(hooks={"bound": check})
-    fs.get_file(fs._strip_protocol(file.url), str(path), callback=callback, **_time_limit(file.url, deadline))
+    fs.get_file(
+        fs._strip_protocol(file.url),
+        str(path),
+        callback=callback,
+        **_time_limit(file.url, deadline),
+    )
     num_bytes = path.stat().st_size
     if num_bytes != file.size:
         raise OSError(errno.EIO, f"the connection ended after {num_bytes} of {file.size} bytes")
@@ -165,7 +187,9 @@ def download(file: RemotePath, path: Path, fs: AbstractFileSystem, deadline: Dea
 
 
 def _changed(file: RemotePath) -> DataError:
-    return DataError(f"{file}: was changed or removed after it was listed. Run the same command again.")
+    return DataError(
+        f"{file}: was changed or removed after it was listed. Run the same command again."
+    )
 
 
 def _time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
@@ -185,12 +209,16 @@ def _remote_path(url: str, info: Mapping[str, Any]) -> RemotePath:
     return RemotePath(url, info["size"], version, is_folder=info["type"] == "directory")
 
 
-def _sorted_paths(fs: AbstractFileSystem, infos: Mapping[str, Mapping[str, Any]]) -> list[RemotePath]:
+def _sorted_paths(
+    fs: AbstractFileSystem, infos: Mapping[str, Mapping[str, Any]]
+) -> list[RemotePath]:
     paths = [_remote_path(fs.unstrip_protocol(name), info) for name, info in infos.items()]
     return sorted(paths, key=lambda path: path.path.parts)
 
 
-def with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline: Deadline | None = None) -> T:
+def with_retries(
+    address: str, call: Callable[[AbstractFileSystem], T], deadline: Deadline | None = None
+) -> T:
     """Call a function with the file system of an address; again, after a pause, while the server does not answer.
 
     Args:
@@ -217,7 +245,9 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline
         except (*temporary, *permanent) as error:
             cause: BaseException = error
             if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-                cause = error.__cause__  # fsspec takes every error of a web server for a missing file
+                cause = (
+                    error.__cause__
+                )  # fsspec takes every error of a web server for a missing file
             is_from_server = isinstance(cause, temporary)
             if not is_from_server or _is_permanent(cause):
                 is_missing = cause is error or not is_from_server or _status(cause) in (404, 410)
@@ -233,7 +263,9 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline
             if is_last or (attempt > 1 and passed + pause > _MAX_RETRY_SECONDS):
                 attempts = f"{attempt} attempts in {passed:.0f} seconds"
                 remedy = "Check the network, then run the same command again."
-                raise DataError(f"{address}: cannot be read after {attempts} ({_text(cause)}). {remedy}") from error
+                raise DataError(
+                    f"{address}: cannot be read after {attempts} ({_text(cause)}). {remedy}"
+                ) from error
             logger.warning("%s: %s; trying again in %g seconds", address, _text(cause), pause)
             time.sleep(pause)
 
@@ -298,7 +330,9 @@ def _is_permanent(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 429)
-    if isinstance(error, (FileNotFoundError, PermissionError, ValueError)):  # a `ValueError` is a wrong address
+    if isinstance(
+        error, (FileNotFoundError, PermissionError, ValueError)
+    ):  # a `ValueError` is a wrong address
         return True
     return getattr(error, "errno", None) in _PERMANENT
 

@@ -18,13 +18,17 @@ from telecine.data.source import SUFFIXES
 FOLDER_VARIABLE = "TELECINE_REMOTE_CACHE"
 SIZE_VARIABLE = "TELECINE_REMOTE_CACHE_GB"
 DEFAULT_GB = 50.0
-_POLL_SECONDS = 0.1  # between two looks for room, while other processes fetch files that fill the cache
+_POLL_SECONDS = (
+    0.1  # between two looks for room, while other processes fetch files that fill the cache
+)
 _PARTIAL = ".partial"
 _LOCK = ".lock"
 _FOLDER_LOCK = f"folder{_LOCK}"  # held while files of the folder are counted, added or removed
 _TOTAL = "total"  # the file with the bytes of all copies. After a crash they may be too many.
 # A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
-_COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, sorted(SUFFIXES)))})?(\.(\d+){_PARTIAL})?")
+_COPY = re.compile(
+    rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, sorted(SUFFIXES)))})?(\.(\d+){_PARTIAL})?"
+)
 
 
 def cache_folder() -> Path:
@@ -45,7 +49,9 @@ def max_cache_bytes() -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise argument_error(SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {DEFAULT_GB:g}.")
+        raise argument_error(
+            SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {DEFAULT_GB:g}."
+        )
     return size
 
 
@@ -131,7 +137,9 @@ class RemoteCache:
         """Remove the least recently used copies until the others have at most `limit` bytes, and return their bytes."""
         copies = self._list_copies()
         total = sum(copy.size for copy in copies)
-        num_removed_at_least = len(copies) // 100  # more room: counting takes long in a large folder
+        num_removed_at_least = (
+            len(copies) // 100
+        )  # more room: counting takes long in a large folder
         for number, copy in enumerate(copies):
             if total <= limit and number >= num_removed_at_least:
                 break

@@ -59,8 +59,12 @@ class RemotePath:
     """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
-    size: int | None = field(default=None, compare=False)  # in bytes; None until the server is asked
-    version: str = field(default="", compare=False)  # ETag or modification time; empty if the server sends none
+    size: int | None = field(
+        default=None, compare=False
+    )  # in bytes; None until the server is asked
+    version: str = field(
+        default="", compare=False
+    )  # ETag or modification time; empty if the server sends none
     is_folder: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -204,7 +208,10 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
         OSError: the file cannot be read.
         tarfile.TarError: it is not a tar file, or is compressed; or, after some members, it is truncated or sparse.
     """
-    with open_file(archive) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
+    with (
+        open_file(archive) as file,
+        tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar,
+    ):
         for entry in tar:
             if entry.size < 0:  # Python would read the same headers for ever
                 raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
@@ -234,10 +241,14 @@ class VideoInfo:
     seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
     time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
-    sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
+    sample_aspect_ratio: float = (
+        1.0  # width of a stored pixel divided by its height, after rotation
+    )
     layout: str = ""  # axes of an array, as `clips.layout`; empty for others
     range: tuple[float, ...] = ()  # values of an array that are black and white
-    digest: str = field(default="", repr=False, compare=False)  # of the content, see `telecine.data.index`
+    digest: str = field(
+        default="", repr=False, compare=False
+    )  # of the content, see `telecine.data.index`
 
     @property
     def num_frames(self) -> int:
@@ -297,9 +308,15 @@ def check_frame(source: Source, width: int, height: int, config: ClipConfig) -> 
         DecodeError: a frame is too large, a side is more than 100 times the other, or only arrays have such channels.
     """
     if not config.has_colours and kind_of(source) != "arrays":
-        raise DecodeError(f"{source}: not an array; only arrays can have {config.num_channels} channels")
+        raise DecodeError(
+            f"{source}: not an array; only arrays can have {config.num_channels} channels"
+        )
     size = f"{width} x {height} pixels"
     if width * height > config.max_pixels:
-        raise DecodeError(f"{source}: {size}, more than the {config.max_pixels} of `clips.max_pixels`")
+        raise DecodeError(
+            f"{source}: {size}, more than the {config.max_pixels} of `clips.max_pixels`"
+        )
     if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
-        raise DecodeError(f"{source}: {size}, but one side may be at most {_MAX_ASPECT_RATIO} times the other")
+        raise DecodeError(
+            f"{source}: {size}, but one side may be at most {_MAX_ASPECT_RATIO} times the other"
+        )

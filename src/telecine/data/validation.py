@@ -37,7 +37,9 @@ def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Sp
     num_frames = sum(span.num_frames for span in spans)
     num_removed = num_frames - sum(span.num_frames for span in kept)
     if num_removed > 0:
-        logger.warning("%d of %d frames are in `val_data`, and not trained on", num_removed, num_frames)
+        logger.warning(
+            "%d of %d frames are in `val_data`, and not trained on", num_removed, num_frames
+        )
     return kept
 
 
@@ -80,7 +82,9 @@ def read_validation_clips(
     return clips
 
 
-def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> Iterator[Clip]:
+def iterate_validation_clips(
+    spans: Sequence[Span], config: ClipConfig, max_clips: int
+) -> Iterator[Clip]:
     """Yield the clips of `read_validation_clips` one by one, in constant memory; there may be none.
 
     Args:
@@ -113,7 +117,9 @@ def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clip
             yield clip
 
 
-def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) -> list[tuple[Span, int]]:
+def _validation_starts(
+    spans: Sequence[Span], clip_span: int, max_clips: int
+) -> list[tuple[Span, int]]:
     """Return the span of each validation clip, and the index of its first frame in the video."""
     spans = [span for span in spans if span.num_starts(clip_span) > 0]
     if len(spans) > max_clips:

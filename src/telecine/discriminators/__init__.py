@@ -11,6 +11,8 @@ from telecine.discriminators.patch import PatchDiscriminator as PatchDiscriminat
 from telecine.discriminators.patch import PatchDiscriminator3D as PatchDiscriminator3D
 from telecine.discriminators.residual import Discriminator as Discriminator
 from telecine.discriminators.residual import Discriminator3D as Discriminator3D
-from telecine.discriminators.residual import Discriminator3DWithfirstframe as Discriminator3DWithfirstframe
+from telecine.discriminators.residual import (
+    Discriminator3DWithfirstframe as Discriminator3DWithfirstframe,
+)
 
 __all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

@@ -14,7 +14,9 @@ _MAX_TRANSLATION = 0.125
 _CUTOUT = 0.5
 
 
-def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], generator: Generators) -> list[Video]:
+def augment(
+    videos: Sequence[Video], augmentations: Sequence[Augmentation], generator: Generators
+) -> list[Video]:
     """Return videos of one shape `(B, C, T, H, W)` with random changes, which may leave [-1, 1]; the graph is kept.
 
     Each clip has its own changes, which are the same in all its frames and in all of `videos`: pairs stay pairs.
@@ -27,7 +29,9 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
     changed = list(videos)
     for name in augmentations:
         count, change = AUGMENTATIONS[name]
-        draws = rand((len(videos[0]), count), generator=generator, device=videos[0].device).unbind(1)
+        draws = rand((len(videos[0]), count), generator=generator, device=videos[0].device).unbind(
+            1
+        )
         changed = [change(video, *draws) for video in changed]
     return changed
 
@@ -42,7 +46,9 @@ def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor
         contrast: Multiply the distance to the clip's mean by 1/2 to 3/2.
     """
     if video.shape[1] == RGBA:
-        return torch.cat([color(video[:, :3], brightness, saturation, contrast), video[:, 3:]], dim=1)
+        return torch.cat(
+            [color(video[:, :3], brightness, saturation, contrast), video[:, 3:]], dim=1
+        )
     brightness = brightness.to(video.dtype).view(-1, 1, 1, 1, 1)
     saturation = saturation.to(video.dtype).view(-1, 1, 1, 1, 1)
     contrast = contrast.to(video.dtype).view(-1, 1, 1, 1, 1)

@@ -42,7 +42,11 @@ def as_output(output: object) -> DiscriminatorOutput:
     if isinstance(output, (tuple, list)) and len(output) == 2:
         logits, features = output
     is_sequence = isinstance(features, (tuple, list))
-    if not isinstance(logits, Tensor) or not is_sequence or not all(isinstance(x, Tensor) for x in features):
+    if (
+        not isinstance(logits, Tensor)
+        or not is_sequence
+        or not all(isinstance(x, Tensor) for x in features)
+    ):
         contract = "a tensor of logits, or a pair of logits and a tuple of feature tensors"
         remedy = "Return a `telecine.DiscriminatorOutput`, or only the logits, from the discriminator's `forward`."
         raise argument_error("output", contract, _describe_types(output), remedy, TypeError)
@@ -122,4 +126,6 @@ def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
     elif sees == "video" and x.shape[2] == channels:
         remedy = "It looks like (B, T, C, H, W): use `.transpose(1, 2)`."
     shape = "(B, C, H, W)" if sees == "frames" else "(B, C, T, H, W)"
-    raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)
+    raise argument_error(
+        "x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy
+    )

@@ -24,7 +24,13 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` as `nn.Conv2d` does."""
-        return convolve(x, self.weight, self.bias, stride=self.stride, padding=[int(size) for size in self.padding])
+        return convolve(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=[int(size) for size in self.padding],
+        )
 
 
 class _Conv3d(nn.Conv3d):
@@ -35,7 +41,9 @@ class _Conv3d(nn.Conv3d):
         return padded_conv3d(x, self)
 
 
-def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def padded_conv3d(
+    x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
     """Return `conv(x)` of videos `(B, C, T, H, W)`, with zero padding.
 
     Args:
@@ -87,7 +95,9 @@ class Blur(nn.Module):
             raise argument_error("time_only", "False if `space_only` is set", time_only, remedy)
         if time_only and x.ndim != 5:
             remedy = "Only videos (B, C, T, H, W) have a time axis."
-            raise argument_error("time_only", "False for images", f"True for shape {tuple(x.shape)}", remedy)
+            raise argument_error(
+                "time_only", "False for images", f"True for shape {tuple(x.shape)}", remedy
+            )
         taps = (self.f / self.f.sum()).to(x.dtype)
         dims = []
         if x.ndim == 5 and not space_only:
@@ -279,7 +289,12 @@ class _ResidualBlock(nn.Module):
     skip_name = "conv_res"  # in published checkpoints
 
     def __init__(
-        self, skip: nn.Module, net: nn.Module, downsample: nn.Module | None, blurs: bool, antialiased_time: bool = False
+        self,
+        skip: nn.Module,
+        net: nn.Module,
+        downsample: nn.Module | None,
+        blurs: bool,
+        antialiased_time: bool = False,
     ) -> None:
         super().__init__()
         self.add_module(self.skip_name, skip)
@@ -306,10 +321,16 @@ class DiscriminatorBlock(_ResidualBlock):
     """
 
     def __init__(
-        self, input_channels: int, filters: int, downsample: bool = True, antialiased_downsample: bool = True
+        self,
+        input_channels: int,
+        filters: int,
+        downsample: bool = True,
+        antialiased_downsample: bool = True,
     ) -> None:
         skip = _Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
-        net = _activated(_Conv2d(input_channels, filters, 3, padding=1), _Conv2d(filters, filters, 3, padding=1))
+        net = _activated(
+            _Conv2d(input_channels, filters, 3, padding=1), _Conv2d(filters, filters, 3, padding=1)
+        )
         downsample_conv = SpaceToDepthConv(filters, dims=2) if downsample else None
         super().__init__(skip, net, downsample_conv, antialiased_downsample)
 
@@ -322,11 +343,20 @@ class DiscriminatorBlock3D(_ResidualBlock):
     """
 
     def __init__(
-        self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
+        self,
+        input_channels: int,
+        filters: int,
+        antialiased_downsample: bool = True,
+        *,
+        antialiased_time: bool = False,
     ) -> None:
         skip = _Conv3d(input_channels, filters, 1, stride=2)
-        net = _activated(_Conv3d(input_channels, filters, 3, padding=1), _Conv3d(filters, filters, 3, padding=1))
-        super().__init__(skip, net, SpaceToDepthConv(filters, dims=3), antialiased_downsample, antialiased_time)
+        net = _activated(
+            _Conv3d(input_channels, filters, 3, padding=1), _Conv3d(filters, filters, 3, padding=1)
+        )
+        super().__init__(
+            skip, net, SpaceToDepthConv(filters, dims=3), antialiased_downsample, antialiased_time
+        )
 
 
 class CausalConv3d(nn.Module):
@@ -343,17 +373,25 @@ class CausalConv3d(nn.Module):
     """
 
     def __init__(
-        self, chan_in: int, chan_out: int, kernel_size: int | tuple[int, int, int], pad_mode: PadMode = "constant"
+        self,
+        chan_in: int,
+        chan_out: int,
+        kernel_size: int | tuple[int, int, int],
+        pad_mode: PadMode = "constant",
     ) -> None:
         super().__init__()
         if isinstance(kernel_size, int):
             kernel_size = (kernel_size, kernel_size, kernel_size)
         time, height, width = kernel_size
         if height % 2 == 0 or width % 2 == 0:
-            raise argument_error("kernel_size", "odd in height and width", str(kernel_size), "Use for example 3.")
+            raise argument_error(
+                "kernel_size", "odd in height and width", str(kernel_size), "Use for example 3."
+            )
         self.pad_mode = check_choice("pad_mode", pad_mode, get_args(PadMode))
         self.time_pad = time - 1
-        self.conv = _Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
+        self.conv = _Conv3d(
+            chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, chan_in, T, H, W)` to `(B, chan_out, T, H, W)`."""
@@ -371,11 +409,17 @@ class DownSample3D(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, with_conv: bool, compress_time: bool = False, out_channels: int | None = None
+        self,
+        in_channels: int,
+        with_conv: bool,
+        compress_time: bool = False,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.compress_time = compress_time
-        self.conv = nn.Conv2d(in_channels, out_channels or in_channels, 3, stride=2) if with_conv else None
+        self.conv = (
+            nn.Conv2d(in_channels, out_channels or in_channels, 3, stride=2) if with_conv else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, T, H, W)` to `(B, C', T or 1 + ceil((T - 1) / 2), H // 2, W // 2)`.
@@ -396,7 +440,13 @@ class DownSample3D(nn.Module):
         right = 1 if x.shape[-1] > 1 else 2
         padded = F.pad(x, (0, right, 0, bottom))
         # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
-        return convolve(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
+        return convolve(
+            padded,
+            self.conv.weight.unsqueeze(2),
+            self.conv.bias,
+            stride=(1, 2, 2),
+            padding=(0, 0, 0),
+        )
 
 
 class DiscriminatorBlock3DWithfirstframe(_ResidualBlock):
@@ -410,7 +460,12 @@ class DiscriminatorBlock3DWithfirstframe(_ResidualBlock):
     skip_name = "downsample_res"
 
     def __init__(
-        self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
+        self,
+        input_channels: int,
+        filters: int,
+        antialiased_downsample: bool = True,
+        *,
+        antialiased_time: bool = False,
     ) -> None:
         skip = DownSample3D(input_channels, True, compress_time=True, out_channels=filters)
         net = _activated(
@@ -431,7 +486,9 @@ def _activated(*convolutions: nn.Module) -> nn.Sequential:
     return layers
 
 
-def with_attention(block: nn.Module, dim: int, dim_head: int, heads: int, ff_mult: int) -> nn.Sequential:
+def with_attention(
+    block: nn.Module, dim: int, dim_head: int, heads: int, ff_mult: int
+) -> nn.Sequential:
     """Append attention and a feed-forward layer, both residual, to a 2D block.
 
     Args:

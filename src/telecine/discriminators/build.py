@@ -13,13 +13,20 @@ from telecine.base.imports import check_arguments, import_allowed
 from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
-from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators.residual import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+)
 from telecine.losses.perceptual.feature_maps import build_maps
 from telecine.settings import ClipConfig, DiscriminatorConfig
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 # The classes by the names that the settings have; those of frozen features are built apart.
-IMAGE: Mapping[str, type[GradientCheckpointing]] = {"attention": Discriminator, "patch": PatchDiscriminator}
+IMAGE: Mapping[str, type[GradientCheckpointing]] = {
+    "attention": Discriminator,
+    "patch": PatchDiscriminator,
+}
 VIDEO: Mapping[str, type[GradientCheckpointing]] = {
     "patch": PatchDiscriminator3D,
     "plain": Discriminator3D,
@@ -45,7 +52,9 @@ def build_discriminators(
     if config.video == "features" and factors:
         features = config.features
         prefix = "discriminator.features."
-        shared = build_maps(features.net, features.weights, features.layers, load=load, prefix=prefix)
+        shared = build_maps(
+            features.net, features.weights, features.layers, load=load, prefix=prefix
+        )
         for _ in factors:
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
@@ -58,14 +67,18 @@ def build_discriminators(
     return image, videos
 
 
-def _build(kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
+def _build(
+    kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int
+) -> nn.Module:
     """Build a class with the settings that are arguments of it."""
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     options["channels"] = clips.num_channels
     options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
     options["frame_num"] = clips.num_frames
     if kind in (PatchDiscriminator, PatchDiscriminator3D):
-        options["dim"] = 4 * config.dim  # of the other kinds, a quarter of the channels of the first block
+        options["dim"] = (
+            4 * config.dim
+        )  # of the other kinds, a quarter of the channels of the first block
     parameters = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in options.items() if name in parameters})
 
@@ -105,12 +118,16 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
 def _resolve_class(target: str, name: str) -> type[nn.Module]:
     """Return the class at a dotted path; CogVideo's paths return telecine's classes."""
     module_name, _, class_name = str(target).rpartition(".")
-    if module_name.removeprefix("sat.") == "sgm.modules.autoencoding.losses.video_loss":  # need not be installed
+    if (
+        module_name.removeprefix("sat.") == "sgm.modules.autoencoding.losses.video_loss"
+    ):  # need not be installed
         target = f"telecine.cogvideo.{class_name}"
     cls = import_allowed(str(target), f"{name}.target")
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         remedy = "Use the full dotted path of a class, such as 'telecine.Discriminator3D'."
-        raise argument_error(f"{name}.target", "a subclass of nn.Module", f"{target!r}, which is {cls!r}", remedy)
+        raise argument_error(
+            f"{name}.target", "a subclass of nn.Module", f"{target!r}, which is {cls!r}", remedy
+        )
     return cls
 
 

@@ -18,7 +18,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import autocast_dtype, autocast_off, cast_together
-from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
+from telecine.discriminators.base import (
+    DiscriminatorOutput,
+    GradientCheckpointing,
+    Sees,
+    check_batch,
+)
 from telecine.discriminators.blocks import padded_conv3d
 from telecine.discriminators.spectral_norm import normalised_weights
 
@@ -86,7 +91,9 @@ class _PatchNetwork(GradientCheckpointing):
             width_in = width_out
         self.to_logits = self._conv(width_in, 1, time_stride=1, space_stride=1)
 
-    def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Module:
+    def _conv(
+        self, width_in: int, width_out: int, time_stride: int, space_stride: int
+    ) -> nn.Module:
         kernel = 4 if space_stride == 2 else 3
         if self.sees == "frames":
             conv: nn.Module = nn.Conv2d(width_in, width_out, kernel, space_stride, padding=1)
@@ -104,7 +111,9 @@ class _PatchNetwork(GradientCheckpointing):
         check_batch(x, self.sees, self.channels)
         smallest = 2**self.num_layers
         if min(x.shape[-2:]) < smallest:
-            contract = f"at least {smallest} pixels high and wide with `num_layers={self.num_layers}`"
+            contract = (
+                f"at least {smallest} pixels high and wide with `num_layers={self.num_layers}`"
+            )
             height, width = x.shape[-2:]
             remedy = "Use fewer layers, or up-sample small images first."
             raise argument_error("x", contract, f"{height} x {width}", remedy)

@@ -8,7 +8,12 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice, check_count, describe
-from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
+from telecine.discriminators.base import (
+    DiscriminatorOutput,
+    GradientCheckpointing,
+    Sees,
+    check_batch,
+)
 from telecine.discriminators.blocks import (
     CausalConv3d,
     DiscriminatorBlock,
@@ -51,13 +56,25 @@ class _ResidualDiscriminator(GradientCheckpointing):
 
     def __post_init__(self) -> None:
         super().__init__()
-        for name in ("dim", "frame_num", "channels", "max_dim", "ff_mult", "linear_attn_dim_head", "linear_attn_heads"):
+        for name in (
+            "dim",
+            "frame_num",
+            "channels",
+            "max_dim",
+            "ff_mult",
+            "linear_attn_dim_head",
+            "linear_attn_heads",
+        ):
             check_count(name, getattr(self, name))
         if self.antialiased_time and not self.antialiased_downsample:
             remedy = "Set `antialiased_downsample=True` as well."
-            raise argument_error("antialiased_time", "False without `antialiased_downsample`", True, remedy)
+            raise argument_error(
+                "antialiased_time", "False without `antialiased_downsample`", True, remedy
+            )
         height, width = _as_image_size(self.image_size)
-        num_halvings = min(height, width).bit_length() - 3  # they reduce the shorter side to at least 4 and below 8
+        num_halvings = (
+            min(height, width).bit_length() - 3
+        )  # they reduce the shorter side to at least 4 and below 8
         num_blocks = num_halvings + 1
         self.temporal_num_layers = min(self.frame_num.bit_length() - 1, num_halvings)
         self.blocks = nn.ModuleList()
@@ -66,7 +83,10 @@ class _ResidualDiscriminator(GradientCheckpointing):
             width_out = min(4 * self.dim * 2**level, self.max_dim)
             if level < self.temporal_num_layers:
                 block = self.video_block(
-                    width_in, width_out, self.antialiased_downsample, antialiased_time=self.antialiased_time
+                    width_in,
+                    width_out,
+                    self.antialiased_downsample,
+                    antialiased_time=self.antialiased_time,
                 )
             else:
                 is_last = level == num_blocks - 1

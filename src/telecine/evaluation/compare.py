@@ -95,7 +95,9 @@ class Comparison:
             console.print(f"differs: {warning}", soft_wrap=True)
 
 
-def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> Comparison:
+def compare(
+    first: str | Path, second: str | Path, *, output: str | Path | None = None
+) -> Comparison:
     """Compare two evaluations clip by clip: B - A, with 95 % bootstrap intervals over videos.
 
     Args:
@@ -118,7 +120,9 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
         elif name in second_protocol["metrics"]:
             set_metrics.append(name)
     differences = _paired_differences(first_clips, second_clips, better)
-    for name in set_metrics:  # a Frechet distance is one figure per set, without an interval over clips
+    for (
+        name
+    ) in set_metrics:  # a Frechet distance is one figure per set, without an interval over clips
         a = first_means[name]
         b = second_means[name]
         differences.append(Difference(name, a, b, b - a, interval=None, larger_is_better=False))
@@ -146,12 +150,18 @@ def check_protocols(first: _Table, second: _Table) -> list[str]:
     differing = _differing(first_published, second_published, published_fields, "published.")
     differing += _differing(first, second, MUST_MATCH)
     differing += _differing(first_metrics, second_metrics, shared, "metrics.")
-    differing += _differing(_table(first, "backbones"), _table(second, "backbones"), shared, "backbones.")
+    differing += _differing(
+        _table(first, "backbones"), _table(second, "backbones"), shared, "backbones."
+    )
     if differing:
         remedy = "Evaluate both on the same clips with the same settings."
-        raise argument_error("compare", "two evaluations with the same protocol", "; ".join(differing), remedy)
+        raise argument_error(
+            "compare", "two evaluations with the same protocol", "; ".join(differing), remedy
+        )
     if not shared:
-        raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
+        raise argument_error(
+            "compare", "two evaluations that share a metric", "none", "Evaluate both again."
+        )
     warnings = _differing(first, second, _SHOULD_MATCH)
     if first.get("tf32") != second.get("tf32"):
         warnings.append("tf32: forbidden in one; the other is older and does not say it")
@@ -168,7 +178,12 @@ def check_protocols(first: _Table, second: _Table) -> list[str]:
 def _table(protocol: _Table, field: str) -> _Table:
     table = protocol.get(field)
     if not isinstance(table, dict):
-        raise argument_error("compare", f"evaluations with `{field}` in their protocol", repr(table), "Evaluate again.")
+        raise argument_error(
+            "compare",
+            f"evaluations with `{field}` in their protocol",
+            repr(table),
+            "Evaluate again.",
+        )
     return table
 
 
@@ -183,7 +198,9 @@ def _differing(first: _Table, second: _Table, names: Iterable[str], prefix: str 
 
 
 def _paired_differences(
-    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], better: Mapping[str, str]
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    better: Mapping[str, str],
 ) -> list[Difference]:
     """Return the differences of the metrics of `better`, which maps a metric to its better values.
 
@@ -232,7 +249,9 @@ def _bootstrap_interval(values: Tensor, videos: Tensor) -> tuple[float, float]:
         drawn = torch.randint(num_videos, shape, generator=generator)
         means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
     tail = (1 - _CONFIDENCE) / 2
-    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
+    low, high = (
+        torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype)).tolist()
+    )
     return low, high
 
 
@@ -268,11 +287,15 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
         title: The title of the figure.
         path: The file.
     """
-    from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
+    from matplotlib.figure import (
+        Figure,
+    )  # takes a second to import, which `telecine --help` must not spend
 
     figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
-    for difference, axes in zip(differences, figure.subplots(len(differences), 1, squeeze=False).flat, strict=True):
+    for difference, axes in zip(
+        differences, figure.subplots(len(differences), 1, squeeze=False).flat, strict=True
+    ):
         low, high = difference.interval or (difference.mean, difference.mean)
         colour = COLOURS[difference.better]
         axes.axvline(0, color="black", linewidth=0.8)
@@ -286,5 +309,13 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
         axes.tick_params(labelsize=7)
         axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
         axes.spines[["top", "left", "right"]].set_visible(False)
-        axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)
+        axes.text(
+            1.01,
+            0.5,
+            difference.text(),
+            transform=axes.transAxes,
+            fontsize=8,
+            va="center",
+            color=colour,
+        )
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))

@@ -35,7 +35,14 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.protocol import EvaluationProtocol, describe_clips
 from telecine.evaluation.protocols import PROTOCOLS
 from telecine.evaluation.published import PublishedProtocol
-from telecine.evaluation.source import CLIP_SELECTION, Model, ModelSource, VideoSource, open_source, select_clips
+from telecine.evaluation.source import (
+    CLIP_SELECTION,
+    Model,
+    ModelSource,
+    VideoSource,
+    open_source,
+    select_clips,
+)
 from telecine.evaluation.tiling import TilingDifference
 from telecine.models import VideoAutoencoder
 from telecine.runs.history import as_dataclass
@@ -90,7 +97,9 @@ class Evaluation:
         try:
             clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise argument_error(str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy) from error
+            raise argument_error(
+                str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy
+            ) from error
         values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
         evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
         clip_keys = {"source"}
@@ -103,7 +112,9 @@ class Evaluation:
             and len(clips) == evaluation.protocol.num_clips > 0
         )
         if not is_whole:
-            raise argument_error(str(folder), contract, "other clips or metrics than in its protocol", remedy)
+            raise argument_error(
+                str(folder), contract, "other clips or metrics than in its protocol", remedy
+            )
         return protocol, means, clips
 
     def print_to(self, console: Console) -> None:
@@ -117,7 +128,9 @@ class Evaluation:
 
 
 @tf32(False)
-def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
+def evaluate(
+    checkpoint: Model, config: EvaluateConfig, *, output: str | Path | None = None
+) -> Evaluation:
     """Measure reconstructions of clips of `config.data`, computed by an autoencoder or read from videos.
 
     An autoencoder reconstructs the mode of each clip's posterior. It and the metrics compute without TF32. Under
@@ -138,7 +151,9 @@ def evaluate(checkpoint: Model, config: EvaluateConfig, *, output: str | Path | 
     with process_group() as (rank, num_ranks):
         device = device_of_process(config.device, num_ranks)
         if config.data is None:
-            raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
+            raise argument_error(
+                "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
+            )
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
@@ -196,7 +211,9 @@ def _describe_selection(source: ModelSource | VideoSource, spans: Sequence[Span]
     }
 
 
-def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig) -> MetricSet:
+def _with_requested(
+    metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
+) -> MetricSet:
     """Return the metrics with those that options request: `flow`, and `chunk` or `tile`."""
     requested: list[ClipMeasure] = []
     if config.flow is not None:
@@ -215,7 +232,9 @@ def _with_requested(metric_set: MetricSet, source: ModelSource | VideoSource, co
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
     if isinstance(source, VideoSource):
         contract = "left out for reconstructions that are given as videos"
-        raise argument_error(setting, contract, source.title, "Pass a model, which reconstructs other clips.")
+        raise argument_error(
+            setting, contract, source.title, "Pass a model, which reconstructs other clips."
+        )
     return source.model
 
 
@@ -260,7 +279,9 @@ def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
         curves: For each label of an evaluation, its values at each frame position, by metric.
         path: The file.
     """
-    from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
+    from matplotlib.figure import (
+        Figure,
+    )  # takes a second to import, which `telecine --help` must not spend
 
     names: list[str] = []
     for evaluation in curves.values():
@@ -273,11 +294,20 @@ def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
-def _plot_metric(axes: "Axes", name: str, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+def _plot_metric(
+    axes: "Axes", name: str, curves: Mapping[str, Mapping[str, Sequence[float]]]
+) -> None:
     for label, evaluation in curves.items():
         if name in evaluation:
             positions = range(len(evaluation[name]))
-            axes.plot(positions, evaluation[name], marker="o", markersize=3, label=label, color=COLOURS.get(label))
+            axes.plot(
+                positions,
+                evaluation[name],
+                marker="o",
+                markersize=3,
+                label=label,
+                color=COLOURS.get(label),
+            )
     low, high = axes.get_ylim()
     smallest_range = 1.0 if name == "psnr" else 0.01  # so that imperceptible differences look small
     margin = max(0.0, smallest_range - (high - low)) / 2

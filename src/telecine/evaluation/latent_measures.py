@@ -79,7 +79,9 @@ def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
     radius = (rows[:, None].square() + columns.square()).sqrt()
     side = min(height, width)
     bins = (radius * side).round().long()
-    sums = torch.zeros(int(bins.max()) + 1, dtype=torch.float64).index_add_(0, bins.flatten(), power.flatten())
+    sums = torch.zeros(int(bins.max()) + 1, dtype=torch.float64).index_add_(
+        0, bins.flatten(), power.flatten()
+    )
     sums = sums[1:]
     shares = sums / sums.sum().clamp(min=EPSILON)
     frequencies = [(index + 1) / side for index in range(len(shares))]
@@ -129,7 +131,9 @@ def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]
         return {}
     if not latents.isfinite().all():  # it has no code
         return {"codes_used": math.nan, "code_entropy": math.nan, "code_perplexity": math.nan}
-    groups = codebook.indices(latents).cpu().transpose(0, 1).flatten(1)  # MPS has no float64, for what follows
+    groups = (
+        codebook.indices(latents).cpu().transpose(0, 1).flatten(1)
+    )  # MPS has no float64, for what follows
     group_counts = [torch.bincount(group, minlength=codebook.codebook_size) for group in groups]
     counts = torch.stack(group_counts).double()
     entropy = torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1) / math.log(2)

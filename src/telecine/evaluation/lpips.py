@@ -31,7 +31,9 @@ register(
 )
 
 
-def load_lpips(names: Sequence[str], device: torch.device) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def load_lpips(
+    names: Sequence[str], device: torch.device
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return the LPIPS modules among the names of metrics, and the hashes of their weights, both by metric name."""
     modules: dict[str, nn.Module] = {}
     sources: dict[str, str] = {}

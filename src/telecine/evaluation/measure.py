@@ -82,7 +82,9 @@ def load_metrics(clips: ClipConfig, config: EvaluateConfig, device: torch.device
         for name, value in (("flow", config.flow), ("flat", config.flat)):
             if value:
                 contract = "left out unless clips have 1, 3 or 4 channels"
-                raise argument_error(name, contract, f"{value} for {clips.num_channels}", "Leave it out.")
+                raise argument_error(
+                    name, contract, f"{value} for {clips.num_channels}", "Leave it out."
+                )
     network = load_frechet_network(config.feature_network, clips, device)
     names = []
     absent = {}
@@ -117,7 +119,9 @@ def load_published_metrics(
     """
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
-        raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
+        raise argument_error(
+            "protocol", "one whose packages are installed", got, how_to_install("protocols")
+        )
     num_frames = protocol.num_frames or min(span.num_frames for span in spans)
     network = load_frechet_network(features, ClipConfig(num_frames=num_frames), device)
     perceptual, backbones = load_lpips(protocol.metrics, device)
@@ -215,7 +219,11 @@ def measure_clips(
 
 
 def _measure_clip(
-    index: int, source: ModelSource | VideoSource, metric_set: MetricSet, span: Span, device: torch.device
+    index: int,
+    source: ModelSource | VideoSource,
+    metric_set: MetricSet,
+    span: Span,
+    device: torch.device,
 ) -> ClipResult | None:
     """Return the results of one clip, or None if it cannot be decoded."""
     clip = read_span(span, source.clips)

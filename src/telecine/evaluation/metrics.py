@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_range, check_same_shape, check_video
+from telecine.base.shapes import (
+    RGBA,
+    VALUE_RANGE,
+    Video,
+    check_range,
+    check_same_shape,
+    check_video,
+)
 
 # These modules register the metrics of `METRICS`.
 from telecine.evaluation import flat, flow, frechet, lpips, pixel_metrics, published_metrics, tiling  # noqa: F401
@@ -22,7 +29,11 @@ FRAMES_PER_CHUNK = 8  # of metrics of frames and distances; bounds memory
 
 def default_metrics() -> list[str]:
     """Return the names of the metrics of pixels that are measured without a published protocol."""
-    return [name for name, metric in METRICS.items() if isinstance(metric, PixelMetric) and metric.is_default]
+    return [
+        name
+        for name, metric in METRICS.items()
+        if isinstance(metric, PixelMetric) and metric.is_default
+    ]
 
 
 def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -32,7 +43,9 @@ def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]
         ValueError: There is no clip.
     """
     if not per_clip:
-        raise argument_error("per_clip", "the values of at least one clip", "none", "Call `update` before `compute`.")
+        raise argument_error(
+            "per_clip", "the values of at least one clip", "none", "Call `update` before `compute`."
+        )
     means = {}
     for name in per_clip[0]:
         means[name] = sum(clip[name] for clip in per_clip) / len(per_clip)
@@ -61,13 +74,18 @@ class ReconstructionMetrics:
     """
 
     def __init__(
-        self, perceptual: Mapping[str, nn.Module] | None = None, *, metrics: Sequence[str] = ("psnr", "ssim")
+        self,
+        perceptual: Mapping[str, nn.Module] | None = None,
+        *,
+        metrics: Sequence[str] = ("psnr", "ssim"),
     ) -> None:
         self.perceptual = dict(perceptual or {})
         self.metrics = tuple(metrics)
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
-        built_in = {name: metric for name, metric in METRICS.items() if isinstance(metric, PixelMetric)}
+        built_in = {
+            name: metric for name, metric in METRICS.items() if isinstance(metric, PixelMetric)
+        }
         taken = sorted(built_in.keys() & self.perceptual.keys())
         if taken:
             contract = "distances with other names than the built-in metrics"
@@ -77,7 +95,11 @@ class ReconstructionMetrics:
         self._measured = [built_in[name] for name in self.metrics]
         self._alpha_metrics = []
         for metric in built_in.values():
-            if isinstance(metric, ClipMetric) and metric.needs_alpha and metric not in self._measured:
+            if (
+                isinstance(metric, ClipMetric)
+                and metric.needs_alpha
+                and metric not in self._measured
+            ):
                 self._alpha_metrics.append(metric)
 
     @torch.no_grad()
@@ -109,14 +131,18 @@ class ReconstructionMetrics:
             per_clip = {}
             for metric in self._measured:
                 if isinstance(metric, ClipMetric):
-                    per_clip[metric.name] = metric.function(reconstruction=reconstruction, target=target)
+                    per_clip[metric.name] = metric.function(
+                        reconstruction=reconstruction, target=target
+                    )
                 else:
                     per_clip[metric.name] = per_frame[metric.name].mean(1)
             for name in self.perceptual:
                 per_clip[name] = per_frame[name].mean(1)
             if target.shape[1] == RGBA:
                 for metric in self._alpha_metrics:
-                    per_clip[metric.name] = metric.function(reconstruction=reconstruction, target=target)
+                    per_clip[metric.name] = metric.function(
+                        reconstruction=reconstruction, target=target
+                    )
         self._per_clip += _rows(per_clip)
         self._per_frame += _rows(per_frame)
 
@@ -148,7 +174,9 @@ class ReconstructionMetrics:
                 if metric is PSNR:
                     chunks.setdefault("psnr", []).append(psnr(reconstruction=recon, target=frames))
                 elif isinstance(metric, FrameMetric):
-                    chunks.setdefault(metric.name, []).append(metric.function(reconstruction=recon_rgb, target=rgb))
+                    chunks.setdefault(metric.name, []).append(
+                        metric.function(reconstruction=recon_rgb, target=rgb)
+                    )
             for name, distance in self.perceptual.items():
                 values = distance(reconstruction=recon_rgb, target=rgb)
                 if values.shape != (len(frames),):

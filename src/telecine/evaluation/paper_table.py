@@ -48,7 +48,9 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     """
     if len(folders) < 2:
         got = " ".join(str(folder) for folder in folders) or "nothing"
-        raise argument_error("compare", "two or more evaluations", got, "Pass their output folders.")
+        raise argument_error(
+            "compare", "two or more evaluations", got, "Pass their output folders."
+        )
     protocols: list[dict[str, Any]] = []
     means = []
     spreads = []
@@ -67,7 +69,9 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
             better = better_values(definition)
             column_means = [evaluation[name] for evaluation in means]
             column_spreads = [spread.get(name) for spread in spreads]
-            columns.append([f"{name} {_ARROWS[better]}", *table_cells(column_means, column_spreads, better)])
+            columns.append(
+                [f"{name} {_ARROWS[better]}", *table_cells(column_means, column_spreads, better)]
+            )
     rows = list(zip(*columns, strict=True))
     spread_text = ", ± 1.96 standard errors between videos" if any(spreads) else ""
     caption = (
@@ -160,6 +164,8 @@ def clip_spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if len(videos) == 1:
         return {}
     video_indices = torch.tensor([videos.index(clip["source"]) for clip in clips])
-    sums = values.new_zeros(len(videos), len(names)).index_add_(0, video_indices, values - values.mean(0))
+    sums = values.new_zeros(len(videos), len(names)).index_add_(
+        0, video_indices, values - values.mean(0)
+    )
     errors = (len(videos) / (len(videos) - 1) * sums.square().sum(0)).sqrt() / len(clips)
     return dict(zip(names, (1.96 * errors).tolist(), strict=True))

@@ -183,7 +183,9 @@ def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
     reconstruction is blurrier than the target. Above 1 it contains noise, ringing or invented detail. The rounding
     variance is added to both powers, so that flat clips have a finite value.
     """
-    return (_edge_power(reconstruction) + _ROUNDING_VARIANCE) / (_edge_power(target) + _ROUNDING_VARIANCE)
+    return (_edge_power(reconstruction) + _ROUNDING_VARIANCE) / (
+        _edge_power(target) + _ROUNDING_VARIANCE
+    )
 
 
 def _edge_power(video: Video) -> Tensor:
@@ -238,7 +240,9 @@ def grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:
 def _grey_patches(clip: Tensor) -> Tensor:
     """Return the grey patches `(N, 32, 32)` of a clip `(C, T, H, W)`, without overlap."""
     grey = clip.mean(0)
-    return grey.unfold(1, _GRID_PATCH, _GRID_PATCH).unfold(2, _GRID_PATCH, _GRID_PATCH).flatten(0, 2)
+    return (
+        grey.unfold(1, _GRID_PATCH, _GRID_PATCH).unfold(2, _GRID_PATCH, _GRID_PATCH).flatten(0, 2)
+    )
 
 
 def _peak_ratio(patches: Tensor, period: int) -> Tensor:
@@ -246,7 +250,9 @@ def _peak_ratio(patches: Tensor, period: int) -> Tensor:
     detrended = _without_plane(patches)
     rows = torch.fft.rfft(detrended, dim=2, norm="ortho").abs().square().mean(dim=1)
     columns = torch.fft.rfft(detrended, dim=1, norm="ortho").abs().square().mean(dim=2)
-    power = (rows + columns) / 2 + _ROUNDING_VARIANCE  # (N, 17); that of white noise is its variance
+    power = (
+        rows + columns
+    ) / 2 + _ROUNDING_VARIANCE  # (N, 17); that of white noise is its variance
     frequency = _GRID_PATCH // period
     neighbours = [frequency - 1]
     if frequency + 1 < power.shape[1]:

@@ -69,7 +69,11 @@ def describe_clips(protocol: Mapping[str, Any]) -> str:
     """Return number, length and size of the clips of a `protocol.json`, and the name of the published protocol."""
     num_frames = protocol["num_frames"]
     frames = "whole videos" if num_frames is None else f"{num_frames} frames"
-    size = "their size" if protocol["height"] is None else f"{protocol['height']} x {protocol['width']}"
+    size = (
+        "their size"
+        if protocol["height"] is None
+        else f"{protocol['height']} x {protocol['width']}"
+    )
     text = f"{protocol['num_clips']} clips, {frames} of {size}"
     published_name = protocol.get("published", {}).get("name")
     if published_name:

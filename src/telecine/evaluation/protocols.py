@@ -28,13 +28,18 @@ VIDTOK = PublishedProtocol(
         "github.com/microsoft/VidTok, scripts/inference_evaluate.py: posterior, range, means over frames and clips",
         "github.com/microsoft/VidTok, vidtok/modules/util.py, compute_psnr, compute_ssim; modules/lpips.py: VGG16",
     ),
-    not_stated=("FVD: network, clips and their number; here of the I3D in `features`, over all clips",),
+    not_stated=(
+        "FVD: network, clips and their number; here of the I3D in `features`, over all clips",
+    ),
     deviations=(_DECODER,),
 )
 
-_WF_VAE_VIDEOS = "which videos, and how many (issue 21 of the repository asks); here those in `data`"
+_WF_VAE_VIDEOS = (
+    "which videos, and how many (issue 21 of the repository asks); here those in `data`"
+)
 _WF_VAE_ANTIALIASING = (
-    "antialiasing: the default of torchvision, whose version is not pinned; here on, the default since 0.17"
+    "antialiasing: the default of torchvision, whose version is not pinned; "
+    "here on, the default since 0.17"
 )
 WF_VAE_33 = PublishedProtocol(
     name="wf_vae_33",
@@ -78,7 +83,8 @@ WF_VAE_25 = replace(
 
 _COSMOS_CHUNKS = "github.com/NVIDIA/Cosmos-Tokenizer, cosmos_tokenizer/video_lib.py, video_cli.py: chunks of 17 frames"
 _COSMOS_METRICS = (
-    "github.com/NVlabs/TokenBench, token_bench/metrics_cli.py, token_bench/fvd.py: metrics over 8-bit videos"
+    "github.com/NVlabs/TokenBench, token_bench/metrics_cli.py, token_bench/fvd.py: "
+    "metrics over 8-bit videos"
 )
 _COSMOS_NOT_STATED = (
     "what the text of arXiv 2501.03575 adds; these items are those of the published code",
@@ -103,7 +109,10 @@ TOKENBENCH = PublishedProtocol(
         _COSMOS_CHUNKS,
         _COSMOS_METRICS,
     ),
-    not_stated=("whether the figures are of all videos of list.txt; here of those in `data`", *_COSMOS_NOT_STATED),
+    not_stated=(
+        "whether the figures are of all videos of list.txt; here of those in `data`",
+        *_COSMOS_NOT_STATED,
+    ),
     deviations=(
         _BFLOAT16,
         "frames are decoded by ffmpeg through mediapy, or read as images; here decoded by PyAV",
@@ -181,7 +190,10 @@ KINETICS600 = replace(
     name="kinetics600",
     data="Kinetics-600, the videos of its validation list (k600_val.csv)",
     num_videos=None,
-    sources=("github.com/hywang66/LARP, README.md: k600_val.csv, of which it predicts frames", *_LARP_SOURCES),
+    sources=(
+        "github.com/hywang66/LARP, README.md: k600_val.csv, of which it predicts frames",
+        *_LARP_SOURCES,
+    ),
     not_stated=(
         "reconstruction of Kinetics-600: LARP gives the rFVD of UCF-101 only; here its evaluator on the other list",
         "how many of the videos were measured: VideoRAE's k600_val.csv names 29740; here those in `data`",
@@ -190,5 +202,6 @@ KINETICS600 = replace(
 )
 
 PROTOCOLS: dict[str, PublishedProtocol] = {
-    protocol.name: protocol for protocol in (VIDTOK, WF_VAE_25, WF_VAE_33, TOKENBENCH, DAVIS, UCF101, KINETICS600)
+    protocol.name: protocol
+    for protocol in (VIDTOK, WF_VAE_25, WF_VAE_33, TOKENBENCH, DAVIS, UCF101, KINETICS600)
 }

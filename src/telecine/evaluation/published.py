@@ -13,7 +13,16 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
-from telecine.data import Clip, DecodeError, Span, VideoInfo, bytes_from_video, read_clip, video_from_bytes, whole_video
+from telecine.data import (
+    Clip,
+    DecodeError,
+    Span,
+    VideoInfo,
+    bytes_from_video,
+    read_clip,
+    video_from_bytes,
+    whole_video,
+)
 from telecine.data.index import log_too_short
 from telecine.evaluation.tiling import reconstruct_in_chunks
 from telecine.models import VideoAutoencoder
@@ -83,7 +92,9 @@ class PublishedProtocol:
             remedy = "Leave `num_frames` out for whole videos only."
             raise argument_error("clips", "whole, or of a number of frames", self.clips, remedy)
         if self.chunk is not None and self.posterior != "mode":
-            raise argument_error("posterior", "the mode in chunks", self.posterior, "Leave `chunk` out.")
+            raise argument_error(
+                "posterior", "the mode in chunks", self.posterior, "Leave `chunk` out."
+            )
 
     def check_options(self, config: EvaluateConfig) -> None:
         """Raise a `ValueError` if a setting contradicts the protocol."""
@@ -106,7 +117,9 @@ class PublishedProtocol:
             raise argument_error("features", contract, "nothing", remedy)
         if config.features == "transnetv2":
             contract = f"the path of i3d_torchscript.pt, or left out, with protocol {self.name}"
-            raise argument_error("features", contract, config.features, "Its Frechet distances are those of an I3D.")
+            raise argument_error(
+                "features", contract, config.features, "Its Frechet distances are those of an I3D."
+            )
 
     def select(self, infos: Sequence[VideoInfo]) -> list[Span]:
         """Return the frames of each measured clip.
@@ -116,7 +129,9 @@ class PublishedProtocol:
         """
         if self.num_videos is not None and len(infos) != self.num_videos:
             contract = f"the {self.num_videos} videos of protocol {self.name} ({self.data})"
-            raise argument_error("data", contract, f"{len(infos)} videos", "Pass the folder that has these only.")
+            raise argument_error(
+                "data", contract, f"{len(infos)} videos", "Pass the folder that has these only."
+            )
         for info in infos:
             if self._stride(info) < 1:
                 contract = f"videos that have at least half of {self.sample_fps:g} frames a second"
@@ -152,7 +167,9 @@ class PublishedProtocol:
         clip_span = self._clip_span(info)
         starts: Sequence[int] = []
         if self.clips == "all":
-            starts = range(0, num_frames, clip_span + self._stride(info) - 1)  # the next one begins a stride later
+            starts = range(
+                0, num_frames, clip_span + self._stride(info) - 1
+            )  # the next one begins a stride later
         elif self.clips == "random":
             starts = [seed_of(info.path.name) % max(num_frames - clip_span + 1, 1)]
         elif clip_span <= num_frames:
@@ -174,18 +191,29 @@ class PublishedProtocol:
         if self.num_frames is not None and num_read < self.num_frames:
             last_frames = video[:, -1:].expand(-1, self.num_frames - num_read, -1, -1)
             video = torch.cat([video, last_frames], dim=1)
-        return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": span.info.fps / stride}
+        return {
+            "video": video,
+            "source": str(span.info.path),
+            "start": span.first_frame,
+            "fps": span.info.fps / stride,
+        }
 
     def _prepared(self, frame: Tensor) -> Tensor:
         """Return a frame `(H, W, 3)` of 8 bits resized and cropped, `(3, H, W)` in [-1, 1]."""
-        from torchvision.transforms.v2 import functional  # takes a second, which `telecine --help` must not spend
+        from torchvision.transforms.v2 import (
+            functional,
+        )  # takes a second, which `telecine --help` must not spend
 
         height, width = self.resized_size(*frame.shape[:2])
         if self.interpolation == "lanczos":
-            picture = Image.fromarray(frame.numpy()).resize((width, height), Image.Resampling.LANCZOS)
+            picture = Image.fromarray(frame.numpy()).resize(
+                (width, height), Image.Resampling.LANCZOS
+            )
             image = functional.pil_to_tensor(picture).float() / 255
         else:
-            image = functional.resize(frame.permute(2, 0, 1).float() / 255, [height, width], antialias=True)
+            image = functional.resize(
+                frame.permute(2, 0, 1).float() / 255, [height, width], antialias=True
+            )
         if self.crop is not None:
             image = functional.center_crop(image, [self.crop])
         return image.clamp(0, 1) * 2 - 1
@@ -213,7 +241,9 @@ class PublishedProtocol:
             target: The clip, `(1, 3, T, H, W)` in [-1, 1].
         """
         if self.chunk is not None:
-            return reconstruct_in_chunks(model, target[0], self.chunk, overlap=0, tiling=Tiling())[None]
+            return reconstruct_in_chunks(model, target[0], self.chunk, overlap=0, tiling=Tiling())[
+                None
+            ]
         if self.posterior == "mode":
             return model(target, sample_posterior=False).video
         generator = torch.Generator(target.device).manual_seed(span.first_frame)

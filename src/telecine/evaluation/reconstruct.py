@@ -37,7 +37,10 @@ _ARRAY_SUFFIXES = (".npy",)
 
 
 def reconstruct(
-    checkpoint: Model, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
+    checkpoint: Model,
+    video: str | Path,
+    output: str | Path,
+    config: ReconstructConfig | None = None,
 ) -> float:
     """Reconstruct a video or an image, or all of a folder, and write the results.
 
@@ -74,7 +77,9 @@ def reconstruct(
     files: list[tuple[VideoInfo, Path]] = []
     if Path(video).is_dir():
         for name, info in by_name(index_data(video, clips, name="video"), video).items():
-            files.append((info, Path(output, name + _default_suffix(info, model.in_channels, config))))
+            files.append(
+                (info, Path(output, name + _default_suffix(info, model.in_channels, config)))
+            )
     else:
         info = index_video(video, clips)
         _check_output(Path(output), Path(video), _possible_suffixes(info, config))
@@ -85,7 +90,11 @@ def reconstruct(
 
 
 def _reconstruct_file(
-    model: VideoAutoencoder, info: VideoInfo, output: Path, config: ReconstructConfig, device: torch.device
+    model: VideoAutoencoder,
+    info: VideoInfo,
+    output: Path,
+    config: ReconstructConfig,
+    device: torch.device,
 ) -> float:
     suffix = output.suffix.lower()
     keeps_size = config.height is None and config.width is None
@@ -95,7 +104,9 @@ def _reconstruct_file(
     limits = _depth_range(model, info, config) if config.compare else None
     frame_psnr: list[Tensor] = []
     pairs = reconstruct_frames(model, info, config, device)
-    chunks = _written_chunks(pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES, frame_psnr=frame_psnr)
+    chunks = _written_chunks(
+        pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES, frame_psnr=frame_psnr
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     if suffix in _ARRAY_SUFFIXES:
         atomic_write(output, lambda partial: write_array(partial, info, chunks))
@@ -159,15 +170,21 @@ def reconstruct_frames(
 
     chunks = overlapping_chunks(_input_frames(model, info, config), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
-    return blended_chunks(model, with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
+    return blended_chunks(
+        model, with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk
+    )
 
 
-def _input_frames(model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig) -> Iterator[Tensor]:
+def _input_frames(
+    model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig
+) -> Iterator[Tensor]:
     pixels = PixelFormat(channels_named(model.in_channels), config.bit_depth)
     return iterate_frames(info, output_size(info, config), pixels)
 
 
-def _depth_range(model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig) -> tuple[int, int] | None:
+def _depth_range(
+    model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig
+) -> tuple[int, int] | None:
     """Return the least and the largest value of a video of depth, None for others."""
     if (model.in_channels, config.bit_depth) != (1, 16):
         return None
@@ -204,7 +221,9 @@ def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> N
     if suffix == ".png" and config.bit_depth != 8:
         raise argument_error("output", f"a video for {name}", str(output), "Set `bit_depth` to 8.")
     if suffix == ".mp4" and (in_channels, config.bit_depth) != (3, 8) and not config.compare:
-        raise argument_error("output", f"an MKV for {name}", str(output), f"Use {output.with_suffix('.mkv')}.")
+        raise argument_error(
+            "output", f"an MKV for {name}", str(output), f"Use {output.with_suffix('.mkv')}."
+        )
 
 
 def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
@@ -214,9 +233,13 @@ def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
         raise argument_error("output", contract, f"the folder {output}", "Add a file name.")
     if output.suffix.lower() not in suffixes:
         contract = f"{contract}, which ends in {' or '.join(suffixes)}"
-        raise argument_error("output", contract, str(output), f"Use {output.with_suffix(suffixes[0])}.")
+        raise argument_error(
+            "output", contract, str(output), f"Use {output.with_suffix(suffixes[0])}."
+        )
     if output.resolve() == video.resolve():
-        raise argument_error("output", "another file than the input", f"{output} for both", "Choose another name.")
+        raise argument_error(
+            "output", "another file than the input", f"{output} for both", "Choose another name."
+        )
 
 
 def output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:

@@ -12,7 +12,15 @@ from torch import nn
 
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
-from telecine.data import Clip, DataError, DecodeError, Span, VideoInfo, iterate_validation_clips, read_clip
+from telecine.data import (
+    Clip,
+    DataError,
+    DecodeError,
+    Span,
+    VideoInfo,
+    iterate_validation_clips,
+    read_clip,
+)
 from telecine.data.find import files_below, find_videos, sources_of
 from telecine.data.holdout import middles
 from telecine.data.index import index_videos, log_too_short
@@ -33,11 +41,18 @@ logger = logging.getLogger(__name__)
 Model: TypeAlias = str | Path | nn.Module
 """A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
 
-CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
-_MODEL_FILES = ("config.json", "model_index.json")  # a folder with one of them is a model, even if it contains videos
+CLIP_SELECTION = (
+    "clips without overlap from each video's first frame on, evenly spaced among all of them"
+)
+_MODEL_FILES = (
+    "config.json",
+    "model_index.json",
+)  # a folder with one of them is a model, even if it contains videos
 
 
-def index_data(path: str | Path, clips: ClipConfig | None = None, *, name: str = "data") -> list[VideoInfo]:
+def index_data(
+    path: str | Path, clips: ClipConfig | None = None, *, name: str = "data"
+) -> list[VideoInfo]:
     """Return the videos and arrays at a path, or the images without one. Their index is saved, for training, too.
 
     Args:
@@ -51,7 +66,9 @@ def index_data(path: str | Path, clips: ClipConfig | None = None, *, name: str =
         infos, _ = index_videos(videos, index=cache.info)
         return infos
     finally:
-        cache.save(is_complete=False)  # keeps what only training uses: images, and members of tar files
+        cache.save(
+            is_complete=False
+        )  # keeps what only training uses: images, and members of tar files
 
 
 def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
@@ -126,7 +143,9 @@ class VideoSource:
         clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
             got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
-            raise argument_error("checkpoint", "decodable where `data` is", got, "Write that file again.")
+            raise argument_error(
+                "checkpoint", "decodable where `data` is", got, "Write that file again."
+            )
         return clip["video"][None].to(target)
 
 
@@ -182,7 +201,9 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
         logger.warning(text, num_trained_on, len(infos), saved_data or "the sample videos")
 
 
-def open_model(checkpoint: Model, config: MeasuredClips, device: torch.device) -> tuple[ModelSource, list[VideoInfo]]:
+def open_model(
+    checkpoint: Model, config: MeasuredClips, device: torch.device
+) -> tuple[ModelSource, list[VideoInfo]]:
     """Load an autoencoder as `model_source` does, and return the videos or images of `config.data`, too.
 
     Args:
@@ -242,7 +263,9 @@ def clips_of(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
     if not isinstance(settings, dict):
         name = f"clips in the settings of {folder}"
         raise argument_error(name, "a group of settings", describe(settings), "Restore it.")
-    return validate(ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips.")  # buckets are for training
+    return validate(
+        ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips."
+    )  # buckets are for training
 
 
 def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
@@ -308,7 +331,9 @@ def contains_videos(path: Path) -> bool:
     return path.is_dir() and any(kind_of(file) for file in files_below(path))
 
 
-def _match_videos(infos: Sequence[VideoInfo], *, data: str, reconstructions: Path) -> dict[str, VideoInfo]:
+def _match_videos(
+    infos: Sequence[VideoInfo], *, data: str, reconstructions: Path
+) -> dict[str, VideoInfo]:
     """Return the reconstruction of each video of `data`, by the path of the video; raise a `ValueError` for no match.
 
     Videos in folders match by their relative path without the suffix. Two single files match with any names.
@@ -330,8 +355,14 @@ def _match_videos(infos: Sequence[VideoInfo], *, data: str, reconstructions: Pat
     matches = {}
     for name, info in inputs.items():
         match = others[name]
-        if (match.num_frames, match.height, match.width) != (info.num_frames, info.height, info.width):
-            contract = f"of {info.num_frames} frames of {info.height} x {info.width}, as {info.path}"
+        if (match.num_frames, match.height, match.width) != (
+            info.num_frames,
+            info.height,
+            info.width,
+        ):
+            contract = (
+                f"of {info.num_frames} frames of {info.height} x {info.width}, as {info.path}"
+            )
             got = f"{match.num_frames} frames of {match.height} x {match.width} in {match.path}"
             remedy = "Write the reconstructions at the length and size of `data`."
             raise argument_error("checkpoint", contract, got, remedy)
@@ -352,6 +383,8 @@ def by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo
         name = Path(os.path.relpath(str(info.path), str(root))).with_suffix("").as_posix()
         if name in files:
             got = f"{files[name].path} and {info.path}"
-            raise argument_error("data", "files of different names", got, "Rename one: suffixes do not count.")
+            raise argument_error(
+                "data", "files of different names", got, "Rename one: suffixes do not count."
+            )
         files[name] = info
     return files

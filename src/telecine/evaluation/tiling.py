@@ -70,7 +70,10 @@ def count_chunks(total: int, num_frames: int, overlap: int) -> int:
 
 
 def blended_chunks(
-    model: VideoAutoencoder, chunks: Iterable[Tensor], overlap: int, reconstruct: Callable[[Tensor], Tensor]
+    model: VideoAutoencoder,
+    chunks: Iterable[Tensor],
+    overlap: int,
+    reconstruct: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`.
 
@@ -98,7 +101,9 @@ def blended_chunks(
 
 
 def _crossfade(first: Tensor, second: Tensor) -> Tensor:
-    weight = torch.arange(1, len(second) + 1, device=second.device, dtype=second.dtype) / (len(second) + 1)
+    weight = torch.arange(1, len(second) + 1, device=second.device, dtype=second.dtype) / (
+        len(second) + 1
+    )
     shape = [len(second)] + [1] * (second.ndim - 1)
     return torch.lerp(first, second, weight.view(shape))
 
@@ -142,7 +147,9 @@ def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
     _, size, _ = model.covering_clip(1, tiling.size, tiling.size)
     if tiling.overlap and size == stride:
         contract = f"at least {size + stride} for tiles that overlap with this model"
-        raise argument_error("tile", contract, tiling.size, f"Set it to {size + stride}, or `tile_overlap` to 0.")
+        raise argument_error(
+            "tile", contract, tiling.size, f"Set it to {size + stride}, or `tile_overlap` to 0."
+        )
     overlap = -(-tiling.overlap // stride) * stride
     return Tiling(size, min(overlap, size - stride))
 
@@ -259,7 +266,9 @@ class TilingDifference:
         tiling = rounded_tiling(self.tiling, self.model)
         at_seam = self._at_seam((num_frames, height, width), chunk_frames, tiling).to(video.device)
         whole = reconstruct_tiled(self.model, video, Tiling()).clamp(*VALUE_RANGE)
-        tiled = reconstruct_in_chunks(self.model, video, chunk_frames, overlap=self.overlap_frames, tiling=tiling)
+        tiled = reconstruct_in_chunks(
+            self.model, video, chunk_frames, overlap=self.overlap_frames, tiling=tiling
+        )
         tiled = tiled.clamp(*VALUE_RANGE)
         pieces_psnr = psnr(reconstruction=tiled[None], target=whole[None])
         error = (tiled - whole).square().mean(0)
@@ -276,13 +285,17 @@ class TilingDifference:
         num_chunks = count_chunks(num_frames, chunk_frames, self.overlap_frames)
         chunk_starts = [index * (chunk_frames - self.overlap_frames) for index in range(num_chunks)]
         frames = seams(chunk_starts, chunk_frames, num_frames)
-        _, full_height, full_width = self.model.covering_clip(min(chunk_frames, num_frames), height, width)
+        _, full_height, full_width = self.model.covering_clip(
+            min(chunk_frames, num_frames), height, width
+        )
         rows = seams(_tile_starts(full_height, tiling), tiling.size or full_height, height)
         columns = seams(_tile_starts(full_width, tiling), tiling.size or full_width, width)
         at_seam = frames[:, None, None] | rows[:, None] | columns
         if not at_seam.any():
             contract = f"smaller than the clips of {num_frames} x {height} x {width}, or `tile`"
-            raise argument_error("chunk", contract, self.source, "Use smaller chunks or tiles, or longer clips.")
+            raise argument_error(
+                "chunk", contract, self.source, "Use smaller chunks or tiles, or longer clips."
+            )
         return at_seam
 
 

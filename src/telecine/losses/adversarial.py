@@ -77,17 +77,23 @@ class GANLoss:
             name = getattr(self, "__name__", "the GAN loss")
             remedy = "Return `GANLosses(discriminator=..., generator=...)` and reduce both with `.mean()`."
             contract = "`GANLosses` of two 0-d tensors"
-            raise argument_error(f"the result of {name}", contract, describe(losses), remedy, OutputError)
+            raise argument_error(
+                f"the result of {name}", contract, describe(losses), remedy, OutputError
+            )
         return losses
 
-    def compute_generator_loss(self, *, fake_logits: Tensor, real_logits: Tensor | None = None) -> Scalar:
+    def compute_generator_loss(
+        self, *, fake_logits: Tensor, real_logits: Tensor | None = None
+    ) -> Scalar:
         """Return the generator's loss. A loss without `parts` needs the real logits."""
         if self.parts is not None:
             return self.parts.generator(fake_logits)
         assert real_logits is not None
         return self(real=real_logits, fake=fake_logits).generator
 
-    def compute_discriminator_loss(self, *, real_logits: Tensor | None, fake_logits: Tensor | None) -> Scalar:
+    def compute_discriminator_loss(
+        self, *, real_logits: Tensor | None, fake_logits: Tensor | None
+    ) -> Scalar:
         """Return the discriminator's loss; with `parts`, only that of real or of fake logits if the others are None."""
         if self.parts is None:
             assert real_logits is not None
@@ -125,7 +131,9 @@ def gan_loss(
 
 
 def _losses(parts: GANParts, real: Tensor, fake: Tensor) -> GANLosses:
-    return GANLosses(discriminator=parts.real(real) + parts.fake(fake), generator=parts.generator(fake))
+    return GANLosses(
+        discriminator=parts.real(real) + parts.fake(fake), generator=parts.generator(fake)
+    )
 
 
 _HINGE = GANParts(
@@ -193,12 +201,25 @@ def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     Raises:
         ValueError: If the shapes of `real` and `fake` differ.
     """
-    check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
+    check_same_shape(
+        "fake",
+        fake,
+        "real",
+        real,
+        remedy="Pass as many real samples as fakes to the discriminator.",
+    )
     difference = at_least_float32(real) - at_least_float32(fake)
-    return GANLosses(discriminator=F.softplus(-difference).mean(), generator=F.softplus(difference).mean())
+    return GANLosses(
+        discriminator=F.softplus(-difference).mean(), generator=F.softplus(difference).mean()
+    )
 
 
-GAN_LOSSES = {"hinge": hinge, "vanilla": vanilla, "least_squares": least_squares, "relativistic": relativistic}
+GAN_LOSSES = {
+    "hinge": hinge,
+    "vanilla": vanilla,
+    "least_squares": least_squares,
+    "relativistic": relativistic,
+}
 
 
 def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scalar:
@@ -212,12 +233,22 @@ def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scala
         ValueError: If there are no layers, or the numbers of layers or the shapes of a layer differ.
     """
     if len(real) == 0:
-        raise argument_error("real", "one feature map per layer", "none", "Return features from the discriminator.")
+        raise argument_error(
+            "real", "one feature map per layer", "none", "Return features from the discriminator."
+        )
     if len(fake) != len(real):
         contract = f"as long as `real`, {len(real)} feature maps"
-        raise argument_error("fake", contract, str(len(fake)), "Take both from the same discriminator.")
+        raise argument_error(
+            "fake", contract, str(len(fake)), "Take both from the same discriminator."
+        )
     distances = []
     for index, (x, y) in enumerate(zip(real, fake, strict=True)):
-        check_same_shape(f"fake[{index}]", y, f"real[{index}]", x, remedy="Pass both sides through the same layers.")
+        check_same_shape(
+            f"fake[{index}]",
+            y,
+            f"real[{index}]",
+            x,
+            remedy="Pass both sides through the same layers.",
+        )
         distances.append(F.l1_loss(at_least_float32(y), at_least_float32(x.detach())))
     return torch.stack(distances).mean()  # equation 4

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, describe
+from telecine.base.checks import (
+    argument_error,
+    check_count,
+    check_fraction,
+    check_positive,
+    describe,
+)
 from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, host_rand, rand, randn
@@ -43,9 +49,13 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     Raises:
         ValueError: If the shapes differ or the reduction is unknown.
     """
-    check_same_shape("logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element.")
+    check_same_shape(
+        "logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element."
+    )
     if reduction not in ("mean", "sum"):
-        raise argument_error("reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch.")
+        raise argument_error(
+            "reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch."
+        )
     mu = at_least_float32(mean)
     log_var = at_least_float32(logvar)
     # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
@@ -64,11 +74,17 @@ def posterior_kl(posterior: Any, reduction: Reduction = "mean") -> Scalar:
     Raises:
         ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
     """
-    missing = [f"`{name}`" for name in ("mean", "logvar") if not isinstance(getattr(posterior, name, None), Tensor)]
+    missing = [
+        f"`{name}`"
+        for name in ("mean", "logvar")
+        if not isinstance(getattr(posterior, name, None), Tensor)
+    ]
     if missing:
         got = f"{type(posterior).__name__} without {' and '.join(missing)}"
         remedy = "Such a posterior has no divergence; pass `aux_losses=None`."
-        raise argument_error("posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy)
+        raise argument_error(
+            "posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy
+        )
     return kl_to_standard_normal(mean=posterior.mean, logvar=posterior.logvar, reduction=reduction)
 
 
@@ -110,7 +126,12 @@ def equivariance(
     """
     check_video("latent", latent)
     if not isinstance(min_scale, (int, float)) or not 0 < min_scale <= 1:
-        raise argument_error("min_scale", "above 0 and at most 1", describe(min_scale), "Use 0.25, as the paper does.")
+        raise argument_error(
+            "min_scale",
+            "above 0 and at most 1",
+            describe(min_scale),
+            "Use 0.25, as the paper does.",
+        )
     num_others = 7 if flip else 3
     if check_count("num_orientations", num_orientations) > num_others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
@@ -158,7 +179,12 @@ def scale_equivariance(
     """
     check_video("latent", latent)
     if not isinstance(factors, (list, tuple)) or not factors:
-        raise argument_error("factors", "a list of whole numbers", describe(factors), "Use [2, 4], as the paper does.")
+        raise argument_error(
+            "factors",
+            "a list of whole numbers",
+            describe(factors),
+            "Use [2, 4], as the paper does.",
+        )
     for factor in factors:
         check_count("factors", factor)
     (draw,) = host_rand(1, generator)
@@ -243,7 +269,11 @@ def latent_noise(
 
 
 def local_correlation(
-    *, latent: Tensor, weight: Tensor | None = None, threshold: float = 0.75, first_frame_apart: bool = True
+    *,
+    latent: Tensor,
+    weight: Tensor | None = None,
+    threshold: float = 0.75,
+    first_frame_apart: bool = True,
 ) -> Scalar:
     """Return how far the correlation of neighbouring latent positions is below `threshold`.
 
@@ -266,7 +296,9 @@ def local_correlation(
     check_video("latent", latent)
     check_fraction("threshold", threshold, remedy="Use 0.75, as the paper does.")
     if min(latent.shape[-2:]) < 2:
-        raise argument_error("latent", "at least 2 positions high and wide", latent, "Use larger clips.")
+        raise argument_error(
+            "latent", "at least 2 positions high and wide", latent, "Use larger clips."
+        )
     mean, std = _channel_statistics(latent)
     with autocast_off(latent.device):
         z = (at_least_float32(latent) - mean) / std
@@ -292,7 +324,9 @@ LATENT_TERMS: dict[str, Callable[..., Scalar]] = {
 
 def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     """Return the mean correlation `(B,)` of pairs of positions in windows of `num_frames` x 2 x 2."""
-    windows = latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)  # (B, C, t, h, w, n, 2, 2)
+    windows = (
+        latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)
+    )  # (B, C, t, h, w, n, 2, 2)
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
     vectors = vectors - vectors.mean(-1, keepdim=True)
     unit = vectors * (vectors.square().sum(-1, keepdim=True) + _EPSILON**2).rsqrt()
@@ -308,7 +342,9 @@ def _channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     axes = (2, 3, 4)
     mean = values.mean(axes, keepdim=True)
     variance = (values - mean).square().mean(axes, keepdim=True)
-    return mean, (variance + _EPSILON**2).sqrt()  # the gradient is finite for a constant channel, too
+    return mean, (
+        variance + _EPSILON**2
+    ).sqrt()  # the gradient is finite for a constant channel, too
 
 
 def _oriented(video: Tensor, orientation: int) -> Tensor:
@@ -332,7 +368,9 @@ def _random_side(side: int, min_scale: float, draw: float) -> int:
     return low + int(draw * (high - low + 1))
 
 
-def _compare(decoded: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, loss: str) -> Scalar:
+def _compare(
+    decoded: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, loss: str
+) -> Scalar:
     """Return the error of a decoded video against the target, resized to its size, over the pixels that count."""
     distance = choose("loss", loss, RECONSTRUCTION_LOSSES)
     size = list(decoded.shape[-2:])

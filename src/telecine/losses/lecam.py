@@ -80,4 +80,9 @@ class LeCam(nn.Module):
             self.real.update(real_mean)
             self.fake.update(fake_mean)
         # Copies: the next update changes the means in place.
-        return lecam(real=real, fake=fake, real_average=self.real.mean.clone(), fake_average=self.fake.mean.clone())
+        return lecam(
+            real=real,
+            fake=fake,
+            real_average=self.real.mean.clone(),
+            fake_average=self.fake.mean.clone(),
+        )

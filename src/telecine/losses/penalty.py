@@ -51,7 +51,9 @@ class Penalty:
     def inputs(self) -> tuple[str, ...]:
         """Those of `PENALTY_INPUTS` that the function is called with."""
         parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        takes_any = any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+        )
         names = []
         for name in PENALTY_INPUTS:
             is_of_fake = name in ("fake", "fake_logits")
@@ -67,7 +69,9 @@ class Penalty:
     def __call__(self, **arguments: Any) -> Scalar:
         """Return the penalty, a 0-d tensor with its graph. `PENALTY_INPUTS` that it does not need are dropped."""
         dropped = set(PENALTY_INPUTS) - set(self.inputs)
-        return self.function(**{name: value for name, value in arguments.items() if name not in dropped})
+        return self.function(
+            **{name: value for name, value in arguments.items() if name not in dropped}
+        )
 
 
 def one_centered(*, real: Tensor, real_logits: Tensor) -> Scalar:
@@ -81,7 +85,9 @@ def r1(*, real: Tensor, real_logits: Tensor) -> Scalar:
     Mescheder et al. (arXiv:1801.04406), equation 9 without gamma, which is the weight of the penalty.
     """
     gradient = at_least_float32(_input_gradient(real, real_logits))
-    return 0.5 * gradient.square().flatten(1).sum(1).mean()  # no root: it has no second derivative at 0
+    return (
+        0.5 * gradient.square().flatten(1).sum(1).mean()
+    )  # no root: it has no second derivative at 0
 
 
 def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:
@@ -99,7 +105,9 @@ def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: T
     return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
-def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None) -> Scalar:
+def wgan_gp(
+    *, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None
+) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch. The result is a
@@ -115,9 +123,17 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
     """
     x = real.detach()
     x_tilde = fake.detach()
-    check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
+    check_same_shape(
+        "fake",
+        fake,
+        "real",
+        real,
+        remedy="Pass as many real samples as fakes to the discriminator.",
+    )
     one_per_clip = (len(x), *[1] * (x.ndim - 1))
-    epsilon = rand(one_per_clip, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    epsilon = rand(
+        one_per_clip, generator=generator, device=x.device, dtype=at_least_float32(x).dtype
+    )
     # Algorithm 1, line 6
     x_hat = epsilon * x + (1 - epsilon) * x_tilde
     x_hat = x_hat.to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()

@@ -73,11 +73,19 @@ def charbonnier(
     return weighted_mean((d.square() + epsilon**2).sqrt() - epsilon, weight)
 
 
-RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {"mse": mse, "l1": l1, "charbonnier": charbonnier}
+RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {
+    "mse": mse,
+    "l1": l1,
+    "charbonnier": charbonnier,
+}
 
 
 def temporal_difference(
-    *, reconstruction: Video, target: Video, weight: Tensor | None = None, mask: Tensor | None = None
+    *,
+    reconstruction: Video,
+    target: Video,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Scalar:
     """Return the mean of `|(x[t+1] - x[t]) - (y[t+1] - y[t])|` over all pairs of consecutive frames.
 
@@ -92,7 +100,9 @@ def temporal_difference(
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.
     """
-    changes = difference(reconstruction=reconstruction, target=target).diff(dim=2)  # linear, as the subtraction is
+    changes = difference(reconstruction=reconstruction, target=target).diff(
+        dim=2
+    )  # linear, as the subtraction is
     if changes.shape[2] == 0:
         return changes.sum()  # a mean over no elements would be NaN; the sum is 0 and has a graph
     if mask is None:
@@ -133,7 +143,9 @@ def weighted_mean(error: Tensor, weight: Tensor | None) -> Scalar:
     if weight is None:
         return error.mean()
     if weight.shape != error.shape[:1]:
-        raise argument_error("weight", f"of shape {tuple(error.shape[:1])}", weight, "Pass one weight per sample.")
+        raise argument_error(
+            "weight", f"of shape {tuple(error.shape[:1])}", weight, "Pass one weight per sample."
+        )
     return (weight.to(error.dtype) * error.reshape(len(error), -1).mean(1)).mean()
 
 

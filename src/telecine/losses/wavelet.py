@@ -31,7 +31,9 @@ def haar(video: Video) -> Float[Tensor, "batch 8 channel half_time half_height h
     return bands
 
 
-def wavelet_l1(*, reconstruction: Video, target: Video, levels: int = 1, weight: Tensor | None = None) -> Scalar:
+def wavelet_l1(
+    *, reconstruction: Video, target: Video, levels: int = 1, weight: Tensor | None = None
+) -> Scalar:
     """Return the mean absolute difference of the Haar coefficients, averaged over the levels; the graph is kept.
 
     Every level averages over its eight sub-bands. The next level transforms the low-pass sub-band divided by sqrt(8),

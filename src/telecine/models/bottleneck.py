@@ -28,7 +28,10 @@ def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
     try:
         import vector_quantize_pytorch as library
     except ImportError as missing:
-        contract, got = '"gaussian" without the package vector-quantize-pytorch', repr(config.bottleneck)
+        contract, got = (
+            '"gaussian" without the package vector-quantize-pytorch',
+            repr(config.bottleneck),
+        )
         raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
     num_codes = config.latent_channels // config.code_channels
     if config.bottleneck == "fsq":
@@ -81,7 +84,9 @@ class Bottleneck(nn.Module):
 
     def latent(self, indices: _Indices) -> Latent:
         """Return the quantized latent of the numbers of its codes."""
-        return cast(Latent, self.quantizer.indices_to_codes(rearrange(indices, "b g t h w -> b t h w g")))
+        return cast(
+            Latent, self.quantizer.indices_to_codes(rearrange(indices, "b g t h w -> b t h w g"))
+        )
 
     def _codes(self, latent: Latent) -> Tensor:
         return rearrange(latent, "b (g c) t h w -> b g t h w c", c=self.code_channels)
@@ -106,11 +111,17 @@ class _LookupFreeBottleneck(Bottleneck):
         if num_ranks() > 1:
             # vector-quantize-pytorch 1.32 drops the result of its all-reduce, and then divides by the number of ranks.
             remedy = "Train on one device, or use `fsq`."
-            raise argument_error("bottleneck", '"fsq" or "gaussian" on several processes', "'lfq'", remedy)
+            raise argument_error(
+                "bottleneck", '"fsq" or "gaussian" on several processes', "'lfq'", remedy
+            )
         (quantized, _, _), parts = self._apply_quantizer(latent, return_loss_breakdown=True)
-        entropy = self.quantizer.entropy_loss_weight * (parts.per_sample_entropy - parts.batch_entropy)
+        entropy = self.quantizer.entropy_loss_weight * (
+            parts.per_sample_entropy - parts.batch_entropy
+        )
         commitment = self.quantizer.commitment_loss_weight * parts.commitment
-        return DeterministicPosterior(quantized, {"entropy_loss": entropy, "commitment_loss": commitment})
+        return DeterministicPosterior(
+            quantized, {"entropy_loss": entropy, "commitment_loss": commitment}
+        )
 
     def indices(self, latent: Latent) -> _Indices:
         return cast(_Indices, ((self._codes(latent) > 0) * self.quantizer.mask).sum(-1))

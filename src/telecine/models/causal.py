@@ -37,11 +37,24 @@ from telecine.models.channels import RGBAConv3d, change_channels
 from telecine.models.clip_sizes import check_multiple
 from telecine.models.flow import FEW_STEPS, Sampler, denoised_clips, integrate
 from telecine.models.interface import Reconstruction, check_input
-from telecine.models.latent import MEAN_KEY, STD_KEY, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
+from telecine.models.latent import (
+    MEAN_KEY,
+    STD_KEY,
+    DiagonalGaussian,
+    LatentStatistics,
+    Normalisation,
+    Posterior,
+)
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.models.lora import merge_low_rank
-from telecine.models.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
+from telecine.models.pretrained import (
+    CONFIG_FILE,
+    check_num_weights,
+    load_config,
+    load_weights,
+    save_model,
+)
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_older_flow
@@ -58,11 +71,16 @@ _NOISE_FEATURES = 128
 _LONGEST_PERIOD = 10_000
 
 
-def _residual_blocks(config: CausalVAEConfig, stage: int, noise_features: int = 0) -> list[nn.Module]:
+def _residual_blocks(
+    config: CausalVAEConfig, stage: int, noise_features: int = 0
+) -> list[nn.Module]:
     """Return the blocks of a stage, 0 at the highest resolution; those at the lowest one see earlier frames."""
     is_lowest = stage == len(config.channels) - 1
     time_kernel = config.time_kernel if is_lowest else 1
-    return [ResidualBlock(config.channels[stage], time_kernel, noise_features) for _ in range(config.blocks_per_level)]
+    return [
+        ResidualBlock(config.channels[stage], time_kernel, noise_features)
+        for _ in range(config.blocks_per_level)
+    ]
 
 
 def _in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
@@ -93,7 +111,9 @@ class _Encoder(nn.Module):
         lowest_channels = config.channels[-1]
 
         conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
-        layers: list[nn.Module] = [CausalConv(config.folded_channels, config.channels[0], (1, 3), conv)]
+        layers: list[nn.Module] = [
+            CausalConv(config.folded_channels, config.channels[0], (1, 3), conv)
+        ]
         for stage, (outer, inner) in enumerate(config.halvings()):
             layers.extend(_residual_blocks(config, stage))
             layers.append(Downsample(outer, inner))
@@ -186,14 +206,20 @@ class FlowDecoder(Decoder):
         """
         embedding = self.level(_sinusoidal_embedding(level).to(latent.dtype))
         folded = fold(noisy.to(latent.dtype), *self.patch)
-        residual = _in_temporal_chunks(partial(self._residual, embedding), self.chunk_size, latent, folded)
+        residual = _in_temporal_chunks(
+            partial(self._residual, embedding), self.chunk_size, latent, folded
+        )
         video = unfold(residual, *self.patch)
         if self.predicts_velocity:
             video = -level.view(-1, 1, 1, 1, 1) * video
         return cast(Video, self.linear(latent) + video)
 
     def _residual(
-        self, noise_embedding: Tensor, latent: Tensor, folded: Tensor, earlier: EarlierFrames | None = None
+        self,
+        noise_embedding: Tensor,
+        latent: Tensor,
+        folded: Tensor,
+        earlier: EarlierFrames | None = None,
     ) -> Tensor:
         noisy = [folded]  # then at each resolution, the highest first
         for layer in self.noisy:
@@ -247,7 +273,9 @@ class CausalAutoencoder(LatentAutoencoder):
         self.sampler = Sampler() if self.generates else None
         self.imitated: Frozen[CausalAutoencoder] | None = None
 
-    def decode(self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None) -> Video:
+    def decode(
+        self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None
+    ) -> Video:
         """Return the video `(B, C, T, s*h, s*w)`, not clamped.
 
         Args:
@@ -264,7 +292,9 @@ class CausalAutoencoder(LatentAutoencoder):
             latent = nn.functional.pad(latent, (0, 0, 0, 0, 0, 0, 0, num_missing))
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
-            raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
+            raise argument_error(
+                "latent", contract, latent, "Pass the output of `encode(...).sample()`."
+            )
         latent = latent.to(self.last_layer.dtype)
         if self.sampler is None:
             return cast(Video, self._call_decoder(latent))
@@ -279,7 +309,13 @@ class CausalAutoencoder(LatentAutoencoder):
         first = int(self.config.first_frame_apart)
         num_frames = first + self.config.time_compression * (latent.shape[2] - first)
         space = self.config.spatial_compression
-        return len(latent), self.in_channels, num_frames, space * latent.shape[3], space * latent.shape[4]
+        return (
+            len(latent),
+            self.in_channels,
+            num_frames,
+            space * latent.shape[3],
+            space * latent.shape[4],
+        )
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target.
@@ -394,7 +430,14 @@ class CausalVAE(CausalAutoencoder):
     def with_channels(self, in_channels: int) -> CausalVAE:
         """Return this model for other channels; see `change_channels`."""
         model = CausalVAE(replace(self.config, in_channels=in_channels))
-        change_channels(self.state_dict(), model, self.in_channels, in_channels, has_patches=True, opaque="linear")
+        change_channels(
+            self.state_dict(),
+            model,
+            self.in_channels,
+            in_channels,
+            has_patches=True,
+            opaque="linear",
+        )
         model.latent_statistics = self.latent_statistics
         return model
 
@@ -440,7 +483,11 @@ class CausalVAE(CausalAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        config = {_ARCHITECTURE_KEY: _ARCHITECTURE, **self.config.saved(), **self.latent_normalisation()}
+        config = {
+            _ARCHITECTURE_KEY: _ARCHITECTURE,
+            **self.config.saved(),
+            **self.latent_normalisation(),
+        }
         save_model(merge_low_rank(self), config, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -476,7 +523,9 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
         ValueError: It is that of another class, an older version wrote it, or a setting is wrong.
     """
     settings = [field.name for field in fields(CausalVAEConfig)]
-    values = load_config(folder, CausalVAE.__name__, [_ARCHITECTURE_KEY, MEAN_KEY, STD_KEY, *settings])
+    values = load_config(
+        folder, CausalVAE.__name__, [_ARCHITECTURE_KEY, MEAN_KEY, STD_KEY, *settings]
+    )
     architecture = values.pop(_ARCHITECTURE_KEY, 1)
     if architecture != _ARCHITECTURE:
         contract = f"a CausalVAE with `{_ARCHITECTURE_KEY}` {_ARCHITECTURE}"

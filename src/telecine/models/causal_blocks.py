@@ -44,7 +44,9 @@ def unfold(video: Video, time: int, space: int, first_frame_apart: bool = True) 
         space: Height and width of a block.
         first_frame_apart: As of `fold`.
     """
-    spread = rearrange(video, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=time, q=space, r=space)
+    spread = rearrange(
+        video, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=time, q=space, r=space
+    )
     return spread[:, :, time - 1 if first_frame_apart else 0 :]
 
 
@@ -59,12 +61,18 @@ class CausalConv(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: tuple[int, int], conv: type[nn.Conv3d] = nn.Conv3d
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int],
+        conv: type[nn.Conv3d] = nn.Conv3d,
     ) -> None:
         super().__init__()
         time, side = kernel
         self.num_repeats = time - 1
-        self.conv = conv(in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2))
+        self.conv = conv(
+            in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2)
+        )
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
         """Map the next chunk of a clip, and update `earlier`; or map a whole clip if that is None."""
@@ -74,7 +82,9 @@ class CausalConv(nn.Module):
             padded = torch.cat([earlier[self], video], dim=2)
         else:
             padded = _repeat_first_frame(video, self.num_repeats)
-        earlier[self] = padded[:, :, -self.num_repeats :].clone()  # a view would keep the whole chunk
+        earlier[self] = padded[
+            :, :, -self.num_repeats :
+        ].clone()  # a view would keep the whole chunk
         return self.conv(padded)
 
 
@@ -82,7 +92,10 @@ class CausalSequential(nn.Sequential):
     """Layers in order; those that look back in time get the frames that they keep between chunks."""
 
     def forward(
-        self, video: Video, earlier: EarlierFrames | None = None, noise_embedding: Tensor | None = None
+        self,
+        video: Video,
+        earlier: EarlierFrames | None = None,
+        noise_embedding: Tensor | None = None,
     ) -> Video:
         """Map a clip, or the next chunk of it.
 
@@ -96,7 +109,9 @@ class CausalSequential(nn.Sequential):
         return video
 
 
-def call_layer(layer: nn.Module, video: Video, earlier: EarlierFrames | None, noise_embedding: Tensor | None) -> Video:
+def call_layer(
+    layer: nn.Module, video: Video, earlier: EarlierFrames | None, noise_embedding: Tensor | None
+) -> Video:
     """Return the output of a layer, which gets those of the arguments of `CausalSequential` that it takes.
 
     Args:
@@ -130,7 +145,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, video: Video, noise_embedding: Tensor | None = None) -> Video:
         """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
-        normed = unit_vectors(video, 1e-6, is_smooth=False) * (math.sqrt(video.shape[1]) * self.scale)
+        normed = unit_vectors(video, 1e-6, is_smooth=False) * (
+            math.sqrt(video.shape[1]) * self.scale
+        )
         if self.modulation is None:
             return normed
         scale, shift = self.modulation(noise_embedding)[..., None, None, None].chunk(2, dim=1)
@@ -159,7 +176,10 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(
-        self, video: Video, earlier: EarlierFrames | None = None, noise_embedding: Tensor | None = None
+        self,
+        video: Video,
+        earlier: EarlierFrames | None = None,
+        noise_embedding: Tensor | None = None,
     ) -> Video:
         """Return a video of the same shape.
 

@@ -16,7 +16,13 @@ _FROM_RGB = {1: torch.full((1, 3), 1 / 3), 3: torch.eye(3), RGBA: torch.eye(RGBA
 
 @torch.no_grad()
 def change_channels(
-    weights: Mapping[str, Tensor], into: nn.Module, old: int, new: int, *, has_patches: bool, opaque: str = ""
+    weights: Mapping[str, Tensor],
+    into: nn.Module,
+    old: int,
+    new: int,
+    *,
+    has_patches: bool,
+    opaque: str = "",
 ) -> None:
     """Copy the weights of a model into the same model of other channels.
 
@@ -36,7 +42,9 @@ def change_channels(
     """
     if old not in (1, 3) or new not in _AS_RGB:
         contract = "1, 3 or 4 for a model that has 1 or 3"
-        raise argument_error("clips.channels", contract, f"{new} for one of {old}", "Use another model.")
+        raise argument_error(
+            "clips.channels", contract, f"{new} for one of {old}", "Use another model."
+        )
     seen = _FROM_RGB[old] @ _AS_RGB[new]
     made = _FROM_RGB[new] @ _AS_RGB[old]
     state = dict(weights)

@@ -34,7 +34,9 @@ _STEPS = (*range(1, 11), 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 60, 64)
 _UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError)
 
 
-def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smallest: int | None = None) -> None:
+def check_multiple(
+    name: str, value: int, *, step: int, offset: int = 0, smallest: int | None = None
+) -> None:
     """Check that a value is `step * k + offset`.
 
     Args:
@@ -67,7 +69,12 @@ def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Excepti
         accepted: Which values are accepted.
         nearest: The nearest one.
     """
-    return argument_error(name, f"{accepted} for this model", str(value), f"Use {nearest}, the nearest accepted value.")
+    return argument_error(
+        name,
+        f"{accepted} for this model",
+        str(value),
+        f"Use {nearest}, the nearest accepted value.",
+    )
 
 
 class _Probe(nn.Module):
@@ -108,7 +115,9 @@ class ClipSizes:
         self._last_error = ""
 
     @torch.no_grad()
-    def output_shape(self, size: _Size, function: Callable[[Any, Video], Tensor] | None = None) -> torch.Size:
+    def output_shape(
+        self, size: _Size, function: Callable[[Any, Video], Tensor] | None = None
+    ) -> torch.Size:
         """Return the shape of the reconstruction, or of another function's output; buffers and random state stay.
 
         Args:
@@ -125,7 +134,11 @@ class ClipSizes:
             tensors = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         devices = [device.index or 0] if device.type == "cuda" else []
         # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
-        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        eager = (
+            torch.compiler.set_stance("force_eager")
+            if "torch._dynamo" in sys.modules
+            else nullcontext()
+        )
         with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:
@@ -203,7 +216,9 @@ class ClipSizes:
         if not called:
             contract = f"a member of {type(self.model).__name__}"
             got = "no layer with a weight that is called"
-            raise argument_error("last_layer", contract, got, "Add the weight where gradients are compared.")
+            raise argument_error(
+                "last_layer", contract, got, "Add the weight where gradients are compared."
+            )
         return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:
@@ -221,7 +236,9 @@ class ClipSizes:
         for name, value in (("height", height), ("width", width)):
             if self.only_side is not None and value != self.only_side:
                 raise size_error(name, value, accepted=str(self.only_side), nearest=self.only_side)
-            check_multiple(name, value, step=self.multiple, offset=side % self.multiple, smallest=side)
+            check_multiple(
+                name, value, step=self.multiple, offset=side % self.multiple, smallest=side
+            )
         if num_frames < 1 or not self.reproduces_length(num_frames):
             raise self._frames_error(num_frames)
 
@@ -236,7 +253,9 @@ class ClipSizes:
         Raises:
             ValueError: There is none.
         """
-        lengths = self._accepted_lengths(range(max(num_frames, 1), num_frames + 2 * _MAX_STEP + 1), most=1)
+        lengths = self._accepted_lengths(
+            range(max(num_frames, 1), num_frames + 2 * _MAX_STEP + 1), most=1
+        )
         if not lengths:
             raise self._frames_error(num_frames)
         _, side, _ = self.smallest

@@ -39,7 +39,12 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     Raises:
         ValueError: It is no module, or `torch.compile` returned it, and it is not a custom one.
     """
-    check_type("autoencoder", module, nn.Module, "Call a class; load the model of a name with `load_autoencoder`.")
+    check_type(
+        "autoencoder",
+        module,
+        nn.Module,
+        "Call a class; load the model of a name with `load_autoencoder`.",
+    )
     plain = getattr(module, "_orig_mod", module)  # that `torch.compile` was called with
     is_diffusers = type(plain).__module__.startswith("diffusers.")
     if not isinstance(plain, VideoAutoencoder) and not is_diffusers:
@@ -101,7 +106,9 @@ class CustomAutoencoder(ProbedAutoencoder):
         """
         if posterior is not None:
             remedy = "Leave it out: the module's `forward` encodes."
-            raise argument_error("posterior", "None for a custom module", describe(posterior), remedy)
+            raise argument_error(
+                "posterior", "None for a custom module", describe(posterior), remedy
+            )
         module = self._compiled[0] if self._compiled else self.module
         options: dict[str, Any] = {}
         if "sample_posterior" in self.options:
@@ -111,7 +118,9 @@ class CustomAutoencoder(ProbedAutoencoder):
         result = _as_reconstruction(module(video, **options))
         if result.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
-            raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
+            raise argument_error(
+                "the reconstruction", contract, result.video, "Use clips of a size that it accepts."
+            )
         return result
 
     @property
@@ -166,7 +175,9 @@ class CustomAutoencoder(ProbedAutoencoder):
         video: Video = self._method("decode")(latent)
         return video
 
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+    def linear_autoencoder(
+        self, num_frames: int, height: int, width: int
+    ) -> LinearAutoencoder | None:
         """Return the module's linear autoencoder for such clips, if it has one.
 
         Args:
@@ -174,7 +185,9 @@ class CustomAutoencoder(ProbedAutoencoder):
             height: Height in pixels.
             width: Width in pixels.
         """
-        linear: LinearAutoencoder | None = self._method("linear_autoencoder")(num_frames, height, width)
+        linear: LinearAutoencoder | None = self._method("linear_autoencoder")(
+            num_frames, height, width
+        )
         return linear
 
     def latent_normalisation(self) -> Normalisation:
@@ -258,7 +271,12 @@ def build_custom(path: object, arguments: object, source: str) -> VideoAutoencod
         raise argument_error(source, "a class that can be imported", describe(path), remedy)
     cls = import_allowed(path, source)
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise argument_error(source, "a subclass of `torch.nn.Module`", f"{path}, which is not", "Name another class.")
+        raise argument_error(
+            source,
+            "a subclass of `torch.nn.Module`",
+            f"{path}, which is not",
+            "Name another class.",
+        )
     if not isinstance(arguments, Mapping):
         remedy = f"Give {path} an attribute `config`, a dict of its arguments; in Python, pass the module itself."
         raise argument_error(f"the arguments of {source}", "those of the class", "none", remedy)
@@ -266,7 +284,9 @@ def build_custom(path: object, arguments: object, source: str) -> VideoAutoencod
         return as_video_autoencoder(cls(**arguments))
     except CODE_ERRORS as error:
         got = f"{shorten(repr(arguments))}, with which it raises {type(error).__name__}: {error}"
-        raise argument_error(f"the arguments of {source}", f"those of {path}", got, "Correct them.") from error
+        raise argument_error(
+            f"the arguments of {source}", f"those of {path}", got, "Correct them."
+        ) from error
 
 
 def _reconstruct(module: nn.Module, video: Video, options: dict[str, Any]) -> Video:

@@ -134,7 +134,9 @@ class DenoisedClips(NamedTuple):
     """The noise that was added."""
 
 
-def denoised_clips(config: FlowConfig, denoise: Denoise, video: Video, generator: Generators) -> DenoisedClips:
+def denoised_clips(
+    config: FlowConfig, denoise: Denoise, video: Video, generator: Generators
+) -> DenoisedClips:
     """Add noise of random levels to videos and remove it, for one update.
 
     Args:

@@ -54,7 +54,9 @@ class ClipPosition:
         if frame_size is not None:
             frame_size = (frame_size[0] // space, frame_size[1] // space)
         corner = (self.corner[0] // space, self.corner[1] // space)
-        return ClipPosition(first_frame=-(-self.first_frame // time), frame_size=frame_size, corner=corner)
+        return ClipPosition(
+            first_frame=-(-self.first_frame // time), frame_size=frame_size, corner=corner
+        )
 
 
 class VideoAutoencoder(nn.Module, ABC):
@@ -159,7 +161,9 @@ class VideoAutoencoder(nn.Module, ABC):
             ValueError: The video does not fit, or the model cannot encode by itself, which is the default.
         """
         remedy = "Leave out what needs the encoder alone."
-        raise argument_error("encode", "a method of the model", f"{type(self).__name__} without it", remedy)
+        raise argument_error(
+            "encode", "a method of the model", f"{type(self).__name__} without it", remedy
+        )
 
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the latent may have another height and width.
@@ -167,8 +171,12 @@ class VideoAutoencoder(nn.Module, ABC):
         Raises:
             ValueError: The latent does not fit, or the model cannot decode by itself, which is the default.
         """
-        remedy = "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
-        raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
+        remedy = (
+            "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
+        )
+        raise argument_error(
+            "decode", "a method of the model", f"{type(self).__name__} without it", remedy
+        )
 
     def describe_decoding(self) -> dict[str, object]:
         """Return how `decode` samples, for protocols, with the present value of each option of `set_decoding`.
@@ -212,7 +220,9 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy = "Use a CausalVAE or a model of diffusers for others."
         raise argument_error("clips.channels", contract, f"of {in_channels}", remedy)
 
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+    def linear_autoencoder(
+        self, num_frames: int, height: int, width: int
+    ) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with this latent for such clips; None, the default, if there is none.
 
         Args:
@@ -242,7 +252,9 @@ class VideoAutoencoder(nn.Module, ABC):
         """
         remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
         contract = "false for a model without gradient checkpointing"
-        raise argument_error("model_gradient_checkpointing", contract, f"true for {_class_name(self)}", remedy)
+        raise argument_error(
+            "model_gradient_checkpointing", contract, f"true for {_class_name(self)}", remedy
+        )
 
     @property
     def smallest_temporal_chunk(self) -> int | None:
@@ -260,7 +272,9 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
         remedy += ", or give the model a method `enable_temporal_chunks`."
         contract = "left out for a model that does not keep frames between chunks"
-        raise argument_error("temporal_chunk", contract, f"a number for {_class_name(self)}", remedy)
+        raise argument_error(
+            "temporal_chunk", contract, f"a number for {_class_name(self)}", remedy
+        )
 
 
 @contextmanager
@@ -332,7 +346,9 @@ def check_buckets(buckets: Sequence[Bucket], model: VideoAutoencoder, *, images:
         except ValueError as error:
             covering = "x".join(map(str, model.covering_clip(*size.shape)))
             remedy = f"{error} The next larger accepted size is {covering}."
-            raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {size}", remedy) from error
+            raise argument_error(
+                "clips", "of sizes that the model accepts", f"{kind} of {size}", remedy
+            ) from error
 
 
 def _class_name(model: nn.Module) -> str:

@@ -67,13 +67,21 @@ class DiagonalGaussian:
     """
 
     def __init__(self, *, mean: Tensor, logvar: Tensor) -> None:
-        check_same_shape("logvar", logvar, "mean", mean, remedy="Split the encoder's output into two equal halves.")
+        check_same_shape(
+            "logvar",
+            logvar,
+            "mean",
+            mean,
+            remedy="Split the encoder's output into two equal halves.",
+        )
         self.mean = at_least_float32(mean)
         self.logvar = at_least_float32(logvar).clamp(*_LOGVAR_RANGE)
 
     def sample(self, generator: Generators = None) -> Tensor:
         """Return `mean + std * noise` (arXiv:1312.6114, section 2.4), of the mean's shape; the graph is kept."""
-        noise = randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        noise = randn(
+            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        )
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def mode(self) -> Tensor:
@@ -126,7 +134,9 @@ class LatentStatistics:
     @property
     def overall_std(self) -> float:
         """The standard deviation of all values; 1 over it is the `scaling_factor` of diffusers."""
-        squares = sum(m**2 + s**2 for m, s in zip(self.mean, self.std, strict=True)) / len(self.mean)
+        squares = sum(m**2 + s**2 for m, s in zip(self.mean, self.std, strict=True)) / len(
+            self.mean
+        )
         return float(max(squares - self.overall_mean**2, 0.0) ** 0.5)
 
 
@@ -134,12 +144,16 @@ class ChannelMoments:
     """Sums over the values of each channel of any number of latents, float64 on the CPU; processes can add them."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(3, 0, dtype=torch.float64)  # number, sum and sum of squares of each channel
+        self.sums = torch.zeros(
+            3, 0, dtype=torch.float64
+        )  # number, sum and sum of squares of each channel
 
     def add(self, latent: Tensor) -> None:
         """Add a latent `(B, C, ...)`, of as many channels as those before."""
         rows = latent.detach().transpose(0, 1).flatten(1).cpu().double()
-        sums = torch.stack([rows.new_full((len(rows),), rows.shape[1]), rows.sum(1), rows.square().sum(1)])
+        sums = torch.stack(
+            [rows.new_full((len(rows),), rows.shape[1]), rows.sum(1), rows.square().sum(1)]
+        )
         is_first = self.sums.shape[1] == 0
         self.sums = sums if is_first else self.sums + sums
 

@@ -54,7 +54,9 @@ class LatentAutoencoder(VideoAutoencoder):
         if output.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             got = f"{tuple(output.video.shape)} from {type(getattr(self, 'module', self)).__name__}"
-            remedy = "It only reproduces smaller clips of this kind; report it with its configuration."
+            remedy = (
+                "It only reproduces smaller clips of this kind; report it with its configuration."
+            )
             raise argument_error("the reconstruction", contract, got, remedy)
         losses = self.losses_of(posterior) | output.aux
         for name, loss in losses.items():
@@ -70,7 +72,12 @@ class LatentAutoencoder(VideoAutoencoder):
         """Return what is decoded of a latent in an update: for each clip a random one of `nested_channels`, or all."""
         if not self.nested_channels:
             return latent
-        drawn = randint(1 + len(self.nested_channels), (len(latent), 1), generator=generator, device=latent.device)
+        drawn = randint(
+            1 + len(self.nested_channels),
+            (len(latent), 1),
+            generator=generator,
+            device=latent.device,
+        )
         num_kept = torch.full_like(drawn, latent.shape[1])
         for index, number in enumerate(self.nested_channels):
             num_kept = torch.where(drawn == index, number, num_kept)
@@ -103,7 +110,9 @@ class LatentAutoencoder(VideoAutoencoder):
         """
         raise NotImplementedError
 
-    def decoding_noise(self, shape: Sequence[int], generator: Generators, device: torch.device) -> Video:
+    def decoding_noise(
+        self, shape: Sequence[int], generator: Generators, device: torch.device
+    ) -> Video:
         """Return the noise that `decode` starts from: drawn from a generator, or that of `sampler` without one.
 
         Args:

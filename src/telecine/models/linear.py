@@ -48,7 +48,11 @@ class _PatchMaps(nn.Module):
     rest: nn.Linear
 
     def __init__(
-        self, time_compression: int, spatial_compression: int, first: nn.Linear | None, rest: nn.Linear
+        self,
+        time_compression: int,
+        spatial_compression: int,
+        first: nn.Linear | None,
+        rest: nn.Linear,
     ) -> None:
         super().__init__()
         self.time = time_compression
@@ -91,7 +95,10 @@ class _PatchMaps(nn.Module):
             raise argument_error("video", contract, video, "Crop it.")
         pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
         parts = self.split(video)
-        return [rearrange(part.x, pattern, p=part.patch_frames, q=self.space, r=self.space) for part in parts]
+        return [
+            rearrange(part.x, pattern, p=part.patch_frames, q=self.space, r=self.space)
+            for part in parts
+        ]
 
 
 class PatchEncoder(_PatchMaps):
@@ -108,7 +115,9 @@ class PatchEncoder(_PatchMaps):
         num_values = in_channels * spatial_compression**2
         first = nn.Linear(num_values, latent_channels)
         rest = nn.Linear(num_values * time_compression, latent_channels)
-        super().__init__(time_compression, spatial_compression, first if first_frame_apart else None, rest)
+        super().__init__(
+            time_compression, spatial_compression, first if first_frame_apart else None, rest
+        )
 
     def forward(self, video: Video) -> Latent:
         """Return the latent `(B, C, k, H / space, W / space)`, of 1 + k frames if the first one is apart."""
@@ -135,7 +144,9 @@ class PatchDecoder(_PatchMaps):
         num_values = in_channels * spatial_compression**2
         first = nn.Linear(latent_channels, num_values)
         rest = nn.Linear(latent_channels, num_values * time_compression)
-        super().__init__(time_compression, spatial_compression, first if first_frame_apart else None, rest)
+        super().__init__(
+            time_compression, spatial_compression, first if first_frame_apart else None, rest
+        )
 
     def forward(self, latent: Latent) -> Video:
         """Return the video of a latent."""
@@ -180,7 +191,13 @@ class LinearAutoencoder(nn.Module):
         check_count("spatial_compression", spatial_compression)
         check_count("latent_channels", latent_channels)
         check_count("in_channels", in_channels)
-        sizes = (time_compression, spatial_compression, latent_channels, in_channels, first_frame_apart)
+        sizes = (
+            time_compression,
+            spatial_compression,
+            latent_channels,
+            in_channels,
+            first_frame_apart,
+        )
         self.encoder = PatchEncoder(*sizes)
         self.decoder = PatchDecoder(*sizes)
         self.bottleneck = bottleneck
@@ -210,7 +227,9 @@ class LinearAutoencoder(nn.Module):
         return self
 
     @torch.no_grad()
-    def _fit_maps(self, encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
+    def _fit_maps(
+        self, encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]
+    ) -> None:
         _set_to_components(encoder, decoder, patches)
         if self.bottleneck is None:
             return
@@ -236,7 +255,9 @@ class LinearAutoencoder(nn.Module):
         return self.decode(self.encode(video))
 
 
-def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
+def _set_to_components(
+    encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]
+) -> None:
     num_values = encoder.out_features
     size = min(_OVERSAMPLING * num_values, *patches.shape)
     with torch.random.fork_rng(devices=[]):
@@ -259,8 +280,12 @@ def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) ->
     """Set a decoder's maps to those with the smallest squared error for latents `(B, C, k, h, w)` and videos."""
     sums = [_no_equations(linear) for linear in decoder.maps]
     for latent, video in pairs:
-        for total, part, patches in zip(sums, decoder.split(latent), decoder.patches(video), strict=True):
-            total += _normal_equations(rearrange(part.x, "b c t h w -> (b t h w) c"), patches.flatten(0, -2))
+        for total, part, patches in zip(
+            sums, decoder.split(latent), decoder.patches(video), strict=True
+        ):
+            total += _normal_equations(
+                rearrange(part.x, "b c t h w -> (b t h w) c"), patches.flatten(0, -2)
+            )
     for linear, total in zip(decoder.maps, sums, strict=True):
         if total[0, 0] > 0:  # else there is no clip of several frames
             _set_to_least_squares(linear, total)

@@ -23,7 +23,10 @@ _DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
 
 
 def load_autoencoder(
-    name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
+    name_or_folder: str | PathLike[str],
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
 ) -> VideoAutoencoder:
     """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
 
@@ -68,7 +71,9 @@ def load_autoencoder(
 
     if is_config:
         return DiffusersAutoencoder.from_config(folder)
-    return DiffusersAutoencoder.from_pretrained(name_or_folder, subfolder=subfolder, revision=revision)
+    return DiffusersAutoencoder.from_pretrained(
+        name_or_folder, subfolder=subfolder, revision=revision
+    )
 
 
 def _missing_error(name: str) -> Exception:
@@ -83,7 +88,11 @@ def _missing_error(name: str) -> Exception:
 
 
 def _folder_of(
-    source: str | PathLike[str], subfolder: str | None = None, revision: str | None = None, *, with_weights: bool = True
+    source: str | PathLike[str],
+    subfolder: str | None = None,
+    revision: str | None = None,
+    *,
+    with_weights: bool = True,
 ) -> Path:
     """Return a model's folder, downloaded if it is telecine's on the Hub; for others on the Hub it does not exist."""
     name = str(source)
@@ -96,7 +105,9 @@ def _folder_of(
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
     except ImportError as missing:
-        raise ImportError(f"Models on the Hub need huggingface_hub. {how_to_install('train')}") from missing
+        raise ImportError(
+            f"Models on the Hub need huggingface_hub. {how_to_install('train')}"
+        ) from missing
     try:
         config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
@@ -108,7 +119,9 @@ def _folder_of(
     files = ["*.json"]
     if with_weights:
         files.append("*.safetensors")
-    return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
+    return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (
+        subfolder or ""
+    )
 
 
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
@@ -129,20 +142,31 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     kind = class_in(folder)
     if is_class_path(name) or "." in kind:
         remedy = "Use `telecine train --dry_run`, which measures one update."
-        raise argument_error("model", "one of telecine or diffusers to be planned", f"{name}, a custom module", remedy)
+        raise argument_error(
+            "model",
+            "one of telecine or diffusers to be planned",
+            f"{name}, a custom module",
+            remedy,
+        )
     if kind == CausalVAE.__name__:
         config = saved_config(folder)
         check_num_weights(lambda: CausalVAE(config), str(folder))
         return CausalVAE(config)
     if kind == StudentAutoencoder.__name__:
-        return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
+        return StudentAutoencoder.without_weights(
+            folder, lambda teacher: without_weights(teacher, config)
+        )
     from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
     from telecine.models.diffusers.loading import find_config
 
     if kind == _DIFFUSION_DECODER:
-        return DiffusionDecoder.without_weights(folder, teacher_of(folder), lambda name: without_weights(name, config))
+        return DiffusionDecoder.without_weights(
+            folder, teacher_of(folder), lambda name: without_weights(name, config)
+        )
     is_config = source.endswith(".json")
-    return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
+    return DiffusersAutoencoder.from_config(
+        source if is_config else find_config(source, None, None)[0]
+    )
 
 
 def folder_without_weights(name: str) -> tuple[str, Path]:
@@ -180,10 +204,14 @@ def teacher_of(folder: Path) -> str:
 
 def build_custom_in(folder: Path) -> VideoAutoencoder:
     """Return the custom module of a folder with new weights; see `build_custom`."""
-    return build_custom(class_in(folder), _config_in(folder).get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}")
+    return build_custom(
+        class_in(folder), _config_in(folder).get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}"
+    )
 
 
 def is_hub_name(text: str) -> bool:
     """Return whether `text` has the form `owner/name` of a model on the Hub, and is not a path in a folder here."""
-    has_form = text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not text.endswith("/")
+    has_form = (
+        text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not text.endswith("/")
+    )
     return has_form and not Path(text).parent.is_dir()

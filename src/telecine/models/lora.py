@@ -26,7 +26,9 @@ class _LowRankUpdate(nn.Module):
         super().__init__()
         self.scale = alpha / rank
         self.down = nn.Parameter(weight.new_empty(rank, weight[0].numel()))
-        self.up = nn.Parameter(weight.new_zeros(len(weight), rank))  # the model computes the same at the start
+        self.up = nn.Parameter(
+            weight.new_zeros(len(weight), rank)
+        )  # the model computes the same at the start
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -46,13 +48,20 @@ def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: fl
     for name in names:
         layer = model.get_submodule(name)
         assert isinstance(layer.weight, Tensor)
-        parametrize.register_parametrization(layer, "weight", _LowRankUpdate(layer.weight, rank, alpha))
+        parametrize.register_parametrization(
+            layer, "weight", _LowRankUpdate(layer.weight, rank, alpha)
+        )
 
 
 def low_rank_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of a model that have low-rank updates."""
-    updates = [module for module in model.modules() if parametrize.is_parametrized(module, "weight")]
-    return [layer for layer in updates if isinstance(layer.parametrizations["weight"][0], _LowRankUpdate)]  # type: ignore[index]
+    layers = []
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            update = module.parametrizations["weight"][0]  # type: ignore[index]
+            if isinstance(update, _LowRankUpdate):
+                layers.append(module)
+    return layers
 
 
 def merge_low_rank(model: _Model) -> _Model:

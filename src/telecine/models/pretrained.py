@@ -47,9 +47,15 @@ def save_model(model: nn.Module, config: Mapping[str, object], folder: str | Pat
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in without_shared_memory(model.state_dict()).items()}
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in without_shared_memory(model.state_dict()).items()
+    }
     with safetensors_write(path):
-        atomic_write(path / WEIGHTS_FILE, lambda partial: save_file(weights, partial, metadata={"format": "pt"}))
+        atomic_write(
+            path / WEIGHTS_FILE,
+            lambda partial: save_file(weights, partial, metadata={"format": "pt"}),
+        )
     write_json(path / CONFIG_FILE, {CLASS_KEY: type(model).__name__, **config})
 
 
@@ -79,7 +85,9 @@ def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
+def load_config(
+    folder: str | PathLike[str], class_name: str, known: Iterable[str]
+) -> dict[str, Any]:
     """Return a folder's configuration without the class name.
 
     Args:
@@ -95,7 +103,9 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
     written_by = config.pop(CLASS_KEY, None)
     if written_by != class_name:
         remedy = "Load it with the class that wrote it."
-        raise argument_error("folder", f"a {class_name}'s", f"one whose `{CLASS_KEY}` is {written_by!r}", remedy)
+        raise argument_error(
+            "folder", f"a {class_name}'s", f"one whose `{CLASS_KEY}` is {written_by!r}", remedy
+        )
     check_known_keys(config, sorted(known))
     return config
 
@@ -114,7 +124,9 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
     try:
         weights = load_file(_require_file(path))
     except SafetensorError as error:
-        raise argument_error(str(path), "a safetensors file", f"a damaged one ({error})", "Copy it again.") from error
+        raise argument_error(
+            str(path), "a safetensors file", f"a damaged one ({error})", "Copy it again."
+        ) from error
     copy_state(weights, into=model, source=str(path))
 
 
@@ -136,7 +148,9 @@ class _WithoutMemory(TorchFunctionMode):
         return without_memory
 
 
-def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> None:
+def check_num_weights(
+    build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None
+) -> None:
     """Check that a model has no more weights than its folder has bytes, and than fit into memory.
 
     It is built without memory and random numbers, since configurations come from others, too.
@@ -154,7 +168,9 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
             num_weights = sum(weight.numel() for weight in build().parameters())
     except CODE_ERRORS as error:
         got = f"one for which it raises {type(error).__name__}: {shorten(str(error))}"
-        raise argument_error(source, "a configuration that its class builds", got, "Correct it.") from error
+        raise argument_error(
+            source, "a configuration that its class builds", got, "Correct it."
+        ) from error
     files: list[Path] = []
     if folder is not None:
         files = [path for path in Path(folder).glob("*") if path.suffix in _WEIGHTS_SUFFIXES]
@@ -162,10 +178,14 @@ def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str |
     memory = machine_memory()
     if files and num_weights > size:
         got = f"one of {num_weights} weights, with files of {size} bytes"
-        raise argument_error(source, "a configuration that its weights belong to", got, "Copy it again.")
+        raise argument_error(
+            source, "a configuration that its weights belong to", got, "Copy it again."
+        )
     if 4 * num_weights > memory:
         contract = f"one whose weights fit into the {gigabytes(memory)} of this machine"
-        raise argument_error(source, contract, f"one with {num_weights} weights", "Use a smaller one.")
+        raise argument_error(
+            source, contract, f"one with {num_weights} weights", "Use a smaller one."
+        )
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
@@ -180,7 +200,9 @@ def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -
         ValueError: Names or shapes differ; the message has the first few.
     """
     remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
-    check_tensors(into.state_dict(), weights, name=source, contract="the model's weights", remedy=remedy)
+    check_tensors(
+        into.state_dict(), weights, name=source, contract="the model's weights", remedy=remedy
+    )
     into.load_state_dict(weights)
 
 
@@ -196,7 +218,9 @@ def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def digest_of_encoder(autoencoder: nn.Module) -> str:
     """Return a digest of the weights and buffers that decide the latent of an autoencoder."""
     state = getattr(autoencoder, "module", autoencoder).state_dict()
-    of_encoder = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in DECODER}
+    of_encoder = {
+        name: tensor for name, tensor in state.items() if name.split(".")[0] not in DECODER
+    }
     return digest_of_tensors(of_encoder.items())
 
 
@@ -213,7 +237,12 @@ def mismatches(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
 
 
 def check_tensors(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str,
+    contract: str,
+    remedy: str,
 ) -> None:
     """Check that tensors have the names and shapes of expected ones.
 

@@ -19,7 +19,13 @@ from telecine.base.yaml_files import read_yaml
 from telecine.models.bottleneck import Bottleneck
 from telecine.models.causal import CausalAutoencoder, build_decoder
 from telecine.models.interface import VideoAutoencoder
-from telecine.models.latent import NORMALISATION_KEYS, AuxLosses, ChannelMoments, Normalisation, Posterior
+from telecine.models.latent import (
+    NORMALISATION_KEYS,
+    AuxLosses,
+    ChannelMoments,
+    Normalisation,
+    Posterior,
+)
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder, fit_decoder
 from telecine.models.lora import merge_low_rank
@@ -91,7 +97,9 @@ class Student(LatentAutoencoder):
             if isinstance(loaded, Student) or digest_of_encoder(loaded) != self.digest:
                 got = f"{self.teacher}, whose encoder differs"
                 remedy = f"Set `{self.teacher_key}` in its config.json to that one."
-                raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
+                raise argument_error(
+                    "teacher", "the teacher that the student was trained with", got, remedy
+                )
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.module
 
@@ -106,7 +114,9 @@ class Student(LatentAutoencoder):
         except FileNotFoundError as error:
             got = f"{self.teacher!r}, which does not exist"
             remedy = f"Put it beside the student's folder, or set `{self.teacher_key}` in a copy's config.json."
-            raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
+            raise argument_error(
+                "teacher", "a folder or a Hub name", got, remedy, FileNotFoundError
+            ) from error
 
     def losses_of(self, posterior: Posterior) -> AuxLosses:
         """Return no losses, as the encoder is frozen."""
@@ -148,7 +158,11 @@ class Student(LatentAutoencoder):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, from which checkpoints are written, is without the teacher.
-        modules = {name: module for name, module in self._modules.items() if name not in ("_frozen", "imitated")}
+        modules = {
+            name: module
+            for name, module in self._modules.items()
+            if name not in ("_frozen", "imitated")
+        }
         return {**self.__dict__, "_modules": modules, "_frozen": None, "imitated": None}
 
 
@@ -167,7 +181,13 @@ class StudentAutoencoder(Student, CausalAutoencoder):
     """
 
     def __init__(
-        self, config: CausalVAEConfig, teacher: str, load: LoadTeacher, *, digest: str, normalisation: Normalisation
+        self,
+        config: CausalVAEConfig,
+        teacher: str,
+        load: LoadTeacher,
+        *,
+        digest: str,
+        normalisation: Normalisation,
     ) -> None:
         super().__init__(teacher, load, digest)
         self.normalisation = normalisation
@@ -188,7 +208,9 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         if isinstance(loaded, Student):
             teacher = loaded.teacher
         digest = digest_of_encoder(loaded.latent_model)
-        student = cls(config, teacher, load, digest=digest, normalisation=loaded.latent_normalisation())
+        student = cls(
+            config, teacher, load, digest=digest, normalisation=loaded.latent_normalisation()
+        )
         student._frozen = Frozen(loaded.latent_model)
         return student
 
@@ -236,7 +258,13 @@ class StudentAutoencoder(Student, CausalAutoencoder):
 
     def to_json_string(self) -> str:
         """Return the decoder's settings and the digest of the teacher's encoder, which a run keeps when it resumes."""
-        return json.dumps({CLASS_KEY: type(self).__name__, DECODER_KEY: self.config.saved(), DIGEST_KEY: self.digest})
+        return json.dumps(
+            {
+                CLASS_KEY: type(self).__name__,
+                DECODER_KEY: self.config.saved(),
+                DIGEST_KEY: self.digest,
+            }
+        )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
@@ -253,7 +281,13 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         saved = _read_student(Path(folder))
         check_num_weights(lambda: build_decoder(saved.config), str(folder), folder)
-        model = cls(saved.config, saved.teacher, load, digest=saved.digest, normalisation=saved.normalisation)
+        model = cls(
+            saved.config,
+            saved.teacher,
+            load,
+            digest=saved.digest,
+            normalisation=saved.normalisation,
+        )
         load_weights(model, folder)
         return model
 
@@ -262,7 +296,13 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         """Return the model in a folder with random weights; `build` makes its teacher, with any weights."""
         saved = _read_student(Path(folder))
         check_num_weights(lambda: build_decoder(saved.config), str(folder))
-        model = cls(saved.config, saved.teacher, build, digest=saved.digest, normalisation=saved.normalisation)
+        model = cls(
+            saved.config,
+            saved.teacher,
+            build,
+            digest=saved.digest,
+            normalisation=saved.normalisation,
+        )
         model._frozen = Frozen(model.load_teacher())
         return model
 
@@ -307,12 +347,18 @@ def _find_teacher(folder: Path, teacher: str) -> str:
     is_part_of_checkpoint = teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent)
     is_beside = beside.is_dir() and not is_part_of_checkpoint
     path = read_saved_settings(folder.parent).get(TEACHER_KEY)
-    if isinstance(path, str) and Student.public_name(path) == teacher and (Path(path).exists() or not is_beside):
+    if (
+        isinstance(path, str)
+        and Student.public_name(path) == teacher
+        and (Path(path).exists() or not is_beside)
+    ):
         return path
     return str(beside) if is_beside else teacher
 
 
-def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
+def student_config(
+    size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]
+) -> CausalVAEConfig:
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
     Args:
@@ -330,18 +376,24 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
     if size == _LIKE_TEACHER:
         if not isinstance(teacher, CausalAutoencoder):
             got = f"that of a {type(teacher).__name__}"
-            raise argument_error("student", '"teacher" for a decoder of telecine', got, f"Use {SIZES[-1]}.")
+            raise argument_error(
+                "student", '"teacher" for a decoder of telecine', got, f"Use {SIZES[-1]}."
+            )
         return replace(teacher.config, bottleneck="gaussian")
     compression = _compression_of(teacher, clip)
     settings = _read_decoder(size)
     for name, value in compression.items():
         setting = settings.get(name, value)
         if setting != value:
-            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", describe(setting), "Leave it out.")
+            raise argument_error(
+                f"{name} of {size}", f"{value}, the teacher's", describe(setting), "Leave it out."
+            )
     bottleneck = settings.get("bottleneck", "gaussian")
     if bottleneck != "gaussian":
         remedy = "Train it with `telecine train`."
-        raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
+        raise argument_error(
+            f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy
+        )
     space = compression["spatial_compression"]
     patch = settings.get("patch_size", min(space, _LARGEST_PATCH))
     num_levels = 1
@@ -360,13 +412,17 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
     linear = teacher.linear_autoencoder(num_frames, height, width)
     # Clips have to show what clips of twice the length show.
     longer = teacher.linear_autoencoder(*teacher.covering_clip(2 * num_frames - 1, height, width))
-    cells = [_latent_cell(autoencoder) for autoencoder in (linear, longer) if autoencoder is not None]
+    cells = [
+        _latent_cell(autoencoder) for autoencoder in (linear, longer) if autoencoder is not None
+    ]
     is_power_of_two = linear is not None and linear.encoder.space & (linear.encoder.space - 1) == 0
     if linear is None or cells[1:] != cells[:1] or not is_power_of_two:
         got = ", then ".join(dict.fromkeys(cells)) or "another one"
         contract = "an autoencoder that makes a latent frame of the first frame, or none, and of every n others"
         contract += ", in clips of any length, with positions of 1, 2, 4, ... pixels squared"
-        raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
+        raise argument_error(
+            "teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own."
+        )
     return {
         "time_compression": linear.encoder.time,
         "spatial_compression": linear.encoder.space,
@@ -387,5 +443,7 @@ def _read_decoder(size: str) -> dict[str, Any]:
         return with_presets({"size": size})
     if not Path(size).is_file():
         contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file, or {_LIKE_TEACHER}"
-        raise argument_error("student", contract, repr(size), "Check the spelling.", FileNotFoundError)
+        raise argument_error(
+            "student", contract, repr(size), "Check the spelling.", FileNotFoundError
+        )
     return with_presets(read_yaml(Path(size)) or {})

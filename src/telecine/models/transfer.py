@@ -51,7 +51,9 @@ def load_source(name: str, into: nn.Module) -> CausalVAE:
     """
     if not isinstance(into, CausalVAE):
         got = f"{name!r} with a {type(into).__name__}"
-        raise argument_error("init", "left out for a model that is no CausalVAE", got, "Load its weights yourself.")
+        raise argument_error(
+            "init", "left out for a model that is no CausalVAE", got, "Load its weights yourself."
+        )
     check_source(name)
     return cast(CausalVAE, load_autoencoder(name))
 
@@ -70,7 +72,9 @@ def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int,
     new_layers = _layers(into)
     matching: set[_Place] = set()
     for place, layer in new_layers.items():
-        if place in old_layers and not mismatches(layer.state_dict(), old_layers[place].state_dict()):
+        if place in old_layers and not mismatches(
+            layer.state_dict(), old_layers[place].state_dict()
+        ):
             matching.add(place)
     predicts_same = True
     if source.generates and into.generates:
@@ -93,7 +97,10 @@ def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int,
 
 
 def _feeds_output_alike(
-    output: _Place, old: Mapping[_Place, nn.Module], new: Mapping[_Place, nn.Module], matching: set[_Place]
+    output: _Place,
+    old: Mapping[_Place, nn.Module],
+    new: Mapping[_Place, nn.Module],
+    matching: set[_Place],
 ) -> bool:
     """Return whether the layers before an output are those of the source, and additional residual blocks."""
     part = output.module.removesuffix("network")

@@ -55,7 +55,10 @@ def adaptive_weights(
         return ones
     if grad_at is None or not grad_at.requires_grad:
         if config.at == "last_layer" and not is_compiling():
-            warnings.warn(_NO_LAYER.format("is None" if grad_at is None else "requires no gradient"), stacklevel=2)
+            warnings.warn(
+                _NO_LAYER.format("is None" if grad_at is None else "requires no gradient"),
+                stacklevel=2,
+            )
         return ones
     norms = gradient_norms([reference, *losses.values()], grad_at, at=config.at)
     reference_norm = next(norms)
@@ -67,7 +70,10 @@ def adaptive_weights(
 
 
 def gradient_norms(
-    losses: Sequence[Scalar], grad_at: Tensor | LayerActivations, *, at: Literal["last_layer", "reconstruction"]
+    losses: Sequence[Scalar],
+    grad_at: Tensor | LayerActivations,
+    *,
+    at: Literal["last_layer", "reconstruction"],
 ) -> Iterator[Scalar]:
     """Yield the float32 2-norm of `d loss / d grad_at` for each loss. The graphs are kept.
 
@@ -89,9 +95,13 @@ def gradient_norms(
         gradients = (gradients_of(loss, [grad_at], retain_graph=True)[0] for loss in losses)
     for gradient in gradients:
         if gradient is None:
-            remedy = "Pass the weight of the decoder's last layer, e.g. `model.decoder.conv_out.weight`."
+            remedy = (
+                "Pass the weight of the decoder's last layer, e.g. `model.decoder.conv_out.weight`."
+            )
             got = grad_at.layer if isinstance(grad_at, LayerActivations) else grad_at
-            raise argument_error("last_layer", "a parameter that `reconstructions` were computed with", got, remedy)
+            raise argument_error(
+                "last_layer", "a parameter that `reconstructions` were computed with", got, remedy
+            )
         wide = gradient.detach().float()
         if at == "last_layer":
             yield torch.linalg.vector_norm(average_over_ranks(wide))
@@ -180,7 +190,9 @@ class LayerActivations:
         with torch.no_grad(), self.layer.register_forward_pre_hook(keep, with_kwargs=True):
             checkpointed.run()
         if len(inputs) != num_calls:
-            called = f"{type(self.layer).__name__} was called {len(inputs)} times instead of {num_calls}"
+            called = (
+                f"{type(self.layer).__name__} was called {len(inputs)} times instead of {num_calls}"
+            )
             remedy = "Set `adaptive_weight.at` to `reconstruction`, which needs no layer."
             raise RuntimeError(f"{called} when its checkpointed block was computed again. {remedy}")
         return inputs
@@ -197,7 +209,9 @@ class LayerActivations:
             output = functional_call(self.layer, zeros, args, kwargs)
         return torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)[0]
 
-    def _record(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
+    def _record(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
+    ) -> None:
         # In `functional_call` above, the weight is a plain tensor; that call is not recorded.
         is_forward = isinstance(layer.weight, nn.Parameter)
         around = CheckpointedCall.running()

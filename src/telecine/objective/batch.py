@@ -117,16 +117,31 @@ def make_batch(
     check_video_pair(inputs, reconstructions)
     if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
-        raise argument_error("last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy)
+        raise argument_error(
+            "last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy
+        )
     if mask is not None:
         _check_mask(mask, inputs)
         mask = _without_inference_mode(mask)
     if sample_weight is not None:
         contract = f"of shape ({len(inputs)},)"
-        _check_per_clip("sample_weight", sample_weight, inputs, contract, "Pass one weight per clip.", num_axes=1)
+        _check_per_clip(
+            "sample_weight",
+            sample_weight,
+            inputs,
+            contract,
+            "Pass one weight per clip.",
+            num_axes=1,
+        )
         sample_weight = _without_inference_mode(sample_weight)
     if latent is not None:
-        _check_per_clip("latent", latent, inputs, f"of {len(inputs)} clips", "Pass the autoencoder's `output.latent`.")
+        _check_per_clip(
+            "latent",
+            latent,
+            inputs,
+            f"of {len(inputs)} clips",
+            "Pass the autoencoder's `output.latent`.",
+        )
 
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
     real = at_least_float32(_without_inference_mode(inputs.detach()))
@@ -145,7 +160,9 @@ def make_batch(
 
     disc_fake = fake
     if grad_hook is not None and fake.requires_grad:
-        disc_fake = fake.view_as(fake)  # the hook gets the gradient that flows back through this view
+        disc_fake = fake.view_as(
+            fake
+        )  # the hook gets the gradient that flows back through this view
         disc_fake.register_hook(grad_hook)
     disc_real, disc_fake = _windowed_and_augmented(real, disc_fake, config.gan, generator)
     background: Tensor | float = 0.0
@@ -172,7 +189,9 @@ def make_batch(
     )
 
 
-def _windowed_and_augmented(real: Video, fake: Video, config: GANConfig, generator: Generators) -> tuple[Video, Video]:
+def _windowed_and_augmented(
+    real: Video, fake: Video, config: GANConfig, generator: Generators
+) -> tuple[Video, Video]:
     """Return `window` consecutive frames of each longer clip with random changes, the same ones of both videos."""
     num_frames = real.shape[2]
     if config.window is not None and config.window < num_frames:
@@ -201,7 +220,11 @@ def _clip_weights(
     """
     if mask is None and sample_weight is None:
         return None
-    weight = torch.ones(len(videos), device=videos.device) if sample_weight is None else sample_weight.float()
+    weight = (
+        torch.ones(len(videos), device=videos.device)
+        if sample_weight is None
+        else sample_weight.float()
+    )
     if isinstance(fraction, float):
         return weight
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
@@ -224,43 +247,72 @@ def _named_aux_losses(
 ) -> dict[str, Scalar]:
     if aux_losses is None:
         log = regularization_log or {}
-        aux_losses = {name: value for name, value in log.items() if name.endswith("loss") or name.startswith("loss/")}
+        aux_losses = {
+            name: value
+            for name, value in log.items()
+            if name.endswith("loss") or name.startswith("loss/")
+        }
     if not isinstance(aux_losses, Mapping):
         name = "kl_loss" if hasattr(aux_losses, "logvar") else ""
         aux_losses = {name: aux_losses}
-    return {str(name): _aux_loss(name, value, device, kl_reduction) for name, value in aux_losses.items()}
+    return {
+        str(name): _aux_loss(name, value, device, kl_reduction)
+        for name, value in aux_losses.items()
+    }
 
 
 def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Reduction) -> Scalar:
     argument = f"aux_losses[{name!r}]" if name else "aux_losses"
-    contract = "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
+    contract = (
+        "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
+    )
     if isinstance(value, Real) and not isinstance(value, bool):
-        return torch.full((), float(value), device=device)  # `torch.tensor` would synchronise with the device
+        return torch.full(
+            (), float(value), device=device
+        )  # `torch.tensor` would synchronise with the device
     if hasattr(value, "logvar"):
         return posterior_kl(value, reduction=kl_reduction)
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise argument_error(argument, contract, describe(value), "Pass a dict to name several losses.")
+        raise argument_error(
+            argument, contract, describe(value), "Pass a dict to name several losses."
+        )
     if value.numel() != 1:
-        raise argument_error(argument, contract, value, "Reduce it first, for instance with `.mean()`.")
+        raise argument_error(
+            argument, contract, value, "Reduce it first, for instance with `.mean()`."
+        )
     return value.reshape(()).to(device, torch.promote_types(value.dtype, torch.float32))
 
 
 def _without_inference_mode(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd can record: a copy of one that was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+    return (
+        tensor.clone()
+        if tensor.is_inference() and not torch.is_inference_mode_enabled()
+        else tensor
+    )
 
 
 def _check_mask(mask: object, videos: Video) -> None:
     contract = f"a bool tensor that broadcasts to {tuple(videos.shape)} on {videos.device}, True for what counts"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != videos.device:
-        raise argument_error("mask", contract, describe(mask), "Make one with, for instance, `weights > 0`.")
-    if mask.ndim != videos.ndim or any(n not in (1, full) for n, full in zip(mask.shape, videos.shape, strict=True)):
+        raise argument_error(
+            "mask", contract, describe(mask), "Make one with, for instance, `weights > 0`."
+        )
+    if mask.ndim != videos.ndim or any(
+        n not in (1, full) for n, full in zip(mask.shape, videos.shape, strict=True)
+    ):
         remedy = "Keep all five axes: (B, 1, T, 1, 1) masks frames, (B, 1, T, H, W) masks pixels."
         raise argument_error("mask", contract, mask, remedy)
 
 
 def _check_per_clip(
-    name: str, value: object, videos: Video, contract: str, remedy: str, *, num_axes: int | None = None
+    name: str,
+    value: object,
+    videos: Video,
+    contract: str,
+    remedy: str,
+    *,
+    num_axes: int | None = None,
 ) -> None:
     if (
         not isinstance(value, Tensor)
@@ -269,4 +321,6 @@ def _check_per_clip(
         or value.shape[:1] != videos.shape[:1]
         or num_axes not in (None, value.ndim)
     ):
-        raise argument_error(name, f"a floating-point tensor {contract} on {videos.device}", describe(value), remedy)
+        raise argument_error(
+            name, f"a floating-point tensor {contract} on {videos.device}", describe(value), remedy
+        )

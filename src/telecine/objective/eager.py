@@ -70,7 +70,11 @@ def with_gradients_of_each(
 
 
 def gradients_of(
-    value: Scalar, inputs: Sequence[Tensor], *, retain_graph: bool = False, add_to: Gradients | None = None
+    value: Scalar,
+    inputs: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+    add_to: Gradients | None = None,
 ) -> Gradients:
     """Return the gradient of `value` for each input, `None` where it does not depend on the input.
 
@@ -93,7 +97,9 @@ def gradients_of(
 
 
 @contextmanager
-def _adding(earlier: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
+def _adding(
+    earlier: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None
+) -> Iterator[None]:
     """Make a backward inside the block return, for each input, its gradient times `factor` plus the earlier gradient.
 
     A hook adds as soon as a gradient is computed, and drops the earlier one from the list. Those of inputs that the
@@ -123,10 +129,15 @@ def _adding(earlier: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | No
 
 def _with_unused(gradients: Sequence[Tensor | None], earlier: Gradients) -> Gradients:
     """Return the gradients of a backward inside `_adding`; for an input that it did not reach, the earlier gradient."""
-    return [other if gradient is None else gradient for gradient, other in zip(gradients, earlier, strict=True)]
+    return [
+        other if gradient is None else gradient
+        for gradient, other in zip(gradients, earlier, strict=True)
+    ]
 
 
-def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:
+def with_gradients(
+    value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> Scalar:
     """Return `value` without its graph; `backward()` on it passes each input its gradient.
 
     Args:
@@ -139,7 +150,9 @@ def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[
 
 class _PrecomputedGrad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, num_inputs: int, *inputs_and_gradients: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, num_inputs: int, *inputs_and_gradients: Tensor | None
+    ) -> Tensor:
         inputs = inputs_and_gradients[:num_inputs]
         ctx.save_for_backward(*inputs_and_gradients[num_inputs:])
         ctx.dtypes = [x.dtype for x in inputs if x is not None]
@@ -149,7 +162,9 @@ class _PrecomputedGrad(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # `create_graph=True`
             remedy = "Build the loss with `eager_gradients=False`."
-            raise argument_error("eager_gradients", "False for second derivatives", "True", remedy, RuntimeError)
+            raise argument_error(
+                "eager_gradients", "False for second derivatives", "True", remedy, RuntimeError
+            )
         gradients = [gradient for gradient in ctx.saved_tensors if gradient is not None]
         products = iter(torch._foreach_mul(gradients, grad_output) if gradients else ())
         scaled: Gradients = []
@@ -199,7 +214,11 @@ def shared_backward(
     factor = (discriminator_cotangent != 0).any()
     with _adding(add_to, parameters, factor=factor), autocast_off(logits.device):
         grad_x, *grad_parameters = torch.autograd.grad(
-            logits, [x, *parameters], grad_outputs=used, retain_graph=retain_graph, allow_unused=True
+            logits,
+            [x, *parameters],
+            grad_outputs=used,
+            retain_graph=retain_graph,
+            allow_unused=True,
         )
     # Where `used` is 0, both cotangents are.
     scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error, describe
 from telecine.base.imports import choose
 from telecine.base.shapes import Scalar
-from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, GANLoss, Penalty, as_penalty
+from telecine.losses import (
+    GAN_LOSSES,
+    GRAD_PENALTIES,
+    RECONSTRUCTION_LOSSES,
+    GANLoss,
+    Penalty,
+    as_penalty,
+)
 from telecine.losses.penalty import PENALTY_INPUTS
 from telecine.settings import ObjectiveConfig
 
@@ -35,13 +42,22 @@ def import_functions(config: ObjectiveConfig, prefix: str = "") -> Functions:
     Raises:
         ValueError: A function cannot be imported, or does not have the parameters of its kind.
     """
-    recon_loss = choose(f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES)
-    perceptual_net = choose(f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"})
+    recon_loss = choose(
+        f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES
+    )
+    perceptual_net = choose(
+        f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"}
+    )
     gan_loss = choose(f"{prefix}gan.loss", config.gan.loss, GAN_LOSSES)
     if not isinstance(gan_loss, GANLoss):
         gan_loss = GANLoss(gan_loss)
     penalty = as_penalty(choose(f"{prefix}penalty.kind", config.penalty.kind, GRAD_PENALTIES))
-    _check_function(f"{prefix}reconstruction.loss", recon_loss, ("reconstruction", "target", "weight"), is_saved=True)
+    _check_function(
+        f"{prefix}reconstruction.loss",
+        recon_loss,
+        ("reconstruction", "target", "weight"),
+        is_saved=True,
+    )
     _check_function(f"{prefix}gan.loss", gan_loss.function, ("real", "fake"))
     _check_function(f"{prefix}penalty.kind", penalty.function, PENALTY_INPUTS, takes_all=False)
     return Functions(recon_loss, perceptual_net, gan_loss, penalty)
@@ -55,7 +71,9 @@ def check_result(function: Callable[..., object], value: object) -> Scalar:
     """
     if not isinstance(value, Tensor) or value.ndim != 0:
         remedy = "Reduce it with `.mean()`, without `.item()`."
-        raise argument_error(f"the result of {name_of(function)}", "a 0-d tensor", describe(value), remedy)
+        raise argument_error(
+            f"the result of {name_of(function)}", "a 0-d tensor", describe(value), remedy
+        )
     return value
 
 
@@ -81,12 +99,16 @@ def _check_function(
     if isinstance(function, type):
         remedy = f"Pass `{name_of(function)}(...)` instead."
         raise argument_error(setting, "a function or a module", describe(function), remedy)
-    tensors = [*function.parameters(), *function.buffers()] if isinstance(function, nn.Module) else []
+    tensors = (
+        [*function.parameters(), *function.buffers()] if isinstance(function, nn.Module) else []
+    )
     if is_saved and any(tensor.requires_grad for tensor in tensors):
         remedy = "Freeze them, or use a term, which is trained."
         raise argument_error(setting, "without weights to train", name_of(function), remedy)
     if not is_saved and tensors:
-        raise argument_error(setting, "without parameters and buffers", name_of(function), "Use a function.")
+        raise argument_error(
+            setting, "without parameters and buffers", name_of(function), "Use a function."
+        )
     signature = signature_of(function)
     passed = names if takes_all else [name for name in names if name in signature.parameters]
     try:

@@ -62,7 +62,9 @@ class VideoDiscriminator:
         """Return the discriminator's input."""
         if self.factor > 1:
             # Half-precision pooling of volumes is not implemented on the CPU.
-            video = F.avg_pool3d(at_least_float32(video), (1, self.factor, self.factor), ceil_mode=True)
+            video = F.avg_pool3d(
+                at_least_float32(video), (1, self.factor, self.factor), ceil_mode=True
+            )
         if self.sees == "video":
             return video
         assert self.frame_indices is not None
@@ -83,7 +85,9 @@ class VideoDiscriminator:
         if enable is None:
             remedy = "Give the module a method `enable_gradient_checkpointing`, or turn it off."
             got = f"a {type(self.module).__name__} as `{self.name}`"
-            raise argument_error("gradient_checkpointing", "False for discriminators without support", got, remedy)
+            raise argument_error(
+                "gradient_checkpointing", "False for discriminators without support", got, remedy
+            )
         enable()
 
 
@@ -178,7 +182,11 @@ def compute_discriminator_terms(
         if fake is not None:
             fake = fake.detach().requires_grad_(penalty is not None and penalty.differentiates_fake)
             fake_logits = d(fake).logits
-    terms = {"discr": gan.loss.compute_discriminator_loss(real_logits=real_logits, fake_logits=fake_logits)}
+    terms = {
+        "discr": gan.loss.compute_discriminator_loss(
+            real_logits=real_logits, fake_logits=fake_logits
+        )
+    }
     if penalty is not None:
         value = penalty(
             discriminator=lambda x: d(x).logits,
@@ -202,7 +210,9 @@ def weighted_sum(terms: Log, weights: Weights) -> Scalar:
     return terms["discr"] + weights.sum(regularisers)
 
 
-def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: Iterable[TermSchedule]) -> None:
+def check_discriminators(
+    discriminators: Sequence[VideoDiscriminator], terms: Iterable[TermSchedule]
+) -> None:
     """Check that each discriminator has the input that its argument is for, and each term its discriminator.
 
     Raises:
@@ -225,4 +235,6 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
             continue
         if not any(d.is_needed_by(term) for d in discriminators):
             remedy = f"Pass one as {arguments[term.needs]}."
-            raise argument_error(term.weight_key, "0 without a discriminator", term.ramp.weight, remedy)
+            raise argument_error(
+                term.weight_key, "0 without a discriminator", term.ramp.weight, remedy
+            )

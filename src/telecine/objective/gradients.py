@@ -84,15 +84,21 @@ def choose_strategy(gan: GAN, *, eager_gradients: bool) -> Strategy:
     # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
     autoencoder_is_eager = eager_gradients and autocast_to != torch.float16
     # A double backward turns autocast off for the discriminators' step, but not for the autoencoder's.
-    discriminators_are_eager = eager_gradients and (autocast_to != torch.float16 or gan.has_double_backward)
+    discriminators_are_eager = eager_gradients and (
+        autocast_to != torch.float16 or gan.has_double_backward
+    )
     # Hooks on parameters would run for the eager gradients and again in the caller's backward.
-    if any(parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()):
+    if any(
+        parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()
+    ):
         discriminators_are_eager = False
     if not discriminators_are_eager:
         return Strategy(autoencoder_is_eager, through_graph, shares_pass=False)
     if gan.loss.parts is None or gan.compares_real_and_fake:
         return Strategy(autoencoder_is_eager, jointly, shares_pass=False)
-    both_train = gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
+    both_train = (
+        gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
+    )
     same_precision = autocast_to is None or not gan.has_double_backward
     return Strategy(autoencoder_is_eager, real_then_fake, shares_pass=both_train and same_precision)
 
@@ -123,7 +129,9 @@ def discriminator_step(gan: GAN, strategy: Strategy) -> dict[str, DiscriminatorL
     losses = {}
     with gan.precision_of_discriminators():
         for d in gan.discriminators:
-            losses[d.name] = strategy.compute_discriminator_loss(replace(d, frame_indices=frame_indices), gan)
+            losses[d.name] = strategy.compute_discriminator_loss(
+                replace(d, frame_indices=frame_indices), gan
+            )
     return losses
 
 
@@ -135,7 +143,9 @@ def discriminators_of_generator_step(gan: GAN) -> list[VideoDiscriminator]:
 
 def through_graph(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
     """Return a discriminator's loss with its graph."""
-    whole = compute_discriminator_terms(d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real))
+    whole = compute_discriminator_terms(
+        d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real)
+    )
     assert whole.real_logits is not None
     assert whole.fake_logits is not None
     log = {f"{name}_loss": term.detach() for name, term in whole.terms.items()}
@@ -172,7 +182,9 @@ def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]
     frame_indices = gan.one_frame_of_each_clip()
     for d in gan.discriminators:
         if d.name not in in_generator_step:
-            discriminator_losses[d.name] = real_then_fake(replace(d, frame_indices=frame_indices), gan)
+            discriminator_losses[d.name] = real_then_fake(
+                replace(d, frame_indices=frame_indices), gan
+            )
             continue
         terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
         for name, term in terms.items():
@@ -193,7 +205,13 @@ def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Log, DiscriminatorLoss]:
     if generator_loss is not None and _can_share_backward(d, d_fake.logits, leaf):
         retain_graph = len(terms) > 1
         grad_x, gradients = shared_backward(
-            generator_loss, fake_loss, d_fake.logits, leaf, parameters, retain_graph=retain_graph, add_to=gradients
+            generator_loss,
+            fake_loss,
+            d_fake.logits,
+            leaf,
+            parameters,
+            retain_graph=retain_graph,
+            add_to=gradients,
         )
         terms[d.adversarial_term] = with_gradients(generator_loss, [leaf], [grad_x])
     else:
@@ -213,7 +231,9 @@ def _can_share_backward(d: VideoDiscriminator, logits: Tensor, x: Tensor) -> boo
     return is_independent and logits.ndim == 1 and logits.dtype != torch.float16 and x.requires_grad
 
 
-def _real_part(d: VideoDiscriminator, gan: GAN, parameters: Sequence[Tensor]) -> tuple[DiscriminatorTerms, Gradients]:
+def _real_part(
+    d: VideoDiscriminator, gan: GAN, parameters: Sequence[Tensor]
+) -> tuple[DiscriminatorTerms, Gradients]:
     """Return the detached real part of a discriminator's loss with the penalty, and its gradients.
 
     It comes first: the penalty's double backward takes the most memory, and there are no other gradients yet.
@@ -226,7 +246,11 @@ def _real_part(d: VideoDiscriminator, gan: GAN, parameters: Sequence[Tensor]) ->
 
 
 def _sum_of_parts(
-    gan: GAN, real: DiscriminatorTerms, fake: DiscriminatorTerms, parameters: Sequence[Tensor], gradients: Gradients
+    gan: GAN,
+    real: DiscriminatorTerms,
+    fake: DiscriminatorTerms,
+    parameters: Sequence[Tensor],
+    gradients: Gradients,
 ) -> DiscriminatorLoss:
     """Return a discriminator's loss from its real part, its fake part and the gradients of both."""
     assert real.real_logits is not None

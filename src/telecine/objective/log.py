@@ -41,7 +41,12 @@ _DISCRIMINATOR_PREFIXES = (
 
 
 def autoencoder_log(
-    log: Log, generator_losses: Log, adaptive_weights: Log, aux: Mapping[str, Scalar], weights: Weights, split: str
+    log: Log,
+    generator_losses: Log,
+    adaptive_weights: Log,
+    aux: Mapping[str, Scalar],
+    weights: Weights,
+    split: str,
 ) -> Log:
     """Return the log of the autoencoder's step.
 
@@ -79,11 +84,15 @@ def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) 
         ValueError: One has the name of an entry of `logged`, of the discriminators' step, or of training.
     """
     for name in aux:
-        is_of_training = name in _TRAINING_NAMES or name.removeprefix("disc_").startswith(_TRAINING_PREFIXES)
+        is_of_training = name in _TRAINING_NAMES or name.removeprefix("disc_").startswith(
+            _TRAINING_PREFIXES
+        )
         is_of_discriminators = name.startswith(_DISCRIMINATOR_PREFIXES)
         if is_of_training or is_of_discriminators or name in logged:
             remedy = f"Rename it, for instance to 'quantizer_{name}'."
-            raise argument_error("aux_losses", "named unlike all else in the log", repr(name), remedy)
+            raise argument_error(
+                "aux_losses", "named unlike all else in the log", repr(name), remedy
+            )
 
 
 def discriminator_log(loss: Scalar, logs: Mapping[str, Log], *, like: Tensor, split: str) -> Log:

@@ -9,7 +9,12 @@ from typing_extensions import Unpack
 
 from telecine.base.checks import argument_error, check_choice
 from telecine.base.shapes import Scalar
-from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
+from telecine.discriminators import (
+    Discriminator,
+    Discriminator3D,
+    DiscriminatorSpec,
+    build_discriminator,
+)
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
 from telecine.losses.perceptual import WeightsSource
@@ -145,9 +150,17 @@ class VideoAutoencoderLoss(nn.Module):
         self.gan_loss = functions.gan_loss
         self.penalty = functions.penalty
         self.terms = build_terms(self.config)
-        modules = {name: term.function for name, term in self.terms.items() if isinstance(term.function, nn.Module)}
-        self.term_modules = nn.ModuleDict({f"{name}_loss": module for name, module in modules.items()})
-        self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
+        modules = {
+            name: term.function
+            for name, term in self.terms.items()
+            if isinstance(term.function, nn.Module)
+        }
+        self.term_modules = nn.ModuleDict(
+            {f"{name}_loss": module for name, module in modules.items()}
+        )
+        self.logvar = (
+            nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
+        )
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
         names = [name for name, _ in self.named_parameters()]
         self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
@@ -159,20 +172,29 @@ class VideoAutoencoderLoss(nn.Module):
         self.gan_terms = build_gan_terms(self.config, self.gan_loss)
 
     def _build_discriminators(
-        self, frames: DiscriminatorSpec | None, videos: DiscriminatorSpec | None, scales: Sequence[DiscriminatorSpec]
+        self,
+        frames: DiscriminatorSpec | None,
+        videos: DiscriminatorSpec | None,
+        scales: Sequence[DiscriminatorSpec],
     ) -> None:
         self.discr: nn.Module | None = None
         self.discr_3d: nn.Module | None = None
         if frames is not None:
             self.discr = build_discriminator(frames, default=Discriminator, name="discr_kwargs")
         if videos is not None:
-            self.discr_3d = build_discriminator(videos, default=Discriminator3D, name="discr_3d_kwargs")
+            self.discr_3d = build_discriminator(
+                videos, default=Discriminator3D, name="discr_3d_kwargs"
+            )
         if not isinstance(scales, (Sequence, nn.ModuleList)):
-            raise argument_error("multiscale_discr_kwargs", "a list", type(scales).__name__, "Put it into a list.")
+            raise argument_error(
+                "multiscale_discr_kwargs", "a list", type(scales).__name__, "Put it into a list."
+            )
         self.multiscale_discrs = nn.ModuleList()
         for index, spec in enumerate(scales):
             name = f"multiscale_discr_kwargs[{index}]"
-            self.multiscale_discrs.append(build_discriminator(spec, default=Discriminator3D, name=name))
+            self.multiscale_discrs.append(
+                build_discriminator(spec, default=Discriminator3D, name=name)
+            )
         check_discriminators(self.discriminators, self.schedule.terms.values())
         if self.config.gradient_checkpointing:
             for d in self.discriminators:
@@ -205,7 +227,9 @@ class VideoAutoencoderLoss(nn.Module):
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
         parameters = [] if self.logvar is None else [self.logvar]
-        return parameters + [weight for weight in self.term_modules.parameters() if weight.requires_grad]
+        return parameters + [
+            weight for weight in self.term_modules.parameters() if weight.requires_grad
+        ]
 
     @shared_spectral_norms()
     def forward(
@@ -238,18 +262,27 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as above. No argument is mutated.
         """
-        check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy="0 trains the autoencoder, 1 the discriminators.")
+        check_choice(
+            "optimizer_idx",
+            optimizer_idx,
+            (0, 1),
+            remedy="0 trains the autoencoder, 1 the discriminators.",
+        )
         if optimizer_idx == 1:
             self._check_has_discriminators()
             aux_losses = {}
-        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
+        batch = make_batch(
+            self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
+        )
         weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
         gan = self._gan(batch, weights)
         strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
         if optimizer_idx == 1:
             discriminator_losses = discriminator_step(gan, strategy)
             return self.sum_discriminator_losses(batch, discriminator_losses)
-        video_losses = self.compute_video_losses(batch, weights, eager=strategy.autoencoder_is_eager)
+        video_losses = self.compute_video_losses(
+            batch, weights, eager=strategy.autoencoder_is_eager
+        )
         generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
         return self.sum_autoencoder_losses(batch, weights, video_losses, generator_losses)
 
@@ -279,11 +312,15 @@ class VideoAutoencoderLoss(nn.Module):
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
         self._check_has_discriminators()
-        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
+        batch = make_batch(
+            self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
+        )
         weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
         gan = self._gan(batch, weights)
         strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
-        video_losses = self.compute_video_losses(batch, weights, eager=strategy.autoencoder_is_eager)
+        video_losses = self.compute_video_losses(
+            batch, weights, eager=strategy.autoencoder_is_eager
+        )
         if strategy.shares_pass:
             generator_losses, discriminator_losses = both_steps(gan)
         else:
@@ -301,9 +338,13 @@ class VideoAutoencoderLoss(nn.Module):
             weights: The weights at this step.
             eager: Compute the gradients of LPIPS together with its value.
         """
-        recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
+        recon = self.recon_loss(
+            reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight
+        )
         check_result(self.recon_loss, recon)
-        values = self.perceptual(batch, weights, eager=eager)  # with terms on features of its network
+        values = self.perceptual(
+            batch, weights, eager=eager
+        )  # with terms on features of its network
         lpips = values.get("perceptual", torch.zeros((), device=batch.real.device))
         others = {name: value for name, value in values.items() if name != "perceptual"}
         for name, term in self.terms.items():
@@ -312,7 +353,11 @@ class VideoAutoencoderLoss(nn.Module):
         return VideoLosses(recon, lpips, others)
 
     def sum_autoencoder_losses(
-        self, batch: Batch, weights: Weights, video_losses: VideoLosses, generator_losses: GeneratorLosses
+        self,
+        batch: Batch,
+        weights: Weights,
+        video_losses: VideoLosses,
+        generator_losses: GeneratorLosses,
     ) -> tuple[Scalar, Log]:
         """Return the autoencoder's loss and its log.
 

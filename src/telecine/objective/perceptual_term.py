@@ -44,7 +44,11 @@ class PerceptualTerm(nn.Module):
     """The network; None if neither LPIPS nor a term of its features is ever on."""
 
     def __init__(
-        self, config: ObjectiveConfig, functions: Functions, terms: Mapping[str, LossTerm], vgg_weights: WeightsSource
+        self,
+        config: ObjectiveConfig,
+        functions: Functions,
+        terms: Mapping[str, LossTerm],
+        vgg_weights: WeightsSource,
     ) -> None:
         super().__init__()
         self.num_frames = config.perceptual.num_frames
@@ -55,7 +59,10 @@ class PerceptualTerm(nn.Module):
             contract = 'left out unless `perceptual.net` is "vgg"'
             remedy = "Load another network's weights with `net=LPIPS('alex', weights=...)`."
             raise argument_error("vgg_weights", contract, describe(config.perceptual.net), remedy)
-        schedules = [config.term_schedules()["perceptual"], *(term.schedule for term in self.feature_terms.values())]
+        schedules = [
+            config.term_schedules()["perceptual"],
+            *(term.schedule for term in self.feature_terms.values()),
+        ]
         if not any(schedule.ramp.is_ever_on for schedule in schedules):
             self.distance = None
         elif isinstance(net, str):
@@ -98,17 +105,25 @@ class PerceptualTerm(nn.Module):
         if eager:
             size = self.chunk_size or len(batch.fake)
         chunks = []
-        for x, y, w in zip(frames.split(size), targets.split(size), frame_weights.split(size), strict=True):
+        for x, y, w in zip(
+            frames.split(size), targets.split(size), frame_weights.split(size), strict=True
+        ):
             compare = partial(self._compare, target=y, frame_weights=w, names=names)
             chunks.append(eager_backward(compare, x, trained) if eager else compare(x))
         return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
 
-    def _compare(self, frames: Frames, *, target: Frames, frame_weights: Tensor, names: list[str]) -> dict[str, Scalar]:
+    def _compare(
+        self, frames: Frames, *, target: Frames, frame_weights: Tensor, names: list[str]
+    ) -> dict[str, Scalar]:
         """Return the weighted sum over the frames of the distance and of each term of features."""
         assert self.distance is not None
         feature_terms = [self.feature_terms[name] for name in names if name != "perceptual"]
-        compare = partial(self.distance, feature_terms=feature_terms) if feature_terms else self.distance
-        output = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.chunk_size)
+        compare = (
+            partial(self.distance, feature_terms=feature_terms) if feature_terms else self.distance
+        )
+        output = in_chunks(
+            compare, reconstruction=frames, target=target, chunk_size=self.chunk_size
+        )
         distance, *values = output if isinstance(output, tuple) else (output,)
         by_name = {"perceptual": distance}
         for term, value in zip(feature_terms, values, strict=True):
@@ -120,7 +135,9 @@ class PerceptualTerm(nn.Module):
         return {name: (frame_weights * by_name[name]).sum() for name in names}
 
 
-def drop_lpips_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+def drop_lpips_weights(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object
+) -> None:
     """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded.
 
     Args:

@@ -14,7 +14,13 @@ from telecine.base.shapes import Scalar
 from telecine.losses import LATENT_TERMS, GANLoss, feature_matching, temporal_difference, wavelet_l1
 from telecine.losses.perceptual import Alignment, gram
 from telecine.objective.batch import Batch
-from telecine.objective.functions import check_result, import_functions, listed, name_of, signature_of
+from telecine.objective.functions import (
+    check_result,
+    import_functions,
+    listed,
+    name_of,
+    signature_of,
+)
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term, TermSchedule
 
@@ -68,12 +74,19 @@ class LossTerm:
         """Return the parameters of its module that are not frozen, by name."""
         if not isinstance(self.function, nn.Module):
             return {}
-        return {name: weight for name, weight in self.function.named_parameters() if weight.requires_grad}
+        return {
+            name: weight
+            for name, weight in self.function.named_parameters()
+            if weight.requires_grad
+        }
 
     def __call__(self, **inputs: Any) -> Any:
         """Call the function with those inputs that it takes. Gradients of its weights are averaged over ranks."""
         arguments = {name: inputs[name] for name in self.arguments}
-        parameters = {name: with_averaged_gradient(weight) for name, weight in self.trained_parameters().items()}
+        parameters = {
+            name: with_averaged_gradient(weight)
+            for name, weight in self.trained_parameters().items()
+        }
         if parameters:
             assert isinstance(self.function, nn.Module)
             return functional_call(self.function, parameters, (), {**arguments, **self.params})
@@ -89,7 +102,9 @@ def build_terms(config: ObjectiveConfig) -> dict[str, LossTerm]:
     terms = import_terms(config)
     for name, term in terms.items():
         if isinstance(term.function, type):
-            with unset_fake_temporarily():  # it may read weights, also where a run is planned without any values
+            with (
+                unset_fake_temporarily()
+            ):  # it may read weights, also where a run is planned without any values
                 module = term.function(**term.params)
             terms[name] = replace(term, function=module, params={})
     return terms
@@ -136,11 +151,20 @@ def _import_term(term: Term, schedule: TermSchedule, setting: str) -> LossTerm:
     contract = f"a function of {listed(BATCH_INPUTS)}, or of {listed(FEATURE_INPUTS)} alone"
     unknown = [name for name in required if name not in available]
     if unknown:
-        remedy = "Give the others default values or `params`, or wrap it in a function with these names."
-        raise argument_error(f"{setting}.target", contract, f"one that needs {listed(unknown)}", remedy)
+        remedy = (
+            "Give the others default values or `params`, or wrap it in a function with these names."
+        )
+        raise argument_error(
+            f"{setting}.target", contract, f"one that needs {listed(unknown)}", remedy
+        )
     arguments = tuple(name for name in available if name in names)
     if not arguments:
-        raise argument_error(f"{setting}.target", contract, "one of none of them", "Add a parameter `reconstruction`.")
+        raise argument_error(
+            f"{setting}.target",
+            contract,
+            "one of none of them",
+            "Add a parameter `reconstruction`.",
+        )
     return LossTerm(schedule, function, arguments, term.params)
 
 
@@ -170,7 +194,9 @@ def build_gan_terms(config: ObjectiveConfig, gan_loss: GANLoss) -> list[LossTerm
     ]
 
 
-def match_features(*, real_features: tuple[Tensor, ...], fake_features: tuple[Tensor, ...]) -> Scalar:
+def match_features(
+    *, real_features: tuple[Tensor, ...], fake_features: tuple[Tensor, ...]
+) -> Scalar:
     """Return `feature_matching` of the features that a discriminator returned with its logits."""
     return feature_matching(real=real_features, fake=fake_features)
 

@@ -31,7 +31,9 @@ class Weights:
 
     def sum(self, values: Mapping[str, Scalar]) -> Scalar | float:
         """Return the sum of weight times value. Zero weights are skipped: 0 * NaN is NaN."""
-        weighted = [self.terms[name] * value for name, value in values.items() if self.terms[name] != 0]
+        weighted = [
+            self.terms[name] * value for name, value in values.items() if self.terms[name] != 0
+        ]
         if not weighted:
             return 0.0
         return sum(weighted[1:], weighted[0])
@@ -52,7 +54,11 @@ class WeightSchedule:
 
     def off_at(self, step: int) -> list[str]:
         """Return the weights, by their names in the log, that are 0 at this step and above 0 at another."""
-        return [term.weight_key for term in self.terms.values() if term.ramp.is_ever_on and not term.at(step)]
+        return [
+            term.weight_key
+            for term in self.terms.values()
+            if term.ramp.is_ever_on and not term.at(step)
+        ]
 
     def step_with_most_terms(self, num_steps: int | None = None) -> int:
         """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
@@ -60,7 +66,10 @@ class WeightSchedule:
         With `num_steps` it is before that step, and the penalty may be off.
         """
         ramps = [term.ramp for term in self.terms.values()]
-        changes = [(ramp.start or 0) + ramp.steps for ramp in ramps] + [self.disc_start, self.disc_train_start]
+        changes = [(ramp.start or 0) + ramp.steps for ramp in ramps] + [
+            self.disc_start,
+            self.disc_train_start,
+        ]
         every = self.penalty_every
         candidates = set()
         for change in changes:
@@ -80,7 +89,11 @@ class WeightSchedule:
     def at(self, step: int) -> Weights:
         """Return the weights of both steps of an update."""
         weights = {name: term.at(step) for name, term in self.terms.items()}
-        ramps = {term.weight_key: weights[name] for name, term in self.terms.items() if isinstance(term.weight, Ramp)}
+        ramps = {
+            term.weight_key: weights[name]
+            for name, term in self.terms.items()
+            if isinstance(term.weight, Ramp)
+        }
         discriminators_train = step >= self.disc_train_start
         has_penalty = discriminators_train and step % self.penalty_every == 0
         weights["grad_penalty"] *= self.penalty_every if has_penalty else 0

@@ -78,7 +78,11 @@ class CheckpointedCall:
 
 
 def checkpoint_call(
-    forward: Callable[..., Any], *args: Any, cached_in: Iterable[nn.Module] = (), cache_name: str = "", **kwargs: Any
+    forward: Callable[..., Any],
+    *args: Any,
+    cached_in: Iterable[nn.Module] = (),
+    cache_name: str = "",
+    **kwargs: Any,
 ) -> Any:
     """Return `forward(*args, **kwargs)`, whose activations are computed again in the backward; see `CheckpointedCall`.
 
@@ -109,7 +113,9 @@ def checkpoint_module(module: nn.Module, cache_name: str) -> None:
     `del module.forward` gives the module its own one back.
     """
     cached_in = [layer for layer in module.modules() if hasattr(layer, cache_name)]
-    module.forward = partial(checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name)
+    module.forward = partial(
+        checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name
+    )
 
 
 def overwrite(value: Any, by: Any) -> None:

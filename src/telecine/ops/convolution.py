@@ -17,7 +17,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from telecine.base.precision import autocast_dtype
-from telecine.ops.convolution_kernels import Geometry, fastest_backward, fastest_convolution, has_faster_kernel
+from telecine.ops.convolution_kernels import (
+    Geometry,
+    fastest_backward,
+    fastest_convolution,
+    has_faster_kernel,
+)
 
 # Per thread: another thread may differentiate its discriminators once at the same time.
 _differentiated_twice: ContextVar[bool] = ContextVar("differentiated_twice", default=False)
@@ -56,7 +61,9 @@ def convolve(
     is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_dynamo_compiling()
     if is_plain and (is_differentiated_twice() or has_faster_kernel(x)):
         # Views, because the engine does not report whether a leaf's gradient is needed.
-        inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)]
+        inputs = [
+            None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)
+        ]
         return _Convolution.apply(*inputs, Geometry(tuple(stride), tuple(padding)))
     convolution = F.conv2d if x.ndim == 4 else F.conv3d
     return convolution(x, weight, bias, tuple(stride), tuple(padding))
@@ -64,7 +71,9 @@ def convolve(
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor:
         # Only the weight's gradient depends on the values of `x`, and a frozen weight needs none.
         needs_values = ctx.needs_input_grad[1] or not has_faster_kernel(x)
         saved = x if needs_values else x.new_zeros(()).expand(x.shape)
@@ -75,7 +84,9 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        gradients = _ConvolutionBackward.apply(grad_output, x, weight, ctx.geometry, _output_mask(ctx))
+        gradients = _ConvolutionBackward.apply(
+            grad_output, x, weight, ctx.geometry, _output_mask(ctx)
+        )
         return (*gradients, None)
 
 
@@ -86,7 +97,9 @@ def _output_mask(ctx: Any) -> list[bool]:
     step none of inputs. PyTorch's own operators know this; a Python function has to ask about the graph's next nodes.
     """
     output_mask = [False, False, False]
-    for index, (node, _) in enumerate(ctx.next_functions):  # one per tensor: a bias of None has no node
+    for index, (node, _) in enumerate(
+        ctx.next_functions
+    ):  # one per tensor: a bias of None has no node
         if ctx.needs_input_grad[index] and node is not None:
             output_mask[index] = torch._C._will_engine_execute_node(node)
     return output_mask
@@ -95,7 +108,12 @@ def _output_mask(ctx: Any) -> list[bool]:
 class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, output_mask: list[bool]
+        ctx: Any,
+        grad_output: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        geometry: Geometry,
+        output_mask: list[bool],
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_output, x, weight)
@@ -105,7 +123,10 @@ class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_grad_input: Tensor | None, grad_grad_weight: Tensor | None, grad_grad_bias: Tensor | None
+        ctx: Any,
+        grad_grad_input: Tensor | None,
+        grad_grad_weight: Tensor | None,
+        grad_grad_bias: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of `grad_output`, `x` and `weight`.
 
@@ -118,10 +139,14 @@ class _ConvolutionBackward(torch.autograd.Function):
         grad_weight = None
         if grad_grad_input is not None:
             parts.append(fastest_convolution(grad_grad_input, weight, None, geometry))
-            grad_weight = fastest_backward(grad_output, grad_grad_input, weight, geometry, [False, True, False])[1]
+            grad_weight = fastest_backward(
+                grad_output, grad_grad_input, weight, geometry, [False, True, False]
+            )[1]
         if grad_grad_weight is not None:
             parts.append(fastest_convolution(x, grad_grad_weight, None, geometry))
-            grad_input = fastest_backward(grad_output, x, grad_grad_weight, geometry, [True, False, False])[0]
+            grad_input = fastest_backward(
+                grad_output, x, grad_grad_weight, geometry, [True, False, False]
+            )[0]
         if grad_grad_bias is not None:
             parts.append(grad_grad_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(grad_output))
         grad_grad_output = reduce(torch.add, parts) if parts else None

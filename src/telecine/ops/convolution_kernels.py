@@ -35,11 +35,15 @@ def has_faster_kernel(x: Tensor) -> bool:
     """Return whether `fastest_convolution` chooses the kernel for `x`: float32 videos on a CPU with oneDNN."""
     onednn = torch.backends.mkldnn
     is_plain_video = x.ndim == 5 and x.device.type == "cpu" and x.dtype == torch.float32
-    is_enabled = onednn.is_available() and bool(onednn.enabled) and not torch.compiler.is_compiling()
+    is_enabled = (
+        onednn.is_available() and bool(onednn.enabled) and not torch.compiler.is_compiling()
+    )
     return is_plain_video and is_enabled
 
 
-def fastest_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def fastest_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
     """Return the convolution of images or videos.
 
     Args:
@@ -81,10 +85,16 @@ def fastest_backward(
         else:
             x = torch.empty_like(x, memory_format=layout)
         grad_output = grad_output.contiguous(memory_format=layout)
-        grad_input, grad_weight, grad_bias = _aten_convolution_backward(grad_output, x, weight, geometry, output_mask)
+        grad_input, grad_weight, grad_bias = _aten_convolution_backward(
+            grad_output, x, weight, geometry, output_mask
+        )
     else:
         grad_input, grad_weight, grad_bias = _aten_convolution_backward(
-            segments.split_output(grad_output), segments.split(x), weight, segments.geometry, output_mask
+            segments.split_output(grad_output),
+            segments.split(x),
+            weight,
+            segments.geometry,
+            output_mask,
         )
         if grad_input is not None:
             grad_input = segments.sum_gradients(grad_input, x.shape[2])
@@ -116,7 +126,9 @@ class Segments(NamedTuple):
             return torch.cat(y.split(1), dim=2)
         frames = y.permute(0, 2, 3, 4, 1).flatten(0, 1)[None].permute(0, 4, 1, 2, 3)
         # The same memory, but not a view: the next layer works in place, which autograd forbids on a view.
-        return y.new_empty(0).set_(frames.untyped_storage(), frames.storage_offset(), frames.shape, frames.stride())
+        return y.new_empty(0).set_(
+            frames.untyped_storage(), frames.storage_offset(), frames.shape, frames.stride()
+        )
 
     def split_output(self, y: Tensor) -> Tensor:
         """Undo `join`."""
@@ -160,7 +172,9 @@ def segments_of(x: Tensor, weight: Tensor, geometry: Geometry) -> Segments | Non
 
 def memory_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     """Return the layout of `x` for which its convolution is fastest."""
-    is_large = x.shape[0] * math.prod(x.shape[2:]) >= _MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
+    is_large = x.shape[0] * math.prod(x.shape[2:]) >= _MIN_POSITIONS_PER_CHANNEL * max(
+        weight.shape[:2]
+    )
     return torch.channels_last_3d if is_large else torch.contiguous_format
 
 

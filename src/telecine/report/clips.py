@@ -20,7 +20,15 @@ from torch import Tensor
 from telecine.base.shapes import check_same_shape
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import MAX_PANE, MAX_VIDEO_SIDE, as_shown, depth_range, pad_to_even, shrink, write_video
+from telecine.report.video import (
+    MAX_PANE,
+    MAX_VIDEO_SIDE,
+    as_shown,
+    depth_range,
+    pad_to_even,
+    shrink,
+    write_video,
+)
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -122,7 +130,9 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
     length = 0
     for clip, num_repeats in zip(clips, repeats, strict=True):
         length = max(length, math.ceil(len(clip) * num_repeats))
-    times = torch.arange(length, dtype=torch.float64) + 1e-6  # rounded, so that no frame comes one too late
+    times = (
+        torch.arange(length, dtype=torch.float64) + 1e-6
+    )  # rounded, so that no frame comes one too late
     played = []
     for clip, num_repeats in zip(clips, repeats, strict=True):
         frames = (times / num_repeats).long() % len(clip)
@@ -131,7 +141,10 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
 
 
 def side_by_side(
-    *, inputs: Sequence[Tensor], reconstructions: Sequence[Tensor], limits: tuple[int, int] | None = None
+    *,
+    inputs: Sequence[Tensor],
+    reconstructions: Sequence[Tensor],
+    limits: tuple[int, int] | None = None,
 ) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
@@ -168,7 +181,9 @@ def lay_out_panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
     return torch.cat(panes, dim=2)
 
 
-def _panels(target: Tensor, reconstruction: Tensor, limits: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
+def _panels(
+    target: Tensor, reconstruction: Tensor, limits: tuple[int, int] | None
+) -> tuple[Tensor, Tensor, Tensor]:
     target = target.cpu()
     reconstruction = reconstruction.cpu()
     shown_target = as_shown(target, limits)
@@ -239,7 +254,9 @@ def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, f
         if tracker.name == "tensorboard":
             _log_to_tensorboard(tracker, frames, fps, step)
         elif tracker.name in ("wandb", "trackio"):
-            video = import_module(tracker.name).Video  # needs moviepy or FFmpeg for arrays, but not for a file
+            video = import_module(
+                tracker.name
+            ).Video  # needs moviepy or FFmpeg for arrays, but not for a file
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "preview.mp4"
                 write_preview(file, frames, fps)
@@ -255,7 +272,9 @@ def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, ste
     images = [Image.fromarray(frame.numpy()).quantize(_NUM_GIF_COLOURS) for frame in small]
     milliseconds = max(20, round(1000 / (fps / skip)))
     gif = io.BytesIO()
-    images[0].save(gif, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    images[0].save(
+        gif, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0
+    )
     image = Summary.Image(
         height=small.shape[1],
         width=small.shape[2],

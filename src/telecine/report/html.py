@@ -13,7 +13,9 @@ from telecine.report.charts import plotly_script
 def render_page(template: str, **values: object) -> str:
     """Return a page as HTML, from a template of this package and its values."""
     made = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
-    return page_environment().get_template(template).render(version=__version__, made=made, **values)
+    return (
+        page_environment().get_template(template).render(version=__version__, made=made, **values)
+    )
 
 
 def page_environment() -> Environment:

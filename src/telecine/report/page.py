@@ -20,7 +20,9 @@ from telecine.runs.settings import read_saved_settings, side_by_side_settings
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
 
 
-def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *, is_live: bool = False) -> Path:
+def write_report(
+    runs: Sequence[str | Path], output: str | Path | None = None, *, is_live: bool = False
+) -> Path:
     """Write a page that shows one run, or compares several: clips, curves, settings, environment, warnings.
 
     Args:
@@ -38,7 +40,9 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     """
     folders = [Path(run) for run in runs]
     if not folders:
-        raise ValueError("`runs` must be at least one run's folder, but got none. Pass the run's `--output_dir`.")
+        raise ValueError(
+            "`runs` must be at least one run's folder, but got none. Pass the run's `--output_dir`."
+        )
     if output is not None:
         page = Path(output)
     elif len(folders) == 1:
@@ -46,7 +50,9 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     else:
         page = Run(Path()).report_file
     if page.suffix != ".html" or page.is_dir():
-        raise ValueError(f"`output` must be the name of an .html file, but got {str(page)!r}. Add a file name.")
+        raise ValueError(
+            f"`output` must be the name of an .html file, but got {str(page)!r}. Add a file name."
+        )
 
     reported, problems = read_runs(folders)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +66,9 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     return page
 
 
-def watch_runs(runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]) -> None:
+def watch_runs(
+    runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]
+) -> None:
     """Write the report again whenever a run has new records, until all runs have made their last validation.
 
     The last page does not load itself again.

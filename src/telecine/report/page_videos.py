@@ -27,7 +27,9 @@ class VideoFolder:
     def __init__(self, page: Path) -> None:
         self.path = page.with_name(f"{page.stem}_videos")
         self._names: set[str] = set()
-        is_in_run = Run(page.parent).exists()  # elsewhere, a link, or a folder of this name, may be the user's
+        is_in_run = Run(
+            page.parent
+        ).exists()  # elsewhere, a link, or a folder of this name, may be the user's
         if self.path.is_symlink() and is_in_run:
             target = os.readlink(self.path)
             raise ValueError(
@@ -110,7 +112,9 @@ def _clip_data(clip: SavedClip, url: str, default_fps: float) -> dict[str, Any]:
         "url": url,
         "title": title,
         "fps": clip.fps or default_fps,
-        "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},
+        "metrics": {
+            name: value if math.isfinite(value) else None for name, value in clip.metrics.items()
+        },
         "num_frames": clip.num_frames,
         "height": clip.height,
         "width": clip.width,

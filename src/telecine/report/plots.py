@@ -56,7 +56,12 @@ PLOTS_OF_QUALITY = [
 PLOTS_OF_TRAINING = [
     Plot(
         title="discriminator: logits",
-        names=["train/logits_real", "train/logits_fake", "train/logits_real_std", "train/logits_fake_std"],
+        names=[
+            "train/logits_real",
+            "train/logits_fake",
+            "train/logits_real_std",
+            "train/logits_fake_std",
+        ],
         explanation="Logits of inputs and of reconstructions. A gap that grows says that the discriminator wins.",
     ),
     Plot(
@@ -110,7 +115,9 @@ _SOURCES = {
     "linear": "linear baseline",
 }
 
-_TRAINING_LABELS = {term.loss_key: term.label for term in ObjectiveConfig().term_schedules().values()}
+_TRAINING_LABELS = {
+    term.loss_key: term.label for term in ObjectiveConfig().term_schedules().values()
+}
 _TRAINING_LABELS |= {
     "mse": "mean squared error",
     "recon_loss": "reconstruction loss",
@@ -236,7 +243,9 @@ def label_of(name: str) -> str:
     keys = [key for key in _TRAINING_LABELS if metric == key or metric.startswith(f"{key}_")]
     if not keys or metric.endswith("_weight"):
         return metric.replace("_", " ")
-    key = max(keys, key=len)  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
+    key = max(
+        keys, key=len
+    )  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
     if metric == key:
         return _TRAINING_LABELS[key]
     return f"{_TRAINING_LABELS[key]}, {metric.removeprefix(f'{key}_')}"
@@ -305,7 +314,11 @@ def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | No
 
 def _sums_of_one_term(columns: _Columns) -> set[str]:
     """Return the names of sums that equal their only term, which is logged, too."""
-    losses = [name for name in columns if name.startswith("train/") and name.endswith("_loss") and name not in _TOTALS]
+    losses = [
+        name
+        for name in columns
+        if name.startswith("train/") and name.endswith("_loss") and name not in _TOTALS
+    ]
     terms_of_sums = {
         "train/recon_loss": ["train/mse"],
         "train/total_disc_loss": ["train/discr_loss"],

@@ -62,7 +62,9 @@ class ReportedRun:
     def unfinished(self) -> str:
         """Of how many steps these are, and at which the metrics were measured; empty for a run that is done."""
         text = self.settings.get("steps", "")
-        if not re.fullmatch(r"\d{1,12}", text) or int(text) <= self.steps:  # the file may be anyone's
+        if (
+            not re.fullmatch(r"\d{1,12}", text) or int(text) <= self.steps
+        ):  # the file may be anyone's
             return ""
         validated = validations(self.records)
         if not validated:
@@ -158,7 +160,9 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
     paths = [folder.resolve().parts for folder in folders]
     if len(set(paths)) < len(paths):
         names = [str(folder) for folder in folders]
-        raise ValueError(f"`runs` must be different folders, but got {names}. Pass each folder once.")
+        raise ValueError(
+            f"`runs` must be different folders, but got {names}. Pass each folder once."
+        )
     length = 1
     while len({parts[-length:] for parts in paths}) < len(paths):
         length += 1
@@ -172,7 +176,9 @@ def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None])
     for name, summary in zip(names[1:], summaries[1:], strict=True):
         if first is None or summary is None:
             unrecorded = names[0] if first is None and summary is not None else name
-            reasons.append(f"{names[0]} and {name}: the held-out clips of {unrecorded} were not recorded")
+            reasons.append(
+                f"{names[0]} and {name}: the held-out clips of {unrecorded} were not recorded"
+            )
         elif first.validation != summary.validation:
             differences = []
             clips = asdict(summary.validation)
@@ -184,12 +190,16 @@ def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None])
     return reasons
 
 
-def describe_training(summary: RunSummary | None, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+def describe_training(
+    summary: RunSummary | None, records: Sequence[Mapping[str, float]]
+) -> dict[str, str]:
     """Return a run's time, speed, memory, size and data as text.
 
     The speed is the median of the records, without validations. Without a summary, it is all that is returned.
     """
-    speeds = [record["train/clips_per_second"] for record in records if "train/clips_per_second" in record]
+    speeds = [
+        record["train/clips_per_second"] for record in records if "train/clips_per_second" in record
+    ]
     rows = {}
     if summary is not None:
         rows["wall time"] = describe_duration(summary.seconds)
@@ -215,7 +225,9 @@ def describe_training(summary: RunSummary | None, records: Sequence[Mapping[str,
     if summary.held_out:
         rows["held out"] = summary.held_out
     clips = summary.validation
-    rows["held-out clips"] = f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}"
+    rows["held-out clips"] = (
+        f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}"
+    )
     return rows
 
 

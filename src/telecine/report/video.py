@@ -93,7 +93,9 @@ def write_video(
 
     def write(partial: Path) -> None:
         container_format = "mp4"
-        options = {"movflags": "+faststart"}  # the index comes first, so that browsers play the file while it loads
+        options = {
+            "movflags": "+faststart"
+        }  # the index comes first, so that browsers play the file while it loads
         if is_lossless:
             container_format = "matroska"
             options = {}
@@ -104,7 +106,9 @@ def write_video(
             else:
                 _set_h264_format(stream, first, crf, keyframe_every)
             stream.codec_context.time_base = unit
-            stream.codec_context.sample_aspect_ratio = Fraction(sample_aspect_ratio).limit_denominator(255)
+            stream.codec_context.sample_aspect_ratio = Fraction(
+                sample_aspect_ratio
+            ).limit_denominator(255)
             reformatter = VideoReformatter()
             for number, frame in enumerate(chain([first], checked)):
                 encodable = _encodable(frame, reformatter, is_lossless)
@@ -148,7 +152,9 @@ def _set_lossless_format(stream: VideoStream, frame: Tensor) -> None:
     stream.pix_fmt = _FFV1_FORMATS.get(array_format, array_format)
 
 
-def _set_h264_format(stream: VideoStream, frame: Tensor, crf: int, keyframe_every: int | None) -> None:
+def _set_h264_format(
+    stream: VideoStream, frame: Tensor, crf: int, keyframe_every: int | None
+) -> None:
     height, width = frame.shape[:2]
     stream.height = height + height % 2
     stream.width = width + width % 2
@@ -172,7 +178,9 @@ def _encodable(frame: Tensor, reformatter: VideoReformatter, is_lossless: bool) 
         pixels = pad_to_even(pixels[None])[0]
     array = av.VideoFrame.from_ndarray(pixels.squeeze(-1).contiguous().numpy(), format=array_format)
     if is_lossless:
-        return reformatter.reformat(array, format=_FFV1_FORMATS.get(array_format, array_format), threads=1)
+        return reformatter.reformat(
+            array, format=_FFV1_FORMATS.get(array_format, array_format), threads=1
+        )
     return reformatter.reformat(
         array,
         format="yuv420p",

@@ -55,12 +55,16 @@ class Checkpoints:
         notes = []
         for _, path in step_folders(self.folder):
             if path not in checkpoints:
-                notes.append(f"{path} is no checkpoint, as it has no file of one. It stays as it is.")
+                notes.append(
+                    f"{path} is no checkpoint, as it has no file of one. It stays as it is."
+                )
         damaged: dict[Path, DamagedError] = {}
         for folder in reversed(checkpoints):
             error = self.damage_of(folder)
             if error is None:
-                notes += [f"{error} It is now {_set_aside(folder)}." for folder, error in damaged.items()]
+                notes += [
+                    f"{error} It is now {_set_aside(folder)}." for folder, error in damaged.items()
+                ]
                 return folder, notes
             damaged[folder] = error
         if damaged:
@@ -76,7 +80,9 @@ class Checkpoints:
             name = step_name(check_manifest(folder))
             if folder.resolve().name != name:
                 contract = f"named {name}, as written"
-                raise argument_error(str(folder), contract, "another name", "Rename it.", DamagedError)
+                raise argument_error(
+                    str(folder), contract, "another name", "Rename it.", DamagedError
+                )
         except DamagedError as error:
             return error
         return None
@@ -159,7 +165,10 @@ class Checkpoints:
         state = read_json(folder / _STATE_FILE)
         missing = sorted(names - set(state))
         if missing:
-            contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
+            contract, got = (
+                "that of a checkpoint of this version",
+                f"one without {', '.join(missing)}",
+            )
             remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
             raise argument_error(str(folder / _STATE_FILE), contract, got, remedy)
         return state

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("telecine", "torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "av", "pydantic")
+_PACKAGES = (
+    "telecine",
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "accelerate",
+    "diffusers",
+    "av",
+    "pydantic",
+)
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -42,7 +51,9 @@ def _git(folder: Path, *arguments: str) -> str:
         return ""
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # otherwise `status` writes the index
     command = [git, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

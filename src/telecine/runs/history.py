@@ -81,11 +81,15 @@ class _JSONLines:
         """Return the object in a line; raise a `ValueError` for anything else: the file may be anyone's."""
         name = f"{self.path}, line {number}"
         if len(line) == _MAX_LINE:
-            raise argument_error(name, "a JSON object", f"a line of at least {_MAX_LINE} bytes", "Remove the line.")
+            raise argument_error(
+                name, "a JSON object", f"a line of at least {_MAX_LINE} bytes", "Remove the line."
+            )
         try:
             value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise argument_error(name, "a JSON object", f"invalid JSON ({error})", "Remove the line.") from None
+            raise argument_error(
+                name, "a JSON object", f"invalid JSON ({error})", "Remove the line."
+            ) from None
         if not isinstance(value, dict):
             raise argument_error(name, "a JSON object", describe(value), "Remove the line.")
         return value
@@ -105,7 +109,9 @@ class _JSONLines:
 
     def last_step(self) -> int:
         """Return the last step, 0 without one."""
-        return max((record["step"] for record in self._with_step() if record is not None), default=0)
+        return max(
+            (record["step"] for record in self._with_step() if record is not None), default=0
+        )
 
     def cut(self, step: int) -> tuple[int, int]:
         """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
@@ -133,7 +139,8 @@ class Warnings(_JSONLines):
             return None
         contract = "lines with step, rule, message and remedy"
         return [
-            as_dataclass(TrainingWarning, line, str(self.path), contract, "Remove the line.") for line in self.read()
+            as_dataclass(TrainingWarning, line, str(self.path), contract, "Remove the line.")
+            for line in self.read()
         ]
 
 
@@ -193,7 +200,9 @@ class History(_JSONLines):
         return int(match[1]) if match else None
 
 
-def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
+def as_dataclass(
+    kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str
+) -> T:
     """Return plain values as a dataclass.
 
     Args:
@@ -222,7 +231,9 @@ def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) is float or (type(value) is int and value.bit_length() < 1024)  # what fits into a float
+    return type(value) is float or (
+        type(value) is int and value.bit_length() < 1024
+    )  # what fits into a float
 
 
 def _is_step(value: object) -> bool:

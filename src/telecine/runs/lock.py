@@ -53,7 +53,9 @@ class RunLock:
             self._lock.release()
             mount = next(folder for folder in run.absolute().parents if folder.is_mount())
             got = f"{run} ({error.strerror}; its file system is mounted at {mount})"
-            raise argument_error("output_dir", "a folder that can be made", got, "Choose another one.") from error
+            raise argument_error(
+                "output_dir", "a folder that can be made", got, "Choose another one."
+            ) from error
 
     def _describe_owner(self) -> str:
         try:
@@ -66,7 +68,9 @@ class RunLock:
         """Release the lock, and remove the folder if it is new and nothing was written into it."""
         run = self.path.parent
         try:
-            if self._owner_file.exists() and read_json(self._owner_file) == self._owner:  # it was not stolen
+            if (
+                self._owner_file.exists() and read_json(self._owner_file) == self._owner
+            ):  # it was not stolen
                 self._owner_file.unlink()
                 self.path.unlink(missing_ok=True)
             if run.is_dir() and {path.name for path in run.iterdir()} <= {OUTPUT_MARKER}:

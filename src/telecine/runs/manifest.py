@@ -39,7 +39,10 @@ def write_manifest(folder: Path, step: int, digests: Mapping[Path, str] | None =
         digests.update(zip(unread, pool.map(digest_of, unread), strict=True))
     files = {}
     for path in paths:
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digests[path]}
+        files[path.relative_to(folder).as_posix()] = {
+            "size": path.stat().st_size,
+            "sha256": digests[path],
+        }
     manifest: dict[str, Any] = {"format": _FORMAT, "step": step, "files": files}
     manifest[_DIGEST] = _digest_of_values(manifest)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -103,16 +106,23 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any], *, allow_link
 def _read_manifest(folder: Path, *, allow_links: bool) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
     if not path.is_file() or (path.is_symlink() and not allow_links):
-        contract, got = f"a checkpoint with {MANIFEST_FILE}", "one without, damaged or of an older version"
+        contract, got = (
+            f"a checkpoint with {MANIFEST_FILE}",
+            "one without, damaged or of an older version",
+        )
         raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
     try:
         manifest = read_json(path)
     except (OSError, ValueError) as error:
         got = f"one that cannot be read ({error})"
-        raise argument_error(str(path), "a file as it was written", got, _REMEDY, DamagedError) from error
+        raise argument_error(
+            str(path), "a file as it was written", got, _REMEDY, DamagedError
+        ) from error
     if manifest.get("format") != _FORMAT:
         contract, got = f"a manifest of format {_FORMAT}", f"format {manifest.get('format')}"
-        raise argument_error(str(path), contract, got, "Use the version that wrote it.", DamagedError)
+        raise argument_error(
+            str(path), contract, got, "Use the version that wrote it.", DamagedError
+        )
     if not _is_intact(manifest):
         raise argument_error(str(path), "as it was written", "other values", _REMEDY, DamagedError)
     return manifest

@@ -53,10 +53,18 @@ class RunSummary:
     seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
     peak_memory: Count | None  # bytes of the first process, see `base.devices.peak_memory`
     num_images: Count = 0  # that are used
-    validated_from: Count = 0  # the first step that counts for `validation`: before, the run may have had other clips
-    data_sha256: str = ""  # of the names, sizes and trained frames of the files; empty in older runs
-    content_sha256: str = ""  # of their content, see `telecine.data.VideoInfo.digest`; empty in older runs
-    held_out: InstanceOf[str] = ""  # which files are held out; empty with `val_data`, and in older runs
+    validated_from: Count = (
+        0  # the first step that counts for `validation`: before, the run may have had other clips
+    )
+    data_sha256: str = (
+        ""  # of the names, sizes and trained frames of the files; empty in older runs
+    )
+    content_sha256: str = (
+        ""  # of their content, see `telecine.data.VideoInfo.digest`; empty in older runs
+    )
+    held_out: InstanceOf[str] = (
+        ""  # which files are held out; empty with `val_data`, and in older runs
+    )
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
     # A digest of the weights of each network that the run reads and does not train: a teacher, the features of a
@@ -82,13 +90,17 @@ class RunSummary:
             peak_memory=before.peak_memory,
             copied=self.copied or before.copied,
             networks={**before.networks, **self.networks},
-            validated_from=before.validated_from if before.validation == self.validation else step + 1,
+            validated_from=before.validated_from
+            if before.validation == self.validation
+            else step + 1,
         )
 
     def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
         """Return it with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
         peak = None if peak_memory is None else max(peak_memory, self.peak_memory or 0)
-        return replace(self, seconds=round(self.seconds + time.monotonic() - start, 3), peak_memory=peak)
+        return replace(
+            self, seconds=round(self.seconds + time.monotonic() - start, 3), peak_memory=peak
+        )
 
 
 @dataclass(frozen=True)
@@ -104,9 +116,13 @@ class SavedClip:
     width: _Size
     metrics: dict[str, Annotated[float, Field(strict=True)]]
     frame_psnr: list[_Finite]  # dB
-    sha256: str = ""  # of the input's pixels: the same clip in other validations has it; empty in older runs
+    sha256: str = (
+        ""  # of the input's pixels: the same clip in other validations has it; empty in older runs
+    )
     fps: _Positive | None = None  # None where older versions wrote one rate for all
-    colours: str = ""  # the values of the least and the last colour of a colour map; empty without one
+    colours: str = (
+        ""  # the values of the least and the last colour of a colour map; empty without one
+    )
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,9 @@ class SavedValidation:
         """
         path = folder / _CLIPS_FILE
         contract, remedy = "the description of a validation", f"Remove {folder}."
-        saved = as_dataclass(cls, {**read_json(path), "folder": folder}, str(path), contract, remedy)
+        saved = as_dataclass(
+            cls, {**read_json(path), "folder": folder}, str(path), contract, remedy
+        )
         for clip in saved.clips:
             name = clip.video  # the report copies this file
             is_name = Path(name).name == name and name not in ("", "..") and name.isprintable()
@@ -188,10 +206,17 @@ class Run:
         for path in paths:
             if path.is_symlink():
                 got = f"a symbolic link to {os.readlink(path)}"
-                raise argument_error(str(path), "in the run's folder itself", got, "Replace it by what it points to.")
+                raise argument_error(
+                    str(path), "in the run's folder itself", got, "Replace it by what it points to."
+                )
             size = path.stat().st_size if path.suffix == ".mp4" and path.exists() else 0
             if size > _MAX_VIDEO:
-                raise argument_error(str(path), f"a file of at most {_MAX_VIDEO} bytes", f"{size} bytes", "Remove it.")
+                raise argument_error(
+                    str(path),
+                    f"a file of at most {_MAX_VIDEO} bytes",
+                    f"{size} bytes",
+                    "Remove it.",
+                )
 
     def cut(self, step: int, expected: int = 0) -> tuple[int, list[str]]:
         """Remove the records, warnings and clips after the step of a checkpoint; the run writes the later ones again.
@@ -209,7 +234,10 @@ class Run:
         num_records, num_dropped = self.history.cut(step)
         _, num_dropped_warnings = self.warnings.cut(step)
         notes = []
-        for path, number in ((self.history.path, num_dropped), (self.warnings.path, num_dropped_warnings)):
+        for path, number in (
+            (self.history.path, num_dropped),
+            (self.warnings.path, num_dropped_warnings),
+        ):
             if number > 0:
                 notes.append(f"{path}: {number} lines could not be read and are dropped")
         if num_records < expected:  # after a stop in a validation the run has recorded it later
@@ -252,7 +280,9 @@ class Run:
             value = record.get(f"val/{metric}", math.nan)
             if "lpips" in metric:
                 value = -value  # less is better
-            is_candidate = record["step"] > 0 and record["step"] in saved_steps and math.isfinite(value)
+            is_candidate = (
+                record["step"] > 0 and record["step"] in saved_steps and math.isfinite(value)
+            )
             if is_candidate and value > best_value:
                 best_step = int(record["step"])
                 best_value = value
@@ -279,7 +309,9 @@ class Run:
             write_json(path, {"id": secrets.token_hex(4)})
         tracker_id = read_json(path).get("id")
         if not isinstance(tracker_id, str):
-            raise argument_error(str(path), "the id of a run in trackers", tracker_id, f"Remove {path}.")
+            raise argument_error(
+                str(path), "the id of a run in trackers", tracker_id, f"Remove {path}."
+            )
         return tracker_id
 
     def summary(self) -> RunSummary | None:
@@ -287,7 +319,9 @@ class Run:
         path = self._summary_file
         if not path.exists():
             return None
-        return as_dataclass(RunSummary, read_json(path), str(path), "the summary of a run", f"Remove {path}.")
+        return as_dataclass(
+            RunSummary, read_json(path), str(path), "the summary of a run", f"Remove {path}."
+        )
 
     def write_summary(self, summary: RunSummary) -> None:
         """Record the summary."""
@@ -299,7 +333,12 @@ class Run:
         return [(step, folder) for step, folder in folders if os.path.lexists(folder / _CLIPS_FILE)]
 
     def write_validation(
-        self, step: int, write: Callable[[Path], Iterable[SavedClip]], *, fps: float, amplification: float
+        self,
+        step: int,
+        write: Callable[[Path], Iterable[SavedClip]],
+        *,
+        fps: float,
+        amplification: float,
     ) -> Path:
         """Write the clips of a validation into a folder that appears whole, and return it.
 
@@ -318,10 +357,14 @@ class Run:
         try:
             clips = [asdict(clip) for clip in write(partial)]
             if not clips:
-                raise argument_error("clips", "at least one clip", "none", "Validate on at least one clip.")
+                raise argument_error(
+                    "clips", "at least one clip", "none", "Validate on at least one clip."
+                )
             described = {"step": step, "fps": fps, "amplification": amplification, "clips": clips}
             write_json(partial / _CLIPS_FILE, described)
-            shutil.rmtree(folder, ignore_errors=True)  # the folder of this step from before the run was resumed
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # the folder of this step from before the run was resumed
             os.replace(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -340,4 +383,8 @@ class Run:
 
 
 def _metrics(record: dict[str, float]) -> dict[str, float]:
-    return {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
+    return {
+        name.removeprefix("val/"): value
+        for name, value in record.items()
+        if name.startswith("val/")
+    }

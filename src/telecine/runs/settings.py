@@ -37,7 +37,9 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_FILE
     values = read_yaml(path) if path.exists() else {}
     if not isinstance(values, dict):
-        raise argument_error(str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run.")
+        raise argument_error(
+            str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run."
+        )
     if isinstance(values.get("clips"), dict):
         values["clips"] = {**EARLIER, **values["clips"]}
     return values
@@ -76,8 +78,12 @@ def _plain(value: object) -> dict[str, Any] | str:
         return {item.name: getattr(value, item.name) for item in fields(value)}  # type: ignore[arg-type]
     name = getattr(value, "__qualname__", "<none>")
     if "<" in name or getattr(value, "__module__", "__main__") == "__main__":
-        remedy = "Move it to the top level of a module that can be imported, and pass its dotted path."
-        raise argument_error("a setting", "a plain value or an importable function", describe(value), remedy)
+        remedy = (
+            "Move it to the top level of a module that can be imported, and pass its dotted path."
+        )
+        raise argument_error(
+            "a setting", "a plain value or an importable function", describe(value), remedy
+        )
     return f"{value.__module__}.{name}"
 
 
@@ -89,7 +95,10 @@ def check_encoding(settings: object) -> None:
     """
     for name, text in flat_settings(plain_settings(settings)).items():
         if text.encode("utf-8", "ignore").decode("utf-8") != text:
-            contract, remedy = "text in UTF-8, in which runs save their settings", "Rename it, or pass a link to it."
+            contract, remedy = (
+                "text in UTF-8, in which runs save their settings",
+                "Rename it, or pass a link to it.",
+            )
             raise argument_error(name, contract, repr(text), remedy)
 
 
@@ -101,7 +110,9 @@ def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
     return texts
 
 
-def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = "not set") -> list[SettingOfRuns]:
+def side_by_side_settings(
+    runs: Sequence[Mapping[str, str]], absent: str = "not set"
+) -> list[SettingOfRuns]:
     """Return all settings of all runs, in the order of the first run that has each; `absent` if a run has not."""
     names = dict.fromkeys(name for settings in runs for name in settings)
     rows = []

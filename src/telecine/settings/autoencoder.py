@@ -107,7 +107,12 @@ class CausalVAEConfig:
     """What limits the latent: noise and a KL divergence ("gaussian"), or a codebook. Each channel is then rounded to
     one of a few values ("fsq", finite scalar quantization) or to -1 or 1 ("lfq", lookup-free quantization), and
     `latent_channels` divided by the channels of a code is the number of codes of a position."""
-    fsq_levels: Annotated[tuple[Annotated[Integer, Field(ge=3)], ...], Field(min_length=1)] = (8, 5, 5, 5)
+    fsq_levels: Annotated[tuple[Annotated[Integer, Field(ge=3)], ...], Field(min_length=1)] = (
+        8,
+        5,
+        5,
+        5,
+    )
     """With "fsq": how many values each channel of a code has. Their product is the size of the codebook."""
     lfq_bits: Annotated[Count, Field(le=18)] = 8
     """With "lfq": channels of a code; the codebook has 2^bits of them."""
@@ -144,34 +149,50 @@ class CausalVAEConfig:
                 object.__setattr__(self, name, value)
         if self.patch_size > self.spatial_compression:
             remedy = f"Use {self.spatial_compression} or less."
-            raise argument_error("patch_size", "at most `spatial_compression`", self.patch_size, remedy)
+            raise argument_error(
+                "patch_size", "at most `spatial_compression`", self.patch_size, remedy
+            )
         num_levels = (self.spatial_compression // self.patch_size).bit_length()
         if len(self.channel_multipliers) != num_levels:
             contract = f"one value for each level, of which there are {num_levels}"
             example = tuple(2**level for level in range(num_levels))
-            raise argument_error("channel_multipliers", contract, self.channel_multipliers, f"Use {example}.")
+            raise argument_error(
+                "channel_multipliers", contract, self.channel_multipliers, f"Use {example}."
+            )
         for outer, inner in self.halvings():
             if max(outer, inner) > 4 * min(outer, inner):
                 contract = "values that change by at most 4 where 2 x 2 positions become one"
                 remedy = "Use smaller steps between levels."
-                raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
+                raise argument_error(
+                    "channel_multipliers", contract, self.channel_multipliers, remedy
+                )
         if self.bottleneck != "gaussian":
             self._check_codes()
         group_size = 1 if self.bottleneck == "gaussian" else self.code_channels
         for number in self.nested_channels:
             if number >= self.latent_channels or number % group_size != 0:
-                contract = f"multiples of {group_size} below the {self.latent_channels} `latent_channels`"
-                raise argument_error("nested_channels", contract, number, "All channels need not be listed.")
+                contract = (
+                    f"multiples of {group_size} below the {self.latent_channels} `latent_channels`"
+                )
+                raise argument_error(
+                    "nested_channels", contract, number, "All channels need not be listed."
+                )
 
     def _check_codes(self) -> None:
         if self.codebook_size > LARGEST_CODEBOOK:
             contract = f"those of a codebook of at most {LARGEST_CODEBOOK}"
-            raise argument_error("fsq_levels", contract, f"one of {self.codebook_size}", "Use less.")
+            raise argument_error(
+                "fsq_levels", contract, f"one of {self.codebook_size}", "Use less."
+            )
         if self.latent_channels % self.code_channels != 0:
             setting = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
             contract = f"a multiple of the {self.code_channels} channels of a code, see `{setting}`"
-            next_multiple = self.code_channels * math.ceil(self.latent_channels / self.code_channels)
-            raise argument_error("latent_channels", contract, self.latent_channels, f"Use {next_multiple}.")
+            next_multiple = self.code_channels * math.ceil(
+                self.latent_channels / self.code_channels
+            )
+            raise argument_error(
+                "latent_channels", contract, self.latent_channels, f"Use {next_multiple}."
+            )
 
     @property
     def code_channels(self) -> int:

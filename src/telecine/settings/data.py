@@ -18,7 +18,15 @@ CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
 # Settings that do not change what a clip is: latents that are kept stay valid.
-_READING_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction", "holdout")
+_READING_SETTINGS = (
+    "num_clips",
+    "num_workers",
+    "timeout",
+    "cache",
+    "max_pixels",
+    "val_fraction",
+    "holdout",
+)
 # Settings that choose the held-out clips. A run that resumes with other data must change one of them: metrics would not
 # compare.
 HELD_OUT_SETTINGS = (
@@ -37,7 +45,11 @@ HELD_OUT_SETTINGS = (
 )
 
 # Settings that older runs lack, and the value with which a run does what older versions did.
-EARLIER: Mapping[str, str] = {"holdout": "earlier", "colour_matrix": "bt601", "order": "independent"}
+EARLIER: Mapping[str, str] = {
+    "holdout": "earlier",
+    "colour_matrix": "bt601",
+    "order": "independent",
+}
 _HOLDOUTS = ("auto", "folder", "file", "earlier")
 _COLUMN = "column:"
 
@@ -170,16 +182,23 @@ class ClipConfig:
         if self.range and (len(self.range) != 2 or self.range[0] >= self.range[1]):
             contract = "two numbers, the smaller one first"
             raise argument_error(
-                "range", contract, list(self.range), "Write the values of black and white: `[0.0, 1.0]`."
+                "range",
+                contract,
+                list(self.range),
+                "Write the values of black and white: `[0.0, 1.0]`.",
             )
         if self.holdout not in _HOLDOUTS and not self.holdout.partition(_COLUMN)[2]:
             contract = f"one of {', '.join(_HOLDOUTS)}, or {_COLUMN}NAME"
-            raise argument_error("holdout", contract, repr(self.holdout), "Write for example `column:subject`.")
+            raise argument_error(
+                "holdout", contract, repr(self.holdout), "Write for example `column:subject`."
+            )
         if self.random_orientation:
             for bucket in self.train_buckets:
                 if bucket.height != bucket.width:
                     contract = "false for clips that are not square"
-                    raise argument_error("random_orientation", contract, True, f"Make {bucket} square.")
+                    raise argument_error(
+                        "random_orientation", contract, True, f"Make {bucket} square."
+                    )
         sizes = [bucket.shape for bucket in self.train_buckets]
         if self.val_bucket.shape not in sizes:
             contract = f"clip sizes that include {self.val_bucket}"
@@ -193,7 +212,9 @@ class ClipConfig:
         are_unique = len(set(axes)) == len(axes)
         if not (has_frame and are_axes and are_unique):
             contract = "H and W, and at most T and C besides, each once, in any order"
-            raise argument_error("layout", contract, repr(self.layout), "Write for example `C T H W`.")
+            raise argument_error(
+                "layout", contract, repr(self.layout), "Write for example `C T H W`."
+            )
 
     @property
     def num_channels(self) -> int:
@@ -237,7 +258,9 @@ class ClipConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        if self.channels == RGB.channels and self.bit_depth == RGB.bit_depth:  # older versions had no other
+        if (
+            self.channels == RGB.channels and self.bit_depth == RGB.bit_depth
+        ):  # older versions had no other
             del values["channels"], values["bit_depth"]
         for name, earlier in EARLIER.items():
             if values[name] == earlier:

@@ -7,7 +7,9 @@ from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import ClipConfig
 from telecine.settings.group import Count, DeviceName, Integer, Number, Positive, UserPath, group
 
-ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"]
+ProtocolName: TypeAlias = Literal[
+    "vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"
+]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
 
@@ -27,7 +29,9 @@ class Tiling:
         check_count("tile", self.size, remedy="Leave it out for whole frames.")
         if not 0 <= self.overlap < self.size:
             contract = f"at least 0 and below the tile's {self.size} pixels"
-            raise argument_error("tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual.")
+            raise argument_error(
+                "tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual."
+            )
 
     @classmethod
     def of(cls, tile: int | None, overlap: int | None) -> "Tiling":
@@ -105,7 +109,13 @@ class MeasuredClips(ModelUse):
             if value not in (None, ()):
                 values[name] = value
         return replace(
-            base, buckets=(), image_ratio=0.0, random_orientation=False, scale_jitter=1.0, cache=False, **values
+            base,
+            buckets=(),
+            image_ratio=0.0,
+            random_orientation=False,
+            scale_jitter=1.0,
+            cache=False,
+            **values,
         )
 
 
@@ -135,13 +145,22 @@ class EvaluateConfig(MeasuredClips):
 
     def __post_init__(self) -> None:
         if self.flat and self.protocol is not None:
-            raise argument_error("flat", "false with a protocol", self.flat, "Measure it in a call of its own.")
+            raise argument_error(
+                "flat", "false with a protocol", self.flat, "Measure it in a call of its own."
+            )
         if self.chunk is not None:
             check_overlap(self.chunk, self.overlap_frames)
         if self.overlap_frames and self.chunk is None:
-            raise argument_error("overlap_frames", "left out without `chunk`", self.overlap_frames, "Set `chunk`, too.")
+            raise argument_error(
+                "overlap_frames",
+                "left out without `chunk`",
+                self.overlap_frames,
+                "Set `chunk`, too.",
+            )
         if self.tile_overlap and self.tile is None:
-            raise argument_error("tile_overlap", "left out without `tile`", self.tile_overlap, "Set `tile`, too.")
+            raise argument_error(
+                "tile_overlap", "left out without `tile`", self.tile_overlap, "Set `tile`, too."
+            )
         Tiling.of(self.tile, self.tile_overlap)
 
     @property

@@ -36,7 +36,9 @@ def group(kind: type[T]) -> type[T]:
             check(self, *args, **values)
         except ValidationError as error:
             names = list(made.__dataclass_fields__)
-            raise settings_error(error, made, {**dict(zip(names, args, strict=False)), **values}) from None
+            raise settings_error(
+                error, made, {**dict(zip(names, args, strict=False)), **values}
+            ) from None
 
     for base in kind.__mro__[1:]:  # pydantic reads the docstrings of a class's own fields only
         for name, inherited in getattr(base, "__pydantic_fields__", {}).items():

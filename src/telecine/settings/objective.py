@@ -54,7 +54,8 @@ def _kind_of_weight(value: object) -> str:
 
 
 Weight: TypeAlias = Annotated[
-    Annotated[NonNegative, Tag("number")] | Annotated[Ramp, Tag("ramp")], Discriminator(_kind_of_weight)
+    Annotated[NonNegative, Tag("number")] | Annotated[Ramp, Tag("ramp")],
+    Discriminator(_kind_of_weight),
 ]
 Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
 
@@ -77,7 +78,11 @@ class TermSchedule:
     @property
     def weight_key(self) -> str:
         """The name of the weight in the log, which has the weights that are ramps."""
-        return f"{self.name}_loss_weight" if self.setting.startswith("terms.") else self.setting.rpartition(".")[2]
+        return (
+            f"{self.name}_loss_weight"
+            if self.setting.startswith("terms.")
+            else self.setting.rpartition(".")[2]
+        )
 
     @cached_property
     def ramp(self) -> Ramp:
@@ -141,7 +146,9 @@ def _kind_of_term(value: object) -> str:
 
 
 TermOrWeight: TypeAlias = Annotated[
-    Annotated[NonNegative, Tag("number")] | Annotated[Ramp, Tag("ramp")] | Annotated[Term, Tag("term")],
+    Annotated[NonNegative, Tag("number")]
+    | Annotated[Ramp, Tag("ramp")]
+    | Annotated[Term, Tag("term")],
     Discriminator(_kind_of_term),
 ]
 
@@ -228,7 +235,9 @@ class GANConfig:
 class PenaltyConfig:
     """The gradient penalty of the discriminators; its weight is `grad_penalty_loss_weight`."""
 
-    kind: Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Function = "one_centered"
+    kind: (
+        Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Function
+    ) = "one_centered"
     """"one_centered" pulls the gradient's norm at real clips to 1, "r1" to 0, "r2" to 0 at reconstructions, "r1_and_r2"
     both, "wgan_gp" to 1 between the two. "approximate_r1" is "r1" from two forward passes. Or a `Penalty` or a
     function, see `telecine.losses.penalty`.

@@ -24,7 +24,9 @@ _RECIPE_GROUPS = {
     ".": "Whole runs",
     "models": "Published autoencoders, first",
     "stages": "What is trained, after the model",
-    "objectives": ("How others train, after gpu or after the model, instead of a stage; sharp_objective, after demo"),
+    "objectives": (
+        "How others train, after gpu or after the model, instead of a stage; sharp_objective, after demo"
+    ),
     "hardware": "What it is trained on, last",
 }
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
@@ -37,7 +39,11 @@ FREE_NAMES = frozenset({"params", "model_arguments", "tracker_options"})
 @cache
 def recipes() -> dict[str, Path]:
     """Return the files of all recipes by name, group by group."""
-    return {path.stem: path for group in _RECIPE_GROUPS for path in sorted((RECIPES / group).glob("*.yaml"))}
+    return {
+        path.stem: path
+        for group in _RECIPE_GROUPS
+        for path in sorted((RECIPES / group).glob("*.yaml"))
+    }
 
 
 def find_recipe(name: str | PathLike[str]) -> Path:
@@ -96,7 +102,9 @@ def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
         raise _with_lines(error, files, {}) from None
 
 
-def settings_from(kind: type[T], files: Sequence[str], layers: Sequence[Nested], places: Mapping[str, str]) -> T:
+def settings_from(
+    kind: type[T], files: Sequence[str], layers: Sequence[Nested], places: Mapping[str, str]
+) -> T:
     """Return the settings in files and in nested settings. Later ones override earlier ones, and layers override files.
 
     Args:
@@ -109,9 +117,13 @@ def settings_from(kind: type[T], files: Sequence[str], layers: Sequence[Nested],
         SettingsError: It has all mistakes, each with its place.
     """
     try:
-        values = merged([*(read_layer(file) for file in files), *(nested(layer.items()) for layer in layers)])
+        values = merged(
+            [*(read_layer(file) for file in files), *(nested(layer.items()) for layer in layers)]
+        )
         if "allow_code" in values:
-            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+            remedy = (
+                "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+            )
             got = f"{values['allow_code']} in a settings file"
             raise argument_error("allow_code", "an argument of the command", got, remedy)
         return validate(kind, values)
@@ -119,14 +131,18 @@ def settings_from(kind: type[T], files: Sequence[str], layers: Sequence[Nested],
         raise _with_lines(error, files, places) from None
 
 
-def _with_lines(error: ValueError, files: Sequence[str | PathLike[str]], places: Mapping[str, str]) -> SettingsError:
+def _with_lines(
+    error: ValueError, files: Sequence[str | PathLike[str]], places: Mapping[str, str]
+) -> SettingsError:
     """Return an error that says where each mistake is: in `places`, else in a line of the last file that has it."""
     mistakes = error.mistakes if isinstance(error, SettingsError) else [str(error)]
     located = sorted(_located(mistake, files, places) for mistake in mistakes)
     return SettingsError([text for _, text in located])
 
 
-def _located(mistake: str, files: Sequence[str | PathLike[str]], places: Mapping[str, str]) -> tuple[int, str]:
+def _located(
+    mistake: str, files: Sequence[str | PathLike[str]], places: Mapping[str, str]
+) -> tuple[int, str]:
     """Return the line of a mistake in a settings file, 0 if it is in none, and the mistake with its place."""
     name = mistake.split("`")[1] if "`" in mistake else ""
     for setting, place in places.items():
@@ -152,7 +168,9 @@ def read_layer(source: _Layer) -> Nested:
     names = [setting for setting, _ in flat_items(values)]
     for setting in names:
         if names.count(setting) > 1:
-            raise argument_error(name, "settings that are each given once", f"`{setting}` twice", "Remove one.")
+            raise argument_error(
+                name, "settings that are each given once", f"`{setting}` twice", "Remove one."
+            )
     layer = nested(values.items())
     for setting, only_value in REMOVED.items():
         _remove(layer, setting, only_value)
@@ -170,7 +188,9 @@ def _remove(values: Nested, setting: str, only_value: object) -> None:
         return
     value = values.pop(last)
     if value != only_value:
-        raise argument_error(setting, f"left out (it is {only_value!r} now)", repr(value), "Remove it.")
+        raise argument_error(
+            setting, f"left out (it is {only_value!r} now)", repr(value), "Remove it."
+        )
 
 
 def launcher_settings() -> Nested:

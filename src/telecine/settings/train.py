@@ -245,7 +245,10 @@ class TrainConfig:
         if self.process_timeout <= shortest:
             contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
             raise argument_error(
-                "process_timeout", contract, self.process_timeout, "Lower `clips.timeout`, or raise it."
+                "process_timeout",
+                contract,
+                self.process_timeout,
+                "Lower `clips.timeout`, or raise it.",
             )
         if self.init is not None and (self.model is not None or self.trainable.weights == "lora"):
             contract = "left out with `model` or LoRA"
@@ -270,11 +273,16 @@ class TrainConfig:
             if any(term.target == name for term in self.objective.named_terms.values()):
                 contract = f"grey, rgb or rgba for {name}"
                 raise argument_error(
-                    "clips.channels", contract, self.clips.channels, f"Remove {name} from `objective.terms`."
+                    "clips.channels",
+                    contract,
+                    self.clips.channels,
+                    f"Remove {name} from `objective.terms`.",
                 )
         if self.discriminator.video == "features":
             contract = f"a discriminator of {self.clips.num_channels} channels"
-            raise argument_error("discriminator.video", contract, "features, which needs RGB", "Use patch.")
+            raise argument_error(
+                "discriminator.video", contract, "features, which needs RGB", "Use patch."
+            )
         if self.best_metric == "lpips_alex":
             contract = "psnr or ssim for channels without colours"
             raise argument_error("best_metric", contract, self.best_metric, "LPIPS needs RGB.")
@@ -283,13 +291,19 @@ class TrainConfig:
     def _check_sharding(self) -> None:
         if self.latent_cache is not None:
             remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
-            raise argument_error("latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy)
+            raise argument_error(
+                "latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy
+            )
         if self.optimizer.name != "adamw":
             remedy = "Sharding divides its states by the number of processes."
-            raise argument_error("optimizer.name", "adamw with sharded weights", self.optimizer.name, remedy)
+            raise argument_error(
+                "optimizer.name", "adamw with sharded weights", self.optimizer.name, remedy
+            )
         if self.mixed_precision == "fp16":
             remedy = "Use bf16: with a loss scale per process the weights would diverge."
-            raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
+            raise argument_error(
+                "mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy
+            )
 
     def _check_compilation(self) -> None:
         uncompiled = {
@@ -301,7 +315,9 @@ class TrainConfig:
         for name, is_on in uncompiled.items():
             if is_on:
                 contract = f"`no` with this value of `{name}`, which cannot be compiled"
-                raise argument_error("dynamo_backend", contract, self.dynamo_backend, f"Change it, or `{name}`.")
+                raise argument_error(
+                    "dynamo_backend", contract, self.dynamo_backend, f"Change it, or `{name}`."
+                )
 
     @property
     def clips_per_pass(self) -> int:
@@ -321,16 +337,23 @@ class TrainConfig:
         if adversarial and discriminator.image == discriminator.video == "none":
             weight = self.objective.adversarial_loss_weight
             remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
-            raise argument_error("objective.adversarial_loss_weight", "0 without a discriminator", weight, remedy)
+            raise argument_error(
+                "objective.adversarial_loss_weight", "0 without a discriminator", weight, remedy
+            )
         if multiscale != (discriminator.num_scales > 0):
             contract = "above 0 exactly if `discriminator.num_scales` is"
             weight = self.objective.multiscale_adversarial_loss_weight
             remedy = f"`discriminator.num_scales` is {discriminator.num_scales}."
-            raise argument_error("objective.multiscale_adversarial_loss_weight", contract, weight, remedy)
+            raise argument_error(
+                "objective.multiscale_adversarial_loss_weight", contract, weight, remedy
+            )
         if discriminator.num_scales > 0 and discriminator.video == "none":
             remedy = "They are of the kind that `discriminator.video` names."
             raise argument_error(
-                "discriminator.num_scales", "0 without video discriminators", discriminator.num_scales, remedy
+                "discriminator.num_scales",
+                "0 without video discriminators",
+                discriminator.num_scales,
+                remedy,
             )
         has_adversarial = adversarial or multiscale
         for term in terms.values():
@@ -343,7 +366,9 @@ class TrainConfig:
         if has_adversarial and disc_train_start > disc_start:
             contract = f"at most `objective.disc_start` ({disc_start})"
             remedy = "An untrained discriminator would mislead the autoencoder."
-            raise argument_error("objective.gan.disc_train_start", contract, disc_train_start, remedy)
+            raise argument_error(
+                "objective.gan.disc_train_start", contract, disc_train_start, remedy
+            )
 
 
 @group
@@ -379,4 +404,6 @@ class DistillConfig(TrainConfig):
         super().__post_init__()
         if self.trainable.weights == "lora":
             remedy = "Low-rank updates change a trained model, and a student is new."
-            raise argument_error("trainable.weights", "all or decoder for a student", "lora", remedy)
+            raise argument_error(
+                "trainable.weights", "all or decoder for a student", "lora", remedy
+            )

@@ -90,7 +90,9 @@ def settings_of(kind: Any, prefix: str = "", *, inside_values: bool = False) -> 
             default = MISSING
         yield Setting(prefix + name, field.description or "", field.annotation, default)
         if is_dataclass(field.annotation):
-            yield from settings_of(field.annotation, f"{prefix}{name}.", inside_values=inside_values)
+            yield from settings_of(
+                field.annotation, f"{prefix}{name}.", inside_values=inside_values
+            )
         elif inside_values:
             for place, group in _groups_inside(field.annotation):
                 yield from settings_of(group, f"{prefix}{name}.{place}", inside_values=True)
@@ -120,10 +122,17 @@ def union_members(kind: Any) -> list[Any]:
 
 def choices_of(kind: Any) -> list[Any]:
     """Return the values that a type lists."""
-    return [value for member in union_members(kind) if get_origin(member) is Literal for value in get_args(member)]
+    return [
+        value
+        for member in union_members(kind)
+        if get_origin(member) is Literal
+        for value in get_args(member)
+    ]
 
 
-def settings_error(error: ValidationError, kind: Any, values: Mapping[str, Any], prefix: str = "") -> SettingsError:
+def settings_error(
+    error: ValidationError, kind: Any, values: Mapping[str, Any], prefix: str = ""
+) -> SettingsError:
     """Return the error about all mistakes that pydantic found in settings.
 
     Args:
@@ -156,7 +165,9 @@ def _path(location: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
     path = []
     for part in location:
         is_key = isinstance(values, Mapping) and part in values
-        is_index = isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        is_index = (
+            isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values)
+        )
         if is_key or is_index:
             path.append(str(part))
             values = values[part]
@@ -168,7 +179,9 @@ def _sentence(kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDe
     name = prefix + ".".join(path)
     details = wrong[0]
     value = details["input"]
-    if details["type"] == "value_error":  # raised by a check between settings, which knows names in its group
+    if (
+        details["type"] == "value_error"
+    ):  # raised by a check between settings, which knows names in its group
         text = str(details["ctx"]["error"])
         group = f"{name}." if path else prefix
         return f"`{group}{text[1:]}" if text.startswith("`") else text
@@ -180,10 +193,16 @@ def _sentence(kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDe
     if details["type"] == "missing":
         missing = details["loc"][-1]
         if isinstance(missing, int):
-            return str(argument_error(name, f"a list of at least {missing + 1} values", describe(value)))
+            return str(
+                argument_error(name, f"a list of at least {missing + 1} values", describe(value))
+            )
         if not path:
             return f"`{prefix}{missing}` must be set."
-        return str(argument_error(name, f"a group with `{missing}`", describe(value), f"Set `{name}.{missing}`, too."))
+        return str(
+            argument_error(
+                name, f"a group with `{missing}`", describe(value), f"Set `{name}.{missing}`, too."
+            )
+        )
     contract = " or ".join(dict.fromkeys(_contract(details) for details in wrong))
     return str(argument_error(name, contract, describe(value), _remedy(kind, path, value)))
 
@@ -203,5 +222,9 @@ def _remedy(kind: Any, path: tuple[str, ...], value: object) -> str:
                 similar = nearest(value, [str(choice) for choice in choices_of(setting.kind)])
                 if similar:
                     return similar
-            return "" if setting.is_group or setting.default is MISSING else f"The default is {setting.default!r}."
+            return (
+                ""
+                if setting.is_group or setting.default is MISSING
+                else f"The default is {setting.default!r}."
+            )
     return ""

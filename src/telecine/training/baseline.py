@@ -47,7 +47,9 @@ def fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder:
     return linear.fit(training_clips(clips))
 
 
-def start_from_linear(model: CausalVAE, baseline: LinearAutoencoder, console: Console, *, num_steps: int) -> None:
+def start_from_linear(
+    model: CausalVAE, baseline: LinearAutoencoder, console: Console, *, num_steps: int
+) -> None:
     """Start a model from the baseline, and warn about a run that may end before it is better."""
     model.start_from(baseline)
     if num_steps < _FEWEST_STEPS:
@@ -85,7 +87,10 @@ def measure_baseline(
 @tf32(False)
 @torch.no_grad()
 def measure_linear(
-    linear: LinearAutoencoder, val: Sequence[Clip], perceptual: Mapping[str, nn.Module], device: torch.device
+    linear: LinearAutoencoder,
+    val: Sequence[Clip],
+    perceptual: Mapping[str, nn.Module],
+    device: torch.device,
 ) -> dict[str, float]:
     """Return the mean of each metric of the baseline over held-out clips.
 

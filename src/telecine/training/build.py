@@ -61,20 +61,28 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=config.output_dir,
         kwargs_handlers=[process_group_settings(config.process_timeout)],
     )
-    accelerator.gradient_accumulation_steps = 1  # losses are scaled here, whatever the launcher exports
+    accelerator.gradient_accumulation_steps = (
+        1  # losses are scaled here, whatever the launcher exports
+    )
     if accelerator.device.type != device.type:
         got = f"{device.type} after {accelerator.device.type} in the same process"
-        raise argument_error("device", "the same for all runs of a process", got, "Start another process.")
+        raise argument_error(
+            "device", "the same for all runs of a process", got, "Start another process."
+        )
     if config.sharding != "none" and accelerator.num_processes == 1:
         remedy = "Launch several, e.g. with `torchrun --nproc-per-node 2 -m telecine train ...`."
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
     missing = set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:
-        raise argument_error("trackers", "installed", str(sorted(missing)), "Install them with pip.")
+        raise argument_error(
+            "trackers", "installed", str(sorted(missing)), "Install them with pip."
+        )
     unused = set(config.tracker_options) - set(config.trackers)
     if unused:
         remedy = "Add them to `trackers`, or remove their options."
-        raise argument_error("tracker_options", f"of {sorted(config.trackers)}", str(sorted(unused)), remedy)
+        raise argument_error(
+            "tracker_options", f"of {sorted(config.trackers)}", str(sorted(unused)), remedy
+        )
     return accelerator
 
 
@@ -92,18 +100,30 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
         model = as_video_autoencoder(module)
     elif config.model is None or config.random_weights:
         if config.model is None and config.init is None and config.trainable.weights == "decoder":
-            logger.warning("only the decoder is trained, and the encoder is new: add `--model` for a trained one")
+            logger.warning(
+                "only the decoder is trained, and the encoder is new: add `--model` for a trained one"
+            )
         if config.model is None and config.trainable.weights == "lora":
             remedy = "Low-rank updates change a trained model: name it with `--model`."
-            raise argument_error("trainable.weights", "all or decoder without `model`", "lora", remedy)
+            raise argument_error(
+                "trainable.weights", "all or decoder without `model`", "lora", remedy
+            )
         model = without_weights(config.model, config.causal_vae)
         if isinstance(model, Student):
-            remedy = "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
-            raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
+            remedy = (
+                "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
+            )
+            raise argument_error(
+                "random_weights", "false for a student, which has a teacher", "true", remedy
+            )
     else:
         model = load_autoencoder(config.model)
     model.use_training_settings(config.causal_vae)
-    if module is None and config.model is not None and model.in_channels != config.clips.num_channels:
+    if (
+        module is None
+        and config.model is not None
+        and model.in_channels != config.clips.num_channels
+    ):
         text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
         logger.warning(text, config.model, model.in_channels, config.clips.num_channels)
         model = model.with_channels(config.clips.num_channels)
@@ -143,7 +163,11 @@ def custom_module(
 
 
 def build_objective(
-    objective: ObjectiveConfig, discriminator: DiscriminatorConfig, clips: ClipConfig, *, load: bool = True
+    objective: ObjectiveConfig,
+    discriminator: DiscriminatorConfig,
+    clips: ClipConfig,
+    *,
+    load: bool = True,
 ) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight.
 
@@ -177,7 +201,9 @@ def _load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
     setting = "discriminator.init"
     checkpoint = find_checkpoint(Path(source))
     if checkpoint is None:
-        raise argument_error(setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling.")
+        raise argument_error(
+            setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling."
+        )
     weights = _discriminators_in(objective.state_dict())
     saved = _discriminators_in(load_tensors(checkpoint / OBJECTIVE_FILE))
     for run, tensors in (("this run", weights), (source, saved)):
@@ -185,7 +211,9 @@ def _load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
             remedy = "They are built only for `objective.adversarial_loss_weight`."
             raise argument_error(setting, f"given with discriminators of {run}", "none", remedy)
     remedy = "Use the `discriminator` settings and the size of the clips of that run."
-    check_tensors(weights, saved, name=setting, contract="a run with the same discriminators", remedy=remedy)
+    check_tensors(
+        weights, saved, name=setting, contract="a run with the same discriminators", remedy=remedy
+    )
     objective.load_state_dict(saved, strict=False)
 
 
@@ -200,16 +228,26 @@ def to_channels_last(loss: VideoAutoencoderLoss, device: torch.device) -> None:
     Raises:
         ValueError: On the CPU with a penalty that is differentiated twice.
     """
-    if loss.schedule.is_ever_on("grad_penalty") and loss.penalty.double_backward and device.type == "cpu":
+    if (
+        loss.schedule.is_ever_on("grad_penalty")
+        and loss.penalty.double_backward
+        and device.type == "cpu"
+    ):
         # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
         remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
-        raise argument_error("channels_last", "false on the CPU with an exact gradient penalty", "true", remedy)
+        raise argument_error(
+            "channels_last", "false on the CPU with an exact gradient penalty", "true", remedy
+        )
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
 
 
 def build_state(
-    config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder, *, is_resumed: bool = False
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: VideoAutoencoder,
+    *,
+    is_resumed: bool = False,
 ) -> TrainState:
     """Return the state of a run on the accelerator's device, the same on every process.
 
@@ -245,7 +283,9 @@ def build_state(
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
-        state.model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        state.model = DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None
+        )
     return state
 
 
@@ -269,7 +309,9 @@ def new_state(
         seed: Of the random numbers that are drawn for each clip.
     """
     build_optimizer = OPTIMIZERS[settings.name]
-    groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
+    groups: list[dict[str, Any]] = [
+        {"params": [weight for weight in model.parameters() if weight.requires_grad]}
+    ]
     learned = objective.get_trainable_autoencoder_parameters()
     if learned:
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
@@ -277,9 +319,14 @@ def new_state(
     discriminators = objective.get_trainable_parameters()
     if discriminators:
         disc_optimizer = build_optimizer(
-            discriminators, lr=settings.disc_lr, betas=settings.disc_betas, weight_decay=settings.weight_decay
+            discriminators,
+            lr=settings.disc_lr,
+            betas=settings.disc_betas,
+            weight_decay=settings.weight_decay,
         )
-    optimizer = build_optimizer(groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+    optimizer = build_optimizer(
+        groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+    )
     return TrainState(
         accelerator=accelerator,
         model=model,
@@ -297,7 +344,9 @@ def new_state(
 def adamw(parameters: Sequence[Any], **options: Any) -> Optimizer:
     """Return AdamW, arXiv:1711.05101."""
     is_on_cuda = _first_weight(parameters).is_cuda
-    return AdamW(parameters, fused=is_on_cuda or None, **options)  # on CUDA one kernel for all weights
+    return AdamW(
+        parameters, fused=is_on_cuda or None, **options
+    )  # on CUDA one kernel for all weights
 
 
 def adamw_8bit(parameters: Sequence[Any], **options: Any) -> Optimizer:
@@ -309,11 +358,15 @@ def adamw_8bit(parameters: Sequence[Any], **options: Any) -> Optimizer:
     """
     device = _first_weight(parameters).device.type
     if device not in ("cuda", "cpu"):
-        raise argument_error("optimizer.name", f"adamw on {device}", "adamw_8bit", "bitsandbytes has no kernels.")
+        raise argument_error(
+            "optimizer.name", f"adamw on {device}", "adamw_8bit", "bitsandbytes has no kernels."
+        )
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as missing:
-        raise ImportError(f"`optimizer.name: adamw_8bit` needs bitsandbytes. {how_to_install('8bit')}") from missing
+        raise ImportError(
+            f"`optimizer.name: adamw_8bit` needs bitsandbytes. {how_to_install('8bit')}"
+        ) from missing
     optimizer: Optimizer = AdamW8bit(parameters, **options)
     return optimizer
 
@@ -330,7 +383,11 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit":
 
 
 def last_layer_of(
-    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, temporal_chunk: int | None, *, is_sharded: bool
+    model: VideoAutoencoder,
+    adaptive: AdaptiveWeightConfig,
+    temporal_chunk: int | None,
+    *,
+    is_sharded: bool,
 ) -> Tensor | LayerActivations | None:
     """Return where the adaptive weight compares gradients in the autoencoder; None if it does not do that there.
 

@@ -56,7 +56,9 @@ class Checkpointer:
         self._is_sharded = config.sharding != "none"
         self._group: dist.ProcessGroup | None = None
         if self._is_sharded:  # in a group of their own, threads communicate while training does
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.process_timeout))
+            self._group = dist.new_group(
+                backend="gloo", timeout=timedelta(seconds=config.process_timeout)
+            )
         self.weights = WeightFiles(model, is_sharded=self._is_sharded)
         self.copies: dict[str, HostCopy] = {}
         self._buffers: dict[str, set[str]] = {}
@@ -66,7 +68,11 @@ class Checkpointer:
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent that saved models carry. The next `save` also replaces that of this step."""
         self.saved_step = None
-        self.latents = {"step": state.step, "num_clips": self.config.latent_clips, **vars(statistics)}
+        self.latents = {
+            "step": state.step,
+            "num_clips": self.config.latent_clips,
+            **vars(statistics),
+        }
         state.autoencoder.set_latent_statistics(statistics)
 
     def save(self, state: TrainState) -> Path:
@@ -82,7 +88,11 @@ class Checkpointer:
     @property
     def has_failed(self) -> bool:
         """Whether the last save has ended with an error, which `wait` raises. Other processes do not know."""
-        return self._written is not None and self._written.done() and self._written.exception() is not None
+        return (
+            self._written is not None
+            and self._written.done()
+            and self._written.exception() is not None
+        )
 
     def wait(self) -> None:
         """Wait until the last save is on the disk.
@@ -117,7 +127,9 @@ class Checkpointer:
                 self.copies[group] = HostCopy(is_main=self._is_main)
             self.copies[group].update(by_name)
         for group, module in ((MODEL, state.autoencoder), ("objective", state.objective)):
-            self._buffers[group] = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+            self._buffers[group] = {
+                name for name, _ in module.named_buffers(remove_duplicate=False)
+            }
 
     def _plain_state(self, state: TrainState) -> dict[str, Any]:
         """Return what a checkpoint holds beside tensors."""
@@ -146,7 +158,9 @@ class Checkpointer:
         if self._is_main:
             self._write_files(folder, plain)
             best = self.files.best_step(self.config.best_metric, step)
-            self.files.checkpoints.finish(step, folder, keep=self.config.keep, best=best, digests=digests)
+            self.files.checkpoints.finish(
+                step, folder, keep=self.config.keep, best=best, digests=digests
+            )
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates."""
@@ -162,7 +176,9 @@ class Checkpointer:
                     raise DivergenceError(text, value)
         if not self._is_main:
             return self.files.folder
-        flush([self.files.history.path, self.files.warnings.path])  # records are on the disk before their checkpoint
+        flush(
+            [self.files.history.path, self.files.warnings.path]
+        )  # records are on the disk before their checkpoint
         return self.files.checkpoints.begin(step)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
@@ -205,7 +221,9 @@ class Checkpointer:
             DamagedError: A file is missing or damaged.
         """
         plain = self.files.checkpoints.read_state(folder, set(self._plain_state(state)))
-        check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
+        check_same_architecture(
+            state.autoencoder, folder / "model", self.config.model or "causal_vae"
+        )
         self.weights.check_base(plain["base"])
         with state.ema.applied():
             self.weights.load(state.autoencoder, folder, EMA)
@@ -214,7 +232,9 @@ class Checkpointer:
         objective = load_tensors(folder / OBJECTIVE_FILE)
         terms = f"that of {folder}, whose terms have weights"
         remedy = "Use the previous `objective.terms`, or another --output_dir."
-        check_tensors(state.objective.state_dict(), objective, name="objective", contract=terms, remedy=remedy)
+        check_tensors(
+            state.objective.state_dict(), objective, name="objective", contract=terms, remedy=remedy
+        )
         state.objective.load_state_dict(objective)
         for name, optimizer in state.optimizers.items():
             tensor_files.load_optimizer(optimizer, folder, name)
@@ -229,7 +249,9 @@ class Checkpointer:
         state.rollbacks = [Rollback(*rollback) for rollback in plain["rollbacks"]]
         self.latents = plain["latents"] if self.config.latent_clips else None
         if self.latents is not None:
-            state.autoencoder.set_latent_statistics(LatentStatistics(self.latents["mean"], self.latents["std"]))
+            state.autoencoder.set_latent_statistics(
+                LatentStatistics(self.latents["mean"], self.latents["std"])
+            )
         state.step = plain["step"]
         self.saved_step = state.step
         return describe_changes(self.config, folder, plain, accelerator.num_processes)

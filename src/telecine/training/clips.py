@@ -8,7 +8,16 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from telecine.base.checks import argument_error, count, count_files
-from telecine.data import Clip, ClipBatchSampler, ClipDataset, ClipLoader, DataError, ReadingStopped, Span, whole_video
+from telecine.data import (
+    Clip,
+    ClipBatchSampler,
+    ClipDataset,
+    ClipLoader,
+    DataError,
+    ReadingStopped,
+    Span,
+    whole_video,
+)
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
@@ -35,7 +44,9 @@ class Clips:
     num_videos: int
     num_images: int  # still images that are used
     num_skipped: int  # files that cannot be decoded or are shorter than a clip, and lines of a list without frames
-    held_out: str = ""  # the files that are held out, see `describe_held_out`; empty with `val_data`
+    held_out: str = (
+        ""  # the files that are held out, see `describe_held_out`; empty with `val_data`
+    )
 
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
@@ -68,7 +79,9 @@ class Clips:
             "num_images": self.num_images,
             "num_skipped": self.num_skipped,
             "num_frames": sum(span.num_frames for span in spans),
-            "validation": ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes)),
+            "validation": ValidationClips(
+                len(hashes), num_frames, height, width, clips_sha256(hashes)
+            ),
             "data_sha256": files.hexdigest(),
             "content_sha256": content.hexdigest(),
             "held_out": self.held_out,
@@ -95,7 +108,9 @@ class Spans:
             config: The settings of the clips.
         """
         if data is None:
-            infos, skipped = index_videos(sample_videos(), index=lambda path: index_video(path, config=config))
+            infos, skipped = index_videos(
+                sample_videos(), index=lambda path: index_video(path, config=config)
+            )
             usable = [whole_video(info) for info in infos]
         else:
             usable, skipped = load_spans(data, config)
@@ -103,7 +118,9 @@ class Spans:
         num_short = log_too_short(usable, shortest)
         if val_data is None:
             to_split = [span for span in usable if span.info.is_image or config.image_ratio < 1]
-            train, held_out = split_videos(to_split or usable, config.val_fraction, config.clip_span, config.holdout)
+            train, held_out = split_videos(
+                to_split or usable, config.val_fraction, config.clip_span, config.holdout
+            )
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
             held_out, _ = load_spans(val_data, config, name="val_data")
@@ -126,11 +143,15 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         spans = Spans.find(config.data, config.val_data, config.clips)
         if rank() == 0:
             wait_for_everyone()
-        val_config = replace(config.clips, scale_jitter=1.0)  # without zoom, as `telecine evaluate` reads clips
+        val_config = replace(
+            config.clips, scale_jitter=1.0
+        )  # without zoom, as `telecine evaluate` reads clips
         val_name = "data" if config.val_data is None else "val_data"
         val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=val_name)
         train = ClipDataset(spans.train, config.clips, seed=config.seed)
-        check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)  # images alone need no ratio
+        check_buckets(
+            config.clips.train_buckets, model, images=train.image_ratio > 0
+        )  # images alone need no ratio
     is_image = {span.info.path: span.info.is_image for span in spans.usable}
     num_images = sum(is_image.values())
     clips = Clips(
@@ -139,7 +160,9 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         num_videos=len(is_image) - num_images - spans.num_short if train.image_ratio < 1 else 0,
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
-        held_out="" if config.val_data is not None else describe_held_out(spans.train, spans.held_out),
+        held_out=""
+        if config.val_data is not None
+        else describe_held_out(spans.train, spans.held_out),
     )
     if num_ranks() > 1:
         check_same_data(clips.recorded())
@@ -153,7 +176,12 @@ def check_same_data(recorded: Mapping[str, Any]) -> None:
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]
     if others:
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
-        raise argument_error("data", "the same in all processes", got, "Copy it to all machines, or to a shared disk.")
+        raise argument_error(
+            "data",
+            "the same in all processes",
+            got,
+            "Copy it to all machines, or to a shared disk.",
+        )
 
 
 def read_batches(

@@ -10,7 +10,9 @@ from telecine.models.custom import CustomAutoencoder
 from telecine.objective import VideoAutoencoderLoss
 
 
-def compile_networks(backend: str, model: VideoAutoencoder, loss: VideoAutoencoderLoss) -> list[str]:
+def compile_networks(
+    backend: str, model: VideoAutoencoder, loss: VideoAutoencoderLoss
+) -> list[str]:
     """Compile the autoencoder, LPIPS and the discriminators in place; return what stays eager, with the reason.
 
     PyTorch does not differentiate compiled code twice (https://github.com/pytorch/pytorch/issues/91469).
@@ -21,7 +23,11 @@ def compile_networks(backend: str, model: VideoAutoencoder, loss: VideoAutoencod
         loss: The objective.
     """
     plugin = TorchDynamoPlugin(backend=backend)
-    options: dict[str, Any] = {"backend": backend, "mode": plugin.mode, "dynamic": plugin.dynamic or None}
+    options: dict[str, Any] = {
+        "backend": backend,
+        "mode": plugin.mode,
+        "dynamic": plugin.dynamic or None,
+    }
     eager = []
     if isinstance(model, CustomAutoencoder):
         eager.append("the autoencoder (a module of yours)")

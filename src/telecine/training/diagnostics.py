@@ -41,12 +41,16 @@ class RecentValues:
         num_steps: The number of updates of the run.
     """
 
-    def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
+    def __init__(
+        self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int
+    ) -> None:
         self.objective = objective
         self.optimizer = optimizer
         self.num_steps = num_steps
         self.first: defaultdict[str, list[float]] = defaultdict(list)
-        self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(partial(deque, maxlen=LONG))
+        self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(
+            partial(deque, maxlen=LONG)
+        )
 
     def add(self, step: int, record: Mapping[str, float]) -> None:
         """Append the values of a record."""
@@ -368,7 +372,12 @@ class Diagnostics:
     """
 
     def __init__(
-        self, files: Run, recent: RecentValues, *, console: Console, rollbacks: Sequence[Rollback] = ()
+        self,
+        files: Run,
+        recent: RecentValues,
+        *,
+        console: Console,
+        rollbacks: Sequence[Rollback] = (),
     ) -> None:
         self.files = files
         self.history = recent
@@ -380,7 +389,9 @@ class Diagnostics:
         self.warned = {line.rule for line in lines}
         remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
         for number, rollback in enumerate(rollbacks, 1):
-            lines.append(TrainingWarning(rollback.to, ROLLED_BACK, rollback.describe(number), remedy))
+            lines.append(
+                TrainingWarning(rollback.to, ROLLED_BACK, rollback.describe(number), remedy)
+            )
         lines.sort(key=lambda line: line.step)
         files.warnings.write(asdict(line) for line in lines)
 
@@ -394,7 +405,11 @@ class Diagnostics:
             if finding is None:
                 continue
             self.warned.add(name)
-            self.files.warnings.append(asdict(TrainingWarning(step, name, finding.message, finding.remedy)))
+            self.files.warnings.append(
+                asdict(TrainingWarning(step, name, finding.message, finding.remedy))
+            )
             text = f"step {step}: {finding.message} ({name}). {finding.remedy}"
-            self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
+            self.console.print(
+                f"warning: {text}", markup=False, soft_wrap=True
+            )  # a list of frames is in brackets
             logger.warning("%s", text)

@@ -43,7 +43,9 @@ def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
     return InitProcessGroupKwargs(init_method=f"{_SCHEME}://", timeout=timedelta(seconds=timeout))
 
 
-def _rendezvous(url: str, timeout: timedelta = _FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
+def _rendezvous(
+    url: str, timeout: timedelta = _FOREVER, **options: object
+) -> Iterator[tuple[dist.Store, int, int]]:
     """Find the other processes as "env://" of PyTorch does, with separate keys in their store for each restart.
 
     From version 2.4 on, `torchrun` keeps the store across restarts, and with it the old addresses
@@ -70,7 +72,9 @@ def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
     lines = [f"{line}, mixed precision: {accelerator.mixed_precision}"]
     is_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if is_on_cpu and "MASTER_ADDR" in os.environ and num_ranks() == 1:
-        lines.append("`accelerate launch --cpu` starts one process for any --num_processes; use `torchrun` instead")
+        lines.append(
+            "`accelerate launch --cpu` starts one process for any --num_processes; use `torchrun` instead"
+        )
     return lines
 
 
@@ -149,7 +153,9 @@ def broadcast_module(module: nn.Module) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], *, bucket_bytes: int = _BUCKET_BYTES) -> None:
+def average_gradients(
+    parameters: Iterable[nn.Parameter], *, bucket_bytes: int = _BUCKET_BYTES
+) -> None:
     """Replace gradients by their means over the processes; one that only some of these have is 0 in the others.
 
     Args:
@@ -188,11 +194,15 @@ def shard(model: nn.Module) -> None:
 
     for name, weight in model.named_parameters():
         if weight.ndim == 0:  # such as the timestep scale of LTX 0.9.1 and later
-            raise argument_error("sharding", "none for a model with a 0-d weight", name, "Train it without sharding.")
+            raise argument_error(
+                "sharding", "none for a model with a 0-d weight", name, "Train it without sharding."
+            )
     for block in fsdp_blocks(model):
         fully_shard(block)
         hooks = _CacheHooks()
-        block.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)  # before FSDP2's own hook
+        block.register_forward_pre_hook(
+            hooks.before, prepend=True, with_kwargs=True
+        )  # before FSDP2's own hook
         block.register_forward_hook(hooks.after, with_kwargs=True)
     # By default FSDP2 keeps the root's weights gathered after a forward pass. The next pass would then miss weights
     # that changed in between, for example when validation swaps in the averaged weights.
@@ -206,7 +216,9 @@ def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from fsdp_blocks(child)
             continue
         for item in child.children():
-            if type(item).forward is nn.Module.forward:  # a container, whose parts are called one by one
+            if (
+                type(item).forward is nn.Module.forward
+            ):  # a container, whose parts are called one by one
                 yield from fsdp_blocks(item)
             elif any(True for _ in item.parameters()):
                 yield item
@@ -226,10 +238,14 @@ class _CacheHooks:
         """Remember the caller's lists and dicts; a forward pre-hook."""
         self._callers = _caches_in(args, kwargs)
         call = CheckpointedCall.running()
-        if call and not call.is_first_run:  # older PyTorch recomputes a second chunk with sharded weights
+        if (
+            call and not call.is_first_run
+        ):  # older PyTorch recomputes a second chunk with sharded weights
             module.unshard()
 
-    def after(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+    def after(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+    ) -> None:
         """Copy the changes of the block's copies; a forward hook."""
         for original, copied in zip(self._callers, _caches_in(args, kwargs), strict=True):
             overwrite(original, copied)
@@ -263,7 +279,9 @@ def copy_whole(whole: Tensor, *, into: Tensor) -> None:
 
     if is_sharded(into):
         # Without a source rank, each process cuts its shard out of its own tensor.
-        whole = distribute_tensor(whole.to(into.device), into.device_mesh, into.placements, src_data_rank=None)
+        whole = distribute_tensor(
+            whole.to(into.device), into.device_mesh, into.placements, src_data_rank=None
+        )
     into.copy_(whole)
 
 
@@ -271,7 +289,9 @@ def shard_offsets(tensor: Tensor) -> list[int]:
     """Return where the shard of this process begins in the whole tensor, in each dimension; 0 if it is not sharded."""
     if not is_sharded(tensor):
         return [0] * tensor.ndim
-    (chunk,) = tensor.__create_chunk_list__()  # PyTorch's name for what distributed checkpoints need of a tensor
+    (chunk,) = (
+        tensor.__create_chunk_list__()
+    )  # PyTorch's name for what distributed checkpoints need of a tensor
     return list(chunk.offsets)
 
 

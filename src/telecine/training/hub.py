@@ -27,10 +27,14 @@ def create_repository(name: str) -> str:
     except _HUB_ERRORS as error:
         contract = "false without access to the Hub"
         remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`; or turn `push_to_hub` off."
-        raise argument_error("push_to_hub", contract, f"{type(error).__name__}: {error}", remedy) from error
+        raise argument_error(
+            "push_to_hub", contract, f"{type(error).__name__}: {error}", remedy
+        ) from error
 
 
-def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[str, float], *, steps: int) -> None:
+def upload(
+    repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[str, float], *, steps: int
+) -> None:
     """Upload the averaged weights of a checkpoint, with a model card.
 
     Args:
@@ -56,8 +60,12 @@ def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[st
     card = template.format(library=library, name=repo_id, base=origin, figures=figures, steps=steps)
     (folder / "README.md").write_text(card, encoding="utf-8")
     try:
-        upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
+        upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates"
+        )
     except _HUB_ERRORS as error:
         contract = "false without access to the Hub"
         remedy = f"The run is complete, with the weights in {folder}. Run the same command again to upload them."
-        raise argument_error("push_to_hub", contract, f"{type(error).__name__}: {error}", remedy) from error
+        raise argument_error(
+            "push_to_hub", contract, f"{type(error).__name__}: {error}", remedy
+        ) from error

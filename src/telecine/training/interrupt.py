@@ -20,7 +20,9 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal(*, acknowledge: bool = True, at_once: Interrupted | None = None) -> Iterator[StopRequest]:
+def stop_on_signal(
+    *, acknowledge: bool = True, at_once: Interrupted | None = None
+) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
 
     Python handles signals in the main thread only; in other threads this does nothing.
@@ -57,7 +59,9 @@ def stop_on_signal(*, acknowledge: bool = True, at_once: Interrupted | None = No
 
 def _acknowledge() -> None:
     try:
-        os.write(2, _ACKNOWLEDGED.encode())  # standard error, also while the program is writing to it
+        os.write(
+            2, _ACKNOWLEDGED.encode()
+        )  # standard error, also while the program is writing to it
     except OSError:  # the terminal is closed: what would be printed there, such as progress, must not end the run
         for output in (1, 2):
             if not os.path.isfile(output):

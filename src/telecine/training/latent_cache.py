@@ -61,7 +61,9 @@ class LatentCache:
     def __init__(self, folder: Path, *, file_bytes: int = _FILE_BYTES) -> None:
         self.folder = folder
         self.file_bytes = file_bytes
-        self._files: dict[str, Path] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
+        self._files: dict[
+            str, Path
+        ] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
         self._new: dict[str, Tensor] = {}  # that are not written yet
         self._new_orders: dict[str, str] = {}  # of their axes in memory
         self._intact: set[Path] = set()  # whose digest was compared, when they were first read
@@ -88,7 +90,9 @@ class LatentCache:
                 if name in self:
                     continue
                 key = f"{name}/{moment}"
-                self._new[key] = tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
+                self._new[key] = (
+                    tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
+                )
                 self._new_orders[key] = " ".join(str(axis) for axis in axes)
         if sum(tensor.nbytes for tensor in self._new.values()) >= self.file_bytes:
             self.write()
@@ -123,7 +127,9 @@ class LatentCache:
     def _tensor(self, key: str) -> Tensor:
         if key not in self._files:
             remedy = "Do not change it while a run trains, and use a disk that all processes share."
-            raise argument_error("latent_cache", "a folder with all latents", f"one without {key}", remedy)
+            raise argument_error(
+                "latent_cache", "a folder with all latents", f"one without {key}", remedy
+            )
         path = self._files[key]
         with _opened(path) as file:
             metadata = file.metadata()
@@ -148,7 +154,9 @@ def _digest_of(tensors: Mapping[str, Tensor], orders: Mapping[str, str]) -> str:
 
 def _damaged(path: Path, got: str) -> Exception:
     remedy = "Delete it: its clips are encoded again."
-    return argument_error(str(path), "a safetensors file, as it was written", got, remedy, DataError)
+    return argument_error(
+        str(path), "a safetensors file, as it was written", got, remedy, DataError
+    )
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
@@ -197,17 +205,23 @@ def open_cache(
         return None
     if model.latent_model is model and trains_encoder(model):
         remedy = "Use `trainable.weights: decoder`, or leave it out."
-        raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
+        raise argument_error(
+            "latent_cache", "left out if the encoder is trained", repr(folder), remedy
+        )
     check_output("latent_cache", None, folder)
 
     def check() -> None:
-        _check_identity(Path(folder), identity_of(model.latent_model, clips, accelerator.mixed_precision))
+        _check_identity(
+            Path(folder), identity_of(model.latent_model, clips, accelerator.mixed_precision)
+        )
 
     on_first_process(check, accelerator)
     return LatentCache(Path(folder))
 
 
-def identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
+def identity_of(
+    encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str
+) -> dict[str, object]:
     """Return what the latents of clips depend on, by name.
 
     Args:
@@ -218,7 +232,9 @@ def identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: 
     data = sha256()
     for span in clips.spans:
         source = span.info.path
-        data.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
+        data.update(
+            repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode()
+        )
     identity: dict[str, object] = {
         "format": _FORMAT,
         "architecture": architecture_of(encoder),
@@ -244,7 +260,9 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
     if changed:
         contract = "a folder of latents of this encoder, data and clips"
         got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
-        raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
+        raise argument_error(
+            "latent_cache", contract, got, "Use another folder, or delete this one."
+        )
 
 
 def find_missing_batches(
@@ -299,9 +317,13 @@ def fill_latent_cache(
     if num_clips == 0:
         return
     num_cached = num_clips - num_missing
-    print_lines(console, [f"{num_clips} clips, the latents of {num_cached} of them in {cache.folder}"])
+    print_lines(
+        console, [f"{num_clips} clips, the latents of {num_cached} of them in {cache.folder}"]
+    )
     if clips.config.num_clips is not None and clips.config.augments:
-        console.print("augmentation is on: each of these clips keeps the crop and the flip that were drawn for it")
+        console.print(
+            "augmentation is on: each of these clips keeps the crop and the flip that were drawn for it"
+        )
     num_ranks = accelerator.num_processes
     sampler_of_rank = replace(sampler, batches=missing[accelerator.process_index :: num_ranks])
     videos = iter(ClipLoader(clips, sampler_of_rank))
@@ -329,7 +351,9 @@ def check_disk(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         remedy = "Use another disk, or a smaller `clips.num_clips`."
-        raise argument_error("latent_cache", f"on a disk with {gigabytes(size)} free", gigabytes(free), remedy)
+        raise argument_error(
+            "latent_cache", f"on a disk with {gigabytes(size)} free", gigabytes(free), remedy
+        )
 
 
 @torch.no_grad()

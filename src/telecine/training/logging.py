@@ -5,7 +5,14 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES
@@ -77,7 +84,9 @@ class Monitor:
         if console.width >= _WIDE:
             columns.append(TimeElapsedColumn())
         columns += [TimeRemainingColumn(), TextColumn("left"), BarColumn(bar_width=None)]
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
+        self._progress = Progress(
+            *columns, console=console, disable=not console.is_terminal, expand=True
+        )
         self._task = self._progress.add_task("", total=num_steps, completed=start, numbers="")
 
     def __enter__(self) -> "Monitor":
@@ -102,7 +111,10 @@ class Monitor:
         self.clips_per_second = self.batch_size / self._seconds
         numbers = self._numbers(values)
         self._progress.update(self._task, completed=step, numbers=numbers)
-        if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+        if (
+            not self.console.is_terminal
+            and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+        ):
             self._last_line = time.monotonic()
             left = (self.num_steps - step) * self._seconds
             self.console.print(f"step {step}/{self.num_steps}  {numbers}  {left / 60:.1f} min left")

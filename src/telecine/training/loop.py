@@ -48,12 +48,18 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
     if not _is_validated(run):
         run.console.print(f"validating on {len(run.clips.val)} clips")
         validate(run, stop)
-        if state.step > 0:  # this validation may show that the checkpoint of a resumed run is the best one
+        if (
+            state.step > 0
+        ):  # this validation may show that the checkpoint of a resumed run is the best one
             run.remove_old_checkpoints()
-    if state.step > 0 and _is_due(run, config.save_every):  # the run was stopped before it had saved this step
+    if state.step > 0 and _is_due(
+        run, config.save_every
+    ):  # the run was stopped before it had saved this step
         _save(run, stop)
     if state.step >= config.steps:
-        run.console.print(f"already trained for {state.step} steps; use a larger --steps to train further")
+        run.console.print(
+            f"already trained for {state.step} steps; use a larger --steps to train further"
+        )
     if run.latent_cache is not None:
         _fill_latent_cache(run, stop)
     while state.step < config.steps:
@@ -72,7 +78,9 @@ def _update_until_the_end(run: TrainingRun, stop: StopRequest) -> None:
         print_lines(run.console, ["compiling: the first updates may take minutes"])
     num_clips = config.clips_per_step(run.accelerator.num_processes)
     monitor = Monitor(run.console, num_steps=config.steps, start=state.step, batch_size=num_clips)
-    batches = read_batches(config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set)
+    batches = read_batches(
+        config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set
+    )
     with closing(batches), monitor:
         while state.step < config.steps:
             with _saved_if_stopped(run):
@@ -130,7 +138,9 @@ def _saved_if_stopped(run: TrainingRun) -> Iterator[None]:
         error = stopped.__cause__
         if error is not None:
             saved = checkpoint or "nothing"
-            print_lines(run.console, [f"cannot read the clips of step {run.state.step}; saved {saved}"])
+            print_lines(
+                run.console, [f"cannot read the clips of step {run.state.step}; saved {saved}"]
+            )
             raise error from error.__cause__
         raise Interrupted(checkpoint) from None
 
@@ -142,7 +152,9 @@ def _fill_latent_cache(run: TrainingRun, stop: StopRequest) -> None:
     sampler = ClipBatchSampler(numbers, run.config.clips_per_pass, per_step)
     before_each = partial(check_stop, run, stop)
     with _saved_if_stopped(run):
-        fill_latent_cache(run.latent_cache, run.state, run.clips.train, sampler, run.console, before_each)
+        fill_latent_cache(
+            run.latent_cache, run.state, run.clips.train, sampler, run.console, before_each
+        )
 
 
 def _is_validated(run: TrainingRun) -> bool:
@@ -181,7 +193,9 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
         averaged = mean_over_clips(result.per_clip[:_NUM_COMPARED])["psnr"]
         gap[EMA_BEHIND] = raw - averaged
     if run.is_main:
-        write_clips(run.files, state.step, result.clips, fps=result.fps)  # first: the record ends the validation
+        write_clips(
+            run.files, state.step, result.clips, fps=result.fps
+        )  # first: the record ends the validation
     record = {f"val/{name}": value for name, value in result.metrics.items()}
     record |= run.linear | gap
     record |= {f"latent/{name}": value for name, value in result.latent.items()}
@@ -190,7 +204,11 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
         _show(run, result)
     if config.best_metric is not None:
         run.checkpointer.wait()  # the checkpoint that is being written may be the best one so far
-    is_best = run.is_main and state.step > 0 and run.files.best_step(config.best_metric, state.step) == state.step
+    is_best = (
+        run.is_main
+        and state.step > 0
+        and run.files.best_step(config.best_metric, state.step) == state.step
+    )
     if any_rank(is_best, run.accelerator.device):
         _save(run, stop)
 
@@ -224,13 +242,17 @@ def _measure_latents(run: TrainingRun, stop: StopRequest) -> None:
     state = run.state
     check = partial(check_stop, run, stop)
     with _saved_if_stopped(run), _fork_rng(run), state.ema.applied():
-        statistics = measure_latents(state.autoencoder, run.clips.train, config.latent_clips, run.accelerator, check)
+        statistics = measure_latents(
+            state.autoencoder, run.clips.train, config.latent_clips, run.accelerator, check
+        )
     if statistics is None:
         return
     run.checkpointer.set_latent_statistics(state, statistics)
     if state.step == config.steps:
         change = describe_change(run.first_normalisation, state.autoencoder.latent_normalisation())
-        print_lines(run.console, [f"normalisation of the latent over {config.latent_clips} clips: {change}"])
+        print_lines(
+            run.console, [f"normalisation of the latent over {config.latent_clips} clips: {change}"]
+        )
 
 
 def _go_back(run: TrainingRun, error: DivergenceError) -> None:
@@ -245,7 +267,9 @@ def _go_back(run: TrainingRun, error: DivergenceError) -> None:
         saved = None
         if checkpoint is not None:
             saved = run.files.checkpoints.read_state(checkpoint, {"step", "rollbacks"})
-        raise TrainingError(f"{error} {remedy_for_divergence(run.config.optimizer, saved, len(earlier))}") from error
+        raise TrainingError(
+            f"{error} {remedy_for_divergence(run.config.optimizer, saved, len(earlier))}"
+        ) from error
     run.checkpointer.load(state, checkpoint)
     rollback = Rollback(diverged_at, state.step, error.value)
     state.rollbacks = [*earlier, rollback]
@@ -253,7 +277,9 @@ def _go_back(run: TrainingRun, error: DivergenceError) -> None:
     run.records.go_back(state)
 
 
-def remedy_for_divergence(optimizer: OptimizerConfig, saved: Mapping[str, Any] | None, num_rollbacks: int) -> str:
+def remedy_for_divergence(
+    optimizer: OptimizerConfig, saved: Mapping[str, Any] | None, num_rollbacks: int
+) -> str:
     """Return what to do after a divergence that ends a run: the same command with lower learning rates.
 
     Args:

@@ -68,22 +68,34 @@ _CLIPS = (
     Remedy("a smaller --batch_size", lambda config: config.batch_size == 1),
     Remedy("smaller clips", lambda config: False),
 )
-_CHECKPOINTING = Remedy("--model_gradient_checkpointing true", lambda config: config.model_gradient_checkpointing)
-_HALF_PRECISION = Remedy("--mixed_precision bf16", lambda config: config.mixed_precision in HALF_PRECISION)
+_CHECKPOINTING = Remedy(
+    "--model_gradient_checkpointing true", lambda config: config.model_gradient_checkpointing
+)
+_HALF_PRECISION = Remedy(
+    "--mixed_precision bf16", lambda config: config.mixed_precision in HALF_PRECISION
+)
 _WEIGHTS = (
     Remedy("--sharding fsdp2 with more processes", lambda config: config.sharding == "fsdp2"),
     Remedy("--trainable.weights lora", lambda config: config.trainable.weights == "lora"),
 )
 _SMALLER_DISCRIMINATOR = (
     Remedy("--discriminator.video patch", lambda config: config.discriminator.video == "patch"),
-    Remedy("--objective.gradient_checkpointing true", lambda config: config.objective.gradient_checkpointing),
+    Remedy(
+        "--objective.gradient_checkpointing true",
+        lambda config: config.objective.gradient_checkpointing,
+    ),
     Remedy("a smaller --discriminator.dim", lambda config: False),
 )
 # What helps if a part is the largest, before `_CLIPS`; any other part is a discriminator.
 _REMEDIES: dict[str, tuple[Remedy, ...]] = {
     AUTOENCODER: (_CHECKPOINTING, _HALF_PRECISION),
     PERCEPTUAL: (Remedy("fewer --objective.perceptual.num_frames", lambda config: False),),
-    FROZEN: (Remedy("--objective.perceptual.net alex", lambda config: config.objective.perceptual.net == "alex"),),
+    FROZEN: (
+        Remedy(
+            "--objective.perceptual.net alex",
+            lambda config: config.objective.perceptual.net == "alex",
+        ),
+    ),
     DATA: (),
     LOSSES: (),
     PARAMETERS: _WEIGHTS,
@@ -109,7 +121,9 @@ class UpdateMemory:
     checkpoint: int
     """The copy of the state for checkpoints, in the memory of the first process' host. On the CPU it is a part, too."""
     num_clips: int = 1  # that pass through the networks together
-    saved_by_sharding: int = 0  # for any number of clips; below 0 if processes hold more than one process would
+    saved_by_sharding: int = (
+        0  # for any number of clips; below 0 if processes hold more than one process would
+    )
 
     @property
     def peak(self) -> int:
@@ -133,9 +147,13 @@ class UpdateMemory:
         it is at least `resident` and at most `peak_without_clips`, and at the counted clips at most `peak`.
         """
         if num_clips >= self.num_clips:
-            without_clips = self.resident  # memory(n) <= resident + (peak - resident) * n / counted, for n >= counted
+            without_clips = (
+                self.resident
+            )  # memory(n) <= resident + (peak - resident) * n / counted, for n >= counted
         else:
-            without_clips = self.peak_without_clips  # the same with `peak_without_clips`, for n < counted
+            without_clips = (
+                self.peak_without_clips
+            )  # the same with `peak_without_clips`, for n < counted
         return round(without_clips + (self.peak - without_clips) * num_clips / self.num_clips)
 
     def largest_batch(self, memory: int) -> int:
@@ -238,7 +256,9 @@ class MemoryCounter(TorchDispatchMode):
         self.by_part[part] -= size
 
 
-def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str) -> UpdateMemory:
+def plan_update(
+    config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str
+) -> UpdateMemory:
     """Return the memory and the operations of one update with as many terms on as possible.
 
     The update runs on tensors that have shapes but no values, so what it allocates is exact: on the CPU, or as on CUDA.
@@ -260,19 +280,31 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
     objective_settings = config.objective
     perceptual = objective_settings.perceptual
-    if perceptual.net in BACKBONES:  # made before the counter starts, which counts it if a term uses it
+    if (
+        perceptual.net in BACKBONES
+    ):  # made before the counter starts, which counts it if a term uses it
         with fake_mode:
             fake_net = fake_lpips(str(perceptual.net))
-        objective_settings = replace(objective_settings, perceptual=replace(perceptual, net=fake_net))
+        objective_settings = replace(
+            objective_settings, perceptual=replace(perceptual, net=fake_net)
+        )
     optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
     with fake_mode, counter, nullcontext() if device_type == "cpu" else autocast_as_on_cuda():
-        objective = build_objective(objective_settings, config.discriminator, config.clips, load=False)
-        accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF_PRECISION.get(config.mixed_precision)))
-        last_layer = last_layer_of(model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False)
+        objective = build_objective(
+            objective_settings, config.discriminator, config.clips, load=False
+        )
+        accelerator = cast(
+            Accelerator, _FakeAccelerator(counter, HALF_PRECISION.get(config.mixed_precision))
+        )
+        last_layer = last_layer_of(
+            model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False
+        )
         state = new_state(optimizer, accelerator, model, objective, last_layer, seed=config.seed)
         state.step = objective.schedule.step_with_most_terms()
         shape = (config.clips_per_pass, config.clips.num_channels, *bucket.shape)
-        memory = _count_update(state, counter, [shape] * config.gradient_accumulation_steps, device_type)
+        memory = _count_update(
+            state, counter, [shape] * config.gradient_accumulation_steps, device_type
+        )
     return replace(memory, num_clips=config.clips_per_pass)
 
 
@@ -295,7 +327,9 @@ def _count_update(
     weights = state.objective.schedule.at(state.step)
     with counter.counting(LOSSES):
         for batch in batches:
-            accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=batch is batches[-1])
+            accumulate_gradients(
+                state, batch, weights, 1 / len(batches), is_last=batch is batches[-1]
+            )
     with counter.counting(OPTIMIZER):
         for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
             for group in optimizer.param_groups:  # as `new_state` chooses
@@ -483,7 +517,9 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for states in optimizer.state.values():
-            counter.assign(OPTIMIZER, [value for value in states.values() if isinstance(value, Tensor)])
+            counter.assign(
+                OPTIMIZER, [value for value in states.values() if isinstance(value, Tensor)]
+            )
 
 
 def _count_networks(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
@@ -508,7 +544,9 @@ def _count_networks(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
     if objective.perceptual.distance is not None:
         yield objective.perceptual.distance.register_forward_pre_hook(switch_to(PERCEPTUAL))
     for discriminator in objective.discriminators:
-        title = _DISCRIMINATORS.get(discriminator.name, f"discriminator at 1/{discriminator.factor}")
+        title = _DISCRIMINATORS.get(
+            discriminator.name, f"discriminator at 1/{discriminator.factor}"
+        )
         yield discriminator.module.register_forward_pre_hook(switch_to(title))
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):

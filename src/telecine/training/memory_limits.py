@@ -25,7 +25,9 @@ _SMALLEST_TO_PLAN = 1e12
 # With more, an update takes several seconds on any CPU.
 _MAX_FLOPS_ON_CPU = 1e12
 _SMALLER = "a smaller --batch_size, smaller clips"
-_DEMO_IS_SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` shows what fits."
+_DEMO_IS_SMALLER = (
+    "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` shows what fits."
+)
 
 
 def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
@@ -60,7 +62,9 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             if fitting == 0:
                 needed = gigabytes(plan.memory_for(1) / USED_FRACTION)
                 got = f"{gigabytes(memory)}, and one clip needs {needed}"
-                raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part(config))
+                raise argument_error(
+                    "memory", "enough for one clip", got, plan.describe_largest_part(config)
+                )
         return fitting
 
     return on_first_process(search, accelerator)
@@ -101,7 +105,11 @@ def out_of_memory(config: TrainConfig, when: str, *, is_custom: bool) -> Trainin
     text = f"out of memory {when} with a batch size of {config.batch_size}."
     try:
         plan = plan_update(config, device_type=config.device)
-    except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
+    except (
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {_SMALLER}. An update cannot be planned: {error}")
     part = plan.describe_largest_part(config)
     return TrainingError(f"{text} {part} `telecine plan` with these settings shows what fits.")

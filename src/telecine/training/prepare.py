@@ -52,7 +52,12 @@ from telecine.training.hub import create_repository
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import LatentCache, open_cache
 from telecine.training.logging import print_lines, print_warnings
-from telecine.training.memory_limits import MAX_ON_CPU, describe_on_cpu, largest_batch, out_of_memory
+from telecine.training.memory_limits import (
+    MAX_ON_CPU,
+    describe_on_cpu,
+    largest_batch,
+    out_of_memory,
+)
 from telecine.training.records import Records
 from telecine.training.resume import SavedSettings, check_records, frozen_digests
 from telecine.training.state import TrainState
@@ -76,7 +81,9 @@ class LockedFolder:
         ValueError: If the folder is that of the data, another process trains in it, or it has links to other places.
     """
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, *, steal: bool = False) -> None:
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, *, steal: bool = False
+    ) -> None:
         self.files = Run(config.output_dir)
         self.lock: RunLock | None = None
         on_first_process(partial(self._take, config.data, steal=steal), accelerator)
@@ -201,11 +208,17 @@ def prepare(
         print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
     folder = LockedFolder(config, accelerator, steal=steal_lock)
     try:
-        start = _find_start(config, autoencoder, folder.files, accelerator, console, change_data=change_data)
+        start = _find_start(
+            config, autoencoder, folder.files, accelerator, console, change_data=change_data
+        )
         try:
-            return _build(start, folder, accelerator, console, start_time=start_time, change_data=change_data)
+            return _build(
+                start, folder, accelerator, console, start_time=start_time, change_data=change_data
+            )
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(start.config, "at the start", is_custom=start.module is not None) from error
+            raise out_of_memory(
+                start.config, "at the start", is_custom=start.module is not None
+            ) from error
     except BaseException:
         folder.release()
         raise
@@ -222,7 +235,9 @@ def _find_start(
 ) -> Start:
     """Return where the run starts, after a check that the settings fit the checkpoint."""
     if module is None:
-        module = custom_module(config.model, config.model_arguments, random_weights=config.random_weights)
+        module = custom_module(
+            config.model, config.model_arguments, random_weights=config.random_weights
+        )
     checkpoint = newest_checkpoint(files, accelerator, console)
     saved = None
     summary = None
@@ -235,13 +250,19 @@ def _find_start(
         flow = config.causal_vae.flow
         config = saved.with_levels(config)
         if config.causal_vae.decoder == "flow" and config.causal_vae.flow != flow:
-            print_warnings(console, ["the levels of noise of `causal_vae.flow` stay as the run started"])
+            print_warnings(
+                console, ["the levels of noise of `causal_vae.flow` stay as the run started"]
+            )
         saved.check_networks(config)
         if not change_data:
-            saved.check_data(config.data, may_be_same=True)  # data in another place is compared once it is read
+            saved.check_data(
+                config.data, may_be_same=True
+            )  # data in another place is compared once it is read
         config = _with_first_start(config, saved.values, console)
     if config.batch_size == "auto":
-        config = _with_batch_size(config, checkpoint, accelerator, console, is_custom=module is not None)
+        config = _with_batch_size(
+            config, checkpoint, accelerator, console, is_custom=module is not None
+        )
     return Start(config, module, checkpoint, saved, summary)
 
 
@@ -262,7 +283,9 @@ def _build(
 
     hub_repository = None
     if config.push_to_hub and is_main:
-        hub_repository = create_repository(config.hub_model_id or folder.files.folder.resolve().name)
+        hub_repository = create_repository(
+            config.hub_model_id or folder.files.folder.resolve().name
+        )
 
     # The model, on the CPU.
     model, copied, init_digest = _build_model(start, console)
@@ -284,7 +307,9 @@ def _build(
     is_new = start.module is None and config.model is None and num_linear == 0
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
         if is_main and not is_resumed:  # the others get its weights
-            linear = _fit_linear_maps(config, model, clips, perceptual, console, device, is_new=is_new)
+            linear = _fit_linear_maps(
+                config, model, clips, perceptual, console, device, is_new=is_new
+            )
     first_normalisation = model.latent_normalisation()
 
     # The state on the device, new or from the checkpoint.
@@ -345,7 +370,9 @@ def _build(
     return run
 
 
-def _build_model(start: Start, console: Console) -> tuple[VideoAutoencoder, dict[str, tuple[int, int]], dict[str, str]]:
+def _build_model(
+    start: Start, console: Console
+) -> tuple[VideoAutoencoder, dict[str, tuple[int, int]], dict[str, str]]:
     """Return the model on the CPU, what `init` gave to it as `RunSummary.copied` has it, and the digest of `init`."""
     config = start.config
     is_resumed = start.checkpoint is not None
@@ -371,16 +398,25 @@ def _digests_of_frozen(start: Start, state: TrainState) -> dict[str, str]:
 
 
 def _read_data(
-    start: Start, model: VideoAutoencoder, accelerator: Accelerator, console: Console, *, change_data: bool
+    start: Start,
+    model: VideoAutoencoder,
+    accelerator: Accelerator,
+    console: Console,
+    *,
+    change_data: bool,
 ) -> tuple[Clips, dict[str, Any]]:
     """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
     config = start.config
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
-    with stop_on_signal(at_once=Interrupted(start.checkpoint)):  # the index of the files that were read is saved
+    with stop_on_signal(
+        at_once=Interrupted(start.checkpoint)
+    ):  # the index of the files that were read is saved
         clips = build_clips(config, model)
     data = clips.recorded()
     if start.saved is not None and not change_data:
-        changes = on_first_process(partial(start.saved.check_clips, config, start.summary, data), accelerator)
+        changes = on_first_process(
+            partial(start.saved.check_clips, config, start.summary, data), accelerator
+        )
         if changes:
             print_warnings(console, [f"the data has changed: {', '.join(changes)}"])
     return clips, data
@@ -444,7 +480,9 @@ def newest_checkpoint(files: Run, accelerator: Accelerator, console: Console) ->
     print_warnings(console, notes)
     if any_rank(checkpoint is not None and not checkpoint.is_dir(), accelerator.device):
         remedy = "Use such a folder, or copy this one to the other machines."
-        raise argument_error("output_dir", "a folder that all processes see", str(files.folder), remedy)
+        raise argument_error(
+            "output_dir", "a folder that all processes see", str(files.folder), remedy
+        )
     return checkpoint
 
 
@@ -466,7 +504,9 @@ def read_earlier_summary(files: Run, console: Console) -> RunSummary | None:
         return None
 
 
-def _with_first_start(config: TrainConfig, saved: Mapping[str, Any], console: Console) -> TrainConfig:
+def _with_first_start(
+    config: TrainConfig, saved: Mapping[str, Any], console: Console
+) -> TrainConfig:
     """Return the settings that stay as the run started, such as the `init`s, and warn if they now have other values."""
     init = saved.get("init")
     disc_init = saved["discriminator"].get("init")
@@ -480,11 +520,18 @@ def _with_first_start(config: TrainConfig, saved: Mapping[str, Any], console: Co
             print_lines(console, [f"`clips.{name}` stays {earlier!r}, as the run started"])
             change: dict[str, Any] = {name: earlier}
             clips = replace(clips, **change)
-    return replace(config, init=init, discriminator=replace(config.discriminator, init=disc_init), clips=clips)
+    return replace(
+        config, init=init, discriminator=replace(config.discriminator, init=disc_init), clips=clips
+    )
 
 
 def _with_batch_size(
-    config: TrainConfig, checkpoint: Path | None, accelerator: Accelerator, console: Console, *, is_custom: bool
+    config: TrainConfig,
+    checkpoint: Path | None,
+    accelerator: Accelerator,
+    console: Console,
+    *,
+    is_custom: bool,
 ) -> TrainConfig:
     """Return the settings with the checkpoint's batch size, or the largest one that fits, in place of "auto"."""
     if checkpoint is not None:

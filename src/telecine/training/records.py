@@ -56,7 +56,9 @@ class Records:
         self.diagnostics: Diagnostics | None = None
         if accelerator.is_main_process:
             self.files.write_environment(environment(accelerator.device))
-            if state.step < config.steps:  # a finished run keeps the settings that it was trained with
+            if (
+                state.step < config.steps
+            ):  # a finished run keeps the settings that it was trained with
                 write_settings(self.files.folder, config)
                 if self.summary.validated_from > state.step:
                     text = "other held-out clips: earlier validations and the linear baseline no longer count"
@@ -65,7 +67,9 @@ class Records:
                 self.files.write_summary(self.summary)
         self._remove_after(state.step if is_resumed else -1, state)
         resumed_at = state.step if is_resumed else None
-        start_all = partial(start_trackers, accelerator, plain_settings(config), self.files, resumed_at)
+        start_all = partial(
+            start_trackers, accelerator, plain_settings(config), self.files, resumed_at
+        )
         on_first_process(start_all, accelerator)
 
     def _remove_after(self, step: int, state: TrainState) -> None:
@@ -74,7 +78,9 @@ class Records:
             state.num_records, notes = self.files.cut(step, expected=state.num_records)
             print_warnings(self.console, notes)
             values = RecentValues(self.config.objective, self.config.optimizer, self.config.steps)
-            self.diagnostics = Diagnostics(self.files, values, console=self.console, rollbacks=state.rollbacks)
+            self.diagnostics = Diagnostics(
+                self.files, values, console=self.console, rollbacks=state.rollbacks
+            )
 
     def go_back(self, state: TrainState) -> None:
         """Remove the records after the state's step, to which the run has gone back."""
@@ -88,5 +94,7 @@ class Records:
             self.files.history.append({"step": state.step, **values})
             self.accelerator.log(dict(values), step=state.step)
             self.diagnostics.check(state.step, values)
-            self.files.write_summary(self.summary.until_now(self.start, peak_memory(self.accelerator.device)))
+            self.files.write_summary(
+                self.summary.until_now(self.start, peak_memory(self.accelerator.device))
+            )
         state.num_records += 1

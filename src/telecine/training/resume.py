@@ -30,11 +30,17 @@ def check_records(files: Run) -> list[str]:
     save_every = read_saved_settings(files.folder).get("save_every", last)
     if last > 2 * save_every:  # the second checkpoint waits for the first one
         got = f"{files.folder}, with records up to step {last}, whose checkpoints are gone"
-        remedy = "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
-        raise argument_error("output_dir", "a new folder, or a run with its checkpoints", got, remedy)
+        remedy = (
+            "Restore them, use another --output_dir, or remove its `metrics.jsonl` to start again."
+        )
+        raise argument_error(
+            "output_dir", "a new folder, or a run with its checkpoints", got, remedy
+        )
     if last == 0:
         return []
-    return [f"without a checkpoint, the records up to step {last} are removed: the run starts again"]
+    return [
+        f"without a checkpoint, the records up to step {last} are removed: the run starts again"
+    ]
 
 
 def frozen_digests(networks: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -105,7 +111,9 @@ class SavedSettings:
         remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
         raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
 
-    def check_clips(self, config: TrainConfig, before: RunSummary | None, data: Mapping[str, Any]) -> list[str]:
+    def check_clips(
+        self, config: TrainConfig, before: RunSummary | None, data: Mapping[str, Any]
+    ) -> list[str]:
         """Return what has changed of the data.
 
         Args:
@@ -137,7 +145,9 @@ class SavedSettings:
             changes = ["files of other sizes, names or frames"]
         elif not changes and before.content_sha256 not in ("", data["content_sha256"]):
             changes = ["files of the same sizes with other content"]
-        if before.validation != data["validation"] and _clip_choice(self.values) == _clip_choice(now):
+        if before.validation != data["validation"] and _clip_choice(self.values) == _clip_choice(
+            now
+        ):
             got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
             remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
             raise argument_error("data", f"that of {self.folder}", got, remedy)
@@ -155,11 +165,15 @@ class SavedSettings:
         """
         if before is None:
             return
-        changed = [name for name, digest in networks.items() if before.networks.get(name, digest) != digest]
+        changed = [
+            name for name, digest in networks.items() if before.networks.get(name, digest) != digest
+        ]
         if changed:
             contract = f"those that the run in {self.folder} was trained with"
             remedy = "Restore the files that they are loaded from, or use another --output_dir."
-            raise argument_error("the frozen networks", contract, f"other weights of {', '.join(changed)}", remedy)
+            raise argument_error(
+                "the frozen networks", contract, f"other weights of {', '.join(changed)}", remedy
+            )
 
     def check_networks(self, config: TrainConfig) -> None:
         """Check that no setting that changes the networks differs.
@@ -168,17 +182,26 @@ class SavedSettings:
             ValueError: Such a setting differs. The error names the first one.
         """
         if "gan" not in self.values["objective"]:
-            contract, got = "a new folder or a run of this version", f"{self.folder}, written by an older version"
+            contract, got = (
+                "a new folder or a run of this version",
+                f"{self.folder}, written by an older version",
+            )
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-        saved = _network_settings(plain_settings(TrainConfig()))  # an older version lacks new settings
+        saved = _network_settings(
+            plain_settings(TrainConfig())
+        )  # an older version lacks new settings
         saved.update(_network_settings(self.values))
         for name, value in _network_settings(plain_settings(config)).items():
             if saved.get(name) != value:
                 remedy = "Use the previous value, or another --output_dir."
-                raise argument_error(name, f"{saved.get(name)!r} as in {self.folder}", describe(value), remedy)
+                raise argument_error(
+                    name, f"{saved.get(name)!r} as in {self.folder}", describe(value), remedy
+                )
 
 
-def describe_changes(config: TrainConfig, folder: Path, saved: Mapping[str, Any], num_processes: int) -> list[str]:
+def describe_changes(
+    config: TrainConfig, folder: Path, saved: Mapping[str, Any], num_processes: int
+) -> list[str]:
     """Return notes for the user of a run that resumes: what differs, and what is not exact.
 
     Args:
@@ -191,11 +214,15 @@ def describe_changes(config: TrainConfig, folder: Path, saved: Mapping[str, Any]
     settings = SavedSettings(folder)
     model = settings.values["model"]
     if model != config.model:
-        notes.append(f"the model is now {config.model} instead of {model}; its weights are those of the checkpoint")
+        notes.append(
+            f"the model is now {config.model} instead of {model}; its weights are those of the checkpoint"
+        )
     num_clips = config.clips_per_step(num_processes)
     if saved["clips_per_step"] != num_clips:
         now = f"an update now has {num_clips} clips instead of {saved['clips_per_step']}"
-        notes.append(f"{now}: their order changes from here on, and the learning rates may need to change")
+        notes.append(
+            f"{now}: their order changes from here on, and the learning rates may need to change"
+        )
     elif saved["num_processes"] != num_processes:
         now = f"now {num_processes} processes instead of {saved['num_processes']}"
         differs = "sums are rounded differently, and random numbers inside a model, such as for dropout, differ"
@@ -209,7 +236,11 @@ def describe_changes(config: TrainConfig, folder: Path, saved: Mapping[str, Any]
 def _clip_choice(settings: dict[str, Any]) -> list[Any]:
     """Return the settings that choose the held-out clips; defaults for those that an older version does not have."""
     clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
-    return [settings.get("val_data"), settings.get("val_clips"), *[clips[name] for name in HELD_OUT_SETTINGS]]
+    return [
+        settings.get("val_data"),
+        settings.get("val_clips"),
+        *[clips[name] for name in HELD_OUT_SETTINGS],
+    ]
 
 
 def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -223,11 +254,17 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     flat = dict(flat_items(_with_removed(settings)))
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks: dict[str, Any] = {"model": "left out" if settings["model"] is None else "given"}
-    names = [name for name in flat if name.startswith(NETWORK_SETTINGS) and name not in START_SETTINGS]
+    names = [
+        name for name in flat if name.startswith(NETWORK_SETTINGS) and name not in START_SETTINGS
+    ]
     networks |= {name: flat[name] for name in names}
-    networks["optimizer.name"] = flat.get("optimizer.name", "adamw")  # an older version has no other
+    networks["optimizer.name"] = flat.get(
+        "optimizer.name", "adamw"
+    )  # an older version has no other
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
-    weights = [term.setting for term in ObjectiveConfig().term_schedules().values() if term.is_saved]
+    weights = [
+        term.setting for term in ObjectiveConfig().term_schedules().values() if term.is_saved
+    ]
     for weight in (*weights, "adaptive_weight.decay"):
         name = f"objective.{weight}"
         networks[name] = "above 0" if _is_ever_on(flat, name) else "0"

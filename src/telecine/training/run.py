@@ -104,7 +104,9 @@ def train(
             train_to_the_end(run, stop)
         return finish(run)
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(run.config, f"at step {run.state.step}", is_custom=run.is_custom) from error
+        raise out_of_memory(
+            run.config, f"at step {run.state.step}", is_custom=run.is_custom
+        ) from error
     finally:
         run.close()
 
@@ -131,7 +133,13 @@ def finish(run: TrainingRun) -> TrainResult:
                 print_warnings(run.console, [f"no report: {error}"])
         if run.hub_repository is not None:
             result = _read_result(run.files)
-            upload(run.hub_repository, result.checkpoint, run.config.model, result.last, steps=run.state.step)
+            upload(
+                run.hub_repository,
+                result.checkpoint,
+                run.config.model,
+                result.last,
+                steps=run.state.step,
+            )
     return on_first_process(partial(_read_result, run.files), run.accelerator)
 
 
@@ -168,9 +176,15 @@ class DryRunResult:
             if name.endswith("_loss"):
                 table.add_row(name.removeprefix("train/"), f"{value:.4g}")
         console.print(table)
-        off = f"not on in this update: {', '.join(self.off)}" if self.off else "every term is on in this update"
+        off = (
+            f"not on in this update: {', '.join(self.off)}"
+            if self.off
+            else "every term is on in this update"
+        )
         console.print(off, soft_wrap=True)
-        time_of_run = f"{self.num_steps} such updates take {self.seconds * self.num_steps / 3600:.4g} hours"
+        time_of_run = (
+            f"{self.num_steps} such updates take {self.seconds * self.num_steps / 3600:.4g} hours"
+        )
         console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 
@@ -186,17 +200,26 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
     _check_config(config)
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
         changed = replace(
-            config, output_dir=folder, push_to_hub=False, trackers=(), tracker_options={}, latent_cache=None
+            config,
+            output_dir=folder,
+            push_to_hub=False,
+            trackers=(),
+            tracker_options={},
+            latent_cache=None,
         )
         check_output("output_dir", config.data, config.output_dir)
-        on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(changed))
+        on_first_process(
+            lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(changed)
+        )
         run = prepare(changed, console or PlainConsole())
         try:
             with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
                 validate(run, stop)
                 return _update_once(run, stop)
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(run.config, f"at step {run.state.step}", is_custom=run.is_custom) from error
+            raise out_of_memory(
+                run.config, f"at step {run.state.step}", is_custom=run.is_custom
+            ) from error
         finally:
             run.close()
 
@@ -207,7 +230,9 @@ def _update_once(run: TrainingRun, stop: StopRequest) -> DryRunResult:
     schedule = WeightSchedule(config.objective)
     step = schedule.step_with_most_terms(config.steps)
     state.step = step
-    batches = read_batches(config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set)
+    batches = read_batches(
+        config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set
+    )
     micro_batches, error = read_next(batches)
     if error is not None:
         raise error

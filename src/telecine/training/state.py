@@ -38,7 +38,9 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
-        self.current = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.current = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
         self.averages = {name: weight.detach().clone() for name, weight in self.current.items()}
 
     @torch.no_grad()
@@ -97,7 +99,9 @@ class TrainState:
     """
 
     accelerator: Accelerator
-    model: nn.Module  # the autoencoder as training calls it: sharded, or with several processes in DDP's wrapper
+    model: (
+        nn.Module
+    )  # the autoencoder as training calls it: sharded, or with several processes in DDP's wrapper
     autoencoder: VideoAutoencoder  # without a wrapper
     objective: VideoAutoencoderLoss
     optimizer: Optimizer  # of the autoencoder's trained weights and the parameters that the objective learns with them
@@ -108,7 +112,9 @@ class TrainState:
     grad_clip: float  # the largest 2-norm of each network's gradient
     seed: int  # of the random numbers that are drawn for each clip
     step: int = 0  # the number of updates done
-    log_means: IntervalMeans = field(default_factory=IntervalMeans)  # of the values since the last record
+    log_means: IntervalMeans = field(
+        default_factory=IntervalMeans
+    )  # of the values since the last record
     num_records: int = 0  # in `metrics.jsonl`
     rollbacks: list[Rollback] = field(default_factory=list)
 

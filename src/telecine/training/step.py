@@ -48,8 +48,12 @@ class MicroBatch:
     """Clips that pass through the networks together."""
 
     inputs: Tensor  # video `(B, C, T, H, W)` in [-1, 1]; or its latents, if the autoencoder trains on latents alone
-    clips: Sequence[int]  # the number of each clip in the run, which seeds all random numbers drawn for it
-    posterior: Posterior | None = None  # of the clips' latents, if it is known; otherwise the encoder computes it
+    clips: Sequence[
+        int
+    ]  # the number of each clip in the run, which seeds all random numbers drawn for it
+    posterior: Posterior | None = (
+        None  # of the clips' latents, if it is known; otherwise the encoder computes it
+    )
 
 
 def train_step(
@@ -76,7 +80,9 @@ def train_step(
     with shared_spectral_norms():
         for batch in batches:
             is_last = batch is batches[-1]
-            logs.append(accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last))
+            logs.append(
+                accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last)
+            )
     try:
         log = finite_values(_mean_over_batches(logs), state.step)
     except DivergenceError:
@@ -87,7 +93,9 @@ def train_step(
     state.ema.update()
     if state.disc_optimizer is not None and weights.discriminators_train:
         average_gradients(parameters_of(state.disc_optimizer))
-        log |= _optimizer_step(state, state.disc_optimizer, prefix="disc_", measure_update_ratio=measure_update_ratio)
+        log |= _optimizer_step(
+            state, state.disc_optimizer, prefix="disc_", measure_update_ratio=measure_update_ratio
+        )
     if state.accelerator.scaler is not None:
         state.accelerator.scaler.update()  # after both optimizers: their gradients have the same scale
     state.step += 1
@@ -146,11 +154,15 @@ def accumulate_gradients(
                 sample_weight=output.weight,
             )
             if state.disc_optimizer is not None and weights.discriminators_train:
-                update = objective.update(target, output.video, weights, output.aux, last_layer, **options)
+                update = objective.update(
+                    target, output.video, weights, output.aux, last_layer, **options
+                )
                 losses = [update.loss, update.disc_loss]
                 objective_log = update.log | update.disc_log
             else:
-                loss, objective_log = objective(target, output.video, 0, weights, output.aux, last_layer, **options)
+                loss, objective_log = objective(
+                    target, output.video, 0, weights, output.aux, last_layer, **options
+                )
                 losses = [loss]
         # The 0 of a term that was not computed would distort the mean over updates.
         not_computed = [f"train/{name}_loss" for name in _ALWAYS_LOGGED if weights[name] == 0]
@@ -299,5 +311,7 @@ def _check_data(batches: Sequence[MicroBatch], step: int) -> None:
     mean = float(average_over_ranks(means.mean()))
     if not math.isfinite(mean):
         problem = f"`data` must be finite, but got {mean} at step {step}. The weights were not updated with it."
-        remedy = "Check the data. Then run the same command again: it resumes from the last checkpoint."
+        remedy = (
+            "Check the data. Then run the same command again: it resumes from the last checkpoint."
+        )
         raise TrainingError(f"{problem} {remedy}")

@@ -16,7 +16,13 @@ from torch.optim import Optimizer
 from telecine.base.checks import argument_error
 from telecine.models.pretrained import safetensors_write, without_shared_memory
 from telecine.runs import DamagedError
-from telecine.training.distributed import all_gather, copy_whole, is_sharded, local_shard, shard_offsets
+from telecine.training.distributed import (
+    all_gather,
+    copy_whole,
+    is_sharded,
+    local_shard,
+    shard_offsets,
+)
 from telecine.training.state import parameters_of
 
 # The names of the raw and of the averaged weights in a checkpoint.
@@ -31,7 +37,9 @@ _SHARDING_INFO = "DCP_SHARDING_INFO"
 _OFFSETS = "saved_offsets"
 
 # PyTorch warns whenever a process reads shards by itself.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+warnings.filterwarnings(
+    "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
+)
 
 
 class HostCopy:
@@ -43,7 +51,9 @@ class HostCopy:
     def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
         self.tensors: dict[str, Tensor] = {}
-        self.offsets: dict[str, list[int]] = {}  # where each copy begins in the whole tensor, in each dimension
+        self.offsets: dict[
+            str, list[int]
+        ] = {}  # where each copy begins in the whole tensor, in each dimension
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor]) -> None:
@@ -57,7 +67,9 @@ class HostCopy:
             shard = local_shard(tensor)
             memory = previous.get(name)
             if memory is None:
-                memory = torch.empty_like(shard, device="cpu", memory_format=torch.contiguous_format)
+                memory = torch.empty_like(
+                    shard, device="cpu", memory_format=torch.contiguous_format
+                )
             self.tensors[name] = memory.copy_(shard)
             self.offsets[name] = shard_offsets(tensor)
 
@@ -65,7 +77,13 @@ class HostCopy:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors by name as safetensors, or raise an `OSError`."""
     with safetensors_write(path):
-        save_file({name: tensor.cpu().contiguous() for name, tensor in without_shared_memory(tensors).items()}, path)
+        save_file(
+            {
+                name: tensor.cpu().contiguous()
+                for name, tensor in without_shared_memory(tensors).items()
+            },
+            path,
+        )
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -114,7 +132,9 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
             offsets[f"{group}.{name}"] = {_OFFSETS: copy.offsets[name]}
     path.parent.mkdir(exist_ok=True)
     with safetensors_write(path):
-        save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets)})  # several would be in another order each time
+        save_file(
+            tensors, path, {_SHARDING_INFO: json.dumps(offsets)}
+        )  # several would be in another order each time
 
 
 def saved_tensors(folder: Path, group: str) -> dict[str, Tensor]:
@@ -179,7 +199,9 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, error: BaseException) -> Exception:
     got = f"a missing or damaged one ({error})"
-    return argument_error(str(path), "a safetensors file", got, "Use another checkpoint.", DamagedError)
+    return argument_error(
+        str(path), "a safetensors file", got, "Use another checkpoint.", DamagedError
+    )
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -206,16 +228,22 @@ def load_optimizer(optimizer: Optimizer, folder: Path, group: str) -> None:
         index = key.partition(".")[0]
         parameter = parameters[int(index)]
         if saved.ndim > 0 and saved.shape == parameter.shape:
-            targets[key] = torch.empty_like(parameter, dtype=saved.dtype)  # sharded as the parameter is
+            targets[key] = torch.empty_like(
+                parameter, dtype=saved.dtype
+            )  # sharded as the parameter is
         else:
             targets[key] = torch.empty_like(saved, device="cpu")
     load_into(targets, folder, group)
     state: defaultdict[int, dict[str, Tensor | int]] = defaultdict(dict)
     for key, tensor in targets.items():
         index, _, name = key.partition(".")
-        is_int = tensor.ndim == 0 and not tensor.is_floating_point()  # the steps of bitsandbytes, not those of PyTorch
+        is_int = (
+            tensor.ndim == 0 and not tensor.is_floating_point()
+        )  # the steps of bitsandbytes, not those of PyTorch
         state[int(index)][name] = int(tensor) if is_int else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

@@ -17,7 +17,9 @@ _TENSORBOARD = "tensorboard"
 _NESTED = ("wandb", "trackio")
 
 
-def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run, resumed_at: int | None) -> None:
+def start_trackers(
+    accelerator: Accelerator, settings: dict[str, Any], run: Run, resumed_at: int | None
+) -> None:
     """Start the trackers of a run and send them its settings. Call this in the first process only.
 
     After a resume Weights & Biases and trackio continue the run that they had, by an id in the run's folder.
@@ -39,7 +41,9 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
         trackers = list(accelerator.log_with)
         for index, tracker in enumerate(trackers):
             if str(tracker) == _TENSORBOARD:
-                trackers[index] = TensorBoardTracker(_TENSORBOARD, run.folder, **options[_TENSORBOARD])
+                trackers[index] = TensorBoardTracker(
+                    _TENSORBOARD, run.folder, **options[_TENSORBOARD]
+                )
         accelerator.log_with = trackers
         accelerator.init_trackers(settings["tracker_project"], init_kwargs=options)
     except _start_errors(names) as error:
@@ -48,7 +52,9 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
         raise argument_error("trackers", "names of trackers that start", got, remedy) from error
     for tracker in accelerator.trackers:
         if tracker.name != _TENSORBOARD:  # it would make another folder at each start
-            tracker.store_init_configuration(settings if tracker.name in _NESTED else flat_settings(settings))
+            tracker.store_init_configuration(
+                settings if tracker.name in _NESTED else flat_settings(settings)
+            )
 
 
 def drop_after(step: int, trackers: Iterable[Any]) -> None:
@@ -62,12 +68,17 @@ def drop_after(step: int, trackers: Iterable[Any]) -> None:
 
 def _options(trackers: Sequence[str], run: Run, resumed_at: int | None) -> dict[str, Any]:
     """Return what trackers are started with: the name of the run's folder, and an id that stays after a resume."""
-    options: dict[str, Any] = {_TENSORBOARD: {"purge_step": 0 if resumed_at is None else resumed_at + 1}}
+    options: dict[str, Any] = {
+        _TENSORBOARD: {"purge_step": 0 if resumed_at is None else resumed_at + 1}
+    }
     if "wandb" in trackers or "trackio" in trackers:
         name = run.folder.resolve().name
         run_id = run.tracker_id(is_new=resumed_at is None)
         options["wandb"] = {"name": name, "id": run_id, "resume": "allow", "dir": str(run.folder)}
-        options["trackio"] = {"name": f"{name}-{run_id}", "resume": "allow"}  # it finds a run by its name
+        options["trackio"] = {
+            "name": f"{name}-{run_id}",
+            "resume": "allow",
+        }  # it finds a run by its name
     return options
 
 

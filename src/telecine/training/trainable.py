@@ -30,19 +30,28 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
     _keep_frozen_in_eval_mode(model)
     for name, weight in model.named_parameters():
         if weight.requires_grad and weight.dtype.itemsize < torch.float32.itemsize:
-            remedy = "Call `.float()` on the model; `mixed_precision` lets it compute in half precision."
-            raise argument_error("the trained weights", "float32", f"{name} in {weight.dtype}", remedy)
+            remedy = (
+                "Call `.float()` on the model; `mixed_precision` lets it compute in half precision."
+            )
+            raise argument_error(
+                "the trained weights", "float32", f"{name} in {weight.dtype}", remedy
+            )
 
 
 def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
     """Return whether a trained weight may change the latent: one that is not in the decoder."""
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
-    return any(weight.requires_grad and name.split(".")[0] not in DECODER for name, weight in model.named_parameters())
+    return any(
+        weight.requires_grad and name.split(".")[0] not in DECODER
+        for name, weight in model.named_parameters()
+    )
 
 
 def _select_weights(model: nn.Module, config: TrainableConfig) -> None:
     # Patterns also train weights that a custom module has frozen; without patterns those stay frozen.
-    names = [name for name, weight in model.named_parameters() if config.patterns or weight.requires_grad]
+    names = [
+        name for name, weight in model.named_parameters() if config.patterns or weight.requires_grad
+    ]
     if config.weights == "decoder":
         names = _in_decoder(model, names)
     if not names:
@@ -84,7 +93,9 @@ def _in_decoder(model: nn.Module, names: Iterable[str]) -> list[str]:
     if not isinstance(getattr(model, "decoder", None), nn.Module):
         children = ", ".join(name for name, _ in model.named_children())
         got = f"{type(model).__name__} with {children}"
-        raise argument_error("autoencoder", "a model with a module `decoder`", got, "Choose weights by `patterns`.")
+        raise argument_error(
+            "autoencoder", "a model with a module `decoder`", got, "Choose weights by `patterns`."
+        )
     return [name for name in names if name.split(".")[0] in DECODER]
 
 
@@ -96,8 +107,12 @@ def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     for pattern in patterns:
         matches = [name for name in names if fnmatchcase(name, pattern)]
         if not matches:
-            remedy = nearest(pattern, names) or f"The first is `{names[0]}`, the last `{names[-1]}`."
-            raise argument_error("patterns", "patterns of names that can be trained", repr(pattern), remedy)
+            remedy = (
+                nearest(pattern, names) or f"The first is `{names[0]}`, the last `{names[-1]}`."
+            )
+            raise argument_error(
+                "patterns", "patterns of names that can be trained", repr(pattern), remedy
+            )
         matching.update(matches)
     return [name for name in names if name in matching]
 

@@ -34,8 +34,12 @@ class Validation:
 
     metrics: dict[str, float]  # the mean of each over the clips
     per_clip: list[dict[str, float]]  # in order
-    latent: dict[str, float]  # see `latent_summary` and `code_usage`; empty if the model offers none
-    picture: Tensor  # side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed
+    latent: dict[
+        str, float
+    ]  # see `latent_summary` and `code_usage`; empty if the model offers none
+    picture: (
+        Tensor  # side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed
+    )
     fps: float  # of the picture: that of its fastest clip
     clips: list[ValidationClip]  # up to `NUM_KEPT` for the report
 

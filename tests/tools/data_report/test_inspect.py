@@ -19,7 +19,9 @@ from telecine.training.clips import Spans
 from .conftest import moving_frames, write_video
 
 
-def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally_often(report, config):
+def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally_often(
+    report, config
+):
     spans, clips = (
         Spans.find(config.data, config.val_data, config.clips).train,
         replace(config.clips, weighting="files"),
@@ -34,7 +36,9 @@ def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally
 
 def test_unusual_clips_are_remarked(report):
     for clip in report.clips:
-        assert clip.remarks == {"still.mp4": ("static",), "black.mp4": ("black",)}.get(Path(clip.source).name, ())
+        assert clip.remarks == {"still.mp4": ("static",), "black.mp4": ("black",)}.get(
+            Path(clip.source).name, ()
+        )
     assert {remark for clip in report.clips for remark in clip.remarks} == {"static", "black"}
 
 
@@ -70,10 +74,15 @@ def test_images_are_counted_as_images(config, data, tmp_path):
         Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
     reports = {}
     for ratio, counted in ((0.5, "1 video and 3 images"), (0.0, "1 video"), (1.0, "3 images")):
-        changed = replace(config, data=str(tmp_path), clips=replace(config.clips, image_ratio=ratio))
+        changed = replace(
+            config, data=str(tmp_path), clips=replace(config.clips, image_ratio=ratio)
+        )
         reports[ratio] = inspect_data(changed, num_clips=2)
         assert summarize(reports[ratio])["files used"] == f"{counted}, of 4 files"
-    uses = {ratio: {Path(row.path).name: row.use for row in report.files} for ratio, report in reports.items()}
+    uses = {
+        ratio: {Path(row.path).name: row.use for row in report.files}
+        for ratio, report in reports.items()
+    }
     assert uses[0.0]["0.png"] == "an image, and `clips.image_ratio` is 0"
     assert uses[1.0]["scene.mp4"] == "a video, and `clips.image_ratio` is 1"
     assert {ratio: report.num_train + report.num_held_out for ratio, report in reports.items()} == {
@@ -89,10 +98,14 @@ def test_clips_say_how_they_were_turned(config):
     report = inspect_data(replace(config, clips=square), num_clips=20)
     assert len({clip.orientation for clip in report.clips}) > 4
     still = replace(square, random_orientation=False, random_flip=False)
-    assert {clip.orientation for clip in inspect_data(replace(config, clips=still), num_clips=4).clips} == {""}
+    assert {
+        clip.orientation for clip in inspect_data(replace(config, clips=still), num_clips=4).clips
+    } == {""}
     page = render_data(report)
     for clip in report.clips:
-        assert f"frame {clip.start}, 5 x 32 x 32{clip.orientation and f', {clip.orientation}'}" in page
+        assert (
+            f"frame {clip.start}, 5 x 32 x 32{clip.orientation and f', {clip.orientation}'}" in page
+        )
 
 
 def test_errors(config, tmp_path):
@@ -107,11 +120,20 @@ def test_data_on_a_server_has_the_same_report(s3, config, data, tmp_path):
     folder.mkdir()
     for name in ("scene.mp4", "copy.mp4", "broken.mp4", "notes.txt"):
         shutil.copy(data / name, folder)
-    here, there = (inspect_data(replace(config, data=path), num_clips=2) for path in (str(folder), s3.put(folder, "v")))
+    here, there = (
+        inspect_data(replace(config, data=path), num_clips=2)
+        for path in (str(folder), s3.put(folder, "v"))
+    )
     names = [[Path(row.path).name for row in rows.files] for rows in (here, there)]
     assert names[0] == names[1]
-    assert [replace(row, path="") for row in there.files] == [replace(row, path="") for row in here.files]
-    assert (there.ignored, there.num_train, len(there.copies)) == ({".txt": 1}, here.num_train, len(here.copies))
+    assert [replace(row, path="") for row in there.files] == [
+        replace(row, path="") for row in here.files
+    ]
+    assert (there.ignored, there.num_train, len(there.copies)) == (
+        {".txt": 1},
+        here.num_train,
+        len(here.copies),
+    )
     for clip, expected in zip(there.clips, here.clips, strict=True):
         assert torch.equal(clip.frames, expected.frames)
 
@@ -139,8 +161,15 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     assert [(span.info.path.name, span.first_frame, span.last_frame) for span in spans] == expected
     text = "Cuts were found in 1 of 2 videos that were decoded whole, of 2. The list `scenes.csv` has the scenes"
     assert any(line.startswith(text) for line in report.advice)
-    sizes = ["--clips.num_frames=5", "--clips.height=32", "--clips.width=40", "--clips.num_workers=1"]
-    assert main(["data", str(folder), "-o", str(tmp_path / "my data"), "--num_clips=1", *sizes]) == 0
+    sizes = [
+        "--clips.num_frames=5",
+        "--clips.height=32",
+        "--clips.width=40",
+        "--clips.num_workers=1",
+    ]
+    assert (
+        main(["data", str(folder), "-o", str(tmp_path / "my data"), "--num_clips=1", *sizes]) == 0
+    )
     printed = capsys.readouterr().out
     assert f"--data '{tmp_path}/my data/scenes.csv'`" in printed
     assert "; 1 worker (" in printed
@@ -162,7 +191,10 @@ def test_a_damaged_video_is_not_one_that_more_frames_would_search(config, data, 
 
 def test_clips_of_arrays_have_their_own_shape(config, tmp_path):
     for index in range(2):
-        np.save(tmp_path / f"{index}.npy", moving_frames(20, seed=index).repeat(1, 1, 1, 2)[..., :5].numpy())
+        np.save(
+            tmp_path / f"{index}.npy",
+            moving_frames(20, seed=index).repeat(1, 1, 1, 2)[..., :5].numpy(),
+        )
     clips = replace(config.clips, channels=5)
     report = inspect_data(replace(config, data=str(tmp_path), clips=clips), num_clips=1)
     assert list(report.as_dict()["clips"][0]["shape"]) == [5, 32, 40, 5]
@@ -170,7 +202,11 @@ def test_clips_of_arrays_have_their_own_shape(config, tmp_path):
 
 
 def test_scenes_in_tar_files_are_not_in_the_list(config, tmp_path):
-    cuts = write_video(tmp_path / "cuts.mp4", torch.cat([moving_frames(20) // 4, moving_frames(13) // 4 + 150]), g="10")
+    cuts = write_video(
+        tmp_path / "cuts.mp4",
+        torch.cat([moving_frames(20) // 4, moving_frames(13) // 4 + 150]),
+        g="10",
+    )
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         archive.add(cuts, "inside.mp4")
     report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
@@ -188,5 +224,7 @@ def test_a_file_that_is_held_out_by_another_name(config, data, tmp_path, monkeyp
     for name in ("scene.mp4", "still.mp4"):
         shutil.copy(data / name, tmp_path)
     monkeypatch.chdir(tmp_path.parent)
-    report = inspect_data(replace(config, data=str(tmp_path), val_data=f"{tmp_path.name}/scene.mp4"), num_clips=1)
+    report = inspect_data(
+        replace(config, data=str(tmp_path), val_data=f"{tmp_path.name}/scene.mp4"), num_clips=1
+    )
     assert {Path(row.path).name: row.use for row in report.files}["scene.mp4"] == "held out"

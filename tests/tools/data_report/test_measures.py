@@ -73,5 +73,8 @@ def test_copies_are_found_by_their_frames():
 def test_the_definitions_state_the_limits():
     assert DEFINITIONS["black"] == "no frame has a mean brightness above 5%"
     assert "by more than 0.2% on average" in DEFINITIONS["static"]
-    assert "by more than 6% on average, and by more than 2.5 times the changes before" in DEFINITIONS["cut"]
+    assert (
+        "by more than 6% on average, and by more than 2.5 times the changes before"
+        in DEFINITIONS["cut"]
+    )
     assert DEFINITIONS["copies"].endswith("at most 4 bits each")

@@ -9,13 +9,21 @@ import torch
 
 from telecine.__main__ import main
 from telecine.data import index_video
-from telecine.tools.data_report.page import MAX_IN_VIDEO, lay_out_clips, render_data, summarize, write_data
+from telecine.tools.data_report.page import (
+    MAX_IN_VIDEO,
+    lay_out_clips,
+    render_data,
+    summarize,
+    write_data,
+)
 
 
 def test_the_page_shows_clips_and_files_and_needs_no_network(report):
     page = render_data(report)
     assert page.count('<img src="data:image/jpeg;base64,') == 20
-    assert page.count('<span class="badge worst">') == sum(bool(clip.remarks) for clip in report.clips)
+    assert page.count('<span class="badge worst">') == sum(
+        bool(clip.remarks) for clip in report.clips
+    )
     for row in report.files:
         assert f'<th scope="row">{Path(row.path).name}</th>' in page.replace("<wbr>", "")
     assert "Files of other kinds: 1 .txt." in page
@@ -43,7 +51,10 @@ def test_the_command_writes_a_page_a_video_and_a_json(data, tmp_path, capsys):
 
 def test_names_that_are_not_utf8(report, tmp_path):
     odd = os.fsdecode(b"caf\xe9")
-    row, clip = replace(report.files[0], path=f"{odd}/{odd}.mp4"), replace(report.clips[0], source=f"{odd}.mp4")
+    row, clip = (
+        replace(report.files[0], path=f"{odd}/{odd}.mp4"),
+        replace(report.clips[0], source=f"{odd}.mp4"),
+    )
     page = write_data(replace(report, files=[row], clips=[clip], data=odd), tmp_path / "out")
     assert page.read_text(encoding="utf-8").count("caf\\udce9.mp4") == 2
     assert json.loads((tmp_path / "out" / "data.json").read_text())["files"][0]["path"] == row.path

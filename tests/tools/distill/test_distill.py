@@ -48,8 +48,14 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     assert "resuming from" in capsys.readouterr().out
     assert len(list(Path("latents").glob("*.safetensors"))) == 2, "a clip was encoded in each run"
     run = folder / "run"
-    (means,) = (record for record in Run(run).history.read() if record.get("step") == 2 and "train/lr" in record)
-    assert {"train/teacher_reconstruction_loss", "train/wavelet_loss", "train/gen_loss"} < set(means)
+    (means,) = (
+        record
+        for record in Run(run).history.read()
+        if record.get("step") == 2 and "train/lr" in record
+    )
+    assert {"train/teacher_reconstruction_loss", "train/wavelet_loss", "train/gen_loss"} < set(
+        means
+    )
     checkpoint = Run(run).checkpoints.all()[-1][1]
     config = json.loads((checkpoint / "ema" / "config.json").read_text())
     wan = DiffusersAutoencoder.from_pretrained("wan")
@@ -57,13 +63,20 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     assert config["latents_mean"] == list(wan.module.config.latents_mean)
     of_student = {"decoder"}
     for name in ("ema", "model"):
-        assert {key.split(".")[0] for key in load_file(checkpoint / name / "model.safetensors")} == of_student
+        assert {
+            key.split(".")[0] for key in load_file(checkpoint / name / "model.safetensors")
+        } == of_student
     assert not any("teacher" in key for key in load_file(checkpoint / "objective.safetensors"))
     loaded = load_autoencoder(checkpoint / "ema")
     assert isinstance(loaded, StudentAutoencoder)
     latent = wan.encode(torch.zeros(1, 3, 5, 32, 32)).mode()
     assert loaded.decode(latent).shape == (1, 3, 5, 32, 32)
-    assert main(["reconstruct", "run", "clip.mp4", "-o", "out.mp4", "--device", "cpu", "--height", "32"]) == 0
+    assert (
+        main(
+            ["reconstruct", "run", "clip.mp4", "-o", "out.mp4", "--device", "cpu", "--height", "32"]
+        )
+        == 0
+    )
 
 
 @pytest.mark.slow
@@ -72,7 +85,15 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
 def test_teachers_with_other_rules_of_frames(folder, name, frames):
     """Mochi has a latent frame of six frames, and Allegro none of the first frame alone. A resumed run is the same."""
     tiny_model(name).save_pretrained(name)
-    command = ["distill", "--config", "distill.yaml", "--teacher", name, "--clips.num_frames", str(frames)]
+    command = [
+        "distill",
+        "--config",
+        "distill.yaml",
+        "--teacher",
+        name,
+        "--clips.num_frames",
+        str(frames),
+    ]
     command += ["--teacher_weight", "0.5", "--feature_weight", "0.1"]
     assert main([*command, "--output_dir", "whole"]) == 0
     shutil.copytree("whole", "parts")
@@ -82,11 +103,15 @@ def test_teachers_with_other_rules_of_frames(folder, name, frames):
     ours = tensors(whole)
     theirs = tensors(parts)
     assert len(ours) == 6
-    assert all(torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file])
+    assert all(
+        torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file]
+    )
     student = load_autoencoder(whole / "ema")
     teacher = DiffusersAutoencoder.from_pretrained(name).eval()
     video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
-    teacher.requires_grad_(False)  # as the student's: PyTorch multiplies matrices of trained weights in other shapes
+    teacher.requires_grad_(
+        False
+    )  # as the student's: PyTorch multiplies matrices of trained weights in other shapes
     with torch.no_grad():
         latent = teacher.encode(video).mode()
         assert torch.equal(student.encode(video).mode(), latent)
@@ -99,7 +124,9 @@ def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder)
     assert term.state_dict() == {}
     target = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     of_teacher = DiffusersAutoencoder.from_pretrained("wan").encode(target).mode().detach()
-    mean = of_teacher.mean((0, 2, 3, 4), keepdim=True).expand_as(of_teacher).clone().requires_grad_()
+    mean = (
+        of_teacher.mean((0, 2, 3, 4), keepdim=True).expand_as(of_teacher).clone().requires_grad_()
+    )
     assert term(latent=of_teacher, target=target) == pytest.approx(0.0, abs=1e-8)
     loss = term(latent=mean, target=target)
     assert loss.item() == pytest.approx(1.0, rel=1e-3)
@@ -155,7 +182,9 @@ def test_a_run_whose_teacher_has_changed_does_not_resume(folder, capsys):
 def generating(folder):
     """Have a telecine model whose decoder generates in the working directory."""
     small = {"latent_channels": 4, "patch_size": 2, "base_channels": 8, "blocks_per_level": 1}
-    CausalVAE(CausalVAEConfig(spatial_compression=4, decoder="flow", **small)).save_pretrained("generates")
+    CausalVAE(CausalVAEConfig(spatial_compression=4, decoder="flow", **small)).save_pretrained(
+        "generates"
+    )
 
 
 @torch.no_grad()
@@ -164,9 +193,14 @@ def test_the_reconstruction_of_a_teacher_that_generates(generating):
     shape = (2, 3, 5, 32, 32)
     teacher = load_autoencoder("generates")
     teacher.set_decoding(steps=2)
-    expected = teacher.decode(latent, torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    expected = teacher.decode(
+        latent, torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    )
     term = TeacherReconstruction("generates", decode_steps=2)
-    assert term(reconstruction=expected, latent=latent, generator=torch.Generator().manual_seed(1)) == 0
+    assert (
+        term(reconstruction=expected, latent=latent, generator=torch.Generator().manual_seed(1))
+        == 0
+    )
 
 
 @pytest.fixture
@@ -183,12 +217,18 @@ def trained(monkeypatch):
 
 
 def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
-    assert main(["distill", "--config", "distill.yaml", "--teacher", "wan", "--teacher_weight", "0.5"]) == 0
+    assert (
+        main(["distill", "--config", "distill.yaml", "--teacher", "wan", "--teacher_weight", "0.5"])
+        == 0
+    )
     write_settings(folder, trained[0])
     for weight in ("0.5", "0"):
         assert main(["distill", "--config", "config.yaml", "--teacher_weight", weight]) == 0
     assert trained[1] == trained[0]
-    assert [[*config.objective.terms] for config in trained[1:]] == [["wavelet", "teacher_reconstruction"], ["wavelet"]]
+    assert [[*config.objective.terms] for config in trained[1:]] == [
+        ["wavelet", "teacher_reconstruction"],
+        ["wavelet"],
+    ]
 
 
 def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, trained):
@@ -201,10 +241,20 @@ def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, tra
 
 
 @pytest.mark.parametrize(("student", "linear_start"), [("teacher", False), ("flow.yaml", True)])
-def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(generating, trained, student, linear_start):
+def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(
+    generating, trained, student, linear_start
+):
     """It starts as the teacher if their decoders are alike, otherwise as a linear map."""
     Path("flow.yaml").write_text("decoder: flow\nbase_channels: 16\nblocks_per_level: 1\n")
-    command = ["distill", "--config", "distill.yaml", "--teacher", "generates", "--student", student]
+    command = [
+        "distill",
+        "--config",
+        "distill.yaml",
+        "--teacher",
+        "generates",
+        "--student",
+        student,
+    ]
     assert main([*command, "--teacher_weight", "0.5", "--teacher_decode_steps", "3"]) == 0
     (config,) = trained
     assert config.causal_vae.flow.one_step
@@ -216,15 +266,32 @@ def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(generatin
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["--model", "wan"], "`--model` must be left out, but got a value. A student is new, and learns from its `--t"),
+        (
+            ["--model", "wan"],
+            "`--model` must be left out, but got a value. A student is new, and learns from its `--t",
+        ),
         (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
-        (["--init", "wan"], "`--init` must be left out for a student, but got 'wan'. What it learns from is its "),
-        (["--trainable.weights", "lora"], "`--trainable.weights` must be all or decoder for a student, but got lora."),
+        (
+            ["--init", "wan"],
+            "`--init` must be left out for a student, but got 'wan'. What it learns from is its ",
+        ),
+        (
+            ["--trainable.weights", "lora"],
+            "`--trainable.weights` must be all or decoder for a student, but got lora.",
+        ),
     ],
 )
 def test_what_a_student_does_not_start_from_is_refused(folder, trained, capsys, typed, message):
     Path("of_model.yaml").write_text("model: wan\nrandom_weights: true\n")
-    command = ["distill", "--config", "of_model.yaml", "--config", "distill.yaml", "--teacher", "wan"]
+    command = [
+        "distill",
+        "--config",
+        "of_model.yaml",
+        "--config",
+        "distill.yaml",
+        "--teacher",
+        "wan",
+    ]
     assert main([*command, *typed]) == 2
     assert message in capsys.readouterr().err
     assert trained == []
@@ -233,7 +300,9 @@ def test_what_a_student_does_not_start_from_is_refused(folder, trained, capsys, 
 
 def test_errors(folder):
     Path("nested.yaml").write_text("base_channels: 8\nnested_channels: [2]\n")
-    with pytest.raises(ValueError, match=r"`teacher` must be a model or a run, but got nothing\. Add `--teacher"):
+    with pytest.raises(
+        ValueError, match=r"`teacher` must be a model or a run, but got nothing\. Add `--teacher"
+    ):
         distill(DistillConfig())
     for settings, message in (
         ({"teacher_weight": -1.0}, "`teacher_weight` must be at least 0"),

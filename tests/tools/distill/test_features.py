@@ -18,7 +18,9 @@ from telecine.tools.distill.features import TeacherFeatures, average_frames
 from ...models.tiny_models import tiny_model
 from ...training.helpers import tensors
 
-CONFIG = CausalVAEConfig(spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1)
+CONFIG = CausalVAEConfig(
+    spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1
+)
 
 
 @pytest.fixture
@@ -60,8 +62,12 @@ def test_layers_of_a_wan_are_chosen_by_resolution(folder):
     student = StudentAutoencoder.of(wan, "wan", load_autoencoder, config)
     term = TeacherFeatures("wan", config.channels)
     assert [pair.level for pair in term.pairs] == [0, 1]
-    assert term.state_dict().keys() == {f"projections.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
-    features = term.teacher_features(torch.zeros(2, 4, 2, 4, 4), [pair.layer for pair in term.pairs])
+    assert term.state_dict().keys() == {
+        f"projections.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")
+    }
+    features = term.teacher_features(
+        torch.zeros(2, 4, 2, 4, 4), [pair.layer for pair in term.pairs]
+    )
     assert [x.shape[3:] for x in features.values()] == [(4, 4), (8, 8)]
     term(latent=torch.randn(2, 4, 2, 4, 4), decode=student.decode).backward()
     assert student.decoder.network[0].conv.weight.grad.any()
@@ -91,8 +97,12 @@ def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, n
     teacher = load_autoencoder(name)
     config = student_config("tiny", teacher, teacher.covering_clip(8, 32, 32))
     term = TeacherFeatures(name, config.channels)
-    features = term.teacher_features(torch.zeros(1, 4, 1, 4, 4), [pair.layer for pair in term.pairs])
-    assert [x.shape[2:] for x in features.values()] == [(1, 4, 4), (frames, 8, 8)], "not those with channels last"
+    features = term.teacher_features(
+        torch.zeros(1, 4, 1, 4, 4), [pair.layer for pair in term.pairs]
+    )
+    assert [x.shape[2:] for x in features.values()] == [(1, 4, 4), (frames, 8, 8)], (
+        "not those with channels last"
+    )
     assert [pair.level for pair in term.pairs] == [0, 1]
     assert [pair.first_frame_apart for pair in term.pairs] == [True, frames == 1]
 
@@ -103,13 +113,20 @@ def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, n
 )
 def test_a_mean_over_frames(num_frames, size, first_frame_apart, means):
     video = torch.arange(float(num_frames)).view(1, 1, -1, 1, 1)
-    assert average_frames(video, (size, 1, 1), first_frame_apart=first_frame_apart).flatten().tolist() == means
+    assert (
+        average_frames(video, (size, 1, 1), first_frame_apart=first_frame_apart).flatten().tolist()
+        == means
+    )
 
 
 @pytest.mark.parametrize(
     ("channels", "layers", "message"),
     [
-        (CONFIG.channels, ["network.9"], r"`feature_layers` must be layers that .* got 'network\.9'\. Did you"),
+        (
+            CONFIG.channels,
+            ["network.9"],
+            r"`feature_layers` must be layers that .* got 'network\.9'\. Did you",
+        ),
         (CONFIG.channels, ["zzz"], r"got 'zzz'\. Its last ones are network\."),
         ((), [], r"got \"none of the student's sizes\""),
     ],
@@ -141,5 +158,7 @@ def test_projections_are_trained_saved_and_resumed(folder):
     ours = tensors(whole[-1][1])
     theirs = tensors(parts[-1][1])
     assert len(ours) == 6
-    assert all(torch.equal(ours[file][name], theirs[file][name]) for file in ours for name in ours[file])
+    assert all(
+        torch.equal(ours[file][name], theirs[file][name]) for file in ours for name in ours[file]
+    )
     assert "train/teacher_features_loss" in Run(Path("whole")).history.path.read_text()

@@ -10,7 +10,13 @@ from telecine.data import index_video
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.settings import CausalVAEConfig
-from telecine.tools.latents.denoising import LEVELS, WienerFilter, largest_patch, measure_denoiser, velocity_losses
+from telecine.tools.latents.denoising import (
+    LEVELS,
+    WienerFilter,
+    largest_patch,
+    measure_denoiser,
+    velocity_losses,
+)
 
 TINY = CausalVAEConfig(4, 4, 4, 2, base_channels=8, blocks_per_level=1)
 PATCH = (1, 2, 2)
@@ -29,13 +35,18 @@ def covariance():
 def gaussian(num, seed):
     """Return normal latents whose patches have the covariance and are independent."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(num * 16, 16, generator=generator) @ torch.linalg.cholesky(covariance()).T.float()
+    rows = (
+        torch.randn(num * 16, 16, generator=generator)
+        @ torch.linalg.cholesky(covariance()).T.float()
+    )
     return rearrange(rows, "(b h w) (c q r) -> b c 1 (h q) (w r)", h=4, w=4, q=2, r=2)
 
 
 def expected(level):
     """Return the error of the best denoiser: the trace of (C^-1 + a^2 I / t^2)^-1 / t^2, with a = 1 - t."""
-    precision = covariance().inverse() + torch.eye(16, dtype=torch.float64) * (1 - level) ** 2 / level**2
+    precision = (
+        covariance().inverse() + torch.eye(16, dtype=torch.float64) * (1 - level) ** 2 / level**2
+    )
     return float(precision.inverse().trace() / 16 / level**2)
 
 
@@ -50,13 +61,24 @@ def test_the_filter_leaves_what_the_closed_form_says():
 def test_the_mean_is_part_of_it():
     latents = 3 + 1e-3 * gaussian(40, seed=1)
     fitted = WienerFilter.fit(latents, PATCH)
-    noisy = 0.5 * latents + 0.5 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(noisy - 0.5 * fitted.velocity(noisy, 0.5), latents, atol=0.01, rtol=0)
+    noisy = 0.5 * latents + 0.5 * torch.randn(
+        latents.shape, generator=torch.Generator().manual_seed(0)
+    )
+    torch.testing.assert_close(
+        noisy - 0.5 * fitted.velocity(noisy, 0.5), latents, atol=0.01, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
     ("num", "patch"),
-    [(3, (1, 1, 1)), (8, (1, 1, 2)), (32, (1, 2, 2)), (64, (2, 2, 2)), (300, (2, 2, 4)), (100_000, (2, 8, 8))],
+    [
+        (3, (1, 1, 1)),
+        (8, (1, 1, 2)),
+        (32, (1, 2, 2)),
+        (64, (2, 2, 2)),
+        (300, (2, 2, 4)),
+        (100_000, (2, 8, 8)),
+    ],
 )
 def test_patches_are_as_large_as_the_latents_allow(num, patch):
     assert largest_patch(torch.empty(num, 4, 2, 8, 8, device="meta")) == patch
@@ -90,21 +112,29 @@ def test_a_generator_of_gaussian_latents_reaches_the_filter(denoiser):
         latent = gaussian(32, seed=100 + step)
         generator = torch.Generator().manual_seed(step)
         output = model(latent, generator=generator, posterior=DeterministicPosterior(latent))
-        (output.weight.view(-1, 1, 1, 1, 1) * (output.video - output.target).square()).mean().backward()
+        (
+            output.weight.view(-1, 1, 1, 1, 1) * (output.video - output.target).square()
+        ).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
     best = WienerFilter(PATCH, torch.zeros(16), *torch.linalg.eigh(covariance()))
     unseen = gaussian(128, seed=3)
     losses = velocity_losses(model.velocity, unseen.split(64), seed=0)
-    assert losses == pytest.approx(velocity_losses(best.velocity, unseen.split(64), seed=0), rel=0.02)
+    assert losses == pytest.approx(
+        velocity_losses(best.velocity, unseen.split(64), seed=0), rel=0.02
+    )
 
 
-def test_of_other_channels_grey_samples_are_shown_beside_each_other(denoiser, monkeypatch, tmp_path):
+def test_of_other_channels_grey_samples_are_shown_beside_each_other(
+    denoiser, monkeypatch, tmp_path
+):
     """Of five channels: the denoiser of a model that decodes them."""
     monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
     monkeypatch.setattr(denoiser, "decode", lambda latent: torch.zeros(1, 5, 1, 32, 32))
-    monkeypatch.setattr(denoiser, "encode", lambda video: DeterministicPosterior(video[:, :4, :, ::4, ::4]))
+    monkeypatch.setattr(
+        denoiser, "encode", lambda video: DeterministicPosterior(video[:, :4, :, ::4, ::4])
+    )
     clips = torch.rand(2, 1, 5, 1, 32, 32) * 2 - 1
     samples = tmp_path / "samples.mp4"
     linear = WienerFilter.fit(gaussian(40, seed=1))

@@ -72,7 +72,9 @@ def measure_one(videos):
 def test_the_measures_are_those_of_the_latents(report):
     first, second = report.models
     assert first.shape == [4, 2, 4, 6]
-    assert [len(values) for values in (first.channels.mean, first.channels.kurtosis, first.eigenvalues)] == [4, 4, 4]
+    assert [
+        len(values) for values in (first.channels.mean, first.channels.kurtosis, first.eigenvalues)
+    ] == [4, 4, 4]
     assert second.channels.std[0] == pytest.approx(2 * first.channels.std[0])
     assert second.channels.std[1:] == pytest.approx(first.channels.std[1:])
     assert list(first.equivariance) == ["none", *TRANSFORMS]
@@ -91,7 +93,10 @@ def test_the_measures_are_those_of_the_latents(report):
     ("settings", "figures"),
     [
         ({"nested_channels": (2,)}, {"PSNR with 2 channels, dB"}),
-        ({"bottleneck": "fsq"}, {"codes used", "entropy of the codes, bits", "perplexity of the codes"}),
+        (
+            {"bottleneck": "fsq"},
+            {"codes used", "entropy of the codes, bits", "perplexity of the codes"},
+        ),
     ],
 )
 def test_figures_of_other_latents(measure_one, tiny_config, settings, figures):
@@ -99,7 +104,9 @@ def test_figures_of_other_latents(measure_one, tiny_config, settings, figures):
     assert figures <= space.figures().keys()
 
 
-def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_config, tiny_model, videos, tmp_path):
+def test_a_base_of_another_latent_is_refused_before_anything_is_measured(
+    tiny_config, tiny_model, videos, tmp_path
+):
     CausalVAE(replace(tiny_config, latent_channels=8)).save_pretrained(tmp_path)
     config = LatentsConfig(data=str(videos), base=str(tmp_path), **SIZE)
     message = r"`base` must be a model with latents of shape \(4, 2, 4, 6\), but got one with \(8, 2, 4, 6\)"
@@ -109,7 +116,9 @@ def test_a_base_of_another_latent_is_refused_before_anything_is_measured(tiny_co
 
 def test_a_model_without_a_latent_is_refused(measure_one):
     module = nn.Conv3d(3, 3, 1)
-    with pytest.raises(ValueError, match="`Conv3d` must be a model that offers its latent, but got one without"):
+    with pytest.raises(
+        ValueError, match="`Conv3d` must be a model that offers its latent, but got one without"
+    ):
         measure_one(module)
 
 
@@ -120,9 +129,14 @@ def test_a_constant_latent_is_dead_as_in_training(measure_one, tiny_model, value
         layer.bias.fill_(value)
 
     space = measure_one(with_linear_encoder(tiny_model, make_constant))
-    figures = {"dead channels": space.figures()["dead channels"], "mean std": space.figures()["mean std"]}
+    figures = {
+        "dead channels": space.figures()["dead channels"],
+        "mean std": space.figures()["mean std"],
+    }
     summary = latent_summary(torch.full((1, 4, 2, 4, 6), value))
-    assert figures == pytest.approx({"dead channels": dead, "mean std": summary["std"]}, abs=1e-6, nan_ok=True)
+    assert figures == pytest.approx(
+        {"dead channels": dead, "mean std": summary["std"]}, abs=1e-6, nan_ok=True
+    )
     assert summary["dead_channels"] == pytest.approx(dead, nan_ok=True)
 
 
@@ -134,7 +148,13 @@ def test_the_protocol_says_what_was_measured(report, videos):
 
 
 def test_the_hash_of_the_clips_is_that_of_evaluations(model_folder, videos):
-    size = {"num_frames": 5, "height": 12, "width": 12, "max_clips": 2, "device": "cpu"}  # too small for LPIPS
+    size = {
+        "num_frames": 5,
+        "height": 12,
+        "width": 12,
+        "max_clips": 2,
+        "device": "cpu",
+    }  # too small for LPIPS
     measured = measure_latent_spaces([model_folder], LatentsConfig(data=str(videos), **size))
     evaluated = evaluate(model_folder, EvaluateConfig(data=str(videos), **size))
     assert measured.protocol["clips_sha256"] == evaluated.protocol.clips_sha256
@@ -164,7 +184,9 @@ def test_clips_that_can_no_longer_be_read(videos, tmp_path):
     shutil.rmtree(tmp_path / "videos")
     with pytest.raises(DataError, match="`data` must be readable until the end"):
         list(clips)
-    with pytest.raises(ValueError, match="`data` must be files with a decodable clip, but got 3 broken ones"):
+    with pytest.raises(
+        ValueError, match="`data` must be files with a decodable clip, but got 3 broken ones"
+    ):
         ClipsOnDisk.find(infos, config, 3)
 
 
@@ -188,7 +210,9 @@ def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_c
 
 def data_of(report):
     """Return the data that the scripts of a report's page draw, and its charts by the first word of their titles."""
-    text = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', render_latents(report))[1]
+    text = re.search(
+        r'<script type="application/json" id="report-data">(.*?)</script>', render_latents(report)
+    )[1]
     data = json.loads(text)
     return data, {re.match(r"\w+", chart["title"])[0]: chart for chart in data["charts"]}
 
@@ -196,7 +220,14 @@ def data_of(report):
 def test_every_measure_of_several_values_has_a_chart_with_a_curve_of_each_model(report):
     data, charts = data_of(report)
     assert data["runs"] == [space.title for space in report.models]
-    assert [*charts] == ["Spectrum", "Eigenvalues", "Autocorrelation", "Equivariance", "Noise", "Drift"]
+    assert [*charts] == [
+        "Spectrum",
+        "Eigenvalues",
+        "Autocorrelation",
+        "Equivariance",
+        "Noise",
+        "Drift",
+    ]
     assert len(data["charts"]) == 7, "autocorrelation in space and in time"
     for chart in data["charts"]:
         assert chart["explanation"]
@@ -215,9 +246,13 @@ def test_every_measure_of_several_values_has_a_chart_with_a_curve_of_each_model(
     }
     for name, values in expected.items():
         assert charts[name]["series"][0]["curves"][0]["values"] == pytest.approx(values, rel=1e-5)
-    assert charts["Noise"]["series"][0]["curves"][0]["steps"] == [float(level) for level in first.noise_psnr]
+    assert charts["Noise"]["series"][0]["curves"][0]["steps"] == [
+        float(level) for level in first.noise_psnr
+    ]
     assert charts["Equivariance"]["x_names"] == ["none", *TRANSFORMS]
-    assert sum(charts["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(1, abs=1e-4)
+    assert sum(charts["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(
+        1, abs=1e-4
+    )
 
 
 class LargeClips(CausalVAE):
@@ -227,7 +262,9 @@ class LargeClips(CausalVAE):
         return (5, 16, 24)
 
 
-def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(measure_one, report, tiny_config):
+def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(
+    measure_one, report, tiny_config
+):
     small = measure_one(LargeClips(tiny_config))
     assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
     assert "equivariance error without scale_1/2, MSE" in small.figures()
@@ -258,7 +295,9 @@ def test_names_are_shown_as_they_are_without_a_network(report):
 def test_names_that_are_not_utf8(report, tmp_path):
     name = os.fsdecode(b"caf\xe9")
     spaces = [replace(space, title=name) for space in report.models]
-    page = write_latents(replace(report, models=spaces, protocol=report.protocol | {"data": name}), tmp_path / name)
+    page = write_latents(
+        replace(report, models=spaces, protocol=report.protocol | {"data": name}), tmp_path / name
+    )
     assert r"caf\udce9" in page.read_text(encoding="utf-8")
     assert json.loads((tmp_path / name / "latents.json").read_text())["protocol"]["data"] == name
 
@@ -283,7 +322,10 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"data": "videos"}, r"`config` must be of the class `LatentsConfig`, but got {'data': 'videos'}"),
+        (
+            {"data": "videos"},
+            r"`config` must be of the class `LatentsConfig`, but got {'data': 'videos'}",
+        ),
         (LatentsConfig(), "`data` must be a file, or a folder of files, but got nothing"),
     ],
 )

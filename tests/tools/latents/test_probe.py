@@ -15,14 +15,31 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.latents.denoising import LEVELS
 from telecine.training import TrainingError
 
-CLIPS = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "4", "--device", "cpu"]
+CLIPS = [
+    "--num_frames",
+    "5",
+    "--height",
+    "32",
+    "--width",
+    "32",
+    "--max_clips",
+    "4",
+    "--device",
+    "cpu",
+]
 PROBE = ["--probe", "--probe.steps", "4", "--probe.batch_size", "2", "--probe.num_clips", "4"]
-DISTANCES = ["reconstructions to unseen clips", "samples to unseen clips", "samples to reconstructions"]
+DISTANCES = [
+    "reconstructions to unseen clips",
+    "samples to unseen clips",
+    "samples to reconstructions",
+]
 
 
 def moving(seed):
     """Return 26 frames of 32 x 32 that move over noise."""
-    picture = torch.randint(256, (32, 58, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    picture = torch.randint(
+        256, (32, 58, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     return torch.stack([picture[:, start : start + 32] for start in range(26)])
 
 
@@ -32,13 +49,26 @@ def arguments(tmp_path):
     for seed, name in enumerate(("data/one.mp4", "data/two.mp4", "unseen/three.mp4")):
         write_video(tmp_path / name, moving(seed), fps=25)
     torch.manual_seed(0)
-    CausalVAE(CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)).save_pretrained(tmp_path / "model")
+    CausalVAE(CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)).save_pretrained(
+        tmp_path / "model"
+    )
     output = str(tmp_path / "latents")
-    return ["latents", str(tmp_path / "model"), "--data", str(tmp_path / "data"), *CLIPS, *PROBE, "-o", output]
+    return [
+        "latents",
+        str(tmp_path / "model"),
+        "--data",
+        str(tmp_path / "data"),
+        *CLIPS,
+        *PROBE,
+        "-o",
+        output,
+    ]
 
 
 @pytest.mark.slow
-def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, monkeypatch, tmp_path, capsys):
+def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(
+    arguments, monkeypatch, tmp_path, capsys
+):
     output = tmp_path / "latents"
 
     def network(video):
@@ -46,7 +76,13 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, m
 
     network.metric = Metric(name="a network", definition="", min_frames=2)
     monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
-    options = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
+    options = [
+        *arguments,
+        "--probe.val_data",
+        str(tmp_path / "unseen"),
+        "--probe.features",
+        "transnetv2",
+    ]
     same_encoder = tmp_path / "same_encoder"
     model = CausalVAE.from_pretrained(tmp_path / "model")
     model.decoder.linear.maps[0].bias.data.add_(0.1)
@@ -80,7 +116,9 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(arguments, m
 
 
 def test_seen_videos_are_refused(arguments):
-    with pytest.raises(ValueError, match=r"`data` must be ten videos .* Add some, or set `probe\.val_data`"):
+    with pytest.raises(
+        ValueError, match=r"`data` must be ten videos .* Add some, or set `probe\.val_data`"
+    ):
         run(arguments)
 
 
@@ -88,11 +126,19 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
     def network(video):
         return torch.zeros(len(video), 6)
 
-    unseen = [*arguments, "--probe.val_data", str(tmp_path / "unseen"), "--probe.features", "transnetv2"]
+    unseen = [
+        *arguments,
+        "--probe.val_data",
+        str(tmp_path / "unseen"),
+        "--probe.features",
+        "transnetv2",
+    ]
     monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
     monkeypatch.setattr("telecine.tools.latents.probe.train", None)
     network.metric = Metric(name="a network", definition="", min_frames=10)
-    with pytest.raises(ValueError, match="`num_frames` must be at least 10 for a network, but got 5"):
+    with pytest.raises(
+        ValueError, match="`num_frames` must be at least 10 for a network, but got 5"
+    ):
         run(unseen)
     network.metric = Metric(name="a network", definition="", min_frames=2)
     with pytest.raises(
@@ -100,10 +146,15 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
         match=r"`probe\.features` must be left out here, but got transnetv2: needs at least 7 clips, not 4",
     ):
         run(unseen)
-    with pytest.raises(ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"):
+    with pytest.raises(
+        ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"
+    ):
         run([word for word in unseen if word != "--probe"])
     write_video(tmp_path / "unseen" / "three.mp4", moving(2)[:3], fps=25)
-    with pytest.raises(ValueError, match=r"`probe\.val_data` must be held-out files with a decodable clip of 5 frames"):
+    with pytest.raises(
+        ValueError,
+        match=r"`probe\.val_data` must be held-out files with a decodable clip of 5 frames",
+    ):
         run(unseen)
 
 

@@ -20,7 +20,9 @@ from telecine.tools.plan.plan import Fit, Plan, make_plan
 from telecine.training.memory import UpdateMemory
 
 MB = 10**6
-TINY = CausalVAEConfig(base_channels=8, blocks_per_level=1, latent_channels=4, channel_multipliers=(1, 2))
+TINY = CausalVAEConfig(
+    base_channels=8, blocks_per_level=1, latent_channels=4, channel_multipliers=(1, 2)
+)
 CONFIG = TrainConfig(
     causal_vae=TINY,
     clips=ClipConfig(num_frames=5, height=32, width=32),
@@ -88,24 +90,36 @@ def test_a_penalty_at_some_steps_counts_for_its_share():
     flops = {}
     for every in (1, 4):
         penalty = PenaltyConfig(every=every)
-        weights = {"adversarial_loss_weight": 1.0, "grad_penalty_loss_weight": 10.0, "perceptual_weight": 0.0}
+        weights = {
+            "adversarial_loss_weight": 1.0,
+            "grad_penalty_loss_weight": 10.0,
+            "perceptual_weight": 0.0,
+        }
         objective = ObjectiveConfig(penalty=penalty, **weights)
-        flops[every] = make_plan(replace(CONFIG, discriminator=discriminator, objective=objective), 900 * MB, 1)
+        flops[every] = make_plan(
+            replace(CONFIG, discriminator=discriminator, objective=objective), 900 * MB, 1
+        )
     assert flops[1].mean_flops == flops[1].update.flops == flops[4].update.flops
     assert 0.3 * flops[1].mean_flops < flops[4].mean_flops < flops[1].mean_flops
 
 
 @pytest.mark.slow
 def test_a_memory_that_nothing_fits():
-    with pytest.raises(ValueError, match=r"`memory` must be enough for one clip, but got 0\.00 GiB, and"):
+    with pytest.raises(
+        ValueError, match=r"`memory` must be enough for one clip, but got 0\.00 GiB, and"
+    ):
         make_plan(CONFIG, MB, 1)
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])
 def test_a_plan_says_whether_the_settings_fit(memory, fits):
     """Nine tenths of the memory are used."""
-    update = UpdateMemory({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
-    plan = Plan("4 x 17 x 256 x 256, float32", update, "", 1e12, memory, [Fit("as configured", 1, 90)])
+    update = UpdateMemory(
+        {"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0
+    )
+    plan = Plan(
+        "4 x 17 x 256 x 256, float32", update, "", 1e12, memory, [Fit("as configured", 1, 90)]
+    )
     console = Console(record=True, width=200)
     plan.print_to(console)
     assert ("With these settings an update does not fit." in console.export_text()) != fits
@@ -113,10 +127,16 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
 
 def test_a_memory_needs_a_unit(capsys):
     assert main(["plan", "--memory", "80"]) == 2
-    assert "`--memory` must be a number with a unit (MB, MiB, GB, GiB), but got '80'" in capsys.readouterr().err
+    assert (
+        "`--memory` must be a number with a unit (MB, MiB, GB, GiB), but got '80'"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folder_whose_class_is_no_autoencoder_is_an_error(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     assert main(["plan", "--model", str(tmp_path), "--memory", "8GiB"]) == 2
-    assert "must be an autoencoder, with `encode` and `decode`, but got UNet2DCond" in capsys.readouterr().err
+    assert (
+        "must be an autoencoder, with `encode` and `decode`, but got UNet2DCond"
+        in capsys.readouterr().err
+    )

@@ -65,25 +65,43 @@ class Alignment(nn.Module):
     ) -> None:
         super().__init__()
         check_count("latent_channels", latent_channels)
-        self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
-        self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
+        self.cos_margin = check_fraction(
+            "cos_margin", cos_margin, remedy="Use 0.5, as the paper does."
+        )
+        self.distance_margin = check_fraction(
+            "distance_margin", distance_margin, remedy="Use 0.25, as the paper does."
+        )
         if time_stride is not None:
             check_count("time_stride", time_stride)
         self.time_stride = time_stride
         if time_stride is None and token_grid is not None:
-            raise argument_error("token_grid", "left out for single frames", token_grid, "Set `time_stride`, too.")
+            raise argument_error(
+                "token_grid", "left out for single frames", token_grid, "Set `time_stride`, too."
+            )
         if time_stride is not None and isinstance(net, str) and net in BACKBONES:
-            raise argument_error("net", "a network of clips with `time_stride`", repr(net), "Leave `time_stride` out.")
+            raise argument_error(
+                "net",
+                "a network of clips with `time_stride`",
+                repr(net),
+                "Leave `time_stride` out.",
+            )
         self.network = FeatureMaps(_build_network(net, weights), size, token_grid)
         if time_stride is None and num_features is None:
             with torch.no_grad():
-                num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE))[-1].shape[1]
+                num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE))[-1].shape[
+                    1
+                ]
         remedy = "With `time_stride`, set it to the number of features of `net`."
         check_count("num_features", num_features, remedy=remedy)
         self.projection = nn.Conv2d(latent_channels, num_features, 1)  # type: ignore[arg-type]
 
     def forward(
-        self, *, latent: Tensor, target: Video, weight: Tensor | None = None, generator: Generators = None
+        self,
+        *,
+        latent: Tensor,
+        target: Video,
+        weight: Tensor | None = None,
+        generator: Generators = None,
     ) -> Scalar:
         """Return the sum of both losses, 0-d, at least float32; smaller is better. The graph reaches latent and W.
 
@@ -99,7 +117,9 @@ class Alignment(nn.Module):
         check_video("latent", latent)
         if latent.shape[1] != self.projection.in_channels:
             contract = f"of {self.projection.in_channels} channels, as `latent_channels` says"
-            raise argument_error("latent", contract, latent, f"Set `latent_channels` to {latent.shape[1]}.")
+            raise argument_error(
+                "latent", contract, latent, f"Set `latent_channels` to {latent.shape[1]}."
+            )
         num_clips = len(latent)
         num_latent = latent.shape[2]
         draw = rand((num_clips, 1), generator=generator, device=latent.device)
@@ -114,7 +134,9 @@ class Alignment(nn.Module):
             compared = torch.arange(num_latent, device=latent.device).expand(num_clips, -1)
             frames = target[:, :, :: self.time_stride]
         with autocast_off(latent.device):
-            latent_frames = at_least_float32(pick_frames(latent, compared)).to(self.projection.weight.dtype)
+            latent_frames = at_least_float32(pick_frames(latent, compared)).to(
+                self.projection.weight.dtype
+            )
             z = self.projection(latent_frames)
             z = z.unflatten(0, (num_clips, -1)).transpose(1, 2)
             features = self._features_like(z, as_rgb(frames))
@@ -126,7 +148,9 @@ class Alignment(nn.Module):
         features = self.network(frames)[-1].to(z.dtype)
         if features.shape[1] != z.shape[1]:
             got = f"{z.shape[1]} for {features.shape[1]}"
-            raise argument_error("num_features", "the number of features of `net`", got, "Correct it.")
+            raise argument_error(
+                "num_features", "the number of features of `net`", got, "Correct it."
+            )
         if frames.ndim == 4:
             return F.interpolate(features, size=z.shape[3:], mode="bilinear")
         return F.interpolate(features, size=z.shape[2:], mode="trilinear")
@@ -151,7 +175,9 @@ def _unit_vectors(x: Tensor) -> Tensor:
     return x * (x.square().sum(1, keepdim=True) + _EPSILON**2).rsqrt()
 
 
-def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
+def _build_network(
+    net: str | Callable[[Frames], Tensor], weights: str | None
+) -> Callable[[Frames], Tensor]:
     if isinstance(net, str) and net in BACKBONES:
         return build_maps(net, weights)
     network: Any = choose("net", net, BACKBONES)
@@ -164,6 +190,8 @@ def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -
     if weights is None:
         return network
     if not isinstance(network, nn.Module):
-        raise argument_error("weights", "left out for a function", repr(weights), "Load them in the function.")
+        raise argument_error(
+            "weights", "left out for a function", repr(weights), "Load them in the function."
+        )
     load_state(network, Path(weights))
     return network

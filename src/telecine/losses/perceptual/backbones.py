@@ -52,7 +52,12 @@ class Backbone:
         """Return the shape of each tensor that the stages read, by torchvision's names."""
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in self.convolutions():
-            shapes[f"{layer.name}.weight"] = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+            shapes[f"{layer.name}.weight"] = (
+                layer.out_channels,
+                layer.in_channels,
+                layer.kernel,
+                layer.kernel,
+            )
             shapes[f"{layer.name}.bias"] = (layer.out_channels,)
         return shapes
 
@@ -109,7 +114,9 @@ ALEXNET = Backbone(
     title="AlexNet",
     minimum_size=MIN_SIZES["alex"],
     stages=(
-        Stage(pool=0, convolutions=(Convolution("features.0", 3, 64, kernel=11, stride=4, padding=2),)),
+        Stage(
+            pool=0, convolutions=(Convolution("features.0", 3, 64, kernel=11, stride=4, padding=2),)
+        ),
         Stage(pool=3, convolutions=(Convolution("features.3", 64, 192, kernel=5, padding=2),)),
         Stage(pool=3, convolutions=(Convolution("features.6", 192, 384),)),
         Stage(pool=0, convolutions=(Convolution("features.8", 384, 256),)),
@@ -124,5 +131,7 @@ BACKBONES: Mapping[str, Backbone] = {"vgg": VGG16, "alex": ALEXNET}
 def backbone_of(net: object) -> Backbone:
     """Return the table of `net`; raise a `ValueError` unless it is "vgg" or "alex"."""
     if not isinstance(net, str) or net not in BACKBONES:
-        raise argument_error("net", '"vgg" or "alex"', describe(net), 'Use "vgg" as a training loss.')
+        raise argument_error(
+            "net", '"vgg" or "alex"', describe(net), 'Use "vgg" as a training loss.'
+        )
     return BACKBONES[net]

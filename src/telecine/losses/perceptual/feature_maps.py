@@ -42,14 +42,19 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
     """
 
     def __init__(
-        self, net: Callable[..., Any], size: int | None = None, token_grid: Sequence[int] | None = None
+        self,
+        net: Callable[..., Any],
+        size: int | None = None,
+        token_grid: Sequence[int] | None = None,
     ) -> None:
         super().__init__(net)
         self.size = None if size is None else check_count("size", size)
         self.token_grid = token_grid
         if token_grid is not None:
             if len(token_grid) != 3:
-                raise argument_error("token_grid", "three numbers: (t, h, w)", token_grid, "For example [8, 14, 14].")
+                raise argument_error(
+                    "token_grid", "three numbers: (t, h, w)", token_grid, "For example [8, 14, 14]."
+                )
             for axis, number in enumerate(token_grid):
                 check_count(f"token_grid[{axis}]", number)
 
@@ -124,7 +129,9 @@ class _LayerMaps(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, net: nn.Module, layers: Sequence[str], mean: Iterable[float], std: Iterable[float]) -> None:
+    def __init__(
+        self, net: nn.Module, layers: Sequence[str], mean: Iterable[float], std: Iterable[float]
+    ) -> None:
         from torchvision.models.feature_extraction import create_feature_extractor  # slow to import
 
         super().__init__()
@@ -133,13 +140,21 @@ class _LayerMaps(nn.Module):
         except ValueError as error:
             children = ", ".join(name for name, _ in net.named_children())
             remedy = f"Name some of its modules, below: {children}."
-            raise argument_error("layers", f"layers of {type(net).__name__}", repr(layers), remedy) from error
+            raise argument_error(
+                "layers", f"layers of {type(net).__name__}", repr(layers), remedy
+            ) from error
         for module in self.net.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
-                module.register_buffer(name, parameter.detach())  # as plans need it: PyTorch moves no fake parameters
-        self.register_buffer("shift", 2 * torch.tensor(tuple(mean)).view(1, 3, 1, 1) - 1, persistent=False)
-        self.register_buffer("scale", 2 * torch.tensor(tuple(std)).view(1, 3, 1, 1), persistent=False)
+                module.register_buffer(
+                    name, parameter.detach()
+                )  # as plans need it: PyTorch moves no fake parameters
+        self.register_buffer(
+            "shift", 2 * torch.tensor(tuple(mean)).view(1, 3, 1, 1) - 1, persistent=False
+        )
+        self.register_buffer(
+            "scale", 2 * torch.tensor(tuple(std)).view(1, 3, 1, 1), persistent=False
+        )
 
     def forward(self, frames: Frames) -> list[Tensor]:
         normalised = (frames.to(self.scale.dtype) - self.shift) / self.scale
@@ -147,7 +162,12 @@ class _LayerMaps(nn.Module):
 
 
 def build_maps(
-    net: str, weights: WeightsSource = None, layers: Sequence[str] = (), *, load: bool = True, prefix: str = ""
+    net: str,
+    weights: WeightsSource = None,
+    layers: Sequence[str] = (),
+    *,
+    load: bool = True,
+    prefix: str = "",
 ) -> nn.Module:
     """Return the network that `net` names, as `FeatureMaps` needs it.
 
@@ -163,19 +183,25 @@ def build_maps(
     if net in BACKBONES:
         if layers:
             remedy = "Leave it out: there is a head for each of LPIPS' layers that is smaller than the frame."
-            raise argument_error(f"{prefix}layers", f"empty for {net!r}", repr(tuple(layers)), remedy)
+            raise argument_error(
+                f"{prefix}layers", f"empty for {net!r}", repr(tuple(layers)), remedy
+            )
         empty = {name: torch.empty(shape) for name, shape in BACKBONES[net].tensor_shapes().items()}
         return _BackboneMaps(LPIPS(net, weights=weights if load else empty))
     library, _, name = net.partition("/")
     if library not in _LIBRARIES or not name:
         contract = '"vgg", "alex", "torchvision/NAME" or "timm/NAME"'
-        raise argument_error(f"{prefix}net", contract, repr(net), 'For example "torchvision/resnet50".')
+        raise argument_error(
+            f"{prefix}net", contract, repr(net), 'For example "torchvision/resnet50".'
+        )
     if not layers:
         remedy = 'For example ["layer1", "layer2", "layer3"] of a ResNet.'
         raise argument_error(f"{prefix}layers", f"the names of layers of {net!r}", "none", remedy)
     if load and not isinstance(weights, (str, Path)):
         remedy = f"Download it from the authors of {name}: random weights are never used instead."
-        raise argument_error(f"{prefix}weights", f"the path of a state dict for {net!r}", repr(weights), remedy)
+        raise argument_error(
+            f"{prefix}weights", f"the path of a state dict for {net!r}", repr(weights), remedy
+        )
     module, (mean, std) = _build_module(library, name)
     if load:
         load_state(module, Path(str(weights)))

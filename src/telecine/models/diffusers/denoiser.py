@@ -56,10 +56,16 @@ class LatentDenoiser(Student):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: VideoAutoencoder, latents: Tensor, *, size: str = "tiny", causal: bool = False) -> None:
+    def __init__(
+        self, model: VideoAutoencoder, latents: Tensor, *, size: str = "tiny", causal: bool = False
+    ) -> None:
         super().__init__("", lambda _: model, digest_of_encoder(model))
         self._frozen = Frozen(model)
-        self._settings: dict[str, Any] = {"size": size, "causal": causal, "latent_shape": list(latents.shape[1:])}
+        self._settings: dict[str, Any] = {
+            "size": size,
+            "causal": causal,
+            "latent_shape": list(latents.shape[1:]),
+        }
         moments = ChannelMoments()
         moments.add(latents)
         statistics = moments.statistics()
@@ -92,7 +98,9 @@ class LatentDenoiser(Student):
         t = level.view(-1, 1, 1, 1, 1)
         variance = (1 - t).square() + t.square()
         text = noisy.new_zeros(len(noisy), 1, 1)
-        output = self.transformer(noisy * variance.rsqrt(), 1000 * level, text, return_dict=False)[0]
+        output = self.transformer(noisy * variance.rsqrt(), 1000 * level, text, return_dict=False)[
+            0
+        ]
         return (2 * t - 1) / variance * noisy + variance.rsqrt() * output
 
     def without_noise(self, noisy: Tensor, level: Tensor) -> Tensor:
@@ -111,7 +119,9 @@ class LatentDenoiser(Student):
         generator = torch.Generator().manual_seed(seed)
         levels = Sampler(steps).levels(1.0)
         for _ in range(num):
-            noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(self.mean)
+            noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(
+                self.mean
+            )
             yield integrate(self.without_noise, noise, levels)
 
     def normalised(self, latent: Tensor) -> Tensor:
@@ -155,7 +165,9 @@ class LatentDenoiser(Student):
         if not self.training:
             return Reconstruction(self.decode(denoised), {}, latent=denoised)
         scale = latent.abs().amax()  # the objective takes values in [-1, 1]
-        return Reconstruction(denoised / scale, {}, weight=(scale / level).square(), target=latent / scale)
+        return Reconstruction(
+            denoised / scale, {}, weight=(scale / level).square(), target=latent / scale
+        )
 
     @property
     def in_channels(self) -> int:
@@ -173,7 +185,9 @@ class LatentDenoiser(Student):
 
     def to_json_string(self) -> str:
         """Return the transformer's settings and the digest of the encoder, which a run keeps when it resumes."""
-        return json.dumps({CLASS_KEY: type(self).__name__, **self._settings, "encoder_sha256": self.digest})
+        return json.dumps(
+            {CLASS_KEY: type(self).__name__, **self._settings, "encoder_sha256": self.digest}
+        )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the transformer's settings and weights, and the statistics, without the autoencoder."""

@@ -52,7 +52,9 @@ class DiffusionDecoder(Student):
     sampler: Sampler
     flow: FlowConfig
 
-    def __init__(self, module: DiffusersModel, teacher: str, load: LoadTeacher, *, digest: str) -> None:
+    def __init__(
+        self, module: DiffusersModel, teacher: str, load: LoadTeacher, *, digest: str
+    ) -> None:
         super().__init__(teacher, load, digest)
         module.set_attn_processor(WindowAttention())
         self.module: DiffusersModel = module.train()
@@ -60,7 +62,9 @@ class DiffusionDecoder(Student):
         self.sampler = Sampler(module.config.decoder_num_inference_steps)
 
     @classmethod
-    def from_pretrained(cls, source: str | PathLike[str], teacher: str, load: LoadTeacher) -> DiffusionDecoder:
+    def from_pretrained(
+        cls, source: str | PathLike[str], teacher: str, load: LoadTeacher
+    ) -> DiffusionDecoder:
         """Return the decoder of a folder, or of a configuration (`.json`) with random weights.
 
         One that telecine has not saved gets the statistics of the teacher, which is loaded at once.
@@ -82,7 +86,9 @@ class DiffusionDecoder(Student):
         return model
 
     @classmethod
-    def without_weights(cls, source: str | PathLike[str], teacher: str, build: LoadTeacher) -> DiffusionDecoder:
+    def without_weights(
+        cls, source: str | PathLike[str], teacher: str, build: LoadTeacher
+    ) -> DiffusionDecoder:
         """Return the decoder of a configuration with random weights, to be planned.
 
         Args:
@@ -101,7 +107,9 @@ class DiffusionDecoder(Student):
             values = normalisation.get(name)
             if not isinstance(values, list) or len(values) != len(buffer):
                 contract = f"an autoencoder with `{name}` of {len(buffer)} channels"
-                raise argument_error("teacher", contract, self.teacher, "Use the decoder's AutoencoderKLLTX2Video.")
+                raise argument_error(
+                    "teacher", contract, self.teacher, "Use the decoder's AutoencoderKLLTX2Video."
+                )
             buffer.copy_(torch.tensor(values))
         self.digest = digest_of_encoder(teacher)
         self._frozen = Frozen(teacher)
@@ -116,7 +124,9 @@ class DiffusionDecoder(Student):
         """Weight of the map from the last features to the pixels of a patch."""
         return self.module.get_parameter("decoder.conv_out.weight")
 
-    def decode(self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None) -> Video:
+    def decode(
+        self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None
+    ) -> Video:
         """Return the video that `sampler` makes of noise and a latent, not clamped.
 
         Args:
@@ -131,7 +141,13 @@ class DiffusionDecoder(Student):
         if noise is None:
             time, space = self._compression
             num_frames = 1 + time * (latent.shape[2] - 1)
-            shape = (len(latent), self.in_channels, num_frames, space * latent.shape[3], space * latent.shape[4])
+            shape = (
+                len(latent),
+                self.in_channels,
+                num_frames,
+                space * latent.shape[3],
+                space * latent.shape[4],
+            )
             noise = self.decoding_noise(shape, generator, latent.device)
         return integrate(self._denoiser(latent), noise, self.sampler.levels(1.0))
 
@@ -157,7 +173,9 @@ class DiffusionDecoder(Student):
     def _denoiser(self, latent: Tensor) -> Denoise:
         """Return the function from a noisy video and its level `(B,)` to the predicted clean video."""
         decoder = self.module.decoder
-        context = decoder.forward_stage_4(decoder.forward_stages_1_to_3(latent.to(self.last_layer.dtype)))
+        context = decoder.forward_stage_4(
+            decoder.forward_stages_1_to_3(latent.to(self.last_layer.dtype))
+        )
 
         def denoise(video: Video, level: Tensor) -> Video:
             predicted = decoder.forward_diffusion_step(context, video.to(context.dtype), level)
@@ -169,7 +187,10 @@ class DiffusionDecoder(Student):
 
     @property
     def _compression(self) -> tuple[int, int]:
-        return self.module.config.temporal_compression_ratio, self.module.config.spatial_compression_ratio
+        return (
+            self.module.config.temporal_compression_ratio,
+            self.module.config.spatial_compression_ratio,
+        )
 
     @property
     def smallest_clip(self) -> tuple[int, int, int]:
@@ -223,9 +244,13 @@ class DiffusionDecoder(Student):
             width: Width in pixels.
         """
         frames, rows, columns = self.smallest_clip
-        return super().covering_clip(max(num_frames, frames), max(height, rows), max(width, columns))
+        return super().covering_clip(
+            max(num_frames, frames), max(height, rows), max(width, columns)
+        )
 
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+    def linear_autoencoder(
+        self, num_frames: int, height: int, width: int
+    ) -> LinearAutoencoder | None:
         """Return that of the teacher's latent.
 
         Args:
@@ -245,7 +270,9 @@ class DiffusionDecoder(Student):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""
-        self.module.register_to_config(**{self.teacher_key: self.public_name(self.teacher), _DIGEST_KEY: self.digest})
+        self.module.register_to_config(
+            **{self.teacher_key: self.public_name(self.teacher), _DIGEST_KEY: self.digest}
+        )
         save_module(self.module, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
@@ -258,7 +285,9 @@ class DiffusionDecoder(Student):
         loaded = load_module(str(folder))
         if loaded.config.get(_DIGEST_KEY) != self.digest:
             got = f"{self.teacher}, whose encoder differs"
-            raise argument_error("teacher", f"the teacher of {folder}", got, f"Set `{self.teacher_key}` to that one.")
+            raise argument_error(
+                "teacher", f"the teacher of {folder}", got, f"Set `{self.teacher_key}` to that one."
+            )
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
 
 
@@ -268,7 +297,9 @@ class WindowAttention:
     FlexAttention, the default there, has no backward on the CPU; unless it is compiled, it holds all scores at once.
     """
 
-    def __call__(self, attn: DiffusersModel, hidden_states: Tensor, block_mask: None = None) -> Tensor:
+    def __call__(
+        self, attn: DiffusersModel, hidden_states: Tensor, block_mask: None = None
+    ) -> Tensor:
         """Return the output of an attention layer.
 
         Args:
@@ -279,7 +310,9 @@ class WindowAttention:
         query, key, value = attn.project_qkv(hidden_states)  # (B, T, H, W, heads, features)
         tiles = [
             _tiles(size, window, tile, hidden_states.device)
-            for size, window, tile in zip(hidden_states.shape[1:4], attn.kernel_size, _TILE, strict=True)
+            for size, window, tile in zip(
+                hidden_states.shape[1:4], attn.kernel_size, _TILE, strict=True
+            )
         ]
         result = torch.empty_like(value)
         for frames, rows, columns in product(*tiles):
@@ -293,7 +326,9 @@ class WindowAttention:
             mask = mask & rows.mask[:, None, None, :, None]
             mask = mask & columns.mask[:, None, None, :]
             mask = mask.flatten(3).flatten(0, 2)
-            attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)  # the query is scaled
+            attended = F.scaled_dot_product_attention(
+                q, k, v, mask, scale=1.0
+            )  # the query is scaled
             result[queries] = attended.transpose(1, 2).view_as(query[queries])
         return cast(Tensor, attn.to_out[0](result.flatten(4)))
 

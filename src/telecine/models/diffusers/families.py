@@ -27,7 +27,9 @@ _Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 _BLACK_TO_WHITE: _Colours = ((0.0,), (1.0,))
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
-_UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
+_UNSUPPORTED_REMEDY = (
+    "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
+)
 # Classes are known by name, because the installed version of diffusers may lack some of them.
 _AUDIO = "which is of audio"
 _DIFFUSION = "whose decoder is a diffusion model: it learns to denoise, not to reconstruct"
@@ -114,7 +116,9 @@ class Family:
         finally:
             clear_caches(module)
 
-    def decode(self, module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> _Decoded:
+    def decode(
+        self, module: DiffusersModel, latent: Tensor, level: Tensor | None = None
+    ) -> _Decoded:
         """Return the video of a latent, not clamped, and losses; the model's caches are empty afterwards.
 
         Args:
@@ -163,7 +167,9 @@ def check_class(name: str, cls: type) -> None:
     for class_name in class_names(cls):
         if class_name in REFUSED:
             contract = "an autoencoder of images or video that reconstructs"
-            raise argument_error(name, contract, f"{cls.__name__}, {REFUSED[class_name]}", "Use another model.")
+            raise argument_error(
+                name, contract, f"{cls.__name__}, {REFUSED[class_name]}", "Use another model."
+            )
 
 
 def family_of(module: nn.Module) -> Family:
@@ -177,7 +183,9 @@ def family_of(module: nn.Module) -> Family:
     for name in ("encode", "decode"):
         if not callable(getattr(module, name, None)):
             got = f"{type(module).__name__} without `{name}`"
-            raise argument_error("module", "a model with `encode` and `decode`", got, _UNSUPPORTED_REMEDY, TypeError)
+            raise argument_error(
+                "module", "a model with `encode` and `decode`", got, _UNSUPPORTED_REMEDY, TypeError
+            )
     for name in class_names(type(module)):
         if name in FAMILIES:
             return FAMILIES[name]
@@ -202,7 +210,9 @@ def _read_posterior(output: object) -> _LatentPosterior:
         first = first.mode()
     if not isinstance(first, Tensor):
         contract = "a posterior (`latent_dist`), a latent, or a tuple that starts with one"
-        raise argument_error("the output of `encode`", contract, describe(output), _UNSUPPORTED_REMEDY)
+        raise argument_error(
+            "the output of `encode`", contract, describe(output), _UNSUPPORTED_REMEDY
+        )
     losses = [extra for extra in others if _is_loss(extra)]
     if not losses:
         return DeterministicPosterior(first)
@@ -219,7 +229,9 @@ def _read_decoded(output: object) -> _Decoded:
     video = getattr(first, "sample", first)
     if not isinstance(video, Tensor):
         contract = "a video (`sample`) or a tensor"
-        raise argument_error("the output of `decode`", contract, describe(output), _UNSUPPORTED_REMEDY)
+        raise argument_error(
+            "the output of `decode`", contract, describe(output), _UNSUPPORTED_REMEDY
+        )
     loss = getattr(first, "commit_loss", None)
     if loss is None:
         return video, {}
@@ -255,10 +267,14 @@ def _clips_from_frames(frames: Tensor, batch: int) -> Video:
     return frames.flatten(1, -3).unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def _encode_frames(module: DiffusersModel, video: Video, *, as_clips: bool = False) -> _LatentPosterior:
+def _encode_frames(
+    module: DiffusersModel, video: Video, *, as_clips: bool = False
+) -> _LatentPosterior:
     posterior = _read_posterior(module.encode(_frames_from_clips(video, as_clips)))
     if isinstance(posterior, DeterministicPosterior):
-        return DeterministicPosterior(_clips_from_frames(posterior.latent, len(video)), posterior.losses)
+        return DeterministicPosterior(
+            _clips_from_frames(posterior.latent, len(video)), posterior.losses
+        )
     mean = _clips_from_frames(posterior.mean, len(video))
     logvar = _clips_from_frames(posterior.logvar, len(video))
     return DiagonalGaussian(mean=mean, logvar=logvar)
@@ -271,12 +287,16 @@ def _decode_frames(module: DiffusersModel, latent: Tensor) -> _Decoded:
 
 def _decode_frames_together(module: DiffusersModel, latent: Tensor) -> _Decoded:
     """Decode the frames of clips, of which the decoder mixes `num_frames`."""
-    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), num_frames=latent.shape[2]))
+    frames, losses = _read_decoded(
+        module.decode(_frames_from_clips(latent), num_frames=latent.shape[2])
+    )
     return _clips_from_frames(frames, len(latent)), losses
 
 
 def _decode_rae(module: DiffusersModel, latent: Tensor) -> _Decoded:
-    return _decode_frames(module, latent.contiguous())  # the class views height and width as one axis
+    return _decode_frames(
+        module, latent.contiguous()
+    )  # the class views height and width as one axis
 
 
 def _encode_allegro(module: DiffusersModel, video: Video) -> _LatentPosterior:
@@ -304,7 +324,9 @@ def _encode_qwen21(module: DiffusersModel, video: Video) -> _LatentPosterior:
 
 
 def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> _Decoded:
-    frames, losses = _decode_wan(module, _frames_from_clips(latent, as_clips=True), names_first_chunk=True)
+    frames, losses = _decode_wan(
+        module, _frames_from_clips(latent, as_clips=True), names_first_chunk=True
+    )
     return _clips_from_frames(frames, len(latent))[:, :3], losses
 
 
@@ -320,9 +342,13 @@ def _encode_vidtok(module: DiffusersModel, video: Video) -> _LatentPosterior:
 # the whole clip: one call without kept frames, with the causal padding of the convolutions, has the same values. Only
 # the temporal resampling, which leaves the first frame apart, works with kept frames alone. The classes' own `decode`
 # clamps to [-1, 1], and has no gradient outside of this range.
-def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None = None) -> _LatentPosterior:
+def _encode_wan(
+    module: DiffusersModel, video: Video, *, num_frames: int | None = None
+) -> _LatentPosterior:
     """Encode whole clips; or the first frame, then chunks of `num_frames` frames."""
-    if num_frames is None and not torch.is_grad_enabled():  # without a graph, the class's own chunks need less memory
+    if (
+        num_frames is None and not torch.is_grad_enabled()
+    ):  # without a graph, the class's own chunks need less memory
         return _encode_clips(module, video)
     num_complete = (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1
     video = video[:, :, :num_complete]  # as the class does
@@ -341,7 +367,11 @@ def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None 
 
 
 def _decode_wan(
-    module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, names_first_chunk: bool = False
+    module: DiffusersModel,
+    latent: Tensor,
+    *,
+    num_frames: int | None = None,
+    names_first_chunk: bool = False,
 ) -> _Decoded:
     """Decode whole latents; or the first latent frame, then chunks of `num_frames` video frames.
 
@@ -373,7 +403,9 @@ def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
     return chunks
 
 
-def _downsample_time(resample: DiffusersModel, args: Any, kwargs: Any, output: Video) -> Video | None:
+def _downsample_time(
+    resample: DiffusersModel, args: Any, kwargs: Any, output: Video
+) -> Video | None:
     """Halve the frames after the first, if none are kept from a call before."""
     if _keeps_frames(args, kwargs) or output.shape[2] == 1:
         return None

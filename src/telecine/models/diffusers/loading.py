@@ -43,7 +43,9 @@ _MAX_SIZE = 2**16
 _logger = logging.getLogger(__name__)
 
 
-def load_module(source: str, subfolder: str | None = None, revision: str | None = None) -> DiffusersModel:
+def load_module(
+    source: str, subfolder: str | None = None, revision: str | None = None
+) -> DiffusersModel:
     """Return the diffusers model of a folder or a Hub name, with all its weights, in float32.
 
     Args:
@@ -76,7 +78,9 @@ def load_module(source: str, subfolder: str | None = None, revision: str | None 
         try:
             module, report = load()
         except ValueError as error:
-            _, report = load(low_cpu_mem_usage=False, ignore_mismatched_sizes=True)  # with all shapes
+            _, report = load(
+                low_cpu_mem_usage=False, ignore_mismatched_sizes=True
+            )  # with all shapes
             mismatched = report["mismatched_keys"]
             if not mismatched:
                 raise
@@ -91,12 +95,16 @@ def load_module(source: str, subfolder: str | None = None, revision: str | None 
     unused_settings = {name for name in config if not name.startswith("_")} - _arguments_of(cls)
     unused = sorted(unused_settings) + sorted(report["unexpected_keys"])
     if unused:
-        _logger.warning("%s does not use some of %s: %s", cls.__name__, source, ", ".join(unused[:MAX_LISTED]))
+        _logger.warning(
+            "%s does not use some of %s: %s", cls.__name__, source, ", ".join(unused[:MAX_LISTED])
+        )
     return module
 
 
 def _weights_error(source: str, got: str, error: type[Exception] = ValueError) -> Exception:
-    return argument_error(source, "a model with all its weights", got, "Download or copy it again.", error)
+    return argument_error(
+        source, "a model with all its weights", got, "Download or copy it again.", error
+    )
 
 
 @contextmanager
@@ -121,7 +129,9 @@ def save_module(module: DiffusersModel, folder: str | PathLike[str]) -> None:
         merged.save_pretrained(folder)
 
 
-def find_config(source: str, subfolder: str | None, revision: str | None) -> tuple[dict[str, Any], str | None]:
+def find_config(
+    source: str, subfolder: str | None, revision: str | None
+) -> tuple[dict[str, Any], str | None]:
     """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is passed.
 
     Args:
@@ -137,7 +147,10 @@ def find_config(source: str, subfolder: str | None, revision: str | None) -> tup
         return _read_config_at(source, subfolder, revision), subfolder
     try:
         return _read_config_at(source, None, revision), None
-    except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
+    except (
+        ValueError,
+        ConnectionError,
+    ):  # the latter of a pipeline in the Hub's cache, without a network
         return _read_config_at(source, _PIPELINE_SUBFOLDER, revision), _PIPELINE_SUBFOLDER
 
 
@@ -173,7 +186,9 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
     name = config.get(CLASS_KEY)
     if not isinstance(name, str):
         remedy = f'Add for example "{CLASS_KEY}": "AutoencoderKLWan".'
-        raise argument_error(source, f"a configuration with `{CLASS_KEY}`", f"one without ({sorted(config)})", remedy)
+        raise argument_error(
+            source, f"a configuration with `{CLASS_KEY}`", f"one without ({sorted(config)})", remedy
+        )
     imported = {subclass.__name__: subclass for subclass in _subclasses(ModelMixin)}
     cls = imported.get(name) or getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
@@ -181,15 +196,22 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
         remedy = f"Import the module that defines it, or update diffusers {diffusers.__version__}."
         remedy += " In Python, a module of yours takes the place of its folder."
         remedy = nearest(name, autoencoders) or remedy
-        raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
+        raise argument_error(
+            f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy
+        )
     check_class(f"{CLASS_KEY} in {source}", cls)
     if not callable(getattr(cls, "decode", None)):
         contract = "an autoencoder, with `encode` and `decode`"
         raise argument_error(
-            f"{CLASS_KEY} in {source}", contract, f"{name} without them", "Name the folder of its VAE."
+            f"{CLASS_KEY} in {source}",
+            contract,
+            f"{name} without them",
+            "Name the folder of its VAE.",
         )
     if cls.__name__ == "AutoencoderRAE" and not is_transformers_available():
-        raise ImportError("The encoder of AutoencoderRAE needs transformers: `pip install transformers`.")
+        raise ImportError(
+            "The encoder of AutoencoderRAE needs transformers: `pip install transformers`."
+        )
     return cls
 
 
@@ -199,7 +221,9 @@ def _check_sizes(config: Mapping[str, Any], source: str) -> None:
         numbers = value if isinstance(value, list) else [value]
         largest = LARGEST_CODEBOOK if name == "codebook_size" else _MAX_SIZE
         if any(isinstance(number, int) and number > largest for number in numbers):
-            raise argument_error(f"{name} in {source}", f"at most {largest}", describe(value), "Correct it.")
+            raise argument_error(
+                f"{name} in {source}", f"at most {largest}", describe(value), "Correct it."
+            )
 
 
 def _subclasses(cls: type) -> list[type]:

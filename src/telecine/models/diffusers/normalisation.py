@@ -8,7 +8,14 @@ from enum import Enum, auto
 import torch
 
 from telecine.models.diffusers.families import DiffusersModel, class_names
-from telecine.models.latent import MEAN_KEY, SCALE_KEY, SHIFT_KEY, STD_KEY, LatentStatistics, Normalisation
+from telecine.models.latent import (
+    MEAN_KEY,
+    SCALE_KEY,
+    SHIFT_KEY,
+    STD_KEY,
+    LatentStatistics,
+    Normalisation,
+)
 
 
 class Normalised(Enum):
@@ -72,7 +79,10 @@ def read_normalisation(module: DiffusersModel) -> Normalisation:
     """Return the present numbers by name; of a batch norm, mean and deviation of each of its channels."""
     kind = normalisation_of(module)
     if kind == Normalised.BUFFERS:
-        return {MEAN_KEY: module.get_buffer(MEAN_KEY).tolist(), STD_KEY: module.get_buffer(STD_KEY).tolist()}
+        return {
+            MEAN_KEY: module.get_buffer(MEAN_KEY).tolist(),
+            STD_KEY: module.get_buffer(STD_KEY).tolist(),
+        }
     if kind == Normalised.BATCH_NORM:
         std = (module.bn.running_var + module.bn.eps).sqrt()
         return {MEAN_KEY: module.bn.running_mean.tolist(), STD_KEY: std.tolist()}

@@ -33,7 +33,9 @@ class PipelineVAE(ModelMixin, nn.Module):
         num_halvings = space.bit_length() - 1
         num_time_halvings = time.bit_length() - 1
         # With diffusers' spelling.
-        self.temperal_downsample = [level >= num_halvings - num_time_halvings for level in range(num_halvings)]
+        self.temperal_downsample = [
+            level >= num_halvings - num_time_halvings for level in range(num_halvings)
+        ]
         normalisation = student.latent_normalisation()
         for name in (MEAN_KEY, STD_KEY):  # LTX has buffers
             if normalisation.get(name) is not None:

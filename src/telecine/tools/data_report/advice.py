@@ -16,7 +16,9 @@ _CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
 _LARGE_FRACTION = 0.2  # of all frames, in one file
 
 
-def give_advice(report: DataReport, clips: ClipConfig, train: Sequence[Span], free_memory: int) -> list[str]:
+def give_advice(
+    report: DataReport, clips: ClipConfig, train: Sequence[Span], free_memory: int
+) -> list[str]:
     """Return sentences about a data set.
 
     Args:
@@ -32,7 +34,9 @@ def give_advice(report: DataReport, clips: ClipConfig, train: Sequence[Span], fr
 
     num_unusual = sum(bool(clip.remarks) for clip in report.clips)
     if num_unusual:
-        sentences.append(f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips.")
+        sentences.append(
+            f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips."
+        )
 
     num_videos = sum(bool(row.codec) and not row.is_image for row in report.files)
     if report.scenes:
@@ -87,7 +91,9 @@ def _cache_advice(report: DataReport, clips: ClipConfig, free_memory: int) -> st
     if report.cache_bytes >= _CACHE_FRACTION * free_memory:
         return f"All training frames take {size} at this size, too much for `--clips.cache` on this machine."
     if clips.cache:
-        return f"All training frames are decoded once and kept: {size} at this size (`clips.cache`)."
+        return (
+            f"All training frames are decoded once and kept: {size} at this size (`clips.cache`)."
+        )
     return f"All training frames take {size} at this size: `--clips.cache true` decodes them once."
 
 

@@ -30,5 +30,7 @@ def data(
     page = write_data(report, Path(output))
     print_data(console, report)
     if report.scenes:
-        console.say(f"train on the scenes between cuts with `--data {shlex.quote(str(page.with_name('scenes.csv')))}`")
+        console.say(
+            f"train on the scenes between cuts with `--data {shlex.quote(str(page.with_name('scenes.csv')))}`"
+        )
     console.say(f"written to {page.parent}; open {page} in a browser")

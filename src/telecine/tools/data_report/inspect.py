@@ -15,7 +15,14 @@ from torch import Tensor
 from telecine.base.checks import check_count
 from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
-from telecine.data import ClipBatchSampler, ClipDataset, DecodeError, Span, VideoInfo, iterate_frames
+from telecine.data import (
+    ClipBatchSampler,
+    ClipDataset,
+    DecodeError,
+    Span,
+    VideoInfo,
+    iterate_frames,
+)
 from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.dataset import num_cached_bytes
 from telecine.data.decode import open_video, read_clip
@@ -26,7 +33,14 @@ from telecine.data.source import Source, TarMember, file_of, resolve_source
 from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.tools.data_report.advice import give_advice
-from telecine.tools.data_report.measures import brightness, changes, find_cuts, find_remarks, frame_hash, group_copies
+from telecine.tools.data_report.measures import (
+    brightness,
+    changes,
+    find_cuts,
+    find_remarks,
+    frame_hash,
+    group_copies,
+)
 from telecine.tools.data_report.report import DataReport, FileRow, SampledClip
 from telecine.training.clips import Spans
 
@@ -51,10 +65,14 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     """
     check_count("num_clips", num_clips)
     spans = Spans.find(config.data, config.val_data, config.clips)
-    dataset = ClipDataset(spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed)
+    dataset = ClipDataset(
+        spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed
+    )
     batch_size = _BATCH_SIZE if config.batch_size == "auto" else config.batch_size
     sampler = ClipBatchSampler(range(num_clips), batch_size, config.gradient_accumulation_steps)
-    clips = list(with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips))
+    clips = list(
+        with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips)
+    )
 
     infos = list({span.info.path: span.info for span in spans.usable}.values())
     shortest = min(config.clips.span_of(bucket) for bucket in config.clips.train_buckets)
@@ -63,7 +81,9 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         rows.append(FileRow(str(skipped.path), skipped.reason, is_used=False))
 
     cuts = _find_cuts_of_videos(infos, max_frames)
-    listed = [span for span in spans.usable if not isinstance(span.info.path, TarMember)]  # lists do not name members
+    listed = [
+        span for span in spans.usable if not isinstance(span.info.path, TarMember)
+    ]  # lists do not name members
     scenes = []
     if any(cuts.values()):
         for scene in _split_at_cuts(listed, cuts):
@@ -101,7 +121,9 @@ def _is_drawn(info: VideoInfo, clips: ClipConfig) -> bool:
     return clips.image_ratio < 1
 
 
-def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> Iterator[SampledClip]:
+def _sample(
+    dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int
+) -> Iterator[SampledClip]:
     for item in islice(chain.from_iterable(sampler), num_clips):
         start = time.perf_counter()
         decoded, spec, bucket = dataset.decode(item)
@@ -122,7 +144,11 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
 
 
 def _list_files(
-    infos: Sequence[VideoInfo], train: Sequence[Span], held_out: Sequence[Span], clips: ClipConfig, shortest: int
+    infos: Sequence[VideoInfo],
+    train: Sequence[Span],
+    held_out: Sequence[Span],
+    clips: ClipConfig,
+    shortest: int,
 ) -> list[FileRow]:
     uses: defaultdict[Source, list[str]] = defaultdict(list)
     for use, spans in (("training", train), ("held out", held_out)):
@@ -178,7 +204,9 @@ def _find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
     """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
     groups = []
     repeated = set()
-    for same_size in _grouped([info.path for info in infos], num_bytes):  # only files of the same size are read
+    for same_size in _grouped(
+        [info.path for info in infos], num_bytes
+    ):  # only files of the same size are read
         for same_bytes in _grouped(same_size, _digest):
             groups.append(same_bytes)
             repeated.update(same_bytes[1:])
@@ -232,7 +260,9 @@ def _as_shown(frames: Tensor) -> Tensor:
     return as_shown(bytes_from_video(video_from_bytes(frames)))
 
 
-def _find_cuts_of_videos(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[int] | None]:
+def _find_cuts_of_videos(
+    infos: Sequence[VideoInfo], max_frames: int
+) -> dict[Source, list[int] | None]:
     """Return the cuts in each of the first videos that have `max_frames` together; None if a frame does not decode."""
     searched = []
     num_frames = 0
@@ -245,7 +275,9 @@ def _find_cuts_of_videos(infos: Sequence[VideoInfo], max_frames: int) -> dict[So
 
     cuts: dict[Source, list[int] | None] = {}
     for info in with_progress(searched, "finding cuts"):
-        grids = (brightness(_as_shown(frame[None])) for frame in iterate_frames(info, _SEARCHED_SIZE))
+        grids = (
+            brightness(_as_shown(frame[None])) for frame in iterate_frames(info, _SEARCHED_SIZE)
+        )
         try:
             frame_changes = [float(changes(torch.cat(pair))) for pair in pairwise(grids)]
         except DecodeError as error:  # training replaces the clips of such a file, too
@@ -257,7 +289,9 @@ def _find_cuts_of_videos(infos: Sequence[VideoInfo], max_frames: int) -> dict[So
     return cuts
 
 
-def _split_at_cuts(spans: Sequence[Span], cuts: Mapping[Source, list[int] | None]) -> Iterator[Span]:
+def _split_at_cuts(
+    spans: Sequence[Span], cuts: Mapping[Source, list[int] | None]
+) -> Iterator[Span]:
     for span in spans:
         starts = [span.first_frame]
         for cut in cuts.get(span.info.path) or []:

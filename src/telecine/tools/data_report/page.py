@@ -87,7 +87,9 @@ def summarize(report: DataReport) -> dict[str, str]:
         "clips read": str(len(report.clips)),
     }
     for kind in ("black", "static", "cut"):
-        num_clips = sum(any(remark.startswith(kind) for remark in clip.remarks) for clip in report.clips)
+        num_clips = sum(
+            any(remark.startswith(kind) for remark in clip.remarks) for clip in report.clips
+        )
         rows[f"{kind} among them"] = str(num_clips)
     rows["groups of copies"] = str(len(report.copies))
     rows["clips a core reads in a second"] = f"{report.clips_per_second:.3g}"
@@ -131,7 +133,9 @@ def lay_out_clips(clips: Sequence[SampledClip]) -> Tensor:
     width = max(video.shape[2] for video in videos)
     num_columns = min(_VIDEO_COLUMNS, len(videos))
     num_rows = -(-len(videos) // num_columns)
-    sheet = torch.zeros(len(videos[0]), num_rows * height, num_columns * width, 3, dtype=torch.uint8)
+    sheet = torch.zeros(
+        len(videos[0]), num_rows * height, num_columns * width, 3, dtype=torch.uint8
+    )
     for index, video in enumerate(videos):
         row, column = divmod(index, num_columns)
         top = row * height + (height - video.shape[1]) // 2

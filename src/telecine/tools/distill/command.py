@@ -14,4 +14,6 @@ def distill(
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
     from telecine.tools.distill.run import distill
 
-    distill(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(console)
+    distill(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(
+        console
+    )

@@ -77,12 +77,19 @@ class TeacherFeatures(nn.Module):
             if name not in features:
                 raise _layer_error(name, features)
             level = min(max(scales[name], 1).bit_length(), len(channels)) - 1
-            self.pairs.append(FeaturePair(name, level, first_frame_apart=features[name].shape[2] == 1))
+            self.pairs.append(
+                FeaturePair(name, level, first_frame_apart=features[name].shape[2] == 1)
+            )
             projections.append(nn.Conv3d(channels[-1 - level], features[name].shape[1], 1))
         self.projections = nn.ModuleList(projections)
 
     def forward(
-        self, *, latent: Tensor, decode: Decode, generator: Generators = None, weight: Tensor | None = None
+        self,
+        *,
+        latent: Tensor,
+        decode: Decode,
+        generator: Generators = None,
+        weight: Tensor | None = None,
     ) -> Scalar:
         """Return the error, 0-d.
 
@@ -100,7 +107,9 @@ class TeacherFeatures(nn.Module):
         student = getattr(method, "__self__", None)
         if not isinstance(student, CausalAutoencoder):
             remedy = "Use the term in `telecine distill`."
-            raise argument_error("decode", "the method of a decoder of telecine", describe(decode), remedy)
+            raise argument_error(
+                "decode", "the method of a decoder of telecine", describe(decode), remedy
+            )
         noise: Video | None = None
         if student.generates or generates(self.teacher.module):
             noise = randn(student.decoded_shape(latent), generator=generator, device=latent.device)
@@ -112,7 +121,9 @@ class TeacherFeatures(nn.Module):
         for pair, projection in zip(self.pairs, self.projections, strict=True):
             chunks = outputs[ends[pair.level]]
             x = at_least_float32(projection(torch.cat(chunks, dim=2)))
-            y = average_frames(features[pair.layer], x.shape[2:], first_frame_apart=pair.first_frame_apart)
+            y = average_frames(
+                features[pair.layer], x.shape[2:], first_frame_apart=pair.first_frame_apart
+            )
             y = at_least_float32(y)
             std, mean = torch.std_mean(y, (0, 2, 3, 4), correction=0, keepdim=True)
             standardised = (y - mean) / std.clamp_min(_SMALLEST_STD)
@@ -120,7 +131,9 @@ class TeacherFeatures(nn.Module):
         return torch.stack(errors).mean()
 
     @torch.no_grad()
-    def teacher_features(self, latent: Tensor, names: Iterable[str], noise: Video | None = None) -> dict[str, Tensor]:
+    def teacher_features(
+        self, latent: Tensor, names: Iterable[str], noise: Video | None = None
+    ) -> dict[str, Tensor]:
         """Return the outputs `(B, c, T, H, W)` of layers of the teacher's decoder, in the order in which they end.
 
         Of a single latent frame, only layers that are called once are returned.
@@ -167,7 +180,9 @@ def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels:
 
 def _layer_error(name: str, features: Mapping[str, Tensor]) -> Exception:
     remedy = nearest(name, features) or f"Its last ones are {', '.join(list(features)[-3:])}."
-    return argument_error("feature_layers", "layers that the teacher's decoder calls", repr(name), remedy)
+    return argument_error(
+        "feature_layers", "layers that the teacher's decoder calls", repr(name), remedy
+    )
 
 
 def _ends_of_resolutions(model: CausalAutoencoder) -> list[str]:

@@ -31,7 +31,12 @@ class TeacherLatent(nn.Module):
         self.teacher = Frozen(load_teacher(teacher))
 
     def forward(
-        self, *, latent: Tensor, target: Video, posterior: Gaussian | None = None, weight: Tensor | None = None
+        self,
+        *,
+        latent: Tensor,
+        target: Video,
+        posterior: Gaussian | None = None,
+        weight: Tensor | None = None,
     ) -> Scalar:
         """Return the distance, 0-d.
 
@@ -44,7 +49,9 @@ class TeacherLatent(nn.Module):
         with torch.no_grad():
             expected = self.teacher.module.encode(target)
             mean = expected.mode()
-            variance = mean.var((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(_SMALLEST_VARIANCE)
+            variance = mean.var((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(
+                _SMALLEST_VARIANCE
+            )
         if posterior is None:
             return weighted_mean((latent - mean).square() / variance, weight)
         distance = (posterior.mean - mean).square()

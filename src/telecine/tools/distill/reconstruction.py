@@ -25,7 +25,12 @@ class TeacherReconstruction(nn.Module):
         self.teacher = Frozen(load_teacher(teacher, decode_steps))
 
     def forward(
-        self, *, reconstruction: Video, latent: Tensor, generator: Generators = None, weight: Tensor | None = None
+        self,
+        *,
+        reconstruction: Video,
+        latent: Tensor,
+        generator: Generators = None,
+        weight: Tensor | None = None,
     ) -> Scalar:
         """Return the error, 0-d.
 

@@ -20,7 +20,11 @@ FEATURES_TERM = "teacher_features"
 
 
 def distill(
-    config: DistillConfig, *, console: Console | None = None, steal_lock: bool = False, change_data: bool = False
+    config: DistillConfig,
+    *,
+    console: Console | None = None,
+    steal_lock: bool = False,
+    change_data: bool = False,
 ) -> TrainResult:
     """Train a student of a teacher, as `train` does, with the same objective, checkpoints and report.
 
@@ -50,21 +54,29 @@ def distill(
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
     terms = _terms_of_teacher(config, teacher, name, architecture)
     learns_from_decoder = bool(terms) or imitated is not None
-    if learns_from_decoder and not set(architecture.nested_channels) <= set(teacher.nested_channels):
+    if learns_from_decoder and not set(architecture.nested_channels) <= set(
+        teacher.nested_channels
+    ):
         contract = f"those of the teacher, {list(teacher.nested_channels)}"
         got = str(list(architecture.nested_channels))
         remedy = "Use a teacher with them, or leave out what learns from it."
         raise argument_error("nested_channels", contract, got, remedy)
-    config = replace(config, teacher=name, causal_vae=architecture, objective=_with_terms(config, terms))
+    config = replace(
+        config, teacher=name, causal_vae=architecture, objective=_with_terms(config, terms)
+    )
     if config.train_encoder:
         config = replace(config, model=None)
         return train(config, console=console, steal_lock=steal_lock, change_data=change_data)
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
-    config = replace(config, model=name, teacher=_absolute(student.teacher))  # that of a student is its own teacher
+    config = replace(
+        config, model=name, teacher=_absolute(student.teacher)
+    )  # that of a student is its own teacher
     if imitated is not None and student.imitate(imitated):
         config = replace(config, linear_start=False)
-    return train(config, autoencoder=student, console=console, steal_lock=steal_lock, change_data=change_data)
+    return train(
+        config, autoencoder=student, console=console, steal_lock=steal_lock, change_data=change_data
+    )
 
 
 def _terms_of_teacher(
@@ -73,15 +85,25 @@ def _terms_of_teacher(
     """Return the terms of the objective that look at the teacher of this name."""
     terms: dict[str, Term] = {}
     if config.train_encoder:
-        terms[LATENT_TERM] = Term("telecine.tools.distill.TeacherLatent", config.latent_weight, {"teacher": name})
+        terms[LATENT_TERM] = Term(
+            "telecine.tools.distill.TeacherLatent", config.latent_weight, {"teacher": name}
+        )
     if config.teacher_weight > 0:
         params: dict[str, object] = {"teacher": name}
         if generates(teacher):
             params["decode_steps"] = config.teacher_decode_steps
-        terms[RECONSTRUCTION_TERM] = Term("telecine.tools.distill.TeacherReconstruction", config.teacher_weight, params)
+        terms[RECONSTRUCTION_TERM] = Term(
+            "telecine.tools.distill.TeacherReconstruction", config.teacher_weight, params
+        )
     if config.feature_weight > 0:
-        params = {"teacher": name, "channels": architecture.channels, "layers": list(config.feature_layers)}
-        terms[FEATURES_TERM] = Term("telecine.tools.distill.TeacherFeatures", config.feature_weight, params)
+        params = {
+            "teacher": name,
+            "channels": architecture.channels,
+            "layers": list(config.feature_layers),
+        }
+        terms[FEATURES_TERM] = Term(
+            "telecine.tools.distill.TeacherFeatures", config.feature_weight, params
+        )
     return terms
 
 

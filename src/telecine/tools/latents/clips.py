@@ -56,7 +56,9 @@ class ClipsOnDisk:
             clip = read_span(span, self.config)
             if clip is None:
                 got = f"{span.info.path}, which was before"
-                raise argument_error("data", "readable until the end", got, "See the log.", DataError)
+                raise argument_error(
+                    "data", "readable until the end", got, "See the log.", DataError
+                )
             yield clip["video"][None]
 
 
@@ -73,6 +75,8 @@ def encode_clips(source: ModelSource, videos: ClipsOnDisk | list[Video]) -> Tens
         latent = source.model(video.to(device), sample_posterior=False).latent
         if latent is None:
             remedy = "A custom module returns (reconstruction, losses, latent)."
-            raise argument_error(source.title, "a model that offers its latent", "one without", remedy)
+            raise argument_error(
+                source.title, "a model that offers its latent", "one without", remedy
+            )
         latents.append(latent.float().cpu())
     return torch.cat(latents)

@@ -17,8 +17,12 @@ def latents(
         "the model in the package; several are shown side by side.",
     ],
     *,
-    output: Annotated[str, "Folder for latents.html and latents.json, by default `latents`."] = "latents",
-    probe: Annotated[bool, "Also train a small generator on the latents, and measure it on unseen videos."] = False,
+    output: Annotated[
+        str, "Folder for latents.html and latents.json, by default `latents`."
+    ] = "latents",
+    probe: Annotated[
+        bool, "Also train a small generator on the latents, and measure it on unseen videos."
+    ] = False,
 ) -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     from telecine.tools.latents.measures import measure_latent_spaces
@@ -27,7 +31,9 @@ def latents(
     folder = Path(output)
     train_one = None
     if settings.probe != ProbeConfig() and not probe:
-        raise argument_error("probe", "left as it is without `--probe`", settings.probe, "Add `--probe`.")
+        raise argument_error(
+            "probe", "left as it is without `--probe`", settings.probe, "Add `--probe`."
+        )
     if probe:
         from telecine.tools.latents.probe import train_probe
 

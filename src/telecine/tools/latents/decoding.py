@@ -49,7 +49,9 @@ class DecodedChanges:
 
 
 @torch.no_grad()
-def decode_changes(model: VideoAutoencoder, clips: ClipsOnDisk, latents: Tensor, std: list[float]) -> DecodedChanges:
+def decode_changes(
+    model: VideoAutoencoder, clips: ClipsOnDisk, latents: Tensor, std: list[float]
+) -> DecodedChanges:
     """Decode changed latents of clips, and compare them with the clips.
 
     Args:
@@ -88,16 +90,22 @@ def decode_changes(model: VideoAutoencoder, clips: ClipsOnDisk, latents: Tensor,
         noise = torch.randn(latent.shape, generator=generator) * scale
         noise_psnr = {}
         for level in NOISE:
-            noise_psnr[f"{level:g}"] = psnr(reconstruction=decode(latent + level * noise), target=video).item()
+            noise_psnr[f"{level:g}"] = psnr(
+                reconstruction=decode(latent + level * noise), target=video
+            ).item()
         noise_per_clip.append(noise_psnr)
         nested_psnr = {}
         for number in sorted(model.nested_channels):
-            nested_psnr[str(number)] = psnr(reconstruction=decode(latent[:, :number]), target=video).item()
+            nested_psnr[str(number)] = psnr(
+                reconstruction=decode(latent[:, :number]), target=video
+            ).item()
         nested_per_clip.append(nested_psnr)
     mean_mse = mean_over_clips(mse_per_clip)
     mean_psnr = mean_over_clips(psnr_per_clip)
     return DecodedChanges(
-        equivariance={name: {"mse": mean_mse[name], "psnr": mean_psnr[name]} for name in transforms},
+        equivariance={
+            name: {"mse": mean_mse[name], "psnr": mean_psnr[name]} for name in transforms
+        },
         noise_psnr=mean_over_clips(noise_per_clip),
         nested_psnr=mean_over_clips(nested_per_clip),
     )
@@ -109,4 +117,8 @@ def _accepts_half(model: VideoAutoencoder, clips: ClipsOnDisk, latents: Tensor) 
     rows, columns = latents.shape[-2:]
     half_height = height * max(rows // 2, 1) // rows
     half_width = width * max(columns // 2, 1) // columns
-    return model.covering_clip(num_frames, half_height, half_width) == (num_frames, half_height, half_width)
+    return model.covering_clip(num_frames, half_height, half_width) == (
+        num_frames,
+        half_height,
+        half_width,
+    )

@@ -130,7 +130,10 @@ class WienerFilter:
         """Return the predicted velocity of noisy latents `(N, C, t, h, w)` at a level in (0, 1]."""
         gain = (1 - level) * self.eigenvalues / ((1 - level) ** 2 * self.eigenvalues + level**2)
         rows = _rows(noisy, self.patch).cpu().double()
-        clean = self.mean + (rows - (1 - level) * self.mean) @ (self.eigenvectors * gain) @ self.eigenvectors.T
+        clean = (
+            self.mean
+            + (rows - (1 - level) * self.mean) @ (self.eigenvectors * gain) @ self.eigenvectors.T
+        )
         p, q, r = self.patch
         num_frames, height, width = noisy.shape[2:]
         velocity = rearrange(
@@ -165,7 +168,9 @@ def largest_patch(latents: Tensor) -> tuple[int, int, int]:
     num_frames, height, width = size
     patches = product(_divisors(num_frames), _divisors(height), _divisors(width))
     small_patches = [patch for patch in patches if math.prod(patch) <= num_positions]
-    return max(small_patches, key=lambda patch: (math.prod(patch), -sum(patch)))  # of the same size the most compact
+    return max(
+        small_patches, key=lambda patch: (math.prod(patch), -sum(patch))
+    )  # of the same size the most compact
 
 
 def _divisors(number: int) -> list[int]:
@@ -223,7 +228,9 @@ def measure_denoiser(
 
 
 @torch.no_grad()
-def row_and_features(videos: Iterable[Video], network: FeatureNetwork | None) -> tuple[Tensor, Tensor]:
+def row_and_features(
+    videos: Iterable[Video], network: FeatureNetwork | None
+) -> tuple[Tensor, Tensor]:
     """Return the first videos beside each other, uint8 `(T, H, W, 3)`, and the features of all, on the CPU."""
     shown: list[Tensor] = []
     features: list[Tensor] = []

@@ -56,20 +56,26 @@ def measure_latent_spaces(
     """
     check_type("config", config, LatentsConfig, 'Use `LatentsConfig(data="my_videos")`.')
     if config.data is None:
-        raise argument_error("data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`.")
+        raise argument_error(
+            "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
+        )
     device = pick_device(config.device)
     first, infos = open_model(models[0], config, device)
     clip_config = first.clips
     assert isinstance(clip_config, ClipConfig)  # these settings have no protocol
     num_frames, height, width = clip_config.val_bucket.shape
     # All models encode the same clips.
-    config_of_first = replace(config, num_frames=num_frames, height=height, width=width, stride=clip_config.stride)
+    config_of_first = replace(
+        config, num_frames=num_frames, height=height, width=width, stride=clip_config.stride
+    )
     sources = [first]
     sources += [model_source(model, config_of_first, device) for model in models[1:]]
     base = None
     if config.base is not None:
         base = model_source(config.base, config_of_first, device)
-        _check_base(base, sources, torch.zeros(1, first.model.in_channels, num_frames, height, width))
+        _check_base(
+            base, sources, torch.zeros(1, first.model.in_channels, num_frames, height, width)
+        )
     # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
     probes = [None if probe is None else probe(source) for source in sources]
     clips = ClipsOnDisk.find(infos, clip_config, config.clip_limit)
@@ -117,7 +123,10 @@ def _measure_space(
     linear = source.model.linear_autoencoder(*clips.config.val_bucket.shape)
     first_apart = linear is None or linear.encoder.first is not None
     small = torch.cat(
-        [scaled_video(video, latent, first_apart) for video, latent in zip(clips, latents.split(1), strict=True)]
+        [
+            scaled_video(video, latent, first_apart)
+            for video, latent in zip(clips, latents.split(1), strict=True)
+        ]
     )
     frequency, latent_power = radial_spectrum(latents)
     _, video_power = radial_spectrum(small)
@@ -133,7 +142,10 @@ def _measure_space(
             frequency=frequency,
             latent=latent_power,
             video=video_power,
-            high_frequencies={"latent": high_frequency_share(latents), "video": high_frequency_share(small)},
+            high_frequencies={
+                "latent": high_frequency_share(latents),
+                "video": high_frequency_share(small),
+            },
         ),
         autocorrelation={
             "space": autocorrelation(latents, _IN_SPACE, MAX_LAG),
@@ -174,4 +186,7 @@ def _drift(latents: Tensor, base_latents: Tensor) -> dict[str, list[float] | flo
     centred_base = z_base - z_base.mean(1, keepdim=True)
     norms = centred.norm(dim=1) * centred_base.norm(dim=1)
     correlation = (centred * centred_base).sum(1) / norms.clamp(min=EPSILON)
-    return {"correlation": correlation.tolist(), "relative_error": ((z - z_base).norm() / z_base.norm()).item()}
+    return {
+        "correlation": correlation.tolist(),
+        "relative_error": ((z - z_base).norm() / z_base.norm()).item(),
+    }

@@ -39,7 +39,9 @@ def _eigenvalue_shares(space: LatentSpace) -> Points:
 
 
 def _equivariance(space: LatentSpace) -> Points:
-    return [(TRANSFORM_NAMES.index(name), errors["mse"]) for name, errors in space.equivariance.items()]
+    return [
+        (TRANSFORM_NAMES.index(name), errors["mse"]) for name, errors in space.equivariance.items()
+    ]
 
 
 def _probe(space: LatentSpace) -> Points:
@@ -58,8 +60,12 @@ LATENT_PLOTS = [
         title="Spectrum: share of the power",
         x="cycles per position",
         definition=DEFINITIONS["spectrum"],
-        points=lambda space: list(zip(space.spectrum.frequency, space.spectrum.latent, strict=True)),
-        video_points=lambda space: list(zip(space.spectrum.frequency, space.spectrum.video, strict=True)),
+        points=lambda space: list(
+            zip(space.spectrum.frequency, space.spectrum.latent, strict=True)
+        ),
+        video_points=lambda space: list(
+            zip(space.spectrum.frequency, space.spectrum.video, strict=True)
+        ),
         scale="log",
     ),
     LatentPlot(

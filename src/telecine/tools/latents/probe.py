@@ -23,8 +23,20 @@ from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.models.pretrained import digest_of_tensors
 from telecine.runs import Run
-from telecine.settings import ClipConfig, LatentsConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from telecine.tools.latents.denoising import NUM_SHOWN, LatentProbe, WienerFilter, measure_denoiser, row_and_features
+from telecine.settings import (
+    ClipConfig,
+    LatentsConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from telecine.tools.latents.denoising import (
+    NUM_SHOWN,
+    LatentProbe,
+    WienerFilter,
+    measure_denoiser,
+    row_and_features,
+)
 from telecine.training.build import build_accelerator
 from telecine.training.clips import Spans
 from telecine.training.latent_cache import identity_of, open_cache
@@ -32,7 +44,9 @@ from telecine.training.run import train
 from telecine.training.tensor_files import EMA
 
 
-def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, console: Console) -> LatentProbe:
+def train_probe(
+    source: ModelSource, config: LatentsConfig, folder: Path, console: Console
+) -> LatentProbe:
     """Train a generator on the latents of a model, in a run of its own, and return its measures.
 
     The same call again resumes the run; another model, other files, clips or settings have another run.
@@ -69,26 +83,42 @@ def train_probe(source: ModelSource, config: LatentsConfig, folder: Path, consol
         reason = frechet_undefined(features)
         if reason is not None:
             remedy = "A larger `max_clips`, and more unseen videos, give more clips."
-            raise argument_error("probe.features", "left out here", f"{probe.features}: {reason}", remedy)
+            raise argument_error(
+                "probe.features", "left out here", f"{probe.features}: {reason}", remedy
+            )
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     accelerator = build_accelerator(settings)
-    latents_identity = repr(identity_of(source.model.latent_model, clips, accelerator.mixed_precision))
-    unseen = [(fingerprint_of(span.info.path), span.first_frame, span.last_frame) for span in spans.held_out]
+    latents_identity = repr(
+        identity_of(source.model.latent_model, clips, accelerator.mixed_precision)
+    )
+    unseen = [
+        (fingerprint_of(span.info.path), span.first_frame, span.last_frame)
+        for span in spans.held_out
+    ]
     weights = digest_of_tensors(source.model.named_parameters())
-    name = f"{seed_of(latents_identity, weights, repr(unseen), repr(replace(probe, features=None))):x}"
+    name = (
+        f"{seed_of(latents_identity, weights, repr(unseen), repr(replace(probe, features=None))):x}"
+    )
     cache = str(folder / f"{seed_of(latents_identity):x}-latents")
     settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
     latents = _cached_latents(clips, source.model, cache, accelerator)
-    console.print(f"training a generator on the latents of {source.title}, in {settings.output_dir}", soft_wrap=True)
+    console.print(
+        f"training a generator on the latents of {source.title}, in {settings.output_dir}",
+        soft_wrap=True,
+    )
     set_seed(settings.seed)
     denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
     linear = WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean)))
-    result = train(settings, autoencoder=denoiser, console=console, change_data=True)  # the same files may have moved
+    result = train(
+        settings, autoencoder=denoiser, console=console, change_data=True
+    )  # the same files may have moved
     denoiser.load_weights(result.checkpoint / EMA)
     summary = Run(result.run).summary()
     assert summary is not None
     samples = folder / f"{name}.mp4"
-    return measure_denoiser(denoiser.eval(), linear, unseen_videos, samples, probe.seed, network, summary.seconds)
+    return measure_denoiser(
+        denoiser.eval(), linear, unseen_videos, samples, probe.seed, network, summary.seconds
+    )
 
 
 def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
@@ -113,12 +143,16 @@ def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
         trackers=(),
         clips=replace(clips, num_clips=probe.num_clips, random_flip=False),
         objective=ObjectiveConfig(perceptual_weight=0.0),
-        optimizer=OptimizerConfig(lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup_steps, schedule="cosine"),
+        optimizer=OptimizerConfig(
+            lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup_steps, schedule="cosine"
+        ),
     )
 
 
 @torch.no_grad()
-def _cached_latents(clips: ClipDataset, model: VideoAutoencoder, folder: str, accelerator: Accelerator) -> Tensor:
+def _cached_latents(
+    clips: ClipDataset, model: VideoAutoencoder, folder: str, accelerator: Accelerator
+) -> Tensor:
     """Return the latents of the training clips, on the CPU, and leave them in the run's cache, a folder."""
     cache = open_cache(folder, Frozen(model).module, clips, accelerator)
     assert cache is not None

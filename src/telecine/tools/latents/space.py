@@ -88,7 +88,9 @@ class LatentSpace:
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""
-        errors = [values["mse"] for name, values in self.equivariance.items() if name != NO_TRANSFORM]
+        errors = [
+            values["mse"] for name, values in self.equivariance.items() if name != NO_TRANSFORM
+        ]
         left_out = "" if HALF in self.equivariance else f" without {HALF}"
         figures = {
             "channels": float(len(self.channels.std)),
@@ -128,7 +130,9 @@ class LatentReport:
             names.update(dict.fromkeys(figures))
         lines = []
         for name in names:
-            values = [f"{figures[name]:.4g}" if name in figures else "-" for figures in model_figures]
+            values = [
+                f"{figures[name]:.4g}" if name in figures else "-" for figures in model_figures
+            ]
             lines.append((name, values))
         return lines
 

@@ -11,7 +11,13 @@ from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
 from telecine.settings import TrainConfig
-from telecine.training.memory import HOST_COPY, UpdateMemory, fake_autoencoder, plan_update, saved_by_sharding
+from telecine.training.memory import (
+    HOST_COPY,
+    UpdateMemory,
+    fake_autoencoder,
+    plan_update,
+    saved_by_sharding,
+)
 from telecine.training.memory_limits import USED_FRACTION
 
 
@@ -44,9 +50,18 @@ class Plan:
             console.print(host, soft_wrap=True)
         console.print(f"{self.mean_flops / 1e12:.3g} TFLOP an update", soft_wrap=True)
         if update.peak > self.memory * USED_FRACTION:
-            console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
+            console.print(
+                "With these settings an update does not fit. What does:",
+                style="bold",
+                soft_wrap=True,
+            )
         usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
-        table = Table(Column("settings", overflow="fold"), "largest batch", "one clip needs", title=f"fits {usable}")
+        table = Table(
+            Column("settings", overflow="fold"),
+            "largest batch",
+            "one clip needs",
+            title=f"fits {usable}",
+        )
         for fit in self.fits:
             table.add_row(fit.title, str(fit.batch_size or "none"), gigabytes(fit.one_clip))
         console.print(table)
@@ -105,15 +120,22 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     planned, *_ = updates.values()
     if not is_sharded:
         *_, last = updates.values()
-        updates[f"and --sharding fsdp2, {num_processes} processes"] = replace(last, saved_by_sharding=saved)
+        updates[f"and --sharding fsdp2, {num_processes} processes"] = replace(
+            last, saved_by_sharding=saved
+        )
 
     usable = int(memory * USED_FRACTION)
-    fits = [Fit(title, update.largest_batch(usable), update.memory_for(1)) for title, update in updates.items()]
+    fits = [
+        Fit(title, update.largest_batch(usable), update.memory_for(1))
+        for title, update in updates.items()
+    ]
     advice = planned.describe_largest_part(config)
     if not any(fit.batch_size for fit in fits):
         smallest = min(fit.one_clip for fit in fits)
         needed = gigabytes(smallest / USED_FRACTION)
-        got = f"{gigabytes(memory)}, and one clip needs {needed} with every switch that saves memory"
+        got = (
+            f"{gigabytes(memory)}, and one clip needs {needed} with every switch that saves memory"
+        )
         raise argument_error("memory", "enough for one clip", got, advice)
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {config.clips.num_frames} x {config.clips.height} x {config.clips.width}"
@@ -123,7 +145,9 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     return Plan(title, planned, advice, _mean_flops(config, planned, device_type), memory, fits)
 
 
-def _with_switches(config: TrainConfig, model: VideoAutoencoder) -> Iterator[tuple[str, TrainConfig]]:
+def _with_switches(
+    config: TrainConfig, model: VideoAutoencoder
+) -> Iterator[tuple[str, TrainConfig]]:
     """Yield the settings to plan with a title each: as configured, then with one more switch that saves memory."""
     yield "as configured", config
     if not config.model_gradient_checkpointing:
