@@ -393,7 +393,7 @@ def _digests_of_frozen(start: Start, state: TrainState) -> dict[str, str]:
     """Return digests of the networks that the run reads and does not train, after a check that they did not change."""
     networks = frozen_digests({"autoencoder": state.autoencoder, "objective": state.objective})
     if start.saved is not None:
-        start.saved.check_frozen_networks(start.summary, networks)
+        start.saved.check_frozen_networks(start.config, start.summary, networks)
     return networks
 
 

@@ -153,10 +153,15 @@ class SavedSettings:
             raise argument_error("data", f"that of {self.folder}", got, remedy)
         return changes
 
-    def check_frozen_networks(self, before: RunSummary | None, networks: Mapping[str, str]) -> None:
+    def check_frozen_networks(
+        self, config: TrainConfig, before: RunSummary | None, networks: Mapping[str, str]
+    ) -> None:
         """Check that the networks that the run reads and does not train are those of before.
 
+        A network whose settings changed is another one on purpose: `changes` names the settings.
+
         Args:
+            config: The settings of the run that resumes.
             before: The summary of the run before it was resumed; None if it was not recorded.
             networks: What `frozen_digests` returns.
 
@@ -165,9 +170,19 @@ class SavedSettings:
         """
         if before is None:
             return
-        changed = [
-            name for name, digest in networks.items() if before.networks.get(name, digest) != digest
-        ]
+        now = plain_settings(config)["objective"]
+        saved = self.values["objective"]
+        replaced = []
+        if saved["perceptual"] != now["perceptual"]:
+            replaced.append("objective.perceptual.")
+        for term, settings in now["terms"].items():
+            if saved["terms"].get(term) != settings:
+                replaced.append(f"objective.term_modules.{term}.")
+        changed = []
+        for name, digest in networks.items():
+            is_other = before.networks.get(name, digest) != digest
+            if is_other and not f"{name}.".startswith(tuple(replaced)):
+                changed.append(name)
         if changed:
             contract = f"those that the run in {self.folder} was trained with"
             remedy = "Restore the files that they are loaded from, or use another --output_dir."
