@@ -180,7 +180,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
     )
     assert found.peak - found.resident - found.peak_by_part[DATA] == pytest.approx(real, rel=0.05)
     checkpointer = Checkpointer(config, state.autoencoder, is_main=True)
-    for path in (checkpointer.run.history.path, checkpointer.run.warnings.path):
+    for path in (checkpointer.files.history.path, checkpointer.files.warnings.path):
         path.parent.mkdir(exist_ok=True)
         path.touch()
     checkpointer.save(state)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from telecine.base.checks import argument_error, shorten
+from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, Evaluation, plot_frames
 from telecine.evaluation.metric import better_values
@@ -84,7 +84,8 @@ class Comparison:
 
     def print_to(self, console: Console) -> None:
         """Print a line for each metric, and the warnings."""
-        title = f"{self.num_clips} clips of {self.num_videos} videos, {_CONFIDENCE:.0%} intervals over videos"
+        clips = f"{self.num_clips} clips of {count(self.num_videos, 'video')}"
+        title = f"{clips}, {_CONFIDENCE:.0%} intervals over videos"
         table = Table("metric", "A", "B", "B - A", "better", title=title)
         for difference in self.differences:
             first = f"{difference.first:.4f}"
