@@ -131,9 +131,12 @@ def test_tensorboard_has_each_step_once_after_a_rollback_and_a_new_start(
 ):
     """Its files are in its folder whatever the project is."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
     # Files of one second are read in the order of this number, as text: 10 before 9.
-    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", 0)
+    monkeypatch.setattr(
+        "tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(0)
+    )
 
     config = tiny(trackers=("tensorboard",), tracker_project="mine", output_dir=str(tmp_path))
 
