@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
@@ -147,9 +148,10 @@ class Student(LatentAutoencoder):
         """
         return self.latent_model.covering_clip(num_frames, height, width)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the trained weights that `save_pretrained` wrote into this model."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the trained weights that `save_pretrained` wrote into this model, and return it."""
         load_weights(self, folder)
+        return self
 
     @property
     def codebook(self) -> Bottleneck | None:

@@ -18,7 +18,12 @@ from telecine.base.checks import Interrupted, argument_error
 from telecine.base.files import mark_output
 from telecine.data.find import check_output
 from telecine.losses.perceptual import LPIPS
-from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models import (
+    CausalVAE,
+    CustomAutoencoder,
+    VideoAutoencoder,
+    as_video_autoencoder,
+)
 from telecine.models.latent import Normalisation
 from telecine.models.pretrained import digest_of_tensors
 from telecine.models.student import StudentAutoencoder
@@ -376,7 +381,14 @@ def _build_model(
     """Return the model on the CPU, what `init` gave to it as `RunSummary.copied` has it, and the digest of `init`."""
     config = start.config
     is_resumed = start.checkpoint is not None
-    model = build_autoencoder(config, start.module)
+    module = start.module
+    if module is not None:
+        module = as_video_autoencoder(module)
+        if isinstance(module, CustomAutoencoder):
+            warning = module.check_reload()
+            if warning is not None:
+                print_warnings(console, [warning])
+    model = build_autoencoder(config, module)
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
         print_lines(console, [_ENCODER_CHANGES])
