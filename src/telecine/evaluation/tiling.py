@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from telecine.evaluation.pixel_metrics import psnr
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import clip_position
+from telecine.models.tiles import tile_starts, tiles_of_frame
 from telecine.settings import Tiling, check_overlap
 
 PIECES_PSNR = register(
@@ -170,22 +171,15 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     num_frames, height, width = video.shape[1:]
     padded = _pad_to(video, model.covering_clip(num_frames, height, width))
     full_height, full_width = padded.shape[2:]
-    tops = _tile_starts(full_height, tiling)
-    lefts = _tile_starts(full_width, tiling)
-    if len(tops) == len(lefts) == 1:
+    tiles = list(tiles_of_frame(full_height, full_width, tiling))
+    if len(tiles) == 1:
         return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
-    assert tiling.size is not None
-    tile_height = min(tiling.size, full_height)
-    tile_width = min(tiling.size, full_width)
     weighted_sum = torch.zeros_like(padded)
     total_weight = padded.new_zeros(full_height, full_width)
-    for top, left in product(tops, lefts):
-        rows = slice(top, top + tile_height)
-        columns = slice(left, left + tile_width)
-        row_weight = _ramp(top, tile_height, full_height, tiling.overlap)
-        column_weight = _ramp(left, tile_width, full_width, tiling.overlap)
-        weight = (row_weight[:, None] * column_weight).to(padded)
-        with clip_position(model, frame_size=(full_height, full_width), corner=(top, left)):
+    for rows, columns, tile_weight in tiles:
+        weight = tile_weight.to(padded)
+        corner = (rows.start, columns.start)
+        with clip_position(model, frame_size=(full_height, full_width), corner=corner):
             tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
         weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight
@@ -199,26 +193,6 @@ def _pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
         return video
     padding = [0, size[2] - width, 0, size[1] - height, 0, size[0] - num_frames]
     return F.pad(video[None], padding, mode="replicate")[0]
-
-
-def _tile_starts(side: int, tiling: Tiling) -> list[int]:
-    """Return where tiles start along a side. The last one ends with the side, so its overlap may be larger."""
-    if tiling.size is None or side <= tiling.size:
-        return [0]
-    starts = list(range(0, side - tiling.size, tiling.size - tiling.overlap))
-    starts.append(side - tiling.size)
-    return starts
-
-
-def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
-    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge."""
-    rise = torch.arange(1, overlap + 1) / (overlap + 1)
-    weight = torch.ones(size)
-    if start > 0:
-        weight[:overlap] *= rise
-    if start + size < full_size:
-        weight[size - overlap :] *= rise.flip(0)
-    return weight
 
 
 @dataclass(frozen=True)
@@ -288,8 +262,8 @@ class TilingDifference:
         _, full_height, full_width = self.model.covering_clip(
             min(chunk_frames, num_frames), height, width
         )
-        rows = seams(_tile_starts(full_height, tiling), tiling.size or full_height, height)
-        columns = seams(_tile_starts(full_width, tiling), tiling.size or full_width, width)
+        rows = seams(tile_starts(full_height, tiling), tiling.size or full_height, height)
+        columns = seams(tile_starts(full_width, tiling), tiling.size or full_width, width)
         at_seam = frames[:, None, None] | rows[:, None] | columns
         if not at_seam.any():
             contract = f"smaller than the clips of {num_frames} x {height} x {width}, or `tile`"

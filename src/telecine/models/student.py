@@ -268,15 +268,18 @@ class StudentAutoencoder(Student, CausalAutoencoder):
             }
         )
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {
+    def saved_config(self) -> dict[str, Any]:
+        """Return what `config.json` holds beside the name of the class."""
+        return {
             DECODER_KEY: self.config.saved(),
             TEACHER_KEY: self.public_name(self.teacher),
             DIGEST_KEY: self.digest,
             **self.normalisation,
         }
-        save_model(merge_low_rank(self), config, folder)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
+        save_model(merge_low_rank(self), self.saved_config(), folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
