@@ -17,7 +17,7 @@ from telecine.data import index_video, read_clip
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.manifest import write_manifest
-from telecine.runs.settings import write_settings
+from telecine.runs.saved_settings import write_settings
 from telecine.settings import (
     ClipConfig,
     GANConfig,
