@@ -37,7 +37,7 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     assert evaluation.protocol.fps == 25
     clip = evaluation.per_clip[0]
     info = next(
-        info for info in index_videos(find_videos(videos))[0] if str(info.path) == clip["source"]
+        info for info in index_videos(find_videos(videos))[0] if str(info.source) == clip["source"]
     )
     size = ClipConfig(height=12, width=12).val_bucket.decode_size(info.height, info.width, 1.0)
     frames = read_clip(info, clip["start"], 5, size=size)
@@ -216,7 +216,7 @@ def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeyp
     monkeypatch.setattr(
         measure_clips,
         "read_span",
-        lambda span, config: None if span.info.path.stem != "two" else read_span(span, config),
+        lambda span, config: None if span.info.source.stem != "two" else read_span(span, config),
     )
     config = EvaluateConfig(data=str(videos), **{**TINY, "num_frames": 25})
     evaluation = evaluate(model_folder, config)

@@ -96,7 +96,7 @@ class TestIndex:
 
 class TestSelection:
     def starts(self, spans):
-        return [(span.info.path.stem, span.first_frame) for span in spans]
+        return [(span.info.source.stem, span.first_frame) for span in spans]
 
     def test_all_clips_without_overlap(self, infos):
         spans = select_clips(infos, ClipConfig(num_frames=5, stride=2, height=32, width=32), 100)
@@ -116,7 +116,7 @@ class TestSelection:
     def test_a_span_is_read_at_its_position_and_size(self, infos):
         config = ClipConfig(num_frames=5, stride=2, height=32, width=32)
         clip = read_span(select_clips(infos, config, 100)[3], config)
-        assert (clip["source"], clip["start"]) == (str(infos[1].path), 9)
+        assert (clip["source"], clip["start"]) == (str(infos[1].source), 9)
         assert clip["video"].shape == (3, 5, 32, 32)
 
     @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ class TestMatching:
     def test_by_relative_path_without_the_suffix(self, videos, reconstructions):
         matches = self.match(videos, reconstructions["much"])
         names = {
-            Path(path).relative_to(videos).as_posix(): info.path.name
+            Path(path).relative_to(videos).as_posix(): info.source.name
             for path, info in matches.items()
         }
         assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
@@ -258,7 +258,9 @@ class TestMatching:
     def test_videos_on_a_server_match_by_the_same_names(self, videos, reconstructions, s3):
         address = s3.put(videos, "videos")
         matches = self.match(address, reconstructions["much"])
-        names = {path.removeprefix(f"{address}/"): info.path.name for path, info in matches.items()}
+        names = {
+            path.removeprefix(f"{address}/"): info.source.name for path, info in matches.items()
+        }
         assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
         matches = self.match(f"{address}/one.mp4", reconstructions["much"] / "one.m4v")
         assert list(matches) == [f"{address}/one.mp4"]
@@ -269,14 +271,14 @@ class TestMatching:
                 reconstructions["much"], EvaluateConfig(data=address, protocol="davis"), CPU
             ),
         ):
-            assert [str(info.path) for info in infos] == list(
+            assert [str(info.source) for info in infos] == list(
                 self.match(address, reconstructions["much"])
             )
 
     def test_single_files_match_with_any_names(self, videos, copied_videos):
         renamed = (copied_videos / "one.mp4").rename(copied_videos / "other.mp4")
         matches = self.match(videos / "one.mp4", renamed)
-        assert [info.path for info in matches.values()] == [renamed]
+        assert [info.source for info in matches.values()] == [renamed]
 
     def test_missing_and_extra_names_are_listed(self, videos, copied_videos):
         (copied_videos / "two.mp4").rename(copied_videos / "zwei.mp4")

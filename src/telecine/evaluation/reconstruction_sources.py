@@ -86,7 +86,7 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
     length = config.clip_span
     longest = max(infos, key=lambda info: info.num_frames)
     if longest.num_frames < length:
-        got = f"at most {longest.num_frames}, in {longest.path}"
+        got = f"at most {longest.num_frames}, in {longest.source}"
         remedy = "Set a smaller `num_frames` or `stride`."
         raise argument_error("data", f"files of at least {length} frames", got, remedy)
     log_too_short([whole_video(info) for info in infos], length)
@@ -139,10 +139,10 @@ class VideoSource:
             ValueError: They cannot be decoded.
         """
         # With the frame rate of the input: a protocol takes every few frames by it.
-        match = replace(self.matches[str(span.info.path)], fps=span.info.fps)
+        match = replace(self.matches[str(span.info.source)], fps=span.info.fps)
         clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
-            got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
+            got = f"{match.source}, whose frames {span.first_frame} to {span.last_frame} are broken"
             raise argument_error(
                 "checkpoint", "decodable where `data` is", got, "Write that file again."
             )
@@ -195,7 +195,7 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
     except OSError as error:
         logger.warning(unknown, error)
         return
-    num_trained_on = sum(resolve_source(info.path) in trained_on for info in infos)
+    num_trained_on = sum(resolve_source(info.source) in trained_on for info in infos)
     if num_trained_on > 0:
         text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
         logger.warning(text, num_trained_on, len(infos), saved_data or "the sample videos")
@@ -317,7 +317,9 @@ def _log_alpha(info: VideoInfo) -> None:
     except DecodeError:  # measuring it reports that
         return
     if (frame[..., 3] < 255).any():
-        logger.warning("%s has alpha, but reconstructions as files are measured as RGB", info.path)
+        logger.warning(
+            "%s has alpha, but reconstructions as files are measured as RGB", info.source
+        )
 
 
 def contains_videos(path: Path) -> bool:
@@ -361,12 +363,12 @@ def _match_videos(
             info.width,
         ):
             contract = (
-                f"of {info.num_frames} frames of {info.height} x {info.width}, as {info.path}"
+                f"of {info.num_frames} frames of {info.height} x {info.width}, as {info.source}"
             )
-            got = f"{match.num_frames} frames of {match.height} x {match.width} in {match.path}"
+            got = f"{match.num_frames} frames of {match.height} x {match.width} in {match.source}"
             remedy = "Write the reconstructions at the length and size of `data`."
             raise argument_error("checkpoint", contract, got, remedy)
-        matches[str(info.path)] = match
+        matches[str(info.source)] = match
     return matches
 
 
@@ -376,13 +378,13 @@ def by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo
     Raises:
         ValueError: Two have the same name.
     """
-    if [info.path for info in infos] == [as_source(root)]:
+    if [info.source for info in infos] == [as_source(root)]:
         return {"(a single file)": infos[0]}
     files: dict[str, VideoInfo] = {}
     for info in infos:
-        name = Path(os.path.relpath(str(info.path), str(root))).with_suffix("").as_posix()
+        name = Path(os.path.relpath(str(info.source), str(root))).with_suffix("").as_posix()
         if name in files:
-            got = f"{files[name].path} and {info.path}"
+            got = f"{files[name].source} and {info.source}"
             raise argument_error(
                 "data", "files of different names", got, "Rename one: suffixes do not count."
             )

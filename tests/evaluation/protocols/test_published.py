@@ -285,7 +285,7 @@ def test_names_and_metrics_are_known():
 class TestSelection:
     def starts(self, infos, protocol):
         return [
-            (span.info.path.stem, span.first_frame, span.last_frame)
+            (span.info.source.stem, span.first_frame, span.last_frame)
             for span in protocol.select(infos)
         ]
 
@@ -318,7 +318,7 @@ class TestSelection:
         starts = set()
         for index in range(200):
             paths = (Path(f"/elsewhere/{index}.mp4"), Path(f"{index}.mp4"))
-            one, other = small(UCF101).select([replace(info, path=path) for path in paths])
+            one, other = small(UCF101).select([replace(info, source=path) for path in paths])
             assert one.first_frame == other.first_frame
             assert one.num_frames == 5
             starts.add(one.first_frame)
@@ -366,7 +366,7 @@ class TestReading:
         assert smaller.shape == (3, 8, 40, 56)
 
     def test_a_clip_that_cannot_be_decoded_is_left_out(self, infos, caplog):
-        gone = replace(infos[0], path=Path("gone.mp4"))
+        gone = replace(infos[0], source=Path("gone.mp4"))
         assert small(VIDTOK).read(Span(gone, 0, 4)) is None
         assert "skipping a clip: " in caplog.text
 

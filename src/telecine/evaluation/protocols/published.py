@@ -136,7 +136,7 @@ class PublishedProtocol:
             if self._stride(info) < 1:
                 contract = f"videos that have at least half of {self.sample_fps:g} frames a second"
                 remedy = f"Protocol {self.name} is not defined for them."
-                raise argument_error("data", contract, f"{info.fps:g} in {info.path}", remedy)
+                raise argument_error("data", contract, f"{info.fps:g} in {info.source}", remedy)
         if self.clips == "first":
             log_too_short([whole_video(info) for info in infos], self._clip_span(infos[0]))
         spans = []
@@ -145,7 +145,7 @@ class PublishedProtocol:
         if not spans:
             contract = f"videos of at least {self.num_frames} frames for protocol {self.name}"
             longest = max(infos, key=lambda info: info.num_frames)
-            got = f"at most {longest.num_frames}, in {longest.path}"
+            got = f"at most {longest.num_frames}, in {longest.source}"
             raise argument_error("data", contract, got, "Pass the videos of the published figures.")
         return spans
 
@@ -171,7 +171,7 @@ class PublishedProtocol:
                 0, num_frames, clip_span + self._stride(info) - 1
             )  # the next one begins a stride later
         elif self.clips == "random":
-            starts = [seed_of(info.path.name) % max(num_frames - clip_span + 1, 1)]
+            starts = [seed_of(info.source.name) % max(num_frames - clip_span + 1, 1)]
         elif clip_span <= num_frames:
             starts = [0]
         return [Span(info, start, min(start + clip_span, num_frames) - 1) for start in starts]
@@ -193,7 +193,7 @@ class PublishedProtocol:
             video = torch.cat([video, last_frames], dim=1)
         return {
             "video": video,
-            "source": str(span.info.path),
+            "source": str(span.info.source),
             "start": span.first_frame,
             "fps": span.info.fps / stride,
         }

@@ -55,7 +55,7 @@ class ClipsOnDisk:
         for span in self.spans:
             clip = read_span(span, self.config)
             if clip is None:
-                got = f"{span.info.path}, which was before"
+                got = f"{span.info.source}, which was before"
                 raise argument_error(
                     "data", "readable until the end", got, "See the log.", DataError
                 )
