@@ -453,7 +453,7 @@ def test_settings_of_telecines_own_model_beside_another_one_are_named(capsys):
     [
         (
             "TELECINE__DEVICE",
-            "`device` must be 'auto', 'cpu', 'cuda' or 'mps', but got '64' (str). The default is 'auto'. It is from the e",
+            "`device` must be 'auto', 'cpu', 'cuda' or 'mps', but got '64' (str). The default is 'auto'. It is",
         ),
         (
             "TELECINE__CLIPS__HEIGTH",
