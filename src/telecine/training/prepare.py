@@ -26,7 +26,7 @@ from telecine.models.transfer import copy_matching, load_source
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary
-from telecine.runs.settings import read_saved_settings
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.settings.data import EARLIER
 from telecine.training.baseline import (
