@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -83,9 +83,9 @@ def _update_until_the_end(run: TrainingRun, stop: StopRequest) -> None:
     )
     with closing(batches), monitor:
         while state.step < config.steps:
-            with _saved_if_stopped(run):
-                micro_batches, error = read_next(batches)
-                check_stop(run, stop, error)
+            micro_batches, error = read_next(batches)
+            if agree_to_stop(run, stop, error):
+                _save_and_raise(run, error)
             lr = set_learning_rates(state, config.optimizer, config.steps)
             is_logged = _is_due(run, config.log_every, ahead=1)
             values = train_step(state, micro_batches, measure_update_ratio=is_logged)
@@ -109,40 +109,65 @@ def _is_due(run: TrainingRun, every: int, *, ahead: int = 0) -> bool:
     return step % every == 0 or step == run.config.steps
 
 
-def check_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
-    """Raise `Interrupted` on every process if one has to stop, or has an error. Every process has to call this.
+def agree_to_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> bool:
+    """Return whether a process has to stop, the same answer on every process. Every process has to call this.
 
     Args:
         run: The run. It also stops if a checkpoint could not be written.
         stop: The request to stop.
-        error: An error of this process, which becomes the cause.
-
-    Raises:
-        Interrupted: If a process has to stop.
+        error: An error of this process.
     """
     has_to_stop = stop.is_set or error is not None or run.checkpointer.has_failed
-    if any_rank(has_to_stop, run.accelerator.device):
-        raise Interrupted(None) from error
+    return any_rank(has_to_stop, run.accelerator.device)
+
+
+def _save_and_raise(run: TrainingRun, error: Exception | None) -> NoReturn:
+    """Save the run, and raise the error of this process, or `Interrupted` if it has none."""
+    checkpoint = None
+    if run.state.step > 0:
+        checkpoint = run.checkpointer.save(run.state)
+    run.checkpointer.wait()
+    if error is None:
+        raise Interrupted(checkpoint) from None
+    saved = checkpoint or "nothing"
+    print_lines(run.console, [f"cannot read the clips of step {run.state.step}; saved {saved}"])
+    raise error from error.__cause__  # not from `Stopped`, if that is being handled
+
+
+class Stopped(Exception):  # noqa: N818 - a message from a callback to `_saved_if_stopped`
+    """All processes have agreed to stop.
+
+    Args:
+        error: The error of this process, if it has one.
+    """
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def check_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
+    """Call `agree_to_stop` inside of a block of `_saved_if_stopped`.
+
+    Args:
+        run: The run.
+        stop: The request to stop.
+        error: An error of this process.
+
+    Raises:
+        Stopped: On every process, if one has to stop.
+    """
+    if agree_to_stop(run, stop, error):
+        raise Stopped(error)
 
 
 @contextmanager
 def _saved_if_stopped(run: TrainingRun) -> Iterator[None]:
-    """Save the run if `check_stop` ends the block, and raise the error that was the cause, or `Interrupted`."""
+    """Save the run and raise if `check_stop` ends the block, after other contexts, such as averaged weights, ended."""
     try:
         yield
-    except Interrupted as stopped:
-        checkpoint = None
-        if run.state.step > 0:
-            checkpoint = run.checkpointer.save(run.state)
-        run.checkpointer.wait()
-        error = stopped.__cause__
-        if error is not None:
-            saved = checkpoint or "nothing"
-            print_lines(
-                run.console, [f"cannot read the clips of step {run.state.step}; saved {saved}"]
-            )
-            raise error from error.__cause__
-        raise Interrupted(checkpoint) from None
+    except Stopped as stopped:
+        _save_and_raise(run, stopped.error)
 
 
 def _fill_latent_cache(run: TrainingRun, stop: StopRequest) -> None:

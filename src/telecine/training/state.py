@@ -1,7 +1,7 @@
 """The state of a training run: networks, optimizers, the moving average (EMA) of the weights, number of updates."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from telecine.models import VideoAutoencoder
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
-from telecine.training.distributed import local_shard
+from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
 
 
@@ -131,19 +131,30 @@ class TrainState:
         """Whether the autoencoder's weights are sharded over processes."""
         return hasattr(self.model, "set_requires_gradient_sync")  # which FSDP2 adds to a module
 
-    def gradient_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
-        """Return a context in which, only if `enabled`, a backward averages the gradients of the autoencoder."""
-        if self.is_sharded:
-            cast(Any, self.model).set_requires_gradient_sync(enabled)
-            return nullcontext()
-        if enabled:
-            return nullcontext()
-        return self.accelerator.no_sync(self.model)
+    @contextmanager
+    def averaged_gradients(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:
+        """Run the forward and backward pass of a micro-batch in the `with` block.
 
-    def send_buffers_at_next_forward(self) -> None:
-        """Let DDP copy the first process' buffers to the others, as it does after a backward that averages."""
-        if isinstance(self.model, DistributedDataParallel):
-            self.model.require_forward_param_sync = True
+        After the last micro-batch of an update, the gradients are averages over the processes.
+
+        Args:
+            is_last: Whether it is the last micro-batch.
+            has_unused: Whether some trained weights may get no gradient.
+        """
+        if self.is_sharded:  # FSDP2 averages in the backward
+            cast(Any, self.model).set_requires_gradient_sync(is_last)
+            yield
+            return
+        if is_last and not has_unused:  # DDP averages in the backward, while it computes
+            yield
+            return
+        with self.accelerator.no_sync(self.model):
+            yield
+        if is_last:  # DDP would wait for the gradients of unused weights
+            average_gradients(parameters_of(self.optimizer))
+            if isinstance(self.model, DistributedDataParallel):
+                # The next forward sends the buffers of the first process, as after a backward that averages.
+                self.model.require_forward_param_sync = True
 
     def sizes(self) -> tuple[int, int, int]:
         """Return the number of the autoencoder's parameters, of the trained ones, and of the discriminators'."""

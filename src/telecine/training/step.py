@@ -128,10 +128,9 @@ def accumulate_gradients(
     generators = clip_generators(state.seed, batch.clips, batch.inputs.device)
     if isinstance(last_layer, LayerActivations):
         last_layer.clear()
-    # DDP would wait for the gradients of unused weights, such as those of single frames; `average_gradients` does not.
+    # Single frames leave weights that mix frames without a gradient.
     has_unused = batch.inputs.shape[2] == 1 or autoencoder.leaves_weights_unused
-    averages_in_backward = is_last and (state.is_sharded or not has_unused)
-    with state.gradient_sync(enabled=averages_in_backward):
+    with state.averaged_gradients(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
             # The autoencoder's forward pass.
             if batch.posterior is None:
@@ -174,9 +173,6 @@ def accumulate_gradients(
         # The gradients.
         for loss in losses:
             state.accelerator.backward(scale * loss)
-    if is_last and not averages_in_backward:
-        average_gradients(parameters_of(state.optimizer))
-        state.send_buffers_at_next_forward()
     log |= gradient.log
     return {name: value.float() for name, value in log.items()}
 
