@@ -18,6 +18,7 @@ from telecine.settings import TrainConfig
 from telecine.training import tensor_files
 from telecine.training.distributed import on_every_process
 from telecine.training.logging import IntervalMeans
+from telecine.training.optimizers import load_optimizer, optimizer_tensors
 from telecine.training.resume import describe_changes
 from telecine.training.state import Rollback, TrainState
 from telecine.training.step import DivergenceError
@@ -121,7 +122,7 @@ class Checkpointer:
             "random": tensor_files.random_states(state.accelerator.device),
         }
         for name, optimizer in state.optimizers.items():
-            tensors[name] = tensor_files.optimizer_tensors(optimizer)
+            tensors[name] = optimizer_tensors(optimizer)
         for group, by_name in tensors.items():
             if group not in self.copies:
                 self.copies[group] = HostCopy(is_main=self._is_main)
@@ -237,7 +238,7 @@ class Checkpointer:
         )
         state.objective.load_state_dict(objective)
         for name, optimizer in state.optimizers.items():
-            tensor_files.load_optimizer(optimizer, folder, name)
+            load_optimizer(optimizer, folder, name)
             optimizer.zero_grad(set_to_none=True)  # an update that failed has left gradients
         accelerator = state.accelerator
         if accelerator.scaler and plain["scaler"]:

@@ -34,7 +34,8 @@ from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.distributed import fsdp_blocks
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
-from telecine.training.state import TrainState, parameters_of
+from telecine.training.optimizers import parameters_of
+from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
 
 # Sizes that a model does not reproduce raise errors, which PyTorch would print one by one.
@@ -329,7 +330,7 @@ def _count_update(
             )
     with counter.counting(OPTIMIZER):
         for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
-            for group in optimizer.param_groups:  # as `new_state` chooses
+            for group in optimizer.param_groups:  # as `adamw` chooses
                 group["fused"] = device_type != "cpu"
                 group["foreach"] = False
             clip_gradients(parameters_of(optimizer), state.grad_clip)

@@ -16,11 +16,7 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
-
-
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the parameters of all groups of an optimizer."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+from telecine.training.optimizers import parameters_of
 
 
 class MovingAverage:

@@ -22,7 +22,8 @@ from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
-from telecine.training.state import LR_FACTOR, TrainState, parameters_of
+from telecine.training.optimizers import parameters_of
+from telecine.training.state import LR_FACTOR, TrainState
 
 # The cosine schedule ends at this fraction of the learning rate.
 FINAL_LR_SCALE = 0.05
