@@ -13,7 +13,6 @@ from telecine.models.channels import change_channels
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.models.diffusers.families import (
-    DiffusersModel,
     clear_caches,
     family_of,
     prepare_for_training,
@@ -21,6 +20,7 @@ from telecine.models.diffusers.families import (
 )
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import Sampler, add_noise
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentStatistics, Normalisation, Posterior

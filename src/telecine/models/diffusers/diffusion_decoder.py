@@ -17,9 +17,9 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.clip_sizes import size_error
 from telecine.models.diffusers.checkpointing import enable
-from telecine.models.diffusers.families import DiffusersModel
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import MEAN_KEY, STD_KEY, Normalisation

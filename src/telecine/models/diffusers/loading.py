@@ -14,7 +14,8 @@ import torch
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
-from telecine.models.diffusers.families import DiffusersModel, check_class
+from telecine.models.diffusers.families import check_class
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CLASS_KEY,
