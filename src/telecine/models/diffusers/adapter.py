@@ -23,9 +23,8 @@ from telecine.models.diffusers.normalisation import read_normalisation, write_no
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import Sampler, add_noise
 from telecine.models.interface import Reconstruction, check_input
-from telecine.models.latent import LatentStatistics, Normalisation, Posterior
+from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
-from telecine.models.linear import LinearAutoencoder
 from telecine.models.pretrained import copy_state
 
 LARGEST_LEVEL = 0.2
@@ -142,17 +141,15 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return bool(getattr(self.module, is_apart))
         return is_apart
 
-    def linear_autoencoder(
-        self, num_frames: int, height: int, width: int
-    ) -> LinearAutoencoder | None:
-        """Return an unfitted linear autoencoder with the same number of latent values for these clips.
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return how the latent divides clips.
 
         None if the frames, after a first one that is apart, or the pixels do not divide evenly over the latent's.
 
         Args:
             num_frames: Frames of the clips.
-            height: Not used: the latent of small frames has the same compression.
-            width: Not used.
+            height: Height in pixels, which does not matter: the latent of small frames has the same grid.
+            width: Width in pixels, as `height`.
         """
         _, side, _ = self.sizes.smallest
         latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
@@ -167,11 +164,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             or (num_others > 0) != (latent_others > 0)
         ):
             return None
-        return LinearAutoencoder(
+        return LatentGrid(
             time_compression=max(num_others // max(latent_others, 1), 1),
             spatial_compression=side // rows,
             latent_channels=channels,
-            in_channels=self.in_channels,
             first_frame_apart=is_apart,
         )
 

@@ -22,7 +22,7 @@ from telecine.models.diffusers.normalisation import read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import MEAN_KEY, STD_KEY, Normalisation
+from telecine.models.latent import MEAN_KEY, STD_KEY, LatentGrid, Normalisation
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.pretrained import copy_state, digest_of_encoder
 from telecine.models.student import LoadTeacher, Student
@@ -247,6 +247,16 @@ class DiffusionDecoder(Student):
         return super().covering_clip(
             max(num_frames, frames), max(height, rows), max(width, columns)
         )
+
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return that of the teacher's latent.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        return self.latent_model.latent_grid(num_frames, height, width)
 
     def linear_autoencoder(
         self, num_frames: int, height: int, width: int
