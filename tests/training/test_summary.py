@@ -15,7 +15,7 @@ from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import RunSummary, ValidationClips
 from telecine.training.clips import Clips
-from telecine.training.prepare import read_earlier_summary
+from telecine.training.start import read_earlier_summary
 
 from .helpers import quiet, recorder
 

@@ -19,7 +19,8 @@ from telecine.training.distributed import any_rank
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import describe_change, fill_latent_cache, measure_latents
 from telecine.training.logging import Monitor, print_lines, print_warnings
-from telecine.training.prepare import TrainingRun, newest_checkpoint
+from telecine.training.prepare import TrainingRun
+from telecine.training.start import newest_checkpoint
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, set_learning_rates, train_step
 from telecine.training.trainable import trains_encoder
