@@ -154,15 +154,21 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         )  # images alone need no ratio
     is_image = {span.info.path: span.info.is_image for span in spans.usable}
     num_images = sum(is_image.values())
+    num_videos = len(is_image) - num_images - spans.num_short
+    if train.image_ratio == 0:
+        num_images = 0
+    if train.image_ratio == 1:
+        num_videos = 0
+    held_out = ""
+    if config.val_data is None:
+        held_out = describe_held_out(spans.train, spans.held_out)
     clips = Clips(
         train=train,
         val=val,
-        num_videos=len(is_image) - num_images - spans.num_short if train.image_ratio < 1 else 0,
-        num_images=num_images if train.image_ratio > 0 else 0,
+        num_videos=num_videos,
+        num_images=num_images,
         num_skipped=len(spans.skipped) + spans.num_short,
-        held_out=""
-        if config.val_data is not None
-        else describe_held_out(spans.train, spans.held_out),
+        held_out=held_out,
     )
     if num_ranks() > 1:
         check_same_data(clips.recorded())

@@ -1,13 +1,12 @@
 """The training loop: update, log, validate, save; go back after a divergence; stop on request."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
-import torch
-
 from telecine.base.checks import Interrupted, TrainingError
+from telecine.base.randomness import keep_random_state
 from telecine.data import ClipBatchSampler
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import log_preview, write_clips, write_preview
@@ -209,12 +208,14 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
     model = state.autoencoder
     clips = run.clips.val
     bit_depth = config.clips.bit_depth
+    device = run.accelerator.device
     before_each = partial(check_stop, run, stop)
-    with _saved_if_stopped(run), _fork_rng(run), state.ema.applied():
+    # What a model draws here must not change what the updates draw.
+    with _saved_if_stopped(run), keep_random_state(device), state.ema.applied():
         result = validate_model(model, clips, run.perceptual, bit_depth, before_each=before_each)
     gap: dict[str, float] = {}
     if state.step > 0:
-        with _fork_rng(run):
+        with keep_random_state(device):
             raw = validate_model(model, clips[:_NUM_COMPARED], {}).metrics["psnr"]
         averaged = mean_over_clips(result.per_clip[:_NUM_COMPARED])["psnr"]
         gap[EMA_BEHIND] = raw - averaged
@@ -239,12 +240,6 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
         _save(run, stop)
 
 
-def _fork_rng(run: TrainingRun) -> AbstractContextManager[None]:
-    """Return a context in which the random numbers that a model draws change none of those of the updates."""
-    device = run.accelerator.device
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-
 def _show(run: TrainingRun, result: Validation) -> None:
     step = run.state.step
     log_preview(run.accelerator.trackers, step, result.picture, result.fps)
@@ -266,8 +261,9 @@ def _save(run: TrainingRun, stop: StopRequest) -> None:
 def _measure_latents(run: TrainingRun, stop: StopRequest) -> None:
     config = run.config
     state = run.state
+    device = run.accelerator.device
     check = partial(check_stop, run, stop)
-    with _saved_if_stopped(run), _fork_rng(run), state.ema.applied():
+    with _saved_if_stopped(run), keep_random_state(device), state.ema.applied():
         statistics = measure_latents(
             state.autoencoder, run.clips.train, config.latent_clips, run.accelerator, check
         )

@@ -287,7 +287,10 @@ def plan_update(
             objective_settings, perceptual=replace(perceptual, net=fake_net)
         )
     optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
-    with fake_mode, counter, nullcontext() if device_type == "cpu" else autocast_as_on_cuda():
+    kernels: AbstractContextManager[None] = nullcontext()
+    if device_type != "cpu":
+        kernels = autocast_as_on_cuda()
+    with fake_mode, counter, kernels:
         objective = build_objective(
             objective_settings, config.discriminator, config.clips, load=False
         )

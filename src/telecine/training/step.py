@@ -167,9 +167,10 @@ def accumulate_gradients(
         # The 0 of a term that was not computed would distort the mean over updates.
         not_computed = [f"train/{name}_loss" for name in _ALWAYS_LOGGED if weights[name] == 0]
         log = {name: value for name, value in objective_log.items() if name not in not_computed}
-        # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
-        reference = target if autoencoder.trains_on_latents else batch.inputs
-        log["train/mse"] = mse(reconstruction=output.video.detach(), target=reference)
+        # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
+        # on latents alone returns latents.
+        compared_with = target if autoencoder.trains_on_latents else batch.inputs
+        log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
 
         # The gradients.
         for loss in losses:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telecine.base.randomness import Generators, rand, randn
+from telecine.base.randomness import Generators, keep_random_state, rand, randn
 from telecine.base.shapes import Video, check_video
 from telecine.models.channels import change_channels
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
@@ -65,9 +65,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.module: DiffusersModel = (
             module.train()
         )  # `from_pretrained` of diffusers returns models in eval mode
-        only_side = (
-            None if self.family.only_side is None else getattr(module, self.family.only_side)
-        )
+        only_side = None
+        if self.family.only_side is not None:
+            only_side = getattr(module, self.family.only_side)
         self.sizes = ClipSizes(
             module, self.family.reconstruct, self.family.in_channels(module), only_side
         )
@@ -114,7 +114,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
                 latent.shape, self.position.in_latent(time, space), latent.device
             )
             latent = add_noise(latent, noise, level)
-        with torch.random.fork_rng(devices=[latent.device] if latent.is_cuda else []):
+        with keep_random_state(latent.device):
             torch.manual_seed(self.sampler.seed)
             return self.family.decode(self.module, latent, level)
 

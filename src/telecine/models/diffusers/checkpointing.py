@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
+from telecine.base.randomness import keep_random_state
 from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
 from telecine.models.diffusers import wan
 from telecine.models.diffusers.families import Family, clear_caches
@@ -150,8 +151,7 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         weights = list(reconstruct.parameters())
     device = weights[0].device
     buffers = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.enable_grad(), autocast_off(device), torch.random.fork_rng(devices=devices):
+    with torch.enable_grad(), autocast_off(device), keep_random_state(device):
         torch.manual_seed(0)
         video = 2 * torch.rand(1, sizes.in_channels, *_checked_clip(sizes)) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))
