@@ -42,7 +42,7 @@ from telecine.models.pretrained import (
     save_model,
 )
 from telecine.runs.checkpoints import Checkpoints
-from telecine.runs.settings import read_saved_settings
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_older_flow, with_presets
 from telecine.settings.validate import validate

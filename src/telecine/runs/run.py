@@ -17,7 +17,7 @@ from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_p
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
 from telecine.runs.history import Count, History, Warnings, as_dataclass
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
-from telecine.runs.settings import SETTINGS_FILE
+from telecine.runs.saved_settings import SETTINGS_FILE
 
 _CLIPS_FILE = "clips.json"
 _MAX_VIDEO = 2**32  # bytes; a sparse file can seem to have more, and the report copies videos

@@ -13,7 +13,7 @@ from torch import nn
 from telecine.base.checks import argument_error
 from telecine.runs import Run
 from telecine.runs.run import RunSummary
-from telecine.runs.settings import read_saved_settings
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import TrainConfig
 from telecine.settings.data import EARLIER
 from telecine.training.build import custom_module
