@@ -160,7 +160,11 @@ class ClipSizes:
 
     @cached_property
     def smallest(self) -> _Size:
-        """The shortest clip that is reproduced, with the smallest square frames of that length."""
+        """The shortest clip that is reproduced, with the smallest square frames of that length.
+
+        Raises:
+            ValueError: None is.
+        """
         if self.only_side is not None:
             return 1, self.only_side, self.only_side
         for on_meta in (self.on_meta, not self.on_meta):

@@ -160,9 +160,8 @@ class ChannelMoments:
     """Sums over the values of each channel of any number of latents, float64 on the CPU; processes can add them."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(
-            3, 0, dtype=torch.float64
-        )  # number, sum and sum of squares of each channel
+        # Number, sum and sum of squares of each channel.
+        self.sums = torch.zeros(3, 0, dtype=torch.float64)
 
     def add(self, latent: Tensor) -> None:
         """Add a latent `(B, C, ...)`, of as many channels as those before."""

@@ -208,9 +208,8 @@ class Checkpointer:
                     raise DivergenceError(text, value)
         if not self._is_main:
             return self.files.folder
-        flush(
-            [self.files.history.path, self.files.warnings.path]
-        )  # records are on the disk before their checkpoint
+        # Records are on the disk before their checkpoint.
+        flush([self.files.history.path, self.files.warnings.path])
         return self.files.checkpoints.begin(step)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:

@@ -143,15 +143,13 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         spans = Spans.find(config.data, config.val_data, config.clips)
         if rank() == 0:
             wait_for_everyone()
-        val_config = replace(
-            config.clips, scale_jitter=1.0
-        )  # without zoom, as `telecine evaluate` reads clips
+        # Without zoom, as `telecine evaluate` reads clips.
+        val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
         val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=val_name)
         train = ClipDataset(spans.train, config.clips, seed=config.seed)
-        check_buckets(
-            config.clips.train_buckets, model, images=train.image_ratio > 0
-        )  # images alone need no ratio
+        # Again, as data of images alone needs no `image_ratio`.
+        check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
     is_image = {span.info.source: span.info.is_image for span in spans.usable}
     num_images = sum(is_image.values())
     num_videos = len(is_image) - num_images - spans.num_short
@@ -176,7 +174,14 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 
 def check_same_data(recorded: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` in every process if one has other data than the first."""
+    """Check that all processes have the same data. Every process has to call this.
+
+    Args:
+        recorded: What `Clips.recorded` returns in this process.
+
+    Raises:
+        ValueError: In every process, if one has other data than the first.
+    """
     data = (recorded["data_sha256"], recorded["content_sha256"], recorded["validation"])
     data_of_ranks = gather_object([data])
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]

@@ -412,7 +412,6 @@ class Diagnostics:
                 asdict(TrainingWarning(step, name, finding.message, finding.remedy))
             )
             text = f"step {step}: {finding.message} ({name}). {finding.remedy}"
-            self.console.print(
-                f"warning: {text}", markup=False, soft_wrap=True
-            )  # a list of frames is in brackets
+            # Without markup, as a list of frames is in brackets.
+            self.console.print(f"warning: {text}", markup=False, soft_wrap=True)
             logger.warning("%s", text)

@@ -48,13 +48,11 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
     if not _is_validated(run):
         run.console.print(f"validating on {len(run.clips.val)} clips")
         validate(run, stop)
-        if (
-            state.step > 0
-        ):  # this validation may show that the checkpoint of a resumed run is the best one
+        # This validation may show that the checkpoint of a resumed run is the best one.
+        if state.step > 0:
             run.remove_old_checkpoints()
-    if state.step > 0 and _is_due(
-        run, config.save_every
-    ):  # the run was stopped before it had saved this step
+    # If the run was stopped before it had saved this step.
+    if state.step > 0 and _is_due(run, config.save_every):
         _save(run, stop)
     if state.step >= config.steps:
         run.console.print(
@@ -220,9 +218,8 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
         averaged = mean_over_clips(result.per_clip[:_NUM_COMPARED])["psnr"]
         gap[EMA_BEHIND] = raw - averaged
     if run.is_main:
-        write_clips(
-            run.files, state.step, result.clips, fps=result.fps
-        )  # first: the record ends the validation
+        # Before the record, which ends the validation.
+        write_clips(run.files, state.step, result.clips, fps=result.fps)
     record = {f"val/{name}": value for name, value in result.metrics.items()}
     record |= run.linear | gap
     record |= {f"latent/{name}": value for name, value in result.latent.items()}

@@ -278,9 +278,8 @@ def plan_update(
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
     objective_settings = config.objective
     perceptual = objective_settings.perceptual
-    if (
-        perceptual.net in BACKBONES
-    ):  # made before the counter starts, which counts it if a term uses it
+    # Made before the counter starts, which counts it if a term uses it.
+    if perceptual.net in BACKBONES:
         with fake_mode:
             fake_net = fake_lpips(str(perceptual.net))
         objective_settings = replace(

@@ -20,9 +20,8 @@ from telecine.training.tensor_files import load_into, saved_tensors
 def adamw(parameters: Sequence[Any], **options: Any) -> Optimizer:
     """Return AdamW, arXiv:1711.05101."""
     is_on_cuda = _first_weight(parameters).is_cuda
-    return AdamW(
-        parameters, fused=is_on_cuda or None, **options
-    )  # on CUDA one kernel for all weights
+    # On CUDA one kernel for all weights.
+    return AdamW(parameters, fused=is_on_cuda or None, **options)
 
 
 def adamw_8bit(parameters: Sequence[Any], **options: Any) -> Optimizer:
@@ -119,18 +118,16 @@ def load_optimizer(optimizer: Optimizer, folder: Path, group: str) -> None:
         index = key.partition(".")[0]
         parameter = parameters[int(index)]
         if saved.ndim > 0 and saved.shape == parameter.shape:
-            targets[key] = torch.empty_like(
-                parameter, dtype=saved.dtype
-            )  # sharded as the parameter is
+            # It is sharded as the parameter is.
+            targets[key] = torch.empty_like(parameter, dtype=saved.dtype)
         else:
             targets[key] = torch.empty_like(saved, device="cpu")
     load_into(targets, folder, group)
     state: defaultdict[int, dict[str, Tensor | int]] = defaultdict(dict)
     for key, tensor in targets.items():
         index, _, name = key.partition(".")
-        is_int = (
-            tensor.ndim == 0 and not tensor.is_floating_point()
-        )  # the steps of bitsandbytes, not those of PyTorch
+        # bitsandbytes counts steps as an int, PyTorch as a tensor of floats.
+        is_int = tensor.ndim == 0 and not tensor.is_floating_point()
         state[int(index)][name] = int(tensor) if is_int else tensor
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -345,9 +345,8 @@ def _read_data(
     """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
     config = start.config
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
-    with stop_on_signal(
-        at_once=Interrupted(start.checkpoint)
-    ):  # the index of the files that were read is saved
+    # A stop loses nothing: the index of the files that were read is saved.
+    with stop_on_signal(at_once=Interrupted(start.checkpoint)):
         clips = build_clips(config, model)
     data = clips.recorded()
     if start.saved is not None and not change_data:

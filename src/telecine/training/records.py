@@ -56,9 +56,8 @@ class Records:
         self.diagnostics: Diagnostics | None = None
         if accelerator.is_main_process:
             self.files.write_environment(environment(accelerator.device))
-            if (
-                state.step < config.steps
-            ):  # a finished run keeps the settings that it was trained with
+            # A finished run keeps the settings that it was trained with.
+            if state.step < config.steps:
                 write_settings(self.files.folder, config)
                 if self.summary.validated_from > state.step:
                     text = "other held-out clips: earlier validations and the linear baseline no longer count"

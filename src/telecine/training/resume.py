@@ -201,9 +201,8 @@ class SavedSettings:
                 f"{self.folder}, written by an older version",
             )
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-        saved = _network_settings(
-            plain_settings(TrainConfig())
-        )  # an older version lacks new settings
+        # An older version lacks new settings.
+        saved = _network_settings(plain_settings(TrainConfig()))
         saved.update(_network_settings(self.values))
         now = _network_settings(plain_settings(config))
         for name in saved:
@@ -290,9 +289,8 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
         name for name in flat if name.startswith(NETWORK_SETTINGS) and name not in START_SETTINGS
     ]
     networks |= {name: flat[name] for name in names}
-    networks["optimizer.name"] = flat.get(
-        "optimizer.name", "adamw"
-    )  # an older version has no other
+    # An older version has no other.
+    networks["optimizer.name"] = flat.get("optimizer.name", "adamw")
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
     for term in ObjectiveConfig().term_schedules().values():
         if term.is_saved:

@@ -95,24 +95,30 @@ class TrainState:
     """
 
     accelerator: Accelerator
-    model: (
-        nn.Module
-    )  # the autoencoder as training calls it: sharded, or with several processes in DDP's wrapper
-    autoencoder: VideoAutoencoder  # without a wrapper
+    model: nn.Module
+    """The autoencoder as training calls it: sharded, or with several processes in DDP's wrapper."""
+    autoencoder: VideoAutoencoder
+    """The autoencoder without a wrapper."""
     objective: VideoAutoencoderLoss
-    optimizer: Optimizer  # of the autoencoder's trained weights and the parameters that the objective learns with them
-    disc_optimizer: Optimizer | None  # of the discriminators; None if there is none
+    optimizer: Optimizer
+    """Of the autoencoder's trained weights, and of the parameters that the objective learns with them."""
+    disc_optimizer: Optimizer | None
+    """Of the discriminators; None if there is none."""
     ema: MovingAverage
-    # Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction.
     last_layer: Tensor | LayerActivations | None
-    grad_clip: float  # the largest 2-norm of each network's gradient
-    seed: int  # of the random numbers that are drawn for each clip
-    step: int = 0  # the number of updates done
-    log_means: IntervalMeans = field(
-        default_factory=IntervalMeans
-    )  # of the values since the last record
-    num_records: int = 0  # in `metrics.jsonl`
+    """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
+    grad_clip: float
+    """The largest 2-norm of each network's gradient."""
+    seed: int
+    """Of the random numbers that are drawn for each clip."""
+    step: int = 0
+    """The number of updates done."""
+    log_means: IntervalMeans = field(default_factory=IntervalMeans)
+    """The means of the values since the last record."""
+    num_records: int = 0
+    """The number of records in `metrics.jsonl`."""
     rollbacks: list[Rollback] = field(default_factory=list)
+    """How the run went back after divergences, the oldest first."""
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

@@ -48,13 +48,12 @@ class DivergenceError(TrainingError):
 class MicroBatch:
     """Clips that pass through the networks together."""
 
-    inputs: Tensor  # video `(B, C, T, H, W)` in [-1, 1]; or its latents, if the autoencoder trains on latents alone
-    clips: Sequence[
-        int
-    ]  # the number of each clip in the run, which seeds all random numbers drawn for it
-    posterior: Posterior | None = (
-        None  # of the clips' latents, if it is known; otherwise the encoder computes it
-    )
+    inputs: Tensor
+    """Video `(B, C, T, H, W)` in [-1, 1]; or its latents, if the autoencoder trains on latents alone."""
+    clips: Sequence[int]
+    """The number of each clip in the run, which seeds all random numbers drawn for it."""
+    posterior: Posterior | None = None
+    """Of the clips' latents, if it is cached; otherwise the encoder computes it."""
 
 
 def train_step(

@@ -48,9 +48,8 @@ class HostCopy:
     def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
         self.tensors: dict[str, Tensor] = {}
-        self.offsets: dict[
-            str, list[int]
-        ] = {}  # where each copy begins in the whole tensor, in each dimension
+        # Where each copy begins in the whole tensor, in each dimension.
+        self.offsets: dict[str, list[int]] = {}
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor]) -> None:
@@ -129,9 +128,8 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
             offsets[f"{group}.{name}"] = {_OFFSETS: copy.offsets[name]}
     path.parent.mkdir(exist_ok=True)
     with safetensors_write(path):
-        save_file(
-            tensors, path, {_SHARDING_INFO: json.dumps(offsets)}
-        )  # several would be in another order each time
+        # One key: safetensors would write several in another order each time.
+        save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets)})
 
 
 def saved_tensors(folder: Path, group: str) -> dict[str, Tensor]:

@@ -62,9 +62,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.family = family_of(module)
         prepare_for_training(module)
         self.leaves_weights_unused = type(module).__name__ in _UNUSED_WEIGHTS
-        self.module: DiffusersModel = (
-            module.train()
-        )  # `from_pretrained` of diffusers returns models in eval mode
+        # `from_pretrained` of diffusers returns models in eval mode.
+        self.module: DiffusersModel = module.train()
         only_side = None
         if self.family.only_side is not None:
             only_side = getattr(module, self.family.only_side)

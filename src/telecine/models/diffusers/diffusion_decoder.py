@@ -336,9 +336,8 @@ class WindowAttention:
             mask = mask & rows.mask[:, None, None, :, None]
             mask = mask & columns.mask[:, None, None, :]
             mask = mask.flatten(3).flatten(0, 2)
-            attended = F.scaled_dot_product_attention(
-                q, k, v, mask, scale=1.0
-            )  # the query is scaled
+            # `project_qkv` has scaled the query.
+            attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
             result[queries] = attended.transpose(1, 2).view_as(query[queries])
         return cast(Tensor, attn.to_out[0](result.flatten(4)))
 

@@ -246,9 +246,8 @@ def _decode_frames_together(module: DiffusersModel, latent: Tensor) -> Decoded:
 
 
 def _decode_rae(module: DiffusersModel, latent: Tensor) -> Decoded:
-    return _decode_frames(
-        module, latent.contiguous()
-    )  # the class views height and width as one axis
+    # The class's decoder views height and width as one axis.
+    return _decode_frames(module, latent.contiguous())
 
 
 def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:

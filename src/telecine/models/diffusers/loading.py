@@ -79,9 +79,8 @@ def load_module(
         try:
             module, report = load()
         except ValueError as error:
-            _, report = load(
-                low_cpu_mem_usage=False, ignore_mismatched_sizes=True
-            )  # with all shapes
+            # Again, for the shapes of all weights.
+            _, report = load(low_cpu_mem_usage=False, ignore_mismatched_sizes=True)
             mismatched = report["mismatched_keys"]
             if not mismatched:
                 raise
@@ -151,7 +150,8 @@ def find_config(
     except (
         ValueError,
         ConnectionError,
-    ):  # the latter of a pipeline in the Hub's cache, without a network
+    ):
+        # A `ConnectionError` for a pipeline in the Hub's cache, without a network.
         return _read_config_at(source, _PIPELINE_SUBFOLDER, revision), _PIPELINE_SUBFOLDER
 
 

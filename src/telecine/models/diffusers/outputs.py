@@ -22,7 +22,11 @@ UNSUPPORTED_REMEDY = (
 
 
 def read_posterior(output: object) -> LatentPosterior:
-    """Return the posterior in the output of `encode`; 0-d tensors that follow it are a quantizer's losses."""
+    """Return the posterior in the output of `encode`; 0-d tensors that follow it are a quantizer's losses.
+
+    Raises:
+        ValueError: The output is something else.
+    """
     first: Any = output
     others: Sequence[object] = ()
     if isinstance(output, tuple):
@@ -51,7 +55,11 @@ def _is_loss(value: object) -> TypeGuard[Tensor]:
 
 
 def read_decoded(output: object) -> Decoded:
-    """Return the video in the output of `decode`: an object with `sample`, a tensor, or a tuple of one and more."""
+    """Return the video in the output of `decode`: an object with `sample`, a tensor, or a tuple of one and more.
+
+    Raises:
+        ValueError: The output is something else.
+    """
     first = output[0] if isinstance(output, tuple) else output
     video = getattr(first, "sample", first)
     if not isinstance(video, Tensor):
