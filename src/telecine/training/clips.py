@@ -42,11 +42,12 @@ class Clips:
     train: ClipDataset
     val: list[Clip]
     num_videos: int
-    num_images: int  # still images that are used
-    num_skipped: int  # files that cannot be decoded or are shorter than a clip, and lines of a list without frames
-    held_out: str = (
-        ""  # the files that are held out, see `describe_held_out`; empty with `val_data`
-    )
+    num_images: int
+    """Still images that are used."""
+    num_skipped: int
+    """Files that cannot be decoded or are shorter than a clip, and lines of a list without frames."""
+    held_out: str = ""
+    """The files that are held out, see `describe_held_out`; empty with `val_data`."""
 
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
@@ -92,11 +93,14 @@ class Clips:
 class Spans:
     """The frames of a data set."""
 
-    usable: list[Span]  # of all videos and images that can be decoded, in order
+    usable: list[Span]
+    """Of all videos and images that can be decoded, in order."""
     train: list[Span]
     held_out: list[Span]
-    skipped: list[Skipped]  # files that cannot be decoded, and lines of a list without frames
-    num_short: int  # videos that are shorter than a clip
+    skipped: list[Skipped]
+    """Files that cannot be decoded, and lines of a list without frames."""
+    num_short: int
+    """Videos that are shorter than a clip."""
 
     @classmethod
     def find(cls, data: str | None, val_data: str | None, config: ClipConfig) -> "Spans":

@@ -62,7 +62,8 @@ class Remedy:
     """What makes the memory of an update smaller, for an error."""
 
     text: str
-    is_used: Callable[[TrainConfig], bool]  # whether the settings have it already
+    is_used: Callable[[TrainConfig], bool]
+    """Whether the settings have it already."""
 
 
 _CLIPS = (
@@ -121,10 +122,10 @@ class UpdateMemory:
     """Of matrix products and convolutions: twice the number of multiplications."""
     checkpoint: int
     """The copy of the state for checkpoints, in the memory of the first process' host. On the CPU it is a part, too."""
-    num_clips: int = 1  # that pass through the networks together
-    saved_by_sharding: int = (
-        0  # for any number of clips; below 0 if processes hold more than one process would
-    )
+    num_clips: int = 1
+    """Clips that pass through the networks together."""
+    saved_by_sharding: int = 0
+    """Bytes, for any number of clips; below 0 if each process holds more than a single one would."""
 
     @property
     def peak(self) -> int:

@@ -76,9 +76,12 @@ LR_FACTOR = 0.5
 class Rollback(NamedTuple):
     """The run went back once, after a divergence."""
 
-    step: int  # where it diverged
-    to: int  # the step of the checkpoint that it went back to
-    value: str  # that was not finite
+    step: int
+    """Where it diverged."""
+    to: int
+    """The step of the checkpoint that it went back to."""
+    value: str
+    """The logged value that was not finite."""
 
     def describe(self, number: int) -> str:
         """Return what happened, for a warning; `number` counts from 1."""
