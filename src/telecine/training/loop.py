@@ -145,7 +145,7 @@ class Stopped(Exception):  # noqa: N818 - a message from a callback to `_saved_i
 
 
 def check_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
-    """Call `agree_to_stop` inside of a block of `_saved_if_stopped`.
+    """End a block of `_saved_if_stopped` if a process has to stop, see `agree_to_stop`.
 
     Args:
         run: The run.
@@ -161,7 +161,10 @@ def check_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = No
 
 @contextmanager
 def _saved_if_stopped(run: TrainingRun) -> Iterator[None]:
-    """Save the run and raise if `check_stop` ends the block, after other contexts, such as averaged weights, ended."""
+    """Save the run if `check_stop` ends the block, and raise what `_save_and_raise` does.
+
+    The contexts inside of the block, such as that of the averaged weights, have ended by then.
+    """
     try:
         yield
     except Stopped as stopped:
