@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 from torch import nn
 
-from telecine.base.checks import argument_error, describe
-from telecine.base.imports import check_arguments, import_allowed
+from telecine.base.checks import argument_error, describe, shorten
+from telecine.base.imports import CODE_ERRORS, check_arguments, import_allowed
 from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
@@ -58,8 +58,9 @@ def build_discriminators(
         for _ in factors:
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
+        video_class = choose_video_class(config)
         for factor in factors:
-            videos.append(_build(VIDEO[config.video], config, clips, factor))
+            videos.append(_build(video_class, config, clips, factor, params=config.params))
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
@@ -67,10 +68,38 @@ def build_discriminators(
     return image, videos
 
 
+def choose_video_class(config: DiscriminatorConfig) -> type[nn.Module]:
+    """Return the class of the discriminators of clips, of a kind that `build_discriminators` looks up.
+
+    Raises:
+        ValueError: `video` is a path that cannot be imported, or that of something else; or `params` are not its
+            arguments.
+    """
+    name = "discriminator.video"
+    kind = config.video
+    if isinstance(kind, str) and kind in VIDEO:
+        return VIDEO[kind]
+    cls = import_allowed(kind, name) if isinstance(kind, str) else kind
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        contract = (
+            f"one of {', '.join(VIDEO)}, features, none, or the dotted path of a class of modules"
+        )
+        raise argument_error(name, contract, f"{kind}, which is another object", "Check the path.")
+    if getattr(cls, "sees", "video") != "video":
+        remedy = 'Set its attribute `sees` to "video" if its input is (B, C, T, H, W).'
+        raise argument_error(name, "a class that sees video", f"{kind}, which sees frames", remedy)
+    check_arguments("discriminator.params", cls, config.params, are_all=False)
+    return cls
+
+
 def _build(
-    kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int
+    kind: type[nn.Module],
+    config: DiscriminatorConfig,
+    clips: ClipConfig,
+    factor: int,
+    params: Mapping[str, object] | None = None,
 ) -> nn.Module:
-    """Build a class with the settings that are arguments of it."""
+    """Build a class with the settings that are arguments of it, and with `params`, which count more."""
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     options["channels"] = clips.num_channels
     options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
@@ -80,7 +109,16 @@ def _build(
             4 * config.dim
         )  # of the other kinds, a quarter of the channels of the first block
     parameters = inspect.signature(kind).parameters
-    return kind(**{name: value for name, value in options.items() if name in parameters})
+    arguments = {name: value for name, value in options.items() if name in parameters}
+    arguments |= params or {}
+    if kind in (*IMAGE.values(), *VIDEO.values()):
+        return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except CODE_ERRORS as error:
+        got = f"{config.video}, which raises {type(error).__name__} with {shorten(repr(arguments))}: {error}"
+        remedy = "Set its arguments by `discriminator.params`, or correct it."
+        raise argument_error("discriminator.video", "a class of modules", got, remedy) from error
 
 
 def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:

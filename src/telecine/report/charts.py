@@ -19,7 +19,7 @@ _Columns = dict[str, _Points]
 _TRAIN_LPIPS = "train/lpips_"
 _PERCEPTUAL_LOSS = "train/perceptual_loss"
 _TRAIN_PSNR = "train/psnr"  # computed from the mean squared error
-_HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
+_HELD_OUT = ("val/", "linear/", "teacher/", "latent/")  # prefixes of values of the held-out clips
 # Sums of terms; the page shows them among all losses.
 _TOTALS = ("train/total_loss", "train/total_disc_loss")
 
@@ -41,13 +41,13 @@ class Plot:
 PLOTS_OF_QUALITY = [
     Plot(
         title="PSNR",
-        names=["train/psnr", "val/psnr", "linear/psnr"],
+        names=["train/psnr", "val/psnr", "linear/psnr", "teacher/psnr"],
         unit="dB",
         explanation="Peak signal-to-noise ratio of reconstructions. Larger is better.",
     ),
     Plot(
         title="SSIM",
-        names=["val/ssim", "linear/ssim"],
+        names=["val/ssim", "linear/ssim", "teacher/ssim"],
         explanation="Structural similarity of reconstructions. Larger is better.",
     ),
 ]
@@ -113,6 +113,7 @@ _SOURCES = {
     "train": "training",
     "val": "held out",
     "linear": "linear baseline",
+    "teacher": "teacher",
 }
 
 _TRAINING_LABELS = {
@@ -270,12 +271,14 @@ def _series(name: str, columns: Sequence[_Columns]) -> Series:
         key = "train/mse"
     elif name.startswith(_TRAIN_LPIPS):
         key = _PERCEPTUAL_LOSS
-    return Series(label_of(name), key, curves, is_reference=name.startswith("linear/"))
+    return Series(
+        label_of(name), key, curves, is_reference=name.startswith(("linear/", "teacher/"))
+    )
 
 
 def _is_lpips(name: str) -> bool:
     """Return whether a value is an LPIPS. Those of different networks do not compare, and are never on one axis."""
-    return name.startswith((_TRAIN_LPIPS, "val/lpips_", "linear/lpips_"))
+    return name.startswith((_TRAIN_LPIPS, "val/lpips_", "linear/lpips_", "teacher/lpips_"))
 
 
 def _is_loss(name: str) -> bool:

@@ -36,7 +36,9 @@ from telecine.training.baseline import (
     NoBaselineError,
     fit_linear,
     measure_baseline,
+    measure_teacher,
     recorded_linear,
+    recorded_teacher,
     start_from_linear,
     training_clips,
 )
@@ -126,6 +128,8 @@ class TrainingRun:
     """The perceptual metrics of a validation by name."""
     linear: dict[str, float]
     """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
+    teacher: dict[str, float]
+    """Those of a student's teacher, likewise; empty for a model without one."""
     first_normalisation: Normalisation
     """The normalisation of the latent before training."""
     hub_repository: str | None
@@ -164,6 +168,7 @@ def prepare(
     console: Console,
     autoencoder: nn.Module | None = None,
     *,
+    teacher: VideoAutoencoder | None = None,
     steal_lock: bool = False,
     change_data: bool = False,
 ) -> TrainingRun:
@@ -175,6 +180,7 @@ def prepare(
         config: The settings.
         console: Where to print; only the first process does.
         autoencoder: A custom module to train instead of the model that `config.model` names.
+        teacher: An autoencoder whose metrics are logged beside those of the run.
         steal_lock: Take over the lock of another process.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
 
@@ -197,7 +203,13 @@ def prepare(
         )
         try:
             return _build(
-                start, folder, accelerator, console, start_time=start_time, change_data=change_data
+                start,
+                folder,
+                accelerator,
+                console,
+                teacher=teacher,
+                start_time=start_time,
+                change_data=change_data,
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(
@@ -214,6 +226,7 @@ def _build(
     accelerator: Accelerator,
     console: Console,
     *,
+    teacher: VideoAutoencoder | None,
     start_time: float,
     change_data: bool,
 ) -> TrainingRun:
@@ -247,6 +260,7 @@ def _build(
     else:
         print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
     linear: dict[str, float] = {}
+    teacher_metrics: dict[str, float] = {}
     num_linear, _ = copied.get("encoder.linear", (0, 0))
     is_new = start.module is None and config.model is None and num_linear == 0
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
@@ -254,6 +268,8 @@ def _build(
             linear = _fit_linear_maps(
                 config, model, clips, perceptual, console, device, is_new=is_new
             )
+            if teacher is not None:
+                teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
     first_normalisation = model.latent_normalisation()
 
     # The state on the device, new or from the checkpoint.
@@ -293,6 +309,7 @@ def _build(
     )
     if is_main and is_resumed and records.summary.validated_from == 0:
         linear = recorded_linear(folder.files)
+        teacher_metrics = recorded_teacher(folder.files)
     run = TrainingRun(
         config=config,
         accelerator=accelerator,
@@ -306,6 +323,7 @@ def _build(
         latent_cache=latent_cache,
         perceptual=perceptual,
         linear=linear,
+        teacher=teacher_metrics,
         first_normalisation=first_normalisation,
         hub_repository=hub_repository,
     )

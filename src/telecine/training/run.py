@@ -16,6 +16,8 @@ from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
+from telecine.discriminators.build import choose_video_class
+from telecine.models import VideoAutoencoder
 from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
 from telecine.report.page import write_report
@@ -73,6 +75,7 @@ def train(
     config: TrainConfig,
     *,
     autoencoder: nn.Module | None = None,
+    teacher: VideoAutoencoder | None = None,
     console: Console | None = None,
     steal_lock: bool = False,
     change_data: bool = False,
@@ -84,6 +87,7 @@ def train(
     Args:
         config: The settings; they are written to the run's folder.
         autoencoder: A custom module to train instead of the model that `config.model` names.
+        teacher: An autoencoder whose metrics on the held-out clips are logged beside the run's, as `teacher/psnr`.
         console: Where to show progress; standard output by default. Only the first process prints.
         steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
@@ -98,7 +102,14 @@ def train(
     _check_config(config)
     check_encoding(config)
     console = console or PlainConsole()
-    run = prepare(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
+    run = prepare(
+        config,
+        console,
+        autoencoder,
+        teacher=teacher,
+        steal_lock=steal_lock,
+        change_data=change_data,
+    )
     try:
         with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
             train_to_the_end(run, stop)
@@ -115,6 +126,8 @@ def _check_config(config: TrainConfig) -> None:
     """Check what can be checked before anything is read or written."""
     check_type("config", config, TrainConfig, _REMEDY)
     check_functions(config.objective, sharding=config.sharding)
+    if config.discriminator.video not in ("features", "none"):
+        choose_video_class(config.discriminator)
 
 
 def finish(run: TrainingRun) -> TrainResult:

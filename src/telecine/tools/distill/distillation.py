@@ -66,7 +66,13 @@ def distill(
     )
     if config.train_encoder:
         config = replace(config, model=None)
-        return train(config, console=console, steal_lock=steal_lock, change_data=change_data)
+        return train(
+            config,
+            teacher=teacher,
+            console=console,
+            steal_lock=steal_lock,
+            change_data=change_data,
+        )
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
     config = replace(
@@ -75,7 +81,12 @@ def distill(
     if imitated is not None and student.imitate(imitated):
         config = replace(config, linear_start=False)
     return train(
-        config, autoencoder=student, console=console, steal_lock=steal_lock, change_data=change_data
+        config,
+        autoencoder=student,
+        teacher=teacher,
+        console=console,
+        steal_lock=steal_lock,
+        change_data=change_data,
     )
 
 
