@@ -607,5 +607,7 @@ def test_reconstructions_that_were_computed_without_gradients_are_named():
     with torch.no_grad():
         reconstruction = layer(video)
         loss(video, reconstruction, 0, 0, last_layer=layer.weight)  # as in a validation
-    with pytest.raises(ValueError, match=r"^`reconstructions` must be .* Remove `torch.no_grad` and"):
+    with pytest.raises(
+        ValueError, match=r"^`reconstructions` must be .* Remove `torch.no_grad` and"
+    ):
         loss(video, reconstruction, 0, 0, last_layer=layer.weight)
