@@ -44,7 +44,7 @@ def change_channels(
     if old not in (1, 3) or new not in _AS_RGB:
         contract = f"those of the model, {channels_named(old)}"
         if old in (1, 3):
-            contract += f", or {', '.join(CHANNELS)}"
+            contract += f", or {', '.join(map(str, CHANNELS))}"
         remedy = f"Set it to {channels_named(old)}, or use another model."
         raise argument_error("clips.channels", contract, str(channels_named(new)), remedy)
     seen = _FROM_RGB[old] @ _AS_RGB[new]
