@@ -15,7 +15,7 @@ from PIL import Image
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.metrics import default_metrics
+from telecine.evaluation.metrics import METRICS, default_metrics
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.runs import Run
 from telecine.runs.saved_settings import write_settings
@@ -35,6 +35,7 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     )
     assert (evaluation.protocol.num_clips, evaluation.protocol.num_videos) == (4, 3)
     assert evaluation.protocol.fps == 25
+    assert evaluation.protocol.better["flicker"] == METRICS["flicker"].better
     clip = evaluation.per_clip[0]
     info = next(
         info for info in index_videos(find_videos(videos))[0] if str(info.source) == clip["source"]

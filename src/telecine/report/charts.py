@@ -101,7 +101,7 @@ PLOTS_OF_TRAINING = [
 ]
 """Plots of the training itself. Other losses, scheduled weights and gradients of frames follow."""
 
-METRICS = {
+METRIC_LABELS = {
     "psnr": "PSNR",
     "ssim": "SSIM",
     "lpips_alex": "LPIPS (Alex)",
@@ -235,7 +235,7 @@ def label_of(name: str) -> str:
         return f"frame {frame}"
 
     source, _, metric = name.partition("/")
-    if source in _SOURCES and (metric in METRICS or name.startswith(_TRAIN_LPIPS)):
+    if source in _SOURCES and (metric in METRIC_LABELS or name.startswith(_TRAIN_LPIPS)):
         return f"{metric_label(metric)}, {_SOURCES[source]}"
     if source != "train":
         return name.replace("/", " ").replace("_", " ")
@@ -253,8 +253,8 @@ def label_of(name: str) -> str:
 
 def metric_label(metric: str) -> str:
     """Return what a metric is called. One without a label has the name that it was logged under."""
-    if metric in METRICS:
-        return METRICS[metric]
+    if metric in METRIC_LABELS:
+        return METRIC_LABELS[metric]
     if metric.startswith("lpips_"):
         return f"perceptual distance ({metric.removeprefix('lpips_')})"
     return metric

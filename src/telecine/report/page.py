@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from telecine.base.files import write_text
+from telecine.evaluation.metrics import METRICS
 from telecine.report.chart_data import Event, charts_data
-from telecine.report.charts import METRICS, charts_of_runs, metric_label
+from telecine.report.charts import METRIC_LABELS, charts_of_runs, metric_label
 from telecine.report.html import render_page
 from telecine.report.page_videos import VideoFolder, player_data
 from telecine.report.reported_run import ReportedRun, describe_training, not_comparable, read_runs
@@ -17,6 +18,7 @@ from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.runs.saved_settings import read_saved_settings, side_by_side_settings
 
+_ARROWS = {"larger": " ↑", "smaller": " ↓"}  # towards better values
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
 
 
@@ -130,7 +132,7 @@ def _render(
         for warning in run.warnings or []:
             events.append(Event(index, warning.step, f"{warning.rule}, {warning.message}"))
     data = charts_data(charts, runs=names, file=History.file, events=events)
-    data["metrics"] = METRICS
+    data["metrics"] = METRIC_LABELS
     data["validations"] = validations
     data["live"] = live
     training = [describe_training(run.summary, run.records) for run in runs]
@@ -164,7 +166,7 @@ def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
     for name in names:
         arrow = ""
         if name in METRICS:
-            arrow = " ↓" if name.startswith("lpips") else " ↑"  # towards better values
+            arrow = _ARROWS.get(METRICS[name].better, "")
         labels.append(metric_label(name) + arrow)
     rows = [[run_metrics.get(name) for name in names] for run_metrics in metrics]
     return {"labels": labels, "rows": rows, "has_linear": has_linear}

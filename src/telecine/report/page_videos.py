@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from telecine.base.files import OUTPUT_MARKER, atomic_write, mark_output, write_text
+from telecine.evaluation.metrics import METRICS
+from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
@@ -129,7 +131,7 @@ def best_and_worst(clips: Sequence[SavedClip]) -> list[tuple[str, int]]:
         return []
     ranks = []
     for name in clips[0].metrics:
-        if name != "psnr" and not name.startswith("lpips"):
+        if name != "psnr" and name not in LPIPS_NETWORKS:
             continue
         values = {}
         for index, clip in enumerate(clips):
@@ -137,7 +139,7 @@ def best_and_worst(clips: Sequence[SavedClip]) -> list[tuple[str, int]]:
             if math.isfinite(value):
                 values[index] = value
         if len(values) > 1:
-            order = sorted(values, key=values.__getitem__, reverse=name == "psnr")
+            order = sorted(values, key=values.__getitem__, reverse=METRICS[name].better == "larger")
             ranks.append((f"best {name}", order[0]))
             ranks.append((f"worst {name}", order[-1]))
     return ranks

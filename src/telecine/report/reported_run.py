@@ -10,7 +10,7 @@ from statistics import median
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
 from telecine.runs import Run
-from telecine.runs.history import History, TrainingWarning, validations
+from telecine.runs.history import History, TrainingWarning, validation_records
 from telecine.runs.run import RunSummary, SavedValidation
 from telecine.runs.saved_settings import flat_settings, read_saved_settings
 
@@ -66,14 +66,14 @@ class ReportedRun:
             not re.fullmatch(r"\d{1,12}", text) or int(text) <= self.steps
         ):  # the file may be anyone's
             return ""
-        validated = validations(self.records)
+        validated = validation_records(self.records)
         if not validated:
             return f"of {int(text)}"
         return f"of {int(text)}, measured at {int(validated[-1]['step'])}"
 
     def held_out(self) -> dict[str, HeldOutMetric]:
         """Return the metrics of the held-out clips by name."""
-        validated = validations(self.records)
+        validated = validation_records(self.records)
         if not validated:
             return {}
         first = validated[0]
