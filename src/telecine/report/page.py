@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.metrics import METRICS
 from telecine.report.chart_data import Event, charts_data
@@ -42,9 +43,8 @@ def write_report(
     """
     folders = [Path(run) for run in runs]
     if not folders:
-        raise ValueError(
-            "`runs` must be at least one run's folder, but got none. Pass the run's `--output_dir`."
-        )
+        remedy = "Pass the run's `--output_dir`."
+        raise argument_error("runs", "at least one run's folder", "none", remedy)
     if output is not None:
         page = Path(output)
     elif len(folders) == 1:
@@ -52,9 +52,8 @@ def write_report(
     else:
         page = Run(Path()).report_file
     if page.suffix != ".html" or page.is_dir():
-        raise ValueError(
-            f"`output` must be the name of an .html file, but got {str(page)!r}. Add a file name."
-        )
+        contract = "the name of an .html file"
+        raise argument_error("output", contract, repr(str(page)), "Add a file name.")
 
     reported, problems = read_runs(folders)
     page.parent.mkdir(parents=True, exist_ok=True)

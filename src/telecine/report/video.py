@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import check_positive, describe
+from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import atomic_write
 from telecine.base.shapes import RGBA
 
@@ -89,7 +89,7 @@ def write_video(
     checked = _checked(frames, is_lossless)
     first = next(checked, None)
     if first is None:
-        raise ValueError(f"`frames` must be at least one frame, but got none for {path}. Add some.")
+        raise argument_error("frames", "at least one frame", f"none for {path}", "Add some.")
 
     def write(partial: Path) -> None:
         container_format = "mp4"
@@ -132,17 +132,13 @@ def _checked(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[Tensor]:
             kind = "uint8 of shape (T, H, W, 3)"
             is_valid = frame.ndim == 3 and frame.shape[-1] == _RGB and frame.dtype == torch.uint8
         if not is_valid or 0 in frame.shape:
-            raise ValueError(
-                f"`frames` must be {kind}, not empty, but got {describe(frame[None])}. "
-                "Convert video with `telecine.data.bytes_from_video`."
-            )
+            remedy = "Convert video with `telecine.data.bytes_from_video`."
+            raise argument_error("frames", f"{kind}, not empty", frame[None], remedy)
         if size is None:
             size = frame.shape[:2]
         if frame.shape[:2] != size:
-            raise ValueError(
-                f"`frames` must be of height and width {tuple(size)}, as before, but got {describe(frame)}. "
-                "Resize them."
-            )
+            contract = f"of height and width {tuple(size)}, as before"
+            raise argument_error("frames", contract, frame, "Resize them.")
         yield frame
 
 

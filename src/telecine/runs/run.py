@@ -15,7 +15,7 @@ from pydantic import Field, InstanceOf
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
-from telecine.runs.history import NonNegativeInt, History, Warnings, as_dataclass
+from telecine.runs.history import History, NonNegativeInt, Warnings, as_dataclass
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
 from telecine.runs.saved_settings import SETTINGS_FILE
 
