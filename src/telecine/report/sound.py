@@ -1,5 +1,7 @@
 """The sound of a file, copied into a video that is written."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Iterator
