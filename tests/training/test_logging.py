@@ -60,8 +60,8 @@ def test_progress_without_a_terminal_is_a_line_every_half_minute(clock):
         clock, 16.0, {1: {}, 2: {}, 3: {}, 4: {"train/adaptive_weight": 2.0}}, 100, width=1000
     )
     assert text.splitlines() == [
-        "step 2/100  loss 0.500  psnr 20.0 dB  0.2 clips/s  26.1 min left",
-        "step 4/100  loss 0.500  psnr 20.0 dB  w 2.00  0.2 clips/s  25.6 min left",
+        "step 2/100  loss 0.500  psnr 20.0 dB  0.2 clips/s  26 min 8 s left",
+        "step 4/100  loss 0.500  psnr 20.0 dB  w 2.00  0.2 clips/s  25 min 36 s left",
     ]
 
 
@@ -74,7 +74,7 @@ def test_progress_on_a_terminal_is_a_bar(clock):
     text = progress(
         clock, 10.0, {1: large, 2: large, 3: large}, 100_000, width=80, force_terminal=True
     )
-    assert "3/100000 loss 12345.678  psnr 20.0 dB 277:46:10 left \u2501" in text, (
+    assert "3/100000 loss 12345.678  psnr 20.0 dB 11 days 13 h left" in text, (
         "what is important fits 80 columns"
     )
 

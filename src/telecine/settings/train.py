@@ -151,7 +151,7 @@ class TrainConfig:
     the run's `config.yaml` holds that number."""
     gradient_accumulation_steps: Annotated[Count, Field(le=_MOST)] = 1
     """Number of such batches per update."""
-    seed: Annotated[CountOrZero, Field(lt=2**32)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """Seed of the initial weights, the clips and all sampling."""
     device: DeviceName = "auto"
     """Where to compute; "auto" uses an accelerator if there is one. The run prints which."""

@@ -69,6 +69,9 @@ def train_probe(
     spans = Spans.find(settings.data, settings.val_data, settings.clips)
     train_files = {span.info.source for span in spans.train}
     if any(span.info.source in train_files for span in spans.held_out):
+        if probe.val_data is not None:
+            contract = "other videos than `data`"
+            raise argument_error("probe.val_data", contract, probe.val_data, "Name unseen videos.")
         contract = "ten videos or more, of which some are held out whole"
         raise argument_error("data", contract, "fewer", "Add some, or set `probe.val_data`.")
     read_validation_clips(spans.held_out, settings.clips, 1, name="probe.val_data")
