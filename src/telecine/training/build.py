@@ -58,7 +58,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         raise argument_error("mixed_precision", "no or bf16 on a CPU", "fp16", remedy)
     if config.mixed_precision == "bf16" and device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
-            remedy = "NVIDIA's GPUs compute in bfloat16 from Ampere on: add `--mixed_precision fp16`."
+            remedy = (
+                "NVIDIA's GPUs compute in bfloat16 from Ampere on: add `--mixed_precision fp16`."
+            )
             raise argument_error("mixed_precision", "fp16 or no on this GPU", "bf16", remedy)
     check_trackers(config.trackers)
     accelerator = Accelerator(
