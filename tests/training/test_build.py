@@ -417,7 +417,7 @@ def test_bfloat16_is_refused_on_a_gpu_without_it(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(
         ValueError,
-        match="`mixed_precision` must be fp16 or no on this GPU, but got bf16. .* Ampere",
+        match=r"`mixed_precision` must be fp16 or no on this GPU, but got bf16. .* Ampere",
     ):
         build_accelerator(tiny(mixed_precision="bf16", device="cuda"))
 

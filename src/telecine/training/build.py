@@ -56,12 +56,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         # Accelerate would train in float32.
         remedy = "Use bf16, or no: half precision with a loss scale is for GPUs."
         raise argument_error("mixed_precision", "no or bf16 on a CPU", "fp16", remedy)
-    if config.mixed_precision == "bf16" and device.type == "cuda":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            remedy = (
-                "NVIDIA's GPUs compute in bfloat16 from Ampere on: add `--mixed_precision fp16`."
-            )
-            raise argument_error("mixed_precision", "fp16 or no on this GPU", "bf16", remedy)
+    if config.mixed_precision == "bf16" and not _computes_in_bfloat16(device):
+        remedy = "NVIDIA's GPUs compute in bfloat16 from Ampere on: add `--mixed_precision fp16`."
+        raise argument_error("mixed_precision", "fp16 or no on this GPU", "bf16", remedy)
     check_trackers(config.trackers)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
@@ -88,6 +85,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             "tracker_options", f"of {sorted(config.trackers)}", str(sorted(unused)), remedy
         )
     return accelerator
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> VideoAutoencoder:
