@@ -122,9 +122,9 @@ class CausalVAEConfig:
     lfq_commitment_weight: NonNegative = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
     nested_channels: tuple[Count, ...] = ()
-    """Numbers below `latent_channels`, e.g. [4, 8]. In an update, each clip is decoded from as many of the first latent
-    channels, or from all, drawn at random, with 0 in place of the others (arXiv:2508.00413): a generator can then use
-    a latent that is cut to one of these numbers."""
+    """Numbers below `latent_channels`, e.g. [4, 8]. In an update, each clip is decoded from the first 4, the first 8 or
+    all latent channels, drawn at random, with 0 in place of the others (arXiv:2508.00413): a generator can then use a
+    latent that is cut to one of these numbers."""
     in_channels: Annotated[Count, Field(le=1024)] = 3
     """Channels of the video, see `clips.channels`."""
     first_frame_apart: bool = True

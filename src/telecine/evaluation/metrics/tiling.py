@@ -16,10 +16,10 @@ from telecine.evaluation.tiling import (
     reconstruct_in_chunks,
     reconstruct_tiled,
     rounded_tiling,
-    tile_starts,
 )
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 from telecine.models import VideoAutoencoder
+from telecine.models.tiles import tile_starts
 from telecine.settings import Tiling
 
 PIECES_PSNR = register(
