@@ -171,8 +171,9 @@ class TrainConfig:
     the gradients are compared with the ordinary ones at the start."""
     temporal_chunk: Count | None = None
     """Compute the autoencoder in chunks of this many frames, with the activations of one chunk in memory at a time, so
-    that clips may have any length. The gradients are those of whole clips, which is the default. A multiple of `time_compression`
-    for telecine's own model, of 4 for Wan, QwenImage and Magvit; 8 for CogVideoX, 16 for KVAE and Kandinsky 6 SR."""
+    that clips may have any length. The gradients are those of whole clips, which is the default. A multiple of
+    `time_compression` for telecine's own model, of 4 for Wan, QwenImage and Magvit; 8 for CogVideoX, 16 for KVAE and
+    Kandinsky 6 SR."""
     channels_last: bool = False
     """Store the weights of discriminators and LPIPS in channels-last layout, which tensor cores prefer. Not on the CPU
     with an exact gradient penalty."""
