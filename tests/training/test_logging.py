@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +43,8 @@ def clock(monkeypatch):
     return clock
 
 
+FULL = "\u2588"
+EMPTY = "\u2591"
 VALUES = {"train/total_loss": 0.5, "train/mse": 0.04, "train/adaptive_weight": 0.0}
 
 
@@ -69,7 +72,7 @@ def test_progress_on_a_terminal_is_a_bar(clock):
     text = progress(clock, 60.0, {5: {}}, 9, start=3, width=200, force_terminal=True)
     assert "3/9" in text, "a resumed run starts there"
     assert "5/9 loss 0.500  psnr 20.0 dB  0.1 clips/s" in text
-    assert "min left" not in text
+    assert "step 5/9" not in text, "no line"
     large = {"train/total_loss": 12345.678, "train/adaptive_weight": 3.0}
     text = progress(
         clock, 10.0, {1: large, 2: large, 3: large}, 100_000, width=80, force_terminal=True
@@ -77,6 +80,17 @@ def test_progress_on_a_terminal_is_a_bar(clock):
     assert "3/100000 loss 12345.678  psnr 20.0 dB 11 days 13 h left" in text, (
         "what is important fits 80 columns"
     )
+
+
+def test_progress_in_a_notebook_is_a_bar(clock, monkeypatch):
+    lines = []
+    handle = SimpleNamespace(update=lambda data, raw: lines.append(data["text/plain"]))
+    display = SimpleNamespace(display=lambda data, raw, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    progress(clock, 60.0, {5: {}}, 9, start=3, force_jupyter=True)
+    assert lines == [
+        f"{16 * FULL}{14 * EMPTY} 5/9  loss 0.500  psnr 20.0 dB  0.1 clips/s  4 min left"
+    ]
 
 
 def test_the_speed_is_averaged_and_excludes_validation(clock):
