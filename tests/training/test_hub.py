@@ -126,14 +126,14 @@ def test_a_hub_that_refuses_or_cannot_be_reached_is_reported_before_training(tin
         train(tiny(push_to_hub=True), console=quiet())
     assert not Path(tiny().output_dir).exists()
     with pytest.raises(
-        ValueError, match=r"`push_to_hub` must be false without .*'my run'.* check `hub_model_id`"
+        ValueError, match=r"`push_to_hub` must be false without .*'my run'.* Check `hub_model_id`"
     ):
         hub.create_repository("my run")
 
 
 def test_a_hub_that_refuses_asks_for_a_login(server, monkeypatch):
     monkeypatch.setattr(Hub, "status", 401)
-    with pytest.raises(ValueError, match=r"but got .*401.* Log in with `hf auth login`"):
+    with pytest.raises(ValueError, match=r"(?s)but got .*401.* Log in with `hf auth login`"):
         hub.create_repository("me/faces")
 
 
