@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -59,6 +60,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         remedy = "NVIDIA's GPUs compute in bfloat16 from Ampere on: add `--mixed_precision fp16`."
         raise argument_error("mixed_precision", "fp16 or no on this GPU", "bf16", remedy)
     check_trackers(config.trackers)
+    # Accelerate keeps the precision of the first run of a process; the device and the process group stay.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision,
