@@ -312,16 +312,6 @@ def local_correlation(
         return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
 
 
-# The terms of a latent that a name alone stands for.
-LATENT_TERMS: dict[str, Callable[..., Scalar]] = {
-    "equivariance": equivariance,
-    "scale_equivariance": scale_equivariance,
-    "local_correlation": local_correlation,
-    "latent_masking": latent_masking,
-    "latent_noise": latent_noise,
-}
-
-
 def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     """Return the mean correlation `(B,)` of pairs of positions in windows of `num_frames` x 2 x 2."""
     windows = (

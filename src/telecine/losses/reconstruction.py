@@ -73,6 +73,7 @@ def charbonnier(
     return weighted_mean((d.square() + epsilon**2).sqrt() - epsilon, weight)
 
 
+# The one pixel loss, by the values of `objective.reconstruction.loss`. `additional_terms.py` has those with a weight.
 RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {
     "mse": mse,
     "l1": l1,

@@ -15,7 +15,7 @@ from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.losses.perceptual import pick_frames
-from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.layer_activations import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
 
 

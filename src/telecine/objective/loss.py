@@ -18,7 +18,7 @@ from telecine.discriminators import (
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
 from telecine.losses.perceptual import WeightsSource
-from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
+from telecine.objective.adaptive_weight import adaptive_weights
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GAN, VideoDiscriminator, check_discriminators
@@ -31,6 +31,7 @@ from telecine.objective.gradients import (
     discriminator_step,
     generator_step,
 )
+from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.lecam_term import LeCamTerm
 from telecine.objective.log import Log, autoencoder_log, discriminator_log
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
@@ -162,15 +163,17 @@ class VideoAutoencoderLoss(nn.Module):
         self.logvar = (
             nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
         )
-        # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
-        names = [name for name, _ in self.named_parameters()]
-        self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
         self.perceptual = PerceptualTerm(self.config, functions, self.terms, vgg_weights)
         self.register_load_state_dict_pre_hook(drop_lpips_weights)
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
         has_lecam = self.schedule.is_ever_on("lecam")
         self.lecam = LeCamTerm(d.key for d in self.discriminators if has_lecam)
         self.gan_terms = build_gan_terms(self.config, self.gan_loss)
+        # Parameters of the autoencoder's step get no gradient in the discriminators' step, for which DDP would wait. It
+        # looks names up with a leading dot and without.
+        of_discriminators = set(self.get_trainable_parameters())
+        names = [name for name, p in self.named_parameters() if p not in of_discriminators]
+        self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
 
     def _build_discriminators(
         self,

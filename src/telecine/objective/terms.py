@@ -1,4 +1,4 @@
-"""The terms of the objective: one kind of `LossTerm`, and the table of those that telecine has."""
+"""The terms of the objective: one kind of `LossTerm`, and how it is built and called."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,8 +11,8 @@ from torch.func import functional_call
 from telecine.base.checks import argument_error, describe
 from telecine.base.imports import check_arguments, choose
 from telecine.base.shapes import Scalar
-from telecine.losses import LATENT_TERMS, GANLoss, feature_matching, temporal_difference, wavelet_l1
-from telecine.losses.perceptual import Alignment, gram
+from telecine.losses import GANLoss, feature_matching
+from telecine.losses.additional_terms import TERMS
 from telecine.objective.batch import Batch
 from telecine.objective.functions import (
     check_result,
@@ -24,14 +24,6 @@ from telecine.objective.functions import (
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term, TermSchedule
 
-# The functions that `terms` can name without a dotted path.
-TERMS: dict[str, Callable[..., Any]] = {
-    "wavelet": wavelet_l1,
-    "temporal": temporal_difference,
-    "gram": gram,
-    **LATENT_TERMS,
-    "alignment": Alignment,
-}
 # The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
 BATCH_INPUTS = (
     "reconstruction",

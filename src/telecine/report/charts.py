@@ -10,7 +10,6 @@ from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.chart_data import Chart, Curve, Series, make_curve
 from telecine.report.reported_run import ReportedRun, not_comparable
 from telecine.runs.history import History
-from telecine.settings import ObjectiveConfig
 
 _Points = list[tuple[int, float]]
 _Columns = dict[str, _Points]
@@ -116,9 +115,10 @@ _SOURCES = {
 }
 
 _TRAINING_LABELS = {
-    term.loss_key: term.label for term in ObjectiveConfig().term_schedules().values()
-}
-_TRAINING_LABELS |= {
+    "gen_loss": "generator loss",
+    "grad_penalty_loss": "gradient penalty",
+    "aux_losses": "auxiliary losses",
+    "lecam_loss": "LeCam regularisation",
     "mse": "mean squared error",
     "recon_loss": "reconstruction loss",
     "discr_loss": "discriminator loss",

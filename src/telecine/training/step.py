@@ -14,8 +14,8 @@ from telecine.base.randomness import clip_generators
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior
-from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
+from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import average_over_ranks
 from telecine.runs.history import History
