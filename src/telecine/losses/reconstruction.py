@@ -101,9 +101,8 @@ def temporal_difference(
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.
     """
-    changes = difference(reconstruction=reconstruction, target=target).diff(
-        dim=2
-    )  # linear, as the subtraction is
+    # Both steps are linear.
+    changes = difference(reconstruction=reconstruction, target=target).diff(dim=2)
     if changes.shape[2] == 0:
         return changes.sum()  # a mean over no elements would be NaN; the sum is 0 and has a graph
     if mask is None:

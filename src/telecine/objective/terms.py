@@ -66,11 +66,8 @@ class LossTerm:
         """Return the parameters of its module that are not frozen, by name."""
         if not isinstance(self.function, nn.Module):
             return {}
-        return {
-            name: weight
-            for name, weight in self.function.named_parameters()
-            if weight.requires_grad
-        }
+        parameters = self.function.named_parameters()
+        return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
     def __call__(self, **inputs: Any) -> Any:
         """Call the function with those inputs that it takes. Gradients of its weights are averaged over ranks."""
@@ -94,9 +91,8 @@ def build_terms(config: ObjectiveConfig) -> dict[str, LossTerm]:
     terms = import_terms(config)
     for name, term in terms.items():
         if isinstance(term.function, type):
-            with (
-                unset_fake_temporarily()
-            ):  # it may read weights, also where a run is planned without any values
+            # It may read weights, also where a run is planned without any values.
+            with unset_fake_temporarily():
                 module = term.function(**term.params)
             terms[name] = replace(term, function=module, params={})
     return terms
