@@ -27,7 +27,7 @@ CODE_ERRORS = (
     ValueError,
 )
 _MISSING = object()
-# Where the modules are now that files of older versions name.
+# Modules that moved: what dotted paths in settings of older runs begin with, and what they begin with now.
 _MOVED = {
     "telecine.autoencoders.": "telecine.models.",
     "telecine.perceptual.": "telecine.losses.perceptual.",

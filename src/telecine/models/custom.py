@@ -18,7 +18,14 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import AuxLosses, LatentStatistics, Moments, Normalisation, Posterior
+from telecine.models.latent import (
+    AuxLosses,
+    LatentGrid,
+    LatentStatistics,
+    Moments,
+    Normalisation,
+    Posterior,
+)
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import CONFIG_FILE, load_weights, save_model
@@ -174,6 +181,20 @@ class CustomAutoencoder(ProbedAutoencoder):
         """
         video: Video = self._method("decode")(latent)
         return video
+
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return how the latent divides clips: as that of the module's linear autoencoder, if it has one.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        method = getattr(self.module, "linear_autoencoder", None)
+        linear: LinearAutoencoder | None = None
+        if method is not None:
+            linear = method(num_frames, height, width)
+        return None if linear is None else linear.grid
 
     def linear_autoencoder(
         self, num_frames: int, height: int, width: int

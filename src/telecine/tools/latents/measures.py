@@ -125,8 +125,8 @@ def _measure_space(
     std_tensor, mean_tensor = torch.std_mean(channel_rows(latents), 1, correction=0)
     std = std_tensor.tolist()
     eigenvalues = covariance_eigenvalues(latents)
-    linear = source.model.linear_autoencoder(*clips.config.val_bucket.shape)
-    first_apart = linear is None or linear.encoder.first is not None
+    grid = source.model.latent_grid(*clips.config.val_bucket.shape)
+    first_apart = grid is None or grid.first_frame_apart
     small = torch.cat(
         [
             scaled_video(video, latent, first_apart)
