@@ -110,10 +110,11 @@ def _check_function(
             setting, "without parameters and buffers", name_of(function), "Use a function."
         )
     signature = signature_of(function)
+    passed = names
     if not takes_all:
-        names = [name for name in names if name in signature.parameters]
+        passed = [name for name in names if name in signature.parameters]
     try:
-        signature.bind(**dict.fromkeys(names))
+        signature.bind(**dict.fromkeys(passed))
     except TypeError as error:
         contract = f"a function of {listed(names)}"
         got = f"{name_of(function)}: {error}"
