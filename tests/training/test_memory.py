@@ -163,7 +163,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
     found = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
-    step = state.objective.schedule.step_with_most_terms()
+    step = step_with_most_terms(state.objective.schedule)
 
     def update():
         state.step = step
