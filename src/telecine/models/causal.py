@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
@@ -506,10 +507,16 @@ class CausalVAE(CausalAutoencoder):
         }
         save_model(merge_low_rank(self), config, folder)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model; weights of older versions raise an error."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the weights that `save_pretrained` wrote into this model, and return it.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: They are damaged or not the model's, or an older version wrote them.
+        """
         saved_config(folder)
         load_weights(self, folder)
+        return self
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> CausalVAE:

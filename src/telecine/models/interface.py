@@ -10,6 +10,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
@@ -147,8 +148,8 @@ class VideoAutoencoder(nn.Module, ABC):
         """Write configuration and weights into `folder`, with low-rank updates merged into the weights."""
 
     @abstractmethod
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model, to resume a run; its device and dtype stay.
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the weights that `save_pretrained` wrote into this model, and return it; its device and dtype stay.
 
         Raises:
             FileNotFoundError: There are no weights.

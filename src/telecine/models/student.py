@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
@@ -151,9 +152,10 @@ class Student(LatentAutoencoder):
         """
         return self.latent_model.covering_clip(num_frames, height, width)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the trained weights that `save_pretrained` wrote into this model."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the trained weights that `save_pretrained` wrote into this model, and return it."""
         load_weights(self, folder)
+        return self
 
     @property
     def codebook(self) -> Bottleneck | None:
@@ -284,15 +286,18 @@ class StudentAutoencoder(Student, CausalAutoencoder):
             }
         )
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {
+    def saved_config(self) -> dict[str, Any]:
+        """Return what `config.json` holds beside the name of the class."""
+        return {
             DECODER_KEY: self.config.saved(),
             TEACHER_KEY: self.public_name(self.teacher),
             DIGEST_KEY: self.digest,
             **self.normalisation,
         }
-        save_model(merge_low_rank(self), config, folder)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
+        save_model(merge_low_rank(self), self.saved_config(), folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:

@@ -17,7 +17,12 @@ from telecine.base.checks import Interrupted
 from telecine.base.files import mark_output
 from telecine.data.find import check_output
 from telecine.losses.perceptual import LPIPS
-from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models import (
+    CausalVAE,
+    CustomAutoencoder,
+    VideoAutoencoder,
+    as_video_autoencoder,
+)
 from telecine.models.latent import Normalisation
 from telecine.models.pretrained import digest_of_tensors
 from telecine.models.student import StudentAutoencoder
@@ -36,7 +41,7 @@ from telecine.training.baseline import (
     training_clips,
 )
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.checkpoint import Checkpointer
+from telecine.training.checkpoint import Checkpointer, best_step
 from telecine.training.clips import Clips, build_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
@@ -139,7 +144,7 @@ class TrainingRun:
     def remove_old_checkpoints(self) -> None:
         """Remove all checkpoints but the newest ones and the best one."""
         if self.is_main:
-            best = self.files.best_step(self.config.best_metric, self.state.step)
+            best = best_step(self.files, self.config.best_metric, self.state.step)
             self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
 
     def close(self) -> None:
@@ -315,7 +320,14 @@ def _build_model(
     """Return the model on the CPU, what `init` gave to it as `RunSummary.copied` has it, and the digest of `init`."""
     config = start.config
     is_resumed = start.checkpoint is not None
-    model = build_autoencoder(config, start.module)
+    module = start.module
+    if module is not None:
+        module = as_video_autoencoder(module)
+        if isinstance(module, CustomAutoencoder):
+            warning = module.check_reload()
+            if warning is not None:
+                print_warnings(console, [warning])
+    model = build_autoencoder(config, module)
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
         print_lines(console, [_ENCODER_CHANGES])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from telecine.base.randomness import Generators, keep_random_state, rand, randn
 from telecine.base.shapes import Video, check_video
@@ -227,9 +228,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         clear_caches(self.module)
         save_module(self.module, folder)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy a folder's weights into this model, which keeps its device and dtype."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy a folder's weights into this model, which keeps its device and dtype; return it."""
         copy_state(load_module(str(folder)).state_dict(), into=self.module, source=str(folder))
+        return self
 
     @classmethod
     def from_pretrained(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
@@ -285,8 +286,8 @@ class DiffusionDecoder(Student):
         )
         save_module(self.module, folder)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the decoder's weights.
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the decoder's weights, and return the model.
 
         Raises:
             FileNotFoundError: There are no weights.
@@ -299,6 +300,7 @@ class DiffusionDecoder(Student):
                 "teacher", f"the teacher of {folder}", got, f"Set `{self.teacher_key}` to that one."
             )
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
+        return self
 
 
 class WindowAttention:
