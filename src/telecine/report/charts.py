@@ -170,8 +170,8 @@ _VALUES_BY_NAME = {value.name: value for value in _LOGGED_VALUES}
 def logged_value(name: str) -> LoggedValue:
     """Return a value of training by its name without `train/`, also one of a single discriminator.
 
-    Weights, and terms and auxiliary losses of users, have other names: those that end in `_weight` are weights, and those with
-    "loss" are losses.
+    Weights, and terms and auxiliary losses of users, have other names: those that end in `_weight` are weights, and
+    those with "loss" are losses.
     """
     if name in _VALUES_BY_NAME:
         return _VALUES_BY_NAME[name]
