@@ -33,7 +33,7 @@ from telecine.training.clips import build_clips
 
 SIZE = 256
 GAP = 6
-LABEL_HEIGHT = 26
+LABEL_HEIGHT = 38
 
 
 def middle_frame(video: Tensor) -> Image.Image:
@@ -49,7 +49,7 @@ def draw(models: dict[str, Reconstruct], clips: Sequence[Clip], path: Path) -> N
         "RGB", (len(clips) * (SIZE + GAP) - GAP, len(models) * row_height - GAP), "white"
     )
     writer = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=17)
+    font = ImageFont.load_default(size=26)
     for row, (name, reconstruct) in enumerate(models.items()):
         top = row * row_height
         writer.text((0, top + LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="lm")
