@@ -48,7 +48,8 @@ from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 
 HELD_OUT, UNSEEN = "held out", "unseen"
-# In pictures: clips in a row, pixels between clips, the enlargement, the width and size of a name, and which clip of each row is shown.
+# In pictures: clips in a row, pixels between clips, the enlargement, the width and size of a name, and which clip of
+# each row is shown.
 CLIPS_IN_A_ROW = 6
 GAP = 2
 SCALE = 3
