@@ -4,7 +4,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from telecine.base.checks import nearest
 from telecine.base.imports import allow_code, is_class_path
@@ -37,6 +37,10 @@ _ALLOW_CODE_HELP = (
 
 def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any) -> None:
     """Add an argument of a function to a parser. Its type is `Annotated` with its help."""
+    if get_origin(hint) is not Annotated:
+        hint = get_args(hint)[
+            0
+        ]  # with the default None, Python 3.10 returns an optional `Annotated`
     kind, text = get_args(hint)
     kind = union_members(kind)[0]
     is_required = parameter.default is parameter.empty
