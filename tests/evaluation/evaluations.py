@@ -4,7 +4,7 @@ import pytest
 
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.metric import METRICS
+from telecine.evaluation.metrics import METRICS
 
 
 def write_evaluation(folder, clips, per_frame=None, **protocol):
@@ -28,6 +28,7 @@ def write_evaluation(folder, clips, per_frame=None, **protocol):
         "resize": "none",
         "crop": "none",
         "metrics": {name: METRICS[name].describe() for name in values[0]},
+        "better": {name: METRICS[name].better for name in values[0]},
         "clips_sha256": "1234",
     }
     with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ from telecine.evaluation.compare import (
     plot_differences,
 )
 from telecine.evaluation.evaluate import Evaluation, plot_frames
-from telecine.evaluation.metric import METRICS
+from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.paper_table import make_table
 
 from .evaluations import write_evaluation
@@ -83,6 +83,16 @@ def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
 
 def test_an_evaluation_compared_with_itself_is_undecided(worse):
     assert {difference.better for difference in compare(worse, worse).differences} == {"undecided"}
+
+
+def test_evaluations_of_older_versions_say_in_the_definition_what_is_better(
+    worse, better, tmp_path
+):
+    older = shutil.copytree(worse, tmp_path / "older")
+    protocol = read_protocol(older)
+    assert protocol.pop("better")["grid_4"] == "nearest to 0"
+    (older / "protocol.json").write_text(json.dumps(protocol))
+    assert compare(older, better).differences == compare(worse, better).differences
 
 
 @pytest.mark.parametrize("name", MUST_MATCH)

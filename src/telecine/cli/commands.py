@@ -1,4 +1,4 @@
-"""The commands. The signature of each function is its command line, and its docstring is its help.
+"""The commands, see `FUNCTIONS`. The signature of each is its command line, and its docstring is its help.
 
 What needs PyTorch is imported where it is used, so that help and mistakes need not wait for it.
 """
@@ -16,8 +16,8 @@ from telecine.base.terminal import console
 from telecine.cli.parser import Command
 from telecine.cli.typed_settings import from_environment
 from telecine.settings import DistillConfig, EvaluateConfig, ReconstructConfig, TrainConfig
+from telecine.settings.arguments import ChangeData, Data, Output, StealLock
 from telecine.settings.parse import describe_recipes, find_recipe, read_config
-from telecine.settings.train import ChangeData, StealLock
 from telecine.settings.validate import json_schema
 from telecine.tools.data_report.command import data
 from telecine.tools.distill.command import distill
@@ -45,19 +45,23 @@ def run(words: Sequence[str]) -> None:
     console.escape_logs()
     console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     environment = from_environment() if command.trains else []
-    if environment:  # before they are checked: they may be what is refused
+    if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
-    arguments, files = command.parse(words[1:])
+    arguments, recipes, options = command.parse(words[1:])
     settings = arguments.get("settings")
     if isinstance(settings, TrainConfig):
-        _warn_about_settings(settings, files, words[1:])
-    output = arguments.get("output")
+        if recipes == ["demo"] and "config" not in options:
+            console.say("without --data and --config: the demo, on four sample videos")
+        _check_options(settings, options)
+    output = arguments.get(command.output)
     if output is not None:
         from telecine.data.find import check_output
 
-        data = arguments.get("path") or arguments.get("video") or getattr(settings, "data", None)
-        arguments["output"] = os.path.expanduser(output)
-        check_output("output", data, arguments["output"])
+        data = getattr(settings, "data", None)
+        if command.data is not None:
+            data = arguments[command.data]
+        arguments[command.output] = os.path.expanduser(output)
+        check_output(f"--{command.output}", data, arguments[command.output])
     command.run(**arguments)
 
 
@@ -95,22 +99,18 @@ def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
-def _warn_about_settings(settings: TrainConfig, files: Sequence[str], words: Sequence[str]) -> None:
-    """Say that the demo is run without data, and which typed settings have no effect."""
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    if files == ["demo"] and "--config" not in options:
-        console.say("without --data and --config: the demo, on four sample videos")
-    for option in options:
-        is_of_model = option.startswith("--causal_vae") and not option.startswith(
-            "--causal_vae.flow"
-        )
-        if is_of_model and settings.model is not None:
-            console.say(
-                f"warning: {option} changes nothing: the model that `--model` names stays as it is"
-            )
-            break
+def _check_options(settings: TrainConfig, options: Sequence[str]) -> None:
+    """Warn about typed settings without effect, and refuse those of a model for a student."""
+    if settings.model is not None:
+        for option in options:
+            group = option.split(".")
+            if group[0] == "causal_vae" and group[1:2] != ["flow"]:
+                console.say(
+                    f"warning: --{option} changes nothing: the model that `--model` names stays as it is"
+                )
+                break
     if isinstance(settings, DistillConfig):
-        for option in ("--model", "--random_weights"):
+        for option in ("model", "random_weights"):
             if option in options:  # files may have them, such as a recipe of that model
                 remedy = "A student is new, and learns from its `--teacher`."
                 raise argument_error(option, "left out", "a value", remedy)
@@ -148,9 +148,11 @@ def evaluate(
     *,
     output: Annotated[
         str | None,
-        "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
-        "protocol.json (how it was measured); with --compare, for table.tex, table.md and, of two, comparison.json and "
-        "its plots.",
+        Output(
+            "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) "
+            "and protocol.json (how it was measured); with --compare, for table.tex, table.md and, of two, "
+            "comparison.json and its plots."
+        ),
     ] = None,
     compare: Annotated[
         list[str] | None,
@@ -187,18 +189,25 @@ def reconstruct(
     settings: ReconstructConfig,
     checkpoint: Annotated[str, f"{_MODEL}."],
     video: Annotated[
-        str, "The video or image to reconstruct, or a folder of videos, or of images."
+        str, Data("The video or image to reconstruct, or a folder of videos, or of images.")
     ],
     *,
     output: Annotated[
         str,
-        "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one.",
+        Output(
+            "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
+        ),
     ],
 ) -> None:
     """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
+    from telecine.training.interrupt import stop_on_signal
 
-    console.say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")
+    # A signal such as SIGTERM would end the process at once, and leave the part that is written.
+    interruption = KeyboardInterrupt(f"interrupted before {output} was complete")
+    with stop_on_signal(at_once=interruption):
+        psnr = reconstruct(checkpoint, video, output, settings)
+    console.say(f"wrote {output}, PSNR {psnr:.2f} dB")
 
 
 def report(
@@ -206,8 +215,10 @@ def report(
     *,
     output: Annotated[
         str | None,
-        "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's folder "
-        "for one run, in the current folder for several.",
+        Output(
+            "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's "
+            "folder for one run, in the current folder for several."
+        ),
     ] = None,
     watch: Annotated[
         bool,
@@ -319,7 +330,8 @@ def weights(
         console.say(f"{net}: {fetch(net) if action == 'fetch' else verify(net)}")
 
 
-_FUNCTIONS: list[Callable[..., None]] = [
+# All commands, in the order of the help. Those of tools are in `tools/TOOL/command.py`.
+FUNCTIONS: list[Callable[..., None]] = [
     train,
     distill,
     plan,
@@ -334,4 +346,4 @@ _FUNCTIONS: list[Callable[..., None]] = [
     checkpoint,
     weights,
 ]
-COMMANDS = {function.__name__: Command(function) for function in _FUNCTIONS}
+COMMANDS = {function.__name__: Command(function) for function in FUNCTIONS}

@@ -23,7 +23,7 @@ from telecine.settings.group import (
 )
 from telecine.settings.objective import ObjectiveConfig
 
-# Settings of older files that are no more, and their value now.
+# Settings that older versions had, with the only value that files may still give them: what this version does.
 REMOVED: Mapping[str, object] = {
     "objective.reconstruction.logvar_init": 0.0,
     "objective.perceptual.stride": 1,
@@ -33,7 +33,7 @@ REMOVED: Mapping[str, object] = {
     "discriminator.init_optimizer": False,
     "discriminator.conditional": False,
 }
-# How the names of settings begin that decide which weights exist, and their shapes: a run that resumes keeps them. The
+# Settings, and groups of them, that decide which weights exist and their shapes: a run that resumes keeps them. The
 # discriminators' linear heads depend on the size of the clips.
 NETWORK_SETTINGS = (
     "causal_vae.",
@@ -45,16 +45,9 @@ NETWORK_SETTINGS = (
     "objective.reconstruction.learn_logvar",
 )
 # Those of them that say where weights start: the weights of a run that resumes are those of its checkpoint.
-START_SETTINGS = ("discriminator.init", "discriminator.init_optimizer")
+START_SETTINGS = ("discriminator.init",)
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
-# Arguments of the commands that train, which are not settings of the run.
-StealLock: TypeAlias = Annotated[
-    bool, "Train although another process seems to train there: it is gone, with its machine."
-]
-ChangeData: TypeAlias = Annotated[
-    bool, "Resume although --data is other data than before. Without it, such a run is refused."
-]
 _SECONDS_PER_YEAR = 31_536_000
 # Of updates, and of batches in one: the numbers of clips stay below 2^63.
 _MOST = 10**8
@@ -144,7 +137,7 @@ class TrainConfig:
     model_arguments: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
-    """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
+    """Train `model` from scratch: only its configuration is read. Without `model`, training is from scratch anyway."""
     init: UserPath | None = None
     """Start telecine's own autoencoder from another one: a run, or a folder or Hub id with its weights. It may have
     another compression, other channels or another size: layers of the same place and shape are copied, the others are
@@ -158,7 +151,7 @@ class TrainConfig:
     the run's `config.yaml` holds that number."""
     gradient_accumulation_steps: Annotated[Count, Field(le=_MOST)] = 1
     """Number of such batches per update."""
-    seed: Annotated[CountOrZero, Field(lt=2**32)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """Seed of the initial weights, the clips and all sampling."""
     device: DeviceName = "auto"
     """Where to compute; "auto" uses an accelerator if there is one. The run prints which."""
@@ -177,9 +170,10 @@ class TrainConfig:
     """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. For diffusers' models,
     the gradients are compared with the ordinary ones at the start."""
     temporal_chunk: Count | None = None
-    """Compute the autoencoder in chunks of as many frames, with the activations of one chunk in memory at a time, for
-    clips of any length. The gradients are those of whole clips, which is the default. A multiple of `time_compression`
-    for telecine's own model, of 4 for Wan, QwenImage and Magvit; 8 for CogVideoX, 16 for KVAE and Kandinsky 6 SR."""
+    """Compute the autoencoder in chunks of this many frames, with the activations of one chunk in memory at a time, so
+    that clips may have any length. The gradients are those of whole clips, which is the default. A multiple of
+    `time_compression` for telecine's own model, of 4 for Wan, QwenImage and Magvit; 8 for CogVideoX, 16 for KVAE and
+    Kandinsky 6 SR."""
     channels_last: bool = False
     """Store the weights of discriminators and LPIPS in channels-last layout, which tensor cores prefer. Not on the CPU
     with an exact gradient penalty."""
@@ -207,7 +201,7 @@ class TrainConfig:
     best_metric: Literal["psnr", "ssim", "lpips_alex"] | None = None
     """Also keep the checkpoint with the best validation by this metric, as `best` in the run's folder."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """When a value is not finite: end the run with what helps ("stop"), or go back to the last checkpoint and train on
+    """When a value is not finite: end the run with an error ("stop"), or go back to the last checkpoint and train on
     with half the learning rates ("rollback"), at most three times in a run."""
     push_to_hub: bool = False
     """Upload the averaged weights to the Hub when training ends."""
@@ -255,7 +249,9 @@ class TrainConfig:
             remedy = "It starts telecine's own autoencoder, see `causal_vae`; `model` alone trains one on as it is."
             raise argument_error("init", contract, repr(self.init), remedy)
         if not self.clips.has_colours:
-            self._turn_lpips_off()
+            self._check_without_colours()
+            without_lpips = replace(self.objective, perceptual_weight=0.0)
+            object.__setattr__(self, "objective", without_lpips)
         self._check_discriminators()
         bucket = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
         side = min(bucket.height, bucket.width)
@@ -268,7 +264,8 @@ class TrainConfig:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
-    def _turn_lpips_off(self) -> None:
+    def _check_without_colours(self) -> None:
+        """Refuse what needs RGB, but for LPIPS as a loss, whose weight becomes 0."""
         for name in ("alignment", "gram"):
             if any(term.target == name for term in self.objective.named_terms.values()):
                 contract = f"grey, rgb or rgba for {name}"
@@ -286,7 +283,6 @@ class TrainConfig:
         if self.best_metric == "lpips_alex":
             contract = "psnr or ssim for channels without colours"
             raise argument_error("best_metric", contract, self.best_metric, "LPIPS needs RGB.")
-        object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
     def _check_sharding(self) -> None:
         if self.latent_cache is not None:

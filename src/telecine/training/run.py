@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,14 +15,14 @@ from torch import nn
 from telecine.base.checks import Interrupted, check_type
 from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.precision import tf32
-from telecine.base.terminal import PlainConsole
+from telecine.base.terminal import PlainConsole, describe_duration
 from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
 from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import check_encoding
+from telecine.runs.saved_settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import read_batches, read_next
@@ -52,21 +53,28 @@ class TrainResult:
 
     def print_to(self, console: Console) -> None:
         """Print the metrics before and after, and the run's main files, by what they show."""
+        console.print(self._table())
+        files = Run(self.run)
+        paths = {
+            "report": files.report_file,
+            "side by side": files.video_file,
+            "figures": files.history.path,
+            "settings": files.settings_file,
+            "checkpoint": self.checkpoint,
+        }
+        for name, path in paths.items():
+            console.print(f"{name:<13} {path}", soft_wrap=True)
+
+    def _table(self) -> Table:
         table = Table("held-out clips", "before", "after", title="training finished")
         for name, value in self.first.items():
             if name in self.last:
                 table.add_row(name, f"{value:.4f}", f"{self.last[name]:.4f}")
-        console.print(table)
-        run = Run(self.run)
-        files = {
-            "report": run.report_file,
-            "side by side": run.video_file,
-            "figures": run.history.path,
-            "settings": run.settings_file,
-            "checkpoint": self.checkpoint,
-        }
-        for name, path in files.items():
-            console.print(f"{name:<13} {path}", soft_wrap=True)
+        return table
+
+    def _repr_mimebundle_(self, **formats: Any) -> dict[str, str]:
+        """Return the metrics as a notebook shows them at the end of a cell."""
+        return self._table()._repr_mimebundle_(include=[], exclude=[])
 
 
 def train(
@@ -143,10 +151,10 @@ def finish(run: TrainingRun) -> TrainResult:
     return on_first_process(partial(_read_result, run.files), run.accelerator)
 
 
-def _read_result(run: Run) -> TrainResult:
-    first, last = run.first_and_last()
-    _, checkpoint = run.checkpoints.all()[-1]
-    return TrainResult(run.folder, checkpoint, first, last)
+def _read_result(files: Run) -> TrainResult:
+    first, last = files.first_and_last()
+    _, checkpoint = files.checkpoints.all()[-1]
+    return TrainResult(files.folder, checkpoint, first, last)
 
 
 @dataclass(frozen=True)
@@ -169,23 +177,21 @@ class DryRunResult:
     def print_to(self, console: Console) -> None:
         """Print the time, the memory and the losses of the update, and the time of the whole run."""
         table = Table("dry run", f"an update of step {self.step}", title="nothing was kept")
-        table.add_row("seconds", f"{self.seconds:.3g}")
+        table.add_row("time", describe_duration(self.seconds))
         if self.peak_memory is not None:
             table.add_row("memory at the peak", gigabytes(self.peak_memory))
         for name, value in self.values.items():
             if name.endswith("_loss"):
                 table.add_row(name.removeprefix("train/"), f"{value:.4g}")
         console.print(table)
-        off = (
-            f"not on in this update: {', '.join(self.off)}"
-            if self.off
-            else "every term is on in this update"
+        terms = "every term is on in this update"
+        if self.off:
+            terms = f"not on in this update: {', '.join(self.off)}"
+        console.print(terms, soft_wrap=True)
+        time_of_run = describe_duration(self.seconds * self.num_steps)
+        console.print(
+            f"{self.num_steps} such updates take {time_of_run}; the first one of a process is the slowest"
         )
-        console.print(off, soft_wrap=True)
-        time_of_run = (
-            f"{self.num_steps} such updates take {self.seconds * self.num_steps / 3600:.4g} hours"
-        )
-        console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 
 def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunResult:

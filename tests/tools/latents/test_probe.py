@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from telecine.cli.commands import run
-from telecine.evaluation.metric import Metric
+from telecine.evaluation.metrics.registry import Metric
 from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.runs import Run
@@ -75,7 +75,7 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(
         return video.mean((2, 3, 4))
 
     network.metric = Metric(name="a network", definition="", min_frames=2)
-    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
+    monkeypatch.setattr("telecine.evaluation.metrics.frechet.TransNetFeatures", lambda _: network)
     options = [
         *arguments,
         "--probe.val_data",
@@ -120,6 +120,12 @@ def test_seen_videos_are_refused(arguments):
         ValueError, match=r"`data` must be ten videos .* Add some, or set `probe\.val_data`"
     ):
         run(arguments)
+    data = arguments[arguments.index("--data") + 1]
+    with pytest.raises(
+        ValueError,
+        match=r"`probe\.val_data` must be other videos than `data`, but got .* Name unseen",
+    ):
+        run([*arguments, "--probe.val_data", data])
 
 
 def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeypatch, tmp_path):
@@ -133,7 +139,7 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
         "--probe.features",
         "transnetv2",
     ]
-    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
+    monkeypatch.setattr("telecine.evaluation.metrics.frechet.TransNetFeatures", lambda _: network)
     monkeypatch.setattr("telecine.tools.latents.probe.train", None)
     network.metric = Metric(name="a network", definition="", min_frames=10)
     with pytest.raises(
@@ -147,7 +153,8 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
     ):
         run(unseen)
     with pytest.raises(
-        ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"
+        ValueError,
+        match=r"`probe\.val_data` must be left out without `--probe`, but got '.*unseen'\. Add `--probe`",
     ):
         run([word for word in unseen if word != "--probe"])
     write_video(tmp_path / "unseen" / "three.mp4", moving(2)[:3], fps=25)

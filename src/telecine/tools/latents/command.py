@@ -7,6 +7,7 @@ from typing import Annotated
 from telecine.base.checks import argument_error
 from telecine.base.terminal import console
 from telecine.settings import LatentsConfig, ProbeConfig
+from telecine.settings.arguments import Output
 
 
 def latents(
@@ -18,7 +19,7 @@ def latents(
     ],
     *,
     output: Annotated[
-        str, "Folder for latents.html and latents.json, by default `latents`."
+        str, Output("Folder for latents.html and latents.json, by default `latents`.")
     ] = "latents",
     probe: Annotated[
         bool, "Also train a small generator on the latents, and measure it on unseen videos."
@@ -30,10 +31,11 @@ def latents(
 
     folder = Path(output)
     train_one = None
-    if settings.probe != ProbeConfig() and not probe:
-        raise argument_error(
-            "probe", "left as it is without `--probe`", settings.probe, "Add `--probe`."
-        )
+    if not probe:
+        for name, value in vars(settings.probe).items():
+            if value != getattr(ProbeConfig, name):
+                contract = "left out without `--probe`"
+                raise argument_error(f"probe.{name}", contract, repr(value), "Add `--probe`.")
     if probe:
         from telecine.tools.latents.probe import train_probe
 

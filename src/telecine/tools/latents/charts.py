@@ -1,0 +1,123 @@
+"""Which measures of latent spaces the page draws: titles, axes and points."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from telecine.tools.latents.decoding import NO_TRANSFORM, TRANSFORMS
+from telecine.tools.latents.denoising import LEVELS
+from telecine.tools.latents.space import DEFINITIONS, LatentSpace
+
+Points: TypeAlias = list[tuple[float, float]]
+TRANSFORM_NAMES = [NO_TRANSFORM, *TRANSFORMS]
+
+
+@dataclass(frozen=True)
+class LatentChart:
+    """The chart of one measure, with a curve for each model."""
+
+    name: str
+    title: str
+    x: str
+    """The horizontal axis. The positions of "transform" and "channel" have names."""
+    definition: str
+    points: Callable[[LatentSpace], Points]
+    """Returns the positions and values of a model; none if it does not have the measure."""
+    video_points: Callable[[LatentSpace], Points] | None = None
+    """The same of the scaled-down video."""
+    scale: str = "linear"
+    """The vertical axis: "linear" or "log"."""
+
+
+def _numbered(values: list[float], start: int = 1) -> Points:
+    return [(index, value) for index, value in enumerate(values, start)]
+
+
+def _eigenvalue_shares(space: LatentSpace) -> Points:
+    total = sum(space.eigenvalues) or 1.0
+    return _numbered([value / total for value in space.eigenvalues])
+
+
+def _equivariance(space: LatentSpace) -> Points:
+    return [
+        (TRANSFORM_NAMES.index(name), errors["mse"]) for name, errors in space.equivariance.items()
+    ]
+
+
+def _probe(space: LatentSpace) -> Points:
+    return [] if space.probe is None else list(zip(LEVELS, space.probe.shares(), strict=True))
+
+
+def _drift(space: LatentSpace) -> Points:
+    correlation = space.drift.get("correlation", [])
+    assert isinstance(correlation, list)
+    return _numbered(correlation, start=0)
+
+
+LATENT_CHARTS = [
+    LatentChart(
+        name="spectrum",
+        title="Spectrum: share of the power",
+        x="cycles per position",
+        definition=DEFINITIONS["spectrum"],
+        points=lambda space: list(
+            zip(space.spectrum.frequency, space.spectrum.latent, strict=True)
+        ),
+        video_points=lambda space: list(
+            zip(space.spectrum.frequency, space.spectrum.video, strict=True)
+        ),
+        scale="log",
+    ),
+    LatentChart(
+        name="eigenvalues",
+        title="Eigenvalues",
+        x="eigenvalue",
+        definition="of the channels' covariance, as shares of their sum",
+        points=_eigenvalue_shares,
+    ),
+    LatentChart(
+        name="autocorrelation.space",
+        title="Autocorrelation, space",
+        x="distance",
+        definition=DEFINITIONS["autocorrelation"],
+        points=lambda space: _numbered(space.autocorrelation["space"]),
+        video_points=lambda space: _numbered(space.autocorrelation["video_space"]),
+    ),
+    LatentChart(
+        name="autocorrelation.time",
+        title="Autocorrelation, time",
+        x="distance",
+        definition=DEFINITIONS["autocorrelation"],
+        points=lambda space: _numbered(space.autocorrelation["time"]),
+        video_points=lambda space: _numbered(space.autocorrelation["video_time"]),
+    ),
+    LatentChart(
+        name="equivariance",
+        title="Equivariance, smaller is better",
+        x="transform",
+        definition=DEFINITIONS["equivariance"],
+        points=_equivariance,
+        scale="log",
+    ),
+    LatentChart(
+        name="noise",
+        title="Noise: PSNR (dB), larger is better",
+        x="noise / standard deviation",
+        definition=DEFINITIONS["noise"],
+        points=lambda space: [(float(level), psnr) for level, psnr in space.noise_psnr.items()],
+    ),
+    LatentChart(
+        name="probe",
+        title="Probe: share of the linear denoiser's loss, smaller is better",
+        x="level of the noise",
+        definition=DEFINITIONS["probe"],
+        points=_probe,
+    ),
+    LatentChart(
+        name="drift",
+        title="Drift: correlation with the base",
+        x="channel",
+        definition=DEFINITIONS["drift"],
+        points=_drift,
+    ),
+]
