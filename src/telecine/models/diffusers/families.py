@@ -352,9 +352,7 @@ def _encode_wan(
         return _encode_clips(module, video)
     num_complete = (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1
     video = video[:, :, :num_complete]  # as the class does
-    patch = getattr(module.config, "patch_size", None)
-    if patch:
-        video = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
+    video = patched(module, video)
     if num_frames is None:
         moments = module.encoder(video)
     else:
@@ -389,10 +387,23 @@ def _decode_wan(
         parts = [module.decoder(first, feat_cache=kept, feat_idx=[0], **first_options)]
         parts += [module.decoder(chunk, feat_cache=kept, feat_idx=[0]) for chunk in chunks]
         video = torch.cat(parts, dim=2)
+    return unpatched(module, video), {}
+
+
+def patched(module: DiffusersModel, video: Video) -> Video:
+    """Return a video in patches of the model's `patch_size`, if it has one."""
     patch = getattr(module.config, "patch_size", None)
-    if patch:
-        video = rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
-    return video, {}
+    if not patch:
+        return video
+    return rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
+
+
+def unpatched(module: DiffusersModel, video: Video) -> Video:
+    """Invert `patched`."""
+    patch = getattr(module.config, "patch_size", None)
+    if not patch:
+        return video
+    return rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
 
 
 def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
