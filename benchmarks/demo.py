@@ -87,7 +87,7 @@ def clip_sets(
         clips = read_validation_clips(
             [whole_video(info)], replace(config.clips, scale_jitter=1.0), config.val_clips
         )
-        found[Path(str(info.path)).name] = clips
+        found[Path(str(info.source)).name] = clips
     return found
 
 

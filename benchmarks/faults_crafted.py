@@ -53,7 +53,7 @@ def is_refused_by_name(path: Path) -> bool:
         print(error, file=sys.stderr)
         return is_alone and is_one_line(str(error)) and path.name in str(error)
     print(spans, skipped, file=sys.stderr)
-    is_read = [span.info.path for span in spans] == [path.with_name("good.mp4")]
+    is_read = [span.info.source for span in spans] == [path.with_name("good.mp4")]
     return is_read and [skip.path for skip in skipped] == [path] and is_one_line(skipped[0].reason)
 
 

@@ -166,7 +166,7 @@ def test_arrays_are_found_split_and_drawn_as_videos(tmp_path, cache):
     config = replace(TWO, cache=cache, random_flip=True, scale_jitter=1.2)
     for _ in range(2):
         spans, skipped = load_spans(tmp_path / "in", config)
-        assert [span.info.path.name for span in spans] == [
+        assert [span.info.source.name for span in spans] == [
             "0.npy",
             "1.npy",
             "2.npy",

@@ -60,7 +60,7 @@ def test_crop_position_and_flip(spec, top, left, flip):
     expected = video_from_bytes(FRAMES[:, row : row + 32, column : column + 40])
     assert torch.equal(clip["video"], expected.flip(-1) if flip else expected)
     info = spec().span.info
-    assert (clip["source"], clip["start"], clip["fps"]) == (str(info.path), 3, info.fps / 2)
+    assert (clip["source"], clip["start"], clip["fps"]) == (str(info.source), 3, info.fps / 2)
 
 
 TURNS = {"turned by 90° to the left": 1, "turned by 180°": 2, "turned by 90° to the right": 3}

@@ -116,7 +116,7 @@ def test_zoomed_clips_of_cached_frames_are_as_sharp_as_decoded_ones(tmp_path):
 @pytest.mark.parametrize("by_file", [False, True])
 def test_all_positions_are_equally_likely(spans, by_file):
     dataset = ClipDataset(spans, replace(CONFIG, weighting="files" if by_file else "frames"))
-    counts = Counter((spec.span.info.path.name, spec.start) for spec in specs(dataset, 1800))
+    counts = Counter((spec.span.info.source.name, spec.start) for spec in specs(dataset, 1800))
     positions = {"short.mp4": 8, "long.mp4": 28}
     assert set(counts) == {("short.mp4", i) for i in range(8)} | {
         ("long.mp4", i) for i in range(4, 32)
@@ -129,28 +129,28 @@ def test_all_positions_are_equally_likely(spans, by_file):
 @pytest.mark.parametrize("weighting", ["frames", "files"])
 def test_an_epoch_draws_each_file_once(spans, weighting):
     files = [
-        replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4")))
+        replace(spans[1], info=replace(spans[1].info, source=Path(f"{number}.mp4")))
         for number in range(50)
     ]
     config = replace(CONFIG, weighting=weighting)
-    drawn = [spec.span.info.path for spec in specs(ClipDataset(files, config, seed=3), 150)]
+    drawn = [spec.span.info.source for spec in specs(ClipDataset(files, config, seed=3), 150)]
     epochs = [drawn[:50], drawn[50:100], drawn[100:]]
     assert [len(set(epoch)) for epoch in epochs] == [50, 50, 50]
     assert epochs[0] != epochs[1] != epochs[2]
     again = ClipDataset(files, config, seed=3)
-    assert [again.spec_at(number, number).span.info.path for number in (120, 7)] == [
+    assert [again.spec_at(number, number).span.info.source for number in (120, 7)] == [
         drawn[120],
         drawn[7],
     ], "in any order"
-    other = [spec.span.info.path for spec in specs(ClipDataset(files, config, seed=4), 50)]
+    other = [spec.span.info.source for spec in specs(ClipDataset(files, config, seed=4), 50)]
     assert other != epochs[0]
     independent = specs(ClipDataset(files, replace(config, order="independent"), seed=3), 50)
-    assert len({spec.span.info.path for spec in independent}) < 40
+    assert len({spec.span.info.source for spec in independent}) < 40
 
 
 def test_an_epoch_draws_long_files_more_often(spans):
     files = [
-        replace(spans[1], info=replace(spans[1].info, path=Path(f"{number}.mp4")))
+        replace(spans[1], info=replace(spans[1].info, source=Path(f"{number}.mp4")))
         for number in range(12)
     ]
     for number in range(6):
@@ -223,7 +223,7 @@ def test_each_step_has_one_size(spans, stride):
         == sizes
         != [size_at(other, step) for step in steps]
     )
-    last = {str(span.info.path): span.last_frame for span in spans}
+    last = {str(span.info.source): span.last_frame for span in spans}
     for step in range(8):
         for index in (7, 8):
             clip = dataset[step, index]
@@ -263,7 +263,7 @@ def test_corrupt_clips_are_replaced_and_logged_once(tmp_path, caplog, cache):
 @pytest.mark.parametrize("cache", [False, True])
 def test_files_that_disappear(tmp_path, spans, cache):
     gone = whole_video(index_video(write_video(tmp_path / "gone.mp4", moving_frames(20))))
-    gone.info.path.unlink()
+    gone.info.source.unlink()
     config = replace(CONFIG, cache=cache)
     with pytest.raises(
         DataError, match="`data` must be decodable, but got 16 clips in a row that cannot"

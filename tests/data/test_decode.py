@@ -85,11 +85,11 @@ def read(path, num_frames, **options):
 def test_every_frame_is_indexed(lossless, name):
     info = lossless[name]
     assert (info.num_frames, info.height, info.width, info.fps > 0) == (NUM_FRAMES, 48, 64, True)
-    assert all(a < b for a, b in pairwise(info.pts)) == (info.path.suffix != ".avi")
+    assert all(a < b for a, b in pairwise(info.pts)) == (info.source.suffix != ".avi")
     assert len(set(info.pts)) == NUM_FRAMES
     assert info.keyframes[0] == 0
     assert len(info.keyframes) == (1 if "single" in name else 6)
-    assert info.seekable == (info.path.suffix != ".h264")
+    assert info.seekable == (info.source.suffix != ".h264")
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -114,7 +114,7 @@ def test_clips_are_frame_exact(lossless, name, data):
 def test_random_access_equals_decoding_in_order(tmp_path, name):
     codec, options = LOSSY[name]
     info = index_video(write_video(tmp_path / name, moving_frames(40), codec, **options))
-    frames = whole(info.path)
+    frames = whole(info.source)
     assert frames.shape == (40, 48, 64, 3)
     for start, stride in ((0, 1), (7, 3), (19, 2), (21, 1), (36, 1)):
         assert torch.equal(
@@ -217,7 +217,7 @@ def test_rotation_and_mirroring_are_applied(tmp_path, matrix):
     upright = MATRICES[matrix](frames)
     assert (info.height, info.width) == upright.shape[1:3]
     assert torch.equal(read_clip(info, 0, 4), upright)
-    assert torch.equal(whole(info.path), upright)
+    assert torch.equal(whole(info.source), upright)
     assert read_clip(info, 0, 4, size=(32, 20)).shape == (4, 32, 20, 3)
 
 
@@ -250,10 +250,10 @@ def test_other_errors_of_pyav_name_the_file(tmp_path, monkeypatch):
 
     info = index_video(write_video(tmp_path / "odd.mp4", numbered_frames(3)))
     monkeypatch.setattr(pixels, "VideoReformatter", lambda: SimpleNamespace(reformat=reformat))
-    for read_frames in (lambda: read_clip(info, 0, 1), lambda: list(iterate_frames(info.path))):
+    for read_frames in (lambda: read_clip(info, 0, 1), lambda: list(iterate_frames(info.source))):
         with pytest.raises(DecodeError, match=r"odd\.mp4: pixel format 999 is not known"):
             read_frames()
-    with pytest.raises(DataError, match=r"^changed$"), open_video(info.path):
+    with pytest.raises(DataError, match=r"^changed$"), open_video(info.source):
         raise DataError("changed")  # not about this file alone
 
 
@@ -298,10 +298,10 @@ def test_missing_frames_are_decode_errors(tmp_path):
         pts[index] += offset
         with pytest.raises(DecodeError, match=rf"video\.mkv: frame {index} is missing"):
             read_clip(replace(info, pts=pts), index, 1)
-    truncate(info.path, 0.4)
+    truncate(info.source, 0.4)
     with pytest.raises(DecodeError, match=r"video\.mkv: frame 20 is missing"):
         read_clip(info, 20, 1)
-    info.path.unlink()
+    info.source.unlink()
     with pytest.raises(DecodeError, match=r"video\.mkv: No such file"):
         read_clip(info, 0, 1)
 
@@ -366,7 +366,7 @@ def test_frames_that_are_not_needed_are_not_decoded(tmp_path):
     info = index_video(
         write_video(tmp_path / "video.mp4", moving_frames(40), "libx264", g="40", bf="3")
     )
-    with open_video(info.path) as (container, stream):
+    with open_video(info.source) as (container, stream):
         frames = [
             frame.pts
             for frame in decoded_frames(container.demux(stream), needed=set(info.pts[17:20]))
@@ -389,7 +389,7 @@ def test_timestamps_in_decoding_order_only_tell_frames_apart(tmp_path):
     info = index_video(write_in_decoding_order(tmp_path / "vlc.mp4", numbered_frames(40), g="20"))
     assert (info.num_frames, info.seekable, list(info.keyframes)) == (40, True, [0, 20])
     assert list(info.pts) != sorted(info.pts)
-    assert numbers_of(whole(info.path)) == list(range(40))
+    assert numbers_of(whole(info.source)) == list(range(40))
     for start, num_frames, stride in ((0, 40, 1), (1, 9, 1), (17, 3, 2), (25, 8, 1), (39, 1, 1)):
         expected = list(range(start, start + num_frames * stride, stride))
         assert numbers_of(read_clip(info, start, num_frames, stride)) == expected

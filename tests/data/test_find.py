@@ -264,7 +264,7 @@ def folder(tmp_path):
 
 def loaded(path):
     return [
-        (span.info.path.name, span.first_frame, span.last_frame) for span in load_spans(path)[0]
+        (span.info.source.name, span.first_frame, span.last_frame) for span in load_spans(path)[0]
     ]
 
 
@@ -307,7 +307,7 @@ def test_load_a_list_of_segments(folder, caplog):
 def test_the_sample_videos_can_be_decoded():
     infos, skipped = index_videos(sample_videos())
     assert not skipped
-    assert [(info.path.name, info.width, info.height, info.num_frames) for info in infos] == [
+    assert [(info.source.name, info.width, info.height, info.num_frames) for info in infos] == [
         ("carphone_pristine.mp4", 193, 144, 120),
         ("bikes.mp4", 640, 272, 250),
         ("bigbuckbunny.mp4", 1280, 720, 132),

@@ -15,7 +15,7 @@ from .indexed import image, images, video, videos
 
 def frames(spans):
     return {
-        (str(span.info.path), frame)
+        (str(span.info.source), frame)
         for span in spans
         for frame in range(span.first_frame, span.last_frame + 1)
     }
@@ -26,7 +26,7 @@ def ranges(spans):
 
 
 def names(spans):
-    return [span.info.path.name for span in spans]
+    return [span.info.source.name for span in spans]
 
 
 def split_ranges(spans, val_fraction, clip_span, holdout="auto"):
@@ -59,7 +59,8 @@ def test_spans_are_disjoint_and_long_enough(lengths, fraction, clip_span, holdou
     for span in held_out:
         if holdout != "earlier" and span.first_frame > 0:
             left_out -= {
-                (str(span.info.path), span.first_frame - 1 - number) for number in range(clip_span)
+                (str(span.info.source), span.first_frame - 1 - number)
+                for number in range(clip_span)
             }
     assert not left_out
     assert all(span.num_frames >= min(clip_span, span.info.num_frames) for span in train)
@@ -137,7 +138,7 @@ def test_a_file_with_two_values_of_a_column_is_in_one_group():
 def test_folders_are_held_out():
     spans = [video(f"{folder}/{name}.mp4") for folder in "abc" for name in "defg"]
     train, held_out = split_videos(spans, 0.1, 9, "folder")
-    assert {span.info.path.parent.name for span in held_out} == {"b"}
+    assert {span.info.source.parent.name for span in held_out} == {"b"}
     assert len(train) == 8
 
 
@@ -259,7 +260,7 @@ def test_several_paths_of_one_file_are_one_video(tmp_path, other, in_tar):
     if in_tar:
         sources = [TarMember(path, "a.mp4", 512, 99) for path in sources]
     (whole,) = videos(100)
-    one, two = (replace(whole.info, path=source) for source in sources)
+    one, two = (replace(whole.info, source=source) for source in sources)
     spans = [Span(one, 0, 59), Span(two, 40, 99), Span(one, 85, 95)]
     assert split_ranges(spans, 0.1, 9) == ([(0, 59), (40, 80)], [(90, 99)])
     assert split_ranges([Span(one, 40, 99), Span(two, 90, 97)], 0.2, 9) == ([(40, 78)], [(88, 99)])

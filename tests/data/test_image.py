@@ -177,7 +177,7 @@ def test_the_limit_is_a_setting(tmp_path):
     large = save(Image.new("L", (101, 100)), tmp_path / "101.png")
     for attempt in ("first", "from the index"):
         spans, skipped = load_spans(tmp_path, ClipConfig(max_pixels=10_000))
-        assert [span.info.path for span in spans] == [small], attempt
+        assert [span.info.source for span in spans] == [small], attempt
         assert [skip.path for skip in skipped] == [large], attempt
         assert len(load_spans(tmp_path)[0]) == 2
 

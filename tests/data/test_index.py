@@ -143,7 +143,7 @@ def test_bad_files_are_skipped(tmp_path, caplog):
     paths += [make(tmp_path / name) for name, (make, _) in BAD_FILES.items()]
     paths += [write_video(tmp_path / "one.mp4", numbered_frames(1))]
     infos, skipped = index_videos(paths)
-    assert [(info.path.name, info.num_frames) for info in infos] == [
+    assert [(info.source.name, info.num_frames) for info in infos] == [
         ("good.mp4", 3),
         ("one.mp4", 1),
     ]
@@ -181,7 +181,7 @@ def test_long_videos_that_cannot_be_sought_in_are_logged(
 
 def test_facts_about_a_video(tmp_path):
     info = index_video(str(write_video(tmp_path / "video.mp4", numbered_frames(12), fps=20, g="5")))
-    assert (info.path, info.fps, info.height, info.width) == (tmp_path / "video.mp4", 20, 48, 64)
+    assert (info.source, info.fps, info.height, info.width) == (tmp_path / "video.mp4", 20, 48, 64)
     assert list(info.keyframes) == [0, 5, 10]
     assert [round(pts * info.time_base * 1000) for pts in info.pts] == list(range(0, 600, 50))
     raw = index_video(

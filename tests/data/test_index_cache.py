@@ -62,12 +62,12 @@ def load(indexed):
 def test_nothing_is_read_again(folder, load):
     infos, names = load(folder)
     assert names == sorted([*ALL_FILES, "b.tar"])
-    assert [info.path.name for info in infos] == ALL_FILES
+    assert [info.source.name for info in infos] == ALL_FILES
     written = index_path(folder).stat().st_mtime_ns
     assert load(folder) == (infos, [])
-    assert infos[1:] == [index_video(info.path) for info in infos[1:]]
-    assert num_bytes(infos[1].path) == (folder / "a.mp4").stat().st_size
-    assert num_bytes(infos[2].path) == infos[2].path.size
+    assert infos[1:] == [index_video(info.source) for info in infos[1:]]
+    assert num_bytes(infos[1].source) == (folder / "a.mp4").stat().st_size
+    assert num_bytes(infos[2].source) == infos[2].source.size
     assert index_path(folder).stat().st_mtime_ns == written
     assert sorted(path.name for path in folder.iterdir()) == [
         ".telecine-index",
@@ -130,7 +130,7 @@ def test_only_changed_files_are_indexed_again(folder, load, tmp_path):
     assert load(folder)[1] == ["a.mp4", "d.mp4"], "a file that was gone is not in the index"
     write_shard(folder / "b.tar", [tmp_path / "c.mkv", folder / "0.png"])
     infos, names = load(folder)
-    assert [info.path.name for info in infos] == ["0.png", "a.mp4", "c.mkv", "0.png", "d.mp4"]
+    assert [info.source.name for info in infos] == ["0.png", "a.mp4", "c.mkv", "0.png", "d.mp4"]
     assert names == ["0.png", "b.tar", "c.mkv"]
 
 
@@ -138,7 +138,7 @@ def test_a_moved_folder_keeps_its_index(folder, load):
     load(folder)
     moved = folder.rename(folder.with_name("moved"))
     infos, names = load(moved)
-    assert [str(info.path) for info in infos] == [
+    assert [str(info.source) for info in infos] == [
         f"{moved}/0.png",
         f"{moved}/a.mp4",
         f"{moved}/b.tar/c.mkv",
@@ -232,11 +232,11 @@ def test_names_that_are_not_utf8(tmp_path, load, monkeypatch):
     video = write_video(tmp_path / name / f"{name}.mp4", numbered_frames(12))
     for data in (tmp_path / name, video, f"{tmp_path}/{name}/*.mp4"):
         infos, names = load(data)
-        assert ([info.path for info in infos], names) == ([video], [video.name])
+        assert ([info.source for info in infos], names) == ([video], [video.name])
         assert load(data) == (infos, [])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert load(video)[0][0].path == video
+    assert load(video)[0][0].source == video
 
 
 def test_a_read_only_folder(folder, load, tmp_path, monkeypatch, caplog):
@@ -267,7 +267,7 @@ def test_members_before_the_damage_of_a_tar_file_are_used(folder, load, tmp_path
     _, last = tar_members(shard)
     os.truncate(shard, last.offset + 99)
     (folder / "c.tar").write_text("no tar")
-    assert [info.path.name for info in load(folder)[0]] == ["0.mp4"]
+    assert [info.source.name for info in load(folder)[0]] == ["0.mp4"]
     assert "b.tar: damaged after its first 2 members" in caplog.text
     assert "c.tar: damaged after its first 0 members" in caplog.text
     assert "skipped 1 of 2 files" in caplog.text

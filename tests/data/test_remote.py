@@ -104,7 +104,7 @@ def clock(monkeypatch):
 
 
 def names_of(spans, root):
-    return [(str(span.info.path).removeprefix(str(root)), span.num_frames) for span in spans]
+    return [(str(span.info.source).removeprefix(str(root)), span.num_frames) for span in spans]
 
 
 def test_a_folder_has_the_files_of_a_local_one(folder, address, fetched, caplog):
@@ -115,7 +115,7 @@ def test_a_folder_has_the_files_of_a_local_one(folder, address, fetched, caplog)
     assert f"ignored in {address}: 1 .txt" in caplog.text
     for here, there in zip(local, spans, strict=True):
         assert torch.equal(read_clip(here.info, 0, 1), read_clip(there.info, 0, 1))
-    assert isinstance(spans[-1].info.path, TarMember)
+    assert isinstance(spans[-1].info.source, TarMember)
     assert sorted(fetched) == ["0.png", "a.mp4", "b.MKV", "deep.mp4", "shard.tar"]
     assert [path.name for path in find_videos(f"{address}/")] == ["a.mp4", "b.MKV", "deep.mp4"]
 
@@ -180,7 +180,7 @@ def test_a_web_server(s3, folder, address):
     for name in ("a.mp4", "b.MKV"):
         s3.files.chmod(f"{address}/{name}", "public-read")
     spans, _ = load_spans(f"{url}/{{a.mp4,b.MKV}}?token=x")
-    assert [span.info.path.name for span in spans] == ["a.mp4", "b.MKV"]
+    assert [span.info.source.name for span in spans] == ["a.mp4", "b.MKV"]
     assert torch.equal(
         read_clip(spans[0].info, 0, 8), read_clip(index_video(folder / "a.mp4"), 0, 8)
     )

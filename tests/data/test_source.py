@@ -70,7 +70,7 @@ def test_members_are_listed(members, files):
 def test_a_member_is_read_like_a_file(members, files, index):
     info = index_video(members[index])
     expected = index_video(files[index])
-    assert info == replace(expected, path=members[index])
+    assert info == replace(expected, source=members[index])
     assert torch.equal(
         torch.stack(list(iterate_frames(info))), torch.stack(list(iterate_frames(expected)))
     )

@@ -19,7 +19,7 @@ from telecine.data import (
 )
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
-from telecine.evaluation.source import load_model
+from telecine.evaluation.reconstruction_sources import load_model
 from telecine.evaluation.tiling import reconstruct_tiled, rounded_tiling
 from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video

@@ -78,7 +78,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_workers_end_with_a_killed_parent(spans: list[Span]) -> None:
-    command = [sys.executable, "-c", KILLED_PARENT, str(spans[0].info.path)]
+    command = [sys.executable, "-c", KILLED_PARENT, str(spans[0].info.source)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
@@ -104,7 +104,7 @@ raise SystemError("with a loader that is still open")
 
 
 def test_an_error_with_an_open_loader_exits_the_process(spans: list[Span]) -> None:
-    command = [sys.executable, "-c", OPEN_LOADER, str(spans[0].info.path)]
+    command = [sys.executable, "-c", OPEN_LOADER, str(spans[0].info.source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 1
     assert "SystemError: with a loader that is still open" in done.stderr

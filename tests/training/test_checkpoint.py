@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import ObjectiveConfig, PerceptualConfig
 from telecine.training import TrainingError, train
 from telecine.training.resume import describe_changes

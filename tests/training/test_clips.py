@@ -43,7 +43,7 @@ def test_validation_videos_inside_the_folder_of_the_data_are_not_trained_on(tiny
         shutil.copy(tiny().data, tmp_path / name)
     config = tiny(data=str(tmp_path), val_data=str(tmp_path / "val"))
     clips = build_clips(config, build_autoencoder(config))
-    assert [span.info.path.name for span in clips.train.spans] == ["one.mp4"]
+    assert [span.info.source.name for span in clips.train.spans] == ["one.mp4"]
 
 
 def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):

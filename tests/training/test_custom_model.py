@@ -18,7 +18,7 @@ from telecine.base import imports
 from telecine.base.imports import allow_code
 from telecine.models import load_autoencoder
 from telecine.runs import Run, find_checkpoint
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train

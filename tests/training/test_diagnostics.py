@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.report.run import read_run
+from telecine.report.reported_run import read_run
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning
 from telecine.settings import (

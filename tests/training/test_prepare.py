@@ -17,7 +17,7 @@ from telecine.data import index_video, read_clip
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.manifest import write_manifest
-from telecine.runs.settings import write_settings
+from telecine.runs.saved_settings import write_settings
 from telecine.settings import (
     ClipConfig,
     GANConfig,
@@ -126,7 +126,7 @@ def test_the_videos_of_a_run_inside_its_data_are_no_data(tiny, tmp_path, small_v
     for folder in (data, data / "run", validation):
         shutil.copy(small_video, folder / "video.mp4")
     run = prepare(tiny(data=str(data), output_dir=str(data / "run"), **LIGHT), quiet())
-    assert [span.info.path for span in run.clips.train.spans] == [data / "video.mp4"]
+    assert [span.info.source for span in run.clips.train.spans] == [data / "video.mp4"]
     run.close()
 
 
@@ -330,7 +330,7 @@ def test_no_scene_of_a_held_out_film_is_trained_on(tiny, scenes):
     line = "2 of 16 videos, 24 of 192 frames: film4_scene0.npy, film4_scene1.npy"
     assert f"held out: {line}" in console.export_text()
     assert run.records.summary.held_out == line
-    assert not any("film4" in span.info.path.name for span in run.clips.train.spans)
+    assert not any("film4" in span.info.source.name for span in run.clips.train.spans)
 
 
 def test_a_run_of_an_earlier_version_keeps_its_held_out_clips(tiny, scenes):

@@ -8,7 +8,7 @@ import yaml
 from telecine import Ramp, Term
 from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationClips
-from telecine.runs.settings import as_yaml, plain_settings
+from telecine.runs.saved_settings import as_yaml, plain_settings
 from telecine.settings import CausalVAEConfig, GANConfig, ReconstructionConfig, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
 from telecine.training.resume import SavedSettings

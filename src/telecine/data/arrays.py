@@ -101,7 +101,7 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
         DataError: a value is outside of the range of `info`.
     """
     low, high = info.range
-    stored = _as_frames(_open(info.path), info.layout)[frames.start : frames.stop : frames.step]
+    stored = _as_frames(_open(info.source), info.layout)[frames.start : frames.stop : frames.step]
     values = torch.from_numpy(stored.astype(stored.dtype.newbyteorder("=")))
     if values.dtype != torch.float64:
         values = values.float()
@@ -114,7 +114,7 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
     if not (low_stored <= smallest and largest <= high_stored):
         text = f"values from {smallest:g} to {largest:g} in frames {frames.start} to {frames[-1]}"
         raise DataError(
-            f"{info.path}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one."
+            f"{info.source}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one."
         )
     video = values.sub_(low).div_((high - low) / 2).sub_(1).float().clamp_(-1, 1)
     if size == (info.height, info.width):
@@ -133,7 +133,7 @@ def write_array(path: Path, info: VideoInfo, chunks: Iterable[Tensor]) -> None:
         chunks: Video `(T, C, H, W)` in [-1, 1].
     """
     low, high = info.range
-    dtype = _open(info.path).dtype.newbyteorder("=")
+    dtype = _open(info.source).dtype.newbyteorder("=")
     output: Any = None
     start = 0
     for chunk in chunks:

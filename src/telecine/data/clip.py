@@ -114,7 +114,7 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
     info = spec.span.info
     return {
         "video": video_from_bytes(frames),
-        "source": str(info.path),
+        "source": str(info.source),
         "start": spec.start,
         "fps": info.fps / spec.stride,
     }

@@ -78,7 +78,7 @@ class _FilePool(_SpanPool):
         super().__init__(spans, clip_span)
         files: dict[Source, list[Span]] = {}
         for span in self.spans:
-            files.setdefault(span.info.path, []).append(span)
+            files.setdefault(span.info.source, []).append(span)
         self._files = [_SpanPool(file_spans, clip_span) for file_spans in files.values()]
 
     @property
@@ -176,7 +176,7 @@ class ClipDataset(Dataset[Clip]):
                     frames = resize_frames(frames, size)
                 return frames, spec, bucket
             except DecodeError as error:
-                path = spec.span.info.path
+                path = spec.span.info.source
                 if path not in self._logged:
                     self._logged.add(path)
                     logger.warning("replacing clips that cannot be decoded: %s", error)
@@ -199,7 +199,7 @@ class ClipDataset(Dataset[Clip]):
 
     def source_at(self, step: int, index: int) -> str:
         """Return the file of item `(step, index)`, before any replacement."""
-        return str(self.spec_at(step, index).span.info.path)
+        return str(self.spec_at(step, index).span.info.source)
 
     def _draw_pool(self, step: int) -> tuple[_SpanPool, Bucket]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "step", step))

@@ -197,7 +197,7 @@ def iterate_frames(
                 num_frames = min(_NUM_AT_ONCE, path.num_frames - start)
                 yield from read_clip(path, start, num_frames, size=size, pixels=pixels)
             return
-        path = path.path
+        path = path.source
     with open_video(path) as (container, stream):
         converter = FrameConverter(pixels, size, stream.sample_aspect_ratio or Fraction(1))
         for frame in decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba"):
@@ -239,13 +239,13 @@ def read_clip(
     check_count("stride", stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
     if start < 0 or indices[-1] >= info.num_frames:
-        contract = f"inside the {info.num_frames} frames of {info.path}"
+        contract = f"inside the {info.num_frames} frames of {info.source}"
         remedy = "Start earlier, or use fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
     if info.layout:
         return read_array(info, indices, size or (info.height, info.width))
     if info.is_image:
-        return read_image(info.path, size, pixels)[None]
+        return read_image(info.source, size, pixels)[None]
     return _read_video(info, indices, size or (info.height, info.width), max_pixels, pixels)
 
 
@@ -257,7 +257,7 @@ def _read_video(
     converter = FrameConverter(pixels, size)
     # The index has a displayed size, so the aspect ratio of pixels is not needed again.
     with (
-        decode_errors(info.path, VIDEO_ERRORS),
+        decode_errors(info.source, VIDEO_ERRORS),
         closing(_packets_from_keyframe(info, indices[0], max_pixels)) as packets,
     ):
         frames = _select_frames(info, indices, packets, alpha=pixels.channels == "rgba")
@@ -280,8 +280,8 @@ def _select_frames(
         while number < index:
             number, frame = next(numbered, (info.num_frames, None))
         if frame is None or number > index:
-            raise DecodeError(f"{info.path}: frame {index} is missing")
-        _check_intact(frame, info.path)
+            raise DecodeError(f"{info.source}: frame {index} is missing")
+        _check_intact(frame, info.source)
         yield frame
 
 
@@ -319,7 +319,7 @@ def _packets_from_keyframe(
         # The last two before `start`, without the first of the file, which is its start.
         keyframes = list(info.keyframes[max(nearest - 1, 1) : nearest + 1])
     for keyframe in reversed(keyframes):
-        with open_video(info.path, max_pixels) as (container, stream):
+        with open_video(info.source, max_pixels) as (container, stream):
             try:
                 container.seek(info.pts[keyframe], stream=stream)
             except FFmpegError:  # the container cannot seek
@@ -336,5 +336,5 @@ def _packets_from_keyframe(
                 yield first
                 yield from packets
                 return
-    with open_video(info.path, max_pixels) as (container, stream):
+    with open_video(info.source, max_pixels) as (container, stream):
         yield from container.demux(stream)

@@ -74,7 +74,7 @@ def load_spans(
         cache.save(
             is_complete=is_complete
         )  # also after an interrupt, so that finished work is kept
-    info_of = {info.path: info for info in infos}
+    info_of = {info.source: info for info in infos}
     spans: list[Span] = []
     empty: list[Skipped] = []
     for segment in segments:

@@ -76,8 +76,8 @@ def split_videos(
 
 def describe_held_out(train: Sequence[Span], held_out: Sequence[Span]) -> str:
     """Return how many files and frames are held out, and the names of the first files; for a console and a page."""
-    train_files = {resolve_source(span.info.path) for span in train}
-    files = {resolve_source(span.info.path): span.info for span in held_out}
+    train_files = {resolve_source(span.info.source) for span in train}
+    files = {resolve_source(span.info.source): span.info for span in held_out}
     num_frames = sum(span.num_frames for span in held_out)
     total = num_frames + sum(span.num_frames for span in train)
     kind = "image" if all(info.is_image for info in files.values()) else "video"
@@ -99,8 +99,8 @@ def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fracti
         held_out: The held-out spans.
         val_fraction: The fraction that was asked for.
     """
-    files = {resolve_source(span.info.path) for span in held_out}
-    all_files = files | {resolve_source(span.info.path) for span in train}
+    files = {resolve_source(span.info.source) for span in held_out}
+    all_files = files | {resolve_source(span.info.source) for span in train}
     num_frames = sum(span.num_frames for span in held_out)
     fraction = num_frames / (num_frames + sum(span.num_frames for span in train))
     remedy = "`val_data` names other files to validate on, `clips.holdout` other groups"
@@ -134,7 +134,7 @@ def _split_videos(
         raise argument_error(
             "clips.holdout", "a column or folders of two groups or more", holdout, remedy, DataError
         )
-    num_videos = len({resolve_source(span.info.path) for span in long_enough})
+    num_videos = len({resolve_source(span.info.source) for span in long_enough})
     has_column = holdout == "auto" and any(span.group for span in spans)
     has_enough = is_asked_for or has_column or num_videos >= _MIN_VIDEOS
     gap = 0 if holdout == _EARLIER else clip_span
@@ -152,7 +152,7 @@ def _split_videos(
     # Spans that are too short for a validation clip are perhaps long enough for a training clip of another size.
     train = split.train
     for span in spans:
-        end = split.limits.get(resolve_source(span.info.path), span.last_frame + 1)
+        end = split.limits.get(resolve_source(span.info.source), span.last_frame + 1)
         if span.num_frames < clip_span and span.first_frame < end:
             train.append(replace(span, last_frame=min(span.last_frame, end - 1)))
     return train, split.held_out
@@ -179,7 +179,7 @@ def _hold_out_groups(
             continue
         split.held_out.extend(long_enough[index])
         for span in group:
-            split.limits[resolve_source(span.info.path)] = 0
+            split.limits[resolve_source(span.info.source)] = 0
     return split
 
 
@@ -216,7 +216,7 @@ def _hold_out_ends(
         if after:
             limit = min(span.first_frame for span in after) - gap
             for span in file:
-                split.limits[resolve_source(span.info.path)] = limit
+                split.limits[resolve_source(span.info.source)] = limit
     return split if split.held_out else None
 
 
@@ -269,7 +269,7 @@ def _group(spans: Sequence[Span], holdout: str) -> list[list[Span]]:
 
 def _labels(span: Span, names: Mapping[Source, tuple[str, ...]], holdout: str) -> list[object]:
     """Return what spans of one group have in common with another one of it, the file first."""
-    source = resolve_source(span.info.path)
+    source = resolve_source(span.info.source)
     labels: list[object] = [source]
     if holdout == _EARLIER:
         return labels
@@ -284,7 +284,7 @@ def _labels(span: Span, names: Mapping[Source, tuple[str, ...]], holdout: str) -
 
 def _names(spans: Sequence[Span], holdout: str) -> dict[Source, tuple[str, ...]]:
     """Return what the names of files in one group have in common; nothing if names do not count."""
-    sources = list(dict.fromkeys(resolve_source(span.info.path) for span in spans))
+    sources = list(dict.fromkeys(resolve_source(span.info.source) for span in spans))
     if holdout == "folder":
         return {source: PurePosixPath(str(source)).parts[:-1] for source in sources}
     has_column = any(span.group for span in spans)
@@ -311,5 +311,5 @@ def middles(total: int, num_parts: int) -> list[int]:
 
 def _too_short(contract: str, spans: Sequence[Span], remedy: str) -> Exception:
     longest = max(spans, key=lambda span: span.num_frames)
-    got = f"at most {longest.num_frames} frames, in {longest.info.path}"
+    got = f"at most {longest.num_frames} frames, in {longest.info.source}"
     return argument_error("data", contract, got, remedy, DataError)

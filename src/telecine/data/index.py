@@ -220,7 +220,7 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
     longest: dict[Source, int] = {}
     for span in spans:
         if not span.info.is_image:
-            path = span.info.path
+            path = span.info.source
             longest[path] = max(span.num_frames, longest.get(path, 0))
     short = [
         Skipped(path, f"{num_frames} frames")

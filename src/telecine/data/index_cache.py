@@ -61,7 +61,7 @@ _DAMAGE_ERRORS = (
 _LINE_FIELDS = [
     field.name
     for field in fields(VideoInfo)
-    if field.name not in ("path", "pts", "keyframes", "layout", "range")
+    if field.name not in ("source", "pts", "keyframes", "layout", "range")
 ]
 
 _Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
@@ -117,13 +117,13 @@ class IndexCache:
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
-            info = replace(index_video(source, self.config), path=Path(key))
+            info = replace(index_video(source, self.config), source=Path(key))
             with self._lock:
                 self._infos[key] = (fingerprint, info)
                 self._is_changed = True
         check_frame(source, info.width, info.height, self.config)
         self._note_use(key)
-        return replace(info, path=source)
+        return replace(info, source=source)
 
     def _note_use(self, key: str) -> None:
         """Keep an entry in the file, and save the file if that was long ago."""

@@ -230,7 +230,7 @@ class VideoInfo:
     An image has one frame, and so has an array without a time axis. The frames of other arrays are all keyframes.
     """
 
-    path: Source
+    source: Source
     width: int  # in square pixels, as displayed
     height: int
     fps: float  # average number of frames per second; 1 for an image

@@ -24,11 +24,11 @@ def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Sp
     """
     held_out_of: dict[Source, list[Span]] = {}
     for span in held_out:
-        held_out_of.setdefault(resolve_source(span.info.path), []).append(span)
+        held_out_of.setdefault(resolve_source(span.info.source), []).append(span)
     kept: list[Span] = []
     for span in spans:
         parts = [span]
-        for held_out_span in held_out_of.get(resolve_source(span.info.path), []):
+        for held_out_span in held_out_of.get(resolve_source(span.info.source), []):
             parts = _remove(parts, held_out_span)
         kept += parts
     if not kept:
@@ -77,7 +77,7 @@ def read_validation_clips(
         got = "none"
         if spans:
             longest = max(spans, key=lambda span: span.num_frames)
-            got = f"none; the longest has {longest.num_frames} frames, {longest.info.path}"
+            got = f"none; the longest has {longest.num_frames} frames, {longest.info.source}"
         raise argument_error(name, contract, got, "Use fewer frames, or add videos.", DataError)
     return clips
 

@@ -13,7 +13,7 @@ from telecine.models.interface import VideoAutoencoder
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE, check_num_weights
 from telecine.models.student import StudentAutoencoder
 from telecine.runs.checkpoints import Checkpoints, find_checkpoint
-from telecine.runs.settings import read_saved_settings
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 
 # Trained models of the package, by name; the manifest beside them has the digests of their files.

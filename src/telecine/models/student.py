@@ -41,7 +41,7 @@ from telecine.models.pretrained import (
 )
 from telecine.models.stream import StreamEncoder
 from telecine.runs.checkpoints import Checkpoints
-from telecine.runs.settings import read_saved_settings
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_older_flow, with_presets
 from telecine.settings.validate import validate

@@ -13,7 +13,7 @@ from telecine.models import VideoAutoencoder
 from telecine.models.latent import LatentStatistics
 from telecine.models.pretrained import check_tensors
 from telecine.runs import Run
-from telecine.runs.settings import write_settings
+from telecine.runs.saved_settings import write_settings
 from telecine.settings import TrainConfig
 from telecine.training import tensor_files
 from telecine.training.distributed import on_every_process

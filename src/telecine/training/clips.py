@@ -64,11 +64,11 @@ class Clips:
         Hashes identify the files to train on, and the clips that the run validates on.
         """
         spans = self.train.spans
-        sizes = {path: num_bytes(path) for path in {span.info.path for span in spans}}
+        sizes = {path: num_bytes(path) for path in {span.info.source for span in spans}}
         files = sha256()
         content = sha256()
         for span in spans:
-            path = span.info.path
+            path = span.info.source
             files.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
             content.update(f"{span.info.digest}\n".encode())
         # The hash that `telecine evaluate` records.
@@ -152,7 +152,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         check_buckets(
             config.clips.train_buckets, model, images=train.image_ratio > 0
         )  # images alone need no ratio
-    is_image = {span.info.path: span.info.is_image for span in spans.usable}
+    is_image = {span.info.source: span.info.is_image for span in spans.usable}
     num_images = sum(is_image.values())
     clips = Clips(
         train=train,

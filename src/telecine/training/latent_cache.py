@@ -231,7 +231,7 @@ def identity_of(
     """
     data = sha256()
     for span in clips.spans:
-        source = span.info.path
+        source = span.info.source
         data.update(
             repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode()
         )

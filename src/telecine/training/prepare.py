@@ -26,7 +26,7 @@ from telecine.models.transfer import copy_matching, load_source
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary
-from telecine.runs.settings import read_saved_settings
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.settings.data import EARLIER
 from telecine.training.baseline import (
@@ -302,6 +302,8 @@ def _build(
     perceptual: dict[str, nn.Module] = {}
     if config.clips.has_colours:
         perceptual["lpips_alex"] = LPIPS("alex").to(device)
+    else:
+        print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
     linear: dict[str, float] = {}
     num_linear, _ = copied.get("encoder.linear", (0, 0))
     is_new = start.module is None and config.model is None and num_linear == 0

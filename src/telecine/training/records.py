@@ -10,7 +10,7 @@ from telecine.base.devices import peak_memory
 from telecine.runs import Run
 from telecine.runs.environment import environment
 from telecine.runs.run import RunSummary
-from telecine.runs.settings import plain_settings, write_settings
+from telecine.runs.saved_settings import plain_settings, write_settings
 from telecine.settings import TrainConfig
 from telecine.training.diagnostics import Diagnostics, RecentValues
 from telecine.training.distributed import on_first_process

@@ -12,7 +12,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
-from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings
+from telecine.runs.saved_settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
 from telecine.settings.autoencoder import FlowConfig, with_older_flow
 from telecine.settings.data import HELD_OUT_SETTINGS

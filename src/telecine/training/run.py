@@ -21,7 +21,7 @@ from telecine.objective.weights import WeightSchedule
 from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import check_encoding
+from telecine.runs.saved_settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import read_batches, read_next

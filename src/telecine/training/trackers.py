@@ -8,7 +8,7 @@ from accelerate.tracking import TensorBoardTracker
 
 from telecine.base.checks import argument_error
 from telecine.runs import Run
-from telecine.runs.settings import flat_settings
+from telecine.runs.saved_settings import flat_settings
 from telecine.settings.parse import merged
 
 # The subfolder of a run for TensorBoard's files.

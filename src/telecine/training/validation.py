@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from telecine.base.precision import tf32
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
-from telecine.evaluation.latent_measures import code_usage, latent_summary
+from telecine.evaluation.latent_statistics import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import decoding_options

@@ -33,7 +33,7 @@ def test_it_follows_from_the_values(report, config, train):
 
 def test_a_long_file_of_which_little_is_used_is_not_mentioned(report, config, train):
     part = [
-        replace(span, last_frame=9) if span.info.path.name == "other.mp4" else span
+        replace(span, last_frame=9) if span.info.source.name == "other.mp4" else span
         for span in train
     ]
     assert not any(

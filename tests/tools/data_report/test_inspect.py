@@ -148,7 +148,7 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     config = replace(config, data=str(folder))
     report = inspect_data(config, num_clips=2)
     write_data(report, tmp_path / "out")
-    found = [(span.info.path.name, span.first_frame, span.last_frame) for span in report.scenes]
+    found = [(span.info.source.name, span.first_frame, span.last_frame) for span in report.scenes]
     expected = [
         ("0.png", 0, 0),
         ("cuts.mp4", 0, 19),
@@ -158,7 +158,9 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     ]
     assert found == expected, "without the scene that is shorter than a clip"
     spans, _ = load_spans(tmp_path / "out" / "scenes.csv")
-    assert [(span.info.path.name, span.first_frame, span.last_frame) for span in spans] == expected
+    assert [
+        (span.info.source.name, span.first_frame, span.last_frame) for span in spans
+    ] == expected
     text = "Cuts were found in 1 of 2 videos that were decoded whole, of 2. The list `scenes.csv` has the scenes"
     assert any(line.startswith(text) for line in report.advice)
     sizes = [
@@ -210,7 +212,7 @@ def test_scenes_in_tar_files_are_not_in_the_list(config, tmp_path):
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         archive.add(cuts, "inside.mp4")
     report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
-    assert [span.info.path.name for span in report.scenes] == ["cuts.mp4", "cuts.mp4"]
+    assert [span.info.source.name for span in report.scenes] == ["cuts.mp4", "cuts.mp4"]
     assert any("leaves it out: 1 videos and images" in line for line in report.advice)
     cuts.unlink()
     report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)

@@ -14,7 +14,7 @@ from telecine.models import CausalVAE, Moments, load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
-from telecine.runs.settings import write_settings
+from telecine.runs.saved_settings import write_settings
 from telecine.settings import CausalVAEConfig, ClipConfig, DistillConfig
 from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, run
 

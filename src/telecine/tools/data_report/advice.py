@@ -102,7 +102,7 @@ def _weighting_advice(train: Sequence[Span]) -> list[str]:
     num_frames = Counter[Source]()
     for span in train:
         if not span.info.is_image:
-            num_frames[span.info.path] += span.num_frames
+            num_frames[span.info.source] += span.num_frames
     if not num_frames:
         return []
     ((path, most),) = num_frames.most_common(1)

@@ -74,7 +74,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips)
     )
 
-    infos = list({span.info.path: span.info for span in spans.usable}.values())
+    infos = list({span.info.source: span.info for span in spans.usable}.values())
     shortest = min(config.clips.span_of(bucket) for bucket in config.clips.train_buckets)
     rows = _list_files(infos, dataset.spans, spans.held_out, config.clips, shortest)
     for skipped in spans.skipped:
@@ -82,7 +82,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
 
     cuts = _find_cuts_of_videos(infos, max_frames)
     listed = [
-        span for span in spans.usable if not isinstance(span.info.path, TarMember)
+        span for span in spans.usable if not isinstance(span.info.source, TarMember)
     ]  # lists do not name members
     scenes = []
     if any(cuts.values()):
@@ -154,13 +154,13 @@ def _list_files(
     for use, spans in (("training", train), ("held out", held_out)):
         for span in spans:
             is_long_enough = span.info.is_image or span.num_frames >= shortest
-            source = resolve_source(span.info.path)
+            source = resolve_source(span.info.source)
             if is_long_enough and _is_drawn(span.info, clips) and use not in uses[source]:
                 uses[source].append(use)
 
     rows = []
     for info in with_progress(infos, "reading files", total=len(infos)):
-        source = resolve_source(info.path)
+        source = resolve_source(info.source)
         is_used = bool(uses[source])
         if is_used:
             use = " and ".join(uses[source])
@@ -172,12 +172,12 @@ def _list_files(
             use = f"{info.num_frames} frames; a clip needs {shortest}"
         codec, keyframe_distance = _codec_and_keyframe_distance(info)
         row = FileRow(
-            path=str(info.path),
+            path=str(info.source),
             use=use,
             is_used=is_used,
             is_image=info.is_image,
             codec=codec,
-            num_bytes=num_bytes(info.path),
+            num_bytes=num_bytes(info.source),
             width=info.width,
             height=info.height,
             fps=info.fps,
@@ -196,7 +196,7 @@ def _codec_and_keyframe_distance(info: VideoInfo) -> tuple[str, int | None]:
     keyframes = info.keyframes if info.seekable else []
     starts = [0, *keyframes, info.num_frames]
     distance = max(after - before for before, after in pairwise(starts))
-    with open_video(info.path) as (_, stream):
+    with open_video(info.source) as (_, stream):
         return stream.codec_context.name, distance
 
 
@@ -205,20 +205,20 @@ def _find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
     groups = []
     repeated = set()
     for same_size in _grouped(
-        [info.path for info in infos], num_bytes
+        [info.source for info in infos], num_bytes
     ):  # only files of the same size are read
         for same_bytes in _grouped(same_size, _digest):
             groups.append(same_bytes)
             repeated.update(same_bytes[1:])
 
-    others = [info for info in infos if info.path not in repeated]
+    others = [info for info in infos if info.source not in repeated]
     step = max(1, -(-len(others) // _MAX_COMPARED))
     compared = []
     hashes = []
     for info in with_progress(others[::step], "comparing files"):
         file_hashes = _hash_frames(info)
         if file_hashes is not None:
-            compared.append(info.path)
+            compared.append(info.source)
             hashes.append(file_hashes)
     for positions in group_copies(hashes):
         groups.append([compared[position] for position in positions])
@@ -281,11 +281,11 @@ def _find_cuts_of_videos(
         try:
             frame_changes = [float(changes(torch.cat(pair))) for pair in pairwise(grids)]
         except DecodeError as error:  # training replaces the clips of such a file, too
-            logger.warning("no cuts were searched for in %s: %s", info.path, error)
-            cuts[info.path] = None
+            logger.warning("no cuts were searched for in %s: %s", info.source, error)
+            cuts[info.source] = None
             continue
         is_whole = len(frame_changes) == info.num_frames - 1  # an edit list may leave out some
-        cuts[info.path] = find_cuts(frame_changes) if is_whole else None
+        cuts[info.source] = find_cuts(frame_changes) if is_whole else None
     return cuts
 
 
@@ -294,7 +294,7 @@ def _split_at_cuts(
 ) -> Iterator[Span]:
     for span in spans:
         starts = [span.first_frame]
-        for cut in cuts.get(span.info.path) or []:
+        for cut in cuts.get(span.info.source) or []:
             if span.first_frame < cut <= span.last_frame:
                 starts.append(cut)
         for first, end in pairwise([*starts, span.last_frame + 1]):

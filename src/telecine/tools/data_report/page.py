@@ -53,7 +53,7 @@ def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
     writer = csv.writer(text)
     writer.writerow(["path", "start_frame", "end_frame"])
     for scene in scenes:
-        source = scene.info.path
+        source = scene.info.source
         name = str(Path(str(source)).absolute())
         if isinstance(source, RemotePath):
             name = source.url

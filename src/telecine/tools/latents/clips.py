@@ -10,7 +10,7 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
-from telecine.evaluation.source import ModelSource, read_span, select_clips
+from telecine.evaluation.reconstruction_sources import ModelSource, read_span, select_clips
 from telecine.settings import ClipConfig
 
 
@@ -55,7 +55,7 @@ class ClipsOnDisk:
         for span in self.spans:
             clip = read_span(span, self.config)
             if clip is None:
-                got = f"{span.info.path}, which was before"
+                got = f"{span.info.source}, which was before"
                 raise argument_error(
                     "data", "readable until the end", got, "See the log.", DataError
                 )

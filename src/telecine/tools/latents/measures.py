@@ -11,7 +11,7 @@ from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
 from telecine.base.shapes import Video
-from telecine.evaluation.latent_measures import (
+from telecine.evaluation.latent_statistics import (
     EPSILON,
     autocorrelation,
     channel_rows,
@@ -23,7 +23,12 @@ from telecine.evaluation.latent_measures import (
     kurtosis,
     radial_spectrum,
 )
-from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model
+from telecine.evaluation.reconstruction_sources import (
+    CLIP_SELECTION,
+    ModelSource,
+    model_source,
+    open_model,
+)
 from telecine.losses.latent import resized
 from telecine.losses.perceptual import pick_frames
 from telecine.settings import ClipConfig, LatentsConfig

@@ -17,8 +17,8 @@ from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, iterate_validation_clips, read_validation_clips
 from telecine.data.index_cache import fingerprint_of
-from telecine.evaluation.frechet import frechet_undefined, load_frechet_network
-from telecine.evaluation.source import ModelSource
+from telecine.evaluation.metrics.frechet import frechet_undefined, load_frechet_network
+from telecine.evaluation.reconstruction_sources import ModelSource
 from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.models.pretrained import digest_of_tensors
@@ -67,8 +67,8 @@ def train_probe(
     device = next(source.model.parameters()).device
     settings = _train_config(source, config)
     spans = Spans.find(settings.data, settings.val_data, settings.clips)
-    train_files = {span.info.path for span in spans.train}
-    if any(span.info.path in train_files for span in spans.held_out):
+    train_files = {span.info.source for span in spans.train}
+    if any(span.info.source in train_files for span in spans.held_out):
         contract = "ten videos or more, of which some are held out whole"
         raise argument_error("data", contract, "fewer", "Add some, or set `probe.val_data`.")
     read_validation_clips(spans.held_out, settings.clips, 1, name="probe.val_data")
@@ -92,7 +92,7 @@ def train_probe(
         identity_of(source.model.latent_model, clips, accelerator.mixed_precision)
     )
     unseen = [
-        (fingerprint_of(span.info.path), span.first_frame, span.last_frame)
+        (fingerprint_of(span.info.source), span.first_frame, span.last_frame)
         for span in spans.held_out
     ]
     weights = digest_of_tensors(source.model.named_parameters())
