@@ -1,6 +1,7 @@
 """Reconstruction in chunks of time and tiles of space, which bound memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
