@@ -1,6 +1,8 @@
 """Streams: any division into pieces has the result of the whole, and streams of one model do not disturb each other."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +199,17 @@ def test_a_piece_of_another_size_raises():
 def test_a_class_that_keeps_no_frames_is_refused_by_name(door):
     with pytest.raises(ValueError, match=f"`{door}` must be .* got a AutoencoderKLLTXVideo"):
         getattr(shared("ltx_video"), door)()
+
+
+def test_the_code_of_the_page_runs(monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "latents-on-disk.md"
+    code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[0]
+    model = causal()
+    monkeypatch.setattr("telecine.models.load_autoencoder", lambda folder: model)
+    names: dict[str, object] = {}
+    exec(code, names)
+    video = video_of(13)
+    parts = finished(names["reconstruct"](video.split(5, dim=2)))
+    with torch.no_grad():
+        whole = model.decode(model.encode(video).mode())
+    assert torch.equal(torch.cat(parts, dim=2), whole)
