@@ -287,7 +287,7 @@ class VideoAutoencoder(nn.Module, ABC):
         """Whether `stream_encoder` and `stream_decoder` are supported, as the class declares."""
         return False
 
-    def _streams_not(self, name: str) -> ValueError:
+    def _streams_not(self, name: str) -> Exception:
         contract = "called for a model that keeps frames between chunks"
         remedy = (
             "Encode and decode whole clips, or use `telecine reconstruct`, which blends chunks."
