@@ -70,11 +70,13 @@ class Stream(ABC, Generic[Output]):
         """Return the output of all chunks that are complete with the next piece; None if no chunk is.
 
         Args:
-            piece: The next frames, `(B, C, T, H, W)`, any number of them.
+            piece: The next frames, `(B, C, T, H, W)`, any number of them, or none.
 
         Raises:
             ValueError: The stream was flushed, or the piece has another shape than those before.
         """
+        if piece.ndim == 5 and piece.shape[2] == 0:
+            return None
         check_video(self.name, piece)
         if self._is_flushed:
             remedy = "Start a new stream for another video."
