@@ -198,11 +198,13 @@ class TiledStream:
         return self._push(self._last_frame.expand(-1, num_missing, -1, -1), is_last=True)
 
     def _push(self, video: Tensor, *, is_last: bool) -> Tensor | None:
-        padded = _pad_to(video, (video.shape[1], self.full_height, self.full_width))
         parts = []
         for tile, encoder, decoder in zip(self.tiles, self.encoders, self.decoders, strict=True):
             outputs = []
-            posterior = encoder.push(padded[None, :, :, tile.rows, tile.columns])
+            posterior = None
+            if video.shape[1] > 0:
+                padded = pad_to(video, (video.shape[1], self.full_height, self.full_width))
+                posterior = encoder.push(padded[None, :, :, tile.rows, tile.columns])
             if posterior is not None:
                 outputs.append(decoder.push(posterior.mode()))
             if is_last:
@@ -260,7 +262,7 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         tiling: The tiles, of sizes of `rounded_tiling`.
     """
     num_frames, height, width = video.shape[1:]
-    padded = _pad_to(video, model.covering_clip(num_frames, height, width))
+    padded = pad_to(video, model.covering_clip(num_frames, height, width))
     full_height, full_width = padded.shape[2:]
     tiles = tiles_of(full_height, full_width, tiling)
     if len(tiles) == 1:
@@ -324,7 +326,7 @@ def blended_tiles(
     return weighted_sum.div_(total_weight)
 
 
-def _pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
+def pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
     """Repeat the last frame, row and column of `(C, T, H, W)` up to a size. Return a video of that size unchanged."""
     num_frames, height, width = video.shape[1:]
     if (num_frames, height, width) == tuple(size):
