@@ -1,8 +1,6 @@
 """Reconstruction in chunks of time and tiles of space, which bound memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import clip_position
+from telecine.models.tiles import Tile, tiles_of_frame
 from telecine.settings import Tiling, check_overlap
 
 
@@ -171,7 +170,7 @@ class TiledStream:
         self.frame_size = frame_size
         _, self.full_height, self.full_width = model.covering_clip(1, *frame_size)
         full_size = (self.full_height, self.full_width)
-        self.tiles = tiles_of(self.full_height, self.full_width, tiling)
+        self.tiles = list(tiles_of_frame(*full_size, tiling))
         self.encoders = [model.stream_encoder(num_frames) for _ in self.tiles]
         self.decoders = []
         for tile in self.tiles:
@@ -264,7 +263,7 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     num_frames, height, width = video.shape[1:]
     padded = pad_to(video, model.covering_clip(num_frames, height, width))
     full_height, full_width = padded.shape[2:]
-    tiles = tiles_of(full_height, full_width, tiling)
+    tiles = list(tiles_of_frame(full_height, full_width, tiling))
     if len(tiles) == 1:
         return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
     parts = []
@@ -273,35 +272,6 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
             inputs = padded[None, :, :, tile.rows, tile.columns]
             parts.append(model(inputs, sample_posterior=False).video[0])
     return blended_tiles(parts, tiles, full_height, full_width)[:, :num_frames, :height, :width]
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Where a tile lies in its frame."""
-
-    rows: slice
-    columns: slice
-    weight: Tensor
-    """Of each pixel, `(H, W)`: 1, and falling linearly over the overlaps."""
-
-    @property
-    def corner(self) -> tuple[int, int]:
-        """The first row and the first column."""
-        return self.rows.start, self.columns.start
-
-
-def tiles_of(height: int, width: int, tiling: Tiling) -> list[Tile]:
-    """Return the tiles of frames of a size; one for whole frames."""
-    tile_height = height if tiling.size is None else min(tiling.size, height)
-    tile_width = width if tiling.size is None else min(tiling.size, width)
-    tiles = []
-    for top, left in product(tile_starts(height, tiling), tile_starts(width, tiling)):
-        row_weight = _ramp(top, tile_height, height, tiling.overlap)
-        column_weight = _ramp(left, tile_width, width, tiling.overlap)
-        rows = slice(top, top + tile_height)
-        columns = slice(left, left + tile_width)
-        tiles.append(Tile(rows, columns, row_weight[:, None] * column_weight))
-    return tiles
 
 
 def blended_tiles(
@@ -333,23 +303,3 @@ def pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
         return video
     padding = [0, size[2] - width, 0, size[1] - height, 0, size[0] - num_frames]
     return F.pad(video[None], padding, mode="replicate")[0]
-
-
-def tile_starts(side: int, tiling: Tiling) -> list[int]:
-    """Return where tiles start along a side. The last one ends with the side, so its overlap may be larger."""
-    if tiling.size is None or side <= tiling.size:
-        return [0]
-    starts = list(range(0, side - tiling.size, tiling.size - tiling.overlap))
-    starts.append(side - tiling.size)
-    return starts
-
-
-def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
-    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge."""
-    rise = torch.arange(1, overlap + 1) / (overlap + 1)
-    weight = torch.ones(size)
-    if start > 0:
-        weight[:overlap] *= rise
-    if start + size < full_size:
-        weight[size - overlap :] *= rise.flip(0)
-    return weight

@@ -9,12 +9,9 @@ from torch import Tensor
 
 from telecine.base.shapes import Video
 from telecine.models.diffusers.checkpointing import ANY_CHUNK, CHUNKS
-from telecine.models.diffusers.families import (
-    DiffusersModel,
-    clear_caches,
-    patched,
-    unpatched,
-)
+from telecine.models.diffusers.families import clear_caches
+from telecine.models.diffusers.outputs import DiffusersModel
+from telecine.models.diffusers.wan import options_of_first_call, patched, unpatched
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian, Posterior
 from telecine.models.stream import ChunkSizes, StreamDecoder, StreamEncoder
 
@@ -93,14 +90,8 @@ def _new_list(module: DiffusersModel, part: str) -> list[Any]:
 def _call_with_list(
     module: DiffusersModel, part: str, chunk: Tensor, cache: list[Any], is_first: bool
 ) -> Tensor:
-    return getattr(module, part)(chunk, feat_cache=cache, feat_idx=[0])
-
-
-def _call_wan(
-    module: DiffusersModel, part: str, chunk: Tensor, cache: list[Any], is_first: bool
-) -> Tensor:
-    """Call Wan: its decoder takes an argument that says whether the chunk is the first one."""
-    options = {"first_chunk": is_first} if part == "decoder" else {}
+    """Call Wan or QwenImage; decoders that want to know are told which chunk is the first."""
+    options = options_of_first_call(module) if is_first and part == "decoder" else {}
     return getattr(module, part)(chunk, feat_cache=cache, feat_idx=[0], **options)
 
 
@@ -157,7 +148,7 @@ STREAMS = {
     ),
     "AutoencoderKLMagvit": Streaming(_new_dict, _call_with_layers, time=4, multiple=4),
     "AutoencoderKLQwenImage": Streaming(_new_list, _call_with_list, time=4, multiple=4),
-    "AutoencoderKLWan": Streaming(_new_list, _call_wan, time=4, multiple=4),
+    "AutoencoderKLWan": Streaming(_new_list, _call_with_list, time=4, multiple=4),
     "Kandinsky6SRVAE": Streaming(_new_tree, _call_with_tree, time=4, multiple=4, first=17),
 }
 """The classes that keep frames between chunks, by name. KVAE-Video returns three frames less for a last chunk of 4."""
