@@ -266,11 +266,12 @@ class LatentShards(Dataset[dict[str, Any]]):
             with clip.shard.open("rb") as file:
                 content = _read_member(file, f"{name}.safetensors", clip.tensors)
                 facts: dict[str, Any] = json.loads(_read_member(file, f"{name}.json", clip.facts))
-            tensors = load(content)
+            stored = load(content)
             orders = facts.pop(ORDER_KEY)
-            for moment, tensor in tensors.items():
+            tensors = {}
+            for moment in orders:  # safetensors returns them in any order
                 axes = orders[moment]
-                ordered = tensor.permute(axes).contiguous()
+                ordered = stored[moment].permute(axes).contiguous()
                 tensors[moment] = ordered.permute(inverse_order(axes))
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise damaged(clip.shard, f"a missing or damaged file ({error})") from error
