@@ -9,10 +9,13 @@ A shard appears whole, and its index after it. The bytes are a function of the c
 """
 
 import json
+import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import torch
@@ -46,6 +49,8 @@ IDENTITY_FILE = "identity.json"
 """The file with what all latents of a folder depend on."""
 MANIFEST_FILE = "manifest.json"
 """The file that is written when all latents are there: the identity, statistics, and a digest of each shard."""
+# Bytes of a shard that are kept in memory before a file is used.
+_MEMORY_BYTES = 2**26
 # Bytes of a name in the header of a tar file.
 _NAME_BYTES = 100
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -106,24 +111,27 @@ def _shift_and_scale(latent: Tensor, normalisation: Normalisation) -> tuple[Tens
 
 
 class LatentShard:
-    """A shard that is written: clips are added in memory, then the files appear.
+    """A shard that is written: clips are added to a file without a name, or to memory while it is small.
 
     Args:
-        path: The tar file; the folder exists.
+        path: The tar file, whose folder exists. It appears with `write`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_bytes = 0
         self.moments = ChannelMoments()
-        self._members: list[tuple[str, bytes]] = []
-        self._names: dict[str, None] = {}
+        self._content = SpooledTemporaryFile(  # noqa: SIM115 - closed by `write`, else with the object
+            max_size=_MEMORY_BYTES, dir=str(path.parent)
+        )
+        self._digest = sha256()
+        self._places: dict[str, list[int]] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return name in self._places
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._places)
 
     def add(
         self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None
@@ -141,13 +149,28 @@ class LatentShard:
         for moment, tensor in tensors.items():
             orders[moment] = _memory_order(tensor)
             contiguous[moment] = tensor.detach().cpu().contiguous()
-        content = save(contiguous)
         text = json.dumps({**(facts or {}), ORDER_KEY: orders}) + "\n"
-        self._members.append((f"{name}.safetensors", content))
-        self._members.append((f"{name}.json", text.encode()))
-        self._names[name] = None
-        self.num_bytes += len(content)
+        self._places[name] = [
+            *self._add_member(f"{name}.safetensors", save(contiguous)),
+            *self._add_member(f"{name}.json", text.encode()),
+        ]
         self.moments.add(tensors[MEAN][None].float())
+
+    def _add_member(self, name: str, content: bytes) -> tuple[int, int]:
+        """Append a file, and return where its content is: the first byte, and the number of bytes."""
+        header = tarfile.TarInfo(name)
+        header.size = len(content)
+        header.mode = 0o644
+        start = self.num_bytes + tarfile.BLOCKSIZE
+        self._append(header.tobuf(tarfile.GNU_FORMAT))
+        self._append(content)
+        self._append(bytes(-len(content) % tarfile.BLOCKSIZE))
+        return start, len(content)
+
+    def _append(self, content: bytes) -> None:
+        self._content.write(content)
+        self._digest.update(content)
+        self.num_bytes += len(content)
 
     def write(self, skipped: Mapping[str, object] | None = None) -> None:
         """Write the tar file, then its index.
@@ -155,37 +178,22 @@ class LatentShard:
         Args:
             skipped: What is known about clips that are not in it, by name.
         """
-        index = self.path.with_suffix(".json")
+        self._append(bytes(2 * tarfile.BLOCKSIZE))
         with safetensors_write(self.path):
-            atomic_write(self.path, self._write_tar)
-        clips: dict[str, list[int]] = {}
-        position = 0
-        for name, content in self._members:
-            entry = clips.setdefault(name.partition(".")[0], [])
-            entry.extend([position + tarfile.BLOCKSIZE, len(content)])
-            position += tarfile.BLOCKSIZE + _padded(len(content))
-        value = {
-            "sha256": digest_of(self.path),
+            atomic_write(self.path, self._copy)
+        self._content.close()
+        index = {
+            "sha256": self._digest.hexdigest(),
             "channel_sums": self.moments.sums.tolist(),
-            "clips": clips,
+            "clips": self._places,
             "skipped": skipped or {},
         }
-        write_text(index, json.dumps(value) + "\n")
+        write_text(self.path.with_suffix(".json"), json.dumps(index) + "\n")
 
-    def _write_tar(self, partial: Path) -> None:
+    def _copy(self, partial: Path) -> None:
+        self._content.seek(0)
         with partial.open("wb") as file:
-            for name, content in self._members:
-                header = tarfile.TarInfo(name)
-                header.size = len(content)
-                header.mode = 0o644
-                file.write(header.tobuf(tarfile.GNU_FORMAT))
-                file.write(content)
-                file.write(bytes(_padded(len(content)) - len(content)))
-            file.write(bytes(2 * tarfile.BLOCKSIZE))
-
-
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            shutil.copyfileobj(self._content, file, 2**20)
 
 
 @dataclass(frozen=True)

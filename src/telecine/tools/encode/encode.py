@@ -30,7 +30,7 @@ from telecine.evaluation.evaluate import device_of_process
 from telecine.evaluation.reconstruction_sources import Model, clips_of, load_model
 from telecine.evaluation.tiling import pad_to
 from telecine.models import Posterior, VideoAutoencoder
-from telecine.models.latent import ChannelMoments, LatentStatistics, join_posteriors
+from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.latent_shards import (
     DTYPES,
     FORMAT,
@@ -253,28 +253,47 @@ class _Encoder:
         Args:
             clip: The clip.
         """
-        moments = moments_of(self._posterior(in_background(read_pieces(clip, self.clips)), clip))
+        parts: dict[str, list[Tensor]] = {}
+        for posterior in self._posteriors(in_background(read_pieces(clip, self.clips)), clip):
+            for name, tensor in self._written(posterior).items():
+                parts.setdefault(name, []).append(tensor)
+        tensors = {}
+        for name, chunks in parts.items():
+            tensors[name] = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+        return tensors
+
+    def _posteriors(self, pieces: Iterator[Video], clip: SourceClip) -> Iterator[Posterior]:
+        """Yield the posteriors of consecutive chunks; the last frame, row and column are repeated where needed."""
+        size = self.model.covering_clip(clip.num_frames, clip.height, clip.width)
+        if not self.model.streams:
+            video = torch.cat(list(pieces), dim=1).to(self.device)
+            yield self.model.latent_model.encode(pad_to(video, size)[None])
+            return
+        stream = self.model.stream_encoder(self.config.chunk_frames)
+        last_frame: Video | None = None
+        for piece in pieces:
+            video = pad_to(piece.to(self.device), (piece.shape[1], *size[1:]))[None]
+            last_frame = video[:, :, -1:]
+            posterior = stream.push(video)
+            if posterior is not None:
+                yield posterior
+        assert last_frame is not None
+        posterior = stream.push(last_frame.expand(-1, -1, stream.num_missing, -1, -1))
+        if posterior is not None:
+            yield posterior
+        posterior = stream.flush()
+        if posterior is not None:
+            yield posterior
+
+    def _written(self, posterior: Posterior) -> dict[str, Tensor]:
+        """Return what is written of a posterior of one clip, on the CPU."""
+        moments = moments_of(posterior)
         if self.config.normalise:
             moments = normalised(moments, self.model.latent_normalisation())
         if self.config.latent == "mode":
             moments.pop(LOGVAR, None)
         dtype = DTYPES[self.config.dtype]
         return {name: tensor[0].to("cpu", dtype) for name, tensor in moments.items()}
-
-    def _posterior(self, pieces: Iterator[Video], clip: SourceClip) -> Posterior:
-        _, height, width = self.model.covering_clip(1, clip.height, clip.width)
-        if not self.model.streams:
-            video = torch.cat(list(pieces), dim=1).to(self.device)
-            size = self.model.covering_clip(clip.num_frames, clip.height, clip.width)
-            return self.model.latent_model.encode(pad_to(video, size)[None])
-        stream = self.model.stream_encoder(self.config.chunk_frames)
-        parts = []
-        for piece in pieces:
-            video = pad_to(piece.to(self.device), (piece.shape[1], height, width))[None]
-            parts.append(stream.push(video))
-        parts.append(stream.push(video[:, :, -1:].expand(-1, -1, stream.num_missing, -1, -1)))
-        parts.append(stream.flush())
-        return join_posteriors([part for part in parts if part is not None])
 
 
 def write_manifest(folder: Path, identity: dict[str, Any], shards: LatentShards) -> None:
