@@ -65,7 +65,7 @@ def write(folder, posterior):
 
 
 def test_posteriors_come_back_to_the_bit(tmp_path):
-    cache = LatentCache(tmp_path, shard_bytes=1000)
+    cache = LatentCache(tmp_path, shard_bytes=10_000)
     posterior = gaussian(3)
     assert cache.add(["a", "b", "c"], posterior) == 2 * 18 * 4
     assert list(tmp_path.iterdir()) == []
@@ -74,7 +74,7 @@ def test_posteriors_come_back_to_the_bit(tmp_path):
     cache.add(["b"], gaussian(1))  # it has this one
     cache.write()
     assert len(list(tmp_path.glob("*.tar"))) == 1
-    cache.add("defghij", gaussian(7))  # of more than 1000 bytes
+    cache.add("defghij", gaussian(7))  # of more than 10 000 bytes
     assert len(list(tmp_path.glob("*.tar"))) == 2
     for reader in (cache, LatentCache(tmp_path)):
         saved = reader.read(["c", "b"], CPU)

@@ -42,7 +42,7 @@ def data(tmp_path_factory):
     for number, (name, (num_frames, height, width)) in enumerate(sizes.items()):
         frames = waves(num_frames, height, width, number)
         write_video(folder / "videos" / f"{name}.mkv", frames, 25)
-        lines.append({"path": f"videos/{name}.mkv", "caption": f"wave {name}", "stars": number})
+        lines.append({"path": f"videos/{name}.mkv", "caption": f"wave {name}", "rating": number})
     Image.fromarray(waves(1, 20, 24)[0].numpy()).save(folder / "videos" / "image.png")
     lines.append({"path": "videos/image.png"})
     lines.append({"path": "videos/a.mkv", "start_frame": 10, "end_frame": 17, "caption": "part"})

@@ -55,7 +55,7 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
         "width": 22,
         "fps": 25.0,
         "is_image": False,
-        "columns": {"caption": "wave b", "stars": 1},
+        "columns": {"caption": "wave b", "rating": 1},
     }
     part = shards[5]
     assert part["facts"]["columns"] == {"caption": "part"}
