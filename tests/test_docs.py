@@ -31,6 +31,7 @@ OTHERS = {
     "fine-tuning.md",
     "hardware.md",
     "health.md",
+    "latents-on-disk.md",
     "latents.md",
     "many-gpus.md",
     "objective.md",
