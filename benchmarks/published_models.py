@@ -28,7 +28,13 @@ from telecine.settings import DiscriminatorConfig, TrainConfig
 from telecine.settings.parse import PUBLISHED as CONFIGURATIONS
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.memory import DATA, UpdateMemory, fake_autoencoder, plan_update
+from telecine.training.memory import (
+    DATA,
+    UpdateMemory,
+    fake_autoencoder,
+    plan_update,
+    step_with_most_terms,
+)
 from telecine.training.step import MicroBatch, train_step
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
@@ -94,7 +100,7 @@ def plan_of(config: TrainConfig, device_type: str) -> UpdateMemory:
 
 def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
     """Yield a row for each published model."""
-    recipe = replace(read_config("gpu"), batch_size=1)
+    recipe = replace(read_config("gpu"), batch_size=1, mixed_precision="no")
     for name in names:
         config = with_model(recipe, PUBLISHED[name], folder)
         model = fake_autoencoder(config)
@@ -174,7 +180,7 @@ def make_update(config: TrainConfig) -> Step:
     video = (
         2 * torch.rand(config.clips_per_pass, 3, clips.num_frames, clips.height, clips.width) - 1
     )
-    step = state.objective.schedule.step_with_most_terms()
+    step = step_with_most_terms(state.objective.schedule)
 
     def update() -> None:
         state.step = step

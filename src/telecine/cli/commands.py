@@ -1,4 +1,4 @@
-"""The commands. The signature of each function is its command line, and its docstring is its help.
+"""The commands, see `FUNCTIONS`. The signature of each is its command line, and its docstring is its help.
 
 What needs PyTorch is imported where it is used, so that help and mistakes need not wait for it.
 """
@@ -20,7 +20,9 @@ from telecine.settings.arguments import ChangeData, Data, Output, StealLock
 from telecine.settings.parse import describe_recipes, find_recipe, read_config
 from telecine.settings.validate import json_schema
 from telecine.tools.data_report.command import data
+from telecine.tools.decode.command import decode
 from telecine.tools.distill.command import distill
+from telecine.tools.encode.command import encode
 from telecine.tools.latents.command import latents
 from telecine.tools.plan.command import plan
 
@@ -45,7 +47,7 @@ def run(words: Sequence[str]) -> None:
     console.escape_logs()
     console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     environment = from_environment() if command.trains else []
-    if environment:  # before they are checked: they may be what is refused
+    if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
     arguments, recipes, options = command.parse(words[1:])
     settings = arguments.get("settings")
@@ -201,8 +203,13 @@ def reconstruct(
 ) -> None:
     """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
+    from telecine.training.interrupt import stop_on_signal
 
-    console.say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")
+    # A signal such as SIGTERM would end the process at once, and leave the part that is written.
+    interruption = KeyboardInterrupt(f"interrupted before {output} was complete")
+    with stop_on_signal(at_once=interruption):
+        psnr = reconstruct(checkpoint, video, output, settings)
+    console.say(f"wrote {output}, PSNR {psnr:.2f} dB")
 
 
 def report(
@@ -325,13 +332,16 @@ def weights(
         console.say(f"{net}: {fetch(net) if action == 'fetch' else verify(net)}")
 
 
-_FUNCTIONS: list[Callable[..., None]] = [
+# All commands, in the order of the help. Those of tools are in `tools/TOOL/command.py`.
+FUNCTIONS: list[Callable[..., None]] = [
     train,
     distill,
     plan,
     data,
     evaluate,
     reconstruct,
+    encode,
+    decode,
     latents,
     report,
     recipes,
@@ -340,4 +350,4 @@ _FUNCTIONS: list[Callable[..., None]] = [
     checkpoint,
     weights,
 ]
-COMMANDS = {function.__name__: Command(function) for function in _FUNCTIONS}
+COMMANDS = {function.__name__: Command(function) for function in FUNCTIONS}

@@ -44,6 +44,9 @@ _ALLOW_CODE_HELP = (
 
 def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any) -> None:
     """Add an argument of a function to a parser. Its type is `Annotated` with its help, see `settings.arguments`."""
+    if get_origin(hint) is not Annotated:
+        # Python 3.10 makes it optional where the default is None.
+        hint = get_args(hint)[0]
     kind, about = get_args(hint)
     text = about.help if isinstance(about, (Data, Output)) else about
     kind = union_members(kind)[0]
@@ -165,17 +168,18 @@ class Command:
         options = [*texts, "config"] if files else [*texts]
         if reader is None or self.settings is None:
             return ParsedCommand(arguments, files, options)
-        # In this order: later layers override earlier ones.
-        layers = [Layer(reader.read(texts))]
+        # Later layers override earlier ones: files, then the launcher, the environment and what is typed.
+        typed = Layer(reader.read(texts))
+        beside_files = [typed]
         if self.trains:
-            layers = [
-                Layer(launcher_settings(), origin="It is from `accelerate launch`."),
-                Layer(environment_settings(self.settings), origin="It is from the environment."),
-                *layers,
-            ]
+            launcher = Layer(launcher_settings(), origin="It is from `accelerate launch`.")
+            environment = Layer(
+                environment_settings(self.settings), origin="It is from the environment."
+            )
+            beside_files = [launcher, environment, typed]
             if not files:
-                files = [self._default_recipe(merged(layer.values for layer in layers))]
-        layers = [*map(read_layer, files), *layers]
+                files = [self._default_recipe(merged(layer.values for layer in beside_files))]
+        layers = [read_layer(file) for file in files] + beside_files
         arguments["settings"] = settings_from(self.settings, layers)
         return ParsedCommand(arguments, files, options)
 

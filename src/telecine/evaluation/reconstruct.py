@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from telecine.base.background import in_background
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
@@ -26,10 +27,9 @@ from telecine.evaluation.reconstruction_sources import (
     load_model,
 )
 from telecine.evaluation.tiling import (
-    blended_chunks,
     count_chunks,
     overlapping_chunks,
-    reconstruct_tiled,
+    reconstructed_chunks,
     rounded_tiling,
 )
 from telecine.models import VideoAutoencoder
@@ -54,6 +54,9 @@ def reconstruct(
     for videos of any length and size. Chunks and tiles are padded to sizes that it accepts by repeating the last frame,
     row and column, and cropped afterwards.
 
+    The sound of a video is copied without decoding it. An MP4 gets none of codecs that MP4s rarely have, such as PCM,
+    which a warning says; an MKV gets all. Subtitles are not copied.
+
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
             which is moved to the device and to eval mode.
@@ -67,7 +70,7 @@ def reconstruct(
 
     Raises:
         ValueError: The checkpoint or a file cannot be read, or the output has another suffix, or is the input, or does
-            not keep the model's channels and bits.
+            not keep the model's channels and bits, or is a file for the results of a folder.
     """
     config = ReconstructConfig() if config is None else config
     check_type("config", config, ReconstructConfig, "Use `ReconstructConfig(num_frames=17)`.")
@@ -82,6 +85,7 @@ def reconstruct(
     check_output("output", video, output)
     files: list[tuple[VideoInfo, Path]] = []
     if Path(video).is_dir():
+        _check_is_folder(Path(output), Path(video))
         for name, info in by_name(index_data(video, clips, name="video"), video).items():
             files.append(
                 (info, Path(output, name + _default_suffix(info, model.in_channels, config)))
@@ -110,8 +114,10 @@ def _reconstruct_file(
     limits = _depth_range(model, info, config) if config.compare else None
     frame_psnr: list[Tensor] = []
     pairs = reconstruct_frames(model, info, config, device)
-    chunks = _written_chunks(
-        pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES, frame_psnr=frame_psnr
+    chunks = in_background(
+        _written_chunks(
+            pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES, frame_psnr=frame_psnr
+        )
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     if suffix in _ARRAY_SUFFIXES:
@@ -129,6 +135,8 @@ def _reconstruct_file(
             time_base=info.time_base,
             # Stored pixels need not be square.
             sample_aspect_ratio=info.sample_aspect_ratio if keeps_size else 1.0,
+            sound=info.source,
+            sound_start=min(info.pts) * info.time_base,
         )
     return float(torch.cat(frame_psnr).mean())
 
@@ -142,8 +150,7 @@ def _written_chunks(
     frame_psnr: list[Tensor],
 ) -> Iterator[Tensor]:
     """Yield what is written of each pair of `reconstruct_frames`; append the PSNR of its frames to `frame_psnr`."""
-    for frames, reconstruction in pairs:
-        target = video_from_bytes(frames).to(reconstruction.device).transpose(0, 1)
+    for target, reconstruction in pairs:
         frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
         recon_bytes = bytes_from_video(reconstruction.transpose(0, 1), config.bit_depth).cpu()
         if config.compare:
@@ -158,7 +165,7 @@ def _written_chunks(
 def reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a video's frames `(T, H, W, C)`, and their reconstructions, `(T, C, H, W)` in [-1, 1].
+    """Yield a video's frames and their reconstructions, both `(T, C, H, W)` in [-1, 1], while a thread reads ahead.
 
     Args:
         model: The autoencoder, on the device.
@@ -169,16 +176,16 @@ def reconstruct_frames(
     tiles = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *output_size(info, config))
     overlap = config.overlap_frames
-
-    def reconstruct_chunk(frames: Tensor) -> Tensor:
-        reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiles)
-        return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
-
     chunks = overlapping_chunks(_input_frames(model, info, config), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
-    return blended_chunks(
-        model, with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk
-    )
+
+    def videos() -> Iterator[Tensor]:
+        for frames in with_progress(in_background(chunks), "reconstructing", total=total):
+            video = video_from_bytes(frames).to(device)
+            yield video.transpose(0, 1)
+
+    for video, recon in reconstructed_chunks(model, videos(), num_frames, overlap, tiles):
+        yield video, recon.clamp_(*VALUE_RANGE)
 
 
 def _input_frames(
@@ -230,6 +237,17 @@ def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> N
         raise argument_error(
             "output", f"an MKV for {name}", str(output), f"Use {output.with_suffix('.mkv')}."
         )
+
+
+def _check_is_folder(output: Path, folder: Path) -> None:
+    """Raise a `ValueError` if the output is a file, or has the name of one."""
+    if output.is_dir():
+        return
+    suffixes = (*_VIDEO_SUFFIXES, *_IMAGE_SUFFIXES, *_ARRAY_SUFFIXES)
+    if output.exists() or output.suffix.lower() in suffixes:
+        contract = f"a folder for those of {folder}"
+        remedy = f"Use {output.with_suffix('')}, or reconstruct one file."
+        raise argument_error("output", contract, f"the file {output}", remedy)
 
 
 def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:

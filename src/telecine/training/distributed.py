@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._utils import _take_tensors
+from torch.utils._pytree import tree_map_only
 
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
@@ -198,14 +199,29 @@ def shard(model: nn.Module) -> None:
                 "sharding", "none for a model with a 0-d weight", name, "Train it without sharding."
             )
     for block in fsdp_blocks(model):
+        block.register_forward_hook(_copy_views)  # before FSDP2's own hook
         fully_shard(block)
         hooks = _CacheHooks()
         # Before FSDP2's own hook.
         block.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
         block.register_forward_hook(hooks.after, with_kwargs=True)
+    model.register_forward_hook(_copy_views)
     # By default FSDP2 keeps the root's weights gathered after a forward pass. The next pass would then miss weights
     # that changed in between, for example when validation swaps in the averaged weights.
     fully_shard(model, reshard_after_forward=True)
+
+
+def _copy_views(module: nn.Module, args: tuple[object, ...], output: Any) -> Any:
+    """Return a block's output with a copy in place of a view; a forward hook.
+
+    FSDP2 gathers a block's weights for the backward in a hook of its output. An operation in place on a view drops that
+    hook, and gradients are wrong.
+    """
+    return tree_map_only(Tensor, _copy_view, output)
+
+
+def _copy_view(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.requires_grad and tensor._is_view() else tensor
 
 
 def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:

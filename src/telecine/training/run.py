@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,9 +15,9 @@ from torch import nn
 from telecine.base.checks import Interrupted, check_type
 from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.precision import tf32
-from telecine.base.terminal import PlainConsole
+from telecine.base.terminal import PlainConsole, describe_duration
 from telecine.data.find import check_output
-from telecine.discriminators.build import choose_video_class
+from telecine.discriminators.build import choose_video
 from telecine.models import VideoAutoencoder
 from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
@@ -32,6 +33,7 @@ from telecine.training.hub import upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.logging import print_warnings
 from telecine.training.loop import train_to_the_end, validate
+from telecine.training.memory import step_with_most_terms
 from telecine.training.memory_limits import out_of_memory
 from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
@@ -54,11 +56,7 @@ class TrainResult:
 
     def print_to(self, console: Console) -> None:
         """Print the metrics before and after, and the run's main files, by what they show."""
-        table = Table("held-out clips", "before", "after", title="training finished")
-        for name, value in self.first.items():
-            if name in self.last:
-                table.add_row(name, f"{value:.4f}", f"{self.last[name]:.4f}")
-        console.print(table)
+        console.print(self._table())
         files = Run(self.run)
         paths = {
             "report": files.report_file,
@@ -69,6 +67,17 @@ class TrainResult:
         }
         for name, path in paths.items():
             console.print(f"{name:<13} {path}", soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table("held-out clips", "before", "after", title="training finished")
+        for name, value in self.first.items():
+            if name in self.last:
+                table.add_row(name, f"{value:.4f}", f"{self.last[name]:.4f}")
+        return table
+
+    def _repr_mimebundle_(self, **formats: Any) -> dict[str, str]:
+        """Return the metrics as a notebook shows them at the end of a cell."""
+        return self._table()._repr_mimebundle_(include=[], exclude=[])
 
 
 def train(
@@ -127,7 +136,7 @@ def _check_config(config: TrainConfig) -> None:
     check_type("config", config, TrainConfig, _REMEDY)
     check_functions(config.objective, sharding=config.sharding)
     if config.discriminator.video not in ("features", "none"):
-        choose_video_class(config.discriminator)
+        choose_video(config.discriminator)
 
 
 def finish(run: TrainingRun) -> TrainResult:
@@ -182,7 +191,7 @@ class DryRunResult:
     def print_to(self, console: Console) -> None:
         """Print the time, the memory and the losses of the update, and the time of the whole run."""
         table = Table("dry run", f"an update of step {self.step}", title="nothing was kept")
-        table.add_row("seconds", f"{self.seconds:.3g}")
+        table.add_row("time", describe_duration(self.seconds))
         if self.peak_memory is not None:
             table.add_row("memory at the peak", gigabytes(self.peak_memory))
         for name, value in self.values.items():
@@ -193,10 +202,9 @@ class DryRunResult:
         if self.off:
             terms = f"not on in this update: {', '.join(self.off)}"
         console.print(terms, soft_wrap=True)
-        hours = self.seconds * self.num_steps / 3600
+        time_of_run = describe_duration(self.seconds * self.num_steps)
         console.print(
-            f"{self.num_steps} such updates take {hours:.4g} hours; "
-            "the first one of a process is the slowest"
+            f"{self.num_steps} such updates take {time_of_run}; the first one of a process is the slowest"
         )
 
 
@@ -240,7 +248,7 @@ def _update_once(run: TrainingRun, stop: StopRequest) -> DryRunResult:
     config = run.config
     state = run.state
     schedule = WeightSchedule(config.objective)
-    step = schedule.step_with_most_terms(config.steps)
+    step = step_with_most_terms(schedule, config.steps)
     state.step = step
     batches = read_batches(
         config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set

@@ -17,6 +17,7 @@ class Fake(nn.Module):
     """An autoencoder that is the identity, plus an error on the first frames and columns of what it gets."""
 
     position = ClipPosition()
+    streams = False
 
     def __init__(self, frame_error=0.0, column_error=0.0):
         super().__init__()
@@ -36,7 +37,7 @@ class Fake(nn.Module):
 
 def measured(model, chunk=None, overlap=0, tiling=WHOLE_FRAMES, size=(6, 16, 24)):
     clip = torch.zeros(1, 3, *size)
-    return TilingDifference(model, chunk, overlap, tiling)(reconstruction=clip, target=clip)
+    return TilingDifference(model, chunk, overlap, tiling)(clip)
 
 
 def test_tiles_that_do_not_depend_on_their_edges_are_the_whole():
