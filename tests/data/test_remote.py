@@ -354,8 +354,9 @@ class Lying(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.do_HEAD()
-        with suppress(OSError):
-            self.wfile.write(bytes(100))
+        if self.path.startswith("/length"):
+            with suppress(OSError):
+                self.wfile.write(bytes(100))
 
     def log_message(self, *_): ...
 
@@ -373,7 +374,7 @@ class Lying(BaseHTTPRequestHandler):
         ("length/-5", r"cannot be read \(400, "),
         ("length/1000000000000000000", "1000000000000000000 bytes, more than the .* of the cache"),
         ("length/200", r"cannot be read after .*not completed"),
-        ("length/50", "Invalid data found"),
+        ("length/50", "Invalid data found|Data after"),
     ],
 )
 def test_a_server_that_lies(tmp_path, monkeypatch, clock, path, message):

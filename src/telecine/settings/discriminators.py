@@ -52,7 +52,7 @@ class DiscriminatorConfig:
     """Arguments of the class whose path `video` is. Before them it gets `channels`, `image_size` and `frame_num` of its
     clips, and the settings of this group such as `dim`, if it has arguments of these names.
     Source: telecine.
-    Fails: a class without a size for small clips, which `num_scales` adds."""
+    Drawback: a class without a size for small clips, which `num_scales` adds."""
     image: Literal["attention", "patch", "none"] = "none"
     """The discriminator of single frames, which sees a random one of each clip: with attention ("attention"), fully
     convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.
