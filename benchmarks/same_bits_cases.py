@@ -27,6 +27,7 @@ LATER: Settings = {
     "allow_tf32": None,
     "clips": {
         "weighting": "frames",
+        "fps": None,
         "channels": "rgb",
         "bit_depth": 8,
         "layout": None,

@@ -80,7 +80,7 @@ def load_spans(
     for segment in segments:
         if segment.source not in info_of:
             continue
-        span = segment.span_in(info_of[segment.source])
+        span = segment.as_span(info_of[segment.source])
         if isinstance(span, Skipped):
             empty.append(span)
         else:

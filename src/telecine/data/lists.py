@@ -50,7 +50,7 @@ class Segment:
     end_frame: int | None = None  # exclusive
     group: str = ""  # what the column says by which data is held out
 
-    def span_in(self, info: VideoInfo) -> Span | Skipped:
+    def as_span(self, info: VideoInfo) -> Span | Skipped:
         """Return the span of the segment in the indexed video, or why it has no frame."""
         if self.start is not None:
             first = info.frame_at(self.start)

@@ -1,4 +1,16 @@
-"""Batches of clips from worker processes. Workers that die or do not answer are replaced."""
+"""Batches of clips from worker processes. Workers that die or do not answer are replaced.
+
+Two pollers look once a second while the training process waits for a batch:
+
+| what happens | who detects it |
+|---|---|
+| a worker dies, or the thread that pins memory | PyTorch's loader, in `next`: a `RuntimeError` with a known beginning |
+| a connection breaks because a worker dies | `next`, before PyTorch's loader does: an `OSError`, and `_dead_pids` |
+| no batch in `clips.timeout` seconds | `_Watchdog`: it kills the workers, and `next` raises one of the errors above |
+| a signal asks the run to stop | `_Watchdog`, likewise |
+| PyTorch's loader waits without a limit for a worker that is stopped | `_Watchdog`, likewise |
+| the training process dies | the system kills the workers, see `_initialise_worker` |
+"""
 
 import atexit
 import ctypes
@@ -266,37 +278,38 @@ class _Watchdog:
         self._poll_seconds = poll_seconds
         self._timeout = timeout
         self._should_stop = should_stop
-        self._num_waits = 0
-        self._is_waiting = False
+        self._wait_id: int | None = None  # of the present wait; None between waits
+        self._last_wait_id = 0
         self._is_closed = threading.Event()
         if self._workers:
             threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
 
     def begin_wait(self) -> None:
         """Note that the training process waits for a batch now."""
-        self._num_waits += 1
-        self._is_waiting = True
+        self._last_wait_id += 1
+        self._wait_id = self._last_wait_id
 
     def end_wait(self) -> None:
         """Note that the batch has come."""
-        self._is_waiting = False
+        self._wait_id = None
 
     def close(self) -> None:
         """End the thread."""
         self._is_closed.set()
 
     def _run(self) -> None:
-        num_looks = 0  # during the present wait. They are counted, not seconds: this process may have been stopped.
-        last_wait = 0
+        waited_polls = 0  # of the present wait. They are counted, not seconds: this process may have been stopped.
+        polled_wait_id = None
         while self.error is None and not self._is_closed.wait(self._poll_seconds):
-            if not self._is_waiting:
-                num_looks = 0
+            wait_id = self._wait_id
+            is_same_wait = wait_id == polled_wait_id
+            polled_wait_id = wait_id
+            if wait_id is None:
                 continue
-            num_looks = num_looks + 1 if self._num_waits == last_wait else 0
-            last_wait = self._num_waits
+            waited_polls = waited_polls + 1 if is_same_wait else 0
             if self._should_stop():
                 self.error = ReadingStopped()
-            elif num_looks * self._poll_seconds >= self._timeout:
+            elif waited_polls * self._poll_seconds >= self._timeout:
                 self.error = _WorkerError(f"no batch in {self._timeout:g} seconds")
         if self.error is not None:
             for worker in self._workers:

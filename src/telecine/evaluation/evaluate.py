@@ -198,7 +198,7 @@ def _describe_selection(source: ModelSource | VideoSource, spans: Sequence[Span]
     """Return the fields of the protocol that say how clips were selected and read, without a published protocol."""
     clips = source.clips
     assert not isinstance(clips, PublishedProtocol)
-    frame_rates = {span.info.fps for span in spans}
+    frame_rates = {clips.fps or span.info.fps / clips.stride for span in spans}
     return {
         "num_frames": clips.num_frames,
         "height": clips.height,
@@ -206,7 +206,7 @@ def _describe_selection(source: ModelSource | VideoSource, spans: Sequence[Span]
         "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
         "crop": "center",
         "places": CLIP_SELECTION,
-        "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
+        "fps": frame_rates.pop() if len(frame_rates) == 1 else None,
         "frame_stride": clips.stride,
     }
 

@@ -199,7 +199,7 @@ def _depth_range(
 
 
 def _possible_suffixes(info: VideoInfo, config: ReconstructConfig) -> Sequence[str]:
-    if info.layout and not config.compare:
+    if info.is_array and not config.compare:
         return _ARRAY_SUFFIXES
     if info.is_image:
         return _IMAGE_SUFFIXES

@@ -21,8 +21,9 @@ from telecine.data import (
     iterate_validation_clips,
     read_clip,
 )
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.find import files_below, find_videos, sources_of
-from telecine.data.holdout import middles
+from telecine.data.holdout_split import middles
 from telecine.data.index import index_videos, log_too_short
 from telecine.data.index_cache import IndexCache
 from telecine.data.source import as_source, is_address, kind_of, resolve_source, whole_video
@@ -83,17 +84,21 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
         ValueError: All videos are too short.
     """
     check_count("max_clips", max_clips)
-    length = config.clip_span
-    longest = max(infos, key=lambda info: info.num_frames)
-    if longest.num_frames < length:
-        got = f"at most {longest.num_frames}, in {longest.source}"
+    frames = ClipFrames.of(config.val_bucket, config)
+    videos = [whole_video(info) for info in infos]
+    if not any(frames.fits(video) for video in videos):
+        longest = max(infos, key=lambda info: info.num_frames)
+        got = f"at most {longest.num_frames} frames, in {longest.source}"
         remedy = "Set a smaller `num_frames` or `stride`."
-        raise argument_error("data", f"files of at least {length} frames", got, remedy)
-    log_too_short([whole_video(info) for info in infos], length)
+        raise argument_error("data", f"files with {frames.describe()}", got, remedy)
+    log_too_short(videos, frames)
     spans = []
-    for info in infos:
-        starts = range(0, info.num_frames - length + 1, length)
-        spans += [Span(info, start, start + length - 1) for start in starts]
+    for video in videos:
+        start = 0
+        while frames.fits(replace(video, first_frame=start)):
+            last = frames.last_index(video.info, start)
+            spans.append(Span(video.info, start, last))
+            start = last + 1
     count = min(max_clips, len(spans))
     return [spans[index] for index in middles(len(spans), count)]
 
@@ -310,7 +315,7 @@ def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConf
 
 def _log_alpha(info: VideoInfo) -> None:
     """Log if a reconstruction has transparent pixels."""
-    if info.layout:  # an array
+    if info.is_array:
         return
     try:
         frame = read_clip(info, 0, 1, pixels=PixelFormat("rgba"))

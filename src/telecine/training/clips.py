@@ -19,6 +19,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
@@ -114,13 +115,10 @@ class Spans:
             usable = [whole_video(info) for info in infos]
         else:
             usable, skipped = load_spans(data, config)
-        shortest = min(config.span_of(bucket) for bucket in config.train_buckets)
-        num_short = log_too_short(usable, shortest)
+        num_short = log_too_short(usable, ClipFrames.shortest(config))
         if val_data is None:
             to_split = [span for span in usable if span.info.is_image or config.image_ratio < 1]
-            train, held_out = split_videos(
-                to_split or usable, config.val_fraction, config.clip_span, config.holdout
-            )
+            train, held_out = split_videos(to_split or usable, config)
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
             held_out, _ = load_spans(val_data, config, name="val_data")

@@ -66,7 +66,12 @@ def measure_latent_spaces(
     num_frames, height, width = clip_config.val_bucket.shape
     # All models encode the same clips.
     config_of_first = replace(
-        config, num_frames=num_frames, height=height, width=width, stride=clip_config.stride
+        config,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        stride=None if clip_config.fps else clip_config.stride,
+        fps=clip_config.fps,
     )
     sources = [first]
     sources += [model_source(model, config_of_first, device) for model in models[1:]]
@@ -88,6 +93,7 @@ def measure_latent_spaces(
         "height": height,
         "width": width,
         "frame_stride": clip_config.stride,
+        "fps": clip_config.fps,
         "places": CLIP_SELECTION,
         "clips_sha256": clips.sha256,
         "noise_seed": 0,
