@@ -29,8 +29,8 @@ from torchmetrics.functional.image import (
 
 from telecine import LPIPS
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
-from telecine.evaluation.frechet import frechet_distance
-from telecine.evaluation.pixel_metrics import flicker, grid_excess, ms_ssim, psnr, sharpness, ssim
+from telecine.evaluation.metrics.frechet import frechet_distance
+from telecine.evaluation.metrics.pixels import flicker, grid_excess, ms_ssim, psnr, sharpness, ssim
 
 # The sample videos that the tables of docs/evaluation.md were made with.
 NUM_VIDEOS = 3

@@ -18,7 +18,7 @@ from faults_inputs import WAYS, in_a_fork, is_one_line
 from faults_row import USER_ERROR, Row
 
 from telecine import __main__ as cli
-from telecine.evaluation.source import model_source
+from telecine.evaluation.reconstruction_sources import model_source
 from telecine.runs.checkpoints import step_folders
 from telecine.settings import EvaluateConfig
 

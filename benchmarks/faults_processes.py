@@ -26,7 +26,7 @@ from telecine import __main__ as cli
 from telecine import runs
 from telecine.data import sample_videos
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,

@@ -39,7 +39,7 @@ from telecine.base.checks import check_choice
 from telecine.data import bytes_from_video
 from telecine.data.find import find_videos
 from telecine.evaluation import ReconstructionMetrics
-from telecine.evaluation.frechet import frechet_distance
+from telecine.evaluation.metrics.frechet import frechet_distance
 from telecine.losses.perceptual import LPIPS
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import decoding_options

@@ -24,7 +24,7 @@ from telecine.base.devices import pick_device
 from telecine.base.shapes import Video
 from telecine.base.terminal import PlainConsole
 from telecine.data import ClipDataset
-from telecine.evaluation.source import model_source
+from telecine.evaluation.reconstruction_sources import model_source
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.settings import ClipConfig, LatentsConfig, ProbeConfig
 from telecine.tools.latents.measures import measure_latent_spaces

@@ -4,7 +4,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from telecine.base.checks import Interrupted, OutputError, TrainingError, printable
+from telecine.base.checks import (
+    ArgumentError,
+    Interrupted,
+    OutputError,
+    SettingsError,
+    TrainingError,
+    printable,
+)
 from telecine.base.imports import how_to_install
 
 
@@ -21,9 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
         is_missing = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
-        return _fail([f"{error}. {how_to_install('train')}" if is_missing else str(error)], typed)
+        if is_missing:
+            error = ImportError(f"{error}. {how_to_install('train')}")
+        return _fail([error], typed)
+    except SettingsError as error:
+        return _fail(error.mistakes, typed)
     except (ValueError, OSError, OutputError, TrainingError) as error:
-        return _fail(getattr(error, "mistakes", [str(error)]), typed)
+        return _fail([error], typed)
     except (Interrupted, KeyboardInterrupt) as interruption:
         if os.environ.get("RANK", "0") == "0":
             try:
@@ -36,32 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fail(errors: Sequence[str], words: Sequence[str]) -> int:
-    """Print errors on standard error, a line for each, and return their exit code."""
-    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+def _fail(errors: Sequence[Exception], words: Sequence[str]) -> int:
+    """Print errors on standard error, a line for each, and return their exit code.
+
+    Args:
+        errors: The errors. Settings are named as they are typed, `--steps` for `steps`, if they were.
+        words: What was typed.
+    """
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
     for error in errors:
-        line = " ".join(error.split())
-        print(f"telecine: error: {printable(_as_typed(line, options))}", file=sys.stderr)
+        line = " ".join(str(error).split())
+        if isinstance(error, ArgumentError):
+            option = f"--{error.name}"
+            if any(f"{option}.".startswith(f"{typed}.") for typed in options):
+                line = line.replace(f"`{error.name}`", f"`{option}`", 1)
+        print(f"telecine: error: {printable(line)}", file=sys.stderr)
     return 2
-
-
-def _as_typed(line: str, options: Sequence[str]) -> str:
-    """Return the line of an error with settings as they are typed, `--steps` for `steps`, if its first one was."""
-    parts = line.split("`")  # every second part is code, the first of them the setting
-    if len(parts) < 3:
-        return line
-    is_unknown = parts[2].startswith(" is not a setting")
-    if parts[1] == "output" and "-o" in options:
-        parts[1] = "-o"
-    elif _is_typed(parts[1], options):
-        for index in range(1, len(parts), 2):
-            if is_unknown or _is_typed(parts[index], options):
-                parts[index] = f"--{parts[index]}"
-    return "`".join(parts)
-
-
-def _is_typed(name: str, options: Sequence[str]) -> bool:
-    return any(f"--{name}.".startswith(f"{option}.") for option in options)
 
 
 if __name__ == "__main__":

@@ -268,3 +268,22 @@ def test_a_source_that_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "requires", requires)
     assert how_to_install("train") == "Run `pip install -e '.[train]'` in the checkout."
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "telecine.autoencoders.CausalVAE",
+        "telecine.evaluation.flow.warp",
+        "telecine.evaluation.metric.Metric",
+        "telecine.evaluation.pixel_metrics.psnr",
+        "telecine.evaluation.published_metrics.psnr_bytes",
+        "telecine.evaluation.source.load_model",
+        "telecine.perceptual.LPIPS",
+        "telecine.report.run.read_run",
+        "telecine.runs.settings.as_yaml",
+        "telecine.training.distillation.TeacherLatent",
+    ],
+)
+def test_paths_of_older_versions_lead_to_the_same_objects(path):
+    assert import_allowed(path, "target").__name__ == path.rpartition(".")[2]

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from telecine.settings.parse import RECIPES, read_config, read_layer
+from telecine.settings.parse import RECIPES, read_config
 
 # The demo without discriminators, whose plan takes a third of the time.
 SMALL = read_config(
-    read_layer("demo"),
+    "demo",
     {"objective": {"adversarial_loss_weight": 0.0}, "discriminator": {"video": "none"}},
     {"causal_vae": {"channel_multipliers": [1, 1]}},
 )

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from telecine.__main__ import main
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import CausalVAEConfig, ClipConfig, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
 from telecine.settings.data import EARLIER

@@ -118,7 +118,7 @@ def test_runs_as_a_module(forks):
         (["train", "--clips.heigth", "3"], "Did you mean `--clips.height`?"),
         (
             ["train", "--objective.terms.wavelet.weigth", "3"],
-            "Did you mean `--objective.terms.wavelet.weight`?",
+            "Did you mean `objective.terms.wavelet.weight`?",
         ),
         (
             ["train", "--clips.buckets", "[{num_frames: 9, heigth: 3}]"],
@@ -452,8 +452,12 @@ def test_settings_of_telecines_own_model_beside_another_one_are_named(capsys):
     ("variable", "message"),
     [
         (
+            "TELECINE__DEVICE",
+            "`device` must be 'auto', 'cpu', 'cuda' or 'mps', but got '64' (str). The default is 'auto'. It is",
+        ),
+        (
             "TELECINE__CLIPS__HEIGTH",
-            "`clips.heigth` is not a setting. Did you mean `clips.height`? It is from the env",
+            "`TELECINE__CLIPS__HEIGTH` is not a setting. Did you mean `TELECINE__CLIPS__HEIGHT`?",
         ),
         ("TELECINE__STEPZ", "`TELECINE__STEPZ` is not a setting. Did you mean `TELECINE__STEPS`?"),
     ],
@@ -610,7 +614,7 @@ def test_every_output_is_a_path_on_this_machine_outside_the_data(
     )
     if typed[0] in ("evaluate", "latents"):
         error = error_of(capsys, *typed, "--data", str(tmp_path), "-o", ".")
-        assert "`-o` must be another folder than the data" in error
+        assert "`--output` must be another folder than the data" in error
     assert not [*tmp_path.iterdir()]
 
 

@@ -48,8 +48,8 @@ class Distance(nn.Module):
 @pytest.fixture
 def fake_lpips(monkeypatch):
     """Replace LPIPS, whose weights take seconds to load, by `Distance`."""
-    monkeypatch.setattr("telecine.evaluation.lpips.LPIPS", Distance)
-    monkeypatch.setattr("telecine.evaluation.lpips.load_backbone", lambda net: {})
+    monkeypatch.setattr("telecine.evaluation.metrics.lpips.LPIPS", Distance)
+    monkeypatch.setattr("telecine.evaluation.metrics.lpips.load_backbone", lambda net: {})
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.metric import METRICS
+from telecine.evaluation.metrics import METRICS
 
 
 def write_evaluation(folder, clips, per_frame=None, **protocol):

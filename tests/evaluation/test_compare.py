@@ -22,7 +22,7 @@ from telecine.evaluation.compare import (
     plot_differences,
 )
 from telecine.evaluation.evaluate import Evaluation, plot_frames
-from telecine.evaluation.metric import METRICS
+from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.paper_table import make_table
 
 from .evaluations import write_evaluation

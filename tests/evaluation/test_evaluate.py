@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
-from telecine.evaluation import ReconstructionMetrics, measure
+from telecine.evaluation import ReconstructionMetrics, measure_clips
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import default_metrics
-from telecine.evaluation.source import read_span
+from telecine.evaluation.reconstruction_sources import read_span
 from telecine.runs import Run
-from telecine.runs.settings import write_settings
+from telecine.runs.saved_settings import write_settings
 from telecine.settings import ClipConfig, EvaluateConfig, TrainConfig
 
 SMALL = {"num_frames": 5, "height": 32, "width": 48, "device": "cpu"}
@@ -214,14 +214,14 @@ def test_data_is_no_configuration():
 
 def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeypatch):
     monkeypatch.setattr(
-        measure,
+        measure_clips,
         "read_span",
         lambda span, config: None if span.info.source.stem != "two" else read_span(span, config),
     )
     config = EvaluateConfig(data=str(videos), **{**TINY, "num_frames": 25})
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
-    monkeypatch.setattr(measure, "read_span", lambda span, config: None)
+    monkeypatch.setattr(measure_clips, "read_span", lambda span, config: None)
     with pytest.raises(
         ValueError, match="`data` must be files with a decodable clip, but got 3 clips that cannot"
     ):

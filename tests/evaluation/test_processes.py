@@ -7,8 +7,8 @@ import torch
 from torch import distributed as dist
 
 from telecine.evaluation.evaluate import device_of_process
-from telecine.evaluation.measure import MetricSet, measure_clips, process_group
-from telecine.evaluation.source import index_data, select_clips
+from telecine.evaluation.measure_clips import MetricSet, measure_clips, process_group
+from telecine.evaluation.reconstruction_sources import index_data, select_clips
 from telecine.settings import ClipConfig
 
 

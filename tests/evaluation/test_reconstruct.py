@@ -12,7 +12,7 @@ from PIL import Image
 from telecine.data import bytes_from_video, find_videos, index_video, iterate_frames, read_clip
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
-from telecine.evaluation.source import load_model
+from telecine.evaluation.reconstruction_sources import load_model
 from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig

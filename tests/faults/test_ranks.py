@@ -13,7 +13,7 @@ import pytest
 from telecine.runs import Run
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.lock import OWNER_FILE
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import ClipConfig
 
 from ..training.helpers import assert_equal_tensors, checkpoint_steps, last_checkpoint, tensors

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from telecine.runs import Run
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import ClipConfig
 from telecine.training import train
 

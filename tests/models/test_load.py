@@ -11,7 +11,7 @@ import torch
 
 from telecine import models
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
-from telecine.evaluation.pixel_metrics import psnr
+from telecine.evaluation.metrics.pixels import psnr
 from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs.checkpoints import Checkpoints

@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from telecine.objective.eager import eager_backward, gradients_of, with_gradients
+from telecine.objective.eager import GradientSum, eager_backward, gradients_of, with_gradients
 
 
 class TestEagerBackward:
@@ -43,31 +43,44 @@ class TestGradientsOf:
             (inside,) = gradients_of(value, [w], retain_graph=True)
         assert torch.equal(inside, torch.autograd.grad(value, w)[0])
 
-    def test_they_are_added_to_known_ones_which_are_freed(self):
+    def test_a_value_that_does_not_depend_on_the_inputs(self):
+        a = torch.ones(2, requires_grad=True)
+        assert gradients_of(a.sum(), []) == []
+        assert gradients_of(a.detach().sum(), [a]) == [None]
+
+
+class TestGradientSum:
+    def test_earlier_gradients_are_freed_as_soon_as_they_are_added(self):
         a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
-        others = [torch.full((2,), 5.0), None, torch.full((2,), 7.0)]
-        first = weakref.ref(others[0])
-        last = others[2]
-        gradients = gradients_of((2 * a + 3 * b).sum(), [a, b, c], add_to=others)
-        assert [x.tolist() for x in gradients] == [[7, 7], [3, 3], [7, 7]]
+        gradient_sum = GradientSum([a, b, c])
+        gradient_sum.add((5 * a + 7 * c).sum())
+        first = weakref.ref(gradient_sum.gradients[0])
+        last = gradient_sum.gradients[2]
+        assert gradient_sum.gradients[1] is None
+        gradient_sum.add((2 * a + 3 * b).sum())
+        assert [x.tolist() for x in gradient_sum.gradients] == [[7, 7], [3, 3], [7, 7]]
         assert first() is None, "the sum and its part would take twice the memory"
-        assert gradients[2] is last
+        assert gradient_sum.gradients[2] is last
         assert (a.grad, b.grad, c.grad) == (None, None, None)
         (again,) = gradients_of(a.sum(), [a])
         assert again.tolist() == [1, 1], "the hooks are removed"
 
-    def test_known_gradients_may_share_memory(self):
+    def test_gradients_may_share_memory(self):
         a, b = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
-        others = list(gradients_of((a + b).square().sum(), [a, b]))
-        assert others[0].data_ptr() == others[1].data_ptr(), "as PyTorch returns them for a sum"
-        gradients = gradients_of((3 * (a + b)).sum(), [a, b], add_to=others)
-        assert [x.tolist() for x in gradients] == [[[7.0] * 3] * 2] * 2
+        gradient_sum = GradientSum([a, b])
+        gradient_sum.add((a + b).square().sum())
+        first, second = gradient_sum.gradients
+        assert first.data_ptr() == second.data_ptr(), "as PyTorch returns them for a sum"
+        gradient_sum.add((3 * (a + b)).sum())
+        assert [x.tolist() for x in gradient_sum.gradients] == [[[7.0] * 3] * 2] * 2
 
-    def test_known_gradients_may_be_expanded(self):
+    def test_gradients_may_be_expanded(self):
         a = torch.ones(2, 3, requires_grad=True)
-        others = list(gradients_of(a.sum(), [a]))
-        assert others[0].stride() == (0, 0)
-        assert gradients_of(2 * a.sum(), [a], add_to=others)[0].tolist() == [[3.0] * 3] * 2
+        gradient_sum = GradientSum([a])
+        gradient_sum.add(a.sum())
+        assert gradient_sum.gradients[0].stride() == (0, 0)
+        gradient_sum.add(2 * a.sum())
+        assert gradient_sum.gradients[0].tolist() == [[3.0] * 3] * 2
 
     def test_a_function_that_returns_no_gradient_adds_nothing(self):
         class NoGradient(torch.autograd.Function):
@@ -80,12 +93,14 @@ class TestGradientsOf:
                 return None
 
         a = torch.ones(2, requires_grad=True)
-        assert gradients_of(NoGradient.apply(a).sum(), [a], add_to=[torch.full((2,), 5.0)])[
-            0
-        ].tolist() == [5, 5]
+        gradient_sum = GradientSum([a])
+        gradient_sum.add(5 * a.sum())
+        gradient_sum.add(NoGradient.apply(a).sum())
+        assert gradient_sum.gradients[0].tolist() == [5, 5]
 
-    def test_a_value_that_does_not_depend_on_the_inputs(self):
+    def test_a_value_that_does_not_depend_on_the_parameters(self):
         a = torch.ones(2, requires_grad=True)
-        assert gradients_of(a.sum(), []) == []
-        assert gradients_of(a.detach().sum(), [a]) == [None]
-        assert gradients_of(a.detach().sum(), [a], add_to=[torch.ones(2)])[0].tolist() == [1, 1]
+        gradient_sum = GradientSum([a])
+        assert gradient_sum.add(a.detach().sum(), inputs=[a]) == [None]
+        assert gradient_sum.gradients == [None]
+        GradientSum([]).add(a.sum())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from telecine.losses import GAN_LOSSES, GANLoss, GANParts, r1
-from telecine.objective.eager import shared_backward
+from telecine.objective.eager import GradientSum, shared_backward
 
 from .test_gan import wasserstein
 
@@ -149,10 +149,10 @@ class TanhDiscriminator(nn.Module):
 def both_gradients(loss, logits, x, parameters, *, others=None):
     generator = loss.compute_generator_loss(fake_logits=logits)
     discriminator = loss.compute_discriminator_loss(real_logits=None, fake_logits=logits)
-    others = others or [None] * len(parameters)
-    return shared_backward(
-        generator, discriminator, logits, x, parameters, retain_graph=False, add_to=others
-    )
+    gradient_sum = GradientSum(parameters)
+    gradient_sum.gradients = others or gradient_sum.gradients
+    grad_x = shared_backward(generator, discriminator, logits, x, gradient_sum, retain_graph=False)
+    return grad_x, gradient_sum.gradients
 
 
 class TestSharedBackward:

@@ -91,19 +91,22 @@ def test_total_and_mean():
 
 
 def step_log(real, fake, **terms):
+    """Return the terms and the statistics of a discriminator."""
     terms = {name: torch.tensor(value) for name, value in terms.items()}
-    return {**terms, **logit_statistics(real=real, fake=fake, gan_loss=hinge)}
+    return terms, logit_statistics(real=real, fake=fake, gan_loss=hinge)
 
 
 def log_of(logs):
-    log = discriminator_log(torch.zeros(()), logs, like=REAL, split="train")
+    terms = {name: log[0] for name, log in logs.items()}
+    statistics = {name: log[1] for name, log in logs.items()}
+    log = discriminator_log(torch.zeros(()), terms, statistics, like=REAL, split="train")
     assert log.pop("train/total_disc_loss") == 0
     return {name.removeprefix("train/"): value for name, value in log.items()}
 
 
 def test_sums_means_and_each_discriminator():
-    first = step_log(REAL, FAKE, discr_loss=1.0, grad_penalty_loss=2.0, lecam_loss=3.0)
-    second = step_log(FAKE, REAL, discr_loss=10.0, grad_penalty_loss=20.0, lecam_loss=30.0)
+    first = step_log(REAL, FAKE, discr=1.0, grad_penalty=2.0, lecam=3.0)
+    second = step_log(FAKE, REAL, discr=10.0, grad_penalty=20.0, lecam=30.0)
     log = log_of({"discr": first, "discr_3d": second})
     log = {name: value.item() for name, value in log.items()}
     assert (log["discr_loss"], log["discr_loss_discr"], log["discr_loss_discr_3d"]) == (11, 1, 10)
@@ -122,7 +125,7 @@ def test_sums_means_and_each_discriminator():
 
 
 def test_one_discriminator_and_none():
-    log = log_of({"discr": step_log(REAL, FAKE, discr_loss=1.0)})
+    log = log_of({"discr": step_log(REAL, FAKE, discr=1.0)})
     assert set(log) == {"discr_loss", "grad_penalty_loss", *STATISTICS}
     log = log_of({})
     assert log == {"discr_loss": 0, "grad_penalty_loss": 0, "logits_real": 0, "logits_fake": 0}

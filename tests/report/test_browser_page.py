@@ -13,7 +13,7 @@ pytest.importorskip("playwright.sync_api")
 from PIL import Image
 from playwright.sync_api import Page
 
-from telecine.report.charts import Chart, Series, charts_data, make_curve
+from telecine.report.chart_data import Chart, Series, charts_data, make_curve
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.html import render_page
 from telecine.report.page import write_report

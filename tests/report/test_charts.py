@@ -1,38 +1,167 @@
-"""Curves of a size that a browser handles."""
+"""Which logged values are drawn together, and what they are called."""
 
 import math
-import random
 
 import pytest
 
-from telecine.report.charts import MAX_POINTS, Curve, make_curve
+from telecine.report.charts import charts_of_runs, label_of, plots_of_names
+from telecine.report.reported_run import ReportedRun
+from telecine.settings import ObjectiveConfig
+
+from .runs import records
+from .test_summary import SUMMARY
 
 
-def test_few_points_stay_unchanged():
-    curve = make_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
-    assert curve == Curve(run=1, steps=[0, 5, 7], values=[1.0, 2.12346, -3.0], first=1.0, last=-3.0)
-    assert (curve.minimum, curve.maximum) == (-3.0, 2.12346)
+def charts_of(*runs, nets=None, summaries=None):
+    """Return the charts of runs with these records, networks of the perceptual loss, and summaries, by title."""
+    reported = []
+    for index, lines in enumerate(runs):
+        settings = {} if nets is None else {"objective.perceptual.net": nets[index]}
+        summary = None if summaries is None else summaries[index]
+        reported.append(ReportedRun("ab"[index % 2], lines, settings, {}, None, [], summary))
+    return {chart.title: chart for chart in charts_of_runs(reported)}
 
 
-def test_many_points_become_buckets_that_keep_extremes_and_ends():
-    rng = random.Random(0)
-    points = [(step, rng.gauss(0, 1)) for step in range(10_007)]
-    points[0] = (0, 0.25)
-    points[5_000] = (5_000, 99.0)
-    points[7_001] = (7_001, -99.0)
-    points[-1] = (10_006, 0.75)
-    curve = make_curve(0, points)
-    assert len(curve.steps) == len(curve.values) == len(curve.low) == len(curve.high) == MAX_POINTS
-    assert curve.steps == sorted(curve.steps)
-    assert (curve.first, curve.last, curve.minimum, curve.maximum) == (0.25, 0.75, -99.0, 99.0)
-    assert abs(curve.steps[curve.high.index(99.0)] - 5_000) < 20
-    for low, value, high in zip(curve.low, curve.values, curve.high, strict=True):
-        assert low <= value <= high
-    mean = sum(value for _, value in points) / len(points)
-    assert sum(curve.values) / MAX_POINTS == pytest.approx(mean, abs=0.01)
+def labels(chart):
+    return [series.label for series in chart.series]
 
 
-def test_values_that_are_not_finite_are_counted():
-    curve = make_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
-    assert (curve.steps, curve.values, curve.num_left_out) == ([0], [1.0], 2)
-    assert make_curve(0, [(0, math.nan)]) == Curve(run=0, num_left_out=1)
+def keys(chart):
+    return [series.key for series in chart.series]
+
+
+def test_each_logged_value_is_in_a_chart():
+    lines = [*records(40), {"step": 41, "train/kl_loss": 2.0, "health/accuracy_real": 0.5}]
+    charts = charts_of(lines)
+    logged = {name for line in lines for name in line} - {"step"}
+    drawn = {key for chart in charts.values() for key in keys(chart)}
+    assert logged - drawn == {"train/recon_loss"}
+    assert "scheduled weights" not in charts, "charts without data are left out"
+    assert next(iter(charts)) == "all losses"
+    assert labels(charts["all losses"]) == ["KL loss", "mean squared error", "perceptual loss"]
+    assert charts["health accuracy real"].series[0].curves[0].values == [0.5]
+
+
+def test_a_value_has_one_label_in_all_charts():
+    labels = {}
+    for chart in charts_of(records(40), nets=["alex"]).values():
+        for series in chart.series:
+            labels.setdefault((series.key, series.curves[0].values[-1]), set()).add(series.label)
+    assert len(labels) > 8
+    assert [names for names in labels.values() if len(names) > 1] == []
+
+
+def test_lpips_of_different_networks_is_never_on_one_axis():
+    lines = [{"step": 1, "train/perceptual_loss": 0.3, "train/mse": 0.1, "val/lpips_alex": 0.2}]
+    same = charts_of(lines, nets=["alex"])
+    for chart in [*same.values(), *charts_of(lines, lines, nets=["vgg", "alex"]).values()]:
+        assert len({label.partition(",")[0] for label in labels(chart) if "LPIPS" in label}) < 2, (
+            chart.title
+        )
+    assert labels(same["all losses"]) == ["mean squared error", "LPIPS (Alex), training"]
+    assert keys(same["LPIPS (Alex)"]) == ["train/perceptual_loss", "val/lpips_alex"]
+
+
+@pytest.mark.parametrize(
+    ("values", "left_out"),
+    [
+        ({"mse": 0.5, "recon_loss": 0.5000001}, {"train/recon_loss"}),
+        ({"mse": 0.5, "recon_loss": 0.6}, set()),
+        ({"kl_loss": 2.0, "aux_losses": 2.0}, {"train/aux_losses"}),
+        ({"kl_loss": 2.0, "commitment_loss": 1.0, "aux_losses": 3.0}, set()),
+        ({"discr_loss": 1.0, "total_disc_loss": 1.0, "gen_loss": 1.0}, {"train/total_disc_loss"}),
+    ],
+)
+def test_a_sum_of_one_term_is_left_out(values, left_out):
+    logged = {f"train/{name}": value for name, value in values.items()}
+    drawn = {key for chart in charts_of([{"step": 2, **logged}]).values() for key in keys(chart)}
+    assert logged.keys() - drawn == left_out
+
+
+def test_a_sum_is_drawn_if_it_differs_in_a_run():
+    equal, other = (
+        [{"step": 1, "train/mse": 0.1, "train/recon_loss": value}] for value in (0.1, 0.3)
+    )
+    assert labels(charts_of(equal, other)["all losses"]) == [
+        "mean squared error",
+        "reconstruction loss",
+    ]
+    longer = [*equal, {"step": 2, "train/mse": 0.1}]
+    assert labels(charts_of(longer)["all losses"]) == ["mean squared error", "reconstruction loss"]
+
+
+def test_held_out_values_of_other_clips_are_marked():
+    lines = [{"step": 1, "val/psnr": 20.0, "train/lr": 0.1}]
+    charts = charts_of(lines, lines, summaries=[SUMMARY, None])
+    assert charts["PSNR (dB)"].note == (
+        "Held-out values do not compare. a and b: the held-out clips of b were not recorded."
+    )
+    assert charts["learning rate"].note == ""
+    assert charts_of(lines, lines, summaries=[SUMMARY, SUMMARY])["PSNR (dB)"].note == ""
+    other = charts_of(lines, [{"step": 1, "train/lr": 0.1}], summaries=[SUMMARY, None])
+    assert other["PSNR (dB)"].note == "", "only one run has the value"
+
+
+def test_a_value_that_is_never_finite_has_no_chart():
+    assert charts_of([{"step": 1, "train/lr": math.nan}]) == {}
+    assert charts_of([], []) == {}
+    assert charts_of() == {}
+
+
+def test_gradients_of_frames_share_a_chart():
+    charts = charts_of(
+        [{"step": 1, "train/frame_gradient_000": 0.9, "train/frame_gradient_001": 1.1}]
+    )
+    assert list(charts) == ["gradient of each frame / mean"]
+    assert labels(charts["gradient of each frame / mean"]) == ["frame 0", "frame 1"]
+
+
+def test_several_runs_share_charts():
+    charts = charts_of(records(5), records(8), [{"step": 1, "other": 1.0}])
+    (rate,) = charts["learning rate"].series
+    assert [(curve.run, len(curve.steps)) for curve in rate.curves] == [(0, 5), (1, 8)]
+    (other,) = charts["other"].series
+    assert [curve.run for curve in other.curves] == [2]
+
+
+def test_schedules_are_not_smoothed():
+    lines = [
+        {"step": step, "train/lr": 1e-3, "train/lecam_weight": step, "train/mse": 0.5}
+        for step in (1, 2)
+    ]
+    not_smoothed = [title for title, chart in charts_of(lines).items() if not chart.is_smoothed]
+    assert not_smoothed == ["learning rate", "scheduled weights"]
+
+
+def test_other_losses_and_weights_have_their_plots():
+    weights = {f"train/{term.weight_key}" for term in ObjectiveConfig().term_schedules().values()}
+    losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
+    shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
+    shown |= {"train/total_loss", "train/total_disc_loss"}
+    plots = {
+        plot.title: set(plot.names) for plot in plots_of_names(sorted(weights | losses | shown))
+    }
+    assert plots["other losses, unweighted"] == losses
+    assert plots["scheduled weights"] == weights
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("train/psnr", "PSNR, training"),
+        ("val/lpips_alex", "LPIPS (Alex), held out"),
+        ("linear/ssim", "SSIM, linear baseline"),
+        ("train/lpips_mine.distance", "perceptual distance (mine.distance), training"),
+        ("train/gen_loss", "generator loss"),
+        ("train/gen_loss_discr_3d", "generator loss, discr_3d"),
+        ("train/logits_real_std_discr", "spread of logits, real, discr"),
+        ("train/grad_penalty_loss_weight", "grad penalty loss weight"),
+        ("train/adaptive_weight", "adaptive weight"),
+        ("train/edges_loss", "edges loss"),
+        ("train/frame_gradient_007", "frame 7"),
+        ("latent/effective_rank", "latent effective rank"),
+        ("other", "other"),
+    ],
+)
+def test_labels(name, label):
+    assert label_of(name) == label

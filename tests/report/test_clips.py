@@ -11,7 +11,7 @@ from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
 from telecine.report.clips import ValidationClip, at_one_rate, write_clips
 from telecine.report.page_videos import VideoFolder, player_data
-from telecine.report.run import ReportedRun
+from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.run import SavedValidation
 

@@ -9,7 +9,7 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.report.page import write_report
-from telecine.report.run import read_run
+from telecine.report.reported_run import read_run
 
 from .runs import records, write_clips_of, write_run
 
@@ -301,7 +301,9 @@ def test_a_damaged_run_is_marked_beside_the_others(run, tmp_path, name, caplog):
         shutil.rmtree(run / "validation")
     page = write_report([other, run], tmp_path / "page.html")
     (problem,) = (
-        record.getMessage() for record in caplog.records if record.name == "telecine.report.run"
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "telecine.report.reported_run"
     )
     assert re.search(message, problem), problem
     assert len(problem) < 1000

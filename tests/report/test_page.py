@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from telecine.report.charts import MAX_POINTS, plotly_script
+from telecine.report.chart_data import MAX_POINTS, plotly_script
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.html import breakable
 from telecine.report.page import write_report

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from telecine.report.run import describe_duration, describe_training, not_comparable
+from telecine.report.reported_run import describe_duration, describe_training, not_comparable
 from telecine.runs.run import RunSummary, ValidationClips
 
 CLIPS = ValidationClips(num_clips=12, num_frames=9, height=64, width=80, sha256="a")

@@ -20,7 +20,7 @@ from telecine.losses import (
 )
 from telecine.losses.perceptual.backbones import BACKBONES
 from telecine.objective import VideoAutoencoderLoss
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,

@@ -7,7 +7,7 @@ import torch
 
 from telecine.evaluation import ReconstructionMetrics
 from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder
-from telecine.report.run import read_run
+from telecine.report.reported_run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import train

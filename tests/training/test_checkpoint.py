@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.settings import ObjectiveConfig, PerceptualConfig
 from telecine.training import TrainingError, train
 from telecine.training.resume import describe_changes
@@ -50,6 +50,7 @@ class Masked(nn.Module):
 
     def __init__(self, value):
         super().__init__()
+        self.config = {"value": value}
         self.layer = nn.Conv3d(3, 3, 1)
         self.register_buffer("mask", torch.tensor([0.0, value]))
 

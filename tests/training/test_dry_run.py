@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from telecine.__main__ import main
 from telecine.objective.weights import WeightSchedule
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import as_yaml
+from telecine.runs.saved_settings import as_yaml
 from telecine.training.run import DryRunResult, dry_run
 
 from .helpers import quiet, recorder

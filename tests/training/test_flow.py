@@ -10,13 +10,18 @@ import torch
 from telecine.__main__ import main
 from telecine.base.randomness import clip_generators, randn
 from telecine.evaluation.reconstruct import reconstruct
-from telecine.evaluation.source import index_data, model_source, read_span, select_clips
+from telecine.evaluation.reconstruction_sources import (
+    index_data,
+    model_source,
+    read_span,
+    select_clips,
+)
 from telecine.models import load_autoencoder
 from telecine.models.causal import CausalAutoencoder
 from telecine.models.flow import level_weights, random_levels
 from telecine.models.interface import decoding_options
 from telecine.runs import Run
-from telecine.runs.settings import read_saved_settings
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, Term
 from telecine.settings.autoencoder import FlowConfig
 from telecine.tools.distill import TeacherReconstruction, distill

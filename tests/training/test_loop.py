@@ -14,7 +14,7 @@ import torch
 from telecine.data import DataError
 from telecine.data.dataset import ClipDataset
 from telecine.models import CausalVAE
-from telecine.report.run import read_run
+from telecine.report.reported_run import read_run
 from telecine.runs import Run
 from telecine.runs.checkpoints import Checkpoints
 from telecine.settings import OptimizerConfig

@@ -17,7 +17,7 @@ from telecine.data import index_video, read_clip
 from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.manifest import write_manifest
-from telecine.runs.settings import write_settings
+from telecine.runs.saved_settings import write_settings
 from telecine.settings import (
     ClipConfig,
     GANConfig,
@@ -31,8 +31,9 @@ from telecine.settings import (
 from telecine.settings.data import EARLIER
 from telecine.training import train
 from telecine.training.build import build_accelerator
-from telecine.training.prepare import newest_checkpoint, prepare
+from telecine.training.prepare import prepare
 from telecine.training.run import dry_run
+from telecine.training.start import newest_checkpoint
 
 from .helpers import (
     LIGHT,

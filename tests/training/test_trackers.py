@@ -13,7 +13,7 @@ import pytest
 from accelerate.tracking import TensorBoardTracker
 
 from telecine.runs import Run
-from telecine.runs.settings import plain_settings
+from telecine.runs.saved_settings import plain_settings
 from telecine.training import train
 from telecine.training.build import build_accelerator
 from telecine.training.trackers import drop_after, start_trackers

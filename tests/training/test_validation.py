@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.evaluation.latent_measures import latent_summary
+from telecine.evaluation.latent_statistics import latent_summary
 from telecine.models import Reconstruction
 from telecine.training import Interrupted
 from telecine.training.validation import NUM_KEPT, NUM_SHOWN, validate_model

@@ -12,6 +12,22 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
+
+
+class ArgumentError(ValueError):
+    """An argument or a setting is wrong.
+
+    Args:
+        text: What is wrong with it, such as "must be even, but got 3. Add one."; the message is this after the name.
+        name: The argument, a setting by its dotted name, or a file; empty if the text is the whole message.
+    """
+
+    def __init__(self, text: str, name: str = "") -> None:
+        super().__init__(f"`{name}` {text}" if name else text)
+        self.text = text
+        self.name = name
+
+
 # What is used elsewhere and not here, with what to use instead.
 _INSTEAD = {
     "fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."
@@ -57,7 +73,7 @@ def printable(text: str) -> str:
 
 
 def argument_error(
-    name: str, contract: str, got: object, remedy: str = "", error: type[Exception] = ValueError
+    name: str, contract: str, got: object, remedy: str = "", error: type[Exception] = ArgumentError
 ) -> Exception:
     """Build the error of an invalid argument.
 
@@ -66,10 +82,14 @@ def argument_error(
         contract: What it must be.
         got: What it is. A `str` is printed as it is; pass `describe(value)` where the value itself may be a `str`.
         remedy: What to do, as a sentence.
-        error: The class of the error.
+        error: The class of the error. An `ArgumentError` keeps the name.
     """
-    got = got if isinstance(got, str) else describe(got)
-    return error(f"`{name}` must be {contract}, but got {got}. {remedy}".rstrip())
+    if not isinstance(got, str):
+        got = describe(got)
+    text = f"must be {contract}, but got {got}. {remedy}".rstrip()
+    if issubclass(error, ArgumentError):
+        return error(text, name)
+    return error(f"`{name}` {text}")
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
@@ -195,11 +215,11 @@ def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str 
     raise argument_error(name, f"one of {names}", describe(value), remedy)
 
 
-class SettingsError(ValueError):
-    """Settings have mistakes: a sentence for each, which begins with the setting's name. Its text is the first."""
+class SettingsError(ArgumentError):
+    """Settings have mistakes, each with the dotted name of its setting. The message is that of the first."""
 
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__(mistakes[0])
+    def __init__(self, mistakes: Sequence[ArgumentError]) -> None:
+        super().__init__(mistakes[0].text, mistakes[0].name)
         self.mistakes = mistakes
 
 

@@ -16,8 +16,8 @@ from telecine.base.terminal import console
 from telecine.cli.parser import Command
 from telecine.cli.typed_settings import from_environment
 from telecine.settings import DistillConfig, EvaluateConfig, ReconstructConfig, TrainConfig
+from telecine.settings.arguments import ChangeData, Data, Output, StealLock
 from telecine.settings.parse import describe_recipes, find_recipe, read_config
-from telecine.settings.train import ChangeData, StealLock
 from telecine.settings.validate import json_schema
 from telecine.tools.data_report.command import data
 from telecine.tools.distill.command import distill
@@ -47,17 +47,21 @@ def run(words: Sequence[str]) -> None:
     environment = from_environment() if command.trains else []
     if environment:  # before they are checked: they may be what is refused
         console.say(f"settings of the environment: {', '.join(environment)}")
-    arguments, files = command.parse(words[1:])
+    arguments, recipes, options = command.parse(words[1:])
     settings = arguments.get("settings")
     if isinstance(settings, TrainConfig):
-        _warn_about_settings(settings, files, words[1:])
-    output = arguments.get("output")
+        if recipes == ["demo"] and "config" not in options:
+            console.say("without --data and --config: the demo, on four sample videos")
+        _check_options(settings, options)
+    output = arguments.get(command.output)
     if output is not None:
         from telecine.data.find import check_output
 
-        data = arguments.get("path") or arguments.get("video") or getattr(settings, "data", None)
-        arguments["output"] = os.path.expanduser(output)
-        check_output("output", data, arguments["output"])
+        data = getattr(settings, "data", None)
+        if command.data is not None:
+            data = arguments[command.data]
+        arguments[command.output] = os.path.expanduser(output)
+        check_output(f"--{command.output}", data, arguments[command.output])
     command.run(**arguments)
 
 
@@ -95,22 +99,18 @@ def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
-def _warn_about_settings(settings: TrainConfig, files: Sequence[str], words: Sequence[str]) -> None:
-    """Say that the demo is run without data, and which typed settings have no effect."""
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    if files == ["demo"] and "--config" not in options:
-        console.say("without --data and --config: the demo, on four sample videos")
-    for option in options:
-        is_of_model = option.startswith("--causal_vae") and not option.startswith(
-            "--causal_vae.flow"
-        )
-        if is_of_model and settings.model is not None:
-            console.say(
-                f"warning: {option} changes nothing: the model that `--model` names stays as it is"
-            )
-            break
+def _check_options(settings: TrainConfig, options: Sequence[str]) -> None:
+    """Warn about typed settings without effect, and refuse those of a model for a student."""
+    if settings.model is not None:
+        for option in options:
+            group = option.split(".")
+            if group[0] == "causal_vae" and group[1:2] != ["flow"]:
+                console.say(
+                    f"warning: --{option} changes nothing: the model that `--model` names stays as it is"
+                )
+                break
     if isinstance(settings, DistillConfig):
-        for option in ("--model", "--random_weights"):
+        for option in ("model", "random_weights"):
             if option in options:  # files may have them, such as a recipe of that model
                 remedy = "A student is new, and learns from its `--teacher`."
                 raise argument_error(option, "left out", "a value", remedy)
@@ -148,9 +148,11 @@ def evaluate(
     *,
     output: Annotated[
         str | None,
-        "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
-        "protocol.json (how it was measured); with --compare, for table.tex, table.md and, of two, comparison.json and "
-        "its plots.",
+        Output(
+            "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) "
+            "and protocol.json (how it was measured); with --compare, for table.tex, table.md and, of two, "
+            "comparison.json and its plots."
+        ),
     ] = None,
     compare: Annotated[
         list[str] | None,
@@ -187,12 +189,14 @@ def reconstruct(
     settings: ReconstructConfig,
     checkpoint: Annotated[str, f"{_MODEL}."],
     video: Annotated[
-        str, "The video or image to reconstruct, or a folder of videos, or of images."
+        str, Data("The video or image to reconstruct, or a folder of videos, or of images.")
     ],
     *,
     output: Annotated[
         str,
-        "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one.",
+        Output(
+            "The MP4 to write, or an MKV, which keeps alpha and 16 bits; a PNG; of a folder another one."
+        ),
     ],
 ) -> None:
     """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
@@ -206,8 +210,10 @@ def report(
     *,
     output: Annotated[
         str | None,
-        "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's folder "
-        "for one run, in the current folder for several.",
+        Output(
+            "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's "
+            "folder for one run, in the current folder for several."
+        ),
     ] = None,
     watch: Annotated[
         bool,

@@ -4,7 +4,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from telecine.base.checks import nearest
 from telecine.base.imports import allow_code, is_class_path
@@ -12,11 +12,18 @@ from telecine.cli.typed_settings import (
     Parser,
     SettingsReader,
     add_settings,
-    environment_name,
     environment_settings,
     parse_words,
 )
-from telecine.settings.parse import Nested, flat_items, launcher_settings, settings_from
+from telecine.settings.arguments import Data, Output
+from telecine.settings.parse import (
+    Layer,
+    Nested,
+    launcher_settings,
+    merged,
+    read_layer,
+    settings_from,
+)
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import settings_of, union_members
 
@@ -36,15 +43,16 @@ _ALLOW_CODE_HELP = (
 
 
 def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any) -> None:
-    """Add an argument of a function to a parser. Its type is `Annotated` with its help."""
-    kind, text = get_args(hint)
+    """Add an argument of a function to a parser. Its type is `Annotated` with its help, see `settings.arguments`."""
+    kind, about = get_args(hint)
+    text = about.help if isinstance(about, (Data, Output)) else about
     kind = union_members(kind)[0]
     is_required = parameter.default is parameter.empty
     options: dict[str, Any] = {"default": parameter.default, "help": text}
     names = [parameter.name]
     if parameter.kind is parameter.KEYWORD_ONLY:
         names = [f"--{parameter.name}"]
-        if parameter.name == "output":
+        if isinstance(about, Output):
             names.append("-o")
         options["required"] = is_required
     elif not is_required:
@@ -60,27 +68,48 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
     parser.add_argument(*names, **options)
 
 
+class ParsedCommand(NamedTuple):
+    """What is typed after the name of a command."""
+
+    arguments: dict[str, Any]
+    """The arguments of the function, its settings among them."""
+    files: list[str]
+    """The recipes or files that the settings are from."""
+    options: list[str]
+    """The names of the typed settings, and `config` if files were named."""
+
+
 class Command:
     """A command of `telecine`: a function. Its signature is the command line, the start of its docstring is the help.
 
     Parameters before `*` are positional, those after it are options, `settings` is a dataclass of settings. The type of
-    each other parameter is `Annotated` with its help.
+    each other parameter is `Annotated` with its help, or with `Data` or `Output`.
     """
 
     def __init__(self, run: Callable[..., None]) -> None:
         self.run = run
         self.name = run.__name__
         self.summary = (inspect.getdoc(run) or "").partition("\n\n")[0]
-        hints = get_type_hints(run)
-        self.settings: type | None = hints.get("settings")
+        self.settings: type | None = None
+        self.data: str | None = None  # the argument that is `Data`
+        self.output = ""  # the argument that is `Output`, empty if there is none
+        for name, hint in get_type_hints(run, include_extras=True).items():
+            if name == "settings":
+                self.settings = hint
+            elif get_origin(hint) is Annotated:
+                about = get_args(hint)[1]
+                if isinstance(about, Data):
+                    self.data = name
+                elif isinstance(about, Output):
+                    self.output = name
         # Whether its settings are those of a training run, for which there are recipes.
         self.trains = self.settings is not None and issubclass(self.settings, TrainConfig)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> SettingsReader | None:
         """Add the settings and the arguments of the function to a parser; return what reads the settings."""
-        source = None
+        reader = None
         if self.settings is not None:
-            source = add_settings(self.settings, parser)
+            reader = add_settings(self.settings, parser)
             text = _RECIPES_HELP if self.trains else _CONFIG_HELP
             parser.add_argument("--config", action="append", metavar="FILE", default=[], help=text)
         hints = get_type_hints(self.run, include_extras=True)
@@ -90,7 +119,7 @@ class Command:
         parser.add_argument(
             "--allow_code", action="append", metavar="PACKAGE", default=[], help=_ALLOW_CODE_HELP
         )
-        return source
+        return reader
 
     def help(self) -> str:
         """Return what `--help` prints."""
@@ -107,8 +136,8 @@ class Command:
             conflict_handler="resolve",  # `--probe` of `latents` is its argument, not the group of settings
         )
 
-    def parse(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """Return the arguments of the function, its settings among them, and the recipes that the settings are from.
+    def parse(self, words: Sequence[str]) -> ParsedCommand:
+        """Return the arguments of the function, its settings among them.
 
         Args:
             words: What is typed after the name of the command.
@@ -117,36 +146,38 @@ class Command:
             ValueError: The words are not arguments of the command, or a setting is wrong.
         """
         parser = self._parser()
-        source = self.add_arguments(parser)
-        arguments, unknown = parse_words(parser, words, self.settings)
+        reader = self.add_arguments(parser)
+        values, unknown = parse_words(parser, words, self.settings)
         if unknown:
             option = unknown[0].partition("=")[0]
             raise ValueError(
                 f"`{option}` is not an argument of this command. {self._remedy(option)}".rstrip()
             )
-        allow_code(*arguments.pop("allow_code"))
-        if source is None or self.settings is None:
-            return arguments, []
-        files = arguments.pop("config")
-        names = list(inspect.signature(self.run).parameters)
-        options = {name: value for name, value in arguments.items() if name not in names}
-        typed = source.read(options)
-        environment = environment_settings(self.settings) if self.trains else {}
-        launched = launcher_settings() if self.trains else {}
-        places = {name: "" for name, _ in flat_items(typed)}
-        for name, _ in flat_items(environment):
-            places.setdefault(name, f"It is from the environment: {environment_name(name)}.")
-        for name in launched:
-            places.setdefault(name, "It is from `accelerate launch`.")
-        if self.trains and not files:
-            files = [
-                self._default_recipe({**dict(flat_items(environment)), **dict(flat_items(typed))})
+        allow_code(*values.pop("allow_code"))
+        files = values.pop("config", [])
+        arguments = {}
+        texts = {}  # of settings, by dotted name
+        for name, value in values.items():
+            if name in inspect.signature(self.run).parameters:
+                arguments[name] = value
+            else:
+                texts[name] = value
+        options = [*texts, "config"] if files else [*texts]
+        if reader is None or self.settings is None:
+            return ParsedCommand(arguments, files, options)
+        # In this order: later layers override earlier ones.
+        layers = [Layer(reader.read(texts))]
+        if self.trains:
+            layers = [
+                Layer(launcher_settings(), origin="It is from `accelerate launch`."),
+                Layer(environment_settings(self.settings), origin="It is from the environment."),
+                *layers,
             ]
-        own_arguments = {name: value for name, value in arguments.items() if name in names}
-        own_arguments["settings"] = settings_from(
-            self.settings, files, [launched, environment, typed], places
-        )
-        return own_arguments, files
+            if not files:
+                files = [self._default_recipe(merged(layer.values for layer in layers))]
+        layers = [*map(read_layer, files), *layers]
+        arguments["settings"] = settings_from(self.settings, layers)
+        return ParsedCommand(arguments, files, options)
 
     def _remedy(self, option: str) -> str:
         if option.startswith("-"):
@@ -159,8 +190,7 @@ class Command:
             return nearest(option, [f"--{name}" for name in names])
         if self.settings is None:
             return ""
-        has_path = "path" in inspect.signature(self.run).parameters
-        if os.path.exists(option) and hasattr(self.settings, "data") and not has_path:
+        if os.path.exists(option) and hasattr(self.settings, "data") and self.data is None:
             return f"Did you mean `--data {option}`?"
         return "Write a list with commas between its values, and quote a value with spaces."
 
@@ -172,7 +202,6 @@ class Command:
             random_weights = str(settings.get("random_weights", "false")).lower()
             if not is_new and random_weights != "true":
                 return "whole"
-        has_path = "path" in inspect.signature(self.run).parameters
-        if has_path or model is not None or settings.get("data") is not None:
+        if self.data is not None or model is not None or settings.get("data") is not None:
             return "gpu"
         return "demo"

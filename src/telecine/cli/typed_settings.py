@@ -3,8 +3,8 @@
 import argparse
 import json
 import os
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, get_origin
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError as UnreadableError
 from telecine.base.checks import argument_error, nearest
 from telecine.base.yaml_files import parse_yaml
 from telecine.settings.parse import FREE_NAMES, Nested, launcher_settings, merged, nested
-from telecine.settings.validate import settings_of
+from telecine.settings.validate import settings_of, union_members
 
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height` of a training run.
 _ENVIRONMENT = "TELECINE__"
@@ -41,17 +41,25 @@ def parse_words(
         words: What is typed.
         settings: The dataclass of the settings, if there are any.
     """
-    names = (
-        []
-        if settings is None
-        else [setting.name for setting in settings_of(settings, inside_values=True)]
-    )
-    for option in dict.fromkeys(word.partition("=")[0] for word in words):
-        # Names that no parser can list: those in a dict, such as `--objective.terms.wavelet.weight`.
-        if option.startswith("--") and "." in option and option[2:] not in names:
+    if settings is not None:
+        for option in _options_inside_dicts(words, settings):
             parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
     arguments, unknown = parser.parse_known_args(words)
     return vars(arguments), unknown
+
+
+def _options_inside_dicts(words: Sequence[str], settings: type) -> list[str]:
+    """Return the options that no parser can list, such as `--objective.terms.wavelet.weight`."""
+    dicts = []
+    for setting in settings_of(settings):
+        if any(get_origin(member) in (dict, Mapping) for member in union_members(setting.kind)):
+            dicts.append(setting.name)
+    options: dict[str, None] = {}  # a set in order
+    for word in words:
+        option = word.partition("=")[0]
+        if any(option.startswith(f"--{name}.") for name in dicts):
+            options[option] = None
+    return [*options]
 
 
 class _Settings(BaseSettings):
@@ -89,7 +97,8 @@ class SettingsReader(CliSettingsSource[Any]):
             json_texts = [_as_json(part) for part in texts]
             json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
         try:
-            values = self(parsed_args=json_options)()
+            self(parsed_args=json_options)  # pydantic-settings: this call takes the texts
+            values = self()  # and this one returns their values
         except UnreadableError as error:
             raise ValueError(str(error)) from error
         # Names that users choose have values of any type.

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from telecine.base.checks import ArgumentError
 from telecine.settings import TIMEOUT
 
 T = TypeVar("T")
 
 
-class DataError(ValueError):
+class DataError(ArgumentError):
     """The data cannot be used: nothing was found, nothing can be decoded, or everything is too short."""
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """Reconstruction quality of video autoencoders, with the protocol of each measurement."""
 
 from telecine.evaluation.metrics import ReconstructionMetrics, mean_over_clips
-from telecine.evaluation.protocol import EvaluationProtocol
+from telecine.evaluation.protocol_file import EvaluationProtocol
 
 __all__ = ["EvaluationProtocol", "ReconstructionMetrics", "mean_over_clips"]

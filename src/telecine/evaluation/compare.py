@@ -14,7 +14,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, Evaluation, plot_frames
-from telecine.evaluation.metric import better_values
+from telecine.evaluation.metrics.registry import better_values
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.

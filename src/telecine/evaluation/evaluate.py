@@ -16,10 +16,7 @@ from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.precision import tf32
 from telecine.data import Span, clips_sha256
-from telecine.evaluation.flat import measure_flat_colours
-from telecine.evaluation.flow import DISFlow, WarpingError
-from telecine.evaluation.frechet import frechet_distance, frechet_undefined
-from telecine.evaluation.measure import (
+from telecine.evaluation.measure_clips import (
     ClipMeasure,
     ClipResult,
     MetricSet,
@@ -30,12 +27,16 @@ from telecine.evaluation.measure import (
     process_group,
     stack_features,
 )
-from telecine.evaluation.metric import METRICS, better_values
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.protocol import EvaluationProtocol, describe_clips
-from telecine.evaluation.protocols import PROTOCOLS
-from telecine.evaluation.published import PublishedProtocol
-from telecine.evaluation.source import (
+from telecine.evaluation.metrics.flat import measure_flat_colours
+from telecine.evaluation.metrics.flow import DISFlow, WarpingError
+from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
+from telecine.evaluation.metrics.registry import METRICS, better_values
+from telecine.evaluation.metrics.tiling import TilingDifference
+from telecine.evaluation.protocol_file import EvaluationProtocol, describe_clips
+from telecine.evaluation.protocols.papers import PROTOCOLS
+from telecine.evaluation.protocols.published import PublishedProtocol
+from telecine.evaluation.reconstruction_sources import (
     CLIP_SELECTION,
     Model,
     ModelSource,
@@ -43,7 +44,6 @@ from telecine.evaluation.source import (
     open_source,
     select_clips,
 )
-from telecine.evaluation.tiling import TilingDifference
 from telecine.models import VideoAutoencoder
 from telecine.runs.history import as_dataclass
 from telecine.settings import EvaluateConfig, Tiling

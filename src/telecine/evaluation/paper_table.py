@@ -11,8 +11,8 @@ from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.metric import better_values
-from telecine.evaluation.protocol import describe_clips
+from telecine.evaluation.metrics.registry import better_values
+from telecine.evaluation.protocol_file import describe_clips
 
 _ARROWS = {"larger": "↑", "smaller": "↓", "nearest to 0": "→ 0", "nearest to 1": "→ 1"}
 _LATEX = {

@@ -17,8 +17,14 @@ from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.data.arrays import write_array
 from telecine.data.find import check_output
-from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import Model, by_name, clips_of, index_data, load_model
+from telecine.evaluation.metrics.pixels import psnr
+from telecine.evaluation.reconstruction_sources import (
+    Model,
+    by_name,
+    clips_of,
+    index_data,
+    load_model,
+)
 from telecine.evaluation.tiling import (
     blended_chunks,
     count_chunks,

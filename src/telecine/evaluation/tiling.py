@@ -1,38 +1,16 @@
-"""Reconstruction in chunks of time and tiles of space, which bound memory, and its difference from the whole clip's."""
+"""Reconstruction in chunks of time and tiles of space, which bound memory."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.base.shapes import VALUE_RANGE, Video
-from telecine.evaluation.metric import Metric, register
-from telecine.evaluation.pixel_metrics import psnr
-from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import clip_position
+from telecine.models.tiles import tiles_of_frame
 from telecine.settings import Tiling, check_overlap
-
-PIECES_PSNR = register(
-    Metric(
-        name="pieces_psnr",
-        unit="dB",
-        definition="PSNR between the reconstruction of the whole clip and that in pieces, both clamped, "
-        f"at most {MAX_PSNR:g}",
-    )
-)
-SEAM_PSNR = register(
-    Metric(
-        name="seam_psnr",
-        unit="dB",
-        definition="as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels "
-        "on both sides of the edge where they meet",
-    )
-)
 
 
 def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:
@@ -170,22 +148,15 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     num_frames, height, width = video.shape[1:]
     padded = _pad_to(video, model.covering_clip(num_frames, height, width))
     full_height, full_width = padded.shape[2:]
-    tops = _tile_starts(full_height, tiling)
-    lefts = _tile_starts(full_width, tiling)
-    if len(tops) == len(lefts) == 1:
+    tiles = list(tiles_of_frame(full_height, full_width, tiling))
+    if len(tiles) == 1:
         return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
-    assert tiling.size is not None
-    tile_height = min(tiling.size, full_height)
-    tile_width = min(tiling.size, full_width)
     weighted_sum = torch.zeros_like(padded)
     total_weight = padded.new_zeros(full_height, full_width)
-    for top, left in product(tops, lefts):
-        rows = slice(top, top + tile_height)
-        columns = slice(left, left + tile_width)
-        row_weight = _ramp(top, tile_height, full_height, tiling.overlap)
-        column_weight = _ramp(left, tile_width, full_width, tiling.overlap)
-        weight = (row_weight[:, None] * column_weight).to(padded)
-        with clip_position(model, frame_size=(full_height, full_width), corner=(top, left)):
+    for rows, columns, tile_weight in tiles:
+        weight = tile_weight.to(padded)
+        corner = (rows.start, columns.start)
+        with clip_position(model, frame_size=(full_height, full_width), corner=corner):
             tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
         weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight
@@ -199,119 +170,3 @@ def _pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
         return video
     padding = [0, size[2] - width, 0, size[1] - height, 0, size[0] - num_frames]
     return F.pad(video[None], padding, mode="replicate")[0]
-
-
-def _tile_starts(side: int, tiling: Tiling) -> list[int]:
-    """Return where tiles start along a side. The last one ends with the side, so its overlap may be larger."""
-    if tiling.size is None or side <= tiling.size:
-        return [0]
-    starts = list(range(0, side - tiling.size, tiling.size - tiling.overlap))
-    starts.append(side - tiling.size)
-    return starts
-
-
-def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
-    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge."""
-    rise = torch.arange(1, overlap + 1) / (overlap + 1)
-    weight = torch.ones(size)
-    if start > 0:
-        weight[:overlap] *= rise
-    if start + size < full_size:
-        weight[size - overlap :] *= rise.flip(0)
-    return weight
-
-
-@dataclass(frozen=True)
-class TilingDifference:
-    """Compares a reconstruction in chunks and tiles, as of `telecine reconstruct`, with that of the whole clip.
-
-    `pieces_psnr` and `seam_psnr` are in dB, at most 100; larger is better.
-    """
-
-    model: VideoAutoencoder
-    chunk: int | None
-    """Frames in a chunk, rounded up to a number that the model accepts. None: all frames."""
-    overlap_frames: int
-    """Frames that consecutive chunks share."""
-    tiling: Tiling
-    """The tiles of a chunk, before they are rounded for the model."""
-    metrics = (PIECES_PSNR, SEAM_PSNR)
-
-    @property
-    def source(self) -> str:
-        """The chunks and tiles, for the protocol."""
-        frames = "all frames"
-        if self.chunk is not None:
-            frames = f"chunks of {self.chunk} frames, {self.overlap_frames} shared"
-        tiles = "whole frames"
-        if self.tiling.size is not None:
-            tiles = f"tiles of {self.tiling.size} pixels, {self.tiling.overlap} shared"
-        return f"{frames}; {tiles}"
-
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return both values of a clip.
-
-        Args:
-            reconstruction: Not used: the clip is reconstructed again, from the posterior's mode.
-            target: `(1, C, T, H, W)` in [-1, 1].
-
-        Raises:
-            ValueError: The clip has no seam.
-        """
-        video = target[0]
-        num_frames, height, width = video.shape[1:]
-        chunk_frames = num_frames
-        if self.chunk is not None:
-            chunk_frames = self.model.covering_clip(self.chunk, height, width)[0]
-        tiling = rounded_tiling(self.tiling, self.model)
-        at_seam = self._at_seam((num_frames, height, width), chunk_frames, tiling).to(video.device)
-        whole = reconstruct_tiled(self.model, video, Tiling()).clamp(*VALUE_RANGE)
-        tiled = reconstruct_in_chunks(
-            self.model, video, chunk_frames, overlap=self.overlap_frames, tiling=tiling
-        )
-        tiled = tiled.clamp(*VALUE_RANGE)
-        pieces_psnr = psnr(reconstruction=tiled[None], target=whole[None])
-        error = (tiled - whole).square().mean(0)
-        seam_errors = []
-        for frame_error, seam in zip(error, at_seam, strict=True):
-            if seam.any():
-                seam_errors.append(frame_error[seam].mean())
-        seam_psnr = psnr_of_mse(max(seam_errors))
-        return {PIECES_PSNR.name: float(pieces_psnr), SEAM_PSNR.name: float(seam_psnr)}
-
-    def _at_seam(self, size: tuple[int, int, int], chunk_frames: int, tiling: Tiling) -> Tensor:
-        """Return which pixels of a clip are at a seam, `(T, H, W)`; raise a `ValueError` if none is."""
-        num_frames, height, width = size
-        num_chunks = count_chunks(num_frames, chunk_frames, self.overlap_frames)
-        chunk_starts = [index * (chunk_frames - self.overlap_frames) for index in range(num_chunks)]
-        frames = seams(chunk_starts, chunk_frames, num_frames)
-        _, full_height, full_width = self.model.covering_clip(
-            min(chunk_frames, num_frames), height, width
-        )
-        rows = seams(_tile_starts(full_height, tiling), tiling.size or full_height, height)
-        columns = seams(_tile_starts(full_width, tiling), tiling.size or full_width, width)
-        at_seam = frames[:, None, None] | rows[:, None] | columns
-        if not at_seam.any():
-            contract = f"smaller than the clips of {num_frames} x {height} x {width}, or `tile`"
-            raise argument_error(
-                "chunk", contract, self.source, "Use smaller chunks or tiles, or longer clips."
-            )
-        return at_seam
-
-
-def seams(starts: Sequence[int], size: int, total: int) -> Tensor:
-    """Return a mask of the positions at a seam: in two chunks or tiles, or beside the edge where they meet.
-
-    Args:
-        starts: The first position of each chunk or tile.
-        size: Positions in a chunk or tile.
-        total: Number of positions.
-    """
-    at_seam = torch.zeros(total, dtype=torch.bool)
-    for start, following in pairwise(starts):
-        end = start + size
-        if following < end:
-            at_seam[following:end] = True
-        else:
-            at_seam[following - 1 : following + 1] = True
-    return at_seam

@@ -3,7 +3,7 @@
 A penalty is a function of those of these keyword arguments that it needs:
 
 - `discriminator`: maps an input `(B, ...)` to logits, for penalties that evaluate it at further points;
-- `real`, `fake`: the discriminator's inputs `(B, ...)`; the differentiated ones must require gradients;
+- `real`, `fake`: the discriminator's inputs `(B, ...)`, which require gradients, see `Penalty.gradient_at`;
 - `real_logits`, `fake_logits`: the logits of both, one per sample or a map of them, with their graphs;
 - `generator`: source of random numbers on the inputs' device, one generator, or a list with one for each clip, as in
   training; PyTorch's default generator if `None`. `telecine.base.randomness.randn` draws from all of them.
@@ -16,7 +16,8 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,44 +35,43 @@ PENALTY_INPUTS = ("discriminator", "real", "fake", "real_logits", "fake_logits",
 
 @dataclass(frozen=True)
 class Penalty:
-    """A penalty function with its needs. The defaults hold for any function."""
+    """A penalty function with its declaration. The default holds for any function."""
 
     function: Callable[..., Scalar]
     """A function of any of `PENALTY_INPUTS`, by name."""
-    differentiates_real: bool = True
-    """`real` must require gradients before its logits are computed."""
-    differentiates_fake: bool = True
-    """`fake` must."""
-    double_backward: bool = True
-    """The penalty is a function of a gradient. Autocast is then off for all logits of the step."""
-    uses_fake: bool = True
-    """The penalty depends on `fake` or its logits. If not, it is computed before they are."""
+    gradient_at: Literal["inputs", "other points", "nowhere"] = "inputs"
+    """Where the discriminator is differentiated: at those of `real` and `fake` that are inputs of the function, at
+    other points, which the function chooses, or not at all."""
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Those of `PENALTY_INPUTS` that the function has parameters for."""
+        parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return PENALTY_INPUTS
+        return tuple(name for name in PENALTY_INPUTS if name in parameters)
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """Those of `PENALTY_INPUTS` that the function is called with."""
-        parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
-        takes_any = any(
-            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
-        )
-        names = []
-        for name in PENALTY_INPUTS:
-            is_of_fake = name in ("fake", "fake_logits")
-            if (takes_any or name in parameters) and (self.uses_fake or not is_of_fake):
-                names.append(name)
-        return tuple(names)
+    def double_backward(self) -> bool:
+        """Whether the penalty is a function of a gradient. Autocast is then off for all logits of the step."""
+        return self.gradient_at != "nowhere"
 
     @property
     def reads_fake(self) -> bool:
-        """Whether `fake` or its logits are among the inputs."""
+        """Whether it depends on fakes. If not, it is computed before their logits are."""
         return "fake" in self.inputs or "fake_logits" in self.inputs
 
+    def differentiates(self, name: str) -> bool:
+        """Return whether the input `name` must require gradients before its logits are computed."""
+        return self.gradient_at == "inputs" and name in self.inputs
+
     def __call__(self, **arguments: Any) -> Scalar:
-        """Return the penalty, a 0-d tensor with its graph. `PENALTY_INPUTS` that it does not need are dropped."""
-        dropped = set(PENALTY_INPUTS) - set(self.inputs)
-        return self.function(
-            **{name: value for name, value in arguments.items() if name not in dropped}
-        )
+        """Return the penalty, a 0-d tensor with its graph. `PENALTY_INPUTS` that are not its inputs are dropped."""
+        inputs = dict(arguments)
+        for name in PENALTY_INPUTS:
+            if name not in self.inputs:
+                inputs.pop(name, None)
+        return self.function(**inputs)
 
 
 def one_centered(*, real: Tensor, real_logits: Tensor) -> Scalar:
@@ -190,23 +190,17 @@ def approximate_r1(
 
 
 GRAD_PENALTIES: dict[str, Penalty] = {
-    "one_centered": Penalty(one_centered, differentiates_fake=False, uses_fake=False),
-    "r1": Penalty(r1, differentiates_fake=False, uses_fake=False),
-    "r2": Penalty(r2, differentiates_real=False),
+    "one_centered": Penalty(one_centered),
+    "r1": Penalty(r1),
+    "r2": Penalty(r2),
     "r1_and_r2": Penalty(r1_and_r2),
-    "wgan_gp": Penalty(wgan_gp, differentiates_real=False, differentiates_fake=False),
-    "approximate_r1": Penalty(
-        approximate_r1,
-        differentiates_real=False,
-        differentiates_fake=False,
-        double_backward=False,
-        uses_fake=False,
-    ),
+    "wgan_gp": Penalty(wgan_gp, gradient_at="other points"),
+    "approximate_r1": Penalty(approximate_r1, gradient_at="nowhere"),
 }
 
 
 def as_penalty(function: Callable[..., Scalar]) -> Penalty:
-    """Return a function as a `Penalty`; a `functools.partial` of a known penalty keeps its declarations."""
+    """Return a function as a `Penalty`; a `functools.partial` of a known penalty keeps its declaration."""
     if isinstance(function, Penalty):
         return function
     if isinstance(function, functools.partial):

@@ -4,8 +4,8 @@ The caller then calls `backward()` on a scalar whose gradients are already known
 gradient, so loss scales and weights that are applied later stay correct. Second derivatives do not exist.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -70,11 +70,7 @@ def with_gradients_of_each(
 
 
 def gradients_of(
-    value: Scalar,
-    inputs: Sequence[Tensor],
-    *,
-    retain_graph: bool = False,
-    add_to: Gradients | None = None,
+    value: Scalar, inputs: Sequence[Tensor], *, retain_graph: bool = False
 ) -> Gradients:
     """Return the gradient of `value` for each input, `None` where it does not depend on the input.
 
@@ -84,55 +80,75 @@ def gradients_of(
         value: A scalar.
         inputs: Tensors that it may depend on.
         retain_graph: Keep the graph for another backward.
-        add_to: Gradients of another scalar, one per input, to add. The list is consumed: each gradient leaves it when
-            its sum is computed, so that memory never holds two complete sets.
     """
-    earlier: Gradients = [None] * len(inputs) if add_to is None else add_to
     if not inputs or not value.requires_grad:
-        return earlier
-    adding = nullcontext() if add_to is None else _adding(earlier, inputs)
-    with adding, autocast_off(value.device):
-        gradients = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
-    return _with_unused(gradients, earlier)
+        return [None] * len(inputs)
+    with autocast_off(value.device):
+        return list(
+            torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
+        )
 
 
-@contextmanager
-def _adding(
-    earlier: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None
-) -> Iterator[None]:
-    """Make a backward inside the block return, for each input, its gradient times `factor` plus the earlier gradient.
+class GradientSum:
+    """The sum of the gradients that several backwards have for the same parameters.
 
-    A hook adds as soon as a gradient is computed, and drops the earlier one from the list. Those of inputs that the
-    backward does not reach stay there.
+    A hook on each parameter adds its earlier gradient as soon as its new one is computed, and frees both, so that
+    memory never holds two complete sets.
 
     Args:
-        earlier: One gradient for each input, or None.
-        inputs: The inputs of the backward.
-        factor: A scalar, or None for 1.
+        parameters: The parameters.
+
+    Attributes:
+        gradients: The sum for each parameter, `None` where no backward has reached it.
     """
 
-    def add(index: int, gradient: Tensor | None) -> Tensor | None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self.gradients: Gradients = [None] * len(parameters)
+
+    def add(
+        self,
+        output: Tensor,
+        *,
+        cotangent: Tensor | None = None,
+        inputs: Sequence[Tensor] = (),
+        factor: Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> Gradients:
+        """Add the parameters' gradients of `output`, and return those of `inputs`. Autocast is off meanwhile.
+
+        Args:
+            output: A scalar, or any tensor with a `cotangent`.
+            cotangent: The gradient of the loss for `output`, of its shape.
+            inputs: Further tensors that `output` depends on.
+            factor: A scalar by which the parameters' gradients are multiplied; 1 if `None`.
+            retain_graph: Keep the graph for another backward.
+        """
+        differentiated = [*inputs, *self.parameters]
+        if not differentiated or not output.requires_grad:
+            return [None] * len(inputs)
+        with autocast_off(output.device), ExitStack() as hooks:
+            for index, parameter in enumerate(self.parameters):
+                if self.gradients[index] is not None or factor is not None:
+                    hooks.enter_context(parameter.register_hook(partial(self._add, index, factor)))
+            gradients = torch.autograd.grad(
+                output, differentiated, cotangent, retain_graph=retain_graph, allow_unused=True
+            )
+        for index, gradient in enumerate(gradients[len(inputs) :]):
+            if gradient is not None:
+                self.gradients[index] = gradient
+        return list(gradients[: len(inputs)])
+
+    def _add(self, index: int, factor: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+        """Return the sum for a parameter, as its gradient in the present backward."""
         if gradient is None:
             return None
-        other = earlier[index]
-        earlier[index] = None
+        earlier = self.gradients[index]
+        self.gradients[index] = None
         if factor is None:
-            return gradient if other is None else other + gradient
-        scale = factor.to(gradient.dtype)
-        return scale * gradient if other is None else other.addcmul(scale, gradient)
-
-    with ExitStack() as hooks:
-        for index, x in enumerate(inputs):
-            hooks.enter_context(x.register_hook(partial(add, index)))
-        yield
-
-
-def _with_unused(gradients: Sequence[Tensor | None], earlier: Gradients) -> Gradients:
-    """Return the gradients of a backward inside `_adding`; for an input that it did not reach, the earlier gradient."""
-    return [
-        other if gradient is None else gradient
-        for gradient, other in zip(gradients, earlier, strict=True)
-    ]
+            return gradient if earlier is None else earlier + gradient
+        factor = factor.to(gradient.dtype)
+        return factor * gradient if earlier is None else earlier.addcmul(factor, gradient)
 
 
 def with_gradients(
@@ -178,12 +194,11 @@ def shared_backward(
     discriminator_loss: Scalar,
     logits: Tensor,
     x: Tensor,
-    parameters: Sequence[Tensor],
+    gradient_sum: GradientSum,
     *,
     retain_graph: bool,
-    add_to: Gradients,
-) -> tuple[Tensor, Gradients]:
-    """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
+) -> Tensor:
+    """Return the gradient of the generator's loss for `x`, and add those of the discriminator's fake part to a sum.
 
     One backward computes both. With one logit `l_b` per sample `x_b`, and samples that do not depend on each other::
 
@@ -198,28 +213,31 @@ def shared_backward(
         discriminator_loss: The fake part of the discriminator's loss, a function of `logits`.
         logits: `(B,)`, those of the reconstructions.
         x: The input `(B, ...)` of the discriminator.
-        parameters: Those of the discriminator.
+        gradient_sum: The sum of gradients of the discriminator's parameters.
         retain_graph: Keep the discriminator's graph for another backward.
-        add_to: Gradients, one per parameter, that are added to the latter as in `gradients_of`.
     """
-    # Where the discriminator's cotangent is 0, as with the hinge beyond its margin, the generator's still counts. Use a
-    # fraction of it there, so small that it vanishes in the rounding of the parameters' gradients. The input's gradient
-    # is scaled up exactly, since the fraction is a power of two.
-    tiny_fraction = 2.0**-40
     (generator_cotangent,) = torch.autograd.grad(generator_loss, logits)
     (discriminator_cotangent,) = torch.autograd.grad(discriminator_loss, logits)
-    tiny = tiny_fraction * generator_cotangent
-    used = torch.where(discriminator_cotangent.abs() >= tiny.abs(), discriminator_cotangent, tiny)
-    # If all cotangents are tiny, rounding hides none of them: the parameters' gradients are then 0.
-    factor = (discriminator_cotangent != 0).any()
-    with _adding(add_to, parameters, factor=factor), autocast_off(logits.device):
-        grad_x, *grad_parameters = torch.autograd.grad(
-            logits,
-            [x, *parameters],
-            grad_outputs=used,
-            retain_graph=retain_graph,
-            allow_unused=True,
-        )
-    # Where `used` is 0, both cotangents are.
-    scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))
-    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), _with_unused(grad_parameters, add_to)
+    cotangent = _without_zeros(discriminator_cotangent, generator_cotangent)
+    # If all of the discriminator's cotangents are 0, the parameters' gradients are 0, and not that of tiny cotangents.
+    is_any_not_0 = (discriminator_cotangent != 0).any()
+    (grad_x,) = gradient_sum.add(
+        logits, cotangent=cotangent, inputs=[x], factor=is_any_not_0, retain_graph=retain_graph
+    )
+    assert grad_x is not None
+    # Where `cotangent` is 0, both are.
+    quotient = generator_cotangent.to(x.dtype) / cotangent.to(x.dtype)
+    scale = torch.where(cotangent == 0, 0.0, quotient)
+    return grad_x * scale.view(-1, *[1] * (x.ndim - 1))
+
+
+def _without_zeros(cotangent: Tensor, other: Tensor) -> Tensor:
+    """Return `cotangent`, and `other / 2^40` where it is larger than that: a quotient by 0 would lose `other`.
+
+    For example, the hinge with the logits 0.5 and -3 of two reconstructions: the discriminator's cotangents are 1/2
+    and, beyond the margin, 0; those of the generator are -1/2 and -1/2. Returned are 1/2 and -1/2^41. The second one
+    vanishes in the rounding of a sum with the first one, as in the parameters' gradients. The quotients by which the
+    inputs' gradients are scaled, -1 and 2^40, are exact.
+    """
+    tiny = 2.0**-40 * other
+    return torch.where(cotangent.abs() >= tiny.abs(), cotangent, tiny)

@@ -177,10 +177,14 @@ def compute_discriminator_terms(
     penalty = gan.penalty if real is not None else None
     with differentiated_twice(penalty is not None and penalty.double_backward):
         if real is not None:
-            real = real.detach().requires_grad_(penalty is not None and penalty.differentiates_real)
+            real = real.detach().requires_grad_(
+                penalty is not None and penalty.differentiates("real")
+            )
             real_logits = d(real).logits
         if fake is not None:
-            fake = fake.detach().requires_grad_(penalty is not None and penalty.differentiates_fake)
+            fake = fake.detach().requires_grad_(
+                penalty is not None and penalty.differentiates("fake")
+            )
             fake_logits = d(fake).logits
     terms = {
         "discr": gan.loss.compute_discriminator_loss(

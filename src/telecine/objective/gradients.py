@@ -1,16 +1,11 @@
-"""How the gradients of the GAN's losses are taken.
+"""How the gradients of the GAN's losses are taken: through the graph, or eagerly.
 
-Every strategy computes the terms of `gan.py`, with the same values and gradients. An eager one computes gradients
-together with values, and frees the graph at once:
-
-- `through_graph`: nothing is eager; the caller's `backward()` takes the gradients.
-- `jointly`: that of a discriminator's whole loss, whose real part and fake part depend on each other.
-- `real_then_fake`: that of the real part of a discriminator's loss, then that of the fake part.
-- `both_steps`: as before, and one pass of a discriminator over the reconstructions serves both steps of an update.
+Each way computes the terms of `gan.py`, with the same values and gradients. `choose_strategy` selects one. An eager one
+computes gradients together with values, and frees the graph at once.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from functools import partial
 from typing import TypeAlias
 
@@ -21,7 +16,7 @@ from telecine.base.precision import autocast_dtype
 from telecine.base.shapes import Scalar
 from telecine.discriminators import frozen
 from telecine.objective.eager import (
-    Gradients,
+    GradientSum,
     detached_leaf,
     eager_backward,
     gradients_of,
@@ -45,10 +40,26 @@ GeneratorLosses: TypeAlias = dict[str, dict[str, Scalar]]
 
 @dataclass(frozen=True)
 class DiscriminatorLoss:
-    """The loss of one discriminator, and its log: detached terms and statistics of the logits."""
+    """The loss of one discriminator, and what is logged of it."""
 
     loss: Scalar
-    log: Log
+    terms: Log
+    """Its terms by name, detached."""
+    statistics: Log
+    """Those of its logits by name."""
+
+
+class DiscriminatorGradients(Enum):
+    """How the gradients of the discriminators' losses are taken."""
+
+    THROUGH_GRAPH = auto()
+    """By the caller's `backward()`."""
+    EAGER_WHOLE = auto()
+    """Eagerly, of the whole loss: its real part and its fake part depend on each other."""
+    EAGER_PARTS = auto()
+    """Eagerly, of the real part of the loss, then of the fake part."""
+    ONE_PASS = auto()
+    """As `EAGER_PARTS`, where one pass of a discriminator over the reconstructions serves both steps of an update."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +68,15 @@ class Strategy:
 
     autoencoder_is_eager: bool
     """Whether terms of the autoencoder's loss compute gradients together with values."""
-    compute_discriminator_loss: Callable[[VideoDiscriminator, GAN], DiscriminatorLoss]
-    """`through_graph`, `jointly` or `real_then_fake`."""
-    shares_pass: bool
-    """Whether an update uses `both_steps`."""
+    discriminators: DiscriminatorGradients
+    """How the gradients of the discriminators' losses are taken."""
 
 
-def choose_strategy(gan: GAN, *, eager_gradients: bool) -> Strategy:
+def choose_strategy(gan: GAN, *, eager_gradients: bool, is_update: bool) -> Strategy:
     """Return the strategy that needs least memory and time, and is correct for the terms of this call.
 
-    With `eager_gradients` it depends on autocast, and on whether the penalty has a double backward:
+    With `eager_gradients` it depends on autocast, and on whether the penalty has a double backward, for which
+    `GAN.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the autoencoder's:
 
     | autocast | double backward | autoencoder's terms | discriminators' losses | one pass for both steps |
     |---|---|---|---|---|
@@ -79,28 +89,34 @@ def choose_strategy(gan: GAN, *, eager_gradients: bool) -> Strategy:
     Args:
         gan: The GAN of this call.
         eager_gradients: The setting. Without it, all gradients are taken through the graph.
+        is_update: Whether the call computes both steps.
     """
-    autocast_to = autocast_dtype(gan.fake.device)
+    autocast = autocast_dtype(gan.fake.device)
     # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
-    autoencoder_is_eager = eager_gradients and autocast_to != torch.float16
-    # A double backward turns autocast off for the discriminators' step, but not for the autoencoder's.
+    autoencoder_is_eager = eager_gradients and autocast != torch.float16
     discriminators_are_eager = eager_gradients and (
-        autocast_to != torch.float16 or gan.has_double_backward
+        autocast != torch.float16 or gan.has_double_backward
     )
-    # Hooks on parameters would run for the eager gradients and again in the caller's backward.
-    if any(
-        parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()
-    ):
-        discriminators_are_eager = False
-    if not discriminators_are_eager:
-        return Strategy(autoencoder_is_eager, through_graph, shares_pass=False)
-    if gan.loss.parts is None or gan.compares_real_and_fake:
-        return Strategy(autoencoder_is_eager, jointly, shares_pass=False)
+    same_precision = autocast is None or not gan.has_double_backward
     both_train = (
         gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
     )
-    same_precision = autocast_to is None or not gan.has_double_backward
-    return Strategy(autoencoder_is_eager, real_then_fake, shares_pass=both_train and same_precision)
+    if not discriminators_are_eager or _have_hooks(gan):
+        discriminators = DiscriminatorGradients.THROUGH_GRAPH
+    elif gan.loss.parts is None or gan.compares_real_and_fake:
+        discriminators = DiscriminatorGradients.EAGER_WHOLE
+    elif is_update and both_train and same_precision:
+        discriminators = DiscriminatorGradients.ONE_PASS
+    else:
+        discriminators = DiscriminatorGradients.EAGER_PARTS
+    return Strategy(autoencoder_is_eager, discriminators)
+
+
+def _have_hooks(gan: GAN) -> bool:
+    """Return whether parameters have hooks, which would run for eager gradients and again in the caller's backward."""
+    return any(
+        weight._backward_hooks for d in gan.discriminators for weight in d.module.parameters()
+    )
 
 
 def generator_step(gan: GAN, *, eager: bool) -> GeneratorLosses:
@@ -120,7 +136,7 @@ def _compute_terms_of_fake(d: VideoDiscriminator, gan: GAN, fake: Tensor) -> Log
     return compute_generator_terms(d, gan, d_fake=d(fake))
 
 
-def discriminator_step(gan: GAN, strategy: Strategy) -> dict[str, DiscriminatorLoss]:
+def discriminator_step(gan: GAN, how: DiscriminatorGradients) -> dict[str, DiscriminatorLoss]:
     """Return the loss of each discriminator that trains at this step, by name. The autoencoder gets no gradient."""
     # Drawn even if no discriminator trains, so that later random numbers do not depend on it.
     frame_indices = gan.one_frame_of_each_clip()
@@ -129,9 +145,12 @@ def discriminator_step(gan: GAN, strategy: Strategy) -> dict[str, DiscriminatorL
     losses = {}
     with gan.precision_of_discriminators():
         for d in gan.discriminators:
-            losses[d.name] = strategy.compute_discriminator_loss(
-                replace(d, frame_indices=frame_indices), gan
-            )
+            bound = replace(d, frame_indices=frame_indices)
+            if how is DiscriminatorGradients.EAGER_PARTS:
+                losses[d.name] = _eager_parts(bound, gan)
+            else:
+                is_eager = how is DiscriminatorGradients.EAGER_WHOLE
+                losses[d.name] = _whole_loss(bound, gan, is_eager=is_eager)
     return losses
 
 
@@ -141,50 +160,41 @@ def discriminators_of_generator_step(gan: GAN) -> list[VideoDiscriminator]:
     return [replace(d, frame_indices=gan.one_frame_of_each_clip()) for d in needed]
 
 
-def through_graph(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
-    """Return a discriminator's loss with its graph."""
+def _whole_loss(d: VideoDiscriminator, gan: GAN, *, is_eager: bool) -> DiscriminatorLoss:
+    """Return a discriminator's loss with its graph, or with the gradients of its parameters."""
     whole = compute_discriminator_terms(
         d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real)
     )
-    assert whole.real_logits is not None
-    assert whole.fake_logits is not None
-    log = {f"{name}_loss": term.detach() for name, term in whole.terms.items()}
-    log |= logit_statistics(real=whole.real_logits, fake=whole.fake_logits, gan_loss=gan.loss)
-    return DiscriminatorLoss(weighted_sum(whole.terms, gan.weights), log)
+    loss = weighted_sum(whole.terms, gan.weights)
+    if is_eager:
+        parameters = d.trained_parameters
+        loss = with_gradients(loss, parameters, gradients_of(loss, parameters))
+    return _with_log(loss, whole, gan)
 
 
-def jointly(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
-    """Return a discriminator's loss with the gradients of its parameters."""
-    whole = through_graph(d, gan)
-    parameters = d.trained_parameters
-    gradients = gradients_of(whole.loss, parameters)
-    return DiscriminatorLoss(with_gradients(whole.loss, parameters, gradients), whole.log)
-
-
-def real_then_fake(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
+def _eager_parts(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
     """Return a discriminator's loss with the gradients of its parameters, those of the real part first."""
-    parameters = d.trained_parameters
-    real, gradients = _real_part(d, gan, parameters)
+    gradient_sum = GradientSum(d.trained_parameters)
+    real = _real_part(d, gan, gradient_sum)
     fake = compute_discriminator_terms(d, gan, fake=d.input_of(gan.fake.detach()), real=None)
-    gradients = gradients_of(weighted_sum(fake.terms, gan.weights), parameters, add_to=gradients)
-    return _sum_of_parts(gan, real, fake, parameters, gradients)
+    gradient_sum.add(weighted_sum(fake.terms, gan.weights))
+    return _sum_of_parts(gan, real, fake, gradient_sum)
 
 
 def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
-    """Return the losses of both steps, with one pass of each discriminator over the reconstructions.
-
-    The discriminators' part does not enter `gan.precision_of_discriminators()`, as `discriminator_step` does:
-    `choose_strategy` selects this function only where that context would change nothing.
-    """
+    """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
+    # `discriminator_step` enters `gan.precision_of_discriminators()`; here it would change nothing.
+    assert autocast_dtype(gan.real.device) is None or not gan.has_double_backward
+    assert gan.loss.parts is not None
+    assert gan.weights.discriminators_train
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     in_generator_step = {d.name: d for d in discriminators_of_generator_step(gan)}
     frame_indices = gan.one_frame_of_each_clip()
     for d in gan.discriminators:
         if d.name not in in_generator_step:
-            discriminator_losses[d.name] = real_then_fake(
-                replace(d, frame_indices=frame_indices), gan
-            )
+            bound = replace(d, frame_indices=frame_indices)
+            discriminator_losses[d.name] = _eager_parts(bound, gan)
             continue
         terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
         for name, term in terms.items():
@@ -194,8 +204,8 @@ def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]
 
 def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Log, DiscriminatorLoss]:
     """Return the terms of the autoencoder's loss from one discriminator, and the discriminator's own loss."""
-    parameters = d.trained_parameters
-    real, gradients = _real_part(d, gan, parameters)
+    gradient_sum = GradientSum(d.trained_parameters)
+    real = _real_part(d, gan, gradient_sum)
     fake = d.input_of(gan.fake)
     leaf = detached_leaf(fake)
     d_fake = d(leaf)
@@ -204,21 +214,15 @@ def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Log, DiscriminatorLoss]:
     generator_loss = terms.get(d.adversarial_term)
     if generator_loss is not None and _can_share_backward(d, d_fake.logits, leaf):
         retain_graph = len(terms) > 1
-        grad_x, gradients = shared_backward(
-            generator_loss,
-            fake_loss,
-            d_fake.logits,
-            leaf,
-            parameters,
-            retain_graph=retain_graph,
-            add_to=gradients,
+        grad_x = shared_backward(
+            generator_loss, fake_loss, d_fake.logits, leaf, gradient_sum, retain_graph=retain_graph
         )
         terms[d.adversarial_term] = with_gradients(generator_loss, [leaf], [grad_x])
     else:
-        gradients = gradients_of(fake_loss, parameters, retain_graph=True, add_to=gradients)
+        gradient_sum.add(fake_loss, retain_graph=True)
     fake_part = DiscriminatorTerms({"discr": fake_loss}, None, d_fake.logits)
     terms = with_gradients_of_each(terms, [leaf], [fake])
-    return terms, _sum_of_parts(gan, real, fake_part, parameters, gradients)
+    return terms, _sum_of_parts(gan, real, fake_part, gradient_sum)
 
 
 def _can_share_backward(d: VideoDiscriminator, logits: Tensor, x: Tensor) -> bool:
@@ -231,32 +235,32 @@ def _can_share_backward(d: VideoDiscriminator, logits: Tensor, x: Tensor) -> boo
     return is_independent and logits.ndim == 1 and logits.dtype != torch.float16 and x.requires_grad
 
 
-def _real_part(
-    d: VideoDiscriminator, gan: GAN, parameters: Sequence[Tensor]
-) -> tuple[DiscriminatorTerms, Gradients]:
-    """Return the detached real part of a discriminator's loss with the penalty, and its gradients.
+def _real_part(d: VideoDiscriminator, gan: GAN, gradient_sum: GradientSum) -> DiscriminatorTerms:
+    """Return the detached real part of a discriminator's loss with the penalty, and add its gradients.
 
     It comes first: the penalty's double backward takes the most memory, and there are no other gradients yet.
     """
     part = compute_discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real))
-    gradients = gradients_of(weighted_sum(part.terms, gan.weights), parameters)
+    gradient_sum.add(weighted_sum(part.terms, gan.weights))
     assert part.real_logits is not None
     terms = {name: term.detach() for name, term in part.terms.items()}
-    return DiscriminatorTerms(terms, part.real_logits.detach(), None), gradients
+    return DiscriminatorTerms(terms, part.real_logits.detach(), None)
 
 
 def _sum_of_parts(
-    gan: GAN,
-    real: DiscriminatorTerms,
-    fake: DiscriminatorTerms,
-    parameters: Sequence[Tensor],
-    gradients: Gradients,
+    gan: GAN, real: DiscriminatorTerms, fake: DiscriminatorTerms, gradient_sum: GradientSum
 ) -> DiscriminatorLoss:
     """Return a discriminator's loss from its real part, its fake part and the gradients of both."""
-    assert real.real_logits is not None
-    assert fake.fake_logits is not None
     terms = {**real.terms, "discr": real.terms["discr"] + fake.terms["discr"].detach()}
-    loss = with_gradients(weighted_sum(terms, gan.weights), parameters, gradients)
-    log = {f"{name}_loss": term for name, term in terms.items()}
-    log |= logit_statistics(real=real.real_logits, fake=fake.fake_logits, gan_loss=gan.loss)
-    return DiscriminatorLoss(loss, log)
+    loss = weighted_sum(terms, gan.weights)
+    loss = with_gradients(loss, gradient_sum.parameters, gradient_sum.gradients)
+    return _with_log(loss, DiscriminatorTerms(terms, real.real_logits, fake.fake_logits), gan)
+
+
+def _with_log(loss: Scalar, whole: DiscriminatorTerms, gan: GAN) -> DiscriminatorLoss:
+    """Return a discriminator's loss with its log."""
+    assert whole.real_logits is not None
+    assert whole.fake_logits is not None
+    terms = {name: term.detach() for name, term in whole.terms.items()}
+    statistics = logit_statistics(real=whole.real_logits, fake=whole.fake_logits, gan_loss=gan.loss)
+    return DiscriminatorLoss(loss, terms, statistics)

@@ -95,31 +95,45 @@ def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) 
             )
 
 
-def discriminator_log(loss: Scalar, logs: Mapping[str, Log], *, like: Tensor, split: str) -> Log:
+def discriminator_log(
+    loss: Scalar,
+    terms: Mapping[str, Log],
+    statistics: Mapping[str, Log],
+    *,
+    like: Tensor,
+    split: str,
+) -> Log:
     """Return the log of the discriminators' step: sums of their terms, means of their statistics.
 
-    Each discriminator's own values follow if there are several. If none trains, losses and mean logits are 0 and the
-    other statistics are left out.
+    If there are several discriminators, the GAN loss and the statistics of each follow. If none trains, losses and mean
+    logits are 0 and the other statistics are left out.
 
     Args:
         loss: The sum of the discriminators' losses.
-        logs: The terms and statistics of each discriminator that trains at this step.
+        terms: The terms of each discriminator that trains at this step, by name.
+        statistics: Its statistics by name.
         like: A tensor on the device of the log.
         split: The prefix of each name.
     """
-    # In this order, and also where no discriminator has them.
-    names = dict.fromkeys(("discr_loss", "grad_penalty_loss", "logits_real", "logits_fake"))
-    for log in logs.values():
-        names |= dict.fromkeys(log)
     combined = {"total_disc_loss": loss}
-    for name in names:
-        values = {key: log[name] for key, log in logs.items() if name in log}
-        is_loss = name.endswith("_loss")
-        combine = total if is_loss else mean
-        combined[name] = combine(values.values(), like=like)
-        if len(values) > 1 and (name == "discr_loss" or not is_loss):
+    for name, values in _by_name(terms, always=("discr", "grad_penalty")).items():
+        combined[f"{name}_loss"] = total(values.values(), like=like)
+        if name == "discr" and len(values) > 1:
+            combined |= {f"discr_loss_{key}": value for key, value in values.items()}
+    for name, values in _by_name(statistics, always=("logits_real", "logits_fake")).items():
+        combined[name] = mean(values.values(), like=like)
+        if len(values) > 1:
             combined |= {f"{name}_{key}": value for key, value in values.items()}
     return detached_copies(combined, split)
+
+
+def _by_name(logs: Mapping[str, Log], *, always: Sequence[str]) -> dict[str, Log]:
+    """Return the values of each discriminator by name, those that are `always` logged first."""
+    values: dict[str, Log] = {name: {} for name in always}
+    for key, log in logs.items():
+        for name, value in log.items():
+            values.setdefault(name, {})[key] = value
+    return values
 
 
 @torch.no_grad()

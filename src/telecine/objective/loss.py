@@ -23,6 +23,7 @@ from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GAN, VideoDiscriminator, check_discriminators
 from telecine.objective.gradients import (
+    DiscriminatorGradients,
     DiscriminatorLoss,
     GeneratorLosses,
     both_steps,
@@ -276,9 +277,10 @@ class VideoAutoencoderLoss(nn.Module):
         )
         weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
         gan = self._gan(batch, weights)
-        strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
+        eager_gradients = self.config.eager_gradients
+        strategy = choose_strategy(gan, eager_gradients=eager_gradients, is_update=False)
         if optimizer_idx == 1:
-            discriminator_losses = discriminator_step(gan, strategy)
+            discriminator_losses = discriminator_step(gan, strategy.discriminators)
             return self.sum_discriminator_losses(batch, discriminator_losses)
         video_losses = self.compute_video_losses(
             batch, weights, eager=strategy.autoencoder_is_eager
@@ -317,15 +319,16 @@ class VideoAutoencoderLoss(nn.Module):
         )
         weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
         gan = self._gan(batch, weights)
-        strategy = choose_strategy(gan, eager_gradients=self.config.eager_gradients)
+        eager_gradients = self.config.eager_gradients
+        strategy = choose_strategy(gan, eager_gradients=eager_gradients, is_update=True)
         video_losses = self.compute_video_losses(
             batch, weights, eager=strategy.autoencoder_is_eager
         )
-        if strategy.shares_pass:
+        if strategy.discriminators is DiscriminatorGradients.ONE_PASS:
             generator_losses, discriminator_losses = both_steps(gan)
         else:
             generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
-            discriminator_losses = discriminator_step(gan, strategy)
+            discriminator_losses = discriminator_step(gan, strategy.discriminators)
         loss, log = self.sum_autoencoder_losses(batch, weights, video_losses, generator_losses)
         disc_loss, disc_log = self.sum_discriminator_losses(batch, discriminator_losses)
         return Update(loss, log, disc_loss, disc_log)
@@ -405,8 +408,9 @@ class VideoAutoencoderLoss(nn.Module):
         loss = total([d.loss for d in discriminator_losses.values()], like=batch.real)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-        logs = {name: d.log for name, d in discriminator_losses.items()}
-        return loss, discriminator_log(loss, logs, like=batch.real, split=batch.split)
+        terms = {name: d.terms for name, d in discriminator_losses.items()}
+        statistics = {name: d.statistics for name, d in discriminator_losses.items()}
+        return loss, discriminator_log(loss, terms, statistics, like=batch.real, split=batch.split)
 
     def _gan(self, batch: Batch, weights: Weights) -> GAN:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()

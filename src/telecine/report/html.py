@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from telecine import __version__
-from telecine.report.charts import plotly_script
+from telecine.report.chart_data import plotly_script
 
 
 def render_page(template: str, **values: object) -> str:

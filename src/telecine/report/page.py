@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from telecine.base.files import write_text
-from telecine.report.charts import Event, charts_data
+from telecine.report.chart_data import Event, charts_data
+from telecine.report.charts import METRICS, charts_of_runs, metric_label
 from telecine.report.html import render_page
 from telecine.report.page_videos import VideoFolder, player_data
-from telecine.report.plots import METRICS, charts_of_runs, metric_label
-from telecine.report.run import ReportedRun, describe_training, not_comparable, read_runs
+from telecine.report.reported_run import ReportedRun, describe_training, not_comparable, read_runs
 from telecine.runs import Run
 from telecine.runs.history import History
-from telecine.runs.settings import read_saved_settings, side_by_side_settings
+from telecine.runs.saved_settings import read_saved_settings, side_by_side_settings
 
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
 

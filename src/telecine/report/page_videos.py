@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from telecine.base.files import OUTPUT_MARKER, atomic_write, mark_output, write_text
-from telecine.report.run import ReportedRun
+from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 

@@ -19,14 +19,14 @@ _MAX_LINE = 2**20
 _MAX_BYTES = 2**30
 _adapter: Any = cache(TypeAdapter)
 T = TypeVar("T")
-Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
 @dataclass(frozen=True)
 class TrainingWarning:
     """A line of `health.jsonl`: one warning of a run."""
 
-    step: Count
+    step: NonNegativeInt
     rule: str
     message: str
     remedy: str

@@ -15,9 +15,9 @@ from pydantic import Field, InstanceOf
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
-from telecine.runs.history import Count, History, Warnings, as_dataclass
+from telecine.runs.history import History, NonNegativeInt, Warnings, as_dataclass
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
-from telecine.runs.settings import SETTINGS_FILE
+from telecine.runs.saved_settings import SETTINGS_FILE
 
 _CLIPS_FILE = "clips.json"
 _MAX_VIDEO = 2**32  # bytes; a sparse file can seem to have more, and the report copies videos
@@ -42,18 +42,18 @@ class ValidationClips:
 class RunSummary:
     """The size, data, time and memory of a run: `summary.json`."""
 
-    num_parameters: Count  # of the autoencoder
-    num_trained: Count  # those of them that are trained
-    num_disc_parameters: Count
-    num_videos: Count  # that are used
-    num_skipped: Count  # files that are not used
-    num_frames: Count  # to train on
+    num_parameters: NonNegativeInt  # of the autoencoder
+    num_trained: NonNegativeInt  # those of them that are trained
+    num_disc_parameters: NonNegativeInt
+    num_videos: NonNegativeInt  # that are used
+    num_skipped: NonNegativeInt  # files that are not used
+    num_frames: NonNegativeInt  # to train on
     clips_per_update: _Size
     validation: ValidationClips
     seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
-    peak_memory: Count | None  # bytes of the first process, see `base.devices.peak_memory`
-    num_images: Count = 0  # that are used
-    validated_from: Count = (
+    peak_memory: NonNegativeInt | None  # bytes of the first process, see `base.devices.peak_memory`
+    num_images: NonNegativeInt = 0  # that are used
+    validated_from: NonNegativeInt = (
         0  # the first step that counts for `validation`: before, the run may have had other clips
     )
     data_sha256: str = (
@@ -66,7 +66,7 @@ class RunSummary:
         ""  # which files are held out; empty with `val_data`, and in older runs
     )
     # How many parameters of each module `init` gave, and how many it has.
-    copied: dict[str, tuple[Count, Count]] = field(default_factory=dict)
+    copied: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=dict)
     # A digest of the weights of each network that the run reads and does not train: a teacher, the features of a
     # discriminator, LPIPS, and `init`; empty in older runs.
     networks: dict[str, str] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class SavedClip:
     video: str
     """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
     source: InstanceOf[str]  # its file in the data; a name may have bytes that are not UTF-8
-    start: Count  # position of its first frame in the file
+    start: NonNegativeInt  # position of its first frame in the file
     num_frames: _Size
     height: _Size  # pixels of the clip; in the video, small clips are enlarged by 2
     width: _Size
@@ -129,7 +129,7 @@ class SavedClip:
 class SavedValidation:
     """The clips of one validation."""
 
-    step: Count
+    step: NonNegativeInt
     fps: _Positive  # of the fastest clip
     amplification: _Positive  # of the difference in the videos
     clips: list[SavedClip]

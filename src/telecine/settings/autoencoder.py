@@ -143,6 +143,7 @@ class CausalVAEConfig:
     ("8x32x32")."""
 
     def __post_init__(self, size: str | None, latent: str | None) -> None:
+        # Only from Python: in files, `settings.parse` has replaced presets layer by layer.
         defaults = {item.name: item.default for item in fields(self)}
         for name, value in with_presets({"size": size, "latent": latent}).items():
             if getattr(self, name) == defaults[name]:

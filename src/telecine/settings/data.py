@@ -45,7 +45,7 @@ HELD_OUT_SETTINGS = (
     "range",
 )
 
-# Settings that older runs lack, and the value with which a run does what older versions did.
+# Settings that the files of older runs lack, and the values that these runs go on with when they are resumed.
 EARLIER: Mapping[str, str] = {
     "holdout": "earlier",
     "colour_matrix": "bt601",

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
-from telecine.base.checks import SettingsError, argument_error, nearest
+from telecine.base.checks import ArgumentError, SettingsError, argument_error, nearest
 from telecine.base.yaml_files import line_of, read_yaml
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.train import REMOVED, DistillConfig, TrainConfig
@@ -16,8 +17,8 @@ from telecine.settings.validate import validate
 T = TypeVar("T")
 # Settings as YAML has them.
 Nested: TypeAlias = dict[str, Any]
-# A file or a recipe, or what a file may hold.
-_Layer: TypeAlias = str | PathLike[str] | Nested
+# A recipe or the path of a file, or the settings themselves, as a file may hold them.
+Source: TypeAlias = str | PathLike[str] | Nested
 # Settings files of the package, which are named instead of a path and given one after another.
 RECIPES = Path(__file__).with_name("recipes")
 _RECIPE_GROUPS = {
@@ -81,7 +82,65 @@ def describe_recipes() -> Iterator[str]:
     yield "For example: telecine train --config cogvideox --config decoder --config 24gb --data my_videos/"
 
 
-def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
+@dataclass(frozen=True)
+class Layer:
+    """Nested settings from one place. Of several layers, later ones override earlier ones, setting by setting."""
+
+    values: Nested
+    file: str | PathLike[str] | None = None
+    """The recipe or the file that has them."""
+    origin: str = ""
+    """Where they are from, if not from a file, as a sentence for errors."""
+
+    def has(self, setting: str) -> bool:
+        """Return whether it has a setting, a setting inside it, or a value in place of its group."""
+        for name, _ in flat_items(self.values):
+            if f"{setting}.".startswith(f"{name}.") or f"{name}.".startswith(f"{setting}."):
+                return True
+        return False
+
+    def line_of(self, setting: str) -> int | None:
+        """Return the line of a setting in the file, None if it is in none."""
+        if self.file is None:
+            return None
+        return line_of(find_recipe(self.file), setting)
+
+
+def read_layer(source: Source) -> Layer:
+    """Return the settings of a recipe, of a file or of a dict.
+
+    Raises:
+        ValueError: It has a setting twice, one of an older version at a value that it can no longer have, or
+            `allow_code`.
+    """
+    if isinstance(source, Mapping):
+        name = "settings"
+        file = None
+        values: Mapping[str, Any] = source
+    else:
+        name = os.fspath(source)
+        file = source
+        values = read_yaml(find_recipe(source)) or {}
+    names = [setting for setting, _ in flat_items(values)]
+    for setting in names:
+        if names.count(setting) > 1:
+            raise argument_error(
+                name, "settings that are each given once", f"`{setting}` twice", "Remove one."
+            )
+    if "allow_code" in values:
+        remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+        got = f"{values['allow_code']} in a settings file"
+        raise argument_error("allow_code", "an argument of the command", got, remedy)
+    layer = Layer(nested(values.items()), file)
+    for setting, only_value in REMOVED.items():
+        try:
+            _remove(layer.values, setting, only_value)
+        except ArgumentError as error:
+            raise _with_places([error], [layer]) from None
+    return layer
+
+
+def read_config(source: Source, *others: Source) -> TrainConfig:
     """Return the settings in a YAML file, or of a recipe, such as "demo" for a CPU or "gpu" for training from scratch.
 
     Of several files, later ones override earlier ones: `read_config("wan2.1", "decoder", "24gb")`. A dict is what a
@@ -92,89 +151,54 @@ def read_config(path: _Layer, *others: _Layer) -> TrainConfig:
         FileNotFoundError: There is no such file.
         SettingsError: A setting is unknown or wrong. It has all mistakes, each with its line.
     """
-    layers = [path, *others]
-    files = [layer for layer in layers if not isinstance(layer, Mapping)]
-    try:
-        values = merged(read_layer(layer) for layer in layers)
-        is_student = not values.keys().isdisjoint(DistillConfig.__annotations__)
-        return validate(DistillConfig if is_student else TrainConfig, values)
-    except ValueError as error:
-        raise _with_lines(error, files, {}) from None
+    layers = [read_layer(layer) for layer in (source, *others)]
+    names = {name for layer in layers for name in layer.values}
+    is_student = not names.isdisjoint(DistillConfig.__annotations__)
+    return settings_from(DistillConfig if is_student else TrainConfig, layers)
 
 
-def settings_from(
-    kind: type[T], files: Sequence[str], layers: Sequence[Nested], places: Mapping[str, str]
-) -> T:
-    """Return the settings in files and in nested settings. Later ones override earlier ones, and layers override files.
+def settings_from(kind: type[T], layers: Sequence[Layer]) -> T:
+    """Return settings as their dataclass.
 
     Args:
-        kind: The dataclass of the settings.
-        files: Names of recipes or paths of YAML files.
-        layers: Nested settings, such as those that are typed.
-        places: Where a setting in `layers` is from, as a sentence, by its dotted name.
+        kind: The dataclass.
+        layers: Where they are from. Later ones override earlier ones.
 
     Raises:
         SettingsError: It has all mistakes, each with its place.
     """
     try:
-        values = merged(
-            [*(read_layer(file) for file in files), *(nested(layer.items()) for layer in layers)]
-        )
-        if "allow_code" in values:
-            remedy = (
-                "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
-            )
-            got = f"{values['allow_code']} in a settings file"
-            raise argument_error("allow_code", "an argument of the command", got, remedy)
+        values: Nested = {}
+        for layer in layers:
+            values = merged([values, _without_presets(layer.values)])
         return validate(kind, values)
-    except ValueError as error:
-        raise _with_lines(error, files, places) from None
+    except SettingsError as error:
+        raise _with_places(error.mistakes, layers) from None
+    except ArgumentError as error:
+        raise _with_places([error], layers) from None
 
 
-def _with_lines(
-    error: ValueError, files: Sequence[str | PathLike[str]], places: Mapping[str, str]
-) -> SettingsError:
-    """Return an error that says where each mistake is: in `places`, else in a line of the last file that has it."""
-    mistakes = error.mistakes if isinstance(error, SettingsError) else [str(error)]
-    located = sorted(_located(mistake, files, places) for mistake in mistakes)
-    return SettingsError([text for _, text in located])
+def _without_presets(settings: Nested) -> Nested:
+    """Return settings with the values of presets in their place, so that they override those of earlier layers."""
+    model = settings.get("causal_vae")
+    if not isinstance(model, dict):
+        return settings
+    return {**settings, "causal_vae": with_presets(model)}
 
 
-def _located(
-    mistake: str, files: Sequence[str | PathLike[str]], places: Mapping[str, str]
-) -> tuple[int, str]:
-    """Return the line of a mistake in a settings file, 0 if it is in none, and the mistake with its place."""
-    name = mistake.split("`")[1] if "`" in mistake else ""
-    for setting, place in places.items():
-        if f"{name}.".startswith(f"{setting}."):
-            return 0, f"{mistake} {place}".rstrip()
-    for file in reversed(files):
-        line = line_of(find_recipe(file), name) if name else None
+def _with_places(mistakes: Iterable[ArgumentError], layers: Sequence[Layer]) -> SettingsError:
+    """Return an error that says of each mistake where the last layer with that setting is from."""
+    located = []
+    for mistake in mistakes:
+        layer = next((layer for layer in reversed(layers) if layer.has(mistake.name)), Layer({}))
+        line = layer.line_of(mistake.name)
+        place = layer.origin
         if line is not None:
-            return line, f"{mistake} See line {line} of {os.fspath(file)}."
-    return 0, mistake
-
-
-def read_layer(source: _Layer) -> Nested:
-    """Return the settings of a recipe, a file or a dict.
-
-    Raises:
-        ValueError: It has a setting twice, or one of an older version at a value that it can no longer have.
-    """
-    if isinstance(source, Mapping):
-        name, values = "settings", source
-    else:
-        name, values = os.fspath(source), read_yaml(find_recipe(source)) or {}
-    names = [setting for setting, _ in flat_items(values)]
-    for setting in names:
-        if names.count(setting) > 1:
-            raise argument_error(
-                name, "settings that are each given once", f"`{setting}` twice", "Remove one."
-            )
-    layer = nested(values.items())
-    for setting, only_value in REMOVED.items():
-        _remove(layer, setting, only_value)
-    return layer
+            place = f"See line {line} of {os.fspath(cast('str', layer.file))}."
+        text = f"{mistake.text} {place}".rstrip()
+        located.append((line or 0, ArgumentError(text, mistake.name)))
+    located.sort(key=lambda item: item[0])
+    return SettingsError([mistake for _, mistake in located])
 
 
 def _remove(values: Nested, setting: str, only_value: object) -> None:
@@ -186,11 +210,12 @@ def _remove(values: Nested, setting: str, only_value: object) -> None:
             return
     if last not in values:
         return
-    value = values.pop(last)
+    value = values[last]
     if value != only_value:
         raise argument_error(
             setting, f"left out (it is {only_value!r} now)", repr(value), "Remove it."
         )
+    del values[last]
 
 
 def launcher_settings() -> Nested:
@@ -217,7 +242,7 @@ def _is_on(variable: str) -> bool:
 
 
 def nested(items: Iterable[tuple[str, Any]]) -> Nested:
-    """Return settings by dotted names as nested groups, with the values of presets; later ones override earlier."""
+    """Return settings by dotted names as nested groups; later ones override earlier ones."""
     settings: Nested = {}
     for name, value in items:
         if isinstance(value, dict) and str(name).rpartition(".")[2] not in FREE_NAMES:
@@ -225,9 +250,6 @@ def nested(items: Iterable[tuple[str, Any]]) -> Nested:
         for part in reversed(str(name).split(".")):
             value = {part: value}
         settings = merged([settings, value])
-    model = settings.get("causal_vae")
-    if isinstance(model, dict):
-        settings["causal_vae"] = with_presets(model)
     return settings
 
 

@@ -23,7 +23,7 @@ from telecine.settings.group import (
 )
 from telecine.settings.objective import ObjectiveConfig
 
-# Settings of older files that are no more, and their value now.
+# Settings that older versions had, with the only value that files may still give them: what this version does.
 REMOVED: Mapping[str, object] = {
     "objective.reconstruction.logvar_init": 0.0,
     "objective.perceptual.stride": 1,
@@ -45,16 +45,9 @@ NETWORK_SETTINGS = (
     "objective.reconstruction.learn_logvar",
 )
 # Those of them that say where weights start: the weights of a run that resumes are those of its checkpoint.
-START_SETTINGS = ("discriminator.init", "discriminator.init_optimizer")
+START_SETTINGS = ("discriminator.init",)
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
-# Arguments of the commands that train, which are not settings of the run.
-StealLock: TypeAlias = Annotated[
-    bool, "Train although another process seems to train there: it is gone, with its machine."
-]
-ChangeData: TypeAlias = Annotated[
-    bool, "Resume although --data is other data than before. Without it, such a run is refused."
-]
 _SECONDS_PER_YEAR = 31_536_000
 # Of updates, and of batches in one: the numbers of clips stay below 2^63.
 _MOST = 10**8
@@ -255,7 +248,9 @@ class TrainConfig:
             remedy = "It starts telecine's own autoencoder, see `causal_vae`; `model` alone trains one on as it is."
             raise argument_error("init", contract, repr(self.init), remedy)
         if not self.clips.has_colours:
-            self._turn_lpips_off()
+            self._check_without_colours()
+            without_lpips = replace(self.objective, perceptual_weight=0.0)
+            object.__setattr__(self, "objective", without_lpips)
         self._check_discriminators()
         bucket = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
         side = min(bucket.height, bucket.width)
@@ -268,7 +263,8 @@ class TrainConfig:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
-    def _turn_lpips_off(self) -> None:
+    def _check_without_colours(self) -> None:
+        """Refuse what needs RGB, but for LPIPS as a loss, whose weight becomes 0."""
         for name in ("alignment", "gram"):
             if any(term.target == name for term in self.objective.named_terms.values()):
                 contract = f"grey, rgb or rgba for {name}"
@@ -286,7 +282,6 @@ class TrainConfig:
         if self.best_metric == "lpips_alex":
             contract = "psnr or ssim for channels without colours"
             raise argument_error("best_metric", contract, self.best_metric, "LPIPS needs RGB.")
-        object.__setattr__(self, "objective", replace(self.objective, perceptual_weight=0.0))
 
     def _check_sharding(self) -> None:
         if self.latent_cache is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from telecine.base.checks import SettingsError, argument_error, describe, nearest
+from telecine.base.checks import ArgumentError, SettingsError, describe, nearest
 
 T = TypeVar("T")
 # Stands for the name in the list of settings where a user chooses it, as in `objective.terms.NAME.weight`.
@@ -63,7 +63,7 @@ def validate(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         prefix: Stands before the names of settings in errors.
 
     Raises:
-        SettingsError: It has all mistakes, each as a sentence.
+        SettingsError: It has all mistakes.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -156,7 +156,7 @@ def settings_error(
     for path, wrong in by_path.items():
         # Of a group with a misspelt name, another one is often missing only for that reason.
         if wrong[0]["type"] != "missing" or path not in misspelt:
-            mistakes.append(_sentence(kind, prefix, path, wrong))
+            mistakes.append(_mistake(kind, prefix, path, wrong))
     return SettingsError(mistakes)
 
 
@@ -174,37 +174,40 @@ def _path(location: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _sentence(kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDetails]) -> str:
-    """Return the sentence about a value that is wrong, or about a name that is no setting."""
+def _mistake(
+    kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDetails]
+) -> ArgumentError:
+    """Return what is wrong with the value at a path, or with the name of no setting."""
     name = prefix + ".".join(path)
     details = wrong[0]
     value = details["input"]
-    if (
-        details["type"] == "value_error"
-    ):  # raised by a check between settings, which knows names in its group
-        text = str(details["ctx"]["error"])
+    if details["type"] == "value_error":
+        # Raised by a check between settings of a group, which names them without the group.
         group = f"{name}." if path else prefix
-        return f"`{group}{text[1:]}" if text.startswith("`") else text
+        error = details["ctx"]["error"]
+        if isinstance(error, ArgumentError):
+            return ArgumentError(error.text, group + error.name)
+        return ArgumentError(str(error))
     if details["type"] in _UNKNOWN:
         names = [setting.name for setting in settings_of(kind, prefix, inside_values=True)]
         if len(path) > 1:
             names = [candidate.replace(ANY_NAME, path[-2]) for candidate in names]
-        return f"`{name}` is not a setting. {nearest(name, names)}".rstrip()
+        return ArgumentError(f"is not a setting. {nearest(name, names)}".rstrip(), name)
+    if details["type"] == "missing" and not path:
+        return ArgumentError("must be set.", f"{prefix}{details['loc'][-1]}")
     if details["type"] == "missing":
-        missing = details["loc"][-1]
-        if isinstance(missing, int):
-            return str(
-                argument_error(name, f"a list of at least {missing + 1} values", describe(value))
-            )
-        if not path:
-            return f"`{prefix}{missing}` must be set."
-        return str(
-            argument_error(
-                name, f"a group with `{missing}`", describe(value), f"Set `{name}.{missing}`, too."
-            )
-        )
-    contract = " or ".join(dict.fromkeys(_contract(details) for details in wrong))
-    return str(argument_error(name, contract, describe(value), _remedy(kind, path, value)))
+        contract, remedy = _contract_of_missing(name, details["loc"][-1])
+    else:
+        contract = " or ".join(dict.fromkeys(_contract(details) for details in wrong))
+        remedy = _remedy(kind, path, value)
+    return ArgumentError(f"must be {contract}, but got {describe(value)}. {remedy}".rstrip(), name)
+
+
+def _contract_of_missing(name: str, missing: int | str) -> tuple[str, str]:
+    """Return what a list or a group without one of its values must be, and what to do."""
+    if isinstance(missing, int):
+        return f"a list of at least {missing + 1} values", ""
+    return f"a group with `{missing}`", f"Set `{name}.{missing}`, too."
 
 
 def _contract(details: ErrorDetails) -> str:
@@ -216,15 +219,15 @@ def _contract(details: ErrorDetails) -> str:
 
 
 def _remedy(kind: Any, path: tuple[str, ...], value: object) -> str:
+    """Return the nearest of the words that a setting may be, else its default, as a sentence."""
+    name = ".".join(path)
     for setting in settings_of(kind, inside_values=True):
-        if setting.name == ".".join(path):
-            if isinstance(value, str):
-                similar = nearest(value, [str(choice) for choice in choices_of(setting.kind)])
-                if similar:
-                    return similar
-            return (
-                ""
-                if setting.is_group or setting.default is MISSING
-                else f"The default is {setting.default!r}."
-            )
+        if setting.name != name:
+            continue
+        if isinstance(value, str):
+            similar = nearest(value, [str(choice) for choice in choices_of(setting.kind)])
+            if similar:
+                return similar
+        if not setting.is_group and setting.default is not MISSING:
+            return f"The default is {setting.default!r}."
     return ""

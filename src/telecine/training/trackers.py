@@ -8,7 +8,7 @@ from accelerate.tracking import TensorBoardTracker
 
 from telecine.base.checks import argument_error
 from telecine.runs import Run
-from telecine.runs.settings import flat_settings
+from telecine.runs.saved_settings import flat_settings
 from telecine.settings.parse import merged
 
 # The subfolder of a run for TensorBoard's files.
@@ -75,10 +75,11 @@ def _options(trackers: Sequence[str], run: Run, resumed_at: int | None) -> dict[
         name = run.folder.resolve().name
         run_id = run.tracker_id(is_new=resumed_at is None)
         options["wandb"] = {"name": name, "id": run_id, "resume": "allow", "dir": str(run.folder)}
+        # trackio finds a run by its name.
         options["trackio"] = {
             "name": f"{name}-{run_id}",
             "resume": "allow",
-        }  # it finds a run by its name
+        }
     return options
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from telecine.__main__ import main
 from telecine.data import DataError
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_measures import latent_summary, radial_spectrum
-from telecine.evaluation.source import index_data, read_span
+from telecine.evaluation.latent_statistics import latent_summary, radial_spectrum
+from telecine.evaluation.reconstruction_sources import index_data, read_span
 from telecine.models import CausalVAE
-from telecine.report.charts import plotly_script
+from telecine.report.chart_data import plotly_script
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 from telecine.tools.latents.clips import ClipsOnDisk
 from telecine.tools.latents.decoding import TRANSFORMS

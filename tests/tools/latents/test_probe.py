@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from telecine.cli.commands import run
-from telecine.evaluation.metric import Metric
+from telecine.evaluation.metrics.registry import Metric
 from telecine.models import CausalVAE
 from telecine.report.video import write_video
 from telecine.runs import Run
@@ -75,7 +75,7 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(
         return video.mean((2, 3, 4))
 
     network.metric = Metric(name="a network", definition="", min_frames=2)
-    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
+    monkeypatch.setattr("telecine.evaluation.metrics.frechet.TransNetFeatures", lambda _: network)
     options = [
         *arguments,
         "--probe.val_data",
@@ -133,7 +133,7 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
         "--probe.features",
         "transnetv2",
     ]
-    monkeypatch.setattr("telecine.evaluation.frechet.TransNetFeatures", lambda _: network)
+    monkeypatch.setattr("telecine.evaluation.metrics.frechet.TransNetFeatures", lambda _: network)
     monkeypatch.setattr("telecine.tools.latents.probe.train", None)
     network.metric = Metric(name="a network", definition="", min_frames=10)
     with pytest.raises(

@@ -7,14 +7,16 @@ from typing import Annotated
 
 from telecine.base.terminal import console
 from telecine.settings import TrainConfig
+from telecine.settings.arguments import Data, Output
 
 
 def data(
     settings: TrainConfig,
-    path: Annotated[str, "The training data, as --data of `telecine train`."],
+    path: Annotated[str, Data("The training data, as --data of `telecine train`.")],
     *,
     output: Annotated[
-        str, "Folder for data.html, clips.mp4, data.json and, if there are cuts, scenes.csv."
+        str,
+        Output("Folder for data.html, clips.mp4, data.json and, if there are cuts, scenes.csv."),
     ] = "data_report",
     num_clips: Annotated[int, "Number of clips to read and show."] = 24,
     max_frames: Annotated[

@@ -2,7 +2,7 @@
 
 from telecine.base.terminal import console
 from telecine.settings import DistillConfig
-from telecine.settings.train import ChangeData, StealLock
+from telecine.settings.arguments import ChangeData, StealLock
 
 
 def distill(
@@ -12,7 +12,7 @@ def distill(
     change_data: ChangeData = False,
 ) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
-    from telecine.tools.distill.run import distill
+    from telecine.tools.distill.distillation import distill
 
     distill(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(
         console

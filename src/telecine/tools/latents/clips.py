@@ -10,7 +10,7 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
-from telecine.evaluation.source import ModelSource, read_span, select_clips
+from telecine.evaluation.reconstruction_sources import ModelSource, read_span, select_clips
 from telecine.settings import ClipConfig
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from telecine.base.checks import argument_error
 from telecine.base.terminal import console
 from telecine.settings import LatentsConfig, ProbeConfig
+from telecine.settings.arguments import Output
 
 
 def latents(
@@ -18,7 +19,7 @@ def latents(
     ],
     *,
     output: Annotated[
-        str, "Folder for latents.html and latents.json, by default `latents`."
+        str, Output("Folder for latents.html and latents.json, by default `latents`.")
     ] = "latents",
     probe: Annotated[
         bool, "Also train a small generator on the latents, and measure it on unseen videos."

@@ -10,7 +10,7 @@ from torch import Tensor
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.pixel_metrics import psnr
+from telecine.evaluation.metrics.pixels import psnr
 from telecine.losses import mse
 from telecine.losses.latent import resized
 from telecine.models import VideoAutoencoder

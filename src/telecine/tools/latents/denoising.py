@@ -16,7 +16,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, frechet_undefined
+from telecine.evaluation.metrics.frechet import FeatureNetwork, frechet_distance, frechet_undefined
 from telecine.losses.perceptual import as_rgb
 from telecine.report.clips import write_preview
 from telecine.report.video import as_shown

@@ -11,7 +11,7 @@ from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
 from telecine.base.shapes import Video
-from telecine.evaluation.latent_measures import (
+from telecine.evaluation.latent_statistics import (
     EPSILON,
     autocorrelation,
     channel_rows,
@@ -23,7 +23,12 @@ from telecine.evaluation.latent_measures import (
     kurtosis,
     radial_spectrum,
 )
-from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, open_model
+from telecine.evaluation.reconstruction_sources import (
+    CLIP_SELECTION,
+    ModelSource,
+    model_source,
+    open_model,
+)
 from telecine.losses.latent import resized
 from telecine.losses.perceptual import pick_frames
 from telecine.settings import ClipConfig, LatentsConfig
@@ -126,8 +131,8 @@ def _measure_space(
     std_tensor, mean_tensor = torch.std_mean(channel_rows(latents), 1, correction=0)
     std = std_tensor.tolist()
     eigenvalues = covariance_eigenvalues(latents)
-    linear = source.model.linear_autoencoder(*clips.config.val_bucket.shape)
-    first_apart = linear is None or linear.encoder.first is not None
+    grid = source.model.latent_grid(*clips.config.val_bucket.shape)
+    first_apart = grid is None or grid.first_frame_apart
     small = torch.cat(
         [
             scaled_video(video, latent, first_apart)

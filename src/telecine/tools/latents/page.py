@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from telecine.base.files import write_json, write_text
-from telecine.report.charts import Chart, Series, charts_data, make_curve
+from telecine.report.chart_data import Chart, Series, charts_data, make_curve
 from telecine.report.html import render_page, short
-from telecine.tools.latents.plots import LATENT_PLOTS, TRANSFORM_NAMES, LatentPlot
+from telecine.tools.latents.charts import LATENT_PLOTS, TRANSFORM_NAMES, LatentPlot
 from telecine.tools.latents.space import DEFINITIONS, Channels, LatentReport, LatentSpace
 
 

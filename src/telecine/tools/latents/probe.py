@@ -17,8 +17,8 @@ from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, iterate_validation_clips, read_validation_clips
 from telecine.data.index_cache import fingerprint_of
-from telecine.evaluation.frechet import frechet_undefined, load_frechet_network
-from telecine.evaluation.source import ModelSource
+from telecine.evaluation.metrics.frechet import frechet_undefined, load_frechet_network
+from telecine.evaluation.reconstruction_sources import ModelSource
 from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.models.pretrained import digest_of_tensors

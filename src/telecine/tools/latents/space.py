@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Column, Table
 
-from telecine.evaluation.latent_measures import DEAD_FRACTION, HIGH_FREQUENCY, num_dead
+from telecine.evaluation.latent_statistics import DEAD_FRACTION, HIGH_FREQUENCY, num_dead
 from telecine.tools.latents.decoding import HALF, NO_TRANSFORM
 from telecine.tools.latents.denoising import LatentProbe
 

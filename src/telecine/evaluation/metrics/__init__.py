@@ -1,0 +1,34 @@
+"""The metrics of `evaluate`. Each one is defined by a `register(...)` below the function that computes it.
+
+| module | metrics |
+|---|---|
+| `pixels` | of pixel values: PSNR, SSIM, flicker, sharpness, grids |
+| `published_pixels` | PSNR and SSIM as the code of published protocols computes them |
+| `lpips` | perceptual distances |
+| `frechet` | Frechet distances of the features of videos |
+| `flow` | the warping error |
+| `flat` | of clips of one colour |
+| `tiling` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
+
+`registry` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
+`metric_set` has those of one evaluation.
+"""
+
+# These modules register the metrics of `METRICS`.
+from telecine.evaluation.metrics import (  # noqa: F401
+    flat,
+    flow,
+    frechet,
+    lpips,
+    pixels,
+    published_pixels,
+    tiling,
+)
+from telecine.evaluation.metrics.reconstruction_metrics import (
+    ReconstructionMetrics,
+    default_metrics,
+    mean_over_clips,
+)
+from telecine.evaluation.metrics.registry import METRICS
+
+__all__ = ["METRICS", "ReconstructionMetrics", "default_metrics", "mean_over_clips"]

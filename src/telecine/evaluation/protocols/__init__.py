@@ -1,0 +1,1 @@
+"""How clips are selected, read, reconstructed and measured: as settings say, or as published figures were."""

@@ -1,0 +1,397 @@
+"""Selection of the clips to measure, and their reconstructions: from an autoencoder, or read from videos."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from telecine.base.checks import argument_error, check_count, describe
+from telecine.base.shapes import Video
+from telecine.data import (
+    Clip,
+    DataError,
+    DecodeError,
+    Span,
+    VideoInfo,
+    iterate_validation_clips,
+    read_clip,
+)
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.find import files_below, find_videos, sources_of
+from telecine.data.holdout_split import middles
+from telecine.data.index import index_videos, log_too_short
+from telecine.data.index_cache import IndexCache
+from telecine.data.source import as_source, is_address, kind_of, resolve_source, whole_video
+from telecine.evaluation.protocols.papers import PROTOCOLS
+from telecine.evaluation.protocols.published import PublishedProtocol
+from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.models.interface import check_channels, clip_position
+from telecine.runs import Run, find_checkpoint
+from telecine.runs.saved_settings import read_saved_settings
+from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, PixelFormat
+from telecine.settings.evaluate import ModelUse
+from telecine.settings.validate import validate
+
+logger = logging.getLogger(__name__)
+
+Model: TypeAlias = str | Path | nn.Module
+"""A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
+
+CLIP_SELECTION = (
+    "clips without overlap from each video's first frame on, evenly spaced among all of them"
+)
+_MODEL_FILES = (
+    "config.json",
+    "model_index.json",
+)  # a folder with one of them is a model, even if it contains videos
+
+
+def index_data(
+    path: str | Path, clips: ClipConfig | None = None, *, name: str = "data"
+) -> list[VideoInfo]:
+    """Return the videos and arrays at a path, or the images without one. Their index is saved, for training, too.
+
+    Args:
+        path: A file, a folder (searched recursively) or an address.
+        clips: How arrays are read. None: as files say it.
+        name: The setting that errors name.
+    """
+    videos = find_videos(path, name=name)
+    cache = IndexCache(path, clips)
+    try:
+        infos, _ = index_videos(videos, index=cache.info)
+        return infos
+    finally:
+        cache.save(
+            is_complete=False
+        )  # keeps what only training uses: images, and members of tar files
+
+
+def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
+    """Return clips of videos, always the same ones, evenly spaced among all that do not overlap.
+
+    Args:
+        infos: The videos.
+        config: The length and stride of a clip.
+        max_clips: Largest number of clips.
+
+    Raises:
+        ValueError: All videos are too short.
+    """
+    check_count("max_clips", max_clips)
+    frames = ClipFrames.of(config.val_bucket, config)
+    videos = [whole_video(info) for info in infos]
+    if not any(frames.fits(video) for video in videos):
+        longest = max(infos, key=lambda info: info.num_frames)
+        got = f"at most {longest.num_frames} frames, in {longest.source}"
+        remedy = "Set a smaller `num_frames` or `stride`."
+        raise argument_error("data", f"files with {frames.describe()}", got, remedy)
+    log_too_short(videos, frames)
+    spans = []
+    for video in videos:
+        start = 0
+        while frames.fits(replace(video, first_frame=start)):
+            last = frames.last_index(video.info, start)
+            spans.append(Span(video.info, start, last))
+            start = last + 1
+    count = min(max_clips, len(spans))
+    return [spans[index] for index in middles(len(spans), count)]
+
+
+def read_span(span: Span, clips: ClipConfig | PublishedProtocol) -> Clip | None:
+    """Return the clip of a span, resized and center-cropped. Log and return None if it cannot be decoded."""
+    if isinstance(clips, PublishedProtocol):
+        return clips.read(span)
+    return next(iterate_validation_clips([span], clips, 1), None)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Reconstructs clips with an autoencoder."""
+
+    model: VideoAutoencoder
+    clips: ClipConfig | PublishedProtocol
+    title: str
+    """The folder of the model, and which of its weights; for the protocol."""
+
+    def reconstruct(self, span: Span, target: Video) -> Video:
+        """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
+        with clip_position(self.model, first_frame=span.first_frame):
+            if isinstance(self.clips, PublishedProtocol):
+                return self.clips.reconstruct(self.model, span, target)
+            return self.model(target, sample_posterior=False).video
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """Reads the reconstruction of each clip from another video, in the same way as the clip."""
+
+    matches: Mapping[str, VideoInfo]
+    """The reconstruction of each video, by the path of the video."""
+    clips: ClipConfig | PublishedProtocol
+    title: str
+    """The folder of the reconstructions, for the protocol."""
+
+    def reconstruct(self, span: Span, target: Video) -> Video:
+        """Return the same frames of the matching video, `(1, C, T, H, W)`.
+
+        Raises:
+            ValueError: They cannot be decoded.
+        """
+        # With the frame rate of the input: a protocol takes every few frames by it.
+        match = replace(self.matches[str(span.info.source)], fps=span.info.fps)
+        clip = read_span(replace(span, info=match), self.clips)
+        if clip is None:
+            got = f"{match.source}, whose frames {span.first_frame} to {span.last_frame} are broken"
+            raise argument_error(
+                "checkpoint", "decodable where `data` is", got, "Write that file again."
+            )
+        return clip["video"][None].to(target)
+
+
+_Source = TypeVar("_Source", ModelSource, VideoSource)
+
+
+def open_source(
+    checkpoint: Model, config: EvaluateConfig, device: torch.device
+) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
+    """Return the source of the reconstructions, and the videos or images of `config.data`.
+
+    Args:
+        checkpoint: An autoencoder, or a folder of videos (or one video) that are reconstructions.
+        config: The settings.
+        device: Where the autoencoder is.
+    """
+    data = str(config.data)
+    if not isinstance(checkpoint, nn.Module) and contains_videos(Path(checkpoint)):
+        infos = index_data(data)
+        video_source = _video_source(Path(checkpoint), infos, config)
+        return _for_data(video_source, infos, config), infos
+    source, infos = open_model(checkpoint, config, device)
+    _log_trained_on(_checkpoint_of(checkpoint), data, infos)
+    return source, infos
+
+
+def _checkpoint_of(model: Model) -> Path | None:
+    return None if isinstance(model, nn.Module) else find_checkpoint(Path(model))
+
+
+def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInfo]) -> None:
+    """Log how many of the videos the run of a checkpoint has trained on."""
+    settings = read_saved_settings(checkpoint) if checkpoint is not None else {}
+    if "data" not in settings:
+        return
+    saved_data = settings["data"]
+    unknown = "whether the model has trained on these files is not known: %s"
+    if not isinstance(saved_data, str | None):
+        logger.warning(unknown, f"`data` in the settings of the run is {describe(saved_data)}")
+        return
+    if is_address(saved_data or "") != is_address(data):
+        return
+    try:
+        trained_on = {resolve_source(source) for source in sources_of(saved_data)}
+    except DataError:  # it was trained on another machine, or its data is no more
+        return
+    except OSError as error:
+        logger.warning(unknown, error)
+        return
+    num_trained_on = sum(resolve_source(info.source) in trained_on for info in infos)
+    if num_trained_on > 0:
+        text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
+        logger.warning(text, num_trained_on, len(infos), saved_data or "the sample videos")
+
+
+def open_model(
+    checkpoint: Model, config: MeasuredClips, device: torch.device
+) -> tuple[ModelSource, list[VideoInfo]]:
+    """Load an autoencoder as `model_source` does, and return the videos or images of `config.data`, too.
+
+    Args:
+        checkpoint: The autoencoder.
+        config: The settings.
+        device: Where the autoencoder is.
+    """
+    source = model_source(checkpoint, config, device)
+    clips = source.clips if isinstance(source.clips, ClipConfig) else None
+    infos = index_data(str(config.data), clips)
+    return _for_data(source, infos, config), infos
+
+
+def _for_data(source: _Source, infos: Sequence[VideoInfo], config: MeasuredClips) -> _Source:
+    """Return the source with clips of one frame if the data are images and `config` sets no other number."""
+    if isinstance(source.clips, PublishedProtocol) or config.num_frames is not None:
+        return source
+    if not all(info.is_image for info in infos):
+        return source
+    return replace(source, clips=replace(source.clips, num_frames=1))
+
+
+def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
+    """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol.
+
+    Args:
+        checkpoint: The autoencoder.
+        config: The settings.
+        device: Where the autoencoder is.
+    """
+    model = load_model(checkpoint, config, device)
+    title = type(checkpoint).__name__ if isinstance(checkpoint, nn.Module) else str(checkpoint)
+    if _checkpoint_of(checkpoint) is not None:
+        title = f"{title}, weights {config.weights}"
+    protocol = _protocol_of(config)
+    if protocol is not None:
+        if protocol.num_frames is not None and protocol.crop is not None and protocol.chunk is None:
+            model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
+        check_channels(ClipConfig(), model)
+        return ModelSource(model, protocol, title)
+    clips = config.clip_config(clips_of(checkpoint, model))
+    check_channels(clips, model)
+    model.check_clip(clips.num_frames, clips.height, clips.width)
+    return ModelSource(model, clips, title)
+
+
+def clips_of(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
+    """Return the clips of the run that has a checkpoint; without it the default with the channels of the model.
+
+    Raises:
+        ValueError: The settings of the run are damaged.
+    """
+    folder = _checkpoint_of(checkpoint)
+    settings: object = {"channels": model.in_channels}
+    if folder is not None:
+        settings = read_saved_settings(folder).get("clips")
+    if not isinstance(settings, dict):
+        name = f"clips in the settings of {folder}"
+        raise argument_error(name, "a group of settings", describe(settings), "Restore it.")
+    return validate(
+        ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips."
+    )  # buckets are for training
+
+
+def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
+    if isinstance(config, EvaluateConfig) and config.protocol is not None:
+        return PROTOCOLS[config.protocol]
+    return None
+
+
+def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> VideoAutoencoder:
+    """Return an autoencoder on a device, in eval mode.
+
+    Args:
+        checkpoint: The autoencoder.
+        config: Which weights of a run are loaded, and the steps and seed of a decoder that generates.
+        device: Where the autoencoder is.
+    """
+    if not isinstance(checkpoint, nn.Module):
+        folder = _checkpoint_of(checkpoint)
+        checkpoint = load_autoencoder(checkpoint if folder is None else folder / config.weights)
+    model = as_video_autoencoder(checkpoint)
+    model.set_decoding(**config.sampling)
+    return model.to(device).eval()
+
+
+def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig) -> VideoSource:
+    """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
+    for name in config.sampling:
+        contract = "left out for reconstructions as videos"
+        raise argument_error(f"decode_{name}", contract, "a number", "Leave it out.")
+    matches = _match_videos(infos, data=str(config.data), reconstructions=folder)
+    _log_alpha(next(iter(matches.values())))
+    clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
+    if clips is None:
+        sizes = sorted({(info.height, info.width) for info in infos})
+        if len(sizes) > 1 and (config.height is None or config.width is None):
+            got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
+            remedy = "Set `height` and `width`, to which all are resized and cropped."
+            raise argument_error("data", "files of one size", got, remedy)
+        clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
+    return VideoSource(matches, clips, f"{folder}, as videos")
+
+
+def _log_alpha(info: VideoInfo) -> None:
+    """Log if a reconstruction has transparent pixels."""
+    if info.is_array:
+        return
+    try:
+        frame = read_clip(info, 0, 1, pixels=PixelFormat("rgba"))
+    except DecodeError:  # measuring it reports that
+        return
+    if (frame[..., 3] < 255).any():
+        logger.warning(
+            "%s has alpha, but reconstructions as files are measured as RGB", info.source
+        )
+
+
+def contains_videos(path: Path) -> bool:
+    """Return whether a path is that of reconstructions, a file or a folder of videos or images, and not of a model."""
+    if path.is_file():
+        return kind_of(path) != ""
+    if find_checkpoint(path) is not None or Run(path).settings_file.is_file():
+        return False
+    if any((path / name).is_file() for name in _MODEL_FILES):
+        return False
+    return path.is_dir() and any(kind_of(file) for file in files_below(path))
+
+
+def _match_videos(
+    infos: Sequence[VideoInfo], *, data: str, reconstructions: Path
+) -> dict[str, VideoInfo]:
+    """Return the reconstruction of each video of `data`, by the path of the video; raise a `ValueError` for no match.
+
+    Videos in folders match by their relative path without the suffix. Two single files match with any names.
+    """
+    inputs = by_name(infos, data)
+    others = by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
+    lacking = []
+    for folder, missing in (
+        (reconstructions, sorted(inputs.keys() - others.keys())),
+        (data, sorted(others.keys() - inputs.keys())),
+    ):
+        if missing:
+            more = " ..." if len(missing) > 3 else ""
+            lacking.append(f"{folder} lacks {', '.join(missing[:3])}{more}")
+    if lacking:
+        contract = "files of the same names as `data` (suffixes do not count)"
+        remedy = "Rename or remove files until both have the same names."
+        raise argument_error("checkpoint", contract, "; ".join(lacking), remedy)
+    matches = {}
+    for name, info in inputs.items():
+        match = others[name]
+        if (match.num_frames, match.height, match.width) != (
+            info.num_frames,
+            info.height,
+            info.width,
+        ):
+            contract = (
+                f"of {info.num_frames} frames of {info.height} x {info.width}, as {info.source}"
+            )
+            got = f"{match.num_frames} frames of {match.height} x {match.width} in {match.source}"
+            remedy = "Write the reconstructions at the length and size of `data`."
+            raise argument_error("checkpoint", contract, got, remedy)
+        matches[str(info.source)] = match
+    return matches
+
+
+def by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo]:
+    """Return files of a folder by their relative path without the suffix.
+
+    Raises:
+        ValueError: Two have the same name.
+    """
+    if [info.source for info in infos] == [as_source(root)]:
+        return {"(a single file)": infos[0]}
+    files: dict[str, VideoInfo] = {}
+    for info in infos:
+        name = Path(os.path.relpath(str(info.source), str(root))).with_suffix("").as_posix()
+        if name in files:
+            got = f"{files[name].source} and {info.source}"
+            raise argument_error(
+                "data", "files of different names", got, "Rename one: suffixes do not count."
+            )
+        files[name] = info
+    return files

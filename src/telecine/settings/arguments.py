@@ -1,0 +1,29 @@
+"""Arguments of commands that are not settings: the kinds that annotate them, and those that commands share.
+
+An argument is annotated with its help, `Annotated[bool, "Print more."]`, or with one of the kinds below that has it.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+
+@dataclass(frozen=True)
+class Output:
+    """The file or folder that a command writes, also called `-o`. It must not be or hold the data that it reads."""
+
+    help: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data that a command reads. Without such an argument it is the setting `data`."""
+
+    help: str
+
+
+StealLock: TypeAlias = Annotated[
+    bool, "Train although another process seems to train there: it is gone, with its machine."
+]
+ChangeData: TypeAlias = Annotated[
+    bool, "Resume although --data is other data than before. Without it, such a run is refused."
+]
