@@ -16,10 +16,12 @@ import atexit
 import ctypes
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -346,6 +348,11 @@ def _remove_sigchld_handler() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def _address_without_file(family: str) -> str:
+    """Return a new address of a Unix socket that is no file: Linux' abstract ones end with the socket."""
+    return f"\0telecine-{uuid.uuid4().hex}"
+
+
 def _initialise_worker(parent: int, worker: int) -> None:
     """Let a worker ignore `STOP_SIGNALS`, at which training saves a checkpoint, and end with the training process.
 
@@ -354,6 +361,8 @@ def _initialise_worker(parent: int, worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
+        # Python's sockets between processes have files in the temporary folder, which a killed worker would leave.
+        multiprocessing.connection.arbitrary_address = _address_without_file  # type: ignore[attr-defined]
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # which has ended already
             os._exit(1)
