@@ -9,6 +9,7 @@ from accelerate.utils import broadcast_object_list
 from torch import distributed as dist
 
 from telecine.base.files import digest_of, flush
+from telecine.evaluation.metrics import METRICS
 from telecine.models import VideoAutoencoder
 from telecine.models.latent import LatentStatistics
 from telecine.models.pretrained import check_tensors
@@ -189,7 +190,7 @@ class Checkpointer:
             digests.update(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
             self._write_files(folder, plain)
-            best = self.files.best_step(self.config.best_metric, step)
+            best = best_step(self.files, self.config.best_metric, step)
             self.files.checkpoints.finish(
                 step, folder, keep=self.config.keep, best=best, digests=digests
             )
@@ -287,3 +288,16 @@ class Checkpointer:
         state.step = plain["step"]
         self.saved_step = state.step
         return describe_changes(self.config, folder, plain, accelerator.num_processes)
+
+
+def best_step(files: Run, metric: str | None, step: int) -> int | None:
+    """Return the step of the best validation of a run; None without a metric or before training.
+
+    Args:
+        files: The folder of the run.
+        metric: The setting `best_metric`.
+        step: The present step.
+    """
+    if metric is None:
+        return None
+    return files.best_step(metric, step, larger_is_better=METRICS[metric].better == "larger")

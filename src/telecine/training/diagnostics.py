@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from rich.console import Console
 
+from telecine.evaluation.metrics import METRICS
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning
 from telecine.settings import ObjectiveConfig, TrainConfig
@@ -242,7 +243,7 @@ def below_linear(values: RecentValues) -> Finding | None:
         if not model or not linear or math.isclose(model[0], linear[0], rel_tol=tolerance):
             continue
         is_larger = model[0] > linear[0]
-        larger_is_worse = name.startswith("lpips")
+        larger_is_worse = METRICS[name].better == "smaller"
         if is_larger == larger_is_worse:
             worse.append(f"{name} {model[0]:.4g} against {linear[0]:.4g}")
     if not worse:

@@ -21,7 +21,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(
-    *, acknowledge: bool = True, at_once: Interrupted | None = None
+    *, acknowledge: bool = True, at_once: Interrupted | KeyboardInterrupt | None = None
 ) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
 

@@ -12,6 +12,7 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.settings import OptimizerConfig
 from telecine.training.baseline import describe_metrics
+from telecine.training.checkpoint import best_step
 from telecine.training.clips import read_batches, read_next
 from telecine.training.diagnostics import EMA_BEHIND
 from telecine.training.distributed import any_rank
@@ -234,7 +235,7 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
     is_best = (
         run.is_main
         and state.step > 0
-        and run.files.best_step(config.best_metric, state.step) == state.step
+        and best_step(run.files, config.best_metric, state.step) == state.step
     )
     if any_rank(is_best, run.accelerator.device):
         _save(run, stop)

@@ -41,7 +41,7 @@ from telecine.training.baseline import (
     training_clips,
 )
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.checkpoint import Checkpointer
+from telecine.training.checkpoint import Checkpointer, best_step
 from telecine.training.clips import Clips, build_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
@@ -144,7 +144,7 @@ class TrainingRun:
     def remove_old_checkpoints(self) -> None:
         """Remove all checkpoints but the newest ones and the best one."""
         if self.is_main:
-            best = self.files.best_step(self.config.best_metric, self.state.step)
+            best = best_step(self.files, self.config.best_metric, self.state.step)
             self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
 
     def close(self) -> None:
