@@ -92,6 +92,9 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     if config is None:
         config = ClipConfig()
     deadline = Deadline(source, config.timeout)
+    with decode_errors(source, VIDEO_ERRORS):
+        if open_local(source, _num_bytes, deadline) == 0:
+            raise DecodeError(f"{source}: an empty file")
     info = None
     if kind_of(source) == "arrays":
         info = index_array(source, config, deadline)
@@ -104,15 +107,16 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     return replace(info, digest=digest)
 
 
+def _num_bytes(source: Path | TarMember) -> int:
+    with open_file(source) as file:
+        return source.size if isinstance(source, TarMember) else os.fstat(file.fileno()).st_size
+
+
 def _digest_content(source: Path | TarMember) -> str:
     """Return a SHA-256 of the size of a file and of its bytes; of more than 1 MiB, of 16 evenly spaced blocks."""
     with open_file(source) as file:
-        if isinstance(source, TarMember):
-            begin = source.offset
-            size = source.size
-        else:
-            begin = 0
-            size = os.fstat(file.fileno()).st_size
+        begin = source.offset if isinstance(source, TarMember) else 0
+        size = _num_bytes(source)
         distance = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) / (_NUM_BLOCKS - 1))
         digest = hashlib.sha256(str(size).encode())
         for number in range(_NUM_BLOCKS):

@@ -1,6 +1,6 @@
 """The clips of a run: the videos that it uses, what is held out, and the batches of each update."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -104,7 +104,12 @@ class Spans:
     """Videos that are shorter than a clip."""
 
     @classmethod
-    def find(cls, data: str | None, val_data: str | None, config: ClipConfig) -> "Spans":
+    def find(
+        cls,
+        data: str | Sequence[str] | None,
+        val_data: str | Sequence[str] | None,
+        config: ClipConfig,
+    ) -> "Spans":
         """Find, index and split the videos and images of a data set.
 
         Args:

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -88,7 +88,7 @@ class LockedFolder:
         self.lock: RunLock | None = None
         on_first_process(partial(self._take, config.data, steal=steal), accelerator)
 
-    def _take(self, data: str | None, *, steal: bool) -> None:
+    def _take(self, data: str | Sequence[str] | None, *, steal: bool) -> None:
         check_output("output_dir", data, str(self.files.folder))
         self.files.check_files()
         self.lock = RunLock(self.files.folder, steal=steal)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice, pairwise
@@ -27,7 +27,7 @@ from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.dataset import num_cached_bytes
 from telecine.data.decode import open_video, read_clip
-from telecine.data.find import ignored_suffixes
+from telecine.data.find import ignored_suffixes, paths_of
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, file_of, resolve_source
@@ -95,11 +95,14 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     for span in spans.held_out:
         if _is_drawn(span.info, config.clips):
             held_out.append(span)
+    ignored = Counter[str]()
+    for path in paths_of(config.data):
+        ignored.update(ignored_suffixes(path))
     report = DataReport(
-        data=config.data or "the sample videos",
+        data=", ".join(paths_of(config.data)) or "the sample videos",
         clips=clips,
         files=rows,
-        ignored=dict(ignored_suffixes(config.data)) if config.data else {},
+        ignored=dict(ignored),
         copies=_find_copies(infos),
         scenes=scenes,
         num_searched=sum(positions is not None for positions in cuts.values()),
