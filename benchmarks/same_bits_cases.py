@@ -28,6 +28,7 @@ LATER: Settings = {
     "clips": {
         "weighting": "frames",
         "fps": None,
+        "hdr": "as_stored",
         "channels": "rgb",
         "bit_depth": 8,
         "layout": None,

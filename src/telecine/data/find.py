@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import OUTPUT_MARKER
 from telecine.data import remote
 from telecine.data.errors import DataError
-from telecine.data.index import Skipped, index_videos
+from telecine.data.index import Skipped, index_videos, log_hdr
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.samples import sample_videos
@@ -104,6 +104,7 @@ def load_spans(
         cache.save(
             is_complete=is_complete
         )  # also after an interrupt, so that finished work is kept
+    log_hdr(infos, cache.config)
     info_of = {info.source: info for info in infos}
     spans: list[Span] = []
     empty: list[Skipped] = []

@@ -24,6 +24,7 @@ from telecine.data.arrays import index_array
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import VIDEO_ERRORS, decoded_frames, open_video
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
+from telecine.data.hdr import range_of
 from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
@@ -170,6 +171,7 @@ def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> Vide
         seekable=seekable,
         time_base=time_base,
         sample_aspect_ratio=aspect,
+        hdr=range_of(first_frame),
     )
     has_long_gop = not seekable or len(info.keyframes) <= 1
     if has_long_gop and info.num_frames > _LONG_GOP:
@@ -220,6 +222,16 @@ def index_videos(
             "skipped %d of %d files: %s", len(skipped), len(sources), Skipped.listed(skipped)
         )
     return infos, skipped
+
+
+def log_hdr(infos: Iterable[VideoInfo], config: ClipConfig) -> None:
+    """Log the videos with a high dynamic range or wide colours, unless they are converted."""
+    videos = [info for info in infos if not info.is_image]
+    wide = [Skipped(info.source, info.hdr) for info in videos if info.hdr]
+    if wide and config.hdr == "as_stored":
+        text = "%d of %d videos have a high dynamic range or wide colours, which look grey as ordinary video: %s; "
+        text += "`--clips.hdr tone_map` converts them"
+        logger.warning(text, len(wide), len(videos), Skipped.listed(wide))
 
 
 def log_too_short(spans: Iterable[Span], frames: ClipFrames) -> int:

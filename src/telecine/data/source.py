@@ -249,6 +249,7 @@ class VideoInfo:
     )
     layout: str = ""  # axes of an array, as `clips.layout`; empty for others
     range: tuple[float, ...] = ()  # values of an array that are black and white
+    hdr: str = ""  # "PQ", "HLG" or "BT.2020", see `telecine.data.hdr`; empty for ordinary video
     digest: str = field(
         default="", repr=False, compare=False
     )  # of the content, see `telecine.data.index`

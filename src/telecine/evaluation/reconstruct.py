@@ -135,6 +135,7 @@ def _reconstruct_file(
             sample_aspect_ratio=info.sample_aspect_ratio if keeps_size else 1.0,
             sound=info.source,
             sound_start=min(info.pts) * info.time_base,
+            hdr=info.hdr,  # frames are read as they are stored
         )
     return float(torch.cat(frame_psnr).mean())
 

@@ -40,6 +40,7 @@ HELD_OUT_SETTINGS = (
     "val_fraction",
     "holdout",
     "colour_matrix",
+    "hdr",
     "bit_depth",
     "layout",
     "range",
@@ -70,6 +71,8 @@ class PixelFormat(NamedTuple):
     bit_depth: Literal[8, 16] = 8
     matrix: Literal["auto", "bt601"] = "auto"
     """Of files that do not say theirs, see `ClipConfig.colour_matrix`."""
+    hdr: Literal["as_stored", "tone_map"] = "as_stored"
+    """Of videos with a high dynamic range or wide colours, see `ClipConfig.hdr`."""
 
 
 RGB = PixelFormat()
@@ -135,6 +138,9 @@ class ClipConfig:
     colour_matrix: Literal["auto", "bt601"] = "auto"
     """How videos that do not say it encode colours: as players guess, by BT.709 if they have 720 lines or more and by
     BT.601 otherwise ("auto"), or always by BT.601, as in runs of earlier versions."""
+    hdr: Literal["as_stored", "tone_map"] = "as_stored"
+    """Videos with a high dynamic range (PQ, HLG) or the wide colours of BT.2020, as phones record them: use their
+    values as they are, which look grey as ordinary video ("as_stored"), or convert them to BT.709 ("tone_map")."""
     layout: str | None = None
     """Axes of arrays (`.npy`, `.npz`): time, height, width and channels. An array without T is an image. By default
     `T H W C`, or `T H W` for arrays of three axes."""
@@ -248,7 +254,7 @@ class ClipConfig:
     @property
     def pixel_format(self) -> PixelFormat:
         """What a decoded pixel holds."""
-        return PixelFormat(self.channels, self.bit_depth, self.colour_matrix)
+        return PixelFormat(self.channels, self.bit_depth, self.colour_matrix, self.hdr)
 
     @property
     def val_bucket(self) -> "Bucket":
@@ -279,6 +285,8 @@ class ClipConfig:
             values["zoomed_from"] = "cached files" if self.cache else "file"
         if self.fps is None:  # older versions had no other
             del values["fps"]
+        if self.hdr == "as_stored":
+            del values["hdr"]
         if not (self.layout or self.range):
             del values["layout"], values["range"]
         for name in _READING_SETTINGS:

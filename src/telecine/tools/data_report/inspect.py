@@ -203,7 +203,8 @@ def _codec_and_keyframe_distance(info: VideoInfo) -> tuple[str, int | None]:
     starts = [0, *keyframes, info.num_frames]
     distance = max(after - before for before, after in pairwise(starts))
     with open_video(info.source) as (_, stream):
-        return stream.codec_context.name, distance
+        codec = stream.codec_context.name
+    return f"{codec}, {info.hdr}" if info.hdr else codec, distance
 
 
 def _find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
