@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
+from telecine.base.shapes import RGBA
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import read_frames
+from telecine.data.pixels import resize_with_alpha
 from telecine.data.source import Span
 from telecine.settings import Bucket, ClipConfig
 
@@ -117,7 +119,7 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
 
 
 def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize decoded frames with an antialiased bicubic filter.
+    """Resize decoded frames with an antialiased bicubic filter, RGBA with colours multiplied by alpha meanwhile.
 
     Args:
         frames: uint8, uint16 or float32 `(T, H, W, C)`, see `telecine.data.read_clip`.
@@ -127,6 +129,10 @@ def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
         Frames of the same type.
     """
     channels_first = frames.movedim(-1, 1)
+    if frames.shape[-1] == RGBA and frames.dtype != torch.float32:
+        white = 255 if frames.dtype == torch.uint8 else 65535
+        with_alpha = resize_with_alpha(channels_first.double() / white, size)
+        return (with_alpha * white).round().to(frames.dtype).movedim(1, -1)
     if frames.dtype == torch.uint16:  # which PyTorch does not resize
         channels_first = channels_first.float()
     resized = F.interpolate(channels_first, size, mode="bicubic", antialias=True).movedim(1, -1)

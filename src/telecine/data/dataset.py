@@ -101,7 +101,8 @@ class _FilePool(_SpanPool):
 
 
 @lru_cache(maxsize=8)  # clips are read about in their order, of several sizes
-def _permutation(seed: int, epoch: int, num_parts: int) -> Tensor:
+def epoch_order(seed: int, epoch: int, num_parts: int) -> Tensor:
+    """Return the order in which an epoch draws the parts of the data, a permutation of their indices."""
     generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
     return torch.randperm(num_parts, generator=generator)
 
@@ -227,7 +228,7 @@ class ClipDataset(Dataset[Clip]):
         part = None
         if self.config.order == "epochs" and attempt == 0:
             epoch, place = divmod(number, pool.num_parts)
-            part = int(_permutation(self.seed, epoch, pool.num_parts)[place])
+            part = int(epoch_order(self.seed, epoch, pool.num_parts)[place])
         span, start = pool.draw(generator, part)
         numbers = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         zoom_number, top, left, flip_number = numbers

@@ -167,6 +167,6 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         return image
     if image.mode != "RGBA":
         return image.resize((width, height), Image.Resampling.BICUBIC)
-    planes = torch.from_numpy(np.array(image)).movedim(-1, 0).double() / 255
-    resized = resize_with_alpha(planes, size).movedim(0, -1)
+    planes = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].double() / 255
+    resized = resize_with_alpha(planes, size)[0].movedim(0, -1)
     return Image.fromarray((resized * 255).round().to(torch.uint8).numpy())

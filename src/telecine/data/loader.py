@@ -38,6 +38,7 @@ from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
 from telecine.data.errors import DataError, thread_errors
+from telecine.data.mapped import MappedClips
 from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,10 @@ class ClipLoader:
     """
 
     def __init__(
-        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Stop = lambda: False
+        self,
+        dataset: ClipDataset | MappedClips,
+        sampler: ClipBatchSampler,
+        should_stop: _Stop = lambda: False,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
@@ -181,7 +185,7 @@ class ClipLoader:
 class _RecordedRequests(Dataset[Clip]):
     """A dataset that records in shared memory the last item that each worker was asked for."""
 
-    def __init__(self, dataset: ClipDataset) -> None:
+    def __init__(self, dataset: ClipDataset | MappedClips) -> None:
         self.dataset = dataset
         self._last_items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
 

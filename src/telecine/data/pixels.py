@@ -140,9 +140,9 @@ class FrameConverter:
     def _resized_with_alpha(self, frame: VideoFrame, height: int, width: int) -> list[Tensor]:
         """Return the planes of RGBA, resized with colours multiplied by alpha: no invisible colour is mixed in."""
         planes = self._deep_planes(frame, frame.height, frame.width, "rgba")
-        resized = resize_with_alpha(torch.stack(planes).double() / _WHITE, (height, width))
+        resized = resize_with_alpha(torch.stack(planes)[None].double() / _WHITE, (height, width))
         white = _WHITE if self.pixels.bit_depth == 16 else 255
-        return [self._as_stored(plane * white) for plane in resized]
+        return [self._as_stored(plane * white) for plane in resized[0]]
 
     def _as_stored(self, plane: Tensor) -> Tensor:
         rounded = plane.round()
@@ -186,18 +186,18 @@ def resize_with_alpha(planes: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize RGBA with an antialiased bicubic filter, with colours multiplied by alpha meanwhile.
 
     Args:
-        planes: Red, green, blue and alpha in [0, 1], `(4, H, W)`.
+        planes: Red, green, blue and alpha in [0, 1], `(N, 4, H, W)`.
         size: Height and width of the result.
 
     Returns:
-        `(4, height, width)` in [0, 1]. Colours are 0 where alpha is.
+        `(N, 4, height, width)` in [0, 1]. Colours are 0 where alpha is.
     """
-    colours, alpha = planes.split([3, 1])
-    multiplied = torch.cat([colours * alpha, alpha])
-    resized = F.interpolate(multiplied[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-    colours, alpha = resized.split([3, 1])
+    colours, alpha = planes.split([3, 1], dim=1)
+    multiplied = torch.cat([colours * alpha, alpha], dim=1)
+    resized = F.interpolate(multiplied, size, mode="bicubic", antialias=True).clamp(0, 1)
+    colours, alpha = resized.split([3, 1], dim=1)
     visible = torch.where(alpha > 0, colours / alpha.clamp(min=1e-6), torch.zeros_like(colours))
-    return torch.cat([visible.clamp(max=1), alpha])
+    return torch.cat([visible.clamp(max=1), alpha], dim=1)
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:

@@ -22,8 +22,10 @@ from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
+from telecine.data.holdout_split import middles
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import num_bytes
+from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
@@ -40,7 +42,7 @@ from telecine.training.step import MicroBatch
 class Clips:
     """The clips of a run, for training and for validation."""
 
-    train: ClipDataset
+    train: ClipDataset | MappedClips
     val: list[Clip]
     num_videos: int
     num_images: int
@@ -135,6 +137,51 @@ class Spans:
         return cls(usable, train, held_out, skipped, num_short)
 
 
+def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset) -> Clips:
+    """Split a map-style data set, and read the validation clips. Every process has to call this.
+
+    Args:
+        config: The settings. Those of files and of several sizes have to be left out.
+        model: The autoencoder.
+        dataset: The clips, see `MappedClips`.
+
+    Raises:
+        ValueError: A setting is for files, clips do not fit the model, or a process has other clips than the first one.
+        DataError: There are fewer than two clips, or a validation clip is not as `config.clips` says.
+    """
+    clips = config.clips
+    for_files = {
+        "data": config.data,
+        "val_data": config.val_data,
+        "latent_cache": config.latent_cache,
+        "clips.buckets": clips.buckets,
+        "clips.image_ratio": clips.image_ratio,
+        "clips.cache": clips.cache,
+    }
+    for name, value in for_files.items():
+        if value:
+            remedy = "It is for data in files."
+            raise argument_error(name, "left out with `dataset`", repr(value), remedy)
+    check_channels(clips, model)
+    check_buckets(clips.train_buckets, model, images=False)
+    train, held_out = split_indices(len(dataset), clips.val_fraction)
+    chosen = [
+        held_out[place] for place in middles(len(held_out), min(config.val_clips, len(held_out)))
+    ]
+    val = [read_mapped(dataset, index, clips) for index in chosen]
+    mapped = Clips(
+        train=MappedClips(dataset, train, clips, seed=config.seed),
+        val=val,
+        num_videos=len(train),
+        num_images=0,
+        num_skipped=0,
+        held_out=f"{len(held_out)} of {len(dataset)} clips of the data set",
+    )
+    if num_ranks() > 1:
+        check_same_data(mapped.recorded())
+    return mapped
+
+
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this.
 
@@ -205,7 +252,7 @@ def check_same_data(recorded: Mapping[str, Any]) -> None:
 def read_batches(
     config: TrainConfig,
     state: TrainState,
-    clips: ClipDataset,
+    clips: ClipDataset | MappedClips,
     latent_cache: LatentCache | None,
     *,
     should_stop: Callable[[], bool],

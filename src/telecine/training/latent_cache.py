@@ -25,6 +25,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.find import check_output
 from telecine.data.index_cache import fingerprint_of
+from telecine.data.mapped import MappedClips
 from telecine.models import DeterministicPosterior, DiagonalGaussian, Posterior, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.pretrained import digest_of_encoder, safetensors_write
@@ -188,7 +189,10 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def open_cache(
-    folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
+    folder: str | None,
+    model: VideoAutoencoder,
+    clips: ClipDataset | MappedClips,
+    accelerator: Accelerator,
 ) -> LatentCache | None:
     """Return the cache in a folder, which is created if needed. Every process has to call this.
 
@@ -220,7 +224,7 @@ def open_cache(
 
 
 def identity_of(
-    encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str
+    encoder: VideoAutoencoder, clips: ClipDataset | MappedClips, mixed_precision: str
 ) -> dict[str, object]:
     """Return what the latents of clips depend on, by name.
 
@@ -266,7 +270,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
 
 
 def find_missing_batches(
-    cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler
+    cache: LatentCache, clips: ClipDataset | MappedClips, sampler: ClipBatchSampler
 ) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips.
 
@@ -291,7 +295,7 @@ def find_missing_batches(
 def fill_latent_cache(
     cache: LatentCache,
     state: TrainState,
-    clips: ClipDataset,
+    clips: ClipDataset | MappedClips,
     sampler: ClipBatchSampler,
     console: Console,
     before_each: Callable[[], None],
@@ -359,7 +363,7 @@ def check_disk(folder: Path, size: int) -> None:
 @torch.no_grad()
 def measure_latents(
     model: VideoAutoencoder,
-    clips: ClipDataset,
+    clips: ClipDataset | MappedClips,
     num_clips: int,
     accelerator: Accelerator,
     check: Callable[[Exception | None], None],
