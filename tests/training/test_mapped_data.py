@@ -48,7 +48,7 @@ def test_a_run_on_a_data_set_resumes_exactly(tiny, tmp_path):
     other.offset = 100
     with pytest.raises(ValueError, match="but got other held-out clips"):
         train(replace(config, steps=5), dataset=other, console=quiet())
-    with pytest.raises(ValueError, match="other held-out clips|`data` must be"):
+    with pytest.raises(ValueError, match=r"other held-out clips|`data` must be"):
         train(replace(config, steps=5), console=quiet())
 
 
