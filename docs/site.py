@@ -156,9 +156,11 @@ def settings() -> str:
     """Return the page of all settings."""
     from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
     from telecine.settings.validate import settings_of
+    from telecine.tools.decode.settings import DecodeConfig
+    from telecine.tools.encode.settings import EncodeConfig
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
-    commands["reconstruct"] = ReconstructConfig
+    commands |= {"reconstruct": ReconstructConfig, "encode": EncodeConfig, "decode": DecodeConfig}
     text = "# Settings\n\nOptions of a command, or keys of a YAML file for `--config`. "
     text += "A dot is a group: `clips.height`.\n"
     for command, kind in commands.items():
