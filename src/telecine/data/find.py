@@ -239,7 +239,6 @@ def _nothing_found(contract: str, path: str | PathLike[str], name: str) -> Excep
     if others:
         counts = [f"{number} {suffix}" for suffix, number in others.most_common(_NUM_SUFFIXES)]
         got = f"{path}, which has {', '.join(counts)}"
-        remedy = "Convert them to videos."
     if ".gif" in others:
         remedy = "Convert animated GIFs to videos, e.g. `ffmpeg -i IN.gif OUT.mp4`."
     return argument_error(name, contract, got, remedy, DataError)
