@@ -82,18 +82,13 @@ def test_an_opaque_alpha_and_its_weights_learn():
         assert gradient.abs().amax((0, 2, 3, 4, 5)).min() > 0
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (4, 1, "must be those of the model, rgba, but got grey. Set it to rgba, or"),
-        (4, 3, "must be those of the model, rgba, but got rgb. Set it to rgba, or"),
-        (3, 2, "must be those of the model, rgb, or .*rgba, but got 2. Set it to rgb, or"),
-    ],
-)
-def test_rgba_models_and_other_numbers_are_refused(old, new, message):
-    model = CausalVAE(CausalVAEConfig(in_channels=old, **SMALL))
-    with pytest.raises(ValueError, match=f"`clips.channels` {message}"):
-        model.with_channels(new)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_rgba_models_and_other_numbers_are_refused(number):
+    model = CausalVAE(CausalVAEConfig(in_channels=4 if number != 2 else 3, **SMALL))
+    with pytest.raises(
+        ValueError, match=r"`clips.channels` must be 1, 3 or 4 for a model that has 1 or 3"
+    ):
+        model.with_channels(number)
 
 
 def test_custom_modules_and_layers_of_other_channels_are_refused():

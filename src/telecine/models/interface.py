@@ -381,8 +381,10 @@ def check_channels(config: ClipConfig, model: VideoAutoencoder) -> None:
     """
     if config.num_channels != model.in_channels:
         contract = f"one of {model.in_channels} channels, as the model has"
-        remedy = f"Set it to {channels_named(model.in_channels)}; a new model of these clips has "
-        remedy += f"`causal_vae.in_channels` {config.num_channels}."
+        remedy = (
+            f"Set `--clips.channels {channels_named(model.in_channels)}`, or for telecine's own model "
+            f"`--causal_vae.in_channels {config.num_channels}`."
+        )
         raise argument_error("clips.channels", contract, f'"{config.channels}"', remedy)
 
 

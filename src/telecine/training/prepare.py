@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch import nn
 from telecine.base.checks import Interrupted
 from telecine.base.files import mark_output
 from telecine.data.find import check_output
+from telecine.data.mapped import MapDataset
 from telecine.losses.perceptual import LPIPS
 from telecine.models import (
     CausalVAE,
@@ -44,7 +45,7 @@ from telecine.training.baseline import (
 )
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer, best_step
-from telecine.training.clips import Clips, build_clips
+from telecine.training.clips import Clips, build_clips, map_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
     describe_processes,
@@ -90,7 +91,7 @@ class LockedFolder:
         self.lock: RunLock | None = None
         on_first_process(partial(self._take, config.data, steal=steal), accelerator)
 
-    def _take(self, data: str | None, *, steal: bool) -> None:
+    def _take(self, data: str | Sequence[str] | None, *, steal: bool) -> None:
         check_output("output_dir", data, str(self.files.folder))
         self.files.check_files()
         self.lock = RunLock(self.files.folder, steal=steal)
@@ -169,6 +170,7 @@ def prepare(
     autoencoder: nn.Module | None = None,
     *,
     teacher: VideoAutoencoder | None = None,
+    dataset: MapDataset | None = None,
     steal_lock: bool = False,
     change_data: bool = False,
 ) -> TrainingRun:
@@ -181,6 +183,7 @@ def prepare(
         console: Where to print; only the first process does.
         autoencoder: A custom module to train instead of the model that `config.model` names.
         teacher: An autoencoder whose metrics are logged beside those of the run.
+        dataset: Clips to train on instead of files, see `train`.
         steal_lock: Take over the lock of another process.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
 
@@ -208,6 +211,7 @@ def prepare(
                 accelerator,
                 console,
                 teacher=teacher,
+                dataset=dataset,
                 start_time=start_time,
                 change_data=change_data,
             )
@@ -227,6 +231,7 @@ def _build(
     console: Console,
     *,
     teacher: VideoAutoencoder | None,
+    dataset: MapDataset | None,
     start_time: float,
     change_data: bool,
 ) -> TrainingRun:
@@ -246,7 +251,9 @@ def _build(
     model, copied, init_digest = _build_model(start, console)
 
     # The data.
-    clips, data = _read_data(start, model, accelerator, console, change_data=change_data)
+    clips, data = _read_data(
+        start, model, accelerator, console, dataset=dataset, change_data=change_data
+    )
     if not is_resumed and start.module is None and device.type == "cpu":
         describe = partial(describe_on_cpu, config, model, num_processes=accelerator.num_processes)
         line = on_first_process(describe, accelerator)
@@ -372,6 +379,7 @@ def _read_data(
     accelerator: Accelerator,
     console: Console,
     *,
+    dataset: MapDataset | None,
     change_data: bool,
 ) -> tuple[Clips, dict[str, Any]]:
     """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
@@ -379,7 +387,10 @@ def _read_data(
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
     # A stop loses nothing: the index of the files that were read is saved.
     with stop_on_signal(at_once=Interrupted(start.checkpoint)):
-        clips = build_clips(config, model)
+        if dataset is None:
+            clips = build_clips(config, model)
+        else:
+            clips = map_clips(config, model, dataset)
     data = clips.recorded()
     if start.saved is not None and not change_data:
         changes = on_first_process(
