@@ -32,7 +32,7 @@ from telecine.settings.parse import find_recipe, read_config
 from telecine.training.baseline import fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
-from telecine.training.diagnostics import Diagnostics, RecentValues
+from telecine.training.diagnostics import Diagnostics
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 
 NO_GAN = "no GAN"
@@ -103,8 +103,7 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        values = RecentValues(config.objective, config.optimizer, config.steps)
-        self.diagnostics = Diagnostics(files, values, console=Console(quiet=True))
+        self.diagnostics = Diagnostics(files, config, Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:
@@ -137,7 +136,7 @@ class Run:
             "num_averaged": state.ema.num_updates,
             "step": state.step,
             "log_means": state.log_means,
-            "history": self.diagnostics.history,
+            "values": self.diagnostics.values,
             "warned": self.diagnostics.warned,
             "seconds": self.seconds,
         }
@@ -153,7 +152,7 @@ class Run:
             average.copy_(saved["averages"][name])
         state.ema.num_updates = saved["num_averaged"]
         state.step, state.log_means = saved["step"], saved["log_means"]
-        self.diagnostics.history, self.diagnostics.warned = saved["history"], saved["warned"]
+        self.diagnostics.values, self.diagnostics.warned = saved["values"], saved["warned"]
         self.seconds = saved["seconds"]
 
     def health(self) -> dict[str, float]:

@@ -233,7 +233,7 @@ def test_runs_equal_the_trainers_bit_for_bit(
 def test_diagnostics_include_the_shared_start(benchmark_module, run_until):
     config = demo_with(benchmark_module, SMALL, {"log_every": 2})
     runs = [run_until(4, config), run_until(4, config, run_until(1, config).save())]
-    first, second = (run.diagnostics.history.first["train/perceptual_loss"] for run in runs)
+    first, second = (run.diagnostics.values.first["train/perceptual_loss"] for run in runs)
     assert len(first) == 2
     assert first == second
 

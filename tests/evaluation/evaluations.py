@@ -28,6 +28,7 @@ def write_evaluation(folder, clips, per_frame=None, **protocol):
         "resize": "none",
         "crop": "none",
         "metrics": {name: METRICS[name].describe() for name in values[0]},
+        "better": {name: METRICS[name].better for name in values[0]},
         "clips_sha256": "1234",
     }
     with pytest.MonkeyPatch.context() as patch:

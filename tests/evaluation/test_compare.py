@@ -85,6 +85,16 @@ def test_an_evaluation_compared_with_itself_is_undecided(worse):
     assert {difference.better for difference in compare(worse, worse).differences} == {"undecided"}
 
 
+def test_evaluations_of_older_versions_say_in_the_definition_what_is_better(
+    worse, better, tmp_path
+):
+    older = shutil.copytree(worse, tmp_path / "older")
+    protocol = read_protocol(older)
+    assert protocol.pop("better")["grid_4"] == "nearest to 0"
+    (older / "protocol.json").write_text(json.dumps(protocol))
+    assert compare(older, better).differences == compare(worse, better).differences
+
+
 @pytest.mark.parametrize("name", MUST_MATCH)
 def test_different_clips_or_settings_raise(worse, name):
     protocol = read_protocol(worse)

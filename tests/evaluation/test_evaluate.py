@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
-from telecine.evaluation import ReconstructionMetrics, measure_clips
+from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.metrics import default_metrics
-from telecine.evaluation.reconstruction_sources import read_span
+from telecine.evaluation.metrics import METRICS, default_metrics
+from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.runs import Run
 from telecine.runs.saved_settings import write_settings
 from telecine.settings import ClipConfig, EvaluateConfig, TrainConfig
@@ -35,6 +35,7 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     )
     assert (evaluation.protocol.num_clips, evaluation.protocol.num_videos) == (4, 3)
     assert evaluation.protocol.fps == 25
+    assert evaluation.protocol.better["flicker"] == METRICS["flicker"].better
     clip = evaluation.per_clip[0]
     info = next(
         info for info in index_videos(find_videos(videos))[0] if str(info.source) == clip["source"]
@@ -213,15 +214,16 @@ def test_data_is_no_configuration():
 
 
 def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeypatch):
-    monkeypatch.setattr(
-        measure_clips,
-        "read_span",
-        lambda span, config: None if span.info.source.stem != "two" else read_span(span, config),
-    )
+    read = ConfiguredClips.read
+
+    def read_only_two(clips, span):
+        return read(clips, span) if span.info.source.stem == "two" else None
+
+    monkeypatch.setattr(ConfiguredClips, "read", read_only_two)
     config = EvaluateConfig(data=str(videos), **{**TINY, "num_frames": 25})
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
-    monkeypatch.setattr(measure_clips, "read_span", lambda span, config: None)
+    monkeypatch.setattr(ConfiguredClips, "read", lambda clips, span: None)
     with pytest.raises(
         ValueError, match="`data` must be files with a decodable clip, but got 3 clips that cannot"
     ):

@@ -7,8 +7,10 @@ import torch
 from torch import distributed as dist
 
 from telecine.evaluation.evaluate import device_of_process
-from telecine.evaluation.measure_clips import MetricSet, measure_clips, process_group
-from telecine.evaluation.reconstruction_sources import index_data, select_clips
+from telecine.evaluation.measure_clips import measure_clips, process_group
+from telecine.evaluation.metrics.metric_set import MetricSet
+from telecine.evaluation.protocols.configured import ConfiguredClips
+from telecine.evaluation.reconstruction_sources import index_data
 from telecine.settings import ClipConfig
 
 
@@ -59,7 +61,7 @@ def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
 class Same:
     """A source whose reconstructions are the clips."""
 
-    clips: ClipConfig
+    protocol: ConfiguredClips
 
     def reconstruct(self, span, target):
         return target
@@ -68,8 +70,8 @@ class Same:
 def test_each_process_measures_other_clips_and_has_all_results_in_order(
     second_of_two, videos, monkeypatch
 ):
-    clips = ClipConfig(num_frames=5, height=16, width=16)
-    spans = select_clips(index_data(videos), clips, 5)
+    clips = ConfiguredClips(ClipConfig(num_frames=5, height=16, width=16), 5)
+    spans = clips.select(index_data(videos))
     metric_set = MetricSet(["psnr"], {}, None, {}, {})
     alone = measure_clips(Same(clips), metric_set, spans, torch.device("cpu"), 0, 1)
 

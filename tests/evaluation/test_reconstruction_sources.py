@@ -11,13 +11,12 @@ import yaml
 from PIL import Image
 
 from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
+from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruction_sources import (
     contains_videos,
     index_data,
-    model_source,
+    measured_model,
     open_source,
-    read_span,
-    select_clips,
 )
 from telecine.report.video import write_video
 from telecine.runs import Run
@@ -99,23 +98,25 @@ class TestSelection:
         return [(span.info.source.stem, span.first_frame) for span in spans]
 
     def test_all_clips_without_overlap(self, infos):
-        spans = select_clips(infos, ClipConfig(num_frames=5, stride=2, height=32, width=32), 100)
+        config = ClipConfig(num_frames=5, stride=2, height=32, width=32)
+        spans = ConfiguredClips(config, 100).select(infos)
         assert self.starts(spans) == [
             (name, start) for name in ("three", "one", "two") for start in (0, 9)
         ]
 
     def test_fewer_clips_are_spread_evenly(self, infos):
         config = ClipConfig(num_frames=5, height=32, width=32)
-        assert self.starts(select_clips(infos, config, 3)) == [
+        assert self.starts(ConfiguredClips(config, 3).select(infos)) == [
             ("three", 10),
             ("one", 10),
             ("two", 10),
         ]
-        assert self.starts(select_clips(infos, config, 1)) == [("one", 10)]
+        assert self.starts(ConfiguredClips(config, 1).select(infos)) == [("one", 10)]
 
     def test_a_span_is_read_at_its_position_and_size(self, infos):
         config = ClipConfig(num_frames=5, stride=2, height=32, width=32)
-        clip = read_span(select_clips(infos, config, 100)[3], config)
+        protocol = ConfiguredClips(config, 100)
+        clip = protocol.read(protocol.select(infos)[3])
         assert (clip["source"], clip["start"]) == (str(infos[1].source), 9)
         assert clip["video"].shape == (3, 5, 32, 32)
 
@@ -125,7 +126,7 @@ class TestSelection:
     )
     def test_no_clip_raises(self, infos, num_frames, max_clips, message):
         with pytest.raises(ValueError, match=message):
-            select_clips(infos, ClipConfig(num_frames=num_frames), max_clips)
+            ConfiguredClips(ClipConfig(num_frames=num_frames), max_clips).select(infos)
 
 
 class TestModelSource:
@@ -144,7 +145,7 @@ class TestModelSource:
 
     def test_clips_have_the_size_of_the_run_without_training_only_settings(self, run):
         folder = run(stride=2, **TRAINING_ONLY)
-        opened = model_source(folder, EvaluateConfig(), CPU)
+        opened = measured_model(folder, EvaluateConfig(), CPU)
         clips = opened.clips
         assert (clips.num_frames, clips.height, clips.width, clips.stride) == (5, 32, 48, 2)
         assert (clips.buckets, clips.image_ratio, clips.scale_jitter, clips.cache) == (
@@ -168,11 +169,11 @@ class TestModelSource:
         (settings,) = folder.glob("**/config.yaml")
         settings.write_text(f"clips: {clips}")
         with pytest.raises(ValueError, match=message):
-            model_source(folder, EvaluateConfig(), CPU)
+            measured_model(folder, EvaluateConfig(), CPU)
 
     def test_the_size_may_differ_from_all_buckets(self, run):
         config = EvaluateConfig(num_frames=1, height=16, width=32)
-        clips = model_source(run(**TRAINING_ONLY), config, CPU).clips
+        clips = measured_model(run(**TRAINING_ONLY), config, CPU).clips
         assert (clips.num_frames, clips.height, clips.width) == (1, 16, 32)
 
 
@@ -185,9 +186,10 @@ class TestVideoSource:
 
     def test_clips_have_the_size_of_the_videos(self, videos, reconstructions):
         infos, opened = self.open(reconstructions["little"], videos, num_frames=4)
-        assert (opened.clips.num_frames, opened.clips.height, opened.clips.width) == (4, 48, 64)
-        span = select_clips(infos, opened.clips, 1)[0]
-        target = read_span(span, opened.clips)["video"][None]
+        clips = opened.protocol.config
+        assert (clips.num_frames, clips.height, clips.width) == (4, 48, 64)
+        span = opened.protocol.select(infos)[0]
+        target = opened.protocol.read(span)["video"][None]
         reconstruction = opened.reconstruct(span, target)
         assert reconstruction.shape == target.shape
         assert 0 < (reconstruction - target).abs().mean() < 0.1
@@ -200,7 +202,7 @@ class TestVideoSource:
         ):
             self.open(copied_videos, copied_videos)
         _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
-        assert (opened.clips.height, opened.clips.width) == (32, 32)
+        assert (opened.protocol.config.height, opened.protocol.config.width) == (32, 32)
 
     @pytest.mark.parametrize("alpha", [255, 90])
     def test_alpha_is_not_measured_which_a_line_says(self, tmp_path, caplog, alpha):
@@ -219,15 +221,15 @@ class TestVideoSource:
         infos, opened = self.open(
             tmp_path / "reconstructions", tmp_path / "data", protocol="vidtok"
         )
-        opened = replace(opened, clips=replace(opened.clips, num_videos=None))
-        (span,) = opened.clips.select(infos)
-        target = read_span(span, opened.clips)["video"][None]
+        opened = replace(opened, protocol=replace(opened.protocol, num_videos=None))
+        (span,) = opened.protocol.select(infos)
+        target = opened.protocol.read(span)["video"][None]
         assert (opened.reconstruct(span, target) - target).abs().mean() < 0.02
 
     def test_a_broken_reconstruction_raises(self, videos, copied_videos):
         infos, opened = self.open(copied_videos, videos, num_frames=20)
-        span = select_clips(infos, opened.clips, 1)[0]
-        target = read_span(span, opened.clips)["video"][None]
+        span = opened.protocol.select(infos)[0]
+        target = opened.protocol.read(span)["video"][None]
         shutil.rmtree(copied_videos)
         with pytest.raises(
             ValueError,

@@ -228,6 +228,20 @@ class Bare(Tiny):
         del self.config
 
 
+class Required(Undeclared):
+    def __init__(self, width):
+        super().__init__(width)
+
+
+class Scaled(Undeclared):
+    def __init__(self, scale=1):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, video):
+        return super().forward(video) * self.scale
+
+
 class Unplain(Tiny):
     def __init__(self, width=4):
         super().__init__(width)
@@ -263,7 +277,7 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("Tiny", {"width": 6}), ("Bare", {}), ("OfDiffusers", {"width": 6})],
+    [("Tiny", {"width": 6}), ("Bare", {}), ("Undeclared", {}), ("OfDiffusers", {"width": 6})],
 )
 def test_a_saved_module_is_loaded_by_the_path_of_its_class(package, tmp_path, name, arguments):
     module = getattr(package, name)(**arguments)
@@ -281,31 +295,65 @@ def test_a_saved_module_is_loaded_by_the_path_of_its_class(package, tmp_path, na
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "arguments", "when_trained", "when_loaded"),
     [
         (
-            "Undeclared",
-            r"Give mine_of_tests\.Undeclared an attribute `config`, a dict of its arguments",
+            "Required",
+            {"width": 4},
+            "whose arguments are not known",
+            r"Required\(\.\.\.\)\)\.load_w",
         ),
-        ("Unplain", "an attribute `config`, a dict of its arguments"),
+        ("Undeclared", {"width": 6}, r"which with \{\} has layers", "must be the model's weights"),
+        ("Scaled", {"scale": 2}, r"which with \{\} has other outputs with the same weights", None),
+        ("Unplain", {}, "not plain values", None),
         (
             "Wrong",
-            r"those of mine_of_tests\.Wrong, but got \{'height': 3\}, with which it raises TypeError: .*'height'",
+            {},
+            r"raises TypeError with \{'height': 3\}",
+            "got {'height': 3}, with which it r",
         ),
     ],
 )
-def test_a_module_that_does_not_declare_its_arguments(package, tmp_path, name, message):
-    as_video_autoencoder(getattr(package, name)()).save_pretrained(tmp_path)
+def test_a_module_that_cannot_be_built_again(
+    package, tmp_path, name, arguments, when_trained, when_loaded
+):
+    model = as_video_autoencoder(getattr(package, name)(**arguments))
+    with pytest.raises(ValueError, match=rf"{when_trained}.*Give it an attribute `config`, a dict"):
+        model.check_reload()
+    model.save_pretrained(tmp_path)
     allow_code("mine_of_tests")
-    with pytest.raises(ValueError, match=message):
-        load_autoencoder(tmp_path)
+    if when_loaded is not None:
+        with pytest.raises(ValueError, match=when_loaded):
+            load_autoencoder(tmp_path)
+
+
+def test_a_run_that_saved_its_arguments_as_settings_only(package, tmp_path):
+    model = as_video_autoencoder(package.Undeclared(6))
+    model.save_pretrained(tmp_path / "ema")
+    file = tmp_path / "ema" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_arguments": None}))
+    path = "mine_of_tests.Undeclared"
+    (tmp_path / "config.yaml").write_text(f"model: {path}\nmodel_arguments: {{width: 6}}\n")
+    allow_code("mine_of_tests")
+    assert torch.equal(load_autoencoder(tmp_path / "ema")(clip()).video, model(clip()).video)
+
+
+def test_arguments_that_the_caller_knows_are_saved(package, tmp_path):
+    module = package.Scaled(scale=2)
+    model = as_video_autoencoder(module, {"scale": 2})
+    assert model.check_reload() is None
+    model.save_pretrained(tmp_path)
+    allow_code("mine_of_tests")
+    assert torch.equal(load_autoencoder(tmp_path)(clip()).video, module(clip()))
 
 
 def test_a_class_that_cannot_be_imported(tmp_path):
     class Local(Compressor):
         pass
 
-    as_video_autoencoder(Local()).save_pretrained(tmp_path)
+    model = as_video_autoencoder(Local())
+    assert "commands cannot load this run, since" in model.check_reload()
+    model.save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"a class that can be imported, .*Move the class to a file"
     ):
@@ -331,8 +379,10 @@ def test_a_module_that_an_older_version_saved(tmp_path):
         match=r"got 'Compressor'\. .*In Python, a module of yours takes the place of its folder",
     ):
         load_autoencoder(tmp_path)
-    model = as_video_autoencoder(Compressor())
-    model.load_weights(tmp_path)
+    model = as_video_autoencoder(Compressor()).load_weights(tmp_path)
+    assert torch.equal(
+        model.module.decoder[1].bias, load_file(tmp_path / "model.safetensors")["decoder.1.bias"]
+    )
 
 
 @pytest.mark.parametrize(

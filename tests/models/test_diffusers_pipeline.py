@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 
+from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder, PipelineVAE
 from telecine.models.student import StudentAutoencoder, student_config
 
@@ -86,6 +87,45 @@ def test_a_student_decodes_in_the_place_of_its_teacher(pipe):
         assert not torch.equal(after, before)
     assert pipe.to(torch.float64).vae.dtype == torch.float64
     assert (pipe.vae.config.z_dim, pipe.vae.config.latents_mean[0]) == (4, 0.5)
+
+
+def test_a_pipeline_with_a_student_is_saved_and_loaded(pipe, tmp_path):
+    teacher = DiffusersAutoencoder(pipe.vae)
+    student = StudentAutoencoder.of(
+        teacher, "wan", str, student_config("tiny", teacher, CLIPS["wan"])
+    ).eval()
+    pipe.vae = PipelineVAE(student)
+    pipe.save_pretrained(tmp_path / "pipe")
+    loaded = Pipeline.from_pretrained(tmp_path / "pipe")
+    assert isinstance(loaded.vae, PipelineVAE)
+    torch.testing.assert_close(loaded(5, 16, 16), pipe(5, 16, 16))
+    half = PipelineVAE.from_pretrained(tmp_path / "pipe" / "vae", torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    pipe.vae.save_config(tmp_path / "config")
+    written = [tmp_path / name / "config.json" for name in ("config", "pipe/vae")]
+    assert written[0].read_text() == written[1].read_text()
+    assert isinstance(load_autoencoder(tmp_path / "pipe" / "vae"), StudentAutoencoder)
+
+
+def test_slices_and_tiles_of_a_pipeline():
+    vae = PipelineVAE(student_of("wan"))
+    latent = torch.randn(2, 4, 2, 12, 8, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    vae.student.decoder.register_forward_hook(lambda *call: sizes.append(tuple(call[2].shape)))
+    whole = vae.decode(latent).sample
+    vae.enable_slicing()
+    torch.testing.assert_close(vae.decode(latent).sample, whole)
+    vae.disable_slicing()
+    vae.enable_tiling(64, 64, 32, 32)
+    tiled = vae.decode(latent).sample
+    assert tiled.shape == whole.shape
+    assert sizes == [(2, 3, 5, 96, 64), *[(1, 3, 5, 96, 64)] * 2, *[(2, 3, 5, 64, 64)] * 2]
+    inner = (..., slice(0, 24), slice(None))  # far from the seam
+    torch.testing.assert_close(tiled[inner], whole[inner], atol=0.1, rtol=0)
+    vae.disable_tiling()
+    assert torch.equal(vae.decode(latent).sample, whole)
+    with pytest.raises(ValueError, match="must be at least 1 and at most the 64 pixels of a tile"):
+        vae.enable_tiling(64, 64, 65, 65)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import clip_generators, randn
-from telecine.models import CausalVAE, LinearAutoencoder, load_autoencoder
+from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.causal import build_decoder
 from telecine.models.flow import random_levels
+from telecine.models.latent import LatentGrid
 from telecine.models.linear import PatchDecoder, fit_decoder
 from telecine.models.student import SIZES, StudentAutoencoder, student_config
 from telecine.runs.checkpoints import Checkpoints
@@ -291,7 +292,7 @@ def test_the_settings_of_a_student(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("linear", "settings", "message"),
+    ("grid", "settings", "message"),
     [
         (None, "patch_size: 16", r"`patch_size` must be"),
         (
@@ -306,26 +307,26 @@ def test_the_settings_of_a_student(tmp_path):
             "`teacher` must be an autoencoder that makes a latent frame of the first",
         ),
         (
-            lambda *_: LinearAutoencoder(4, 12, 12),
+            lambda *_: LatentGrid(4, 12, 12, True),
             "",
             r"but got 4 x 12 x 12\. `telecine train --trainable.weights decoder`",
         ),
         (
-            lambda num_frames, *_: LinearAutoencoder(num_frames - 1, 8, 12),  # two latent frames
+            lambda num_frames, *_: LatentGrid(num_frames - 1, 8, 12, True),  # two latent frames
             "",
             r"in clips of any length, .* but got 4 x 8 x 8, then 8 x 8 x 8\.",
         ),
         (
-            lambda *_: LinearAutoencoder(6, 8, 12, first_frame_apart=False),
+            lambda *_: LatentGrid(6, 8, 12, False),
             "first_frame_apart: true",
             r"`first_frame_apart of .*` must be False, the teacher's, but got True",
         ),
     ],
 )
-def test_settings_and_teachers_that_a_student_cannot_have(tmp_path, linear, settings, message):
+def test_settings_and_teachers_that_a_student_cannot_have(tmp_path, grid, settings, message):
     model = teacher()
-    if linear is not None:
-        model.linear_autoencoder = linear
+    if grid is not None:
+        model.latent_grid = grid
     with pytest.raises(ValueError, match=message):
         student_config(student_settings(tmp_path, settings) if settings else "tiny", model, CLIP)
 
@@ -344,7 +345,7 @@ def test_the_numbers_of_weights_in_the_docs():
         cells = []
         for compression in ((4, 8, 16), (4, 16, 48), (8, 32, 128)):
             with torch.device("meta"):
-                model.linear_autoencoder = lambda *_, c=compression: LinearAutoencoder(*c)
+                model.latent_grid = lambda *_, c=compression: LatentGrid(*c, True)
                 decoder = build_decoder(student_config(size, model, CLIP))
             cells.append(f"{sum(weight.numel() for weight in decoder.parameters()) / 1e6:.2f}")
         assert f"| {size} | {' | '.join(cells)} |" in page

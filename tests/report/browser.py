@@ -96,7 +96,9 @@ def chart(page: Page, title: str) -> Locator:
         has=page.get_by_role("heading", name=title, exact=True)
     )
     figure.scroll_into_view_if_needed()
-    is_drawn = "title => charts.some((chart) => chart.plot.title === title && chart.isNear && !isStale(chart))"
+    is_drawn = (
+        "title => cards.some((card) => card.chart.title === title && card.isNear && !isStale(card))"
+    )
     page.wait_for_function(is_drawn, arg=title)
     figure.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached")
     return figure

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from telecine.report.charts import charts_of_runs, label_of, plots_of_names
+from telecine.report.charts import chart_definitions, charts_of_runs, label_of
 from telecine.report.reported_run import ReportedRun
 from telecine.settings import ObjectiveConfig
 
@@ -133,16 +133,15 @@ def test_schedules_are_not_smoothed():
     assert not_smoothed == ["learning rate", "scheduled weights"]
 
 
-def test_other_losses_and_weights_have_their_plots():
+def test_other_losses_and_weights_have_their_charts():
     weights = {f"train/{term.weight_key}" for term in ObjectiveConfig().term_schedules().values()}
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
     shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
     shown |= {"train/total_loss", "train/total_disc_loss"}
-    plots = {
-        plot.title: set(plot.names) for plot in plots_of_names(sorted(weights | losses | shown))
-    }
-    assert plots["other losses, unweighted"] == losses
-    assert plots["scheduled weights"] == weights
+    definitions = chart_definitions(sorted(weights | losses | shown))
+    names = {definition.title: set(definition.names) for definition in definitions}
+    assert names["other losses, unweighted"] == losses
+    assert names["scheduled weights"] == weights
 
 
 @pytest.mark.parametrize(

@@ -136,19 +136,20 @@ def test_the_best_validation_is_finite_after_the_start_and_the_earliest_of_equal
         {"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures
     ]
     run = validated(tmp_path / "run", records)
-    assert run.best_step(metric, 5) == best
-    assert run.best_step(None, 5) is None
-    assert validated(tmp_path / "diverged", records[:2]).best_step(metric, 1) is None
-    assert Run(tmp_path / "empty").best_step(metric, 3) is None
+    larger = {"larger_is_better": metric == "psnr"}
+    assert run.best_step(metric, 5, **larger) == best
+    diverged = validated(tmp_path / "diverged", records[:2])
+    assert diverged.best_step(metric, 1, **larger) is None
+    assert Run(tmp_path / "empty").best_step(metric, 3, **larger) is None
 
 
 def test_only_validations_with_a_checkpoint_or_of_this_step_can_be_the_best(tmp_path):
     run = validated(tmp_path, [{"step": step, "val/psnr": 40.0 - step} for step in (1, 2, 3)])
     shutil.rmtree(run.checkpoints.path(1))
     shutil.rmtree(run.checkpoints.path(3))
-    assert run.best_step("psnr", 3) == 2
+    assert run.best_step("psnr", 3, larger_is_better=True) == 2
     shutil.rmtree(run.checkpoints.path(2))
-    assert run.best_step("psnr", 3) == 3
+    assert run.best_step("psnr", 3, larger_is_better=True) == 3
 
 
 def test_the_first_and_the_last_validation(tmp_path):
@@ -168,7 +169,7 @@ def test_validations_on_other_clips_do_not_count(tmp_path):
     summary = RunSummary(9, 7, 3, 2, 1, 42, 4, clips, seconds=1.5, peak_memory=None)
     for start, first in ((0, 1), (3, 3), (5, 1)):
         run.write_summary(replace(summary, validated_from=start))
-        assert run.best_step("psnr", 4) == first, (
+        assert run.best_step("psnr", 4, larger_is_better=True) == first, (
             "without one on the present clips, the best on those before"
         )
         assert run.first_and_last() == ({"psnr": 40.0 - first}, {"psnr": 36.0})

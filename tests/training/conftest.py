@@ -64,12 +64,12 @@ EVERY_DISCRIMINATOR = DiscriminatorConfig(
 @pytest.fixture(scope="session", autouse=True)
 def recorded_once():
     """Let all runs share what takes as long as an update: the packages and revision, and which settings need quotes."""
-    from telecine.runs import settings
+    from telecine.runs import saved_settings
     from telecine.training import records
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "environment", cache(records.environment))
-        patch.setattr(settings, "parse_yaml", cache(settings.parse_yaml))
+        patch.setattr(saved_settings, "parse_yaml", cache(saved_settings.parse_yaml))
         yield
 
 

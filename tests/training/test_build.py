@@ -1,10 +1,7 @@
 """The parts of a run are those that its settings name."""
 
 import shutil
-import sys
 from dataclasses import replace
-from types import ModuleType
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -26,14 +23,12 @@ from telecine.settings import (
     DiscriminatorConfig,
     FeaturesConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     PerceptualConfig,
     ReconstructionConfig,
     TrainableConfig,
 )
 from telecine.training import train
 from telecine.training.build import (
-    OPTIMIZERS,
     build_accelerator,
     build_autoencoder,
     build_objective,
@@ -353,53 +348,6 @@ def test_an_exact_penalty_in_channels_last_layout_is_refused(cached_weights):
     approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
     to_channels_last(approximate, cpu)
     assert all(value.isfinite().all() for value in losses_and_gradients(approximate))
-
-
-def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
-    config = tiny(
-        optimizer=OptimizerConfig(name="adamw_8bit", lr=0.5, disc_lr=0.25, weight_decay=0.125)
-    )
-    accelerator = build_accelerator(config)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(
-        ImportError, match=r"`optimizer.name: adamw_8bit` needs bitsandbytes. Run `pip install"
-    ):
-        build_state(config, accelerator, build_autoencoder(config))
-
-    class AdamW8bit(torch.optim.AdamW):
-        pass
-
-    for name in ("bitsandbytes", "bitsandbytes.optim"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    sys.modules["bitsandbytes.optim"].AdamW8bit = AdamW8bit
-    state = build_state(config, accelerator, build_autoencoder(config))
-    for optimizer, lr in zip(state.optimizers.values(), (0.5, 0.25), strict=True):
-        assert type(optimizer) is AdamW8bit
-        assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (lr, 0.125)
-    elsewhere = nn.Linear(1, 1, device="meta")
-    with pytest.raises(
-        ValueError, match=r"`optimizer.name` must be adamw on meta, but got adamw_8bit"
-    ):
-        OPTIMIZERS[config.optimizer.name](list(elsewhere.parameters()), lr=0.5)
-    assert set(OPTIMIZERS) == set(get_args(get_type_hints(OptimizerConfig)["name"]))
-    with pytest.raises(
-        ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"
-    ):
-        replace(config, sharding="fsdp2")
-
-
-@pytest.mark.slow
-def test_a_run_with_states_of_eight_bits_resumes(tiny):
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
-    config = tiny(
-        optimizer=OptimizerConfig(name="adamw_8bit", warmup_steps=0), steps=1, trackers=()
-    )
-    train(config, console=quiet())
-    with pytest.raises(
-        ValueError, match=r"`optimizer.name` must be 'adamw_8bit' as in .*, but got 'adamw'"
-    ):
-        train(replace(config, optimizer=OptimizerConfig()), console=quiet())
-    assert train(replace(config, steps=2), console=quiet()).last["psnr"] > 5
 
 
 def test_an_image_discriminator_does_not_change_the_initial_weights_of_the_others(tiny):

@@ -50,6 +50,7 @@ class Masked(nn.Module):
 
     def __init__(self, value):
         super().__init__()
+        self.config = {"value": value}
         self.layer = nn.Conv3d(3, 3, 1)
         self.register_buffer("mask", torch.tensor([0.0, value]))
 

@@ -1,6 +1,7 @@
 """A module of the user's, from `--model my_package.Tiny` to every command that loads its run."""
 
 import copy
+import json
 import re
 import sys
 from dataclasses import replace
@@ -31,6 +32,7 @@ from .helpers import (
     assert_equal_tensors,
     last_checkpoint,
     quiet,
+    recorder,
     run_to,
     tensors,
 )
@@ -43,7 +45,6 @@ from torch import nn
 class Tiny(nn.Module):
     def __init__(self, width=4):
         super().__init__()
-        self.config = {"width": width}
         self.encoder = nn.Conv3d(3, width, (1, 4, 4), stride=(1, 4, 4))
         self.decoder = nn.ConvTranspose3d(width, 3, (1, 4, 4), stride=(1, 4, 4))
 
@@ -113,6 +114,9 @@ def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, 
     assert find_checkpoint(Path(run)).name == "step-00000004"
     model = load_autoencoder(find_checkpoint(Path(run)) / "ema")
     assert model.module.encoder.out_channels == 6
+    saved = find_checkpoint(Path(run)) / "ema" / "config.json"
+    description = json.loads(saved.read_text())
+    assert description["_arguments"] == {"width": 6}
     train(tiny(model=run, output_dir=str(tmp_path / "tuned"), steps=1))  # as a base model
     assert find_checkpoint(tmp_path / "tuned").name == "step-00000001"
 
@@ -191,9 +195,20 @@ def test_a_compiled_module_is_trained_and_resumed(tiny, package):
             tiny(steps=steps, save_every=1),
             autoencoder=torch.compile(module(), backend="aot_eager"),
         )
-    assert load_autoencoder(find_checkpoint(Path(tiny().output_dir)) / "ema").module.config == {
-        "width": 4
-    }
+    model = load_autoencoder(find_checkpoint(Path(tiny().output_dir)) / "ema")
+    assert model.module.encoder.out_channels == 4
+
+
+def test_a_run_that_no_command_could_load_does_not_start(tiny, package):
+    config = tiny(steps=1)
+    with pytest.raises(
+        ValueError, match=r"^`autoencoder` must be .* Give it an attribute `config`"
+    ):
+        train(config, autoencoder=import_module(NAME).Tiny(width=6))
+    assert not Run(config.output_dir).checkpoints.all()
+    console = recorder()
+    train(config, autoencoder=Noisy(), console=console)  # in Python, the tests are a package
+    assert "cannot load" not in console.export_text()
 
 
 def test_arguments_of_another_model(tiny):

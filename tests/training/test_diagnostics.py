@@ -236,14 +236,9 @@ def test_no_rule_fires_on_the_records_of_a_demo_run():
     assert fired(records, read_config("demo")) == {}
 
 
-def diagnostics_of(folder, config, **options):
-    values = RecentValues(config.objective, config.optimizer, config.steps)
-    return Diagnostics(Run(folder), values, **options)
-
-
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = RecentValues(config.objective, config.optimizer, config.steps)
+    history = RecentValues(config)
     for record in records:
         history.add(
             record["step"], {name: value for name, value in record.items() if name != "step"}
@@ -371,7 +366,7 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     run.history.write({"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120))
     console = recorder()
     run.cut(105)
-    diagnostics = diagnostics_of(tmp_path, tiny(), console=console)
+    diagnostics = Diagnostics(run, tiny(), console)
     assert run.warnings.all() == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
@@ -390,7 +385,7 @@ def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
     run.warnings.write(map(asdict, lines))
     rollbacks = [Rollback(25, 20, "a"), Rollback(29, 20, "b")]
     for _ in range(2):
-        diagnostics_of(tmp_path, tiny(), console=quiet(), rollbacks=rollbacks)
+        Diagnostics(run, tiny(), quiet()).rewrite_warnings(rollbacks)
         first, one, two, last = run.warnings.all()
         assert [first, last] == lines
         assert (

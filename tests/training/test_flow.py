@@ -9,12 +9,12 @@ import torch
 
 from telecine.__main__ import main
 from telecine.base.randomness import clip_generators, randn
+from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.evaluation.reconstruction_sources import (
+    ModelSource,
     index_data,
-    model_source,
-    read_span,
-    select_clips,
+    measured_model,
 )
 from telecine.models import load_autoencoder
 from telecine.models.causal import CausalAutoencoder
@@ -114,22 +114,21 @@ def test_it_is_evaluated_in_one_step_and_in_four(run, tmp_path):
 @pytest.mark.slow
 def test_the_same_video_has_the_same_bits(run, tmp_path):
     """Also in another order; another seed, other steps and the frames after it have other noise."""
-    first, second = select_clips(index_data(run.data), run.clips, 2)
+    protocol = ConfiguredClips(run.clips, 2)
+    first, second = protocol.select(index_data(run.data))
     settings = EvaluateConfig(data=str(run.data), device="cpu", decode_steps=2)
-    source = model_source(run.output_dir, settings, torch.device("cpu"))
+    model = measured_model(run.output_dir, settings, torch.device("cpu")).model
+    source = ModelSource(model, protocol, "flow")
 
     def reconstructed(*spans, **changes):
         with torch.no_grad(), decoding_options(source.model, **changes):
-            return [
-                source.reconstruct(span, read_span(span, run.clips)["video"][None])
-                for span in spans
-            ]
+            return [source.reconstruct(span, protocol.read(span)["video"][None]) for span in spans]
 
     whole, other = reconstructed(first, second)
     assert all(map(torch.equal, reconstructed(second, first), (other, whole)))
     for changes in ({"seed": 1}, {"steps": 3}):
         assert not torch.equal(reconstructed(first, **changes)[0], whole)
-    target = read_span(first, run.clips)["video"][None]
+    target = protocol.read(first)["video"][None]
     assert not torch.equal(source.reconstruct(second, target), source.reconstruct(first, target))
 
     def psnr(steps):

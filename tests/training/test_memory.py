@@ -22,6 +22,7 @@ from telecine.settings import (
 from telecine.settings.parse import RECIPES, read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
+from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
 from telecine.training.memory import (
     AUTOENCODER,
     AVERAGE,
@@ -33,7 +34,6 @@ from telecine.training.memory import (
     OPTIMIZER,
     PARAMETERS,
     MemoryCounter,
-    autocast_as_on_cuda,
     fake_autoencoder,
     fake_lpips,
     plan_update,

@@ -31,8 +31,9 @@ from telecine.settings import (
 from telecine.settings.data import EARLIER
 from telecine.training import train
 from telecine.training.build import build_accelerator
-from telecine.training.prepare import newest_checkpoint, prepare
+from telecine.training.prepare import prepare
 from telecine.training.run import dry_run
+from telecine.training.start import newest_checkpoint
 
 from .helpers import (
     LIGHT,

@@ -27,7 +27,7 @@ def state_of(model=None, **parts):
     return TrainState(**{**dict.fromkeys(names), "model": model, **parts})
 
 
-def test_a_model_averages_gradients_unless_told_otherwise():
+def test_a_model_averages_gradients_in_the_last_backward_of_an_update():
     """A sharded one has a switch; that of DDP is the accelerator's."""
     sharded = state_of(Sharded())
     assert sharded.is_sharded
@@ -38,12 +38,18 @@ def test_a_model_averages_gradients_unless_told_otherwise():
         inside.append(model)
         yield
 
-    wrapped = state_of(nn.Linear(1, 1), accelerator=SimpleNamespace(no_sync=no_sync))
+    optimizer = SimpleNamespace(param_groups=[])
+    accelerator = SimpleNamespace(no_sync=no_sync)
+    wrapped = state_of(nn.Linear(1, 1), accelerator=accelerator, optimizer=optimizer)
     assert not wrapped.is_sharded
-    with sharded.gradient_sync(enabled=True), wrapped.gradient_sync(enabled=True):
-        assert inside == []
-    with sharded.gradient_sync(enabled=False), wrapped.gradient_sync(enabled=False):
-        assert inside == [wrapped.model]
+    for state in (sharded, wrapped):
+        with state.averaged_gradients(is_last=True, has_unused=False):
+            assert inside == []
+    for state in (sharded, wrapped):
+        with state.averaged_gradients(is_last=False, has_unused=False):
+            pass
+    with wrapped.averaged_gradients(is_last=True, has_unused=True):
+        assert inside == [wrapped.model, wrapped.model]
     assert sharded.model.syncs == [True, False]
 
 

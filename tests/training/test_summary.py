@@ -15,7 +15,7 @@ from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import RunSummary, ValidationClips
 from telecine.training.clips import Clips
-from telecine.training.prepare import read_earlier_summary
+from telecine.training.start import read_earlier_summary
 
 from .helpers import quiet, recorder
 
@@ -23,7 +23,7 @@ from .helpers import quiet, recorder
 def clips(num_val=2):
     generator = torch.Generator().manual_seed(0)
     val = [{"video": torch.rand(3, 5, 16, 24, generator=generator)} for _ in range(num_val)]
-    info = SimpleNamespace(path=Path(__file__), digest="ab")
+    info = SimpleNamespace(source=Path(__file__), digest="ab")
     train = SimpleNamespace(spans=[Span(info, 0, 29), Span(info, 40, 51)])
     return SimpleNamespace(
         val=val, train=train, num_videos=2, num_images=3, num_skipped=1, held_out="one"

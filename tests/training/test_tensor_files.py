@@ -1,6 +1,5 @@
 """Tensors of checkpoints: copies, files and shards, which any number of processes and PyTorch's reader read."""
 
-import copy
 from contextlib import contextmanager
 
 import pytest
@@ -14,13 +13,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from telecine.runs import DamagedError
 from telecine.training.distributed import local_shard
+from telecine.training.optimizers import load_optimizer
 from telecine.training.tensor_files import (
     SHARDS,
     HostCopy,
     check_headers,
     load_into,
-    load_optimizer,
-    optimizer_tensors,
     random_states,
     save_shards,
     save_tensors,
@@ -206,59 +204,6 @@ def test_the_optimizer_of_another_number_of_processes_is_restored(tmp_path):
         assert torch.equal(local_shard(sharded["exp_avg"]), WHOLE["weight"][2:4])
         assert sharded["step"].item() == 3
         assert scalar["exp_avg"].item() == 2
-
-
-class Scaled(nn.Module):
-    """Two layers between weights with one element, one of them without dimensions."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 1))
-        self.scale = nn.Parameter(torch.ones(()))
-        self.shift = nn.Parameter(torch.ones(1))
-
-    def forward(self, x):
-        return self.layers(x) * self.scale + self.shift
-
-
-def adamw(model):
-    return torch.optim.AdamW(model.parameters(), 0.1, betas=(0.5, 0.9))
-
-
-def adamw_8bit(model):
-    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
-    return bitsandbytes.optim.AdamW8bit(
-        model.parameters(), 0.1, betas=(0.5, 0.9)
-    )  # 8 bits from 4096 weights on
-
-
-def update(model, optimizer, num_steps=2):
-    for _ in range(num_steps):
-        optimizer.zero_grad()
-        model(torch.ones(3, 80)).square().mean().backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize("make", [adamw, adamw_8bit])
-def test_an_optimizer_resumes_bit_for_bit_with_new_hyperparameters(tmp_path, make):
-    model = Scaled()
-    optimizer = make(model)
-    save_tensors(tmp_path / "new.safetensors", optimizer_tensors(optimizer))
-    update(model, optimizer)
-    save_tensors(tmp_path / "optimizer.safetensors", optimizer_tensors(optimizer))
-    resumed = copy.deepcopy(model)
-    restored = make(resumed)
-    load_optimizer(restored, tmp_path, "optimizer")
-    restored.param_groups[0]["initial_lr"] = 0.25
-    for network, opt in ((model, optimizer), (resumed, restored)):
-        update(network, opt)
-    assert_equal(resumed.state_dict(), model.state_dict())
-    assert_equal(optimizer_tensors(restored), optimizer_tensors(optimizer))
-    load_optimizer(restored, tmp_path, "new")
-    assert restored.state_dict()["state"] == {}
-    assert restored.param_groups[0]["initial_lr"] == 0.25, (
-        "hyperparameters are settings of the resumed run"
-    )
 
 
 def test_the_random_state_of_a_rank_is_restored(monkeypatch):

@@ -7,6 +7,7 @@ that computes it, so a run draws the same numbers on one device as on many.
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeAlias
 
@@ -120,6 +121,14 @@ def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> li
         device: The device of the generators.
     """
     return [torch.Generator(device).manual_seed(seed_of(seed, clip)) for clip in clips]
+
+
+def keep_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context after which PyTorch's default generators, of the CPU and of a device, are as before."""
+    devices = []
+    if device.type == "cuda":
+        devices.append(device)
+    return torch.random.fork_rng(devices)
 
 
 def seed_of(*names: int | str) -> int:

@@ -202,8 +202,13 @@ def reconstruct(
 ) -> None:
     """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
     from telecine.evaluation.reconstruct import reconstruct
+    from telecine.training.interrupt import stop_on_signal
 
-    console.say(f"wrote {output}, PSNR {reconstruct(checkpoint, video, output, settings):.2f} dB")
+    # A signal such as SIGTERM would end the process at once, and leave the part that is written.
+    interruption = KeyboardInterrupt(f"interrupted before {output} was complete")
+    with stop_on_signal(at_once=interruption):
+        psnr = reconstruct(checkpoint, video, output, settings)
+    console.say(f"wrote {output}, PSNR {psnr:.2f} dB")
 
 
 def report(

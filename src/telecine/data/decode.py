@@ -93,7 +93,7 @@ def open_video(
     """
     with (
         decode_errors(path, VIDEO_ERRORS),
-        open_local(as_source(path), _open_container, deadline) as container,
+        open_local(as_source(path), open_container, deadline) as container,
     ):
         if container.format.name == _ANIMATED_IMAGE:
             raise DecodeError(f"{path}: {ANIMATED}")
@@ -112,7 +112,12 @@ def open_video(
         yield container, stream
 
 
-def _open_container(source: Path | TarMember) -> InputContainer:
+def open_container(source: Path | TarMember) -> InputContainer:
+    """Open a file or tar member of one of the formats that are read.
+
+    Raises:
+        DecodeError: It is of another format, or damaged.
+    """
     open_file(source).close()  # FFmpeg would wait for a FIFO
     # Without a protocol, FFmpeg takes the part of a name before a colon for one.
     url = f"file:{source}"

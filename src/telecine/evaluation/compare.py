@@ -14,7 +14,6 @@ from torch import Tensor
 from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, Evaluation, plot_frames
-from telecine.evaluation.metrics.registry import better_values
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
@@ -115,9 +114,9 @@ def compare(
     warnings = check_protocols(first_protocol, second_protocol)
     better = {}
     set_metrics = []
-    for name, definition in first_protocol["metrics"].items():
+    for name in first_protocol["metrics"]:
         if name in second_protocol["metrics"] and name in first_clips[0]:
-            better[name] = better_values(definition)
+            better[name] = first_protocol["better"][name]
         elif name in second_protocol["metrics"]:
             set_metrics.append(name)
     differences = _paired_differences(first_clips, second_clips, better)
@@ -126,7 +125,8 @@ def compare(
     ) in set_metrics:  # a Frechet distance is one figure per set, without an interval over clips
         a = first_means[name]
         b = second_means[name]
-        differences.append(Difference(name, a, b, b - a, interval=None, larger_is_better=False))
+        larger_is_better = first_protocol["better"][name] == "larger"
+        differences.append(Difference(name, a, b, b - a, None, larger_is_better))
     num_videos = len({clip["source"] for clip in first_clips})
     comparison = Comparison(differences, warnings, len(first_clips), num_videos)
     if output is not None:

@@ -15,13 +15,9 @@ from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.precision import tf32
-from telecine.data import Span, clips_sha256
+from telecine.data import clips_sha256
 from telecine.evaluation.measure_clips import (
-    ClipMeasure,
     ClipResult,
-    MetricSet,
-    load_metrics,
-    load_published_metrics,
     mean_per_frame,
     measure_clips,
     process_group,
@@ -31,18 +27,21 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.metrics.flat import measure_flat_colours
 from telecine.evaluation.metrics.flow import DISFlow, WarpingError
 from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
-from telecine.evaluation.metrics.registry import METRICS, better_values
+from telecine.evaluation.metrics.metric_set import (
+    Measure,
+    MetricSet,
+    ModelMeasure,
+    ReconstructionMeasure,
+)
+from telecine.evaluation.metrics.registry import METRICS
 from telecine.evaluation.metrics.tiling import TilingDifference
 from telecine.evaluation.protocol_file import EvaluationProtocol, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
-from telecine.evaluation.protocols.published import PublishedProtocol
 from telecine.evaluation.reconstruction_sources import (
-    CLIP_SELECTION,
     Model,
     ModelSource,
     VideoSource,
     open_source,
-    select_clips,
 )
 from telecine.models import VideoAutoencoder
 from telecine.runs.history import as_dataclass
@@ -115,16 +114,26 @@ class Evaluation:
             raise argument_error(
                 str(folder), contract, "other clips or metrics than in its protocol", remedy
             )
+        protocol["better"] = _better_of(evaluation.protocol)
         return protocol, means, clips
 
     def print_to(self, console: Console) -> None:
         """Print each metric with its better direction, and the reason for each missing one."""
         table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
-        for name, definition in self.protocol.metrics.items():
-            table.add_row(name, f"{self.metrics[name]:.4f}", better_values(definition))
+        for name in self.protocol.metrics:
+            table.add_row(name, f"{self.metrics[name]:.4f}", self.protocol.better.get(name, ""))
         console.print(table)
         for name, reason in self.protocol.absent.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
+
+
+def _better_of(protocol: EvaluationProtocol) -> dict[str, str]:
+    """Return which values of each metric are better. In files of older versions, only the definition says it."""
+    better: dict[str, str] = {}
+    for name, definition in protocol.metrics.items():
+        last_part = definition.rpartition("; ")[2]
+        better[name] = protocol.better.get(name, last_part.removesuffix(" is better"))
+    return better
 
 
 @tf32(False)
@@ -157,15 +166,10 @@ def evaluate(
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
-        if isinstance(source.clips, PublishedProtocol):
-            spans: Sequence[Span] = source.clips.select(infos)
-            metric_set = load_published_metrics(source.clips, config.feature_network, spans, device)
-            description = source.clips.describe(spans)
-        else:
-            spans = select_clips(infos, source.clips, config.clip_limit)
-            metric_set = load_metrics(source.clips, config, device)
-            description = _describe_selection(source, spans)
+        spans = source.protocol.select(infos)
+        metric_set = source.protocol.load_metrics(spans, config, device)
         metric_set = _with_requested(metric_set, source, config)
+        description = source.protocol.describe(spans)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
         flat_figures = {}
@@ -194,39 +198,30 @@ def device_of_process(name: str, num_ranks: int) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def _describe_selection(source: ModelSource | VideoSource, spans: Sequence[Span]) -> dict[str, Any]:
-    """Return the fields of the protocol that say how clips were selected and read, without a published protocol."""
-    clips = source.clips
-    assert not isinstance(clips, PublishedProtocol)
-    frame_rates = {span.info.fps for span in spans}
-    return {
-        "num_frames": clips.num_frames,
-        "height": clips.height,
-        "width": clips.width,
-        "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
-        "crop": "center",
-        "places": CLIP_SELECTION,
-        "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
-        "frame_stride": clips.stride,
-    }
-
-
 def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
 ) -> MetricSet:
     """Return the metrics with those that options request: `flow`, and `chunk` or `tile`."""
-    requested: list[ClipMeasure] = []
+    reconstruction_measures: list[ReconstructionMeasure] = []
+    model_measures: list[ModelMeasure] = []
     if config.flow is not None:
-        requested.append(WarpingError(DISFlow()))
+        reconstruction_measures.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
         tiling = Tiling.of(config.tile, config.tile_overlap)
-        requested.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
-    backbones = dict(metric_set.backbones)
-    for measure in requested:
+        difference = TilingDifference(model, config.chunk, config.overlap_frames, tiling)
+        model_measures.append(difference)
+    methods = dict(metric_set.methods)
+    measures: list[Measure] = [*reconstruction_measures, *model_measures]
+    for measure in measures:
         for metric in measure.metrics:
-            backbones[metric.name] = measure.source
-    return replace(metric_set, requested=requested, backbones=backbones)
+            methods[metric.name] = measure.method
+    return replace(
+        metric_set,
+        reconstruction_measures=reconstruction_measures,
+        model_measures=model_measures,
+        methods=methods,
+    )
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
@@ -247,6 +242,7 @@ def _summarize(
     metrics = mean_over_clips([result.metrics for result in results])
     metrics.update(flat_figures)
     definitions = {name: METRICS[name].describe() for name in metrics}
+    better = {name: METRICS[name].better for name in metrics}
     absent = dict(metric_set.absent)
     if metric_set.features is not None and not metric_set.per_clip_frechet:
         metric = metric_set.features.metric
@@ -255,6 +251,7 @@ def _summarize(
         if reason is None:
             metrics[metric.name] = frechet_distance(features=features, reference=reference)
             definitions[metric.name] = metric.describe(averaging=f"{len(results)} clips")
+            better[metric.name] = metric.better
         else:
             absent[metric.name] = reason
     protocol = EvaluationProtocol(
@@ -262,7 +259,8 @@ def _summarize(
         num_videos=len({result.source for result in results}),
         clips_sha256=clips_sha256(result.sha256 for result in results),
         metrics=definitions,
-        backbones=metric_set.backbones,
+        better=better,
+        backbones=metric_set.methods,
         absent=absent,
         **description,
     )

@@ -1,155 +1,21 @@
-"""The measurement of clips: the metrics of an evaluation, their networks, and the results of each clip."""
+"""The measurement of clips by one or several processes, and the results of each clip."""
 
-import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from telecine.base.checks import argument_error
-from telecine.base.imports import how_to_install
-from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
-from telecine.evaluation.metrics import ReconstructionMetrics, default_metrics
-from telecine.evaluation.metrics.frechet import (
-    FVD,
-    FVD_SINGLE,
-    FeatureNetwork,
-    load_frechet_network,
-)
-from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
-from telecine.evaluation.metrics.registry import METRICS, Metric
-from telecine.evaluation.protocols.published import PublishedProtocol
-from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, read_span
+from telecine.evaluation.metrics import ReconstructionMetrics
+from telecine.evaluation.metrics.frechet import FVD_SINGLE
+from telecine.evaluation.metrics.metric_set import MetricSet
+from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource
 from telecine.losses.perceptual import as_rgb
-from telecine.settings import ClipConfig, EvaluateConfig
-
-
-class ClipMeasure(Protocol):
-    """Measures several metrics of a clip at once, on request: the warping error, the difference of tiling."""
-
-    @property
-    def metrics(self) -> Sequence[Metric]:
-        """The metrics that it measures."""
-
-    @property
-    def source(self) -> str:
-        """The method, for the protocol."""
-
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] by the names of the metrics."""
-
-
-def _clamped(video: Tensor) -> Tensor:
-    return video.clamp(*VALUE_RANGE)
-
-
-@dataclass(frozen=True)
-class MetricSet:
-    """The metrics of one evaluation, with their networks."""
-
-    pixel_metrics: Sequence[str]
-    """Names of metrics of pixel values."""
-    perceptual: Mapping[str, nn.Module]
-    """LPIPS modules by metric name."""
-    features: FeatureNetwork | None
-    """The network of the Frechet distance."""
-    backbones: Mapping[str, str]
-    """The source of each network, by metric name."""
-    absent: Mapping[str, str]
-    """The reason for each metric that cannot be measured."""
-    per_clip_frechet: bool = False
-    """Whether the Frechet distance is that of sets of one clip each."""
-    values: Callable[[Tensor], Tensor] = field(default=_clamped)
-    """Maps inputs and reconstructions to the values that are measured."""
-    requested: Sequence[ClipMeasure] = ()
-    """Measures that options request."""
-
-
-def load_metrics(clips: ClipConfig, config: EvaluateConfig, device: torch.device) -> MetricSet:
-    """Load all metrics that are defined for these clips.
-
-    Args:
-        clips: The length, size and channels of the clips.
-        config: The settings. Their `features` name the network of the Frechet distance.
-        device: Where the networks are.
-
-    Raises:
-        ValueError: What was requested is not defined for these clips.
-    """
-    if not clips.has_colours:
-        for name, value in (("flow", config.flow), ("flat", config.flat)):
-            if value:
-                contract = "left out unless clips have 1, 3 or 4 channels"
-                raise argument_error(
-                    name, contract, f"{value} for {clips.num_channels}", "Leave it out."
-                )
-    network = load_frechet_network(config.feature_network, clips, device)
-    names = []
-    absent = {}
-    for name in (*default_metrics(), *LPIPS_NETWORKS):
-        reason = METRICS[name].unavailable_reason(clips.num_frames, clips.height, clips.width)
-        if name in LPIPS_NETWORKS and not clips.has_colours:
-            reason = f"needs RGB frames, but clips have {clips.num_channels} channels"
-        if reason is None:
-            names.append(name)
-        else:
-            absent[name] = reason
-    perceptual, backbones = load_lpips(names, device)
-    if network is not None:
-        backbones[network.metric.name] = network.source
-    pixel_metrics = [name for name in names if name not in LPIPS_NETWORKS]
-    return MetricSet(pixel_metrics, perceptual, network, backbones, absent)
-
-
-def load_published_metrics(
-    protocol: PublishedProtocol, features: str | None, spans: Sequence[Span], device: torch.device
-) -> MetricSet:
-    """Load the metrics of a protocol.
-
-    Args:
-        protocol: The protocol.
-        features: The path of the I3D of its Frechet distance, or None, which leaves the distance out.
-        spans: The clips.
-        device: Where the networks are.
-
-    Raises:
-        ValueError: A package is missing, or a clip is too short for a metric.
-    """
-    if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
-        got = f"{protocol.name} without the package scikit-image"
-        raise argument_error(
-            "protocol", "one whose packages are installed", got, how_to_install("protocols")
-        )
-    num_frames = protocol.num_frames or min(span.num_frames for span in spans)
-    network = load_frechet_network(features, ClipConfig(num_frames=num_frames), device)
-    perceptual, backbones = load_lpips(protocol.metrics, device)
-    absent = {}
-    pixel_metrics = []
-    for name in protocol.metrics:
-        if name in LPIPS_NETWORKS:
-            continue
-        if name not in (FVD.name, FVD_SINGLE.name):
-            pixel_metrics.append(name)
-        elif network is None:
-            absent[name] = "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"
-        else:
-            backbones[name] = network.source
-    return MetricSet(
-        pixel_metrics,
-        perceptual,
-        network,
-        backbones,
-        absent,
-        per_clip_frechet=FVD_SINGLE.name in protocol.metrics,
-        values=protocol.measured_values,
-    )
 
 
 @dataclass(frozen=True)
@@ -231,12 +97,13 @@ def _measure_clip(
     device: torch.device,
 ) -> ClipResult | None:
     """Return the results of one clip, or None if it cannot be decoded."""
-    clip = read_span(span, source.clips)
+    protocol = source.protocol
+    clip = protocol.read(span)
     if clip is None:
         return None
     clip_input = clip["video"][None].to(device)
-    reconstruction = metric_set.values(source.reconstruct(span, clip_input))
-    target = metric_set.values(clip_input)
+    reconstruction = protocol.measured_values(source.reconstruct(span, clip_input))
+    target = protocol.measured_values(clip_input)
     metrics = ReconstructionMetrics(metric_set.perceptual, metrics=metric_set.pixel_metrics)
     metrics.update(reconstruction=reconstruction, target=target)
     values = metrics.per_clip()[0]
@@ -248,8 +115,10 @@ def _measure_clip(
         if metric_set.per_clip_frechet:
             distance = (recon_features.double() - target_features.double()).square().sum()
             values[FVD_SINGLE.name] = float(distance)
-    for measure in metric_set.requested:
+    for measure in metric_set.reconstruction_measures:
         values |= measure(reconstruction=reconstruction, target=target)
+    for model_measure in metric_set.model_measures:
+        values |= model_measure(target)
     return ClipResult(
         index=index,
         source=clip["source"],

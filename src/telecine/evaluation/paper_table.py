@@ -11,7 +11,6 @@ from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.metrics.registry import better_values
 from telecine.evaluation.protocol_file import describe_clips
 
 _ARROWS = {"larger": "↑", "smaller": "↓", "nearest to 0": "→ 0", "nearest to 1": "→ 1"}
@@ -64,9 +63,9 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
         num_videos = len({clip["source"] for clip in clips})
     first = protocols[0]
     columns = [["", *[str(folder) for folder in folders]]]
-    for name, definition in first["metrics"].items():
+    for name in first["metrics"]:
         if all(name in protocol["metrics"] for protocol in protocols):
-            better = better_values(definition)
+            better = first["better"][name]
             column_means = [evaluation[name] for evaluation in means]
             column_spreads = [spread.get(name) for spread in spreads]
             columns.append(

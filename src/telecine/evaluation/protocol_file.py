@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from telecine.base.shapes import VALUE_RANGE
+from telecine.evaluation.metrics.registry import Better
 
 
 def _versions() -> dict[str, str]:
@@ -35,7 +36,9 @@ class EvaluationProtocol:
     crop: str
     """For example "center"."""
     metrics: dict[str, str]
-    """The definition of each reported metric, which ends with its better values."""
+    """The definition of each reported metric."""
+    better: Mapping[str, Better] = field(default_factory=dict)
+    """Which values of each metric are better."""
     subject: str = ""
     """What was measured: a checkpoint and which of its weights, or the folder of the reconstructions."""
     num_videos: int = 1

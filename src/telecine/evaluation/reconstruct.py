@@ -54,6 +54,9 @@ def reconstruct(
     for videos of any length and size. Chunks and tiles are padded to sizes that it accepts by repeating the last frame,
     row and column, and cropped afterwards.
 
+    The sound of a video is copied without decoding it. An MP4 gets none of codecs that MP4s rarely have, such as PCM,
+    which a warning says; an MKV gets all. Subtitles are not copied.
+
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
             which is moved to the device and to eval mode.
@@ -67,7 +70,7 @@ def reconstruct(
 
     Raises:
         ValueError: The checkpoint or a file cannot be read, or the output has another suffix, or is the input, or does
-            not keep the model's channels and bits.
+            not keep the model's channels and bits, or is a file for the results of a folder.
     """
     config = ReconstructConfig() if config is None else config
     check_type("config", config, ReconstructConfig, "Use `ReconstructConfig(num_frames=17)`.")
@@ -82,6 +85,7 @@ def reconstruct(
     check_output("output", video, output)
     files: list[tuple[VideoInfo, Path]] = []
     if Path(video).is_dir():
+        _check_is_folder(Path(output), Path(video))
         for name, info in by_name(index_data(video, clips, name="video"), video).items():
             files.append(
                 (info, Path(output, name + _default_suffix(info, model.in_channels, config)))
@@ -129,6 +133,8 @@ def _reconstruct_file(
             time_base=info.time_base,
             # Stored pixels need not be square.
             sample_aspect_ratio=info.sample_aspect_ratio if keeps_size else 1.0,
+            sound=info.source,
+            sound_start=min(info.pts) * info.time_base,
         )
     return float(torch.cat(frame_psnr).mean())
 
@@ -230,6 +236,17 @@ def _check_keeps(output: Path, in_channels: int, config: ReconstructConfig) -> N
         raise argument_error(
             "output", f"an MKV for {name}", str(output), f"Use {output.with_suffix('.mkv')}."
         )
+
+
+def _check_is_folder(output: Path, folder: Path) -> None:
+    """Raise a `ValueError` if the output is a file, or has the name of one."""
+    if output.is_dir():
+        return
+    suffixes = (*_VIDEO_SUFFIXES, *_IMAGE_SUFFIXES, *_ARRAY_SUFFIXES)
+    if output.exists() or output.suffix.lower() in suffixes:
+        contract = f"a folder for those of {folder}"
+        remedy = f"Use {output.with_suffix('')}, or reconstruct one file."
+        raise argument_error("output", contract, f"the file {output}", remedy)
 
 
 def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:

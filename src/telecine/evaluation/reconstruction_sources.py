@@ -1,33 +1,31 @@
-"""Selection of the clips to measure, and their reconstructions: from an autoencoder, or read from videos."""
+"""Where the reconstructions of clips come from: from an autoencoder, or read from videos."""
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from telecine.base.checks import argument_error, check_count, describe
+from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import Video
 from telecine.data import (
-    Clip,
     DataError,
     DecodeError,
     Span,
     VideoInfo,
-    iterate_validation_clips,
     read_clip,
 )
 from telecine.data.find import files_below, find_videos, sources_of
-from telecine.data.holdout import middles
-from telecine.data.index import index_videos, log_too_short
+from telecine.data.index import index_videos
 from telecine.data.index_cache import IndexCache
-from telecine.data.source import as_source, is_address, kind_of, resolve_source, whole_video
+from telecine.data.source import as_source, is_address, kind_of, resolve_source
+from telecine.evaluation.protocols.configured import ConfiguredClips
+from telecine.evaluation.protocols.interface import ClipProtocol
 from telecine.evaluation.protocols.papers import PROTOCOLS
-from telecine.evaluation.protocols.published import PublishedProtocol
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.interface import check_channels, clip_position
 from telecine.runs import Run, find_checkpoint
@@ -41,9 +39,6 @@ logger = logging.getLogger(__name__)
 Model: TypeAlias = str | Path | nn.Module
 """A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
 
-CLIP_SELECTION = (
-    "clips without overlap from each video's first frame on, evenly spaced among all of them"
-)
 _MODEL_FILES = (
     "config.json",
     "model_index.json",
@@ -71,38 +66,14 @@ def index_data(
         )  # keeps what only training uses: images, and members of tar files
 
 
-def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
-    """Return clips of videos, always the same ones, evenly spaced among all that do not overlap.
+@dataclass(frozen=True)
+class MeasuredModel:
+    """An autoencoder, and the clips that it is measured on."""
 
-    Args:
-        infos: The videos.
-        config: The length and stride of a clip.
-        max_clips: Largest number of clips.
-
-    Raises:
-        ValueError: All videos are too short.
-    """
-    check_count("max_clips", max_clips)
-    length = config.clip_span
-    longest = max(infos, key=lambda info: info.num_frames)
-    if longest.num_frames < length:
-        got = f"at most {longest.num_frames}, in {longest.source}"
-        remedy = "Set a smaller `num_frames` or `stride`."
-        raise argument_error("data", f"files of at least {length} frames", got, remedy)
-    log_too_short([whole_video(info) for info in infos], length)
-    spans = []
-    for info in infos:
-        starts = range(0, info.num_frames - length + 1, length)
-        spans += [Span(info, start, start + length - 1) for start in starts]
-    count = min(max_clips, len(spans))
-    return [spans[index] for index in middles(len(spans), count)]
-
-
-def read_span(span: Span, clips: ClipConfig | PublishedProtocol) -> Clip | None:
-    """Return the clip of a span, resized and center-cropped. Log and return None if it cannot be decoded."""
-    if isinstance(clips, PublishedProtocol):
-        return clips.read(span)
-    return next(iterate_validation_clips([span], clips, 1), None)
+    model: VideoAutoencoder
+    clips: ClipConfig
+    title: str
+    """Its folder, and which of its weights."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +81,14 @@ class ModelSource:
     """Reconstructs clips with an autoencoder."""
 
     model: VideoAutoencoder
-    clips: ClipConfig | PublishedProtocol
+    protocol: ClipProtocol
     title: str
-    """The folder of the model, and which of its weights; for the protocol."""
+    """The folder of the model, and which of its weights; for `protocol.json`."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the reconstruction of a clip `(1, C, T, H, W)`: of its posterior's mode, or as a protocol says."""
+        """Return the reconstruction of a clip `(1, C, T, H, W)`, as the protocol says."""
         with clip_position(self.model, first_frame=span.first_frame):
-            if isinstance(self.clips, PublishedProtocol):
-                return self.clips.reconstruct(self.model, span, target)
-            return self.model(target, sample_posterior=False).video
+            return self.protocol.reconstruct(self.model, span, target)
 
 
 @dataclass(frozen=True)
@@ -128,9 +97,9 @@ class VideoSource:
 
     matches: Mapping[str, VideoInfo]
     """The reconstruction of each video, by the path of the video."""
-    clips: ClipConfig | PublishedProtocol
+    protocol: ClipProtocol
     title: str
-    """The folder of the reconstructions, for the protocol."""
+    """The folder of the reconstructions, for `protocol.json`."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the same frames of the matching video, `(1, C, T, H, W)`.
@@ -140,16 +109,13 @@ class VideoSource:
         """
         # With the frame rate of the input: a protocol takes every few frames by it.
         match = replace(self.matches[str(span.info.source)], fps=span.info.fps)
-        clip = read_span(replace(span, info=match), self.clips)
+        clip = self.protocol.read(replace(span, info=match))
         if clip is None:
             got = f"{match.source}, whose frames {span.first_frame} to {span.last_frame} are broken"
             raise argument_error(
                 "checkpoint", "decodable where `data` is", got, "Write that file again."
             )
         return clip["video"][None].to(target)
-
-
-_Source = TypeVar("_Source", ModelSource, VideoSource)
 
 
 def open_source(
@@ -165,9 +131,17 @@ def open_source(
     data = str(config.data)
     if not isinstance(checkpoint, nn.Module) and contains_videos(Path(checkpoint)):
         infos = index_data(data)
-        video_source = _video_source(Path(checkpoint), infos, config)
-        return _for_data(video_source, infos, config), infos
-    source, infos = open_model(checkpoint, config, device)
+        return _video_source(Path(checkpoint), infos, config), infos
+    if config.protocol is None:
+        measured, infos = open_model(checkpoint, config, device)
+        clips = ConfiguredClips(measured.clips, config.clip_limit)
+        source = ModelSource(measured.model, clips, measured.title)
+    else:
+        model = load_model(checkpoint, config, device)
+        protocol = PROTOCOLS[config.protocol]
+        protocol.check_model(model)
+        source = ModelSource(model, protocol, _title_of(checkpoint, config))
+        infos = index_data(data)
     _log_trained_on(_checkpoint_of(checkpoint), data, infos)
     return source, infos
 
@@ -203,31 +177,28 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
 
 def open_model(
     checkpoint: Model, config: MeasuredClips, device: torch.device
-) -> tuple[ModelSource, list[VideoInfo]]:
-    """Load an autoencoder as `model_source` does, and return the videos or images of `config.data`, too.
+) -> tuple[MeasuredModel, list[VideoInfo]]:
+    """Load an autoencoder as `measured_model` does, and return the videos or images of `config.data`, too.
 
     Args:
         checkpoint: The autoencoder.
         config: The settings.
         device: Where the autoencoder is.
     """
-    source = model_source(checkpoint, config, device)
-    clips = source.clips if isinstance(source.clips, ClipConfig) else None
-    infos = index_data(str(config.data), clips)
-    return _for_data(source, infos, config), infos
+    measured = measured_model(checkpoint, config, device)
+    infos = index_data(str(config.data), measured.clips)
+    return replace(measured, clips=_clips_for(infos, measured.clips, config)), infos
 
 
-def _for_data(source: _Source, infos: Sequence[VideoInfo], config: MeasuredClips) -> _Source:
-    """Return the source with clips of one frame if the data are images and `config` sets no other number."""
-    if isinstance(source.clips, PublishedProtocol) or config.num_frames is not None:
-        return source
-    if not all(info.is_image for info in infos):
-        return source
-    return replace(source, clips=replace(source.clips, num_frames=1))
+def _clips_for(infos: Sequence[VideoInfo], clips: ClipConfig, config: MeasuredClips) -> ClipConfig:
+    """Return clips of one frame if the data are images and `config` sets no other number."""
+    if config.num_frames is None and all(info.is_image for info in infos):
+        return replace(clips, num_frames=1)
+    return clips
 
 
-def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
-    """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol.
+def measured_model(checkpoint: Model, config: MeasuredClips, device: torch.device) -> MeasuredModel:
+    """Load an autoencoder. Clips have the size of its run, or the default size without a run, unless `config` has one.
 
     Args:
         checkpoint: The autoencoder.
@@ -235,19 +206,19 @@ def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device)
         device: Where the autoencoder is.
     """
     model = load_model(checkpoint, config, device)
-    title = type(checkpoint).__name__ if isinstance(checkpoint, nn.Module) else str(checkpoint)
-    if _checkpoint_of(checkpoint) is not None:
-        title = f"{title}, weights {config.weights}"
-    protocol = _protocol_of(config)
-    if protocol is not None:
-        if protocol.num_frames is not None and protocol.crop is not None and protocol.chunk is None:
-            model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
-        check_channels(ClipConfig(), model)
-        return ModelSource(model, protocol, title)
     clips = config.clip_config(clips_of(checkpoint, model))
     check_channels(clips, model)
     model.check_clip(clips.num_frames, clips.height, clips.width)
-    return ModelSource(model, clips, title)
+    return MeasuredModel(model, clips, _title_of(checkpoint, config))
+
+
+def _title_of(checkpoint: Model, config: MeasuredClips) -> str:
+    """Return the folder of a model, and which of its weights."""
+    if isinstance(checkpoint, nn.Module):
+        return type(checkpoint).__name__
+    if _checkpoint_of(checkpoint) is None:
+        return str(checkpoint)
+    return f"{checkpoint}, weights {config.weights}"
 
 
 def clips_of(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
@@ -266,12 +237,6 @@ def clips_of(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
     return validate(
         ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips."
     )  # buckets are for training
-
-
-def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
-    if isinstance(config, EvaluateConfig) and config.protocol is not None:
-        return PROTOCOLS[config.protocol]
-    return None
 
 
 def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> VideoAutoencoder:
@@ -297,15 +262,17 @@ def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConf
         raise argument_error(f"decode_{name}", contract, "a number", "Leave it out.")
     matches = _match_videos(infos, data=str(config.data), reconstructions=folder)
     _log_alpha(next(iter(matches.values())))
-    clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
-    if clips is None:
-        sizes = sorted({(info.height, info.width) for info in infos})
-        if len(sizes) > 1 and (config.height is None or config.width is None):
-            got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-            remedy = "Set `height` and `width`, to which all are resized and cropped."
-            raise argument_error("data", "files of one size", got, remedy)
-        clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
-    return VideoSource(matches, clips, f"{folder}, as videos")
+    title = f"{folder}, as videos"
+    if config.protocol is not None:
+        return VideoSource(matches, PROTOCOLS[config.protocol], title)
+    sizes = sorted({(info.height, info.width) for info in infos})
+    if len(sizes) > 1 and (config.height is None or config.width is None):
+        got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
+        remedy = "Set `height` and `width`, to which all are resized and cropped."
+        raise argument_error("data", "files of one size", got, remedy)
+    clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
+    clips = _clips_for(infos, clips, config)
+    return VideoSource(matches, ConfiguredClips(clips, config.clip_limit), title)
 
 
 def _log_alpha(info: VideoInfo) -> None:

@@ -1,7 +1,6 @@
 """Reconstruction in chunks of time and tiles of space, which bound memory."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import clip_position
+from telecine.models.tiles import tiles_of_frame
 from telecine.settings import Tiling, check_overlap
 
 
@@ -148,22 +148,15 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     num_frames, height, width = video.shape[1:]
     padded = _pad_to(video, model.covering_clip(num_frames, height, width))
     full_height, full_width = padded.shape[2:]
-    tops = tile_starts(full_height, tiling)
-    lefts = tile_starts(full_width, tiling)
-    if len(tops) == len(lefts) == 1:
+    tiles = list(tiles_of_frame(full_height, full_width, tiling))
+    if len(tiles) == 1:
         return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
-    assert tiling.size is not None
-    tile_height = min(tiling.size, full_height)
-    tile_width = min(tiling.size, full_width)
     weighted_sum = torch.zeros_like(padded)
     total_weight = padded.new_zeros(full_height, full_width)
-    for top, left in product(tops, lefts):
-        rows = slice(top, top + tile_height)
-        columns = slice(left, left + tile_width)
-        row_weight = _ramp(top, tile_height, full_height, tiling.overlap)
-        column_weight = _ramp(left, tile_width, full_width, tiling.overlap)
-        weight = (row_weight[:, None] * column_weight).to(padded)
-        with clip_position(model, frame_size=(full_height, full_width), corner=(top, left)):
+    for rows, columns, tile_weight in tiles:
+        weight = tile_weight.to(padded)
+        corner = (rows.start, columns.start)
+        with clip_position(model, frame_size=(full_height, full_width), corner=corner):
             tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
         weighted_sum[:, :, rows, columns] += weight * tile
         total_weight[rows, columns] += weight
@@ -177,23 +170,3 @@ def _pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
         return video
     padding = [0, size[2] - width, 0, size[1] - height, 0, size[0] - num_frames]
     return F.pad(video[None], padding, mode="replicate")[0]
-
-
-def tile_starts(side: int, tiling: Tiling) -> list[int]:
-    """Return where tiles start along a side. The last one ends with the side, so its overlap may be larger."""
-    if tiling.size is None or side <= tiling.size:
-        return [0]
-    starts = list(range(0, side - tiling.size, tiling.size - tiling.overlap))
-    starts.append(side - tiling.size)
-    return starts
-
-
-def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
-    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge."""
-    rise = torch.arange(1, overlap + 1) / (overlap + 1)
-    weight = torch.ones(size)
-    if start > 0:
-        weight[:overlap] *= rise
-    if start + size < full_size:
-        weight[size - overlap :] *= rise.flip(0)
-    return weight

@@ -12,13 +12,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.base.frozen import Frozen
-from telecine.base.precision import at_least_float32, call_with_cast_weights
+from telecine.base.precision import call_with_cast_weights
 from telecine.base.randomness import Generators
-from telecine.base.shapes import RGBA, VALUE_RANGE, Video, check_video
+from telecine.base.shapes import RGBA, Video, check_video
 from telecine.models.bottleneck import Bottleneck, build_bottleneck
 from telecine.models.causal_blocks import (
     CausalConv,
@@ -35,12 +35,13 @@ from telecine.models.causal_blocks import (
 )
 from telecine.models.channels import RGBAConv3d, change_channels
 from telecine.models.clip_sizes import check_multiple
-from telecine.models.flow import FEW_STEPS, Sampler, denoised_clips, integrate
+from telecine.models.flow import FEW_STEPS, DenoisedClips, Sampler, denoised_clips, integrate
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import (
     MEAN_KEY,
     STD_KEY,
     DiagonalGaussian,
+    LatentGrid,
     LatentStatistics,
     Normalisation,
     Posterior,
@@ -271,7 +272,6 @@ class CausalAutoencoder(LatentAutoencoder):
         self.decoder = build_decoder(config)
         self.nested_channels = config.nested_channels
         self.sampler = Sampler() if self.generates else None
-        self.imitated: Frozen[CausalAutoencoder] | None = None
 
     def decode(
         self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None
@@ -318,7 +318,18 @@ class CausalAutoencoder(LatentAutoencoder):
         )
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
-        """Add noise to each video at a random level and remove it; a teacher's sample, if any, is the target.
+        """Add noise to each video at a random level and remove it.
+
+        Args:
+            latent: `(B, latent_channels, k, h, w)`.
+            video: The clean video, `(B, C, T, H, W)` in [-1, 1].
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+        """
+        denoised = self.denoised_clips(latent, video, generator)
+        return Reconstruction(denoised.video, {}, weight=denoised.weight)
+
+    def denoised_clips(self, latent: Tensor, video: Video, generator: Generators) -> DenoisedClips:
+        """Return what the decoder makes of noisy videos, with the noise; see `denoise`.
 
         Args:
             latent: `(B, latent_channels, k, h, w)`.
@@ -326,13 +337,7 @@ class CausalAutoencoder(LatentAutoencoder):
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
         denoise = partial(self._call_decoder, latent.to(self.last_layer.dtype))
-        denoised = denoised_clips(self.config.flow, denoise, video, generator)
-        target = None
-        if self.imitated is not None:
-            with torch.no_grad():
-                sample = self.imitated.module.decode(latent, denoised.noise)
-                target = at_least_float32(sample).clamp(*VALUE_RANGE)
-        return Reconstruction(denoised.video, {}, weight=denoised.weight, target=target)
+        return denoised_clips(self.config.flow, denoise, video, generator)
 
     def validation_decodings(self) -> dict[str, dict[str, Any]]:
         """Return a few steps, for a decoder that generates and was not trained for one step."""
@@ -347,21 +352,33 @@ class CausalAutoencoder(LatentAutoencoder):
         """Weight of the last convolution of the decoder's network."""
         return self.decoder.network.get_parameter(f"{len(self.decoder.network) - 1}.conv.weight")
 
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
-        """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted.
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid:
+        """Return how the latent divides clips: as the configuration says, whatever their size.
 
         Args:
-            num_frames: Not used.
-            height: Not used.
-            width: Not used.
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
         """
-        return LinearAutoencoder(
+        return LatentGrid(
             self.config.time_compression,
             self.config.spatial_compression,
             self.config.latent_channels,
-            self.config.in_channels,
-            bottleneck=build_bottleneck(self.config),
-            first_frame_apart=self.config.first_frame_apart,
+            self.config.first_frame_apart,
+        )
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
+        """Return an unfitted linear autoencoder with the same latent, whose codes are quantized as this model's.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        grid = self.latent_grid(num_frames, height, width)
+        bottleneck = build_bottleneck(self.config)
+        return LinearAutoencoder(
+            **grid._asdict(), in_channels=self.in_channels, bottleneck=bottleneck
         )
 
     def enable_gradient_checkpointing(self) -> None:
@@ -490,10 +507,16 @@ class CausalVAE(CausalAutoencoder):
         }
         save_model(merge_low_rank(self), config, folder)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model; weights of older versions raise an error."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the weights that `save_pretrained` wrote into this model, and return it.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: They are damaged or not the model's, or an older version wrote them.
+        """
         saved_config(folder)
         load_weights(self, folder)
+        return self
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> CausalVAE:

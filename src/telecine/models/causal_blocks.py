@@ -82,9 +82,8 @@ class CausalConv(nn.Module):
             padded = torch.cat([earlier[self], video], dim=2)
         else:
             padded = _repeat_first_frame(video, self.num_repeats)
-        earlier[self] = padded[
-            :, :, -self.num_repeats :
-        ].clone()  # a view would keep the whole chunk
+        # A view would keep the whole chunk.
+        earlier[self] = padded[:, :, -self.num_repeats :].clone()
         return self.conv(padded)
 
 

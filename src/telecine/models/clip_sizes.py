@@ -5,7 +5,7 @@ Many classes state no or a wrong compression, and most models truncate or pad ot
 
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property, partial
 from itertools import chain, islice, pairwise
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
+from telecine.base.randomness import keep_random_state
 from telecine.base.shapes import Video
 from telecine.models.interface import VideoAutoencoder
 
@@ -132,14 +133,11 @@ class ClipSizes:
         else:
             device = next(probe.parameters()).device
             tensors = {name: buffer.clone() for name, buffer in probe.named_buffers()}
-        devices = [device.index or 0] if device.type == "cuda" else []
-        # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
-        eager = (
-            torch.compiler.set_stance("force_eager")
-            if "torch._dynamo" in sys.modules
-            else nullcontext()
-        )
-        with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
+        # Compiled code would be compiled anew for each size. Before this module is imported, nothing is compiled.
+        eager: AbstractContextManager[Any] = nullcontext()
+        if "torch._dynamo" in sys.modules:
+            eager = torch.compiler.set_stance("force_eager")
+        with eager, keep_random_state(device), autocast_off(device):
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:
                 return functional_call(probe, tensors, (video,)).shape
@@ -162,7 +160,11 @@ class ClipSizes:
 
     @cached_property
     def smallest(self) -> _Size:
-        """The shortest clip that is reproduced, with the smallest square frames of that length."""
+        """The shortest clip that is reproduced, with the smallest square frames of that length.
+
+        Raises:
+            ValueError: None is.
+        """
         if self.only_side is not None:
             return 1, self.only_side, self.only_side
         for on_meta in (self.on_meta, not self.on_meta):

@@ -2,13 +2,17 @@
 
 import inspect
 import json
+import math
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from telecine.base.checks import OutputError, argument_error, check_type, describe, shorten
 from telecine.base.files import read_json, write_json
@@ -18,10 +22,23 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import AuxLosses, LatentStatistics, Moments, Normalisation, Posterior
+from telecine.models.latent import (
+    AuxLosses,
+    LatentGrid,
+    LatentStatistics,
+    Moments,
+    Normalisation,
+    Posterior,
+)
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.lora import merge_low_rank
-from telecine.models.pretrained import CONFIG_FILE, load_weights, save_model
+from telecine.models.pretrained import (
+    CONFIG_FILE,
+    MAX_LISTED,
+    load_weights,
+    mismatches,
+    save_model,
+)
 
 CLASS_PATH_KEY = "_class_path"
 """Key of the `config.json` beside a custom module's weights: the dotted path of its class."""
@@ -31,10 +48,16 @@ ARGUMENTS_KEY = "_arguments"
 _PROBED_WITH = {"sample_posterior": False, "generator": None}
 
 
-def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
+def as_video_autoencoder(
+    module: nn.Module, arguments: Mapping[str, object] | None = None
+) -> VideoAutoencoder:
     """Return `module` as a `VideoAutoencoder`, unchanged if it is one.
 
     A diffusers model becomes a `DiffusersAutoencoder`, every other module a `CustomAutoencoder`.
+
+    Args:
+        module: The module.
+        arguments: Those that the class of a custom module was called with, see `CustomAutoencoder`.
 
     Raises:
         ValueError: It is no module, or `torch.compile` returned it, and it is not a custom one.
@@ -48,7 +71,7 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     plain = getattr(module, "_orig_mod", module)  # that `torch.compile` was called with
     is_diffusers = type(plain).__module__.startswith("diffusers.")
     if not isinstance(plain, VideoAutoencoder) and not is_diffusers:
-        return CustomAutoencoder(module)
+        return CustomAutoencoder(module, arguments)
     if plain is not module:
         contract = "compiled only if it is a module of your own"
         got = f"a compiled {type(plain).__name__}"
@@ -71,11 +94,14 @@ class CustomAutoencoder(ProbedAutoencoder):
 
     Args:
         module: The module, or what `torch.compile` returned for it.
+        arguments: Those that its class was called with, by name. They are saved with the weights, so that commands
+            can build the module again. Default: the module's attribute `config`, or none if its class needs none.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, arguments: Mapping[str, object] | None = None) -> None:
         super().__init__()
         self.module: nn.Module = getattr(module, "_orig_mod", module)
+        self.arguments = arguments
         self.leaves_weights_unused = True  # it may
         # What `torch.compile` returned has the same weights; PyTorch does not find a module inside a tuple.
         self._compiled = () if self.module is module else (module,)
@@ -175,6 +201,20 @@ class CustomAutoencoder(ProbedAutoencoder):
         video: Video = self._method("decode")(latent)
         return video
 
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return how the latent divides clips: as that of the module's linear autoencoder, if it has one.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        method = getattr(self.module, "linear_autoencoder", None)
+        linear: LinearAutoencoder | None = None
+        if method is not None:
+            linear = method(num_frames, height, width)
+        return None if linear is None else linear.grid
+
     def linear_autoencoder(
         self, num_frames: int, height: int, width: int
     ) -> LinearAutoencoder | None:
@@ -227,32 +267,110 @@ class CustomAutoencoder(ProbedAutoencoder):
             return
         config = read_json(file) if file.is_file() else {}
         config[CLASS_PATH_KEY] = origin_of(module)
-        config[ARGUMENTS_KEY] = _declared_arguments(module)
+        config[ARGUMENTS_KEY] = self.saved_arguments()
         write_json(file, config)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the weights in `folder` into the module, with its own `load_weights` if it has one; return the model."""
         module: Any = self.module
         if hasattr(module, "load_weights"):
             module.load_weights(folder)
         else:
             load_weights(module, folder)
+        return self
+
+    def saved_arguments(self) -> dict[str, Any] | None:
+        """Return the arguments of the module's class, as JSON has them; None if they are not known."""
+        arguments = self.arguments
+        if arguments is None:
+            arguments = getattr(self.module, "config", None)
+        if not isinstance(arguments, Mapping):
+            return {} if _needs_no_arguments(type(self.module)) else None
+        try:
+            plain = json.loads(json.dumps(dict(arguments)))
+        except (TypeError, ValueError):
+            return None
+        return {name: value for name, value in plain.items() if not name.startswith("_")}
+
+    def check_reload(self) -> str | None:
+        """Check that commands can build the module again, from the path of its class and the saved arguments.
+
+        Returns:
+            A warning if the class cannot be imported, so that only Python can load the run; None otherwise.
+
+        Raises:
+            ValueError: The arguments are not known, or the class makes another module of them.
+        """
+        cls = type(self.module)
+        path = origin_of(cls)
+        defined = getattr(sys.modules.get(cls.__module__), cls.__name__, None)
+        if cls.__module__ == "__main__" or defined is not cls:
+            remedy = "move the class to a file of its own, or pass the module itself in Python"
+            return f"commands cannot load this run, since {path} cannot be imported; {remedy}"
+        arguments = self.saved_arguments()
+        if arguments is None:
+            raise _reload_error(f"a {path}, whose arguments are not known or not plain values")
+        try:
+            with torch.random.fork_rng(devices=[]):
+                rebuilt = cls(**arguments)
+                problems = mismatches(rebuilt.state_dict(), self.module.state_dict())
+                if not problems:
+                    rebuilt.load_state_dict(self.module.state_dict())
+        except CODE_ERRORS as error:
+            got = f"a {path}, which raises {type(error).__name__} with {arguments}: {error}"
+            raise _reload_error(got) from error
+        if not problems and not self._computes_the_same(rebuilt):
+            problems = ["other outputs with the same weights"]
+        if problems:
+            got = f"a {path}, which with {arguments} has {'; '.join(problems[:MAX_LISTED])}"
+            raise _reload_error(got)
+        return None
+
+    @torch.no_grad()
+    def _computes_the_same(self, module: nn.Module) -> bool:
+        """Return whether a module of the same weights reconstructs a small clip as this one does."""
+        try:
+            size = self.covering_clip(1, 1, 1)
+        except ValueError:  # no small clip is accepted
+            return True
+        device = next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
+        video = torch.linspace(-1, 1, self.in_channels * math.prod(size), device=device)
+        video = video.view(1, self.in_channels, *size)
+        other = CustomAutoencoder(module.to(device))
+        outputs = []
+        for model in (self, self, other):
+            was_training = model.training
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                outputs.append(model.eval()(video, sample_posterior=False).video)
+            model.train(was_training)
+        first, second, rebuilt = outputs
+        is_deterministic = torch.equal(first, second)
+        return not is_deterministic or torch.allclose(
+            first, rebuilt, rtol=1e-3, atol=1e-4, equal_nan=True
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": ()}  # a copy is not compiled
 
 
-def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
-    """Return the arguments of a module's class, as JSON has them; None if the module does not declare them."""
-    config = getattr(module, "config", None)
-    if not isinstance(config, Mapping):
-        has_arguments = bool(inspect.signature(type(module)).parameters)
-        return None if has_arguments else {}
-    try:
-        arguments = json.loads(json.dumps(dict(config)))
-    except (TypeError, ValueError):
-        return None
-    return {name: value for name, value in arguments.items() if not name.startswith("_")}
+def _needs_no_arguments(cls: type[nn.Module]) -> bool:
+    for parameter in inspect.signature(cls).parameters.values():
+        is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not is_variadic:
+            return False
+    return True
+
+
+def _reload_error(got: str) -> Exception:
+    remedy = (
+        "Give it an attribute `config`, a dict of all arguments that it was called with, or pass "
+    )
+    remedy += "`as_video_autoencoder(module, arguments)`."
+    contract = (
+        "a module that its class makes again of the saved arguments, so that the run can be loaded"
+    )
+    return argument_error("autoencoder", contract, got, remedy)
 
 
 def build_custom(path: object, arguments: object, source: str) -> VideoAutoencoder:
@@ -260,7 +378,7 @@ def build_custom(path: object, arguments: object, source: str) -> VideoAutoencod
 
     Args:
         path: The dotted path of its class, which `allow_code` allows.
-        arguments: Those of the class, by name.
+        arguments: Those of the class, by name; None if they were not saved.
         source: Where the path is from, for errors.
 
     Raises:
@@ -277,11 +395,13 @@ def build_custom(path: object, arguments: object, source: str) -> VideoAutoencod
             f"{path}, which is not",
             "Name another class.",
         )
+    if arguments is None and _needs_no_arguments(cls):
+        arguments = {}
     if not isinstance(arguments, Mapping):
-        remedy = f"Give {path} an attribute `config`, a dict of its arguments; in Python, pass the module itself."
+        remedy = f"In Python, pass the module: `as_video_autoencoder({cls.__name__}(...)).load_weights(folder)`."
         raise argument_error(f"the arguments of {source}", "those of the class", "none", remedy)
     try:
-        return as_video_autoencoder(cls(**arguments))
+        return as_video_autoencoder(cls(**arguments), arguments)
     except CODE_ERRORS as error:
         got = f"{shorten(repr(arguments))}, with which it raises {type(error).__name__}: {error}"
         raise argument_error(

@@ -10,12 +10,19 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.bottleneck import Bottleneck
-from telecine.models.latent import AuxLosses, LatentStatistics, Normalisation, Posterior
+from telecine.models.latent import (
+    AuxLosses,
+    LatentGrid,
+    LatentStatistics,
+    Normalisation,
+    Posterior,
+)
 from telecine.models.linear import LinearAutoencoder
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
@@ -141,8 +148,8 @@ class VideoAutoencoder(nn.Module, ABC):
         """Write configuration and weights into `folder`, with low-rank updates merged into the weights."""
 
     @abstractmethod
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model, to resume a run; its device and dtype stay.
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the weights that `save_pretrained` wrote into this model, and return it; its device and dtype stay.
 
         Raises:
             FileNotFoundError: There are no weights.
@@ -220,10 +227,8 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy = "Use a CausalVAE or a model of diffusers for others."
         raise argument_error("clips.channels", contract, f"of {in_channels}", remedy)
 
-    def linear_autoencoder(
-        self, num_frames: int, height: int, width: int
-    ) -> LinearAutoencoder | None:
-        """Return an unfitted linear autoencoder with this latent for such clips; None, the default, if there is none.
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return how the latent divides clips of a size; None, the default, if that is not known or is not even.
 
         Args:
             num_frames: Frames of the clips.
@@ -231,6 +236,21 @@ class VideoAutoencoder(nn.Module, ABC):
             width: Width in pixels.
         """
         return None
+
+    def linear_autoencoder(
+        self, num_frames: int, height: int, width: int
+    ) -> LinearAutoencoder | None:
+        """Return an unfitted linear autoencoder with this latent for such clips; None without a `latent_grid`.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        grid = self.latent_grid(num_frames, height, width)
+        if grid is None:
+            return None
+        return LinearAutoencoder(**grid._asdict(), in_channels=self.in_channels)
 
     @property
     def codebook(self) -> Bottleneck | None:

@@ -117,6 +117,22 @@ class DeterministicPosterior:
         return {**self.losses}
 
 
+class LatentGrid(NamedTuple):
+    """How the positions of a latent divide a clip. The names are those of `CausalVAEConfig`."""
+
+    time_compression: int
+    """Frames of a position, but for a first frame that is apart."""
+    spatial_compression: int
+    """Pixels of a position along height and along width."""
+    latent_channels: int
+    first_frame_apart: bool
+    """Whether the first frame has a latent frame of its own."""
+
+    def __str__(self) -> str:
+        space = self.spatial_compression
+        return f"{self.time_compression} x {space} x {space}"
+
+
 @dataclass(frozen=True)
 class LatentStatistics:
     """Mean and standard deviation over a data set of each channel of the latent, and of all values together."""
@@ -144,9 +160,8 @@ class ChannelMoments:
     """Sums over the values of each channel of any number of latents, float64 on the CPU; processes can add them."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(
-            3, 0, dtype=torch.float64
-        )  # number, sum and sum of squares of each channel
+        # Number, sum and sum of squares of each channel.
+        self.sums = torch.zeros(3, 0, dtype=torch.float64)
 
     def add(self, latent: Tensor) -> None:
         """Add a latent `(B, C, ...)`, of as many channels as those before."""

@@ -14,6 +14,7 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import RGBA, Video
 from telecine.models.bottleneck import Bottleneck, Latent
 from telecine.models.channels import of_colours_and_alpha
+from telecine.models.latent import LatentGrid
 
 # Values of each clip that are kept to compute the components, as random patches: 1 MB, 341 patches of 4 x 8 x 8 pixels.
 _VALUES_PER_CLIP = 2**18
@@ -173,6 +174,9 @@ class LinearAutoencoder(nn.Module):
         bottleneck: Quantizes the components if the latent is discrete; the decoder is the best linear map of the codes.
         first_frame_apart: Whether the first frame has a latent frame of its own.
 
+    Attributes:
+        grid: How the latent divides a clip.
+
     Raises:
         ValueError: If an argument is not a positive int.
     """
@@ -191,6 +195,9 @@ class LinearAutoencoder(nn.Module):
         check_count("spatial_compression", spatial_compression)
         check_count("latent_channels", latent_channels)
         check_count("in_channels", in_channels)
+        self.grid = LatentGrid(
+            time_compression, spatial_compression, latent_channels, first_frame_apart
+        )
         sizes = (
             time_compression,
             spatial_compression,

@@ -61,9 +61,7 @@ def load_autoencoder(
 
         return DiffusionDecoder.from_pretrained(folder, teacher_of(folder), load_autoencoder)
     if "." in kind:
-        model = build_custom_in(folder)
-        model.load_weights(folder)
-        return model
+        return build_custom_in(folder).load_weights(folder)
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
         raise _missing_error(str(name_or_folder))
@@ -204,9 +202,12 @@ def teacher_of(folder: Path) -> str:
 
 def build_custom_in(folder: Path) -> VideoAutoencoder:
     """Return the custom module of a folder with new weights; see `build_custom`."""
-    return build_custom(
-        class_in(folder), _config_in(folder).get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}"
-    )
+    path = class_in(folder)
+    arguments = _config_in(folder).get(ARGUMENTS_KEY)
+    settings = read_saved_settings(folder.parent)
+    if arguments is None and settings.get("model") == path:  # runs of early versions
+        arguments = settings.get("model_arguments")
+    return build_custom(path, arguments, f"{CLASS_PATH_KEY} in {folder}")
 
 
 def is_hub_name(text: str) -> bool:

@@ -26,9 +26,8 @@ class _LowRankUpdate(nn.Module):
         super().__init__()
         self.scale = alpha / rank
         self.down = nn.Parameter(weight.new_empty(rank, weight[0].numel()))
-        self.up = nn.Parameter(
-            weight.new_zeros(len(weight), rank)
-        )  # the model computes the same at the start
+        # The model computes the same at the start.
+        self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -11,14 +11,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
-from telecine.base.shapes import Video
+from telecine.base.precision import at_least_float32
+from telecine.base.randomness import Generators
+from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.yaml_files import read_yaml
 from telecine.models.bottleneck import Bottleneck
 from telecine.models.causal import CausalAutoencoder, build_decoder
-from telecine.models.interface import VideoAutoencoder
+from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import (
     NORMALISATION_KEYS,
     AuxLosses,
@@ -27,7 +30,7 @@ from telecine.models.latent import (
     Posterior,
 )
 from telecine.models.latent_autoencoder import LatentAutoencoder
-from telecine.models.linear import LinearAutoencoder, fit_decoder
+from telecine.models.linear import fit_decoder
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CLASS_KEY,
@@ -50,6 +53,8 @@ SIZES = ("tiny", "small")
 _LIKE_TEACHER = "teacher"
 _LARGEST_PATCH = 4
 _LARGEST_MULTIPLIER = 4
+# The compression in time is read from clips of at least this length.
+_FRAMES_OF_A_CLIP = 9
 # Keys of `config.json`.
 DECODER_KEY = "decoder"
 TEACHER_KEY = "teacher"
@@ -147,9 +152,10 @@ class Student(LatentAutoencoder):
         """
         return self.latent_model.covering_clip(num_frames, height, width)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the trained weights that `save_pretrained` wrote into this model."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the trained weights that `save_pretrained` wrote into this model, and return it."""
         load_weights(self, folder)
+        return self
 
     @property
     def codebook(self) -> Bottleneck | None:
@@ -158,12 +164,9 @@ class Student(LatentAutoencoder):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, from which checkpoints are written, is without the teacher.
-        modules = {
-            name: module
-            for name, module in self._modules.items()
-            if name not in ("_frozen", "imitated")
-        }
-        return {**self.__dict__, "_modules": modules, "_frozen": None, "imitated": None}
+        modules = dict(self._modules)
+        modules.pop("_frozen", None)
+        return {**self.__dict__, "_modules": modules, "_frozen": None}
 
 
 class StudentAutoencoder(Student, CausalAutoencoder):
@@ -191,6 +194,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
     ) -> None:
         super().__init__(teacher, load, digest)
         self.normalisation = normalisation
+        self.imitated: Frozen[CausalAutoencoder] | None = None
         self.set_decoder(config)
 
     @classmethod
@@ -231,6 +235,22 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         self.decoder.load_state_dict(weights)
         return True
 
+    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+        """Add noise to each video at a random level and remove it; the target is the sample of an imitated teacher.
+
+        Args:
+            latent: `(B, latent_channels, k, h, w)`.
+            video: The clean video, `(B, C, T, H, W)` in [-1, 1].
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+        """
+        denoised = self.denoised_clips(latent, video, generator)
+        target = None
+        if self.imitated is not None:
+            with torch.no_grad():
+                sample = self.imitated.module.decode(latent, denoised.noise)
+                target = at_least_float32(sample).clamp(*VALUE_RANGE)
+        return Reconstruction(denoised.video, {}, weight=denoised.weight, target=target)
+
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
         """Set the linear map to the best one for samples of the latents of clips, and scale the first layer to them."""
@@ -266,15 +286,18 @@ class StudentAutoencoder(Student, CausalAutoencoder):
             }
         )
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        config = {
+    def saved_config(self) -> dict[str, Any]:
+        """Return what `config.json` holds beside the name of the class."""
+        return {
             DECODER_KEY: self.config.saved(),
             TEACHER_KEY: self.public_name(self.teacher),
             DIGEST_KEY: self.digest,
             **self.normalisation,
         }
-        save_model(merge_low_rank(self), config, folder)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
+        save_model(merge_low_rank(self), self.saved_config(), folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
@@ -305,6 +328,11 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         )
         model._frozen = Frozen(model.load_teacher())
         return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["_modules"].pop("imitated", None)
+        return {**state, "imitated": None}
 
 
 class _SavedStudent(NamedTuple):
@@ -404,38 +432,26 @@ def student_config(
     return validate(CausalVAEConfig, defaults | settings | compression)
 
 
-def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
+def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, Any]:
     """Return the settings of `CausalVAEConfig` that a teacher's latent decides."""
     num_frames, height, width = clip
     if num_frames == 1:  # an image does not show the frames of a latent frame
-        num_frames, height, width = teacher.covering_clip(9, height, width)
-    linear = teacher.linear_autoencoder(num_frames, height, width)
-    # Clips have to show what clips of twice the length show.
-    longer = teacher.linear_autoencoder(*teacher.covering_clip(2 * num_frames - 1, height, width))
-    cells = [
-        _latent_cell(autoencoder) for autoencoder in (linear, longer) if autoencoder is not None
-    ]
-    is_power_of_two = linear is not None and linear.encoder.space & (linear.encoder.space - 1) == 0
-    if linear is None or cells[1:] != cells[:1] or not is_power_of_two:
-        got = ", then ".join(dict.fromkeys(cells)) or "another one"
-        contract = "an autoencoder that makes a latent frame of the first frame, or none, and of every n others"
-        contract += ", in clips of any length, with positions of 1, 2, 4, ... pixels squared"
-        raise argument_error(
-            "teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own."
-        )
-    return {
-        "time_compression": linear.encoder.time,
-        "spatial_compression": linear.encoder.space,
-        "latent_channels": linear.encoder.rest.out_features,
-        "in_channels": teacher.in_channels,
-        "first_frame_apart": linear.encoder.first is not None,
-    }
-
-
-def _latent_cell(linear: LinearAutoencoder) -> str:
-    """Return the frames and pixels of a position of the latent."""
-    space = linear.encoder.space
-    return f"{linear.encoder.time} x {space} x {space}"
+        num_frames, height, width = teacher.covering_clip(_FRAMES_OF_A_CLIP, height, width)
+    longer_clip = teacher.covering_clip(2 * num_frames - 1, height, width)
+    grid = teacher.latent_grid(num_frames, height, width)
+    longer = teacher.latent_grid(*longer_clip)
+    if grid is not None and grid == longer and grid.spatial_compression.bit_count() == 1:
+        return {**grid._asdict(), "in_channels": teacher.in_channels}
+    got = "another one"
+    if grid is not None:
+        got = str(grid)
+        if longer is not None and longer != grid:
+            got += f", then {longer}"
+    contract = "an autoencoder that makes a latent frame of the first frame, or none, and of every n others"
+    contract += ", in clips of any length, with positions of 1, 2, 4, ... pixels squared"
+    raise argument_error(
+        "teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own."
+    )
 
 
 def _read_decoder(size: str) -> dict[str, Any]:

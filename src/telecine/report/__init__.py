@@ -1,1 +1,1 @@
-"""Reports of runs: videos, plots and an HTML page."""
+"""Reports of runs: videos, charts and an HTML page."""

@@ -1,8 +1,9 @@
-"""Which logged values of runs the page draws together, and what they are called."""
+"""The charts of runs: which logged values they draw together, and what these are called."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -20,13 +21,11 @@ _TRAIN_LPIPS = "train/lpips_"
 _PERCEPTUAL_LOSS = "train/perceptual_loss"
 _TRAIN_PSNR = "train/psnr"  # computed from the mean squared error
 _HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
-# Sums of terms; the page shows them among all losses.
-_TOTALS = ("train/total_loss", "train/total_disc_loss")
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A plot of several logged values."""
+class ChartDefinition:
+    """Which logged values a chart draws, and how."""
 
     title: str
     names: Sequence[str]
@@ -38,23 +37,23 @@ class Plot:
     explanation: str = ""
 
 
-PLOTS_OF_QUALITY = [
-    Plot(
+QUALITY_CHARTS = [
+    ChartDefinition(
         title="PSNR",
         names=["train/psnr", "val/psnr", "linear/psnr"],
         unit="dB",
         explanation="Peak signal-to-noise ratio of reconstructions. Larger is better.",
     ),
-    Plot(
+    ChartDefinition(
         title="SSIM",
         names=["val/ssim", "linear/ssim"],
         explanation="Structural similarity of reconstructions. Larger is better.",
     ),
 ]
-"""Plots of how good reconstructions are. One of LPIPS for each network follows."""
+"""Charts of how good reconstructions are. One of LPIPS for each network follows."""
 
-PLOTS_OF_TRAINING = [
-    Plot(
+TRAINING_CHARTS = [
+    ChartDefinition(
         title="discriminator: logits",
         names=[
             "train/logits_real",
@@ -64,26 +63,26 @@ PLOTS_OF_TRAINING = [
         ],
         explanation="Logits of inputs and of reconstructions. A gap that grows says that the discriminator wins.",
     ),
-    Plot(
+    ChartDefinition(
         title="discriminator: fractions",
         names=["train/accuracy_real", "train/accuracy_fake", "train/hinge_active"],
         explanation="Fractions of logits: classified correctly, and within the margin of the hinge loss.",
     ),
-    Plot(
+    ChartDefinition(
         title="adversarial losses",
         names=["train/gen_loss", "train/discr_loss", "train/grad_penalty_loss"],
     ),
-    Plot(
+    ChartDefinition(
         title="adaptive weight and gradient norms",
         names=["train/adaptive_weight", "train/grad_norm", "train/disc_grad_norm"],
         scale="log",
     ),
-    Plot(
+    ChartDefinition(
         title="update norm / weight norm",
         names=["train/update_ratio", "train/disc_update_ratio"],
         scale="log",
     ),
-    Plot(
+    ChartDefinition(
         title="fractions: adversarial gradient, clipped updates",
         names=[
             "train/adversarial_gradient_share",
@@ -93,15 +92,15 @@ PLOTS_OF_TRAINING = [
             "train/disc_grad_overflow",
         ],
     ),
-    Plot(
+    ChartDefinition(
         title="learning rate",
         names=["train/lr"],
         is_smoothed=False,
     ),
 ]
-"""Plots of the training itself. Other losses, scheduled weights and gradients of frames follow."""
+"""Charts of the training itself. Other losses, scheduled weights and gradients of frames follow."""
 
-METRICS = {
+METRIC_LABELS = {
     "psnr": "PSNR",
     "ssim": "SSIM",
     "lpips_alex": "LPIPS (Alex)",
@@ -115,41 +114,84 @@ _SOURCES = {
     "linear": "linear baseline",
 }
 
-_TRAINING_LABELS = {
-    term.loss_key: term.label for term in ObjectiveConfig().term_schedules().values()
-}
-_TRAINING_LABELS |= {
-    "mse": "mean squared error",
-    "recon_loss": "reconstruction loss",
-    "discr_loss": "discriminator loss",
-    "kl_loss": "KL loss",
-    "nll_loss": "negative log-likelihood",
-    "total_disc_loss": "total discriminator loss",
-    "logvar": "log variance",
-    "logits_real": "mean logit, real",
-    "logits_fake": "mean logit, reconstruction",
-    "logits_real_std": "spread of logits, real",
-    "logits_fake_std": "spread of logits, reconstruction",
-    "accuracy_real": "accuracy, real",
-    "accuracy_fake": "accuracy, reconstruction",
-    "hinge_active": "logits within the margin",
-    "grad_norm": "gradient norm",
-    "disc_grad_norm": "gradient norm, discriminators",
-    "update_ratio": "update ratio",
-    "disc_update_ratio": "update ratio, discriminators",
-    "adversarial_gradient_share": "gradient of the adversarial terms",
-    "grad_clipped": "clipped updates",
-    "disc_grad_clipped": "clipped updates, discriminators",
-    "grad_overflow": "skipped updates",
-    "disc_grad_overflow": "skipped updates, discriminators",
-    "lr": "learning rate",
-    "clips_per_second": "clips a second",
-    "ema_psnr_behind": "PSNR of the raw weights above the averaged ones",
-}
+Kind = Literal["loss", "sum of losses", "weight", "other"]
+
+
+@dataclass(frozen=True)
+class LoggedValue:
+    """A value of training, which `metrics.jsonl` has as `train/` and its name.
+
+    With several discriminators, the name and `_` also begin the names of the values of each of them.
+    """
+
+    name: str
+    label: str
+    kind: Kind = "other"
+
+
+def _values_of_terms() -> list[LoggedValue]:
+    """Return the loss and the weight of each term of the objective."""
+    values = []
+    for term in ObjectiveConfig().term_schedules().values():
+        values.append(LoggedValue(term.loss_key, term.label, "loss"))
+        values.append(LoggedValue(term.weight_key, term.weight_key.replace("_", " "), "weight"))
+    return values
+
+
+_LOGGED_VALUES = [
+    *_values_of_terms(),
+    LoggedValue("total_loss", "total loss", "sum of losses"),
+    LoggedValue("total_disc_loss", "total discriminator loss", "sum of losses"),
+    LoggedValue("mse", "mean squared error", "loss"),
+    LoggedValue("recon_loss", "reconstruction loss", "loss"),
+    LoggedValue("discr_loss", "discriminator loss", "loss"),
+    LoggedValue("kl_loss", "KL loss", "loss"),
+    LoggedValue("nll_loss", "negative log-likelihood", "loss"),
+    LoggedValue("logvar", "log variance", "loss"),
+    LoggedValue("logits_real", "mean logit, real"),
+    LoggedValue("logits_fake", "mean logit, reconstruction"),
+    LoggedValue("logits_real_std", "spread of logits, real"),
+    LoggedValue("logits_fake_std", "spread of logits, reconstruction"),
+    LoggedValue("accuracy_real", "accuracy, real"),
+    LoggedValue("accuracy_fake", "accuracy, reconstruction"),
+    LoggedValue("hinge_active", "logits within the margin"),
+    LoggedValue("adaptive_weight", "adaptive weight"),
+    LoggedValue("grad_norm", "gradient norm"),
+    LoggedValue("disc_grad_norm", "gradient norm, discriminators"),
+    LoggedValue("update_ratio", "update ratio"),
+    LoggedValue("disc_update_ratio", "update ratio, discriminators"),
+    LoggedValue("adversarial_gradient_share", "gradient of the adversarial terms"),
+    LoggedValue("grad_clipped", "clipped updates"),
+    LoggedValue("disc_grad_clipped", "clipped updates, discriminators"),
+    LoggedValue("grad_overflow", "skipped updates"),
+    LoggedValue("disc_grad_overflow", "skipped updates, discriminators"),
+    LoggedValue("lr", "learning rate"),
+    LoggedValue("clips_per_second", "clips a second"),
+    LoggedValue("ema_psnr_behind", "PSNR of the raw weights above the averaged ones"),
+]
+_VALUES_BY_NAME = {value.name: value for value in _LOGGED_VALUES}
+
+
+def logged_value(name: str) -> LoggedValue:
+    """Return a value of training by its name without `train/`, also one of a single discriminator.
+
+    Terms and auxiliary losses of users have other names: those that end in `_weight` are weights, and those with
+    "loss" are losses.
+    """
+    if name in _VALUES_BY_NAME:
+        return _VALUES_BY_NAME[name]
+    if name.endswith("_weight"):
+        return LoggedValue(name, name.replace("_", " "), "weight")
+    of_all = [value for value in _LOGGED_VALUES if name.startswith(f"{value.name}_")]
+    if of_all:
+        value = max(of_all, key=lambda value: len(value.name))
+        discriminator = name.removeprefix(f"{value.name}_")
+        return LoggedValue(name, f"{value.label}, {discriminator}", value.kind)
+    return LoggedValue(name, name.replace("_", " "), "loss" if "loss" in name else "other")
 
 
 def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
-    """Return a chart for each plot that has data.
+    """Return the charts that have data.
 
     Each finite logged value is in a chart. A sum is left out if it equals its only term in every run.
     """
@@ -168,64 +210,67 @@ def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
         note = f"Held-out values do not compare. {'; '.join(problems)}."
 
     charts = []
-    for plot in plots_of_names(finite_names):
-        series = [_series(name, columns) for name in plot.names if name in finite_names]
+    for definition in chart_definitions(finite_names):
+        series = [_series(name, columns) for name in definition.names if name in finite_names]
         if not series:
             continue
         is_compared = any(one.key.startswith(_HELD_OUT) and len(one.curves) > 1 for one in series)
+        title = definition.title
+        if definition.unit:
+            title = f"{title} ({definition.unit})"
         chart = Chart(
-            title=f"{plot.title} ({plot.unit})" if plot.unit else plot.title,
+            title=title,
             series=series,
-            scale=plot.scale,
-            explanation=plot.explanation,
+            scale=definition.scale,
+            explanation=definition.explanation,
             note=note if is_compared else "",
-            is_smoothed=plot.is_smoothed,
+            is_smoothed=definition.is_smoothed,
         )
         charts.append(chart)
     return charts
 
 
-def plots_of_names(names: Sequence[str]) -> list[Plot]:
-    """Return the plots of logged values: all losses, the fixed plots, and one for each name that is in no other."""
-    losses = [name for name in names if _is_loss(name)]
+def chart_definitions(names: Sequence[str]) -> list[ChartDefinition]:
+    """Return the charts of logged values: all losses, the fixed charts, and one for each name that is in no other."""
+    losses = [name for name in names if _kind_of(name) in ("loss", "sum of losses")]
     train_lpips = [name for name in names if name.startswith(_TRAIN_LPIPS)]
     if len(train_lpips) == 1:  # those of different networks do not compare
         losses.append(train_lpips[0])
-    all_losses = Plot("all losses", losses, scale="wide")
+    all_losses = ChartDefinition("all losses", losses, scale="wide")
 
-    lpips_plots = []
+    lpips_charts = []
     for metric in sorted({name.partition("/")[2] for name in names if _is_lpips(name)}):
-        plot = Plot(
+        definition = ChartDefinition(
             title=metric_label(metric),
             names=[f"{source}/{metric}" for source in _SOURCES],
             explanation="Perceptual distance of reconstructions. Smaller is better.",
         )
-        lpips_plots.append(plot)
+        lpips_charts.append(definition)
 
-    fixed_plots = [*PLOTS_OF_QUALITY, *lpips_plots, *PLOTS_OF_TRAINING]
-    in_fixed_plots = {name for plot in fixed_plots for name in plot.names}
+    fixed_charts = [*QUALITY_CHARTS, *lpips_charts, *TRAINING_CHARTS]
+    in_fixed_charts = {name for definition in fixed_charts for name in definition.names}
     other_losses = []
     weights = []
     for name in names:
-        if name in in_fixed_plots or not name.startswith("train/"):
+        if name in in_fixed_charts or name == "train/mse":
             continue
-        if name.endswith("_weight"):
+        if _kind_of(name) == "weight":
             weights.append(name)
-        elif _is_loss(name) and name != "train/mse" and name not in _TOTALS:
+        elif _kind_of(name) == "loss":
             other_losses.append(name)
     frames = [name for name in names if History.frame_of(name) is not None]
-    plots = [
+    definitions = [
         all_losses,
-        *fixed_plots,
-        Plot("other losses, unweighted", other_losses, scale="wide"),
-        Plot("scheduled weights", weights, scale="wide", is_smoothed=False),
-        Plot("gradient of each frame / mean", frames),
+        *fixed_charts,
+        ChartDefinition("other losses, unweighted", other_losses, scale="wide"),
+        ChartDefinition("scheduled weights", weights, scale="wide", is_smoothed=False),
+        ChartDefinition("gradient of each frame / mean", frames),
     ]
-    in_plots = {name for plot in plots for name in plot.names}
+    in_charts = {name for definition in definitions for name in definition.names}
     for name in names:
-        if name not in in_plots:
-            plots.append(Plot(label_of(name), [name]))
-    return plots
+        if name not in in_charts:
+            definitions.append(ChartDefinition(label_of(name), [name]))
+    return definitions
 
 
 def label_of(name: str) -> str:
@@ -235,26 +280,18 @@ def label_of(name: str) -> str:
         return f"frame {frame}"
 
     source, _, metric = name.partition("/")
-    if source in _SOURCES and (metric in METRICS or name.startswith(_TRAIN_LPIPS)):
+    if source in _SOURCES and (metric in METRIC_LABELS or name.startswith(_TRAIN_LPIPS)):
         return f"{metric_label(metric)}, {_SOURCES[source]}"
     if source != "train":
         return name.replace("/", " ").replace("_", " ")
 
-    keys = [key for key in _TRAINING_LABELS if metric == key or metric.startswith(f"{key}_")]
-    if not keys or metric.endswith("_weight"):
-        return metric.replace("_", " ")
-    key = max(
-        keys, key=len
-    )  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
-    if metric == key:
-        return _TRAINING_LABELS[key]
-    return f"{_TRAINING_LABELS[key]}, {metric.removeprefix(f'{key}_')}"
+    return logged_value(metric).label
 
 
 def metric_label(metric: str) -> str:
     """Return what a metric is called. One without a label has the name that it was logged under."""
-    if metric in METRICS:
-        return METRICS[metric]
+    if metric in METRIC_LABELS:
+        return METRIC_LABELS[metric]
     if metric.startswith("lpips_"):
         return f"perceptual distance ({metric.removeprefix('lpips_')})"
     return metric
@@ -278,11 +315,10 @@ def _is_lpips(name: str) -> bool:
     return name.startswith((_TRAIN_LPIPS, "val/lpips_", "linear/lpips_"))
 
 
-def _is_loss(name: str) -> bool:
+def _kind_of(name: str) -> Kind:
+    """Return the kind of a logged value; "other" for those that are not of training."""
     source, _, key = name.partition("/")
-    if source != "train" or key.endswith("_weight"):
-        return False
-    return key in ("mse", "logvar", "aux_losses") or "loss" in key
+    return logged_value(key).kind if source == "train" else "other"
 
 
 def _is_finite(name: str, columns: Sequence[_Columns]) -> bool:
@@ -314,11 +350,7 @@ def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | No
 
 def _sums_of_one_term(columns: _Columns) -> set[str]:
     """Return the names of sums that equal their only term, which is logged, too."""
-    losses = [
-        name
-        for name in columns
-        if name.startswith("train/") and name.endswith("_loss") and name not in _TOTALS
-    ]
+    losses = [name for name in columns if _kind_of(name) == "loss" and name != "train/aux_losses"]
     terms_of_sums = {
         "train/recon_loss": ["train/mse"],
         "train/total_disc_loss": ["train/discr_loss"],

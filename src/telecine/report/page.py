@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from telecine.base.checks import argument_error
 from telecine.base.files import write_text
+from telecine.evaluation.metrics import METRICS
 from telecine.report.chart_data import Event, charts_data
-from telecine.report.charts import METRICS, charts_of_runs, metric_label
+from telecine.report.charts import METRIC_LABELS, charts_of_runs, metric_label
 from telecine.report.html import render_page
 from telecine.report.page_videos import VideoFolder, player_data
 from telecine.report.reported_run import ReportedRun, describe_training, not_comparable, read_runs
@@ -17,6 +19,7 @@ from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.runs.saved_settings import read_saved_settings, side_by_side_settings
 
+_ARROWS = {"larger": " ↑", "smaller": " ↓"}  # towards better values
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
 
 
@@ -40,9 +43,8 @@ def write_report(
     """
     folders = [Path(run) for run in runs]
     if not folders:
-        raise ValueError(
-            "`runs` must be at least one run's folder, but got none. Pass the run's `--output_dir`."
-        )
+        remedy = "Pass the run's `--output_dir`."
+        raise argument_error("runs", "at least one run's folder", "none", remedy)
     if output is not None:
         page = Path(output)
     elif len(folders) == 1:
@@ -50,9 +52,8 @@ def write_report(
     else:
         page = Run(Path()).report_file
     if page.suffix != ".html" or page.is_dir():
-        raise ValueError(
-            f"`output` must be the name of an .html file, but got {str(page)!r}. Add a file name."
-        )
+        contract = "the name of an .html file"
+        raise argument_error("output", contract, repr(str(page)), "Add a file name.")
 
     reported, problems = read_runs(folders)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,7 @@ def _render(
         for warning in run.warnings or []:
             events.append(Event(index, warning.step, f"{warning.rule}, {warning.message}"))
     data = charts_data(charts, runs=names, file=History.file, events=events)
-    data["metrics"] = METRICS
+    data["metrics"] = METRIC_LABELS
     data["validations"] = validations
     data["live"] = live
     training = [describe_training(run.summary, run.records) for run in runs]
@@ -164,7 +165,7 @@ def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
     for name in names:
         arrow = ""
         if name in METRICS:
-            arrow = " ↓" if name.startswith("lpips") else " ↑"  # towards better values
+            arrow = _ARROWS.get(METRICS[name].better, "")
         labels.append(metric_label(name) + arrow)
     rows = [[run_metrics.get(name) for name in names] for run_metrics in metrics]
     return {"labels": labels, "rows": rows, "has_linear": has_linear}

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, atomic_write, mark_output, write_text
+from telecine.evaluation.metrics import METRICS
+from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
@@ -32,16 +35,14 @@ class VideoFolder:
         ).exists()  # elsewhere, a link, or a folder of this name, may be the user's
         if self.path.is_symlink() and is_in_run:
             target = os.readlink(self.path)
-            raise ValueError(
-                f"`{self.path}` must be in the run's folder itself, but got a symbolic link to {target}. "
-                "Remove the link."
-            )
+            contract = "in the run's folder itself"
+            got = f"a symbolic link to {target}"
+            raise argument_error(str(self.path), contract, got, "Remove the link.")
         has_files = self.path.is_dir() and any(self.path.iterdir())
         if has_files and not is_in_run and not (self.path / OUTPUT_MARKER).exists():
-            raise ValueError(
-                "`output` must be without other files in its folder of videos, "
-                f"but got {page}, beside {self.path}. Choose another name for the page."
-            )
+            contract = "without other files in its folder of videos"
+            got = f"{page}, beside {self.path}"
+            raise argument_error("output", contract, got, "Choose another name for the page.")
 
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
@@ -129,7 +130,7 @@ def best_and_worst(clips: Sequence[SavedClip]) -> list[tuple[str, int]]:
         return []
     ranks = []
     for name in clips[0].metrics:
-        if name != "psnr" and not name.startswith("lpips"):
+        if name != "psnr" and name not in LPIPS_NETWORKS:
             continue
         values = {}
         for index, clip in enumerate(clips):
@@ -137,7 +138,7 @@ def best_and_worst(clips: Sequence[SavedClip]) -> list[tuple[str, int]]:
             if math.isfinite(value):
                 values[index] = value
         if len(values) > 1:
-            order = sorted(values, key=values.__getitem__, reverse=name == "psnr")
+            order = sorted(values, key=values.__getitem__, reverse=METRICS[name].better == "larger")
             ranks.append((f"best {name}", order[0]))
             ranks.append((f"worst {name}", order[-1]))
     return ranks

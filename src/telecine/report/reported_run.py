@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from telecine.base.checks import count_files
+from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
 from telecine.runs import Run
-from telecine.runs.history import History, TrainingWarning, validations
+from telecine.runs.history import History, TrainingWarning, validation_records
 from telecine.runs.run import RunSummary, SavedValidation
 from telecine.runs.saved_settings import flat_settings, read_saved_settings
 
@@ -66,14 +66,14 @@ class ReportedRun:
             not re.fullmatch(r"\d{1,12}", text) or int(text) <= self.steps
         ):  # the file may be anyone's
             return ""
-        validated = validations(self.records)
+        validated = validation_records(self.records)
         if not validated:
             return f"of {int(text)}"
         return f"of {int(text)}, measured at {int(validated[-1]['step'])}"
 
     def held_out(self) -> dict[str, HeldOutMetric]:
         """Return the metrics of the held-out clips by name."""
-        validated = validations(self.records)
+        validated = validation_records(self.records)
         if not validated:
             return {}
         first = validated[0]
@@ -96,10 +96,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     for folder in folders:
         if not Run(folder).exists():
             reason = "has none" if folder.is_dir() else "is not a folder"
-            raise ValueError(
-                f"`runs` must be folders of runs, with {History.file}, but got {str(folder)!r}, which {reason}. "
-                "Pass the run's `--output_dir`."
-            )
+            contract = f"folders of runs, with {History.file}"
+            got = f"{str(folder)!r}, which {reason}"
+            raise argument_error("runs", contract, got, "Pass the run's `--output_dir`.")
     runs = []
     errors = []
     problems = []
@@ -160,9 +159,7 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
     paths = [folder.resolve().parts for folder in folders]
     if len(set(paths)) < len(paths):
         names = [str(folder) for folder in folders]
-        raise ValueError(
-            f"`runs` must be different folders, but got {names}. Pass each folder once."
-        )
+        raise argument_error("runs", "different folders", str(names), "Pass each folder once.")
     length = 1
     while len({parts[-length:] for parts in paths}) < len(paths):
         length += 1

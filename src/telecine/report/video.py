@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -14,9 +15,11 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import check_positive, describe
+from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import atomic_write
 from telecine.base.shapes import RGBA
+from telecine.data.source import AnyPath
+from telecine.report.sound import CopiedSound, copied_sound
 
 _RGB = 3
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
@@ -59,6 +62,8 @@ def write_video(
     pts: Sequence[int] | None = None,
     time_base: float | None = None,
     sample_aspect_ratio: float = 1.0,
+    sound: AnyPath | None = None,
+    sound_start: float = 0.0,
 ) -> None:
     """Write frames to an H.264 MP4 that browsers play, or without loss to an MKV (FFV1), in constant memory.
 
@@ -76,6 +81,8 @@ def write_video(
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
         time_base: The unit of `pts` in seconds.
         sample_aspect_ratio: Of an MP4, width of a pixel divided by its height when the file is displayed.
+        sound: A file whose sound is copied, see `CopiedSound`.
+        sound_start: When the first frame is shown in that file, in seconds.
 
     Raises:
         ValueError: There is no frame, or one is of a kind or size that the file cannot have, or `fps` is not positive.
@@ -89,7 +96,7 @@ def write_video(
     checked = _checked(frames, is_lossless)
     first = next(checked, None)
     if first is None:
-        raise ValueError(f"`frames` must be at least one frame, but got none for {path}. Add some.")
+        raise argument_error("frames", "at least one frame", f"none for {path}", "Add some.")
 
     def write(partial: Path) -> None:
         container_format = "mp4"
@@ -99,7 +106,10 @@ def write_video(
         if is_lossless:
             container_format = "matroska"
             options = {}
-        with av.open(str(partial), "w", format=container_format, options=options) as container:
+        with ExitStack() as stack:
+            container = stack.enter_context(
+                av.open(str(partial), "w", format=container_format, options=options)
+            )
             stream = container.add_stream("ffv1" if is_lossless else "libx264", rate=rate)
             if is_lossless:
                 _set_lossless_format(stream, first)
@@ -109,12 +119,17 @@ def write_video(
             stream.codec_context.sample_aspect_ratio = Fraction(
                 sample_aspect_ratio
             ).limit_denominator(255)
+            copy: CopiedSound | None = None
+            if sound is not None:
+                copy = stack.enter_context(copied_sound(sound, container, sound_start))
             reformatter = VideoReformatter()
             for number, frame in enumerate(chain([first], checked)):
                 encodable = _encodable(frame, reformatter, is_lossless)
                 encodable.pts = number if pts is None else pts[number]
                 encodable.time_base = unit
                 container.mux(stream.encode(encodable))
+                if copy is not None:
+                    copy.copy_until(float(encodable.pts * unit))
             container.mux(stream.encode())
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,17 +147,13 @@ def _checked(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[Tensor]:
             kind = "uint8 of shape (T, H, W, 3)"
             is_valid = frame.ndim == 3 and frame.shape[-1] == _RGB and frame.dtype == torch.uint8
         if not is_valid or 0 in frame.shape:
-            raise ValueError(
-                f"`frames` must be {kind}, not empty, but got {describe(frame[None])}. "
-                "Convert video with `telecine.data.bytes_from_video`."
-            )
+            remedy = "Convert video with `telecine.data.bytes_from_video`."
+            raise argument_error("frames", f"{kind}, not empty", frame[None], remedy)
         if size is None:
             size = frame.shape[:2]
         if frame.shape[:2] != size:
-            raise ValueError(
-                f"`frames` must be of height and width {tuple(size)}, as before, but got {describe(frame)}. "
-                "Resize them."
-            )
+            contract = f"of height and width {tuple(size)}, as before"
+            raise argument_error("frames", contract, frame, "Resize them.")
         yield frame
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -92,7 +92,16 @@ class _JSONLines:
             ) from None
         if not isinstance(value, dict):
             raise argument_error(name, "a JSON object", describe(value), "Remove the line.")
+        self._check(name, value)
         return value
+
+    def _check(self, name: str, value: Mapping[str, object]) -> None:
+        """Raise a `ValueError` for an object that this file does not have. `read` refuses such a line, `cut` drops it.
+
+        Args:
+            name: The file and the line, for the error.
+            value: The object.
+        """
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
         """Replace all lines, atomically."""
@@ -144,6 +153,39 @@ class Warnings(_JSONLines):
         ]
 
 
+class TailReader:
+    """Reads the lines that were added to a file since the last time.
+
+    A run that goes back cuts its file. Then the last line that was read is another one, or gone.
+
+    Args:
+        read_lines: Yields the lines of the file from a byte on.
+    """
+
+    def __init__(self, read_lines: Callable[[int], Iterator[bytes]]) -> None:
+        self._read_lines = read_lines
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Read the file from its begin the next time."""
+        self._num_lines = 0
+        self._last_line = b""
+        self._end = 0  # the byte after the last line
+
+    def was_cut(self) -> bool:
+        """Return whether the file no longer has the last line where it was read."""
+        last_line = next(self._read_lines(self._end - len(self._last_line)), b"")
+        return last_line != self._last_line
+
+    def new_lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the number of each new line, from 1, and the line."""
+        for line in self._read_lines(self._end):
+            self._num_lines += 1
+            self._last_line = line
+            self._end += len(line)
+            yield self._num_lines, line
+
+
 class History(_JSONLines):
     """The records of a run: `step`, and the logged values by name; the oldest first."""
 
@@ -151,14 +193,8 @@ class History(_JSONLines):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Start again at the begin of the file."""
         self._validations: list[dict[str, float]] = []
-        self._num_lines = 0
-        self._last_line = b""
-        self._end = 0  # the byte after the last line
+        self._tail = TailReader(self._lines)
 
     def validations(self) -> list[dict[str, float]]:
         """Return the records of validations. Only lines that were added since the last call are read.
@@ -166,27 +202,22 @@ class History(_JSONLines):
         Raises:
             ValueError: A line is not a record.
         """
-        last_line = next(self._lines(self._end - len(self._last_line)), b"")
-        if last_line != self._last_line:  # the run went back, and the file was cut
-            self._forget()
-        for line in self._lines(self._end):
-            self._num_lines += 1
-            self._last_line = line
-            self._end += len(line)
+        if self._tail.was_cut():  # the run went back
+            self._tail.start_again()
+            self._validations.clear()
+        for number, line in self._tail.new_lines():
             if line.strip():
-                self._validations += validations([self._parse(self._num_lines, line)])
+                self._validations += validation_records([self._parse(number, line)])
         return list(self._validations)
 
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
-        record = super()._parse(number, line)
-        wrong = [name for name, value in record.items() if not _is_number(value)]
-        if not wrong and not _is_step(record.get("step")):
+    def _check(self, name: str, value: Mapping[str, object]) -> None:
+        wrong = [key for key, number in value.items() if not _is_number(number)]
+        if not wrong and not _is_step(value.get("step")):
             wrong = ["step"]
         if wrong:
             contract = "numbers by name, with a whole `step`"
-            got = f"{describe(record.get(wrong[0]))} as {wrong[0]!r}"
-            raise argument_error(f"{self.path}, line {number}", contract, got, "Remove the line.")
-        return record
+            got = f"{describe(value.get(wrong[0]))} as {wrong[0]!r}"
+            raise argument_error(name, contract, got, "Remove the line.")
 
     @staticmethod
     def gradient_of_frame(frame: int) -> str:
@@ -225,8 +256,8 @@ def as_dataclass(
         raise argument_error(name, contract, f"{value} as `{field}` ({message})", remedy) from None
 
 
-def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
-    """Return those records that are of validations."""
+def validation_records(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the records of validations, each of which has a PSNR of the held-out clips."""
     return [record for record in records if "val/psnr" in record]
 
 

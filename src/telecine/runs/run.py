@@ -265,21 +265,24 @@ class Run:
             raise argument_error(str(self.history.path), "a file with a validation", "none", remedy)
         return _metrics(records[0]), _metrics(records[-1])
 
-    def best_step(self, metric: str | None, step: int) -> int | None:
-        """Return the step of the best finite validation by `metric`, the earliest of equals.
+    def best_step(self, metric: str, step: int, *, larger_is_better: bool) -> int | None:
+        """Return the step of the best finite validation, the earliest of equals; None before training.
 
-        Return None without a metric or before training. Only validations with a checkpoint, and that of `step`, count.
+        Only validations with a checkpoint, and that of `step`, count.
+
+        Args:
+            metric: Name of the metric, such as "psnr".
+            step: The present step.
+            larger_is_better: Whether larger values of the metric are better.
         """
-        if metric is None:
-            return None
         saved_steps = {saved_step for saved_step, _ in self.checkpoints.all()}
         saved_steps.add(step)
         best_step: int | None = None
         best_value = -math.inf
         for record in self._comparable():
             value = record.get(f"val/{metric}", math.nan)
-            if "lpips" in metric:
-                value = -value  # less is better
+            if not larger_is_better:
+                value = -value
             is_candidate = (
                 record["step"] > 0 and record["step"] in saved_steps and math.isfinite(value)
             )

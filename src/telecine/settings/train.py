@@ -23,7 +23,7 @@ from telecine.settings.group import (
 )
 from telecine.settings.objective import ObjectiveConfig
 
-# Settings of older files that are no more, and their value now.
+# Settings that older versions had, with the only value that files may still give them: what this version does.
 REMOVED: Mapping[str, object] = {
     "objective.reconstruction.logvar_init": 0.0,
     "objective.perceptual.stride": 1,
@@ -45,7 +45,7 @@ NETWORK_SETTINGS = (
     "objective.reconstruction.learn_logvar",
 )
 # Those of them that say where weights start: the weights of a run that resumes are those of its checkpoint.
-START_SETTINGS = ("discriminator.init", "discriminator.init_optimizer")
+START_SETTINGS = ("discriminator.init",)
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 _SECONDS_PER_YEAR = 31_536_000

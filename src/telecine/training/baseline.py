@@ -50,7 +50,14 @@ def fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder:
 def start_from_linear(
     model: CausalVAE, baseline: LinearAutoencoder, console: Console, *, num_steps: int
 ) -> None:
-    """Start a model from the baseline, and warn about a run that may end before it is better."""
+    """Start a model from the baseline, and warn about a run that may end before it is better.
+
+    Args:
+        model: The model, which is changed.
+        baseline: The fitted linear autoencoder of its latent.
+        console: Where the warning is printed.
+        num_steps: The number of updates of the run.
+    """
     model.start_from(baseline)
     if num_steps < _FEWEST_STEPS:
         text = f"{num_steps} steps may end below this linear start, with which training first has to catch up"

@@ -1,19 +1,17 @@
 """The networks and optimizers of a run from its settings: the autoencoder, the objective with its discriminators."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW, Optimizer
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
-from telecine.base.imports import how_to_install, is_class_path
+from telecine.base.imports import is_class_path
 from telecine.discriminators.build import build_discriminators
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.custom import build_custom
@@ -34,6 +32,7 @@ from telecine.settings import (
 )
 from telecine.training.compilation import compile_networks
 from telecine.training.distributed import broadcast_module, process_group_settings, shard
+from telecine.training.optimizers import build_optimizers
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
 from telecine.training.trainable import select_trainable
@@ -308,25 +307,7 @@ def new_state(
         last_layer: Where the adaptive weight compares gradients, see `last_layer_of`.
         seed: Of the random numbers that are drawn for each clip.
     """
-    build_optimizer = OPTIMIZERS[settings.name]
-    groups: list[dict[str, Any]] = [
-        {"params": [weight for weight in model.parameters() if weight.requires_grad]}
-    ]
-    learned = objective.get_trainable_autoencoder_parameters()
-    if learned:
-        groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    disc_optimizer = None
-    discriminators = objective.get_trainable_parameters()
-    if discriminators:
-        disc_optimizer = build_optimizer(
-            discriminators,
-            lr=settings.disc_lr,
-            betas=settings.disc_betas,
-            weight_decay=settings.weight_decay,
-        )
-    optimizer = build_optimizer(
-        groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-    )
+    optimizer, disc_optimizer = build_optimizers(settings, model, objective)
     return TrainState(
         accelerator=accelerator,
         model=model,
@@ -339,47 +320,6 @@ def new_state(
         grad_clip=settings.grad_clip,
         seed=seed,
     )
-
-
-def adamw(parameters: Sequence[Any], **options: Any) -> Optimizer:
-    """Return AdamW, arXiv:1711.05101."""
-    is_on_cuda = _first_weight(parameters).is_cuda
-    return AdamW(
-        parameters, fused=is_on_cuda or None, **options
-    )  # on CUDA one kernel for all weights
-
-
-def adamw_8bit(parameters: Sequence[Any], **options: Any) -> Optimizer:
-    """Return AdamW with states of 8 bits, arXiv:2110.02861.
-
-    Raises:
-        ValueError: If the weights are on a device without kernels.
-        ImportError: If bitsandbytes is not installed.
-    """
-    device = _first_weight(parameters).device.type
-    if device not in ("cuda", "cpu"):
-        raise argument_error(
-            "optimizer.name", f"adamw on {device}", "adamw_8bit", "bitsandbytes has no kernels."
-        )
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as missing:
-        raise ImportError(
-            f"`optimizer.name: adamw_8bit` needs bitsandbytes. {how_to_install('8bit')}"
-        ) from missing
-    optimizer: Optimizer = AdamW8bit(parameters, **options)
-    return optimizer
-
-
-def _first_weight(parameters: Sequence[Any]) -> Tensor:
-    """Return the first weight of a list of weights or of groups."""
-    first = parameters[0]
-    weight: Tensor = first["params"][0] if isinstance(first, dict) else first
-    return weight
-
-
-# The optimizers by the value of `optimizer.name`.
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit}
 
 
 def last_layer_of(

@@ -3,12 +3,13 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from accelerate.utils import broadcast_object_list
 from torch import distributed as dist
 
 from telecine.base.files import digest_of, flush
+from telecine.evaluation.metrics import METRICS
 from telecine.models import VideoAutoencoder
 from telecine.models.latent import LatentStatistics
 from telecine.models.pretrained import check_tensors
@@ -18,6 +19,7 @@ from telecine.settings import TrainConfig
 from telecine.training import tensor_files
 from telecine.training.distributed import on_every_process
 from telecine.training.logging import IntervalMeans
+from telecine.training.optimizers import load_optimizer, optimizer_tensors
 from telecine.training.resume import describe_changes
 from telecine.training.state import Rollback, TrainState
 from telecine.training.step import DivergenceError
@@ -26,6 +28,33 @@ from telecine.training.weight_files import WeightFiles, check_same_architecture
 
 # The parts of which each process has a shard if the weights are sharded. Other parts are files of the first process.
 _SHARDED = (MODEL, EMA, "optimizer")
+
+
+class LatentRecord(TypedDict):
+    """The statistics of the latent that saved models carry, and how they were measured."""
+
+    step: int
+    num_clips: int
+    mean: list[float]
+    std: list[float]
+
+
+class PlainState(TypedDict):
+    """What a checkpoint holds beside tensors. The keys are those of its file."""
+
+    step: int
+    ema_updates: int
+    num_processes: int
+    clips_per_step: int
+    scaler: dict[str, Any] | None
+    """The state of the gradient scaler of float16."""
+    base: str | None
+    """`WeightFiles.base`."""
+    interval: dict[str, tuple[float, int]]
+    """`IntervalMeans.sums`: the values that were logged since the last record."""
+    num_records: int
+    rollbacks: list[Rollback]
+    latents: LatentRecord | None
 
 
 class Checkpointer:
@@ -51,7 +80,7 @@ class Checkpointer:
         self.config = config
         self.files = Run(config.output_dir)
         self.saved_step: int | None = None
-        self.latents: dict[str, Any] | None = None
+        self.latents: LatentRecord | None = None
         self._is_main = is_main
         self._is_sharded = config.sharding != "none"
         self._group: dist.ProcessGroup | None = None
@@ -67,12 +96,13 @@ class Checkpointer:
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent that saved models carry. The next `save` also replaces that of this step."""
-        self.saved_step = None
-        self.latents = {
-            "step": state.step,
-            "num_clips": self.config.latent_clips,
-            **vars(statistics),
-        }
+        self._invalidate()
+        self.latents = LatentRecord(
+            step=state.step,
+            num_clips=self.config.latent_clips,
+            mean=statistics.mean,
+            std=statistics.std,
+        )
         state.autoencoder.set_latent_statistics(statistics)
 
     def save(self, state: TrainState) -> Path:
@@ -102,7 +132,7 @@ class Checkpointer:
         """
         (error,) = broadcast_object_list([self.close()])
         if error is not None:
-            self.saved_step = None
+            self._invalidate()
             raise error
 
     def close(self) -> BaseException | None:
@@ -113,6 +143,10 @@ class Checkpointer:
         self._written = None
         return error
 
+    def _invalidate(self) -> None:
+        """Let the next `save` write a checkpoint, also of the step of the last one."""
+        self.saved_step = None
+
     def _copy(self, state: TrainState) -> None:
         tensors = {
             MODEL: state.autoencoder.state_dict(),
@@ -121,7 +155,7 @@ class Checkpointer:
             "random": tensor_files.random_states(state.accelerator.device),
         }
         for name, optimizer in state.optimizers.items():
-            tensors[name] = tensor_files.optimizer_tensors(optimizer)
+            tensors[name] = optimizer_tensors(optimizer)
         for group, by_name in tensors.items():
             if group not in self.copies:
                 self.copies[group] = HostCopy(is_main=self._is_main)
@@ -131,24 +165,23 @@ class Checkpointer:
                 name for name, _ in module.named_buffers(remove_duplicate=False)
             }
 
-    def _plain_state(self, state: TrainState) -> dict[str, Any]:
-        """Return what a checkpoint holds beside tensors."""
+    def _plain_state(self, state: TrainState) -> PlainState:
         scaler = state.accelerator.scaler
         num_processes = state.accelerator.num_processes
-        return {
-            "step": state.step,
-            "ema_updates": state.ema.num_updates,
-            "num_processes": num_processes,
-            "clips_per_step": self.config.clips_per_step(num_processes),
-            "scaler": scaler.state_dict() if scaler else None,
-            "base": self.weights.base,
-            "interval": dict(state.log_means.sums),
-            "num_records": state.num_records,
-            "rollbacks": list(state.rollbacks),
-            "latents": self.latents,
-        }
+        return PlainState(
+            step=state.step,
+            ema_updates=state.ema.num_updates,
+            num_processes=num_processes,
+            clips_per_step=self.config.clips_per_step(num_processes),
+            scaler=scaler.state_dict() if scaler else None,
+            base=self.weights.base,
+            interval=dict(state.log_means.sums),
+            num_records=state.num_records,
+            rollbacks=list(state.rollbacks),
+            latents=self.latents,
+        )
 
-    def _write(self, plain: dict[str, Any]) -> None:
+    def _write(self, plain: PlainState) -> None:
         """Write a checkpoint from the copies, in the thread."""
         step = plain["step"]
         folder, *_ = on_every_process(lambda: self._begin(step), self._group)
@@ -157,7 +190,7 @@ class Checkpointer:
             digests.update(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
             self._write_files(folder, plain)
-            best = self.files.best_step(self.config.best_metric, step)
+            best = best_step(self.files, self.config.best_metric, step)
             self.files.checkpoints.finish(
                 step, folder, keep=self.config.keep, best=best, digests=digests
             )
@@ -176,9 +209,8 @@ class Checkpointer:
                     raise DivergenceError(text, value)
         if not self._is_main:
             return self.files.folder
-        flush(
-            [self.files.history.path, self.files.warnings.path]
-        )  # records are on the disk before their checkpoint
+        # Records are on the disk before their checkpoint.
+        flush([self.files.history.path, self.files.warnings.path])
         return self.files.checkpoints.begin(step)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
@@ -188,7 +220,7 @@ class Checkpointer:
         flush([path])
         return path, digest_of(path)
 
-    def _write_files(self, folder: Path, plain: dict[str, Any]) -> None:
+    def _write_files(self, folder: Path, plain: PlainState) -> None:
         """Write all files of a checkpoint but the shards and the manifest."""
         statistics = None
         if plain["latents"] is not None:
@@ -220,7 +252,8 @@ class Checkpointer:
             ValueError: The checkpoint is of another version, of another model, or of other terms.
             DamagedError: A file is missing or damaged.
         """
-        plain = self.files.checkpoints.read_state(folder, set(self._plain_state(state)))
+        keys = PlainState.__required_keys__
+        plain = cast(PlainState, self.files.checkpoints.read_state(folder, set(keys)))
         check_same_architecture(
             state.autoencoder, folder / "model", self.config.model or "causal_vae"
         )
@@ -237,7 +270,7 @@ class Checkpointer:
         )
         state.objective.load_state_dict(objective)
         for name, optimizer in state.optimizers.items():
-            tensor_files.load_optimizer(optimizer, folder, name)
+            load_optimizer(optimizer, folder, name)
             optimizer.zero_grad(set_to_none=True)  # an update that failed has left gradients
         accelerator = state.accelerator
         if accelerator.scaler and plain["scaler"]:
@@ -255,3 +288,16 @@ class Checkpointer:
         state.step = plain["step"]
         self.saved_step = state.step
         return describe_changes(self.config, folder, plain, accelerator.num_processes)
+
+
+def best_step(files: Run, metric: str | None, step: int) -> int | None:
+    """Return the step of the best validation of a run; None without a metric or before training.
+
+    Args:
+        files: The folder of the run.
+        metric: The setting `best_metric`.
+        step: The present step.
+    """
+    if metric is None:
+        return None
+    return files.best_step(metric, step, larger_is_better=METRICS[metric].better == "larger")

@@ -42,11 +42,12 @@ class Clips:
     train: ClipDataset
     val: list[Clip]
     num_videos: int
-    num_images: int  # still images that are used
-    num_skipped: int  # files that cannot be decoded or are shorter than a clip, and lines of a list without frames
-    held_out: str = (
-        ""  # the files that are held out, see `describe_held_out`; empty with `val_data`
-    )
+    num_images: int
+    """Still images that are used."""
+    num_skipped: int
+    """Files that cannot be decoded or are shorter than a clip, and lines of a list without frames."""
+    held_out: str = ""
+    """The files that are held out, see `describe_held_out`; empty with `val_data`."""
 
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
@@ -92,11 +93,14 @@ class Clips:
 class Spans:
     """The frames of a data set."""
 
-    usable: list[Span]  # of all videos and images that can be decoded, in order
+    usable: list[Span]
+    """Of all videos and images that can be decoded, in order."""
     train: list[Span]
     held_out: list[Span]
-    skipped: list[Skipped]  # files that cannot be decoded, and lines of a list without frames
-    num_short: int  # videos that are shorter than a clip
+    skipped: list[Skipped]
+    """Files that cannot be decoded, and lines of a list without frames."""
+    num_short: int
+    """Videos that are shorter than a clip."""
 
     @classmethod
     def find(cls, data: str | None, val_data: str | None, config: ClipConfig) -> "Spans":
@@ -143,26 +147,30 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         spans = Spans.find(config.data, config.val_data, config.clips)
         if rank() == 0:
             wait_for_everyone()
-        val_config = replace(
-            config.clips, scale_jitter=1.0
-        )  # without zoom, as `telecine evaluate` reads clips
+        # Without zoom, as `telecine evaluate` reads clips.
+        val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
         val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=val_name)
         train = ClipDataset(spans.train, config.clips, seed=config.seed)
-        check_buckets(
-            config.clips.train_buckets, model, images=train.image_ratio > 0
-        )  # images alone need no ratio
+        # Again, as data of images alone needs no `image_ratio`.
+        check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
     is_image = {span.info.source: span.info.is_image for span in spans.usable}
     num_images = sum(is_image.values())
+    num_videos = len(is_image) - num_images - spans.num_short
+    if train.image_ratio == 0:
+        num_images = 0
+    if train.image_ratio == 1:
+        num_videos = 0
+    held_out = ""
+    if config.val_data is None:
+        held_out = describe_held_out(spans.train, spans.held_out)
     clips = Clips(
         train=train,
         val=val,
-        num_videos=len(is_image) - num_images - spans.num_short if train.image_ratio < 1 else 0,
-        num_images=num_images if train.image_ratio > 0 else 0,
+        num_videos=num_videos,
+        num_images=num_images,
         num_skipped=len(spans.skipped) + spans.num_short,
-        held_out=""
-        if config.val_data is not None
-        else describe_held_out(spans.train, spans.held_out),
+        held_out=held_out,
     )
     if num_ranks() > 1:
         check_same_data(clips.recorded())
@@ -170,7 +178,14 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 
 def check_same_data(recorded: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` in every process if one has other data than the first."""
+    """Check that all processes have the same data. Every process has to call this.
+
+    Args:
+        recorded: What `Clips.recorded` returns in this process.
+
+    Raises:
+        ValueError: In every process, if one has other data than the first.
+    """
     data = (recorded["data_sha256"], recorded["content_sha256"], recorded["validation"])
     data_of_ranks = gather_object([data])
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]

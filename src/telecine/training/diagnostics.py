@@ -11,9 +11,10 @@ from typing import TypeAlias
 
 from rich.console import Console
 
+from telecine.evaluation.metrics import METRICS
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning
-from telecine.settings import ObjectiveConfig, OptimizerConfig
+from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.training.state import Rollback
 
 logger = logging.getLogger(__name__)
@@ -36,17 +37,13 @@ class RecentValues:
     """The first `RECENT` and the last `LONG` logged values of each name, and the settings that the rules read.
 
     Args:
-        objective: The settings of the loss.
-        optimizer: The settings of the optimizers.
-        num_steps: The number of updates of the run.
+        config: The settings of the run.
     """
 
-    def __init__(
-        self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int
-    ) -> None:
-        self.objective = objective
-        self.optimizer = optimizer
-        self.num_steps = num_steps
+    def __init__(self, config: TrainConfig) -> None:
+        self.objective = config.objective
+        self.optimizer = config.optimizer
+        self.num_steps = config.steps
         self.first: defaultdict[str, list[float]] = defaultdict(list)
         self._last: defaultdict[str, deque[tuple[int, float]]] = defaultdict(
             partial(deque, maxlen=LONG)
@@ -243,10 +240,10 @@ def below_linear(values: RecentValues) -> Finding | None:
     for name in ("psnr", "ssim", "lpips_alex"):
         model = values.last(f"val/{name}", 1, after=values.num_steps - 1)
         linear = values.last(f"linear/{name}", 1, after=values.num_steps - 1)
-        if not linear or math.isclose(model[0], linear[0], rel_tol=tolerance):
+        if not model or not linear or math.isclose(model[0], linear[0], rel_tol=tolerance):
             continue
         is_larger = model[0] > linear[0]
-        larger_is_worse = name.startswith("lpips")
+        larger_is_worse = METRICS[name].better == "smaller"
         if is_larger == larger_is_worse:
             worse.append(f"{name} {model[0]:.4g} against {linear[0]:.4g}")
     if not worse:
@@ -362,46 +359,53 @@ RULES: dict[str, Rule] = {rule.__name__: rule for rule in _RULES}
 
 
 class Diagnostics:
-    """Checks the rules on each record of a run, after those that it has, and adds a warning for each rollback.
+    """Checks the rules on each record of a run, after those that its folder has.
 
     Args:
-        files: The folder of the run, whose records are read.
-        recent: Without values; those of the records are added.
+        files: The folder of the run.
+        config: The settings of the run.
         console: Where warnings are printed.
-        rollbacks: How the run went back after divergences, the oldest first.
+
+    Attributes:
+        values: The recent values of all records.
+        warned: The rules that have warned, which do so once.
     """
 
-    def __init__(
-        self,
-        files: Run,
-        recent: RecentValues,
-        *,
-        console: Console,
-        rollbacks: Sequence[Rollback] = (),
-    ) -> None:
+    def __init__(self, files: Run, config: TrainConfig, console: Console) -> None:
         self.files = files
-        self.history = recent
         self.console = console
+        self.values = RecentValues(config)
         for record in files.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
-            self.history.add(int(record["step"]), values)
-        lines = [line for line in files.warnings.all() or () if line.rule != ROLLED_BACK]
-        self.warned = {line.rule for line in lines}
+            self.values.add(int(record["step"]), values)
+        self.warned = {line.rule for line in self._lines_of_rules()}
+
+    def _lines_of_rules(self) -> list[TrainingWarning]:
+        lines = self.files.warnings.all() or []
+        return [line for line in lines if line.rule != ROLLED_BACK]
+
+    def rewrite_warnings(self, rollbacks: Sequence[Rollback]) -> None:
+        """Write the file of warnings again: those of rules, and one for each time that the run went back.
+
+        Args:
+            rollbacks: How the run went back after divergences, the oldest first.
+        """
+        lines = self._lines_of_rules()
         remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
         for number, rollback in enumerate(rollbacks, 1):
             lines.append(
                 TrainingWarning(rollback.to, ROLLED_BACK, rollback.describe(number), remedy)
             )
         lines.sort(key=lambda line: line.step)
-        files.warnings.write(asdict(line) for line in lines)
+        self.files.warnings.write(asdict(line) for line in lines)
 
     def check(self, step: int, record: Mapping[str, float]) -> None:
         """Add a record, and warn if a rule finds a failure for the first time."""
-        self.history.add(step, record)
+        self.values.add(step, record)
         for name, rule in RULES.items():
             if name in self.warned:
                 continue
-            finding = rule(self.history)
+            finding = rule(self.values)
             if finding is None:
                 continue
             self.warned.add(name)
@@ -409,7 +413,6 @@ class Diagnostics:
                 asdict(TrainingWarning(step, name, finding.message, finding.remedy))
             )
             text = f"step {step}: {finding.message} ({name}). {finding.remedy}"
-            self.console.print(
-                f"warning: {text}", markup=False, soft_wrap=True
-            )  # a list of frames is in brackets
+            # Without markup, as a list of frames is in brackets.
+            self.console.print(f"warning: {text}", markup=False, soft_wrap=True)
             logger.warning("%s", text)

@@ -200,9 +200,8 @@ def shard(model: nn.Module) -> None:
     for block in fsdp_blocks(model):
         fully_shard(block)
         hooks = _CacheHooks()
-        block.register_forward_pre_hook(
-            hooks.before, prepend=True, with_kwargs=True
-        )  # before FSDP2's own hook
+        # Before FSDP2's own hook.
+        block.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
         block.register_forward_hook(hooks.after, with_kwargs=True)
     # By default FSDP2 keeps the root's weights gathered after a forward pass. The next pass would then miss weights
     # that changed in between, for example when validation swaps in the averaged weights.
@@ -216,9 +215,8 @@ def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from fsdp_blocks(child)
             continue
         for item in child.children():
-            if (
-                type(item).forward is nn.Module.forward
-            ):  # a container, whose parts are called one by one
+            # A container, whose parts are called one by one.
+            if type(item).forward is nn.Module.forward:
                 yield from fsdp_blocks(item)
             elif any(True for _ in item.parameters()):
                 yield item
@@ -238,9 +236,8 @@ class _CacheHooks:
         """Remember the caller's lists and dicts; a forward pre-hook."""
         self._callers = _caches_in(args, kwargs)
         call = CheckpointedCall.running()
-        if (
-            call and not call.is_first_run
-        ):  # older PyTorch recomputes a second chunk with sharded weights
+        # Older PyTorch recomputes a second chunk with sharded weights.
+        if call and not call.is_first_run:
             module.unshard()
 
     def after(
@@ -289,9 +286,8 @@ def shard_offsets(tensor: Tensor) -> list[int]:
     """Return where the shard of this process begins in the whole tensor, in each dimension; 0 if it is not sharded."""
     if not is_sharded(tensor):
         return [0] * tensor.ndim
-    (chunk,) = (
-        tensor.__create_chunk_list__()
-    )  # PyTorch's name for what distributed checkpoints need of a tensor
+    # PyTorch's name for what distributed checkpoints need of a tensor.
+    (chunk,) = tensor.__create_chunk_list__()
     return list(chunk.offsets)
 
 

@@ -21,7 +21,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal(
-    *, acknowledge: bool = True, at_once: Interrupted | None = None
+    *, acknowledge: bool = True, at_once: Interrupted | KeyboardInterrupt | None = None
 ) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
 
@@ -30,6 +30,9 @@ def stop_on_signal(
     Args:
         acknowledge: Whether to write a line to standard error after the first signal.
         at_once: An error that the first signal raises, for a block that has nothing to save.
+
+    Raises:
+        Interrupted: `at_once`, at the first signal.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -59,9 +62,8 @@ def stop_on_signal(
 
 def _acknowledge() -> None:
     try:
-        os.write(
-            2, _ACKNOWLEDGED.encode()
-        )  # standard error, also while the program is writing to it
+        # Works also while the program is writing to standard error.
+        os.write(2, _ACKNOWLEDGED.encode())
     except OSError:  # the terminal is closed: what would be printed there, such as progress, must not end the run
         for output in (1, 2):
             if not os.path.isfile(output):

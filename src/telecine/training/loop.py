@@ -1,25 +1,26 @@
 """The training loop: update, log, validate, save; go back after a divergence; stop on request."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Any
-
-import torch
+from typing import Any, NoReturn
 
 from telecine.base.checks import Interrupted, TrainingError
+from telecine.base.randomness import keep_random_state
 from telecine.data import ClipBatchSampler
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.settings import OptimizerConfig
 from telecine.training.baseline import describe_metrics
+from telecine.training.checkpoint import best_step
 from telecine.training.clips import read_batches, read_next
 from telecine.training.diagnostics import EMA_BEHIND
 from telecine.training.distributed import any_rank
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import describe_change, fill_latent_cache, measure_latents
 from telecine.training.logging import Monitor, print_lines, print_warnings
-from telecine.training.prepare import TrainingRun, newest_checkpoint
+from telecine.training.prepare import TrainingRun
+from telecine.training.start import newest_checkpoint
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, set_learning_rates, train_step
 from telecine.training.trainable import trains_encoder
@@ -48,13 +49,11 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
     if not _is_validated(run):
         run.console.print(f"validating on {len(run.clips.val)} clips")
         validate(run, stop)
-        if (
-            state.step > 0
-        ):  # this validation may show that the checkpoint of a resumed run is the best one
+        # This validation may show that the checkpoint of a resumed run is the best one.
+        if state.step > 0:
             run.remove_old_checkpoints()
-    if state.step > 0 and _is_due(
-        run, config.save_every
-    ):  # the run was stopped before it had saved this step
+    # If the run was stopped before it had saved this step.
+    if state.step > 0 and _is_due(run, config.save_every):
         _save(run, stop)
     if state.step >= config.steps:
         run.console.print(
@@ -83,9 +82,9 @@ def _update_until_the_end(run: TrainingRun, stop: StopRequest) -> None:
     )
     with closing(batches), monitor:
         while state.step < config.steps:
-            with _saved_if_stopped(run):
-                micro_batches, error = read_next(batches)
-                check_stop(run, stop, error)
+            micro_batches, error = read_next(batches)
+            if agree_to_stop(run, stop, error):
+                _save_and_raise(run, error)
             lr = set_learning_rates(state, config.optimizer, config.steps)
             is_logged = _is_due(run, config.log_every, ahead=1)
             values = train_step(state, micro_batches, measure_update_ratio=is_logged)
@@ -109,40 +108,68 @@ def _is_due(run: TrainingRun, every: int, *, ahead: int = 0) -> bool:
     return step % every == 0 or step == run.config.steps
 
 
-def check_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
-    """Raise `Interrupted` on every process if one has to stop, or has an error. Every process has to call this.
+def agree_to_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> bool:
+    """Return whether a process has to stop, the same answer on every process. Every process has to call this.
 
     Args:
         run: The run. It also stops if a checkpoint could not be written.
         stop: The request to stop.
-        error: An error of this process, which becomes the cause.
-
-    Raises:
-        Interrupted: If a process has to stop.
+        error: An error of this process.
     """
     has_to_stop = stop.is_set or error is not None or run.checkpointer.has_failed
-    if any_rank(has_to_stop, run.accelerator.device):
-        raise Interrupted(None) from error
+    return any_rank(has_to_stop, run.accelerator.device)
+
+
+def _save_and_raise(run: TrainingRun, error: Exception | None) -> NoReturn:
+    """Save the run, and raise the error of this process, or `Interrupted` if it has none."""
+    checkpoint = None
+    if run.state.step > 0:
+        checkpoint = run.checkpointer.save(run.state)
+    run.checkpointer.wait()
+    if error is None:
+        raise Interrupted(checkpoint) from None
+    saved = checkpoint or "nothing"
+    print_lines(run.console, [f"cannot read the clips of step {run.state.step}; saved {saved}"])
+    raise error from error.__cause__  # not from `Stopped`, if that is being handled
+
+
+class Stopped(Exception):  # noqa: N818 - a message from a callback to `_saved_if_stopped`
+    """All processes have agreed to stop.
+
+    Args:
+        error: The error of this process, if it has one.
+    """
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def check_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
+    """End a block of `_saved_if_stopped` if a process has to stop, see `agree_to_stop`.
+
+    Args:
+        run: The run.
+        stop: The request to stop.
+        error: An error of this process.
+
+    Raises:
+        Stopped: On every process, if one has to stop.
+    """
+    if agree_to_stop(run, stop, error):
+        raise Stopped(error)
 
 
 @contextmanager
 def _saved_if_stopped(run: TrainingRun) -> Iterator[None]:
-    """Save the run if `check_stop` ends the block, and raise the error that was the cause, or `Interrupted`."""
+    """Save the run if `check_stop` ends the block, and raise what `_save_and_raise` does.
+
+    The contexts inside of the block, such as that of the averaged weights, have ended by then.
+    """
     try:
         yield
-    except Interrupted as stopped:
-        checkpoint = None
-        if run.state.step > 0:
-            checkpoint = run.checkpointer.save(run.state)
-        run.checkpointer.wait()
-        error = stopped.__cause__
-        if error is not None:
-            saved = checkpoint or "nothing"
-            print_lines(
-                run.console, [f"cannot read the clips of step {run.state.step}; saved {saved}"]
-            )
-            raise error from error.__cause__
-        raise Interrupted(checkpoint) from None
+    except Stopped as stopped:
+        _save_and_raise(run, stopped.error)
 
 
 def _fill_latent_cache(run: TrainingRun, stop: StopRequest) -> None:
@@ -183,19 +210,20 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
     model = state.autoencoder
     clips = run.clips.val
     bit_depth = config.clips.bit_depth
+    device = run.accelerator.device
     before_each = partial(check_stop, run, stop)
-    with _saved_if_stopped(run), _fork_rng(run), state.ema.applied():
+    # What a model draws here must not change what the updates draw.
+    with _saved_if_stopped(run), keep_random_state(device), state.ema.applied():
         result = validate_model(model, clips, run.perceptual, bit_depth, before_each=before_each)
     gap: dict[str, float] = {}
     if state.step > 0:
-        with _fork_rng(run):
+        with keep_random_state(device):
             raw = validate_model(model, clips[:_NUM_COMPARED], {}).metrics["psnr"]
         averaged = mean_over_clips(result.per_clip[:_NUM_COMPARED])["psnr"]
         gap[EMA_BEHIND] = raw - averaged
     if run.is_main:
-        write_clips(
-            run.files, state.step, result.clips, fps=result.fps
-        )  # first: the record ends the validation
+        # Before the record, which ends the validation.
+        write_clips(run.files, state.step, result.clips, fps=result.fps)
     record = {f"val/{name}": value for name, value in result.metrics.items()}
     record |= run.linear | gap
     record |= {f"latent/{name}": value for name, value in result.latent.items()}
@@ -207,16 +235,10 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
     is_best = (
         run.is_main
         and state.step > 0
-        and run.files.best_step(config.best_metric, state.step) == state.step
+        and best_step(run.files, config.best_metric, state.step) == state.step
     )
     if any_rank(is_best, run.accelerator.device):
         _save(run, stop)
-
-
-def _fork_rng(run: TrainingRun) -> AbstractContextManager[None]:
-    """Return a context in which the random numbers that a model draws change none of those of the updates."""
-    device = run.accelerator.device
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _show(run: TrainingRun, result: Validation) -> None:
@@ -240,8 +262,9 @@ def _save(run: TrainingRun, stop: StopRequest) -> None:
 def _measure_latents(run: TrainingRun, stop: StopRequest) -> None:
     config = run.config
     state = run.state
+    device = run.accelerator.device
     check = partial(check_stop, run, stop)
-    with _saved_if_stopped(run), _fork_rng(run), state.ema.applied():
+    with _saved_if_stopped(run), keep_random_state(device), state.ema.applied():
         statistics = measure_latents(
             state.autoencoder, run.clips.train, config.latent_clips, run.accelerator, check
         )

@@ -16,13 +16,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from telecine.base.devices import gigabytes
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
-from telecine.base.precision import at_least_float32
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
@@ -34,7 +33,9 @@ from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.distributed import fsdp_blocks
-from telecine.training.state import TrainState, parameters_of
+from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
+from telecine.training.optimizers import parameters_of
+from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
 
 # Sizes that a model does not reproduce raise errors, which PyTorch would print one by one.
@@ -61,7 +62,8 @@ class Remedy:
     """What makes the memory of an update smaller, for an error."""
 
     text: str
-    is_used: Callable[[TrainConfig], bool]  # whether the settings have it already
+    is_used: Callable[[TrainConfig], bool]
+    """Whether the settings have it already."""
 
 
 _CLIPS = (
@@ -120,10 +122,10 @@ class UpdateMemory:
     """Of matrix products and convolutions: twice the number of multiplications."""
     checkpoint: int
     """The copy of the state for checkpoints, in the memory of the first process' host. On the CPU it is a part, too."""
-    num_clips: int = 1  # that pass through the networks together
-    saved_by_sharding: int = (
-        0  # for any number of clips; below 0 if processes hold more than one process would
-    )
+    num_clips: int = 1
+    """Clips that pass through the networks together."""
+    saved_by_sharding: int = 0
+    """Bytes, for any number of clips; below 0 if each process holds more than a single one would."""
 
     @property
     def peak(self) -> int:
@@ -141,29 +143,26 @@ class UpdateMemory:
         return sum(self.flops_by_part.values())
 
     def memory_for(self, num_clips: int) -> int:
-        """Return a number of bytes that an update with this many clips does not exceed.
-
-        The memory of each moment of an update is linear in the number of clips. Two points bound its line: at 0 clips
-        it is at least `resident` and at most `peak_without_clips`, and at the counted clips at most `peak`.
-        """
-        if num_clips >= self.num_clips:
-            without_clips = (
-                self.resident
-            )  # memory(n) <= resident + (peak - resident) * n / counted, for n >= counted
-        else:
-            without_clips = (
-                self.peak_without_clips
-            )  # the same with `peak_without_clips`, for n < counted
-        return round(without_clips + (self.peak - without_clips) * num_clips / self.num_clips)
+        """Return a number of bytes that an update with this many clips does not exceed."""
+        at_zero = self._line_at_zero(has_more_clips=num_clips >= self.num_clips)
+        return round(at_zero + (self.peak - at_zero) * num_clips / self.num_clips)
 
     def largest_batch(self, memory: int) -> int:
         """Return the largest number of clips for which `memory_for` is at most this many bytes."""
-        if memory >= self.peak:  # the counted clips fit, and perhaps more
-            without_clips = self.resident
-        else:
-            without_clips = self.peak_without_clips
-        bytes_of_clips = max(self.peak - without_clips, 1)
-        return max((memory - without_clips) * self.num_clips // bytes_of_clips, 0)
+        at_zero = self._line_at_zero(has_more_clips=memory >= self.peak)
+        bytes_of_clips = max(self.peak - at_zero, 1)
+        return max((memory - at_zero) * self.num_clips // bytes_of_clips, 0)
+
+    def _line_at_zero(self, *, has_more_clips: bool) -> int:
+        """Return the value at 0 clips of a line through `peak`, which bounds the memory of more clips, or of fewer.
+
+        At each moment of an update the memory is linear in the number of clips n. For n = 0 it is at least `resident`
+        and at most `peak_without_clips`, and for the counted clips at most `peak`. So it is at most
+
+            resident + (peak - resident) * n / counted                        if n >= counted,
+            peak_without_clips + (peak - peak_without_clips) * n / counted    if n <= counted.
+        """
+        return self.resident if has_more_clips else self.peak_without_clips
 
     @property
     def peak_without_clips(self) -> int:
@@ -280,16 +279,18 @@ def plan_update(
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
     objective_settings = config.objective
     perceptual = objective_settings.perceptual
-    if (
-        perceptual.net in BACKBONES
-    ):  # made before the counter starts, which counts it if a term uses it
+    # Made before the counter starts, which counts it if a term uses it.
+    if perceptual.net in BACKBONES:
         with fake_mode:
             fake_net = fake_lpips(str(perceptual.net))
         objective_settings = replace(
             objective_settings, perceptual=replace(perceptual, net=fake_net)
         )
     optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
-    with fake_mode, counter, nullcontext() if device_type == "cpu" else autocast_as_on_cuda():
+    kernels: AbstractContextManager[None] = nullcontext()
+    if device_type != "cpu":
+        kernels = autocast_as_on_cuda()
+    with fake_mode, counter, kernels:
         objective = build_objective(
             objective_settings, config.discriminator, config.clips, load=False
         )
@@ -332,7 +333,7 @@ def _count_update(
             )
     with counter.counting(OPTIMIZER):
         for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
-            for group in optimizer.param_groups:  # as `new_state` chooses
+            for group in optimizer.param_groups:  # as `adamw` chooses
                 group["fused"] = device_type != "cpu"
                 group["foreach"] = False
             clip_gradients(parameters_of(optimizer), state.grad_clip)
@@ -406,86 +407,6 @@ class _FakeAccelerator:
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None)
-
-
-# Operators that autocast computes in float32 on CUDA but not on the CPU, as far as autoencoders use them, from
-# https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32. The first convert their inputs.
-_CONVERT_ON_CUDA = (
-    "exp",
-    "log",
-    "rsqrt",
-    "reciprocal",
-    "softplus",
-    "group_norm",
-    "layer_norm",
-    "native_layer_norm",
-    "rms_norm",
-    "pow.Tensor_Scalar",
-    "pow.Tensor_Tensor",
-    "upsample_bilinear2d",
-    "upsample_trilinear3d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact3d",
-)
-_RETURN_FLOAT32_ON_CUDA = (
-    "sum",
-    "sum.dim_IntList",
-    "cumsum",
-    "softmax.int",
-    "log_softmax.int",
-    "linalg_vector_norm",
-)
-
-
-@contextmanager
-def autocast_as_on_cuda() -> Iterator[None]:
-    """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU: autocast, and no copies by OneDNN."""
-    has_onednn = torch._C._get_mkldnn_enabled()
-    library = torch.library.Library("aten", "IMPL")
-    try:
-        torch._C._set_mkldnn_enabled(False)
-        for name in _CONVERT_ON_CUDA:
-            library.impl(name, _with_float32_inputs(_operator(name)), "AutocastCPU")
-        for name in _RETURN_FLOAT32_ON_CUDA:
-            library.impl(name, _with_float32_result(_operator(name)), "AutocastCPU")
-        yield
-    finally:
-        library._destroy()
-        torch._C._set_mkldnn_enabled(has_onednn)
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    packet, _, overload = name.partition(".")
-    operator: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload or "default")
-    return operator
-
-
-def _without_autocast() -> AbstractContextManager[Any]:
-    guard: AbstractContextManager[Any] = torch._C._ExcludeDispatchKeyGuard(
-        torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-    )
-    return guard
-
-
-def _with_float32_inputs(operator: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        wide_args, wide_kwargs = tree_map_only(Tensor, at_least_float32, (args, kwargs))
-        with _without_autocast():
-            return operator(*wide_args, **wide_kwargs)
-
-    return call
-
-
-def _with_float32_result(operator: Callable[..., Any]) -> Callable[..., Any]:
-    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.dtype in HALF_PRECISION.values():
-            kwargs = {"dtype": torch.float32, **kwargs}
-        with _without_autocast():
-            return operator(x, *args, **kwargs)
-
-    return call
 
 
 def fake_lpips(net: str) -> LPIPS:

@@ -73,6 +73,11 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int) -> str | None:
     """Return a line about the memory and the operations of an update on the CPU, None for a small run.
 
+    Args:
+        config: The settings of the run.
+        model: The autoencoder.
+        num_processes: The number of processes on this machine.
+
     Raises:
         ValueError: An update does not fit the memory, which the processes share.
     """
@@ -109,7 +114,8 @@ def out_of_memory(config: TrainConfig, when: str, *, is_custom: bool) -> Trainin
         ValueError,
         OSError,
         RuntimeError,
-    ) as error:  # such as a model that was moved since the run began
+    ) as error:
+        # For example a model that was moved since the run began.
         return TrainingError(f"{text} What helps: {_SMALLER}. An update cannot be planned: {error}")
     part = plan.describe_largest_part(config)
     return TrainingError(f"{text} {part} `telecine plan` with these settings shows what fits.")

@@ -3,9 +3,8 @@
 import gc
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,11 +13,16 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
 
-from telecine.base.checks import Interrupted, argument_error
+from telecine.base.checks import Interrupted
 from telecine.base.files import mark_output
 from telecine.data.find import check_output
 from telecine.losses.perceptual import LPIPS
-from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models import (
+    CausalVAE,
+    CustomAutoencoder,
+    VideoAutoencoder,
+    as_video_autoencoder,
+)
 from telecine.models.latent import Normalisation
 from telecine.models.pretrained import digest_of_tensors
 from telecine.models.student import StudentAutoencoder
@@ -26,9 +30,7 @@ from telecine.models.transfer import copy_matching, load_source
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary
-from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import OptimizerConfig, TrainConfig
-from telecine.settings.data import EARLIER
 from telecine.training.baseline import (
     NUM_CLIPS,
     NoBaselineError,
@@ -38,11 +40,10 @@ from telecine.training.baseline import (
     start_from_linear,
     training_clips,
 )
-from telecine.training.build import build_accelerator, build_autoencoder, build_state, custom_module
-from telecine.training.checkpoint import Checkpointer
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.checkpoint import Checkpointer, best_step
 from telecine.training.clips import Clips, build_clips
 from telecine.training.distributed import (
-    any_rank,
     barrier_without_time_limit,
     describe_processes,
     on_first_process,
@@ -53,13 +54,12 @@ from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import LatentCache, open_cache
 from telecine.training.logging import print_lines, print_warnings
 from telecine.training.memory_limits import (
-    MAX_ON_CPU,
     describe_on_cpu,
-    largest_batch,
     out_of_memory,
 )
 from telecine.training.records import Records
-from telecine.training.resume import SavedSettings, check_records, frozen_digests
+from telecine.training.resume import frozen_digests
+from telecine.training.start import Start, find_start
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
 
@@ -105,22 +105,6 @@ class LockedFolder:
             self.lock.release()
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run starts: from new weights, or from a checkpoint."""
-
-    config: TrainConfig
-    """The settings, with the batch size as a number and the start of the networks that the run had at first."""
-    module: nn.Module | None
-    """The custom module to train; `None` for a model that `config.model` names."""
-    checkpoint: Path | None
-    """The newest intact checkpoint; `None` for a new run."""
-    saved: SavedSettings | None
-    """The settings of the checkpoint."""
-    summary: RunSummary | None
-    """The summary of the run until now, in the first process; `None` for a new run, or if it is damaged."""
-
-
 @dataclass
 class TrainingRun:
     """The parts of a run that is ready to train."""
@@ -160,7 +144,7 @@ class TrainingRun:
     def remove_old_checkpoints(self) -> None:
         """Remove all checkpoints but the newest ones and the best one."""
         if self.is_main:
-            best = self.files.best_step(self.config.best_metric, self.state.step)
+            best = best_step(self.files, self.config.best_metric, self.state.step)
             self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
 
     def close(self) -> None:
@@ -208,7 +192,7 @@ def prepare(
         print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
     folder = LockedFolder(config, accelerator, steal=steal_lock)
     try:
-        start = _find_start(
+        start = find_start(
             config, autoencoder, folder.files, accelerator, console, change_data=change_data
         )
         try:
@@ -222,48 +206,6 @@ def prepare(
     except BaseException:
         folder.release()
         raise
-
-
-def _find_start(
-    config: TrainConfig,
-    module: nn.Module | None,
-    files: Run,
-    accelerator: Accelerator,
-    console: Console,
-    *,
-    change_data: bool,
-) -> Start:
-    """Return where the run starts, after a check that the settings fit the checkpoint."""
-    if module is None:
-        module = custom_module(
-            config.model, config.model_arguments, random_weights=config.random_weights
-        )
-    checkpoint = newest_checkpoint(files, accelerator, console)
-    saved = None
-    summary = None
-    if checkpoint is None:
-        print_warnings(console, on_first_process(partial(check_records, files), accelerator))
-    else:
-        if accelerator.is_main_process:
-            summary = read_earlier_summary(files, console)
-        saved = SavedSettings(checkpoint)
-        flow = config.causal_vae.flow
-        config = saved.with_levels(config)
-        if config.causal_vae.decoder == "flow" and config.causal_vae.flow != flow:
-            print_warnings(
-                console, ["the levels of noise of `causal_vae.flow` stay as the run started"]
-            )
-        saved.check_networks(config)
-        if not change_data:
-            saved.check_data(
-                config.data, may_be_same=True
-            )  # data in another place is compared once it is read
-        config = _with_first_start(config, saved.values, console)
-    if config.batch_size == "auto":
-        config = _with_batch_size(
-            config, checkpoint, accelerator, console, is_custom=module is not None
-        )
-    return Start(config, module, checkpoint, saved, summary)
 
 
 def _build(
@@ -378,7 +320,14 @@ def _build_model(
     """Return the model on the CPU, what `init` gave to it as `RunSummary.copied` has it, and the digest of `init`."""
     config = start.config
     is_resumed = start.checkpoint is not None
-    model = build_autoencoder(config, start.module)
+    module = start.module
+    if module is not None:
+        module = as_video_autoencoder(module)
+        if isinstance(module, CustomAutoencoder):
+            warning = module.check_reload()
+            if warning is not None:
+                print_warnings(console, [warning])
+    model = build_autoencoder(config, module)
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
         print_lines(console, [_ENCODER_CHANGES])
@@ -410,9 +359,8 @@ def _read_data(
     """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
     config = start.config
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
-    with stop_on_signal(
-        at_once=Interrupted(start.checkpoint)
-    ):  # the index of the files that were read is saved
+    # A stop loses nothing: the index of the files that were read is saved.
+    with stop_on_signal(at_once=Interrupted(start.checkpoint)):
         clips = build_clips(config, model)
     data = clips.recorded()
     if start.saved is not None and not change_data:
@@ -467,27 +415,6 @@ def _fit_linear_maps(
     return measure_baseline(baseline, clips.val, perceptual, console, device)
 
 
-def newest_checkpoint(files: Run, accelerator: Accelerator, console: Console) -> Path | None:
-    """Return the newest intact checkpoint of a run, or None. Every process has to call this.
-
-    Args:
-        files: The run's folder.
-        accelerator: The processes of the run.
-        console: Where a warning about each damaged checkpoint is printed.
-
-    Raises:
-        ValueError: If no checkpoint is intact, or a process does not see the folder of the first one.
-    """
-    checkpoint, notes = on_first_process(files.checkpoints.newest_intact, accelerator)
-    print_warnings(console, notes)
-    if any_rank(checkpoint is not None and not checkpoint.is_dir(), accelerator.device):
-        remedy = "Use such a folder, or copy this one to the other machines."
-        raise argument_error(
-            "output_dir", "a folder that all processes see", str(files.folder), remedy
-        )
-    return checkpoint
-
-
 def describe_short_warmup(config: OptimizerConfig, num_steps: int) -> str:
     """Return a warning about a run that ends inside its warm-up, whose small rates change the weights little."""
     fraction = num_steps / config.warmup_steps
@@ -495,55 +422,3 @@ def describe_short_warmup(config: OptimizerConfig, num_steps: int) -> str:
         f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, {fraction:.2g} of "
         "`optimizer.lr` is reached; use a smaller `--optimizer.warmup_steps`"
     )
-
-
-def read_earlier_summary(files: Run, console: Console) -> RunSummary | None:
-    """Return the summary of a run until now, or None with a warning if the file is damaged."""
-    try:
-        return files.summary()
-    except ValueError as error:
-        print_warnings(console, [f"{error} The time before is not counted."])
-        return None
-
-
-def _with_first_start(
-    config: TrainConfig, saved: Mapping[str, Any], console: Console
-) -> TrainConfig:
-    """Return the settings that stay as the run started, such as the `init`s, and warn if they now have other values."""
-    init = saved.get("init")
-    disc_init = saved["discriminator"].get("init")
-    if config.init != init:
-        print_warnings(console, [f"`init` stays {init!r}, as the run started"])
-    if config.discriminator.init != disc_init:
-        print_warnings(console, [f"`discriminator.init` stays {disc_init!r}, as the run started"])
-    clips = config.clips
-    for name, earlier in EARLIER.items():
-        if saved["clips"][name] == earlier and getattr(clips, name) != earlier:
-            print_lines(console, [f"`clips.{name}` stays {earlier!r}, as the run started"])
-            change: dict[str, Any] = {name: earlier}
-            clips = replace(clips, **change)
-    return replace(
-        config, init=init, discriminator=replace(config.discriminator, init=disc_init), clips=clips
-    )
-
-
-def _with_batch_size(
-    config: TrainConfig,
-    checkpoint: Path | None,
-    accelerator: Accelerator,
-    console: Console,
-    *,
-    is_custom: bool,
-) -> TrainConfig:
-    """Return the settings with the checkpoint's batch size, or the largest one that fits, in place of "auto"."""
-    if checkpoint is not None:
-        return replace(config, batch_size=read_saved_settings(checkpoint)["batch_size"])
-    if is_custom:
-        raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
-    size = largest_batch(config, accelerator)
-    reason = "the largest that fits by the plan"
-    if accelerator.device.type == "cpu" and size == MAX_ON_CPU:
-        reason = "the most on a CPU, where more are no faster"
-    rates = f"learning rates stay {config.optimizer.lr:g} and {config.optimizer.disc_lr:g}, whatever the batch size"
-    print_lines(console, [f"batch size {size} in each process, {reason}; {rates}"])
-    return replace(config, batch_size=size)

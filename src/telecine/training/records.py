@@ -12,7 +12,7 @@ from telecine.runs.environment import environment
 from telecine.runs.run import RunSummary
 from telecine.runs.saved_settings import plain_settings, write_settings
 from telecine.settings import TrainConfig
-from telecine.training.diagnostics import Diagnostics, RecentValues
+from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import on_first_process
 from telecine.training.logging import print_warnings
 from telecine.training.state import TrainState
@@ -56,9 +56,8 @@ class Records:
         self.diagnostics: Diagnostics | None = None
         if accelerator.is_main_process:
             self.files.write_environment(environment(accelerator.device))
-            if (
-                state.step < config.steps
-            ):  # a finished run keeps the settings that it was trained with
+            # A finished run keeps the settings that it was trained with.
+            if state.step < config.steps:
                 write_settings(self.files.folder, config)
                 if self.summary.validated_from > state.step:
                     text = "other held-out clips: earlier validations and the linear baseline no longer count"
@@ -77,10 +76,8 @@ class Records:
         if self.accelerator.is_main_process:
             state.num_records, notes = self.files.cut(step, expected=state.num_records)
             print_warnings(self.console, notes)
-            values = RecentValues(self.config.objective, self.config.optimizer, self.config.steps)
-            self.diagnostics = Diagnostics(
-                self.files, values, console=self.console, rollbacks=state.rollbacks
-            )
+            self.diagnostics = Diagnostics(self.files, self.config, self.console)
+            self.diagnostics.rewrite_warnings(state.rollbacks)
 
     def go_back(self, state: TrainState) -> None:
         """Remove the records after the state's step, to which the run has gone back."""

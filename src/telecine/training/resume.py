@@ -16,7 +16,7 @@ from telecine.runs.saved_settings import flat_settings, plain_settings, read_sav
 from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
 from telecine.settings.autoencoder import FlowConfig, with_older_flow
 from telecine.settings.data import HELD_OUT_SETTINGS
-from telecine.settings.parse import flat_items, merged, nested
+from telecine.settings.parse import flat_items, nested
 from telecine.settings.train import NETWORK_SETTINGS, REMOVED, START_SETTINGS
 
 
@@ -60,9 +60,7 @@ class SavedSettings:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = read_saved_settings(folder)
-        autoencoder = self.values.get("causal_vae", {})
-        if "flow" in autoencoder:
-            autoencoder["flow"] = with_older_flow(autoencoder["flow"])
+        _upgrade(self.values)
 
     def with_levels(self, config: TrainConfig) -> TrainConfig:
         """Return settings with the run's own noise levels where `config` has defaults: older versions had others."""
@@ -80,15 +78,16 @@ class SavedSettings:
 
         Settings that an older version did not have count as their defaults.
         """
-        saved = flat_settings(_with_removed(self.values))
-        now = flat_settings(_with_removed(plain_settings(config)))
-        default = flat_settings(_with_removed(plain_settings(TrainConfig())))
+        saved = flat_settings(self.values)
+        now = flat_settings(plain_settings(config))
+        default = flat_settings(plain_settings(TrainConfig()))
+        removed = flat_settings(nested(REMOVED.items()))
         changes = []
         for name in dict.fromkeys([*saved, *now]):
             if name in ("model", "output_dir"):
                 continue
             before = saved.get(name, default.get(name, "not set"))
-            after = now.get(name, "not set")
+            after = now.get(name, removed.get(name, "not set"))
             if before != after:
                 changes.append(f"{name} {before} -> {after}")
         return changes
@@ -202,11 +201,14 @@ class SavedSettings:
                 f"{self.folder}, written by an older version",
             )
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-        saved = _network_settings(
-            plain_settings(TrainConfig())
-        )  # an older version lacks new settings
+        # An older version lacks new settings.
+        saved = _network_settings(plain_settings(TrainConfig()))
         saved.update(_network_settings(self.values))
-        for name, value in _network_settings(plain_settings(config)).items():
+        now = _network_settings(plain_settings(config))
+        for name in saved:
+            if name in REMOVED:  # `_upgrade` has left it: it had another value
+                now[name] = REMOVED[name]
+        for name, value in now.items():
             if saved.get(name) != value:
                 remedy = "Use the previous value, or another --output_dir."
                 raise argument_error(
@@ -258,31 +260,42 @@ def _clip_choice(settings: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with those that were removed since older versions, at the only value that is left."""
-    return merged([nested(REMOVED.items()), settings])
+def _upgrade(settings: dict[str, Any]) -> None:
+    """Change the settings of an older version, in place, to those that this version would have saved.
+
+    A removed setting is left out, unless it has another value than the one that this version works with.
+    """
+    autoencoder = settings.get("causal_vae", {})
+    if "flow" in autoencoder:
+        autoencoder["flow"] = with_older_flow(autoencoder["flow"])
+    # Where the discriminators' optimizer started matters for a new run alone.
+    settings.get("discriminator", {}).pop("init_optimizer", None)
+    for name, only_value in REMOVED.items():
+        *groups, last = name.split(".")
+        values = settings
+        for group in groups:
+            values = values.get(group, {})
+        if values.get(last) == only_value:
+            del values[last]
 
 
 def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
     # Plain values: functions of the user's that a saved file names are not imported.
-    flat = dict(flat_items(_with_removed(settings)))
+    flat = dict(flat_items(settings))
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks: dict[str, Any] = {"model": "left out" if settings["model"] is None else "given"}
     names = [
         name for name in flat if name.startswith(NETWORK_SETTINGS) and name not in START_SETTINGS
     ]
     networks |= {name: flat[name] for name in names}
-    networks["optimizer.name"] = flat.get(
-        "optimizer.name", "adamw"
-    )  # an older version has no other
+    # An older version has no other.
+    networks["optimizer.name"] = flat.get("optimizer.name", "adamw")
     # The weights, numbers or ramps, that decide which discriminators exist, and whether logit averages are saved.
-    weights = [
-        term.setting for term in ObjectiveConfig().term_schedules().values() if term.is_saved
-    ]
-    for weight in (*weights, "adaptive_weight.decay"):
-        name = f"objective.{weight}"
-        networks[name] = "above 0" if _is_ever_on(flat, name) else "0"
+    for term in ObjectiveConfig().term_schedules().values():
+        if term.is_saved:
+            name = f"objective.{term.setting}"
+            networks[name] = "above 0" if _is_ever_on(flat, name) else "0"
     return networks
 
 

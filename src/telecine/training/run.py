@@ -57,15 +57,15 @@ class TrainResult:
             if name in self.last:
                 table.add_row(name, f"{value:.4f}", f"{self.last[name]:.4f}")
         console.print(table)
-        run = Run(self.run)
-        files = {
-            "report": run.report_file,
-            "side by side": run.video_file,
-            "figures": run.history.path,
-            "settings": run.settings_file,
+        files = Run(self.run)
+        paths = {
+            "report": files.report_file,
+            "side by side": files.video_file,
+            "figures": files.history.path,
+            "settings": files.settings_file,
             "checkpoint": self.checkpoint,
         }
-        for name, path in files.items():
+        for name, path in paths.items():
             console.print(f"{name:<13} {path}", soft_wrap=True)
 
 
@@ -143,10 +143,10 @@ def finish(run: TrainingRun) -> TrainResult:
     return on_first_process(partial(_read_result, run.files), run.accelerator)
 
 
-def _read_result(run: Run) -> TrainResult:
-    first, last = run.first_and_last()
-    _, checkpoint = run.checkpoints.all()[-1]
-    return TrainResult(run.folder, checkpoint, first, last)
+def _read_result(files: Run) -> TrainResult:
+    first, last = files.first_and_last()
+    _, checkpoint = files.checkpoints.all()[-1]
+    return TrainResult(files.folder, checkpoint, first, last)
 
 
 @dataclass(frozen=True)
@@ -176,16 +176,15 @@ class DryRunResult:
             if name.endswith("_loss"):
                 table.add_row(name.removeprefix("train/"), f"{value:.4g}")
         console.print(table)
-        off = (
-            f"not on in this update: {', '.join(self.off)}"
-            if self.off
-            else "every term is on in this update"
+        terms = "every term is on in this update"
+        if self.off:
+            terms = f"not on in this update: {', '.join(self.off)}"
+        console.print(terms, soft_wrap=True)
+        hours = self.seconds * self.num_steps / 3600
+        console.print(
+            f"{self.num_steps} such updates take {hours:.4g} hours; "
+            "the first one of a process is the slowest"
         )
-        console.print(off, soft_wrap=True)
-        time_of_run = (
-            f"{self.num_steps} such updates take {self.seconds * self.num_steps / 3600:.4g} hours"
-        )
-        console.print(f"{time_of_run}; the first one of a process is the slowest")
 
 
 def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunResult:

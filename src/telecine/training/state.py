@@ -1,7 +1,7 @@
 """The state of a training run: networks, optimizers, the moving average (EMA) of the weights, number of updates."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -14,13 +14,9 @@ from torch.optim import Optimizer
 from telecine.models import VideoAutoencoder
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
-from telecine.training.distributed import local_shard
+from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
-
-
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the parameters of all groups of an optimizer."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+from telecine.training.optimizers import parameters_of
 
 
 class MovingAverage:
@@ -80,9 +76,12 @@ LR_FACTOR = 0.5
 class Rollback(NamedTuple):
     """The run went back once, after a divergence."""
 
-    step: int  # where it diverged
-    to: int  # the step of the checkpoint that it went back to
-    value: str  # that was not finite
+    step: int
+    """Where it diverged."""
+    to: int
+    """The step of the checkpoint that it went back to."""
+    value: str
+    """The logged value that was not finite."""
 
     def describe(self, number: int) -> str:
         """Return what happened, for a warning; `number` counts from 1."""
@@ -99,24 +98,30 @@ class TrainState:
     """
 
     accelerator: Accelerator
-    model: (
-        nn.Module
-    )  # the autoencoder as training calls it: sharded, or with several processes in DDP's wrapper
-    autoencoder: VideoAutoencoder  # without a wrapper
+    model: nn.Module
+    """The autoencoder as training calls it: sharded, or with several processes in DDP's wrapper."""
+    autoencoder: VideoAutoencoder
+    """The autoencoder without a wrapper."""
     objective: VideoAutoencoderLoss
-    optimizer: Optimizer  # of the autoencoder's trained weights and the parameters that the objective learns with them
-    disc_optimizer: Optimizer | None  # of the discriminators; None if there is none
+    optimizer: Optimizer
+    """Of the autoencoder's trained weights, and of the parameters that the objective learns with them."""
+    disc_optimizer: Optimizer | None
+    """Of the discriminators; None if there is none."""
     ema: MovingAverage
-    # Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction.
     last_layer: Tensor | LayerActivations | None
-    grad_clip: float  # the largest 2-norm of each network's gradient
-    seed: int  # of the random numbers that are drawn for each clip
-    step: int = 0  # the number of updates done
-    log_means: IntervalMeans = field(
-        default_factory=IntervalMeans
-    )  # of the values since the last record
-    num_records: int = 0  # in `metrics.jsonl`
+    """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
+    grad_clip: float
+    """The largest 2-norm of each network's gradient."""
+    seed: int
+    """Of the random numbers that are drawn for each clip."""
+    step: int = 0
+    """The number of updates done."""
+    log_means: IntervalMeans = field(default_factory=IntervalMeans)
+    """The means of the values since the last record."""
+    num_records: int = 0
+    """The number of records in `metrics.jsonl`."""
     rollbacks: list[Rollback] = field(default_factory=list)
+    """How the run went back after divergences, the oldest first."""
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -131,19 +136,30 @@ class TrainState:
         """Whether the autoencoder's weights are sharded over processes."""
         return hasattr(self.model, "set_requires_gradient_sync")  # which FSDP2 adds to a module
 
-    def gradient_sync(self, *, enabled: bool) -> AbstractContextManager[None]:
-        """Return a context in which, only if `enabled`, a backward averages the gradients of the autoencoder."""
-        if self.is_sharded:
-            cast(Any, self.model).set_requires_gradient_sync(enabled)
-            return nullcontext()
-        if enabled:
-            return nullcontext()
-        return self.accelerator.no_sync(self.model)
+    @contextmanager
+    def averaged_gradients(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:
+        """Run the forward and backward pass of a micro-batch in the `with` block.
 
-    def send_buffers_at_next_forward(self) -> None:
-        """Let DDP copy the first process' buffers to the others, as it does after a backward that averages."""
-        if isinstance(self.model, DistributedDataParallel):
-            self.model.require_forward_param_sync = True
+        After the last micro-batch of an update, the gradients are averages over the processes.
+
+        Args:
+            is_last: Whether it is the last micro-batch.
+            has_unused: Whether some trained weights may get no gradient.
+        """
+        if self.is_sharded:  # FSDP2 averages in the backward
+            cast(Any, self.model).set_requires_gradient_sync(is_last)
+            yield
+            return
+        if is_last and not has_unused:  # DDP averages in the backward, while it computes
+            yield
+            return
+        with self.accelerator.no_sync(self.model):
+            yield
+        if is_last:  # DDP would wait for the gradients of unused weights
+            average_gradients(parameters_of(self.optimizer))
+            if isinstance(self.model, DistributedDataParallel):
+                # The next forward sends the buffers of the first process, as after a backward that averages.
+                self.model.require_forward_param_sync = True
 
     def sizes(self) -> tuple[int, int, int]:
         """Return the number of the autoencoder's parameters, of the trained ones, and of the discriminators'."""

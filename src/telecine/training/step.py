@@ -22,7 +22,8 @@ from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
-from telecine.training.state import LR_FACTOR, TrainState, parameters_of
+from telecine.training.optimizers import parameters_of
+from telecine.training.state import LR_FACTOR, TrainState
 
 # The cosine schedule ends at this fraction of the learning rate.
 FINAL_LR_SCALE = 0.05
@@ -47,13 +48,12 @@ class DivergenceError(TrainingError):
 class MicroBatch:
     """Clips that pass through the networks together."""
 
-    inputs: Tensor  # video `(B, C, T, H, W)` in [-1, 1]; or its latents, if the autoencoder trains on latents alone
-    clips: Sequence[
-        int
-    ]  # the number of each clip in the run, which seeds all random numbers drawn for it
-    posterior: Posterior | None = (
-        None  # of the clips' latents, if it is known; otherwise the encoder computes it
-    )
+    inputs: Tensor
+    """Video `(B, C, T, H, W)` in [-1, 1]; or its latents, if the autoencoder trains on latents alone."""
+    clips: Sequence[int]
+    """The number of each clip in the run, which seeds all random numbers drawn for it."""
+    posterior: Posterior | None = None
+    """Of the clips' latents, if it is cached; otherwise the encoder computes it."""
 
 
 def train_step(
@@ -128,10 +128,9 @@ def accumulate_gradients(
     generators = clip_generators(state.seed, batch.clips, batch.inputs.device)
     if isinstance(last_layer, LayerActivations):
         last_layer.clear()
-    # DDP would wait for the gradients of unused weights, such as those of single frames; `average_gradients` does not.
+    # Single frames leave weights that mix frames without a gradient.
     has_unused = batch.inputs.shape[2] == 1 or autoencoder.leaves_weights_unused
-    averages_in_backward = is_last and (state.is_sharded or not has_unused)
-    with state.gradient_sync(enabled=averages_in_backward):
+    with state.averaged_gradients(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
             # The autoencoder's forward pass.
             if batch.posterior is None:
@@ -167,16 +166,14 @@ def accumulate_gradients(
         # The 0 of a term that was not computed would distort the mean over updates.
         not_computed = [f"train/{name}_loss" for name in _ALWAYS_LOGGED if weights[name] == 0]
         log = {name: value for name, value in objective_log.items() if name not in not_computed}
-        # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
-        reference = target if autoencoder.trains_on_latents else batch.inputs
-        log["train/mse"] = mse(reconstruction=output.video.detach(), target=reference)
+        # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
+        # on latents alone returns latents.
+        compared_with = target if autoencoder.trains_on_latents else batch.inputs
+        log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
 
         # The gradients.
         for loss in losses:
             state.accelerator.backward(scale * loss)
-    if is_last and not averages_in_backward:
-        average_gradients(parameters_of(state.optimizer))
-        state.send_buffers_at_next_forward()
     log |= gradient.log
     return {name: value.float() for name, value in log.items()}
 

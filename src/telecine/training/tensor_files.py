@@ -1,8 +1,7 @@
-"""Tensors of a checkpoint: their copies in memory, their files, the shards of several processes, optimizers."""
+"""Tensors of a checkpoint: their copies in memory, their files, the shards of several processes, random states."""
 
 import json
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 from telecine.base.checks import argument_error
 from telecine.models.pretrained import safetensors_write, without_shared_memory
@@ -23,7 +21,6 @@ from telecine.training.distributed import (
     local_shard,
     shard_offsets,
 )
-from telecine.training.state import parameters_of
 
 # The names of the raw and of the averaged weights in a checkpoint.
 MODEL = "model"
@@ -51,9 +48,8 @@ class HostCopy:
     def __init__(self, *, is_main: bool) -> None:
         self.is_main = is_main
         self.tensors: dict[str, Tensor] = {}
-        self.offsets: dict[
-            str, list[int]
-        ] = {}  # where each copy begins in the whole tensor, in each dimension
+        # Where each copy begins in the whole tensor, in each dimension.
+        self.offsets: dict[str, list[int]] = {}
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor]) -> None:
@@ -132,9 +128,8 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
             offsets[f"{group}.{name}"] = {_OFFSETS: copy.offsets[name]}
     path.parent.mkdir(exist_ok=True)
     with safetensors_write(path):
-        save_file(
-            tensors, path, {_SHARDING_INFO: json.dumps(offsets)}
-        )  # several would be in another order each time
+        # One key: safetensors would write several in another order each time.
+        save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets)})
 
 
 def saved_tensors(folder: Path, group: str) -> dict[str, Tensor]:
@@ -201,48 +196,6 @@ def _damaged(path: Path, error: BaseException) -> Exception:
     got = f"a missing or damaged one ({error})"
     return argument_error(
         str(path), "a safetensors file", got, "Use another checkpoint.", DamagedError
-    )
-
-
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return an optimizer's state by "index of the parameter.name"; its hyperparameters are settings of the run."""
-    tensors = {}
-    for index, parameter in enumerate(parameters_of(optimizer)):
-        for name, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{index}.{name}"] = torch.as_tensor(value)
-    return tensors
-
-
-@torch.no_grad()
-def load_optimizer(optimizer: Optimizer, folder: Path, group: str) -> None:
-    """Load what `optimizer_tensors` returned into an optimizer of the same parameters; its hyperparameters stay.
-
-    Args:
-        optimizer: The optimizer, whose parameters may be sharded.
-        folder: The folder of the checkpoint.
-        group: The name of the optimizer in the checkpoint.
-    """
-    parameters = parameters_of(optimizer)
-    targets = {}
-    for key, saved in saved_tensors(folder, group).items():
-        index = key.partition(".")[0]
-        parameter = parameters[int(index)]
-        if saved.ndim > 0 and saved.shape == parameter.shape:
-            targets[key] = torch.empty_like(
-                parameter, dtype=saved.dtype
-            )  # sharded as the parameter is
-        else:
-            targets[key] = torch.empty_like(saved, device="cpu")
-    load_into(targets, folder, group)
-    state: defaultdict[int, dict[str, Tensor | int]] = defaultdict(dict)
-    for key, tensor in targets.items():
-        index, _, name = key.partition(".")
-        is_int = (
-            tensor.ndim == 0 and not tensor.is_floating_point()
-        )  # the steps of bitsandbytes, not those of PyTorch
-        state[int(index)][name] = int(tensor) if is_int else tensor
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
 
 

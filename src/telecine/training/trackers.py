@@ -75,10 +75,11 @@ def _options(trackers: Sequence[str], run: Run, resumed_at: int | None) -> dict[
         name = run.folder.resolve().name
         run_id = run.tracker_id(is_new=resumed_at is None)
         options["wandb"] = {"name": name, "id": run_id, "resume": "allow", "dir": str(run.folder)}
+        # trackio finds a run by its name.
         options["trackio"] = {
             "name": f"{name}-{run_id}",
             "resume": "allow",
-        }  # it finds a run by its name
+        }
     return options
 
 

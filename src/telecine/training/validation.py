@@ -32,16 +32,18 @@ NUM_KEPT = 16
 class Validation:
     """The result of one validation."""
 
-    metrics: dict[str, float]  # the mean of each over the clips
-    per_clip: list[dict[str, float]]  # in order
-    latent: dict[
-        str, float
-    ]  # see `latent_summary` and `code_usage`; empty if the model offers none
-    picture: (
-        Tensor  # side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed
-    )
-    fps: float  # of the picture: that of its fastest clip
-    clips: list[ValidationClip]  # up to `NUM_KEPT` for the report
+    metrics: dict[str, float]
+    """The mean of each metric over the clips."""
+    per_clip: list[dict[str, float]]
+    """The metrics of each clip, in order."""
+    latent: dict[str, float]
+    """See `latent_summary` and `code_usage`; empty if the model offers no latent."""
+    picture: Tensor
+    """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed."""
+    fps: float
+    """Of the picture: that of its fastest clip."""
+    clips: list[ValidationClip]
+    """Up to `NUM_KEPT` clips for the report."""
 
 
 @tf32(False)

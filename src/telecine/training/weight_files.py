@@ -199,7 +199,8 @@ def _copy_with(model: VideoAutoencoder, tensors: Mapping[str, Tensor]) -> VideoA
     except (
         RuntimeError,
         TypeError,
-    ) as error:  # PyTorch's for tensors with a graph, Python's for everything else
+    ) as error:
+        # A RuntimeError of PyTorch for tensors with a graph, a TypeError for everything else.
         remedy = "Use `torch.nn.utils.parametrizations` in the place of `weight_norm`, and keep no open files in it."
         contract, got = "a module that `copy.deepcopy` copies", f"one with which it fails ({error})"
         raise argument_error("autoencoder", contract, got, remedy) from error
@@ -210,9 +211,8 @@ def _mapped(like: Tensor, folder: str) -> Tensor:
     if like.numel() == 0:
         return torch.empty(like.shape, dtype=like.dtype)
     with NamedTemporaryFile(dir=folder, delete=False) as file:
-        os.posix_fallocate(
-            file.fileno(), 0, like.numel() * like.itemsize
-        )  # a full disk is an error here, not later
+        # So that a full disk is an error here, not later.
+        os.posix_fallocate(file.fileno(), 0, like.numel() * like.itemsize)
     return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype).view(
         like.shape
     )

@@ -63,7 +63,7 @@ def test_dis_finds_a_constant_translation(dis):
         inner.mean((0, 2, 3)), torch.tensor(MOTION, dtype=torch.float32), atol=0.02, rtol=0
     )
     assert inner.std((0, 2, 3)).max() < 0.05
-    assert dis.source.startswith("DIS (arXiv 1603.03590), preset medium, OpenCV ")
+    assert dis.method.startswith("DIS (arXiv 1603.03590), preset medium, OpenCV ")
 
 
 def test_a_frozen_clip_has_the_error_of_a_picture_and_itself_moved():

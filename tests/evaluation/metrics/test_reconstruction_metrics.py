@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.evaluation import ReconstructionMetrics, mean_over_clips, measure_clips
+from telecine.evaluation import ReconstructionMetrics, mean_over_clips
 from telecine.evaluation.metrics import default_metrics
 from telecine.evaluation.metrics.pixels import GRID_PERIODS
 from telecine.evaluation.metrics.registry import METRICS, ClipMetric, register
+from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.settings import ClipConfig, EvaluateConfig
 
 
@@ -179,6 +180,10 @@ class TestInvalidArguments:
             ReconstructionMetrics().compute()
 
 
+def load_metrics(clips, config):
+    return ConfiguredClips(clips, 1).load_metrics([], config, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("size", "absent"),
     [
@@ -199,18 +204,14 @@ class TestInvalidArguments:
     ],
 )
 def test_available_metrics_depend_on_length_and_size(fake_lpips, size, absent):
-    metric_set = measure_clips.load_metrics(
-        ClipConfig(*size), EvaluateConfig(), torch.device("cpu")
-    )
+    metric_set = load_metrics(ClipConfig(*size), EvaluateConfig())
     assert metric_set.absent == absent
     names = {*default_metrics(), "lpips_vgg", "lpips_alex"}
     assert {*metric_set.pixel_metrics, *metric_set.perceptual} == names - absent.keys()
 
 
 def test_lpips_needs_colours():
-    metric_set = measure_clips.load_metrics(
-        ClipConfig(channels=5), EvaluateConfig(), torch.device("cpu")
-    )
+    metric_set = load_metrics(ClipConfig(channels=5), EvaluateConfig())
     assert metric_set.absent["lpips_vgg"] == "needs RGB frames, but clips have 5 channels"
 
 
@@ -224,7 +225,7 @@ def test_what_needs_colours_is_refused_without_them(name, value):
         f"`{name}` must be left out unless clips have 1, 3 or 4 channels, but got {value} for 5"
     )
     with pytest.raises(ValueError, match=message):
-        measure_clips.load_metrics(clips, config, torch.device("cpu"))
+        load_metrics(clips, config)
 
 
 def test_a_metric_of_a_user_is_measured_by_its_name(monkeypatch):

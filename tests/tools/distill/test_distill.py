@@ -16,7 +16,7 @@ from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
 from telecine.runs.saved_settings import write_settings
 from telecine.settings import CausalVAEConfig, ClipConfig, DistillConfig
-from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, run
+from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, distillation
 
 from ...models.tiny_models import tiny_model
 from ...training.helpers import tensors
@@ -212,7 +212,7 @@ def trained(monkeypatch):
         configs.append(config)
         return SimpleNamespace(print_to=lambda console: None)
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(distillation, "train", train)
     return configs
 
 

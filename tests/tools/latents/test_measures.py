@@ -16,7 +16,8 @@ from telecine.__main__ import main
 from telecine.data import DataError
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_statistics import latent_summary, radial_spectrum
-from telecine.evaluation.reconstruction_sources import index_data, read_span
+from telecine.evaluation.protocols.configured import ConfiguredClips
+from telecine.evaluation.reconstruction_sources import index_data
 from telecine.models import CausalVAE
 from telecine.report.chart_data import plotly_script
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
@@ -164,13 +165,15 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
     clips = []
     counts = []
 
-    def read(span, config):
-        clip = read_span(span, config)
+    read_clip = ConfiguredClips.read
+
+    def read(protocol, span):
+        clip = read_clip(protocol, span)
         clips.append(weakref.ref(clip["video"]))
         counts.append(sum(reference() is not None for reference in clips))
         return clip
 
-    monkeypatch.setattr("telecine.tools.latents.clips.read_span", read)
+    monkeypatch.setattr(ConfiguredClips, "read", read)
     config = LatentsConfig(data=str(videos), base=str(model_folder), **{**SIZE, "max_clips": 9})
     assert measure_latent_spaces([model_folder, changed_folder], config).protocol["num_clips"] == 9
     assert max(counts) <= 3
@@ -178,8 +181,8 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
 
 def test_clips_that_can_no_longer_be_read(videos, tmp_path):
     infos = index_data(shutil.copytree(videos, tmp_path / "videos"))
-    config = ClipConfig(5, 16, 24)
-    clips = ClipsOnDisk.find(infos, config, 3)
+    protocol = ConfiguredClips(ClipConfig(5, 16, 24), 3)
+    clips = ClipsOnDisk.find(infos, protocol)
     assert len(clips) == 3
     shutil.rmtree(tmp_path / "videos")
     with pytest.raises(DataError, match="`data` must be readable until the end"):
@@ -187,7 +190,7 @@ def test_clips_that_can_no_longer_be_read(videos, tmp_path):
     with pytest.raises(
         ValueError, match="`data` must be files with a decodable clip, but got 3 broken ones"
     ):
-        ClipsOnDisk.find(infos, config, 3)
+        ClipsOnDisk.find(infos, protocol)
 
 
 def test_the_video_at_the_size_of_its_latent():
@@ -203,7 +206,7 @@ def test_the_video_at_the_size_of_its_latent():
 def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_config, videos):
     """Of 8 frames the latent has 2, each of 4."""
     space = measure_one(CausalVAE(replace(tiny_config, first_frame_apart=False)), num_frames=8)
-    (video,) = ClipsOnDisk.find(index_data(videos), ClipConfig(8, 16, 24), 1)
+    (video,) = ClipsOnDisk.find(index_data(videos), ConfiguredClips(ClipConfig(8, 16, 24), 1))
     _, expected = radial_spectrum(scaled_video(video, torch.zeros(1, 4, 2, 4, 6), False))
     assert space.spectrum.video == pytest.approx(expected)
 

@@ -51,7 +51,7 @@ class DISFlow:
     """Flow by dense inverse search (arXiv 1603.03590) of OpenCV, on grey frames, on the CPU. It has no weights.
 
     It maps frames `(N, 3, H, W)` in [-1, 1] and the following ones to the flow between them, `(N, 2, H, W)` in pixels:
-    channel 0 is the motion to the right, channel 1 downwards. `source` names the method, for the protocol.
+    channel 0 is the motion to the right, channel 1 downwards. `method` names it, for the protocol.
 
     Raises:
         ValueError: OpenCV is not installed.
@@ -67,7 +67,7 @@ class DISFlow:
 
         self._cv2 = cv2
         self._dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self.source = f"DIS (arXiv 1603.03590), preset medium, OpenCV {cv2.__version__}"
+        self.method = f"DIS (arXiv 1603.03590), preset medium, OpenCV {cv2.__version__}"
 
     def __call__(self, first: Frames, second: Frames) -> Tensor:
         """Return the flow from each of the first frames to its second one."""
@@ -93,9 +93,9 @@ class WarpingError:
     metrics = (WARPING_ERROR, WARPING_EXCESS)
 
     @property
-    def source(self) -> str:
-        """The method of the flow, for the protocol."""
-        return self.flow.source
+    def method(self) -> str:
+        """The method of the flow, for `protocol.json`."""
+        return self.flow.method
 
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
         """Return both values of a clip.

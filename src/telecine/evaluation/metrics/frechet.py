@@ -150,7 +150,7 @@ def load_frechet_network(
 class I3DFeatures:
     """Features of an I3D trained on Kinetics-400, on which FVD is defined, from StyleGAN-V's file `i3d_torchscript.pt`.
 
-    Videos are preprocessed as in TATS and later papers; the file's own rescaling and resizing stay off. `source` names
+    Videos are preprocessed as in TATS and later papers; the file's own rescaling and resizing stay off. `origin` names
     the file with its hash. TorchScript contains code: only load files that you trust.
 
     Raises:
@@ -173,7 +173,7 @@ class I3DFeatures:
             raise argument_error(
                 "features", "a TorchScript file", got, "Download it again."
             ) from error
-        self.source = f"{path.name}, sha256 {digest_of(path)}"
+        self.origin = f"{path.name}, sha256 {digest_of(path)}"
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
@@ -200,7 +200,7 @@ class TransNetFeatures:
     """256 features of TransNet V2 (arXiv 2008.04838), a network trained to detect shot boundaries on small frames.
 
     Fine detail is lost at this size: the distance responds to colour, large shapes and motion. It is not FVD, and its
-    values compare only with each other. `source` names the weights with their hash. Only the weights of the package are
+    values compare only with each other. `origin` names the weights with their hash. Only the weights of the package are
     read. The package is not imported, because building its network seeds every random generator of the process and
     enables deterministic algorithms.
 
@@ -219,7 +219,7 @@ class TransNetFeatures:
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
         weights = {name: tensor for name, tensor in state.items() if name.startswith("SDDCNN.")}
-        self.source = (
+        self.origin = (
             f"{_TRANSNET_PACKAGE} {version(_TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"
         )
         self._weights = {name: tensor.to(device) for name, tensor in weights.items()}

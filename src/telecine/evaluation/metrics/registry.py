@@ -88,8 +88,3 @@ def register(metric: _MetricT) -> _MetricT:
     """Add a metric to `METRICS` and return it."""
     METRICS[metric.name] = metric
     return metric
-
-
-def better_values(description: str) -> str:
-    """Return which values of a metric are better, from its text in `protocol.json`."""
-    return description.rpartition("; ")[2].removesuffix(" is better")

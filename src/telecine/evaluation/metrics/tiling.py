@@ -16,10 +16,10 @@ from telecine.evaluation.tiling import (
     reconstruct_in_chunks,
     reconstruct_tiled,
     rounded_tiling,
-    tile_starts,
 )
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 from telecine.models import VideoAutoencoder
+from telecine.models.tiles import tile_starts
 from telecine.settings import Tiling
 
 PIECES_PSNR = register(
@@ -57,8 +57,8 @@ class TilingDifference:
     metrics = (PIECES_PSNR, SEAM_PSNR)
 
     @property
-    def source(self) -> str:
-        """The chunks and tiles, for the protocol."""
+    def method(self) -> str:
+        """The chunks and tiles, for `protocol.json`."""
         frames = "all frames"
         if self.chunk is not None:
             frames = f"chunks of {self.chunk} frames, {self.overlap_frames} shared"
@@ -67,12 +67,8 @@ class TilingDifference:
             tiles = f"tiles of {self.tiling.size} pixels, {self.tiling.overlap} shared"
         return f"{frames}; {tiles}"
 
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return both values of a clip.
-
-        Args:
-            reconstruction: Not used: the clip is reconstructed again, from the posterior's mode.
-            target: `(1, C, T, H, W)` in [-1, 1].
+    def __call__(self, target: Video) -> dict[str, float]:
+        """Return both values of a clip `(1, C, T, H, W)` in [-1, 1], reconstructed from its posterior's mode.
 
         Raises:
             ValueError: The clip has no seam.
@@ -113,7 +109,7 @@ class TilingDifference:
         if not at_seam.any():
             contract = f"smaller than the clips of {num_frames} x {height} x {width}, or `tile`"
             raise argument_error(
-                "chunk", contract, self.source, "Use smaller chunks or tiles, or longer clips."
+                "chunk", contract, self.method, "Use smaller chunks or tiles, or longer clips."
             )
         return at_seam
 

@@ -1,5 +1,6 @@
 """How published figures were measured: which clips, how they are read, reconstructed and measured."""
 
+import importlib.util
 import logging
 import math
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.base.checks import argument_error
+from telecine.base.imports import how_to_install
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import (
@@ -24,9 +26,13 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.index import log_too_short
+from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
+from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
+from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.tiling import reconstruct_in_chunks
 from telecine.models import VideoAutoencoder
-from telecine.settings import EvaluateConfig, ProtocolName, Tiling
+from telecine.models.interface import check_channels
+from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName, Tiling
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +126,12 @@ class PublishedProtocol:
             raise argument_error(
                 "features", contract, config.features, "Its Frechet distances are those of an I3D."
             )
+
+    def check_model(self, model: VideoAutoencoder) -> None:
+        """Raise a `ValueError` if an autoencoder does not accept the clips."""
+        if self.num_frames is not None and self.crop is not None and self.chunk is None:
+            model.check_clip(self.num_frames, self.crop, self.crop)
+        check_channels(ClipConfig(), model)
 
     def select(self, infos: Sequence[VideoInfo]) -> list[Span]:
         """Return the frames of each measured clip.
@@ -257,6 +269,47 @@ class PublishedProtocol:
         if self.values == "truncated":
             video = ((video + 1) * 127.5).floor() / 127.5 - 1
         return video_from_bytes(bytes_from_video(video)).to(video.dtype)
+
+    def load_metrics(
+        self, spans: Sequence[Span], config: EvaluateConfig, device: torch.device
+    ) -> MetricSet:
+        """Load the metrics of the protocol.
+
+        Args:
+            spans: The clips.
+            config: The settings. Their `features` name the I3D of the Frechet distance, which is left out without it.
+            device: Where the networks are.
+
+        Raises:
+            ValueError: A package is missing, or a clip is too short for a metric.
+        """
+        if "ssim_uniform" in self.metrics and importlib.util.find_spec("skimage") is None:
+            got = f"{self.name} without the package scikit-image"
+            remedy = how_to_install("protocols")
+            raise argument_error("protocol", "one whose packages are installed", got, remedy)
+        num_frames = self.num_frames or min(span.num_frames for span in spans)
+        clips = ClipConfig(num_frames=num_frames)
+        network = load_frechet_network(config.feature_network, clips, device)
+        perceptual, methods = load_lpips(self.metrics, device)
+        absent = {}
+        pixel_metrics = []
+        for name in self.metrics:
+            if name in LPIPS_NETWORKS:
+                continue
+            if name not in (FVD.name, FVD_SINGLE.name):
+                pixel_metrics.append(name)
+            elif network is None:
+                absent[name] = "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"
+            else:
+                methods[name] = network.origin
+        return MetricSet(
+            pixel_metrics,
+            perceptual,
+            network,
+            methods,
+            absent,
+            per_clip_frechet=FVD_SINGLE.name in self.metrics,
+        )
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""

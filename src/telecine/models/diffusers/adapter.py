@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from telecine.base.randomness import Generators, rand, randn
+from telecine.base.randomness import Generators, keep_random_state, rand, randn
 from telecine.base.shapes import Video, check_video
 from telecine.models.channels import change_channels
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.models.diffusers.families import (
-    DiffusersModel,
     clear_caches,
     family_of,
     prepare_for_training,
@@ -21,11 +21,11 @@ from telecine.models.diffusers.families import (
 )
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import Sampler, add_noise
 from telecine.models.interface import Reconstruction, check_input
-from telecine.models.latent import LatentStatistics, Normalisation, Posterior
+from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
-from telecine.models.linear import LinearAutoencoder
 from telecine.models.pretrained import copy_state
 
 LARGEST_LEVEL = 0.2
@@ -63,12 +63,11 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.family = family_of(module)
         prepare_for_training(module)
         self.leaves_weights_unused = type(module).__name__ in _UNUSED_WEIGHTS
-        self.module: DiffusersModel = (
-            module.train()
-        )  # `from_pretrained` of diffusers returns models in eval mode
-        only_side = (
-            None if self.family.only_side is None else getattr(module, self.family.only_side)
-        )
+        # `from_pretrained` of diffusers returns models in eval mode.
+        self.module: DiffusersModel = module.train()
+        only_side = None
+        if self.family.only_side is not None:
+            only_side = getattr(module, self.family.only_side)
         self.sizes = ClipSizes(
             module, self.family.reconstruct, self.family.in_channels(module), only_side
         )
@@ -115,7 +114,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
                 latent.shape, self.position.in_latent(time, space), latent.device
             )
             latent = add_noise(latent, noise, level)
-        with torch.random.fork_rng(devices=[latent.device] if latent.is_cuda else []):
+        with keep_random_state(latent.device):
             torch.manual_seed(self.sampler.seed)
             return self.family.decode(self.module, latent, level)
 
@@ -142,17 +141,15 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return bool(getattr(self.module, is_apart))
         return is_apart
 
-    def linear_autoencoder(
-        self, num_frames: int, height: int, width: int
-    ) -> LinearAutoencoder | None:
-        """Return an unfitted linear autoencoder with the same number of latent values for these clips.
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return how the latent divides clips.
 
         None if the frames, after a first one that is apart, or the pixels do not divide evenly over the latent's.
 
         Args:
             num_frames: Frames of the clips.
-            height: Not used: the latent of small frames has the same compression.
-            width: Not used.
+            height: Height in pixels, which does not matter: the latent of small frames has the same grid.
+            width: Width in pixels, as `height`.
         """
         _, side, _ = self.sizes.smallest
         latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
@@ -167,11 +164,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             or (num_others > 0) != (latent_others > 0)
         ):
             return None
-        return LinearAutoencoder(
+        return LatentGrid(
             time_compression=max(num_others // max(latent_others, 1), 1),
             spatial_compression=side // rows,
             latent_channels=channels,
-            in_channels=self.in_channels,
             first_frame_apart=is_apart,
         )
 
@@ -232,9 +228,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         clear_caches(self.module)
         save_module(self.module, folder)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy a folder's weights into this model, which keeps its device and dtype."""
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy a folder's weights into this model, which keeps its device and dtype; return it."""
         copy_state(load_module(str(folder)).state_dict(), into=self.module, source=str(folder))
+        return self
 
     @classmethod
     def from_pretrained(

@@ -13,13 +13,11 @@ from torch.func import functional_call
 
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
+from telecine.base.randomness import keep_random_state
 from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
-from telecine.models.diffusers.families import (
-    TIME_COMPRESSION,
-    DiffusersModel,
-    Family,
-    clear_caches,
-)
+from telecine.models.diffusers import wan
+from telecine.models.diffusers.families import Family, clear_caches
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.ops.checkpointing import checkpoint_module
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
@@ -81,6 +79,8 @@ CHUNKS = {
 """Frames of the chunks in which a class computes long clips. The first chunk has one more, or is the first frame."""
 ANY_CHUNK = ("AutoencoderKLMagvit", "AutoencoderKLQwenImage", "AutoencoderKLWan")
 """The classes whose chunks may also be multiples of the number in `CHUNKS`. The norms of others depend on the chunk."""
+# Frames of a latent frame of Magvit.
+_MAGVIT_TIME_COMPRESSION = 4
 # The attribute of layers of Magvit that holds these frames. Others keep them in lists or dicts among the arguments.
 _CACHE_NAME = "prev_features"
 
@@ -151,8 +151,7 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         weights = list(reconstruct.parameters())
     device = weights[0].device
     buffers = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.enable_grad(), autocast_off(device), torch.random.fork_rng(devices=devices):
+    with torch.enable_grad(), autocast_off(device), keep_random_state(device):
         torch.manual_seed(0)
         video = 2 * torch.rand(1, sizes.in_channels, *_checked_clip(sizes)) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))
@@ -196,11 +195,14 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
         raise size_error("temporal_chunk", num_frames, accepted=str(smallest), nearest=smallest)
     if name == "AutoencoderKLMagvit":
         module.num_sample_frames_batch_size = num_frames
-        module.num_latent_frames_batch_size = num_frames // TIME_COMPRESSION
+        module.num_latent_frames_batch_size = num_frames // _MAGVIT_TIME_COMPRESSION
     elif name in ANY_CHUNK:  # Wan and QwenImage, which are called with larger chunks than their own
-        encoder = partial(family.encoder, num_frames=num_frames)
-        decoder = partial(family.decoder, num_frames=num_frames)
-        family = replace(family, encoder=encoder, decoder=decoder)
+        num_latent_frames = num_frames // wan.TIME_COMPRESSION
+        family = replace(
+            family,
+            encoder=partial(wan.encode_in_chunks, num_frames=num_frames),
+            decoder=partial(wan.decode_in_chunks, num_latent_frames=num_latent_frames),
+        )
     for part in (module.encoder, module.decoder):
         checkpoint_module(part, _CACHE_NAME)
     return family

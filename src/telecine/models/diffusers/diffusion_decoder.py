@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
@@ -17,12 +18,12 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.clip_sizes import size_error
 from telecine.models.diffusers.checkpointing import enable
-from telecine.models.diffusers.families import DiffusersModel
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import MEAN_KEY, STD_KEY, Normalisation
+from telecine.models.latent import MEAN_KEY, STD_KEY, LatentGrid, Normalisation
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.pretrained import copy_state, digest_of_encoder
 from telecine.models.student import LoadTeacher, Student
@@ -248,6 +249,16 @@ class DiffusionDecoder(Student):
             max(num_frames, frames), max(height, rows), max(width, columns)
         )
 
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return that of the teacher's latent.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        return self.latent_model.latent_grid(num_frames, height, width)
+
     def linear_autoencoder(
         self, num_frames: int, height: int, width: int
     ) -> LinearAutoencoder | None:
@@ -275,8 +286,8 @@ class DiffusionDecoder(Student):
         )
         save_module(self.module, folder)
 
-    def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the decoder's weights.
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Copy the decoder's weights, and return the model.
 
         Raises:
             FileNotFoundError: There are no weights.
@@ -289,6 +300,7 @@ class DiffusionDecoder(Student):
                 "teacher", f"the teacher of {folder}", got, f"Set `{self.teacher_key}` to that one."
             )
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
+        return self
 
 
 class WindowAttention:
@@ -326,9 +338,8 @@ class WindowAttention:
             mask = mask & rows.mask[:, None, None, :, None]
             mask = mask & columns.mask[:, None, None, :]
             mask = mask.flatten(3).flatten(0, 2)
-            attended = F.scaled_dot_product_attention(
-                q, k, v, mask, scale=1.0
-            )  # the query is scaled
+            # `project_qkv` has scaled the query.
+            attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
             result[queries] = attended.transpose(1, 2).view_as(query[queries])
         return cast(Tensor, attn.to_out[0](result.flatten(4)))
 

@@ -1,35 +1,31 @@
 """How each diffusers class is encoded and decoded with gradients. Most classes need only their own methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import Literal, TypeAlias
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from telecine.base.checks import argument_error, describe
+from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.losses.perceptual.feature_maps import IMAGENET
+from telecine.models.diffusers import wan
+from telecine.models.diffusers.outputs import (
+    UNSUPPORTED_REMEDY,
+    Decoded,
+    DiffusersModel,
+    LatentPosterior,
+    read_decoded,
+    read_posterior,
+)
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.ops.rms_norm import rms_norm
-
-DiffusersModel: TypeAlias = Any
-"""An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""
-
-_LatentPosterior: TypeAlias = DiagonalGaussian | DeterministicPosterior
-_Decoded: TypeAlias = tuple[Video, dict[str, Tensor]]
-"""The output of a decoder, and the losses of a quantizer inside it by name, 0-d."""
 
 _Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel in [0, 1], by which a model's colours are normalised."""
 _BLACK_TO_WHITE: _Colours = ((0.0,), (1.0,))
-# Frames of a latent frame of Wan, QwenImage and Magvit.
-TIME_COMPRESSION = 4
-_UNSUPPORTED_REMEDY = (
-    "Wrap the model in a module whose `forward` maps (B, 3, T, H, W) to the same shape."
-)
 # Classes are known by name, because the installed version of diffusers may lack some of them.
 _AUDIO = "which is of audio"
 _DIFFUSION = "whose decoder is a diffusion model: it learns to denoise, not to reconstruct"
@@ -89,9 +85,9 @@ def _colours_without_alpha(module: DiffusersModel) -> int:
 class Family:
     """How the models of a class are called."""
 
-    encoder: Callable[..., _LatentPosterior]
+    encoder: Callable[..., LatentPosterior]
     """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
-    decoder: Callable[..., _Decoded]
+    decoder: Callable[..., Decoded]
     """From the model and a latent `(B, C, t, h, w)`, and perhaps the level of its noise `(B,)`, to the video."""
     in_channels: Callable[[DiffusersModel], int] = _declared_channels
     """From the model to the channels of its video."""
@@ -105,7 +101,7 @@ class Family:
     first_frame_apart: bool | str = True
     """Whether a latent frame belongs to the first frame alone, or the model's attribute that says so."""
 
-    def encode(self, module: DiffusersModel, video: Video) -> _LatentPosterior:
+    def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
         video = video.to(next(module.parameters()).dtype)
         if self.colours is not None:
@@ -118,7 +114,7 @@ class Family:
 
     def decode(
         self, module: DiffusersModel, latent: Tensor, level: Tensor | None = None
-    ) -> _Decoded:
+    ) -> Decoded:
         """Return the video of a latent, not clamped, and losses; the model's caches are empty afterwards.
 
         Args:
@@ -184,7 +180,7 @@ def family_of(module: nn.Module) -> Family:
         if not callable(getattr(module, name, None)):
             got = f"{type(module).__name__} without `{name}`"
             raise argument_error(
-                "module", "a model with `encode` and `decode`", got, _UNSUPPORTED_REMEDY, TypeError
+                "module", "a model with `encode` and `decode`", got, UNSUPPORTED_REMEDY, TypeError
             )
     for name in class_names(type(module)):
         if name in FAMILIES:
@@ -194,52 +190,8 @@ def family_of(module: nn.Module) -> Family:
     return Family(_encode_clips, _decode_clips)
 
 
-def _read_posterior(output: object) -> _LatentPosterior:
-    """Return the posterior in the output of `encode`; 0-d tensors that follow it are a quantizer's losses."""
-    first: Any = output
-    others: Sequence[object] = ()
-    if isinstance(output, tuple):
-        first = output[0]
-        others = output[1:]
-    for name in ("latent_dist", "latents", "latent"):
-        first = getattr(first, name, first)
-    if isinstance(getattr(first, "logvar", None), Tensor):
-        # Only the moments are used: diffusers' own class sums the KL divergence of videos over the wrong axes.
-        return DiagonalGaussian(mean=first.mean, logvar=first.logvar)
-    if not isinstance(first, Tensor) and hasattr(first, "mode"):
-        first = first.mode()
-    if not isinstance(first, Tensor):
-        contract = "a posterior (`latent_dist`), a latent, or a tuple that starts with one"
-        raise argument_error(
-            "the output of `encode`", contract, describe(output), _UNSUPPORTED_REMEDY
-        )
-    losses = [extra for extra in others if _is_loss(extra)]
-    if not losses:
-        return DeterministicPosterior(first)
-    return DeterministicPosterior(first, {"quantizer_loss": torch.stack(losses).sum()})
-
-
-def _is_loss(value: object) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
-
-
-def _read_decoded(output: object) -> _Decoded:
-    """Return the video in the output of `decode`: an object with `sample`, a tensor, or a tuple of one and more."""
-    first = output[0] if isinstance(output, tuple) else output
-    video = getattr(first, "sample", first)
-    if not isinstance(video, Tensor):
-        contract = "a video (`sample`) or a tensor"
-        raise argument_error(
-            "the output of `decode`", contract, describe(output), _UNSUPPORTED_REMEDY
-        )
-    loss = getattr(first, "commit_loss", None)
-    if loss is None:
-        return video, {}
-    return video, {"commit_loss": loss.mean()}
-
-
-def _encode_clips(module: DiffusersModel, video: Video) -> _LatentPosterior:
-    return _read_posterior(module.encode(video))
+def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
+    return read_posterior(module.encode(video))
 
 
 def takes_level(module: DiffusersModel) -> bool:
@@ -248,12 +200,12 @@ def takes_level(module: DiffusersModel) -> bool:
     return bool(getattr(config, "timestep_conditioning", False))
 
 
-def _decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> _Decoded:
+def _decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> Decoded:
     if not takes_level(module):
-        return _read_decoded(module.decode(latent))
+        return read_decoded(module.decode(latent))
     if level is None:
         level = latent.new_zeros(len(latent))
-    return _read_decoded(module.decode(latent, temb=level.to(latent.dtype)))
+    return read_decoded(module.decode(latent, temb=level.to(latent.dtype)))
 
 
 def _frames_from_clips(video: Video, as_clips: bool = False) -> Tensor:
@@ -269,8 +221,8 @@ def _clips_from_frames(frames: Tensor, batch: int) -> Video:
 
 def _encode_frames(
     module: DiffusersModel, video: Video, *, as_clips: bool = False
-) -> _LatentPosterior:
-    posterior = _read_posterior(module.encode(_frames_from_clips(video, as_clips)))
+) -> LatentPosterior:
+    posterior = read_posterior(module.encode(_frames_from_clips(video, as_clips)))
     if isinstance(posterior, DeterministicPosterior):
         return DeterministicPosterior(
             _clips_from_frames(posterior.latent, len(video)), posterior.losses
@@ -280,151 +232,59 @@ def _encode_frames(
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_frames(module: DiffusersModel, latent: Tensor) -> _Decoded:
-    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent)))
+def _decode_frames(module: DiffusersModel, latent: Tensor) -> Decoded:
+    frames, losses = read_decoded(module.decode(_frames_from_clips(latent)))
     return _clips_from_frames(frames, len(latent)), losses
 
 
-def _decode_frames_together(module: DiffusersModel, latent: Tensor) -> _Decoded:
+def _decode_frames_together(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode the frames of clips, of which the decoder mixes `num_frames`."""
-    frames, losses = _read_decoded(
+    frames, losses = read_decoded(
         module.decode(_frames_from_clips(latent), num_frames=latent.shape[2])
     )
     return _clips_from_frames(frames, len(latent)), losses
 
 
-def _decode_rae(module: DiffusersModel, latent: Tensor) -> _Decoded:
-    return _decode_frames(
-        module, latent.contiguous()
-    )  # the class views height and width as one axis
+def _decode_rae(module: DiffusersModel, latent: Tensor) -> Decoded:
+    # The class's decoder views height and width as one axis.
+    return _decode_frames(module, latent.contiguous())
 
 
-def _encode_allegro(module: DiffusersModel, video: Video) -> _LatentPosterior:
+def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode whole clips; Allegro's own `encode` only works with tiles."""
     moments = module.quant_conv(_frames_from_clips(module.encoder(video)))
     mean, logvar = _clips_from_frames(moments, len(video)).chunk(2, dim=1)
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def _decode_allegro(module: DiffusersModel, latent: Tensor) -> _Decoded:
+def _decode_allegro(module: DiffusersModel, latent: Tensor) -> Decoded:
     features = _clips_from_frames(module.post_quant_conv(_frames_from_clips(latent)), len(latent))
     return module.decoder(features), {}
 
 
-def _encode_mean(module: DiffusersModel, video: Video) -> _LatentPosterior:
+def _encode_mean(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Return only the mean: the class returns a constant variance of 1, which it was not trained with."""
     return DeterministicPosterior(module.encode(video).latent_dist.mode())
 
 
-def _encode_qwen21(module: DiffusersModel, video: Video) -> _LatentPosterior:
+def _encode_qwen21(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode each frame, with an opaque alpha channel added if the model has one."""
     if module.config.in_channels == 4:
         video = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)
     return _encode_frames(module, video, as_clips=True)
 
 
-def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> _Decoded:
-    frames, losses = _decode_wan(
-        module, _frames_from_clips(latent, as_clips=True), names_first_chunk=True
-    )
+def _decode_qwen21(module: DiffusersModel, latent: Tensor) -> Decoded:
+    frames, losses = wan.decode(module, _frames_from_clips(latent, as_clips=True))
     return _clips_from_frames(frames, len(latent))[:, :3], losses
 
 
-def _encode_vidtok(module: DiffusersModel, video: Video) -> _LatentPosterior:
+def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode clips with copies of their first frame prepended, as the class's own `forward` does."""
     if module.is_causal:
         copies = video[:, :, :1].expand(-1, -1, module.temporal_compression_ratio - 1, -1, -1)
         video = torch.cat([copies, video], dim=2)
     return _encode_clips(module, video)
-
-
-# Wan and QwenImage call their networks once for each latent frame, and keep frames for the next call. Training knows
-# the whole clip: one call without kept frames, with the causal padding of the convolutions, has the same values. Only
-# the temporal resampling, which leaves the first frame apart, works with kept frames alone. The classes' own `decode`
-# clamps to [-1, 1], and has no gradient outside of this range.
-def _encode_wan(
-    module: DiffusersModel, video: Video, *, num_frames: int | None = None
-) -> _LatentPosterior:
-    """Encode whole clips; or the first frame, then chunks of `num_frames` frames."""
-    if (
-        num_frames is None and not torch.is_grad_enabled()
-    ):  # without a graph, the class's own chunks need less memory
-        return _encode_clips(module, video)
-    num_complete = (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1
-    video = video[:, :, :num_complete]  # as the class does
-    patch = getattr(module.config, "patch_size", None)
-    if patch:
-        video = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
-    if num_frames is None:
-        moments = module.encoder(video)
-    else:
-        kept = [None] * module._cached_conv_counts["encoder"]
-        chunks = _first_and_chunks(video, num_frames)
-        parts = [module.encoder(chunk, feat_cache=kept, feat_idx=[0]) for chunk in chunks]
-        moments = torch.cat(parts, dim=2)
-    mean, logvar = module.quant_conv(moments).chunk(2, dim=1)
-    return DiagonalGaussian(mean=mean, logvar=logvar)
-
-
-def _decode_wan(
-    module: DiffusersModel,
-    latent: Tensor,
-    *,
-    num_frames: int | None = None,
-    names_first_chunk: bool = False,
-) -> _Decoded:
-    """Decode whole latents; or the first latent frame, then chunks of `num_frames` video frames.
-
-    With `names_first_chunk`, the decoder takes an argument that says whether it is called for the first chunk.
-    """
-    if num_frames is None and not torch.is_grad_enabled():
-        num_frames = TIME_COMPRESSION
-    first_options = {"first_chunk": True} if names_first_chunk else {}
-    latent = module.post_quant_conv(latent)
-    if num_frames is None:
-        video = module.decoder(latent, **first_options)
-    else:
-        first, *chunks = _first_and_chunks(latent, num_frames // TIME_COMPRESSION)
-        kept = [None] * module._cached_conv_counts["decoder"]
-        parts = [module.decoder(first, feat_cache=kept, feat_idx=[0], **first_options)]
-        parts += [module.decoder(chunk, feat_cache=kept, feat_idx=[0]) for chunk in chunks]
-        video = torch.cat(parts, dim=2)
-    patch = getattr(module.config, "patch_size", None)
-    if patch:
-        video = rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
-    return video, {}
-
-
-def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
-    """Return the first frame, and the others in chunks of `num_frames` frames."""
-    chunks = [video[:, :, :1]]
-    if video.shape[2] > 1:
-        chunks.extend(video[:, :, 1:].split(num_frames, dim=2))
-    return chunks
-
-
-def _downsample_time(
-    resample: DiffusersModel, args: Any, kwargs: Any, output: Video
-) -> Video | None:
-    """Halve the frames after the first, if none are kept from a call before."""
-    if _keeps_frames(args, kwargs) or output.shape[2] == 1:
-        return None
-    return torch.cat([output[:, :, :1], resample.time_conv(output)], dim=2)
-
-
-def _upsample_time(
-    resample: DiffusersModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Double the frames after the first, if none are kept from a call before."""
-    if _keeps_frames(args, kwargs) or args[0].shape[2] == 1:
-        return None
-    video, *others = args
-    doubled = rearrange(resample.time_conv(video[:, :, 1:]), "b (n c) t h w -> b c (t n) h w", n=2)
-    return (torch.cat([video[:, :, :1], doubled], dim=2), *others), kwargs
-
-
-def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    return len(args) > 1 or kwargs.get("feat_cache") is not None
 
 
 def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
@@ -444,7 +304,7 @@ FAMILIES = {
     "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
     "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=IMAGENET),
-    "AutoencoderKLQwenImage": Family(_encode_wan, _decode_wan),
+    "AutoencoderKLQwenImage": Family(wan.encode, wan.decode),
     "AutoencoderKLQwenImage21": Family(
         _encode_qwen21,
         _decode_qwen21,
@@ -453,8 +313,8 @@ FAMILIES = {
     ),
     "AutoencoderKLTemporalDecoder": Family(_encode_frames, _decode_frames_together),
     "AutoencoderKLWan": Family(
-        _encode_wan,
-        partial(_decode_wan, names_first_chunk=True),
+        wan.encode,
+        wan.decode,
         in_channels=_unpatched_channels,
         widens="patches",
     ),
@@ -476,18 +336,9 @@ def prepare_for_training(module: DiffusersModel) -> None:
         if type(layer).__name__ in RMS_NORMS and layer.channel_first:
             layer.forward = partial(_normalise, layer)
         if hasattr(layer, "time_conv"):
-            _let_resample_whole_clips(layer)
+            wan.enable_whole_clips(layer)
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):
             setattr(module, flag, False)
     if "AutoencoderKLHunyuanVideo15" in class_names(type(module)):
         module.enable_slicing()  # its attention only supports one clip at a time
-
-
-def _let_resample_whole_clips(resample: DiffusersModel) -> None:
-    """Add the hooks of a temporal resampling of Wan and QwenImage, if the model was not wrapped before."""
-    mode = getattr(resample, "mode", None)
-    if mode == "downsample3d" and _downsample_time not in resample._forward_hooks.values():
-        resample.register_forward_hook(_downsample_time, with_kwargs=True)
-    if mode == "upsample3d" and _upsample_time not in resample._forward_pre_hooks.values():
-        resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)

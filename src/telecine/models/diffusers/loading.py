@@ -14,7 +14,8 @@ import torch
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
-from telecine.models.diffusers.families import DiffusersModel, check_class
+from telecine.models.diffusers.families import check_class
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CLASS_KEY,
@@ -78,9 +79,8 @@ def load_module(
         try:
             module, report = load()
         except ValueError as error:
-            _, report = load(
-                low_cpu_mem_usage=False, ignore_mismatched_sizes=True
-            )  # with all shapes
+            # Again, for the shapes of all weights.
+            _, report = load(low_cpu_mem_usage=False, ignore_mismatched_sizes=True)
             mismatched = report["mismatched_keys"]
             if not mismatched:
                 raise
@@ -150,7 +150,8 @@ def find_config(
     except (
         ValueError,
         ConnectionError,
-    ):  # the latter of a pipeline in the Hub's cache, without a network
+    ):
+        # A `ConnectionError` for a pipeline in the Hub's cache, without a network.
         return _read_config_at(source, _PIPELINE_SUBFOLDER, revision), _PIPELINE_SUBFOLDER
 
 

@@ -7,7 +7,8 @@ from enum import Enum, auto
 
 import torch
 
-from telecine.models.diffusers.families import DiffusersModel, class_names
+from telecine.models.diffusers.families import class_names
+from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.latent import (
     MEAN_KEY,
     SCALE_KEY,

@@ -18,7 +18,8 @@ const severalRuns = DATA.runs.length > 1;
 const chosen = { smoothing: 0.6, scale: "auto", hiddenRuns: [], hiddenSeries: [], ranges: {} };
 const colours = {};
 const wholeRanges = {};
-const charts = [];
+// A card for each chart: its elements on the page, and whether they are drawn.
+const cards = [];
 // Called by each `redraw`: they show the choices in buttons and sliders.
 const controls = [];
 // The number of times that something else was chosen.
@@ -69,27 +70,27 @@ function smoothed(values, weight) {
 
 // ---- one chart: its traces and its layout, as plotly reads them
 
-function seriesName(plot, series) {
-  return `${plot.title}: ${series.label}`;
+function seriesName(chart, series) {
+  return `${chart.title}: ${series.label}`;
 }
 
 /** Colours tell runs apart, and dashes tell series apart; with one run, colours tell series apart. */
-function lineStyle(plot, series, run) {
-  const index = plot.series.indexOf(series);
+function lineStyle(chart, series, run) {
+  const index = chart.series.indexOf(series);
   if (series.is_reference) return { colour: severalRuns ? `c${run % NUM_COLOURS}` : "muted", dash: REFERENCE_DASH };
   const colour = severalRuns ? run : index;
-  const dash = severalRuns && plot.series.length === 1 ? run : index;
+  const dash = severalRuns && chart.series.length === 1 ? run : index;
   return { colour: `c${colour % NUM_COLOURS}`, dash: DASHES[(dash + 3 * Math.floor(dash / NUM_COLOURS)) % DASHES.length] };
 }
 
 /** Return the curves that are shown. Validations have few values and schedules no noise: neither is smoothed. */
-function shownCurves(plot) {
+function shownCurves(chart) {
   const curves = [];
-  for (const series of plot.series) {
-    if (chosen.hiddenSeries.includes(seriesName(plot, series))) continue;
+  for (const series of chart.series) {
+    if (chosen.hiddenSeries.includes(seriesName(chart, series))) continue;
     for (const curve of series.curves) {
       if (!curve.values.length || chosen.hiddenRuns.includes(curve.run)) continue;
-      const weight = plot.is_smoothed && series.key.startsWith("train/") ? chosen.smoothing : 0;
+      const weight = chart.is_smoothed && series.key.startsWith("train/") ? chosen.smoothing : 0;
       curves.push({ series, curve, weight, line: weight ? smoothed(curve.values, weight) : curve.values });
     }
   }
@@ -97,17 +98,17 @@ function shownCurves(plot) {
 }
 
 /** Return whether the vertical axis is logarithmic. Such an axis leaves out values that are not positive. */
-function isLogarithmic(plot, values) {
+function isLogarithmic(chart, values) {
   const positive = values.filter((value) => value > 0);
   if (chosen.scale === "linear" || !positive.length) return false;
-  if (chosen.scale === "log" || plot.scale === "log") return true;
+  if (chosen.scale === "log" || chart.scale === "log") return true;
   const [low, high] = extent(positive);
-  return plot.scale === "wide" && high > MAX_LINEAR_RATIO * low;
+  return chart.scale === "wide" && high > MAX_LINEAR_RATIO * low;
 }
 
 /** Return the values that the vertical axis covers: all lines, and logged values without outliers, in the zoomed part. */
-function valuesInside(plot, curves) {
-  const [first, last] = chosen.ranges[plot.x] ?? [-Infinity, Infinity];
+function valuesInside(chart, curves) {
+  const [first, last] = chosen.ranges[chart.x] ?? [-Infinity, Infinity];
   return curves.flatMap(({ curve, weight, line }) => {
     const inside = (values) => values.filter((_, index) => first <= curve.steps[index] && curve.steps[index] <= last);
     const logged = [curve.values, curve.low, curve.high].flatMap(inside).sort((a, b) => a - b);
@@ -116,9 +117,9 @@ function valuesInside(plot, curves) {
   });
 }
 
-function verticalAxis(plot, curves) {
-  const values = valuesInside(plot, curves);
-  const isLog = isLogarithmic(plot, values);
+function verticalAxis(chart, curves) {
+  const values = valuesInside(chart, curves);
+  const isLog = isLogarithmic(chart, values);
   const ends = isLog ? values.filter((value) => value > 0).map(Math.log10) : values;
   if (!ends.length) return { type: "linear", range: [0, 1], hides: false };
   const [low, high] = extent(ends);
@@ -127,10 +128,10 @@ function verticalAxis(plot, curves) {
   return { type: isLog ? "log" : "linear", range: [low - margin, high + margin], hides };
 }
 
-function tracesOf(plot, shown, axis) {
+function tracesOf(chart, shown, axis) {
   const traces = [];
   for (const { series, curve, weight, line } of shown) {
-    const { colour, dash } = lineStyle(plot, series, curve.run);
+    const { colour, dash } = lineStyle(chart, series, curve.run);
     const color = colours[colour];
     const name = plain(severalRuns ? `${series.label}, ${DATA.runs[curve.run]}` : series.label);
     const quiet = { hoverinfo: "skip", showlegend: false, mode: "lines" };
@@ -142,18 +143,18 @@ function tracesOf(plot, shown, axis) {
       traces.push({ ...quiet, x: curve.steps, y: curve.values, opacity: 0.3, line: { color, width: 1 } });
     }
     const isFew = curve.steps.length < FEW_POINTS && !weight;
-    const isMarked = plot.x_names.length > 0 || isFew || curve.steps.length === 1;
+    const isMarked = chart.x_names.length > 0 || isFew || curve.steps.length === 1;
     traces.push({
       x: curve.steps,
       y: line,
       name: weight ? `${name}, smoothed` : name,
-      mode: plot.x_names.length ? "markers" : isMarked ? "lines+markers" : "lines",
+      mode: chart.x_names.length ? "markers" : isMarked ? "lines+markers" : "lines",
       line: { color, dash, width: 1.75 },
       marker: { color, size: 5 },
       hovertemplate: "%{y:.4g}",
     });
   }
-  const events = plot.x === "step" ? DATA.events.filter(({ run }) => !chosen.hiddenRuns.includes(run)) : [];
+  const events = chart.x === "step" ? DATA.events.filter(({ run }) => !chosen.hiddenRuns.includes(run)) : [];
   if (events.length) {
     const [low, high] = axis.range;
     const height = low + 0.02 * (high - low);
@@ -172,15 +173,15 @@ function tracesOf(plot, shown, axis) {
   return traces;
 }
 
-function layoutOf(plot, axis, height) {
+function layoutOf(chart, axis, height) {
   const grid = colours.line;
   const shared = { gridcolor: grid, linecolor: grid, zeroline: false, tickcolor: grid };
-  const names = plot.x_names;
+  const names = chart.x_names;
   const labels = names.length ? { tickvals: [...names.keys()], ticktext: names.map(plain) } : { nticks: 7 };
-  const hover = { hoverformat: plot.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(plot.x)} %{x}` }, spikecolor: colours.muted, spikethickness: 1, spikedash: "solid" };
+  const hover = { hoverformat: chart.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(chart.x)} %{x}` }, spikecolor: colours.muted, spikethickness: 1, spikedash: "solid" };
   // A label for each power of ten, where a logarithmic axis has two of them or more.
   const powers = axis.type === "log" && axis.range[1] - axis.range[0] >= 2 ? { dtick: 1 } : {};
-  const range = [...(chosen.ranges[plot.x] ?? wholeRanges[plot.x])]; // a copy, which plotly changes while a reader drags
+  const range = [...(chosen.ranges[chart.x] ?? wholeRanges[chart.x])]; // a copy, which plotly changes while a reader drags
   return {
     height,
     autosize: true,
@@ -193,16 +194,16 @@ function layoutOf(plot, axis, height) {
     // On a touch screen, a finger on a chart scrolls the page.
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: false,
-    xaxis: { ...shared, ...labels, ...hover, automargin: true, range, title: { text: plain(plot.x), standoff: 4 } },
+    xaxis: { ...shared, ...labels, ...hover, automargin: true, range, title: { text: plain(chart.x), standoff: 4 } },
     yaxis: { ...shared, ...powers, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
   };
 }
 
 /** Return the ends of the horizontal axis of some charts, which zoom together. */
-function wholeRange(plots) {
-  const [{ x_names: names }] = plots;
+function wholeRange(charts) {
+  const [{ x_names: names }] = charts;
   if (names.length) return [-0.5, names.length - 0.5];
-  const curves = plots.flatMap(({ series }) => series.flatMap((one) => one.curves));
+  const curves = charts.flatMap(({ series }) => series.flatMap((one) => one.curves));
   const [first, last] = extent(curves.flatMap(({ steps }) => steps));
   const margin = 0.02 * (last - first) || 1;
   return [first - margin, last + margin];
@@ -229,106 +230,106 @@ function legendButton(list, item, label, title, style) {
   return button;
 }
 
-function makeChart(plot, index) {
+function makeCard(chart, index) {
   const isFirst = index === 0 && byId("charts").classList.contains("first-wide");
-  const title = html("h3", { id: `chart-${index}` }, plot.title);
-  const canvas = html("div", { class: "plot", role: "img", "aria-label": summaryOf(plot) });
-  const legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${plot.title}` });
-  for (const series of plot.series) {
-    const style = lineStyle(plot, series, 0);
+  const title = html("h3", { id: `chart-${index}` }, chart.title);
+  const canvas = html("div", { class: "plot", role: "img", "aria-label": summaryOf(chart) });
+  const legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${chart.title}` });
+  for (const series of chart.series) {
+    const style = lineStyle(chart, series, 0);
     if (severalRuns) style.colour = "muted";
-    const button = legendButton(() => chosen.hiddenSeries, seriesName(plot, series), series.label, `${series.key} in ${DATA.file}`, style);
-    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !plot.x_names.length)) {
+    const button = legendButton(() => chosen.hiddenSeries, seriesName(chart, series), series.label, `${series.key} in ${DATA.file}`, style);
+    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !chart.x_names.length)) {
       button.append(html("b", { style: severalRuns ? `color: var(--c${run % NUM_COLOURS})` : "" }, short(last)));
     }
     legend.append(button);
   }
   const hidesValues = html("p", { class: "hint" }, "Values that are not positive are left out: Linear shows them.");
-  const chart = { plot, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, listens: false, version: 0 };
-  const tools = html("span", { class: "tools" }, toolButton(chart, "CSV", "Copy the values", copyCsv), toolButton(chart, "PNG", "Save the figure", savePng));
+  const card = { chart, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, listens: false, version: 0 };
+  const tools = html("span", { class: "tools" }, toolButton(card, "CSV", "Copy the values", copyCsv), toolButton(card, "PNG", "Save the figure", savePng));
   const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title, tools), canvas, legend);
   figure.append(hidesValues);
-  if (plot.explanation) figure.append(html("p", { class: "hint" }, plot.explanation));
-  if (plot.note) figure.append(html("p", { class: "hint note bad" }, plot.note));
-  canvas.style.height = `${chart.height}px`;
+  if (chart.explanation) figure.append(html("p", { class: "hint" }, chart.explanation));
+  if (chart.note) figure.append(html("p", { class: "hint note bad" }, chart.note));
+  canvas.style.height = `${card.height}px`;
   byId("charts").append(figure);
-  return chart;
+  return card;
 }
 
-function summaryOf(plot) {
-  const ends = plot.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
+function summaryOf(chart) {
+  const ends = chart.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
     const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
     return `${label}${run} from ${short(curve.first)} to ${short(curve.last)}`;
   }));
-  return `${plot.title}: ${ends.join("; ")}`;
+  return `${chart.title}: ${ends.join("; ")}`;
 }
 
-function toolButton(chart, kind, verb, run) {
-  const text = `${verb} of ${chart.plot.title} as ${kind}`;
+function toolButton(card, kind, verb, run) {
+  const text = `${verb} of ${card.chart.title} as ${kind}`;
   const button = html("button", { type: "button", title: text, "aria-label": text }, kind);
   button.addEventListener("click", async () => {
-    button.textContent = await run(chart);
+    button.textContent = await run(card);
     setTimeout(() => { button.textContent = kind; }, 1500);
   });
   return button;
 }
 
-function fileName(plot, suffix) {
-  return `${plot.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/-$/, "")}.${suffix}`;
+function fileName(chart, suffix) {
+  return `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/-$/, "")}.${suffix}`;
 }
 
 /** Return the values of a chart as CSV: a row for each position, a column for each curve. */
-function csvOf(plot) {
-  const columns = plot.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => ({
+function csvOf(chart) {
+  const columns = chart.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => ({
     name: severalRuns ? `${label}, ${DATA.runs[curve.run]}` : label,
     values: new Map(curve.steps.map((step, index) => [step, curve.values[index]])),
   })));
   const steps = [...new Set(columns.flatMap(({ values }) => [...values.keys()]))].sort((a, b) => a - b);
-  const rows = steps.map((step) => [plot.x_names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
+  const rows = steps.map((step) => [chart.x_names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
   const quoted = (cell) => (/[",\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
-  return [[plot.x, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(quoted).join(",")}\n`).join("");
+  return [[chart.x, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(quoted).join(",")}\n`).join("");
 }
 
 /** Copy the values. Browsers have no clipboard for pages of a server without encryption: save them there. */
-async function copyCsv({ plot }) {
+async function copyCsv({ chart }) {
   if (navigator.clipboard) {
-    await navigator.clipboard.writeText(csvOf(plot));
+    await navigator.clipboard.writeText(csvOf(chart));
     return "copied";
   }
-  const link = html("a", { href: URL.createObjectURL(new Blob([csvOf(plot)], { type: "text/csv" })), download: fileName(plot, "csv") });
+  const link = html("a", { href: URL.createObjectURL(new Blob([csvOf(chart)], { type: "text/csv" })), download: fileName(chart, "csv") });
   link.click();
   return "saved";
 }
 
 /** Save the figure with a title and a legend, in the colours of the page. */
-async function savePng({ plot, canvas, height }) {
-  const shown = shownCurves(plot);
-  const axis = verticalAxis(plot, shown);
-  const layout = layoutOf(plot, axis, height + 120);
+async function savePng({ chart, canvas, height }) {
+  const shown = shownCurves(chart);
+  const axis = verticalAxis(chart, shown);
+  const layout = layoutOf(chart, axis, height + 120);
   const font = { color: colours.text };
-  const labelled = { ...layout, showlegend: true, legend: { orientation: "h", y: -0.25, font }, title: { text: plain(plot.title), font }, margin: { ...layout.margin, t: 40 }, paper_bgcolor: colours.surface };
+  const labelled = { ...layout, showlegend: true, legend: { orientation: "h", y: -0.25, font }, title: { text: plain(chart.title), font }, margin: { ...layout.margin, t: 40 }, paper_bgcolor: colours.surface };
   const size = { width: Math.max(600, canvas.clientWidth), height: height + 120, scale: 2 };
-  const picture = await Plotly.toImage({ data: tracesOf(plot, shown, axis), layout: labelled }, { format: "png", ...size });
-  html("a", { href: picture, download: fileName(plot, "png") }).click();
+  const picture = await Plotly.toImage({ data: tracesOf(chart, shown, axis), layout: labelled }, { format: "png", ...size });
+  html("a", { href: picture, download: fileName(chart, "png") }).click();
   return "saved";
 }
 
 // ---- drawing
 
-async function draw(chart) {
+async function draw(card) {
   const drawing = version;
-  const { plot, canvas, height } = chart;
-  const shown = shownCurves(plot);
-  const axis = verticalAxis(plot, shown);
-  chart.hidesValues.hidden = !axis.hides;
-  await Plotly.react(canvas, tracesOf(plot, shown, axis), layoutOf(plot, axis, height), { displayModeBar: false, responsive: true, doubleClick: "autosize" });
-  chart.version = drawing;
-  if (!chart.listens) canvas.on("plotly_relayout", (change) => onZoom(plot.x, change));
-  chart.listens = true;
+  const { chart, canvas, height } = card;
+  const shown = shownCurves(chart);
+  const axis = verticalAxis(chart, shown);
+  card.hidesValues.hidden = !axis.hides;
+  await Plotly.react(canvas, tracesOf(chart, shown, axis), layoutOf(chart, axis, height), { displayModeBar: false, responsive: true, doubleClick: "autosize" });
+  card.version = drawing;
+  if (!card.listens) canvas.on("plotly_relayout", (change) => onZoom(chart.x, change));
+  card.listens = true;
 }
 
-function isStale(chart) {
-  return chart.version !== version;
+function isStale(card) {
+  return card.version !== version;
 }
 
 /** Zoom all charts with the same horizontal axis; a double click shows all of it again. */
@@ -344,7 +345,7 @@ function redraw() {
   readColours();
   controls.forEach((show) => show());
   version += 1;
-  charts.filter(({ isNear }) => isNear).forEach(draw);
+  cards.filter(({ isNear }) => isNear).forEach(draw);
 }
 
 function showControls() {
@@ -357,8 +358,8 @@ function showControls() {
 }
 
 function makeCharts() {
-  for (const { x } of DATA.charts) wholeRanges[x] ??= wholeRange(DATA.charts.filter((plot) => plot.x === x));
-  DATA.charts.forEach((plot, index) => charts.push(makeChart(plot, index)));
+  for (const { x } of DATA.charts) wholeRanges[x] ??= wholeRange(DATA.charts.filter((chart) => chart.x === x));
+  DATA.charts.forEach((chart, index) => cards.push(makeCard(chart, index)));
   for (const [run, name] of severalRuns ? DATA.runs.entries() : []) {
     byId("run-legend").append(legendButton(() => chosen.hiddenRuns, run, name, name, { colour: `c${run % NUM_COLOURS}`, dash: "solid" }));
   }
@@ -367,16 +368,16 @@ function makeCharts() {
   byId("whole-range").addEventListener("click", () => { chosen.ranges = {}; redraw(); });
   byId("theme").addEventListener("change", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", () => charts.filter(isStale).forEach(draw));
+  addEventListener("beforeprint", () => cards.filter(isStale).forEach(draw));
   controls.push(showControls);
   const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
-      const chart = charts.find(({ canvas }) => canvas === target);
-      chart.isNear = isIntersecting;
-      if (isIntersecting && isStale(chart)) draw(chart);
+      const card = cards.find(({ canvas }) => canvas === target);
+      card.isNear = isIntersecting;
+      if (isIntersecting && isStale(card)) draw(card);
     }
   }, { rootMargin: "400px" });
-  charts.forEach(({ canvas }) => observer.observe(canvas));
+  cards.forEach(({ canvas }) => observer.observe(canvas));
   redraw();
 }
 

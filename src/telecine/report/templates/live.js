@@ -23,8 +23,7 @@ function shownNow() {
     loop: player?.loop,
     view: player && [player.view.x, player.view.y, player.view.zoom],
     open: controlNames("details[open] > summary"),
-    ascending: controlNames("[aria-sort=ascending] button"),
-    descending: controlNames("[aria-sort=descending] button"),
+    sorted: [...document.querySelectorAll("[aria-sort] button")].map((button) => [controlName(button), button.closest("th").ariaSort]),
     focus: controlNames(":focus"),
   };
 }
@@ -44,11 +43,15 @@ function controlNamed(name) {
   return [...document.querySelectorAll(CONTROLS)].find((control) => controlName(control) === name);
 }
 
-function showAgain({ theme, charts: choices, scroll, open, ascending, descending, focus, ...shown }) {
+function showAgain({ theme, charts: choices, scroll, open, sorted, focus, ...shown }) {
   document.querySelector(`input[name=theme][value=${theme}]`).click();
   chooseAgain(choices);
   if (player && shown.sources) playAgain(shown);
-  for (const name of [...open, ...ascending, ...descending, ...descending]) controlNamed(name)?.click();
+  for (const name of open) controlNamed(name)?.click();
+  for (const [name, order] of sorted) {
+    const button = controlNamed(name);
+    if (button) sortBy(button, order);
+  }
   controlNamed(focus[0])?.focus({ preventScroll: true });
   scrollTo({ top: scroll, behavior: "instant" });
 }

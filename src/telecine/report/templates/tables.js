@@ -1,21 +1,24 @@
 /** Let the buttons in a table's header sort its rows. Missing values come last in both orders. */
 function makeSortable(table) {
-  [...table.tHead.rows[0].cells].forEach((head, column) => {
+  [...table.tHead.rows[0].cells].forEach((head) => {
     const button = document.createElement("button");
     button.type = "button";
     button.ariaLabel = head.textContent.trim(); // without the arrow
     button.append(...head.childNodes);
     head.append(button);
-    button.addEventListener("click", () => sortRows(table, head, column));
+    button.addEventListener("click", () => sortBy(button, head.ariaSort === "ascending" ? "descending" : "ascending"));
   });
 }
 
-function sortRows(table, head, column) {
-  const ascending = head.getAttribute("aria-sort") !== "ascending";
+/** Sort the rows of a table by the column of a button in its header; `order` is "ascending" or "descending". */
+function sortBy(button, order) {
+  const head = button.closest("th");
+  const table = head.closest("table");
   for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-  const rows = [...table.tBodies[0].rows].map((row) => ({ row, key: sortKey(row.cells[column]) }));
-  rows.sort((a, b) => (a.key === null) - (b.key === null) || compareKeys(a.key, b.key) * (ascending ? 1 : -1));
+  head.setAttribute("aria-sort", order);
+  const sign = order === "ascending" ? 1 : -1;
+  const rows = [...table.tBodies[0].rows].map((row) => ({ row, key: sortKey(row.cells[head.cellIndex]) }));
+  rows.sort((a, b) => (a.key === null) - (b.key === null) || sign * compareKeys(a.key, b.key));
   table.tBodies[0].replaceChildren(...rows.map(({ row }) => row));
 }
 

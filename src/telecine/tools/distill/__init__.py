@@ -11,6 +11,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "features": ["TeacherFeatures"],
         "latent": ["TeacherLatent"],
         "reconstruction": ["TeacherReconstruction"],
-        "run": ["distill"],
+        "distillation": ["distill"],
     },
 )

@@ -1,5 +1,6 @@
 """The term that compares features inside the decoders of student and teacher."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,16 +72,18 @@ class TeacherFeatures(nn.Module):
         names = list(layers) or _last_layers(model, scales, num_levels=len(channels))
         if not names:
             raise _layer_error("none of the student's sizes", features)
+        decoder_channels = list(reversed(channels))  # from the latent's resolution up
         self.pairs: list[FeaturePair] = []
         projections = []
         for name in names:
             if name not in features:
                 raise _layer_error(name, features)
-            level = min(max(scales[name], 1).bit_length(), len(channels)) - 1
+            level = _level_of(scales[name], num_levels=len(channels))
             self.pairs.append(
                 FeaturePair(name, level, first_frame_apart=features[name].shape[2] == 1)
             )
-            projections.append(nn.Conv3d(channels[-1 - level], features[name].shape[1], 1))
+            student_channels = decoder_channels[level]
+            projections.append(nn.Conv3d(student_channels, features[name].shape[1], 1))
         self.projections = nn.ModuleList(projections)
 
     def forward(
@@ -103,13 +106,7 @@ class TeacherFeatures(nn.Module):
         Raises:
             ValueError: `decode` is not the method of a decoder of telecine.
         """
-        method = decode.func if isinstance(decode, partial) else decode  # training binds generators
-        student = getattr(method, "__self__", None)
-        if not isinstance(student, CausalAutoencoder):
-            remedy = "Use the term in `telecine distill`."
-            raise argument_error(
-                "decode", "the method of a decoder of telecine", describe(decode), remedy
-            )
+        student = _student_of(decode)
         noise: Video | None = None
         if student.generates or generates(self.teacher.module):
             noise = randn(student.decoded_shape(latent), generator=generator, device=latent.device)
@@ -163,6 +160,19 @@ class TeacherFeatures(nn.Module):
         return features
 
 
+def _student_of(decode: Decode) -> CausalAutoencoder:
+    """Return the student whose method `decode` is: a term gets the method, and here its layers are needed.
+
+    Raises:
+        ValueError: It is not the method of a decoder of telecine.
+    """
+    method = decode.func if isinstance(decode, partial) else decode  # training binds generators
+    if inspect.ismethod(method) and isinstance(method.__self__, CausalAutoencoder):
+        return method.__self__
+    remedy = "Use the term in `telecine distill`."
+    raise argument_error("decode", "the method of a decoder of telecine", describe(decode), remedy)
+
+
 def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels: int) -> list[str]:
     """Return the last layer of each height and width that the student has, too, the smallest first.
 
@@ -176,6 +186,19 @@ def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels:
         names = [f"network.{end}" for end in _ends_of_resolutions(model)]
     last = {scales[name]: name for name in names}
     return [last[2**level] for level in range(num_levels) if 2**level in last]
+
+
+def _level_of(scale: int, num_levels: int) -> int:
+    """Return the student's level of a scale, the largest that is no larger: 0 for up to 1, 1 for 2, 2 for 4.
+
+    Args:
+        scale: The side of features divided by that of the latent.
+        num_levels: Resolutions of the student, each of twice the side of the one before.
+    """
+    level = 0
+    while level + 1 < num_levels and 2 ** (level + 1) <= scale:
+        level += 1
+    return level
 
 
 def _layer_error(name: str, features: Mapping[str, Tensor]) -> Exception:

@@ -13,8 +13,8 @@ TRANSFORM_NAMES = [NO_TRANSFORM, *TRANSFORMS]
 
 
 @dataclass(frozen=True)
-class LatentPlot:
-    """A plot of one measure, with a curve for each model."""
+class LatentChart:
+    """The chart of one measure, with a curve for each model."""
 
     name: str
     title: str
@@ -54,8 +54,8 @@ def _drift(space: LatentSpace) -> Points:
     return _numbered(correlation, start=0)
 
 
-LATENT_PLOTS = [
-    LatentPlot(
+LATENT_CHARTS = [
+    LatentChart(
         name="spectrum",
         title="Spectrum: share of the power",
         x="cycles per position",
@@ -68,14 +68,14 @@ LATENT_PLOTS = [
         ),
         scale="log",
     ),
-    LatentPlot(
+    LatentChart(
         name="eigenvalues",
         title="Eigenvalues",
         x="eigenvalue",
         definition="of the channels' covariance, as shares of their sum",
         points=_eigenvalue_shares,
     ),
-    LatentPlot(
+    LatentChart(
         name="autocorrelation.space",
         title="Autocorrelation, space",
         x="distance",
@@ -83,7 +83,7 @@ LATENT_PLOTS = [
         points=lambda space: _numbered(space.autocorrelation["space"]),
         video_points=lambda space: _numbered(space.autocorrelation["video_space"]),
     ),
-    LatentPlot(
+    LatentChart(
         name="autocorrelation.time",
         title="Autocorrelation, time",
         x="distance",
@@ -91,7 +91,7 @@ LATENT_PLOTS = [
         points=lambda space: _numbered(space.autocorrelation["time"]),
         video_points=lambda space: _numbered(space.autocorrelation["video_time"]),
     ),
-    LatentPlot(
+    LatentChart(
         name="equivariance",
         title="Equivariance, smaller is better",
         x="transform",
@@ -99,21 +99,21 @@ LATENT_PLOTS = [
         points=_equivariance,
         scale="log",
     ),
-    LatentPlot(
+    LatentChart(
         name="noise",
         title="Noise: PSNR (dB), larger is better",
         x="noise / standard deviation",
         definition=DEFINITIONS["noise"],
         points=lambda space: [(float(level), psnr) for level, psnr in space.noise_psnr.items()],
     ),
-    LatentPlot(
+    LatentChart(
         name="probe",
         title="Probe: share of the linear denoiser's loss, smaller is better",
         x="level of the noise",
         definition=DEFINITIONS["probe"],
         points=_probe,
     ),
-    LatentPlot(
+    LatentChart(
         name="drift",
         title="Drift: correlation with the base",
         x="channel",

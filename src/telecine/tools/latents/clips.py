@@ -10,7 +10,8 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
-from telecine.evaluation.reconstruction_sources import ModelSource, read_span, select_clips
+from telecine.evaluation.protocols.configured import ConfiguredClips
+from telecine.evaluation.reconstruction_sources import MeasuredModel
 from telecine.settings import ClipConfig
 
 
@@ -19,41 +20,41 @@ class ClipsOnDisk:
     """Clips `(1, C, T, H, W)` on the CPU, each read when it is needed: all of them may be larger than the memory."""
 
     spans: Sequence[Span]
-    config: ClipConfig
+    protocol: ConfiguredClips
     sha256: str
     """Hash of the pixels of all clips, as evaluations have it."""
 
     @classmethod
-    def find(cls, infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> "ClipsOnDisk":
+    def find(cls, infos: Sequence[VideoInfo], protocol: ConfiguredClips) -> "ClipsOnDisk":
         """Return the clips of videos that `telecine evaluate` would measure. Clips that are broken are left out.
-
-        Args:
-            infos: The videos.
-            config: The length, size and stride of a clip.
-            max_clips: Largest number of clips.
 
         Raises:
             ValueError: No clip can be decoded.
         """
-        selected = select_clips(infos, config, max_clips)
+        selected = protocol.select(infos)
         spans = []
         hashes = []
         for span in with_progress(selected, "reading"):
-            clip = read_span(span, config)
+            clip = protocol.read(span)
             if clip is not None:
                 spans.append(span)
                 hashes.append(pixels_sha256(bytes_from_video(clip["video"])))
         if not spans:
             got = f"{len(selected)} broken ones"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        return cls(spans, config, clips_sha256(hashes))
+        return cls(spans, protocol, clips_sha256(hashes))
+
+    @property
+    def config(self) -> ClipConfig:
+        """The length, size and stride of a clip."""
+        return self.protocol.config
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def __iter__(self) -> Iterator[Video]:
         for span in self.spans:
-            clip = read_span(span, self.config)
+            clip = self.protocol.read(span)
             if clip is None:
                 got = f"{span.info.source}, which was before"
                 raise argument_error(
@@ -63,20 +64,20 @@ class ClipsOnDisk:
 
 
 @torch.no_grad()
-def encode_clips(source: ModelSource, videos: ClipsOnDisk | list[Video]) -> Tensor:
+def encode_clips(measured: MeasuredModel, videos: ClipsOnDisk | list[Video]) -> Tensor:
     """Return the latents of clips, `(N, C, t, h, w)` in float32 on the CPU.
 
     Raises:
         ValueError: The model does not offer its latent.
     """
-    device = next(source.model.parameters()).device
+    device = next(measured.model.parameters()).device
     latents = []
     for video in with_progress(videos, "encoding", total=len(videos)):
-        latent = source.model(video.to(device), sample_posterior=False).latent
+        latent = measured.model(video.to(device), sample_posterior=False).latent
         if latent is None:
             remedy = "A custom module returns (reconstruction, losses, latent)."
             raise argument_error(
-                source.title, "a model that offers its latent", "one without", remedy
+                measured.title, "a model that offers its latent", "one without", remedy
             )
         latents.append(latent.float().cpu())
     return torch.cat(latents)

@@ -23,15 +23,11 @@ from telecine.evaluation.latent_statistics import (
     kurtosis,
     radial_spectrum,
 )
-from telecine.evaluation.reconstruction_sources import (
-    CLIP_SELECTION,
-    ModelSource,
-    model_source,
-    open_model,
-)
+from telecine.evaluation.protocols.configured import CLIP_SELECTION, ConfiguredClips
+from telecine.evaluation.reconstruction_sources import MeasuredModel, measured_model, open_model
 from telecine.losses.latent import resized
 from telecine.losses.perceptual import pick_frames
-from telecine.settings import ClipConfig, LatentsConfig
+from telecine.settings import LatentsConfig
 from telecine.tools.latents.clips import ClipsOnDisk, encode_clips
 from telecine.tools.latents.decoding import decode_changes
 from telecine.tools.latents.denoising import LEVELS, LatentProbe
@@ -46,7 +42,7 @@ _IN_TIME = (2,)
 def measure_latent_spaces(
     models: Sequence[str | Path | nn.Module],
     config: LatentsConfig,
-    probe: Callable[[ModelSource], LatentProbe] | None = None,
+    probe: Callable[[MeasuredModel], LatentProbe] | None = None,
 ) -> LatentReport:
     """Measure the latents of models on clips of `config.data`.
 
@@ -66,24 +62,22 @@ def measure_latent_spaces(
         )
     device = pick_device(config.device)
     first, infos = open_model(models[0], config, device)
-    clip_config = first.clips
-    assert isinstance(clip_config, ClipConfig)  # these settings have no protocol
-    num_frames, height, width = clip_config.val_bucket.shape
+    num_frames, height, width = first.clips.val_bucket.shape
     # All models encode the same clips.
     config_of_first = replace(
-        config, num_frames=num_frames, height=height, width=width, stride=clip_config.stride
+        config, num_frames=num_frames, height=height, width=width, stride=first.clips.stride
     )
-    sources = [first]
-    sources += [model_source(model, config_of_first, device) for model in models[1:]]
+    measured = [first]
+    measured += [measured_model(model, config_of_first, device) for model in models[1:]]
     base = None
     if config.base is not None:
-        base = model_source(config.base, config_of_first, device)
+        base = measured_model(config.base, config_of_first, device)
         _check_base(
-            base, sources, torch.zeros(1, first.model.in_channels, num_frames, height, width)
+            base, measured, torch.zeros(1, first.model.in_channels, num_frames, height, width)
         )
     # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
-    probes = [None if probe is None else probe(source) for source in sources]
-    clips = ClipsOnDisk.find(infos, clip_config, config.clip_limit)
+    probes = [None if probe is None else probe(one) for one in measured]
+    clips = ClipsOnDisk.find(infos, ConfiguredClips(first.clips, config.clip_limit))
     base_latents = None if base is None else encode_clips(base, clips)
     protocol: dict[str, object] = {
         "data": config.data,
@@ -92,41 +86,44 @@ def measure_latent_spaces(
         "num_frames": num_frames,
         "height": height,
         "width": width,
-        "frame_stride": clip_config.stride,
+        "frame_stride": first.clips.stride,
         "places": CLIP_SELECTION,
         "clips_sha256": clips.sha256,
         "noise_seed": 0,
-        "samplers": [source.model.describe_decoding() for source in sources],
+        "samplers": [one.model.describe_decoding() for one in measured],
         "definitions": DEFINITIONS,
     }
     if probe is not None:
         protocol["probe"] = {**asdict(config.probe), "levels": LEVELS}
     spaces = []
-    for source, latent_probe in zip(sources, probes, strict=True):
-        spaces.append(_measure_space(source, clips, base_latents, latent_probe))
+    for one, latent_probe in zip(measured, probes, strict=True):
+        spaces.append(_measure_space(one, clips, base_latents, latent_probe))
     return LatentReport(spaces, protocol)
 
 
-def _check_base(base: ModelSource, sources: Sequence[ModelSource], blank: Video) -> None:
+def _check_base(base: MeasuredModel, others: Sequence[MeasuredModel], blank: Video) -> None:
     """Raise a `ValueError` if the latents of a clip have another shape than those of the base model."""
     base_shape = tuple(encode_clips(base, [blank]).shape[1:])
-    for source in sources:
-        shape = tuple(encode_clips(source, [blank]).shape[1:])
+    for other in others:
+        shape = tuple(encode_clips(other, [blank]).shape[1:])
         if base_shape != shape:
             contract = f"a model with latents of shape {shape}"
             raise argument_error("base", contract, f"one with {base_shape}", "Leave it out.")
 
 
 def _measure_space(
-    source: ModelSource, clips: ClipsOnDisk, base_latents: Tensor | None, probe: LatentProbe | None
+    measured: MeasuredModel,
+    clips: ClipsOnDisk,
+    base_latents: Tensor | None,
+    probe: LatentProbe | None,
 ) -> LatentSpace:
     """Return the measures of one model on clips, with the drift from the latents of the base model."""
-    latents = encode_clips(source, clips)
+    latents = encode_clips(measured, clips)
     std_tensor, mean_tensor = torch.std_mean(channel_rows(latents), 1, correction=0)
     std = std_tensor.tolist()
     eigenvalues = covariance_eigenvalues(latents)
-    linear = source.model.linear_autoencoder(*clips.config.val_bucket.shape)
-    first_apart = linear is None or linear.encoder.first is not None
+    grid = measured.model.latent_grid(*clips.config.val_bucket.shape)
+    first_apart = grid is None or grid.first_frame_apart
     small = torch.cat(
         [
             scaled_video(video, latent, first_apart)
@@ -135,10 +132,10 @@ def _measure_space(
     )
     frequency, latent_power = radial_spectrum(latents)
     _, video_power = radial_spectrum(small)
-    changes = decode_changes(source.model, clips, latents, std)
-    device = next(source.model.parameters()).device
+    changes = decode_changes(measured.model, clips, latents, std)
+    device = next(measured.model.parameters()).device
     return LatentSpace(
-        title=source.title,
+        title=measured.title,
         shape=list(latents.shape[1:]),
         channels=Channels(mean_tensor.tolist(), std, kurtosis(latents), dead_channels(std)),
         eigenvalues=eigenvalues,
@@ -161,7 +158,7 @@ def _measure_space(
         equivariance=changes.equivariance,
         noise_psnr=changes.noise_psnr,
         nested_psnr=changes.nested_psnr,
-        codes=code_usage(source.model.codebook, latents.to(device)),
+        codes=code_usage(measured.model.codebook, latents.to(device)),
         drift={} if base_latents is None else _drift(latents, base_latents),
         probe=probe,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from telecine.base.files import write_json, write_text
 from telecine.report.chart_data import Chart, Series, charts_data, make_curve
 from telecine.report.html import render_page, short
-from telecine.tools.latents.charts import LATENT_PLOTS, TRANSFORM_NAMES, LatentPlot
+from telecine.tools.latents.charts import LATENT_CHARTS, TRANSFORM_NAMES, LatentChart
 from telecine.tools.latents.space import DEFINITIONS, Channels, LatentReport, LatentSpace
 
 
@@ -57,26 +57,28 @@ def _charts(spaces: Sequence[LatentSpace], channel_names: list[str]) -> list[Cha
     """Return a chart for each measure that a model has."""
     x_names = {"transform": TRANSFORM_NAMES, "channel": channel_names}
     charts = []
-    for plot in LATENT_PLOTS:
-        series = _series(plot, spaces)
+    for definition in LATENT_CHARTS:
+        series = _series(definition, spaces)
         if any(curve.values for one in series for curve in one.curves):
             chart = Chart(
-                title=plot.title,
+                title=definition.title,
                 series=series,
-                scale=plot.scale,
-                explanation=f"{plot.definition[0].upper()}{plot.definition[1:]}.",
-                x=plot.x,
-                x_names=x_names.get(plot.x, []),
+                scale=definition.scale,
+                explanation=f"{definition.definition[0].upper()}{definition.definition[1:]}.",
+                x=definition.x,
+                x_names=x_names.get(definition.x, []),
             )
             charts.append(chart)
     return charts
 
 
-def _series(plot: LatentPlot, spaces: Sequence[LatentSpace]) -> list[Series]:
-    """Return the curves of the latents and, if the plot has them, of the scaled-down videos."""
-    curves = [make_curve(index, plot.points(space)) for index, space in enumerate(spaces)]
-    series = [Series("latent", plot.name, curves)]
-    if plot.video_points is not None:
-        curves = [make_curve(index, plot.video_points(space)) for index, space in enumerate(spaces)]
-        series.append(Series("scaled-down video", plot.name, curves, is_reference=True))
+def _series(definition: LatentChart, spaces: Sequence[LatentSpace]) -> list[Series]:
+    """Return the curves of the latents and, if the chart has them, of the scaled-down videos."""
+    curves = [make_curve(index, definition.points(space)) for index, space in enumerate(spaces)]
+    series = [Series("latent", definition.name, curves)]
+    if definition.video_points is not None:
+        curves = [
+            make_curve(index, definition.video_points(space)) for index, space in enumerate(spaces)
+        ]
+        series.append(Series("scaled-down video", definition.name, curves, is_reference=True))
     return series

@@ -1,7 +1,8 @@
 """The probe of a latent: a small generator is trained on it, in a run of its own, and measured on unseen videos."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,10 +16,14 @@ from telecine.base.frozen import Frozen
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
-from telecine.data import ClipDataset, iterate_validation_clips, read_validation_clips
+from telecine.data import ClipDataset, Span, iterate_validation_clips, read_validation_clips
 from telecine.data.index_cache import fingerprint_of
-from telecine.evaluation.metrics.frechet import frechet_undefined, load_frechet_network
-from telecine.evaluation.reconstruction_sources import ModelSource
+from telecine.evaluation.metrics.frechet import (
+    FeatureNetwork,
+    frechet_undefined,
+    load_frechet_network,
+)
+from telecine.evaluation.reconstruction_sources import MeasuredModel
 from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.models.pretrained import digest_of_tensors
@@ -28,6 +33,7 @@ from telecine.settings import (
     LatentsConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    ProbeConfig,
     TrainConfig,
 )
 from telecine.tools.latents.denoising import (
@@ -45,14 +51,14 @@ from telecine.training.tensor_files import EMA
 
 
 def train_probe(
-    source: ModelSource, config: LatentsConfig, folder: Path, console: Console
+    measured: MeasuredModel, config: LatentsConfig, folder: Path, console: Console
 ) -> LatentProbe:
     """Train a generator on the latents of a model, in a run of its own, and return its measures.
 
     The same call again resumes the run; another model, other files, clips or settings have another run.
 
     Args:
-        source: The model, and the clips.
+        measured: The model, and the clips.
         config: The settings; those of the generator are `config.probe`.
         folder: Has the folders of the run and of the latents, and the video of samples.
         console: Where the progress is printed.
@@ -64,54 +70,31 @@ def train_probe(
         Interrupted: See `train`.
     """
     probe = config.probe
-    device = next(source.model.parameters()).device
-    settings = _train_config(source, config)
+    model = measured.model
+    device = next(model.parameters()).device
+    settings = _train_config(measured.clips, config)
     spans = Spans.find(settings.data, settings.val_data, settings.clips)
-    train_files = {span.info.source for span in spans.train}
-    if any(span.info.source in train_files for span in spans.held_out):
-        contract = "ten videos or more, of which some are held out whole"
-        raise argument_error("data", contract, "fewer", "Add some, or set `probe.val_data`.")
-    read_validation_clips(spans.held_out, settings.clips, 1, name="probe.val_data")
-
-    def unseen_videos() -> Iterator[Video]:
-        for clip in iterate_validation_clips(spans.held_out, settings.clips, config.clip_limit):
-            yield clip["video"][None].to(device)
-
+    _check_unseen(spans, settings.clips)
+    unseen_videos = partial(_read_unseen, spans.held_out, settings.clips, config.clip_limit, device)
     network = load_frechet_network(probe.features, settings.clips, device)
     if network is not None:
-        _, features = row_and_features(unseen_videos(), network)
-        reason = frechet_undefined(features)
-        if reason is not None:
-            remedy = "A larger `max_clips`, and more unseen videos, give more clips."
-            raise argument_error(
-                "probe.features", "left out here", f"{probe.features}: {reason}", remedy
-            )
+        _check_enough_clips(unseen_videos(), network, str(probe.features))
+
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     accelerator = build_accelerator(settings)
-    latents_identity = repr(
-        identity_of(source.model.latent_model, clips, accelerator.mixed_precision)
-    )
-    unseen = [
-        (fingerprint_of(span.info.source), span.first_frame, span.last_frame)
-        for span in spans.held_out
-    ]
-    weights = digest_of_tensors(source.model.named_parameters())
-    name = (
-        f"{seed_of(latents_identity, weights, repr(unseen), repr(replace(probe, features=None))):x}"
-    )
-    cache = str(folder / f"{seed_of(latents_identity):x}-latents")
+    latents_identity = repr(identity_of(model.latent_model, clips, accelerator.mixed_precision))
+    name = _run_name(latents_identity, model, spans.held_out, probe)
+    cache = str(folder / f"{_folder_name(latents_identity)}-latents")
     settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
-    latents = _cached_latents(clips, source.model, cache, accelerator)
-    console.print(
-        f"training a generator on the latents of {source.title}, in {settings.output_dir}",
-        soft_wrap=True,
-    )
+    latents = _cached_latents(clips, model, cache, accelerator)
+
+    text = f"training a generator on the latents of {measured.title}, in {settings.output_dir}"
+    console.print(text, soft_wrap=True)
     set_seed(settings.seed)
-    denoiser = LatentDenoiser(source.model, latents, size=probe.size, causal=probe.causal)
+    denoiser = LatentDenoiser(model, latents, size=probe.size, causal=probe.causal)
     linear = WienerFilter.fit(denoiser.normalised(latents.to(denoiser.mean)))
-    result = train(
-        settings, autoencoder=denoiser, console=console, change_data=True
-    )  # the same files may have moved
+    # The same files may have moved. Other files have another run, see `_run_name`.
+    result = train(settings, autoencoder=denoiser, console=console, change_data=True)
     denoiser.load_weights(result.checkpoint / EMA)
     summary = Run(result.run).summary()
     assert summary is not None
@@ -121,10 +104,54 @@ def train_probe(
     )
 
 
-def _train_config(source: ModelSource, config: LatentsConfig) -> TrainConfig:
+def _check_unseen(spans: Spans, clips: ClipConfig) -> None:
+    """Raise a `ValueError` unless there are unseen videos, none of which is trained on, and one can be read."""
+    train_files = {span.info.source for span in spans.train}
+    if any(span.info.source in train_files for span in spans.held_out):
+        contract = "ten videos or more, of which some are held out whole"
+        raise argument_error("data", contract, "fewer", "Add some, or set `probe.val_data`.")
+    read_validation_clips(spans.held_out, clips, 1, name="probe.val_data")
+
+
+def _read_unseen(
+    spans: Sequence[Span], clips: ClipConfig, max_clips: int, device: torch.device
+) -> Iterator[Video]:
+    """Yield unseen clips, each `(1, C, T, H, W)`."""
+    for clip in iterate_validation_clips(spans, clips, max_clips):
+        yield clip["video"][None].to(device)
+
+
+def _check_enough_clips(videos: Iterable[Video], network: FeatureNetwork, setting: str) -> None:
+    """Raise a `ValueError` if there are too few clips for the Frechet distance of a network."""
+    _, features = row_and_features(videos, network)
+    reason = frechet_undefined(features)
+    if reason is not None:
+        got = f"{setting}: {reason}"
+        remedy = "A larger `max_clips`, and more unseen videos, give more clips."
+        raise argument_error("probe.features", "left out here", got, remedy)
+
+
+def _run_name(
+    latents_identity: str, model: VideoAutoencoder, held_out: Sequence[Span], probe: ProbeConfig
+) -> str:
+    """Return the name of the run of a generator, which depends on all that it is trained and measured on."""
+    weights = digest_of_tensors(model.named_parameters())
+    unseen = []
+    for span in held_out:
+        unseen.append((fingerprint_of(span.info.source), span.first_frame, span.last_frame))
+    # The network of the Frechet distances only measures the generator.
+    return _folder_name(
+        latents_identity, weights, repr(unseen), repr(replace(probe, features=None))
+    )
+
+
+def _folder_name(*texts: str) -> str:
+    """Return a hash of texts."""
+    return f"{seed_of(*texts):x}"
+
+
+def _train_config(clips: ClipConfig, config: LatentsConfig) -> TrainConfig:
     """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
-    clips = source.clips
-    assert isinstance(clips, ClipConfig)  # these settings have no protocol
     probe = config.probe
     warmup_steps = min(100, probe.steps // 10)
     return TrainConfig(
