@@ -375,7 +375,10 @@ class DistillConfig(TrainConfig):
     VAE; a run of telecine; or tiny, the model in the package."""
     student: str = "small"
     """The student's decoder: "small", "tiny", "teacher" for one like that of a telecine model, or a YAML or JSON file
-    with settings of `causal_vae`."""
+    with settings of `causal_vae`. A model of `telecine prune` is named by `init`, and starts with its weights."""
+    init: UserPath | None = None
+    """Start from this model, which `telecine prune` made of the teacher: its decoder has some of the teacher's channels
+    and their weights. `student` is then not used. With `train_encoder`: as of `telecine train`."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
     latent_weight: Positive = 1.0
@@ -393,9 +396,6 @@ class DistillConfig(TrainConfig):
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
 
     def __post_init__(self) -> None:
-        if self.init is not None and not self.train_encoder:
-            remedy = "What it learns from is its `teacher`."
-            raise argument_error("init", "left out for a student", repr(self.init), remedy)
         super().__post_init__()
         if self.trainable.weights == "lora":
             remedy = "Low-rank updates change a trained model, and a student is new."

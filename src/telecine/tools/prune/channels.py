@@ -1,7 +1,7 @@
 """Which entries of which weights belong to a channel, found by the shapes of the model in other widths."""
 
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
@@ -100,11 +100,18 @@ def find_groups(
                 num_channels[name] = size
             else:
                 streams.setdefault(stages.name, []).append(place)
-                num_channels[stages.name] = stages.num_channels
+                common = num_channels.get(stages.name, stages.num_channels)
+                num_channels[stages.name] = math.gcd(common, size)
     groups = []
     for name, axes in (streams | hidden).items():
-        groups.append(_group(name, num_channels[name], axes, config, widths))
+        num_units, num_bands = widths.units(config, num_channels[name])
+        groups.append(ChannelGroup(name, num_channels[name], num_units, num_bands, tuple(axes)))
     return groups
+
+
+def num_parts_of(groups: Sequence[ChannelGroup]) -> int:
+    """Return into how many equal parts all channels are cut, of which a pruned model keeps some."""
+    return math.gcd(*(group.num_units // group.num_bands for group in groups))
 
 
 def build_on_meta(build: Build, config: Configuration) -> nn.Module:
@@ -160,9 +167,9 @@ def _longer_axes(weights: Mapping[str, Tensor], wider: nn.Module) -> list[tuple[
 def _num_outer(weight: str, axis: int, widths: Widths) -> int:
     if axis > 0:
         return 1
-    for layer in weight.split("."):
-        if layer in widths.outer:
-            return widths.outer[layer]
+    for layer, number in widths.outer.items():
+        if f".{layer}." in f".{weight}":
+            return number
     return 1
 
 
@@ -176,18 +183,6 @@ def _block_of_hidden(weight: str, axis: int, widths: Widths) -> str | None:
         if separator and axis == layer_axis:
             return block.removeprefix(".")
     return None
-
-
-def _group(
-    name: str, num_channels: int, axes: list[Axis], config: Configuration, widths: Widths
-) -> ChannelGroup:
-    num_units = num_channels
-    num_bands = widths.fixed_norm_groups
-    if widths.norm_groups is not None:
-        num_units = config[widths.norm_groups]
-    elif widths.head_size is not None:
-        num_units = num_channels // config[widths.head_size]
-    return ChannelGroup(name, num_channels, num_units, num_bands, tuple(axes))
 
 
 def _unclear(got: str) -> Exception:

@@ -22,7 +22,7 @@ def prune(
 ) -> None:
     """Remove the channels that matter least from a decoder; `telecine distill --init` then trains what is left."""
     from telecine.base.files import write_json
-    from telecine.tools.prune.prune import prune
+    from telecine.tools.prune.pruning import prune
 
     result = prune(model, settings)
     folder = Path(output)

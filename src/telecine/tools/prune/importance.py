@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from telecine.models.diffusers.families import RMS_NORMS
 from telecine.tools.prune.channels import ChannelGroup
 from telecine.tools.prune.surgery import Energy
 
-Importance: TypeAlias = Literal["gradient", "weight", "first"]
+_RMS_NORMS = {*RMS_NORMS, ChannelNorm.__name__, "Kandinsky6VAERMSNorm"}
+"""Norms that divide by the root mean square of the channels, and then multiply by `gamma` or `scale`."""
 Scores: TypeAlias = dict[str, Tensor]
 """For each group of channels, by name: the importance of each unit, `(num_units,)`."""
 
@@ -59,7 +60,7 @@ def measure(
     """
     scores = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in groups}
     model.zero_grad(set_to_none=True)
-    with _recorded_energy(network) as energy:
+    with recorded_energy(network) as energy:
         for video in videos:
             (reconstruct(video) - video).abs().mean().backward()
             parameters = dict(network.named_parameters())
@@ -92,7 +93,7 @@ def _sum_over_others(values: Tensor, axis: int) -> Tensor:
 
 
 @contextmanager
-def _recorded_energy(network: nn.Module) -> Iterator[Energy]:
+def recorded_energy(network: nn.Module) -> Iterator[Energy]:
     """Yield the mean square of each channel of the input of norms that divide by the root mean square."""
     sums: dict[str, Tensor] = {}
     names: dict[nn.Module, str] = {}
@@ -106,7 +107,7 @@ def _recorded_energy(network: nn.Module) -> Iterator[Energy]:
 
     handles = []
     for name, layer in network.named_modules():
-        if isinstance(layer, ChannelNorm) or type(layer).__name__ in RMS_NORMS:
+        if type(layer).__name__ in _RMS_NORMS:
             names[layer] = name
             handles.append(layer.register_forward_pre_hook(record))
     try:

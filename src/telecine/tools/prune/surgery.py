@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.tools.prune.channels import ChannelGroup
-from telecine.tools.prune.widths import QUERIES, Widths
+from telecine.tools.prune.widths import QUERIES
 
 Energy = Mapping[str, Tensor]
 """For each norm without a mean, by name: the mean square of each channel of its input, `(C,)`."""
@@ -34,7 +34,6 @@ def pruned_weights(
     groups: Sequence[ChannelGroup],
     kept: Mapping[str, Tensor],
     energy: Energy,
-    widths: Widths,
 ) -> dict[str, Tensor]:
     """Return the weights of a network that has only the kept channels.
 
@@ -47,7 +46,6 @@ def pruned_weights(
         groups: All groups of its channels.
         kept: The kept units of each group, by its name.
         energy: The energy of the input of norms.
-        widths: Where the configuration states the channels.
     """
     weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     gains: dict[str, float] = {}
@@ -60,7 +58,7 @@ def pruned_weights(
                 share = energy[layer][entries].sum() / energy[layer].sum()
                 gains[place.weight] = math.sqrt(share * tensor.shape[0] / len(entries))
             makes_queries = layer.rpartition(".")[2] in QUERIES and place.axis == 0
-            if makes_queries and widths.head_size is None:
+            if makes_queries:
                 num_queries = tensor.shape[0] // place.num_outer
                 num_kept = len(entries) // place.num_outer
                 tensor[:num_queries] *= math.sqrt(num_kept / num_queries)

@@ -34,14 +34,13 @@ class Widths:
     """The setting that is used where `setting` is None."""
     prefix: str = ""
     """Prefix of the weights that have these channels."""
-    norm_groups: str | None = None
-    """The setting with the number of groups of each group norm."""
-    fixed_norm_groups: int = 1
-    """The number of groups of each group norm where no setting has it; 1 without group norms."""
-    head_size: str | None = None
-    """The setting with the channels of an attention head; None for one head, or no attention."""
+    norm_groups: str | int = 1
+    """The groups of each group norm: their number, or the setting with it; 1 without group norms. If the setting is
+    that of the pruned part alone, whole groups are removed; else each keeps the same share of its channels."""
     grouping: Grouping | Callable[[Configuration], Grouping] = "stage"
     """Which channels are kept or removed together; a function if it depends on the configuration."""
+    mixing_shortcuts: str | None = None
+    """The setting that adds shortcuts between stages that mix channels, so that no part of them can be removed."""
     outer: Mapping[str, int] = field(default_factory=dict)
     """Names of layers whose output has several values of a channel, the channels counting fastest: how many."""
     hidden: tuple[str, str, str] | None = ("conv1", "norm2", "conv2")
@@ -69,21 +68,16 @@ class Widths:
             doubled.append(2 * number if stage in stages else number)
         return {**config, self.setting: doubled}
 
-    def num_parts(self, config: Configuration) -> int:
-        """Return into how many equal parts all channels are cut; a pruned model keeps some of these."""
-        smallest = math.gcd(*self.of_stages(config))
-        if self.multipliers is not None:
-            smallest = math.gcd(smallest, self._value(config))
-        if self.norm_groups is not None:
-            return math.gcd(smallest, config[self.norm_groups])
-        unit = self.fixed_norm_groups
-        if self.head_size is not None:
-            unit = math.lcm(unit, config[self.head_size])
-        return max(smallest // unit, 1)
+    def units(self, config: Configuration, num_channels: int) -> tuple[int, int]:
+        """Return into how many units channels are cut, and into how many bands of units that keep the same number."""
+        if not isinstance(self.norm_groups, str):
+            return num_channels, math.gcd(num_channels, self.norm_groups)
+        if self.part == "both":
+            return config[self.norm_groups], 1
+        return num_channels, config[self.norm_groups]
 
-    def scaled(self, config: Configuration, num_kept: int) -> dict[str, Any]:
-        """Return a configuration with `num_kept` of `num_parts` of the channels."""
-        num_parts = self.num_parts(config)
+    def scaled(self, config: Configuration, num_kept: int, num_parts: int) -> dict[str, Any]:
+        """Return a configuration with `num_kept / num_parts` of the channels."""
         value = self._value(config)
         scaled: Any = None
         if self.multipliers is None:
@@ -91,7 +85,7 @@ class Widths:
         else:
             scaled = value * num_kept // num_parts
         values = {**config, self.setting: scaled}
-        if self.norm_groups is not None:
+        if isinstance(self.norm_groups, str) and self.part == "both":
             values[self.norm_groups] = config[self.norm_groups] * num_kept // num_parts
         return values
 
@@ -108,10 +102,8 @@ QUERIES = ("to_q", "to_qkv", "q")
 _BLOCKS = "block_out_channels"
 _DECODER_BLOCKS = "decoder_block_out_channels"
 _SHARED = Widths(_BLOCKS, part="both", norm_groups="norm_num_groups")
-_TIED = Widths(_BLOCKS, part="both", grouping="all")
-_LTX = Widths(_DECODER_BLOCKS, prefix="decoder.", grouping="all", hidden=None)
 _MULTIPLIED = Widths(
-    "ch", multipliers="ch_mult", part="both", grouping="size", fixed_norm_groups=32, hidden=None
+    "ch", multipliers="ch_mult", part="both", grouping="size", norm_groups=32, hidden=None
 )
 
 OF_CAUSAL_VAE = Widths(
@@ -126,35 +118,45 @@ WIDTHS = {
     "AsymmetricAutoencoderKL": Widths(
         "up_block_out_channels", prefix="decoder.", norm_groups="norm_num_groups"
     ),
-    "AutoencoderDC": Widths(
-        _DECODER_BLOCKS,
-        prefix="decoder.",
-        head_size="attention_head_dim",
-        grouping="all",
+    "AutoencoderKL": _SHARED,
+    "AutoencoderKLAllegro": Widths(
+        _BLOCKS,
+        part="both",
+        norm_groups="norm_num_groups",
+        outer={"temp_conv_up.conv1.2": 2},
         hidden=None,
     ),
-    "AutoencoderKL": _SHARED,
-    "AutoencoderKLAllegro": _SHARED,
     "AutoencoderKLCogVideoX": _SHARED,
     "AutoencoderKLCosmos": Widths("decode_block_out_channels", prefix="decoder."),
-    "AutoencoderKLFlux2": Widths(_DECODER_BLOCKS, fallback="block_out_channels", prefix="decoder."),
-    "AutoencoderKLHunyuanImage": Widths(_BLOCKS, part="both", fixed_norm_groups=32, grouping="all"),
-    "AutoencoderKLHunyuanImageRefiner": _TIED,
+    "AutoencoderKLFlux2": Widths(
+        _DECODER_BLOCKS,
+        fallback="block_out_channels",
+        prefix="decoder.",
+        norm_groups="norm_num_groups",
+    ),
     "AutoencoderKLHunyuanVideo": _SHARED,
-    "AutoencoderKLHunyuanVideo15": _TIED,
     "AutoencoderKLKVAE": Widths(
         "channels",
         multipliers="ch_mult",
         part="both",
         grouping="size",
-        fixed_norm_groups=32,
+        norm_groups=32,
         hidden=None,
     ),
     "AutoencoderKLKVAEVideo": _MULTIPLIED,
-    "AutoencoderKLLTX2Video": _LTX,
-    "AutoencoderKLLTXVideo": _LTX,
+    "AutoencoderKLLTXVideo": Widths(
+        _DECODER_BLOCKS,
+        prefix="decoder.",
+        grouping="all",
+        mixing_shortcuts="upsample_residual",
+        outer={
+            "decoder.time_embedder.timestep_embedder.linear_2": 2,
+            "timestep_embedder.linear_2": 4,
+        },
+        hidden=None,
+    ),
     "AutoencoderKLMagvit": _SHARED,
-    "AutoencoderKLMochi": Widths(_DECODER_BLOCKS, prefix="decoder.", fixed_norm_groups=32),
+    "AutoencoderKLMochi": Widths(_DECODER_BLOCKS, prefix="decoder.", norm_groups=32),
     "AutoencoderKLQwenImage": Widths(
         "base_dim", multipliers="dim_mult", part="both", grouping="size", outer=_OUTER
     ),
@@ -165,7 +167,7 @@ WIDTHS = {
         grouping=_tied_if_residual,
         outer=_OUTER,
     ),
-    "AutoencoderKLTemporalDecoder": Widths(_BLOCKS, part="both", fixed_norm_groups=32, hidden=None),
+    "AutoencoderKLTemporalDecoder": Widths(_BLOCKS, part="both", norm_groups=32, hidden=None),
     "AutoencoderKLWan": Widths(
         "decoder_base_dim",
         multipliers="dim_mult",
@@ -180,23 +182,34 @@ WIDTHS = {
     "VQModel": _SHARED,
 }
 """The classes of diffusers that are pruned."""
-TRANSFORMERS = ("AutoencoderKLMiniMaxH3", "AutoencoderRAE")
-"""Classes whose decoder is a transformer of attention heads and positions, which are not pruned."""
+_MIXES = "whose shortcuts between stages mix channels"
+NOT_PRUNED = {
+    "AutoencoderDC": "whose attention has heads that several weights share",
+    "AutoencoderKLHunyuanImage": _MIXES,
+    "AutoencoderKLHunyuanImageRefiner": _MIXES,
+    "AutoencoderKLHunyuanVideo15": _MIXES,
+    "AutoencoderKLLTX2Video": _MIXES,
+    "AutoencoderKLMiniMaxH3": "whose decoder is a transformer",
+    "AutoencoderRAE": "whose decoder is a transformer",
+}
+"""Classes that are not pruned, with the reason."""
 
 
-def widths_of(cls: type) -> Widths:
-    """Return where the configuration of a class states its channels.
+def widths_of(cls: type, config: Configuration) -> Widths:
+    """Return where the configuration of a model of diffusers states its channels.
 
     Raises:
-        ValueError: It does not, or telecine does not know where.
+        ValueError: Its channels cannot be removed, or telecine does not know where they are stated.
     """
     names = class_names(cls)
-    for name in names:
-        if name in WIDTHS:
-            return WIDTHS[name]
+    widths = next((WIDTHS[name] for name in names if name in WIDTHS), None)
     contract = f"a CausalVAE, a student, or one of {', '.join(WIDTHS)}"
-    got = names[0]
-    if got in TRANSFORMERS:
-        got += ", whose decoder is a transformer"
     remedy = "`telecine distill` trains a small decoder for the latents of any model."
-    raise argument_error("model", contract, got, remedy)
+    if widths is None:
+        got = names[0]
+        if got in NOT_PRUNED:
+            got += f", {NOT_PRUNED[got]}"
+        raise argument_error("model", contract, got, remedy)
+    if widths.mixing_shortcuts is not None and any(config[widths.mixing_shortcuts]):
+        raise argument_error("model", contract, f"{names[0]}, {_MIXES}", remedy)
+    return widths

@@ -19,13 +19,14 @@ from telecine.base.precision import tf32
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.evaluation.metrics.pixels import psnr
-from telecine.evaluation.reconstruction_sources import open_model, read_span, select_clips
+from telecine.evaluation.protocols.configured import ConfiguredClips
+from telecine.evaluation.reconstruction_sources import open_model
 from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
 from telecine.models.causal import CausalAutoencoder, FlowDecoder, build_decoder
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.student import StudentAutoencoder
-from telecine.settings import CausalVAEConfig, ClipConfig, PruneConfig
-from telecine.tools.prune.channels import find_groups
+from telecine.settings import CausalVAEConfig, PruneConfig
+from telecine.tools.prune.channels import find_groups, num_parts_of
 from telecine.tools.prune.importance import measure, score_by_position, score_by_weight
 from telecine.tools.prune.surgery import kept_units, pruned_weights
 from telecine.tools.prune.widths import OF_CAUSAL_VAE, Configuration, Widths, widths_of
@@ -67,7 +68,8 @@ def prunable(model: VideoAutoencoder, name: str, part: str) -> Prunable:
         remedy = "`telecine distill` trains a small decoder for its latents."
         raise argument_error("model", contract, type(model).__name__, remedy)
     cls = cast(Any, type(module))
-    widths = widths_of(cls)
+    config = {key: value for key, value in module.config.items() if not key.startswith("_")}
+    widths = widths_of(cls, config)
     if widths.part != part:
         contract = f"{widths.part} for {cls.__name__}"
         if widths.part == "both":
@@ -88,7 +90,6 @@ def prunable(model: VideoAutoencoder, name: str, part: str) -> Prunable:
         pruned.load_state_dict(weights)
         return DiffusersAutoencoder(pruned)
 
-    config = {key: value for key, value in module.config.items() if not key.startswith("_")}
     return Prunable(module, config, widths, build, wrap, family_of(module).decode)
 
 
@@ -212,24 +213,25 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
             "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
         )
     device = pick_device(config.device)
-    source, infos = open_model(model, config, device)
-    clip_config = source.clips
-    assert isinstance(clip_config, ClipConfig)  # these settings have no protocol
-    teacher = source.model.eval()
+    measured, infos = open_model(model, config, device)
+    teacher = measured.model.eval()
     if not isinstance(teacher, LatentAutoencoder):
         remedy = "Give your module `encode` and `decode`."
         raise argument_error("model", "one with a latent", type(teacher).__name__, remedy)
+    protocol = ConfiguredClips(measured.clips, config.clip_limit)
     clips = []
-    for span in with_progress(select_clips(infos, clip_config, config.clip_limit), "reading"):
-        clip = read_span(span, clip_config)
+    for span in with_progress(protocol.select(infos), "reading"):
+        clip = protocol.read(span)
         if clip is not None:
             clips.append(clip["video"][None])
+    if not clips:
+        raise argument_error("data", "files with a decodable clip", "none", "See the log.")
     what = prunable(teacher, _absolute(model), config.part)
     latent = _latent_of(teacher, clips[0].to(device))
-    num_parts = what.widths.num_parts(what.config)
+    groups = find_groups(what.build, what.config, what.widths, what.network.state_dict())
+    num_parts = num_parts_of(groups)
     costs = {num_parts: cost_of(what, what.config, latent)}
     num_kept = _largest_within(what, config.keep, latent, costs)
-    groups = find_groups(what.build, what.config, what.widths, what.network.state_dict())
 
     def reconstruct(video: Video) -> Video:
         return teacher.decode_with_losses(_latent_of(teacher, video))[0]
@@ -244,8 +246,8 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
     kept = {
         group.name: kept_units(group, scores[group.name], num_kept, num_parts) for group in groups
     }
-    weights = pruned_weights(what.network, groups, kept, energy, what.widths)
-    smaller = what.widths.scaled(what.config, num_kept)
+    weights = pruned_weights(what.network, groups, kept, energy)
+    smaller = what.widths.scaled(what.config, num_kept, num_parts)
     pruned = what.wrap(smaller, weights).to(device)
     seconds = _seconds(teacher, pruned, latent)
     return PruneResult(
@@ -292,7 +294,9 @@ def _largest_within(what: Prunable, keep: float, latent: Tensor, costs: dict[int
     while upper - lower > 1:
         middle = (lower + upper) // 2
         if middle not in costs:
-            costs[middle] = cost_of(what, what.widths.scaled(what.config, middle), latent)
+            costs[middle] = cost_of(
+                what, what.widths.scaled(what.config, middle, num_parts), latent
+            )
         if costs[middle].flops <= largest:
             lower = middle
         else:
