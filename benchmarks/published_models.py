@@ -94,7 +94,7 @@ def plan_of(config: TrainConfig, device_type: str) -> UpdateMemory:
 
 def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
     """Yield a row for each published model."""
-    recipe = replace(read_config("gpu"), batch_size=1)
+    recipe = replace(read_config("gpu"), batch_size=1, mixed_precision="no")
     for name in names:
         config = with_model(recipe, PUBLISHED[name], folder)
         model = fake_autoencoder(config)

@@ -4,7 +4,7 @@
     python docs/settings_tables.py --check  # exits with 1 if a table is out of date
 
 A table stands between the lines `<!-- settings: CLASS prefix -->` and `<!-- end -->`. Its rows are the fields of the
-class, but for nested config classes. Their docstrings end with "Source: ..." and "Fails: ...".
+class, but for nested config classes. Their docstrings end with "Source: ..." and "Drawback: ...".
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def table(kind: type, prefix: str = "") -> str:
         if item.is_group or "." in item.name:
             continue  # another group of settings, which has its own table
         what, *others = (
-            " ".join(part.split()) for part in re.split(r"\n(?=Source: |Fails: )", item.text)
+            " ".join(part.split()) for part in re.split(r"\n(?=Source: |Drawback: )", item.text)
         )
         labelled = dict(part.split(": ", 1) for part in others)
-        if set(labelled) != {"Source", "Fails"}:
-            contract = 'followed by lines "Source: ..." and "Fails: ..."'
+        if set(labelled) != {"Source", "Drawback"}:
+            contract = 'followed by lines "Source: ..." and "Drawback: ..."'
             got = f"{sorted(labelled)} only"
             raise argument_error(
                 f"the docstring of {kind.__name__}.{item.name}", contract, got, "Add them."
@@ -44,7 +44,7 @@ def table(kind: type, prefix: str = "") -> str:
             what,
             f"`{item.default!r}`",
             labelled["Source"],
-            labelled["Fails"],
+            labelled["Drawback"],
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return HEADER + "".join(rows)

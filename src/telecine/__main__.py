@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from telecine.base.checks import (
@@ -14,12 +15,24 @@ from telecine.base.checks import (
 )
 from telecine.base.imports import how_to_install
 
+# `torchrun` notices within a second that a process has ended.
+_SECONDS_TO_WAIT = 5.0
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     # OpenMP reads it when PyTorch is loaded. Threads that spin while they wait take cores from those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     typed = sys.argv[1:] if arguments is None else [*arguments]
+    try:
+        return _run(typed)
+    except RuntimeError:
+        _wait_for_first_process()
+        raise
+
+
+def _run(typed: Sequence[str]) -> int:
+    """Run a command, print the errors that are not faults of telecine, and return the exit code."""
     try:
         from telecine.cli.commands import run  # needs libraries that may not be installed
 
@@ -54,6 +67,7 @@ def _fail(errors: Sequence[Exception], words: Sequence[str]) -> int:
         errors: The errors. Settings are named as they are typed, `--steps` for `steps`, if they were.
         words: What was typed.
     """
+    _wait_for_first_process()
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     for error in errors:
         line = " ".join(str(error).split())
@@ -63,6 +77,15 @@ def _fail(errors: Sequence[Exception], words: Sequence[str]) -> int:
                 line = line.replace(f"`{error.name}`", f"`{option}`", 1)
         print(f"telecine: error: {printable(line)}", file=sys.stderr)
     return 2
+
+
+def _wait_for_first_process() -> None:
+    """Let the first of several processes print an error: the others have the same one, or have lost the first.
+
+    Its launcher, such as `torchrun`, ends them while they wait here.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(_SECONDS_TO_WAIT)
 
 
 if __name__ == "__main__":

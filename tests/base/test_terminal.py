@@ -10,7 +10,7 @@ from rich.table import Table
 
 from telecine.__main__ import main
 from telecine.base import terminal
-from telecine.base.terminal import PlainConsole, printable, with_progress
+from telecine.base.terminal import PlainConsole, describe_duration, printable, with_progress
 
 NASTY = "\x1b]0;title\x07\x1b[31m\x9b\u202e\ud800.mp4"
 SHOWN = r"\x1b]0;title\x07\x1b[31m\x9b\u202e\ud800.mp4"
@@ -62,6 +62,10 @@ def test_in_logs(capsys, monkeypatch):
     assert handler.format(forged) == r"skipped a\nb"
 
 
+FULL = "\u2588"
+EMPTY = "\u2591"
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -91,9 +95,44 @@ def test_a_log_has_a_line_now_and_then(monkeypatch, clock, items, total):
         seen.append(item)
     assert seen == [0, 1, 2, 3, 4]
     assert file.getvalue().splitlines() == [
-        "measuring 2/5  1.0 min left",
-        "measuring 4/5  0.3 min left",
+        "measuring 2/5  1 min left",
+        "measuring 4/5  20 s left",
     ]
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """Let code take this process for a notebook; return the lines that its cell has shown."""
+    lines = []
+    handle = SimpleNamespace(update=lambda data, raw: lines.append(data["text/plain"]))
+    display = SimpleNamespace(display=lambda data, raw, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    return lines
+
+
+def test_a_notebook_has_a_bar(cell, clock):
+    for _ in with_progress(range(4), "measuring"):
+        clock.now += 90.0
+    assert cell[0] == f"{7 * FULL}{23 * EMPTY} 1/4  measuring  4 min 30 s left"
+    assert cell[-1] == f"{30 * FULL} 4/4  measuring  0 s left"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (0.291, "0.29 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min"),
+        (320, "5 min 20 s"),
+        (7500, "2 h 5 min"),
+        (21262.1 * 60, "14 days 18 h"),
+        (86400, "1 day"),
+    ],
+)
+def test_durations_are_in_the_units_of_people(seconds, text):
+    assert describe_duration(seconds) == text
 
 
 def test_a_short_loop_prints_nothing_in_a_log(monkeypatch):

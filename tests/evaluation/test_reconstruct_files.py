@@ -32,7 +32,7 @@ def write_with_sound(path, codec, sample_format, first_pts=0):
         sound = container.add_stream(codec, rate=RATE)
         sound.layout = "stereo"
         sound.format = sample_format
-        start = Fraction(first_pts, 25)
+        start = int(Fraction(first_pts, 25) * RATE)
         for number, frame in enumerate(waves(13)):
             picture = av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")
             picture.pts = first_pts + number
@@ -45,7 +45,7 @@ def write_with_sound(path, codec, sample_format, first_pts=0):
             np.repeat(tone, 2).reshape(1, -1), format="s16", layout="stereo"
         )
         samples.rate = RATE
-        samples.pts = int(start * RATE)
+        samples.pts = 0
         samples.time_base = Fraction(1, RATE)
         fifo = av.AudioFifo()
         resampler = av.AudioResampler(format=sample_format, layout="stereo", rate=RATE)
@@ -53,6 +53,7 @@ def write_with_sound(path, codec, sample_format, first_pts=0):
             fifo.write(part)
         part = fifo.read(1024, partial=True)
         while part is not None:
+            part.pts += start
             container.mux(sound.encode(part))
             part = fifo.read(1024, partial=True)
         container.mux(sound.encode())
@@ -82,10 +83,10 @@ def test_the_sound_is_copied_without_decoding_it(model_folder, tmp_path, name, f
     reconstruct(model_folder, video, output, CONFIG)
     packets, start = packets_of_sound(video)
     copied, copied_start = packets_of_sound(output)
-    # An MKV has no negative times: it lacks the packet that the decoder only starts with.
+    # An MKV has no negative times: it lacks the packets that the decoder only starts with.
     num_missing = len(packets) - len(copied)
     assert copied == packets[num_missing:]
-    assert num_missing == 0 or (num_missing == 1 and name == "out.mkv")
+    assert num_missing <= (2 if name == "out.mkv" else 0)
     assert copied_start == pytest.approx(start + num_missing * 1024 / RATE, abs=2e-3)
     info = index_video(output)
     assert (info.num_frames, info.fps) == (13, 25)
@@ -129,7 +130,12 @@ def test_a_file_cannot_have_the_results_of_a_folder(model_folder, videos, tmp_pa
 
 
 def test_a_signal_leaves_no_partial_file(tiny_model, videos, tmp_path, monkeypatch, capsys):
+    chunks = []
+
     def stop(*_):
+        chunks.append(1)
+        if len(chunks) < 2:  # the file is made when its first frame is known
+            return
         deadline = time.monotonic() + 60
         while [path.suffix for path in tmp_path.iterdir()] != [".partial"]:
             assert time.monotonic() < deadline

@@ -338,6 +338,18 @@ def test_a_narrow_page_shows_its_first_table_and_does_not_scroll_horizontally(co
     page.close()
 
 
+@pytest.mark.parametrize("compared", ["nothing", "second"])
+def test_on_a_phone_all_pictures_of_a_clip_have_one_size(context, report, compared):
+    page = open_page(context, report).page
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator("#run-1").select_option(label=compared)
+    canvases = page.locator("#panes canvas")
+    assert canvases.count() == (3 if compared == "nothing" else 5)
+    sizes = {(box["width"], box["height"]) for box in (c.bounding_box() for c in canvases.all())}
+    assert len(sizes) == 1
+    page.close()
+
+
 def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
     runs = [write_run(tmp_path / f"{letter * 60}_1e-4", records(20)) for letter in "abc"]
     for run in runs[:2]:

@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-import pytest
-
-from telecine.report.reported_run import describe_duration, describe_training, not_comparable
+from telecine.report.reported_run import describe_training, not_comparable
 from telecine.runs.run import RunSummary, ValidationClips
 
 CLIPS = ValidationClips(num_clips=12, num_frames=9, height=64, width=80, sha256="a")
@@ -61,10 +59,3 @@ def test_runs_with_other_held_out_clips_do_not_compare():
         "a and b: the held-out clips of a were not recorded"
     ]
     assert not_comparable("a", [None]) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (7500, "2 h 5 min")]
-)
-def test_durations(seconds, text):
-    assert describe_duration(seconds) == text

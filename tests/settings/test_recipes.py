@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 
 from telecine.__main__ import main
 from telecine.data import sample_videos
@@ -178,9 +177,7 @@ def small(model):
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    AcceleratorState._reset_state()  # the recipes have different precisions
     yield
-    AcceleratorState._reset_state()
     torch.set_num_threads(before)
 
 

@@ -40,9 +40,17 @@ from ..training.conftest import EVERY_DISCRIMINATOR, EVERY_TERM
 GAN = {"objective": dict(adversarial_loss_weight=0.5)}
 WRONG = [
     ({"steps": 0}, "`steps` must be at least 1"),
-    ({"steps": 10**20}, "`steps` must be at most 100000000"),
+    ({"steps": 10**9}, "`steps` must be at most 100000000"),
+    ({"steps": 10**20}, "`steps` must be at most"),
     (
-        {"gradient_accumulation_steps": 10**20},
+        {"batch_size": 10**20},
+        "`batch_size` must be at most 2147483647 or 'auto', but got 100000000000000000000",
+    ),
+    ({"clips": {"num_frames": 10**20}}, "`clips.num_frames` must be at most 2147483647"),
+    ({"objective": {"disc_start": 10**20}}, "`objective.disc_start` must be at most 2147483647"),
+    ({"seed": 10**20}, "`seed` must be"),
+    (
+        {"gradient_accumulation_steps": 10**9},
         "`gradient_accumulation_steps` must be at most 100000000",
     ),
     ({"batch_size": -1}, "`batch_size` must be at least 1 or 'auto'"),

@@ -360,6 +360,16 @@ def test_an_image_discriminator_does_not_change_the_initial_weights_of_the_other
     assert_equal(weights[1], weights[0])
 
 
+def test_bfloat16_is_refused_on_a_gpu_without_it(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(
+        ValueError,
+        match=r"`mixed_precision` must be fp16 or no on this GPU, but got bf16. .* Ampere",
+    ):
+        build_accelerator(tiny(mixed_precision="bf16", device="cuda"))
+
+
 def test_half_precision_with_a_loss_scale_is_for_gpus(tiny):
     """Accelerate trains in float32 on a CPU, and says fp16."""
     with pytest.raises(

@@ -204,6 +204,35 @@ def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
     assert difference < 1e-5 * torch.stack([gradient.norm() for gradient in ours.values()]).norm()
 
 
+class InPlace(nn.Module):
+    """Changes in place what its blocks return, which are views."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)))])
+        self.last = nn.Linear(3, 1)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+            x += 1
+        return self.last(x)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_views_that_a_model_changes_in_place_have_the_right_gradients(recwarn):
+    torch.manual_seed(0)
+    whole = InPlace()
+    sharded = copy.deepcopy(whole)
+    shard(sharded)
+    x = torch.randn(5, 4)
+    for model in (whole, sharded):
+        model(x).square().sum().backward()
+    for ours, theirs in zip(whole.parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(full_tensor(theirs.grad), ours.grad)
+    assert not [warning for warning in recwarn if "returned a view" in str(warning.message)]
+
+
 def causal_vae():
     model = CausalVAE(CausalVAEConfig(base_channels=8, blocks_per_level=1))
     with torch.no_grad():

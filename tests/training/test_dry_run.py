@@ -58,7 +58,9 @@ def test_it_prints_whether_every_term_is_on():
     )
     assert "not on in this update: adversarial_loss_weight" in console.export_text()
     DryRunResult(5, 1.0, None, values, off=[], num_steps=9).print_to(console)
-    assert "every term is on in this update" in console.export_text()
+    text = console.export_text()
+    assert "every term is on in this update" in text
+    assert "9 such updates take 9 s;" in text
 
 
 def test_a_short_run_is_tried_at_its_last_step(tiny):

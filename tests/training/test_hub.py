@@ -19,12 +19,14 @@ from .helpers import assert_equal, quiet
 class Hub(BaseHTTPRequestHandler):
     """Answers the requests of an upload as the Hub does, and records them on its server."""
 
+    status = 200
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         path = urlsplit(self.path).path
         self.server.requests.append((path, self.headers["Authorization"], body))
         text = json.dumps(self.answer(path, body)).encode()
-        self.send_response(200)
+        self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -119,14 +121,20 @@ def test_a_hub_that_refuses_or_cannot_be_reached_is_reported_before_training(tin
     monkeypatch.setattr(hub, "create_repo", api.create_repo)
     with pytest.raises(
         ValueError,
-        match=r"`push_to_hub` must be false without .*, but got ConnectError: .*refused.*hf auth login",
+        match=r"`push_to_hub` must be false without .*, but got ConnectError: .*refused.* Check the connection to ",
     ):
         train(tiny(push_to_hub=True), console=quiet())
     assert not Path(tiny().output_dir).exists()
     with pytest.raises(
-        ValueError, match=r"`push_to_hub` must be false without .*'my run'.* check `hub_model_id`"
+        ValueError, match=r"`push_to_hub` must be false without .*'my run'.* Check `hub_model_id`"
     ):
         hub.create_repository("my run")
+
+
+def test_a_hub_that_refuses_asks_for_a_login(server, monkeypatch):
+    monkeypatch.setattr(Hub, "status", 401)
+    with pytest.raises(ValueError, match=r"(?s)but got .*401.* Log in with `hf auth login`"):
+        hub.create_repository("me/faces")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -42,6 +43,8 @@ def clock(monkeypatch):
     return clock
 
 
+FULL = "\u2588"
+EMPTY = "\u2591"
 VALUES = {"train/total_loss": 0.5, "train/mse": 0.04, "train/adaptive_weight": 0.0}
 
 
@@ -60,8 +63,8 @@ def test_progress_without_a_terminal_is_a_line_every_half_minute(clock):
         clock, 16.0, {1: {}, 2: {}, 3: {}, 4: {"train/adaptive_weight": 2.0}}, 100, width=1000
     )
     assert text.splitlines() == [
-        "step 2/100  loss 0.500  psnr 20.0 dB  0.2 clips/s  26.1 min left",
-        "step 4/100  loss 0.500  psnr 20.0 dB  w 2.00  0.2 clips/s  25.6 min left",
+        "step 2/100  loss 0.500  psnr 20.0 dB  0.2 clips/s  26 min 8 s left",
+        "step 4/100  loss 0.500  psnr 20.0 dB  w 2.00  0.2 clips/s  25 min 36 s left",
     ]
 
 
@@ -69,14 +72,25 @@ def test_progress_on_a_terminal_is_a_bar(clock):
     text = progress(clock, 60.0, {5: {}}, 9, start=3, width=200, force_terminal=True)
     assert "3/9" in text, "a resumed run starts there"
     assert "5/9 loss 0.500  psnr 20.0 dB  0.1 clips/s" in text
-    assert "min left" not in text
+    assert "step 5/9" not in text, "no line"
     large = {"train/total_loss": 12345.678, "train/adaptive_weight": 3.0}
     text = progress(
         clock, 10.0, {1: large, 2: large, 3: large}, 100_000, width=80, force_terminal=True
     )
-    assert "3/100000 loss 12345.678  psnr 20.0 dB 277:46:10 left \u2501" in text, (
+    assert "3/100000 loss 12345.678  psnr 20.0 dB 11 days 13 h left" in text, (
         "what is important fits 80 columns"
     )
+
+
+def test_progress_in_a_notebook_is_a_bar(clock, monkeypatch):
+    lines = []
+    handle = SimpleNamespace(update=lambda data, raw: lines.append(data["text/plain"]))
+    display = SimpleNamespace(display=lambda data, raw, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    progress(clock, 60.0, {5: {}}, 9, start=3, force_jupyter=True)
+    assert lines == [
+        f"{16 * FULL}{14 * EMPTY} 5/9  loss 0.500  psnr 20.0 dB  0.1 clips/s  4 min left"
+    ]
 
 
 def test_the_speed_is_averaged_and_excludes_validation(clock):

@@ -108,11 +108,11 @@ def test_activations_are_those_that_autograd_saves():
 
     results = []
     counter = count(step, x, *layers.parameters())
-    known = {id(tensor.untyped_storage()) for tensor in (x, *layers.parameters())}
+    storages = {id(tensor.untyped_storage()) for tensor in (x, *layers.parameters())}
     new = {
         id(s): s.nbytes()
         for s in (tensor.untyped_storage() for tensor in saved)
-        if id(s) not in known
+        if id(s) not in storages
     }
     output = bytes_of(results)
     assert sum(new.values()) == 2 * 5 * 16 * 4, "the inputs of SiLU and of the last layer"
@@ -128,7 +128,7 @@ def test_operations_are_two_for_each_product():
 @pytest.mark.slow
 def test_known_bytes_of_networks_and_optimizers(tiny):
     config = tiny()
-    found = plan(config)
+    planned = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     trained = bytes_of(state.autoencoder.parameters())
     discriminators = bytes_of(state.objective.get_trainable_parameters())
@@ -137,16 +137,16 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
         state.objective.get_trainable_parameters()
     )
     lpips = bytes_of(fake_lpips("alex").module.values())
-    assert found.resident_by_part[PARAMETERS] == trained + discriminators + buffers
+    assert planned.resident_by_part[PARAMETERS] == trained + discriminators + buffers
     assert (
-        found.resident_by_part[OPTIMIZER] == 2 * (trained + discriminators) + 4 * num_tensors
+        planned.resident_by_part[OPTIMIZER] == 2 * (trained + discriminators) + 4 * num_tensors
     )  # and a count of the steps
-    assert found.resident_by_part[AVERAGE] == trained
-    assert found.resident_by_part[FROZEN] == 2 * lpips, (
+    assert planned.resident_by_part[AVERAGE] == trained
+    assert planned.resident_by_part[FROZEN] == 2 * lpips, (
         "that of the objective, and that of validation"
     )
-    assert found.largest_by_part[GRADIENTS] == trained + discriminators
-    assert found.largest_by_part[DATA] == 4 * config.batch_size * 3 * 5 * 32 * 32
+    assert planned.largest_by_part[GRADIENTS] == trained + discriminators
+    assert planned.largest_by_part[DATA] == 4 * config.batch_size * 3 * 5 * 32 * 32
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
         causal_vae=two_levels,
         discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2),
     )
-    found = plan(config)
+    planned = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     step = state.objective.schedule.step_with_most_terms()
@@ -174,11 +174,13 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
         for x in s.values()
     ]
     counter = count(update, *held, *state.ema.averages.values())
-    assert counter.flops_by_part.total() == found.flops
+    assert counter.flops_by_part.total() == planned.flops
     real = (
         sum(counter.peak_by_part.values()) - bytes_of(held) - bytes_of(state.ema.averages.values())
     )
-    assert found.peak - found.resident - found.peak_by_part[DATA] == pytest.approx(real, rel=0.05)
+    assert planned.peak - planned.resident - planned.peak_by_part[DATA] == pytest.approx(
+        real, rel=0.05
+    )
     checkpointer = Checkpointer(config, state.autoencoder, is_main=True)
     for path in (checkpointer.files.history.path, checkpointer.files.warnings.path):
         path.parent.mkdir(exist_ok=True)
@@ -191,7 +193,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
         if name != "random"
         for x in copy.tensors.values()
     ]
-    assert found.resident_by_part[HOST_COPY] == found.checkpoint == bytes_of(copied)
+    assert planned.resident_by_part[HOST_COPY] == planned.checkpoint == bytes_of(copied)
     on_gpu = plan(light(), "cuda")
     assert on_gpu.checkpoint > 0
     assert HOST_COPY not in on_gpu.largest_by_part
@@ -228,35 +230,36 @@ def student(tiny, tmp_path):
 @pytest.mark.slow
 def test_a_student_is_planned_with_its_teacher(light, student):
     config = light(model=student)
-    found = plan(config)
+    planned = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     teacher = state.autoencoder.latent_model
     lpips = bytes_of(fake_lpips("alex").module.values())
-    assert found.resident_by_part[PARAMETERS] == bytes_of(
+    assert planned.resident_by_part[PARAMETERS] == bytes_of(
         state.autoencoder.parameters()
     ) + bytes_of(state.objective.buffers())
-    assert found.resident_by_part[FROZEN] == 2 * lpips + bytes_of(teacher.parameters())
+    assert planned.resident_by_part[FROZEN] == 2 * lpips + bytes_of(teacher.parameters())
     assert not any(weight.requires_grad for weight in teacher.parameters())
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     counter = count(lambda: train_step(state, [MicroBatch(video, range(2))]))
-    assert counter.flops_by_part.total() == found.flops
+    assert counter.flops_by_part.total() == planned.flops
     recomputed = plan(light(model=student, model_gradient_checkpointing=True))
-    assert recomputed.largest_by_part[AUTOENCODER] < found.largest_by_part[AUTOENCODER]
+    assert recomputed.largest_by_part[AUTOENCODER] < planned.largest_by_part[AUTOENCODER]
 
 
 @pytest.mark.slow
 def test_a_decoder_that_generates_is_planned(light):
     direct, config = light(), light()
     config = replace(config, causal_vae=replace(config.causal_vae, decoder="flow"))
-    found, expected = plan(config), plan(direct)
-    assert found.flops_by_part[AUTOENCODER] > expected.flops_by_part[AUTOENCODER]
+    planned = plan(config)
+    expected = plan(direct)
+    assert planned.flops_by_part[AUTOENCODER] > expected.flops_by_part[AUTOENCODER]
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
-    assert found.resident_by_part[PARAMETERS] == bytes_of(
+    assert planned.resident_by_part[PARAMETERS] == bytes_of(
         state.autoencoder.parameters()
     ) + bytes_of(state.objective.buffers())
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     counter = count(lambda: train_step(state, [MicroBatch(video, range(2))]))
-    assert counter.flops_by_part.total() == found.flops
+    assert counter.flops_by_part.total() == planned.flops
 
 
 def test_a_student_with_random_weights_is_refused(tiny, student):
@@ -269,11 +272,11 @@ def test_a_student_with_random_weights_is_refused(tiny, student):
 @pytest.mark.slow
 def test_every_term_and_discriminator_can_be_planned(tiny, everything):
     objective = replace(everything["objective"], multiscale_adversarial_loss_weight=0.0)
-    found = plan(
+    planned = plan(
         tiny(objective=objective, discriminator=replace(everything["discriminator"], num_scales=0))
     )
-    assert {"image discriminator", "video discriminator"} <= set(found.largest_by_part)
-    assert any("discriminator" in part for part in found.flops_by_part)
+    assert {"image discriminator", "video discriminator"} <= set(planned.largest_by_part)
+    assert any("discriminator" in part for part in planned.flops_by_part)
 
 
 class Tubes(nn.Conv3d):
@@ -288,9 +291,9 @@ def test_a_network_that_the_latent_is_aligned_with(light, monkeypatch):
     monkeypatch.setattr("telecine.base.imports.allowed_packages", {"telecine", __name__})
     params = {"latent_channels": 4, "net": f"{__name__}.Tubes", "time_stride": 2, "num_features": 6}
     objective = replace(light().objective, terms={"alignment": Term(weight=0.5, params=params)})
-    found = plan(light(objective=objective))
+    planned = plan(light(objective=objective))
     lpips = bytes_of(fake_lpips("alex").module.values())
-    assert found.resident_by_part[FROZEN] == 2 * lpips + bytes_of(Tubes().parameters())
+    assert planned.resident_by_part[FROZEN] == 2 * lpips + bytes_of(Tubes().parameters())
 
 
 @pytest.mark.slow
@@ -300,12 +303,12 @@ def test_terms_that_load_weights(light, tmp_path):
     teacher = Term(
         "telecine.tools.distill.TeacherLatent", 0.5, {"teacher": str(tmp_path / "teacher")}
     )
-    found = plan(
+    planned = plan(
         light(
             objective=replace(light().objective, terms={"alignment": aligned, "teacher": teacher})
         )
     )
-    assert found.resident_by_part[FROZEN] > 3 * bytes_of(fake_lpips("alex").module.values()), (
+    assert planned.resident_by_part[FROZEN] > 3 * bytes_of(fake_lpips("alex").module.values()), (
         "twice LPIPS, and both networks"
     )
 
@@ -337,14 +340,14 @@ def test_frozen_features_are_planned_without_their_weights(light):
     weights = {"adversarial_loss_weight": 0.5, "multiscale_adversarial_loss_weight": 0.1}
     discriminator = DiscriminatorConfig(video="features", dim=2, features=features, num_scales=1)
     config = light(discriminator=discriminator, objective=replace(light().objective, **weights))
-    found = plan(config)
+    planned = plan(config)
     lpips = bytes_of(fake_lpips("alex").module.values())
     network = build_maps(features.net, None, features.layers, load=False)
     frozen = bytes_of([*network.parameters(), *network.buffers()])
-    assert found.resident_by_part[FROZEN] == 2 * lpips + frozen
+    assert planned.resident_by_part[FROZEN] == 2 * lpips + frozen
     assert (
-        found.largest_by_part["video discriminator"]
-        > found.largest_by_part["discriminator at 1/2"]
+        planned.largest_by_part["video discriminator"]
+        > planned.largest_by_part["discriminator at 1/2"]
         > 0
     )
 

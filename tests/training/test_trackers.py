@@ -107,6 +107,18 @@ def test_an_id_that_is_damaged_is_named(tmp_path):
         Run(tmp_path).tracker_id(is_new=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", "one of 'aim', .*, but got 'tensorbord' .str.. Did you mean `tensorboard`?"),
+        ("aim", "installed, but got 'aim'. Run `pip install aim`, or leave it out."),
+    ],
+)
+def test_a_tracker_that_is_misspelt_or_not_installed(tiny, name, message):
+    with pytest.raises(ValueError, match=f"`trackers` must be {message}"):
+        build_accelerator(tiny(trackers=("tensorboard", name)))
+
+
 def test_options_of_a_tracker_that_is_not_used_are_refused(tiny):
     with pytest.raises(
         ValueError,

@@ -1,4 +1,4 @@
-"""Output on the terminal: escaped text, and the progress of a loop."""
+"""Output on the terminal and in notebooks: escaped text, durations, and the progress of a loop."""
 
 import logging
 import time
@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from telecine.base.checks import printable
+from telecine.base.checks import count, printable
 
 Item = TypeVar("Item")
 # Without a terminal, a line of progress is printed this often.
 SECONDS_BETWEEN_LINES = 30.0
+# Characters of the bar in a notebook.
+_BAR_LENGTH = 30
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -46,10 +48,47 @@ class PlainConsole(Console):
 console = PlainConsole()
 
 
+def describe_duration(seconds: float) -> str:
+    """Return a time as "3 days 4 h", "2 h 5 min", "5 min 20 s", "20 s" or, below ten seconds, "0.29 s"."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [count(days, "day"), f"{hours} h", f"{minutes} min", f"{rest} s"]
+    numbers = [days, hours, minutes, rest]
+    largest = next(index for index, number in enumerate(numbers) if number > 0)
+    if largest == 3 or numbers[largest + 1] == 0:
+        return parts[largest]
+    return f"{parts[largest]} {parts[largest + 1]}"
+
+
+class NotebookBar:
+    """A bar of progress below the cell of a notebook. It is a line of text, which needs no widgets."""
+
+    def __init__(self, total: int) -> None:
+        from IPython.display import display  # a notebook has it
+
+        self.total = total
+        self._last_change = 0.0
+        self._display = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(self, num_done: int, text: str) -> None:
+        """Show how much is done and a text, at most twice a second and at the end."""
+        now = time.monotonic()
+        if now - self._last_change < 0.5 and num_done < self.total:
+            return
+        self._last_change = now
+        length = _BAR_LENGTH * num_done // self.total
+        bar = "\u2588" * length + "\u2591" * (_BAR_LENGTH - length)
+        line = f"{bar} {num_done}/{self.total}  {text}"
+        self._display.update({"text/plain": printable(line)}, raw=True)
+
+
 def with_progress(
     items: Iterable[Item], description: str, total: int | None = None
 ) -> Iterator[Item]:
-    """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal.
+    """Iterate with progress: a bar on standard error that disappears at the end, in a notebook a bar, else lines.
 
     Args:
         items: What is iterated over.
@@ -66,14 +105,16 @@ def with_progress(
 
         yield from track(items, description, total=total, console=progress_console, transient=True)
         return
+    bar = NotebookBar(total) if progress_console.is_jupyter else None
     start = time.monotonic()
     last = start
     for num_done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - last > SECONDS_BETWEEN_LINES:
+        left = describe_duration((now - start) / num_done * (total - num_done))
+        if bar is not None:
+            bar.show(num_done, f"{description}  {left} left")
+        elif now - last > SECONDS_BETWEEN_LINES:
             last = now
-            left = (now - start) / num_done * (total - num_done)
-            progress_console.out(
-                f"{description} {num_done}/{total}  {left / 60:.1f} min left", highlight=False
-            )
+            line = f"{description} {num_done}/{total}  {left} left"
+            progress_console.out(line, highlight=False)

@@ -1,4 +1,4 @@
-"""The commands. The signature of each function is its command line, and its docstring is its help.
+"""The commands, see `FUNCTIONS`. The signature of each is its command line, and its docstring is its help.
 
 What needs PyTorch is imported where it is used, so that help and mistakes need not wait for it.
 """
@@ -46,7 +46,7 @@ def run(words: Sequence[str]) -> None:
     console.escape_logs()
     console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     environment = from_environment() if command.trains else []
-    if environment:  # before they are checked: they may be what is refused
+    if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
     arguments, recipes, options = command.parse(words[1:])
     settings = arguments.get("settings")
@@ -331,7 +331,8 @@ def weights(
         console.say(f"{net}: {fetch(net) if action == 'fetch' else verify(net)}")
 
 
-_FUNCTIONS: list[Callable[..., None]] = [
+# All commands, in the order of the help. Those of tools are in `tools/TOOL/command.py`.
+FUNCTIONS: list[Callable[..., None]] = [
     train,
     distill,
     prune,
@@ -347,4 +348,4 @@ _FUNCTIONS: list[Callable[..., None]] = [
     checkpoint,
     weights,
 ]
-COMMANDS = {function.__name__: Command(function) for function in _FUNCTIONS}
+COMMANDS = {function.__name__: Command(function) for function in FUNCTIONS}

@@ -165,17 +165,18 @@ class Command:
         options = [*texts, "config"] if files else [*texts]
         if reader is None or self.settings is None:
             return ParsedCommand(arguments, files, options)
-        # In this order: later layers override earlier ones.
-        layers = [Layer(reader.read(texts))]
+        # Later layers override earlier ones: files, then the launcher, the environment and what is typed.
+        typed = Layer(reader.read(texts))
+        beside_files = [typed]
         if self.trains:
-            layers = [
-                Layer(launcher_settings(), origin="It is from `accelerate launch`."),
-                Layer(environment_settings(self.settings), origin="It is from the environment."),
-                *layers,
-            ]
+            launcher = Layer(launcher_settings(), origin="It is from `accelerate launch`.")
+            environment = Layer(
+                environment_settings(self.settings), origin="It is from the environment."
+            )
+            beside_files = [launcher, environment, typed]
             if not files:
-                files = [self._default_recipe(merged(layer.values for layer in layers))]
-        layers = [*map(read_layer, files), *layers]
+                files = [self._default_recipe(merged(layer.values for layer in beside_files))]
+        layers = [read_layer(file) for file in files] + beside_files
         arguments["settings"] = settings_from(self.settings, layers)
         return ParsedCommand(arguments, files, options)
 

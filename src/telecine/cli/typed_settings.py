@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 def parse_words(
     parser: Parser, words: Sequence[str], settings: type | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments in words by name, and the words that are none.
+    """Return the arguments in words by name, and the words that are no arguments.
 
     Args:
         parser: What reads the words. It also gets the options that are inside a dict of the settings.

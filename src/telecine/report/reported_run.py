@@ -9,6 +9,7 @@ from statistics import median
 
 from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
+from telecine.base.terminal import describe_duration
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validation_records
 from telecine.runs.run import RunSummary, SavedValidation
@@ -226,13 +227,3 @@ def describe_training(
         f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}"
     )
     return rows
-
-
-def describe_duration(seconds: float) -> str:
-    """Return a time as "2 h 5 min", "5 min 20 s" or "20 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    if minutes > 0:
-        return f"{minutes} min {rest} s"
-    return f"{rest} s"

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # The codecs that players expect in an MP4. FFmpeg also writes others, such as PCM, which few play.
 _MP4_CODECS = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
 
+# What is heard depends on packets up to this many seconds before, which players of MP4s decode and do not play.
+_PREROLL = 0.1
+
 
 class CopiedSound:
     """Copies the packets of a file's sound, without decoding them, beside a video that is written.
@@ -75,9 +78,8 @@ class CopiedSound:
                 shift = round(self._start / packet.time_base)
                 packet.pts -= shift
                 packet.dts -= shift
-                # A decoder of AAC starts with a packet that ends at 0, for which an MP4 has negative times.
-                end = packet.pts + (packet.duration or 0)
-                if end < 0 or (packet.pts < 0 and not self._is_mp4):
+                earliest = -_PREROLL if self._is_mp4 else 0.0  # an MKV has no negative times
+                if packet.pts * packet.time_base < earliest:
                     continue
                 packet.stream = self._copies[packet.stream.index]
                 yield packet

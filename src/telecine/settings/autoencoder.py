@@ -59,7 +59,7 @@ class FlowConfig:
     shift: Positive = 4.0
     """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and decoding: above 1, more have much noise.
     Source: LTX-Video's trainer shifts the logit by 0.95 to 2.05, the more the larger the video: from 2.6 to 7.8.
-    Fails: with 1, 0.2 % of clips have a level above 0.95, and one step decodes from 1: 0.3 dB less for the demo."""
+    Drawback: with 1, 0.2 % of clips have a level above 0.95, and one step decodes from 1: 0.3 dB less for the demo."""
     shift_pixels: Count | None = None
     """Pixels of a frame to which `shift` belongs: with n times as many it is sqrt(n) times as large (equation 23 of
     SD3). Left out, it is the same for all sizes."""
@@ -122,9 +122,9 @@ class CausalVAEConfig:
     lfq_commitment_weight: NonNegative = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
     nested_channels: tuple[Count, ...] = ()
-    """Numbers below `latent_channels`, e.g. [4, 8]. In an update, each clip is decoded from as many of the first latent
-    channels, or from all, drawn at random, with 0 in place of the others (arXiv:2508.00413): a generator can then use
-    a latent that is cut to one of these numbers."""
+    """Numbers below `latent_channels`, e.g. [4, 8]. In an update, each clip is decoded from the first 4, the first 8 or
+    all latent channels, drawn at random, with 0 in place of the others (arXiv:2508.00413): a generator can then use a
+    latent that is cut to one of these numbers."""
     in_channels: Annotated[Count, Field(le=1024)] = 3
     """Channels of the video, see `clips.channels`."""
     first_frame_apart: bool = True

@@ -18,21 +18,21 @@ class FeaturesConfig:
     net: str = "vgg"
     """"vgg" or "alex", with the weights of LPIPS; "torchvision/NAME", or "timm/NAME" if timm is installed.
     Source: VGG16 and AlexNet in LPIPS; an EfficientNet in Projected GANs (arXiv:2111.01007); DINO in GigaTok.
-    Fails: a model that is trained against and measured with the same network looks better than it is."""
+    Drawback: a model that is trained against and measured with the same network looks better than it is."""
     weights: UserPath | None = None
     """Path of a state dict of `net`, `.safetensors` or `.pth`. "vgg" and "alex" have their own.
     Source: the authors of the network.
-    Fails: each process reads the file when a run starts or resumes: checkpoints do not contain it."""
+    Drawback: each process reads the file when a run starts or resumes: checkpoints do not contain it."""
     layers: tuple[str, ...] = ()
     """Names of the layers of `net` that have a head, such as [layer1, layer2, layer3]. "vgg" has its last four stages,
     "alex" all five.
     Source: four in Projected GANs.
-    Fails: the smallest of their maps is the grid of the logits. The first layers are large: they take most of the time.
-    """
+    Drawback: the smallest of their maps is the grid of the logits. The first layers are large: they take most of the
+    time."""
     size: Count | None = None
     """Height and width to which frames are resized for `net`, if it accepts one size only.
     Source: 224 for DINO in StyleGAN-T (arXiv:2301.09515).
-    Fails: larger frames lose their detail, which the discriminator then does not see."""
+    Drawback: larger frames lose their detail, which the discriminator then does not see."""
 
 
 @group
@@ -44,52 +44,52 @@ class DiscriminatorConfig:
     convolutions ("plain"), fully convolutional with a logit per patch ("patch", which is lighter and local), heads on
     the layers of a frozen network that sees each frame ("features", in float32), or none.
     Source: "first_frame" and "plain" in CogVideo; "patch" in VidTok and Open-Sora-Plan; "features" in GigaTok and RAE.
-    Fails: a discriminator that is too large wins: real and fake logits separate, and the generator loss rises.
+    Drawback: a discriminator that is too large wins: real and fake logits separate, and the generator loss rises.
     "features" with an exact penalty differentiates the frozen network twice."""
     image: Literal["attention", "patch", "none"] = "none"
     """The discriminator of single frames, which sees a random one of each clip: with attention ("attention"), fully
     convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.
     Source: an image and a video discriminator together in TATS and OmniTokenizer.
-    Fails: alone, it tolerates flicker."""
+    Drawback: alone, it tolerates flicker."""
     num_scales: CountOrZero = 0
     """Number of discriminators of the clip at 1/2, 1/4, ... of its height and width, of the kind of `video`. They need
     `objective.multiscale_adversarial_loss_weight`.
     Source: an argument of CogVideo without effect there.
-    Fails: has little effect on small crops."""
+    Drawback: has little effect on small crops."""
     dim: Count = 32
     """A quarter of the channels of the first block.
     Source: telecine.
-    Fails: with too many channels the discriminator wins."""
+    Drawback: with too many channels the discriminator wins."""
     max_dim: Count = 512
     """Largest number of channels of a block.
     Source: 512 in CogVideo.
-    Fails: with too many channels the discriminator wins."""
+    Drawback: with too many channels the discriminator wins."""
     antialiased_downsample: bool = True
     """Blur before each stride. "patch" does not use it.
     Source: an option of CogVideo that raises an error there.
-    Fails: costs a few per cent of the time."""
+    Drawback: costs a few per cent of the time."""
     time_weighting: Literal["positions", "frames"] = "positions"
     """How "first_frame" averages over time after its convolutions. "positions": every temporal position has the same
     weight, and the first frame has a position to itself. "frames": every frame has the same weight.
     Source: "positions" in CogVideo.
-    Fails: with "positions", the first frame weighs as much as all frames of another position together."""
+    Drawback: with "positions", the first frame weighs as much as all frames of another position together."""
     num_layers: Count = 3
     """Number of layers of "patch" that halve height and width: with 3, a logit for every 8 x 8 pixels.
     Source: 3 in PatchGAN (arXiv:1611.07004).
-    Fails: the smallest accepted clip doubles with each layer."""
+    Drawback: the smallest accepted clip doubles with each layer."""
     num_temporal_layers: CountOrZero = 2
     """Number of these layers that halve time as well.
     Source: telecine.
-    Fails: with many, a short clip has a single logit over time, and flicker is seen less than with 0."""
+    Drawback: with many, a short clip has a single logit over time, and flicker is seen less than with 0."""
     init: UserPath | None = None
     """Start from the discriminators of another run: its folder, or that of a checkpoint. Their kinds and sizes must be
     the same. By default they start at random.
     Source: `--disc-pretrained-ckpt` of REPA-E.
-    Fails: a discriminator that knows other data better than the autoencoder is strict from the first step."""
+    Drawback: a discriminator that knows other data better than the autoencoder is strict from the first step."""
     norm: Literal["group", "none", "spectral"] = "group"
     """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
     Source: batch norm in most others, which makes clips depend on each other; "spectral" in arXiv:1802.05957.
-    Fails: "none" needs a penalty."""
+    Drawback: "none" needs a penalty."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """The frozen network of "features"."""
 

@@ -73,9 +73,12 @@ def _check_power_of_two(value: int) -> int:
     return value
 
 
-Integer: TypeAlias = Annotated[int, BeforeValidator(_to_number)]
-Count: TypeAlias = Annotated[Integer, Field(ge=1)]
-CountOrZero: TypeAlias = Annotated[Integer, Field(ge=0)]
+# PyTorch has integers of 64 bits, and products of counts must stay below their largest.
+_LARGEST_COUNT = 2**31 - 1
+_Whole: TypeAlias = Annotated[int, BeforeValidator(_to_number)]
+Integer: TypeAlias = Annotated[_Whole, Field(ge=-(2**63), lt=2**63)]
+Count: TypeAlias = Annotated[_Whole, Field(ge=1, le=_LARGEST_COUNT)]
+CountOrZero: TypeAlias = Annotated[_Whole, Field(ge=0, le=_LARGEST_COUNT)]
 PowerOfTwo: TypeAlias = Annotated[Integer, Field(ge=1, le=256), AfterValidator(_check_power_of_two)]
 Number: TypeAlias = Annotated[float, BeforeValidator(_to_number), Field(allow_inf_nan=False)]
 Positive: TypeAlias = Annotated[Number, Field(gt=0)]

@@ -161,18 +161,19 @@ class ReconstructionConfig:
     """The error of each pixel: squared ("mse", which PSNR measures), absolute ("l1", which blurs edges less and ignores
     outliers), absolute and smooth at 0 ("charbonnier"), or a function of `reconstruction`, `target` and `weight`.
     Source: "mse" in CogVideo and MAGVIT-2; most others train with "l1".
-    Fails: "mse" alone blurs. The gradients of "l1" do not shrink with the error: lower the learning rate late.
+    Drawback: "mse" alone blurs. The gradients of "l1" do not shrink with the error: lower the learning rate late.
     Those of "charbonnier" do below an error of 0.001."""
     nll_reduction: Literal["mean", "sum"] = "mean"
     """"mean" averages; "sum" multiplies pixel and perceptual loss by the number of values of a clip, and sums a
     posterior's KL over the latent. Use "sum" with weights of image models, such as a KL weight of 1e-6.
     Source: "sum" in latent diffusion. VidTok sums over a frame. With "mean" a weight means the same at any resolution.
-    Fails: with "sum", a weight tuned at one resolution is wrong at another."""
+    Drawback: with "sum", a weight tuned at one resolution is wrong at another."""
     learn_logvar: bool = False
     """Divide pixel and perceptual loss by a learned variance: `nll(x) = x / exp(logvar) + logvar`. Pass
     `get_trainable_autoencoder_parameters()` to the autoencoder's optimizer.
     Source: the autoencoders of Stable Diffusion and VidTok.
-    Fails: the log-variance falls with the error, and with it the relative weight of all other terms: watch `logvar`."""
+    Drawback: the log-variance falls with the error, and with it the relative weight of all other terms: watch
+    `logvar`."""
 
 
 @group
@@ -183,16 +184,16 @@ class PerceptualConfig:
     """The network of LPIPS: "vgg", "alex" (cheaper, the usual metric), or a callable of `reconstruction` and `target`
     frames `(N, 3, H, W)`. A module is frozen and not saved.
     Source: "vgg" for training, as LPIPS' authors recommend.
-    Fails: a model that is trained and measured with the same network looks better than it is."""
+    Drawback: a model that is trained and measured with the same network looks better than it is."""
     num_frames: Count | Literal["all"] = 1
     """Number of random frames of each clip, or "all".
     Source: 1 in CogVideo; most others take all.
-    Fails: few frames make a noisy gradient: raise the batch size or the number of frames."""
+    Drawback: few frames make a noisy gradient: raise the batch size or the number of frames."""
     chunk_size: Count | None = None
     """Number of frames that are compared at a time. Limits memory; with `eager_gradients` nothing is computed twice,
     otherwise each backward computes the features again.
     Source: telecine; by default as many frames as there are clips with `eager_gradients`, else all frames.
-    Fails: small chunks leave a GPU idle."""
+    Drawback: small chunks leave a GPU idle."""
 
 
 @group
@@ -204,31 +205,31 @@ class GANConfig:
     "least_squares" pulls logits to 0 and 1, "relativistic" compares each clip with its reconstruction. Or a
     function of `real` and `fake` logits that returns `GANLosses`, see `GANLoss`.
     Source: "hinge" in CogVideo and most others; "relativistic" in R3GAN.
-    Fails: "hinge" stops training a discriminator that separates all clips by the margin. "vanilla" overshoots without a
-    penalty. "relativistic" has a convergence proof only with the penalty "r1_and_r2"."""
+    Drawback: "hinge" stops training a discriminator that separates all clips by the margin. "vanilla" overshoots
+    without a penalty. "relativistic" has a convergence proof only with the penalty "r1_and_r2"."""
     disc_train_start: CountOrZero = 0
     """Step from which the discriminators train. Set it some thousand steps before `disc_start`.
     Source: 0 in CogVideo; Open-Sora-Plan and TATS start late.
-    Fails: a discriminator that is untrained at `disc_start` misleads the autoencoder."""
+    Drawback: a discriminator that is untrained at `disc_start` misleads the autoencoder."""
     window: Count | None = None
     """Frames that the discriminators see of each longer clip, from a random frame on; the same ones of the clip and of
     its reconstruction. All frames by default.
     Source: ours, for long clips; a discriminator of DVD-GAN (arXiv:1907.06571) sees eight random frames.
-    Fails: a short window hides slow flicker from the discriminators. Frames near the ends are drawn less often."""
+    Drawback: a short window hides slow flicker from the discriminators. Frames near the ends are drawn less often."""
     augment: tuple[Augmentation, ...] = ()
     """Random changes of what the discriminators see, the same ones of a clip and of its reconstruction: "color"
     (brightness, saturation, contrast), "translation" (by up to 1/8), "cutout" (of a quarter). For little data.
     Source: all three in DiffAugment (arXiv:2006.10738), there drawn for real and fake samples by themselves.
-    Fails: discriminators that see no clip as it is learn more slowly. "cutout" hides a quarter of the reconstruction.
-    """
+    Drawback: discriminators that see no clip as it is learn more slowly. "cutout" hides a quarter of the
+    reconstruction."""
     feature_matching_loss_weight: Weight = 0.0
     """Weight of the mean absolute difference of the discriminators' features, from `disc_start` on. Stabilises a GAN.
     Source: 4 in TATS and OmniTokenizer.
-    Fails: features of an untrained discriminator mean little."""
+    Drawback: features of an untrained discriminator mean little."""
     lecam_loss_weight: Weight = 0.0
     """Weight of LeCam regularisation, which keeps logits near running means. For little data.
     Source: 0.005 in VidTok, 0.001 in 1D-tokenizer.
-    Fails: a large weight makes the discriminator ignore its input."""
+    Drawback: a large weight makes the discriminator ignore its input."""
 
 
 @group
@@ -242,13 +243,13 @@ class PenaltyConfig:
     both, "wgan_gp" to 1 between the two. "approximate_r1" is "r1" from two forward passes. Or a `Penalty` or a
     function, see `telecine.losses.penalty`.
     Source: "one_centered" in CogVideo; "r1" in StyleGAN2; "r1_and_r2" in R3GAN; "approximate_r1" in Seaweed-APT.
-    Fails: weights of different penalties do not compare; that of "r1" is the paper's gamma. "approximate_r1" is noisy
-    and vanishes in bfloat16 weights: raise its `sigma` with `functools.partial`. With a map of logits the gradient is
-    that of their sum, so a weight belongs to a resolution."""
+    Drawback: weights of different penalties do not compare; that of "r1" is the paper's gamma. "approximate_r1" is
+    noisy and vanishes in bfloat16 weights: raise its `sigma` with `functools.partial`. With a map of logits the
+    gradient is that of their sum, so a weight belongs to a resolution."""
     every: Count = 1
     """Compute the penalty on every n-th step, with n times its weight (lazy regularisation, arXiv:1912.04958).
     Source: 16 in StyleGAN2, 4 in MAGVIT-2.
-    Fails: a large n makes `disc_grad_norm` spike: clip gradients."""
+    Drawback: a large n makes `disc_grad_norm` spike: clip gradients."""
 
 
 @group
@@ -259,22 +260,22 @@ class AdaptiveWeightConfig:
     """Each adversarial term is scaled so that its gradient is as large as that of this loss: LPIPS, or pixel loss and
     LPIPS together. "none" sets the weights to 1.
     Source: "perceptual" in CogVideo; "recon_and_perceptual" in VQGAN's code.
-    Fails: as the reference falls, so does the adversarial term. In float16 "recon_and_perceptual" underflows."""
+    Drawback: as the reference falls, so does the adversarial term. In float16 "recon_and_perceptual" underflows."""
     at: Literal["last_layer", "reconstruction"] = "last_layer"
     """Where gradients are compared: at the decoder's last layer, or at the reconstruction, which is cheaper and needs
     no layer.
     Source: "last_layer" in VQGAN.
-    Fails: at the reconstruction, gradients that the decoder cannot follow count too, and norms shrink as clips grow:
+    Drawback: at the reconstruction, gradients that the decoder cannot follow count too, and norms shrink as clips grow:
     lower `min_norm`."""
     min_norm: Positive = 1e-3
     """The weight is the norm of the reference's gradient divided by that of the adversarial gradient, or by this number
     if that norm is smaller.
     Source: 1e-3 in CogVideo.
-    Fails: too small, the weight jumps when the discriminator has hardly any gradient."""
+    Drawback: too small, the weight jumps when the discriminator has hardly any gradient."""
     max: Positive = 1e3
     """Largest adaptive weight.
     Source: 1e3 in CogVideo; 1e4 in VQGAN.
-    Fails: a weight at its maximum means that the discriminator gives no gradient."""
+    Drawback: a weight at its maximum means that the discriminator gives no gradient."""
 
 
 @group
@@ -288,27 +289,27 @@ class ObjectiveConfig:
     disc_start: CountOrZero = 0
     """Step from which the adversarial terms and feature matching count.
     Source: 10 000 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
-    Fails: too early, the discriminator is untrained and misleads the autoencoder."""
+    Drawback: too early, the discriminator is untrained and misleads the autoencoder."""
     perceptual_weight: Weight = 1.0
     """Weight of LPIPS: structure and texture as a trained network sees them.
     Source: 1 in CogVideo; 0.1 in MAGVIT-2 and Cosmos.
-    Fails: too large, it prints a grid on flat regions."""
+    Drawback: too large, it prints a grid on flat regions."""
     adversarial_loss_weight: Weight = 0.0
     """Weight of the adversarial terms of the image and video discriminators, times their adaptive weight.
     Source: 0 in CogVideo; 0.1 to 1 elsewhere.
-    Fails: too large, it invents texture and PSNR falls."""
+    Drawback: too large, it invents texture and PSNR falls."""
     multiscale_adversarial_loss_weight: Weight = 0.0
     """Weight of the adversarial terms of the discriminators of down-scaled clips: for large shapes.
     Source: an argument of CogVideo without effect there.
-    Fails: has little effect on small crops."""
+    Drawback: has little effect on small crops."""
     grad_penalty_loss_weight: Weight = 0.0
     """Weight of the gradient penalty, which limits the discriminators' slope.
     Source: 10 in MAGVIT-2 and CogVideo.
-    Fails: too large, the discriminator cannot tell real from fake: logits stay at 0."""
+    Drawback: too large, the discriminator cannot tell real from fake: logits stay at 0."""
     quantizer_aux_loss_weight: Weight = 0.0
     """Weight of the autoencoder's auxiliary losses: a quantizer's, or the KL divergence per latent element.
     Source: 0 in CogVideo; VidTok, WF-VAE and Cosmos multiply a sum over the latent by 1e-6.
-    Fails: at 0, nothing limits a KL autoencoder: the posterior's variance goes to zero and its mean drifts."""
+    Drawback: at 0, nothing limits a KL autoencoder: the posterior's variance goes to zero and its mean drifts."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """The pixel loss."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
@@ -324,17 +325,17 @@ class ObjectiveConfig:
     built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or one of
     the latent, such as "equivariance" and "alignment"; the error about an unknown name lists them all.
     Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos; of the latent, equivariance 1 in EQ-VAE.
-    Fails: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts, and "gram" no positions.
+    Drawback: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts, and "gram" no positions.
     Compare the logged values before choosing weights: those of "gram" are much larger."""
     eager_gradients: bool = True
     """Compute each term's gradient together with its value, so that memory is that of the largest term. Values and
     gradients are the same as with an ordinary graph. Under float16 autocast the graph is always an ordinary one.
     Source: telecine.
-    Fails: the loss has no second derivatives."""
+    Drawback: the loss has no second derivatives."""
     gradient_checkpointing: bool = False
     """Keep only the outputs of the discriminators' blocks, and compute the rest again in the backward.
     Source: arXiv:1604.06174.
-    Fails: costs one more forward in each backward."""
+    Drawback: costs one more forward in each backward."""
 
     def __post_init__(self) -> None:
         reserved = list(_OTHER_LOSSES)

@@ -33,7 +33,7 @@ REMOVED: Mapping[str, object] = {
     "discriminator.init_optimizer": False,
     "discriminator.conditional": False,
 }
-# How the names of settings begin that decide which weights exist, and their shapes: a run that resumes keeps them. The
+# Settings, and groups of them, that decide which weights exist and their shapes: a run that resumes keeps them. The
 # discriminators' linear heads depend on the size of the clips.
 NETWORK_SETTINGS = (
     "causal_vae.",
@@ -137,7 +137,7 @@ class TrainConfig:
     model_arguments: Mapping[str, object] = field(default_factory=dict)
     """Arguments of the class that `model` names, such as `{width: 16}`."""
     random_weights: bool = False
-    """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
+    """Train `model` from scratch: only its configuration is read. Without `model`, training is from scratch anyway."""
     init: UserPath | None = None
     """Start telecine's own autoencoder from another one: a run, or a folder or Hub id with its weights. It may have
     another compression, other channels or another size: layers of the same place and shape are copied, the others are
@@ -151,7 +151,7 @@ class TrainConfig:
     the run's `config.yaml` holds that number."""
     gradient_accumulation_steps: Annotated[Count, Field(le=_MOST)] = 1
     """Number of such batches per update."""
-    seed: Annotated[CountOrZero, Field(lt=2**32)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """Seed of the initial weights, the clips and all sampling."""
     device: DeviceName = "auto"
     """Where to compute; "auto" uses an accelerator if there is one. The run prints which."""
@@ -170,9 +170,10 @@ class TrainConfig:
     """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. For diffusers' models,
     the gradients are compared with the ordinary ones at the start."""
     temporal_chunk: Count | None = None
-    """Compute the autoencoder in chunks of as many frames, with the activations of one chunk in memory at a time, for
-    clips of any length. The gradients are those of whole clips, which is the default. A multiple of `time_compression`
-    for telecine's own model, of 4 for Wan, QwenImage and Magvit; 8 for CogVideoX, 16 for KVAE and Kandinsky 6 SR."""
+    """Compute the autoencoder in chunks of this many frames, with the activations of one chunk in memory at a time, so
+    that clips may have any length. The gradients are those of whole clips, which is the default. A multiple of
+    `time_compression` for telecine's own model, of 4 for Wan, QwenImage and Magvit; 8 for CogVideoX, 16 for KVAE and
+    Kandinsky 6 SR."""
     channels_last: bool = False
     """Store the weights of discriminators and LPIPS in channels-last layout, which tensor cores prefer. Not on the CPU
     with an exact gradient penalty."""
@@ -200,7 +201,7 @@ class TrainConfig:
     best_metric: Literal["psnr", "ssim", "lpips_alex"] | None = None
     """Also keep the checkpoint with the best validation by this metric, as `best` in the run's folder."""
     on_divergence: Literal["stop", "rollback"] = "stop"
-    """When a value is not finite: end the run with what helps ("stop"), or go back to the last checkpoint and train on
+    """When a value is not finite: end the run with an error ("stop"), or go back to the last checkpoint and train on
     with half the learning rates ("rollback"), at most three times in a run."""
     push_to_hub: bool = False
     """Upload the averaged weights to the Hub when training ends."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,6 +36,7 @@ from telecine.training.distributed import broadcast_module, process_group_settin
 from telecine.training.optimizers import build_optimizers
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
+from telecine.training.trackers import check_trackers
 from telecine.training.trainable import select_trainable
 
 logger = logging.getLogger(__name__)
@@ -46,13 +48,20 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     """Return Accelerate's handle of the device, the processes, the precision and the trackers.
 
     Raises:
-        ValueError: If the process has used another device, nothing can be sharded, or a tracker is not installed.
+        ValueError: The device does not have the precision or is not the one that the process has used, there is
+            nothing to shard, or a tracker is unknown or not installed.
     """
     device = pick_device(config.device)
     if config.mixed_precision == "fp16" and device.type == "cpu":
         # Accelerate would train in float32.
         remedy = "Use bf16, or no: half precision with a loss scale is for GPUs."
         raise argument_error("mixed_precision", "no or bf16 on a CPU", "fp16", remedy)
+    if config.mixed_precision == "bf16" and not _computes_in_bfloat16(device):
+        remedy = "NVIDIA's GPUs compute in bfloat16 from Ampere on: add `--mixed_precision fp16`."
+        raise argument_error("mixed_precision", "fp16 or no on this GPU", "bf16", remedy)
+    check_trackers(config.trackers)
+    # Accelerate keeps the precision of the first run of a process; the device and the process group stay.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision,
@@ -71,11 +80,6 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if config.sharding != "none" and accelerator.num_processes == 1:
         remedy = "Launch several, e.g. with `torchrun --nproc-per-node 2 -m telecine train ...`."
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
-    missing = set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
-        raise argument_error(
-            "trackers", "installed", str(sorted(missing)), "Install them with pip."
-        )
     unused = set(config.tracker_options) - set(config.trackers)
     if unused:
         remedy = "Add them to `trackers`, or remove their options."
@@ -83,6 +87,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             "tracker_options", f"of {sorted(config.trackers)}", str(sorted(unused)), remedy
         )
     return accelerator
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> VideoAutoencoder:

@@ -198,14 +198,29 @@ def shard(model: nn.Module) -> None:
                 "sharding", "none for a model with a 0-d weight", name, "Train it without sharding."
             )
     for block in fsdp_blocks(model):
+        block.register_forward_hook(_copy_views)  # before FSDP2's own hook
         fully_shard(block)
         hooks = _CacheHooks()
         # Before FSDP2's own hook.
         block.register_forward_pre_hook(hooks.before, prepend=True, with_kwargs=True)
         block.register_forward_hook(hooks.after, with_kwargs=True)
+    model.register_forward_hook(_copy_views)
     # By default FSDP2 keeps the root's weights gathered after a forward pass. The next pass would then miss weights
     # that changed in between, for example when validation swaps in the averaged weights.
     fully_shard(model, reshard_after_forward=True)
+
+
+def _copy_views(module: nn.Module, args: tuple[object, ...], output: Any) -> Any:
+    """Return a block's output with a copy in place of a view; a forward hook.
+
+    FSDP2 gathers a block's weights for the backward in a hook of its output. An operation in place on a view drops that
+    hook, and gradients are wrong.
+    """
+    if isinstance(output, tuple):
+        return tuple(_copy_views(module, args, item) for item in output)
+    if isinstance(output, Tensor) and output.requires_grad and output._is_view():
+        return output.clone()
+    return output
 
 
 def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:

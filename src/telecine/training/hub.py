@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from huggingface_hub import create_repo, upload_folder
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import constants, create_repo, upload_folder
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
@@ -20,13 +20,19 @@ def create_repository(name: str) -> str:
     """Create the repository for the upload, if it does not exist, and return its full name.
 
     Raises:
-        ValueError: If it cannot be created, for instance without a login.
+        ValueError: It cannot be created: there is no connection, no login, or the name is wrong.
     """
     try:
         return create_repo(name, exist_ok=True).repo_id
     except _HUB_ERRORS as error:
         contract = "false without access to the Hub"
-        remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`; or turn `push_to_hub` off."
+        if isinstance(error, (HfHubHTTPError, LocalTokenNotFoundError)):
+            remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`"
+        elif isinstance(error, HFValidationError):
+            remedy = "Check `hub_model_id`"
+        else:
+            remedy = f"Check the connection to {constants.ENDPOINT}"
+        remedy += "; or turn `push_to_hub` off."
         raise argument_error(
             "push_to_hub", contract, f"{type(error).__name__}: {error}", remedy
         ) from error

@@ -11,11 +11,10 @@ from rich.progress import (
     ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from torch import Tensor
 
-from telecine.base.terminal import SECONDS_BETWEEN_LINES
+from telecine.base.terminal import SECONDS_BETWEEN_LINES, NotebookBar, describe_duration
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.runs.history import History
 
@@ -60,7 +59,7 @@ class IntervalMeans:
 
 
 class Monitor:
-    """Shows progress: a bar on a terminal, otherwise a line every `SECONDS_BETWEEN_LINES`.
+    """Shows progress: a bar on a terminal and in a notebook, otherwise a line every `SECONDS_BETWEEN_LINES`.
 
     Args:
         console: Where progress is shown.
@@ -83,11 +82,14 @@ class Monitor:
         ]
         if console.width >= _WIDE:
             columns.append(TimeElapsedColumn())
-        columns += [TimeRemainingColumn(), TextColumn("left"), BarColumn(bar_width=None)]
+        columns += [TextColumn("{task.fields[left]}"), BarColumn(bar_width=None)]
         self._progress = Progress(
             *columns, console=console, disable=not console.is_terminal, expand=True
         )
-        self._task = self._progress.add_task("", total=num_steps, completed=start, numbers="")
+        self._task = self._progress.add_task(
+            "", total=num_steps, completed=start, numbers="", left=""
+        )
+        self._notebook_bar = NotebookBar(num_steps) if console.is_jupyter else None
 
     def __enter__(self) -> "Monitor":
         self._progress.start()
@@ -110,14 +112,15 @@ class Monitor:
         self._seconds += (1.0 if is_first else _NEWEST_WEIGHT) * (seconds - self._seconds)
         self.clips_per_second = self.batch_size / self._seconds
         numbers = self._numbers(values)
-        self._progress.update(self._task, completed=step, numbers=numbers)
-        if (
-            not self.console.is_terminal
-            and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
-        ):
+        left = f"{describe_duration((self.num_steps - step) * self._seconds)} left"
+        self._progress.update(self._task, completed=step, numbers=numbers, left=left)
+        if self._notebook_bar is not None:
+            self._notebook_bar.show(step, f"{numbers}  {left}")
+            return
+        time_since_line = time.monotonic() - self._last_line
+        if not self.console.is_terminal and time_since_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = (self.num_steps - step) * self._seconds
-            self.console.print(f"step {step}/{self.num_steps}  {numbers}  {left / 60:.1f} min left")
+            self.console.print(f"step {step}/{self.num_steps}  {numbers}  {left}")
 
     def _numbers(self, values: Mapping[str, float]) -> str:
         psnr = psnr_of_mse(torch.tensor(values["train/mse"])).item()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,7 +15,7 @@ from torch import nn
 from telecine.base.checks import Interrupted, check_type
 from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.precision import tf32
-from telecine.base.terminal import PlainConsole
+from telecine.base.terminal import PlainConsole, describe_duration
 from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
@@ -52,11 +53,7 @@ class TrainResult:
 
     def print_to(self, console: Console) -> None:
         """Print the metrics before and after, and the run's main files, by what they show."""
-        table = Table("held-out clips", "before", "after", title="training finished")
-        for name, value in self.first.items():
-            if name in self.last:
-                table.add_row(name, f"{value:.4f}", f"{self.last[name]:.4f}")
-        console.print(table)
+        console.print(self._table())
         files = Run(self.run)
         paths = {
             "report": files.report_file,
@@ -67,6 +64,17 @@ class TrainResult:
         }
         for name, path in paths.items():
             console.print(f"{name:<13} {path}", soft_wrap=True)
+
+    def _table(self) -> Table:
+        table = Table("held-out clips", "before", "after", title="training finished")
+        for name, value in self.first.items():
+            if name in self.last:
+                table.add_row(name, f"{value:.4f}", f"{self.last[name]:.4f}")
+        return table
+
+    def _repr_mimebundle_(self, **formats: Any) -> dict[str, str]:
+        """Return the metrics as a notebook shows them at the end of a cell."""
+        return self._table()._repr_mimebundle_(include=[], exclude=[])
 
 
 def train(
@@ -169,7 +177,7 @@ class DryRunResult:
     def print_to(self, console: Console) -> None:
         """Print the time, the memory and the losses of the update, and the time of the whole run."""
         table = Table("dry run", f"an update of step {self.step}", title="nothing was kept")
-        table.add_row("seconds", f"{self.seconds:.3g}")
+        table.add_row("time", describe_duration(self.seconds))
         if self.peak_memory is not None:
             table.add_row("memory at the peak", gigabytes(self.peak_memory))
         for name, value in self.values.items():
@@ -180,10 +188,9 @@ class DryRunResult:
         if self.off:
             terms = f"not on in this update: {', '.join(self.off)}"
         console.print(terms, soft_wrap=True)
-        hours = self.seconds * self.num_steps / 3600
+        time_of_run = describe_duration(self.seconds * self.num_steps)
         console.print(
-            f"{self.num_steps} such updates take {hours:.4g} hours; "
-            "the first one of a process is the slowest"
+            f"{self.num_steps} such updates take {time_of_run}; the first one of a process is the slowest"
         )
 
 

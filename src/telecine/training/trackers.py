@@ -4,9 +4,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import TensorBoardTracker
+from accelerate.tracking import (
+    LOGGER_TYPE_TO_CLASS,
+    TensorBoardTracker,
+    get_available_trackers,
+)
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_choice
 from telecine.runs import Run
 from telecine.runs.saved_settings import flat_settings
 from telecine.settings.parse import merged
@@ -15,6 +19,20 @@ from telecine.settings.parse import merged
 _TENSORBOARD = "tensorboard"
 # They take nested settings. Others take one text for each dotted name.
 _NESTED = ("wandb", "trackio")
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Check the names of trackers.
+
+    Raises:
+        ValueError: Accelerate has no such tracker, or its package is not installed.
+    """
+    available = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        check_choice("trackers", name, LOGGER_TYPE_TO_CLASS)
+        if name not in available:
+            remedy = f"Run `pip install {name}`, or leave it out."
+            raise argument_error("trackers", "installed", repr(name), remedy)
 
 
 def start_trackers(

@@ -120,6 +120,12 @@ def test_seen_videos_are_refused(arguments):
         ValueError, match=r"`data` must be ten videos .* Add some, or set `probe\.val_data`"
     ):
         run(arguments)
+    data = arguments[arguments.index("--data") + 1]
+    with pytest.raises(
+        ValueError,
+        match=r"`probe\.val_data` must be other videos than `data`, but got .* Name unseen",
+    ):
+        run([*arguments, "--probe.val_data", data])
 
 
 def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeypatch, tmp_path):
@@ -147,7 +153,8 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
     ):
         run(unseen)
     with pytest.raises(
-        ValueError, match=r"`probe` must be left as it is without `--probe`, .* Add `--probe`"
+        ValueError,
+        match=r"`probe\.val_data` must be left out without `--probe`, but got '.*unseen'\. Add `--probe`",
     ):
         run([word for word in unseen if word != "--probe"])
     write_video(tmp_path / "unseen" / "three.mp4", moving(2)[:3], fps=25)

@@ -31,10 +31,11 @@ def latents(
 
     folder = Path(output)
     train_one = None
-    if settings.probe != ProbeConfig() and not probe:
-        raise argument_error(
-            "probe", "left as it is without `--probe`", settings.probe, "Add `--probe`."
-        )
+    if not probe:
+        for name, value in vars(settings.probe).items():
+            if value != getattr(ProbeConfig, name):
+                contract = "left out without `--probe`"
+                raise argument_error(f"probe.{name}", contract, repr(value), "Add `--probe`.")
     if probe:
         from telecine.tools.latents.probe import train_probe
 

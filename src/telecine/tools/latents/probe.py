@@ -74,7 +74,7 @@ def train_probe(
     device = next(model.parameters()).device
     settings = _train_config(measured.clips, config)
     spans = Spans.find(settings.data, settings.val_data, settings.clips)
-    _check_unseen(spans, settings.clips)
+    _check_unseen(spans, settings.clips, probe.val_data)
     unseen_videos = partial(_read_unseen, spans.held_out, settings.clips, config.clip_limit, device)
     network = load_frechet_network(probe.features, settings.clips, device)
     if network is not None:
@@ -104,10 +104,13 @@ def train_probe(
     )
 
 
-def _check_unseen(spans: Spans, clips: ClipConfig) -> None:
+def _check_unseen(spans: Spans, clips: ClipConfig, val_data: str | None) -> None:
     """Raise a `ValueError` unless there are unseen videos, none of which is trained on, and one can be read."""
     train_files = {span.info.source for span in spans.train}
     if any(span.info.source in train_files for span in spans.held_out):
+        if val_data is not None:
+            contract = "other videos than `data`"
+            raise argument_error("probe.val_data", contract, val_data, "Name unseen videos.")
         contract = "ten videos or more, of which some are held out whole"
         raise argument_error("data", contract, "fewer", "Add some, or set `probe.val_data`.")
     read_validation_clips(spans.held_out, clips, 1, name="probe.val_data")
