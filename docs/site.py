@@ -154,11 +154,18 @@ def command_line() -> str:
 
 def settings() -> str:
     """Return the page of all settings."""
-    from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
+    from telecine.settings import (
+        EvaluateConfig,
+        LatentsConfig,
+        PruneConfig,
+        ReconstructConfig,
+        TrainConfig,
+    )
     from telecine.settings.validate import settings_of
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
     commands["reconstruct"] = ReconstructConfig
+    commands["prune"] = PruneConfig
     text = "# Settings\n\nOptions of a command, or keys of a YAML file for `--config`. "
     text += "A dot is a group: `clips.height`.\n"
     for command, kind in commands.items():
