@@ -253,7 +253,7 @@ def latent_cache(folder: Path, number: int) -> Row:
     cache.write()
     for index in range(number):
         copy = shutil.copytree(original, folder / "damaged-latents")
-        (path,) = copy.iterdir()
+        path = sorted(copy.iterdir())[index // 4 % 2]
         if index % 4 == 0:
             what = "half"
             clear_half(path, path)
@@ -272,7 +272,7 @@ def is_named_or_lost(path: Path, names: Sequence[str], values: Tensor) -> bool:
             return True
         found = cache.read(names, torch.device("cpu"))
     except ValueError as error:
-        return str(path) in str(error) and "\n" not in str(error)
+        return str(path.with_suffix("")) in str(error) and "\n" not in str(error)
     return isinstance(found, DiagonalGaussian) and torch.equal(
         torch.stack([found.mean, found.logvar]), values
     )

@@ -154,17 +154,14 @@ def command_line() -> str:
 
 def settings() -> str:
     """Return the page of all settings."""
-    from telecine.settings import (
-        EvaluateConfig,
-        LatentsConfig,
-        PruneConfig,
-        ReconstructConfig,
-        TrainConfig,
-    )
+    from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
     from telecine.settings.validate import settings_of
+    from telecine.tools.decode.settings import DecodeConfig
+    from telecine.tools.encode.settings import EncodeConfig
+    from telecine.tools.prune.settings import PruneConfig
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
-    commands["reconstruct"] = ReconstructConfig
+    commands |= {"reconstruct": ReconstructConfig, "encode": EncodeConfig, "decode": DecodeConfig}
     commands["prune"] = PruneConfig
     text = "# Settings\n\nOptions of a command, or keys of a YAML file for `--config`. "
     text += "A dot is a group: `clips.height`.\n"

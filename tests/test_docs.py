@@ -9,7 +9,7 @@ import torch
 
 import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.objective.terms import TERMS
+from telecine.losses.additional_terms import TERMS
 from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Term, TrainConfig
 from telecine.settings.validate import settings_of
 from telecine.training.diagnostics import RULES
@@ -32,6 +32,7 @@ OTHERS = {
     "fine-tuning.md",
     "hardware.md",
     "health.md",
+    "latents-on-disk.md",
     "latents.md",
     "many-gpus.md",
     "objective.md",

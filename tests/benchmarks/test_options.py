@@ -35,7 +35,7 @@ def test_every_setting_is_measured(benchmark_module):
         for name in options
         if name.startswith("terms.")
     }
-    assert terms == set(benchmark_module("telecine.objective.terms").TERMS)
+    assert terms == set(benchmark_module("telecine.losses.additional_terms").TERMS)
     groups = ("reconstruction", "perceptual", "gan", "penalty", "adaptive_weight")
     names = {
         item.name for item in settings_of(ObjectiveConfig) if item.name.partition(".")[0] in groups

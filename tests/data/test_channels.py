@@ -1,5 +1,7 @@
 """Grey, alpha, and more than 8 bits: exact pixels of real files."""
 
+import struct
+import zlib
 from dataclasses import replace
 from fractions import Fraction
 
@@ -21,6 +23,8 @@ from telecine.data import (
 from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import write_planes
+
+END_OF_HEADER = 33  # of a PNG: its signature and its first chunk
 
 T = 5
 H = 48
@@ -233,7 +237,11 @@ def test_images_of_16_bits(tmp_path):
 
 def test_a_transparent_grey_of_16_bits(tmp_path):
     path = tmp_path / "a.png"
-    Image.fromarray(np.array([[0, 25700, 65535]], dtype=np.uint16)).save(path, transparency=25700)
+    Image.fromarray(np.array([[0, 25700, 65535]], dtype=np.uint16)).save(path)
+    content = path.read_bytes()
+    transparency = b"tRNS" + struct.pack(">H", 25700)  # which Pillow before 10.4 does not write
+    chunk = struct.pack(">I", 2) + transparency + struct.pack(">I", zlib.crc32(transparency))
+    path.write_bytes(content[:END_OF_HEADER] + chunk + content[END_OF_HEADER:])
     greys = read(path, "rgba", num_frames=1)[0, 0]
     assert greys.tolist() == [[0, 0, 0, 255], [100, 100, 100, 0], [255, 255, 255, 255]]
     assert read(path, "grey", num_frames=1).flatten().tolist() == [0, 255, 255]

@@ -67,7 +67,7 @@ SMALL = {
             "--device",
             "cpu",
         ),
-        *("--chunk", "5", "--overlap_frames", "1", "--tile", "16"),
+        *("--chunk", "5", "--tile", "16"),
     ],
     "reconstruct": ["--device", "cpu"],
 }

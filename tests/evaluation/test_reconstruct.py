@@ -9,13 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.data import bytes_from_video, find_videos, index_video, iterate_frames, read_clip
+from telecine.data import (
+    bytes_from_video,
+    find_videos,
+    index_video,
+    iterate_frames,
+    read_clip,
+    video_from_bytes,
+)
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
 from telecine.evaluation.reconstruction_sources import load_model
+from telecine.evaluation.tiling import reconstruct_tiled, rounded_tiling
 from telecine.models.interface import ClipPosition
 from telecine.report.video import write_video
-from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig
+from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig, Tiling
 from telecine.tools.latents.measures import measure_latent_spaces
 
 from .videos import waves
@@ -24,9 +32,10 @@ CPU = torch.device("cpu")
 
 
 class Recorder(torch.nn.Module):
-    """Forwards to a model and records the shapes of its inputs."""
+    """Forwards to a model and records the shapes of its inputs; it does not stream."""
 
     position = ClipPosition()
+    streams = False
 
     def __init__(self, model):
         super().__init__()
@@ -58,7 +67,8 @@ def test_every_frame_is_reconstructed_from_bounded_inputs(tiny_model, videos, se
     model = Recorder(tiny_model)
     size = (settings.get("height", 48), settings.get("width", 64))
     frames, reconstruction = run(model, info, **{"num_frames": 5, **settings})
-    assert torch.equal(frames, torch.stack(list(iterate_frames(info, size))))
+    inputs = torch.stack(list(iterate_frames(info, size)))
+    assert torch.equal(frames, video_from_bytes(inputs).transpose(0, 1))
     assert reconstruction.shape == (26, 3, *size)
     assert reconstruction.abs().max() <= 1
     assert max(model.shapes) == (1, 3, *largest)
@@ -73,17 +83,28 @@ def test_a_tile_as_large_as_the_frame_changes_nothing(tiny_model, videos):
 
 def test_overlapping_chunks_differ_only_after_the_first_overlap(tiny_model, videos):
     info = index_video(videos / "one.mp4")
-    _, plain = run(tiny_model, info, num_frames=9)
-    _, blended = run(tiny_model, info, num_frames=9, overlap_frames=2)
+    model = Recorder(tiny_model)
+    _, plain = run(model, info, num_frames=9)
+    _, blended = run(model, info, num_frames=9, overlap_frames=2)
     assert torch.equal(plain[:7], blended[:7])
     assert not torch.equal(plain[7:], blended[7:])
 
 
+@pytest.mark.parametrize("tile", [None, 32])
+def test_a_model_that_streams_has_the_reconstruction_of_the_whole_video(tiny_model, videos, tile):
+    info = index_video(videos / "one.mp4")
+    frames, reconstruction = run(tiny_model, info, num_frames=9, tile=tile)
+    video = frames.transpose(0, 1)
+    tiling = rounded_tiling(Tiling.of(tile, None), tiny_model)
+    whole = reconstruct_tiled(tiny_model, video, tiling).clamp(-1, 1)
+    assert torch.equal(reconstruction.transpose(0, 1), whole)
+    with pytest.raises(ValueError, match="`overlap_frames` must be 0 for a model that keeps"):
+        run(tiny_model, info, overlap_frames=2)
+
+
 def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
     output = tmp_path / "out.mp4"
-    config = ReconstructConfig(
-        num_frames=9, tile=32, tile_overlap=8, overlap_frames=2, device="cpu"
-    )
+    config = ReconstructConfig(num_frames=9, tile=32, tile_overlap=8, device="cpu")
     psnr = reconstruct(model_folder, videos / "one.mp4", output, config)
     info = index_video(output)
     assert (info.num_frames, info.height, info.width, info.fps) == (26, 48, 64, 25)
@@ -92,8 +113,7 @@ def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
         index_video(videos / "one.mp4"),
         **vars(config),
     )
-    target = frames.movedim(-1, 1).double() / 127.5 - 1
-    error = (reconstruction.double() - target).square().mean((1, 2, 3))
+    error = (reconstruction.double() - frames.double()).square().mean((1, 2, 3))
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).mean().item(), abs=1e-4)
 
 
@@ -199,11 +219,11 @@ def test_an_image_becomes_a_png(model_folder, images, tmp_path):
     frames, reconstruction = run(
         load_model(model_folder, ReconstructConfig(), CPU), index_video(images / "one.jpg"), tile=16
     )
-    assert frames.shape == (1, 24, 28, 3)
+    assert frames.shape == (1, 3, 24, 28)
     assert torch.equal(
         read_clip(index_video(output), 0, 1), bytes_from_video(reconstruction.transpose(0, 1))
     )
-    error = (reconstruction.double() - frames.movedim(-1, 1).double() / 127.5 + 1).square().mean()
+    error = (reconstruction.double() - frames.double()).square().mean()
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).item(), abs=1e-4)
     with pytest.raises(
         ValueError, match=r"must be the name of a PNG, which ends in .png, but got .*out\.mp4"

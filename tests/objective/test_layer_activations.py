@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.layer_activations import LayerActivations
 from telecine.ops.checkpointing import checkpoint_call
 
 LAYERS = [

@@ -47,36 +47,6 @@ def test_steps_that_are_given_as_floats_are_ints():
     assert [(type(step), step) for step in (ramp.start, ramp.steps)] == [(int, 1000), (int, 100)]
 
 
-@pytest.mark.parametrize(
-    ("options", "step", "off"),
-    [
-        ({"adversarial_loss_weight": Ramp(1.0, steps=100)}, 1104, []),
-        (
-            {"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=2000)},
-            1984,
-            [],
-        ),
-        (
-            {"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=500)},
-            1008,
-            ["perceptual_weight"],
-        ),
-    ],
-)
-def test_the_step_with_most_terms_has_a_penalty_and_every_term_that_can_be_on(options, step, off):
-    weights = schedule(
-        disc_start=1000,
-        grad_penalty_loss_weight=1.0,
-        gan={"disc_train_start": 800},
-        penalty={"every": 16},
-        **options,
-    )
-    assert weights.step_with_most_terms() == step
-    assert weights.off_at(step) == off
-    assert weights.at(step)["grad_penalty"] == 16
-    assert weights.step_with_most_terms(900) < 900
-
-
 def test_all_weights_at_a_step():
     weights = schedule(
         perceptual_weight=0.7,

@@ -132,9 +132,7 @@ def test_the_same_video_has_the_same_bits(run, tmp_path):
     assert not torch.equal(source.reconstruct(second, target), source.reconstruct(first, target))
 
     def psnr(steps):
-        config = ReconstructConfig(
-            num_frames=29, overlap_frames=2, tile=32, device="cpu", decode_steps=steps
-        )
+        config = ReconstructConfig(num_frames=29, tile=32, device="cpu", decode_steps=steps)
         return reconstruct(run.output_dir, run.data, tmp_path / "out.mp4", config)
 
     assert psnr(2) == psnr(2) != psnr(1)

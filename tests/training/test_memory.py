@@ -11,15 +11,18 @@ from telecine.losses.perceptual.feature_maps import build_maps
 from telecine.models import CausalVAE
 from telecine.models.load import load_autoencoder
 from telecine.models.student import StudentAutoencoder
+from telecine.objective.weights import WeightSchedule
 from telecine.settings import (
     DiscriminatorConfig,
     FeaturesConfig,
     ObjectiveConfig,
     PerceptualConfig,
+    Ramp,
     Term,
     TrainConfig,
 )
 from telecine.settings.parse import RECIPES, read_config
+from telecine.settings.validate import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
@@ -37,6 +40,7 @@ from telecine.training.memory import (
     fake_autoencoder,
     fake_lpips,
     plan_update,
+    step_with_most_terms,
 )
 from telecine.training.step import MicroBatch, train_step
 
@@ -159,7 +163,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
     planned = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
-    step = state.objective.schedule.step_with_most_terms()
+    step = step_with_most_terms(state.objective.schedule)
 
     def update():
         state.step = step
@@ -395,3 +399,33 @@ def test_models_of_recipes_are_planned_without_a_network(recipe, monkeypatch):
     model = fake_autoencoder(TrainConfig(model=read_config(recipe).model))
     millions = re.search(r"(\d+) M weights", recipe.read_text(encoding="utf-8"))[1]
     assert round(sum(weight.numel() for weight in model.parameters()) / 1e6) == int(millions)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "off"),
+    [
+        ({"adversarial_loss_weight": Ramp(1.0, steps=100)}, 1104, []),
+        (
+            {"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=2000)},
+            1984,
+            [],
+        ),
+        (
+            {"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=500)},
+            1008,
+            ["perceptual_weight"],
+        ),
+    ],
+)
+def test_the_step_with_most_terms_has_a_penalty_and_every_term_that_can_be_on(options, step, off):
+    settings = {
+        "disc_start": 1000,
+        "grad_penalty_loss_weight": 1.0,
+        "gan": {"disc_train_start": 800},
+        "penalty": {"every": 16},
+    }
+    weights = WeightSchedule(validate(ObjectiveConfig, {**settings, **options}))
+    assert step_with_most_terms(weights) == step
+    assert weights.off_at(step) == off
+    assert weights.at(step)["grad_penalty"] == 16
+    assert step_with_most_terms(weights, 900) < 900

@@ -79,12 +79,13 @@ def _save_tf32() -> Callable[[], None]:
 
 
 def call_with_cast_weights(
-    module: nn.Module, *inputs: Tensor, separately: nn.Module | None = None
+    module: nn.Module, *inputs: Any, separately: nn.Module | None = None
 ) -> Any:
     """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
 
-    The gradient of one of these weights needs the backward of all. The layers in `separately` are cast by themselves,
-    as are all in compiled code, which fuses casts, and all if some are sharded over processes.
+    The first input is a tensor. The gradient of one of these weights needs the backward of all. The layers in
+    `separately` are cast by themselves, as are all in compiled code, which fuses casts, and all if some are sharded
+    over processes.
     """
     dtype = autocast_dtype(inputs[0].device)
     if dtype is None or torch.compiler.is_compiling():

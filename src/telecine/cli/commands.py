@@ -20,7 +20,9 @@ from telecine.settings.arguments import ChangeData, Data, Output, StealLock
 from telecine.settings.parse import describe_recipes, find_recipe, read_config
 from telecine.settings.validate import json_schema
 from telecine.tools.data_report.command import data
+from telecine.tools.decode.command import decode
 from telecine.tools.distill.command import distill
+from telecine.tools.encode.command import encode
 from telecine.tools.latents.command import latents
 from telecine.tools.plan.command import plan
 from telecine.tools.prune.command import prune
@@ -340,6 +342,8 @@ FUNCTIONS: list[Callable[..., None]] = [
     data,
     evaluate,
     reconstruct,
+    encode,
+    decode,
     latents,
     report,
     recipes,

@@ -44,6 +44,9 @@ _ALLOW_CODE_HELP = (
 
 def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any) -> None:
     """Add an argument of a function to a parser. Its type is `Annotated` with its help, see `settings.arguments`."""
+    if get_origin(hint) is not Annotated:
+        # Python 3.10 makes it optional where the default is None.
+        hint = get_args(hint)[0]
     kind, about = get_args(hint)
     text = about.help if isinstance(about, (Data, Output)) else about
     kind = union_members(kind)[0]

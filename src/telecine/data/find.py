@@ -45,7 +45,11 @@ _MOST_PATHS = 1_000_000
 
 
 def load_spans(
-    path: str | PathLike[str], config: ClipConfig | None = None, *, name: str = "data"
+    path: str | PathLike[str],
+    config: ClipConfig | None = None,
+    *,
+    name: str = "data",
+    keep_columns: bool = False,
 ) -> tuple[list[Span], list[Skipped]]:
     """Find and index videos, images and arrays. The index is kept for the next run.
 
@@ -55,6 +59,7 @@ def load_spans(
         config: Files with larger frames than its `max_pixels` are skipped, and those with other channels. `timeout` is
             for one file, `layout` and `range` are those of arrays.
         name: Name of the argument in error messages.
+        keep_columns: Whether spans have the other columns of lists, such as captions.
 
     Returns:
         A span for each file or line of a list, in order, and the skipped ones, which are also logged.
@@ -66,7 +71,7 @@ def load_spans(
     cache = IndexCache(path, config)
     is_complete = False
     try:
-        segments = find_segments(path, cache, name=name)
+        segments = find_segments(path, cache, name=name, keep_columns=keep_columns)
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=cache.info)
         is_complete = True
@@ -107,7 +112,11 @@ def sources_of(data: str | None) -> set[Source]:
 
 
 def find_segments(
-    path: str | PathLike[str], cache: IndexCache, *, name: str = "data"
+    path: str | PathLike[str],
+    cache: IndexCache,
+    *,
+    name: str = "data",
+    keep_columns: bool = False,
 ) -> list[Segment]:
     """List the segments at `path`, see `load_spans`, without indexing them.
 
@@ -115,6 +124,7 @@ def find_segments(
         path: Where the data is.
         cache: The index of the data, for the members of tar files.
         name: Name of the argument in error messages.
+        keep_columns: Whether segments have the other columns of lists.
 
     Raises:
         DataError: nothing is found at `path`, or a list is not valid.
@@ -136,7 +146,9 @@ def find_segments(
     for file in dict.fromkeys(files):  # each once: a pattern may match a file and its folder
         suffix = file.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            segments.extend(read_list(file, cache.config.timeout, cache.config.group_column))
+            timeout = cache.config.timeout
+            group_column = cache.config.group_column
+            segments.extend(read_list(file, timeout, group_column, keep_columns=keep_columns))
         elif suffix == _ARCHIVE_SUFFIX:
             segments.extend(Segment(member) for member in cache.members(file))
         else:

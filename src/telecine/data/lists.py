@@ -6,8 +6,8 @@ import io
 import json
 import logging
 import posixpath
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -49,6 +49,9 @@ class Segment:
     start_frame: int | None = None
     end_frame: int | None = None  # exclusive
     group: str = ""  # what the column says by which data is held out
+    columns: Mapping[str, object] = field(
+        default_factory=dict, compare=False
+    )  # the others of its line, if they are kept
 
     def span_in(self, info: VideoInfo) -> Span | Skipped:
         """Return the span of the segment in the indexed video, or why it has no frame."""
@@ -66,24 +69,30 @@ class Segment:
             end = f"frame {self.end_frame}"
         stop = min(stop, info.num_frames)
         if first < stop:
-            return Span(info, first, stop - 1, self.group)
+            return Span(info, first, stop - 1, self.group, self.columns)
         if first >= info.num_frames:
             return Skipped(self.source, f"starts at {start}, after its last frame")
         return Skipped(self.source, f"no frame from {start} to {end}")
 
 
 def read_list(
-    path: File, timeout: float = TIMEOUT, group_column: str | None = None
+    path: File,
+    timeout: float = TIMEOUT,
+    group_column: str | None = None,
+    *,
+    keep_columns: bool = False,
 ) -> list[Segment]:
     """Read a list with one segment of a video, or one image, per line.
 
     The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
-    and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive. Other columns are left out, and logged.
+    and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive. Other columns are left out, and logged,
+    or kept.
 
     Args:
         path: The list.
         timeout: Seconds that reading may take.
         group_column: The column with the groups of which some are held out; it may be missing.
+        keep_columns: Whether segments have the other columns, such as captions.
 
     Raises:
         DataError: the list cannot be read or has a mistake, with the line number; or it takes too long.
@@ -96,7 +105,7 @@ def read_list(
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         lines = _Lines(text, deadline)
         try:
-            return _read_segments(path, lines, group_column)
+            return _read_segments(path, lines, group_column, keep_columns)
         except _RowError as error:
             raise DataError(f"{path}, line {max(lines.number, 1)}: {error}") from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -108,18 +117,23 @@ def _unreadable(where: object, reason: Exception) -> DataError:
     return DataError(f"{where}: cannot be read ({reason}). A list must be CSV or JSONL in UTF-8.")
 
 
-def _read_segments(path: File, lines: "_Lines", group_column: str | None) -> list[Segment]:
+def _read_segments(
+    path: File, lines: "_Lines", group_column: str | None, keep_columns: bool
+) -> list[Segment]:
     segments: list[Segment] = []
     sources: dict[str, File] = {}  # a list of scenes names each video many times
     other_columns: dict[str, None] = {}  # in their order
     rows = _csv_rows(lines) if path.suffix.lower() == ".csv" else _json_rows(lines)
     for row in rows:
-        other_columns.update(dict.fromkeys(name for name in row if name not in _COLUMNS))
+        others = {name: value for name, value in row.items() if name not in _COLUMNS}
+        if not keep_columns:
+            other_columns.update(dict.fromkeys(others))
+            others = {}
         name = _parse_path(row)
         if name not in sources:
             sources[name] = _named_file(path, name)
         group = "" if group_column is None else str(row.get(group_column, ""))
-        segments.append(_parse_segment(row, sources[name], group))
+        segments.append(_parse_segment(row, sources[name], group, others))
     if not segments:
         raise DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
     if group_column is not None:
@@ -225,7 +239,7 @@ def _named_file(path: File, name: str) -> File:
     return RemotePath(f"{protocol}://{posixpath.normpath(path.path.parent / name)}")
 
 
-def _parse_segment(row: _Row, source: File, group: str) -> Segment:
+def _parse_segment(row: _Row, source: File, group: str, columns: _Row) -> Segment:
     segment = Segment(
         source,
         start=_parse_seconds(row, "start"),
@@ -233,6 +247,7 @@ def _parse_segment(row: _Row, source: File, group: str) -> Segment:
         start_frame=_parse_frame(row, "start_frame"),
         end_frame=_parse_frame(row, "end_frame"),
         group=group,
+        columns=columns,
     )
     _check_order("end", segment.start or 0, segment.end)
     _check_order("end_frame", segment.start_frame or 0, segment.end_frame)

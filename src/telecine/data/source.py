@@ -7,7 +7,7 @@ import os
 import tarfile
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -279,6 +279,9 @@ class Span:
     first_frame: int
     last_frame: int  # inclusive
     group: str = ""  # spans of one group are held out together; empty if the data names none
+    columns: Mapping[str, object] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # those of a list that are kept, such as a caption
 
     @property
     def num_frames(self) -> int:

@@ -148,6 +148,8 @@ class SpaceToDepthConv(nn.Sequential):
 class RMSNorm(nn.Module):
     """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467).
 
+    It is made of PyTorch's operators, because a penalty differentiates it twice.
+
     Args:
         dim: Number of channels.
         channel_first: The channels are axis 1, as in `(B, C, H, W)`; otherwise the last axis.

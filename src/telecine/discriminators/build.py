@@ -1,16 +1,13 @@
 """Build discriminators: from the settings of a run, a module, constructor arguments, or a target with params."""
 
-import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.imports import check_arguments, import_allowed
-from telecine.discriminators.base import GradientCheckpointing
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.residual import (
@@ -22,15 +19,70 @@ from telecine.losses.perceptual.feature_maps import build_maps
 from telecine.settings import ClipConfig, DiscriminatorConfig
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
-# The classes by the names that the settings have; those of frozen features are built apart.
-IMAGE: Mapping[str, type[GradientCheckpointing]] = {
-    "attention": Discriminator,
-    "patch": PatchDiscriminator,
+
+
+def _attention(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
+    options = _residual_options(config, clips, factor)
+    return Discriminator(**options)
+
+
+def _plain(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
+    options = _residual_options(config, clips, factor)
+    return Discriminator3D(**options, frame_num=clips.num_frames)
+
+
+def _first_frame(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
+    options = _residual_options(config, clips, factor)
+    return Discriminator3DWithfirstframe(
+        **options, frame_num=clips.num_frames, time_weighting=config.time_weighting
+    )
+
+
+def _residual_options(
+    config: DiscriminatorConfig, clips: ClipConfig, factor: int
+) -> dict[str, Any]:
+    return {
+        "dim": config.dim,
+        "image_size": (math.ceil(clips.height / factor), math.ceil(clips.width / factor)),
+        "channels": clips.num_channels,
+        "max_dim": config.max_dim,
+        "antialiased_downsample": config.antialiased_downsample,
+    }
+
+
+def _image_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
+    return PatchDiscriminator(
+        dim=4 * config.dim,
+        channels=clips.num_channels,
+        num_layers=config.num_layers,
+        max_dim=config.max_dim,
+        norm=config.norm,
+    )
+
+
+def _video_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
+    return PatchDiscriminator3D(
+        dim=4 * config.dim,
+        channels=clips.num_channels,
+        num_layers=config.num_layers,
+        num_temporal_layers=config.num_temporal_layers,
+        max_dim=config.max_dim,
+        norm=config.norm,
+    )
+
+
+Build: TypeAlias = Callable[[DiscriminatorConfig, ClipConfig, int], nn.Module]
+"""A function of the settings and of the number by which the height and width of its clips are divided."""
+# By the names that the settings have; those of frozen features are built apart. The setting `dim` is a quarter of the
+# channels of the first block: the `dim` of the residual networks, and 4 times that is the `dim` of the others.
+IMAGE: Mapping[str, Build] = {
+    "attention": _attention,
+    "patch": _image_patch,
 }
-VIDEO: Mapping[str, type[GradientCheckpointing]] = {
-    "patch": PatchDiscriminator3D,
-    "plain": Discriminator3D,
-    "first_frame": Discriminator3DWithfirstframe,
+VIDEO: Mapping[str, Build] = {
+    "patch": _video_patch,
+    "plain": _plain,
+    "first_frame": _first_frame,
 }
 
 
@@ -59,28 +111,12 @@ def build_discriminators(
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
     elif config.video != "none":
         for factor in factors:
-            videos.append(_build(VIDEO[config.video], config, clips, factor))
+            videos.append(VIDEO[config.video](config, clips, factor))
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
-        image = _build(IMAGE[config.image], config, clips, factor=1)
+        image = IMAGE[config.image](config, clips, 1)
     return image, videos
-
-
-def _build(
-    kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int
-) -> nn.Module:
-    """Build a class with the settings that are arguments of it."""
-    options = {field.name: getattr(config, field.name) for field in fields(config)}
-    options["channels"] = clips.num_channels
-    options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
-    options["frame_num"] = clips.num_frames
-    if kind in (PatchDiscriminator, PatchDiscriminator3D):
-        options["dim"] = (
-            4 * config.dim
-        )  # of the other kinds, a quarter of the channels of the first block
-    parameters = inspect.signature(kind).parameters
-    return kind(**{name: value for name, value in options.items() if name in parameters})
 
 
 def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:
@@ -118,9 +154,8 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
 def _resolve_class(target: str, name: str) -> type[nn.Module]:
     """Return the class at a dotted path; CogVideo's paths return telecine's classes."""
     module_name, _, class_name = str(target).rpartition(".")
-    if (
-        module_name.removeprefix("sat.") == "sgm.modules.autoencoding.losses.video_loss"
-    ):  # need not be installed
+    # CogVideo's modules need not be installed.
+    if module_name.removeprefix("sat.") == "sgm.modules.autoencoding.losses.video_loss":
         target = f"telecine.cogvideo.{class_name}"
     cls = import_allowed(str(target), f"{name}.target")
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):

@@ -72,9 +72,8 @@ class _ResidualDiscriminator(GradientCheckpointing):
                 "antialiased_time", "False without `antialiased_downsample`", True, remedy
             )
         height, width = _as_image_size(self.image_size)
-        num_halvings = (
-            min(height, width).bit_length() - 3
-        )  # they reduce the shorter side to at least 4 and below 8
+        # They reduce the shorter side to at least 4 and below 8.
+        num_halvings = min(height, width).bit_length() - 3
         num_blocks = num_halvings + 1
         self.temporal_num_layers = min(self.frame_num.bit_length() - 1, num_halvings)
         self.blocks = nn.ModuleList()

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from telecine.base.background import in_background
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import atomic_write
@@ -26,10 +27,9 @@ from telecine.evaluation.reconstruction_sources import (
     load_model,
 )
 from telecine.evaluation.tiling import (
-    blended_chunks,
     count_chunks,
     overlapping_chunks,
-    reconstruct_tiled,
+    reconstructed_chunks,
     rounded_tiling,
 )
 from telecine.models import VideoAutoencoder
@@ -114,8 +114,10 @@ def _reconstruct_file(
     limits = _depth_range(model, info, config) if config.compare else None
     frame_psnr: list[Tensor] = []
     pairs = reconstruct_frames(model, info, config, device)
-    chunks = _written_chunks(
-        pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES, frame_psnr=frame_psnr
+    chunks = in_background(
+        _written_chunks(
+            pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES, frame_psnr=frame_psnr
+        )
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     if suffix in _ARRAY_SUFFIXES:
@@ -148,8 +150,7 @@ def _written_chunks(
     frame_psnr: list[Tensor],
 ) -> Iterator[Tensor]:
     """Yield what is written of each pair of `reconstruct_frames`; append the PSNR of its frames to `frame_psnr`."""
-    for frames, reconstruction in pairs:
-        target = video_from_bytes(frames).to(reconstruction.device).transpose(0, 1)
+    for target, reconstruction in pairs:
         frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
         recon_bytes = bytes_from_video(reconstruction.transpose(0, 1), config.bit_depth).cpu()
         if config.compare:
@@ -164,7 +165,7 @@ def _written_chunks(
 def reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a video's frames `(T, H, W, C)`, and their reconstructions, `(T, C, H, W)` in [-1, 1].
+    """Yield a video's frames and their reconstructions, both `(T, C, H, W)` in [-1, 1], while a thread reads ahead.
 
     Args:
         model: The autoencoder, on the device.
@@ -175,16 +176,16 @@ def reconstruct_frames(
     tiles = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *output_size(info, config))
     overlap = config.overlap_frames
-
-    def reconstruct_chunk(frames: Tensor) -> Tensor:
-        reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiles)
-        return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
-
     chunks = overlapping_chunks(_input_frames(model, info, config), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
-    return blended_chunks(
-        model, with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk
-    )
+
+    def videos() -> Iterator[Tensor]:
+        for frames in with_progress(in_background(chunks), "reconstructing", total=total):
+            video = video_from_bytes(frames).to(device)
+            yield video.transpose(0, 1)
+
+    for video, recon in reconstructed_chunks(model, videos(), num_frames, overlap, tiles):
+        yield video, recon.clamp_(*VALUE_RANGE)
 
 
 def _input_frames(

@@ -1,6 +1,6 @@
 """Reconstruction in chunks of time and tiles of space, which bound memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import clip_position
-from telecine.models.tiles import tiles_of_frame
+from telecine.models.tiles import Tile, tiles_of_frame
 from telecine.settings import Tiling, check_overlap
 
 
@@ -89,24 +89,139 @@ def _crossfade(first: Tensor, second: Tensor) -> Tensor:
 def reconstruct_in_chunks(
     model: VideoAutoencoder, video: Tensor, num_frames: int, *, overlap: int, tiling: Tiling
 ) -> Tensor:
-    """Return the reconstruction of a clip in chunks and in tiles, blended: `(C, T, H, W)`, not clamped.
+    """Return the reconstruction of a clip in chunks and in tiles, `(C, T, H, W)`, not clamped.
 
     Args:
         model: The autoencoder.
         video: `(C, T, H, W)` in [-1, 1].
         num_frames: Frames in a chunk.
-        overlap: Frames that neighbours share.
+        overlap: Frames that neighbours share; 0 for a model that streams.
         tiling: The tiles, of sizes of `rounded_tiling`.
     """
-
-    def reconstruct(chunk: Tensor) -> Tensor:
-        return reconstruct_tiled(model, chunk.transpose(0, 1), tiling).transpose(0, 1)
-
-    chunks = overlapping_chunks(video.transpose(0, 1), num_frames, overlap)
     parts = []
-    for _, recon in blended_chunks(model, chunks, overlap, reconstruct):
+    chunks = overlapping_chunks(video.transpose(0, 1), num_frames, overlap)
+    for _, recon in reconstructed_chunks(model, chunks, num_frames, overlap, tiling):
         parts.append(recon)
     return torch.cat(parts).transpose(0, 1)
+
+
+def reconstructed_chunks(
+    model: VideoAutoencoder,
+    chunks: Iterable[Tensor],
+    num_frames: int,
+    overlap: int,
+    tiling: Tiling,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the frames of `overlapping_chunks` once, with their reconstructions, not clamped; both `(T, C, H, W)`.
+
+    A model that streams has the reconstruction of the whole video. Others reconstruct each chunk by itself.
+
+    Args:
+        model: The autoencoder.
+        chunks: Chunks `(T, C, H, W)` in [-1, 1], as `overlapping_chunks` yields them.
+        num_frames: Frames in a chunk.
+        overlap: Frames that neighbours share.
+        tiling: The tiles, of sizes of `rounded_tiling`.
+
+    Raises:
+        ValueError: Chunks of a model that streams overlap.
+    """
+    if not model.streams:
+
+        def reconstruct(chunk: Tensor) -> Tensor:
+            return reconstruct_tiled(model, chunk.transpose(0, 1), tiling).transpose(0, 1)
+
+        yield from blended_chunks(model, chunks, overlap, reconstruct)
+        return
+    if overlap > 0:
+        contract = "0 for a model that keeps frames between chunks, which have no seam"
+        raise argument_error("overlap_frames", contract, overlap, "Leave it out.")
+    stream: TiledStream | None = None
+    pending: list[Tensor] = []
+    for chunk in chunks:
+        video = chunk.transpose(0, 1)
+        if stream is None:
+            stream = TiledStream(model, video.shape[2:], tiling, num_frames)
+        pending.append(chunk)
+        recon = stream.push(video)
+        if recon is not None:
+            waiting = torch.cat(pending)
+            yield waiting[: recon.shape[1]], recon.transpose(0, 1)
+            pending = [waiting[recon.shape[1] :]]
+    if stream is not None:
+        recon = stream.flush()
+        if recon is not None:
+            yield torch.cat(pending), recon.transpose(0, 1)
+
+
+class TiledStream:
+    """Reconstructs a video of any length piece by piece, in tiles: each has streams of its own, see `telecine.models`.
+
+    Args:
+        model: A model that streams.
+        frame_size: Height and width of the frames.
+        tiling: The tiles, of sizes of `rounded_tiling`.
+        num_frames: Largest number of frames that are computed at once.
+    """
+
+    def __init__(
+        self, model: VideoAutoencoder, frame_size: Sequence[int], tiling: Tiling, num_frames: int
+    ) -> None:
+        self.frame_size = frame_size
+        _, self.full_height, self.full_width = model.covering_clip(1, *frame_size)
+        full_size = (self.full_height, self.full_width)
+        self.tiles = list(tiles_of_frame(*full_size, tiling))
+        self.encoders = [model.stream_encoder(num_frames) for _ in self.tiles]
+        self.decoders = []
+        for tile in self.tiles:
+            with clip_position(model, frame_size=full_size, corner=tile.corner):
+                self.decoders.append(model.stream_decoder(num_frames))
+        self.num_frames = 0  # that were pushed
+        self.num_done = 0
+        self._last_frame: Tensor | None = None
+
+    def push(self, video: Tensor) -> Tensor | None:
+        """Return the reconstruction of the frames that are complete, `(C, T, H, W)`, not clamped; None if none is.
+
+        Args:
+            video: The next frames, `(C, T, H, W)` in [-1, 1].
+        """
+        self.num_frames += video.shape[1]
+        self._last_frame = video[:, -1:].clone()
+        return self._push(video, is_last=False)
+
+    def flush(self) -> Tensor | None:
+        """Return the reconstruction of the frames that are left: the video ends with copies of its last frame."""
+        num_missing = self.encoders[0].num_missing
+        assert self._last_frame is not None
+        return self._push(self._last_frame.expand(-1, num_missing, -1, -1), is_last=True)
+
+    def _push(self, video: Tensor, *, is_last: bool) -> Tensor | None:
+        parts = []
+        for tile, encoder, decoder in zip(self.tiles, self.encoders, self.decoders, strict=True):
+            outputs = []
+            posterior = None
+            if video.shape[1] > 0:
+                padded = pad_to(video, (video.shape[1], self.full_height, self.full_width))
+                posterior = encoder.push(padded[None, :, :, tile.rows, tile.columns])
+            if posterior is not None:
+                outputs.append(decoder.push(posterior.mode()))
+            if is_last:
+                posterior = encoder.flush()
+                if posterior is not None:
+                    outputs.append(decoder.push(posterior.mode()))
+                outputs.append(decoder.flush())
+            videos = [output for output in outputs if output is not None]
+            if videos:
+                parts.append(torch.cat(videos, dim=2)[0])
+        if not parts:
+            return None
+        height, width = self.frame_size
+        recon = blended_tiles(parts, self.tiles, self.full_height, self.full_width)
+        num_left = self.num_frames - self.num_done
+        recon = recon[:, :num_left, :height, :width]
+        self.num_done += recon.shape[1]
+        return recon
 
 
 def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
@@ -146,24 +261,42 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         tiling: The tiles, of sizes of `rounded_tiling`.
     """
     num_frames, height, width = video.shape[1:]
-    padded = _pad_to(video, model.covering_clip(num_frames, height, width))
+    padded = pad_to(video, model.covering_clip(num_frames, height, width))
     full_height, full_width = padded.shape[2:]
     tiles = list(tiles_of_frame(full_height, full_width, tiling))
     if len(tiles) == 1:
         return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
-    weighted_sum = torch.zeros_like(padded)
-    total_weight = padded.new_zeros(full_height, full_width)
-    for rows, columns, tile_weight in tiles:
-        weight = tile_weight.to(padded)
-        corner = (rows.start, columns.start)
-        with clip_position(model, frame_size=(full_height, full_width), corner=corner):
-            tile = model(padded[None, :, :, rows, columns], sample_posterior=False).video[0]
-        weighted_sum[:, :, rows, columns] += weight * tile
-        total_weight[rows, columns] += weight
-    return weighted_sum.div_(total_weight)[:, :num_frames, :height, :width]
+    parts = []
+    for tile in tiles:
+        with clip_position(model, frame_size=(full_height, full_width), corner=tile.corner):
+            inputs = padded[None, :, :, tile.rows, tile.columns]
+            parts.append(model(inputs, sample_posterior=False).video[0])
+    return blended_tiles(parts, tiles, full_height, full_width)[:, :num_frames, :height, :width]
 
 
-def _pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
+def blended_tiles(
+    parts: Sequence[Tensor], tiles: Sequence[Tile], height: int, width: int
+) -> Tensor:
+    """Return the video `(C, T, H, W)` of its tiles, which are blended linearly.
+
+    Args:
+        parts: The video of each tile, `(C, T, h, w)`.
+        tiles: Where they lie.
+        height: Height of the frames.
+        width: Width of the frames.
+    """
+    if len(tiles) == 1:
+        return parts[0]
+    weighted_sum = parts[0].new_zeros(*parts[0].shape[:2], height, width)
+    total_weight = parts[0].new_zeros(height, width)
+    for part, tile in zip(parts, tiles, strict=True):
+        weight = tile.weight.to(part)
+        weighted_sum[:, :, tile.rows, tile.columns] += weight * part
+        total_weight[tile.rows, tile.columns] += weight
+    return weighted_sum.div_(total_weight)
+
+
+def pad_to(video: Tensor, size: tuple[int, int, int]) -> Tensor:
     """Repeat the last frame, row and column of `(C, T, H, W)` up to a size. Return a video of that size unchanged."""
     num_frames, height, width = video.shape[1:]
     if (num_frames, height, width) == tuple(size):

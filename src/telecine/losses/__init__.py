@@ -10,7 +10,6 @@ from telecine.losses.adversarial import hinge as hinge
 from telecine.losses.adversarial import least_squares as least_squares
 from telecine.losses.adversarial import relativistic as relativistic
 from telecine.losses.adversarial import vanilla as vanilla
-from telecine.losses.latent import LATENT_TERMS as LATENT_TERMS
 from telecine.losses.latent import Decode as Decode
 from telecine.losses.latent import Reduction as Reduction
 from telecine.losses.latent import equivariance as equivariance

@@ -312,21 +312,10 @@ def local_correlation(
         return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
 
 
-# The terms of a latent that a name alone stands for.
-LATENT_TERMS: dict[str, Callable[..., Scalar]] = {
-    "equivariance": equivariance,
-    "scale_equivariance": scale_equivariance,
-    "local_correlation": local_correlation,
-    "latent_masking": latent_masking,
-    "latent_noise": latent_noise,
-}
-
-
 def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     """Return the mean correlation `(B,)` of pairs of positions in windows of `num_frames` x 2 x 2."""
-    windows = (
-        latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)
-    )  # (B, C, t, h, w, n, 2, 2)
+    # (B, C, t, h, w, n, 2, 2)
+    windows = latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
     vectors = vectors - vectors.mean(-1, keepdim=True)
     unit = vectors * (vectors.square().sum(-1, keepdim=True) + _EPSILON**2).rsqrt()

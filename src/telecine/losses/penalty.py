@@ -85,9 +85,8 @@ def r1(*, real: Tensor, real_logits: Tensor) -> Scalar:
     Mescheder et al. (arXiv:1801.04406), equation 9 without gamma, which is the weight of the penalty.
     """
     gradient = at_least_float32(_input_gradient(real, real_logits))
-    return (
-        0.5 * gradient.square().flatten(1).sum(1).mean()
-    )  # no root: it has no second derivative at 0
+    # No root: it has no second derivative at 0.
+    return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
 def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:

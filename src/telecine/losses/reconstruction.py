@@ -73,6 +73,7 @@ def charbonnier(
     return weighted_mean((d.square() + epsilon**2).sqrt() - epsilon, weight)
 
 
+# The one pixel loss, by the values of `objective.reconstruction.loss`. `additional_terms.py` has those with a weight.
 RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {
     "mse": mse,
     "l1": l1,
@@ -100,9 +101,8 @@ def temporal_difference(
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.
     """
-    changes = difference(reconstruction=reconstruction, target=target).diff(
-        dim=2
-    )  # linear, as the subtraction is
+    # Both steps are linear.
+    changes = difference(reconstruction=reconstruction, target=target).diff(dim=2)
     if changes.shape[2] == 0:
         return changes.sum()  # a mean over no elements would be NaN; the sum is 0 and has a graph
     if mask is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from os import PathLike
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, check_count
 from telecine.base.files import read_json
 from telecine.base.precision import call_with_cast_weights
 from telecine.base.randomness import Generators
@@ -36,7 +36,7 @@ from telecine.models.causal_blocks import (
 from telecine.models.channels import RGBAConv3d, change_channels
 from telecine.models.clip_sizes import check_multiple
 from telecine.models.flow import FEW_STEPS, DenoisedClips, Sampler, denoised_clips, integrate
-from telecine.models.interface import Reconstruction, check_input
+from telecine.models.interface import ClipPosition, Reconstruction, check_input, clip_position
 from telecine.models.latent import (
     MEAN_KEY,
     STD_KEY,
@@ -56,6 +56,7 @@ from telecine.models.pretrained import (
     load_weights,
     save_model,
 )
+from telecine.models.stream import ChunkSizes, StreamDecoder, StreamEncoder
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_older_flow
@@ -98,7 +99,8 @@ class _Encoder(nn.Module):
 
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
-        self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
+        self.patch = (config.time_compression, config.patch_size)
+        self.first_frame_apart = config.first_frame_apart
         self.linear = PatchEncoder(
             config.time_compression,
             config.spatial_compression,
@@ -128,11 +130,23 @@ class _Encoder(nn.Module):
         self.network = CausalSequential(*layers)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
-    def forward(self, video: Video) -> tuple[Tensor, Tensor]:
-        """Return mean and logvar, `(B, latent_channels, k, h, w)`; logvar is empty with a discrete bottleneck."""
-        outputs = _in_temporal_chunks(self.network, self.chunk_size, fold(video, *self.patch))
+    def forward(
+        self, video: Video, earlier: EarlierFrames | None = None, continues: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean and logvar, `(B, latent_channels, k, h, w)`; logvar is empty with a discrete bottleneck.
+
+        Args:
+            video: A whole clip, or a chunk of a stream, `(B, C, T, H, W)`.
+            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            continues: Whether the chunk follows another one.
+        """
+        folded = fold(video, *self.patch, self.first_frame_apart and not continues)
+        if earlier is None:
+            outputs = _in_temporal_chunks(self.network, self.chunk_size, folded)
+        else:
+            outputs = self.network(folded, earlier)
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
-        return self.linear(video) + residual, logvar
+        return self.linear(video, continues=continues) + residual, logvar
 
 
 class Decoder(nn.Module):
@@ -145,7 +159,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: CausalVAEConfig, noise_features: int = 0) -> None:
         super().__init__()
-        self.patch = (config.time_compression, config.patch_size, config.first_frame_apart)
+        self.patch = (config.time_compression, config.patch_size)
+        self.first_frame_apart = config.first_frame_apart
         self.linear = PatchDecoder(
             config.time_compression,
             config.spatial_compression,
@@ -164,10 +179,22 @@ class Decoder(nn.Module):
         self.network = CausalSequential(*layers)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
-    def forward(self, latent: Tensor) -> Video:
-        """Return the video of a latent `(B, latent_channels, k, h, w)`."""
-        residual = _in_temporal_chunks(self.network, self.chunk_size, latent)
-        return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
+    def forward(
+        self, latent: Tensor, earlier: EarlierFrames | None = None, continues: bool = False
+    ) -> Video:
+        """Return the video of a latent.
+
+        Args:
+            latent: That of a whole clip, or a chunk of a stream, `(B, latent_channels, k, h, w)`.
+            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            continues: Whether the chunk follows another one.
+        """
+        if earlier is None:
+            residual = _in_temporal_chunks(self.network, self.chunk_size, latent)
+        else:
+            residual = self.network(latent, earlier)
+        video = unfold(residual, *self.patch, self.first_frame_apart and not continues)
+        return cast(Video, self.linear(latent, continues=continues) + video)
 
 
 class FlowDecoder(Decoder):
@@ -197,23 +224,35 @@ class FlowDecoder(Decoder):
             nn.SiLU(),
         )
 
-    def forward(self, latent: Tensor, noisy: Video, level: Tensor) -> Video:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        latent: Tensor,
+        noisy: Video,
+        level: Tensor,
+        earlier: EarlierFrames | None = None,
+        continues: bool = False,
+    ) -> Video:
         """Return the prediction of the clean video, `(B, C, T, H, W)`.
 
         Args:
-            latent: `(B, latent_channels, k, h, w)`.
+            latent: That of a whole clip, or a chunk of a stream, `(B, latent_channels, k, h, w)`.
             noisy: The noisy video, `(B, C, T, H, W)`.
             level: The noise level of each clip, `(B,)` in (0, 1].
+            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            continues: Whether the chunk follows another one.
         """
         embedding = self.level(_sinusoidal_embedding(level).to(latent.dtype))
-        folded = fold(noisy.to(latent.dtype), *self.patch)
-        residual = _in_temporal_chunks(
-            partial(self._residual, embedding), self.chunk_size, latent, folded
-        )
-        video = unfold(residual, *self.patch)
+        is_apart = self.first_frame_apart and not continues
+        folded = fold(noisy.to(latent.dtype), *self.patch, is_apart)
+        network = partial(self._residual, embedding)
+        if earlier is None:
+            residual = _in_temporal_chunks(network, self.chunk_size, latent, folded)
+        else:
+            residual = network(latent, folded, earlier)
+        video = unfold(residual, *self.patch, is_apart)
         if self.predicts_velocity:
             video = -level.view(-1, 1, 1, 1, 1) * video
-        return cast(Video, self.linear(latent) + video)
+        return cast(Video, self.linear(latent, continues=continues) + video)
 
     def _residual(
         self,
@@ -286,6 +325,15 @@ class CausalAutoencoder(LatentAutoencoder):
         Raises:
             ValueError: The latent has another shape, or there is no noise in training.
         """
+        latent = self._decoder_input(latent)
+        if self.sampler is None:
+            return cast(Video, self._call_decoder(latent))
+        if noise is None:
+            noise = self.decoding_noise(self.decoded_shape(latent), generator, latent.device)
+        return integrate(partial(self.decoder, latent), noise, self._levels(noise))
+
+    def _decoder_input(self, latent: Tensor) -> Tensor:
+        """Return a latent with all channels and of the decoder's dtype."""
         check_video("latent", latent)
         if latent.shape[1] in self.nested_channels:
             num_missing = self.config.latent_channels - latent.shape[1]
@@ -295,19 +343,77 @@ class CausalAutoencoder(LatentAutoencoder):
             raise argument_error(
                 "latent", contract, latent, "Pass the output of `encode(...).sample()`."
             )
-        latent = latent.to(self.last_layer.dtype)
-        if self.sampler is None:
-            return cast(Video, self._call_decoder(latent))
-        if noise is None:
-            noise = self.decoding_noise(self.decoded_shape(latent), generator, latent.device)
+        return latent.to(self.last_layer.dtype)
+
+    def _levels(self, noise: Video) -> list[float]:
+        """Return the noise level before each step of the sampler, for frames of the size of the noise."""
+        assert self.sampler is not None
         frame_size = self.position.frame_size or (noise.shape[3], noise.shape[4])
-        levels = self.sampler.levels(self.config.flow.shift_of(*frame_size))
-        return integrate(partial(self.decoder, latent), noise, levels)
+        return self.sampler.levels(self.config.flow.shift_of(*frame_size))
+
+    @property
+    def streams(self) -> bool:
+        """True: the layers keep frames between chunks."""
+        return True
+
+    def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
+        """Return a stream that decodes a latent piece by piece; see `VideoAutoencoder.stream_decoder`."""
+        sizes = ChunkSizes(first=1, others=self._chunk_frames(num_frames) // self._time)
+        num_passes = 1 if self.sampler is None else self.sampler.steps
+        passes: list[EarlierFrames] = [{} for _ in range(num_passes)]
+        return StreamDecoder(partial(self._decode_chunk, passes, self.position), sizes)
+
+    def _decode_chunk(
+        self, passes: Sequence[EarlierFrames], start: ClipPosition, latent: Tensor, num_before: int
+    ) -> Video:
+        """Return the video of a chunk of a stream.
+
+        Args:
+            passes: The frames that the layers keep between chunks, for each step of the sampler.
+            start: The position of the stream's first frame.
+            latent: `(B, C, t, h, w)`.
+            num_before: Latent frames before the chunk.
+        """
+        latent = self._decoder_input(latent)
+        continues = num_before > 0
+        if self.sampler is None:
+            return cast(Video, self._call_decoder(latent, passes[0], continues))
+        first_frame = start.first_frame + self._num_decoded_frames(num_before)
+        shape = list(self.decoded_shape(latent))
+        shape[2] = self._num_decoded_frames(num_before + latent.shape[2])
+        shape[2] -= self._num_decoded_frames(num_before)
+        remaining = iter(passes)
+
+        def denoise(noisy: Video, level: Tensor) -> Video:
+            earlier = next(remaining)
+            return cast(Video, self.decoder(latent, noisy, level, earlier, continues))
+
+        with clip_position(
+            self, first_frame=first_frame, frame_size=start.frame_size, corner=start.corner
+        ):
+            noise = self.decoding_noise(shape, None, latent.device)
+            return integrate(denoise, noise, self._levels(noise))
+
+    @property
+    def _time(self) -> int:
+        return self.config.time_compression
+
+    def _chunk_frames(self, num_frames: int | None) -> int:
+        """Return the frames of a chunk of a stream: at most `num_frames`, and at least those of a latent frame."""
+        if num_frames is None:
+            return self._time
+        check_count("num_frames", num_frames)
+        return max(num_frames // self._time, 1) * self._time
+
+    def _num_decoded_frames(self, num_latent_frames: int) -> int:
+        if num_latent_frames == 0:
+            return 0
+        first = int(self.config.first_frame_apart)
+        return first + self._time * (num_latent_frames - first)
 
     def decoded_shape(self, latent: Tensor) -> tuple[int, int, int, int, int]:
         """Return the shape `(B, C, T, H, W)` of the video of a latent."""
-        first = int(self.config.first_frame_apart)
-        num_frames = first + self.config.time_compression * (latent.shape[2] - first)
+        num_frames = self._num_decoded_frames(latent.shape[2])
         space = self.config.spatial_compression
         return (
             len(latent),
@@ -343,7 +449,7 @@ class CausalAutoencoder(LatentAutoencoder):
         """Return a few steps, for a decoder that generates and was not trained for one step."""
         return FEW_STEPS if self.generates and not self.config.flow.one_step else {}
 
-    def _call_decoder(self, *inputs: Tensor) -> Any:
+    def _call_decoder(self, *inputs: Any) -> Any:
         # The adaptive weight needs the gradient of the last layer alone.
         return call_with_cast_weights(self.decoder, *inputs, separately=self.decoder.network[-1])
 
@@ -429,10 +535,32 @@ class CausalVAE(CausalAutoencoder):
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
-        mean, logvar = call_with_cast_weights(self.encoder, video.to(self.last_layer.dtype))
+        return self._posterior(video)
+
+    def _posterior(
+        self, video: Video, earlier: EarlierFrames | None = None, continues: bool = False
+    ) -> Posterior:
+        video = video.to(self.last_layer.dtype)
+        mean, logvar = call_with_cast_weights(self.encoder, video, earlier, continues)
         if self.bottleneck is None:
             return DiagonalGaussian(mean=mean, logvar=logvar)
         return self.bottleneck.posterior(mean)
+
+    def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
+        """Return a stream that encodes a video piece by piece; see `VideoAutoencoder.stream_encoder`."""
+        first = int(self.config.first_frame_apart)
+        sizes = ChunkSizes(
+            first=first or self._time,
+            others=self._chunk_frames(num_frames),
+            multiple=self._time,
+            offset=first,
+        )
+        return StreamEncoder(partial(self._encode_chunk, {}), sizes)
+
+    def _encode_chunk(self, earlier: EarlierFrames, video: Video, num_before: int) -> Posterior:
+        if num_before == 0:
+            check_input(self, video)
+        return self._posterior(video, earlier, continues=num_before > 0)
 
     @property
     def codebook(self) -> Bottleneck | None:

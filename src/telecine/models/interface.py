@@ -24,6 +24,7 @@ from telecine.models.latent import (
     Posterior,
 )
 from telecine.models.linear import LinearAutoencoder
+from telecine.models.stream import StreamDecoder, StreamEncoder
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
 
@@ -275,6 +276,43 @@ class VideoAutoencoder(nn.Module, ABC):
         raise argument_error(
             "model_gradient_checkpointing", contract, f"true for {_class_name(self)}", remedy
         )
+
+    def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
+        """Return a stream that encodes a video of any length piece by piece, with the result of the whole video.
+
+        Args:
+            num_frames: At most so many frames are computed at once, as far as the class has a choice. Default: as few
+                as it supports.
+
+        Raises:
+            ValueError: The class keeps no frames between chunks, which is the default.
+        """
+        raise self._streams_not("stream_encoder")
+
+    def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
+        """Return a stream that decodes a latent of any length piece by piece, with the result of the whole latent.
+
+        A decoder that draws noise takes the stream's first frame from `position`.
+
+        Args:
+            num_frames: At most so many frames of the video are computed at once, as for `stream_encoder`.
+
+        Raises:
+            ValueError: The class keeps no frames between chunks, which is the default.
+        """
+        raise self._streams_not("stream_decoder")
+
+    @property
+    def streams(self) -> bool:
+        """Whether `stream_encoder` and `stream_decoder` are supported, as the class declares."""
+        return False
+
+    def _streams_not(self, name: str) -> Exception:
+        contract = "called for a model that keeps frames between chunks"
+        remedy = (
+            "Encode and decode whole clips, or use `telecine reconstruct`, which blends chunks."
+        )
+        return argument_error(name, contract, f"a {_class_name(self)}", remedy)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:

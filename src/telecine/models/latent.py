@@ -1,12 +1,13 @@
 """The latent: its posterior, which an encoder predicts, and the statistics by which generators normalise it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, check_same_shape
@@ -115,6 +116,32 @@ class DeterministicPosterior:
     def aux(self) -> AuxLosses:
         """Return the quantizer's losses."""
         return {**self.losses}
+
+
+def join_posteriors(posteriors: Sequence[Posterior]) -> Posterior:
+    """Return the posterior of a clip from those of its consecutive chunks, without a quantizer's losses.
+
+    Raises:
+        TypeError: They are neither normal nor without noise.
+    """
+    if len(posteriors) == 1:
+        return posteriors[0]
+    means = []
+    logvars = []
+    latents = []
+    for posterior in posteriors:
+        if isinstance(posterior, DiagonalGaussian):
+            means.append(posterior.mean)
+            logvars.append(posterior.logvar)
+        elif isinstance(posterior, DeterministicPosterior):
+            latents.append(posterior.latent)
+        else:
+            contract = "a `DiagonalGaussian` or a `DeterministicPosterior`"
+            remedy = "Encode whole clips."
+            raise argument_error("posterior", contract, describe(posterior), remedy, TypeError)
+    if latents:
+        return DeterministicPosterior(torch.cat(latents, dim=2))
+    return DiagonalGaussian(mean=torch.cat(means, dim=2), logvar=torch.cat(logvars, dim=2))
 
 
 class LatentGrid(NamedTuple):

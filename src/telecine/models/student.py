@@ -42,6 +42,7 @@ from telecine.models.pretrained import (
     mismatches,
     save_model,
 )
+from telecine.models.stream import StreamEncoder
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
@@ -131,6 +132,15 @@ class Student(LatentAutoencoder):
     def encode(self, video: Video) -> Posterior:
         """Return the teacher's posterior, without a graph."""
         return self.latent_model.encode(video)
+
+    def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
+        """Return a stream of the teacher's encoder."""
+        return self.latent_model.stream_encoder(num_frames)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the teacher's encoder and this decoder keep frames between chunks."""
+        return super().streams and self.latent_model.streams
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Check that the teacher accepts clips of this size.

@@ -17,6 +17,11 @@ class Tile(NamedTuple):
     weight: Tensor
     """Of each pixel, `(h, w)`: 1, and falling linearly where the tile overlaps another one."""
 
+    @property
+    def corner(self) -> tuple[int, int]:
+        """The first row and the first column."""
+        return self.rows.start, self.columns.start
+
 
 def tiles_of_frame(height: int, width: int, tiling: Tiling) -> Iterator[Tile]:
     """Yield the tiles that cover a frame.

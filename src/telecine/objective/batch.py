@@ -15,7 +15,7 @@ from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.losses.perceptual import pick_frames
-from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.layer_activations import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
 
 
@@ -160,9 +160,8 @@ def make_batch(
 
     disc_fake = fake
     if grad_hook is not None and fake.requires_grad:
-        disc_fake = fake.view_as(
-            fake
-        )  # the hook gets the gradient that flows back through this view
+        # The hook gets the gradient that flows back through this view.
+        disc_fake = fake.view_as(fake)
         disc_fake.register_hook(grad_hook)
     disc_real, disc_fake = _windowed_and_augmented(real, disc_fake, config.gan, generator)
     background: Tensor | float = 0.0
@@ -220,11 +219,10 @@ def _clip_weights(
     """
     if mask is None and sample_weight is None:
         return None
-    weight = (
-        torch.ones(len(videos), device=videos.device)
-        if sample_weight is None
-        else sample_weight.float()
-    )
+    if sample_weight is None:
+        weight = torch.ones(len(videos), device=videos.device)
+    else:
+        weight = sample_weight.float()
     if isinstance(fraction, float):
         return weight
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
@@ -246,12 +244,10 @@ def _named_aux_losses(
     kl_reduction: Reduction,
 ) -> dict[str, Scalar]:
     if aux_losses is None:
-        log = regularization_log or {}
-        aux_losses = {
-            name: value
-            for name, value in log.items()
-            if name.endswith("loss") or name.startswith("loss/")
-        }
+        aux_losses = {}
+        for name, value in (regularization_log or {}).items():
+            if name.endswith("loss") or name.startswith("loss/"):
+                aux_losses[name] = value
     if not isinstance(aux_losses, Mapping):
         name = "kl_loss" if hasattr(aux_losses, "logvar") else ""
         aux_losses = {name: aux_losses}
@@ -267,9 +263,8 @@ def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Redu
         "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
     )
     if isinstance(value, Real) and not isinstance(value, bool):
-        return torch.full(
-            (), float(value), device=device
-        )  # `torch.tensor` would synchronise with the device
+        # `torch.tensor` would synchronise with the device.
+        return torch.full((), float(value), device=device)
     if hasattr(value, "logvar"):
         return posterior_kl(value, reduction=kl_reduction)
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -285,11 +280,9 @@ def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Redu
 
 def _without_inference_mode(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd can record: a copy of one that was made in inference mode."""
-    return (
-        tensor.clone()
-        if tensor.is_inference() and not torch.is_inference_mode_enabled()
-        else tensor
-    )
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return tensor.clone()
+    return tensor
 
 
 def _check_mask(mask: object, videos: Video) -> None:

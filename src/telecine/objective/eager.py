@@ -145,10 +145,11 @@ class GradientSum:
             return None
         earlier = self.gradients[index]
         self.gradients[index] = None
-        if factor is None:
-            return gradient if earlier is None else earlier + gradient
-        factor = factor.to(gradient.dtype)
-        return factor * gradient if earlier is None else earlier.addcmul(factor, gradient)
+        if factor is not None:
+            factor = factor.to(gradient.dtype)
+        if earlier is None:
+            return gradient if factor is None else factor * gradient
+        return earlier + gradient if factor is None else earlier.addcmul(factor, gradient)
 
 
 def with_gradients(
@@ -181,11 +182,17 @@ class _PrecomputedGrad(torch.autograd.Function):
             raise argument_error(
                 "eager_gradients", "False for second derivatives", "True", remedy, RuntimeError
             )
-        gradients = [gradient for gradient in ctx.saved_tensors if gradient is not None]
-        products = iter(torch._foreach_mul(gradients, grad_output) if gradients else ())
-        scaled: Gradients = []
-        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True):
-            scaled.append(None if gradient is None else next(products).to(dtype))
+        scaled: Gradients = [None] * len(ctx.saved_tensors)
+        indices = []
+        gradients = []
+        for index, gradient in enumerate(ctx.saved_tensors):
+            if gradient is not None:
+                indices.append(index)
+                gradients.append(gradient)
+        if gradients:
+            products = torch._foreach_mul(gradients, grad_output)
+            for index, product in zip(indices, products, strict=True):
+                scaled[index] = product.to(ctx.dtypes[index])
         return (None, None, *scaled, *[None] * len(scaled))
 
 

@@ -99,9 +99,9 @@ def _check_function(
     if isinstance(function, type):
         remedy = f"Pass `{name_of(function)}(...)` instead."
         raise argument_error(setting, "a function or a module", describe(function), remedy)
-    tensors = (
-        [*function.parameters(), *function.buffers()] if isinstance(function, nn.Module) else []
-    )
+    tensors: list[Tensor] = []
+    if isinstance(function, nn.Module):
+        tensors = [*function.parameters(), *function.buffers()]
     if is_saved and any(tensor.requires_grad for tensor in tensors):
         remedy = "Freeze them, or use a term, which is trained."
         raise argument_error(setting, "without weights to train", name_of(function), remedy)
@@ -110,7 +110,9 @@ def _check_function(
             setting, "without parameters and buffers", name_of(function), "Use a function."
         )
     signature = signature_of(function)
-    passed = names if takes_all else [name for name in names if name in signature.parameters]
+    passed = names
+    if not takes_all:
+        passed = [name for name in names if name in signature.parameters]
     try:
         signature.bind(**dict.fromkeys(passed))
     except TypeError as error:

@@ -47,7 +47,9 @@ class VideoDiscriminator:
     @property
     def adversarial_term(self) -> str:
         """The name of the term that its generator loss belongs to."""
-        return "adversarial" if self.kind == "discriminator" else "multiscale_adversarial"
+        if self.kind == "multiscale discriminator":
+            return "multiscale_adversarial"
+        return "adversarial"
 
     @property
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -130,7 +132,9 @@ class GAN:
 
     def precision_of_discriminators(self) -> AbstractContextManager[None]:
         """Return the context of the discriminators' step: a double backward, and its logits, need float32."""
-        return autocast_off(self.real.device) if self.has_double_backward else nullcontext()
+        if self.has_double_backward:
+            return autocast_off(self.real.device)
+        return nullcontext()
 
 
 def compute_generator_terms(d: VideoDiscriminator, gan: GAN, *, d_fake: DiscriminatorOutput) -> Log:
@@ -210,8 +214,9 @@ def compute_discriminator_terms(
 
 def weighted_sum(terms: Log, weights: Weights) -> Scalar:
     """Return the loss of one discriminator, or a part of it: `discr`, and each other term times its weight."""
-    regularisers = {name: term for name, term in terms.items() if name != "discr"}
-    return terms["discr"] + weights.sum(regularisers)
+    regularisers = dict(terms)
+    gan_loss = regularisers.pop("discr")
+    return gan_loss + weights.sum(regularisers)
 
 
 def check_discriminators(

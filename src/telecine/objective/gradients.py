@@ -101,7 +101,11 @@ def choose_strategy(gan: GAN, *, eager_gradients: bool, is_update: bool) -> Stra
     both_train = (
         gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
     )
-    if not discriminators_are_eager or _have_hooks(gan):
+    # Hooks on parameters would run for eager gradients and again in the caller's backward.
+    have_hooks = any(
+        parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()
+    )
+    if not discriminators_are_eager or have_hooks:
         discriminators = DiscriminatorGradients.THROUGH_GRAPH
     elif gan.loss.parts is None or gan.compares_real_and_fake:
         discriminators = DiscriminatorGradients.EAGER_WHOLE
@@ -110,13 +114,6 @@ def choose_strategy(gan: GAN, *, eager_gradients: bool, is_update: bool) -> Stra
     else:
         discriminators = DiscriminatorGradients.EAGER_PARTS
     return Strategy(autoencoder_is_eager, discriminators)
-
-
-def _have_hooks(gan: GAN) -> bool:
-    """Return whether parameters have hooks, which would run for eager gradients and again in the caller's backward."""
-    return any(
-        weight._backward_hooks for d in gan.discriminators for weight in d.module.parameters()
-    )
 
 
 def generator_step(gan: GAN, *, eager: bool) -> GeneratorLosses:

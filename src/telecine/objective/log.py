@@ -13,6 +13,9 @@ from telecine.objective.weights import Weights, mean, total
 
 Log: TypeAlias = dict[str, Tensor]
 
+# Terms that are logged as 0, as in CogVideo, while their weight is 0 and they are not computed.
+_ALWAYS_LOGGED = ("perceptual", "grad_penalty")
+
 # The names that an auxiliary loss may not have, beside those of the autoencoder's step: all else that an update logs. A
 # test compares them with the log of an update. Whole names of training:
 _TRAINING_NAMES = ("mse", "lr", "clips_per_second")
@@ -165,6 +168,18 @@ def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
     if gan_loss.margin is not None:
         log["hinge_active"] = (fractions[2] + fractions[3]) / 2
     return log
+
+
+def computed_values(log: Log, weights: Weights, split: str) -> Log:
+    """Return a log without the terms that were not computed and logged as 0, which would distort a mean over steps.
+
+    Args:
+        log: The log of one step or of both.
+        weights: The weights at this step.
+        split: The prefix of its names.
+    """
+    not_computed = [f"{split}/{name}_loss" for name in _ALWAYS_LOGGED if weights[name] == 0]
+    return {name: value for name, value in log.items() if name not in not_computed}
 
 
 def detached_copies(log: Log, split: str) -> Log:

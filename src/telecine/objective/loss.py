@@ -18,7 +18,7 @@ from telecine.discriminators import (
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
 from telecine.losses.perceptual import WeightsSource
-from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
+from telecine.objective.adaptive_weight import adaptive_weights
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GAN, VideoDiscriminator, check_discriminators
@@ -31,6 +31,7 @@ from telecine.objective.gradients import (
     discriminator_step,
     generator_step,
 )
+from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.lecam_term import LeCamTerm
 from telecine.objective.log import Log, autoencoder_log, discriminator_log
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
@@ -151,26 +152,24 @@ class VideoAutoencoderLoss(nn.Module):
         self.gan_loss = functions.gan_loss
         self.penalty = functions.penalty
         self.terms = build_terms(self.config)
-        modules = {
-            name: term.function
-            for name, term in self.terms.items()
-            if isinstance(term.function, nn.Module)
-        }
-        self.term_modules = nn.ModuleDict(
-            {f"{name}_loss": module for name, module in modules.items()}
-        )
-        self.logvar = (
-            nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
-        )
-        # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
-        names = [name for name, _ in self.named_parameters()]
-        self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
+        self.term_modules = nn.ModuleDict()
+        for name, term in self.terms.items():
+            if isinstance(term.function, nn.Module):
+                self.term_modules[f"{name}_loss"] = term.function
+        self.logvar: nn.Parameter | None = None
+        if self.config.reconstruction.learn_logvar:
+            self.logvar = nn.Parameter(torch.zeros(()))
         self.perceptual = PerceptualTerm(self.config, functions, self.terms, vgg_weights)
         self.register_load_state_dict_pre_hook(drop_lpips_weights)
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
         has_lecam = self.schedule.is_ever_on("lecam")
-        self.lecam = LeCamTerm(d.key for d in self.discriminators if has_lecam)
+        self.lecam = LeCamTerm([d.key for d in self.discriminators] if has_lecam else [])
         self.gan_terms = build_gan_terms(self.config, self.gan_loss)
+        # Parameters of the autoencoder's step get no gradient in the discriminators' step, for which DDP would wait. It
+        # looks names up with a leading dot and without.
+        of_discriminators = set(self.get_trainable_parameters())
+        names = [name for name, p in self.named_parameters() if p not in of_discriminators]
+        self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
 
     def _build_discriminators(
         self,
@@ -227,10 +226,10 @@ class VideoAutoencoderLoss(nn.Module):
 
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
-        parameters = [] if self.logvar is None else [self.logvar]
-        return parameters + [
-            weight for weight in self.term_modules.parameters() if weight.requires_grad
-        ]
+        parameters = [weight for weight in self.term_modules.parameters() if weight.requires_grad]
+        if self.logvar is not None:
+            parameters.insert(0, self.logvar)
+        return parameters
 
     @shared_spectral_norms()
     def forward(
@@ -345,11 +344,8 @@ class VideoAutoencoderLoss(nn.Module):
             reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight
         )
         check_result(self.recon_loss, recon)
-        values = self.perceptual(
-            batch, weights, eager=eager
-        )  # with terms on features of its network
-        lpips = values.get("perceptual", torch.zeros((), device=batch.real.device))
-        others = {name: value for name, value in values.items() if name != "perceptual"}
+        others = self.perceptual(batch, weights, eager=eager)  # with terms on its features
+        lpips = others.pop("perceptual", torch.zeros((), device=batch.real.device))
         for name, term in self.terms.items():
             if weights[name] > 0 and not term.reads_features:
                 others[name] = compute_on_batch(term, batch)

@@ -1,7 +1,8 @@
 """The perceptual term: LPIPS of the sampled frames, and the terms that compare features of its network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,9 +119,9 @@ class PerceptualTerm(nn.Module):
         """Return the weighted sum over the frames of the distance and of each term of features."""
         assert self.distance is not None
         feature_terms = [self.feature_terms[name] for name in names if name != "perceptual"]
-        compare = (
-            partial(self.distance, feature_terms=feature_terms) if feature_terms else self.distance
-        )
+        compare: Callable[..., Any] = self.distance
+        if feature_terms:
+            compare = partial(self.distance, feature_terms=feature_terms)
         output = in_chunks(
             compare, reconstruction=frames, target=target, chunk_size=self.chunk_size
         )

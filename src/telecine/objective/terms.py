@@ -1,4 +1,4 @@
-"""The terms of the objective: one kind of `LossTerm`, and the table of those that telecine has."""
+"""The terms of the objective: one kind of `LossTerm`, and how it is built and called."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,8 +11,8 @@ from torch.func import functional_call
 from telecine.base.checks import argument_error, describe
 from telecine.base.imports import check_arguments, choose
 from telecine.base.shapes import Scalar
-from telecine.losses import LATENT_TERMS, GANLoss, feature_matching, temporal_difference, wavelet_l1
-from telecine.losses.perceptual import Alignment, gram
+from telecine.losses import GANLoss, feature_matching
+from telecine.losses.additional_terms import TERMS
 from telecine.objective.batch import Batch
 from telecine.objective.functions import (
     check_result,
@@ -24,14 +24,6 @@ from telecine.objective.functions import (
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term, TermSchedule
 
-# The functions that `terms` can name without a dotted path.
-TERMS: dict[str, Callable[..., Any]] = {
-    "wavelet": wavelet_l1,
-    "temporal": temporal_difference,
-    "gram": gram,
-    **LATENT_TERMS,
-    "alignment": Alignment,
-}
 # The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
 BATCH_INPUTS = (
     "reconstruction",
@@ -74,11 +66,8 @@ class LossTerm:
         """Return the parameters of its module that are not frozen, by name."""
         if not isinstance(self.function, nn.Module):
             return {}
-        return {
-            name: weight
-            for name, weight in self.function.named_parameters()
-            if weight.requires_grad
-        }
+        parameters = self.function.named_parameters()
+        return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
     def __call__(self, **inputs: Any) -> Any:
         """Call the function with those inputs that it takes. Gradients of its weights are averaged over ranks."""
@@ -102,9 +91,8 @@ def build_terms(config: ObjectiveConfig) -> dict[str, LossTerm]:
     terms = import_terms(config)
     for name, term in terms.items():
         if isinstance(term.function, type):
-            with (
-                unset_fake_temporarily()
-            ):  # it may read weights, also where a run is planned without any values
+            # It may read weights, also where a run is planned without any values.
+            with unset_fake_temporarily():
                 module = term.function(**term.params)
             terms[name] = replace(term, function=module, params={})
     return terms

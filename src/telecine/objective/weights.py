@@ -1,6 +1,5 @@
 """The weight of every term at a step of training."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,8 +15,7 @@ class Weights:
     """The weights of all terms at one step. A term of weight 0 is not computed.
 
     Args:
-        terms: The weight of each term by name. That of the gradient penalty is times its interval, and 0 on the steps
-            between.
+        terms: The weight of each term by name. That of the gradient penalty is `WeightSchedule.penalty_weight`.
         ramps: The weights that change with the step, by their names in the log.
         discriminators_train: Whether the discriminators train at this step.
     """
@@ -31,9 +29,10 @@ class Weights:
 
     def sum(self, values: Mapping[str, Scalar]) -> Scalar | float:
         """Return the sum of weight times value. Zero weights are skipped: 0 * NaN is NaN."""
-        weighted = [
-            self.terms[name] * value for name, value in values.items() if self.terms[name] != 0
-        ]
+        weighted = []
+        for name, value in values.items():
+            if self.terms[name] != 0:
+                weighted.append(self.terms[name] * value)
         if not weighted:
             return 0.0
         return sum(weighted[1:], weighted[0])
@@ -60,44 +59,25 @@ class WeightSchedule:
             if term.ramp.is_ever_on and not term.at(step)
         ]
 
-    def step_with_most_terms(self, num_steps: int | None = None) -> int:
-        """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
+    def penalty_weight(self, step: int) -> float:
+        """Return the weight of the gradient penalty: the setting times n on every n-th step, 0 on the others.
 
-        With `num_steps` it is before that step, and the penalty may be off.
+        This is lazy regularisation (arXiv:1912.04958), from the step on from which the discriminators train.
         """
-        ramps = [term.ramp for term in self.terms.values()]
-        changes = [(ramp.start or 0) + ramp.steps for ramp in ramps] + [
-            self.disc_start,
-            self.disc_train_start,
-        ]
-        every = self.penalty_every
-        candidates = set()
-        for change in changes:
-            # The first step with a penalty from each change on, and the last one before it: a ramp may end at 0.
-            candidates.add(math.ceil(change / every) * every)
-            candidates.add(max(0, change - 1) // every * every)
-        if num_steps is not None:
-            candidates = {min(step, num_steps - 1) for step in candidates}
-        # First, the discriminators train if they ever do; then as few terms as possible are off; then it is late.
-        with_discriminators = {step for step in candidates if step >= self.disc_train_start}
-        if with_discriminators:
-            candidates = with_discriminators
-        num_off = {step: len(self.off_at(step)) for step in candidates}
-        fewest = min(num_off.values())
-        return max(step for step in candidates if num_off[step] == fewest)
+        if step < self.disc_train_start or step % self.penalty_every != 0:
+            return 0.0
+        return self.penalty_every * self.terms["grad_penalty"].at(step)
 
     def at(self, step: int) -> Weights:
         """Return the weights of both steps of an update."""
-        weights = {name: term.at(step) for name, term in self.terms.items()}
-        ramps = {
-            term.weight_key: weights[name]
-            for name, term in self.terms.items()
-            if isinstance(term.weight, Ramp)
-        }
-        discriminators_train = step >= self.disc_train_start
-        has_penalty = discriminators_train and step % self.penalty_every == 0
-        weights["grad_penalty"] *= self.penalty_every if has_penalty else 0
-        return Weights(weights, ramps, discriminators_train)
+        weights: dict[str, float] = {}
+        ramps: dict[str, float] = {}
+        for name, term in self.terms.items():
+            weights[name] = term.at(step)
+            if isinstance(term.weight, Ramp):
+                ramps[term.weight_key] = weights[name]
+        weights["grad_penalty"] = self.penalty_weight(step)
+        return Weights(weights, ramps, discriminators_train=step >= self.disc_train_start)
 
 
 def total(values: Iterable[Scalar], *, like: Tensor) -> Scalar:

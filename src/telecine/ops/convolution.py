@@ -24,7 +24,11 @@ from telecine.ops.convolution_kernels import (
     has_faster_kernel,
 )
 
-# Per thread: another thread may differentiate its discriminators once at the same time.
+# Whether what runs now is differentiated twice. It is no argument of `forward`, since discriminators may be the user's.
+# It is set where a discriminator is evaluated for a penalty: in `compute_discriminator_terms` of `objective/gan.py`, in
+# `losses/penalty.py` for interpolates, and again where `discriminators/base.py` recomputes a checkpointed block. It is
+# read by `convolve` below, and by `losses/perceptual/feature_maps.py`, which then avoids fused kernels of attention.
+# Each thread has its value: another one may differentiate its discriminators once at the same time.
 _differentiated_twice: ContextVar[bool] = ContextVar("differentiated_twice", default=False)
 
 
@@ -61,10 +65,11 @@ def convolve(
     is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_dynamo_compiling()
     if is_plain and (is_differentiated_twice() or has_faster_kernel(x)):
         # Views, because the engine does not report whether a leaf's gradient is needed.
-        inputs = [
-            None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)
-        ]
-        return _Convolution.apply(*inputs, Geometry(tuple(stride), tuple(padding)))
+        x = x.view_as(x)
+        weight = weight.view_as(weight)
+        if bias is not None:
+            bias = bias.view_as(bias)
+        return _Convolution.apply(x, weight, bias, Geometry(tuple(stride), tuple(padding)))
     convolution = F.conv2d if x.ndim == 4 else F.conv3d
     return convolution(x, weight, bias, tuple(stride), tuple(padding))
 
@@ -97,9 +102,8 @@ def _output_mask(ctx: Any) -> list[bool]:
     step none of inputs. PyTorch's own operators know this; a Python function has to ask about the graph's next nodes.
     """
     output_mask = [False, False, False]
-    for index, (node, _) in enumerate(
-        ctx.next_functions
-    ):  # one per tensor: a bias of None has no node
+    # One node per tensor; a bias of None has none.
+    for index, (node, _) in enumerate(ctx.next_functions):
         if ctx.needs_input_grad[index] and node is not None:
             output_mask[index] = torch._C._will_engine_execute_node(node)
     return output_mask

@@ -11,7 +11,6 @@ from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.chart_data import Chart, Curve, Series, make_curve
 from telecine.report.reported_run import ReportedRun, not_comparable
 from telecine.runs.history import History
-from telecine.settings import ObjectiveConfig
 
 _Points = list[tuple[int, float]]
 _Columns = dict[str, _Points]
@@ -129,17 +128,13 @@ class LoggedValue:
     kind: Kind = "other"
 
 
-def _values_of_terms() -> list[LoggedValue]:
-    """Return the loss and the weight of each term of the objective."""
-    values = []
-    for term in ObjectiveConfig().term_schedules().values():
-        values.append(LoggedValue(term.loss_key, term.label, "loss"))
-        values.append(LoggedValue(term.weight_key, term.weight_key.replace("_", " "), "weight"))
-    return values
-
-
 _LOGGED_VALUES = [
-    *_values_of_terms(),
+    LoggedValue("perceptual_loss", "perceptual loss", "loss"),
+    LoggedValue("gen_loss", "generator loss", "loss"),
+    LoggedValue("feature_matching_loss", "feature matching loss", "loss"),
+    LoggedValue("aux_losses", "auxiliary losses", "loss"),
+    LoggedValue("grad_penalty_loss", "gradient penalty", "loss"),
+    LoggedValue("lecam_loss", "LeCam regularisation", "loss"),
     LoggedValue("total_loss", "total loss", "sum of losses"),
     LoggedValue("total_disc_loss", "total discriminator loss", "sum of losses"),
     LoggedValue("mse", "mean squared error", "loss"),
@@ -175,8 +170,8 @@ _VALUES_BY_NAME = {value.name: value for value in _LOGGED_VALUES}
 def logged_value(name: str) -> LoggedValue:
     """Return a value of training by its name without `train/`, also one of a single discriminator.
 
-    Terms and auxiliary losses of users have other names: those that end in `_weight` are weights, and those with
-    "loss" are losses.
+    Weights, and terms and auxiliary losses of users, have other names: those that end in `_weight` are weights, and
+    those with "loss" are losses.
     """
     if name in _VALUES_BY_NAME:
         return _VALUES_BY_NAME[name]

@@ -33,7 +33,6 @@ from telecine.settings.objective import ReconstructionConfig as ReconstructionCo
 from telecine.settings.objective import Term as Term
 from telecine.settings.objective import TermSchedule as TermSchedule
 from telecine.settings.objective import Weight as Weight
-from telecine.settings.prune import PruneConfig as PruneConfig
 from telecine.settings.train import MAX_FAILURES as MAX_FAILURES
 from telecine.settings.train import DistillConfig as DistillConfig
 from telecine.settings.train import OptimizerConfig as OptimizerConfig

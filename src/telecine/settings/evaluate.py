@@ -135,7 +135,7 @@ class EvaluateConfig(MeasuredClips):
     chunk: Count | None = None
     """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
     overlap_frames: Integer = 0
-    """Frames that these chunks share and are blended over."""
+    """Frames that these chunks share and are blended over, for a model that keeps no frames between them."""
     tile: Integer | None = None
     """Also reconstruct clips in tiles of this height and width, and measure how far they are from whole ones."""
     tile_overlap: Integer | None = None
@@ -209,9 +209,10 @@ class ReconstructConfig(ModelUse):
     """How a video is reconstructed."""
 
     num_frames: Count = 17
-    """Frames in a chunk, which the autoencoder processes at once. Rounded up to a number that it accepts."""
+    """Frames that the autoencoder processes at once, rounded to a number that it accepts. Their number changes nothing
+    for a model that keeps frames between chunks; others reconstruct each chunk by itself."""
     overlap_frames: Integer = 0
-    """Frames that consecutive chunks share and are blended over. 0: chunks are independent."""
+    """Frames that consecutive chunks share and are blended over, for a model that keeps no frames between chunks."""
     tile: Integer | None = None
     """Height and width of the tiles that the autoencoder processes one by one, which bounds memory for large frames.
     Rounded up to a size that it accepts. Default: whole frames."""

@@ -10,8 +10,8 @@ from pydantic import Discriminator, Tag
 from telecine.base.checks import argument_error
 from telecine.settings.group import Count, CountOrZero, Function, NonNegative, Positive, group
 
-# Log keys `{name}_loss` that belong to no weight of the settings.
-_OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
+# Log keys `{name}_loss` that are not those of a term.
+_OTHER_LOSSES = ("total", "recon", "nll", "gen", "total_disc", "discr")
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 
@@ -62,15 +62,12 @@ Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any disc
 
 @dataclass(frozen=True)
 class TermSchedule:
-    """A term of the objective: the weight at each step, the step of the update that has it, its needs and its names."""
+    """A term of the objective: its names, the weight at each step, and its needs."""
 
     name: str  # by which the objective looks the weight up, as in `weights["perceptual"]`
     setting: str  # the dotted name of the weight in `ObjectiveConfig`
     weight: Weight
-    disc_start: int
-    loss_key: str  # the name of its value in the log
-    label: str  # in plots and tables
-    starts_at_disc_start: bool = False  # whether its weight counts as 0 before `disc_start`
+    first_step: int = 0  # its weight is 0 before; the default of `Ramp.start`
     step: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
     needs: Need | None = None  # the kind of discriminator that it is computed with
     is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
@@ -78,23 +75,21 @@ class TermSchedule:
     @property
     def weight_key(self) -> str:
         """The name of the weight in the log, which has the weights that are ramps."""
-        return (
-            f"{self.name}_loss_weight"
-            if self.setting.startswith("terms.")
-            else self.setting.rpartition(".")[2]
-        )
+        if self.setting.startswith("terms."):
+            return f"{self.name}_loss_weight"
+        return self.setting.rpartition(".")[2]
 
     @cached_property
     def ramp(self) -> Ramp:
-        """The weight as a ramp. If the settings say no start, it is `disc_start` for terms that start there, else 0."""
+        """The weight as a ramp."""
         ramp = self.weight if isinstance(self.weight, Ramp) else Ramp(self.weight)
         if ramp.start is not None:
             return ramp
-        return replace(ramp, start=self.disc_start if self.starts_at_disc_start else 0)
+        return replace(ramp, start=self.first_step)
 
     def at(self, step: int) -> float:
         """Return the weight at a step."""
-        if self.starts_at_disc_start and step < self.disc_start:
+        if step < self.first_step:
             return 0.0
         return self.ramp.at(step)
 
@@ -320,6 +315,7 @@ class ObjectiveConfig:
     """The gradient penalty."""
     adaptive_weight: AdaptiveWeightConfig = field(default_factory=AdaptiveWeightConfig)
     """The adaptive weight."""
+    # The functions by their names are in `losses/additional_terms.py`: a new one needs no setting.
     terms: dict[str, TermOrWeight] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
     built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or one of
@@ -338,14 +334,10 @@ class ObjectiveConfig:
     Drawback: costs one more forward in each backward."""
 
     def __post_init__(self) -> None:
-        reserved = list(_OTHER_LOSSES)
-        for term in self._built_in_terms():
-            reserved.append(term.name)
-            if term.loss_key.endswith("_loss"):
-                reserved.append(term.loss_key.removesuffix("_loss"))
+        reserved = [*_OTHER_LOSSES, *(term.name for term in self._built_in_terms())]
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
-                contract = f"named by an identifier other than {', '.join(dict.fromkeys(reserved))}"
+                contract = f"named by an identifier other than {', '.join(reserved)}"
                 raise argument_error("terms", contract, repr(name), "Rename the term.")
         terms = {name: _as_term(name, value) for name, value in self.terms.items()}
         object.__setattr__(self, "terms", terms)
@@ -359,83 +351,49 @@ class ObjectiveConfig:
         """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
         terms = {term.name: term for term in self._built_in_terms()}
         for name, term in self.named_terms.items():
-            terms[name] = TermSchedule(
-                name=name,
-                setting=f"terms.{name}.weight",
-                weight=term.weight,
-                disc_start=self.disc_start,
-                loss_key=f"{name}_loss",
-                label=f"{name} loss".replace("_", " "),
-            )
+            terms[name] = TermSchedule(name, f"terms.{name}.weight", term.weight)
         return terms
 
     def _built_in_terms(self) -> list[TermSchedule]:
         """Return the terms whose weights are fields of this group and of `gan`."""
         return [
+            TermSchedule("perceptual", "perceptual_weight", self.perceptual_weight),
             TermSchedule(
-                name="perceptual",
-                setting="perceptual_weight",
-                weight=self.perceptual_weight,
-                disc_start=self.disc_start,
-                loss_key="perceptual_loss",
-                label="perceptual loss",
-            ),
-            TermSchedule(
-                name="adversarial",
-                setting="adversarial_loss_weight",
-                weight=self.adversarial_loss_weight,
-                disc_start=self.disc_start,
-                loss_key="gen_loss",
-                label="generator loss",
-                starts_at_disc_start=True,
+                "adversarial",
+                "adversarial_loss_weight",
+                self.adversarial_loss_weight,
+                first_step=self.disc_start,
                 needs="discriminator",
                 is_saved=True,
             ),
             TermSchedule(
-                name="multiscale_adversarial",
-                setting="multiscale_adversarial_loss_weight",
-                weight=self.multiscale_adversarial_loss_weight,
-                disc_start=self.disc_start,
-                loss_key="gen_loss",
-                label="generator loss",
-                starts_at_disc_start=True,
+                "multiscale_adversarial",
+                "multiscale_adversarial_loss_weight",
+                self.multiscale_adversarial_loss_weight,
+                first_step=self.disc_start,
                 needs="multiscale discriminator",
                 is_saved=True,
             ),
             TermSchedule(
-                name="grad_penalty",
-                setting="grad_penalty_loss_weight",
-                weight=self.grad_penalty_loss_weight,
-                disc_start=self.disc_start,
-                loss_key="grad_penalty_loss",
-                label="gradient penalty",
+                "grad_penalty",
+                "grad_penalty_loss_weight",
+                self.grad_penalty_loss_weight,
                 step="discriminators",
             ),
             TermSchedule(
-                name="quantizer_aux",
-                setting="quantizer_aux_loss_weight",
-                weight=self.quantizer_aux_loss_weight,
-                disc_start=self.disc_start,
-                loss_key="aux_losses",
-                label="auxiliary losses",
+                "quantizer_aux", "quantizer_aux_loss_weight", self.quantizer_aux_loss_weight
             ),
             TermSchedule(
-                name="feature_matching",
-                setting="gan.feature_matching_loss_weight",
-                weight=self.gan.feature_matching_loss_weight,
-                disc_start=self.disc_start,
-                loss_key="feature_matching_loss",
-                label="feature matching loss",
-                starts_at_disc_start=True,
+                "feature_matching",
+                "gan.feature_matching_loss_weight",
+                self.gan.feature_matching_loss_weight,
+                first_step=self.disc_start,
                 needs="any discriminator",
             ),
             TermSchedule(
-                name="lecam",
-                setting="gan.lecam_loss_weight",
-                weight=self.gan.lecam_loss_weight,
-                disc_start=self.disc_start,
-                loss_key="lecam_loss",
-                label="LeCam regularisation",
+                "lecam",
+                "gan.lecam_loss_weight",
+                self.gan.lecam_loss_weight,
                 step="discriminators",
                 needs="any discriminator",
                 is_saved=True,

@@ -20,7 +20,7 @@ from telecine.models.load import build_custom_in, class_in, folder_without_weigh
 from telecine.models.pretrained import check_tensors
 from telecine.models.student import Student
 from telecine.objective import VideoAutoencoderLoss
-from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.runs import find_checkpoint
 from telecine.settings import (

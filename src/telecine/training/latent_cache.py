@@ -14,20 +14,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from telecine.base.checks import argument_error, describe
+from telecine.base.checks import argument_error
 from telecine.base.devices import gigabytes
-from telecine.base.files import atomic_write, create_json, read_json
+from telecine.base.files import create_json, read_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.find import check_output
 from telecine.data.index_cache import fingerprint_of
-from telecine.models import DeterministicPosterior, DiagonalGaussian, Posterior, VideoAutoencoder
+from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
-from telecine.models.pretrained import digest_of_encoder, safetensors_write
+from telecine.models.latent_shards import (
+    LatentShard,
+    LatentShards,
+    ShardError,
+    moments_of,
+    posterior_of,
+)
+from telecine.models.pretrained import digest_of_encoder
 from telecine.training.distributed import on_first_process
 from telecine.training.logging import print_lines
 from telecine.training.state import TrainState
@@ -35,156 +39,105 @@ from telecine.training.trainable import trains_encoder
 from telecine.training.weight_files import architecture_of
 
 IDENTITY_FILE = "identity.json"
-_PATTERN = "latents-*.safetensors"
 # Increase the number when the content of the files changes. Older folders are then refused.
-_FORMAT = 1
-# Clips are collected in memory until they fill a file of this size.
-_FILE_BYTES = 2**26
-_MEAN, _LOGVAR = "mean", "logvar"
-# The digest of a file's values, in its metadata. Files of older versions have none.
-_DIGEST = "sha256"
+_FORMAT = 2
+# Clips are collected in memory until they fill a shard of this size.
+_SHARD_BYTES = 2**26
 # Numbers of a channel-wise value that a line shows.
 _NUM_SHOWN = 4
 
 
 class LatentCache:
-    """Posteriors of clips by name, in safetensors files of an existing folder, which appear whole and with a digest.
+    """Posteriors of clips by name, in shards of an existing folder, see `telecine.models.latent_shards`.
 
-    The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
-    another. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
+    The values are the encoder's own, in float32. A quantizer's losses are not kept: those of a frozen encoder have no
+    gradient.
 
     Args:
         folder: The folder, which exists.
-        file_bytes: A file is written once the posteriors that were added need as many bytes.
+        shard_bytes: A shard is written once the posteriors that were added need as many bytes.
+
+    Raises:
+        DataError: A file is damaged.
     """
 
-    def __init__(self, folder: Path, *, file_bytes: int = _FILE_BYTES) -> None:
+    def __init__(self, folder: Path, *, shard_bytes: int = _SHARD_BYTES) -> None:
         self.folder = folder
-        self.file_bytes = file_bytes
-        self._files: dict[
-            str, Path
-        ] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
-        self._new: dict[str, Tensor] = {}  # that are not written yet
-        self._new_orders: dict[str, str] = {}  # of their axes in memory
-        self._intact: set[Path] = set()  # whose digest was compared, when they were first read
-        self.find_files()
+        self.shard_bytes = shard_bytes
+        self._shard = self._new_shard()
+        with _data_errors():
+            self.shards = LatentShards(folder)
 
-    def find_files(self) -> None:
-        """Find the files that this and other processes have written."""
-        for path in self.folder.glob(_PATTERN):
-            with _opened(path) as file:
-                for key in file.keys():  # noqa: SIM118 - a file is no dict
-                    self._files[key] = path
+    def _new_shard(self) -> LatentShard:
+        return LatentShard(self.folder / f"latents-{uuid.uuid4().hex}.tar")
+
+    def find_shards(self) -> None:
+        """Find the shards that this and other processes have written."""
+        with _data_errors():
+            self.shards.find()
 
     def __contains__(self, name: str) -> bool:
-        return f"{name}/{_MEAN}" in self._files
+        return name in self.shards or name in self._shard
 
-    def add(self, names: Sequence[str], posterior: Posterior) -> int:
-        """Add the posteriors of a batch of clips, and return the bytes of one. Clips that the cache has are skipped."""
-        bytes_of_clip = 0
-        for moment, on_device in _moments_of(posterior).items():
-            tensor = on_device.cpu()
-            bytes_of_clip += tensor[0].nbytes
-            axes = _memory_order(tensor[0])
-            for index, name in enumerate(names):
-                if name in self:
-                    continue
-                key = f"{name}/{moment}"
-                self._new[key] = (
-                    tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
-                )
-                self._new_orders[key] = " ".join(str(axis) for axis in axes)
-        if sum(tensor.nbytes for tensor in self._new.values()) >= self.file_bytes:
+    def add(
+        self,
+        names: Sequence[str],
+        posterior: Posterior,
+        facts: Sequence[Mapping[str, object]] | None = None,
+    ) -> int:
+        """Add the posteriors of a batch of clips, and return the bytes of one. Clips that the cache has are skipped.
+
+        Args:
+            names: The name of each clip.
+            posterior: The posterior of the batch.
+            facts: What is known about each clip, as JSON has it.
+        """
+        moments = {}
+        for moment, tensor in moments_of(posterior).items():
+            moments[moment] = tensor.cpu()
+        for index, name in enumerate(names):
+            if name not in self:
+                tensors = {moment: tensor[index] for moment, tensor in moments.items()}
+                self._shard.add(name, tensors, None if facts is None else facts[index])
+        if self._shard.num_bytes >= self.shard_bytes:
             self.write()
-        return bytes_of_clip
+        return sum(tensor[0].nbytes for tensor in moments.values())
 
     def write(self) -> None:
         """Write the posteriors that were added since the last call."""
-        if not self._new:
+        if len(self._shard) == 0:
             return
-        path = self.folder / _PATTERN.replace("*", uuid.uuid4().hex)
-        metadata = {**self._new_orders, _DIGEST: _digest_of(self._new, self._new_orders)}
-        with safetensors_write(path):
-            atomic_write(path, lambda partial: save_file(self._new, partial, metadata=metadata))
-        for key in self._new:
-            self._files[key] = path
-        self._new = {}
-        self._new_orders = {}
+        self._shard.write()
+        self._shard = self._new_shard()
+        self.find_shards()
 
     def read(self, names: Sequence[str], device: torch.device) -> Posterior:
-        """Return the posteriors of clips as a batch on `device`; raise a `ValueError` if one is missing."""
-        mean = self._stack(names, _MEAN).to(device)
-        if f"{names[0]}/{_LOGVAR}" not in self._files:
-            return DeterministicPosterior(mean)
-        return DiagonalGaussian(mean=mean, logvar=self._stack(names, _LOGVAR).to(device))
+        """Return the posteriors of clips as a batch on `device`.
 
-    def _stack(self, names: Sequence[str], moment: str) -> Tensor:
-        tensors = [self._tensor(f"{name}/{moment}") for name in names]
-        axes = _memory_order(tensors[0])
-        stacked = torch.stack([tensor.permute(axes) for tensor in tensors])
-        return stacked.permute(0, *[1 + axis for axis in _inverse(axes)])
-
-    def _tensor(self, key: str) -> Tensor:
-        if key not in self._files:
-            remedy = "Do not change it while a run trains, and use a disk that all processes share."
-            raise argument_error(
-                "latent_cache", "a folder with all latents", f"one without {key}", remedy
-            )
-        path = self._files[key]
-        with _opened(path) as file:
-            metadata = file.metadata()
-            if path not in self._intact and _DIGEST in metadata:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                digest = _digest_of(tensors, metadata)
-                if digest != metadata[_DIGEST]:
-                    raise _damaged(path, f"other values ({_DIGEST} {digest})")
-            self._intact.add(path)
-            axes = [int(axis) for axis in metadata[key].split()]
-            tensor: Tensor = file.get_tensor(key)
-            return tensor.permute(_inverse(axes))
-
-
-def _digest_of(tensors: Mapping[str, Tensor], orders: Mapping[str, str]) -> str:
-    digest = sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {orders.get(name)} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _damaged(path: Path, got: str) -> Exception:
-    remedy = "Delete it: its clips are encoded again."
-    return argument_error(
-        str(path), "a safetensors file, as it was written", got, remedy, DataError
-    )
-
-
-def _memory_order(tensor: Tensor) -> list[int]:
-    """Return the axes of a tensor, that of the largest stride first."""
-    return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
-
-
-def _inverse(axes: list[int]) -> list[int]:
-    """Return the permutation that undoes another one."""
-    return [axes.index(axis) for axis in range(len(axes))]
-
-
-def _moments_of(posterior: Posterior) -> dict[str, Tensor]:
-    if isinstance(posterior, DiagonalGaussian):
-        return {_MEAN: posterior.mean, _LOGVAR: posterior.logvar}
-    if isinstance(posterior, DeterministicPosterior):
-        return {_MEAN: posterior.latent}
-    contract = "left out for a posterior that is neither normal nor without noise"
-    raise argument_error("latent_cache", contract, describe(posterior), "Leave it out.")
+        Raises:
+            ValueError: A clip is missing.
+            DataError: A file is damaged.
+        """
+        for name in names:
+            if name not in self.shards:
+                remedy = (
+                    "Do not change it while a run trains, and use a disk that all processes share."
+                )
+                raise argument_error(
+                    "latent_cache", "a folder with all latents", f"one without {name}", remedy
+                )
+        with _data_errors():
+            moments = self.shards.stacked(names)
+        return posterior_of({moment: tensor.to(device) for moment, tensor in moments.items()})
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _data_errors() -> Iterator[None]:
+    """Turn a `ShardError` into a `DataError`, which ends a run."""
     try:
-        with safe_open(path, "pt") as file:
-            yield file
-    except (SafetensorError, FileNotFoundError) as error:
-        raise _damaged(path, f"a missing or damaged file ({error})") from error
+        yield
+    except ShardError as error:
+        raise DataError(str(error)) from error
 
 
 def open_cache(
@@ -254,8 +207,11 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         create_json(path, identity)
-    # Another run may have created the file first.
-    saved = {"clips.weighting": "frames"} | read_json(path)  # older versions had no other
+    saved = read_json(path)  # another run may have created the file first
+    if saved.get("format") != _FORMAT:
+        got = f"{str(folder)!r}, of format {saved.get('format')}"
+        remedy = "Delete it: its clips are encoded again."
+        raise argument_error("latent_cache", f"a folder of format {_FORMAT}", got, remedy)
     changed = [name for name, value in identity.items() if saved.get(name) != value]
     if changed:
         contract = "a folder of latents of this encoder, data and clips"
@@ -334,16 +290,36 @@ def fill_latent_cache(
         for position in positions:
             before_each()
             if position < len(sampler_of_rank):
-                video = next(videos)["video"].to(accelerator.device)
+                batch = next(videos)
+                video = batch["video"].to(accelerator.device)
                 with torch.no_grad(), accelerator.autocast():
                     posterior = state.autoencoder.latent_model.encode(video)
-                size = cache.add(clips.names_of(sampler_of_rank.items(position)), posterior)
+                names = clips.names_of(sampler_of_rank.items(position))
+                size = cache.add(names, posterior, _facts_of(batch))
                 if position == 0:
                     check_disk(cache.folder, size * num_missing)
     finally:
         cache.write()
     before_each()  # every process has written its part
-    cache.find_files()
+    cache.find_shards()
+
+
+def _facts_of(batch: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Return what is known about the clips of a batch."""
+    num_frames, height, width = batch["video"].shape[2:]
+    facts: list[dict[str, object]] = []
+    for index, source in enumerate(batch["source"]):
+        facts.append(
+            {
+                "source": source,
+                "first_frame": int(batch["start"][index]),
+                "num_frames": num_frames,
+                "height": height,
+                "width": width,
+                "fps": float(batch["fps"][index]),
+            }
+        )
+    return facts
 
 
 def check_disk(folder: Path, size: int) -> None:

@@ -132,6 +132,11 @@ class Monitor:
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"
 
 
+def is_share_of_gradient(name: str) -> bool:
+    """Return whether `ReconstructionGradient` logs a value; a gradient of 0 has no shares, which are then NaN."""
+    return name == ADVERSARIAL_SHARE or History.frame_of(name) is not None
+
+
 class ReconstructionGradient:
     """Logs the gradient at a reconstruction `(B, C, T, H, W)`: the share of each frame, and of the discriminators.
 

@@ -29,6 +29,7 @@ from telecine.models.interface import check_channels
 from telecine.models.load import without_weights
 from telecine.models.student import Student
 from telecine.models.transfer import check_source
+from telecine.objective.weights import WeightSchedule
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
@@ -301,12 +302,39 @@ def plan_update(
             model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False
         )
         state = new_state(optimizer, accelerator, model, objective, last_layer, seed=config.seed)
-        state.step = objective.schedule.step_with_most_terms()
+        state.step = step_with_most_terms(objective.schedule)
         shape = (config.clips_per_pass, config.clips.num_channels, *bucket.shape)
         memory = _count_update(
             state, counter, [shape] * config.gradient_accumulation_steps, device_type
         )
     return replace(memory, num_clips=config.clips_per_pass)
+
+
+def step_with_most_terms(schedule: WeightSchedule, num_steps: int | None = None) -> int:
+    """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
+
+    Args:
+        schedule: The weights of all terms.
+        num_steps: If not `None`, the step is before this one, and the penalty may be off.
+    """
+    changes = [schedule.disc_start, schedule.disc_train_start]
+    for term in schedule.terms.values():
+        changes.append((term.ramp.start or 0) + term.ramp.steps)
+    every = schedule.penalty_every
+    candidates = set()
+    for change in changes:
+        # The first step with a penalty from each change on, and the last one before it: a ramp may end at 0.
+        candidates.add(math.ceil(change / every) * every)
+        candidates.add(max(0, change - 1) // every * every)
+    if num_steps is not None:
+        candidates = {min(step, num_steps - 1) for step in candidates}
+    # First, the discriminators train if they ever do; then as few terms as possible are off; then it is late.
+    with_discriminators = {step for step in candidates if step >= schedule.disc_train_start}
+    if with_discriminators:
+        candidates = with_discriminators
+    num_off = {step: len(schedule.off_at(step)) for step in candidates}
+    fewest = min(num_off.values())
+    return max(step for step in candidates if num_off[step] == fewest)
 
 
 def _count_update(

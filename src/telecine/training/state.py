@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from telecine.models import VideoAutoencoder
 from telecine.objective import VideoAutoencoderLoss
-from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.layer_activations import LayerActivations
 from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
 from telecine.training.optimizers import parameters_of

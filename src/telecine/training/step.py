@@ -14,21 +14,19 @@ from telecine.base.randomness import clip_generators
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior
-from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
+from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.log import computed_values
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import average_over_ranks
-from telecine.runs.history import History
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
-from telecine.training.logging import ADVERSARIAL_SHARE, ReconstructionGradient
+from telecine.training.logging import ReconstructionGradient, is_share_of_gradient
 from telecine.training.optimizers import parameters_of
 from telecine.training.state import LR_FACTOR, TrainState
 
 # The cosine schedule ends at this fraction of the learning rate.
 FINAL_LR_SCALE = 0.05
-# Terms that the objective logs as 0 when their weight is 0 and it does not compute them.
-_ALWAYS_LOGGED = ("perceptual", "grad_penalty")
 
 
 class DivergenceError(TrainingError):
@@ -163,9 +161,7 @@ def accumulate_gradients(
                     target, output.video, 0, weights, output.aux, last_layer, **options
                 )
                 losses = [loss]
-        # The 0 of a term that was not computed would distort the mean over updates.
-        not_computed = [f"train/{name}_loss" for name in _ALWAYS_LOGGED if weights[name] == 0]
-        log = {name: value for name, value in objective_log.items() if name not in not_computed}
+        log = computed_values(objective_log, weights, "train")
         # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
         # on latents alone returns latents.
         compared_with = target if autoencoder.trains_on_latents else batch.inputs
@@ -282,8 +278,7 @@ def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
-            is_share = name == ADVERSARIAL_SHARE or History.frame_of(name) is not None
-            if not is_share:
+            if not is_share_of_gradient(name):
                 raise divergence_error(name, values[name], step)
             del values[name]  # a gradient of 0 has no shares
     return values

@@ -11,11 +11,12 @@ from telecine.__main__ import main
 from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
-from telecine.settings import CausalVAEConfig, PruneConfig
+from telecine.settings import CausalVAEConfig
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of
 from telecine.tools.prune.importance import recorded_energy
 from telecine.tools.prune.pruning import prunable
+from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_units, pruned_weights
 from telecine.tools.prune.widths import NOT_PRUNED, WIDTHS
 

@@ -29,9 +29,9 @@ from telecine.data.index import log_too_short
 from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
-from telecine.evaluation.tiling import reconstruct_in_chunks
+from telecine.evaluation.tiling import reconstruct_tiled
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import check_channels
+from telecine.models.interface import check_channels, clip_position
 from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName, Tiling
 
 logger = logging.getLogger(__name__)
@@ -253,9 +253,11 @@ class PublishedProtocol:
             target: The clip, `(1, 3, T, H, W)` in [-1, 1].
         """
         if self.chunk is not None:
-            return reconstruct_in_chunks(model, target[0], self.chunk, overlap=0, tiling=Tiling())[
-                None
-            ]
+            parts = []
+            for number, part in enumerate(target[0].split(self.chunk, dim=1)):
+                with clip_position(model, first_frame=number * self.chunk):
+                    parts.append(reconstruct_tiled(model, part, Tiling()))
+            return torch.cat(parts, dim=1)[None]
         if self.posterior == "mode":
             return model(target, sample_posterior=False).video
         generator = torch.Generator(target.device).manual_seed(span.first_frame)

@@ -146,9 +146,8 @@ class _LayerMaps(nn.Module):
         for module in self.net.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
-                module.register_buffer(
-                    name, parameter.detach()
-                )  # as plans need it: PyTorch moves no fake parameters
+                # As plans need it: PyTorch moves no fake parameters.
+                module.register_buffer(name, parameter.detach())
         self.register_buffer(
             "shift", 2 * torch.tensor(tuple(mean)).view(1, 3, 1, 1) - 1, persistent=False
         )

@@ -125,9 +125,8 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
-        widest = reduce(
-            torch.promote_types, dtypes, self.module["scale"].dtype
-        )  # float32 or float64
+        # float32 or float64
+        widest = reduce(torch.promote_types, dtypes, self.module["scale"].dtype)
         return {name: tensor.to(widest) for name, tensor in self.module.items()}
 
 

@@ -22,11 +22,13 @@ from telecine.models.diffusers.families import (
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
+from telecine.models.diffusers.streams import STREAMS
 from telecine.models.flow import Sampler, add_noise
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.pretrained import copy_state
+from telecine.models.stream import StreamDecoder, StreamEncoder
 
 LARGEST_LEVEL = 0.2
 """Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103)."""
@@ -207,6 +209,31 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             ValueError: A tiny clip's gradients change.
         """
         enable_checked(self.module, self.sizes)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the class is one of `STREAMS`."""
+        return type(self.module).__name__ in STREAMS
+
+    def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
+        """Return a stream that encodes a video piece by piece.
+
+        Raises:
+            ValueError: The class keeps no frames between chunks.
+        """
+        if not self.streams:
+            return super().stream_encoder(num_frames)
+        return STREAMS[type(self.module).__name__].encoder(self.module, num_frames)
+
+    def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
+        """Return a stream that decodes a latent piece by piece.
+
+        Raises:
+            ValueError: The class keeps no frames between chunks.
+        """
+        if not self.streams:
+            return super().stream_decoder(num_frames)
+        return STREAMS[type(self.module).__name__].decoder(self.module, num_frames)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:

@@ -57,11 +57,15 @@ def encode_in_chunks(module: DiffusersModel, video: Video, *, num_frames: int) -
 def _network_input(module: DiffusersModel, video: Video) -> Tensor:
     """Return what the encoder's network is called with: patches of whole latent frames, as the class has them."""
     num_complete = (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1
-    video = video[:, :, :num_complete]
+    return patched(module, video[:, :, :num_complete])
+
+
+def patched(module: DiffusersModel, video: Video) -> Tensor:
+    """Return a video in patches of the model's `patch_size`, if it has one."""
     patch = getattr(module.config, "patch_size", None)
-    if patch:
-        video = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
-    return video
+    if not patch:
+        return video
+    return rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
 
 
 def _posterior(module: DiffusersModel, moments: Tensor) -> DiagonalGaussian:
@@ -79,8 +83,8 @@ def decode(module: DiffusersModel, latent: Tensor) -> Decoded:
 def decode_whole(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Return the video of a latent `(B, C, t, h, w)`, in one call."""
     latent = module.post_quant_conv(latent)
-    video = module.decoder(latent, **_options_of_first_call(module))
-    return _video(module, video), {}
+    video = module.decoder(latent, **options_of_first_call(module))
+    return unpatched(module, video), {}
 
 
 def decode_in_chunks(module: DiffusersModel, latent: Tensor, *, num_latent_frames: int) -> Decoded:
@@ -93,26 +97,26 @@ def decode_in_chunks(module: DiffusersModel, latent: Tensor, *, num_latent_frame
     """
     first, *chunks = _first_and_chunks(module.post_quant_conv(latent), num_latent_frames)
     kept_frames = [None] * module._cached_conv_counts["decoder"]
-    options = _options_of_first_call(module)
+    options = options_of_first_call(module)
     parts = [module.decoder(first, feat_cache=kept_frames, feat_idx=[0], **options)]
     for chunk in chunks:
         parts.append(module.decoder(chunk, feat_cache=kept_frames, feat_idx=[0]))
-    return _video(module, torch.cat(parts, dim=2)), {}
+    return unpatched(module, torch.cat(parts, dim=2)), {}
 
 
-def _options_of_first_call(module: DiffusersModel) -> dict[str, bool]:
+def options_of_first_call(module: DiffusersModel) -> dict[str, bool]:
     """Return the argument with which some decoders are told that they are called for the first chunk."""
     if "first_chunk" in inspect.signature(type(module.decoder).forward).parameters:
         return {"first_chunk": True}
     return {}
 
 
-def _video(module: DiffusersModel, output: Tensor) -> Video:
+def unpatched(module: DiffusersModel, output: Tensor) -> Video:
     """Return the video of the decoder's output, which may be patches."""
     patch = getattr(module.config, "patch_size", None)
-    if patch:
-        output = rearrange(output, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
-    return output
+    if not patch:
+        return output
+    return rearrange(output, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
 
 
 def _first_and_chunks(x: Tensor, num_frames: int) -> list[Tensor]:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 from telecine.base.terminal import console
-from telecine.settings import PruneConfig
 from telecine.settings.arguments import Output
+from telecine.tools.prune.settings import PruneConfig
 
 
 def prune(

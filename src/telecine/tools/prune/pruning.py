@@ -25,9 +25,10 @@ from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
 from telecine.models.causal import CausalAutoencoder, FlowDecoder, build_decoder
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.student import StudentAutoencoder
-from telecine.settings import CausalVAEConfig, PruneConfig
+from telecine.settings import CausalVAEConfig
 from telecine.tools.prune.channels import find_groups, num_parts_of
 from telecine.tools.prune.importance import measure, score_by_position, score_by_weight
+from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_units, pruned_weights
 from telecine.tools.prune.widths import OF_CAUSAL_VAE, Configuration, Widths, widths_of
 

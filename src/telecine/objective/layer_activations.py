@@ -1,0 +1,126 @@
+"""The gradient of the last layer's weight where the weight cannot be differentiated: from the layer's activations."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
+
+from telecine.base.shapes import Scalar
+from telecine.objective.eager import gradients_of
+from telecine.ops.checkpointing import CheckpointedCall
+
+# The arguments of a call, which may include frames that a causal layer cached in the call before.
+_Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
+
+
+class LayerActivations:
+    """The inputs and outputs of a linear or convolution layer since `clear()`; replaces its weight as `last_layer`.
+
+    It is for weights that cannot be an input of `torch.autograd.grad`: those that are sharded over processes, and those
+    whose gradient needs the backward of all checkpointed chunks at once. The layer's outputs can be inputs, and give
+    the same gradient in three steps:
+
+    1. Record: a forward hook keeps the arguments and the output of each call. In a checkpointed block, which does not
+       keep the arguments, it keeps the block's call instead.
+    2. Recompute: `weight_gradients` differentiates the losses with respect to the outputs, and runs each recorded block
+       again, without a graph, for the layer's arguments.
+    3. Differentiate: the layer is called once more with these arguments, and its output is differentiated with respect
+       to the weight. The layer is linear in its weight, so the weight may have any value, such as 0.
+
+    Args:
+        layer: The module that owns `weight`. Its output must be linear in the weight, as it is for convolutions.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self._is_recording = True
+        # The layer's arguments, or the call around it that computes them again if activations are not kept; its output.
+        self._calls: list[tuple[_Inputs | CheckpointedCall, Tensor]] = []
+        layer.register_forward_hook(self._record, with_kwargs=True)
+
+    def clear(self) -> None:
+        """Drop the recorded calls. Call it before each forward pass of the autoencoder."""
+        self._calls = []
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy, such as that of an averaged model, records nothing: nobody would clear its calls.
+        return {**vars(self), "_is_recording": False, "_calls": []}
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any recorded output has a graph."""
+        return any(output.requires_grad for _, output in self._calls)
+
+    def weight_gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
+        """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
+        calls = [(source, output) for source, output in self._calls if output.requires_grad]
+        outputs = [output for _, output in calls]
+        output_gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
+        sums: list[Tensor | None] = [None] * len(losses)
+        for call, inputs in enumerate(self._inputs([source for source, _ in calls])):
+            for index, gradients in enumerate(output_gradients):
+                gradient = gradients[call]
+                if gradient is None:
+                    continue
+                part = self._weight_gradient_of_call(inputs, gradient)
+                before = sums[index]
+                sums[index] = part if before is None else before + part
+        return sums
+
+    def _inputs(self, sources: Sequence[_Inputs | CheckpointedCall]) -> Iterator[_Inputs]:
+        """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
+        for _, calls in groupby(sources, key=id):  # a checkpointed call may contain several
+            source, *others = calls
+            if isinstance(source, CheckpointedCall):
+                yield from self._inputs_in(source, 1 + len(others))
+            else:
+                yield source
+
+    def _inputs_in(self, checkpointed: CheckpointedCall, num_calls: int) -> list[_Inputs]:
+        """Run a checkpointed call again, and return the layer's arguments in it.
+
+        Raises:
+            RuntimeError: The layer is called another number of times.
+        """
+        inputs: list[_Inputs] = []
+
+        def keep(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            inputs.append((args, kwargs))
+
+        with torch.no_grad(), self.layer.register_forward_pre_hook(keep, with_kwargs=True):
+            checkpointed.run()
+        if len(inputs) != num_calls:
+            called = (
+                f"{type(self.layer).__name__} was called {len(inputs)} times instead of {num_calls}"
+            )
+            remedy = "Set `adaptive_weight.at` to `reconstruction`, which needs no layer."
+            raise RuntimeError(f"{called} when its checkpointed block was computed again. {remedy}")
+        return inputs
+
+    def _weight_gradient_of_call(self, inputs: _Inputs, grad_output: Tensor) -> Tensor:
+        """Return the part of one call in the gradient of the weight, computed with a weight of 0."""
+        device, dtype = grad_output.device, grad_output.dtype
+        zeros = {
+            name: torch.zeros(p.shape, device=device, dtype=dtype, requires_grad=name == "weight")
+            for name, p in self.layer.named_parameters()
+        }
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().to(dtype), inputs)
+        self._is_recording = False
+        try:
+            with torch.enable_grad():
+                output = functional_call(self.layer, zeros, args, kwargs)
+        finally:
+            self._is_recording = True
+        return torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)[0]
+
+    def _record(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
+    ) -> None:
+        checkpointed = CheckpointedCall.running()
+        is_recomputed = checkpointed is not None and not checkpointed.is_first_run
+        if self._is_recording and torch.is_grad_enabled() and not is_recomputed:
+            self._calls.append((checkpointed or (args, kwargs), output))

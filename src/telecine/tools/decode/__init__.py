@@ -1,0 +1,1 @@
+"""`telecine decode`: the videos of latents in shards."""

@@ -1,0 +1,154 @@
+"""Decoding of the shards of `telecine encode`, clip by clip, each as a stream."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from telecine.base.background import in_background
+from telecine.base.checks import argument_error
+from telecine.base.files import atomic_write, read_json
+from telecine.base.shapes import VALUE_RANGE
+from telecine.base.terminal import with_progress
+from telecine.data import bytes_from_video
+from telecine.evaluation.evaluate import device_of_process
+from telecine.evaluation.reconstruction_sources import load_model
+from telecine.models import VideoAutoencoder
+from telecine.models.latent_shards import (
+    FORMAT,
+    MANIFEST_FILE,
+    MEAN,
+    LatentShards,
+    denormalised,
+)
+from telecine.models.pretrained import digest_of_encoder
+from telecine.report.video import write_video
+from telecine.tools.decode.settings import DecodeConfig
+
+# Latent frames of a piece.
+_PIECE = 16
+
+
+def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path) -> int:
+    """Decode the clips of a folder of shards whose files are missing; processes of torchrun share them.
+
+    Args:
+        latents: The folder.
+        config: The settings.
+        output: The folder of the videos.
+
+    Returns:
+        The number of files that this process has written.
+
+    Raises:
+        ValueError: The folder has no manifest, or latents of another encoder than the model's.
+        ShardError: A shard is damaged or missing.
+    """
+    manifest = _read_manifest(Path(latents))
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    device = device_of_process(config.device, num_ranks)
+    model = load_model(config.model or manifest["model"], config, device)
+    if digest_of_encoder(model.latent_model) != manifest["encoder_sha256"]:
+        got = f"{config.model or manifest['model']!r}, whose encoder is another one"
+        remedy = "Set `model` to the model that encoded, or to a student of it."
+        raise argument_error("model", "of the encoder that encoded", got, remedy)
+    normalisation = manifest["normalisation"] if manifest["settings"]["normalise"] else {}
+    shards = LatentShards(latents)
+    files = name_files(shards, Path(output), config.format)
+    missing = [(name, path) for name, path in files.items() if not path.exists()]
+    missing = missing[int(os.environ.get("RANK", "0")) :: num_ranks]
+    for name, path in with_progress(missing, "decoding"):
+        tensors, facts = shards.read(name)
+        latent = denormalised(tensors[MEAN][None].float().to(device), normalisation)
+        frames = decoded_frames(model, latent, facts, config.chunk_frames)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if facts["is_image"]:
+            _write_image(path, next(frames))
+        else:
+            chunks = in_background(frames)
+            write_video(path, (frame for chunk in chunks for frame in chunk), facts["fps"])
+    return len(missing)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        got = f"{str(folder)!r}, without {MANIFEST_FILE}"
+        remedy = "Run `telecine encode` to its end."
+        raise argument_error("latents", "a folder of encoded clips", got, remedy)
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        got = f"of format {manifest.get('format')}"
+        raise argument_error(str(path), f"of format {FORMAT}", got, "Encode the data again.")
+    return manifest
+
+
+def name_files(shards: LatentShards, output: Path, video_format: str) -> dict[str, Path]:
+    """Return the file of each clip: its source's name, with the first frame and the key where that is not unique.
+
+    Args:
+        shards: The clips.
+        output: The folder of the files.
+        video_format: The suffix of videos, without its dot.
+    """
+    stems = {}
+    suffixes = {}
+    for name in shards.names:
+        facts = shards.facts(name)
+        source = Path(facts["source"])
+        if source.is_absolute() or ".." in source.parts:  # a foreign folder of latents
+            source = Path(source.name)
+        stems[name] = source.with_suffix("").as_posix()
+        suffixes[name] = "png" if facts["is_image"] else video_format
+        if facts["first_frame"] > 0:
+            stems[name] += f"-{facts['first_frame']}"
+    counts = Counter(stems.values())
+    files = {}
+    for name, stem in stems.items():
+        unique = stem if counts[stem] == 1 else f"{stem}-{name}"
+        files[name] = output / f"{unique}.{suffixes[name]}"
+    return files
+
+
+@torch.no_grad()
+def decoded_frames(
+    model: VideoAutoencoder, latent: Tensor, facts: dict[str, Any], chunk_frames: int
+) -> Iterator[Tensor]:
+    """Yield the frames of a clip, uint8 `(T, H, W, C)` on the CPU, a few at once.
+
+    Args:
+        model: The model that decodes.
+        latent: `(1, C, t, h, w)`.
+        facts: What is known about the clip: frames, height and width.
+        chunk_frames: Largest number of frames that are computed at once.
+    """
+    num_left = facts["num_frames"]
+    for video in _decoded(model, latent, chunk_frames):
+        part = video[0, :, :num_left, : facts["height"], : facts["width"]]
+        num_left -= part.shape[1]
+        if part.shape[1] > 0:
+            yield bytes_from_video(part.clamp(*VALUE_RANGE)).cpu()
+
+
+def _decoded(model: VideoAutoencoder, latent: Tensor, chunk_frames: int) -> Iterator[Tensor]:
+    if not model.streams:
+        yield model.decode(latent)
+        return
+    stream = model.stream_decoder(chunk_frames)
+    for piece in latent.split(_PIECE, dim=2):
+        video = stream.push(piece)
+        if video is not None:
+            yield video
+    video = stream.flush()
+    if video is not None:
+        yield video
+
+
+def _write_image(path: Path, frames: Tensor) -> None:
+    image = Image.fromarray(frames[0].squeeze(-1).numpy())
+    atomic_write(path, lambda partial: image.save(partial, format="PNG"))

@@ -1,0 +1,19 @@
+"""Settings of `telecine decode`."""
+
+from typing import Literal
+
+from telecine.settings.evaluate import ModelUse
+from telecine.settings.group import Count, group
+
+
+@group
+class DecodeConfig(ModelUse):
+    """How latents are decoded."""
+
+    model: str | None = None
+    """The run, checkpoint or saved autoencoder that decodes; its encoder must be the one that encoded, as that of a
+    student is. Default: the model that encoded, by its name in manifest.json."""
+    format: Literal["mp4", "mkv"] = "mp4"
+    """Files of videos: H.264, or FFV1 without loss. Images become PNG."""
+    chunk_frames: Count = 17
+    """Largest number of frames that the decoder computes at once, as far as the model has a choice."""

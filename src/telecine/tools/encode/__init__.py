@@ -1,0 +1,1 @@
+"""`telecine encode`: the latents of a data set, in shards."""

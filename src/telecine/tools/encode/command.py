@@ -1,0 +1,23 @@
+"""The command `telecine encode`."""
+
+from typing import Annotated
+
+from telecine.base.terminal import console
+from telecine.settings.arguments import Output
+from telecine.tools.encode.settings import EncodeConfig
+
+
+def encode(
+    settings: EncodeConfig,
+    checkpoint: Annotated[
+        str,
+        "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, a name on the Hub, or tiny, "
+        "the model in the package.",
+    ],
+    *,
+    output: Annotated[str, Output("Folder for the shards, manifest.json and README.md.")],
+) -> None:
+    """Encode a data set, in shards that WebDataset reads. The same command again encodes what is missing."""
+    from telecine.tools.encode.encode import encode_data
+
+    encode_data(checkpoint, settings, output).print_to(console)

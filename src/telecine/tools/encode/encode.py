@@ -1,0 +1,328 @@
+"""Encoding of a data set: each process writes its shards, the last one the manifest."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from telecine import __version__
+from telecine.base.background import in_background
+from telecine.base.checks import argument_error
+from telecine.base.files import (
+    create_json,
+    read_json,
+    remove_partial,
+    write_json,
+    write_text,
+)
+from telecine.base.shapes import Video
+from telecine.base.terminal import with_progress
+from telecine.data import DecodeError, Span, load_spans
+from telecine.evaluation.evaluate import device_of_process
+from telecine.evaluation.reconstruction_sources import Model, clips_of, load_model
+from telecine.evaluation.tiling import pad_to
+from telecine.models import Posterior, VideoAutoencoder
+from telecine.models.latent import ChannelMoments, LatentStatistics
+from telecine.models.latent_shards import (
+    DTYPES,
+    FORMAT,
+    IDENTITY_FILE,
+    LOGVAR,
+    MANIFEST_FILE,
+    LatentShard,
+    LatentShards,
+    moments_of,
+    normalised,
+)
+from telecine.models.pretrained import digest_of_encoder
+from telecine.settings import ClipConfig
+from telecine.tools.encode.card import dataset_card
+from telecine.tools.encode.clips import SourceClip, list_clips, read_pieces
+from telecine.tools.encode.settings import EncodeConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What one process has done."""
+
+    folder: Path
+    num_clips: int
+    """Clips in all shards that are there."""
+    num_new: int
+    """Clips that this process has encoded now."""
+    is_complete: bool
+    """Whether all shards are there, and with them the manifest."""
+
+    def print_to(self, console: Console) -> None:
+        """Print it in a line or two."""
+        console.print(
+            f"{self.num_clips} clips in {self.folder}, {self.num_new} of them new", soft_wrap=True
+        )
+        if not self.is_complete:
+            console.print("other processes encode the rest; the last one writes manifest.json")
+
+
+def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> Encoded:
+    """Encode a data set. The same call again encodes what is missing; the files are the same after any interruption.
+
+    Processes that torchrun starts share the shards.
+
+    Args:
+        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module.
+        config: The settings.
+        output: The folder of the shards.
+
+    Raises:
+        ValueError: The folder has latents of another encoder, data or settings, or whole videos are to be encoded by
+            a model that does not stream, or the model has no statistics to normalise by.
+        DataError: There is no clip.
+    """
+    started = time.time()
+    if config.data is None:
+        raise argument_error("data", "given", "nothing", "Pass `--data` with videos.")
+    rank = int(os.environ.get("RANK", "0"))
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    device = device_of_process(config.device, num_ranks)
+    model = load_model(checkpoint, config, device)
+    run_clips = clips_of(checkpoint, model)
+    clip_config = ClipConfig(
+        channels=model.in_channels,
+        layout=config.layout or run_clips.layout,
+        range=config.range or run_clips.range,
+    )
+    spans, _ = load_spans(config.data, clip_config, keep_columns=True)
+    clips = list_clips(spans, config)
+    _check_model(model, config)
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = _saved_identity(folder, identity_of(checkpoint, model, spans, config))
+    encoder = _Encoder(model, device, config, clip_config)
+    num_new = 0
+    todo = []
+    for number, first in enumerate(range(0, len(clips), config.clips_per_shard)):
+        path = folder / f"latents-{number:05d}.tar"
+        if number % num_ranks == rank and not path.with_suffix(".json").is_file():
+            todo.append((path, first, clips[first : first + config.clips_per_shard]))
+    total = sum(len(part) for _, _, part in todo)
+    progress = with_progress(range(total), "encoding", total=total)
+    for path, first, part in todo:
+        num_new += encoder.write_shard(path, first, part, progress)
+    num_shards = -(-len(clips) // config.clips_per_shard)
+    shards = LatentShards(folder, verify=False)
+    is_complete = len(shards.digests) == num_shards
+    if is_complete:
+        remove_partial(folder, started)
+        write_manifest(folder, identity, shards)
+    return Encoded(folder, len(shards), num_new, is_complete)
+
+
+def _check_model(model: VideoAutoencoder, config: EncodeConfig) -> None:
+    if config.num_frames is None and not model.streams:
+        name = type(getattr(model, "module", model)).__name__
+        contract = f"set for a {name}, which keeps no frames between chunks"
+        raise argument_error(
+            "num_frames", contract, None, "Pass a number of frames that it accepts."
+        )
+    if config.num_frames is not None:
+        covering = model.covering_clip(config.num_frames, 1, 1)[0]
+        if covering != config.num_frames:
+            contract = "a number of frames that the model accepts"
+            raise argument_error("num_frames", contract, config.num_frames, f"Use {covering}.")
+    if config.normalise and not any(
+        value is not None for value in model.latent_normalisation().values()
+    ):
+        remedy = "Leave it out: manifest.json has the statistics of the data."
+        raise argument_error("normalise", "false for a model without statistics", True, remedy)
+
+
+def identity_of(
+    checkpoint: Model, model: VideoAutoencoder, spans: Sequence[Span], config: EncodeConfig
+) -> dict[str, Any]:
+    """Return what the bytes of all shards depend on, by name.
+
+    Args:
+        checkpoint: What the model was loaded from.
+        model: The model.
+        spans: The data.
+        config: The settings.
+    """
+    data = sha256()
+    for span in spans:
+        name = str(span.info.source).rpartition("/")[2]
+        facts = (name, span.info.digest, span.first_frame, span.last_frame, dict(span.columns))
+        data.update(repr(facts).encode())
+    name = str(checkpoint)
+    if isinstance(checkpoint, torch.nn.Module):
+        name = type(checkpoint).__name__
+    settings = asdict(config)
+    for key in ("data", "device"):
+        del settings[key]
+    return {
+        "format": FORMAT,
+        "model": name,
+        "encoder_sha256": digest_of_encoder(model.latent_model),
+        "normalisation": model.latent_normalisation(),
+        "data_sha256": data.hexdigest(),
+        "settings": {key: _plain(value) for key, value in settings.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _saved_identity(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the identity of a folder, which is written to a new one; raise a `ValueError` if it is another one."""
+    path = folder / IDENTITY_FILE
+    if not path.is_file():
+        create_json(path, identity)
+    saved = read_json(path)
+    changed = []
+    for name, value in identity.items():
+        if name != "model" and saved.get(name) != value:  # a model may have another path
+            changed.append(name)
+    if changed:
+        contract = "a folder of latents of this model, data and settings"
+        got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
+        raise argument_error("output", contract, got, "Use another folder, or delete this one.")
+    return saved
+
+
+class _Encoder:
+    """Encodes clips with a model.
+
+    Args:
+        model: The model.
+        device: Where it is.
+        config: What is written.
+        clips: How frames are read.
+    """
+
+    def __init__(
+        self,
+        model: VideoAutoencoder,
+        device: torch.device,
+        config: EncodeConfig,
+        clips: ClipConfig,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.config = config
+        self.clips = clips
+
+    def write_shard(
+        self, path: Path, first: int, clips: Sequence[SourceClip], progress: Iterator[int]
+    ) -> int:
+        """Write a shard, and return the number of its clips.
+
+        Args:
+            path: The tar file.
+            first: The number of the first clip.
+            clips: The clips. Those that cannot be decoded are logged, and listed in the index.
+            progress: Advanced by one for each clip.
+        """
+        shard = LatentShard(path)
+        skipped = {}
+        for number, clip in enumerate(clips, first):
+            next(progress, None)
+            facts = clip.facts(str(self.config.data))
+            try:
+                tensors = self.encode(clip)
+            except DecodeError as error:
+                logger.warning("skipping a clip that cannot be decoded: %s", error)
+                skipped[f"{number:08d}"] = facts
+                continue
+            shard.add(f"{number:08d}", tensors, facts)
+        shard.write(skipped)
+        return len(shard)
+
+    @torch.no_grad()
+    def encode(self, clip: SourceClip) -> dict[str, Tensor]:
+        """Return the tensors of a clip, `(C, t, h, w)` on the CPU; a thread reads ahead.
+
+        Args:
+            clip: The clip.
+        """
+        parts: dict[str, list[Tensor]] = {}
+        for posterior in self._posteriors(in_background(read_pieces(clip, self.clips)), clip):
+            for name, tensor in self._written(posterior).items():
+                parts.setdefault(name, []).append(tensor)
+        tensors = {}
+        for name, chunks in parts.items():
+            tensors[name] = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+        return tensors
+
+    def _posteriors(self, pieces: Iterator[Video], clip: SourceClip) -> Iterator[Posterior]:
+        """Yield the posteriors of consecutive chunks; the last frame, row and column are repeated where needed."""
+        size = self.model.covering_clip(clip.num_frames, clip.height, clip.width)
+        if not self.model.streams:
+            video = torch.cat(list(pieces), dim=1).to(self.device)
+            yield self.model.latent_model.encode(pad_to(video, size)[None])
+            return
+        stream = self.model.stream_encoder(self.config.chunk_frames)
+        last_frame: Video | None = None
+        for piece in pieces:
+            video = pad_to(piece.to(self.device), (piece.shape[1], *size[1:]))[None]
+            last_frame = video[:, :, -1:]
+            posterior = stream.push(video)
+            if posterior is not None:
+                yield posterior
+        assert last_frame is not None
+        posterior = stream.push(last_frame.expand(-1, -1, stream.num_missing, -1, -1))
+        if posterior is not None:
+            yield posterior
+        posterior = stream.flush()
+        if posterior is not None:
+            yield posterior
+
+    def _written(self, posterior: Posterior) -> dict[str, Tensor]:
+        """Return what is written of a posterior of one clip, on the CPU."""
+        moments = moments_of(posterior)
+        if self.config.normalise:
+            moments = normalised(moments, self.model.latent_normalisation())
+        if self.config.latent == "mode":
+            moments.pop(LOGVAR, None)
+        dtype = DTYPES[self.config.dtype]
+        return {name: tensor[0].to("cpu", dtype) for name, tensor in moments.items()}
+
+
+def write_manifest(folder: Path, identity: dict[str, Any], shards: LatentShards) -> None:
+    """Write manifest.json and README.md, which are functions of the shards alone.
+
+    Args:
+        folder: The folder of the shards.
+        identity: What they depend on.
+        shards: All of them.
+    """
+    moments = ChannelMoments()
+    num_frames = 0
+    for shard in sorted(shards.moments):
+        if shards.moments[shard].shape[1] > 0:
+            sums = shards.moments[shard]
+            moments.sums = sums if moments.sums.shape[1] == 0 else moments.sums + sums
+    for name in shards.names:
+        num_frames += shards.facts(name)["num_frames"]
+    statistics: LatentStatistics | None = None
+    if moments.sums.shape[1] > 0:
+        statistics = moments.statistics()
+    manifest = {
+        **identity,
+        "telecine": __version__,
+        "num_clips": len(shards),
+        "num_frames": num_frames,
+        "num_skipped": sum(len(skipped) for skipped in shards.skipped.values()),
+        "statistics": None if statistics is None else asdict(statistics),
+        "shards": {shard.name: shards.digests[shard] for shard in sorted(shards.digests)},
+    }
+    write_json(folder / MANIFEST_FILE, manifest)
+    write_text(folder / "README.md", dataset_card(manifest, shards))

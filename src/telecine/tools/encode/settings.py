@@ -1,0 +1,41 @@
+"""Settings of `telecine encode`."""
+
+from typing import Literal
+
+from telecine.base.checks import argument_error
+from telecine.settings.evaluate import ModelUse
+from telecine.settings.group import Count, Integer, UserPath, group
+
+
+@group
+class EncodeConfig(ModelUse):
+    """What is encoded, and what is written."""
+
+    data: UserPath | None = None
+    """The data, as `--data` of `telecine train`: videos, images or arrays; a file, a folder, a list (its other columns,
+    such as captions, are kept), a tar file, or an address. Required."""
+    num_frames: Integer | None = None
+    """Frames in a clip: each video is cut into clips without overlap, and what is left at its end is left out. Default:
+    whole videos, for models that stream."""
+    height: Count | None = None
+    """Height to resize to, and to crop at the centre as training does; needs `width`. Default: that of each video."""
+    width: Count | None = None
+    """Width to resize to; needs `height`."""
+    stride: Count = 1
+    """Distance between the frames of a clip."""
+    latent: Literal["moments", "mode"] = "moments"
+    """Write mean and log-variance of the posterior, or its mode alone."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the written numbers."""
+    normalise: bool = False
+    """Write latents normalised by the statistics that the model carries, by which a generator would normalise them."""
+    clips_per_shard: Count = 256
+    """Clips in a file. A process that is killed loses at most so many."""
+    chunk_frames: Count = 17
+    """Largest number of frames that the encoder computes at once, as far as the model has a choice."""
+
+    def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None):
+            raise argument_error(
+                "height", "set together with `width`", self.height, "Set both, or neither."
+            )

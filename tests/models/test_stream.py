@@ -1,0 +1,216 @@
+"""Streams: any division into pieces has the result of the whole, and streams of one model do not disturb each other."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from telecine.models import CausalVAE, StudentAutoencoder
+from telecine.models.diffusers.checkpointing import CHUNKS
+from telecine.models.diffusers.streams import STREAMS
+from telecine.models.interface import clip_position
+from telecine.settings import CausalVAEConfig
+
+from .helpers import add_noise_to_weights
+from .tiny_models import FAST, adapter, shared
+
+SMALL = {
+    "time_compression": 4,
+    "spatial_compression": 4,
+    "latent_channels": 4,
+    "patch_size": 2,
+    "base_channels": 8,
+    "channel_multipliers": (1, 2),
+    "blocks_per_level": 1,
+}
+CAUSAL = {
+    "gaussian": {},
+    "three_frames_back": {"time_kernel": 3, "nested_channels": (2,)},
+    "one_frame": {"time_kernel": 1},
+    "fsq": {"bottleneck": "fsq", "fsq_levels": (8, 5, 5, 5)},
+    "no_first_frame": {"first_frame_apart": False},
+    "flow": {"decoder": "flow"},
+}
+# Models of diffusers, and the frames of a video of several chunks, the last of which is shorter where it may be.
+DIFFUSERS = {
+    "wan": 13,
+    "wan_residual": 9,
+    "qwen_image": 9,
+    "magvit": 9,
+    "cogvideox": 25,
+    "kandinsky6_sr": 21,
+    "kvae_video": 25,
+}
+
+
+def causal(**settings):
+    torch.manual_seed(0)
+    return add_noise_to_weights(CausalVAE(CausalVAEConfig(**{**SMALL, **settings}))).eval()
+
+
+def video_of(frames, size=(16, 24), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.rand(1, 3, frames, *size, generator=generator) - 1
+
+
+def random_pieces(frames, seed):
+    rng = random.Random(seed)
+    sizes = []
+    while sum(sizes) < frames.shape[2]:
+        sizes.append(min(rng.randint(1, 7), frames.shape[2] - sum(sizes)))
+    return frames.split(sizes, dim=2)
+
+
+def finished(outputs):
+    return [output for output in outputs if output is not None]
+
+
+def encoded(stream, pieces):
+    posteriors = finished([*map(stream.push, pieces), stream.flush()])
+    return torch.cat([posterior.mode() for posterior in posteriors], dim=2)
+
+
+def decoded(stream, pieces):
+    return torch.cat(finished([*map(stream.push, pieces), stream.flush()]), dim=2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", CAUSAL.values(), ids=CAUSAL)
+def test_random_divisions_have_the_bits_of_the_whole(settings):
+    model = causal(**settings)
+    if model.generates:
+        model.set_decoding(steps=2, seed=3)
+    video = video_of(29 if model.first_frame_apart else 28)
+    latent = model.encode(video).mode()
+    with clip_position(model, first_frame=5):
+        whole = model.decode(latent)
+        for seed, num_frames in enumerate((None, 3, 9, 100)):
+            pieces = random_pieces(video, seed)
+            assert torch.equal(encoded(model.stream_encoder(num_frames), pieces), latent)
+            pieces = random_pieces(latent, seed)
+            assert torch.equal(decoded(model.stream_decoder(num_frames), pieces), whole)
+
+
+def test_a_posterior_of_several_chunks_has_mean_and_variance():
+    model = causal()
+    video = video_of(9)
+    posterior = model.stream_encoder().push(video)
+    whole = model.encode(video)
+    assert torch.equal(posterior.mean, whole.mean)
+    assert torch.equal(posterior.logvar, whole.logvar)
+    assert not posterior.mean.requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DIFFUSERS],
+)
+def test_every_class_that_caches_has_the_result_of_the_whole(name):
+    model = adapter(name).double()
+    _, height, width = model.sizes.smallest
+    videos = [video_of(DIFFUSERS[name], (height, width), seed).double() for seed in (0, 1)]
+    latents = [model.encode(video).mode() for video in videos]
+    wholes = [model.decode(latent) for latent in latents]
+    encoder = model.stream_encoder()
+    other = model.stream_encoder(8)
+    abandoned = model.stream_encoder()
+    posteriors = []
+    others = []
+    for piece, other_piece in zip(*map(lambda video: video.split(3, dim=2), videos), strict=True):
+        posteriors.append(encoder.push(piece))
+        abandoned.push(other_piece)
+        others.append(other.push(other_piece))
+    posteriors.append(encoder.flush())
+    others.append(other.flush())
+    for parts, latent in ((posteriors, latents[0]), (others, latents[1])):
+        result = torch.cat([posterior.mode() for posterior in finished(parts)], dim=2)
+        assert (result - latent).abs().max() <= 1e-10
+    for latent, whole in zip(latents, wholes, strict=True):
+        for seed in range(2):
+            result = decoded(model.stream_decoder(), random_pieces(latent, seed))
+            assert (result - whole).abs().max() <= 1e-10
+
+
+def test_every_class_that_supports_chunks_streams():
+    assert set(STREAMS) == set(CHUNKS)
+    assert {type(shared(name).module).__name__ for name in DIFFUSERS} == set(STREAMS)
+
+
+@torch.no_grad()
+def test_two_streams_alternate_and_one_breaks():
+    model = causal()
+    videos = [video_of(13, seed=seed) for seed in (0, 1)]
+    latents = [model.encode(video).mode() for video in videos]
+    streams = [model.stream_encoder(), model.stream_encoder()]
+    broken = model.stream_encoder()
+    parts = ([], [])
+    for pieces in zip(*[video.split(2, dim=2) for video in videos], strict=True):
+        for stream, piece, outputs in zip(streams, pieces, parts, strict=True):
+            outputs.append(stream.push(piece))
+        with pytest.raises(ValueError, match="`video` must be RGB"):
+            broken.push(pieces[0][:, :1])
+    for outputs, latent in zip(parts, latents, strict=True):
+        result = torch.cat([posterior.mode() for posterior in finished(outputs)], dim=2)
+        assert torch.equal(result, latent)
+
+
+def test_a_student_streams_the_encoder_of_its_teacher(tmp_path):
+    teacher = causal()
+    teacher.save_pretrained(tmp_path)
+    student = StudentAutoencoder.of(
+        teacher, str(tmp_path), CausalVAE.from_pretrained, CausalVAEConfig(**SMALL)
+    ).eval()
+    video = video_of(9)
+    latent = student.encode(video).mode()
+    assert student.streams
+    assert torch.equal(encoded(student.stream_encoder(), video.split(2, dim=2)), latent)
+    with torch.no_grad():
+        whole = student.decode(latent)
+    assert torch.equal(decoded(student.stream_decoder(), latent.split(2, dim=2)), whole)
+
+
+def test_the_first_frame_is_there_at_once_and_nothing_is_lost():
+    model = causal()
+    encoder = model.stream_encoder()
+    first = encoder.push(video_of(1))
+    assert first.mode().shape[2] == 1
+    assert encoder.push(video_of(3)) is None
+    assert encoder.num_missing == 1
+    with pytest.raises(ValueError, match=r"1 \+ 4 k frames before `flush`, but got 4. Push 1 more"):
+        encoder.flush()
+    assert encoder.push(video_of(1)).mode().shape[2] == 1
+    assert encoder.flush() is None
+    with pytest.raises(ValueError, match="`video` must be pushed before `flush`"):
+        encoder.push(video_of(1))
+
+
+def test_a_piece_of_another_size_raises():
+    encoder = causal().stream_encoder()
+    encoder.push(video_of(2))
+    with pytest.raises(ValueError, match="`video` must be of the shape of the pieces before"):
+        encoder.push(video_of(2, size=(24, 16)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["stream_encoder", "stream_decoder"])
+def test_a_class_that_keeps_no_frames_is_refused_by_name(door):
+    with pytest.raises(ValueError, match=f"`{door}` must be .* got a AutoencoderKLLTXVideo"):
+        getattr(shared("ltx_video"), door)()
+
+
+def test_the_code_of_the_page_runs(monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "latents-on-disk.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "stream_encoder" in block]
+    model = causal()
+    monkeypatch.setattr("telecine.models.load_autoencoder", lambda folder: model)
+    names: dict[str, object] = {}
+    exec(code, names)
+    video = video_of(13)
+    parts = finished(names["reconstruct"](video.split(5, dim=2)))
+    with torch.no_grad():
+        whole = model.decode(model.encode(video).mode())
+    assert torch.equal(torch.cat(parts, dim=2), whole)

@@ -1,0 +1,50 @@
+"""A tiny autoencoder, and a list of videos and an image with captions."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from telecine.models import CausalVAE
+from telecine.report.video import write_video
+from telecine.settings import CausalVAEConfig
+
+waves = runpy.run_path(str(Path(__file__).parents[2] / "evaluation" / "videos.py"))["waves"]
+
+
+@pytest.fixture(scope="session")
+def model():
+    torch.manual_seed(0)
+    config = CausalVAEConfig(
+        time_compression=4,
+        spatial_compression=4,
+        latent_channels=4,
+        patch_size=2,
+        base_channels=8,
+        blocks_per_level=1,
+    )
+    vae = CausalVAE(config).eval()
+    with torch.no_grad():
+        for weight in vae.parameters():
+            weight += 0.02 * torch.randn_like(weight)
+    return vae
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder with videos of several lengths and sizes, an image, a broken file, and `list.jsonl` with captions."""
+    folder = tmp_path_factory.mktemp("data")
+    sizes = {"a": (26, 24, 32), "b": (9, 30, 22), "c": (5, 24, 32), "d": (13, 16, 16)}
+    lines = []
+    for number, (name, (num_frames, height, width)) in enumerate(sizes.items()):
+        frames = waves(num_frames, height, width, number)
+        write_video(folder / "videos" / f"{name}.mkv", frames, 25)
+        lines.append({"path": f"videos/{name}.mkv", "caption": f"wave {name}", "rating": number})
+    Image.fromarray(waves(1, 20, 24)[0].numpy()).save(folder / "videos" / "image.png")
+    lines.append({"path": "videos/image.png"})
+    lines.append({"path": "videos/a.mkv", "start_frame": 10, "end_frame": 17, "caption": "part"})
+    (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

@@ -1,0 +1,236 @@
+"""`telecine encode` and `decode`: the same bytes after interruptions and of processes; the frames of `reconstruct`."""
+
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from telecine.data import DataError, index_video, iterate_frames, read_clip
+from telecine.data.clip import video_from_bytes
+from telecine.evaluation.reconstruct import reconstruct
+from telecine.models.latent_shards import LatentShards, ShardError
+from telecine.settings import ReconstructConfig
+from telecine.tools.decode.decode import decode_latents
+from telecine.tools.decode.settings import DecodeConfig
+from telecine.tools.encode.encode import encode_data
+from telecine.tools.encode.settings import EncodeConfig
+
+
+def settings(data, **changes):
+    return EncodeConfig(data=str(data), device="cpu", clips_per_shard=2, **changes)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="session")
+def latents(model, data, tmp_path_factory):
+    """The latents of the list, in an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("latents")
+    encoded = encode_data(model, settings(data / "list.jsonl"), folder)
+    assert (encoded.num_clips, encoded.num_new, encoded.is_complete) == (6, 6, True)
+    return folder
+
+
+def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model, data, latents):
+    shards = LatentShards(latents)
+    sample = shards[1]
+    video = video_from_bytes(torch.stack(list(iterate_frames(data / "videos" / "b.mkv"))))
+    with torch.no_grad():
+        posterior = model.encode(F.pad(video[None], (0, 2, 0, 2, 0, 0), mode="replicate"))
+    assert torch.equal(sample["mean"], posterior.mean[0])
+    assert torch.equal(sample["logvar"], posterior.logvar[0])
+    assert sample["facts"] == {
+        "source": "b.mkv",
+        "first_frame": 0,
+        "num_frames": 9,
+        "height": 30,
+        "width": 22,
+        "fps": 25.0,
+        "is_image": False,
+        "columns": {"caption": "wave b", "rating": 1},
+    }
+    part = shards[5]
+    assert part["facts"]["columns"] == {"caption": "part"}
+    assert (part["facts"]["first_frame"], part["facts"]["num_frames"]) == (10, 7)
+    frames = read_clip(index_video(data / "videos" / "a.mkv"), 10, 7)
+    last = frames[-1:].expand(2, -1, -1, -1)
+    with torch.no_grad():
+        mean = model.encode(video_from_bytes(torch.cat([frames, last]))[None]).mean
+    assert torch.equal(part["mean"], mean[0])
+
+
+@pytest.mark.parametrize("place", range(1, 11))
+def test_interrupted_and_resumed_has_the_same_files(
+    model, data, latents, tmp_path, monkeypatch, place
+):
+    """Of the flushes and renames of a run, the first `place - 1` happen."""
+    calls = []
+
+    def interrupted(call):
+        def stop(*arguments, **options):
+            calls.append(call)
+            if len(calls) == place:
+                raise KeyboardInterrupt
+            return call(*arguments, **options)
+
+        return stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted(os.replace))
+        patch.setattr(os, "fsync", interrupted(os.fsync))
+        with pytest.raises(KeyboardInterrupt):
+            encode_data(model, settings(data / "list.jsonl"), tmp_path)
+    left = tmp_path / f".latents-00000.tar.{'0' * 32}.partial"  # as a kill leaves it
+    left.write_bytes(b"half")
+    assert content(tmp_path) != content(latents)
+    assert encode_data(model, settings(data / "list.jsonl"), tmp_path).is_complete
+    assert content(tmp_path) == content(latents)
+
+
+def test_two_processes_write_what_one_writes(model, data, latents, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    results = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        results.append(encode_data(model, settings(data / "list.jsonl"), tmp_path))
+    assert [encoded.num_new for encoded in results] == [2, 4]
+    assert [encoded.is_complete for encoded in results] == [False, True]
+    assert content(tmp_path) == content(latents)
+
+
+def test_the_manifest_has_digests_and_statistics(latents):
+    manifest = json.loads((latents / "manifest.json").read_text())
+    shards = LatentShards(latents)
+    means = torch.cat([shards[number]["mean"].flatten(1) for number in range(6)], dim=1).double()
+    statistics = manifest["statistics"]
+    torch.testing.assert_close(torch.tensor(statistics["mean"]).double(), means.mean(1))
+    std = means.std(1, unbiased=False)
+    torch.testing.assert_close(torch.tensor(statistics["std"]).double(), std)
+    assert (manifest["num_clips"], manifest["num_frames"]) == (6, 26 + 9 + 5 + 13 + 1 + 7)
+    assert set(manifest["shards"]) == {f"latents-0000{number}.tar" for number in range(3)}
+    assert "# Latents of 6 clips" in (latents / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_mode_in_half_precision_normalised(model, data, tmp_path, dtype):
+    from telecine.models.latent import LatentStatistics
+
+    model.set_latent_statistics(LatentStatistics([1.0, 2, 3, 4], [2.0, 3, 4, 5]))
+    try:
+        config = settings(data / "videos" / "c.mkv", latent="mode", dtype=dtype, normalise=True)
+        encode_data(model, config, tmp_path / "latents")
+        sample = LatentShards(tmp_path / "latents")[0]
+        video = video_from_bytes(torch.stack(list(iterate_frames(data / "videos" / "c.mkv"))))
+        with torch.no_grad():
+            mean = model.encode(video[None]).mean[0]
+        expected = (mean - torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1)) / torch.tensor(
+            [2.0, 3, 4, 5]
+        ).view(4, 1, 1, 1)
+        assert set(sample) == {"mean", "name", "facts"}
+        assert sample["mean"].dtype == getattr(torch, dtype)
+        torch.testing.assert_close(sample["mean"].float(), expected, rtol=1e-2, atol=1e-2)
+        model.save_pretrained(tmp_path / "model")
+        decode = DecodeConfig(model=str(tmp_path / "model"), device="cpu", format="mkv")
+        decode_latents(tmp_path / "latents", decode, tmp_path / "videos")
+        frames = torch.stack(list(iterate_frames(tmp_path / "videos" / "c.mkv")))
+        with torch.no_grad():
+            whole = model.decode(mean[None])[0]
+        difference = video_from_bytes(frames) - whole.clamp(-1, 1)
+        assert difference.abs().mean() < 0.02
+    finally:
+        model.latent_statistics = None
+
+
+def test_decoded_latents_equal_reconstruct(model, data, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    encode_data(tmp_path / "model", settings(data / "videos"), tmp_path / "latents")
+    decode = DecodeConfig(device="cpu", format="mkv")
+    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 5
+    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 0
+    compared = 0
+    for path in sorted((tmp_path / "decoded").iterdir()):
+        source = data / "videos" / path.name
+        output = tmp_path / "reconstructed" / path.name
+        reconstruct(tmp_path / "model", source, output, ReconstructConfig(device="cpu"))
+        pair = [
+            read_clip(index_video(file), 0, index_video(file).num_frames) for file in (path, output)
+        ]
+        assert torch.equal(*pair)
+        compared += 1
+    assert compared == 5
+
+
+def test_clips_of_videos(model, data, tmp_path):
+    config = settings(data / "videos", num_frames=5, height=16, width=24, stride=2)
+    encode_data(model, config, tmp_path)
+    shards = LatentShards(tmp_path)
+    places = [(sample["facts"]["source"], sample["facts"]["first_frame"]) for sample in shards]
+    expected = [("a.mkv", 0), ("a.mkv", 9), ("b.mkv", 0), ("d.mkv", 0), ("image.png", 0)]
+    assert places == expected
+    assert {tuple(sample["mean"].shape) for sample in shards} == {(4, 2, 4, 6), (4, 1, 4, 6)}
+
+
+class Whole(nn.Module):
+    """A model that does not stream, with an encoder and a decoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.scale(video)
+
+
+def test_what_is_refused(model, data, latents, tmp_path):
+    with pytest.raises(ValueError, match="another value of data_sha256, settings"):
+        encode_data(model, settings(data / "videos" / "a.mkv", latent="mode"), latents)
+    with pytest.raises(ValueError, match="`num_frames` must be set for a Whole, which keeps no"):
+        encode_data(Whole(), settings(data / "videos"), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"`num_frames` must be a number .* but got 6 .*Use 9"):
+        encode_data(model, settings(data / "videos", num_frames=6), tmp_path / "b")
+    with pytest.raises(ValueError, match=r"`normalise` must be false for a model without stat"):
+        encode_data(model, settings(data / "videos", normalise=True), tmp_path / "c")
+    with pytest.raises(DataError, match=r"`data` must have videos of 101 frames .* has 26"):
+        encode_data(model, settings(data / "videos" / "a.mkv", num_frames=101), tmp_path / "d")
+    with pytest.raises(ValueError, match="`height` must be set together with `width`"):
+        settings(data, height=16)
+    with pytest.raises(ValueError, match="`latents` must be a folder of encoded clips"):
+        decode_latents(data, DecodeConfig(device="cpu"), tmp_path / "e")
+
+
+def test_a_damaged_shard_is_named(latents, tmp_path):
+    for name, file in content(latents).items():
+        (tmp_path / name).write_bytes(file)
+    shard = bytearray((tmp_path / "latents-00001.tar").read_bytes())
+    shard[-2000] ^= 1
+    (tmp_path / "latents-00001.tar").write_bytes(shard)
+    shards = LatentShards(tmp_path)
+    assert "mean" in shards[0]
+    with pytest.raises(ShardError, match=r"latents-00001\.tar` must be .* as it was written"):
+        shards[2]
+
+
+def test_the_lines_of_the_page_read_them(latents, monkeypatch):
+    page = Path(__file__).parents[3] / "docs" / "latents-on-disk.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(latents.parent)
+    with contextlib.suppress(FileExistsError):
+        (latents.parent / "latents").symlink_to(latents)
+    shards = LatentShards(latents)
+    tested = 0
+    for block in blocks:
+        if "latents" not in block or "stream" in block:
+            continue
+        names: dict[str, object] = {}
+        exec(block, names)
+        assert torch.equal(names["latent"].squeeze(0), shards[5]["mean"])
+        tested += 1
+    assert tested == 2
