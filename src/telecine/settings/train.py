@@ -141,7 +141,8 @@ class TrainConfig:
     init: UserPath | None = None
     """Start telecine's own autoencoder from another one: a run, or a folder or Hub id with its weights. It may have
     another compression, other channels or another size: layers of the same place and shape are copied, the others are
-    new. Not with `model`, nor with LoRA."""
+    new. Not with `model`, nor with LoRA. For `telecine distill`: start the student from a model that `telecine prune`
+    made of the teacher, in place of `student`."""
     output_dir: UserPath = "runs/train"
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: Annotated[Count, Field(le=_MOST)] = 100_000
@@ -377,9 +378,6 @@ class DistillConfig(TrainConfig):
     student: str = "small"
     """The student's decoder: "small", "tiny", "teacher" for one like that of a telecine model, or a YAML or JSON file
     with settings of `causal_vae`. A model of `telecine prune` is named by `init`, and starts with its weights."""
-    init: UserPath | None = None
-    """Start from this model, which `telecine prune` made of the teacher: its decoder has some of the teacher's channels
-    and their weights. `student` is then not used. With `train_encoder`: as of `telecine train`."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
     latent_weight: Positive = 1.0
