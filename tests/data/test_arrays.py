@@ -178,7 +178,7 @@ def test_arrays_are_found_split_and_drawn_as_videos(tmp_path, cache):
             "v.mp4",
             "not an array; only arrays can have 2 channels",
         )
-    train, held_out = split_videos(spans, 0.4, 3)
+    train, held_out = split_videos(spans, ClipConfig(3, val_fraction=0.4))
     assert (len(train), len(held_out)) == (3, 2)
     first, again, second = (ClipDataset(train, config)[index]["video"] for index in (3, 3, 4))
     assert first.shape == (2, 3, 16, 16)

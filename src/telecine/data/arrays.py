@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,12 @@ def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> Video
     )
 
 
-def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
+def read_array(info: VideoInfo, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Read frames of an array, resized with an antialiased bicubic filter.
 
     Args:
         info: The index of the array.
-        frames: Indices of the frames.
+        indices: Indices of the frames, in order.
         size: Height and width of the result.
 
     Returns:
@@ -101,7 +101,7 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
         DataError: a value is outside of the range of `info`.
     """
     low, high = info.range
-    stored = _as_frames(_open(info.source), info.layout)[frames.start : frames.stop : frames.step]
+    stored = _as_frames(_open(info.source), info.layout)[list(indices)]
     values = torch.from_numpy(stored.astype(stored.dtype.newbyteorder("=")))
     if values.dtype != torch.float64:
         values = values.float()
@@ -112,7 +112,7 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
         info.range, stored.dtype if stored.dtype.kind == "f" else float
     )
     if not (low_stored <= smallest and largest <= high_stored):
-        text = f"values from {smallest:g} to {largest:g} in frames {frames.start} to {frames[-1]}"
+        text = f"values from {smallest:g} to {largest:g} in frames {indices[0]} to {indices[-1]}"
         raise DataError(
             f"{info.source}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one."
         )

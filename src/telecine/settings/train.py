@@ -125,10 +125,11 @@ class TrainConfig:
         ValueError: A setting is out of range, or settings contradict each other.
     """
 
-    data: UserPath | None = None
+    data: UserPath | tuple[UserPath, ...] | None = None
     """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
-    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://. Without it, four short sample videos."""
-    val_data: UserPath | None = None
+    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
+    as a list. Without it, four short sample videos."""
+    val_data: UserPath | tuple[UserPath, ...] | None = None
     """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""
     model: UserPath | None = None
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
