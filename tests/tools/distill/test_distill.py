@@ -282,10 +282,6 @@ def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(
         ),
         (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
         (
-            ["--init", "wan"],
-            "`--init` must be left out for a student, but got 'wan'. What it learns from is its ",
-        ),
-        (
             ["--trainable.weights", "lora"],
             "`--trainable.weights` must be all or decoder for a student, but got lora.",
         ),
