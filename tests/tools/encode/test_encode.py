@@ -106,6 +106,14 @@ def test_two_processes_write_what_one_writes(model, data, latents, tmp_path, mon
     assert content(tmp_path) == content(latents)
 
 
+def test_a_lost_shard_is_encoded_again(model, data, latents, tmp_path):
+    for name, file in content(latents).items():
+        (tmp_path / name).write_bytes(file)
+    (tmp_path / "latents-00001.tar").unlink()
+    assert encode_data(model, settings(data / "list.jsonl"), tmp_path).num_new == 2
+    assert content(tmp_path) == content(latents)
+
+
 def test_the_manifest_has_digests_and_statistics(latents):
     manifest = json.loads((latents / "manifest.json").read_text())
     shards = LatentShards(latents)
@@ -149,11 +157,15 @@ def test_the_mode_in_half_precision_normalised(model, data, tmp_path, dtype):
         model.latent_statistics = None
 
 
-def test_decoded_latents_equal_reconstruct(model, data, tmp_path):
+def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "model")
     encode_data(tmp_path / "model", settings(data / "videos"), tmp_path / "latents")
     decode = DecodeConfig(device="cpu", format="mkv")
-    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 5
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 2
+    monkeypatch.setenv("RANK", "0")
+    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 3
     assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 0
     compared = 0
     for path in sorted((tmp_path / "decoded").iterdir()):

@@ -59,10 +59,10 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
         raise argument_error("model", "of the encoder that encoded", got, remedy)
     normalisation = manifest["normalisation"] if manifest["settings"]["normalise"] else {}
     shards = LatentShards(latents)
-    files = name_files(shards, Path(output), config.format)
-    missing = [(name, path) for name, path in files.items() if not path.exists()]
-    missing = missing[int(os.environ.get("RANK", "0")) :: num_ranks]
-    for name, path in with_progress(missing, "decoding"):
+    rank = int(os.environ.get("RANK", "0"))
+    files = list(name_files(shards, Path(output), config.format).items())
+    missing = [(name, path) for name, path in files[rank::num_ranks] if not path.exists()]
+    for name, path in with_progress(missing, "decoding") if rank == 0 else missing:
         tensors, facts = shards.read(name)
         latent = denormalised(tensors[MEAN][None].float().to(device), normalisation)
         frames = decoded_frames(model, latent, facts, config.chunk_frames)
