@@ -22,6 +22,10 @@ from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
 
 
+# A stream computes chunks, and convolutions choose their order of sums by the number of frames.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+
+
 def settings(data, **changes):
     return EncodeConfig(data=str(data), device="cpu", clips_per_shard=2, **changes)
 
@@ -45,8 +49,8 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
     video = video_from_bytes(torch.stack(list(iterate_frames(data / "videos" / "b.mkv"))))
     with torch.no_grad():
         posterior = model.encode(F.pad(video[None], (0, 2, 0, 2, 0, 0), mode="replicate"))
-    assert torch.equal(sample["mean"], posterior.mean[0])
-    assert torch.equal(sample["logvar"], posterior.logvar[0])
+    torch.testing.assert_close(sample["mean"], posterior.mean[0], **ROUNDING)
+    torch.testing.assert_close(sample["logvar"], posterior.logvar[0], **ROUNDING)
     assert sample["facts"] == {
         "source": "b.mkv",
         "first_frame": 0,
@@ -64,7 +68,7 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
     last = frames[-1:].expand(2, -1, -1, -1)
     with torch.no_grad():
         mean = model.encode(video_from_bytes(torch.cat([frames, last]))[None]).mean
-    assert torch.equal(part["mean"], mean[0])
+    torch.testing.assert_close(part["mean"], mean[0], **ROUNDING)
 
 
 @pytest.mark.parametrize("place", range(1, 11))
