@@ -21,7 +21,6 @@ from telecine.tools.decode.settings import DecodeConfig
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
 
-
 # A stream computes chunks, and convolutions choose their order of sums by the number of frames.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 
