@@ -6,7 +6,7 @@
 Every run is the demo with changes, which a YAML file lists by name. A name that ends with "no GAN" is what those after
 it are compared with; with the same seed they share its updates before the discriminators start. Finished runs stay in
 the output folder, so that a stopped command repeats at most one run, and several processes can train different seeds.
-With `--print` nothing is trained. Distances of networks, and FSIM, are of every third frame.
+With `--print` nothing is trained. Distances of networks, and FSIM, are of every third frame, or see `--frame_stride`.
 
 Rows of their own have a decoder that generates in two and four steps, the linear autoencoder that a run starts from,
 and the runs without a GAN after an unsharp mask of the strength at which unseen videos have a sharpness of 0.6: what a
@@ -48,14 +48,14 @@ from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 
 HELD_OUT, UNSEEN = "held out", "unseen"
-CLIPS_OF_A_VIDEO = 6
-# In pictures: pixels between clips, the enlargement, the width and size of a name, and which clip of each row is shown.
+# In pictures: clips in a row, pixels between clips, the enlargement, the width and size of a name, and which clip of
+# each row is shown.
+CLIPS_IN_A_ROW = 6
 GAP = 2
 SCALE = 3
 LABEL = 90
 FONT_SIZE = 14
 SHOWN_COLUMNS = (0, 2, 4)
-FRAME_STRIDE = 3
 # Steps in which decoders that generate are measured beside one step.
 DECODE_STEPS = (2, 4)
 DECODINGS = 9
@@ -89,12 +89,22 @@ FRECHET_GRID = 4
 
 
 class Measure:
-    """The metrics of a model on the held-out clips of a run and on clips of the unseen videos of `videos.py`."""
+    """The metrics of a model on the held-out clips of a run and on clips of the unseen videos of `videos.py`.
 
-    def __init__(self, config: TrainConfig, videos: Path) -> None:
+    Args:
+        config: A run, whose held-out clips are measured.
+        videos: The folder of `videos.py`.
+        unseen_clips: How many clips of each unseen video are measured.
+        frame_stride: Distances of networks, and FSIM, are of every frame whose number is a multiple of it.
+    """
+
+    def __init__(
+        self, config: TrainConfig, videos: Path, unseen_clips: int, frame_stride: int
+    ) -> None:
+        self.frame_stride = frame_stride
         unseen = [Path(str(video)) for video in find_videos(videos / "unseen", name="--videos")]
         held_out = build_clips(config, build_autoencoder(config)).val
-        found = clip_sets(replace(config, val_clips=CLIPS_OF_A_VIDEO), held_out, unseen)
+        found = clip_sets(replace(config, val_clips=unseen_clips), held_out, unseen)
         self.sets = {
             HELD_OUT: found.pop(HELD_OUT),
             UNSEEN: [clip for clips in found.values() for clip in clips],
@@ -166,9 +176,8 @@ class Measure:
                 reconstruction = reconstruct(target).clamp(-1, 1)
                 middle.append(reconstruction[0, :, target.shape[2] // 2])
                 pixels.update(reconstruction=reconstruction, target=target)
-                reconstruction, target = (
-                    video[:, :, ::FRAME_STRIDE] for video in (reconstruction, target)
-                )
+                reconstruction = reconstruction[:, :, :: self.frame_stride]
+                target = target[:, :, :: self.frame_stride]
                 networks.update(reconstruction=reconstruction, target=target)
                 of_model.append(self.cells(reconstruction))
                 of_clips.append(self.cells(target))
@@ -225,7 +234,7 @@ def rows_by_variant(
 
 def picture_of(frames: Sequence[Tensor]) -> Tensor:
     """Return frames `(3, H, W)` in a grid, as bytes `(H, W, 3)`."""
-    grid = make_grid(torch.stack([*frames]), nrow=CLIPS_OF_A_VIDEO, padding=GAP, pad_value=-1)
+    grid = make_grid(torch.stack([*frames]), nrow=CLIPS_IN_A_ROW, padding=GAP, pad_value=-1)
     return bytes_from_video(grid[:, None])[0]
 
 
@@ -386,6 +395,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--share", type=float, default=1.0, help="of the updates of each run")
+    parser.add_argument("--unseen_clips", type=int, default=6, help="of each unseen video")
+    parser.add_argument("--frame_stride", type=int, default=3, help="of distances of networks")
     parser.add_argument("--only", nargs="+", help="names of runs; all by default")
     parser.add_argument(
         "--picture", type=Path, help="where to write a picture of the runs of the first seed"
@@ -404,7 +415,12 @@ def main() -> None:
     ]
     missing = [] if arguments.print else missing
     if missing or arguments.picture:
-        measure = Measure(runs.config(names[0], arguments.seeds[0]), arguments.videos)
+        measure = Measure(
+            runs.config(names[0], arguments.seeds[0]),
+            arguments.videos,
+            arguments.unseen_clips,
+            arguments.frame_stride,
+        )
         for name, seed in missing:
             runs.train(name, seed, measure)
         if arguments.picture:

@@ -12,15 +12,16 @@ from telecine.cli.commands import COMMANDS
 from telecine.settings.validate import settings_of
 
 WITH_SETTINGS = {
-    "decode",
-    "encode",
     "train",
     "distill",
     "plan",
     "data",
     "evaluate",
     "reconstruct",
+    "encode",
+    "decode",
     "latents",
+    "prune",
 }
 # Runs command lines, and prints what each has ended with and printed.
 WITHOUT_PYTORCH = """

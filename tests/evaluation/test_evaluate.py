@@ -118,6 +118,9 @@ def test_a_run_whose_data_cannot_be_read_is_measured(
         return stat(path, *arguments, **options)
 
     monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(
+        Path, "stat", refuse
+    )  # of Python 3.10, which keeps the `os.stat` that it has imported
     assert evaluate(run, EvaluateConfig(data=str(videos), max_clips=1, **TINY)).metrics["psnr"] > 0
     assert "is not known: [Errno 13] Permission denied: '/colleague/videos'" in caplog.text
 

@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+from diffusers.video_processor import VideoProcessor
 
 from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder, PipelineVAE
@@ -35,9 +36,7 @@ class Pipeline(diffusers.DiffusionPipeline):
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         self.time = self.vae.config.scale_factor_temporal
-        self.processor = diffusers.video_processor.VideoProcessor(
-            vae_scale_factor=self.vae.config.scale_factor_spatial
-        )
+        self.processor = VideoProcessor(vae_scale_factor=self.vae.config.scale_factor_spatial)
 
     @torch.no_grad()
     def __call__(self, num_frames, height, width):

@@ -42,14 +42,11 @@ def decoder(**changes):
 
 def test_attention_to_the_window_around_each_position():
     """Compare with all scores at once; windows are moved inward at the borders."""
-    from diffusers.models.autoencoders.ltx2_diffusion_decoder import (
-        LTX2VideoVaeNeighborhoodAttention,
-    )
-
+    module = pytest.importorskip("diffusers.models.autoencoders.ltx2_diffusion_decoder")
     torch.manual_seed(0)
     size = (5, 17, 9)
     window = (3, 5, 4)
-    attention = LTX2VideoVaeNeighborhoodAttention(16, window, head_dim=8).double()
+    attention = module.LTX2VideoVaeNeighborhoodAttention(16, window, head_dim=8).double()
     attention.set_processor(WindowAttention())
     x = torch.randn(2, *size, 16, dtype=torch.float64)
     query, key, value = (y.flatten(1, 3) for y in attention.project_qkv(x))

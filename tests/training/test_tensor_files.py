@@ -168,7 +168,7 @@ def test_files_that_are_not_whole_are_named(tmp_path):
     save_tensors(tmp_path / "ema.safetensors", WHOLE)
     (tmp_path / "ema.safetensors").write_bytes(b"damaged")
     for group, name in (("model", "shards"), ("ema", "ema.safetensors")):
-        for read in (saved_tensors, lambda *group: load_into({"step": torch.tensor(0.0)}, *group)):
+        for read in (saved_tensors, lambda *group: load_into(zeros_like(WHOLE), *group)):
             with pytest.raises(
                 DamagedError, match=f"{name}` must be a safetensors file.*Use another checkpoint"
             ):

@@ -88,13 +88,18 @@ class SettingsReader(CliSettingsSource[Any]):
         Raises:
             ValueError: A text is empty, or is no list or group where one is needed.
         """
+        lists = {
+            setting.name
+            for setting in settings_of(self.settings_cls)
+            if get_origin(setting.kind) is tuple
+        }
         json_options: dict[str, Any] = {}
         for name, text in options.items():
             texts = text if isinstance(text, list) else [text]
             if not all(part.strip() for part in texts):
                 remedy = "Check the variable of the shell, or type null for none."
                 raise argument_error(name, "a value", "an empty text", remedy)
-            json_texts = [_as_json(part) for part in texts]
+            json_texts = [_as_json(part, is_list=name in lists) for part in texts]
             json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
         try:
             self(parsed_args=json_options)  # pydantic-settings: this call takes the texts
@@ -119,12 +124,14 @@ def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:
     return SettingsReader(model, root_parser=parser)
 
 
-def _as_json(text: str) -> str:
-    """Return a list or a group in YAML as JSON, which pydantic-settings reads."""
+def _as_json(text: str, *, is_list: bool) -> str:
+    """Return a list or a group in YAML, or a list with commas, as JSON, which pydantic-settings reads."""
     if text.startswith(("{", "[")):
         value = parse_yaml(text)
         if isinstance(value, (dict, list)):
             return json.dumps(value)
+    if is_list:
+        return json.dumps([item.strip() for item in text.split(",")])
     return text
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 from telecine.base.checks import ArgumentError, SettingsError, argument_error, nearest
 from telecine.base.yaml_files import line_of, read_yaml
@@ -99,11 +99,13 @@ class Layer:
                 return True
         return False
 
-    def line_of(self, setting: str) -> int | None:
-        """Return the line of a setting in the file, None if it is in none."""
-        if self.file is None:
-            return None
-        return line_of(find_recipe(self.file), setting)
+    def origin_of(self, setting: str) -> tuple[int, str]:
+        """Return the line of a setting in the file, 0 without one, and a sentence about where it is from."""
+        if self.file is not None:
+            line = line_of(find_recipe(self.file), setting)
+            if line is not None:
+                return line, f"See line {line} of {os.fspath(self.file)}."
+        return 0, self.origin
 
 
 def read_layer(source: Source) -> Layer:
@@ -136,7 +138,7 @@ def read_layer(source: Source) -> Layer:
         try:
             _remove(layer.values, setting, only_value)
         except ArgumentError as error:
-            raise _with_places([error], [layer]) from None
+            raise _with_origins([error], [layer]) from None
     return layer
 
 
@@ -165,7 +167,7 @@ def settings_from(kind: type[T], layers: Sequence[Layer]) -> T:
         layers: Where they are from. Later ones override earlier ones.
 
     Raises:
-        SettingsError: It has all mistakes, each with its place.
+        SettingsError: It has all mistakes, each with its origin.
     """
     try:
         values: Nested = {}
@@ -173,9 +175,9 @@ def settings_from(kind: type[T], layers: Sequence[Layer]) -> T:
             values = merged([values, _without_presets(layer.values)])
         return validate(kind, values)
     except SettingsError as error:
-        raise _with_places(error.mistakes, layers) from None
+        raise _with_origins(error.mistakes, layers) from None
     except ArgumentError as error:
-        raise _with_places([error], layers) from None
+        raise _with_origins([error], layers) from None
 
 
 def _without_presets(settings: Nested) -> Nested:
@@ -186,17 +188,18 @@ def _without_presets(settings: Nested) -> Nested:
     return {**settings, "causal_vae": with_presets(model)}
 
 
-def _with_places(mistakes: Iterable[ArgumentError], layers: Sequence[Layer]) -> SettingsError:
-    """Return an error that says of each mistake where the last layer with that setting is from."""
+def _with_origins(mistakes: Iterable[ArgumentError], layers: Sequence[Layer]) -> SettingsError:
+    """Return an error that says of each mistake where the last layer with that setting is from, in order of lines."""
     located = []
     for mistake in mistakes:
-        layer = next((layer for layer in reversed(layers) if layer.has(mistake.name)), Layer({}))
-        line = layer.line_of(mistake.name)
-        place = layer.origin
-        if line is not None:
-            place = f"See line {line} of {os.fspath(cast('str', layer.file))}."
-        text = f"{mistake.text} {place}".rstrip()
-        located.append((line or 0, ArgumentError(text, mistake.name)))
+        line = 0
+        origin = ""
+        for layer in reversed(layers):
+            if layer.has(mistake.name):
+                line, origin = layer.origin_of(mistake.name)
+                break
+        text = f"{mistake.text} {origin}".rstrip()
+        located.append((line, ArgumentError(text, mistake.name)))
     located.sort(key=lambda item: item[0])
     return SettingsError([mistake for _, mistake in located])
 

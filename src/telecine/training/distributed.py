@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._utils import _take_tensors
+from torch.utils._pytree import tree_map_only
 
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
@@ -216,11 +217,11 @@ def _copy_views(module: nn.Module, args: tuple[object, ...], output: Any) -> Any
     FSDP2 gathers a block's weights for the backward in a hook of its output. An operation in place on a view drops that
     hook, and gradients are wrong.
     """
-    if isinstance(output, tuple):
-        return tuple(_copy_views(module, args, item) for item in output)
-    if isinstance(output, Tensor) and output.requires_grad and output._is_view():
-        return output.clone()
-    return output
+    return tree_map_only(Tensor, _copy_view, output)
+
+
+def _copy_view(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.requires_grad and tensor._is_view() else tensor
 
 
 def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:

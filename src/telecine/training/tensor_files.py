@@ -142,6 +142,7 @@ def saved_tensors(folder: Path, group: str) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     with _damage_named(folder / SHARDS):
+        check_headers(folder / SHARDS)  # torch 2.8 reads headers without a check
         metadata = HuggingFaceStorageReader(str(folder / SHARDS)).read_metadata()
     tensors = {}
     for key, entry in metadata.state_dict_metadata.items():
