@@ -12,14 +12,14 @@ from telecine.cli.commands import COMMANDS
 from telecine.settings.validate import settings_of
 
 WITH_SETTINGS = {
-    "encode",
-    "decode",
     "train",
     "distill",
     "plan",
     "data",
     "evaluate",
     "reconstruct",
+    "encode",
+    "decode",
     "latents",
     "prune",
 }
