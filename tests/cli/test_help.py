@@ -18,9 +18,10 @@ WITH_SETTINGS = {
     "data",
     "evaluate",
     "reconstruct",
-    "latents",
     "encode",
     "decode",
+    "latents",
+    "prune",
 }
 # Runs command lines, and prints what each has ended with and printed.
 WITHOUT_PYTORCH = """
