@@ -13,7 +13,7 @@ from pydantic_settings import SettingsError as UnreadableError
 from telecine.base.checks import argument_error, nearest
 from telecine.base.yaml_files import parse_yaml
 from telecine.settings.parse import FREE_NAMES, Nested, launcher_settings, merged, nested
-from telecine.settings.validate import Setting, settings_of, union_members
+from telecine.settings.validate import settings_of, union_members
 
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height` of a training run.
 _ENVIRONMENT = "TELECINE__"
@@ -88,23 +88,23 @@ class SettingsReader(CliSettingsSource[Any]):
         Raises:
             ValueError: A text is empty, or is no list or group where one is needed.
         """
-        lists = {
-            setting.name
-            for setting in settings_of(self.settings_cls)
-            if get_origin(setting.kind) is tuple
-        }
-        text_or_list = {
-            setting.name for setting in settings_of(self.settings_cls) if _is_text_or_list(setting)
-        }
+        lists = set()
+        texts_or_lists = set()
+        for setting in settings_of(self.settings_cls):
+            members = union_members(setting.kind)
+            if get_origin(setting.kind) is tuple:
+                lists.add(setting.name)
+            elif str in members and any(get_origin(member) is tuple for member in members):
+                texts_or_lists.add(setting.name)
         json_options: dict[str, Any] = {}
-        plain: dict[str, Any] = {}  # pydantic-settings would read `{a,b}.mp4` as a group
+        single_texts: dict[str, str | None] = {}  # pydantic-settings would make them lists
         for name, text in options.items():
             texts = text if isinstance(text, list) else [text]
             if not all(part.strip() for part in texts):
                 remedy = "Check the variable of the shell, or type null for none."
                 raise argument_error(name, "a value", "an empty text", remedy)
-            if name in text_or_list:
-                plain[name] = _text_or_list(texts)
+            if name in texts_or_lists and len(texts) == 1 and not texts[0].startswith("["):
+                single_texts[name] = None if texts[0] == "null" else texts[0]
                 continue
             json_texts = [_as_json(part, is_list=name in lists) for part in texts]
             json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
@@ -119,8 +119,8 @@ class SettingsReader(CliSettingsSource[Any]):
             for name, text in options.items()
             if not FREE_NAMES.isdisjoint(name.split(".")[:-1])
         }
-        free_values = nested((name, parse_yaml(text)) for name, text in free.items())
-        return merged([values, nested(plain.items()), free_values])
+        values = merged([values, nested(single_texts.items())])
+        return merged([values, nested((name, parse_yaml(text)) for name, text in free.items())])
 
 
 def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:
@@ -140,21 +140,6 @@ def _as_json(text: str, *, is_list: bool) -> str:
             return json.dumps(value)
     if is_list:
         return json.dumps([item.strip() for item in text.split(",")])
-    return text
-
-
-def _is_text_or_list(setting: Setting) -> bool:
-    members = union_members(setting.kind)
-    return str in members and any(get_origin(member) is tuple for member in members)
-
-
-def _text_or_list(texts: Sequence[str]) -> Any:
-    """Return the value of a setting that is a text or a list of texts; null is none."""
-    if len(texts) > 1:
-        return list(texts)
-    (text,) = texts
-    if text.startswith("[") or text == "null":
-        return parse_yaml(text)
     return text
 
 

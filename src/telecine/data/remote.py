@@ -49,6 +49,8 @@ _PERMANENT = (
     errno.EDQUOT,
     errno.EROFS,
 )
+# Errors of aiohttp about redirections to other than web servers, and in circles.
+_REDIRECTS = ("NonHttpUrlRedirectClientError", "TooManyRedirects")
 # The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
 _MAX_REMOVALS = (
@@ -350,6 +352,8 @@ def _classify(
 
 
 def _is_permanent(error: BaseException) -> bool:
+    if type(error).__name__ in _REDIRECTS:
+        return True
     status = _status(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 429)
@@ -361,4 +365,6 @@ def _is_permanent(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
+    if type(error).__name__ in _REDIRECTS:
+        return shorten(f"a redirection that is not followed: {error}")
     return shorten(" ".join(str(error).split()) or type(error).__name__)

@@ -37,7 +37,9 @@ from telecine.training.baseline import (
     NoBaselineError,
     fit_linear,
     measure_baseline,
+    measure_teacher,
     recorded_linear,
+    recorded_teacher,
     start_from_linear,
     training_clips,
 )
@@ -127,6 +129,8 @@ class TrainingRun:
     """The perceptual metrics of a validation by name."""
     linear: dict[str, float]
     """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
+    teacher: dict[str, float]
+    """Those of a student's teacher, likewise; empty for a model without one."""
     first_normalisation: Normalisation
     """The normalisation of the latent before training."""
     hub_repository: str | None
@@ -165,6 +169,7 @@ def prepare(
     console: Console,
     autoencoder: nn.Module | None = None,
     *,
+    teacher: VideoAutoencoder | None = None,
     dataset: MapDataset | None = None,
     steal_lock: bool = False,
     change_data: bool = False,
@@ -177,6 +182,7 @@ def prepare(
         config: The settings.
         console: Where to print; only the first process does.
         autoencoder: A custom module to train instead of the model that `config.model` names.
+        teacher: An autoencoder whose metrics are logged beside those of the run.
         dataset: Clips to train on instead of files, see `train`.
         steal_lock: Take over the lock of another process.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
@@ -204,6 +210,7 @@ def prepare(
                 folder,
                 accelerator,
                 console,
+                teacher=teacher,
                 dataset=dataset,
                 start_time=start_time,
                 change_data=change_data,
@@ -223,6 +230,7 @@ def _build(
     accelerator: Accelerator,
     console: Console,
     *,
+    teacher: VideoAutoencoder | None,
     dataset: MapDataset | None,
     start_time: float,
     change_data: bool,
@@ -259,6 +267,7 @@ def _build(
     else:
         print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
     linear: dict[str, float] = {}
+    teacher_metrics: dict[str, float] = {}
     num_linear, _ = copied.get("encoder.linear", (0, 0))
     is_new = start.module is None and config.model is None and num_linear == 0
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
@@ -266,6 +275,8 @@ def _build(
             linear = _fit_linear_maps(
                 config, model, clips, perceptual, console, device, is_new=is_new
             )
+            if teacher is not None:
+                teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
     first_normalisation = model.latent_normalisation()
 
     # The state on the device, new or from the checkpoint.
@@ -305,6 +316,7 @@ def _build(
     )
     if is_main and is_resumed and records.summary.validated_from == 0:
         linear = recorded_linear(folder.files)
+        teacher_metrics = recorded_teacher(folder.files)
     run = TrainingRun(
         config=config,
         accelerator=accelerator,
@@ -318,6 +330,7 @@ def _build(
         latent_cache=latent_cache,
         perceptual=perceptual,
         linear=linear,
+        teacher=teacher_metrics,
         first_normalisation=first_normalisation,
         hub_repository=hub_repository,
     )
