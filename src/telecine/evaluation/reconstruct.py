@@ -55,7 +55,7 @@ def reconstruct(
     row and column, and cropped afterwards.
 
     The sound of a video is copied without decoding it. An MP4 gets none of codecs that MP4s rarely have, such as PCM,
-    which a warning says; an MKV gets all. Subtitles are not copied.
+    which a warning says; an MKV gets nearly all. Subtitles are not copied.
 
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
