@@ -794,3 +794,18 @@ def test_the_schema_accepts_every_recipe_and_finds_mistakes(capsys):
     ]
     assert [bool(list(validator.iter_errors(values))) for values in wrong] == [True] * 4
     assert "Total number of updates" in schema["properties"]["steps"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        (["--data", "{a,b}/*.mp4"], "{a,b}/*.mp4"),
+        (["--data", "a,b"], "a,b"),
+        (["--data", "12"], "12"),
+        (["--data", "[a, b]"], ("a", "b")),
+        (["--data", "a", "--data", "b"], ("a", "b")),
+        (["--data", "null"], None),
+    ],
+)
+def test_data_is_a_path_or_a_list_of_paths(words, data):
+    assert COMMANDS["train"].parse(words)[0]["settings"].data == data

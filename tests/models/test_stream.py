@@ -100,6 +100,9 @@ def test_random_divisions_have_the_same_bits_and_the_result_of_the_whole(setting
             torch.testing.assert_close(larger, latent, **ROUNDING)
             larger = decoded(model.stream_decoder(num_frames), random_pieces(latent, 0))
             torch.testing.assert_close(larger, whole, **ROUNDING)
+        model.enable_temporal_chunks(model.smallest_temporal_chunk)
+        assert torch.equal(model.encode(video).mode(), latent)
+        assert torch.equal(model.decode(latent), whole)
 
 
 def test_a_posterior_of_several_chunks_has_mean_and_variance():
