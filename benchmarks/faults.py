@@ -25,7 +25,7 @@ from faults_crafted import crafted
 from faults_files import all_damaged, crashes, damage, full_disk, latent_cache, manifest_bits
 from faults_foreign import foreign
 from faults_inputs import lists, media
-from faults_processes import kills, ranks, signals, starters, straight, two_runs
+from faults_processes import kills, kinds, ranks, signals, starters, straight, two_runs
 from measure import machine, table
 
 
@@ -33,6 +33,9 @@ def main() -> None:
     """Try all faults and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="how often a run is killed")
+    parser.add_argument(
+        "--kinds", type=int, default=12, help="how often runs of other kinds are killed"
+    )
     parser.add_argument("--signals", type=int, default=20, help="how often a run gets a signal")
     parser.add_argument(
         "--two_runs", type=int, default=5, help="how often a second run starts in the same folder"
@@ -68,6 +71,7 @@ def main() -> None:
         rows += [foreign(folder, folder / "straight", arguments.foreign)]
         rows += [
             kills(folder, arguments.kills, expected),
+            kinds(folder, arguments.kinds),
             signals(folder, arguments.signals, expected),
             two_runs(folder, arguments.two_runs, expected),
             ranks(folder, arguments.ranks),

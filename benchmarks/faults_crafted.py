@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -88,6 +89,13 @@ def cases(video: Path) -> list[tuple[str, str, Write]]:
             for suffix in (".png", ".jpg", ".webp")
         ),
         ("frames that grow", "a.h264", write_growing),
+        ("array of a TiB", "a.npz", lambda path: write_npz(path, b"(100000000, 48, 64, 3)")),
+        (
+            "size that is no C long",
+            "a.npz",
+            lambda path: write_npz(path, b"(1" + 30 * b"0" + b", )"),
+        ),
+        ("brackets without an end", "a.npz", lambda path: write_npz(path, b"(" * 9000)),
         *(
             (
                 f"size {size}",
@@ -140,6 +148,14 @@ def write_growing(path: Path) -> None:
         with path.open("ab") as file:
             file.write(part.read_bytes())
         part.unlink()
+
+
+def write_npz(path: Path, shape: bytes) -> None:
+    """Write an `.npz` whose only array says this shape, and has a MiB of zeros."""
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': " + shape + b"}\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        size = struct.pack("<H", len(head))
+        archive.writestr("arr_0.npy", b"\x93NUMPY\1\0" + size + head + bytes(2**20))
 
 
 def write_tar(path: Path, size: int, kind: bytes, attributes: dict[str, str] | None = None) -> None:

@@ -62,7 +62,9 @@ def write_checkpoint(run: Path, step: int, *, keep: int, best: int | None = None
 
 def crashes(folder: Path) -> Row:
     """Stop the write of a third checkpoint at each operation; the newest must be intact and the next write work."""
-    row = Row("after a crash at any operation on files, the newest checkpoint is intact")
+    row = Row(
+        "after a crash at any operation on files, the newest checkpoint is intact, and `best` leads to one"
+    )
     crash = Crash()
     for operation in range(1, 10_000):
         run = folder / f"crash-{operation}"
@@ -79,10 +81,18 @@ def crashes(folder: Path) -> Row:
         has_newest = (
             found in (Run(run).checkpoints.path(2), Run(run).checkpoints.path(3)) and not damaged
         )
+        best_after_crash = (run / "best").resolve()
+        paths_after_crash = [path.resolve() for _, path in Run(run).checkpoints.all()]
         Run(run).remove_residue(before=time.time() + 60)  # as a run does when it starts
         write_checkpoint(run, 4, keep=1, best=4)
+        has_best = best_after_crash in paths_after_crash
         is_clean = sorted(path.name for path in run.iterdir()) == ["best", "checkpoints"]
-        held = has_newest and is_clean and [step for step, _ in Run(run).checkpoints.all()] == [4]
+        held = (
+            has_newest
+            and has_best
+            and is_clean
+            and [step for step, _ in Run(run).checkpoints.all()] == [4]
+        )
         shutil.rmtree(run)
         if is_over:
             return row

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Barrier
 
 import torch
+from faults_inputs import samples
 from faults_row import INTERRUPTED, USER_ERROR, Row
 from safetensors.torch import load_file
 
@@ -32,6 +33,7 @@ from telecine.settings import (
     ClipConfig,
     DiscriminatorConfig,
     ObjectiveConfig,
+    TrainableConfig,
     TrainConfig,
 )
 from telecine.training.interrupt import STOP_SIGNALS
@@ -171,9 +173,37 @@ def straight(folder: Path) -> dict[str, torch.Tensor]:
 def kills(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
     """Kill a run at random moments until it is done, and compare it; then begin the next one."""
     row = Row("a run that was killed at any moment ends with the same bits as one that was not")
-    interrupt_all(
-        row, folder / "killed", number, expected, lambda chance: signal.SIGKILL, save_every=1
+    interrupt_all(row, tiny(folder / "killed"), number, expected, lambda chance: signal.SIGKILL)
+    return row
+
+
+def kinds(folder: Path, number: int) -> Row:
+    """Kill runs of other kinds at random moments, equally often each, and compare each with one that was not killed."""
+    row = Row(
+        "a killed run of LoRA, of a decoder that generates, or with batches of images ends with the same bits"
     )
+    if number == 0:
+        return row
+    mixed = folder / "mixed"
+    mixed.mkdir()
+    (mixed / "video.mp4").symlink_to(sample_videos()[0])
+    for path in samples(folder / "of-kinds"):
+        if path.suffix == ".png":
+            path.rename(mixed / path.name)
+    base = runs.Run(folder / "straight").checkpoints.all()[-1][1] / "ema"
+    config = tiny(folder / "kind")
+    configs = (
+        replace(config, model=str(base), trainable=TrainableConfig(weights="lora", lora_rank=2)),
+        replace(config, causal_vae=replace(config.causal_vae, decoder="flow")),
+        replace(config, data=str(mixed), clips=replace(config.clips, image_ratio=0.5)),
+    )
+    for index, kind in enumerate(configs):
+        straight_run = replace(kind, output_dir=str(folder / f"kind-{index}"))
+        code, errors = start(straight_run).end()
+        assert code == 0, errors
+        expected = result(straight_run)
+        share = number * (index + 1) // len(configs)
+        interrupt_all(row, kind, share, expected, lambda chance: signal.SIGKILL)
     return row
 
 
@@ -183,28 +213,21 @@ def signals(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row
         "a run that got a signal at any moment saves, exits with code 130, and ends with the same bits"
     )
     # Without other checkpoints: what is not saved at the signal is lost.
-    interrupt_all(
-        row,
-        folder / "signalled",
-        number,
-        expected,
-        lambda chance: chance.choice(STOP_SIGNALS),
-        NUM_STEPS,
-    )
+    config = replace(tiny(folder / "signalled"), save_every=NUM_STEPS)
+    interrupt_all(row, config, number, expected, lambda chance: chance.choice(STOP_SIGNALS))
     return row
 
 
 def interrupt_all(
     row: Row,
-    folder: Path,
+    config: TrainConfig,
     number: int,
     expected: dict[str, torch.Tensor],
     choose: Callable[[random.Random], int],
-    save_every: int,
 ) -> None:
     """Send signals to runs at random moments until a number of them has been sent and the last run is done."""
     chance, attempt = random.Random(0), 0
-    config = replace(tiny(folder), save_every=save_every)
+    folder = Path(config.output_dir)
     pending: list[tuple[bool, str]] = []
     while row.tried < number:
         run = start(config)

@@ -1,7 +1,9 @@
-"""The first picture of the README: the model of the package on videos that it was not trained on.
+r"""The first picture of the README: the model of the package on videos that it was not trained on.
 
     python benchmarks/videos.py runs/videos --photographs runs/photographs
-    python benchmarks/first_picture.py runs/videos/unseen/*.avi --data runs/photographs -o docs/images/tiny.jpg
+    cd runs/videos/unseen
+    python ../../../benchmarks/first_picture.py vtest.avi Megamind.avi tree.avi cup.mp4 box.mp4 \
+        --data ../../photographs -o ../../../docs/images/tiny.jpg
 
 A row of inputs, one of the linear autoencoder with the same latent, fitted to 300 clips of the model's training data,
 and one of the model. Of each video, the middle frame of its middle clip of 9 x 256 x 256 is shown; the metrics of these
@@ -31,7 +33,7 @@ from telecine.training.clips import build_clips
 
 SIZE = 256
 GAP = 6
-LABEL_HEIGHT = 26
+LABEL_HEIGHT = 38
 
 
 def middle_frame(video: Tensor) -> Image.Image:
@@ -47,7 +49,7 @@ def draw(models: dict[str, Reconstruct], clips: Sequence[Clip], path: Path) -> N
         "RGB", (len(clips) * (SIZE + GAP) - GAP, len(models) * row_height - GAP), "white"
     )
     writer = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=17)
+    font = ImageFont.load_default(size=26)
     for row, (name, reconstruct) in enumerate(models.items()):
         top = row * row_height
         writer.text((0, top + LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="lm")

@@ -27,6 +27,8 @@ LATER: Settings = {
     "allow_tf32": None,
     "clips": {
         "weighting": "frames",
+        "fps": None,
+        "hdr": "as_stored",
         "channels": "rgb",
         "bit_depth": 8,
         "layout": None,

@@ -158,9 +158,11 @@ def settings() -> str:
     from telecine.settings.validate import settings_of
     from telecine.tools.decode.settings import DecodeConfig
     from telecine.tools.encode.settings import EncodeConfig
+    from telecine.tools.prune.settings import PruneConfig
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
     commands |= {"reconstruct": ReconstructConfig, "encode": EncodeConfig, "decode": DecodeConfig}
+    commands["prune"] = PruneConfig
     text = "# Settings\n\nOptions of a command, or keys of a YAML file for `--config`. "
     text += "A dot is a group: `clips.height`.\n"
     for command, kind in commands.items():

@@ -28,6 +28,7 @@ OTHERS = {
     "data.md",
     "distillation.md",
     "evaluation.md",
+    "fast-decoder.md",
     "fine-tuning.md",
     "hardware.md",
     "health.md",

@@ -193,6 +193,11 @@ def test_the_public_door():
         "TrainConfig",
         "EvaluateConfig",
         "ReconstructConfig",
+        "distill",
+        "DistillConfig",
+        "plan",
+        "load_autoencoder",
+        "as_video_autoencoder",
     }
     assert names <= {*telecine.__all__}
     for name in telecine.__all__:

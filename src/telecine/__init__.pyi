@@ -11,13 +11,18 @@ from .losses import gradient_penalty as gradient_penalty
 from .losses import kl_to_standard_normal as kl_to_standard_normal
 from .losses import mse as mse
 from .losses.perceptual import LPIPS as LPIPS
+from .models import as_video_autoencoder as as_video_autoencoder
+from .models import load_autoencoder as load_autoencoder
 from .objective import VideoAutoencoderLoss as VideoAutoencoderLoss
+from .settings import DistillConfig as DistillConfig
 from .settings import EvaluateConfig as EvaluateConfig
 from .settings import Ramp as Ramp
 from .settings import ReconstructConfig as ReconstructConfig
 from .settings import Term as Term
 from .settings import TrainConfig as TrainConfig
 from .settings.parse import read_config as read_config
+from .tools.distill.distillation import distill as distill
+from .tools.plan.plan import plan as plan
 from .training import train as train
 
 __version__: str

@@ -11,10 +11,12 @@ from telecine.base.files import (
     atomic_write,
     create_json,
     digest_of,
+    named_errors,
     open_regular,
     read_bounded,
     read_json,
     write_json,
+    write_text,
 )
 
 
@@ -156,3 +158,37 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path, monkeypatch, has_links):
     create_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+BROKEN = Path(
+    "/proc/self/mem"
+)  # a regular file whose first byte cannot be read: EIO, as of a broken disk
+
+
+def fail(path):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.skipif(not BROKEN.exists(), reason="needs Linux")
+@pytest.mark.parametrize("read", [lambda path: read_bounded(path, 9), read_json, digest_of])
+def test_an_error_of_the_disk_while_reading_names_the_file(read):
+    with pytest.raises(OSError, match="Input/output error: '/proc/self/mem'"):
+        read(BROKEN)
+
+
+def test_an_error_of_the_disk_while_writing_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    message = f"Input/output error: '{path}'"
+    with pytest.raises(OSError, match=message):
+        atomic_write(path, fail)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"Input/output error: .*a\.txt"):
+        write_text(path, "text")
+
+
+def test_an_error_that_names_a_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        atomic_write(tmp_path / "a.txt", lambda partial: (tmp_path / "missing").read_text())
+    with pytest.raises(OSError, match=r"^the disk is full$"), named_errors(tmp_path):
+        raise OSError("the disk is full")

@@ -599,6 +599,7 @@ def test_evaluate_writes_figures_and_protocol_and_compares(model_folder, tmp_pat
         ["evaluate", "model"],
         ["report", "run"],
         ["latents", "model"],
+        ["prune", "model"],
         ["reconstruct", "model", "a.mp4"],
         ["data", "a"],
     ],
@@ -612,7 +613,7 @@ def test_every_output_is_a_path_on_this_machine_outside_the_data(
         "`--output` must be a path on this machine, but got 's3://bucket/out.mp4'. Mount it"
         in error
     )
-    if typed[0] in ("evaluate", "latents"):
+    if typed[0] in ("evaluate", "latents", "prune"):
         error = error_of(capsys, *typed, "--data", str(tmp_path), "-o", ".")
         assert "`--output` must be another folder than the data" in error
     assert not [*tmp_path.iterdir()]
@@ -793,3 +794,18 @@ def test_the_schema_accepts_every_recipe_and_finds_mistakes(capsys):
     ]
     assert [bool(list(validator.iter_errors(values))) for values in wrong] == [True] * 4
     assert "Total number of updates" in schema["properties"]["steps"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        (["--data", "{a,b}/*.mp4"], "{a,b}/*.mp4"),
+        (["--data", "a,b"], "a,b"),
+        (["--data", "12"], "12"),
+        (["--data", "[a, b]"], ("a", "b")),
+        (["--data", "a", "--data", "b"], ("a", "b")),
+        (["--data", "null"], None),
+    ],
+)
+def test_data_is_a_path_or_a_list_of_paths(words, data):
+    assert COMMANDS["train"].parse(words)[0]["settings"].data == data

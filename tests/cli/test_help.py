@@ -11,7 +11,18 @@ from telecine.__main__ import main
 from telecine.cli.commands import COMMANDS
 from telecine.settings.validate import settings_of
 
-WITH_SETTINGS = {"train", "distill", "plan", "data", "evaluate", "reconstruct", "latents"}
+WITH_SETTINGS = {
+    "train",
+    "distill",
+    "plan",
+    "data",
+    "evaluate",
+    "reconstruct",
+    "encode",
+    "decode",
+    "latents",
+    "prune",
+}
 # Runs command lines, and prints what each has ended with and printed.
 WITHOUT_PYTORCH = """
 import contextlib, io, json, sys

@@ -1,5 +1,8 @@
 """Arrays of any number of channels are clips: found, indexed by their header, read in their range, and refused."""
 
+import io
+import struct
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -123,6 +126,32 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path, case):
         load_spans(tmp_path, replace(TWO, **settings))
 
 
+def header(shape):
+    """Return the head of an array of bytes of this shape."""
+    file = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
+
+
+def zipped(content):
+    """Return an `.npz` whose only array has this content."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", content)
+    return file.getvalue()
+
+
+def test_an_array_in_a_zip_is_indexed_without_being_unpacked(tmp_path):
+    path = tmp_path / "long.npz"
+    shape = (2**20, 20, 24, 2)
+    path.write_bytes(zipped(header(shape) + bytes(64)))
+    info = index_video(path, replace(TWO, layout="T H W C"))
+    assert info.num_frames == 2**20
+    with pytest.raises(DecodeError, match="long"):
+        read_clip(info, 0, 1)
+
+
 def test_damaged_files_are_refused(tmp_path):
     content = save(tmp_path / "a.npy", BYTES).read_bytes()
     np.savez(tmp_path / "two.npz", a=BYTES, b=BYTES)
@@ -133,6 +162,9 @@ def test_damaged_files_are_refused(tmp_path):
         "head.npy": content[:20],
         "text.npy": b"text",
         "text.npz": b"PK\3\4text",
+        "shape.npz": zipped(header((10**30, 24, 2))),
+        "bomb.npz": zipped(header((10**8, 20, 24, 2)) + bytes(2**20)),
+        "brackets.npz": zipped(b"\x93NUMPY\1\0" + struct.pack("<H", 9000) + b"(" * 9000),
     }
     for name, damaged_content in damaged.items():
         (tmp_path / name).write_bytes(damaged_content)
@@ -178,7 +210,7 @@ def test_arrays_are_found_split_and_drawn_as_videos(tmp_path, cache):
             "v.mp4",
             "not an array; only arrays can have 2 channels",
         )
-    train, held_out = split_videos(spans, 0.4, 3)
+    train, held_out = split_videos(spans, ClipConfig(3, val_fraction=0.4))
     assert (len(train), len(held_out)) == (3, 2)
     first, again, second = (ClipDataset(train, config)[index]["video"] for index in (3, 3, 4))
     assert first.shape == (2, 3, 16, 16)

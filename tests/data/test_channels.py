@@ -252,7 +252,8 @@ def test_resizing_keeps_the_colours_of_transparent_pixels(tmp_path):
     values[:, : W // 2, 3] = 1
     Image.fromarray(values).save(tmp_path / "a.png")
     small = read(tmp_path / "a.png", "rgba", num_frames=1, size=(H // 2, W // 2))
-    assert small[..., :3].reshape(-1, 3).unique(dim=0).tolist() == [[200, 40, 90]]
+    is_visible = small[..., 3] > 0
+    assert small[..., :3][is_visible].unique(dim=0).tolist() == [[200, 40, 90]]
     assert small[..., 3].unique().tolist() == [0, 1]
 
 
@@ -285,3 +286,22 @@ def test_clips(tmp_path, channels, bit_depth, count):
     assert decoded[0]["video"].shape == (count, 3, 16, 16)
     difference = decoded[0]["video"] - cached[0]["video"]  # which PyTorch has resized
     assert difference.square().mean() < 0.01 * decoded[0]["video"].square().mean()
+
+
+@pytest.mark.parametrize("is_image", [False, True])
+def test_resizing_mixes_no_invisible_colour_in(tmp_path, is_image):
+    """Red beside transparent green stays red."""
+    values = np.zeros((H, W, 4), dtype=np.uint8)
+    values[:, : W // 2 + 1] = (255, 0, 0, 255)
+    values[:, W // 2 + 1 :] = (0, 255, 0, 0)
+    if is_image:
+        path = tmp_path / "a.png"
+        Image.fromarray(values).save(path)
+    else:
+        planes = [[values[..., [2, 1, 0, 3]]]] * T
+        path = write(tmp_path / "a.mkv", "bgra", planes)
+    small = read(path, "rgba", num_frames=1 if is_image else T, size=(H // 2, W // 2)).int()
+    assert 0 < small[..., 3].min() + small[..., 3].max() < 510
+    visible = small[..., 3] > 0
+    assert small[..., 1][visible].max() <= 2, "no green"
+    assert small[..., 0][visible].min() >= 250

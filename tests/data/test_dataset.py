@@ -22,6 +22,7 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
+from telecine.data.clip import decoded_size, resize_frames
 from telecine.data.dataset import DecodedCache, draw_bucket, num_cached_bytes
 from telecine.settings import Bucket, ClipConfig
 
@@ -109,6 +110,10 @@ def test_zoomed_clips_of_cached_frames_are_as_sharp_as_decoded_ones(tmp_path):
         clips = torch.stack([dataset[number]["video"] for number in range(20)])
         if not cache:
             decoded = clips
+    spec = dataset.spec_at(0, 0)
+    size = decoded_size(spec, config.val_bucket)
+    once = resize_frames(read_clip(spec.span.info, spec.start, 3), size)
+    assert torch.equal(dataset.decode(0)[0], once), "from the size of the file, in one step"
     assert (clips - decoded).square().mean() < 1e-3 * decoded.square().mean()
     assert 0.97 < clips.diff(dim=-1).square().mean() / decoded.diff(dim=-1).square().mean() < 1.03
 
@@ -166,7 +171,7 @@ def test_an_epoch_draws_long_files_more_often(spans):
 def test_flips_zooms_and_crops_are_equally_likely(spans):
     drawn = specs(ClipDataset(spans, CONFIG), 1800)
     assert 825 < sum(spec.flip for spec in drawn) < 975
-    for name, low, high in (("crop_scale", 1.0, 1.5), ("top", 0.0, 1.0), ("left", 0.0, 1.0)):
+    for name, low, high in (("zoom", 1.0, 1.5), ("top", 0.0, 1.0), ("left", 0.0, 1.0)):
         values = [getattr(spec, name) for spec in drawn]
         margin = 0.01 * (high - low)
         assert low <= min(values) < low + margin
@@ -236,9 +241,9 @@ def test_spans_shorter_than_a_clip(spans):
     dataset = ClipDataset(spans, replace(CONFIG, num_frames=13))
     assert dataset.spans == spans[1:]
     assert file_names(dataset, 8) == {"long.mp4"}
-    with pytest.raises(DataError, match="at least one span of 33 frames"):
+    with pytest.raises(DataError, match="at least one span with a clip of 33 frames"):
         ClipDataset(spans, replace(CONFIG, num_frames=33))
-    with pytest.raises(DataError, match="at least one span of 65 frames"):
+    with pytest.raises(DataError, match="at least one span with a clip of 65 frames"):
         ClipDataset(spans, replace(CONFIG, buckets=(*BUCKETS, Bucket(65, 16, 16))))
     # A span that is long enough for one of the sizes is used.
     assert (

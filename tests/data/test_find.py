@@ -351,3 +351,24 @@ def test_braces_that_stand_for_too_many_paths_are_refused(pattern):
         DataError, match="`data` must be a pattern whose braces stand for at most 1000000 paths"
     ):
         find(pattern)
+
+
+def test_several_paths(tmp_path):
+    one = write_video(tmp_path / "a.mp4", numbered_frames(3))
+    two = write_video(tmp_path / "b.mp4", numbered_frames(4))
+    spans, skipped = load_spans([one, str(two), one])
+    assert ([span.info.source for span in spans], skipped) == ([one, two], [])
+    assert sources_of((str(one), str(two))) == {one, two}
+    with pytest.raises(DataError, match=r"got .*none, which does not exist"):
+        load_spans([one, tmp_path / "none"])
+    with pytest.raises(DataError, match="`data` must be a path, but got an empty list"):
+        load_spans([])
+
+
+def test_a_folder_of_gifs_is_told_how_to_convert_them(tmp_path):
+    for name in ("a.gif", "b.gif", "c.txt"):
+        (tmp_path / name).touch()
+    message = r"which has 2 \.gif, 1 \.txt\. Convert animated GIFs to videos, e\.g\. `ffmpeg"
+    for find in (load_spans, find_videos):
+        with pytest.raises(DataError, match=message):
+            find(tmp_path)

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telecine.data import DataError, Span, TarMember, split_videos
+from telecine.data import DataError, Span, TarMember
+from telecine.data import split_videos as split_by_config
 from telecine.data.holdout import describe_held_out, warn_of_held_out
+from telecine.settings import ClipConfig
 
 from .indexed import image, images, video, videos
 
@@ -29,8 +31,13 @@ def names(spans):
     return [span.info.source.name for span in spans]
 
 
-def split_ranges(spans, val_fraction, clip_span, holdout="auto"):
-    train, held_out = split_videos(spans, val_fraction, clip_span, holdout)
+def split_videos(spans, val_fraction, num_frames, holdout="auto"):
+    config = ClipConfig(num_frames, val_fraction=val_fraction, holdout=holdout)
+    return split_by_config(spans, config)
+
+
+def split_ranges(spans, val_fraction, num_frames, holdout="auto"):
+    train, held_out = split_videos(spans, val_fraction, num_frames, holdout)
     return ranges(train), ranges(held_out)
 
 
@@ -38,18 +45,19 @@ def split_ranges(spans, val_fraction, clip_span, holdout="auto"):
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=14),
     fraction=st.floats(0.01, 0.5),
-    clip_span=st.integers(1, 20),
+    num_frames=st.integers(1, 20),
     holdout=st.sampled_from(["auto", "file", "earlier"]),
 )
 @pytest.mark.slow
-def test_spans_are_disjoint_and_long_enough(lengths, fraction, clip_span, holdout):
+def test_spans_are_disjoint_and_long_enough(lengths, fraction, num_frames, holdout):
     spans = videos(*lengths)
     try:
-        train, held_out = split_videos(spans, fraction, clip_span, holdout)
+        train, held_out = split_videos(spans, fraction, num_frames, holdout)
     except DataError:
-        usable = [length for length in lengths if length >= clip_span]
+        usable = [length for length in lengths if length >= num_frames]
         assert len(usable) < (10 if holdout == "earlier" else 2)
-        assert all(length < 3 * clip_span for length in usable)
+        for length in usable:  # no room for a training clip and a gap before what is held out
+            assert length - max(num_frames, round(length * fraction)) < 2 * num_frames
         return
     assert train
     assert held_out
@@ -60,12 +68,12 @@ def test_spans_are_disjoint_and_long_enough(lengths, fraction, clip_span, holdou
         if holdout != "earlier" and span.first_frame > 0:
             left_out -= {
                 (str(span.info.source), span.first_frame - 1 - number)
-                for number in range(clip_span)
+                for number in range(num_frames)
             }
     assert not left_out
-    assert all(span.num_frames >= min(clip_span, span.info.num_frames) for span in train)
-    assert all(span.num_frames >= clip_span for span in held_out)
-    assert (train, held_out) == split_videos(spans, fraction, clip_span, holdout)
+    assert all(span.num_frames >= min(num_frames, span.info.num_frames) for span in train)
+    assert all(span.num_frames >= num_frames for span in held_out)
+    assert (train, held_out) == split_videos(spans, fraction, num_frames, holdout)
 
 
 @pytest.mark.parametrize("holdout", ["auto", "file", "earlier"])

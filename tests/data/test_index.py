@@ -22,6 +22,7 @@ from telecine.data import (
     read_clip,
     tar_members,
 )
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import Deadline
 from telecine.data.index import average_frame_rate, log_too_short, scan_packets
 from telecine.settings import ClipConfig
@@ -76,7 +77,7 @@ def empty(path):
 
 BAD_FILES = {
     "text.mp4": (text, "Invalid data"),
-    "empty.mp4": (empty, "Invalid data|End of file"),
+    "empty.mp4": (empty, "an empty file"),
     "truncated.mp4": (
         lambda path: truncate(write_video(path, numbered_frames(30)), 0.8),
         "Invalid data",
@@ -199,7 +200,6 @@ def scan(codec, packets, size=1000):
             pts=pts, dts=0, size=9, is_keyframe=is_keyframe, is_discard=is_discard
         )
         packet.is_corrupt = False
-        packet.decode = lambda: [SimpleNamespace(key_frame=True)]
         read.append(packet)
     read.append(SimpleNamespace(size=0, pts=None))  # the flush packet at the end of a file
     container = SimpleNamespace(
@@ -213,10 +213,10 @@ def scan(codec, packets, size=1000):
 def test_packets_are_scanned_in_display_order():
     packets = [(0, True, True), (40, True, False), (120, False, False), (80, False, False)]
     assert scan("h264", packets).frames == [(40, True), (80, False), (120, False)]
-    assert scan("h264", packets).has_exact_times
-    assert not scan("vp8", packets).has_exact_times
-    for pts in (None, 40):  # missing or repeated
-        assert not scan("h264", [*packets, (pts, True, False)]).has_exact_times
+    assert scan("h264", packets).inexact == ""
+    assert scan("vp8", packets).inexact == "the codec has frames that are not displayed"
+    for pts, reason in ((None, "a frame has no timestamp"), (40, "frames have the same timestamp")):
+        assert scan("h264", [*packets, (pts, True, False)]).inexact == reason
 
 
 def test_more_than_a_file_can_have(monkeypatch):
@@ -265,11 +265,11 @@ def test_videos_that_are_too_short_are_counted_and_named(caplog):
         pts = array("q", range(99))
         info = VideoInfo(Path(name), 8, 8, 25.0, pts, array("q", [0]), is_image=name == "d.png")
         spans += [Span(info, 10, 9 + length) for length in span_lengths]
-    assert log_too_short(spans, 9) == 2
+    assert log_too_short(spans, ClipFrames(9)) == 2
     assert caplog.messages == [
-        "2 of 3 files are shorter than 9 frames, and not used: a.mp4 (8 frames); c.mp4 (1 frames)"
+        "2 of 3 files have no clip of 9 frames, and are not used: a.mp4 (8 frames); c.mp4 (1 frames)"
     ]
-    assert log_too_short(spans, 1) == 0
+    assert log_too_short(spans, ClipFrames(1)) == 0
     assert len(caplog.messages) == 1
 
 

@@ -121,7 +121,7 @@ def test_errors_give_line_and_reason(tmp_path, name, text, message):
     ],
 )
 def test_frames_of_a_segment(fields, frames):
-    assert Segment(INFO.source, **fields).span_in(INFO) == Span(INFO, *frames)
+    assert Segment(INFO.source, **fields).as_span(INFO) == Span(INFO, *frames)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_frames_of_a_segment(fields, frames):
     ],
 )
 def test_segments_without_frames(fields, reason):
-    assert Segment(INFO.source, **fields).span_in(INFO) == Skipped(INFO.source, reason)
+    assert Segment(INFO.source, **fields).as_span(INFO) == Skipped(INFO.source, reason)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])

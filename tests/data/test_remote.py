@@ -342,6 +342,51 @@ def test_wrong_requests_are_not_tried_again(s3, protocol):
         load_spans("s3://Bad_Bucket!/a")
 
 
+class Lying(BaseHTTPRequestHandler):
+    """Redirects to the address in its path, or claims another length than it sends."""
+
+    def do_HEAD(self):
+        kind, _, value = self.path.strip("/").removesuffix(".mp4").partition("/")
+        self.send_response(302 if kind == "to" else 200)
+        self.send_header("Location", value if value else self.path)
+        self.send_header("Content-Length", value if kind == "length" else "0")
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        if self.path.startswith("/length"):
+            with suppress(OSError):
+                self.wfile.write(bytes(100))
+
+    def log_message(self, *_): ...
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "to/file:///etc/passwd",
+            r"cannot be read \(a redirection that is not followed: file:///etc",
+        ),
+        ("to/ftp://127.0.0.1/x", r"cannot be read \(a redirection that is not followed: ftp://"),
+        ("to/s3://bucket/x", r"cannot be read \(a redirection that is not followed: s3://"),
+        ("to/", r"cannot be read \(a redirection that is not followed"),
+        ("length/-5", r"cannot be read \(400, "),
+        ("length/1000000000000000000", "1000000000000000000 bytes, more than the .* of the cache"),
+        ("length/200", r"cannot be read after .*not completed"),
+        ("length/50", "Invalid data found|Data after"),
+    ],
+)
+def test_a_server_that_lies(tmp_path, monkeypatch, clock, path, message):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Lying) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(DataError, match=message):
+            load_spans(f"http://127.0.0.1:{server.server_port}/{path}.mp4")
+        server.shutdown()
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
 class Dripping(BaseHTTPRequestHandler):
     """Sends a byte now and then: in the head of an answer, or in the file."""
 

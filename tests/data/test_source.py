@@ -23,6 +23,7 @@ from telecine.data import (
     tar_members,
     whole_video,
 )
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.source import RemotePath, as_source, is_hidden, kind_of, resolve_source
 
 from .videos import (
@@ -179,7 +180,12 @@ def test_times_of_frames(shift):
 def test_spans_count_frames_and_starts():
     span = Span(INFO, 10, 19)
     assert span.num_frames == 10
-    assert [span.num_starts(clip_span) for clip_span in (1, 9, 10, 11)] == [10, 2, 1, 0]
+    assert [ClipFrames(num_frames).num_starts(span) for num_frames in (1, 9, 10, 11)] == [
+        10,
+        2,
+        1,
+        0,
+    ]
     assert whole_video(INFO) == Span(INFO, 0, 99)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -89,6 +90,32 @@ def test_workers_end_with_a_killed_parent(spans: list[Span]) -> None:
     assert (len(gone), alive) == (2, []), (
         "PyTorch's own workers look for their parent every 5 seconds"
     )
+
+
+WITH_WORKERS = """
+import os, signal, sys
+from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, index_video, whole_video
+from telecine.settings import ClipConfig
+config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
+dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
+for number, batch in enumerate(ClipLoader(dataset, ClipBatchSampler(range(6), 1))):
+    if sys.argv[2] == "killed" and number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if sys.argv[2] == "stopped" and number == 4:
+        sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize("end", ["normal", "stopped", "killed"])
+def test_workers_leave_nothing_in_the_temporary_folder(
+    spans: list[Span], tmp_path: Path, end: str
+) -> None:
+    """Tensors are handed over through sockets, whose names are files by default."""
+    command = [sys.executable, "-c", WITH_WORKERS, str(spans[0].info.source), end]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, timeout=180, check=False)
+    assert done.returncode == {"normal": 0, "stopped": 143, "killed": -signal.SIGKILL}[end]
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 OPEN_LOADER = """

@@ -137,3 +137,21 @@ def test_colours_change_and_alpha_does_not():
     assert torch.equal(changed[:, 3:], real[:, 3:])
     assert torch.equal(changed[:, :3], rgb)
     assert not torch.equal(rgb, real[:, :3])
+
+
+def test_the_colours_of_transparent_pixels_are_outside_the_loss():
+    real = clips(4)
+    real[:, 3] = 1
+    real[:, 3, :, :8] = -1
+    gradients = []
+    for colour in (0.0, 0.7):
+        target = real.clone()
+        target[:, :3, :, :8] = colour
+        fake = clips(4, seed=1).requires_grad_()
+        total, _ = VideoAutoencoderLoss(0, perceptual_weight=0.0)(target, fake, 0, 0)
+        total.backward()
+        gradients.append(fake.grad)
+    assert torch.equal(*gradients)
+    assert not gradients[0][:, :3, :, :8].any()
+    assert gradients[0][:, 3].all()
+    assert gradients[0][:, :3, :, 8:].all()

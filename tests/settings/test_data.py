@@ -98,10 +98,11 @@ def test_buckets_are_instances_or_dicts() -> None:
         ClipConfig(buckets=[{"num_frames": 17, "heigth": 256, "width": 256}])  # type: ignore[list-item]
 
 
-def test_clip_span() -> None:
-    config = ClipConfig(num_frames=5, stride=3)
-    assert config.clip_span == 13
-    assert config.span_of(Bucket(1, 8, 8)) == 1
+def test_frames_are_chosen_by_time_or_by_number() -> None:
+    with pytest.raises(
+        ValueError, match="`fps` must be left out with a `stride` above 1, but got 24"
+    ):
+        ClipConfig(fps=24, stride=2)
 
 
 def test_buckets_are_parsed_from_yaml() -> None:

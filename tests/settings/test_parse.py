@@ -43,7 +43,7 @@ MISTAKES = {
         "clips: {height: null}",
         "`clips.height` must be a whole number, but got None (NoneType).",
     ),
-    "a number for text": ("data: 5", "`data` must be a text, but got 5 (int)."),
+    "a number for text": ("data: 5", "`data` must be a text or a list, but got 5 (int)."),
     "a word that is none of some": (
         "mixed_precision: bf61",
         "`mixed_precision` must be 'no', 'bf16' or 'fp16', but got 'bf61' (str). Did you mean `bf16`?",
@@ -161,6 +161,7 @@ def test_later_layers_override_setting_by_setting():
     [
         ("data", "2024", "2024"),
         ("val_data", "null", None),
+        ("data", "[a, b]", ("a", "b")),
         ("steps", "1e3", 1000),
         ("batch_size", "auto", "auto"),
         ("clips.random_flip", "false", False),

@@ -120,7 +120,6 @@ WRONG = [
         "`mixed_precision` must be no or bf16 with sharded weights",
     ),
     ({"init": "x", "model": "y"}, "`init` must be left out with `model` or LoRA, but got 'x'"),
-    ({"teacher": "x", "init": "y"}, "`init` must be left out for a student, but got 'y'"),
     (
         {"teacher": "x", "trainable.weights": "lora"},
         "`trainable.weights` must be all or decoder for a student",

@@ -173,3 +173,12 @@ def test_a_model_gets_the_channels_of_the_data(tiny, alpha_video, tmp_path, capl
     assert model.in_channels == 4
     assert "change from 3 to 4 channels" in caplog.text
     assert build_clips(config, model).val[0]["video"].shape == (4, 5, 32, 32)
+
+
+def test_a_model_of_rgba_and_clips_of_rgb(tiny, tmp_path, caplog):
+    config = tiny()
+    rgba = build_autoencoder(replace(config, causal_vae=replace(config.causal_vae, in_channels=4)))
+    rgba.save_pretrained(tmp_path / "rgba")
+    with pytest.raises(ValueError, match=r"^`clips.channels` .*`--clips.channels rgba` to train"):
+        build_autoencoder(tiny(model=str(tmp_path / "rgba")))
+    assert "change from" not in caplog.text

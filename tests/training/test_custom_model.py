@@ -20,10 +20,11 @@ from telecine.base.imports import allow_code
 from telecine.models import load_autoencoder
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.saved_settings import as_yaml
-from telecine.settings import LatentsConfig
+from telecine.settings import DiscriminatorConfig, LatentsConfig, ObjectiveConfig
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_autoencoder, custom_module
+from telecine.training.prepare import prepare
 
 from .helpers import (
     LIGHT,
@@ -59,6 +60,24 @@ class Tiny(nn.Module):
 class Named(Tiny):
     def forward(self, video):
         return {"sample": super().forward(video)[0]}
+
+
+class Motion(nn.Module):
+    def __init__(self, channels, image_size, slope=0.2):
+        super().__init__()
+        self.arguments = (channels, image_size, slope)
+        self.conv = nn.Conv3d(channels, 1, 3, stride=2, padding=1)
+
+    def forward(self, video):
+        return self.conv(video).mean((1, 2, 3, 4))
+
+
+class OfFrames(Motion):
+    sees = "frames"
+
+
+def make():
+    return Motion(3, (32, 32))
 
 
 class Tubes(nn.Module):
@@ -224,6 +243,87 @@ def test_a_custom_module_is_not_planned(package, capsys):
     assert "`--model` must be one of telecine or diffusers to be planned" in capsys.readouterr().err
 
 
+class Noisy(nn.Module):
+    """Draws random numbers in each call, and returns no latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.decoder(video + 0.1 * torch.randn_like(video))
+
+
+class WithoutGradients(Noisy):
+    @torch.no_grad()
+    def forward(self, video):
+        return self.decoder(video)
+
+
+def test_a_module_without_gradients_is_named(tiny):
+    with pytest.raises(ValueError, match=r"computed with gradients, .* Remove `torch.no_grad` and"):
+        train(tiny(steps=1), autoencoder=WithoutGradients(), console=quiet())
+
+
+def with_discriminator(tiny, **changes):
+    objective = ObjectiveConfig(
+        disc_start=0,
+        perceptual_weight=0.0,
+        adversarial_loss_weight=0.5,
+        multiscale_adversarial_loss_weight=0.5,
+    )
+    values = {"video": f"{NAME}.Motion", "num_scales": 1, "params": {"slope": 0.1}}
+    run = {key: value for key, value in changes.items() if key in ("steps", "output_dir")}
+    values |= {key: value for key, value in changes.items() if key not in run}
+    return tiny(
+        **{"steps": 1} | run,
+        save_every=1,
+        objective=objective,
+        discriminator=DiscriminatorConfig(**values),
+    )
+
+
+def test_a_discriminator_by_the_path_of_its_class(tiny, package, tmp_path):
+    config = with_discriminator(tiny)
+    with pytest.raises(
+        ValueError, match=rf"`discriminator.video` must be in telecine.*code {NAME}"
+    ):
+        train(config, console=quiet())
+    assert not Path(config.output_dir).exists(), "an error before anything is read or written"
+    allow_code(NAME)
+    train(config, console=quiet())
+    train(replace(config, steps=2), console=quiet())
+    saved = load_file(last_checkpoint(config) / "objective.safetensors")
+    assert saved["discr_3d.conv.weight"].shape == (1, 3, 3, 3, 3)
+    run = prepare(replace(config, steps=2), quiet())
+    discriminators = [run.state.objective.discr_3d, *run.state.objective.multiscale_discrs]
+    assert [d.arguments for d in discriminators] == [(3, (32, 32), 0.1), (3, (16, 16), 0.1)]
+    run.close()
+    trained_on = with_discriminator(tiny, init=config.output_dir, output_dir=str(tmp_path / "two"))
+    run = prepare(trained_on, quiet())
+    loaded = run.state.objective.discr_3d.conv.weight
+    assert torch.equal(loaded, saved["discr_3d.conv.weight"])
+    run.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video": f"{NAME}.Moton"}, r"`discriminator.video` must be importable.* no `Moton`"),
+        ({"video": "nosuch.Motion"}, "`discriminator.video` must be importable.*Install it, or"),
+        ({"video": f"{NAME}.make"}, "or the dotted path of a class of modules"),
+        ({"video": f"{NAME}.OfFrames"}, "must be a class that sees video, but got"),
+        ({"params": {"slop": 1}}, "`discriminator.params` must be arguments of Motion.*`slope`"),
+        ({"video": "patch"}, "`params` must be left out unless"),
+        ({"video": "motion"}, "`video` must be .* or the dotted path of a function, but"),
+    ],
+)
+def test_a_wrong_discriminator_is_refused_at_the_start(tiny, package, changes, message):
+    allow_code(NAME, "nosuch")
+    with pytest.raises(ValueError, match=message):
+        train(with_discriminator(tiny, **changes), console=quiet())
+
+
 def test_a_latent_is_aligned_with_a_network_of_clips(
     small_video, package, cached_weights, tmp_path, monkeypatch, capsys
 ):
@@ -252,17 +352,6 @@ def test_a_latent_is_aligned_with_a_network_of_clips(
         if name.endswith("alignment_loss.projection.weight")
     )
     assert projection.shape == (6, 4, 1, 1)
-
-
-class Noisy(nn.Module):
-    """Draws random numbers in each call, and returns no latent."""
-
-    def __init__(self):
-        super().__init__()
-        self.decoder = nn.Conv3d(3, 3, 1)
-
-    def forward(self, video):
-        return self.decoder(video + 0.1 * torch.randn_like(video))
 
 
 def test_random_numbers_of_an_evaluation_do_not_change_the_updates(tiny, tmp_path):

@@ -137,7 +137,18 @@ def test_other_data_is_refused(tmp_path, before, now):
         SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA)
 
 
-@pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
+def test_another_model_in_an_old_folder_is_not_blamed_on_the_data(tmp_path):
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data="a", model="wan")))
+    message = (
+        "`output_dir` must be a new folder, or one of a run of ltx, but got .*, of a run of wan"
+    )
+    with pytest.raises(ValueError, match=message):
+        SavedSettings(tmp_path).check_clips(TrainConfig(data="b", model="ltx"), None, DATA)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"), [(["a", "b"], ("./a/", "b")), ("a", "./a/"), ("b/../a", "a"), (None, None)]
+)
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
     assert SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA) == []
@@ -222,9 +233,9 @@ def test_the_same_files_may_be_in_another_place(tmp_path):
 
 def test_data_that_was_left_out_is_known_before_any_is_read(tmp_path):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data="a")))
-    SavedSettings(tmp_path).check_data("b", may_be_same=True)
+    SavedSettings(tmp_path).check_data(TrainConfig(data="b"), may_be_same=True)
     with pytest.raises(ValueError, match=r"`data` must be 'a' as in .*, but got None"):
-        SavedSettings(tmp_path).check_data(None, may_be_same=True)
+        SavedSettings(tmp_path).check_data(TrainConfig(), may_be_same=True)
 
 
 def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):

@@ -8,8 +8,8 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +26,21 @@ _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
 }
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Let an error of the system inside the block name a file: that of a disk while it is read or written does not.
+
+    Raises:
+        OSError: The block raised it. Its `filename` is `path` if it had none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
@@ -52,7 +67,7 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     Raises:
         ValueError: It is another kind of file, or has more bytes.
     """
-    with open_regular(path) as file:
+    with named_errors(path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(max_bytes + 1) if size <= max_bytes else b""
     size = max(size, len(content))
@@ -69,23 +84,25 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     Readers see the old or the new file, never a part, also after a power failure. If `write` fails, nothing remains.
     """
     partial = partial_path(path)
-    partial.touch(exist_ok=False)
-    try:
-        write(partial)
-        flush([partial])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with named_errors(path):
+        partial.touch(exist_ok=False)
+        try:
+            write(partial)
+            flush([partial])
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def flush(paths: Iterable[Path]) -> None:
     """Flush files and folders to the disk, so that a power failure loses none of them."""
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with named_errors(path):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def partial_path(path: Path) -> Path:
@@ -138,7 +155,8 @@ def create_json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=2) + "\n"
     partial = partial_path(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        with named_errors(path):
+            partial.write_text(text, encoding="utf-8")
         flush([partial])
         try:
             os.link(partial, path)
@@ -178,7 +196,7 @@ def digest_of(path: Path, offset: int = 0, num_bytes: int = sys.maxsize) -> str:
         num_bytes: The number of bytes, by default all.
     """
     digest = hashlib.sha256()
-    with open_regular(path) as file:
+    with named_errors(path), open_regular(path) as file:
         file.seek(offset)
         while True:
             block = file.read(min(num_bytes, 2**20))

@@ -25,6 +25,7 @@ from telecine.tools.distill.command import distill
 from telecine.tools.encode.command import encode
 from telecine.tools.latents.command import latents
 from telecine.tools.plan.command import plan
+from telecine.tools.prune.command import prune
 
 _MODEL = (
     "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, a name on the Hub, or tiny, the "
@@ -336,6 +337,7 @@ def weights(
 FUNCTIONS: list[Callable[..., None]] = [
     train,
     distill,
+    prune,
     plan,
     data,
     evaluate,

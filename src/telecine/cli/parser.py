@@ -4,7 +4,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from telecine.base.checks import nearest
 from telecine.base.imports import allow_code, is_class_path
@@ -42,11 +42,18 @@ _ALLOW_CODE_HELP = (
 )
 
 
+def _types_of(run: Callable[..., None]) -> dict[str, Any]:
+    """Return the types of a function's parameters by name, with what annotates them."""
+    hints = get_type_hints(run, include_extras=True)
+    for name, hint in hints.items():
+        # Where the default is None, Python 3.10 returns an optional `Annotated`.
+        if get_origin(hint) is Union:
+            hints[name] = get_args(hint)[0]
+    return hints
+
+
 def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any) -> None:
     """Add an argument of a function to a parser. Its type is `Annotated` with its help, see `settings.arguments`."""
-    if get_origin(hint) is not Annotated:
-        # Python 3.10 makes it optional where the default is None.
-        hint = get_args(hint)[0]
     kind, about = get_args(hint)
     text = about.help if isinstance(about, (Data, Output)) else about
     kind = union_members(kind)[0]
@@ -96,7 +103,7 @@ class Command:
         self.settings: type | None = None
         self.data: str | None = None  # the argument that is `Data`
         self.output = ""  # the argument that is `Output`, empty if there is none
-        for name, hint in get_type_hints(run, include_extras=True).items():
+        for name, hint in _types_of(run).items():
             if name == "settings":
                 self.settings = hint
             elif get_origin(hint) is Annotated:
@@ -115,7 +122,7 @@ class Command:
             reader = add_settings(self.settings, parser)
             text = _RECIPES_HELP if self.trains else _CONFIG_HELP
             parser.add_argument("--config", action="append", metavar="FILE", default=[], help=text)
-        hints = get_type_hints(self.run, include_extras=True)
+        hints = _types_of(self.run)
         for parameter in inspect.signature(self.run).parameters.values():
             if parameter.name != "settings":
                 _add_argument(parser, parameter, hints[parameter.name])

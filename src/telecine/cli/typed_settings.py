@@ -88,17 +88,24 @@ class SettingsReader(CliSettingsSource[Any]):
         Raises:
             ValueError: A text is empty, or is no list or group where one is needed.
         """
-        lists = {
-            setting.name
-            for setting in settings_of(self.settings_cls)
-            if get_origin(setting.kind) is tuple
-        }
+        lists = set()
+        texts_or_lists = set()
+        for setting in settings_of(self.settings_cls):
+            members = union_members(setting.kind)
+            if get_origin(setting.kind) is tuple:
+                lists.add(setting.name)
+            elif str in members and any(get_origin(member) is tuple for member in members):
+                texts_or_lists.add(setting.name)
         json_options: dict[str, Any] = {}
+        single_texts: dict[str, str | None] = {}  # pydantic-settings would make them lists
         for name, text in options.items():
             texts = text if isinstance(text, list) else [text]
             if not all(part.strip() for part in texts):
                 remedy = "Check the variable of the shell, or type null for none."
                 raise argument_error(name, "a value", "an empty text", remedy)
+            if name in texts_or_lists and len(texts) == 1 and not texts[0].startswith("["):
+                single_texts[name] = None if texts[0] == "null" else texts[0]
+                continue
             json_texts = [_as_json(part, is_list=name in lists) for part in texts]
             json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
         try:
@@ -112,6 +119,7 @@ class SettingsReader(CliSettingsSource[Any]):
             for name, text in options.items()
             if not FREE_NAMES.isdisjoint(name.split(".")[:-1])
         }
+        values = merged([values, nested(single_texts.items())])
         return merged([values, nested((name, parse_yaml(text)) for name, text in free.items())])
 
 

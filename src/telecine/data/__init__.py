@@ -7,14 +7,15 @@ with BT.601.
 |---|---|
 | source | a file, an address, or a member of a tar file: one video, image or array |
 | index, info | the timestamps and keyframes of a source: `VideoInfo` |
-| segment | a source and the part of it to use, as a line of a list writes it: `Segment` |
+| segment | a source, and the times or frames of it to use, as a line of a list says; or all of it: `Segment` |
 | span | consecutive frames of an indexed source, from `first_frame` to `last_frame`: `Span` |
 | bucket | a clip size: frames, height, width, and how often it is trained on |
 | item | `(step, index)`: the number of a clip in a `ClipDataset` |
-| spec | the frames, crop and flips of a clip: `ClipSpec` |
+| spec | the span, first frame, crop and flips that were drawn for a clip: `ClipSpec` |
 | frames | decoded frames, `(T, H, W, C)` |
 | clip | frames as the model sees them: `video`, with its `source` and `start` |
-| clip span | number of frames of the video from the first to the last frame of a clip |
+| clip frames | which frames of a video a clip has, by their number or their time: `ClipFrames` |
+| source frames | the frames of a video from the first to the last frame of a clip |
 | batch | clips of one size |
 """
 
@@ -23,6 +24,7 @@ from telecine.data.clip import bytes_from_video as bytes_from_video
 from telecine.data.clip import clips_sha256 as clips_sha256
 from telecine.data.clip import pixels_sha256 as pixels_sha256
 from telecine.data.clip import video_from_bytes as video_from_bytes
+from telecine.data.clip_frames import ClipFrames as ClipFrames
 from telecine.data.dataset import ClipDataset as ClipDataset
 from telecine.data.decode import iterate_frames as iterate_frames
 from telecine.data.decode import read_clip as read_clip

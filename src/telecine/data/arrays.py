@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ _ERRORS = (
     EOFError,
     RuntimeError,
     MemoryError,
+    OverflowError,
     SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -47,7 +51,7 @@ def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> Video
     Raises:
         DecodeError: the file cannot be read, or has other axes, values or channels, or larger frames than `config`.
     """
-    values = _open(source, deadline)
+    values = _open(source, deadline, header_only=True)
     dtype = values.dtype
     layout = config.layout
     if layout is None:
@@ -85,12 +89,12 @@ def index_array(source: Source, config: ClipConfig, deadline: Deadline) -> Video
     )
 
 
-def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
+def read_array(info: VideoInfo, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
     """Read frames of an array, resized with an antialiased bicubic filter.
 
     Args:
         info: The index of the array.
-        frames: Indices of the frames.
+        indices: Indices of the frames, in order.
         size: Height and width of the result.
 
     Returns:
@@ -101,7 +105,7 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
         DataError: a value is outside of the range of `info`.
     """
     low, high = info.range
-    stored = _as_frames(_open(info.source), info.layout)[frames.start : frames.stop : frames.step]
+    stored = _as_frames(_open(info.source), info.layout)[list(indices)]
     values = torch.from_numpy(stored.astype(stored.dtype.newbyteorder("=")))
     if values.dtype != torch.float64:
         values = values.float()
@@ -112,7 +116,7 @@ def read_array(info: VideoInfo, frames: range, size: tuple[int, int]) -> Tensor:
         info.range, stored.dtype if stored.dtype.kind == "f" else float
     )
     if not (low_stored <= smallest and largest <= high_stored):
-        text = f"values from {smallest:g} to {largest:g} in frames {frames.start} to {frames[-1]}"
+        text = f"values from {smallest:g} to {largest:g} in frames {indices[0]} to {indices[-1]}"
         raise DataError(
             f"{info.source}: {text}, outside of `clips.range`, [{low:g}, {high:g}]. Set a wider one."
         )
@@ -156,12 +160,39 @@ def _as_frames(values: Any, layout: str) -> Any:
     return rearrange(values, f"{layout} -> {' '.join(axes)}")
 
 
-def _open(source: Source, deadline: Deadline | None = None) -> Any:
+def _open(source: Source, deadline: Deadline | None = None, *, header_only: bool = False) -> Any:
     with decode_errors(source, _ERRORS):
-        values = open_local(source, _load, deadline)
+        values = open_local(source, _load_header if header_only else _load, deadline)
         if 0 in values.shape:
             raise ValueError(f"an empty array, of shape {values.shape}")
         return values
+
+
+def _load_header(source: Path | TarMember) -> Any:
+    """Return an array of the shape and type of a file's, without memory: an `.npz` is not unpacked."""
+    if not source.name.lower().endswith(".npz"):
+        return _load(source)
+    with zipfile.ZipFile(path_or_content(source)) as archive:
+        (name,) = _names_in(archive)
+        with archive.open(name) as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                read = np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(member)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes > _MAX_UNPACKED:
+        raise ValueError(f"it says an array of {num_bytes} bytes")
+    return np.broadcast_to(np.empty((), dtype), shape)
+
+
+def _names_in(archive: zipfile.ZipFile) -> list[str]:
+    members = archive.infolist()
+    if len(members) != 1 or members[0].file_size > _MAX_UNPACKED:
+        raise ValueError(
+            f"it must have one array of at most {_MAX_UNPACKED} bytes; save it as .npy"
+        )
+    return [members[0].filename]
 
 
 def _load(source: Path | TarMember) -> Any:
@@ -172,9 +203,5 @@ def _load(source: Path | TarMember) -> Any:
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         return loaded
     with loaded as archive:
-        members = archive.zip.infolist()
-        if len(members) != 1 or members[0].file_size > _MAX_UNPACKED:
-            raise ValueError(
-                f"it must have one array of at most {_MAX_UNPACKED} bytes; save it as .npy"
-            )
+        _names_in(archive.zip)
         return archive[archive.files[0]]

@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.data.decode import read_clip
+from telecine.base.shapes import RGBA
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.decode import read_frames
+from telecine.data.pixels import resize_with_alpha
 from telecine.data.source import Span
 from telecine.settings import Bucket, ClipConfig
 
@@ -30,21 +33,23 @@ class ClipSpec:
 
     span: Span
     start: int  # index of the first frame in the video
-    crop_scale: (
-        float  # how much of the picture the crop shows: 1 is the least, `scale_jitter` all of it
-    )
+    zoom: float  # 1 shows the whole picture, as far as its crop does; `scale_jitter` is the most
     top: float  # position of the crop, from 0 at the top to 1 at the bottom
     left: float  # from 0 at the left to 1 at the right
     flip: bool  # left to right
     upside_down: bool = False  # flipped top to bottom
     transpose: bool = False  # whether rows and columns are then exchanged
     stride: int = 1  # distance of the frames in the video
+    fps: float | None = (
+        None  # frames per second of a clip by time, whose frames `stride` does not say
+    )
 
     @property
     def orientation(self) -> str:
         """How the clip is mirrored and then turned, in words; empty if it is neither."""
         words = []
-        if self.flip ^ self.upside_down ^ self.transpose:
+        num_mirrorings = self.flip + self.upside_down + self.transpose
+        if num_mirrorings % 2 == 1:  # two mirrorings are a turn
             words.append("mirrored")
         if self.transpose and self.upside_down:
             words.append("turned by 90° to the right")
@@ -55,16 +60,10 @@ class ClipSpec:
         return ", ".join(words)
 
 
-def decoded_size(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> tuple[int, int]:
-    """Return the height and width of the frames of which a clip is a crop.
-
-    Args:
-        spec: The video, and how much of it the crop shows.
-        bucket: The size of the clip, and of the crop.
-        config: Its `scale_jitter` is the `crop_scale` of the whole picture.
-    """
+def decoded_size(spec: ClipSpec, bucket: Bucket) -> tuple[int, int]:
+    """Return the height and width of the frames of which a clip is a crop."""
     info = spec.span.info
-    return bucket.decode_size(info.height, info.width, config.scale_jitter / spec.crop_scale)
+    return bucket.decode_size(info.height, info.width, spec.zoom)
 
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
@@ -79,12 +78,11 @@ def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
         Frames `(T, H, W, C)`, see `read_clip`.
     """
     info = spec.span.info
-    return read_clip(
+    frames = ClipFrames.of(bucket, config)
+    return read_frames(
         info,
-        spec.start,
-        num_frames=bucket.num_frames,
-        stride=config.stride,
-        size=decoded_size(spec, bucket, config),
+        frames.indices(info, spec.start),
+        size=decoded_size(spec, bucket),
         max_pixels=config.max_pixels,
         pixels=config.pixel_format,
     )
@@ -116,12 +114,12 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
         "video": video_from_bytes(frames),
         "source": str(info.source),
         "start": spec.start,
-        "fps": info.fps / spec.stride,
+        "fps": info.fps / spec.stride if spec.fps is None else spec.fps,
     }
 
 
 def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize decoded frames with an antialiased bicubic filter.
+    """Resize decoded frames with an antialiased bicubic filter, RGBA with colours multiplied by alpha meanwhile.
 
     Args:
         frames: uint8, uint16 or float32 `(T, H, W, C)`, see `telecine.data.read_clip`.
@@ -131,6 +129,10 @@ def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
         Frames of the same type.
     """
     channels_first = frames.movedim(-1, 1)
+    if frames.shape[-1] == RGBA and frames.dtype != torch.float32:
+        white = 255 if frames.dtype == torch.uint8 else 65535
+        with_alpha = resize_with_alpha(channels_first.double() / white, size)
+        return (with_alpha * white).round().to(frames.dtype).movedim(1, -1)
     if frames.dtype == torch.uint16:  # which PyTorch does not resize
         channels_first = channels_first.float()
     resized = F.interpolate(channels_first, size, mode="bicubic", antialias=True).movedim(1, -1)

@@ -17,6 +17,7 @@ from telecine.base.devices import machine_memory
 from telecine.base.randomness import seed_of
 from telecine.base.terminal import with_progress
 from telecine.data.clip import Clip, ClipSpec, decode_clip, decoded_size, make_clip, resize_frames
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import read_clip
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.source import Source, Span
@@ -39,13 +40,19 @@ class _SpanPool:
         DataError: no span is long enough.
     """
 
-    def __init__(self, spans: Sequence[Span], clip_span: int) -> None:
-        self.spans = [span for span in spans if span.num_starts(clip_span) > 0]
+    def __init__(self, spans: Sequence[Span], frames: ClipFrames) -> None:
+        self.spans = []
+        num_starts = []
+        for span in spans:
+            num_starts_of_span = frames.num_starts(span)
+            if num_starts_of_span > 0:
+                self.spans.append(span)
+                num_starts.append(num_starts_of_span)
         if not self.spans:
-            contract = f"at least one span of {clip_span} frames, (num_frames - 1) * stride + 1"
+            contract = f"at least one span with {frames.describe()}, {frames.rule()}"
             remedy = "Use fewer frames or a smaller stride."
             raise argument_error("spans", contract, f"{len(spans)} shorter ones", remedy, DataError)
-        self._ends = list(accumulate(span.num_starts(clip_span) for span in self.spans))
+        self._ends = list(accumulate(num_starts))
 
     @property
     def num_parts(self) -> int:
@@ -74,12 +81,12 @@ class _SpanPool:
 class _FilePool(_SpanPool):
     """A pool with all files equally likely, and then all positions of a clip in the file."""
 
-    def __init__(self, spans: Sequence[Span], clip_span: int) -> None:
-        super().__init__(spans, clip_span)
+    def __init__(self, spans: Sequence[Span], frames: ClipFrames) -> None:
+        super().__init__(spans, frames)
         files: dict[Source, list[Span]] = {}
         for span in self.spans:
             files.setdefault(span.info.source, []).append(span)
-        self._files = [_SpanPool(file_spans, clip_span) for file_spans in files.values()]
+        self._files = [_SpanPool(file_spans, frames) for file_spans in files.values()]
 
     @property
     def num_parts(self) -> int:
@@ -94,7 +101,8 @@ class _FilePool(_SpanPool):
 
 
 @lru_cache(maxsize=8)  # clips are read about in their order, of several sizes
-def _permutation(seed: int, epoch: int, num_parts: int) -> Tensor:
+def epoch_order(seed: int, epoch: int, num_parts: int) -> Tensor:
+    """Return the order in which an epoch draws the parts of the data, a permutation of their indices."""
     generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
     return torch.randperm(num_parts, generator=generator)
 
@@ -134,9 +142,11 @@ class ClipDataset(Dataset[Clip]):
         if self.image_ratio < 1:
             for bucket in config.train_buckets:
                 if bucket.num_frames not in self._videos:
-                    self._videos[bucket.num_frames] = pool_class(videos, config.span_of(bucket))
+                    self._videos[bucket.num_frames] = pool_class(
+                        videos, ClipFrames.of(bucket, config)
+                    )
         if self.image_ratio > 0:
-            self._images = pool_class(images, clip_span=1)
+            self._images = pool_class(images, ClipFrames(1))
         self.spans = self._used_spans(spans)
         self.cache = DecodedCache(self.spans, config) if config.cache else None
         self._logged: set[Source] = set()
@@ -169,7 +179,7 @@ class ClipDataset(Dataset[Clip]):
                 frames = None
                 if self.cache is not None:
                     frames = self.cache.read(spec.span, spec.start, bucket)
-                size = decoded_size(spec, bucket, self.config)
+                size = decoded_size(spec, bucket)
                 if frames is None:
                     frames = decode_clip(spec, bucket, self.config)
                 elif frames.shape[1:3] != size:
@@ -190,7 +200,7 @@ class ClipDataset(Dataset[Clip]):
         first_step, _ = items[0]
         pool, bucket = self._draw_pool(first_step)
         kind = "image" if pool is self._images else "video"
-        return [f"{kind}-{bucket}-{self._number(index)}" for _, index in items]
+        return [f"{kind}-{bucket}-{self._clip_number(index)}" for _, index in items]
 
     def spec_at(self, step: int, index: int) -> ClipSpec:
         """Return the frames, the crop and the flips of item `(step, index)`, before any replacement."""
@@ -213,14 +223,18 @@ class ClipDataset(Dataset[Clip]):
 
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
         # The order of the draws determines all clips.
-        number = self._number(index)
+        number = self._clip_number(index)
         generator = torch.Generator().manual_seed(seed_of(self.seed, number, attempt))
         part = None
         if self.config.order == "epochs" and attempt == 0:
             epoch, place = divmod(number, pool.num_parts)
-            part = int(_permutation(self.seed, epoch, pool.num_parts)[place])
+            part = int(epoch_order(self.seed, epoch, pool.num_parts)[place])
         span, start = pool.draw(generator, part)
-        zoom, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        numbers = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        zoom_number, top, left, flip_number = numbers
+        # The side of the crop is uniform between 1 / scale_jitter of the picture's and all of it.
+        scale_jitter = self.config.scale_jitter
+        zoom = scale_jitter / (1.0 + zoom_number * (scale_jitter - 1.0))
         upside_down = False
         transpose = False
         if self.config.random_orientation:
@@ -228,16 +242,17 @@ class ClipDataset(Dataset[Clip]):
         return ClipSpec(
             span,
             start,
-            crop_scale=1.0 + zoom * (self.config.scale_jitter - 1.0),
+            zoom=zoom,
             top=top,
             left=left,
-            flip=self.config.random_flip and flip < 0.5,
+            flip=self.config.random_flip and flip_number < 0.5,
             upside_down=upside_down,
             transpose=transpose,
             stride=self.config.stride,
+            fps=self.config.fps,
         )
 
-    def _number(self, index: int) -> int:
+    def _clip_number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""
         if self.config.num_clips is None:
             return index
@@ -269,7 +284,7 @@ def draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket
 class DecodedCache:
     """All frames of spans without damage at each training resolution, in memory that worker processes share.
 
-    With zoom, clips are resized from frames of at most twice the largest size, so that they stay sharp.
+    With zoom, frames keep the size of their file, so that clips are resized once.
 
     Raises:
         ValueError: the frames do not fit in memory.
@@ -278,7 +293,7 @@ class DecodedCache:
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(spans, config)
         self.config = config
-        self._frames: dict[tuple[Span, int, int], Tensor] = {}
+        self._frames: dict[tuple[Span, int, int], Tensor] = {}  # by span, height and width
         for decoding in with_progress(_decodings(spans, config), "decoding videos"):
             span = decoding.span
             try:
@@ -293,10 +308,10 @@ class DecodedCache:
             except DecodeError as error:
                 logger.warning("not cached: %s", error)
             else:
-                self._frames[span, decoding.bucket.height, decoding.bucket.width] = frames
+                self._frames[span, decoding.height, decoding.width] = frames
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor | None:
-        """Return the frames of a clip as a view.
+        """Return the frames of a clip, as a view if they are evenly spaced.
 
         Args:
             span: The span of the clip.
@@ -306,11 +321,14 @@ class DecodedCache:
         Returns:
             Frames `(T, H, W, C)`, or None if a frame of the span is damaged.
         """
-        frames = self._frames.get((span, bucket.height, bucket.width))
+        frames = self._frames.get((span, *_cached_size(span, bucket, self.config)))
         if frames is None:
             return None
-        first = start - span.first_frame
-        return frames[first : first + self.config.span_of(bucket) : self.config.stride]
+        indices = ClipFrames.of(bucket, self.config).indices(span.info, start)
+        if isinstance(indices, range):
+            first = indices.start - span.first_frame
+            return frames[first : first + len(indices) * indices.step : indices.step]
+        return frames[[index - span.first_frame for index in indices]]
 
 
 def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
@@ -328,31 +346,32 @@ def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
     total = 0
-    for span, _, height, width in _decodings(spans, config):
-        bytes_per_value = 4 if span.info.layout else config.bit_depth // 8
+    for span, height, width in _decodings(spans, config):
+        bytes_per_value = 4 if span.info.is_array else config.bit_depth // 8
         total += span.num_frames * height * width * config.num_channels * bytes_per_value
     return total
 
 
 class _Decoding(NamedTuple):
-    """A span, a clip size, and the height and width to decode the span at for it."""
+    """A span, and a height and width to decode it at."""
 
     span: Span
-    bucket: Bucket
     height: int
     width: int
 
 
 def _decodings(spans: Sequence[Span], config: ClipConfig) -> list[_Decoding]:
-    """Return each span with one bucket of each height and width."""
-    buckets = {(bucket.height, bucket.width): bucket for bucket in config.train_buckets}
-    decodings = []
-    for bucket in buckets.values():
+    """Return each span once at each size that clips are made from."""
+    decodings: dict[_Decoding, None] = {}
+    for bucket in config.train_buckets:
         for span in spans:
-            info = span.info
-            height, width = bucket.decode_size(info.height, info.width, config.scale_jitter)
-            if config.scale_jitter > 1:
-                height = min(2 * height, info.height)
-                width = min(2 * width, info.width)
-            decodings.append(_Decoding(span, bucket, height, width))
-    return decodings
+            decodings[_Decoding(span, *_cached_size(span, bucket, config))] = None
+    return list(decodings)
+
+
+def _cached_size(span: Span, bucket: Bucket, config: ClipConfig) -> tuple[int, int]:
+    """Return the height and width at which the frames of a span are kept for clips of a size."""
+    info = span.info
+    if config.scale_jitter > 1:
+        return info.height, info.width
+    return bucket.decode_size(info.height, info.width, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Container, Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -197,7 +197,7 @@ def iterate_frames(
         DataError: a value of an array is outside of its range.
     """
     if isinstance(path, VideoInfo):
-        if path.is_image or path.layout:
+        if path.is_image or path.is_array:
             for start in range(0, path.num_frames, _NUM_AT_ONCE):
                 num_frames = min(_NUM_AT_ONCE, path.num_frames - start)
                 yield from read_clip(path, start, num_frames, size=size, pixels=pixels)
@@ -243,19 +243,55 @@ def read_clip(
     check_count("num_frames", num_frames)
     check_count("stride", stride)
     indices = range(start, start + (num_frames - 1) * stride + 1, stride)
-    if start < 0 or indices[-1] >= info.num_frames:
+    return read_frames(info, indices, size, max_pixels, pixels)
+
+
+def read_frames(
+    info: VideoInfo,
+    indices: Sequence[int],
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    pixels: PixelFormat = RGB,
+) -> Tensor:
+    """Decode exactly the frames with these indices, see `read_clip`.
+
+    Args:
+        info: The index of the file.
+        indices: The indices in display order, from 0. A frame may repeat.
+        size: Height and width to resize to.
+        max_pixels: Largest height times width of a stored frame.
+        pixels: The channels and bits of the result.
+
+    Returns:
+        `(T, H, W, C)`, see `read_clip`.
+
+    Raises:
+        ValueError: a frame is outside the video.
+        DecodeError: a frame is corrupt or missing, or has more than `max_pixels`.
+        DataError: a value of an array is outside of its range.
+    """
+    if indices[0] < 0 or indices[-1] >= info.num_frames:
         contract = f"inside the {info.num_frames} frames of {info.source}"
         remedy = "Start earlier, or use fewer frames or a smaller stride."
-        raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
-    if info.layout:
+        raise argument_error("start", contract, f"frames {indices[0]} to {indices[-1]}", remedy)
+    if info.is_array:
         return read_array(info, indices, size or (info.height, info.width))
     if info.is_image:
         return read_image(info.source, size, pixels)[None]
-    return _read_video(info, indices, size or (info.height, info.width), max_pixels, pixels)
+    once = list(dict.fromkeys(indices))
+    frames = _read_video(info, once, size or (info.height, info.width), max_pixels, pixels)
+    if len(once) == len(indices):
+        return frames
+    positions = {index: position for position, index in enumerate(once)}
+    return frames[[positions[index] for index in indices]]
 
 
 def _read_video(
-    info: VideoInfo, indices: range, size: tuple[int, int], max_pixels: int, pixels: PixelFormat
+    info: VideoInfo,
+    indices: Sequence[int],
+    size: tuple[int, int],
+    max_pixels: int,
+    pixels: PixelFormat,
 ) -> Tensor:
     dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
     clip = torch.empty(len(indices), CHANNELS[pixels.channels], *size, dtype=dtype)
@@ -273,7 +309,7 @@ def _read_video(
 
 
 def _select_frames(
-    info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]], *, alpha: bool
+    info: VideoInfo, indices: Sequence[int], packets: Iterable[Packet[VideoStream]], *, alpha: bool
 ) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`."""
     needed = None
@@ -291,7 +327,7 @@ def _select_frames(
 
 
 def _numbered_frames(
-    info: VideoInfo, indices: range, frames: Iterable[VideoFrame]
+    info: VideoInfo, indices: Sequence[int], frames: Iterable[VideoFrame]
 ) -> Iterator[tuple[int, VideoFrame | None]]:
     """Yield frames with their indices in the video, by their timestamps if these are unique; -1 for others."""
     if info.seekable:

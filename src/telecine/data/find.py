@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import OUTPUT_MARKER
 from telecine.data import remote
 from telecine.data.errors import DataError
-from telecine.data.index import Skipped, index_videos
+from telecine.data.index import Skipped, index_videos, log_hdr
 from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.samples import sample_videos
@@ -27,6 +27,7 @@ from telecine.data.source import (
     is_address,
     is_file_name,
     kind_of,
+    resolve_source,
 )
 from telecine.settings import ClipConfig
 
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _ARCHIVE_SUFFIX = ".tar"
 _WRITTEN = "written by telecine"  # why a folder is skipped
+_NUM_SUFFIXES = 5  # of other files, that an error names
 _CHECK = "Check the path. Subfolders are searched too."
 _OTHER_ARRAYS = frozenset({".h5", ".hdf5", ".nc", ".mat", ".zarr"})
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -44,8 +46,17 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _MOST_PATHS = 1_000_000
 
 
+def paths_of(data: str | PathLike[str] | Sequence[str | PathLike[str]] | None) -> list[str]:
+    """Return the paths of `TrainConfig.data`: none, one, or several."""
+    if data is None:
+        return []
+    if isinstance(data, (str, PathLike)):
+        return [str(data)]
+    return [str(path) for path in data]
+
+
 def load_spans(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | Sequence[str | PathLike[str]],
     config: ClipConfig | None = None,
     *,
     name: str = "data",
@@ -55,7 +66,8 @@ def load_spans(
 
     Args:
         path: A video, an image, an array, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar
-            file, or a pattern with `*`, `?`, `{000..012}` or `{a,b}` (`https://`: braces only); or the address of one.
+            file, or a pattern with `*`, `?`, `{000..012}` or `{a,b}` (`https://`: braces only); or
+            the address of one; or several of these, of which the same frames count once.
         config: Files with larger frames than its `max_pixels` are skipped, and those with other channels. `timeout` is
             for one file, `layout` and `range` are those of arrays.
         name: Name of the argument in error messages.
@@ -67,6 +79,23 @@ def load_spans(
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, a list is not valid, or a file takes too long.
     """
+    paths = paths_of(path)
+    if len(paths) != 1:
+        if not paths:
+            raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
+        spans_of_parts: dict[tuple[Source, int, int], Span] = {}
+        skipped_of_parts: list[Skipped] = []
+        for part in paths:
+            part_spans, part_skipped = load_spans(
+                part, config, name=name, keep_columns=keep_columns
+            )
+            skipped_of_parts += part_skipped
+            for part_span in part_spans:
+                source = resolve_source(part_span.info.source)
+                key = (source, part_span.first_frame, part_span.last_frame)
+                spans_of_parts.setdefault(key, part_span)
+        return list(spans_of_parts.values()), skipped_of_parts
+    (path,) = paths
     _check_path(path, name)
     cache = IndexCache(path, config)
     is_complete = False
@@ -79,13 +108,14 @@ def load_spans(
         cache.save(
             is_complete=is_complete
         )  # also after an interrupt, so that finished work is kept
+    log_hdr(infos, cache.config)
     info_of = {info.source: info for info in infos}
     spans: list[Span] = []
     empty: list[Skipped] = []
     for segment in segments:
         if segment.source not in info_of:
             continue
-        span = segment.span_in(info_of[segment.source])
+        span = segment.as_span(info_of[segment.source])
         if isinstance(span, Skipped):
             empty.append(span)
         else:
@@ -104,11 +134,14 @@ def load_spans(
     return spans, skipped + empty
 
 
-def sources_of(data: str | None) -> set[Source]:
+def sources_of(data: str | Sequence[str] | None) -> set[Source]:
     """Return the videos, images and arrays of `TrainConfig.data`, without indexing them."""
     if data is None:
         return set(sample_videos())
-    return {segment.source for segment in find_segments(data, IndexCache(data))}
+    sources: set[Source] = set()
+    for path in paths_of(data):
+        sources.update(segment.source for segment in find_segments(path, IndexCache(path)))
+    return sources
 
 
 def find_segments(
@@ -155,9 +188,7 @@ def find_segments(
             segments.append(Segment(file))
     if not segments:
         suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
-        raise argument_error(
-            name, f"a path with videos, images or arrays ({suffixes})", f"{path}", _CHECK, DataError
-        )
+        raise _nothing_found(f"a path with videos, images or arrays ({suffixes})", path, name)
     return segments
 
 
@@ -191,13 +222,26 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     files = _media_at(root, archives=False)
     if not files:
         contract = f"a folder with videos, images or arrays ({', '.join(sorted(SUFFIXES))})"
-        raise argument_error(name, contract, f"{path}, which has none", _CHECK, DataError)
+        raise _nothing_found(contract, path, name)
     videos = [file for file in files if kind_of(file) != "images"]
     if 0 < len(videos) < len(files):
         logger.warning(
             "%d images in %s are not used beside its videos", len(files) - len(videos), path
         )
     return videos or files
+
+
+def _nothing_found(contract: str, path: str | PathLike[str], name: str) -> Exception:
+    """Return the error of a path without data, which names what it has instead."""
+    others = ignored_suffixes(path)
+    got = f"{path}, which has none"
+    remedy = _CHECK
+    if others:
+        counts = [f"{number} {suffix}" for suffix, number in others.most_common(_NUM_SUFFIXES)]
+        got = f"{path}, which has {', '.join(counts)}"
+    if ".gif" in others:
+        remedy = "Convert animated GIFs to videos, e.g. `ffmpeg -i IN.gif OUT.mp4`."
+    return argument_error(name, contract, got, remedy, DataError)
 
 
 def _is_media(file: File, *, archives: bool = True) -> bool:
@@ -237,7 +281,11 @@ def _count_suffixes(files: Iterable[File]) -> Counter[str]:
     return Counter(file.suffix.lower() or "file without suffix" for file in files)
 
 
-def check_output(name: str, data: str | PathLike[str] | None, output: str | PathLike[str]) -> None:
+def check_output(
+    name: str,
+    data: str | PathLike[str] | Sequence[str | PathLike[str]] | None,
+    output: str | PathLike[str],
+) -> None:
     """Check that a path to write to is local, and is no folder of the data; it may be inside one.
 
     Args:
@@ -252,9 +300,10 @@ def check_output(name: str, data: str | PathLike[str] | None, output: str | Path
         raise argument_error(
             name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards."
         )
-    if data is None:
-        return
-    for pattern in _expand(data):
+    patterns = []
+    for data_path in paths_of(data):
+        patterns += _expand(data_path)
+    for pattern in patterns:
         path = Path(pattern)
         is_pattern = has_magic(pattern) and not is_address(pattern) and not path.is_file()
         if not path.is_dir() and not is_pattern:

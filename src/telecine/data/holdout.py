@@ -1,35 +1,32 @@
 """The part of a data set that is held out for validation: whole groups of files, or the end of each file."""
 
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
-from typing import NamedTuple
 
 from telecine.base.checks import argument_error, count
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
-from telecine.data.source import Source, Span, resolve_source
+from telecine.data.holdout_earlier import EARLIER, choose_files, group_by_file, split_as_earlier
+from telecine.data.holdout_groups import group_spans, has_column
+from telecine.data.holdout_split import (
+    MAX_FRACTION,
+    Split,
+    choose_groups,
+    hold_out_ends,
+    hold_out_groups,
+)
+from telecine.data.source import Span, resolve_source
+from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 # With this many videos or more, whole groups of them are held out, instead of the end of each.
 _MIN_VIDEOS = 10
-# The way in which earlier versions split, without groups and gaps, which their runs keep.
-_EARLIER = "earlier"
-# Names are grouped by the shortest beginning with this many groups or more, of this many files on average or more. If
-# there is none, the next line holds.
-_NAME_GROUPS = ((10, 2), (4, 2), (10, 1))
-# Counts of groups that are tried around the expected one, to come close to the fraction of frames.
-_NUM_TRIED = 5
-_MAX_FRACTION = 0.3  # more is warned about
 _NUM_NAMED = 5
-_WORDS = re.compile(r"\d+|[^\W\d_]+")  # the parts of a name: numbers, and letters between them
 
 
-def split_videos(
-    spans: Sequence[Span], val_fraction: float, clip_span: int, holdout: str = "auto"
-) -> tuple[list[Span], list[Span]]:
+def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span], list[Span]]:
     """Split data into spans to train on and held-out spans. The two have no frame in common.
 
     Of ten videos or more, whole groups of them are held out, evenly spaced in their order, so that a folder sorted by
@@ -40,9 +37,8 @@ def split_videos(
 
     Args:
         spans: The frames to split. Spans of one video may overlap.
-        val_fraction: Fraction of the frames to hold out, above 0 and at most 0.5.
-        clip_span: Frames from the first to the last frame of a validation clip, `(num_frames - 1) * stride + 1`.
-        holdout: How files are grouped, see `ClipConfig.holdout`.
+        config: Its `val_fraction` is the fraction of the frames to hold out, its `holdout` says how files are grouped,
+            and its `num_frames`, with `stride` or `fps`, how long a validation clip is.
 
     Returns:
         The spans to train on, and the held-out spans.
@@ -53,25 +49,26 @@ def split_videos(
     """
     videos = [span for span in spans if not span.info.is_image]
     images = [span for span in spans if span.info.is_image]
-    image_groups = _group(images, holdout)
+    is_earlier = config.holdout == EARLIER
+    image_groups = group_by_file(images) if is_earlier else group_spans(images, config.holdout)
     if not videos and len(image_groups) < 2:
         got = "one image" if image_groups else "nothing"
         raise argument_error(
             "data", "a video or two images", got, "Add some, or set `val_data`.", DataError
         )
-    train: list[Span] = []
-    held_out: list[Span] = []
+    split = Split()
     if videos:
-        train, held_out = _split_videos(videos, val_fraction, clip_span, holdout)
-    if len(image_groups) > 1:
-        chosen = _choose_groups(image_groups, val_fraction, holdout)
-        images = []
-        for index, group in enumerate(image_groups):
-            if index in chosen:
-                held_out += group
-            else:
-                images += group
-    return train + images, held_out
+        split = _split_videos(videos, config)
+    if len(image_groups) < 2:
+        return split.train + images, split.held_out
+    if is_earlier:
+        chosen = choose_files(len(image_groups), config.val_fraction)
+    else:
+        chosen = choose_groups(image_groups, config.val_fraction)
+    for index, group in enumerate(image_groups):
+        part = split.held_out if index in chosen else split.train
+        part.extend(group)
+    return split.train, split.held_out
 
 
 def describe_held_out(train: Sequence[Span], held_out: Sequence[Span]) -> str:
@@ -109,204 +106,88 @@ def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fracti
         logger.warning(
             "one of %d files is all that is held out: %s; %s", len(all_files), file, remedy
         )
-    if fraction > max(_MAX_FRACTION, val_fraction):
+    if fraction > max(MAX_FRACTION, val_fraction):
         text = "%.0f %% of the frames are held out, %s; %s"
         logger.warning(text, 100 * fraction, describe_held_out(train, held_out), remedy)
 
 
-def _split_videos(
-    spans: Sequence[Span], val_fraction: float, clip_span: int, holdout: str
-) -> tuple[list[Span], list[Span]]:
-    long_enough = [span for span in spans if span.num_frames >= clip_span]
-    if not long_enough:
-        contract = f"long enough for a clip of {clip_span} frames, (num_frames - 1) * stride + 1"
-        raise _too_short(contract, spans, "Use fewer frames or a smaller stride.")
-    groups = []
-    grouped = (
-        long_enough if holdout == _EARLIER else spans
-    )  # the order of groups is that of their first spans
-    for group in _group(grouped, holdout):
-        if any(span.num_frames >= clip_span for span in group):
-            groups.append(group)
-    is_asked_for = holdout == "folder" or holdout.startswith("column:")
-    if is_asked_for and len(groups) < 2:
-        remedy = "Use another column, folders or `auto`, or set `val_data`."
-        raise argument_error(
-            "clips.holdout", "a column or folders of two groups or more", holdout, remedy, DataError
-        )
-    num_videos = len({resolve_source(span.info.source) for span in long_enough})
-    has_column = holdout == "auto" and any(span.group for span in spans)
-    has_enough = is_asked_for or has_column or num_videos >= _MIN_VIDEOS
-    gap = 0 if holdout == _EARLIER else clip_span
-    split = None
-    if not has_enough or len(groups) < 2:
-        files = _group(grouped, _EARLIER if holdout == _EARLIER else "file")
-        split = _hold_out_ends(files, val_fraction, clip_span, gap)
-    if split is None and len(groups) > 1 and (has_enough or holdout != _EARLIER):
-        split = _hold_out_groups(groups, val_fraction, clip_span, holdout)
+def _split_videos(videos: Sequence[Span], config: ClipConfig) -> Split:
+    frames = ClipFrames.of(config.val_bucket, config)
+    if not any(frames.fits(span) for span in videos):
+        remedy = "Use fewer frames or a smaller stride."
+        if config.fps is not None:
+            remedy = "Use fewer frames, or another `clips.fps`."
+        contract = f"long enough for {frames.describe()}, {frames.rule()}"
+        raise _too_short(contract, videos, remedy)
+    if config.holdout == EARLIER:
+        split = split_as_earlier(videos, config.val_fraction, frames)
+    elif _is_asked_for(config) or has_column(videos, config.holdout) or _are_many(videos, frames):
+        split = _split_by_group(videos, config, frames)
+    else:
+        split = _split_by_end(videos, config, frames)
     if split is None:
-        contract = f"long enough for a training and a held-out clip of {clip_span} frames, "
-        contract += f"{2 * clip_span + gap} together"
+        contract = (
+            "long enough for a training and a held-out clip, and for another one between them"
+        )
+        if config.fps is None:
+            num_frames = frames.num_source_frames(videos[0].info)
+            num_clips = 2 if config.holdout == EARLIER else 3
+            contract = f"long enough for a training and a held-out clip of {num_frames} frames, "
+            contract += f"{num_clips * num_frames} together"
         remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS} videos or more."
-        raise _too_short(contract, long_enough, remedy)
+        raise _too_short(contract, videos, remedy)
     # Spans that are too short for a validation clip are perhaps long enough for a training clip of another size.
-    train = split.train
-    for span in spans:
-        end = split.limits.get(resolve_source(span.info.source), span.last_frame + 1)
-        if span.num_frames < clip_span and span.first_frame < end:
-            train.append(replace(span, last_frame=min(span.last_frame, end - 1)))
-    return train, split.held_out
-
-
-class _Split(NamedTuple):
-    """Spans of at least one clip, and where frames that are left out begin in each file with held-out frames."""
-
-    train: list[Span]
-    held_out: list[Span]
-    limits: dict[Source, int]
-
-
-def _hold_out_groups(
-    groups: Sequence[Sequence[Span]], val_fraction: float, clip_span: int, holdout: str
-) -> _Split:
-    """Hold out whole groups of videos."""
-    long_enough = [[span for span in group if span.num_frames >= clip_span] for group in groups]
-    chosen = _choose_groups(long_enough, val_fraction, holdout)
-    split = _Split([], [], {})
-    for index, group in enumerate(groups):
-        if index not in chosen:
-            split.train.extend(long_enough[index])
-            continue
-        split.held_out.extend(long_enough[index])
-        for span in group:
-            split.limits[resolve_source(span.info.source)] = 0
+    for span in videos:
+        end = split.train_ends.get(resolve_source(span.info.source), span.last_frame + 1)
+        if not frames.fits(span) and span.first_frame < end:
+            split.train.append(replace(span, last_frame=min(span.last_frame, end - 1)))
     return split
 
 
-def _hold_out_ends(
-    files: Sequence[Sequence[Span]], val_fraction: float, clip_span: int, gap: int
-) -> _Split | None:
-    """Hold out the end of each file that is long enough for a clip in each part; None if no file is.
-
-    Args:
-        files: The spans of each file, and of its copies.
-        val_fraction: The fraction of frames to hold out.
-        clip_span: The frames of a clip.
-        gap: The number of frames before the held-out ones that are left out.
-    """
-    split = _Split([], [], {})
-    for file in files:
-        spans = [span for span in file if span.num_frames >= clip_span]
-        if not spans:
-            continue
-        frames: set[int] = set()
-        for span in spans:
-            frames.update(range(span.first_frame, span.last_frame + 1))
-        num_held_out = max(clip_span, round(len(frames) * val_fraction))
-        cut = max(span.last_frame for span in spans) + 1 - num_held_out
-        before = [replace(span, last_frame=min(span.last_frame, cut - gap - 1)) for span in spans]
-        after = [replace(span, first_frame=max(span.first_frame, cut)) for span in spans]
-        before = [span for span in before if span.num_frames >= clip_span]
-        after = [span for span in after if span.num_frames >= clip_span]
-        if not before:
-            split.train.extend(spans)
-            continue
-        split.train.extend(before)
-        split.held_out.extend(after)
-        if after:
-            limit = min(span.first_frame for span in after) - gap
-            for span in file:
-                split.limits[resolve_source(span.info.source)] = limit
-    return split if split.held_out else None
+def _is_asked_for(config: ClipConfig) -> bool:
+    """Return whether the user has named the groups."""
+    return config.holdout == "folder" or config.holdout.startswith("column:")
 
 
-def _choose_groups(groups: Sequence[Sequence[Span]], val_fraction: float, holdout: str) -> set[int]:
-    """Return the indices of groups to hold out, evenly spaced, with a number of frames close to the fraction."""
-    num_expected = max(1, round(len(groups) * val_fraction))
-    if holdout == _EARLIER:
-        return set(middles(len(groups), num_expected))
-    lengths = [sum(span.num_frames for span in group) for group in groups]
-    aim = val_fraction * sum(lengths)
-    choices = []
-    smallest = max(1, num_expected - _NUM_TRIED)
-    largest = min(len(groups) - 1, num_expected + _NUM_TRIED)
-    for num_held_out in range(smallest, largest + 1):
-        choices.append(middles(len(groups), num_held_out))
-    errors = [abs(sum(lengths[index] for index in choice) - aim) for choice in choices]
-    best = choices[errors.index(min(errors))]
-    num_frames = sum(lengths[index] for index in best)
-    errors_alone = [abs(length - aim) for length in lengths]
-    if num_frames > max(_MAX_FRACTION * sum(lengths), aim) and min(errors_alone) < min(errors):
-        best = [errors_alone.index(min(errors_alone))]
-    return set(best)
+def _are_many(videos: Sequence[Span], frames: ClipFrames) -> bool:
+    files = {resolve_source(span.info.source) for span in videos if frames.fits(span)}
+    return len(files) >= _MIN_VIDEOS
 
 
-def _group(spans: Sequence[Span], holdout: str) -> list[list[Span]]:
-    """Return spans in groups, in the order of the first span of each. A file, and files of one content, are in one."""
-    names = _names(spans, holdout)
-    group_of: dict[
-        object, object
-    ] = {}  # of each label another one of its group, and itself of the last one
-
-    def find(label: object) -> object:
-        group_of.setdefault(label, label)
-        while group_of[label] != label:
-            group_of[label] = group_of[group_of[label]]
-            label = group_of[label]
-        return label
-
-    first_labels = []
-    for span in spans:
-        labels = _labels(span, names, holdout)
-        for label in labels[1:]:
-            group_of[find(label)] = find(labels[0])
-        first_labels.append(labels[0])
-    groups: dict[object, list[Span]] = {}
-    for span, label in zip(spans, first_labels, strict=True):
-        groups.setdefault(find(label), []).append(span)
-    return list(groups.values())
+def _split_by_group(videos: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> Split | None:
+    """Hold out whole groups; if all videos are in one, the end of each file."""
+    groups = _usable_groups(videos, config, frames)
+    if len(groups) > 1:
+        return _hold_out_some(groups, config, frames)
+    if _is_asked_for(config):
+        contract = "a column or folders of two groups or more"
+        remedy = "Use another column, folders or `auto`, or set `val_data`."
+        raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
+    return hold_out_ends(group_spans(videos, "file"), config.val_fraction, frames)
 
 
-def _labels(span: Span, names: Mapping[Source, tuple[str, ...]], holdout: str) -> list[object]:
-    """Return what spans of one group have in common with another one of it, the file first."""
-    source = resolve_source(span.info.source)
-    labels: list[object] = [source]
-    if holdout == _EARLIER:
-        return labels
-    if span.info.digest:
-        labels.append(("content", span.info.digest))
-    if span.group:
-        labels.append(("column", span.group))
-    if source in names:
-        labels.append(("name", names[source]))
-    return labels
+def _split_by_end(videos: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> Split | None:
+    """Hold out the end of each file; if all are too short for that, whole groups."""
+    split = hold_out_ends(group_spans(videos, "file"), config.val_fraction, frames)
+    if split is not None:
+        return split
+    groups = _usable_groups(videos, config, frames)
+    return _hold_out_some(groups, config, frames) if len(groups) > 1 else None
 
 
-def _names(spans: Sequence[Span], holdout: str) -> dict[Source, tuple[str, ...]]:
-    """Return what the names of files in one group have in common; nothing if names do not count."""
-    sources = list(dict.fromkeys(resolve_source(span.info.source) for span in spans))
-    if holdout == "folder":
-        return {source: PurePosixPath(str(source)).parts[:-1] for source in sources}
-    has_column = any(span.group for span in spans)
-    if holdout != "auto" or has_column:
-        return {}
-    words = [
-        tuple(_WORDS.findall(str(PurePosixPath(str(source)).with_suffix("")))) for source in sources
-    ]
-    longest = max((len(name) for name in words), default=0)
-    counts = {}
-    for length in range(1, longest):
-        counts[length] = len({name[:length] for name in words})
-    for min_groups, min_files in _NAME_GROUPS:
-        for length, num_groups in counts.items():
-            if min_groups <= num_groups <= len(sources) / min_files:
-                return {source: name[:length] for source, name in zip(sources, words, strict=True)}
-    return {}
+def _usable_groups(
+    videos: Sequence[Span], config: ClipConfig, frames: ClipFrames
+) -> list[list[Span]]:
+    """Return the groups that have a clip."""
+    groups = group_spans(videos, config.holdout)
+    return [group for group in groups if any(frames.fits(span) for span in group)]
 
 
-def middles(total: int, num_parts: int) -> list[int]:
-    """Divide the indices from 0 to `total - 1` into equal parts, and return the middles."""
-    return [(2 * part + 1) * total // (2 * num_parts) for part in range(num_parts)]
+def _hold_out_some(
+    groups: Sequence[Sequence[Span]], config: ClipConfig, frames: ClipFrames
+) -> Split:
+    long_enough = [[span for span in group if frames.fits(span)] for group in groups]
+    return hold_out_groups(groups, choose_groups(long_enough, config.val_fraction), frames)
 
 
 def _too_short(contract: str, spans: Sequence[Span], remedy: str) -> Exception:

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from telecine.data.errors import Deadline, DecodeError, decode_errors
-from telecine.data.pixels import FrameConverter
+from telecine.data.pixels import FrameConverter, resize_with_alpha
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, path_or_content
 from telecine.settings import RGB, PixelFormat
@@ -167,7 +167,6 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         return image
     if image.mode != "RGBA":
         return image.resize((width, height), Image.Resampling.BICUBIC)
-    bands = [band.resize((width, height), Image.Resampling.BICUBIC) for band in image.split()]
-    return Image.merge(
-        "RGBA", bands
-    )  # by channels, because Pillow would multiply colours with alpha
+    planes = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].double() / 255
+    resized = resize_with_alpha(planes, size)[0].movedim(0, -1)
+    return Image.fromarray((resized * 255).round().to(torch.uint8).numpy())

@@ -21,8 +21,10 @@ from av.video.stream import VideoStream
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
 from telecine.data.arrays import index_array
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import VIDEO_ERRORS, decoded_frames, open_video
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
+from telecine.data.hdr import range_of
 from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
@@ -91,6 +93,9 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     if config is None:
         config = ClipConfig()
     deadline = Deadline(source, config.timeout)
+    with decode_errors(source, VIDEO_ERRORS):
+        if open_local(source, _num_bytes, deadline) == 0:
+            raise DecodeError(f"{source}: an empty file")
     info = None
     if kind_of(source) == "arrays":
         info = index_array(source, config, deadline)
@@ -103,15 +108,16 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     return replace(info, digest=digest)
 
 
+def _num_bytes(source: Path | TarMember) -> int:
+    with open_file(source) as file:
+        return source.size if isinstance(source, TarMember) else os.fstat(file.fileno()).st_size
+
+
 def _digest_content(source: Path | TarMember) -> str:
     """Return a SHA-256 of the size of a file and of its bytes; of more than 1 MiB, of 16 evenly spaced blocks."""
     with open_file(source) as file:
-        if isinstance(source, TarMember):
-            begin = source.offset
-            size = source.size
-        else:
-            begin = 0
-            size = os.fstat(file.fileno()).st_size
+        begin = source.offset if isinstance(source, TarMember) else 0
+        size = _num_bytes(source)
         distance = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) / (_NUM_BLOCKS - 1))
         digest = hashlib.sha256(str(size).encode())
         for number in range(_NUM_BLOCKS):
@@ -144,9 +150,11 @@ def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> Vide
     frames = scan.frames
     fps = scan.fps
     time_base = scan.time_base
-    seekable = scan.has_exact_times and frames[0].pts == first_frame.pts
+    seekable = scan.inexact == "" and frames[0].pts == first_frame.pts
     if not seekable:
         frames, seekable = _scan_frames(source, config, deadline)
+    elif not _keyframes_are_real(source, config, frames, deadline):
+        frames = [FrameTime(frame.pts, is_keyframe=False) for frame in frames]
     if seekable:
         fps = average_frame_rate([frame.pts for frame in frames], time_base, fps)
     else:
@@ -163,6 +171,7 @@ def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> Vide
         seekable=seekable,
         time_base=time_base,
         sample_aspect_ratio=aspect,
+        hdr=range_of(first_frame),
     )
     has_long_gop = not seekable or len(info.keyframes) <= 1
     if has_long_gop and info.num_frames > _LONG_GOP:
@@ -215,21 +224,40 @@ def index_videos(
     return infos, skipped
 
 
-def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
-    """Log and count the videos without a span of `clip_span` frames."""
-    longest: dict[Source, int] = {}
+def log_hdr(infos: Iterable[VideoInfo], config: ClipConfig) -> None:
+    """Log the videos with a high dynamic range or wide colours, unless they are converted."""
+    videos = [info for info in infos if not info.is_image]
+    wide = [Skipped(info.source, info.hdr) for info in videos if info.hdr]
+    if wide and config.hdr == "as_stored":
+        text = "%d of %d videos have a high dynamic range or wide colours, which look grey as ordinary video: %s; "
+        text += "`--clips.hdr tone_map` converts them"
+        logger.warning(text, len(wide), len(videos), Skipped.listed(wide))
+
+
+def log_too_short(spans: Iterable[Span], frames: ClipFrames) -> int:
+    """Log and count the videos without a span that is long enough for a clip, or with too few frames a second."""
+    longest: dict[Source, Span] = {}
+    with_clip = set()
     for span in spans:
-        if not span.info.is_image:
-            path = span.info.source
-            longest[path] = max(span.num_frames, longest.get(path, 0))
-    short = [
-        Skipped(path, f"{num_frames} frames")
-        for path, num_frames in longest.items()
-        if num_frames < clip_span
-    ]
+        source = span.info.source
+        if span.info.is_image:
+            continue
+        if source not in longest or span.num_frames > longest[source].num_frames:
+            longest[source] = span
+        if frames.fits(span):
+            with_clip.add(source)
+    short = []
+    for source, span in longest.items():
+        if source in with_clip:
+            continue
+        reason = f"{span.num_frames} frames"
+        if frames.is_too_slow(span.info):
+            reason = f"{span.info.fps:.3g} frames a second"
+        short.append(Skipped(source, reason))
     if short:
-        text = "%d of %d files are shorter than %d frames, and not used: %s"
-        logger.warning(text, len(short), len(longest), clip_span, Skipped.listed(short))
+        text = "%d of %d files have no %s, and are not used: %s"
+        clip = frames.describe().removeprefix("a ")
+        logger.warning(text, len(short), len(longest), clip, Skipped.listed(short))
     return len(short)
 
 
@@ -262,7 +290,7 @@ class PacketScan(NamedTuple):
     frames: list[FrameTime]  # in the order of their timestamps
     fps: float  # the stream's own frame rate
     time_base: float  # unit of timestamps in seconds
-    has_exact_times: bool  # whether all displayed frames, and only they, have their own timestamps, in display order
+    inexact: str  # why timestamps of packets are not those of displayed frames, in display order; empty if they are
 
 
 class _PacketHeader(NamedTuple):
@@ -291,48 +319,54 @@ def scan_packets(
         DecodeError: the file is truncated, or has more frames than a file of its size can have.
         DataError: the deadline has passed.
     """
-    packets, has_keyframes = _read_packets(source, container, stream, deadline)
+    packets = _read_packets(source, container, stream, deadline)
     # An MP4 file has a table of its frames, of which an edit list leaves some out. Others estimate their number.
     num_frames = 0
     if "mp4" in container.format.name:
         num_frames = min(stream.frames, len(stream.index_entries))
     if not packets or packets[-1].is_corrupt or len(packets) < num_frames:
         raise DecodeError(f"{source}: truncated after {len(packets)} frames")
-    num_displayed = 0
     frames = []
-    delays = set()
     for packet in packets:
-        if not packet.is_discard:
-            num_displayed += 1
-            if packet.pts is not None:
-                frames.append(FrameTime(packet.pts, packet.is_keyframe and has_keyframes))
-        if packet.pts is not None and packet.dts is not None:
-            delays.add(packet.pts - packet.dts)
-    codec = stream.codec_context
-    are_distinct = len({frame.pts for frame in frames}) == num_displayed
-    is_packed = codec.name == "mpeg4" and min(packet.size for packet in packets) <= _MAX_EMPTY_FRAME
-    # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
-    is_in_decoding_order = bool(codec.has_b_frames) and len(delays) == 1
-    has_hidden_frames = codec.name in _CODECS_WITH_HIDDEN_FRAMES
+        if packet.pts is not None and not packet.is_discard:
+            frames.append(FrameTime(packet.pts, packet.is_keyframe))
     assert stream.time_base is not None  # streams of an opened file have one
     return PacketScan(
         frames=sorted(frames),
         fps=float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS),
         time_base=float(stream.time_base),
-        has_exact_times=are_distinct
-        and not (is_packed or is_in_decoding_order or has_hidden_frames),
+        inexact=_reason_for_inexact_times(packets, stream),
     )
+
+
+def _reason_for_inexact_times(packets: Sequence[_PacketHeader], stream: VideoStream) -> str:
+    """Return why the timestamps of packets are not those of the displayed frames; empty if they are."""
+    codec = stream.codec_context
+    times = [packet.pts for packet in packets if not packet.is_discard]
+    if None in times:
+        return "a frame has no timestamp"
+    if len(set(times)) < len(times):
+        return "frames have the same timestamp"
+    if codec.name in _CODECS_WITH_HIDDEN_FRAMES:
+        return "the codec has frames that are not displayed"
+    if codec.name == "mpeg4" and min(packet.size for packet in packets) <= _MAX_EMPTY_FRAME:
+        return "a packet has two frames"
+    delays = set()
+    for packet in packets:
+        if packet.pts is not None and packet.dts is not None:
+            delays.add(packet.pts - packet.dts)
+    if codec.has_b_frames and len(delays) == 1:
+        # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
+        return "timestamps are in decoding order"
+    return ""
 
 
 def _read_packets(
     source: Source, container: InputContainer, stream: VideoStream, deadline: Deadline
-) -> tuple[list[_PacketHeader], bool]:
-    """Return the headers of all packets with data, and whether keyframes are what they say."""
-    is_h264 = stream.codec_context.name == "h264"
+) -> list[_PacketHeader]:
+    """Return the headers of all packets with data."""
     packets: list[_PacketHeader] = []
     bytes_left = _MAX_EXPANSION * container.size
-    is_after_second_keyframe = False
-    pictures: list[VideoFrame] = []
     for packet in deadline.limit(container.demux(stream)):
         bytes_left -= packet.size
         if bytes_left < 0 or len(packets) == MAX_FRAMES:
@@ -340,8 +374,6 @@ def _read_packets(
                 f"{source}: more frames than a file of {container.size} bytes can have"
             )
         if packet.size > 0:
-            if is_h264 and packets and packet.is_keyframe and not packet.is_discard:
-                is_after_second_keyframe = True
             header = _PacketHeader(
                 packet.pts,
                 packet.dts,
@@ -351,14 +383,39 @@ def _read_packets(
                 packet.is_corrupt,
             )
             packets.append(header)
-        if is_after_second_keyframe and not pictures:
-            with suppress(FFmpegError):  # damaged
-                pictures = packet.decode()
-    # With intra refresh, H.264 has "keyframes" from which frames become whole only later: the first is no keyframe.
-    has_keyframes = True
-    if is_after_second_keyframe:
-        has_keyframes = len(pictures) > 0 and bool(pictures[0].key_frame)
-    return packets, has_keyframes
+    return packets
+
+
+def _keyframes_are_real(
+    source: Source, config: ClipConfig, frames: Sequence[FrameTime], deadline: Deadline
+) -> bool:
+    """Return whether decoding can begin at keyframes: whether the second one of a file of H.264 gives a keyframe.
+
+    With intra refresh, H.264 has "keyframes" from which frames become whole only later.
+
+    Args:
+        source: The file.
+        config: The limits of `index_video`.
+        frames: All frames, with their own timestamps.
+        deadline: The time by which the frame must be decoded.
+    """
+    num_keyframes = sum(frame.is_keyframe for frame in frames)
+    with open_video(source, config.max_pixels, deadline) as (container, stream):
+        if num_keyframes < 2 or stream.codec_context.name != "h264":
+            return True
+        is_first = True
+        is_decoding = False
+        for packet in deadline.limit(container.demux(stream)):
+            if packet.size == 0:
+                continue
+            if packet.is_keyframe and not packet.is_discard and not is_first:
+                is_decoding = True
+            is_first = False
+            if is_decoding:
+                with suppress(FFmpegError):  # damaged
+                    for picture in packet.decode():
+                        return bool(picture.key_frame)
+    return False
 
 
 def _scan_frames(

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 INDEX_NAME = ".telecine-index"
 _SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT_VERSION = 10
+_FORMAT_VERSION = 11
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
 # few hundred bytes.
 _MAX_BYTES = 2**31

@@ -53,7 +53,7 @@ class Segment:
         default_factory=dict, compare=False
     )  # the others of its line, if they are kept
 
-    def span_in(self, info: VideoInfo) -> Span | Skipped:
+    def as_span(self, info: VideoInfo) -> Span | Skipped:
         """Return the span of the segment in the indexed video, or why it has no frame."""
         if self.start is not None:
             first = info.frame_at(self.start)

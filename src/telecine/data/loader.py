@@ -1,13 +1,27 @@
-"""Batches of clips from worker processes. Workers that die or do not answer are replaced."""
+"""Batches of clips from worker processes. Workers that die or do not answer are replaced.
+
+Two pollers look once a second while the training process waits for a batch:
+
+| what happens | who detects it |
+|---|---|
+| a worker dies, or the thread that pins memory | PyTorch's loader, in `next`: a `RuntimeError` with a known beginning |
+| a connection breaks because a worker dies | `next`, before PyTorch's loader does: an `OSError`, and `_dead_pids` |
+| no batch in `clips.timeout` seconds | `_Watchdog`: it kills the workers, and `next` raises one of the errors above |
+| a signal asks the run to stop | `_Watchdog`, likewise |
+| PyTorch's loader waits without a limit for a worker that is stopped | `_Watchdog`, likewise |
+| the training process dies | the system kills the workers, see `_initialise_worker` |
+"""
 
 import atexit
 import ctypes
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +38,7 @@ from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
 from telecine.data.errors import DataError, thread_errors
+from telecine.data.mapped import MappedClips
 from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
@@ -118,7 +133,10 @@ class ClipLoader:
     """
 
     def __init__(
-        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Stop = lambda: False
+        self,
+        dataset: ClipDataset | MappedClips,
+        sampler: ClipBatchSampler,
+        should_stop: _Stop = lambda: False,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
@@ -167,7 +185,7 @@ class ClipLoader:
 class _RecordedRequests(Dataset[Clip]):
     """A dataset that records in shared memory the last item that each worker was asked for."""
 
-    def __init__(self, dataset: ClipDataset) -> None:
+    def __init__(self, dataset: ClipDataset | MappedClips) -> None:
         self.dataset = dataset
         self._last_items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
 
@@ -266,37 +284,38 @@ class _Watchdog:
         self._poll_seconds = poll_seconds
         self._timeout = timeout
         self._should_stop = should_stop
-        self._num_waits = 0
-        self._is_waiting = False
+        self._wait_id: int | None = None  # of the present wait; None between waits
+        self._last_wait_id = 0
         self._is_closed = threading.Event()
         if self._workers:
             threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
 
     def begin_wait(self) -> None:
         """Note that the training process waits for a batch now."""
-        self._num_waits += 1
-        self._is_waiting = True
+        self._last_wait_id += 1
+        self._wait_id = self._last_wait_id
 
     def end_wait(self) -> None:
         """Note that the batch has come."""
-        self._is_waiting = False
+        self._wait_id = None
 
     def close(self) -> None:
         """End the thread."""
         self._is_closed.set()
 
     def _run(self) -> None:
-        num_looks = 0  # during the present wait. They are counted, not seconds: this process may have been stopped.
-        last_wait = 0
+        waited_polls = 0  # of the present wait. They are counted, not seconds: this process may have been stopped.
+        polled_wait_id = None
         while self.error is None and not self._is_closed.wait(self._poll_seconds):
-            if not self._is_waiting:
-                num_looks = 0
+            wait_id = self._wait_id
+            is_same_wait = wait_id == polled_wait_id
+            polled_wait_id = wait_id
+            if wait_id is None:
                 continue
-            num_looks = num_looks + 1 if self._num_waits == last_wait else 0
-            last_wait = self._num_waits
+            waited_polls = waited_polls + 1 if is_same_wait else 0
             if self._should_stop():
                 self.error = ReadingStopped()
-            elif num_looks * self._poll_seconds >= self._timeout:
+            elif waited_polls * self._poll_seconds >= self._timeout:
                 self.error = _WorkerError(f"no batch in {self._timeout:g} seconds")
         if self.error is not None:
             for worker in self._workers:
@@ -333,6 +352,11 @@ def _remove_sigchld_handler() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def _address_without_file(family: str) -> str:
+    """Return a new address of a Unix socket that is no file: Linux' abstract ones end with the socket."""
+    return f"\0telecine-{uuid.uuid4().hex}"
+
+
 def _initialise_worker(parent: int, worker: int) -> None:
     """Let a worker ignore `STOP_SIGNALS`, at which training saves a checkpoint, and end with the training process.
 
@@ -341,6 +365,8 @@ def _initialise_worker(parent: int, worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
+        # Python's sockets between processes have files in the temporary folder, which a killed worker would leave.
+        multiprocessing.connection.arbitrary_address = _address_without_file  # type: ignore[attr-defined]
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # which has ended already
             os._exit(1)

@@ -10,7 +10,9 @@ from av.buffer import Buffer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from torch import Tensor
+from torch.nn import functional as F
 
+from telecine.data.hdr import range_of, tone_map
 from telecine.settings import PixelFormat
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
@@ -29,6 +31,7 @@ _FORMATS_16_BITS: dict[str | int, str] = {"grey": "gray16le", "rgb": "rgb48le", 
 _UNSPECIFIED = 2  # the colour matrix of ITU-T H.273
 _HD_LINES = 720  # players take a video of as many lines or more for BT.709 if it does not say so
 _WHITE = 65535  # of 16 bits
+_BT709_LUMA = torch.tensor([0.2126, 0.7152, 0.0722], dtype=torch.float64)
 _LIMITED_WHITE = 65283  # of swscale's 16-bit RGB from limited range
 
 
@@ -82,21 +85,34 @@ class FrameConverter:
         if self.size is None:
             height, width, _ = displayed_shape(frame, self.aspect)
             self.size = height, width
-        num_turns = num_quarter_turns(frame)
         height, width = self.size
-        if num_turns % 2 == 1:
+        if num_quarter_turns(frame) % 2 == 1:
             height, width = width, height
+        return self._upright(frame, self._stored_planes(frame, height, width))
+
+    def _stored_planes(self, frame: VideoFrame, height: int, width: int) -> list[Tensor]:
+        """Return the planes of a frame as it is stored, resized, before it is turned for display."""
+        channels = self.pixels.channels
         has_16_bits = self.pixels.bit_depth == 16
-        if has_16_bits and frame.format.components[0].bits > 8:
-            planes = _deep_planes(self._reformat(frame, height, width, _FORMATS_16_BITS), frame)
-        else:
-            planes = _planes(self._reformat(frame, height, width, _FORMATS_8_BITS))
-            if has_16_bits:
-                planes = [plane.int() * 257 for plane in planes]
+        hdr = range_of(frame) if self.pixels.hdr == "tone_map" else ""
+        if hdr:
+            return self._tone_mapped(frame, height, width, hdr)
+        has_alpha = any(component.is_alpha for component in frame.format.components)
+        is_resized = (frame.height, frame.width) != (height, width)
+        if has_alpha and is_resized and channels == "rgba":
+            return self._resized_with_alpha(frame, height, width)
+        if has_16_bits:
+            return self._deep_planes(frame, height, width, channels)
+        return _planes(self._reformat(frame, height, width, _FORMATS_8_BITS[channels], channels))
+
+    def _upright(self, frame: VideoFrame, planes: list[Tensor]) -> list[Tensor]:
+        """Return planes mirrored and turned as a player shows the frame."""
+        has_16_bits = self.pixels.bit_depth == 16
         if has_16_bits:  # as int16 until the end, because PyTorch does not flip uint16
             planes = [plane.to(torch.uint16).view(torch.int16) for plane in planes]
         if _is_mirrored(frame):
             planes = [plane.flip(0) for plane in planes]
+        num_turns = num_quarter_turns(frame)
         if num_turns > 0:
             planes = [torch.rot90(plane, num_turns) for plane in planes]
         if has_16_bits:
@@ -107,14 +123,49 @@ class FrameConverter:
         """Return a frame as a tensor `(H, W, C)`."""
         return torch.stack(self.planes(frame), dim=-1)
 
+    def _tone_mapped(self, frame: VideoFrame, height: int, width: int, hdr: str) -> list[Tensor]:
+        """Return planes in the colours of BT.709, of the bits of the result."""
+        channels = "rgba" if self.pixels.channels == "rgba" else "rgb"
+        planes = self._deep_planes(frame, height, width, channels)
+        colours = torch.stack(planes[:3], dim=-1).double() / _WHITE
+        mapped = tone_map(colours, hdr)
+        values = [*mapped.unbind(-1)]
+        if self.pixels.channels == "grey":
+            values = [mapped @ _BT709_LUMA]
+        elif channels == "rgba":
+            values.append(planes[3].double() / _WHITE)
+        white = _WHITE if self.pixels.bit_depth == 16 else 255
+        return [self._as_stored(plane * white) for plane in values]
+
+    def _resized_with_alpha(self, frame: VideoFrame, height: int, width: int) -> list[Tensor]:
+        """Return the planes of RGBA, resized with colours multiplied by alpha: no invisible colour is mixed in."""
+        planes = self._deep_planes(frame, frame.height, frame.width, "rgba")
+        resized = resize_with_alpha(torch.stack(planes)[None].double() / _WHITE, (height, width))
+        white = _WHITE if self.pixels.bit_depth == 16 else 255
+        return [self._as_stored(plane * white) for plane in resized[0]]
+
+    def _as_stored(self, plane: Tensor) -> Tensor:
+        rounded = plane.round()
+        return rounded.int() if self.pixels.bit_depth == 16 else rounded.to(torch.uint8)
+
+    def _deep_planes(
+        self, frame: VideoFrame, height: int, width: int, channels: str | int
+    ) -> list[Tensor]:
+        """Return planes with white at 65535, of frames of any bits."""
+        if frame.format.components[0].bits > 8:
+            deep = self._reformat(frame, height, width, _FORMATS_16_BITS[channels], channels)
+            return _deep_planes(deep, frame)
+        planes = _planes(self._reformat(frame, height, width, _FORMATS_8_BITS[channels], channels))
+        return [plane.int() * 257 for plane in planes]
+
     def _reformat(
-        self, frame: VideoFrame, height: int, width: int, formats: dict[str | int, str]
+        self, frame: VideoFrame, height: int, width: int, pixel_format: str, channels: str | int
     ) -> VideoFrame:
         matrix = None  # that of the file, or BT.601 if it has none
         is_taken_for_hd = self.pixels.matrix == "auto" and frame.height >= _HD_LINES
         if frame.format.is_rgb:
             pass
-        elif self.pixels.channels == "grey":
+        elif channels == "grey":
             matrix = (
                 Colorspace.ITU601
             )  # the luma as it is: swscale would convert another one to that of BT.601
@@ -124,11 +175,29 @@ class FrameConverter:
             frame,
             width,
             height,
-            formats[self.pixels.channels],
+            pixel_format,
             matrix,
             interpolation=INTERPOLATION,
             threads=1,  # worker processes decode clips in parallel
         )
+
+
+def resize_with_alpha(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize RGBA with an antialiased bicubic filter, with colours multiplied by alpha meanwhile.
+
+    Args:
+        planes: Red, green, blue and alpha in [0, 1], `(N, 4, H, W)`.
+        size: Height and width of the result.
+
+    Returns:
+        `(N, 4, height, width)` in [0, 1]. Colours are 0 where alpha is.
+    """
+    colours, alpha = planes.split([3, 1], dim=1)
+    multiplied = torch.cat([colours * alpha, alpha], dim=1)
+    resized = F.interpolate(multiplied, size, mode="bicubic", antialias=True).clamp(0, 1)
+    colours, alpha = resized.split([3, 1], dim=1)
+    visible = torch.where(alpha > 0, colours / alpha.clamp(min=1e-6), torch.zeros_like(colours))
+    return torch.cat([visible.clamp(max=1), alpha], dim=1)
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:

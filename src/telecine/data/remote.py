@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from glob import has_magic
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from telecine.base.checks import shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
@@ -49,6 +49,8 @@ _PERMANENT = (
     errno.EDQUOT,
     errno.EROFS,
 )
+# Errors of aiohttp about redirections to other than web servers, and in circles.
+_REDIRECTS = ("NonHttpUrlRedirectClientError", "TooManyRedirects")
 # The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
 _MAX_REMOVALS = (
@@ -243,16 +245,11 @@ def with_retries(
         try:
             return call(fs)
         except (*temporary, *permanent) as error:
-            cause: BaseException = error
-            if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-                cause = (
-                    error.__cause__
-                )  # fsspec takes every error of a web server for a missing file
-            is_from_server = isinstance(cause, temporary)
-            if not is_from_server or _is_permanent(cause):
-                is_missing = cause is error or not is_from_server or _status(cause) in (404, 410)
-                if isinstance(error, FileNotFoundError) and is_missing:
-                    raise
+            cause = _cause_of(error)
+            kind = _classify(error, temporary)
+            if kind == "missing":
+                raise
+            if kind == "permanent":
                 remedy = "Check the address and the credentials."
                 raise DataError(f"{address}: cannot be read ({_text(cause)}). {remedy}") from error
             if deadline is not None:
@@ -326,7 +323,37 @@ def _status(error: BaseException) -> int | None:
     return getattr(error, "status", getattr(response, "status_code", None))
 
 
+def _cause_of(error: Exception) -> BaseException:
+    """Return the error of the server: fsspec turns every error of a web server into a `FileNotFoundError` from it."""
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def _classify(
+    error: Exception, temporary: _ErrorTypes
+) -> Literal["missing", "permanent", "temporary"]:
+    """Return whether the server says that a file does not exist, or another attempt cannot, or may, succeed.
+
+    Args:
+        error: What fsspec raised.
+        temporary: The errors after which another attempt may succeed.
+    """
+    cause = _cause_of(error)
+    is_from_server = isinstance(cause, temporary)
+    if is_from_server and not _is_permanent(cause):
+        return "temporary"
+    if not isinstance(error, FileNotFoundError):
+        return "permanent"
+    # Of a web server, a refusal such as 403 is also a `FileNotFoundError`.
+    if cause is error or not is_from_server or _status(cause) in (404, 410):
+        return "missing"
+    return "permanent"
+
+
 def _is_permanent(error: BaseException) -> bool:
+    if type(error).__name__ in _REDIRECTS:
+        return True
     status = _status(error)
     if status is not None:
         return 400 <= status < 500 and status not in (408, 429)
@@ -338,4 +365,6 @@ def _is_permanent(error: BaseException) -> bool:
 
 
 def _text(error: BaseException) -> str:
+    if type(error).__name__ in _REDIRECTS:
+        return shorten(f"a redirection that is not followed: {error}")
     return shorten(" ".join(str(error).split()) or type(error).__name__)

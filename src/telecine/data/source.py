@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import tarfile
 from array import array
@@ -10,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
@@ -47,6 +49,7 @@ SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | ARRAY_SUFFIXES
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")
 
 _MAX_PATH_BYTES = 4096
+_TIE_SECONDS = 1e-6  # two frames are equally near to a time if their distances differ by less
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 _MAX_ASPECT_RATIO = 100
 # Headers of a tar file with a long name or with attributes of the next member. Python reads them whole.
@@ -246,6 +249,7 @@ class VideoInfo:
     )
     layout: str = ""  # axes of an array, as `clips.layout`; empty for others
     range: tuple[float, ...] = ()  # values of an array that are black and white
+    hdr: str = ""  # "PQ", "HLG" or "BT.2020", see `telecine.data.hdr`; empty for ordinary video
     digest: str = field(
         default="", repr=False, compare=False
     )  # of the content, see `telecine.data.index`
@@ -261,10 +265,44 @@ class VideoInfo:
         aspect = self.sample_aspect_ratio
         return round(self.height * min(aspect, 1)), round(self.width * min(1 / aspect, 1))
 
+    @property
+    def is_array(self) -> bool:
+        """Whether it is an `.npy` or `.npz` file."""
+        return self.layout != ""
+
     def frame_at(self, seconds: float) -> int:
         """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""
         timestamp = self._sorted_pts[0] + round(seconds / self.time_base)
         return bisect_left(self._sorted_pts, timestamp)
+
+    def nearest_frame(self, start: int, seconds: float) -> int:
+        """Return the index of the frame whose timestamp is nearest to `seconds` after that of frame `start`.
+
+        Of two that are equally near, it is the earlier one. If the video has ended by then, it is `num_frames`. If its
+        timestamps do not increase, the frames count as evenly spaced.
+        """
+        last = self.num_frames - 1
+        if not self._is_sorted:
+            index = math.ceil(start + seconds * self.fps - 0.5 - _TIE_SECONDS * self.fps)
+            return min(index, self.num_frames)
+        time = self.pts[start] + seconds / self.time_base
+        tie = _TIE_SECONDS / self.time_base
+        end = (
+            self.pts[last] + 0.5 / self.fps / self.time_base
+        )  # the last frame is displayed until then, and longer
+        if time > end + tie:
+            return self.num_frames
+        after = bisect_left(self.pts, time, lo=start)
+        if after > last:
+            return last
+        if after == start:
+            return start
+        is_before_nearer = time - self.pts[after - 1] <= self.pts[after] - time + tie
+        return after - 1 if is_before_nearer else after
+
+    @cached_property
+    def _is_sorted(self) -> bool:
+        return all(earlier < later for earlier, later in pairwise(self.pts))
 
     @cached_property
     def _sorted_pts(self) -> array[int]:
@@ -287,10 +325,6 @@ class Span:
     def num_frames(self) -> int:
         """Number of frames; 0 or less if the range is empty."""
         return self.last_frame - self.first_frame + 1
-
-    def num_starts(self, clip_span: int) -> int:
-        """Return the number of positions for a clip of `clip_span` frames from its first to its last frame."""
-        return max(0, self.num_frames - clip_span + 1)
 
 
 def whole_video(info: VideoInfo) -> Span:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
-from telecine.data.holdout import middles
+from telecine.data.holdout_split import middles
 from telecine.data.source import Source, Span, resolve_source
 from telecine.settings import ClipConfig
 
@@ -73,7 +74,8 @@ def read_validation_clips(
     """
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
-        contract = f"held-out files with a decodable clip of {config.clip_span} frames"
+        frames = ClipFrames.of(config.val_bucket, config)
+        contract = f"held-out files with a decodable {frames.describe().removeprefix('a ')}"
         got = "none"
         if spans:
             longest = max(spans, key=lambda span: span.num_frames)
@@ -99,15 +101,16 @@ def iterate_validation_clips(
     if not uses_videos:
         bucket = bucket.as_image()
     used = [span for span in spans if span.info.is_image != uses_videos]
-    for span, start in _validation_starts(used, config.span_of(bucket), max_clips):
+    for span, start in _validation_starts(used, ClipFrames.of(bucket, config), max_clips):
         spec = ClipSpec(
             span,
             start,
-            crop_scale=config.scale_jitter,
+            zoom=1.0,
             top=0.5,
             left=0.5,
             flip=False,
             stride=config.stride,
+            fps=config.fps,
         )
         try:
             clip = make_clip(decode_clip(spec, bucket, config), spec, bucket)
@@ -118,21 +121,21 @@ def iterate_validation_clips(
 
 
 def _validation_starts(
-    spans: Sequence[Span], clip_span: int, max_clips: int
+    spans: Sequence[Span], frames: ClipFrames, max_clips: int
 ) -> list[tuple[Span, int]]:
     """Return the span of each validation clip, and the index of its first frame in the video."""
-    spans = [span for span in spans if span.num_starts(clip_span) > 0]
+    spans = [span for span in spans if frames.fits(span)]
     if len(spans) > max_clips:
         spans = [spans[index] for index in middles(len(spans), max_clips)]
-    # Give a clip to each span in turn, until there are enough clips or no span has room for another.
-    turns: list[tuple[int, int]] = []
+    # Give a clip to each span one after the other, until there are enough clips or no span has room for another.
+    rounds: list[tuple[int, int]] = []
     for index, span in enumerate(spans):
-        capacity = min(span.num_frames // clip_span, max_clips)
-        turns.extend((turn, index) for turn in range(capacity))
-    num_clips = Counter(index for _, index in sorted(turns)[:max_clips])
+        capacity = max(1, span.num_frames // frames.num_source_frames(span.info))
+        rounds.extend((number, index) for number in range(min(capacity, max_clips)))
+    num_clips = Counter(index for _, index in sorted(rounds)[:max_clips])
     starts: list[tuple[Span, int]] = []
     for index, span in enumerate(spans):
-        offsets = _spread_with_ends(span.num_starts(clip_span), num_clips[index])
+        offsets = _spread_with_ends(frames.num_starts(span), num_clips[index])
         starts.extend((span, span.first_frame + offset) for offset in offsets)
     return starts
 

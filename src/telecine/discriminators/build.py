@@ -1,13 +1,16 @@
 """Build discriminators: from the settings of a run, a module, constructor arguments, or a target with params."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from telecine.base.checks import argument_error, describe
-from telecine.base.imports import check_arguments, import_allowed
+from telecine.base.checks import argument_error, describe, shorten
+from telecine.base.imports import CODE_ERRORS, check_arguments, import_allowed
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.residual import (
@@ -109,14 +112,58 @@ def build_discriminators(
         )
         for _ in factors:
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
-    elif config.video != "none":
+    elif config.video not in ("features", "none"):
+        build_video = choose_video(config)
         for factor in factors:
-            videos.append(VIDEO[config.video](config, clips, factor))
+            videos.append(build_video(config, clips, factor))
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
         image = IMAGE[config.image](config, clips, 1)
     return image, videos
+
+
+def choose_video(config: DiscriminatorConfig) -> Build:
+    """Return the function that builds the discriminators of clips, of another kind than "features" and "none".
+
+    Raises:
+        ValueError: `video` is a path that cannot be imported, or that of something else; or `params` are not its
+            arguments.
+    """
+    name = "discriminator.video"
+    kind = config.video
+    if isinstance(kind, str) and kind in VIDEO:
+        return VIDEO[kind]
+    cls = import_allowed(kind, name) if isinstance(kind, str) else kind
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        names = ", ".join(VIDEO)
+        contract = f"one of {names}, features, none, or the dotted path of a class of modules"
+        raise argument_error(name, contract, f"{kind}, which is another object", "Check the path.")
+    if getattr(cls, "sees", "video") != "video":
+        remedy = 'Set its attribute `sees` to "video" if its input is (B, C, T, H, W).'
+        raise argument_error(name, "a class that sees video", f"{kind}, which sees frames", remedy)
+    check_arguments("discriminator.params", cls, config.params, are_all=False)
+    return partial(_custom, cls)
+
+
+def _custom(
+    cls: type[nn.Module], config: DiscriminatorConfig, clips: ClipConfig, factor: int
+) -> nn.Module:
+    """Build a class with the size of its clips and with settings that are arguments of it; `params` count more."""
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    options["channels"] = clips.num_channels
+    options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
+    options["frame_num"] = clips.num_frames
+    parameters = inspect.signature(cls).parameters
+    arguments = {name: value for name, value in options.items() if name in parameters}
+    arguments |= config.params
+    try:
+        return cls(**arguments)
+    except CODE_ERRORS as error:
+        raised = f"{type(error).__name__} with {shorten(repr(arguments))}: {error}"
+        remedy = "Set its arguments by `discriminator.params`, or correct it."
+        got = f"{config.video}, which raises {raised}"
+        raise argument_error("discriminator.video", "a class of modules", got, remedy) from error
 
 
 def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:

@@ -55,7 +55,7 @@ def reconstruct(
     row and column, and cropped afterwards.
 
     The sound of a video is copied without decoding it. An MP4 gets none of codecs that MP4s rarely have, such as PCM,
-    which a warning says; an MKV gets all. Subtitles are not copied.
+    which a warning says; an MKV gets nearly all. Subtitles are not copied.
 
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
@@ -137,6 +137,7 @@ def _reconstruct_file(
             sample_aspect_ratio=info.sample_aspect_ratio if keeps_size else 1.0,
             sound=info.source,
             sound_start=min(info.pts) * info.time_base,
+            hdr=info.hdr,  # frames are read as they are stored
         )
     return float(torch.cat(frame_psnr).mean())
 
@@ -212,7 +213,7 @@ def _depth_range(
 
 
 def _possible_suffixes(info: VideoInfo, config: ReconstructConfig) -> Sequence[str]:
-    if info.layout and not config.compare:
+    if info.is_array and not config.compare:
         return _ARRAY_SUFFIXES
     if info.is_image:
         return _IMAGE_SUFFIXES

@@ -16,6 +16,8 @@ from telecine.models.latent import Posterior as Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder as LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder as LinearAutoencoder
 from telecine.models.load import load_autoencoder as load_autoencoder
+from telecine.models.stream import StreamDecoder as StreamDecoder
+from telecine.models.stream import StreamEncoder as StreamEncoder
 from telecine.models.student import StudentAutoencoder as StudentAutoencoder
 
 __all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
 from telecine.base.shapes import RGBA
+from telecine.settings.data import channels_named
 
 # How pixels of a number of channels are seen as RGB, and made from it. Alpha is not seen, and its row of zeros gets a
 # bias of 1, opaque. Grey is seen as three equal colours, and made as their mean.
@@ -42,9 +43,8 @@ def change_channels(
     """
     if old not in (1, 3) or new not in _AS_RGB:
         contract = "1, 3 or 4 for a model that has 1 or 3"
-        raise argument_error(
-            "clips.channels", contract, f"{new} for one of {old}", "Use another model."
-        )
+        remedy = f"Set `--clips.channels {channels_named(old)}` to train the model as it is."
+        raise argument_error("clips.channels", contract, f"{new} for one of {old}", remedy)
     seen = _FROM_RGB[old] @ _AS_RGB[new]
     made = _FROM_RGB[new] @ _AS_RGB[old]
     state = dict(weights)

@@ -26,6 +26,7 @@ from telecine.models.latent import (
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.stream import StreamDecoder, StreamEncoder
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
+from telecine.settings.data import channels_named
 
 
 class Reconstruction(NamedTuple):
@@ -380,7 +381,10 @@ def check_channels(config: ClipConfig, model: VideoAutoencoder) -> None:
     """
     if config.num_channels != model.in_channels:
         contract = f"one of {model.in_channels} channels, as the model has"
-        remedy = f"Use a model with `in_channels` {config.num_channels}, or clips as the model has."
+        remedy = (
+            f"Set `--clips.channels {channels_named(model.in_channels)}`, or for telecine's own model "
+            f"`--causal_vae.in_channels {config.num_channels}`."
+        )
         raise argument_error("clips.channels", contract, f'"{config.channels}"', remedy)
 
 

@@ -232,7 +232,11 @@ class LatentShards(Dataset[dict[str, Any]]):
         self.find()
 
     def find(self) -> None:
-        """Find the shards that this and other processes have written since the last call."""
+        """Find the shards that this and other processes have written since the last call.
+
+        Raises:
+            ShardError: An index is damaged.
+        """
         for index in sorted(self.folder.glob("*.json")):
             shard = index.with_suffix(".tar")
             if shard in self.digests or not shard.is_file():

@@ -134,7 +134,9 @@ class StreamEncoder(Stream[Posterior]):
     name = "video"
 
     def _join(self, outputs: Sequence[Posterior]) -> Posterior | None:
-        return join_posteriors(outputs) if outputs else None
+        if not outputs:
+            return None
+        return join_posteriors(outputs)
 
 
 class StreamDecoder(Stream[Video]):
@@ -143,4 +145,6 @@ class StreamDecoder(Stream[Video]):
     name = "latent"
 
     def _join(self, outputs: Sequence[Video]) -> Video | None:
-        return torch.cat(list(outputs), dim=2) if outputs else None
+        if not outputs:
+            return None
+        return torch.cat(list(outputs), dim=2)

@@ -153,6 +153,11 @@ def make_batch(
         real = torch.where(mask | torch.isfinite(real), real, torch.zeros_like(real))
         fake = torch.where(mask, reconstructions, real.to(reconstructions.dtype))
         fraction = mask.expand_as(real).float().mean()
+    if real.shape[1] == RGBA:
+        # The colour of a transparent pixel is arbitrary: there, that of the reconstruction counts as perfect.
+        is_counted = (real[:, 3:] > -1).expand_as(real).clone()
+        is_counted[:, 3] = True
+        fake = torch.where(is_counted, fake, real.to(fake.dtype))
     num_elements: Tensor | float = 1
     reduction = config.reconstruction.nll_reduction
     if reduction == "sum":

@@ -271,6 +271,8 @@ class VideoAutoencoderLoss(nn.Module):
         if optimizer_idx == 1:
             self._check_has_discriminators()
             aux_losses = {}
+        else:
+            _check_has_graph(reconstructions, last_layer)
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
@@ -304,7 +306,14 @@ class VideoAutoencoderLoss(nn.Module):
         `choose_strategy` decides, a discriminator of frames sees the same frames in both.
 
         Args:
-            inputs, reconstructions, global_step, aux_losses, last_layer, split, options: As in a call.
+            inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
+            reconstructions: The autoencoder's output; same shape and device.
+            global_step: Number of autoencoder updates so far, or the weights at that step, `schedule.at(global_step)`.
+            aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`,
+                or a dict of them, each logged.
+            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
+            split: Prefix of the log's keys.
+            options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
 
         Returns:
             Both losses and logs. Call `backward()` on both, in any order, before an optimizer's step.
@@ -313,6 +322,7 @@ class VideoAutoencoderLoss(nn.Module):
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
         self._check_has_discriminators()
+        _check_has_graph(reconstructions, last_layer)
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
@@ -426,3 +436,14 @@ class VideoAutoencoderLoss(nn.Module):
         if not self.discriminators:
             remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
             raise argument_error("discriminators", "at least one for their step", "none", remedy)
+
+
+def _check_has_graph(reconstructions: object, last_layer: object) -> None:
+    """Check that reconstructions were computed with gradients if a weight is passed at which these are compared."""
+    is_trained = isinstance(last_layer, Tensor) and last_layer.requires_grad
+    if not (is_trained and torch.is_grad_enabled() and isinstance(reconstructions, Tensor)):
+        return
+    if not reconstructions.requires_grad:
+        remedy = "Remove `torch.no_grad` and `detach` from the autoencoder."
+        contract = "computed with gradients for the autoencoder's step"
+        raise argument_error("reconstructions", contract, "a tensor without a graph", remedy)

@@ -19,7 +19,7 @@ _Columns = dict[str, _Points]
 _TRAIN_LPIPS = "train/lpips_"
 _PERCEPTUAL_LOSS = "train/perceptual_loss"
 _TRAIN_PSNR = "train/psnr"  # computed from the mean squared error
-_HELD_OUT = ("val/", "linear/", "latent/")  # prefixes of values of the held-out clips
+_HELD_OUT = ("val/", "linear/", "teacher/", "latent/")  # prefixes of values of the held-out clips
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class ChartDefinition:
 QUALITY_CHARTS = [
     ChartDefinition(
         title="PSNR",
-        names=["train/psnr", "val/psnr", "linear/psnr"],
+        names=["train/psnr", "val/psnr", "linear/psnr", "teacher/psnr"],
         unit="dB",
         explanation="Peak signal-to-noise ratio of reconstructions. Larger is better.",
     ),
     ChartDefinition(
         title="SSIM",
-        names=["val/ssim", "linear/ssim"],
+        names=["val/ssim", "linear/ssim", "teacher/ssim"],
         explanation="Structural similarity of reconstructions. Larger is better.",
     ),
 ]
@@ -111,6 +111,7 @@ _SOURCES = {
     "train": "training",
     "val": "held out",
     "linear": "linear baseline",
+    "teacher": "teacher",
 }
 
 Kind = Literal["loss", "sum of losses", "weight", "other"]
@@ -302,12 +303,14 @@ def _series(name: str, columns: Sequence[_Columns]) -> Series:
         key = "train/mse"
     elif name.startswith(_TRAIN_LPIPS):
         key = _PERCEPTUAL_LOSS
-    return Series(label_of(name), key, curves, is_reference=name.startswith("linear/"))
+    return Series(
+        label_of(name), key, curves, is_reference=name.startswith(("linear/", "teacher/"))
+    )
 
 
 def _is_lpips(name: str) -> bool:
     """Return whether a value is an LPIPS. Those of different networks do not compare, and are never on one axis."""
-    return name.startswith((_TRAIN_LPIPS, "val/lpips_", "linear/lpips_"))
+    return name.startswith((_TRAIN_LPIPS, "val/lpips_", "linear/lpips_", "teacher/lpips_"))
 
 
 def _kind_of(name: str) -> Kind:

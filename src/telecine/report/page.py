@@ -155,12 +155,15 @@ def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
     metrics = [run.held_out() for run in runs]
     names: list[str] = []
     has_linear = False
+    has_teacher = False
     for run_metrics in metrics:
         for name, metric in run_metrics.items():
             if name not in names:
                 names.append(name)
             if metric.linear is not None:
                 has_linear = True
+            if metric.teacher is not None:
+                has_teacher = True
     labels = []
     for name in names:
         arrow = ""
@@ -168,4 +171,9 @@ def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
             arrow = _ARROWS.get(METRICS[name].better, "")
         labels.append(metric_label(name) + arrow)
     rows = [[run_metrics.get(name) for name in names] for run_metrics in metrics]
-    return {"labels": labels, "rows": rows, "has_linear": has_linear}
+    return {
+        "labels": labels,
+        "rows": rows,
+        "has_linear": has_linear,
+        "has_teacher": has_teacher,
+    }

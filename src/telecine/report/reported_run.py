@@ -28,6 +28,8 @@ class HeldOutMetric:
     """At the last validation."""
     linear: float | None
     """Of the linear baseline; None if it was not measured."""
+    teacher: float | None = None
+    """Of a student's teacher; None for a model without one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,12 @@ class ReportedRun:
         for key in first:
             name = key.removeprefix("val/")
             if key.startswith("val/") and key in last:
-                metrics[name] = HeldOutMetric(first[key], last[key], last.get(f"linear/{name}"))
+                metrics[name] = HeldOutMetric(
+                    first=first[key],
+                    last=last[key],
+                    linear=last.get(f"linear/{name}"),
+                    teacher=last.get(f"teacher/{name}"),
+                )
         return metrics
 
 

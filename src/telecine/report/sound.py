@@ -48,10 +48,19 @@ class CopiedSound:
         self._is_mp4 = output.format.name == "mp4"
         self._copies: dict[int, AudioStream] = {}
         for stream in source.streams.audio:
-            codec = stream.codec_context.codec.canonical_name
-            if self._is_mp4 and codec not in _MP4_CODECS:
-                text = "the sound of %s (%s) is not in the MP4: write an MKV, which can have it"
-                logger.warning(text, name, codec)
+            context = stream.codec_context
+            if context is None:
+                codec = "an unknown codec"
+                is_possible = False
+            elif self._is_mp4:
+                codec = context.codec.canonical_name
+                is_possible = codec in _MP4_CODECS
+            else:
+                codec = context.name
+                is_possible = codec in output.supported_codecs
+            if not is_possible:
+                kind = "the MP4: write an MKV, which has more codecs" if self._is_mp4 else "the MKV"
+                logger.warning("the sound of %s (%s) is not in %s", name, codec, kind)
                 continue
             self._copies[stream.index] = output.add_stream_from_template(stream)
         self._packets = self._shifted_packets()

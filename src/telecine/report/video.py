@@ -9,7 +9,13 @@ from pathlib import Path
 
 import av
 import torch
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.reformatter import (
+    ColorPrimaries,
+    ColorRange,
+    Colorspace,
+    ColorTrc,
+    VideoReformatter,
+)
 from av.video.stream import VideoStream
 from einops import rearrange
 from torch import Tensor
@@ -18,6 +24,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error, check_positive
 from telecine.base.files import atomic_write
 from telecine.base.shapes import RGBA
+from telecine.data.hdr import BT2020, HLG, PQ
 from telecine.data.source import AnyPath
 from telecine.report.sound import CopiedSound, copied_sound
 
@@ -25,6 +32,7 @@ _RGB = 3
 # Numbers of ITU-T H.273. Browsers guess the colour space of files without one, by the size of the frames.
 _BT709 = 1
 _LIMITED_RANGE = 1
+_TRANSFERS = {PQ: ColorTrc.SMPTE2084, HLG: ColorTrc.ARIB_STD_B67, BT2020: ColorTrc.BT2020_10}
 _FORMATS = {
     (1, torch.uint8): "gray",
     (1, torch.uint16): "gray16le",
@@ -64,6 +72,7 @@ def write_video(
     sample_aspect_ratio: float = 1.0,
     sound: AnyPath | None = None,
     sound_start: float = 0.0,
+    hdr: str = "",
 ) -> None:
     """Write frames to an H.264 MP4 that browsers play, or without loss to an MKV (FFV1), in constant memory.
 
@@ -83,6 +92,8 @@ def write_video(
         sample_aspect_ratio: Of an MP4, width of a pixel divided by its height when the file is displayed.
         sound: A file whose sound is copied, see `CopiedSound`.
         sound_start: When the first frame is shown in that file, in seconds.
+        hdr: The dynamic range and colours of the frames, "PQ", "HLG" or "BT.2020", which the file then says, see
+            `telecine.data.hdr`; by default those of ordinary video, BT.709.
 
     Raises:
         ValueError: There is no frame, or one is of a kind or size that the file cannot have, or `fps` is not positive.
@@ -115,6 +126,9 @@ def write_video(
                 _set_lossless_format(stream, first)
             else:
                 _set_h264_format(stream, first, crf, keyframe_every)
+            if hdr or not is_lossless:
+                stream.codec_context.color_primaries = ColorPrimaries.BT2020 if hdr else _BT709
+                stream.codec_context.color_trc = _TRANSFERS.get(hdr, _BT709)
             stream.codec_context.time_base = unit
             stream.codec_context.sample_aspect_ratio = Fraction(
                 sample_aspect_ratio
@@ -176,8 +190,6 @@ def _set_h264_format(
     if keyframe_every is not None:
         context.max_b_frames = 0
     context.colorspace = _BT709
-    context.color_primaries = _BT709
-    context.color_trc = _BT709
     context.color_range = _LIMITED_RANGE
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import Field, TypeAdapter, ValidationError
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.files import open_regular, write_text
+from telecine.base.files import named_errors, open_regular, write_text
 
 _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
@@ -40,7 +40,7 @@ class _JSONLines:
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Add a line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with named_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ class _JSONLines:
         """Yield the lines from a byte on, of longer ones only `_MAX_LINE` bytes."""
         if not self.path.exists():
             return
-        with open_regular(self.path, follow=False) as file:
+        with named_errors(self.path), open_regular(self.path, follow=False) as file:
             file.seek(start)
             line = file.readline(_MAX_LINE)
             while line:

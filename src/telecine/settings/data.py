@@ -34,11 +34,13 @@ HELD_OUT_SETTINGS = (
     "height",
     "width",
     "stride",
+    "fps",
     "image_ratio",
     "max_pixels",
     "val_fraction",
     "holdout",
     "colour_matrix",
+    "hdr",
     "bit_depth",
     "layout",
     "range",
@@ -69,6 +71,8 @@ class PixelFormat(NamedTuple):
     bit_depth: Literal[8, 16] = 8
     matrix: Literal["auto", "bt601"] = "auto"
     """Of files that do not say theirs, see `ClipConfig.colour_matrix`."""
+    hdr: Literal["as_stored", "tone_map"] = "as_stored"
+    """Of videos with a high dynamic range or wide colours, see `ClipConfig.hdr`."""
 
 
 RGB = PixelFormat()
@@ -99,15 +103,15 @@ class Bucket:
         """Return the same height and width with a single frame."""
         return replace(self, num_frames=1)
 
-    def decode_size(self, height: int, width: int, max_zoom: float) -> tuple[int, int]:
-        """Return the smallest height and width to which a video can be resized and cover the clip.
+    def decode_size(self, height: int, width: int, zoom: float) -> tuple[int, int]:
+        """Return the height and width to which a video is resized so that it covers the clip, zoomed by a factor.
 
         Args:
             height: The height of the video in pixels.
             width: The width of the video in pixels.
-            max_zoom: A factor of at least 1, by which clips may be zoomed.
+            zoom: A factor of at least 1; 1 gives the smallest size.
         """
-        scale = max_zoom * max(self.height / height, self.width / width)
+        scale = zoom * max(self.height / height, self.width / width)
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
 
@@ -134,6 +138,9 @@ class ClipConfig:
     colour_matrix: Literal["auto", "bt601"] = "auto"
     """How videos that do not say it encode colours: as players guess, by BT.709 if they have 720 lines or more and by
     BT.601 otherwise ("auto"), or always by BT.601, as in runs of earlier versions."""
+    hdr: Literal["as_stored", "tone_map"] = "as_stored"
+    """Videos with a high dynamic range (PQ, HLG) or the wide colours of BT.2020, as phones record them: use their
+    values as they are, which look grey as ordinary video ("as_stored"), or convert them to BT.709 ("tone_map")."""
     layout: str | None = None
     """Axes of arrays (`.npy`, `.npz`): time, height, width and channels. An array without T is an image. By default
     `T H W C`, or `T H W` for arrays of three axes."""
@@ -142,6 +149,10 @@ class ClipConfig:
     those that their type has; floats need it."""
     stride: Count = 1
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
+    fps: Positive | None = None
+    """Frames per second of all clips, whatever the videos have: each frame of a clip is the one whose timestamp is
+    nearest to its time. Videos with fewer frames a second are not used, because clips would repeat frames. Arrays
+    count as 25 frames a second. Left out, `stride` chooses the frames."""
     random_flip: bool = True
     """Flip training clips left to right with probability 1/2."""
     random_orientation: bool = False
@@ -149,7 +160,7 @@ class ClipConfig:
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
     scale_jitter: Annotated[Number, Field(ge=1, le=8)] = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off. With
-    `cache` it takes up to four times the memory."""
+    `cache`, frames are then kept at the size of their files."""
     weighting: Literal["frames", "files"] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
     order: Literal["epochs", "independent"] = "epochs"
@@ -199,6 +210,11 @@ class ClipConfig:
                     raise argument_error(
                         "random_orientation", contract, True, f"Make {bucket} square."
                     )
+        if self.fps is not None and self.stride > 1:
+            remedy = (
+                "Set one of them: `fps` chooses frames by their time, `stride` by their number."
+            )
+            raise argument_error("fps", "left out with a `stride` above 1", self.fps, remedy)
         sizes = [bucket.shape for bucket in self.train_buckets]
         if self.val_bucket.shape not in sizes:
             contract = f"clip sizes that include {self.val_bucket}"
@@ -238,7 +254,7 @@ class ClipConfig:
     @property
     def pixel_format(self) -> PixelFormat:
         """What a decoded pixel holds."""
-        return PixelFormat(self.channels, self.bit_depth, self.colour_matrix)
+        return PixelFormat(self.channels, self.bit_depth, self.colour_matrix, self.hdr)
 
     @property
     def val_bucket(self) -> "Bucket":
@@ -266,18 +282,13 @@ class ClipConfig:
             if values[name] == earlier:
                 del values[name]
         if self.scale_jitter > 1:  # earlier versions resized these clips twice
-            values["zoomed_from"] = "cache" if self.cache else "file"
+            values["zoomed_from"] = "cached files" if self.cache else "file"
+        if self.fps is None:  # older versions had no other
+            del values["fps"]
+        if self.hdr == "as_stored":
+            del values["hdr"]
         if not (self.layout or self.range):
             del values["layout"], values["range"]
         for name in _READING_SETTINGS:
             values.pop(name, None)
         return values
-
-    @property
-    def clip_span(self) -> int:
-        """Number of video frames from the first to the last frame of a validation clip, inclusive."""
-        return self.span_of(self.val_bucket)
-
-    def span_of(self, bucket: Bucket) -> int:
-        """Return the number of video frames from the first to the last frame of a clip, inclusive."""
-        return (bucket.num_frames - 1) * self.stride + 1

@@ -1,11 +1,12 @@
 """The settings of the discriminators."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
-from telecine.base.checks import argument_error
-from telecine.settings.group import Count, CountOrZero, UserPath, group
+from telecine.base.checks import argument_error, describe
+from telecine.settings.group import Count, CountOrZero, Function, UserPath, group
 
 # The shortest side that the networks of LPIPS accept.
 MIN_SIZES = {"vgg": 16, "alex": 31}
@@ -39,13 +40,19 @@ class FeaturesConfig:
 class DiscriminatorConfig:
     """Which discriminators there are, and their size."""
 
-    video: Literal["first_frame", "plain", "patch", "features", "none"] = "first_frame"
+    video: Literal["first_frame", "plain", "patch", "features", "none"] | Function = "first_frame"
     """The discriminator of clips: causal with the first frame apart ("first_frame", for causal autoencoders), plain 3D
     convolutions ("plain"), fully convolutional with a logit per patch ("patch", which is lighter and local), heads on
-    the layers of a frozen network that sees each frame ("features", in float32), or none.
+    the layers of a frozen network that sees each frame ("features", in float32), or none. Or the dotted path of a class
+    of modules, see `params` and docs/extending.md.
     Source: "first_frame" and "plain" in CogVideo; "patch" in VidTok and Open-Sora-Plan; "features" in GigaTok and RAE.
     Drawback: a discriminator that is too large wins: real and fake logits separate, and the generator loss rises.
     "features" with an exact penalty differentiates the frozen network twice."""
+    params: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of the class whose path `video` is. Before them it gets `channels`, `image_size` and `frame_num` of its
+    clips, and the settings of this group such as `dim`, if it has arguments of these names.
+    Source: telecine.
+    Drawback: a class without a size for small clips, which `num_scales` adds."""
     image: Literal["attention", "patch", "none"] = "none"
     """The discriminator of single frames, which sees a random one of each clip: with attention ("attention"), fully
     convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.
@@ -92,6 +99,12 @@ class DiscriminatorConfig:
     Drawback: "none" needs a penalty."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """The frozen network of "features"."""
+
+    def __post_init__(self) -> None:
+        is_named = isinstance(self.video, str) and "." not in self.video
+        if self.params and is_named:
+            contract = "left out unless `discriminator.video` is the dotted path of a class"
+            raise argument_error("params", contract, describe(self.params), "Remove it.")
 
     def check_size(self, shortest: int) -> None:
         """Check that the clips are large enough for the discriminators.

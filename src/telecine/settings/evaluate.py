@@ -96,6 +96,8 @@ class MeasuredClips(ModelUse):
     """Width of a clip. Its default does not depend on `height`: as in the training run, the videos' width, or 256."""
     stride: Integer | None = None
     """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
+    fps: Number | None = None
+    """Frames per second of the clips, see `clips.fps`. Default: as in the training run, unless `stride` is set."""
 
     @property
     def clip_limit(self) -> int:
@@ -103,12 +105,16 @@ class MeasuredClips(ModelUse):
         return 100 if self.max_clips is None else self.max_clips
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
-        """Return `base` with the length, size and stride that are set here, and without training-only settings."""
+        """Return `base` with the length, size and times that are set here, and without training-only settings."""
         values: dict[str, Any] = {}
-        for name in ("num_frames", "height", "width", "stride", "layout", "range"):
+        for name in ("num_frames", "height", "width", "stride", "fps", "layout", "range"):
             value = getattr(self, name)
             if value not in (None, ()):
                 values[name] = value
+        if self.fps is None and self.stride is not None:
+            values["fps"] = None
+        if self.stride is None and self.fps is not None:
+            values["stride"] = 1
         return replace(
             base,
             buckets=(),

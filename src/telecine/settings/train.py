@@ -125,10 +125,11 @@ class TrainConfig:
         ValueError: A setting is out of range, or settings contradict each other.
     """
 
-    data: UserPath | None = None
+    data: UserPath | tuple[UserPath, ...] | None = None
     """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
-    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://. Without it, four short sample videos."""
-    val_data: UserPath | None = None
+    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
+    as a list. Without it, four short sample videos."""
+    val_data: UserPath | tuple[UserPath, ...] | None = None
     """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""
     model: UserPath | None = None
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
@@ -141,7 +142,8 @@ class TrainConfig:
     init: UserPath | None = None
     """Start telecine's own autoencoder from another one: a run, or a folder or Hub id with its weights. It may have
     another compression, other channels or another size: layers of the same place and shape are copied, the others are
-    new. Not with `model`, nor with LoRA."""
+    new. Not with `model`, nor with LoRA. For `telecine distill`: start the student from a model that `telecine prune`
+    made of the teacher, in place of `student`."""
     output_dir: UserPath = "runs/train"
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: Annotated[Count, Field(le=_MOST)] = 100_000
@@ -376,7 +378,7 @@ class DistillConfig(TrainConfig):
     VAE; a run of telecine; or tiny, the model in the package."""
     student: str = "small"
     """The student's decoder: "small", "tiny", "teacher" for one like that of a telecine model, or a YAML or JSON file
-    with settings of `causal_vae`."""
+    with settings of `causal_vae`. A model of `telecine prune` is named by `init`, and starts with its weights."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
     latent_weight: Positive = 1.0
@@ -394,9 +396,6 @@ class DistillConfig(TrainConfig):
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
 
     def __post_init__(self) -> None:
-        if self.init is not None and not self.train_encoder:
-            remedy = "What it learns from is its `teacher`."
-            raise argument_error("init", "left out for a student", repr(self.init), remedy)
         super().__post_init__()
         if self.trainable.weights == "lora":
             remedy = "Low-rank updates change a trained model, and a student is new."

@@ -1,6 +1,6 @@
-"""The linear baseline of a run: how well a matrix with the same latent reconstructs the validation clips."""
+"""What a run is compared with on its validation clips: a matrix with the same latent, and the teacher of a student."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -21,8 +21,9 @@ from telecine.training.logging import print_lines
 NUM_CLIPS = 300
 # After 120 updates the demo has on average the PSNR of its start (benchmarks/results/2026-11-27-objectives.md).
 _FEWEST_STEPS = 300
-# The baseline's metrics are logged beside those of each validation, under this prefix, so that every plot shows them.
-_PREFIX = "linear/"
+# These metrics are logged beside those of each validation, under a prefix, so that every plot shows them.
+_LINEAR = "linear/"
+_TEACHER = "teacher/"
 
 
 class NoBaselineError(ValueError):
@@ -88,11 +89,37 @@ def measure_baseline(
     """
     metrics = measure_linear(baseline, val, perceptual, device)
     print_lines(console, [f"linear baseline: held-out {describe_metrics(metrics)}"])
-    return {f"{_PREFIX}{name}": value for name, value in metrics.items()}
+    return {f"{_LINEAR}{name}": value for name, value in metrics.items()}
 
 
-@tf32(False)
-@torch.no_grad()
+def measure_teacher(
+    teacher: VideoAutoencoder,
+    val: Sequence[Clip],
+    perceptual: Mapping[str, nn.Module],
+    console: Console,
+    device: torch.device,
+) -> dict[str, float]:
+    """Print the metrics of a student's teacher on held-out clips, and return them by their names in the log.
+
+    Args:
+        teacher: The teacher, which is back on the CPU afterwards.
+        val: The held-out clips.
+        perceptual: The perceptual metrics of a validation by name.
+        console: Where they are printed.
+        device: Where it is measured.
+    """
+    teacher.to(device).eval()
+
+    def reconstruct(video: Video) -> Video:
+        return teacher(video, sample_posterior=False).video
+
+    with torch.random.fork_rng(devices=[]):
+        metrics = _measure(reconstruct, val, perceptual, device)
+    teacher.to("cpu")
+    print_lines(console, [f"teacher: held-out {describe_metrics(metrics)}"])
+    return {f"{_TEACHER}{name}": value for name, value in metrics.items()}
+
+
 def measure_linear(
     linear: LinearAutoencoder,
     val: Sequence[Clip],
@@ -107,18 +134,38 @@ def measure_linear(
         perceptual: The perceptual metrics of a validation by name.
         device: Where it is measured.
     """
-    linear.to(device)
+    return _measure(linear.to(device), val, perceptual, device)
+
+
+@tf32(False)
+@torch.no_grad()
+def _measure(
+    reconstruct: Callable[[Video], Video],
+    val: Sequence[Clip],
+    perceptual: Mapping[str, nn.Module],
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the mean of each metric of reconstructions over held-out clips."""
     metrics = ReconstructionMetrics(perceptual)
     for clip in val:
         target = clip["video"][None].to(device)
-        metrics.update(reconstruction=linear(target), target=target)
+        metrics.update(reconstruction=reconstruct(target), target=target)
     return mean_over_clips(metrics.per_clip())
 
 
 def recorded_linear(files: Run) -> dict[str, float]:
-    """Return the metrics of the baseline that a run has logged, or nothing if it has none."""
+    """Return the metrics of the linear baseline that a run has logged, or nothing if it has none."""
+    return _recorded(files, _LINEAR)
+
+
+def recorded_teacher(files: Run) -> dict[str, float]:
+    """Return the metrics of the teacher that a run has logged, or nothing if it has none."""
+    return _recorded(files, _TEACHER)
+
+
+def _recorded(files: Run, prefix: str) -> dict[str, float]:
     first: dict[str, float] = next(iter(files.history), {})
-    return {name: value for name, value in first.items() if name.startswith(_PREFIX)}
+    return {name: value for name, value in first.items() if name.startswith(prefix)}
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:

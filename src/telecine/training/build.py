@@ -131,9 +131,10 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
         and config.model is not None
         and model.in_channels != config.clips.num_channels
     ):
-        text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
-        logger.warning(text, config.model, model.in_channels, config.clips.num_channels)
+        num_channels = model.in_channels
         model = model.with_channels(config.clips.num_channels)
+        text = "the first and the last layer of %s change from %d to %d channels, its other weights stay"
+        logger.warning(text, config.model, num_channels, config.clips.num_channels)
     if config.model_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.temporal_chunk is not None:

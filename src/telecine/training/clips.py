@@ -1,6 +1,6 @@
 """The clips of a run: the videos that it uses, what is held out, and the batches of each update."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -19,10 +19,13 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
+from telecine.data.holdout_split import middles
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import num_bytes
+from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
@@ -39,7 +42,7 @@ from telecine.training.step import MicroBatch
 class Clips:
     """The clips of a run, for training and for validation."""
 
-    train: ClipDataset
+    train: ClipDataset | MappedClips
     val: list[Clip]
     num_videos: int
     num_images: int
@@ -103,7 +106,12 @@ class Spans:
     """Videos that are shorter than a clip."""
 
     @classmethod
-    def find(cls, data: str | None, val_data: str | None, config: ClipConfig) -> "Spans":
+    def find(
+        cls,
+        data: str | Sequence[str] | None,
+        val_data: str | Sequence[str] | None,
+        config: ClipConfig,
+    ) -> "Spans":
         """Find, index and split the videos and images of a data set.
 
         Args:
@@ -118,18 +126,60 @@ class Spans:
             usable = [whole_video(info) for info in infos]
         else:
             usable, skipped = load_spans(data, config)
-        shortest = min(config.span_of(bucket) for bucket in config.train_buckets)
-        num_short = log_too_short(usable, shortest)
+        num_short = log_too_short(usable, ClipFrames.shortest(config))
         if val_data is None:
             to_split = [span for span in usable if span.info.is_image or config.image_ratio < 1]
-            train, held_out = split_videos(
-                to_split or usable, config.val_fraction, config.clip_span, config.holdout
-            )
+            train, held_out = split_videos(to_split or usable, config)
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
             held_out, _ = load_spans(val_data, config, name="val_data")
             train = without_held_out(usable, held_out)
         return cls(usable, train, held_out, skipped, num_short)
+
+
+def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset) -> Clips:
+    """Split a map-style data set, and read the validation clips. Every process has to call this.
+
+    Args:
+        config: The settings. Those of files and of several sizes have to be left out.
+        model: The autoencoder.
+        dataset: The clips, see `MappedClips`.
+
+    Raises:
+        ValueError: A setting is for files, clips do not fit the model, or a process has other clips than the first one.
+        DataError: There are fewer than two clips, or a validation clip is not as `config.clips` says.
+    """
+    clips = config.clips
+    for_files = {
+        "data": config.data,
+        "val_data": config.val_data,
+        "latent_cache": config.latent_cache,
+        "clips.buckets": clips.buckets,
+        "clips.image_ratio": clips.image_ratio,
+        "clips.cache": clips.cache,
+    }
+    for name, value in for_files.items():
+        if value:
+            remedy = "It is for data in files."
+            raise argument_error(name, "left out with `dataset`", repr(value), remedy)
+    check_channels(clips, model)
+    check_buckets(clips.train_buckets, model, images=False)
+    train, held_out = split_indices(len(dataset), clips.val_fraction)
+    chosen = [
+        held_out[place] for place in middles(len(held_out), min(config.val_clips, len(held_out)))
+    ]
+    val = [read_mapped(dataset, index, clips) for index in chosen]
+    mapped = Clips(
+        train=MappedClips(dataset, train, clips, seed=config.seed),
+        val=val,
+        num_videos=len(train),
+        num_images=0,
+        num_skipped=0,
+        held_out=f"{len(held_out)} of {len(dataset)} clips of the data set",
+    )
+    if num_ranks() > 1:
+        check_same_data(mapped.recorded())
+    return mapped
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
@@ -202,7 +252,7 @@ def check_same_data(recorded: Mapping[str, Any]) -> None:
 def read_batches(
     config: TrainConfig,
     state: TrainState,
-    clips: ClipDataset,
+    clips: ClipDataset | MappedClips,
     latent_cache: LatentCache | None,
     *,
     should_stop: Callable[[], bool],

@@ -22,6 +22,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.find import check_output
 from telecine.data.index_cache import fingerprint_of
+from telecine.data.mapped import MappedClips
 from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.latent_shards import (
@@ -141,7 +142,10 @@ def _data_errors() -> Iterator[None]:
 
 
 def open_cache(
-    folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
+    folder: str | None,
+    model: VideoAutoencoder,
+    clips: ClipDataset | MappedClips,
+    accelerator: Accelerator,
 ) -> LatentCache | None:
     """Return the cache in a folder, which is created if needed. Every process has to call this.
 
@@ -173,7 +177,7 @@ def open_cache(
 
 
 def identity_of(
-    encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str
+    encoder: VideoAutoencoder, clips: ClipDataset | MappedClips, mixed_precision: str
 ) -> dict[str, object]:
     """Return what the latents of clips depend on, by name.
 
@@ -222,7 +226,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
 
 
 def find_missing_batches(
-    cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler
+    cache: LatentCache, clips: ClipDataset | MappedClips, sampler: ClipBatchSampler
 ) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips.
 
@@ -247,7 +251,7 @@ def find_missing_batches(
 def fill_latent_cache(
     cache: LatentCache,
     state: TrainState,
-    clips: ClipDataset,
+    clips: ClipDataset | MappedClips,
     sampler: ClipBatchSampler,
     console: Console,
     before_each: Callable[[], None],
@@ -335,7 +339,7 @@ def check_disk(folder: Path, size: int) -> None:
 @torch.no_grad()
 def measure_latents(
     model: VideoAutoencoder,
-    clips: ClipDataset,
+    clips: ClipDataset | MappedClips,
     num_clips: int,
     accelerator: Accelerator,
     check: Callable[[Exception | None], None],

@@ -225,7 +225,7 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
         # Before the record, which ends the validation.
         write_clips(run.files, state.step, result.clips, fps=result.fps)
     record = {f"val/{name}": value for name, value in result.metrics.items()}
-    record |= run.linear | gap
+    record |= run.linear | run.teacher | gap
     record |= {f"latent/{name}": value for name, value in result.latent.items()}
     run.records.add(state, record)
     if run.is_main:

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch import nn
 from telecine.base.checks import Interrupted
 from telecine.base.files import mark_output
 from telecine.data.find import check_output
+from telecine.data.mapped import MapDataset
 from telecine.losses.perceptual import LPIPS
 from telecine.models import (
     CausalVAE,
@@ -36,13 +37,15 @@ from telecine.training.baseline import (
     NoBaselineError,
     fit_linear,
     measure_baseline,
+    measure_teacher,
     recorded_linear,
+    recorded_teacher,
     start_from_linear,
     training_clips,
 )
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer, best_step
-from telecine.training.clips import Clips, build_clips
+from telecine.training.clips import Clips, build_clips, map_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
     describe_processes,
@@ -88,7 +91,7 @@ class LockedFolder:
         self.lock: RunLock | None = None
         on_first_process(partial(self._take, config.data, steal=steal), accelerator)
 
-    def _take(self, data: str | None, *, steal: bool) -> None:
+    def _take(self, data: str | Sequence[str] | None, *, steal: bool) -> None:
         check_output("output_dir", data, str(self.files.folder))
         self.files.check_files()
         self.lock = RunLock(self.files.folder, steal=steal)
@@ -126,6 +129,8 @@ class TrainingRun:
     """The perceptual metrics of a validation by name."""
     linear: dict[str, float]
     """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
+    teacher: dict[str, float]
+    """Those of a student's teacher, likewise; empty for a model without one."""
     first_normalisation: Normalisation
     """The normalisation of the latent before training."""
     hub_repository: str | None
@@ -164,6 +169,8 @@ def prepare(
     console: Console,
     autoencoder: nn.Module | None = None,
     *,
+    teacher: VideoAutoencoder | None = None,
+    dataset: MapDataset | None = None,
     steal_lock: bool = False,
     change_data: bool = False,
 ) -> TrainingRun:
@@ -175,6 +182,8 @@ def prepare(
         config: The settings.
         console: Where to print; only the first process does.
         autoencoder: A custom module to train instead of the model that `config.model` names.
+        teacher: An autoencoder whose metrics are logged beside those of the run.
+        dataset: Clips to train on instead of files, see `train`.
         steal_lock: Take over the lock of another process.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
 
@@ -197,7 +206,14 @@ def prepare(
         )
         try:
             return _build(
-                start, folder, accelerator, console, start_time=start_time, change_data=change_data
+                start,
+                folder,
+                accelerator,
+                console,
+                teacher=teacher,
+                dataset=dataset,
+                start_time=start_time,
+                change_data=change_data,
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(
@@ -214,6 +230,8 @@ def _build(
     accelerator: Accelerator,
     console: Console,
     *,
+    teacher: VideoAutoencoder | None,
+    dataset: MapDataset | None,
     start_time: float,
     change_data: bool,
 ) -> TrainingRun:
@@ -233,7 +251,9 @@ def _build(
     model, copied, init_digest = _build_model(start, console)
 
     # The data.
-    clips, data = _read_data(start, model, accelerator, console, change_data=change_data)
+    clips, data = _read_data(
+        start, model, accelerator, console, dataset=dataset, change_data=change_data
+    )
     if not is_resumed and start.module is None and device.type == "cpu":
         describe = partial(describe_on_cpu, config, model, num_processes=accelerator.num_processes)
         line = on_first_process(describe, accelerator)
@@ -247,6 +267,7 @@ def _build(
     else:
         print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
     linear: dict[str, float] = {}
+    teacher_metrics: dict[str, float] = {}
     num_linear, _ = copied.get("encoder.linear", (0, 0))
     is_new = start.module is None and config.model is None and num_linear == 0
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
@@ -254,6 +275,8 @@ def _build(
             linear = _fit_linear_maps(
                 config, model, clips, perceptual, console, device, is_new=is_new
             )
+            if teacher is not None:
+                teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
     first_normalisation = model.latent_normalisation()
 
     # The state on the device, new or from the checkpoint.
@@ -293,6 +316,7 @@ def _build(
     )
     if is_main and is_resumed and records.summary.validated_from == 0:
         linear = recorded_linear(folder.files)
+        teacher_metrics = recorded_teacher(folder.files)
     run = TrainingRun(
         config=config,
         accelerator=accelerator,
@@ -306,6 +330,7 @@ def _build(
         latent_cache=latent_cache,
         perceptual=perceptual,
         linear=linear,
+        teacher=teacher_metrics,
         first_normalisation=first_normalisation,
         hub_repository=hub_repository,
     )
@@ -354,6 +379,7 @@ def _read_data(
     accelerator: Accelerator,
     console: Console,
     *,
+    dataset: MapDataset | None,
     change_data: bool,
 ) -> tuple[Clips, dict[str, Any]]:
     """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
@@ -361,7 +387,10 @@ def _read_data(
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
     # A stop loses nothing: the index of the files that were read is saved.
     with stop_on_signal(at_once=Interrupted(start.checkpoint)):
-        clips = build_clips(config, model)
+        if dataset is None:
+            clips = build_clips(config, model)
+        else:
+            clips = map_clips(config, model, dataset)
     data = clips.recorded()
     if start.saved is not None and not change_data:
         changes = on_first_process(

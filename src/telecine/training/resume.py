@@ -10,6 +10,7 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
+from telecine.data.find import paths_of
 from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.saved_settings import flat_settings, plain_settings, read_saved_settings
@@ -92,23 +93,34 @@ class SavedSettings:
                 changes.append(f"{name} {before} -> {after}")
         return changes
 
-    def check_data(self, data: str | None, *, may_be_same: bool) -> None:
+    def check_data(self, config: TrainConfig, *, may_be_same: bool) -> None:
         """Check that the run trains on the data of its checkpoint. The data may have been moved.
 
         Args:
-            data: The folder or list of videos; None for the sample videos.
+            config: The settings of the run that resumes.
             may_be_same: Whether files and held-out clips may be the same: they are, or were not compared yet.
 
         Raises:
             ValueError: The data differs.
         """
-        saved = self.values["data"]
-        if saved == data:
+        saved = paths_of(self.values["data"])
+        now = paths_of(config.data)
+        if [os.path.realpath(path) for path in saved] == [os.path.realpath(path) for path in now]:
             return
-        if saved and data and (may_be_same or os.path.realpath(saved) == os.path.realpath(data)):
+        if saved and now and may_be_same:
             return
+        self._check_model(config)
         remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
-        raise argument_error("data", f"{saved!r} as in {self.folder}", repr(data), remedy)
+        contract = f"{self.values['data']!r} as in {self.folder}"
+        raise argument_error("data", contract, repr(config.data), remedy)
+
+    def _check_model(self, config: TrainConfig) -> None:
+        """Raise a `ValueError` if the model is another one, too: the folder has another run than is meant."""
+        before = self.values["model"]
+        if config.model != before:
+            contract = f"a new folder, or one of a run of {config.model}"
+            got = f"{self.folder}, of a run of {before} on other data"
+            raise argument_error("output_dir", contract, got, "Use another --output_dir.")
 
     def check_clips(
         self, config: TrainConfig, before: RunSummary | None, data: Mapping[str, Any]
@@ -130,7 +142,7 @@ class SavedSettings:
             is_same_content = before.content_sha256 in ("", data["content_sha256"])
             is_same_files = before.data_sha256 == data["data_sha256"] and is_same_content
             is_same = is_same_files and before.validation == data["validation"]
-        self.check_data(now["data"], may_be_same=is_same)
+        self.check_data(config, may_be_same=is_same)
         if before is None:
             return []
         pairs = {
@@ -147,6 +159,7 @@ class SavedSettings:
         if before.validation != data["validation"] and _clip_choice(self.values) == _clip_choice(
             now
         ):
+            self._check_model(config)
             got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
             remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
             raise argument_error("data", f"that of {self.folder}", got, remedy)

@@ -17,6 +17,9 @@ from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole, describe_duration
 from telecine.data.find import check_output
+from telecine.data.mapped import MapDataset
+from telecine.discriminators.build import choose_video
+from telecine.models import VideoAutoencoder
 from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
 from telecine.report.page import write_report
@@ -82,6 +85,8 @@ def train(
     config: TrainConfig,
     *,
     autoencoder: nn.Module | None = None,
+    teacher: VideoAutoencoder | None = None,
+    dataset: MapDataset | None = None,
     console: Console | None = None,
     steal_lock: bool = False,
     change_data: bool = False,
@@ -93,6 +98,11 @@ def train(
     Args:
         config: The settings; they are written to the run's folder.
         autoencoder: A custom module to train instead of the model that `config.model` names.
+        teacher: An autoencoder whose metrics on the held-out clips are logged beside the run's, as `teacher/psnr`.
+        dataset: Clips to train on instead of files: any map-style data set, whose `dataset[index]` is float32
+            `(C, T, H, W)` in [-1, 1] of the size of `config.clips`, or a mapping with it as `video`. Each clip is
+            checked. `clips.val_fraction` of them, evenly spaced, are held out. A run that resumes asks for the same
+            indices in the same order, and its held-out clips are compared with those of before.
         console: Where to show progress; standard output by default. Only the first process prints.
         steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
@@ -107,7 +117,15 @@ def train(
     _check_config(config)
     check_encoding(config)
     console = console or PlainConsole()
-    run = prepare(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
+    run = prepare(
+        config,
+        console,
+        autoencoder,
+        teacher=teacher,
+        dataset=dataset,
+        steal_lock=steal_lock,
+        change_data=change_data,
+    )
     try:
         with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
             train_to_the_end(run, stop)
@@ -124,6 +142,8 @@ def _check_config(config: TrainConfig) -> None:
     """Check what can be checked before anything is read or written."""
     check_type("config", config, TrainConfig, _REMEDY)
     check_functions(config.objective, sharding=config.sharding)
+    if config.discriminator.video not in ("features", "none"):
+        choose_video(config.discriminator)
 
 
 def finish(run: TrainingRun) -> TrainResult:

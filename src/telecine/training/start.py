@@ -83,7 +83,7 @@ def find_start(
         saved.check_networks(config)
         if not change_data:
             # Data in another place is compared once it is read.
-            saved.check_data(config.data, may_be_same=True)
+            saved.check_data(config, may_be_same=True)
         config = _with_first_start(config, saved.values, console)
     if config.batch_size == "auto":
         config = _with_batch_size(

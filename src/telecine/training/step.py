@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from telecine.base.checks import TrainingError
+from telecine.base.checks import TrainingError, argument_error
 from telecine.base.randomness import clip_generators
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import Decode, mse
@@ -119,6 +119,9 @@ def accumulate_gradients(
 
     Returns:
         The log of the micro-batch, in float32.
+
+    Raises:
+        ValueError: If the autoencoder computes without gradients.
     """
     objective = state.objective
     autoencoder = state.autoencoder
@@ -135,6 +138,12 @@ def accumulate_gradients(
                 output = state.model(batch.inputs, generator=generators)
             else:
                 output = state.model(batch.inputs, generator=generators, posterior=batch.posterior)
+            if not output.video.requires_grad:
+                remedy = "Remove `torch.no_grad` and `detach` from its `forward`."
+                contract = "a video that was computed with gradients"
+                raise argument_error(
+                    "the module's output", contract, "a tensor without a graph", remedy
+                )
             target = batch.inputs if output.target is None else output.target
 
             # The losses of both networks.

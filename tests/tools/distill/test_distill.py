@@ -13,6 +13,7 @@ from telecine.__main__ import main
 from telecine.models import CausalVAE, Moments, load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
+from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.saved_settings import write_settings
 from telecine.settings import CausalVAEConfig, ClipConfig, DistillConfig
@@ -44,6 +45,7 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
         "latents",
     ]
     assert main([*command, "--teacher_weight", "0.5", "--steps", "1"]) == 0
+    assert "teacher: held-out psnr " in capsys.readouterr().out
     assert main([*command, "--teacher_weight", "0.5"]) == 0
     assert "resuming from" in capsys.readouterr().out
     assert len(list(Path("latents").glob("*.tar"))) == 2, "a clip was encoded in each run"
@@ -59,6 +61,14 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     checkpoint = Run(run).checkpoints.all()[-1][1]
     config = json.loads((checkpoint / "ema" / "config.json").read_text())
     wan = DiffusersAutoencoder.from_pretrained("wan")
+    teachers = [
+        record["teacher/psnr"] for record in Run(run).history.read() if "val/psnr" in record
+    ]
+    assert len(set(teachers)) == 1
+    assert len(teachers) == 3, "before, at 1 and at 2"
+    page = write_report([run]).read_text()
+    assert "<small>teacher " in page
+    assert "teacher/psnr" in page, "a curve"
     assert config["teacher"] == "wan", "not where it is on this machine"
     assert config["latents_mean"] == list(wan.module.config.latents_mean)
     of_student = {"decoder"}
@@ -271,10 +281,6 @@ def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(
             "`--model` must be left out, but got a value. A student is new, and learns from its `--t",
         ),
         (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
-        (
-            ["--init", "wan"],
-            "`--init` must be left out for a student, but got 'wan'. What it learns from is its ",
-        ),
         (
             ["--trainable.weights", "lora"],
             "`--trainable.weights` must be all or decoder for a student, but got lora.",

@@ -21,6 +21,9 @@ from telecine.tools.decode.settings import DecodeConfig
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
 
+# A stream computes chunks, and convolutions choose their order of sums by the number of frames.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+
 
 def settings(data, **changes):
     return EncodeConfig(data=str(data), device="cpu", clips_per_shard=2, **changes)
@@ -45,8 +48,8 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
     video = video_from_bytes(torch.stack(list(iterate_frames(data / "videos" / "b.mkv"))))
     with torch.no_grad():
         posterior = model.encode(F.pad(video[None], (0, 2, 0, 2, 0, 0), mode="replicate"))
-    assert torch.equal(sample["mean"], posterior.mean[0])
-    assert torch.equal(sample["logvar"], posterior.logvar[0])
+    torch.testing.assert_close(sample["mean"], posterior.mean[0], **ROUNDING)
+    torch.testing.assert_close(sample["logvar"], posterior.logvar[0], **ROUNDING)
     assert sample["facts"] == {
         "source": "b.mkv",
         "first_frame": 0,
@@ -64,7 +67,7 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
     last = frames[-1:].expand(2, -1, -1, -1)
     with torch.no_grad():
         mean = model.encode(video_from_bytes(torch.cat([frames, last]))[None]).mean
-    assert torch.equal(part["mean"], mean[0])
+    torch.testing.assert_close(part["mean"], mean[0], **ROUNDING)
 
 
 @pytest.mark.parametrize("place", range(1, 11))
@@ -103,6 +106,14 @@ def test_two_processes_write_what_one_writes(model, data, latents, tmp_path, mon
         results.append(encode_data(model, settings(data / "list.jsonl"), tmp_path))
     assert [encoded.num_new for encoded in results] == [2, 4]
     assert [encoded.is_complete for encoded in results] == [False, True]
+    assert content(tmp_path) == content(latents)
+
+
+def test_a_lost_shard_is_encoded_again(model, data, latents, tmp_path):
+    for name, file in content(latents).items():
+        (tmp_path / name).write_bytes(file)
+    (tmp_path / "latents-00001.tar").unlink()
+    assert encode_data(model, settings(data / "list.jsonl"), tmp_path).num_new == 2
     assert content(tmp_path) == content(latents)
 
 
@@ -149,11 +160,15 @@ def test_the_mode_in_half_precision_normalised(model, data, tmp_path, dtype):
         model.latent_statistics = None
 
 
-def test_decoded_latents_equal_reconstruct(model, data, tmp_path):
+def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "model")
     encode_data(tmp_path / "model", settings(data / "videos"), tmp_path / "latents")
     decode = DecodeConfig(device="cpu", format="mkv")
-    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 5
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 2
+    monkeypatch.setenv("RANK", "0")
+    assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 3
     assert decode_latents(tmp_path / "latents", decode, tmp_path / "decoded") == 0
     compared = 0
     for path in sorted((tmp_path / "decoded").iterdir()):

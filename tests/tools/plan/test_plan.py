@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+import telecine
 from telecine.__main__ import main
 from telecine.base.terminal import PlainConsole
 from telecine.settings import (
@@ -16,7 +17,7 @@ from telecine.settings import (
     PenaltyConfig,
     TrainConfig,
 )
-from telecine.tools.plan.plan import Fit, Plan, make_plan
+from telecine.tools.plan.plan import Fit, Plan
 from telecine.training.memory import UpdateMemory
 
 MB = 10**6
@@ -42,7 +43,7 @@ SWITCHES = (
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(replace(CONFIG, batch_size="auto"), 200 * MB, 4)
+    return telecine.plan(replace(CONFIG, batch_size="auto"), "200MB", 4)
 
 
 def printed(plan, width=80):
@@ -76,7 +77,7 @@ def test_the_plan_is_readable_in_80_columns(plan):
 
 @pytest.mark.slow
 def test_with_sharding_all_rows_are_of_sharded_weights(plan):
-    sharded = make_plan(replace(CONFIG, batch_size=1, sharding="fsdp2"), 200 * MB, 4)
+    sharded = telecine.plan(replace(CONFIG, batch_size=1, sharding="fsdp2"), 200 * MB, 4)
     assert [fit.title for fit in sharded.fits] == list(SWITCHES)
     assert sharded.fits[-1].one_clip == plan.fits[-1].one_clip
     text = printed(sharded)
@@ -96,7 +97,7 @@ def test_a_penalty_at_some_steps_counts_for_its_share():
             "perceptual_weight": 0.0,
         }
         objective = ObjectiveConfig(penalty=penalty, **weights)
-        flops[every] = make_plan(
+        flops[every] = telecine.plan(
             replace(CONFIG, discriminator=discriminator, objective=objective), 900 * MB, 1
         )
     assert flops[1].mean_flops == flops[1].update.flops == flops[4].update.flops
@@ -108,7 +109,7 @@ def test_a_memory_that_nothing_fits():
     with pytest.raises(
         ValueError, match=r"`memory` must be enough for one clip, but got 0\.00 GiB, and"
     ):
-        make_plan(CONFIG, MB, 1)
+        telecine.plan(CONFIG, MB, 1)
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])

@@ -1,7 +1,7 @@
 """The clips that settings describe, and the metrics that are defined for them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import Clip, Span, VideoInfo, iterate_validation_clips
-from telecine.data.holdout import middles
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.holdout_split import middles
 from telecine.data.index import log_too_short
 from telecine.data.source import whole_video
 from telecine.evaluation.metrics import METRICS, default_metrics
@@ -40,17 +41,21 @@ class ConfiguredClips:
             ValueError: All videos are too short.
         """
         check_count("max_clips", self.max_clips)
-        length = self.config.clip_span
-        longest = max(infos, key=lambda info: info.num_frames)
-        if longest.num_frames < length:
-            got = f"at most {longest.num_frames}, in {longest.source}"
+        frames = ClipFrames.of(self.config.val_bucket, self.config)
+        videos = [whole_video(info) for info in infos]
+        if not any(frames.fits(video) for video in videos):
+            longest = max(infos, key=lambda info: info.num_frames)
+            got = f"at most {longest.num_frames} frames, in {longest.source}"
             remedy = "Set a smaller `num_frames` or `stride`."
-            raise argument_error("data", f"files of at least {length} frames", got, remedy)
-        log_too_short([whole_video(info) for info in infos], length)
+            raise argument_error("data", f"files with {frames.describe()}", got, remedy)
+        log_too_short(videos, frames)
         spans = []
-        for info in infos:
-            starts = range(0, info.num_frames - length + 1, length)
-            spans += [Span(info, start, start + length - 1) for start in starts]
+        for video in videos:
+            start = 0
+            while frames.fits(replace(video, first_frame=start)):
+                last = frames.last_index(video.info, start)
+                spans.append(Span(video.info, start, last))
+                start = last + 1
         count = min(self.max_clips, len(spans))
         return [spans[index] for index in middles(len(spans), count)]
 
@@ -111,7 +116,8 @@ class ConfiguredClips:
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationProtocol` that say how clips were selected and read."""
-        frame_rates = {span.info.fps for span in spans}
+        clips = self.config
+        frame_rates = {clips.fps or span.info.fps / clips.stride for span in spans}
         return {
             "num_frames": self.config.num_frames,
             "height": self.config.height,
@@ -119,6 +125,6 @@ class ConfiguredClips:
             "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
             "crop": "center",
             "places": CLIP_SELECTION,
-            "fps": frame_rates.pop() / self.config.stride if len(frame_rates) == 1 else None,
+            "fps": frame_rates.pop() if len(frame_rates) == 1 else None,
             "frame_stride": self.config.stride,
         }

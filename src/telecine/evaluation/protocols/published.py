@@ -25,6 +25,7 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.index import log_too_short
 from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
@@ -109,6 +110,7 @@ class PublishedProtocol:
             "height": self.crop,
             "width": self.crop,
             "stride": 1 if self.sample_fps is None else None,
+            "fps": None,
             "max_clips": None,
         }
         for name, expected in allowed.items():
@@ -150,7 +152,8 @@ class PublishedProtocol:
                 remedy = f"Protocol {self.name} is not defined for them."
                 raise argument_error("data", contract, f"{info.fps:g} in {info.source}", remedy)
         if self.clips == "first":
-            log_too_short([whole_video(info) for info in infos], self._clip_span(infos[0]))
+            frames = ClipFrames(self._num_source_frames(infos[0]))
+            log_too_short([whole_video(info) for info in infos], frames)
         spans = []
         for info in infos:
             spans += self._spans(info)
@@ -164,7 +167,7 @@ class PublishedProtocol:
     def _stride(self, info: VideoInfo) -> int:
         return 1 if self.sample_fps is None else round(info.fps / self.sample_fps)
 
-    def _clip_span(self, info: VideoInfo) -> int:
+    def _num_source_frames(self, info: VideoInfo) -> int:
         assert self.num_frames is not None
         return (self.num_frames - 1) * self._stride(info) + 1
 
@@ -176,17 +179,19 @@ class PublishedProtocol:
             num_frames = min(num_frames, max(max_frames, math.ceil(max_seconds * info.fps)))
         if self.clips == "whole":
             return [Span(info, 0, num_frames - 1)]
-        clip_span = self._clip_span(info)
+        num_source_frames = self._num_source_frames(info)
         starts: Sequence[int] = []
         if self.clips == "all":
             starts = range(
-                0, num_frames, clip_span + self._stride(info) - 1
+                0, num_frames, num_source_frames + self._stride(info) - 1
             )  # the next one begins a stride later
         elif self.clips == "random":
-            starts = [seed_of(info.source.name) % max(num_frames - clip_span + 1, 1)]
-        elif clip_span <= num_frames:
+            starts = [seed_of(info.source.name) % max(num_frames - num_source_frames + 1, 1)]
+        elif num_source_frames <= num_frames:
             starts = [0]
-        return [Span(info, start, min(start + clip_span, num_frames) - 1) for start in starts]
+        return [
+            Span(info, start, min(start + num_source_frames, num_frames) - 1) for start in starts
+        ]
 
     def read(self, span: Span) -> Clip | None:
         """Return a clip as the protocol reads it, in [-1, 1]. Log and return None if it cannot be decoded."""
@@ -197,7 +202,7 @@ class PublishedProtocol:
         except DecodeError as error:
             logger.warning("skipping a clip: %s", error)
             return None
-        if span.info.layout:  # an array
+        if span.info.is_array:
             frames = bytes_from_video(video_from_bytes(frames))
         video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
         if self.num_frames is not None and num_read < self.num_frames:

@@ -46,7 +46,7 @@ REFUSED = {
 }
 """Autoencoders that are not trained, with the reason."""
 # Norms of channels with `scale`, `gamma` and `bias`, for which `rms_norm` stands in while a model trains.
-_RMS_NORMS = {
+RMS_NORMS = {
     "HunyuanImageRefinerRMS_norm",
     "HunyuanVideo15RMS_norm",
     "QwenImage21RMS_norm",
@@ -333,7 +333,7 @@ FAMILIES = {
 def prepare_for_training(module: DiffusersModel) -> None:
     """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips and `rms_norm`."""
     for layer in module.modules():
-        if type(layer).__name__ in _RMS_NORMS and layer.channel_first:
+        if type(layer).__name__ in RMS_NORMS and layer.channel_first:
             layer.forward = partial(_normalise, layer)
         if hasattr(layer, "time_conv"):
             wan.enable_whole_clips(layer)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from telecine.base.checks import count
 from telecine.base.devices import gigabytes
 from telecine.data import Span
+from telecine.data.hdr import BT2020, HLG, PQ
 from telecine.data.source import Source
 from telecine.settings import ClipConfig
 from telecine.tools.data_report.report import DataReport
@@ -54,6 +55,12 @@ def give_advice(
             f"Searched for cuts: {report.num_searched} of {num_videos} videos. `--max_frames` searches more."
         )
 
+    hdr = [row.path for row in report.files if row.codec.endswith((PQ, HLG, BT2020))]
+    if hdr and clips.hdr == "as_stored":
+        sentences.append(
+            f"Videos with a high dynamic range or wide colours (PQ, HLG, BT.2020): {len(hdr)} of {num_videos}. Their "
+            "values look grey as ordinary video; `--clips.hdr tone_map` converts them to BT.709."
+        )
     if clips.weighting == "frames":
         sentences.extend(_weighting_advice(train))
     if report.copies:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice, pairwise
@@ -24,9 +24,10 @@ from telecine.data import (
     iterate_frames,
 )
 from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.dataset import num_cached_bytes
 from telecine.data.decode import open_video, read_clip
-from telecine.data.find import ignored_suffixes
+from telecine.data.find import ignored_suffixes, paths_of
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, file_of, resolve_source
@@ -75,7 +76,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     )
 
     infos = list({span.info.source: span.info for span in spans.usable}.values())
-    shortest = min(config.clips.span_of(bucket) for bucket in config.clips.train_buckets)
+    shortest = ClipFrames.shortest(config.clips)
     rows = _list_files(infos, dataset.spans, spans.held_out, config.clips, shortest)
     for skipped in spans.skipped:
         rows.append(FileRow(str(skipped.path), skipped.reason, is_used=False))
@@ -87,18 +88,21 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     scenes = []
     if any(cuts.values()):
         for scene in _split_at_cuts(listed, cuts):
-            if scene.info.is_image or scene.num_frames >= shortest:
+            if scene.info.is_image or shortest.fits(scene):
                 scenes.append(scene)
 
     held_out = []
     for span in spans.held_out:
         if _is_drawn(span.info, config.clips):
             held_out.append(span)
+    ignored = Counter[str]()
+    for path in paths_of(config.data):
+        ignored.update(ignored_suffixes(path))
     report = DataReport(
-        data=config.data or "the sample videos",
+        data=", ".join(paths_of(config.data)) or "the sample videos",
         clips=clips,
         files=rows,
-        ignored=dict(ignored_suffixes(config.data)) if config.data else {},
+        ignored=dict(ignored),
         copies=_find_copies(infos),
         scenes=scenes,
         num_searched=sum(positions is not None for positions in cuts.values()),
@@ -148,12 +152,12 @@ def _list_files(
     train: Sequence[Span],
     held_out: Sequence[Span],
     clips: ClipConfig,
-    shortest: int,
+    shortest: ClipFrames,
 ) -> list[FileRow]:
     uses: defaultdict[Source, list[str]] = defaultdict(list)
     for use, spans in (("training", train), ("held out", held_out)):
         for span in spans:
-            is_long_enough = span.info.is_image or span.num_frames >= shortest
+            is_long_enough = span.info.is_image or shortest.fits(span)
             source = resolve_source(span.info.source)
             if is_long_enough and _is_drawn(span.info, clips) and use not in uses[source]:
                 uses[source].append(use)
@@ -168,8 +172,10 @@ def _list_files(
             use = "an image, and `clips.image_ratio` is 0"
         elif clips.image_ratio == 1:
             use = "a video, and `clips.image_ratio` is 1"
+        elif shortest.is_too_slow(info):
+            use = f"{info.fps:.3g} frames a second; `clips.fps` is {clips.fps:g}"
         else:
-            use = f"{info.num_frames} frames; a clip needs {shortest}"
+            use = f"{info.num_frames} frames; a clip needs {shortest.num_source_frames(info)}"
         codec, keyframe_distance = _codec_and_keyframe_distance(info)
         row = FileRow(
             path=str(info.source),
@@ -189,7 +195,7 @@ def _list_files(
 
 
 def _codec_and_keyframe_distance(info: VideoInfo) -> tuple[str, int | None]:
-    if info.layout:
+    if info.is_array:
         return "array", None
     if info.is_image:
         return "image", None
@@ -197,7 +203,8 @@ def _codec_and_keyframe_distance(info: VideoInfo) -> tuple[str, int | None]:
     starts = [0, *keyframes, info.num_frames]
     distance = max(after - before for before, after in pairwise(starts))
     with open_video(info.source) as (_, stream):
-        return stream.codec_context.name, distance
+        codec = stream.codec_context.name
+    return f"{codec}, {info.hdr}" if info.hdr else codec, distance
 
 
 def _find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:

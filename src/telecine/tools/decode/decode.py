@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,13 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
         raise argument_error("model", "of the encoder that encoded", got, remedy)
     normalisation = manifest["normalisation"] if manifest["settings"]["normalise"] else {}
     shards = LatentShards(latents)
-    files = name_files(shards, Path(output), config.format)
-    missing = [(name, path) for name, path in files.items() if not path.exists()]
-    missing = missing[int(os.environ.get("RANK", "0")) :: num_ranks]
-    for name, path in with_progress(missing, "decoding"):
+    rank = int(os.environ.get("RANK", "0"))
+    files = list(name_files(shards, Path(output), config.format).items())
+    missing = [(name, path) for name, path in files[rank::num_ranks] if not path.exists()]
+    clips: Iterable[tuple[str, Path]] = missing
+    if rank == 0:
+        clips = with_progress(missing, "decoding")
+    for name, path in clips:
         tensors, facts = shards.read(name)
         latent = denormalised(tensors[MEAN][None].float().to(device), normalisation)
         frames = decoded_frames(model, latent, facts, config.chunk_frames)

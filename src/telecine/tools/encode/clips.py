@@ -101,7 +101,7 @@ def read_pieces(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
     """
     for frames in _decoded(clip, config):
         bucket = Bucket(len(frames), clip.height, clip.width)
-        spec = ClipSpec(clip.span, 0, crop_scale=1.0, top=0.5, left=0.5, flip=False)
+        spec = ClipSpec(clip.span, 0, zoom=1.0, top=0.5, left=0.5, flip=False)
         yield make_clip(frames, spec, bucket)["video"]
 
 

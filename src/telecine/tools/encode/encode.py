@@ -107,15 +107,20 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     identity = _saved_identity(folder, identity_of(checkpoint, model, spans, config))
     encoder = _Encoder(model, device, config, clip_config)
-    num_new = 0
-    todo = []
+    missing = []
+    num_missing = 0
     for number, first in enumerate(range(0, len(clips), config.clips_per_shard)):
         path = folder / f"latents-{number:05d}.tar"
-        if number % num_ranks == rank and not path.with_suffix(".json").is_file():
-            todo.append((path, first, clips[first : first + config.clips_per_shard]))
-    total = sum(len(part) for _, _, part in todo)
-    progress = with_progress(range(total), "encoding", total=total)
-    for path, first, part in todo:
+        is_there = path.is_file() and path.with_suffix(".json").is_file()
+        if number % num_ranks == rank and not is_there:
+            part = clips[first : first + config.clips_per_shard]
+            missing.append((path, first, part))
+            num_missing += len(part)
+    progress: Iterator[int] = iter(range(num_missing))
+    if rank == 0:
+        progress = with_progress(progress, "encoding", total=num_missing)
+    num_new = 0
+    for path, first, part in missing:
         num_new += encoder.write_shard(path, first, part, progress)
     num_shards = -(-len(clips) // config.clips_per_shard)
     shards = LatentShards(folder, verify=False)

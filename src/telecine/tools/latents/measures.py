@@ -65,7 +65,12 @@ def measure_latent_spaces(
     num_frames, height, width = first.clips.val_bucket.shape
     # All models encode the same clips.
     config_of_first = replace(
-        config, num_frames=num_frames, height=height, width=width, stride=first.clips.stride
+        config,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        stride=None if first.clips.fps else first.clips.stride,
+        fps=first.clips.fps,
     )
     measured = [first]
     measured += [measured_model(model, config_of_first, device) for model in models[1:]]
@@ -87,6 +92,7 @@ def measure_latent_spaces(
         "height": height,
         "width": width,
         "frame_stride": first.clips.stride,
+        "fps": first.clips.fps,
         "places": CLIP_SELECTION,
         "clips_sha256": clips.sha256,
         "noise_seed": 0,

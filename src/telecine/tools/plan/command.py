@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-from telecine.base.checks import check_count
 from telecine.base.terminal import console
 from telecine.settings import TrainConfig
 
@@ -17,8 +16,6 @@ def plan(
     num_processes: Annotated[int, "Number of processes that sharding is planned for."] = 8,
 ) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
-    from telecine.base.devices import parse_memory
-    from telecine.tools.plan.plan import make_plan
+    from telecine.tools.plan.plan import plan
 
-    available = None if memory is None else parse_memory(memory)
-    make_plan(settings, available, check_count("num_processes", num_processes)).print_to(console)
+    plan(settings, memory, num_processes).print_to(console)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Column, Table
 
-from telecine.base.checks import argument_error
-from telecine.base.devices import free_memory, gigabytes, pick_device
+from telecine.base.checks import argument_error, check_count, check_type
+from telecine.base.devices import free_memory, gigabytes, parse_memory, pick_device
 from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
 from telecine.settings import TrainConfig
@@ -88,18 +88,24 @@ def _table_of_parts(update: UpdateMemory, title: str) -> Table:
     return table
 
 
-def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
+def plan(config: TrainConfig, memory: int | str | None = None, num_processes: int = 8) -> Plan:
     """Plan a run; nothing is trained.
 
     Args:
         config: The settings. A batch size of "auto" is planned as 1.
-        memory: Bytes of the device; by default those that are free on the device at hand. With a number and the
-            device "auto", the plan is for a GPU.
+        memory: Bytes of the device, or a text such as "80GiB"; by default what is free on the device at hand. With it
+            and the device "auto", the plan is for a GPU.
         num_processes: How many processes share the weights, with sharding.
 
     Raises:
         ValueError: The model does not fit the clips, or not even one clip fits the memory.
     """
+    check_type(
+        "config", config, TrainConfig, 'Use `read_config("demo")`, or another recipe or file.'
+    )
+    check_count("num_processes", num_processes)
+    if isinstance(memory, str):
+        memory = parse_memory(memory)
     device_type: str = config.device
     if memory is None:
         device = pick_device(config.device)

@@ -1,0 +1,88 @@
+"""Which frames of a video a clip has: every so many of them, or those nearest to evenly spaced times."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from telecine.data.source import Span, VideoInfo
+from telecine.settings import Bucket, ClipConfig
+
+# A video of fewer frames a second than this fraction of `clips.fps` has none of its clips: they would repeat frames.
+MIN_RATE = 0.95
+
+
+@dataclass(frozen=True)
+class ClipFrames:
+    """The frames of clips of one length.
+
+    Without `fps`, a clip has every `stride`-th frame. With it, the frames are those whose timestamps are nearest to
+    `number / fps` seconds after the first one, whatever the video's frame rate is, and whether it is constant or not.
+    """
+
+    num_frames: int
+    stride: int = 1
+    fps: float | None = None
+
+    @classmethod
+    def of(cls, bucket: Bucket, config: ClipConfig) -> "ClipFrames":
+        """Return the frames of clips of a size."""
+        return cls(bucket.num_frames, config.stride, config.fps)
+
+    @classmethod
+    def shortest(cls, config: ClipConfig) -> "ClipFrames":
+        """Return those of the shortest clips to train on."""
+        num_frames = min(bucket.num_frames for bucket in config.train_buckets)
+        return cls(num_frames, config.stride, config.fps)
+
+    def num_source_frames(self, info: VideoInfo) -> int:
+        """Return the number of frames of a video from the first to the last frame of a clip, both included.
+
+        With `fps`, it is that at the video's average frame rate.
+        """
+        if self.fps is None:
+            return (self.num_frames - 1) * self.stride + 1
+        return round((self.num_frames - 1) * info.fps / self.fps) + 1
+
+    def is_too_slow(self, info: VideoInfo) -> bool:
+        """Return whether a video has too few frames a second for clips of several frames at `fps`."""
+        return self.fps is not None and self.num_frames > 1 and info.fps < MIN_RATE * self.fps
+
+    def indices(self, info: VideoInfo, start: int) -> Sequence[int]:
+        """Return the index of each frame of the clip that begins at frame `start`. Indices may repeat with `fps`."""
+        if self.fps is None:
+            return range(start, start + (self.num_frames - 1) * self.stride + 1, self.stride)
+        return [info.nearest_frame(start, number / self.fps) for number in range(self.num_frames)]
+
+    def last_index(self, info: VideoInfo, start: int) -> int:
+        """Return the index of the last frame of the clip that begins at frame `start`; it may be after the video."""
+        if self.fps is None:
+            return start + (self.num_frames - 1) * self.stride
+        return info.nearest_frame(start, (self.num_frames - 1) / self.fps)
+
+    def num_starts(self, span: Span) -> int:
+        """Return the number of positions for a clip in a span, from its first frame on."""
+        if self.fps is None:
+            return max(0, span.num_frames - (self.num_frames - 1) * self.stride)
+        if self.is_too_slow(span.info):
+            return 0
+        starts = range(span.first_frame, span.last_frame + 1)
+        return bisect_right(
+            starts, span.last_frame, key=lambda start: self.last_index(span.info, start)
+        )
+
+    def fits(self, span: Span) -> bool:
+        """Return whether a span is long enough for a clip."""
+        return self.num_starts(span) > 0
+
+    def describe(self) -> str:
+        """Return how long a clip is, for errors: "a clip of 33 frames", or "a clip of 17 frames at 12 a second"."""
+        if self.fps is None:
+            return f"a clip of {(self.num_frames - 1) * self.stride + 1} frames"
+        return f"a clip of {self.num_frames} frames at {self.fps:g} a second"
+
+    def rule(self) -> str:
+        """Return what a video must have for a clip, for errors."""
+        if self.fps is None:
+            return "(num_frames - 1) * stride + 1"
+        seconds = (self.num_frames - 1) / self.fps
+        return f"{seconds:.3g} seconds of a video with {MIN_RATE * self.fps:.3g} frames a second or more"

@@ -1,0 +1,32 @@
+"""The command `telecine prune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from telecine.base.terminal import console
+from telecine.settings.arguments import Output
+from telecine.tools.prune.settings import PruneConfig
+
+
+def prune(
+    settings: PruneConfig,
+    model: Annotated[
+        str,
+        "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, a name on the Hub, or tiny, "
+        "the model in the package.",
+    ],
+    *,
+    output: Annotated[
+        str, Output("Folder for the pruned model and prune.json, by default `pruned`.")
+    ] = "pruned",
+) -> None:
+    """Remove the channels that matter least from a decoder; `telecine distill --init` then trains what is left."""
+    from telecine.base.files import write_json
+    from telecine.tools.prune.pruning import prune
+
+    result = prune(model, settings)
+    folder = Path(output)
+    result.model.save_pretrained(folder)
+    write_json(folder / "prune.json", result.report())
+    result.print_to(console)
+    console.say(f"written to {folder}")

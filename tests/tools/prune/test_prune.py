@@ -1,0 +1,264 @@
+"""Pruning: every class of diffusers, exactness where nothing is lost, the command, and the training of what is left."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from telecine.__main__ import main
+from telecine.models import CausalVAE, load_autoencoder
+from telecine.models.diffusers import DiffusersAutoencoder
+from telecine.models.student import StudentAutoencoder
+from telecine.settings import CausalVAEConfig
+from telecine.tools.prune import prune
+from telecine.tools.prune.channels import find_groups, num_parts_of
+from telecine.tools.prune.importance import recorded_energy
+from telecine.tools.prune.pruning import prunable
+from telecine.tools.prune.settings import PruneConfig
+from telecine.tools.prune.surgery import kept_units, pruned_weights
+from telecine.tools.prune.widths import NOT_PRUNED, WIDTHS
+
+from ...models.tiny_models import FAST, TINY_MODELS, tiny_clip, tiny_model
+
+# Enough channels for half of them, and stages of different sizes.
+WIDER = {
+    "AutoencoderKLKVAE": {"channels": 64},
+    "AutoencoderKLKVAEVideo": {"ch": 64},
+    "AutoencoderKLMochi": {"decoder_block_out_channels": (64, 64, 128, 128)},
+    "AutoencoderKLTemporalDecoder": {"block_out_channels": (64, 64, 64, 64)},
+    "AutoencoderKLWan": {"base_dim": 8, "dim_mult": [1, 2, 4, 4]},
+    "AutoencoderVidTok": {"ch": 64},
+}
+# Their norms take means, or root mean squares without a gain, over all channels or over a fixed number of groups.
+NOT_EXACT = {
+    "asymmetric",
+    "cosmos",
+    "flux2",
+    "kvae_image",
+    "kvae_video",
+    "ltx_video",
+    "ltx_video_with_timestep",
+    "mochi",
+    "temporal_decoder",
+    "vidtok",
+    "vidtok_fsq",
+}
+PRUNED = [name for name, model in TINY_MODELS.items() if model.cls in WIDTHS]
+SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
+
+
+def test_every_class_is_pruned_or_refused_with_a_reason():
+    classes = {model.cls for model in TINY_MODELS.values()}
+    assert classes == set(WIDTHS) | set(NOT_PRUNED)
+    assert len(WIDTHS) == 20
+    assert len(NOT_PRUNED) == 7
+
+
+def with_random_weights(model):
+    """Return a model in which no channel is like another one, as after training."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def groups_of(what):
+    return find_groups(what.build, what.config, what.widths, what.network.state_dict())
+
+
+def random_units(groups, num_kept):
+    """Return the units of each group that random scores keep."""
+    num_parts = num_parts_of(groups)
+    generator = torch.Generator().manual_seed(2)
+    kept = {}
+    for group in groups:
+        scores = torch.rand(group.num_units, generator=generator, dtype=torch.float64)
+        kept[group.name] = kept_units(group, scores, num_kept, num_parts)
+    return kept
+
+
+def set_removed_to_zero(what, groups, kept):
+    weights = what.network.state_dict()
+    for group in groups:
+        removed = torch.ones(group.num_units, dtype=torch.bool)
+        removed[kept[group.name]] = False
+        for place in group.axes:
+            tensor = weights[place.weight]
+            units = removed.nonzero().flatten()
+            entries = place.indices(tensor.shape[place.axis], group.num_units, units)
+            tensor.index_fill_(place.axis, entries, 0.0)
+
+
+@torch.no_grad()
+def outputs(model, video):
+    """Return the latent and the reconstruction; some decoders draw noise inside."""
+    torch.manual_seed(0)
+    latent = model.encode(video).mode()
+    return latent, model.decode_with_losses(latent)[0]
+
+
+@torch.no_grad()
+def check_surgery(model, part, video, *, is_exact):
+    """Check that pruning nothing keeps every bit, and that removing channels of 0 changes as much as rounding."""
+    what = prunable(model, "teacher", part)
+    groups = groups_of(what)
+    num_parts = num_parts_of(groups)
+    everything = random_units(groups, num_parts)
+    before = outputs(model, video)
+    with recorded_energy(what.network) as energy:
+        outputs(model, video)
+    config = what.widths.scaled(what.config, num_parts, num_parts)
+    whole = what.wrap(config, pruned_weights(what.network, groups, everything, energy)).eval()
+    for same, value in zip(outputs(whole, video), before, strict=True):
+        torch.testing.assert_close(same, value, rtol=0, atol=0)
+
+    num_kept = num_parts // 2
+    kept = random_units(groups, num_kept)
+    set_removed_to_zero(what, groups, kept)
+    before = outputs(model, video)
+    with recorded_energy(what.network) as energy:
+        outputs(model, video)
+    config = what.widths.scaled(what.config, num_kept, num_parts)
+    half = what.wrap(config, pruned_weights(what.network, groups, kept, energy)).eval()
+    after = outputs(half, video)
+    assert all(value.isfinite().all() for value in after)
+    if is_exact:
+        for value, expected in zip(after, before, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5)
+    elif part == "decoder":
+        torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    return half
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in PRUNED],
+)
+def test_surgery_of_each_class(name, tmp_path):
+    cls = TINY_MODELS[name].cls
+    changes = {} if name == "ltx_video_with_timestep" else WIDER.get(cls, {})
+    module = with_random_weights(tiny_model(name, **changes))
+    model = DiffusersAutoencoder(module).eval()
+    video = tiny_clip(name)
+    if model.in_channels != 3:
+        video = video[:, :1].expand(-1, model.in_channels, -1, -1, -1)
+    part = WIDTHS[cls].part
+    half = check_surgery(model, part, video, is_exact=name not in NOT_EXACT)
+    num_weights = sum(tensor.numel() for tensor in half.module.decoder.parameters())
+    assert num_weights < sum(tensor.numel() for tensor in module.decoder.parameters())
+    half.save_pretrained(tmp_path)
+    of_diffusers = getattr(diffusers, cls).from_pretrained(tmp_path)
+    for key, tensor in half.module.state_dict().items():
+        torch.testing.assert_close(of_diffusers.state_dict()[key], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "part"), [("direct", "decoder"), ("direct", "both"), ("flow", "decoder")]
+)
+def test_surgery_of_our_models(decoder, part):
+    config = CausalVAEConfig(
+        2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1, decoder=decoder
+    )
+    model = with_random_weights(CausalVAE(config))
+    video = 2 * torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
+    half = check_surgery(model, part, video, is_exact=True)
+    assert half.config.base_channels == 4
+    assert isinstance(half, StudentAutoencoder if part == "decoder" else CausalVAE)
+    latent = model.encode(video).mode()
+    with torch.no_grad():
+        whole = half.decode(latent)
+        half.enable_temporal_chunks(2)
+        torch.testing.assert_close(half.decode(latent), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def teacher(tmp_path, monkeypatch, small_video):
+    """Have a model whose first channels are 0, and a video, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("clip.mp4").symlink_to(small_video)
+    model = with_random_weights(CausalVAE(SMALL))
+    what = prunable(model, "teacher", "decoder")
+    groups = groups_of(what)
+    last = {
+        group.name: kept_units(group, torch.arange(group.num_units).double(), 1, 2)
+        for group in groups
+    }
+    set_removed_to_zero(what, groups, last)
+    model.save_pretrained("teacher")
+    return "teacher"
+
+
+CLIPS = {"data": "clip.mp4", "num_frames": 5, "height": 32, "width": 32, "max_clips": 2}
+
+
+@pytest.mark.parametrize("importance", ["gradient", "weight", "first"])
+def test_channels_that_matter_are_kept(teacher, importance):
+    result = prune(teacher, PruneConfig(**CLIPS, device="cpu", keep=0.4, importance=importance))
+    assert (result.num_kept, result.num_parts) == (4, 8)
+    assert result.channels_after == [4, 8]
+    assert result.cost_after.flops <= 0.4 * result.cost_before.flops
+    lost = result.psnr_before - result.psnr_after
+    if importance == "first":
+        assert abs(lost) > 0.1, "the first channels are 0"
+    else:
+        assert abs(lost) < 1e-3, "only channels of 0 are removed"
+
+
+@pytest.mark.slow
+def test_a_pruned_decoder_is_trained_and_resumed(teacher, cached_weights, capsys):
+    options = [f"--{name}={value}" for name, value in CLIPS.items()]
+    assert main(["prune", teacher, *options, "--device", "cpu", "-o", "pruned"]) == 0
+    assert "channels of the stages" in capsys.readouterr().out
+    report = json.loads(Path("pruned/prune.json").read_text())
+    assert report["channels_before"] == [8, 16]
+    Path("distill.yaml").write_text(
+        "{batch_size: 1, save_every: 1, val_clips: 1, device: cpu, trackers: [], latent_clips: 1,"
+        " clips: {num_frames: 5, height: 32, width: 32, num_workers: 0, num_clips: 2},"
+        " objective: {disc_start: 10, perceptual_weight: 0}, discriminator: {video: none},"
+        " linear_baseline: false, data: clip.mp4, optimizer: {lr: 1.0e-12}}"
+    )
+    command = ["distill", "--config", "distill.yaml", "--teacher", teacher, "--init", "pruned"]
+    for steps in ("1", "2"):
+        assert main([*command, "--output_dir", "run", "--steps", steps]) == 0
+    assert "resuming from" in capsys.readouterr().out
+    trained = load_autoencoder("run")
+    inherited = load_autoencoder("pruned")
+    for name, tensor in inherited.decoder.state_dict().items():
+        torch.testing.assert_close(trained.decoder.state_dict()[name], tensor)
+    CausalVAE(SMALL).save_pretrained("other")
+    assert main([*command[:-3], "other", "--init", "pruned", "--output_dir", "of_other"]) == 2
+    assert "`--init` must be a model with the encoder of `teacher`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("wan", {"part": "both"}, "`part` must be decoder for AutoencoderKLWan, but got both"),
+        ("kl_image", {}, "`part` must be both for AutoencoderKL, whose configuration has the same"),
+        ("wan", {"keep": 0.001}, "`keep` must be at least 0.28"),
+        (
+            "ltx2_video",
+            {},
+            "AutoencoderKLLTX2Video, whose shortcuts between stages mix channels. `telecine distill`",
+        ),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused(
+    tmp_path, monkeypatch, small_video, name, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    tiny_model(name).save_pretrained(tmp_path / name)
+    frames, height, width = TINY_MODELS[name].clip
+    config = PruneConfig(
+        data=str(small_video),
+        num_frames=frames,
+        height=height,
+        width=width,
+        max_clips=1,
+        device="cpu",
+        **options,
+    )
+    with pytest.raises(ValueError, match=message):
+        prune(name, config)
