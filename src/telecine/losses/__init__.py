@@ -1,4 +1,4 @@
-"""Loss functions without state: each maps tensors to one scalar and keeps the graph."""
+"""Loss functions: each maps tensors to one scalar and keeps the graph. Those with buffers or weights are modules."""
 
 from telecine.losses.adversarial import GAN_LOSSES as GAN_LOSSES
 from telecine.losses.adversarial import GANLoss as GANLoss

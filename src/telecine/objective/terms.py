@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -23,6 +23,9 @@ from telecine.objective.functions import (
 )
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term, TermSchedule
+
+Terms: TypeAlias = dict[str, Scalar]
+"""Values of terms by name, with their graphs."""
 
 # The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
 BATCH_INPUTS = (

@@ -184,8 +184,13 @@ def accumulate_gradients(
 
 
 def _mean_over_batches(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    values = torch.stack([torch.stack(list(log.values())) for log in logs])
-    return dict(zip(logs[0], values.mean(0), strict=True))
+    """Return the mean of each value over logs that all have the same names."""
+    names = list(logs[0])
+    values = []
+    for log in logs:
+        assert log.keys() == logs[0].keys()
+        values.append(torch.stack([log[name] for name in names]))
+    return dict(zip(names, torch.stack(values).mean(0), strict=True))
 
 
 def _optimizer_step(

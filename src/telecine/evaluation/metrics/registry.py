@@ -1,7 +1,7 @@
 """What a metric is: its name, definition, unit and smallest clip; and the registry of all metrics by name.
 
-A metric is defined once, with `register`, beside the function that computes it: `pixel_metrics.py`,
-`published_metrics.py`, `lpips.py`, `flow.py`, `tiling.py`, `flat.py` and `frechet.py`.
+A metric is defined once, with `register`, beside the function that computes it: in `pixels.py`, `published_pixels.py`,
+`lpips.py`, `flow.py`, `tiling.py`, `flat.py` and `frechet.py`.
 """
 
 from collections.abc import Callable
