@@ -92,7 +92,7 @@ def test_training_follows_no_link_out_of_its_folder(tiny, tmp_path, name):
 def test_a_tracker_that_is_not_installed_is_named(tiny):
     if find_spec("wandb") is not None:
         pytest.skip("wandb is installed here")
-    with pytest.raises(ValueError, match=r"`trackers` must be installed, but got \['wandb'\]"):
+    with pytest.raises(ValueError, match=r"`trackers` must be installed, but got 'wandb'"):
         train(tiny(trackers=("wandb",)), console=quiet())
 
 
