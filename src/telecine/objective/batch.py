@@ -53,7 +53,7 @@ class Batch:
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
     posterior: Gaussian | None  # that of the auxiliary losses
-    first_frame_apart: bool  # whether the first latent frame is that of a single frame
+    first_frame_apart: bool  # whether the first latent frame encodes the first frame alone
     decode: Decode | None
     background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
@@ -84,7 +84,7 @@ class BatchOptions(TypedDict, total=False):
     decode: Decode | None
     """The decoder, a function of a latent, for terms that decode a changed one."""
     first_frame_apart: bool
-    """Whether the first frame of `latent` is that of a single frame, which is the default."""
+    """Whether the first frame of `latent` encodes the first frame alone, which is the default."""
 
 
 def make_batch(
