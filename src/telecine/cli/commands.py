@@ -153,8 +153,8 @@ def evaluate(
         str | None,
         Output(
             "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) "
-            "and protocol.json (how it was measured); with --compare, for table.tex, table.md and, of two, "
-            "comparison.json and its plots."
+            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json and its plot; "
+            "with --compare, for table.tex, table.md and, of two, comparison.json and its plots."
         ),
     ] = None,
     compare: Annotated[
