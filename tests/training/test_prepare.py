@@ -68,7 +68,7 @@ def test_settings_and_functions_are_checked_before_any_video_is_read(function):
     )
     with pytest.raises(
         ValueError,
-        match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise',
+        match=r'`sharding` must be "none" with terms that decode or encode, but got .*latent_noise',
     ):
         function(decoding)
 
