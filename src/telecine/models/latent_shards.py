@@ -142,8 +142,12 @@ class LatentShard:
             name: The key, without a dot: WebDataset takes what follows for the suffix.
             tensors: `mean` and perhaps `logvar`, `(C, t, h, w)`.
             facts: What is known about the clip, as JSON has it.
+
+        Raises:
+            ValueError: The key has a dot.
         """
-        assert "." not in name
+        if "." in name:
+            raise argument_error("name", "a key without a dot", name)
         orders = {}
         contiguous = {}
         for moment, tensor in tensors.items():

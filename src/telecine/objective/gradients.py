@@ -181,10 +181,9 @@ def _eager_parts(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
 
 def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
-    # `discriminator_step` enters `gan.precision_of_discriminators()`; here it would change nothing.
-    assert autocast_dtype(gan.real.device) is None or not gan.has_double_backward
+    # `discriminator_step` enters `gan.precision_of_discriminators()`. Here it would change nothing: this is used in
+    # steps in which the discriminators train, without autocast or without a double backward.
     assert gan.loss.parts is not None
-    assert gan.weights.discriminators_train
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     in_generator_step = {d.name: d for d in discriminators_of_generator_step(gan)}
