@@ -21,11 +21,11 @@ from telecine.base.files import read_json
 from telecine.cli.commands import COMMANDS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.models import load_autoencoder
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
+from telecine.video.write import write_video
 
 from .models.tiny_models import tiny_model
 from .training.no_pictures import leave_pictures_out

@@ -108,6 +108,7 @@ class Term:
       `reconstruction` and no `mask` it is divided by the fraction of pixels that count, so that a mean is right;
     - `mask`: bool, broadcasts to the videos, or `None`;
     - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
+    - `encode`: the encoder, from a video to the mode of its posterior;
     - `first_frame_apart`: whether the first latent frame is that of a single frame;
     - `posterior`: the posterior among the auxiliary losses, with tensors `mean` and `logvar` `(B, ...)`, or `None`;
     - `generator`: the source of random numbers of this call.
