@@ -15,8 +15,8 @@ from telecine.__main__ import main
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.data.lists import read_list
 from telecine.data.mapped import read_mapped
-from telecine.report.video import write_video
 from telecine.settings import ClipConfig
+from telecine.video.write import write_video
 
 from .training.no_pictures import leave_pictures_out
 

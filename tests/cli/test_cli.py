@@ -23,10 +23,10 @@ from telecine.cli.parser import Command
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.metrics import default_metrics
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, TrainConfig
 from telecine.settings.parse import recipes
+from telecine.video.write import write_video
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import telecine.evaluation.compare  # noqa: F401 - takes `plot_frames` before `no_plots` replaces it
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
+from telecine.video.write import write_video
 
 from .videos import noisy, waves
 

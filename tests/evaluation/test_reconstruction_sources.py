@@ -18,10 +18,10 @@ from telecine.evaluation.reconstruction_sources import (
     measured_model,
     open_source,
 )
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
+from telecine.video.write import write_video
 
 from .videos import waves
 

@@ -12,7 +12,6 @@ from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.models.load import load_autoencoder
-from telecine.report.video import write_video
 from telecine.settings import (
     DiscriminatorConfig,
     EvaluateConfig,
@@ -29,6 +28,7 @@ from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 from telecine.training.memory import plan_update
 from telecine.training.run import dry_run
+from telecine.video.write import write_video
 
 from .helpers import quiet, recorder
 

@@ -14,7 +14,6 @@ import yaml
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.manifest import write_manifest
 from telecine.runs.saved_settings import write_settings
@@ -34,6 +33,7 @@ from telecine.training.build import build_accelerator
 from telecine.training.prepare import prepare
 from telecine.training.run import dry_run
 from telecine.training.start import newest_checkpoint
+from telecine.video.write import write_video
 
 from .helpers import (
     LIGHT,
@@ -68,7 +68,7 @@ def test_settings_and_functions_are_checked_before_any_video_is_read(function):
     )
     with pytest.raises(
         ValueError,
-        match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise',
+        match=r'`sharding` must be "none" with terms that decode or encode, but got .*latent_noise',
     ):
         function(decoding)
 

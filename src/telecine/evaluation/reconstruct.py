@@ -33,9 +33,10 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.models import VideoAutoencoder
-from telecine.report.clips import side_by_side
-from telecine.report.video import depth_range, write_video
 from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named
+from telecine.video.frames import depth_range
+from telecine.video.panes import side_by_side
+from telecine.video.write import write_video
 
 _VIDEO_SUFFIXES = (".mp4", ".mkv")
 _IMAGE_SUFFIXES = (".png",)

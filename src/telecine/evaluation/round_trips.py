@@ -12,8 +12,8 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import bytes_from_video, index_video, read_clip, video_from_bytes
 from telecine.models import VideoAutoencoder
-from telecine.report.video import write_video
 from telecine.settings import Codec
+from telecine.video.write import write_video
 
 H264_CRF = 18
 _H264_FPS = 25  # x264 chooses quantizers by the duration of a frame, too

@@ -20,9 +20,9 @@ from telecine.data import Span
 from telecine.data.source import RemotePath
 from telecine.report.clips import at_one_rate, write_preview
 from telecine.report.html import render_page
-from telecine.report.video import shrink
 from telecine.tools.data_report.measures import DEFINITIONS
 from telecine.tools.data_report.report import DataReport, SampledClip
+from telecine.video.frames import shrink
 
 _PAGE_FILE = "data.html"
 _VIDEO_FILE = "clips.mp4"

@@ -27,8 +27,8 @@ from telecine.models.latent_shards import (
     denormalised,
 )
 from telecine.models.pretrained import digest_of_encoder
-from telecine.report.video import write_video
 from telecine.tools.decode.settings import DecodeConfig
+from telecine.video.write import write_video
 
 # Latent frames of a piece.
 _PIECE = 16
