@@ -122,7 +122,7 @@ class TestSelection:
 
     @pytest.mark.parametrize(
         ("num_frames", "max_clips", "message"),
-        [(27, 1, "at least 27 frames.*at most 26"), (5, 0, "`max_clips` must")],
+        [(27, 1, "a clip of 27 frames.*at most 26"), (5, 0, "`max_clips` must")],
     )
     def test_no_clip_raises(self, infos, num_frames, max_clips, message):
         with pytest.raises(ValueError, match=message):

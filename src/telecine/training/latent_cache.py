@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from telecine.base.checks import argument_error
-from telecine.base.devices import gigabytes
+from telecine.base.devices import in_gib
 from telecine.base.files import create_json, read_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
@@ -332,7 +332,7 @@ def check_disk(folder: Path, size: int) -> None:
     if size > free:
         remedy = "Use another disk, or a smaller `clips.num_clips`."
         raise argument_error(
-            "latent_cache", f"on a disk with {gigabytes(size)} free", gigabytes(free), remedy
+            "latent_cache", f"on a disk with {in_gib(size)} free", in_gib(free), remedy
         )
 
 

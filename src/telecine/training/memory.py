@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from telecine.base.devices import gigabytes
+from telecine.base.devices import in_gib
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.losses.perceptual import LPIPS
@@ -177,7 +177,7 @@ class UpdateMemory:
         part = max(self.peak_by_part, key=self.peak_by_part.__getitem__)
         remedies = _REMEDIES.get(part, _SMALLER_DISCRIMINATOR) + _CLIPS
         texts = [remedy.text for remedy in remedies if not remedy.is_used(config)]
-        sizes = f"{gigabytes(self.peak_by_part[part])} of {gigabytes(self.peak + self.saved_by_sharding)}"
+        sizes = f"{in_gib(self.peak_by_part[part])} of {in_gib(self.peak + self.saved_by_sharding)}"
         return f"The largest part of an update, by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
 
 
