@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import bootstrap
 
-from telecine.evaluation import EvaluationProtocol
+from telecine.evaluation import EvaluationRecord
 from telecine.evaluation.compare import (
     MUST_MATCH,
     Difference,
@@ -194,7 +194,7 @@ def test_no_protocol_is_left_beside_the_figures_of_another(worse, tmp_path):
     (folder / "frames.json").mkdir()  # which cannot be replaced by a file
     _, metrics, clips = Evaluation.read(worse)
     with pytest.raises(OSError, match="frames"):
-        Evaluation(metrics, clips, {}, EvaluationProtocol("", 1, 1, 1, 1, "", "", {})).write(folder)
+        Evaluation(metrics, clips, {}, EvaluationRecord("", 1, 1, 1, 1, "", "", {})).write(folder)
     assert not (folder / "protocol.json").exists()
 
 

@@ -319,7 +319,7 @@ class PublishedProtocol:
         )
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
-        """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
+        """Return the fields of `EvaluationRecord` that say how clips were selected, read and measured."""
         frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
         published = asdict(self)
         del published["needs_features"]
