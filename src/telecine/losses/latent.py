@@ -341,7 +341,7 @@ def local_correlation(
         latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         threshold: From 0 to below 1; 0.75 in the paper. The result is in [0, 1 + threshold], at least float32.
-        first_frame_apart: Whether the first latent frame has windows of its own: it is that of a single frame. Without
+        first_frame_apart: Whether the first latent frame has windows of its own: it encodes one frame alone. Without
             it, its windows reach over time, as those of the others. Training passes what the autoencoder says.
 
     Raises:

@@ -53,7 +53,7 @@ class Batch:
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
     posterior: Gaussian | None  # that of the auxiliary losses
-    first_frame_apart: bool  # whether the first latent frame is that of a single frame
+    first_frame_apart: bool  # whether the first latent frame encodes the first frame alone
     decode: Decode | None
     encode: Encode | None
     background: Tensor | float
@@ -87,7 +87,7 @@ class BatchOptions(TypedDict, total=False):
     encode: Encode | None
     """The encoder, from a video to the mode of its posterior, for terms that encode a decoded one."""
     first_frame_apart: bool
-    """Whether the first frame of `latent` is that of a single frame, which is the default."""
+    """Whether the first frame of `latent` encodes the first frame alone, which is the default."""
 
 
 def make_batch(

@@ -26,6 +26,7 @@ from telecine.data.mapped import MappedClips
 from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.latent_shards import (
+    IDENTITY_FILE,
     LatentShard,
     LatentShards,
     ShardError,
@@ -39,7 +40,6 @@ from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
 from telecine.training.weight_files import architecture_of
 
-IDENTITY_FILE = "identity.json"
 # Increase the number when the content of the files changes. Older folders are then refused.
 _FORMAT = 2
 # Clips are collected in memory until they fill a shard of this size.

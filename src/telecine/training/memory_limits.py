@@ -11,7 +11,7 @@ from telecine.base.checks import TrainingError, argument_error
 from telecine.base.devices import free_memory, gigabytes
 from telecine.settings import TrainConfig
 from telecine.training.distributed import all_gather, on_first_process
-from telecine.training.memory import fake_autoencoder, plan_update, saved_by_sharding
+from telecine.training.memory import estimate_sharding_saving, fake_autoencoder, plan_update
 
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
@@ -47,7 +47,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         model = fake_autoencoder(config)
         saved = 0
         if config.sharding != "none":
-            saved = saved_by_sharding(model, num_processes)
+            saved = estimate_sharding_saving(model, num_processes)
         elif num_processes > 1:  # DDP copies the gradients
             saved = -sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
         planned = 0

@@ -75,7 +75,7 @@ def find_start(
             summary = read_earlier_summary(files, console)
         saved = SavedSettings(checkpoint)
         flow = config.causal_vae.flow
-        config = saved.with_levels(config)
+        config = saved.with_saved_noise_levels(config)
         if config.causal_vae.decoder == "flow" and config.causal_vae.flow != flow:
             print_warnings(
                 console, ["the levels of noise of `causal_vae.flow` stay as the run started"]

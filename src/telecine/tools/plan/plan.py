@@ -14,9 +14,9 @@ from telecine.settings import TrainConfig
 from telecine.training.memory import (
     HOST_COPY,
     UpdateMemory,
+    estimate_sharding_saving,
     fake_autoencoder,
     plan_update,
-    saved_by_sharding,
 )
 from telecine.training.memory_limits import USED_FRACTION
 
@@ -114,7 +114,7 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
     if config.batch_size == "auto":
         config = replace(config, batch_size=1)
     model = fake_autoencoder(config)
-    saved = saved_by_sharding(model, num_processes)
+    saved = estimate_sharding_saving(model, num_processes)
     is_sharded = config.sharding != "none"
     configs = dict(_with_switches(config, model))
     updates: dict[str, UpdateMemory] = {}

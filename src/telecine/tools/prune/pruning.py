@@ -29,7 +29,7 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.prune.channels import find_groups, num_parts_of
 from telecine.tools.prune.importance import measure, score_by_position, score_by_weight
 from telecine.tools.prune.settings import PruneConfig
-from telecine.tools.prune.surgery import kept_units, pruned_weights
+from telecine.tools.prune.surgery import kept_slices, pruned_weights
 from telecine.tools.prune.widths import OF_CAUSAL_VAE, Configuration, Widths, widths_of
 
 
@@ -239,15 +239,15 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
 
     videos = [clip.to(device) for clip in clips]
     progress = with_progress(videos, "measuring channels")
-    scores, energy = measure(teacher, what.network, groups, progress, reconstruct)
+    scores, squares = measure(teacher, what.network, groups, progress, reconstruct)
     if config.importance == "weight":
         scores = score_by_weight(what.network, groups)
     elif config.importance == "first":
         scores = score_by_position(groups)
     kept = {
-        group.name: kept_units(group, scores[group.name], num_kept, num_parts) for group in groups
+        group.name: kept_slices(group, scores[group.name], num_kept, num_parts) for group in groups
     }
-    weights = pruned_weights(what.network, groups, kept, energy)
+    weights = pruned_weights(what.network, groups, kept, squares)
     smaller = what.widths.scaled(what.config, num_kept, num_parts)
     pruned = what.wrap(smaller, weights).to(device)
     seconds = _seconds(teacher, pruned, latent)
