@@ -233,7 +233,7 @@ class TestVideoSource:
         shutil.rmtree(copied_videos)
         with pytest.raises(
             ValueError,
-            match=r"`checkpoint` must be decodable where `data` is, but got .*are broken",
+            match=r"`checkpoint` must be videos that can be decoded wherever .*cannot be decoded",
         ):
             opened.reconstruct(span, target)
 

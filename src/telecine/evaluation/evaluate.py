@@ -97,42 +97,6 @@ class Evaluation:
             passes_plot.unlink(missing_ok=True)
         write_json(folder / PROTOCOL_FILE, asdict(self.protocol))
 
-    @staticmethod
-    def read(folder: Path) -> tuple[dict[str, Any], dict[str, float], list[dict[str, Any]]]:
-        """Return the protocol of an evaluation, its means and its clips, from its output folder.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, or the files do not fit each other.
-        """
-        protocol = read_json(folder / PROTOCOL_FILE)
-        means = read_json(folder / METRICS_FILE)
-        contract = "an evaluation as it was written"
-        remedy = "Evaluate again."
-        try:
-            clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise argument_error(
-                str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy
-            ) from error
-        values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
-        evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
-        clip_keys = {"source"}
-        for name in evaluation.protocol.metrics:
-            if name not in METRICS or METRICS[name].is_per_clip:
-                clip_keys.add(name)
-        is_whole = (
-            evaluation.protocol.metrics.keys() <= means.keys()
-            and all(clip_keys <= clip.keys() for clip in clips)
-            and len(clips) == evaluation.protocol.num_clips > 0
-        )
-        if not is_whole:
-            raise argument_error(
-                str(folder), contract, "other clips or metrics than in its protocol", remedy
-            )
-        protocol["better"] = _better_of(evaluation.protocol)
-        return protocol, means, clips
-
     def print_to(self, console: Console) -> None:
         """Print each metric with its better direction, the passes of round trips, and why a metric is missing."""
         table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
@@ -149,13 +113,58 @@ class Evaluation:
             console.print(f"no {name}: {reason}", soft_wrap=True)
 
 
-def _better_of(protocol: EvaluationRecord) -> dict[str, str]:
-    """Return which values of each metric are better. In files of older versions, only the definition says it."""
-    better: dict[str, str] = {}
-    for name, definition in protocol.metrics.items():
-        last_part = definition.rpartition("; ")[2]
-        better[name] = protocol.better.get(name, last_part.removesuffix(" is better"))
-    return better
+@dataclass(frozen=True)
+class SavedEvaluation:
+    """An evaluation as its files hold it. A protocol of an older version lacks fields."""
+
+    protocol: dict[str, Any]
+    """The content of protocol.json, with `better` of each metric, which older versions did not write."""
+    metrics: dict[str, float]
+    """See `Evaluation.metrics`."""
+    per_clip: list[dict[str, Any]]
+    """See `Evaluation.per_clip`."""
+
+    @staticmethod
+    def read(folder: Path) -> "SavedEvaluation":
+        """Read an evaluation from its output folder.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, or the files do not fit each other.
+        """
+        protocol = read_json(folder / PROTOCOL_FILE)
+        metrics = read_json(folder / METRICS_FILE)
+        contract = "an evaluation as it was written"
+        remedy = "Evaluate again."
+        try:
+            clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise argument_error(
+                str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy
+            ) from error
+        # This checks the types. It also fills in defaults, such as the present versions, which would be wrong for an
+        # older protocol: the content of the file is returned.
+        values = {"protocol": protocol, "metrics": metrics, "per_clip": clips, "per_frame": {}}
+        checked = as_dataclass(Evaluation, values, str(folder), contract, remedy).protocol
+        clip_keys = {"source"}
+        for name in checked.metrics:
+            if name not in METRICS or METRICS[name].is_per_clip:
+                clip_keys.add(name)
+        is_whole = (
+            checked.metrics.keys() <= metrics.keys()
+            and all(clip_keys <= clip.keys() for clip in clips)
+            and len(clips) == checked.num_clips > 0
+        )
+        if not is_whole:
+            raise argument_error(
+                str(folder), contract, "other clips or metrics than in its protocol", remedy
+            )
+        better: dict[str, str] = {}
+        for name, definition in checked.metrics.items():
+            # In files of older versions, only the definition says it.
+            last_part = definition.rpartition("; ")[2]
+            better[name] = checked.better.get(name, last_part.removesuffix(" is better"))
+        return SavedEvaluation({**protocol, "better": better}, metrics, clips)
 
 
 @tf32(False)
