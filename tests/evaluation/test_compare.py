@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import bootstrap
 
-from telecine.evaluation import EvaluationProtocol
+from telecine.evaluation import EvaluationRecord
 from telecine.evaluation.compare import (
     MUST_MATCH,
     Difference,
@@ -193,7 +193,7 @@ def test_no_protocol_is_left_beside_the_figures_of_another(worse, tmp_path):
     (folder / "frames.json").unlink()
     (folder / "frames.json").mkdir()  # which cannot be replaced by a file
     saved = SavedEvaluation.read(worse)
-    protocol = EvaluationProtocol("", 1, 1, 1, 1, "", "", {})
+    protocol = EvaluationRecord("", 1, 1, 1, 1, "", "", {})
     with pytest.raises(OSError, match="frames"):
         Evaluation(saved.metrics, saved.per_clip, {}, protocol).write(folder)
     assert not (folder / "protocol.json").exists()

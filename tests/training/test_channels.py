@@ -21,7 +21,7 @@ from telecine.settings import (
     PixelFormat,
     ReconstructConfig,
 )
-from telecine.tools.data_report.inspect import inspect_data
+from telecine.tools.data_report.examine import inspect_data
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_autoencoder

@@ -38,7 +38,7 @@ from telecine.evaluation.metrics.metric_set import (
 from telecine.evaluation.metrics.registry import METRICS
 from telecine.evaluation.metrics.round_trips import RoundTrips
 from telecine.evaluation.metrics.tiling import TilingDifference
-from telecine.evaluation.protocol_file import EvaluationProtocol, describe_clips
+from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.evaluation.reconstruction_sources import (
     Model,
@@ -73,7 +73,7 @@ class Evaluation:
     """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
     per_frame: dict[str, list[float]]
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
-    protocol: EvaluationProtocol
+    protocol: EvaluationRecord
     """What was measured and how."""
     per_pass: dict[str, list[float]] = field(default_factory=dict)
     """Mean over clips after each pass of round trips, see `RoundTrips`; empty without them."""
@@ -295,7 +295,7 @@ def _summarize(
             better[metric.name] = metric.better
         else:
             absent[metric.name] = reason
-    protocol = EvaluationProtocol(
+    protocol = EvaluationRecord(
         num_clips=len(results),
         num_videos=len({result.source for result in results}),
         clips_sha256=clips_sha256(result.sha256 for result in results),

@@ -53,6 +53,7 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     protocols: list[dict[str, Any]] = []
     means = []
     spreads = []
+    nums_videos = []
     for folder in folders:
         evaluation = SavedEvaluation.read(Path(folder))
         if protocols:
@@ -60,7 +61,8 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
         protocols.append(evaluation.protocol)
         means.append(evaluation.metrics)
         spreads.append(clip_spread(evaluation.per_clip))
-        num_videos = len({clip["source"] for clip in evaluation.per_clip})
+        sources = {clip["source"] for clip in evaluation.per_clip}
+        nums_videos.append(len(sources))
     first = protocols[0]
     columns = [["", *[str(folder) for folder in folders]]]
     for name in first["metrics"]:
@@ -74,7 +76,7 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     rows = list(zip(*columns, strict=True))
     spread_text = ", ± 1.96 standard errors between videos" if any(spreads) else ""
     caption = (
-        f"{describe_clips(first)}, of {num_videos} videos in {first['data']}. "
+        f"{describe_clips(first)}, of {nums_videos[0]} videos in {first['data']}. "
         f"Mean over clips{spread_text}; the best figures are bold."
     )
     markdown = _in_markdown(rows, caption)

@@ -115,7 +115,7 @@ class ConfiguredClips:
         return MetricSet(pixel_metrics, perceptual, network, methods, absent)
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
-        """Return the fields of `EvaluationProtocol` that say how clips were selected and read."""
+        """Return the fields of `EvaluationRecord` that say how clips were selected and read."""
         clips = self.config
         frame_rates = {clips.fps or span.info.fps / clips.stride for span in spans}
         return {
