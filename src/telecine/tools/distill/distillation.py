@@ -50,50 +50,16 @@ def distill(
         raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
     name = absolute_if_exists(config.teacher)
     teacher = load_teacher(name, config.teacher_decode_steps)
-    if config.init is not None and not config.train_encoder:
-        student = _load_pruned(config.init, teacher)
-        config = _config_of_pruned(config, name, teacher, student)
-        is_ours = isinstance(student, StudentAutoencoder)
-        return train(
-            config,
-            autoencoder=student if is_ours else None,  # another one is loaded as `model`
-            console=console,
-            steal_lock=steal_lock,
-            change_data=change_data,
-        )
-    architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    imitated: CausalAutoencoder | None = None
-    if architecture.decoder == "flow" and not config.train_encoder and generates(teacher):
-        imitated = teacher
-        architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
-    terms = _terms_of_teacher(config, teacher, name, architecture.channels)
-    learns_from_decoder = bool(terms) or imitated is not None
-    if learns_from_decoder and not set(architecture.nested_channels) <= set(
-        teacher.nested_channels
-    ):
-        contract = f"those of the teacher, {list(teacher.nested_channels)}"
-        got = str(list(architecture.nested_channels))
-        remedy = "Use a teacher with them, or leave out what learns from it."
-        raise argument_error("nested_channels", contract, got, remedy)
-    config = replace(
-        config, teacher=name, causal_vae=architecture, objective=_with_terms(config, terms)
-    )
+    student: VideoAutoencoder | None = None
     if config.train_encoder:
-        config = replace(config, model=None)
-        return train(
-            config,
-            teacher=teacher,
-            console=console,
-            steal_lock=steal_lock,
-            change_data=change_data,
-        )
-    set_seed(config.seed)
-    student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
-    config = replace(
-        config, model=name, teacher=absolute_if_exists(student.teacher)
-    )  # that of a student is its own teacher
-    if imitated is not None and student.imitate(imitated):
-        config = replace(config, linear_start=False)
+        config = _config_of_new(config, name, teacher)
+    elif config.init is not None:
+        inherited = _load_pruned(config.init, teacher)
+        config = _config_of_pruned(config, name, teacher, inherited)
+        if isinstance(inherited, StudentAutoencoder):  # another one is loaded as `model`
+            student = inherited
+    else:
+        config, student = _with_new_decoder(config, name, teacher)
     return train(
         config,
         autoencoder=student,
@@ -102,6 +68,53 @@ def distill(
         steal_lock=steal_lock,
         change_data=change_data,
     )
+
+
+def _config_of_new(
+    config: DistillConfig, name: str, teacher: VideoAutoencoder, *, one_step: bool = False
+) -> DistillConfig:
+    """Return the settings of a run that trains a new decoder, or a new autoencoder.
+
+    Args:
+        config: The settings.
+        name: The name of the teacher.
+        teacher: The teacher.
+        one_step: Train a decoder that generates for one step.
+
+    Raises:
+        ValueError: The student cannot have the teacher's compression, or its nested channels are not the teacher's.
+    """
+    architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
+    if one_step and architecture.decoder == "flow":
+        architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
+    terms = _terms_of_teacher(config, teacher, name, architecture.channels)
+    learns_from_decoder = bool(terms) or (one_step and architecture.decoder == "flow")
+    if learns_from_decoder and not set(architecture.nested_channels) <= set(
+        teacher.nested_channels
+    ):
+        contract = f"those of the teacher, {list(teacher.nested_channels)}"
+        got = str(list(architecture.nested_channels))
+        remedy = "Use a teacher with them, or leave out what learns from it."
+        raise argument_error("nested_channels", contract, got, remedy)
+    objective = _with_terms(config, terms)
+    return replace(config, teacher=name, model=None, causal_vae=architecture, objective=objective)
+
+
+def _with_new_decoder(
+    config: DistillConfig, name: str, teacher: VideoAutoencoder
+) -> tuple[DistillConfig, StudentAutoencoder]:
+    """Return the settings of a run that trains a new decoder for the teacher's latents, and the student.
+
+    A decoder that generates learns the samples of a teacher that generates, in one step.
+    """
+    config = _config_of_new(config, name, teacher, one_step=generates(teacher))
+    set_seed(config.seed)
+    student = StudentAutoencoder.of(teacher, name, load_autoencoder, config.causal_vae)
+    if generates(teacher) and config.causal_vae.decoder == "flow" and student.imitate(teacher):
+        config = replace(config, linear_start=False)
+    # The teacher of a student is that student's own teacher.
+    config = replace(config, model=name, teacher=absolute_if_exists(student.teacher))
+    return config, student
 
 
 def _load_pruned(name: str, teacher: VideoAutoencoder) -> VideoAutoencoder:
