@@ -72,6 +72,7 @@ LATENT_TERMS: dict[str, dict[str, Any]] = {
     "`terms.local_correlation`": {"terms.local_correlation": 0.1},
     "`terms.latent_masking`": {"terms.latent_masking": 0.25},
     "`terms.latent_noise`": {"terms.latent_noise": 0.25},
+    "`terms.round_trip`": {"terms.round_trip": 0.1},
     "`terms.alignment`, AlexNet": {
         "terms.alignment": {"weight": 0.1, "params": {"latent_channels": 16}}
     },
@@ -147,9 +148,17 @@ def autoencoder_step_of(options: dict[str, Any], arguments: argparse.Namespace) 
 
     def step() -> None:
         output = autoencoder(real)
-        loss(real, output.video, 0, 0, output.aux, latent=output.latent, decode=autoencoder.decode)[
-            0
-        ].backward()
+        total_loss, _ = loss(
+            real,
+            output.video,
+            0,
+            0,
+            output.aux,
+            latent=output.latent,
+            decode=autoencoder.decode,
+            encode=lambda video: autoencoder.encode(video).mode(),
+        )
+        total_loss.backward()
         autoencoder.zero_grad()
 
     return step

@@ -30,7 +30,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from telecine.data import sample_videos
-from telecine.report.video import write_video
+from telecine.video.write import write_video
 
 LIST = Path(__file__).with_suffix(".yaml")
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 96, 128, 33, 24

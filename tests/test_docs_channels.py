@@ -12,8 +12,8 @@ from telecine.__main__ import main
 from telecine.cli.commands import COMMANDS as FUNCTIONS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
+from telecine.video.write import write_video
 
 from .test_docs_data import SMALL
 from .training.no_pictures import leave_pictures_out

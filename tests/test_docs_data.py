@@ -10,10 +10,13 @@ import torch
 import yaml
 from PIL import Image
 
+import telecine
 from telecine.__main__ import main
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.data.lists import read_list
-from telecine.report.video import write_video
+from telecine.data.mapped import read_mapped
+from telecine.settings import ClipConfig
+from telecine.video.write import write_video
 
 from .training.no_pictures import leave_pictures_out
 
@@ -84,14 +87,14 @@ def run(command):
 
 @pytest.mark.slow
 def test_the_commands(folder, cached_weights):
-    assert len(COMMANDS) == 14
+    assert len(COMMANDS) == 15
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for command in COMMANDS:
         run(command)
     torch.set_num_threads(before)
     runs = sorted(path.parent.name for path in (folder / "runs").glob("*/checkpoints"))
-    names = "by_file cache csv folder held_out images jsonl mixed shards sizes workers"
+    names = "by_file by_time cache csv folder held_out images jsonl mixed shards sizes workers"
     assert runs == names.split()
     assert (folder / "my_videos" / ".telecine-index").exists()
     sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"][
@@ -100,3 +103,13 @@ def test_the_commands(folder, cached_weights):
     assert [size["num_frames"] for size in sizes] == [5, 9, 1]
     assert [segment.start for segment in read_list(folder / "scenes.csv")] == [0.0, 4.2, None]
     assert [segment.end_frame for segment in read_list(folder / "scenes.jsonl")] == [60, None]
+
+
+def test_the_python_of_the_page():
+    config_block, dataset_block = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    names = {"telecine": telecine, "torch": torch}
+    exec(config_block, names)
+    assert names["config"].data == ("my_videos/", "scenes.csv")
+    exec(dataset_block, names)
+    clip = read_mapped(names["Noise"](), 3, ClipConfig(17, 64, 64))
+    assert (clip["source"], clip["video"].shape) == ("dataset[3]", (3, 17, 64, 64))

@@ -21,11 +21,11 @@ from telecine.base.files import read_json
 from telecine.cli.commands import COMMANDS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.models import load_autoencoder
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
+from telecine.video.write import write_video
 
 from .models.tiny_models import tiny_model
 from .training.no_pictures import leave_pictures_out
@@ -147,7 +147,7 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
             ["--steps=2"] if "runs/cogvideox" in line else []
         )  # the code loads its second checkpoint
         assert main([*line[1:], "--config", "small.yaml", *size, *steps]) == 0
-    assert list(Path("latents").glob("latents-*.safetensors"))
+    assert list(Path("latents").glob("latents-*.tar"))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert changed(before, weights("cogvideox")) == {"encoder", "decoder"}
     assert changed(before, weights("decoder")) == {"decoder"}

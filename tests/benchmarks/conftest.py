@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from telecine.data import index_video, read_clip, sample_videos, samples
-from telecine.report.video import write_video
+from telecine.video.write import write_video
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))

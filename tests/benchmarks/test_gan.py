@@ -257,7 +257,7 @@ def test_distances_of_frames(benchmark_module, cached_weights):
 def test_the_shipped_runs_are_valid(benchmark_module, tmp_path):
     module = benchmark_module("gan_runs")
     runs = module.Runs(Path(module.__file__).with_name("gan.yaml"), tmp_path)
-    assert len(runs.settings) == 6
+    assert len(runs.settings) == 7
     assert runs.teachers == {"flow, one step": "flow", "flow, one step and GAN": "flow"}
     for name, teacher in runs.teachers.items():
         student = runs.config(name, 1).causal_vae

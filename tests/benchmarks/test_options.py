@@ -15,7 +15,7 @@ def test_table(run_here, tables_in, monkeypatch):
     text = run_here("options.py", "--smoke")
     assert text.startswith("dim 1, 32 px, 4 frames, batch 1; ")
     (_, [reference, *rows]), (_, latent) = tables_in(text)
-    assert len(latent) == 7
+    assert len(latent) == 8
     assert all(re.fullmatch(r"\d+\.\d+ x", cell) for _, cell in latent[1:])
     assert reference[0] == "reference"
     assert all(re.fullmatch(r"\d+\.\d+ s", cell) for cell in reference[1:])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig, LatentsConfig, ProbeConfig
+from telecine.video.write import write_video
 
 
 def test_controls_have_the_size_of_the_model(benchmark_module, monkeypatch, tmp_path):

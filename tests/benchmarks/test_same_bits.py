@@ -13,7 +13,7 @@ from telecine.__main__ import main
 from telecine.runs.saved_settings import as_yaml
 from telecine.settings import CausalVAEConfig, ClipConfig, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
-from telecine.settings.data import EARLIER
+from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.settings.parse import read_config
 from telecine.training.tensor_files import HostCopy, save_shards, shard_file
 
@@ -72,7 +72,7 @@ def test_every_case_sets_every_setting_that_older_versions_have(
 def test_the_other_settings_have_the_values_that_do_what_older_versions_do(same_bits_cases):
     earlier_flow = FlowConfig(shift=1.0, noise_fraction=0.0)
     expected = TrainConfig(
-        clips=ClipConfig(**EARLIER), causal_vae=CausalVAEConfig(flow=earlier_flow)
+        clips=ClipConfig(**DEFAULTS_OF_OLD_RUNS), causal_vae=CausalVAEConfig(flow=earlier_flow)
     )
     assert read_config(same_bits_cases.LATER) == expected
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import av
 import jsonschema
+import pydantic_settings
 import pytest
 import torch
 import yaml
+from packaging.version import Version
 
 from telecine import Ramp, __version__
 from telecine.__main__ import main
@@ -21,10 +23,10 @@ from telecine.cli.parser import Command
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.metrics import default_metrics
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, TrainConfig
 from telecine.settings.parse import recipes
+from telecine.video.write import write_video
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 
@@ -794,3 +796,26 @@ def test_the_schema_accepts_every_recipe_and_finds_mistakes(capsys):
     ]
     assert [bool(list(validator.iter_errors(values))) for values in wrong] == [True] * 4
     assert "Total number of updates" in schema["properties"]["steps"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        (["--data", "{a,b}/*.mp4"], "{a,b}/*.mp4"),
+        (["--data", "a,b"], "a,b"),
+        (["--data", "12"], "12"),
+        (["--data", "[a, b]"], ("a", "b")),
+        (["--data", "null"], None),
+    ],
+)
+def test_data_is_a_path_or_a_list_of_paths(words, data):
+    assert COMMANDS["train"].parse(words)[0]["settings"].data == data
+
+
+def test_a_list_can_be_typed_in_several_options_or_is_refused():
+    words = ["--data", "a", "--data", "b"]
+    if Version(pydantic_settings.__version__) >= Version("2.16"):
+        assert COMMANDS["train"].parse(words)[0]["settings"].data == ("a", "b")
+    else:
+        with pytest.raises(ValueError, match="`--data` must be given once with Python"):
+            COMMANDS["train"].parse(words)

@@ -10,8 +10,8 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from telecine.data import index_video, load_spans, read_clip
 from telecine.data.hdr import BT2020, HLG, PQ, tone_map
-from telecine.report.video import write_video as write_output
 from telecine.settings import ClipConfig, PixelFormat
+from telecine.video.write import write_video as write_output
 
 from .videos import moving_frames, new_stream, stamp, write_video
 

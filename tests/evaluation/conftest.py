@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import telecine.evaluation.compare  # noqa: F401 - takes `plot_frames` before `no_plots` replaces it
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
+from telecine.video.write import write_video
 
 from .videos import noisy, waves
 
@@ -54,8 +55,9 @@ def fake_lpips(monkeypatch):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    """Leave out plots, which take a second each; `test_compare.py` tests them."""
+    """Leave out plots, which take a second each; `test_compare.py` and `test_round_trips.py` test them."""
     monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_passes", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

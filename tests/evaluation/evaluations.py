@@ -2,7 +2,7 @@
 
 import pytest
 
-from telecine.evaluation import EvaluationProtocol, mean_over_clips
+from telecine.evaluation import EvaluationRecord, mean_over_clips
 from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.metrics import METRICS
 
@@ -34,7 +34,7 @@ def write_evaluation(folder, clips, per_frame=None, **protocol):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
         evaluation = Evaluation(
-            mean_over_clips(values), rows, per_frame or {}, EvaluationProtocol(**fields | protocol)
+            mean_over_clips(values), rows, per_frame or {}, EvaluationRecord(**fields | protocol)
         )
         evaluation.write(folder)
     return folder

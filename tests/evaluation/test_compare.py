@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from scipy.stats import bootstrap
 
-from telecine.evaluation import EvaluationProtocol
+from telecine.evaluation import EvaluationRecord
 from telecine.evaluation.compare import (
     MUST_MATCH,
     Difference,
@@ -21,7 +21,7 @@ from telecine.evaluation.compare import (
     compare,
     plot_differences,
 )
-from telecine.evaluation.evaluate import Evaluation, plot_frames
+from telecine.evaluation.evaluate import Evaluation, SavedEvaluation, plot_frames
 from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.paper_table import make_table
 
@@ -198,9 +198,10 @@ def test_no_protocol_is_left_beside_the_figures_of_another(worse, tmp_path):
     folder = shutil.copytree(worse, tmp_path / "other")
     (folder / "frames.json").unlink()
     (folder / "frames.json").mkdir()  # which cannot be replaced by a file
-    _, metrics, clips = Evaluation.read(worse)
+    saved = SavedEvaluation.read(worse)
+    protocol = EvaluationRecord("", 1, 1, 1, 1, "", "", {})
     with pytest.raises(OSError, match="frames"):
-        Evaluation(metrics, clips, {}, EvaluationProtocol("", 1, 1, 1, 1, "", "", {})).write(folder)
+        Evaluation(saved.metrics, saved.per_clip, {}, protocol).write(folder)
     assert not (folder / "protocol.json").exists()
 
 

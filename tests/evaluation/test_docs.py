@@ -106,7 +106,7 @@ def test_the_commands_run(folder, capsys):
     launched = [
         line for line in COMMANDS if line.startswith("torchrun ")
     ]  # `test_evaluate.py` runs it
-    assert (len(COMMANDS), len(launched)) == (12, 1)
+    assert (len(COMMANDS), len(launched)) == (14, 1)
     for line in [line for line in COMMANDS if line not in launched]:
         assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
     assert {path.name for path in (folder / "figures" / "difference").iterdir()} == {

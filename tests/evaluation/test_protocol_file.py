@@ -6,12 +6,12 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from telecine.evaluation import EvaluationProtocol
+from telecine.evaluation import EvaluationRecord
 from telecine.evaluation.metrics import METRICS
 
 
 def test_a_protocol_describes_the_measurement():
-    protocol = EvaluationProtocol(
+    protocol = EvaluationRecord(
         data="clips/",
         num_clips=12,
         num_frames=9,

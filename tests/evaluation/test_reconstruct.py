@@ -22,9 +22,9 @@ from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruc
 from telecine.evaluation.reconstruction_sources import load_model
 from telecine.evaluation.tiling import reconstruct_tiled, rounded_tiling
 from telecine.models.interface import ClipPosition
-from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig, Tiling
 from telecine.tools.latents.measures import measure_latent_spaces
+from telecine.video.write import write_video
 
 from .videos import waves
 

@@ -123,7 +123,9 @@ def test_a_sound_that_an_mp4_cannot_have_is_left_out_and_named(model_folder, tmp
 def test_a_file_cannot_have_the_results_of_a_folder(model_folder, videos, tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in (tmp_path / "out.mp4", tmp_path / "file"):
-        with pytest.raises(ValueError, match=r"`output` must be a folder for those of .*, but got"):
+        with pytest.raises(
+            ValueError, match=r"`output` must be a folder for the reconstructions of .*, but got"
+        ):
             reconstruct(model_folder, videos, output, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"

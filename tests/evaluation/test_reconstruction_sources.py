@@ -18,10 +18,10 @@ from telecine.evaluation.reconstruction_sources import (
     measured_model,
     open_source,
 )
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
+from telecine.video.write import write_video
 
 from .videos import waves
 
@@ -122,7 +122,7 @@ class TestSelection:
 
     @pytest.mark.parametrize(
         ("num_frames", "max_clips", "message"),
-        [(27, 1, "at least 27 frames.*at most 26"), (5, 0, "`max_clips` must")],
+        [(27, 1, "a clip of 27 frames.*at most 26"), (5, 0, "`max_clips` must")],
     )
     def test_no_clip_raises(self, infos, num_frames, max_clips, message):
         with pytest.raises(ValueError, match=message):
@@ -233,7 +233,7 @@ class TestVideoSource:
         shutil.rmtree(copied_videos)
         with pytest.raises(
             ValueError,
-            match=r"`checkpoint` must be decodable where `data` is, but got .*are broken",
+            match=r"`checkpoint` must be videos that can be decoded wherever .*cannot be decoded",
         ):
             opened.reconstruct(span, target)
 

@@ -12,6 +12,7 @@ from telecine.losses import (
     latent_masking,
     latent_noise,
     local_correlation,
+    round_trip,
     scale_equivariance,
 )
 from telecine.losses.latent import resized
@@ -195,6 +196,74 @@ class TestRegularisers(LossTester):
             ),
         ),
     )
+
+
+def trip_example(seed):
+    inputs = {"latent": random((2, 2, 1, 2, 4), seed)}
+    if seed % 2:
+        inputs["weight"] = 1 + random((2,), seed + 200)
+    return inputs
+
+
+def pooled(video):
+    """Encode patches of 2 x 2 pixels by twice their mean."""
+    return 2 * video.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).mean((-1, -3))
+
+
+def difference_after_a_trip(latent, weight=None):
+    """`up` copies the sine of a position to a patch, and `pooled` returns its double."""
+    errors = (2 * latent.sin() - latent).abs().flatten(1).mean(1)
+    return (errors * (1 if weight is None else weight)).mean()
+
+
+class TestRoundTrip(LossTester):
+    cases = (
+        LossCase(
+            name="round_trip",
+            loss=partial(round_trip, decode=up, encode=pooled, trains="both"),
+            example=trip_example,
+            reference=difference_after_a_trip,
+            learns=("latent", "weight"),
+            known=(
+                ({"latent": torch.full((1, 1, 1, 1, 1), torch.pi / 2).double()}, 2 - torch.pi / 2),
+            ),
+            half_rel=2e-2,
+            function=round_trip,
+        ),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_round_trip_trains_the_decoder_alone_with_the_gradient_of_both(dtype):
+    torch.manual_seed(0)
+    decoder = torch.nn.ConvTranspose3d(4, 3, (1, 2, 2), (1, 2, 2)).to(dtype)
+    encoder = torch.nn.Conv3d(3, 4, (1, 2, 2), (1, 2, 2)).to(dtype)
+    latent = random((2, 4, 3, 4, 4), 0).to(dtype).requires_grad_()
+    inputs = {"decode": decoder, "encode": encoder, "weight": torch.tensor([0.5, 2.0])}
+    value = round_trip(latent=latent, **inputs)
+    expected = round_trip(latent=latent.detach(), **inputs, trains="both")
+    torch.testing.assert_close(value, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(round_trip(latent=latent, **inputs), expected)
+    (3 * value).backward()
+    assert latent.grad is None
+    assert all(weight.grad is None for weight in encoder.parameters())
+    theirs = torch.autograd.grad(3 * expected, list(decoder.parameters()))
+    for weight, gradient in zip(decoder.parameters(), theirs, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+
+
+def test_a_projection_has_no_round_trip_error():
+    torch.manual_seed(0)
+    components = torch.nn.init.orthogonal_(torch.empty(4, 12).double())
+
+    def decode(latent):
+        return torch.einsum("bcthw,cp->bpthw", latent, components)
+
+    def encode(video):
+        return torch.einsum("bpthw,cp->bcthw", video, components)
+
+    assert round_trip(latent=random((2, 4, 1, 3, 3), 0), decode=decode, encode=encode) < 1e-12
 
 
 def test_the_first_latent_frame_may_belong_to_the_others():
@@ -381,3 +450,14 @@ def test_the_pixel_loss_can_be_chosen(loss, expected):
     target = torch.zeros(2, 3, 1, 8, 8).double()
     value = scale_equivariance(latent=latent, target=target, decode=double, factors=(1,), loss=loss)
     torch.testing.assert_close(value, expected(latent).mean())
+
+
+def test_a_wrong_round_trip_raises(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    latent = random((1, 2, 1, 2, 2), 0)
+    with pytest.raises(
+        ValueError, match="`trains` must be one of 'decoder', 'both', but got 'all'"
+    ):
+        round_trip(latent=latent, decode=up, encode=pooled, trains="all")
+    with pytest.raises(ValueError, match="`the encoded latent` must be"):
+        round_trip(latent=latent, decode=up, encode=up)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine.models import CausalVAE, DeterministicPosterior
-from telecine.models.diffusers.denoiser import SIZES, LatentDenoiser
+from telecine.models.diffusers.denoiser import DENOISER_SIZES, LatentDenoiser
 from telecine.settings import CausalVAEConfig, ProbeConfig
 from telecine.settings.validate import choices_of, settings_of
 
@@ -81,4 +81,4 @@ def test_only_the_transformer_is_trained_and_saved(model, tmp_path):
 
 def test_settings_name_every_size():
     kinds = {setting.name: setting.kind for setting in settings_of(ProbeConfig)}
-    assert choices_of(kinds["size"]) == [*SIZES]
+    assert choices_of(kinds["size"]) == [*DENOISER_SIZES]

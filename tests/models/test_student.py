@@ -16,7 +16,7 @@ from telecine.models.causal import build_decoder
 from telecine.models.flow import random_levels
 from telecine.models.latent import LatentGrid
 from telecine.models.linear import PatchDecoder, fit_decoder
-from telecine.models.student import SIZES, StudentAutoencoder, student_config
+from telecine.models.student import DECODER_SIZES, StudentAutoencoder, student_config
 from telecine.runs.checkpoints import Checkpoints
 from telecine.settings import CausalVAEConfig
 
@@ -341,7 +341,7 @@ def test_the_numbers_of_weights_in_the_docs():
     page = (Path(__file__).parents[2] / "docs" / "distillation.md").read_text(encoding="utf-8")
     model = teacher()
     model.check_clip = lambda *_: None
-    for size in SIZES:
+    for size in DECODER_SIZES:
         cells = []
         for compression in ((4, 8, 16), (4, 16, 48), (8, 32, 128)):
             with torch.device("meta"):

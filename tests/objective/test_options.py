@@ -376,6 +376,7 @@ def call(run, autoencoder, real, *arguments):
         "last_layer": autoencoder.last_layer,
         "latent": latent,
         "decode": autoencoder.decoder,
+        "encode": autoencoder.encoder,
     }
     return run(real, autoencoder.decoder(latent), *arguments, aux, **options)
 

@@ -439,11 +439,16 @@ class TestLatent:
         )
         torch.testing.assert_close(ours, theirs)
 
-    @pytest.mark.parametrize("missing", ["latent", "decode"])
+    @pytest.mark.parametrize("missing", ["latent", "decode", "encode"])
     def test_a_call_without_them_is_an_error(self, make_loss, autoencoder, pair, missing):
-        options = {"latent": pair[0], "decode": autoencoder.decoder, missing: None}
-        loss = make_loss(perceptual_weight=0, terms={"latent_noise": 1.0})
-        message = rf"`{missing}` must be given for latent_noise, but got None. Pass `{missing}=` of the autoencoder"
+        options = {
+            "latent": pair[0],
+            "decode": autoencoder.decoder,
+            "encode": autoencoder.encoder,
+            missing: None,
+        }
+        loss = make_loss(perceptual_weight=0, terms={"round_trip": 1.0})
+        message = rf"`{missing}` must be given for round_trip, but got None. Pass `{missing}=` of the autoencoder"
         with pytest.raises(ValueError, match=message):
             loss(*pair, 0, 0, **options)
 
@@ -585,6 +590,8 @@ class TestCheckFunctions:
     def test_sharded_weights_and_a_term_that_decodes(self):
         config = ObjectiveConfig(terms={"wavelet": 1.0, "noise": Term("latent_noise")})
         check_functions(config, sharding="none")
-        message = '`sharding` must be "none" with terms that decode, but got fsdp2 with noise. Leave the term out'
+        message = (
+            '`sharding` must be "none" with terms that decode or encode, but got fsdp2 with noise'
+        )
         with pytest.raises(ValueError, match=message):
             check_functions(config, sharding="fsdp2")

@@ -9,7 +9,7 @@ from telecine.report.page_videos import best_and_worst
 from telecine.report.reported_run import HeldOutMetric, read_run, read_runs, unique_names
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
-from telecine.settings.data import EARLIER
+from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 
 from .runs import records, write_clips_of, write_run
 
@@ -22,7 +22,7 @@ class TestReadRun:
             '{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n'
         )
         run = read_run(folder, "name")
-        clips = {f"clips.{name}": value for name, value in EARLIER.items()}
+        clips = {f"clips.{name}": value for name, value in DEFAULTS_OF_OLD_RUNS.items()}
         assert run.steps == 60
         assert run.settings == {"steps": "60", **clips, "clips.height": "64"}
         assert run.held_out() == {

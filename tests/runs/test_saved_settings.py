@@ -19,7 +19,7 @@ from telecine.runs.saved_settings import (
     write_settings,
 )
 from telecine.settings import ObjectiveConfig, PenaltyConfig, TrainConfig
-from telecine.settings.data import EARLIER
+from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.settings.parse import read_config
 from telecine.training import train
 
@@ -32,7 +32,7 @@ class TestSettings:
         expected = {"data": "null", "clips.height": "64", "clips.cache": "true", "levels": "[1, 2]"}
         expected |= {
             "date": "2024-01-31",
-            **{f"clips.{name}": value for name, value in EARLIER.items()},
+            **{f"clips.{name}": value for name, value in DEFAULTS_OF_OLD_RUNS.items()},
         }
         assert flat_settings(read_saved_settings(tmp_path)) == expected
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.settings import Bucket, ClipConfig
-from telecine.settings.data import EARLIER
+from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.settings.validate import validate
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
@@ -162,11 +162,11 @@ def test_the_identity_of_clips_has_what_changes_them():
     )
     assert read_otherwise.identity() == ClipConfig().identity()
     # As folders of latents have them: another name would refuse those of earlier versions.
-    assert [*ClipConfig(**EARLIER).identity()] == [
+    assert [*ClipConfig(**DEFAULTS_OF_OLD_RUNS).identity()] == [
         *("num_frames", "height", "width", "buckets", "image_ratio", "stride"),
         *("random_flip", "random_orientation", "scale_jitter", "weighting"),
     ]
-    zoomed = ClipConfig(scale_jitter=2.0, **EARLIER)
+    zoomed = ClipConfig(scale_jitter=2.0, **DEFAULTS_OF_OLD_RUNS)
     assert zoomed.identity() != replace(zoomed, cache=True).identity(), (
         "which is resized from other frames"
     )

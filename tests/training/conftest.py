@@ -10,7 +10,6 @@ import torch
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.video import write_video
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,
@@ -23,6 +22,7 @@ from telecine.settings import (
     TrainConfig,
 )
 from telecine.settings.validate import validate
+from telecine.video.write import write_video
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))[
     "leave_pictures_out"

@@ -12,7 +12,6 @@ from telecine.data import index_video, read_clip, sample_videos
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.models.load import load_autoencoder
-from telecine.report.video import write_video
 from telecine.settings import (
     DiscriminatorConfig,
     EvaluateConfig,
@@ -22,13 +21,14 @@ from telecine.settings import (
     PixelFormat,
     ReconstructConfig,
 )
-from telecine.tools.data_report.inspect import inspect_data
+from telecine.tools.data_report.examine import inspect_data
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 from telecine.training.memory import plan_update
 from telecine.training.run import dry_run
+from telecine.video.write import write_video
 
 from .helpers import quiet, recorder
 

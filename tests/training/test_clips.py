@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from telecine.data import DataError, ReadingStopped
-from telecine.report.video import write_video
 from telecine.training import clips as of_run
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import Spans, build_clips, check_same_data, read_next
+from telecine.video.write import write_video
 
 
 def test_images_are_counted_as_images(tiny, small_video, tmp_path):

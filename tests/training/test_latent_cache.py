@@ -20,13 +20,13 @@ from telecine.models import (
     Reconstruction,
 )
 from telecine.models.latent import ChannelMoments
+from telecine.models.latent_shards import IDENTITY_FILE
 from telecine.settings import CausalVAEConfig, ClipConfig, TrainableConfig, TrainConfig
 from telecine.training import Interrupted, train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import (
-    IDENTITY_FILE,
     LatentCache,
     check_disk,
     describe_change,

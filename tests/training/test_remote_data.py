@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from telecine.data import ClipDataset, DataError, index_video, read_clip, remote
-from telecine.report.video import write_video
 from telecine.training import train
+from telecine.video.write import write_video
 
 from .helpers import (
     LIGHT,

@@ -165,6 +165,22 @@ def test_terms_know_whether_the_first_latent_frame_is_apart(build, tiny, is_apar
     assert update(state, video, step=0)["train/apart_loss"] == is_apart
 
 
+@pytest.mark.parametrize("trains", ["decoder", "both"])
+def test_a_round_trip_trains_with_recomputed_activations(build, video, trains):
+    term = Term("round_trip", 0.1, {"trains": trains})
+    values = []
+    for recomputes in (False, True):
+        state = build(
+            objective=ObjectiveConfig(perceptual_weight=0.0, terms={"trip": term}),
+            discriminator=DiscriminatorConfig("none"),
+            model_gradient_checkpointing=recomputes,
+        )
+        log = update(state, video, step=0)
+        values.append((log["train/trip_loss"], log["train/grad_norm"]))
+    assert values[0][0] > 0
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
 def value_of_apart(*, latent, first_frame_apart):
     return latent.sum() * 0 + int(first_frame_apart)
 

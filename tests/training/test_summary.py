@@ -76,7 +76,7 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
 
 
 def test_validation_clips_have_the_hash_of_evaluations():
-    """As `EvaluationProtocol.clips_sha256`."""
+    """As `EvaluationRecord.clips_sha256`."""
     some = clips()
     hashes = [
         hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest()

@@ -93,7 +93,10 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
     )
     # The decoder runs twice in the graph, outside of its wrapper, and the objective has weights of its own.
     alignment = Term("alignment", weight=0.1, params={"latent_channels": 4})
-    noisy = replace(fixed, terms={"latent_noise": 0.1, "alignment": alignment})
+    # The encoder runs a second time, too.
+    trip = Term("round_trip", weight=0.1, params={"trains": "both"})
+    terms = {"latent_noise": 0.1, "alignment": alignment, "round_trip": trip}
+    noisy = replace(fixed, terms=terms)
     # With single frames, the weights of Wan that mix frames get no gradient.
     tiny_model("wan").save_pretrained(folder / "wan")
     still = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)

@@ -92,24 +92,28 @@ def argument_error(
     return error(f"`{name}` {text}")
 
 
-def nearest(word: str, candidates: Iterable[str]) -> str:
-    """Return "Did you mean `...`?" with the candidate that has all parts of a word or is spelled alike, or "".
+def nearest(word: str, candidates: Iterable[str], *, prefix: str = "") -> str:
+    """Return "Did you mean `...`?" for a mistyped word, or an empty text if no candidate is near.
+
+    The nearest candidate is the name that telecine has for the word, or the shortest one that contains all parts of it,
+    or the one with the most similar spelling. A few words have another sentence.
 
     Args:
         word: What was typed. Dashes and underscores are the same.
         candidates: The words that exist.
+        prefix: What stands before the candidate in the sentence.
     """
     if word in _INSTEAD:
         return _INSTEAD[word]
     name = word.lstrip("-").replace("-", "_")
-    candidates = {candidate.lstrip("-"): candidate for candidate in candidates}
+    words = {candidate.lstrip("-"): candidate for candidate in candidates}
     match = _OTHER_NAMES.get(name.rpartition(".")[2])
-    if match not in candidates:
+    if match not in words:
         parts = _parts(name)
-        with_parts = [candidate for candidate in candidates if parts <= _parts(candidate)]
-        alike = difflib.get_close_matches(name, candidates, n=1)
+        with_parts = [candidate for candidate in words if parts <= _parts(candidate)]
+        alike = difflib.get_close_matches(name, words, n=1)
         match = min(with_parts, key=len) if with_parts else next(iter(alike), None)
-    return "" if match is None else f"Did you mean `{candidates[match]}`?"
+    return "" if match is None else f"Did you mean `{prefix}{words[match]}`?"
 
 
 def _parts(name: str) -> set[str]:

@@ -51,7 +51,7 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * units[match[2].lower()])
 
 
-def gigabytes(size: float) -> str:
+def in_gib(size: float) -> str:
     """Return a number of bytes in GiB."""
     return f"{size / _UNITS['GiB']:.2f} GiB"
 

@@ -28,9 +28,15 @@ _KINDS = {
 }
 
 
+def absolute_if_exists(name: str) -> str:
+    """Return the absolute path of a file or folder that exists. Another name, such as one on the Hub, stays."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Let an error of the system inside the block name a file: that of a disk while it is read or written does not.
+    """Name a file in the errors of the system that the block raises. Those of reading and writing name none.
 
     Raises:
         OSError: The block raised it. Its `filename` is `path` if it had none.

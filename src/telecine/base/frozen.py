@@ -12,6 +12,16 @@ from telecine.base.precision import at_least_float32
 Module = TypeVar("Module")
 
 
+def freeze(module: nn.Module) -> None:
+    """Freeze the parameters of a module in place; parameters and buffers of half precision become float32."""
+    for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
+        parameter.requires_grad_(False)
+    # Tensors without values, as in plans, cannot be replaced by themselves.
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
+        module._apply(at_least_float32)
+
+
 class Frozen(nn.Module, Generic[Module]):
     """A module whose tensors are hidden from optimizers, checkpoints and data-parallel wrappers.
 
@@ -26,14 +36,7 @@ class Frozen(nn.Module, Generic[Module]):
         self._module: tuple[Any] = (module,)  # PyTorch does not find a module inside a tuple
         self.eval()
         if isinstance(module, nn.Module):
-            for (
-                parameter
-            ) in module.parameters():  # scripted modules do not support `module.requires_grad_`
-                parameter.requires_grad_(False)
-            # Tensors without values, as in plans, cannot be replaced by themselves.
-            tensors = [*module.parameters(), *module.buffers()]
-            if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
-                module._apply(at_least_float32)
+            freeze(module)
 
     @property
     def module(self) -> Module:

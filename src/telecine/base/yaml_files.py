@@ -12,7 +12,8 @@ from telecine.base.files import read_bounded
 MAX_BYTES = 2**20
 _MAX_DEPTH = 32
 _MAX_DIGITS = 4300
-# What is not text without quotes: these words, and what consists of these characters if Python reads it as a number.
+# A value without quotes is text, unless it is one of these words, or consists of `_CHARACTERS` and is a number in
+# Python.
 _WORDS = {
     "": None,
     "~": None,
@@ -151,7 +152,7 @@ def line_of(path: Path, name: str) -> int | None:
         document = _read_document(path)
     except ValueError:
         return None
-    # A number stands for the only setting of its group, such as a weight.
+    # A group can be written as one number, such as the weight of a term. Its settings are then on its line.
     place = name
     while place and place not in document.lines:
         place = place.rpartition(".")[0]

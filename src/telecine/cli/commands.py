@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from telecine import __version__
 from telecine.base.checks import argument_error, nearest
@@ -56,26 +56,26 @@ def run(words: Sequence[str]) -> None:
         if recipes == ["demo"] and "config" not in options:
             console.say("without --data and --config: the demo, on four sample videos")
         _check_options(settings, options)
-    output = arguments.get(command.output)
-    if output is not None:
+    if command.output is not None and arguments.get(command.output) is not None:
         from telecine.data.find import check_output
 
-        data = getattr(settings, "data", None)
+        data_path = getattr(settings, "data", None)
         if command.data is not None:
-            data = arguments[command.data]
-        arguments[command.output] = os.path.expanduser(output)
-        check_output(f"--{command.output}", data, arguments[command.output])
+            data_path = arguments[command.data]
+        output = os.path.expanduser(arguments[command.output])
+        check_output(f"--{command.output}", data_path, output)
+        arguments[command.output] = output
     command.run(**arguments)
 
 
-def _run_without_command(words: Sequence[str]) -> None:
+def _run_without_command(words: Sequence[str]) -> NoReturn:
     """Answer `--help` and `--version`, or raise a `ValueError` about a mistyped command."""
     if not {"-h", "--help", "--version"}.isdisjoint(words):
         program().parse_args(words)  # prints, and exits
     names = f"Use one of: {', '.join(COMMANDS)}."
     if not words:
         raise ValueError(f"a command is missing. {names}")
-    similar = nearest(words[0], COMMANDS).replace("`", "`telecine ", 1)
+    similar = nearest(words[0], COMMANDS, prefix="telecine ")
     raise ValueError(f"`{words[0]}` is not a command. {similar or names}")
 
 
@@ -153,8 +153,8 @@ def evaluate(
         str | None,
         Output(
             "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) "
-            "and protocol.json (how it was measured); with --compare, for table.tex, table.md and, of two, "
-            "comparison.json and its plots."
+            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json and its plot; "
+            "with --compare, for table.tex, table.md and, of two, comparison.json and its plots."
         ),
     ] = None,
     compare: Annotated[

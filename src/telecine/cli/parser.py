@@ -102,7 +102,7 @@ class Command:
         self.summary = (inspect.getdoc(run) or "").partition("\n\n")[0]
         self.settings: type | None = None
         self.data: str | None = None  # the argument that is `Data`
-        self.output = ""  # the argument that is `Output`, empty if there is none
+        self.output: str | None = None  # the argument that is `Output`
         for name, hint in _types_of(run).items():
             if name == "settings":
                 self.settings = hint

@@ -45,7 +45,15 @@ def parse_words(
         for option in _options_inside_dicts(words, settings):
             parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
     arguments, unknown = parser.parse_known_args(words)
-    return vars(arguments), unknown
+    values = vars(arguments)
+    for setting in () if settings is None else settings_of(settings):
+        times = sum(word.partition("=")[0] == f"--{setting.name}" for word in words)
+        is_list = any(get_origin(member) is tuple for member in union_members(setting.kind))
+        if times > 1 and is_list and isinstance(values.get(setting.name), str):
+            # pydantic-settings before 2.16 keeps the last one.
+            remedy = f"Write a list: `--{setting.name} [a, b]`."
+            raise argument_error(f"--{setting.name}", "given once with Python 3.10", times, remedy)
+    return values, unknown
 
 
 def _options_inside_dicts(words: Sequence[str], settings: type) -> list[str]:

@@ -150,10 +150,10 @@ def _flip(frames: Tensor, axes: list[int]) -> Tensor:
 
 
 def video_from_bytes(frames: Tensor) -> Tensor:
-    """Convert decoded frames to video for the model.
+    """Convert decoded frames to video for the model. Integers are scaled to [-1, 1]; float32 keeps its values.
 
     Args:
-        frames: `(..., T, H, W, C)`: uint8, uint16, or float32 in [-1, 1], which keeps its values.
+        frames: `(..., T, H, W, C)`: uint8, uint16, or float32 in [-1, 1].
 
     Returns:
         float32 `(..., C, T, H, W)` in [-1, 1].
@@ -166,7 +166,10 @@ def video_from_bytes(frames: Tensor) -> Tensor:
         return frames.movedim(-1, -4).contiguous()
     if frames.dtype not in (torch.uint8, torch.uint16) or not has_axes:
         raise argument_error(
-            "frames", "uint8 or uint16 of shape (..., T, H, W, C)", frames, "Pass decoded frames."
+            "frames",
+            "uint8, uint16 or float32 of shape (..., T, H, W, C)",
+            frames,
+            "Pass decoded frames.",
         )
     half = 127.5 if frames.dtype == torch.uint8 else 32767.5
     video = frames.movedim(-1, -4).to(torch.float32, memory_format=torch.contiguous_format)
@@ -174,7 +177,9 @@ def video_from_bytes(frames: Tensor) -> Tensor:
 
 
 def bytes_from_video(video: Tensor, bit_depth: Literal[8, 16] = 8) -> Tensor:
-    """Convert video to frames, rounded and clamped. This is the exact inverse of `video_from_bytes`.
+    """Convert video to frames of integers, rounded and clamped.
+
+    It inverts `video_from_bytes` exactly for uint8 and uint16. Frames of float32 need no conversion but of their axes.
 
     Args:
         video: Floating point `(..., C, T, H, W)` in [-1, 1].

@@ -317,26 +317,35 @@ def _select_frames(
         needed = {info.pts[index] for index in indices}
     numbered = _numbered_frames(info, indices, decoded_frames(packets, alpha=alpha, needed=needed))
     for index in indices:
-        number, frame = -1, None
-        while number < index:
-            number, frame = next(numbered, (info.num_frames, None))
-        if frame is None or number > index:
+        frame = _frame_of_index(numbered, index)
+        if frame is None:
             raise DecodeError(f"{info.source}: frame {index} is missing")
         _check_intact(frame, info.source)
         yield frame
 
 
+def _frame_of_index(numbered: Iterator[tuple[int, VideoFrame]], index: int) -> VideoFrame | None:
+    """Return the frame of an index, after those before it; None if it is missing."""
+    for number, frame in numbered:
+        if number == index:
+            return frame
+        if number > index:
+            return None
+    return None
+
+
 def _numbered_frames(
     info: VideoInfo, indices: Sequence[int], frames: Iterable[VideoFrame]
-) -> Iterator[tuple[int, VideoFrame | None]]:
-    """Yield frames with their indices in the video, by their timestamps if these are unique; -1 for others."""
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield frames with their indices in the video, by their timestamps if these are unique; skip others."""
     if info.seekable:
         end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
         index_of: dict[int | None, int] = {
             info.pts[index]: index for index in range(indices[0], end)
         }
         for frame in frames:
-            yield index_of.get(frame.pts, -1), frame
+            if frame.pts in index_of:
+                yield index_of[frame.pts], frame
     else:  # decoded from the start
         yield from enumerate(frames)
 

@@ -2,15 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 from telecine.base.checks import argument_error, count
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
-from telecine.data.holdout_earlier import EARLIER, choose_files, group_by_file, split_as_earlier
+from telecine.data.holdout_earlier import OLD_HOLDOUT, choose_files, group_by_file, split_as_earlier
 from telecine.data.holdout_groups import group_spans, has_column
 from telecine.data.holdout_split import (
     MAX_FRACTION,
+    MIN_VIDEOS,
     Split,
     choose_groups,
     hold_out_ends,
@@ -21,8 +21,6 @@ from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-# With this many videos or more, whole groups of them are held out, instead of the end of each.
-_MIN_VIDEOS = 10
 _NUM_NAMED = 5
 
 
@@ -49,7 +47,7 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
     """
     videos = [span for span in spans if not span.info.is_image]
     images = [span for span in spans if span.info.is_image]
-    is_earlier = config.holdout == EARLIER
+    is_earlier = config.holdout == OLD_HOLDOUT
     image_groups = group_by_file(images) if is_earlier else group_spans(images, config.holdout)
     if not videos and len(image_groups) < 2:
         got = "one image" if image_groups else "nothing"
@@ -119,7 +117,7 @@ def _split_videos(videos: Sequence[Span], config: ClipConfig) -> Split:
             remedy = "Use fewer frames, or another `clips.fps`."
         contract = f"long enough for {frames.describe()}, {frames.rule()}"
         raise _too_short(contract, videos, remedy)
-    if config.holdout == EARLIER:
+    if config.holdout == OLD_HOLDOUT:
         split = split_as_earlier(videos, config.val_fraction, frames)
     elif _is_asked_for(config) or has_column(videos, config.holdout) or _are_many(videos, frames):
         split = _split_by_group(videos, config, frames)
@@ -131,16 +129,12 @@ def _split_videos(videos: Sequence[Span], config: ClipConfig) -> Split:
         )
         if config.fps is None:
             num_frames = frames.num_source_frames(videos[0].info)
-            num_clips = 2 if config.holdout == EARLIER else 3
+            num_clips = 2 if config.holdout == OLD_HOLDOUT else 3
             contract = f"long enough for a training and a held-out clip of {num_frames} frames, "
             contract += f"{num_clips * num_frames} together"
-        remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS} videos or more."
+        remedy = f"Use fewer frames or a smaller stride, or {MIN_VIDEOS} videos or more."
         raise _too_short(contract, videos, remedy)
-    # Spans that are too short for a validation clip are perhaps long enough for a training clip of another size.
-    for span in videos:
-        end = split.train_ends.get(resolve_source(span.info.source), span.last_frame + 1)
-        if not frames.fits(span) and span.first_frame < end:
-            split.train.append(replace(span, last_frame=min(span.last_frame, end - 1)))
+    split.train_on_short_spans(videos, frames)
     return split
 
 
@@ -151,7 +145,7 @@ def _is_asked_for(config: ClipConfig) -> bool:
 
 def _are_many(videos: Sequence[Span], frames: ClipFrames) -> bool:
     files = {resolve_source(span.info.source) for span in videos if frames.fits(span)}
-    return len(files) >= _MIN_VIDEOS
+    return len(files) >= MIN_VIDEOS
 
 
 def _split_by_group(videos: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> Split | None:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.holdout_split import Split, hold_out_ends, hold_out_groups, middles
+from telecine.data.holdout_split import MIN_VIDEOS, Split, hold_out_ends, hold_out_groups
 from telecine.data.source import Source, Span, resolve_source
+from telecine.data.spacing import evenly_spaced
 
-EARLIER = "earlier"  # the value of `ClipConfig.holdout`
-# With this many videos or more, whole videos are held out, instead of the end of each.
-_MIN_VIDEOS = 10
+OLD_HOLDOUT = "earlier"  # the value of `ClipConfig.holdout`
 
 
 def split_as_earlier(
@@ -22,7 +21,7 @@ def split_as_earlier(
         frames: The frames of a validation clip.
     """
     files = group_by_file([span for span in videos if frames.fits(span)])
-    if len(files) < _MIN_VIDEOS:
+    if len(files) < MIN_VIDEOS:
         return hold_out_ends(files, val_fraction, frames, has_gap=False)
     return hold_out_groups(files, choose_files(len(files), val_fraction), frames)
 
@@ -37,4 +36,4 @@ def group_by_file(spans: Sequence[Span]) -> list[list[Span]]:
 
 def choose_files(num_files: int, val_fraction: float) -> set[int]:
     """Return the indices of files to hold out, evenly spaced, a fraction of their number."""
-    return set(middles(num_files, max(1, round(num_files * val_fraction))))
+    return set(evenly_spaced(num_files, max(1, round(num_files * val_fraction))))

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field, replace
 
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.source import Source, Span, resolve_source
+from telecine.data.spacing import evenly_spaced
 
+# With this many videos or more, whole groups of them are held out, instead of the end of each.
+MIN_VIDEOS = 10
 MAX_FRACTION = 0.3  # of all frames; a larger held-out part is warned about
 # Numbers of groups that are tried around the expected one, to come close to the fraction of frames.
 _NUM_TRIED = 5
@@ -13,12 +16,28 @@ _NUM_TRIED = 5
 
 @dataclass
 class Split:
-    """Spans of at least one clip."""
+    """Spans to train on, and held-out spans."""
 
     train: list[Span] = field(default_factory=list)
     held_out: list[Span] = field(default_factory=list)
     train_ends: dict[Source, int] = field(default_factory=dict)
     """Of each file with held-out frames, the first frame that is not trained on."""
+
+    def train_on_short_spans(self, spans: Sequence[Span], frames: ClipFrames) -> None:
+        """Train on spans that are too short for a validation clip, up to the `train_ends` of their files.
+
+        They may be long enough for a training clip of another size.
+
+        Args:
+            spans: All spans that are split.
+            frames: The frames of a validation clip.
+        """
+        for span in spans:
+            if frames.fits(span):
+                continue
+            end = self.train_ends.get(resolve_source(span.info.source), span.last_frame + 1)
+            if span.first_frame < end:
+                self.train.append(replace(span, last_frame=min(span.last_frame, end - 1)))
 
 
 def hold_out_groups(
@@ -95,7 +114,7 @@ def choose_groups(groups: Sequence[Sequence[Span]], val_fraction: float) -> set[
     smallest = max(1, num_expected - _NUM_TRIED)
     largest = min(len(groups) - 1, num_expected + _NUM_TRIED)
     for num_held_out in range(smallest, largest + 1):
-        choices.append(middles(len(groups), num_held_out))
+        choices.append(evenly_spaced(len(groups), num_held_out))
     errors = [abs(sum(lengths[index] for index in choice) - aim) for choice in choices]
     best = choices[errors.index(min(errors))]
     num_frames = sum(lengths[index] for index in best)
@@ -104,8 +123,3 @@ def choose_groups(groups: Sequence[Sequence[Span]], val_fraction: float) -> set[
     if is_too_large and min(errors_alone) < min(errors):
         best = [errors_alone.index(min(errors_alone))]
     return set(best)
-
-
-def middles(total: int, num_parts: int) -> list[int]:
-    """Divide the indices from 0 to `total - 1` into equal parts, and return the middles."""
-    return [(2 * part + 1) * total // (2 * num_parts) for part in range(num_parts)]

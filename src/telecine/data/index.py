@@ -72,9 +72,13 @@ class Skipped:
     @staticmethod
     def listed(skipped: "Sequence[Skipped]") -> str:
         """List the first few skipped files with their reasons, and the number of the others."""
-        shown = "; ".join(f"{skip.path} ({skip.reason})" for skip in skipped[:_NUM_REASONS_SHOWN])
-        num_more = len(skipped) - _NUM_REASONS_SHOWN
-        return f"{shown}; and {num_more} more" if num_more > 0 else shown
+        return _first_few([f"{skip.path} ({skip.reason})" for skip in skipped])
+
+
+def _first_few(texts: Sequence[str]) -> str:
+    shown = "; ".join(texts[:_NUM_REASONS_SHOWN])
+    num_more = len(texts) - _NUM_REASONS_SHOWN
+    return f"{shown}; and {num_more} more" if num_more > 0 else shown
 
 
 def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
@@ -227,11 +231,11 @@ def index_videos(
 def log_hdr(infos: Iterable[VideoInfo], config: ClipConfig) -> None:
     """Log the videos with a high dynamic range or wide colours, unless they are converted."""
     videos = [info for info in infos if not info.is_image]
-    wide = [Skipped(info.source, info.hdr) for info in videos if info.hdr]
+    wide = [f"{info.source} ({info.hdr})" for info in videos if info.hdr]
     if wide and config.hdr == "as_stored":
         text = "%d of %d videos have a high dynamic range or wide colours, which look grey as ordinary video: %s; "
         text += "`--clips.hdr tone_map` converts them"
-        logger.warning(text, len(wide), len(videos), Skipped.listed(wide))
+        logger.warning(text, len(wide), len(videos), _first_few(wide))
 
 
 def log_too_short(spans: Iterable[Span], frames: ClipFrames) -> int:

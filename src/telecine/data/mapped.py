@@ -11,8 +11,8 @@ from telecine.base.checks import argument_error, describe
 from telecine.data.clip import Clip
 from telecine.data.dataset import Item, epoch_order
 from telecine.data.errors import DataError
-from telecine.data.holdout_split import middles
 from telecine.data.source import Span
+from telecine.data.spacing import evenly_spaced
 from telecine.settings import ClipConfig
 
 _FPS = 25.0  # of clips that do not say theirs
@@ -116,6 +116,6 @@ def split_indices(num_clips: int, val_fraction: float) -> tuple[list[int], list[
     if num_clips < 2:
         remedy = "One is held out for validation."
         raise argument_error("dataset", "two clips or more", num_clips, remedy, DataError)
-    held_out = middles(num_clips, max(1, round(num_clips * val_fraction)))
+    held_out = evenly_spaced(num_clips, max(1, round(num_clips * val_fraction)))
     train = sorted(set(range(num_clips)) - set(held_out))
     return train, held_out

@@ -154,7 +154,7 @@ class FrameConverter:
         """Return planes with white at 65535, of frames of any bits."""
         if frame.format.components[0].bits > 8:
             deep = self._reformat(frame, height, width, _FORMATS_16_BITS[channels], channels)
-            return _deep_planes(deep, frame)
+            return _scaled_to_16_bits(deep, frame)
         planes = _planes(self._reformat(frame, height, width, _FORMATS_8_BITS[channels], channels))
         return [plane.int() * 257 for plane in planes]
 
@@ -226,7 +226,7 @@ def _planes(converted: VideoFrame) -> list[Tensor]:
     return [red, green, blue, *alpha]
 
 
-def _deep_planes(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
+def _scaled_to_16_bits(converted: VideoFrame, frame: VideoFrame) -> list[Tensor]:
     """Return the planes of 16 bits, with white at 65535, that swscale has converted from 9 to 16 bits."""
     values = torch.from_numpy(converted.to_ndarray())
     planes = list(values.unbind(-1)) if values.ndim == 3 else [values]

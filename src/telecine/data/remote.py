@@ -40,8 +40,8 @@ PACKAGES = {
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32)  # between attempts
 # No attempt after the second begins later: one at a web server that hangs takes 60 seconds, within `clips.timeout`.
 _MAX_RETRY_SECONDS = 100
-# More attempts cannot help: the request is wrong, or the disk of the cache is full.
-_PERMANENT = (
+# Errors of the system that are not retried: the request is wrong, or the disk of the cache is full.
+_NOT_RETRIED = (
     errno.EINVAL,
     errno.EPERM,
     errno.ENAMETOOLONG,
@@ -237,19 +237,19 @@ def with_retries(
         ImportError: the package for the protocol is not installed.
     """
     fs = _file_system(address)
-    temporary, permanent = _error_types(_protocol(address))
+    network_errors, library_errors = _error_types(_protocol(address))
     start = time.monotonic()
     attempt = 0
     while True:
         attempt += 1
         try:
             return call(fs)
-        except (*temporary, *permanent) as error:
+        except (*network_errors, *library_errors) as error:
             cause = _cause_of(error)
-            kind = _classify(error, temporary)
+            kind = _classify(error, network_errors)
             if kind == "missing":
                 raise
-            if kind == "permanent":
+            if kind == "refused":
                 remedy = "Check the address and the credentials."
                 raise DataError(f"{address}: cannot be read ({_text(cause)}). {remedy}") from error
             if deadline is not None:
@@ -292,29 +292,29 @@ def _file_system(address: str) -> AbstractFileSystem:
 
 
 def _error_types(protocol: str) -> tuple[_ErrorTypes, _ErrorTypes]:
-    """Return the errors after which another attempt may succeed, and errors of a library after which none can."""
-    temporary: list[type[Exception]] = [OSError, asyncio.TimeoutError]
-    permanent: list[type[Exception]] = []
+    """Return the errors of servers and networks, and other errors of a protocol's library. See `_classify`."""
+    network_errors: list[type[Exception]] = [OSError, asyncio.TimeoutError]
+    library_errors: list[type[Exception]] = []
     if protocol == "s3":
         from botocore import exceptions
 
-        temporary += [exceptions.HTTPClientError, exceptions.ConnectionError]
-        permanent += [exceptions.BotoCoreError]
+        network_errors += [exceptions.HTTPClientError, exceptions.ConnectionError]
+        library_errors += [exceptions.BotoCoreError]
     if protocol == "gs":
         from gcsfs.retry import HttpError
         from google.auth.exceptions import GoogleAuthError, TransportError
 
-        temporary += [TransportError]
-        permanent += [HttpError, GoogleAuthError]
+        network_errors += [TransportError]
+        library_errors += [HttpError, GoogleAuthError]
     if protocol == "hf":
         from huggingface_hub.errors import HTTPError
 
-        temporary += [HTTPError]
+        network_errors += [HTTPError]
     else:
         from aiohttp import ClientError
 
-        temporary += [ClientError]
-    return tuple(temporary), tuple(permanent)
+        network_errors += [ClientError]
+    return tuple(network_errors), tuple(library_errors)
 
 
 def _status(error: BaseException) -> int | None:
@@ -331,37 +331,38 @@ def _cause_of(error: Exception) -> BaseException:
 
 
 def _classify(
-    error: Exception, temporary: _ErrorTypes
-) -> Literal["missing", "permanent", "temporary"]:
-    """Return whether the server says that a file does not exist, or another attempt cannot, or may, succeed.
+    error: Exception, network_errors: _ErrorTypes
+) -> Literal["missing", "refused", "retry"]:
+    """Return "missing" if the server says that a file does not exist, "retry" if another attempt may succeed.
 
     Args:
         error: What fsspec raised.
-        temporary: The errors after which another attempt may succeed.
+        network_errors: The errors of servers and networks. Of these, `_may_retry` says which are retried.
     """
     cause = _cause_of(error)
-    is_from_server = isinstance(cause, temporary)
-    if is_from_server and not _is_permanent(cause):
-        return "temporary"
+    is_from_server = isinstance(cause, network_errors)
+    if is_from_server and _may_retry(cause):
+        return "retry"
     if not isinstance(error, FileNotFoundError):
-        return "permanent"
+        return "refused"
     # Of a web server, a refusal such as 403 is also a `FileNotFoundError`.
     if cause is error or not is_from_server or _status(cause) in (404, 410):
         return "missing"
-    return "permanent"
+    return "refused"
 
 
-def _is_permanent(error: BaseException) -> bool:
+def _may_retry(error: BaseException) -> bool:
+    """Return whether another attempt may succeed after an error of a server or network."""
     if type(error).__name__ in _REDIRECTS:
-        return True
+        return False
     status = _status(error)
     if status is not None:
-        return 400 <= status < 500 and status not in (408, 429)
-    if isinstance(
-        error, (FileNotFoundError, PermissionError, ValueError)
-    ):  # a `ValueError` is a wrong address
-        return True
-    return getattr(error, "errno", None) in _PERMANENT
+        is_request_wrong = 400 <= status < 500 and status not in (408, 429)
+        return not is_request_wrong
+    # A `ValueError` is a wrong address.
+    if isinstance(error, (FileNotFoundError, PermissionError, ValueError)):
+        return False
+    return getattr(error, "errno", None) not in _NOT_RETRIED
 
 
 def _text(error: BaseException) -> str:

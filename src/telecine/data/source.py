@@ -230,7 +230,9 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
 class VideoInfo:
     """The index of a source: the timestamps and keyframes of its frames, see `telecine.data.index_video`.
 
-    An image has one frame, and so has an array without a time axis. The frames of other arrays are all keyframes.
+    An image has one frame, and so has an array without a time axis: `is_image` is true, and `pts` and `keyframes`
+    are [0]. The frames of other arrays are numbered in `pts`, at `fps` frames a second, and all are keyframes. Only
+    arrays have a `layout` and a `range`, and only videos `hdr` and an aspect ratio other than 1.
     """
 
     source: Source

@@ -9,8 +9,8 @@ from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
-from telecine.data.holdout_split import middles
 from telecine.data.source import Source, Span, resolve_source
+from telecine.data.spacing import evenly_spaced
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _validation_starts(
     """Return the span of each validation clip, and the index of its first frame in the video."""
     spans = [span for span in spans if frames.fits(span)]
     if len(spans) > max_clips:
-        spans = [spans[index] for index in middles(len(spans), max_clips)]
+        spans = [spans[index] for index in evenly_spaced(len(spans), max_clips)]
     # Give a clip to each span one after the other, until there are enough clips or no span has room for another.
     rounds: list[tuple[int, int]] = []
     for index, span in enumerate(spans):

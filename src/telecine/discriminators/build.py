@@ -112,7 +112,7 @@ def build_discriminators(
         )
         for _ in factors:
             videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
-    elif config.video != "none":
+    elif config.video not in ("features", "none"):
         build_video = choose_video(config)
         for factor in factors:
             videos.append(build_video(config, clips, factor))

@@ -1,6 +1,6 @@
 """Reconstruction quality of video autoencoders, with the protocol of each measurement."""
 
 from telecine.evaluation.metrics import ReconstructionMetrics, mean_over_clips
-from telecine.evaluation.protocol_file import EvaluationProtocol
+from telecine.evaluation.protocol_file import EvaluationRecord
 
-__all__ = ["EvaluationProtocol", "ReconstructionMetrics", "mean_over_clips"]
+__all__ = ["EvaluationRecord", "ReconstructionMetrics", "mean_over_clips"]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, Evaluation, plot_frames
+from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, SavedEvaluation, plot_frames
 
-_Table: TypeAlias = Mapping[str, object]
+_Fields: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
 MUST_MATCH = (
     "num_clips",
@@ -117,29 +117,30 @@ def compare(
         FileNotFoundError: A folder lacks a file of an evaluation.
         ValueError: The two did not measure the same clips in the same way. The message names what differs.
     """
-    first_protocol, first_means, first_clips = Evaluation.read(Path(first))
-    second_protocol, second_means, second_clips = Evaluation.read(Path(second))
-    warnings = check_protocols(first_protocol, second_protocol)
+    evaluation_a = SavedEvaluation.read(Path(first))
+    evaluation_b = SavedEvaluation.read(Path(second))
+    warnings = check_protocols(evaluation_a.protocol, evaluation_b.protocol)
     better = {}
     set_metrics = []
-    for name in first_protocol["metrics"]:
-        if name in second_protocol["metrics"] and name in first_clips[0]:
-            better[name] = first_protocol["better"][name]
-        elif name in second_protocol["metrics"]:
+    for name in evaluation_a.protocol["metrics"]:
+        if name not in evaluation_b.protocol["metrics"]:
+            continue
+        if name in evaluation_a.per_clip[0]:
+            better[name] = evaluation_a.protocol["better"][name]
+        else:
             set_metrics.append(name)
-    differences = _paired_differences(first_clips, second_clips, better)
-    for (
-        name
-    ) in set_metrics:  # a Frechet distance is one figure per set, without an interval over clips
-        a = first_means[name]
-        b = second_means[name]
-        larger_is_better = first_protocol["better"][name] == "larger"
+    differences = _paired_differences(evaluation_a.per_clip, evaluation_b.per_clip, better)
+    # A Frechet distance is one figure per set, without an interval over clips.
+    for name in set_metrics:
+        a = evaluation_a.metrics[name]
+        b = evaluation_b.metrics[name]
+        larger_is_better = evaluation_a.protocol["better"][name] == "larger"
         differences.append(Difference(name, a, b, b - a, None, larger_is_better))
-    num_videos = len({clip["source"] for clip in first_clips})
+    num_videos = len({clip["source"] for clip in evaluation_a.per_clip})
     comparison = Comparison(
         differences=differences,
         warnings=warnings,
-        num_clips=len(first_clips),
+        num_clips=len(evaluation_a.per_clip),
         num_videos=num_videos,
         first=str(first),
         second=str(second),
@@ -149,17 +150,17 @@ def compare(
     return comparison
 
 
-def check_protocols(first: _Table, second: _Table) -> list[str]:
+def check_protocols(first: _Fields, second: _Fields) -> list[str]:
     """Return the harmless differences of two protocols.
 
     Raises:
         ValueError: Their figures do not compare.
     """
-    first_metrics = _table(first, "metrics")
-    second_metrics = _table(second, "metrics")
+    first_metrics = _fields_of(first, "metrics")
+    second_metrics = _fields_of(second, "metrics")
     shared = [name for name in first_metrics if name in second_metrics]
-    first_published = _table({"published": {}, **first}, "published")
-    second_published = _table({"published": {}, **second}, "published")
+    first_published = _fields_of({"published": {}, **first}, "published")
+    second_published = _fields_of({"published": {}, **second}, "published")
     published_fields = ["name"]
     if first_published.get("name") == second_published.get("name"):
         published_fields = list({**first_published, **second_published})
@@ -167,7 +168,7 @@ def check_protocols(first: _Table, second: _Table) -> list[str]:
     differing += _differing(first, second, MUST_MATCH)
     differing += _differing(first_metrics, second_metrics, shared, "metrics.")
     differing += _differing(
-        _table(first, "backbones"), _table(second, "backbones"), shared, "backbones."
+        _fields_of(first, "backbones"), _fields_of(second, "backbones"), shared, "backbones."
     )
     if differing:
         remedy = "Evaluate both on the same clips with the same settings."
@@ -181,8 +182,8 @@ def check_protocols(first: _Table, second: _Table) -> list[str]:
     warnings = _differing(first, second, _SHOULD_MATCH)
     if first.get("tf32") != second.get("tf32"):
         warnings.append("tf32: forbidden in one; the other is older and does not say it")
-    first_versions = _table({"versions": {}, **first}, "versions")
-    second_versions = _table({"versions": {}, **second}, "versions")
+    first_versions = _fields_of({"versions": {}, **first}, "versions")
+    second_versions = _fields_of({"versions": {}, **second}, "versions")
     packages = sorted(first_versions.keys() | second_versions.keys())
     warnings += _differing(first_versions, second_versions, packages, "versions.")
     unshared = sorted(first_metrics.keys() ^ second_metrics.keys())
@@ -191,19 +192,22 @@ def check_protocols(first: _Table, second: _Table) -> list[str]:
     return warnings
 
 
-def _table(protocol: _Table, field: str) -> _Table:
-    table = protocol.get(field)
-    if not isinstance(table, dict):
+def _fields_of(protocol: _Fields, field: str) -> _Fields:
+    """Return the fields below a field of a protocol; raise a `ValueError` if it is no mapping."""
+    fields = protocol.get(field)
+    if not isinstance(fields, dict):
         raise argument_error(
             "compare",
             f"evaluations with `{field}` in their protocol",
-            repr(table),
+            repr(fields),
             "Evaluate again.",
         )
-    return table
+    return fields
 
 
-def _differing(first: _Table, second: _Table, names: Iterable[str], prefix: str = "") -> list[str]:
+def _differing(
+    first: _Fields, second: _Fields, names: Iterable[str], prefix: str = ""
+) -> list[str]:
     texts = []
     for name in names:
         a = first.get(name)

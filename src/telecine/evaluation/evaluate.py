@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from telecine.data import clips_sha256
 from telecine.evaluation.measure_clips import (
     ClipResult,
     mean_per_frame,
+    mean_per_pass,
     measure_clips,
     process_group,
     stack_features,
@@ -31,11 +32,13 @@ from telecine.evaluation.metrics.metric_set import (
     Measure,
     MetricSet,
     ModelMeasure,
+    PassMeasure,
     ReconstructionMeasure,
 )
 from telecine.evaluation.metrics.registry import METRICS
+from telecine.evaluation.metrics.round_trips import RoundTrips
 from telecine.evaluation.metrics.tiling import TilingDifference
-from telecine.evaluation.protocol_file import EvaluationProtocol, describe_clips
+from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.evaluation.reconstruction_sources import (
     Model,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"
 FRAMES_FILE = "frames.json"
+ROUND_TRIPS_FILE = "round_trips.json"
 PROTOCOL_FILE = "protocol.json"
 
 # Distinguishable with red-green colour blindness.
@@ -69,28 +73,67 @@ class Evaluation:
     """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
     per_frame: dict[str, list[float]]
     """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
-    protocol: EvaluationProtocol
+    protocol: EvaluationRecord
     """What was measured and how."""
+    per_pass: dict[str, list[float]] = field(default_factory=dict)
+    """Mean over clips after each pass of round trips, see `RoundTrips`; empty without them."""
 
     def write(self, folder: Path) -> None:
-        """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder."""
+        """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder.
+
+        An evaluation of round trips also writes round_trips.json and round_trips.png.
+        """
         (folder / PROTOCOL_FILE).unlink(missing_ok=True)  # that of other figures
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
         plot_frames({"": self.per_frame}, folder / "frames.png")
+        passes_plot = folder / "round_trips.png"
+        if self.per_pass:
+            write_json(folder / ROUND_TRIPS_FILE, self.per_pass)
+            plot_passes(self.per_pass, passes_plot)
+        else:  # remove those of an earlier evaluation
+            (folder / ROUND_TRIPS_FILE).unlink(missing_ok=True)
+            passes_plot.unlink(missing_ok=True)
         write_json(folder / PROTOCOL_FILE, asdict(self.protocol))
 
+    def print_to(self, console: Console) -> None:
+        """Print each metric with its better direction, the passes of round trips, and why a metric is missing."""
+        table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
+        for name in self.protocol.metrics:
+            table.add_row(name, f"{self.metrics[name]:.4f}", self.protocol.better.get(name, ""))
+        console.print(table)
+        if self.per_pass:
+            names = [name.removeprefix("round_trip_") for name in self.per_pass]
+            passes = Table("pass", *names, title="round trips")
+            for number, values in enumerate(zip(*self.per_pass.values(), strict=True), start=1):
+                passes.add_row(str(number), *[f"{value:.3f}" for value in values])
+            console.print(passes)
+        for name, reason in self.protocol.absent.items():
+            console.print(f"no {name}: {reason}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class SavedEvaluation:
+    """An evaluation as its files hold it. A protocol of an older version lacks fields."""
+
+    protocol: dict[str, Any]
+    """The content of protocol.json, with `better` of each metric, which older versions did not write."""
+    metrics: dict[str, float]
+    """See `Evaluation.metrics`."""
+    per_clip: list[dict[str, Any]]
+    """See `Evaluation.per_clip`."""
+
     @staticmethod
-    def read(folder: Path) -> tuple[dict[str, Any], dict[str, float], list[dict[str, Any]]]:
-        """Return the protocol of an evaluation, its means and its clips, from its output folder.
+    def read(folder: Path) -> "SavedEvaluation":
+        """Read an evaluation from its output folder.
 
         Raises:
             FileNotFoundError: A file is missing.
             ValueError: A file is damaged, or the files do not fit each other.
         """
         protocol = read_json(folder / PROTOCOL_FILE)
-        means = read_json(folder / METRICS_FILE)
+        metrics = read_json(folder / METRICS_FILE)
         contract = "an evaluation as it was written"
         remedy = "Evaluate again."
         try:
@@ -99,41 +142,29 @@ class Evaluation:
             raise argument_error(
                 str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy
             ) from error
-        values = {"protocol": protocol, "metrics": means, "per_clip": clips, "per_frame": {}}
-        evaluation = as_dataclass(Evaluation, values, str(folder), contract, remedy)
+        # This checks the types. It also fills in defaults, such as the present versions, which would be wrong for an
+        # older protocol: the content of the file is returned.
+        values = {"protocol": protocol, "metrics": metrics, "per_clip": clips, "per_frame": {}}
+        checked = as_dataclass(Evaluation, values, str(folder), contract, remedy).protocol
         clip_keys = {"source"}
-        for name in evaluation.protocol.metrics:
+        for name in checked.metrics:
             if name not in METRICS or METRICS[name].is_per_clip:
                 clip_keys.add(name)
         is_whole = (
-            evaluation.protocol.metrics.keys() <= means.keys()
+            checked.metrics.keys() <= metrics.keys()
             and all(clip_keys <= clip.keys() for clip in clips)
-            and len(clips) == evaluation.protocol.num_clips > 0
+            and len(clips) == checked.num_clips > 0
         )
         if not is_whole:
             raise argument_error(
                 str(folder), contract, "other clips or metrics than in its protocol", remedy
             )
-        protocol["better"] = _better_of(evaluation.protocol)
-        return protocol, means, clips
-
-    def print_to(self, console: Console) -> None:
-        """Print each metric with its better direction, and the reason for each missing one."""
-        table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
-        for name in self.protocol.metrics:
-            table.add_row(name, f"{self.metrics[name]:.4f}", self.protocol.better.get(name, ""))
-        console.print(table)
-        for name, reason in self.protocol.absent.items():
-            console.print(f"no {name}: {reason}", soft_wrap=True)
-
-
-def _better_of(protocol: EvaluationProtocol) -> dict[str, str]:
-    """Return which values of each metric are better. In files of older versions, only the definition says it."""
-    better: dict[str, str] = {}
-    for name, definition in protocol.metrics.items():
-        last_part = definition.rpartition("; ")[2]
-        better[name] = protocol.better.get(name, last_part.removesuffix(" is better"))
-    return better
+        better: dict[str, str] = {}
+        for name, definition in checked.metrics.items():
+            # In files of older versions, only the definition says it.
+            last_part = definition.rpartition("; ")[2]
+            better[name] = checked.better.get(name, last_part.removesuffix(" is better"))
+        return SavedEvaluation({**protocol, "better": better}, metrics, clips)
 
 
 @tf32(False)
@@ -151,7 +182,8 @@ def evaluate(
             of the videos of the same names in `config.data`.
         config: The settings.
         output: A folder for metrics.json (the whole set), clips.json (each clip), frames.json and frames.png (by frame
-            position in a clip), and protocol.json (what was measured and how).
+            position in a clip), and protocol.json (what was measured and how); with `round_trips` also for
+            round_trips.json and round_trips.png (each pass).
 
     Raises:
         ValueError: The checkpoint, the data or the size of the clips does not fit.
@@ -201,9 +233,10 @@ def device_of_process(name: str, num_ranks: int) -> torch.device:
 def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
 ) -> MetricSet:
-    """Return the metrics with those that options request: `flow`, and `chunk` or `tile`."""
+    """Return the metrics with those that options request: `flow`, `chunk` or `tile`, and `round_trips`."""
     reconstruction_measures: list[ReconstructionMeasure] = []
     model_measures: list[ModelMeasure] = []
+    pass_measures: list[PassMeasure] = []
     if config.flow is not None:
         reconstruction_measures.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
@@ -211,8 +244,11 @@ def _with_requested(
         tiling = Tiling.of(config.tile, config.tile_overlap)
         difference = TilingDifference(model, config.chunk, config.overlap_frames, tiling)
         model_measures.append(difference)
+    if config.round_trips is not None:
+        model = _model_of("round_trips", source)
+        pass_measures.append(RoundTrips(model, config.round_trips, config.through))
     methods = dict(metric_set.methods)
-    measures: list[Measure] = [*reconstruction_measures, *model_measures]
+    measures: list[Measure] = [*reconstruction_measures, *model_measures, *pass_measures]
     for measure in measures:
         for metric in measure.metrics:
             methods[metric.name] = measure.method
@@ -220,6 +256,7 @@ def _with_requested(
         metric_set,
         reconstruction_measures=reconstruction_measures,
         model_measures=model_measures,
+        pass_measures=pass_measures,
         methods=methods,
     )
 
@@ -244,6 +281,10 @@ def _summarize(
     definitions = {name: METRICS[name].describe() for name in metrics}
     better = {name: METRICS[name].better for name in metrics}
     absent = dict(metric_set.absent)
+    for measure in metric_set.pass_measures:
+        for metric in measure.metrics:
+            if metric.name not in metrics:
+                absent[metric.name] = "the model does not return its latent"
     if metric_set.features is not None and not metric_set.per_clip_frechet:
         metric = metric_set.features.metric
         features, reference = stack_features(results)
@@ -254,7 +295,7 @@ def _summarize(
             better[metric.name] = metric.better
         else:
             absent[metric.name] = reason
-    protocol = EvaluationProtocol(
+    protocol = EvaluationRecord(
         num_clips=len(results),
         num_videos=len({result.source for result in results}),
         clips_sha256=clips_sha256(result.sha256 for result in results),
@@ -267,7 +308,37 @@ def _summarize(
     rows: list[dict[str, float | str]] = [
         {"source": result.source, "start": result.start, **result.metrics} for result in results
     ]
-    return Evaluation(metrics, rows, mean_per_frame(results), protocol)
+    return Evaluation(metrics, rows, mean_per_frame(results), protocol, mean_per_pass(results))
+
+
+def plot_passes(curves: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Plot the values after each pass of round trips, those of all channels together; write a PNG atomically.
+
+    Args:
+        curves: The values after each pass, by name, see `RoundTrips`.
+        path: The file.
+    """
+    from matplotlib.figure import Figure  # as in `plot_frames`
+
+    metrics = [name for name in curves if name in METRICS]
+    channels = [name for name in curves if name not in METRICS]
+    figure = Figure(figsize=(3.6 * (1 + len(metrics)), 3), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
+    for name, axes in zip(metrics, panels[1:], strict=True):
+        axes.plot(range(1, 1 + len(curves[name])), curves[name], marker="o", markersize=3)
+        axes.set_title(f"{name}, {METRICS[name].better} is better", fontsize=9)
+    for name in channels:
+        colour = name if name in ("red", "green", "blue") else None
+        positions = range(1, 1 + len(curves[name]))
+        panels[0].plot(positions, curves[name], marker="o", markersize=3, label=name, color=colour)
+    panels[0].set_title("change of the mean, levels of 8 bits", fontsize=9)
+    panels[0].legend(fontsize=8)
+    for axes in panels:
+        axes.set_xlabel("pass", fontsize=8)
+        axes.locator_params(axis="x", integer=True)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:

@@ -31,6 +31,8 @@ class ClipResult:
     per_frame: Mapping[str, list[float]]
     sha256: str
     """Hash of its input's pixels at 8 bits."""
+    per_pass: Mapping[str, list[float]]
+    """The values after each pass of round trips, by name; empty without them."""
     features: tuple[Tensor, Tensor] | None = None
     """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
 
@@ -119,6 +121,13 @@ def _measure_clip(
         values |= measure(reconstruction=reconstruction, target=target)
     for model_measure in metric_set.model_measures:
         values |= model_measure(target)
+    per_pass: dict[str, list[float]] = {}
+    for pass_measure in metric_set.pass_measures:
+        curves = pass_measure(target)
+        for metric in pass_measure.metrics:
+            if metric.name in curves:
+                values[metric.name] = curves[metric.name][-1]
+        per_pass |= curves
     return ClipResult(
         index=index,
         source=clip["source"],
@@ -126,6 +135,7 @@ def _measure_clip(
         metrics=values,
         per_frame=metrics.per_frame()[0],
         sha256=pixels_sha256(bytes_from_video(clip["video"])),
+        per_pass=per_pass,
         features=features,
     )
 
@@ -139,6 +149,15 @@ def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:
         for position in range(max(len(curve) for curve in curves)):
             values = [curve[position] for curve in curves if position < len(curve)]
             means[name].append(sum(values) / len(values))
+    return means
+
+
+def mean_per_pass(results: Sequence[ClipResult]) -> dict[str, list[float]]:
+    """Return the mean over clips of each value after each pass of round trips; empty without them."""
+    means: dict[str, list[float]] = {}
+    for name in results[0].per_pass:
+        curves = torch.tensor([result.per_pass[name] for result in results], dtype=torch.float64)
+        means[name] = curves.mean(0).tolist()
     return means
 
 

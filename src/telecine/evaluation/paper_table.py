@@ -10,7 +10,7 @@ import torch
 from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.compare import check_protocols
-from telecine.evaluation.evaluate import Evaluation
+from telecine.evaluation.evaluate import SavedEvaluation
 from telecine.evaluation.protocol_file import describe_clips
 
 _ARROWS = {"larger": "↑", "smaller": "↓", "nearest to 0": "→ 0", "nearest to 1": "→ 1"}
@@ -53,20 +53,22 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     protocols: list[dict[str, Any]] = []
     means = []
     spreads = []
+    nums_videos = []
     for folder in folders:
-        protocol, folder_means, clips = Evaluation.read(Path(folder))
+        evaluation = SavedEvaluation.read(Path(folder))
         if protocols:
-            check_protocols(protocols[0], protocol)
-        protocols.append(protocol)
-        means.append(folder_means)
-        spreads.append(clip_spread(clips))
-        num_videos = len({clip["source"] for clip in clips})
+            check_protocols(protocols[0], evaluation.protocol)
+        protocols.append(evaluation.protocol)
+        means.append(evaluation.metrics)
+        spreads.append(clip_spread(evaluation.per_clip))
+        sources = {clip["source"] for clip in evaluation.per_clip}
+        nums_videos.append(len(sources))
     first = protocols[0]
     columns = [["", *[str(folder) for folder in folders]]]
     for name in first["metrics"]:
         if all(name in protocol["metrics"] for protocol in protocols):
             better = first["better"][name]
-            column_means = [evaluation[name] for evaluation in means]
+            column_means = [folder_means[name] for folder_means in means]
             column_spreads = [spread.get(name) for spread in spreads]
             columns.append(
                 [f"{name} {_ARROWS[better]}", *table_cells(column_means, column_spreads, better)]
@@ -74,7 +76,7 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     rows = list(zip(*columns, strict=True))
     spread_text = ", ± 1.96 standard errors between videos" if any(spreads) else ""
     caption = (
-        f"{describe_clips(first)}, of {num_videos} videos in {first['data']}. "
+        f"{describe_clips(first)}, of {nums_videos[0]} videos in {first['data']}. "
         f"Mean over clips{spread_text}; the best figures are bold."
     )
     markdown = _in_markdown(rows, caption)

@@ -18,7 +18,7 @@ def _versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class EvaluationProtocol:
+class EvaluationRecord:
     """Everything that a figure depends on besides the model: the content of `protocol.json`."""
 
     data: str

@@ -33,9 +33,10 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.models import VideoAutoencoder
-from telecine.report.clips import side_by_side
-from telecine.report.video import depth_range, write_video
 from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named
+from telecine.video.frames import depth_range
+from telecine.video.panes import side_by_side
+from telecine.video.write import write_video
 
 _VIDEO_SUFFIXES = (".mp4", ".mkv")
 _IMAGE_SUFFIXES = (".png",)
@@ -56,6 +57,8 @@ def reconstruct(
 
     The sound of a video is copied without decoding it. An MP4 gets none of codecs that MP4s rarely have, such as PCM,
     which a warning says; an MKV gets nearly all. Subtitles are not copied.
+
+    With `compare`, a video of depth is read twice: first for its range of values.
 
     Args:
         checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a module,
@@ -114,11 +117,16 @@ def _reconstruct_file(
     limits = _depth_range(model, info, config) if config.compare else None
     frame_psnr: list[Tensor] = []
     pairs = reconstruct_frames(model, info, config, device)
-    chunks = in_background(
-        _written_chunks(
-            pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES, frame_psnr=frame_psnr
-        )
+    measured_chunks = in_background(
+        _written_chunks(pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES)
     )
+
+    def chunks_to_write() -> Iterator[Tensor]:
+        for chunk, chunk_psnr in measured_chunks:
+            frame_psnr.append(chunk_psnr)
+            yield chunk
+
+    chunks = chunks_to_write()
     output.parent.mkdir(parents=True, exist_ok=True)
     if suffix in _ARRAY_SUFFIXES:
         atomic_write(output, lambda partial: write_array(partial, info, chunks))
@@ -148,19 +156,19 @@ def _written_chunks(
     limits: tuple[int, int] | None,
     *,
     is_array: bool,
-    frame_psnr: list[Tensor],
-) -> Iterator[Tensor]:
-    """Yield what is written of each pair of `reconstruct_frames`; append the PSNR of its frames to `frame_psnr`."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what is written of each pair of `reconstruct_frames`, and the PSNR of each of its frames."""
     for target, reconstruction in pairs:
-        frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
+        frame_psnr = psnr(reconstruction=reconstruction, target=target).cpu()
         recon_bytes = bytes_from_video(reconstruction.transpose(0, 1), config.bit_depth).cpu()
         if config.compare:
             target_bytes = bytes_from_video(target.transpose(0, 1), config.bit_depth).cpu()
-            yield side_by_side(inputs=[target_bytes], reconstructions=[recon_bytes], limits=limits)
+            both = side_by_side(inputs=[target_bytes], reconstructions=[recon_bytes], limits=limits)
+            yield both, frame_psnr
         elif is_array:
-            yield reconstruction
+            yield reconstruction, frame_psnr
         else:
-            yield recon_bytes
+            yield recon_bytes, frame_psnr
 
 
 def reconstruct_frames(
@@ -199,7 +207,7 @@ def _input_frames(
 def _depth_range(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig
 ) -> tuple[int, int] | None:
-    """Return the least and the largest value of a video of depth, None for others."""
+    """Read a video of depth, and return its least and largest value; None for others, which are not read."""
     if (model.in_channels, config.bit_depth) != (1, 16):
         return None
     lows = []
@@ -246,7 +254,7 @@ def _check_is_folder(output: Path, folder: Path) -> None:
         return
     suffixes = (*_VIDEO_SUFFIXES, *_IMAGE_SUFFIXES, *_ARRAY_SUFFIXES)
     if output.exists() or output.suffix.lower() in suffixes:
-        contract = f"a folder for those of {folder}"
+        contract = f"a folder for the reconstructions of {folder}"
         remedy = f"Use {output.with_suffix('')}, or reconstruct one file."
         raise argument_error("output", contract, f"the file {output}", remedy)
 

@@ -111,10 +111,10 @@ class VideoSource:
         match = replace(self.matches[str(span.info.source)], fps=span.info.fps)
         clip = self.protocol.read(replace(span, info=match))
         if clip is None:
-            got = f"{match.source}, whose frames {span.first_frame} to {span.last_frame} are broken"
-            raise argument_error(
-                "checkpoint", "decodable where `data` is", got, "Write that file again."
-            )
+            frames = f"frames {span.first_frame} to {span.last_frame}"
+            got = f"{match.source}, whose {frames} cannot be decoded"
+            contract = "videos that can be decoded wherever those of `data` can"
+            raise argument_error("checkpoint", contract, got, "Write that file again.")
         return clip["video"][None].to(target)
 
 

@@ -248,6 +248,18 @@ def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
 
 
 @torch.no_grad()
+def reconstruct_padded(model: VideoAutoencoder, video: Tensor) -> Tensor:
+    """Return the reconstruction of a clip without tiles: it is padded and cropped as by `reconstruct_tiled`.
+
+    Args:
+        model: The autoencoder.
+        video: `(C, T, H, W)` in [-1, 1].
+    """
+    num_frames, height, width = video.shape[1:]
+    padded = pad_to(video, model.covering_clip(num_frames, height, width))
+    return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
+
+
 def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) -> Tensor:
     """Return the reconstruction of a clip from the mode of its posterior, `(C, T, H, W)`, not clamped.
 
@@ -261,11 +273,12 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         tiling: The tiles, of sizes of `rounded_tiling`.
     """
     num_frames, height, width = video.shape[1:]
-    padded = pad_to(video, model.covering_clip(num_frames, height, width))
-    full_height, full_width = padded.shape[2:]
+    full_size = model.covering_clip(num_frames, height, width)
+    _, full_height, full_width = full_size
     tiles = list(tiles_of_frame(full_height, full_width, tiling))
     if len(tiles) == 1:
-        return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
+        return reconstruct_padded(model, video)
+    padded = pad_to(video, full_size)
     parts = []
     for tile in tiles:
         with clip_position(model, frame_size=(full_height, full_width), corner=tile.corner):

@@ -1,4 +1,4 @@
-"""Loss functions without state: each maps tensors to one scalar and keeps the graph."""
+"""Loss functions: each maps tensors to one scalar and keeps the graph. Those with buffers or weights are modules."""
 
 from telecine.losses.adversarial import GAN_LOSSES as GAN_LOSSES
 from telecine.losses.adversarial import GANLoss as GANLoss
@@ -11,6 +11,7 @@ from telecine.losses.adversarial import least_squares as least_squares
 from telecine.losses.adversarial import relativistic as relativistic
 from telecine.losses.adversarial import vanilla as vanilla
 from telecine.losses.latent import Decode as Decode
+from telecine.losses.latent import Encode as Encode
 from telecine.losses.latent import Reduction as Reduction
 from telecine.losses.latent import equivariance as equivariance
 from telecine.losses.latent import kl_to_standard_normal as kl_to_standard_normal
@@ -18,6 +19,7 @@ from telecine.losses.latent import latent_masking as latent_masking
 from telecine.losses.latent import latent_noise as latent_noise
 from telecine.losses.latent import local_correlation as local_correlation
 from telecine.losses.latent import posterior_kl as posterior_kl
+from telecine.losses.latent import round_trip as round_trip
 from telecine.losses.latent import scale_equivariance as scale_equivariance
 from telecine.losses.penalty import GRAD_PENALTIES as GRAD_PENALTIES
 from telecine.losses.penalty import Penalty as Penalty

@@ -12,6 +12,7 @@ from telecine.losses.latent import (
     latent_masking,
     latent_noise,
     local_correlation,
+    round_trip,
     scale_equivariance,
 )
 from telecine.losses.perceptual import Alignment, gram
@@ -30,5 +31,6 @@ TERMS: dict[str, Callable[..., Any]] = {
     "local_correlation": local_correlation,
     "latent_masking": latent_masking,
     "latent_noise": latent_noise,
+    "round_trip": round_trip,
     "alignment": Alignment,
 }

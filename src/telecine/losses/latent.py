@@ -1,6 +1,6 @@
 """Regularisers of the latent: the KL divergence, and terms that make it easier to generate.
 
-Equivariance, masking and noise cost a second pass of the decoder, over a changed latent.
+Equivariance, masking, noise and a round trip cost a second pass of the decoder.
 """
 
 import math
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from telecine.base.checks import (
     argument_error,
+    check_choice,
     check_count,
     check_fraction,
     check_positive,
@@ -31,6 +32,9 @@ _EPSILON = 1e-6
 Reduction: TypeAlias = Literal["mean", "sum"]
 Decode: TypeAlias = Callable[[Tensor], Tensor]
 """A decoder: from a latent `(B, C, t, h, w)` of any height and width to its video `(B, 3, T, H, W)`, not clamped."""
+
+Encode: TypeAlias = Callable[[Tensor], Tensor]
+"""An encoder: from a video `(B, 3, T, H, W)` to the mode of its latent's posterior, `(B, C, t, h, w)`."""
 
 
 def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:
@@ -268,6 +272,56 @@ def latent_noise(
     return _compare(decode(noisy), target, mask, weight, loss)
 
 
+def round_trip(
+    *,
+    latent: Tensor,
+    decode: Decode,
+    encode: Encode,
+    weight: Tensor | None = None,
+    trains: Literal["decoder", "both"] = "decoder",
+) -> Scalar:
+    """Return the mean absolute difference of a latent from that of its decoded video, `|E(D(z)) - z|`.
+
+    The latent consistency of H3AE (arXiv:2504.10567). It costs a full pass of the decoder and of the encoder.
+    A latent of smaller values has a smaller loss: with "both", something else has to keep its scale, such as the KL
+    divergence.
+
+    Args:
+        latent: z, `(B, C, t, h, w)`.
+        decode, encode: D and E. The decoded video is not clamped.
+        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        trains: "decoder": the gradient passes through the encoder and reaches the decoder alone; it is computed with
+            the value, without second derivatives. "both": it reaches the weights of both, and the latent.
+
+    Raises:
+        ValueError: `trains` is something else, or the encoded latent has another shape.
+    """
+    check_choice("trains", trains, ("decoder", "both"))
+    if trains == "both":
+        return weighted_mean(_absolute_difference(encode(decode(latent)), latent), weight)
+    z = latent.detach()
+    decoded = decode(z)
+    if not decoded.requires_grad:
+        return weighted_mean(_absolute_difference(encode(decoded), z), weight)
+    leaf = decoded.detach().requires_grad_()
+    value = weighted_mean(_absolute_difference(encode(leaf), z), weight)
+    # Multiplied by the number of values, so that small gradients do not underflow in half precision.
+    with autocast_off(latent.device):
+        (gradient,) = torch.autograd.grad(z.numel() * value, leaf)
+    gradient = at_least_float32(gradient) / z.numel()
+    # A sum of zeros whose gradient for the decoded video is `gradient`.
+    zero = (gradient * (at_least_float32(decoded) - at_least_float32(leaf.detach()))).sum()
+    return value.detach() + zero
+
+
+def _absolute_difference(encoded: Tensor, latent: Tensor) -> Tensor:
+    """Return the absolute difference of two latents of one shape, in at least float32."""
+    check_same_shape(
+        "the encoded latent", encoded, "latent", latent, remedy="Pass the encoder of this latent."
+    )
+    return (at_least_float32(encoded) - at_least_float32(latent)).abs()
+
+
 def local_correlation(
     *,
     latent: Tensor,
@@ -287,7 +341,7 @@ def local_correlation(
         latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         threshold: From 0 to below 1; 0.75 in the paper. The result is in [0, 1 + threshold], at least float32.
-        first_frame_apart: Whether the first latent frame has windows of its own: it is that of a single frame. Without
+        first_frame_apart: Whether the first latent frame has windows of its own: it encodes one frame alone. Without
             it, its windows reach over time, as those of the others. Training passes what the autoencoder says.
 
     Raises:

@@ -58,7 +58,7 @@ class Penalty:
 
     @property
     def reads_fake(self) -> bool:
-        """Whether it depends on fakes. If not, it is computed before their logits are."""
+        """Whether it depends on fakes. If not, it belongs to the real part of the loss."""
         return "fake" in self.inputs or "fake_logits" in self.inputs
 
     def differentiates(self, name: str) -> bool:

@@ -297,7 +297,7 @@ class CausalAutoencoder(LatentAutoencoder):
 
     @property
     def first_frame_apart(self) -> bool:
-        """Whether the first latent frame is that of a single frame, as the configuration says."""
+        """Whether the first latent frame encodes the first frame alone, as the configuration says."""
         return self.config.first_frame_apart
 
     @property
@@ -630,7 +630,7 @@ class CausalVAE(CausalAutoencoder):
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
         config = {
             _ARCHITECTURE_KEY: _ARCHITECTURE,
-            **self.config.saved(),
+            **self.config.saved_values(),
             **self.latent_normalisation(),
         }
         save_model(merge_low_rank(self), config, folder)
@@ -642,7 +642,7 @@ class CausalVAE(CausalAutoencoder):
             FileNotFoundError: There are none.
             ValueError: They are damaged or not the model's, or an older version wrote them.
         """
-        saved_config(folder)
+        read_causal_config(folder)
         load_weights(self, folder)
         return self
 
@@ -654,7 +654,7 @@ class CausalVAE(CausalAutoencoder):
             FileNotFoundError: A file is missing.
             ValueError: The configuration is invalid, the weights do not match it, or an older version wrote them.
         """
-        config = saved_config(folder)
+        config = read_causal_config(folder)
         check_num_weights(lambda: cls(config), str(folder), folder)
         model = cls(config)
         saved = read_json(Path(folder) / CONFIG_FILE)
@@ -666,7 +666,7 @@ class CausalVAE(CausalAutoencoder):
         return model
 
 
-def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
+def read_causal_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     """Return the configuration in a model's folder.
 
     Raises:

@@ -114,6 +114,7 @@ class ClipSizes:
         self.on_meta = sum(weight.numel() for weight in model.parameters()) >= _LARGE_MODEL
         self._cache: dict[_Size, bool] = {}
         self._last_error = ""
+        self._smallest: _Size | None = None
 
     @torch.no_grad()
     def output_shape(
@@ -155,16 +156,22 @@ class ClipSizes:
 
     def reproduces_length(self, num_frames: int) -> bool:
         """Return whether small clips of `num_frames` frames are reproduced."""
-        _, height, width = self.smallest
+        _, height, width = self.smallest()
         return self.reproduces((num_frames, height, width))
 
-    @cached_property
     def smallest(self) -> _Size:
-        """The shortest clip that is reproduced, with the smallest square frames of that length.
+        """Return the shortest clip that is reproduced, with the smallest square frames of that length.
+
+        The first call probes the model, and decides whether further probes are on the meta device.
 
         Raises:
-            ValueError: None is.
+            ValueError: No clip is reproduced.
         """
+        if self._smallest is None:
+            self._smallest = self._probe_smallest()
+        return self._smallest
+
+    def _probe_smallest(self) -> _Size:
         if self.only_side is not None:
             return 1, self.only_side, self.only_side
         for on_meta in (self.on_meta, not self.on_meta):
@@ -193,7 +200,7 @@ class ClipSizes:
     @cached_property
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
-        num_frames, side, _ = self.smallest
+        num_frames, side, _ = self.smallest()
         if self.only_side is None:
             for step in _STEPS:
                 if self.reproduces((num_frames, side + step, side + step)):
@@ -214,7 +221,7 @@ class ClipSizes:
                 if weight is not None and weight.ndim >= 2:
                     note = partial(_note, called, f"{name}.weight")
                     hooks.enter_context(module.register_forward_pre_hook(note))
-            self.output_shape(self.smallest)
+            self.output_shape(self.smallest())
         if not called:
             contract = f"a member of {type(self.model).__name__}"
             got = "no layer with a weight that is called"
@@ -234,7 +241,7 @@ class ClipSizes:
         Raises:
             ValueError: It is not; the message has the nearest accepted value.
         """
-        _, side, _ = self.smallest
+        _, side, _ = self.smallest()
         for name, value in (("height", height), ("width", width)):
             if self.only_side is not None and value != self.only_side:
                 raise size_error(name, value, accepted=str(self.only_side), nearest=self.only_side)
@@ -260,14 +267,14 @@ class ClipSizes:
         )
         if not lengths:
             raise self._frames_error(num_frames)
-        _, side, _ = self.smallest
+        _, side, _ = self.smallest()
         if self.only_side is not None:
             self.check(lengths[0], max(height, side), max(width, side))
         return lengths[0], self._cover_side(height), self._cover_side(width)
 
     def _cover_side(self, value: int) -> int:
         """Return the smallest accepted height or width that is at least as large."""
-        _, side, _ = self.smallest
+        _, side, _ = self.smallest()
         num_steps = -(-max(value - side, 0) // self.multiple)
         return side + self.multiple * num_steps
 

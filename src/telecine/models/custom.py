@@ -151,7 +151,7 @@ class CustomAutoencoder(ProbedAutoencoder):
 
     @property
     def first_frame_apart(self) -> bool:
-        """Whether the first latent frame is that of a single frame: the module's attribute, or true."""
+        """Whether the first latent frame encodes the first frame alone: the module's attribute, or true."""
         return bool(getattr(self.module, "first_frame_apart", True))
 
     @property
@@ -367,9 +367,7 @@ def _reload_error(got: str) -> Exception:
         "Give it an attribute `config`, a dict of all arguments that it was called with, or pass "
     )
     remedy += "`as_video_autoencoder(module, arguments)`."
-    contract = (
-        "a module that its class makes again of the saved arguments, so that the run can be loaded"
-    )
+    contract = "a module that its class can rebuild from the saved arguments, so that the run can be loaded"
     return argument_error("autoencoder", contract, got, remedy)
 
 

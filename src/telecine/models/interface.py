@@ -114,7 +114,7 @@ class VideoAutoencoder(nn.Module, ABC):
 
     @property
     def first_frame_apart(self) -> bool:
-        """Whether the first frame of a latent is that of a single frame; true by default, as for causal models."""
+        """Whether the first latent frame encodes the first frame alone; true by default, as for causal models."""
         return True
 
     @property
@@ -225,9 +225,12 @@ class VideoAutoencoder(nn.Module, ABC):
         Raises:
             ValueError: The model cannot have other channels, which is the default.
         """
+        raise self._channels_error(in_channels)
+
+    def _channels_error(self, in_channels: int) -> Exception:
         contract = f"of {self.in_channels} channels for {_class_name(self)}"
         remedy = "Use a CausalVAE or a model of diffusers for others."
-        raise argument_error("clips.channels", contract, f"of {in_channels}", remedy)
+        return argument_error("clips.channels", contract, f"of {in_channels}", remedy)
 
     def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
         """Return how the latent divides clips of a size; None, the default, if that is not known or is not even.
@@ -328,10 +331,13 @@ class VideoAutoencoder(nn.Module, ABC):
         Raises:
             ValueError: The model does not support it, which is the default, or not this number of frames.
         """
+        raise self._chunks_error()
+
+    def _chunks_error(self) -> Exception:
         remedy = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
         remedy += ", or give the model a method `enable_temporal_chunks`."
         contract = "left out for a model that does not keep frames between chunks"
-        raise argument_error(
+        return argument_error(
             "temporal_chunk", contract, f"a number for {_class_name(self)}", remedy
         )
 

@@ -196,8 +196,14 @@ class ChannelMoments:
         sums = torch.stack(
             [rows.new_full((len(rows),), rows.shape[1]), rows.sum(1), rows.square().sum(1)]
         )
-        is_first = self.sums.shape[1] == 0
-        self.sums = sums if is_first else self.sums + sums
+        self.add_sums(sums)
+
+    def add_sums(self, sums: Tensor) -> None:
+        """Add the `sums` of other latents, `(3, C)`; without channels, those of no latent."""
+        if self.sums.shape[1] == 0:
+            self.sums = sums
+        elif sums.shape[1] > 0:
+            self.sums = self.sums + sums
 
     def statistics(self) -> LatentStatistics:
         """Return the statistics of all added latents; a constant channel can be divided by its standard deviation.

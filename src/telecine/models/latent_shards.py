@@ -120,7 +120,7 @@ class LatentShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_bytes = 0
-        self.moments = ChannelMoments()
+        self.channels = ChannelMoments()
         self._content = SpooledTemporaryFile(  # noqa: SIM115 - closed by `write`, else with the object
             max_size=_MEMORY_BYTES, dir=str(path.parent)
         )
@@ -142,8 +142,12 @@ class LatentShard:
             name: The key, without a dot: WebDataset takes what follows for the suffix.
             tensors: `mean` and perhaps `logvar`, `(C, t, h, w)`.
             facts: What is known about the clip, as JSON has it.
+
+        Raises:
+            ValueError: The key has a dot.
         """
-        assert "." not in name
+        if "." in name:
+            raise argument_error("name", "a key without a dot", name)
         orders = {}
         contiguous = {}
         for moment, tensor in tensors.items():
@@ -154,7 +158,7 @@ class LatentShard:
             *self._add_member(f"{name}.safetensors", save(contiguous)),
             *self._add_member(f"{name}.json", text.encode()),
         ]
-        self.moments.add(tensors[MEAN][None].float())
+        self.channels.add(tensors[MEAN][None].float())
 
     def _add_member(self, name: str, content: bytes) -> tuple[int, int]:
         """Append a file, and return where its content is: the first byte, and the number of bytes."""
@@ -184,7 +188,7 @@ class LatentShard:
         self._content.close()
         index = {
             "sha256": self._digest.hexdigest(),
-            "channel_sums": self.moments.sums.tolist(),
+            "channel_sums": self.channels.sums.tolist(),
             "clips": self._places,
             "skipped": skipped or {},
         }
@@ -227,7 +231,7 @@ class LatentShards(Dataset[dict[str, Any]]):
         self.names: list[str] = []
         self.digests: dict[Path, str] = {}
         self.skipped: dict[Path, dict[str, Any]] = {}
-        self.moments: dict[Path, Tensor] = {}
+        self.channel_sums: dict[Path, Tensor] = {}
         self._intact: set[Path] = set()
         self.find()
 
@@ -247,7 +251,9 @@ class LatentShards(Dataset[dict[str, Any]]):
                     start, size = tensors
                     clip = StoredClip(shard, (start, size), (facts_start, facts_size))
                     self.clips[name] = clip
-                self.moments[shard] = torch.tensor(content["channel_sums"], dtype=torch.float64)
+                self.channel_sums[shard] = torch.tensor(
+                    content["channel_sums"], dtype=torch.float64
+                )
                 self.skipped[shard] = content["skipped"]
                 self.digests[shard] = content["sha256"]
                 self.names = list(self.clips)

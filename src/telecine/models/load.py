@@ -7,7 +7,7 @@ from typing import Any
 from telecine.base.checks import argument_error, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install, is_class_path
-from telecine.models.causal import CausalVAE, saved_config
+from telecine.models.causal import CausalVAE, read_causal_config
 from telecine.models.custom import ARGUMENTS_KEY, CLASS_PATH_KEY, build_custom
 from telecine.models.interface import VideoAutoencoder
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE, check_num_weights
@@ -147,7 +147,7 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
             remedy,
         )
     if kind == CausalVAE.__name__:
-        config = saved_config(folder)
+        config = read_causal_config(folder)
         check_num_weights(lambda: CausalVAE(config), str(folder))
         return CausalVAE(config)
     if kind == StudentAutoencoder.__name__:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from telecine.base.checks import argument_error, nearest, shorten
-from telecine.base.devices import gigabytes, machine_memory
+from telecine.base.devices import in_gib, machine_memory
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.imports import CODE_ERRORS
 
@@ -182,7 +182,7 @@ def check_num_weights(
             source, "a configuration that its weights belong to", got, "Copy it again."
         )
     if 4 * num_weights > memory:
-        contract = f"one whose weights fit into the {gigabytes(memory)} of this machine"
+        contract = f"one whose weights fit into the {in_gib(memory)} of this machine"
         raise argument_error(
             source, contract, f"one with {num_weights} weights", "Use a smaller one."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
@@ -148,3 +148,27 @@ class StreamDecoder(Stream[Video]):
         if not outputs:
             return None
         return torch.cat(list(outputs), dim=2)
+
+
+def run_stream(stream: Stream[Output], pieces: Iterable[Tensor]) -> Iterator[Output]:
+    """Push all pieces of an input, and yield the outputs that are complete; the last ones come from `flush`.
+
+    The last frame is repeated until the input is a whole one.
+
+    Args:
+        stream: A stream that nothing was pushed to.
+        pieces: Consecutive frames, `(B, C, T, H, W)`, at least one.
+    """
+    last_frame: Tensor | None = None
+    for piece in pieces:
+        last_frame = piece[:, :, -1:]
+        output = stream.push(piece)
+        if output is not None:
+            yield output
+    assert last_frame is not None
+    output = stream.push(last_frame.expand(-1, -1, stream.num_missing, -1, -1))
+    if output is not None:
+        yield output
+    output = stream.flush()
+    if output is not None:
+        yield output

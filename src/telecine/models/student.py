@@ -50,7 +50,7 @@ from telecine.settings.autoencoder import with_older_flow, with_presets
 from telecine.settings.validate import validate
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
-SIZES = ("tiny", "small")
+DECODER_SIZES = ("tiny", "small")
 _LIKE_TEACHER = "teacher"
 _LARGEST_PATCH = 4
 _LARGEST_MULTIPLIER = 4
@@ -291,7 +291,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         return json.dumps(
             {
                 CLASS_KEY: type(self).__name__,
-                DECODER_KEY: self.config.saved(),
+                DECODER_KEY: self.config.saved_values(),
                 DIGEST_KEY: self.digest,
             }
         )
@@ -299,7 +299,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
     def saved_config(self) -> dict[str, Any]:
         """Return what `config.json` holds beside the name of the class."""
         return {
-            DECODER_KEY: self.config.saved(),
+            DECODER_KEY: self.config.saved_values(),
             TEACHER_KEY: self.public_name(self.teacher),
             DIGEST_KEY: self.digest,
             **self.normalisation,
@@ -377,9 +377,9 @@ def _check_saved(values: dict[str, Any], key: str, kind: type, contract: str, fi
 
 
 def _find_teacher(folder: Path, teacher: str) -> str:
-    """Return the teacher of the student in a folder: where its run's settings say, or beside the student, or its name.
+    """Return the teacher of the student in a folder: the path in its run's settings, a folder beside it, or the name.
 
-    A checkpoint has the student itself in the folders `model` and `ema`, which are no teachers beside it.
+    The folders `model` and `ema` of a checkpoint hold the student itself, so they are not searched for the teacher.
     """
     beside = folder.parent / teacher
     is_part_of_checkpoint = teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent)
@@ -400,7 +400,7 @@ def student_config(
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
     Args:
-        size: One of `SIZES`, "teacher" for the teacher's own settings, or a YAML or JSON file with settings of
+        size: One of `DECODER_SIZES`, "teacher" for the teacher's own settings, or a YAML or JSON file with settings of
             `CausalVAEConfig`.
         teacher: The teacher.
         clip: Frames, height and width of the clips.
@@ -415,7 +415,7 @@ def student_config(
         if not isinstance(teacher, CausalAutoencoder):
             got = f"that of a {type(teacher).__name__}"
             raise argument_error(
-                "student", '"teacher" for a decoder of telecine', got, f"Use {SIZES[-1]}."
+                "student", '"teacher" for a decoder of telecine', got, f"Use {DECODER_SIZES[-1]}."
             )
         return replace(teacher.config, bottleneck="gaussian")
     compression = _compression_of(teacher, clip)
@@ -465,10 +465,10 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
 
 
 def _read_decoder(size: str) -> dict[str, Any]:
-    if size in SIZES:
+    if size in DECODER_SIZES:
         return with_presets({"size": size})
     if not Path(size).is_file():
-        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file, or {_LIKE_TEACHER}"
+        contract = f"one of {', '.join(DECODER_SIZES)}, or a YAML or JSON file, or {_LIKE_TEACHER}"
         raise argument_error(
             "student", contract, repr(size), "Check the spelling.", FileNotFoundError
         )

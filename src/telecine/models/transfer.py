@@ -62,8 +62,9 @@ def load_source(name: str, into: nn.Module) -> CausalVAE:
 def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int, int]]:
     """Copy the weights of all layers that have the same place and the same shapes in another model, which is new.
 
-    Its other layers stay as they are. So does the output layer of a network whose other layers are not all those of the
-    source and additional residual blocks: a new one is 0, and the network adds nothing to the linear map at the start.
+    The other layers keep their weights. The output layer of a network is copied only if all layers before it are copied
+    or are residual blocks that the source does not have. A new output layer is 0: the network then adds nothing to the
+    linear map at the start.
 
     Returns:
         The numbers of copied and of all parameters of each module, such as `{"encoder.network": (100, 300)}`.

@@ -13,7 +13,7 @@ from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand, randint
 from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
-from telecine.losses import Decode, Reduction, posterior_kl
+from telecine.losses import Decode, Encode, Reduction, posterior_kl
 from telecine.losses.perceptual import pick_frames
 from telecine.objective.layer_activations import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
@@ -53,8 +53,9 @@ class Batch:
     disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
     latent: Tensor | None
     posterior: Gaussian | None  # that of the auxiliary losses
-    first_frame_apart: bool  # whether the first latent frame is that of a single frame
+    first_frame_apart: bool  # whether the first latent frame encodes the first frame alone
     decode: Decode | None
+    encode: Encode | None
     background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
 
@@ -83,8 +84,10 @@ class BatchOptions(TypedDict, total=False):
     of other terms, theirs are computed by the caller's `backward()`."""
     decode: Decode | None
     """The decoder, a function of a latent, for terms that decode a changed one."""
+    encode: Encode | None
+    """The encoder, from a video to the mode of its posterior, for terms that encode a decoded one."""
     first_frame_apart: bool
-    """Whether the first frame of `latent` is that of a single frame, which is the default."""
+    """Whether the first frame of `latent` encodes the first frame alone, which is the default."""
 
 
 def make_batch(
@@ -102,6 +105,7 @@ def make_batch(
     grad_hook: Callable[[Tensor], None] | None = None,
     latent: Tensor | None = None,
     decode: Decode | None = None,
+    encode: Encode | None = None,
     first_frame_apart: bool = True,
 ) -> Batch:
     """Return the checked inputs of the terms.
@@ -189,6 +193,7 @@ def make_batch(
         posterior=_posterior_of(aux_losses),
         first_frame_apart=first_frame_apart,
         decode=decode,
+        encode=encode,
         background=background,
     )
 

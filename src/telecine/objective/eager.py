@@ -172,7 +172,10 @@ class _PrecomputedGrad(torch.autograd.Function):
     ) -> Tensor:
         inputs = inputs_and_gradients[:num_inputs]
         ctx.save_for_backward(*inputs_and_gradients[num_inputs:])
-        ctx.dtypes = [x.dtype for x in inputs if x is not None]
+        ctx.dtypes = []
+        for x in inputs:
+            assert x is not None
+            ctx.dtypes.append(x.dtype)
         return value.clone()
 
     @staticmethod

@@ -19,9 +19,7 @@ from telecine.discriminators import DiscriminatorOutput, as_output
 from telecine.losses import GANLoss, Penalty
 from telecine.losses.perceptual import pick_frames, sample_frame_indices
 from telecine.objective.functions import check_result
-from telecine.objective.lecam_term import LeCamTerm
-from telecine.objective.log import Log
-from telecine.objective.terms import LossTerm
+from telecine.objective.terms import LossTerm, Terms
 from telecine.objective.weights import Weights
 from telecine.ops.convolution import differentiated_twice
 from telecine.settings import Need, TermSchedule
@@ -105,8 +103,8 @@ class GAN:
     """The terms of the autoencoder's loss that are computed with a discriminator."""
     penalty: Penalty | None
     """The gradient penalty in each discriminator's loss; None in a step without one."""
-    lecam: LeCamTerm | None
-    """LeCam regularisation in each discriminator's loss; None in a step without it."""
+    lecam: nn.ModuleDict | None
+    """The `LeCam` regularisation of each discriminator by its key; None in a step without it."""
     weights: Weights
     """The weights of all terms at this step, and whether the discriminators train."""
     rng: Generators
@@ -118,7 +116,7 @@ class GAN:
         return self.penalty is not None and self.penalty.double_backward
 
     @property
-    def compares_real_and_fake(self) -> bool:
+    def regularisers_read_fake(self) -> bool:
         """Whether a term of the discriminators' loss beside the GAN loss reads fake inputs or logits."""
         return self.lecam is not None or (self.penalty is not None and self.penalty.reads_fake)
 
@@ -137,7 +135,9 @@ class GAN:
         return nullcontext()
 
 
-def compute_generator_terms(d: VideoDiscriminator, gan: GAN, *, d_fake: DiscriminatorOutput) -> Log:
+def compute_generator_terms(
+    d: VideoDiscriminator, gan: GAN, *, d_fake: DiscriminatorOutput
+) -> Terms:
     """Return the terms of the autoencoder's loss from one discriminator, by name.
 
     Args:
@@ -157,7 +157,7 @@ def compute_generator_terms(d: VideoDiscriminator, gan: GAN, *, d_fake: Discrimi
 class DiscriminatorTerms(NamedTuple):
     """The terms of one discriminator's loss by name, and the logits of both sides."""
 
-    terms: Log
+    terms: Terms
     real_logits: Tensor | None
     fake_logits: Tensor | None
 
@@ -208,11 +208,11 @@ def compute_discriminator_terms(
     if gan.lecam is not None:
         assert real_logits is not None
         assert fake_logits is not None
-        terms["lecam"] = gan.lecam(key=d.key, real_logits=real_logits, fake_logits=fake_logits)
+        terms["lecam"] = gan.lecam[d.key](real=real_logits, fake=fake_logits)
     return DiscriminatorTerms(terms, real_logits, fake_logits)
 
 
-def weighted_sum(terms: Log, weights: Weights) -> Scalar:
+def weighted_sum(terms: Terms, weights: Weights) -> Scalar:
     """Return the loss of one discriminator, or a part of it: `discr`, and each other term times its weight."""
     regularisers = dict(terms)
     gan_loss = regularisers.pop("discr")

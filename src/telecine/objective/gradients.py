@@ -33,8 +33,9 @@ from telecine.objective.gan import (
     weighted_sum,
 )
 from telecine.objective.log import Log, logit_statistics
+from telecine.objective.terms import Terms
 
-GeneratorLosses: TypeAlias = dict[str, dict[str, Scalar]]
+GeneratorLosses: TypeAlias = dict[str, Terms]
 """The terms of the autoencoder's loss by name, then by discriminator."""
 
 
@@ -107,7 +108,7 @@ def choose_strategy(gan: GAN, *, eager_gradients: bool, is_update: bool) -> Stra
     )
     if not discriminators_are_eager or have_hooks:
         discriminators = DiscriminatorGradients.THROUGH_GRAPH
-    elif gan.loss.parts is None or gan.compares_real_and_fake:
+    elif gan.loss.parts is None or gan.regularisers_read_fake:
         discriminators = DiscriminatorGradients.EAGER_WHOLE
     elif is_update and both_train and same_precision:
         discriminators = DiscriminatorGradients.ONE_PASS
@@ -129,7 +130,7 @@ def generator_step(gan: GAN, *, eager: bool) -> GeneratorLosses:
     return losses
 
 
-def _compute_terms_of_fake(d: VideoDiscriminator, gan: GAN, fake: Tensor) -> Log:
+def _compute_terms_of_fake(d: VideoDiscriminator, gan: GAN, fake: Tensor) -> Terms:
     return compute_generator_terms(d, gan, d_fake=d(fake))
 
 
@@ -180,10 +181,9 @@ def _eager_parts(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
 
 def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
-    # `discriminator_step` enters `gan.precision_of_discriminators()`; here it would change nothing.
-    assert autocast_dtype(gan.real.device) is None or not gan.has_double_backward
+    # `discriminator_step` enters `gan.precision_of_discriminators()`. Here it would change nothing: this is used in
+    # steps in which the discriminators train, without autocast or without a double backward.
     assert gan.loss.parts is not None
-    assert gan.weights.discriminators_train
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     in_generator_step = {d.name: d for d in discriminators_of_generator_step(gan)}
@@ -199,7 +199,7 @@ def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]
     return generator_losses, discriminator_losses
 
 
-def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Log, DiscriminatorLoss]:
+def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Terms, DiscriminatorLoss]:
     """Return the terms of the autoencoder's loss from one discriminator, and the discriminator's own loss."""
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)

@@ -9,9 +9,11 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
+from telecine.objective.terms import Terms
 from telecine.objective.weights import Weights, mean, total
 
 Log: TypeAlias = dict[str, Tensor]
+"""Detached values by name."""
 
 # Terms that are logged as 0, as in CogVideo, while their weight is 0 and they are not computed.
 _ALWAYS_LOGGED = ("perceptual", "grad_penalty")
@@ -44,8 +46,8 @@ _DISCRIMINATOR_PREFIXES = (
 
 
 def autoencoder_log(
-    log: Log,
-    generator_losses: Log,
+    losses: Terms,
+    generator_losses: Terms,
     adaptive_weights: Log,
     aux: Mapping[str, Scalar],
     weights: Weights,
@@ -54,7 +56,7 @@ def autoencoder_log(
     """Return the log of the autoencoder's step.
 
     Args:
-        log: The loss, named "total_loss", and its terms.
+        losses: The loss, named "total_loss", and its terms.
         generator_losses: The generator's loss for each discriminator.
         adaptive_weights: Their adaptive weights.
         aux: The auxiliary losses by name.
@@ -64,9 +66,9 @@ def autoencoder_log(
     Raises:
         ValueError: An auxiliary loss has the name of another entry.
     """
-    like = log["total_loss"]
+    like = losses["total_loss"]
     log = {
-        **log,
+        **losses,
         "aux_losses": total(aux.values(), like=like),
         "gen_loss": total(generator_losses.values(), like=like),
         "adaptive_weight": mean(adaptive_weights.values(), like=like),

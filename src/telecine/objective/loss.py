@@ -17,6 +17,7 @@ from telecine.discriminators import (
 )
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gaussian_nll
+from telecine.losses.lecam import LeCam
 from telecine.losses.perceptual import WeightsSource
 from telecine.objective.adaptive_weight import adaptive_weights
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
@@ -32,10 +33,9 @@ from telecine.objective.gradients import (
     generator_step,
 )
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.lecam_term import LeCamTerm
 from telecine.objective.log import Log, autoencoder_log, discriminator_log
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
-from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
+from telecine.objective.terms import Terms, build_gan_terms, build_terms, compute_on_batch
 from telecine.objective.weights import Weights, WeightSchedule, mean, total
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import (
@@ -65,7 +65,7 @@ class VideoLosses(NamedTuple):
 
     recon: Scalar
     lpips: Scalar  # 0 while its weight is 0
-    others: dict[str, Scalar]  # those of `terms` by name
+    others: Terms  # those of `terms` by name
 
 
 class VideoAutoencoderLoss(nn.Module):
@@ -162,11 +162,13 @@ class VideoAutoencoderLoss(nn.Module):
         self.perceptual = PerceptualTerm(self.config, functions, self.terms, vgg_weights)
         self.register_load_state_dict_pre_hook(drop_lpips_weights)
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
-        has_lecam = self.schedule.is_ever_on("lecam")
-        self.lecam = LeCamTerm([d.key for d in self.discriminators] if has_lecam else [])
+        self.lecam = nn.ModuleDict()
+        if self.schedule.is_ever_on("lecam"):
+            for d in self.discriminators:
+                self.lecam[d.key] = LeCam()
         self.gan_terms = build_gan_terms(self.config, self.gan_loss)
-        # Parameters of the autoencoder's step get no gradient in the discriminators' step, for which DDP would wait. It
-        # looks names up with a leading dot and without.
+        # For callers who wrap this module in DDP, as telecine's own loop does not: DDP would wait for gradients of the
+        # autoencoder's parameters in the discriminators' step. It looks names up with a leading dot and without.
         of_discriminators = set(self.get_trainable_parameters())
         names = [name for name, p in self.named_parameters() if p not in of_discriminators]
         self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names)]
@@ -399,13 +401,13 @@ class VideoAutoencoderLoss(nn.Module):
             values["quantizer_aux"] = total(batch.aux.values(), like=recon)
         loss = nll + weights.sum(values)
 
-        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
+        losses = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
         for name in (*others, "feature_matching"):
             if name in values:
-                log[f"{name}_loss"] = values[name]
+                losses[f"{name}_loss"] = values[name]
         if self.logvar is not None:
-            log |= {"nll_loss": nll, "logvar": self.logvar}
-        return loss, autoencoder_log(log, {**g, **g_m}, w, batch.aux, weights, batch.split)
+            losses |= {"nll_loss": nll, "logvar": self.logvar}
+        return loss, autoencoder_log(losses, {**g, **g_m}, w, batch.aux, weights, batch.split)
 
     def sum_discriminator_losses(
         self, batch: Batch, discriminator_losses: Mapping[str, DiscriminatorLoss]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -24,6 +24,9 @@ from telecine.objective.functions import (
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term, TermSchedule
 
+Terms: TypeAlias = dict[str, Scalar]
+"""Values of terms by name, with their graphs."""
+
 # The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
 BATCH_INPUTS = (
     "reconstruction",
@@ -34,6 +37,7 @@ BATCH_INPUTS = (
     "posterior",
     "first_frame_apart",
     "decode",
+    "encode",
     "generator",
 )
 FEATURE_INPUTS = ("reconstruction_features", "target_features")
@@ -160,13 +164,17 @@ def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
     """Import and check the functions that a run's settings name, before it reads any video.
 
     Raises:
-        ValueError: A function does not fit its setting, or a term decodes while weights are sharded.
+        ValueError: A function does not fit its setting, or a term decodes or encodes while weights are sharded.
     """
     import_functions(config, "objective.")
     for name, term in import_terms(config, "objective.").items():
-        if sharding != "none" and "decode" in term.arguments:
-            contract = '"none" with terms that decode'
-            remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
+        needs_model = "decode" in term.arguments or "encode" in term.arguments
+        if sharding != "none" and needs_model:
+            contract = '"none" with terms that decode or encode'
+            remedy = (
+                "Leave the term out, or replicate the weights: a part of the model alone does not "
+                "gather sharded ones."
+            )
             raise argument_error("sharding", contract, f"{sharding} with {name}", remedy)
 
 
@@ -200,7 +208,8 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
         remedy = "Add it, and multiply the error of each clip by it."
         raise argument_error(name_of(term.function), contract, "one without", remedy)
-    for name, value in (("latent", batch.latent), ("decode", batch.decode)):
+    needed = {"latent": batch.latent, "decode": batch.decode, "encode": batch.encode}
+    for name, value in needed.items():
         if name in term.arguments and value is None:
             remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
             raise argument_error(name, f"given for {name_of(term.function)}", "None", remedy)
@@ -216,6 +225,7 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         posterior=batch.posterior,
         first_frame_apart=batch.first_frame_apart,
         decode=batch.decode,
+        encode=batch.encode,
         generator=batch.rng,
     )
     return check_result(term.function, value)

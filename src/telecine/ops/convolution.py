@@ -3,6 +3,9 @@
 PyTorch computes the weight's part of a double backward as a convolution whose kernel is as large as the feature map,
 which is slow everywhere. The weight's gradient in an ordinary backward is the same bilinear form, and libraries have a
 fast kernel for it.
+
+The layers of `discriminators/blocks.py` and the 3D convolutions of "patch" and "features" call `convolve`. The 2D
+convolutions of "patch", and the frozen backbone below the heads of "features", call `F.conv2d`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from telecine.base.checks import argument_error, count_files
-from telecine.base.devices import gigabytes
+from telecine.base.devices import in_gib
 from telecine.base.terminal import describe_duration
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validation_records
@@ -63,7 +63,7 @@ class ReportedRun:
 
     @property
     def unfinished(self) -> str:
-        """Of how many steps these are, and at which the metrics were measured; empty for a run that is done."""
+        """A text with the planned steps and the step of the metrics; empty for a finished run."""
         text = self.settings.get("steps", "")
         if (
             not re.fullmatch(r"\d{1,12}", text) or int(text) <= self.steps
@@ -216,7 +216,7 @@ def describe_training(
         return rows
 
     if summary.peak_memory is not None:
-        rows["peak memory"] = gigabytes(summary.peak_memory)
+        rows["peak memory"] = in_gib(summary.peak_memory)
     rows["parameters"] = f"{summary.num_parameters / 1e6:.2f} M"
     if summary.num_trained != summary.num_parameters:
         rows["parameters"] += f", {summary.num_trained / 1e6:.2f} M trained"

@@ -1,6 +1,7 @@
 """The lines that a run records while it trains: its logged values, and the warnings about them."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import named_errors, open_regular, write_text
+
+logger = logging.getLogger(__name__)
 
 _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
@@ -96,7 +99,7 @@ class _JSONLines:
         return value
 
     def _check(self, name: str, value: Mapping[str, object]) -> None:
-        """Raise a `ValueError` for an object that this file does not have. `read` refuses such a line, `cut` drops it.
+        """Raise a `ValueError` if the object is not of the kind of this file. A subclass overrides it; here, all are.
 
         Args:
             name: The file and the line, for the error.
@@ -107,26 +110,30 @@ class _JSONLines:
         """Replace all lines, atomically."""
         write_text(self.path, "".join(json.dumps(value) + "\n" for value in values))
 
-    def _with_step(self) -> Iterator[dict[str, Any] | None]:
-        """Yield the object of each line, None for one that a power failure has damaged."""
+    def _records(self) -> Iterator[dict[str, Any] | None]:
+        """Yield the object of each line, None for a line that cannot be read, such as after a power failure."""
         for number, line in enumerate(self._lines(), 1):
             try:
                 record = self._parse(number, line)
-            except ValueError:
-                record = {}
+            except ValueError as error:
+                logger.debug("%s", error)
+                yield None
+                continue
             yield record if _is_step(record.get("step")) else None
 
     def last_step(self) -> int:
         """Return the last step, 0 without one."""
-        return max(
-            (record["step"] for record in self._with_step() if record is not None), default=0
-        )
+        return max((record["step"] for record in self._records() if record is not None), default=0)
 
     def cut(self, step: int) -> tuple[int, int]:
-        """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
+        """Remove the lines after a step, and those that cannot be read.
+
+        Returns:
+            The number of lines that are kept, and the number of lines removed because they cannot be read.
+        """
         kept = []
         num_dropped = 0
-        for record in self._with_step():
+        for record in self._records():
             if record is None:
                 num_dropped += 1
             elif record["step"] <= step:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import write_text
 from telecine.base.yaml_files import parse_yaml, read_yaml
-from telecine.settings.data import EARLIER
+from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.settings.parse import flat_items
 
 SETTINGS_FILE = "config.yaml"
@@ -41,7 +41,7 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
             str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run."
         )
     if isinstance(values.get("clips"), dict):
-        values["clips"] = {**EARLIER, **values["clips"]}
+        values["clips"] = {**DEFAULTS_OF_OLD_RUNS, **values["clips"]}
     return values
 
 

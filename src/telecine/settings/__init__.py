@@ -12,6 +12,7 @@ from telecine.settings.data import channels_named as channels_named
 from telecine.settings.discriminators import MIN_SIZES as MIN_SIZES
 from telecine.settings.discriminators import DiscriminatorConfig as DiscriminatorConfig
 from telecine.settings.discriminators import FeaturesConfig as FeaturesConfig
+from telecine.settings.evaluate import Codec as Codec
 from telecine.settings.evaluate import EvaluateConfig as EvaluateConfig
 from telecine.settings.evaluate import LatentsConfig as LatentsConfig
 from telecine.settings.evaluate import MeasuredClips as MeasuredClips

@@ -215,8 +215,11 @@ class CausalVAEConfig:
         """Values of a patch: the channels before the first layer and after the last."""
         return self.in_channels * self.time_compression * self.patch_size**2
 
-    def saved(self) -> dict[str, Any]:
-        """Return the settings as a model's `config.json` has them: if they matter, those that older versions lack."""
+    def saved_values(self) -> dict[str, Any]:
+        """Return the settings for a model's `config.json`.
+
+        Settings that older versions do not know are left out where they change nothing.
+        """
         values = asdict(self)
         if self.in_channels == 3:
             del values["in_channels"]

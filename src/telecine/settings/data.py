@@ -47,7 +47,7 @@ HELD_OUT_SETTINGS = (
 )
 
 # Settings that the files of older runs lack, and the values that these runs go on with when they are resumed.
-EARLIER: Mapping[str, str] = {
+DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
     "holdout": "earlier",
     "colour_matrix": "bt601",
     "order": "independent",
@@ -278,7 +278,7 @@ class ClipConfig:
             self.channels == RGB.channels and self.bit_depth == RGB.bit_depth
         ):  # older versions had no other
             del values["channels"], values["bit_depth"]
-        for name, earlier in EARLIER.items():
+        for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
             if values[name] == earlier:
                 del values[name]
         if self.scale_jitter > 1:  # earlier versions resized these clips twice

@@ -10,6 +10,7 @@ from telecine.settings.group import Count, DeviceName, Integer, Number, Positive
 ProtocolName: TypeAlias = Literal[
     "vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"
 ]
+Codec: TypeAlias = Literal["h264"]
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 SavedWeights: TypeAlias = Literal["ema", "model"]
 
@@ -148,12 +149,23 @@ class EvaluateConfig(MeasuredClips):
     """Pixels that these tiles share and are blended over. Default: a quarter of the tile."""
     flat: bool = False
     """Also reconstruct clips of one colour, and measure the colour's error, the pattern and the shimmer."""
+    round_trips: Count | None = None
+    """Also reconstruct each clip, then its reconstruction, and so on, this many times, and measure each pass."""
+    through: Codec | None = None
+    """Codec through which the reconstruction of each pass goes: "h264" is x264 with crf 18 and 4:2:0."""
 
     def __post_init__(self) -> None:
         if self.flat and self.protocol is not None:
             raise argument_error(
                 "flat", "false with a protocol", self.flat, "Measure it in a call of its own."
             )
+        if self.round_trips is not None and self.protocol is not None:
+            contract = "left out with a protocol"
+            remedy = "Measure it in a call of its own."
+            raise argument_error("round_trips", contract, self.round_trips, remedy)
+        if self.through is not None and self.round_trips is None:
+            contract = "left out without `round_trips`"
+            raise argument_error("through", contract, self.through, "Set `round_trips`, too.")
         if self.chunk is not None:
             check_overlap(self.chunk, self.overlap_frames)
         if self.overlap_frames and self.chunk is None:

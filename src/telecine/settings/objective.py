@@ -108,7 +108,8 @@ class Term:
       `reconstruction` and no `mask` it is divided by the fraction of pixels that count, so that a mean is right;
     - `mask`: bool, broadcasts to the videos, or `None`;
     - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
-    - `first_frame_apart`: whether the first latent frame is that of a single frame;
+    - `encode`: the encoder, from a video to the mode of its posterior;
+    - `first_frame_apart`: whether the first latent frame encodes the first frame alone;
     - `posterior`: the posterior among the auxiliary losses, with tensors `mean` and `logvar` `(B, ...)`, or `None`;
     - `generator`: the source of random numbers of this call.
 

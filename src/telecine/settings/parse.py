@@ -134,11 +134,11 @@ def read_layer(source: Source) -> Layer:
         got = f"{values['allow_code']} in a settings file"
         raise argument_error("allow_code", "an argument of the command", got, remedy)
     layer = Layer(nested(values.items()), file)
-    for setting, only_value in REMOVED.items():
-        try:
-            _remove(layer.values, setting, only_value)
-        except ArgumentError as error:
-            raise _with_origins([error], [layer]) from None
+    for setting, value in drop_removed(layer.values).items():
+        contract = f"left out (it is {REMOVED[setting]!r} now)"
+        mistake = argument_error(setting, contract, repr(value), "Remove it.")
+        assert isinstance(mistake, ArgumentError)
+        raise _with_origins([mistake], [layer])
     return layer
 
 
@@ -204,21 +204,25 @@ def _with_origins(mistakes: Iterable[ArgumentError], layers: Sequence[Layer]) ->
     return SettingsError([mistake for _, mistake in located])
 
 
-def _remove(values: Nested, setting: str, only_value: object) -> None:
-    """Remove a setting of an older version, which has one value only."""
-    *groups, last = setting.split(".")
-    for group in groups:
-        values = values.get(group, {})
-        if not isinstance(values, dict):
-            return
-    if last not in values:
-        return
-    value = values[last]
-    if value != only_value:
-        raise argument_error(
-            setting, f"left out (it is {only_value!r} now)", repr(value), "Remove it."
-        )
-    del values[last]
+def drop_removed(values: Nested) -> dict[str, object]:
+    """Remove the settings of older versions from nested settings, in place, if this version works with their values.
+
+    Returns:
+        The settings of older versions with other values, which stay, by their dotted names.
+    """
+    others: dict[str, object] = {}
+    for setting, only_value in REMOVED.items():
+        *groups, last = setting.split(".")
+        group: object = values
+        for name in groups:
+            group = group.get(name) if isinstance(group, dict) else None
+        if not isinstance(group, dict) or last not in group:
+            continue
+        if group[last] == only_value:
+            del group[last]
+        else:
+            others[setting] = group[last]
+    return others
 
 
 def launcher_settings() -> Nested:

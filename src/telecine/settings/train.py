@@ -49,7 +49,7 @@ START_SETTINGS = ("discriminator.init",)
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
 _SECONDS_PER_YEAR = 31_536_000
-# Of updates, and of batches in one: the numbers of clips stay below 2^63.
+# The largest number of updates, and of batches in an update. Numbers of clips then stay below 2^63.
 _MOST = 10**8
 # A larger learning rate of AdamW overflows sooner or later: it changes each weight by about as much in an update.
 LearningRate: TypeAlias = Annotated[Positive, Field(le=10)]
@@ -112,6 +112,11 @@ class TrainableConfig:
             raise argument_error("lora_rank", contract, self.lora_rank, remedy)
         if self.lora_alpha != TrainableConfig.lora_alpha:
             raise argument_error("lora_alpha", contract, self.lora_alpha, remedy)
+
+
+def _without_lpips(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """Return the objective with LPIPS' weight 0, for clips without colours, which LPIPS cannot read."""
+    return replace(objective, perceptual_weight=0.0)
 
 
 @group
@@ -252,8 +257,7 @@ class TrainConfig:
             raise argument_error("init", contract, repr(self.init), remedy)
         if not self.clips.has_colours:
             self._check_without_colours()
-            without_lpips = replace(self.objective, perceptual_weight=0.0)
-            object.__setattr__(self, "objective", without_lpips)
+            object.__setattr__(self, "objective", _without_lpips(self.objective))
         self._check_discriminators()
         bucket = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
         side = min(bucket.height, bucket.width)
@@ -267,7 +271,7 @@ class TrainConfig:
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _check_without_colours(self) -> None:
-        """Refuse what needs RGB, but for LPIPS as a loss, whose weight becomes 0."""
+        """Check that no setting needs RGB. LPIPS as a loss is not checked: see `_without_lpips`."""
         for name in ("alignment", "gram"):
             if any(term.target == name for term in self.objective.named_terms.values()):
                 contract = f"grey, rgb or rgba for {name}"

@@ -22,10 +22,10 @@ from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
-from telecine.data.holdout_split import middles
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import num_bytes
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
+from telecine.data.spacing import evenly_spaced
 from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
@@ -166,7 +166,8 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
     check_buckets(clips.train_buckets, model, images=False)
     train, held_out = split_indices(len(dataset), clips.val_fraction)
     chosen = [
-        held_out[place] for place in middles(len(held_out), min(config.val_clips, len(held_out)))
+        held_out[place]
+        for place in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
     ]
     val = [read_mapped(dataset, index, clips) for index in chosen]
     mapped = Clips(

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from telecine.base.checks import argument_error
-from telecine.base.devices import gigabytes
+from telecine.base.devices import in_gib
 from telecine.base.files import create_json, read_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
@@ -26,6 +26,7 @@ from telecine.data.mapped import MappedClips
 from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.latent_shards import (
+    IDENTITY_FILE,
     LatentShard,
     LatentShards,
     ShardError,
@@ -39,7 +40,6 @@ from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder
 from telecine.training.weight_files import architecture_of
 
-IDENTITY_FILE = "identity.json"
 # Increase the number when the content of the files changes. Older folders are then refused.
 _FORMAT = 2
 # Clips are collected in memory until they fill a shard of this size.
@@ -332,7 +332,7 @@ def check_disk(folder: Path, size: int) -> None:
     if size > free:
         remedy = "Use another disk, or a smaller `clips.num_clips`."
         raise argument_error(
-            "latent_cache", f"on a disk with {gigabytes(size)} free", gigabytes(free), remedy
+            "latent_cache", f"on a disk with {in_gib(size)} free", in_gib(free), remedy
         )
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from telecine.base.devices import gigabytes
+from telecine.base.devices import in_gib
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.losses.perceptual import LPIPS
@@ -145,20 +145,20 @@ class UpdateMemory:
 
     def memory_for(self, num_clips: int) -> int:
         """Return a number of bytes that an update with this many clips does not exceed."""
-        at_zero = self._line_at_zero(has_more_clips=num_clips >= self.num_clips)
+        at_zero = self._bytes_at_zero_clips(has_more_clips=num_clips >= self.num_clips)
         return round(at_zero + (self.peak - at_zero) * num_clips / self.num_clips)
 
     def largest_batch(self, memory: int) -> int:
         """Return the largest number of clips for which `memory_for` is at most this many bytes."""
-        at_zero = self._line_at_zero(has_more_clips=memory >= self.peak)
+        at_zero = self._bytes_at_zero_clips(has_more_clips=memory >= self.peak)
         bytes_of_clips = max(self.peak - at_zero, 1)
         return max((memory - at_zero) * self.num_clips // bytes_of_clips, 0)
 
-    def _line_at_zero(self, *, has_more_clips: bool) -> int:
-        """Return the value at 0 clips of a line through `peak`, which bounds the memory of more clips, or of fewer.
+    def _bytes_at_zero_clips(self, *, has_more_clips: bool) -> int:
+        """Return the bytes at 0 clips of a linear bound of the memory; at the counted clips the bound is `peak`.
 
-        At each moment of an update the memory is linear in the number of clips n. For n = 0 it is at least `resident`
-        and at most `peak_without_clips`, and for the counted clips at most `peak`. So it is at most
+        At each moment of an update the memory is linear in the number of clips n. At 0 clips it is between `resident`
+        and `peak_without_clips`. At the counted clips it is at most `peak`. So it is at most
 
             resident + (peak - resident) * n / counted                        if n >= counted,
             peak_without_clips + (peak - peak_without_clips) * n / counted    if n <= counted.
@@ -177,7 +177,7 @@ class UpdateMemory:
         part = max(self.peak_by_part, key=self.peak_by_part.__getitem__)
         remedies = _REMEDIES.get(part, _SMALLER_DISCRIMINATOR) + _CLIPS
         texts = [remedy.text for remedy in remedies if not remedy.is_used(config)]
-        sizes = f"{gigabytes(self.peak_by_part[part])} of {gigabytes(self.peak + self.saved_by_sharding)}"
+        sizes = f"{in_gib(self.peak_by_part[part])} of {in_gib(self.peak + self.saved_by_sharding)}"
         return f"The largest part of an update, by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
 
 
@@ -380,7 +380,7 @@ def _count_update(
     )
 
 
-def saved_by_sharding(model: nn.Module, num_processes: int) -> int:
+def estimate_sharding_saving(model: nn.Module, num_processes: int) -> int:
     """Return about how many bytes a process saves if `num_processes` share the weights of a model."""
     # A process holds its share of the weights, of two optimizer states for each, and of their average. It gathers the
     # weights of two blocks at a time, beside the gradients of one.
@@ -472,9 +472,10 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
 
 
 def _count_networks(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
-    """Count as memory of a network what is allocated from its call to the next one's, and yield the hooks to remove.
+    """Count memory by network with hooks, and yield the hooks, which the caller removes.
 
-    A loss of logits is thus part of its discriminator. The autoencoder's memory ends with its call.
+    Memory that is allocated after the call of a network, and before that of the next network, counts as the first
+    network's. So the loss of logits counts as its discriminator's. The autoencoder's memory ends with its call.
     """
 
     def switch_to(part: str) -> Callable[..., None]:

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from telecine.base.checks import TrainingError, argument_error
-from telecine.base.devices import free_memory, gigabytes
+from telecine.base.devices import free_memory, in_gib
 from telecine.settings import TrainConfig
 from telecine.training.distributed import all_gather, on_first_process
-from telecine.training.memory import fake_autoencoder, plan_update, saved_by_sharding
+from telecine.training.memory import estimate_sharding_saving, fake_autoencoder, plan_update
 
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
@@ -47,7 +47,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         model = fake_autoencoder(config)
         saved = 0
         if config.sharding != "none":
-            saved = saved_by_sharding(model, num_processes)
+            saved = estimate_sharding_saving(model, num_processes)
         elif num_processes > 1:  # DDP copies the gradients
             saved = -sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
         planned = 0
@@ -60,8 +60,8 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             if device.type == "cpu":
                 fitting = min(fitting, MAX_ON_CPU)
             if fitting == 0:
-                needed = gigabytes(plan.memory_for(1) / USED_FRACTION)
-                got = f"{gigabytes(memory)}, and one clip needs {needed}"
+                needed = in_gib(plan.memory_for(1) / USED_FRACTION)
+                got = f"{in_gib(memory)}, and one clip needs {needed}"
                 raise argument_error(
                     "memory", "enough for one clip", got, plan.describe_largest_part(config)
                 )
@@ -89,9 +89,9 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
     plan = plan_update(config, device_type="cpu")
     memory = free_memory(torch.device("cpu")) // num_processes
     if plan.peak > memory:
-        got = f"{gigabytes(memory)}, and an update needs {gigabytes(plan.peak)} by its plan"
+        got = f"{in_gib(memory)}, and an update needs {in_gib(plan.peak)} by its plan"
         raise argument_error("memory", "enough for an update on the CPU", got, _DEMO_IS_SMALLER)
-    text = f"on this CPU an update needs {gigabytes(plan.peak)} and {plan.flops / 1e12:.3g} TFLOP"
+    text = f"on this CPU an update needs {in_gib(plan.peak)} and {plan.flops / 1e12:.3g} TFLOP"
     if plan.flops > _MAX_FLOPS_ON_CPU:
         return f"warning: {text}: these settings are sized for a GPU. {_DEMO_IS_SMALLER}"
     return text

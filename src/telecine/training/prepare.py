@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from telecine.losses.perceptual import LPIPS
 from telecine.models import (
     CausalVAE,
     CustomAutoencoder,
+    LinearAutoencoder,
     VideoAutoencoder,
     as_video_autoencoder,
 )
@@ -248,7 +249,8 @@ def _build(
         )
 
     # The model, on the CPU.
-    model, copied, init_digest = _build_model(start, console)
+    built = _build_model(start, console)
+    model = built.autoencoder
 
     # The data.
     clips, data = _read_data(
@@ -268,13 +270,10 @@ def _build(
         print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
     linear: dict[str, float] = {}
     teacher_metrics: dict[str, float] = {}
-    num_linear, _ = copied.get("encoder.linear", (0, 0))
-    is_new = start.module is None and config.model is None and num_linear == 0
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
         if is_main and not is_resumed:  # the others get its weights
-            linear = _fit_linear_maps(
-                config, model, clips, perceptual, console, device, is_new=is_new
-            )
+            baseline = _fit_linear_maps(config, built, clips, console, device)
+            linear = _measure_linear_baseline(config, baseline, clips, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
     first_normalisation = model.latent_normalisation()
@@ -300,8 +299,8 @@ def _build(
         clips_per_update=config.clips_per_step(accelerator.num_processes),
         seconds=0.0,
         peak_memory=None,
-        copied=copied,
-        networks={**networks, **init_digest},
+        copied=built.copied,
+        networks={**networks, **built.init_digest},
         **data,
     )
     records = Records(
@@ -339,10 +338,22 @@ def _build(
     return run
 
 
-def _build_model(
-    start: Start, console: Console
-) -> tuple[VideoAutoencoder, dict[str, tuple[int, int]], dict[str, str]]:
-    """Return the model on the CPU, what `init` gave to it as `RunSummary.copied` has it, and the digest of `init`."""
+@dataclass(frozen=True)
+class _BuiltModel:
+    """The model of a run, and where its weights are from."""
+
+    autoencoder: VideoAutoencoder
+    """On the CPU."""
+    has_new_linear_map: bool
+    """Whether it is telecine's own autoencoder, whose linear map is random."""
+    copied: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The numbers of parameters from `init`, see `RunSummary.copied`."""
+    init_digest: dict[str, str] = field(default_factory=dict)
+    """The digest of the weights of `init`, by the name "init"."""
+
+
+def _build_model(start: Start, console: Console) -> _BuiltModel:
+    """Build the model, with weights of `init` in a new run."""
     config = start.config
     is_resumed = start.checkpoint is not None
     module = start.module
@@ -356,13 +367,20 @@ def _build_model(
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
         print_lines(console, [_ENCODER_CHANGES])
+    is_named = start.module is not None or config.model is not None
     if config.init is None or is_resumed:
-        return model, {}, {}
+        return _BuiltModel(model, has_new_linear_map=not is_named and not is_resumed)
     source = load_source(config.init, into=model)
     assert isinstance(model, CausalVAE)
     copied = copy_matching(source, into=model)
     print_lines(console, [f"parameters from {config.init}: {RunSummary.describe_copied(copied)}"])
-    return model, copied, {"init": digest_of_tensors(source.state_dict().items())}
+    num_copied, _ = copied["encoder.linear"]
+    return _BuiltModel(
+        model,
+        has_new_linear_map=not is_named and num_copied == 0,
+        copied=copied,
+        init_digest={"init": digest_of_tensors(source.state_dict().items())},
+    )
 
 
 def _digests_of_frozen(start: Start, state: TrainState) -> dict[str, str]:
@@ -403,43 +421,60 @@ def _read_data(
 
 def _fit_linear_maps(
     config: TrainConfig,
-    model: VideoAutoencoder,
+    built: _BuiltModel,
     clips: Clips,
-    perceptual: Mapping[str, nn.Module],
     console: Console,
     device: torch.device,
-    *,
-    is_new: bool,
-) -> dict[str, float]:
-    """Start weights from fitted linear maps if `linear_start` is set, and return the metrics of the linear baseline.
+) -> LinearAutoencoder | None:
+    """Fit the linear baseline, and start new weights from linear maps if `linear_start` is set.
 
     Args:
         config: The settings.
-        model: The autoencoder, which is changed by `linear_start` alone.
+        built: The model, which is changed by `linear_start` alone.
         clips: The clips of the run.
-        perceptual: The perceptual metrics of a validation by name.
         console: Where progress is printed.
-        device: Where maps are fitted and measured.
-        is_new: Whether the linear map of a `CausalVAE` is random.
+        device: Where the linear map of a student is fitted.
 
     Returns:
-        The metrics by their names in the log; empty without `linear_baseline`.
+        The linear baseline; None if the model has none, or neither `linear_start` nor `linear_baseline` needs it.
     """
+    model = built.autoencoder
     if config.linear_start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(training_clips(clips))
-    starts_linear = config.linear_start and is_new and isinstance(model, CausalVAE)
+    starts_linear = config.linear_start and built.has_new_linear_map
     if not starts_linear and not config.linear_baseline:
-        return {}
+        return None
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     try:
         baseline = fit_linear(model, clips)
     except NoBaselineError as reason:
         console.print(f"no linear baseline: {reason}")
-        return {}
+        return None
     if starts_linear:
         start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
-    if not config.linear_baseline:
+    return baseline
+
+
+def _measure_linear_baseline(
+    config: TrainConfig,
+    baseline: LinearAutoencoder | None,
+    clips: Clips,
+    perceptual: Mapping[str, nn.Module],
+    console: Console,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the metrics of the linear baseline by their names in the log; empty without `linear_baseline`.
+
+    Args:
+        config: The settings.
+        baseline: What `_fit_linear_maps` returns.
+        clips: The clips of the run, of which those of validations are measured.
+        perceptual: The perceptual metrics of a validation by name.
+        console: Where progress is printed.
+        device: Where the baseline is measured.
+    """
+    if baseline is None or not config.linear_baseline:
         return {}
     return measure_baseline(baseline, clips.val, perceptual, console, device)
 

@@ -17,7 +17,7 @@ from telecine.runs.saved_settings import flat_settings, plain_settings, read_sav
 from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
 from telecine.settings.autoencoder import FlowConfig, with_older_flow
 from telecine.settings.data import HELD_OUT_SETTINGS
-from telecine.settings.parse import flat_items, nested
+from telecine.settings.parse import drop_removed, flat_items, nested
 from telecine.settings.train import NETWORK_SETTINGS, REMOVED, START_SETTINGS
 
 
@@ -62,9 +62,10 @@ class SavedSettings:
         self.folder = folder
         self.values = read_saved_settings(folder)
         _upgrade(self.values)
+        self.removed = drop_removed(self.values)
 
-    def with_levels(self, config: TrainConfig) -> TrainConfig:
-        """Return settings with the run's own noise levels where `config` has defaults: older versions had others."""
+    def with_saved_noise_levels(self, config: TrainConfig) -> TrainConfig:
+        """Return settings with the saved noise levels where `config` has defaults: older versions had others."""
         saved = self.values.get("causal_vae", {}).get("flow", {})
         flow = config.causal_vae.flow
         changes = {}
@@ -218,8 +219,8 @@ class SavedSettings:
         saved = _network_settings(plain_settings(TrainConfig()))
         saved.update(_network_settings(self.values))
         now = _network_settings(plain_settings(config))
-        for name in saved:
-            if name in REMOVED:  # `_upgrade` has left it: it had another value
+        for name in self.removed:
+            if name in saved:
                 now[name] = REMOVED[name]
         for name, value in now.items():
             if saved.get(name) != value:
@@ -274,22 +275,12 @@ def _clip_choice(settings: dict[str, Any]) -> list[Any]:
 
 
 def _upgrade(settings: dict[str, Any]) -> None:
-    """Change the settings of an older version, in place, to those that this version would have saved.
-
-    A removed setting is left out, unless it has another value than the one that this version works with.
-    """
+    """Change the settings of an older version, in place, to those that this version would have saved."""
     autoencoder = settings.get("causal_vae", {})
     if "flow" in autoencoder:
         autoencoder["flow"] = with_older_flow(autoencoder["flow"])
     # Where the discriminators' optimizer started matters for a new run alone.
     settings.get("discriminator", {}).pop("init_optimizer", None)
-    for name, only_value in REMOVED.items():
-        *groups, last = name.split(".")
-        values = settings
-        for group in groups:
-            values = values.get(group, {})
-        if values.get(last) == only_value:
-            del values[last]
 
 
 def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:

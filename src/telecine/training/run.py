@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from telecine.base.checks import Interrupted, check_type
-from telecine.base.devices import gigabytes, peak_memory
+from telecine.base.devices import in_gib, peak_memory
 from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole, describe_duration
 from telecine.data.find import check_output
@@ -200,7 +200,7 @@ class DryRunResult:
         table = Table("dry run", f"an update of step {self.step}", title="nothing was kept")
         table.add_row("time", describe_duration(self.seconds))
         if self.peak_memory is not None:
-            table.add_row("memory at the peak", gigabytes(self.peak_memory))
+            table.add_row("memory at the peak", in_gib(self.peak_memory))
         for name, value in self.values.items():
             if name.endswith("_loss"):
                 table.add_row(name.removeprefix("train/"), f"{value:.4g}")

@@ -15,7 +15,7 @@ from telecine.runs import Run
 from telecine.runs.run import RunSummary
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import TrainConfig
-from telecine.settings.data import EARLIER
+from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.training.build import custom_module
 from telecine.training.distributed import any_rank, on_first_process
 from telecine.training.logging import print_lines, print_warnings
@@ -75,7 +75,7 @@ def find_start(
             summary = read_earlier_summary(files, console)
         saved = SavedSettings(checkpoint)
         flow = config.causal_vae.flow
-        config = saved.with_levels(config)
+        config = saved.with_saved_noise_levels(config)
         if config.causal_vae.decoder == "flow" and config.causal_vae.flow != flow:
             print_warnings(
                 console, ["the levels of noise of `causal_vae.flow` stay as the run started"]
@@ -133,7 +133,7 @@ def _with_first_start(
     if config.discriminator.init != disc_init:
         print_warnings(console, [f"`discriminator.init` stays {disc_init!r}, as the run started"])
     clips = config.clips
-    for name, earlier in EARLIER.items():
+    for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
         if saved["clips"][name] == earlier and getattr(clips, name) != earlier:
             print_lines(console, [f"`clips.{name}` stays {earlier!r}, as the run started"])
             change: dict[str, Any] = {name: earlier}

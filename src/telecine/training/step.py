@@ -13,7 +13,7 @@ from telecine.base.checks import TrainingError, argument_error
 from telecine.base.randomness import clip_generators
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import Decode, mse
-from telecine.models import LatentAutoencoder, Posterior
+from telecine.models import LatentAutoencoder, Posterior, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.log import computed_values
@@ -100,6 +100,10 @@ def train_step(
     return log
 
 
+def _encoded_mode(autoencoder: VideoAutoencoder, video: Tensor) -> Tensor:
+    return autoencoder.encode(video).mode()
+
+
 def accumulate_gradients(
     state: TrainState, batch: MicroBatch, weights: Weights, scale: float, *, is_last: bool
 ) -> dict[str, Tensor]:
@@ -156,6 +160,7 @@ def accumulate_gradients(
                 grad_hook=gradient.adversarial_hook,
                 latent=output.latent,
                 decode=decode,
+                encode=partial(_encoded_mode, autoencoder),
                 first_frame_apart=autoencoder.first_frame_apart,
                 sample_weight=output.weight,
             )
@@ -184,8 +189,13 @@ def accumulate_gradients(
 
 
 def _mean_over_batches(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    values = torch.stack([torch.stack(list(log.values())) for log in logs])
-    return dict(zip(logs[0], values.mean(0), strict=True))
+    """Return the mean of each value over logs that all have the same names."""
+    names = list(logs[0])
+    values = []
+    for log in logs:
+        assert log.keys() == logs[0].keys()
+        values.append(torch.stack([log[name] for name in names]))
+    return dict(zip(names, torch.stack(values).mean(0), strict=True))
 
 
 def _optimizer_step(

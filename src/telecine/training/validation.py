@@ -17,8 +17,9 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import decoding_options
 from telecine.ops.ranks import num_ranks
-from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
+from telecine.report.clips import ValidationClip, at_one_rate
 from telecine.training.distributed import rank
+from telecine.video.panes import side_by_side
 
 T = TypeVar("T")
 

@@ -32,8 +32,8 @@ from telecine.evaluation.protocols.papers import (
     WF_VAE_33,
 )
 from telecine.evaluation.protocols.published import CLIP_CHOICES, VALUES
-from telecine.report.video import write_video
 from telecine.settings import EvaluateConfig, ProtocolName
+from telecine.video.write import write_video
 
 from ..videos import noisy, waves
 

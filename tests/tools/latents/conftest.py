@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.settings import CausalVAEConfig
+from telecine.video.write import write_video
 
 waves = runpy.run_path(str(Path(__file__).parents[2] / "evaluation" / "videos.py"))["waves"]
 

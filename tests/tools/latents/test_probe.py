@@ -9,11 +9,11 @@ import torch
 from telecine.cli.commands import run
 from telecine.evaluation.metrics.registry import Metric
 from telecine.models import CausalVAE
-from telecine.report.video import write_video
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 from telecine.tools.latents.denoising import LEVELS
 from telecine.training import TrainingError
+from telecine.video.write import write_video
 
 CLIPS = [
     "--num_frames",

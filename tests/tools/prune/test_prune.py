@@ -14,10 +14,10 @@ from telecine.models.student import StudentAutoencoder
 from telecine.settings import CausalVAEConfig
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of
-from telecine.tools.prune.importance import recorded_energy
+from telecine.tools.prune.importance import recorded_squares
 from telecine.tools.prune.pruning import prunable
 from telecine.tools.prune.settings import PruneConfig
-from telecine.tools.prune.surgery import kept_units, pruned_weights
+from telecine.tools.prune.surgery import kept_slices, pruned_weights
 from telecine.tools.prune.widths import NOT_PRUNED, WIDTHS
 
 from ...models.tiny_models import FAST, TINY_MODELS, tiny_clip, tiny_model
@@ -29,7 +29,6 @@ WIDER = {
     "AutoencoderKLMochi": {"decoder_block_out_channels": (64, 64, 128, 128)},
     "AutoencoderKLTemporalDecoder": {"block_out_channels": (64, 64, 64, 64)},
     "AutoencoderKLWan": {"base_dim": 8, "dim_mult": [1, 2, 4, 4]},
-    "AutoencoderVidTok": {"ch": 64},
 }
 # Their norms take means, or root mean squares without a gain, over all channels or over a fixed number of groups.
 NOT_EXACT = {
@@ -43,9 +42,10 @@ NOT_EXACT = {
     "mochi",
     "temporal_decoder",
     "vidtok",
-    "vidtok_fsq",
 }
-PRUNED = [name for name, model in TINY_MODELS.items() if model.cls in WIDTHS]
+PRUNED = [
+    name for name, model in TINY_MODELS.items() if model.cls in WIDTHS and name != "vidtok_fsq"
+]
 SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 
 
@@ -68,27 +68,27 @@ def groups_of(what):
     return find_groups(what.build, what.config, what.widths, what.network.state_dict())
 
 
-def random_units(groups, num_kept):
-    """Return the units of each group that random scores keep."""
+def random_slices(groups, num_kept):
+    """Return the slices of each group that random scores keep."""
     num_parts = num_parts_of(groups)
     generator = torch.Generator().manual_seed(2)
     kept = {}
     for group in groups:
-        scores = torch.rand(group.num_units, generator=generator, dtype=torch.float64)
-        kept[group.name] = kept_units(group, scores, num_kept, num_parts)
+        scores = torch.rand(group.num_slices, generator=generator, dtype=torch.float64)
+        kept[group.name] = kept_slices(group, scores, num_kept, num_parts)
     return kept
 
 
 def set_removed_to_zero(what, groups, kept):
     weights = what.network.state_dict()
     for group in groups:
-        removed = torch.ones(group.num_units, dtype=torch.bool)
+        removed = torch.ones(group.num_slices, dtype=torch.bool)
         removed[kept[group.name]] = False
-        for place in group.axes:
-            tensor = weights[place.weight]
-            units = removed.nonzero().flatten()
-            entries = place.indices(tensor.shape[place.axis], group.num_units, units)
-            tensor.index_fill_(place.axis, entries, 0.0)
+        for axis in group.axes:
+            tensor = weights[axis.weight]
+            slices = removed.nonzero().flatten()
+            entries = axis.indices(tensor.shape[axis.dim], group.num_slices, slices)
+            tensor.index_fill_(axis.dim, entries, 0.0)
 
 
 @torch.no_grad()
@@ -105,23 +105,23 @@ def check_surgery(model, part, video, *, is_exact):
     what = prunable(model, "teacher", part)
     groups = groups_of(what)
     num_parts = num_parts_of(groups)
-    everything = random_units(groups, num_parts)
+    everything = random_slices(groups, num_parts)
     before = outputs(model, video)
-    with recorded_energy(what.network) as energy:
+    with recorded_squares(what.network) as squares:
         outputs(model, video)
     config = what.widths.scaled(what.config, num_parts, num_parts)
-    whole = what.wrap(config, pruned_weights(what.network, groups, everything, energy)).eval()
+    whole = what.wrap(config, pruned_weights(what.network, groups, everything, squares)).eval()
     for same, value in zip(outputs(whole, video), before, strict=True):
         torch.testing.assert_close(same, value, rtol=0, atol=0)
 
     num_kept = num_parts // 2
-    kept = random_units(groups, num_kept)
+    kept = random_slices(groups, num_kept)
     set_removed_to_zero(what, groups, kept)
     before = outputs(model, video)
-    with recorded_energy(what.network) as energy:
+    with recorded_squares(what.network) as squares:
         outputs(model, video)
     config = what.widths.scaled(what.config, num_kept, num_parts)
-    half = what.wrap(config, pruned_weights(what.network, groups, kept, energy)).eval()
+    half = what.wrap(config, pruned_weights(what.network, groups, kept, squares)).eval()
     after = outputs(half, video)
     assert all(value.isfinite().all() for value in after)
     if is_exact:
@@ -182,7 +182,7 @@ def teacher(tmp_path, monkeypatch, small_video):
     what = prunable(model, "teacher", "decoder")
     groups = groups_of(what)
     last = {
-        group.name: kept_units(group, torch.arange(group.num_units).double(), 1, 2)
+        group.name: kept_slices(group, torch.arange(group.num_slices).double(), 1, 2)
         for group in groups
     }
     set_removed_to_zero(what, groups, last)

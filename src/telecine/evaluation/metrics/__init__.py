@@ -8,6 +8,7 @@
 | `frechet` | Frechet distances of the features of videos |
 | `flow` | the warping error |
 | `flat` | of clips of one colour |
+| `round_trips` | of clips that are reconstructed again and again |
 | `tiling` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
 
 `registry` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
@@ -22,6 +23,7 @@ from telecine.evaluation.metrics import (  # noqa: F401
     lpips,
     pixels,
     published_pixels,
+    round_trips,
     tiling,
 )
 from telecine.evaluation.metrics.reconstruction_metrics import (

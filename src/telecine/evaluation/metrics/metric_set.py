@@ -37,6 +37,16 @@ class ModelMeasure(Measure, Protocol):
         """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] by the names of the metrics."""
 
 
+class PassMeasure(Measure, Protocol):
+    """Measures an autoencoder that reconstructs the clip in several passes: round trips."""
+
+    def __call__(self, target: Video) -> dict[str, list[float]]:
+        """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] after each pass, by name.
+
+        The value of a metric is that of its name after the last pass. Other names are no metrics.
+        """
+
+
 @dataclass(frozen=True)
 class MetricSet:
     """The metrics of one evaluation."""
@@ -57,3 +67,5 @@ class MetricSet:
     """Measures of reconstructions that options request."""
     model_measures: Sequence[ModelMeasure] = ()
     """Measures of the autoencoder that options request."""
+    pass_measures: Sequence[PassMeasure] = ()
+    """Measures of several passes that options request."""

@@ -1,7 +1,7 @@
 """What a metric is: its name, definition, unit and smallest clip; and the registry of all metrics by name.
 
-A metric is defined once, with `register`, beside the function that computes it: `pixel_metrics.py`,
-`published_metrics.py`, `lpips.py`, `flow.py`, `tiling.py`, `flat.py` and `frechet.py`.
+A metric is defined once, with `register`, beside the function that computes it: in `pixels.py`, `published_pixels.py`,
+`lpips.py`, `flow.py`, `tiling.py`, `round_trips.py`, `flat.py` and `frechet.py`.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ class FrameMetric(PixelMetric):
 
 
 METRICS: dict[str, Metric] = {}
-"""All metrics by name. `telecine.evaluation.metrics.reconstruction_metrics` imports the modules that register them."""
+"""All metrics by name. `telecine.evaluation.metrics` imports the modules that register them."""
 
 _MetricT = TypeVar("_MetricT", bound=Metric)
 

@@ -14,7 +14,7 @@ from telecine.evaluation.metrics.registry import Metric, register
 from telecine.evaluation.tiling import (
     count_chunks,
     reconstruct_in_chunks,
-    reconstruct_tiled,
+    reconstruct_padded,
     rounded_tiling,
 )
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
@@ -80,7 +80,7 @@ class TilingDifference:
             chunk_frames = self.model.covering_clip(self.chunk, height, width)[0]
         tiling = rounded_tiling(self.tiling, self.model)
         at_seam = self._at_seam((num_frames, height, width), chunk_frames, tiling).to(video.device)
-        whole = reconstruct_tiled(self.model, video, Tiling()).clamp(*VALUE_RANGE)
+        whole = reconstruct_padded(self.model, video).clamp(*VALUE_RANGE)
         tiled = reconstruct_in_chunks(
             self.model, video, chunk_frames, overlap=self.overlap_frames, tiling=tiling
         )

@@ -11,9 +11,9 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import Clip, Span, VideoInfo, iterate_validation_clips
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.holdout_split import middles
 from telecine.data.index import log_too_short
 from telecine.data.source import whole_video
+from telecine.data.spacing import evenly_spaced
 from telecine.evaluation.metrics import METRICS, default_metrics
 from telecine.evaluation.metrics.frechet import load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
@@ -57,7 +57,7 @@ class ConfiguredClips:
                 spans.append(Span(video.info, start, last))
                 start = last + 1
         count = min(self.max_clips, len(spans))
-        return [spans[index] for index in middles(len(spans), count)]
+        return [spans[index] for index in evenly_spaced(len(spans), count)]
 
     def read(self, span: Span) -> Clip | None:
         """Return a clip, resized and center-cropped. Log and return None if it cannot be decoded."""
@@ -115,7 +115,7 @@ class ConfiguredClips:
         return MetricSet(pixel_metrics, perceptual, network, methods, absent)
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
-        """Return the fields of `EvaluationProtocol` that say how clips were selected and read."""
+        """Return the fields of `EvaluationRecord` that say how clips were selected and read."""
         clips = self.config
         frame_rates = {clips.fps or span.info.fps / clips.stride for span in spans}
         return {

@@ -46,4 +46,4 @@ class ClipProtocol(Protocol):
         """
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
-        """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
+        """Return the fields of `EvaluationRecord` that say how clips were selected, read and measured."""

@@ -30,10 +30,10 @@ from telecine.data.index import log_too_short
 from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
-from telecine.evaluation.tiling import reconstruct_tiled
+from telecine.evaluation.tiling import reconstruct_padded
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_channels, clip_position
-from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName, Tiling
+from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class PublishedProtocol:
             parts = []
             for number, part in enumerate(target[0].split(self.chunk, dim=1)):
                 with clip_position(model, first_frame=number * self.chunk):
-                    parts.append(reconstruct_tiled(model, part, Tiling()))
+                    parts.append(reconstruct_padded(model, part))
             return torch.cat(parts, dim=1)[None]
         if self.posterior == "mode":
             return model(target, sample_posterior=False).video
@@ -319,7 +319,7 @@ class PublishedProtocol:
         )
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
-        """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
+        """Return the fields of `EvaluationRecord` that say how clips were selected, read and measured."""
         frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
         published = asdict(self)
         del published["needs_features"]

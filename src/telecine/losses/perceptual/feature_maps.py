@@ -100,7 +100,7 @@ def _as_map(output: object, inputs: Tensor, token_grid: Sequence[int] | None) ->
 
 
 class _BackboneMaps(nn.Module):
-    """The feature maps of LPIPS' backbone, whose weights are shared, but for one at the full size of the frames."""
+    """The feature maps of LPIPS' backbone, except VGG's map at full size. It shares LPIPS' weights."""
 
     def __init__(self, lpips: LPIPS) -> None:
         super().__init__()

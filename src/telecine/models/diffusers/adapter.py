@@ -137,7 +137,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     @property
     def first_frame_apart(self) -> bool:
-        """Whether the first latent frame is that of a single frame, as the family or the configuration says."""
+        """Whether the first latent frame encodes the first frame alone, as the family or the configuration says."""
         is_apart = self.family.first_frame_apart
         if isinstance(is_apart, str):
             return bool(getattr(self.module, is_apart))
@@ -153,7 +153,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             height: Height in pixels, which does not matter: the latent of small frames has the same grid.
             width: Width in pixels, as `height`.
         """
-        _, side, _ = self.sizes.smallest
+        _, side, _ = self.sizes.smallest()
         latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
         _, channels, latent_frames, rows, _ = latent_shape
         is_apart = self.first_frame_apart
@@ -180,7 +180,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             ValueError: The layers of its class cannot get other channels.
         """
         if self.family.widens == "no":
-            super().with_channels(in_channels)
+            raise self._channels_error(in_channels)
         config = {
             name: value for name, value in self.module.config.items() if not name.startswith("_")
         }
@@ -247,7 +247,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             ValueError: The class keeps no frames between chunks, or does not support this number.
         """
         if self.smallest_temporal_chunk is None:
-            super().enable_temporal_chunks(num_frames)
+            raise self._chunks_error()
         self.family = enable_chunks(self.module, self.family, num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

@@ -81,8 +81,8 @@ ANY_CHUNK = ("AutoencoderKLMagvit", "AutoencoderKLQwenImage", "AutoencoderKLWan"
 """The classes whose chunks may also be multiples of the number in `CHUNKS`. The norms of others depend on the chunk."""
 # Frames of a latent frame of Magvit.
 _MAGVIT_TIME_COMPRESSION = 4
-# The attribute of layers of Magvit that holds these frames. Others keep them in lists or dicts among the arguments.
-_CACHE_NAME = "prev_features"
+MAGVIT_CACHE = "prev_features"
+"""The attribute of layers of Magvit with the frames that they keep. Others keep them among the arguments."""
 
 
 def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
@@ -117,7 +117,7 @@ def enable(module: DiffusersModel) -> None:
     if type(module).__name__ not in CHECKPOINTED_BLOCKS:
         module.enable_gradient_checkpointing()
     for block in _blocks(module):
-        checkpoint_module(block, _CACHE_NAME)
+        checkpoint_module(block, MAGVIT_CACHE)
 
 
 def _disable(module: DiffusersModel) -> None:
@@ -165,7 +165,7 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
 
 def _checked_clip(sizes: ClipSizes) -> tuple[int, int, int]:
     """Return the size of a few small frames, or of one if the model does not support more."""
-    num_frames, height, width = sizes.smallest
+    num_frames, height, width = sizes.smallest()
     for length in range(_NUM_FRAMES, 4 * _NUM_FRAMES):
         if sizes.reproduces_length(length):
             return length, height, width
@@ -204,5 +204,5 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
             decoder=partial(wan.decode_in_chunks, num_latent_frames=num_latent_frames),
         )
     for part in (module.encoder, module.decoder):
-        checkpoint_module(part, _CACHE_NAME)
+        checkpoint_module(part, MAGVIT_CACHE)
     return family

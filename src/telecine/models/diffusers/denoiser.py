@@ -23,7 +23,7 @@ from telecine.models.pretrained import CLASS_KEY, digest_of_encoder, save_model
 from telecine.models.student import Student
 from telecine.settings.autoencoder import FlowConfig
 
-SIZES = {"tiny": (2, 4, 24), "small": (12, 6, 64), "base": (12, 12, 64)}
+DENOISER_SIZES = {"tiny": (2, 4, 24), "small": (12, 6, 64), "base": (12, 12, 64)}
 """Layers, heads and features of a head. The last two are those of DiT-S and DiT-B (arXiv:2212.09748)."""
 # Positions of a latent frame from which on 2 x 2 of them are a token.
 _MANY_POSITIONS = 64
@@ -48,7 +48,7 @@ class LatentDenoiser(Student):
         model: The autoencoder, which is frozen in place. It must have `encode` and `decode`.
         latents: Some of its latents `(N, C, t, h, w)`. Those in training have their size, and each channel is
             normalised by their mean and standard deviation.
-        size: A key of `SIZES`.
+        size: A key of `DENOISER_SIZES`.
         causal: Whether a latent frame attends to itself and earlier frames alone.
     """
 
@@ -74,7 +74,7 @@ class LatentDenoiser(Student):
         channels, num_frames, height, width = latents.shape[1:]
         has_many_positions = height * width >= _MANY_POSITIONS
         side = 2 if has_many_positions and height % 2 == 0 and width % 2 == 0 else 1
-        num_layers, num_heads, head_dim = SIZES[size]
+        num_layers, num_heads, head_dim = DENOISER_SIZES[size]
         transformer: Any = WanTransformer3DModel(
             patch_size=(1, side, side),
             num_layers=num_layers,

@@ -24,7 +24,7 @@ from telecine.settings import Tiling
 
 
 class PipelineVAE(ModelMixin, nn.Module):
-    """What a pipeline reads and calls of its `vae`, for a student of the pipeline's own: `pipe.vae = PipelineVAE(it)`.
+    """A student of a pipeline's autoencoder, with all that the pipeline uses: `pipe.vae = PipelineVAE(student)`.
 
     `config` has the sizes and the normalisation of the latent under the names of all classes. A pipeline that is saved
     has the student in its folder `vae`, and loads it again if telecine is installed.

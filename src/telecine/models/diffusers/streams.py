@@ -8,15 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from telecine.base.shapes import Video
-from telecine.models.diffusers.checkpointing import ANY_CHUNK, CHUNKS
+from telecine.models.diffusers.checkpointing import ANY_CHUNK, CHUNKS, MAGVIT_CACHE
 from telecine.models.diffusers.families import clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.wan import options_of_first_call, patched, unpatched
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian, Posterior
 from telecine.models.stream import ChunkSizes, StreamDecoder, StreamEncoder
-
-# The attribute in which layers of Magvit keep frames.
-_CACHE_NAME = "prev_features"
 
 
 @dataclass(frozen=True)
@@ -128,14 +125,14 @@ def _call_with_layers(
     layers = {
         name: layer
         for name, layer in getattr(module, part).named_modules()
-        if hasattr(layer, _CACHE_NAME)
+        if hasattr(layer, MAGVIT_CACHE)
     }
     for name, frames in cache.items():
-        setattr(layers[name], _CACHE_NAME, frames)
+        setattr(layers[name], MAGVIT_CACHE, frames)
     try:
         output = getattr(module, part)(chunk)
         for name, layer in layers.items():
-            cache[name] = getattr(layer, _CACHE_NAME)
+            cache[name] = getattr(layer, MAGVIT_CACHE)
         return output
     finally:
         clear_caches(module)

@@ -22,8 +22,8 @@ const wholeRanges = {};
 const cards = [];
 // Called by each `redraw`: they show the choices in buttons and sliders.
 const controls = [];
-// The number of times that something else was chosen.
-let version = 0;
+// The number of times that something else was chosen, and the charts were drawn again.
+let redraws = 0;
 
 /** Show text as it is: plotly reads tags in names, and names may be anyone's. */
 function plain(text) {
@@ -46,7 +46,7 @@ function extent(values) {
   return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 }
 
-/** Format a number with four significant digits. */
+/** Format a number with four significant digits, like `short` of html.py. */
 function short(value) {
   return String(Number(value.toPrecision(4))).replaceAll("-", "\u2212");
 }
@@ -80,6 +80,7 @@ function lineStyle(chart, series, run) {
   if (series.is_reference) return { colour: severalRuns ? `c${run % NUM_COLOURS}` : "muted", dash: REFERENCE_DASH };
   const colour = severalRuns ? run : index;
   const dash = severalRuns && chart.series.length === 1 ? run : index;
+  // With 3 more, curves of one colour are 8 + 3 = 4 of the 7 dashes apart: neighbours look alike.
   return { colour: `c${colour % NUM_COLOURS}`, dash: DASHES[(dash + 3 * Math.floor(dash / NUM_COLOURS)) % DASHES.length] };
 }
 
@@ -245,7 +246,7 @@ function makeCard(chart, index) {
     legend.append(button);
   }
   const hidesValues = html("p", { class: "hint" }, "Values that are not positive are left out: Linear shows them.");
-  const card = { chart, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, listens: false, version: 0 };
+  const card = { chart, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, listens: false, redraws: 0 };
   const tools = html("span", { class: "tools" }, toolButton(card, "CSV", "Copy the values", copyCsv), toolButton(card, "PNG", "Save the figure", savePng));
   const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title, tools), canvas, legend);
   figure.append(hidesValues);
@@ -317,19 +318,19 @@ async function savePng({ chart, canvas, height }) {
 // ---- drawing
 
 async function draw(card) {
-  const drawing = version;
+  const drawing = redraws;
   const { chart, canvas, height } = card;
   const shown = shownCurves(chart);
   const axis = verticalAxis(chart, shown);
   card.hidesValues.hidden = !axis.hides;
   await Plotly.react(canvas, tracesOf(chart, shown, axis), layoutOf(chart, axis, height), { displayModeBar: false, responsive: true, doubleClick: "autosize" });
-  card.version = drawing;
+  card.redraws = drawing;
   if (!card.listens) canvas.on("plotly_relayout", (change) => onZoom(chart.x, change));
   card.listens = true;
 }
 
 function isStale(card) {
-  return card.version !== version;
+  return card.redraws !== redraws;
 }
 
 /** Zoom all charts with the same horizontal axis; a double click shows all of it again. */
@@ -344,7 +345,7 @@ function onZoom(x, change) {
 function redraw() {
   readColours();
   controls.forEach((show) => show());
-  version += 1;
+  redraws += 1;
   cards.filter(({ isNear }) => isNear).forEach(draw);
 }
 

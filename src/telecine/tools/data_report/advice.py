@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from telecine.base.checks import count
-from telecine.base.devices import gigabytes
+from telecine.base.devices import in_gib
 from telecine.data import Span
 from telecine.data.hdr import BT2020, HLG, PQ
 from telecine.data.source import Source
@@ -94,7 +94,7 @@ def _reading_advice(report: DataReport, clips: ClipConfig) -> list[str]:
 
 
 def _cache_advice(report: DataReport, clips: ClipConfig, free_memory: int) -> str:
-    size = gigabytes(report.cache_bytes)
+    size = in_gib(report.cache_bytes)
     if report.cache_bytes >= _CACHE_FRACTION * free_memory:
         return f"All training frames take {size} at this size, too much for `--clips.cache` on this machine."
     if clips.cache:

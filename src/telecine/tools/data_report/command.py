@@ -25,7 +25,7 @@ def data(
     ] = 100_000,
 ) -> None:
     """Show what training will see: clips of all files, the files, copies, cuts, reading speed; nothing is trained."""
-    from telecine.tools.data_report.inspect import inspect_data
+    from telecine.tools.data_report.examine import inspect_data
     from telecine.tools.data_report.page import print_data, write_data
 
     report = inspect_data(replace(settings, data=path), num_clips, max_frames)

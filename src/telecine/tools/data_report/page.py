@@ -14,15 +14,15 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from telecine.base.checks import count_files
-from telecine.base.devices import gigabytes
+from telecine.base.devices import in_gib
 from telecine.base.files import mark_output, write_json, write_text
 from telecine.data import Span
 from telecine.data.source import RemotePath
 from telecine.report.clips import at_one_rate, write_preview
 from telecine.report.html import render_page
-from telecine.report.video import shrink
 from telecine.tools.data_report.measures import DEFINITIONS
 from telecine.tools.data_report.report import DataReport, SampledClip
+from telecine.video.frames import shrink
 
 _PAGE_FILE = "data.html"
 _VIDEO_FILE = "clips.mp4"
@@ -93,7 +93,7 @@ def summarize(report: DataReport) -> dict[str, str]:
         rows[f"{kind} among them"] = str(num_clips)
     rows["groups of copies"] = str(len(report.copies))
     rows["clips a core reads in a second"] = f"{report.clips_per_second:.3g}"
-    rows["decoded, at the size of clips"] = gigabytes(report.cache_bytes)
+    rows["decoded, at the size of clips"] = in_gib(report.cache_bytes)
     return rows
 
 

@@ -27,8 +27,9 @@ from telecine.models.latent_shards import (
     denormalised,
 )
 from telecine.models.pretrained import digest_of_encoder
-from telecine.report.video import write_video
+from telecine.models.stream import run_stream
 from telecine.tools.decode.settings import DecodeConfig
+from telecine.video.write import write_video
 
 # Latent frames of a piece.
 _PIECE = 16
@@ -142,14 +143,7 @@ def _decoded(model: VideoAutoencoder, latent: Tensor, chunk_frames: int) -> Iter
     if not model.streams:
         yield model.decode(latent)
         return
-    stream = model.stream_decoder(chunk_frames)
-    for piece in latent.split(_PIECE, dim=2):
-        video = stream.push(piece)
-        if video is not None:
-            yield video
-    video = stream.flush()
-    if video is not None:
-        yield video
+    yield from run_stream(model.stream_decoder(chunk_frames), latent.split(_PIECE, dim=2))
 
 
 def _write_image(path: Path, frames: Tensor) -> None:

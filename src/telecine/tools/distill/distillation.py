@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from accelerate.utils import set_seed
 from rich.console import Console
 
 from telecine.base.checks import argument_error, check_type
+from telecine.base.files import absolute_if_exists
 from telecine.models import VideoAutoencoder, load_autoencoder
 from telecine.models.causal import CausalAutoencoder
 from telecine.models.pretrained import digest_of_encoder
@@ -48,7 +48,7 @@ def distill(
     check_type("config", config, DistillConfig, 'Use `DistillConfig(teacher="runs/mine")`.')
     if config.teacher is None:
         raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
-    name = _absolute(config.teacher)
+    name = absolute_if_exists(config.teacher)
     teacher = load_teacher(name, config.teacher_decode_steps)
     if config.init is not None and not config.train_encoder:
         student = _load_pruned(config.init, teacher)
@@ -90,7 +90,7 @@ def distill(
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
     config = replace(
-        config, model=name, teacher=_absolute(student.teacher)
+        config, model=name, teacher=absolute_if_exists(student.teacher)
     )  # that of a student is its own teacher
     if imitated is not None and student.imitate(imitated):
         config = replace(config, linear_start=False)
@@ -133,7 +133,7 @@ def _config_of_pruned(
     Raises:
         ValueError: Features are compared, which only a decoder of telecine offers.
     """
-    init = _absolute(str(config.init))
+    init = absolute_if_exists(str(config.init))
     channels: list[int] = []
     if isinstance(student, CausalAutoencoder):
         channels = student.config.channels
@@ -189,9 +189,3 @@ def _with_terms(config: DistillConfig, terms: dict[str, Term]) -> ObjectiveConfi
     for name in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM):
         others.pop(name, None)
     return replace(config.objective, terms=others | terms)
-
-
-def _absolute(name: str) -> str:
-    """Return the absolute path of a folder or file; another name stays."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name

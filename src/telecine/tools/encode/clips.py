@@ -99,9 +99,13 @@ def read_pieces(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
     Raises:
         DecodeError: A frame cannot be decoded.
     """
+    start = clip.first_frame
     for frames in _decoded(clip, config):
         bucket = Bucket(len(frames), clip.height, clip.width)
-        spec = ClipSpec(clip.span, 0, zoom=1.0, top=0.5, left=0.5, flip=False)
+        spec = ClipSpec(
+            clip.span, start, zoom=1.0, top=0.5, left=0.5, flip=False, stride=clip.stride
+        )
+        start += len(frames) * clip.stride
         yield make_clip(frames, spec, bucket)["video"]
 
 

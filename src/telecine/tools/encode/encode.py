@@ -3,9 +3,10 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from telecine.models.latent_shards import (
     normalised,
 )
 from telecine.models.pretrained import digest_of_encoder
+from telecine.models.stream import run_stream
 from telecine.settings import ClipConfig
 from telecine.tools.encode.card import dataset_card
 from telecine.tools.encode.clips import SourceClip, list_clips, read_pieces
@@ -116,12 +118,12 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
             part = clips[first : first + config.clips_per_shard]
             missing.append((path, first, part))
             num_missing += len(part)
-    progress: Iterator[int] = iter(range(num_missing))
+    missing_clips: Iterator[SourceClip] = chain.from_iterable(part for _, _, part in missing)
     if rank == 0:
-        progress = with_progress(progress, "encoding", total=num_missing)
+        missing_clips = with_progress(missing_clips, "encoding", total=num_missing)
     num_new = 0
     for path, first, part in missing:
-        num_new += encoder.write_shard(path, first, part, progress)
+        num_new += encoder.write_shard(path, first, islice(missing_clips, len(part)))
     num_shards = -(-len(clips) // config.clips_per_shard)
     shards = LatentShards(folder, verify=False)
     is_complete = len(shards.digests) == num_shards
@@ -225,21 +227,17 @@ class _Encoder:
         self.config = config
         self.clips = clips
 
-    def write_shard(
-        self, path: Path, first: int, clips: Sequence[SourceClip], progress: Iterator[int]
-    ) -> int:
+    def write_shard(self, path: Path, first: int, clips: Iterable[SourceClip]) -> int:
         """Write a shard, and return the number of its clips.
 
         Args:
             path: The tar file.
             first: The number of the first clip.
             clips: The clips. Those that cannot be decoded are logged, and listed in the index.
-            progress: Advanced by one for each clip.
         """
         shard = LatentShard(path)
         skipped = {}
         for number, clip in enumerate(clips, first):
-            next(progress, None)
             facts = clip.facts(str(self.config.data))
             try:
                 tensors = self.encode(clip)
@@ -275,20 +273,10 @@ class _Encoder:
             yield self.model.latent_model.encode(pad_to(video, size)[None])
             return
         stream = self.model.stream_encoder(self.config.chunk_frames)
-        last_frame: Video | None = None
-        for piece in pieces:
-            video = pad_to(piece.to(self.device), (piece.shape[1], *size[1:]))[None]
-            last_frame = video[:, :, -1:]
-            posterior = stream.push(video)
-            if posterior is not None:
-                yield posterior
-        assert last_frame is not None
-        posterior = stream.push(last_frame.expand(-1, -1, stream.num_missing, -1, -1))
-        if posterior is not None:
-            yield posterior
-        posterior = stream.flush()
-        if posterior is not None:
-            yield posterior
+        videos = (
+            pad_to(piece.to(self.device), (piece.shape[1], *size[1:]))[None] for piece in pieces
+        )
+        yield from run_stream(stream, videos)
 
     def _written(self, posterior: Posterior) -> dict[str, Tensor]:
         """Return what is written of a posterior of one clip, on the CPU."""
@@ -309,17 +297,15 @@ def write_manifest(folder: Path, identity: dict[str, Any], shards: LatentShards)
         identity: What they depend on.
         shards: All of them.
     """
-    moments = ChannelMoments()
+    channels = ChannelMoments()
     num_frames = 0
-    for shard in sorted(shards.moments):
-        if shards.moments[shard].shape[1] > 0:
-            sums = shards.moments[shard]
-            moments.sums = sums if moments.sums.shape[1] == 0 else moments.sums + sums
+    for shard in sorted(shards.channel_sums):
+        channels.add_sums(shards.channel_sums[shard])
     for name in shards.names:
         num_frames += shards.facts(name)["num_frames"]
     statistics: LatentStatistics | None = None
-    if moments.sums.shape[1] > 0:
-        statistics = moments.statistics()
+    if channels.sums.shape[1] > 0:
+        statistics = channels.statistics()
     manifest = {
         **identity,
         "telecine": __version__,

@@ -19,7 +19,7 @@ from telecine.data import bytes_from_video
 from telecine.evaluation.metrics.frechet import FeatureNetwork, frechet_distance, frechet_undefined
 from telecine.losses.perceptual import as_rgb
 from telecine.report.clips import write_preview
-from telecine.report.video import as_shown
+from telecine.video.frames import as_shown
 
 if TYPE_CHECKING:
     from telecine.models.diffusers.denoiser import LatentDenoiser

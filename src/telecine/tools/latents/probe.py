@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from telecine.base.checks import argument_error
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import freeze
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
@@ -184,7 +184,9 @@ def _cached_latents(
     clips: ClipDataset, model: VideoAutoencoder, folder: str, accelerator: Accelerator
 ) -> Tensor:
     """Return the latents of the training clips, on the CPU, and leave them in the run's cache, a folder."""
-    cache = open_cache(folder, Frozen(model).module, clips, accelerator)
+    freeze(model)
+    model.eval()
+    cache = open_cache(folder, model, clips, accelerator)
     assert cache is not None
     assert clips.config.num_clips is not None
     device = next(model.parameters()).device

@@ -84,7 +84,7 @@ class LatentSpace:
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
     probe: LatentProbe | None = None
-    """How well a generator does that was trained on it, if one was."""
+    """The quality of a generator trained on the latent; None if none was trained."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of a line of a table."""

@@ -7,16 +7,16 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from telecine.base.checks import argument_error, check_count, check_type
-from telecine.base.devices import free_memory, gigabytes, parse_memory, pick_device
+from telecine.base.devices import free_memory, in_gib, parse_memory, pick_device
 from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
 from telecine.settings import TrainConfig
 from telecine.training.memory import (
     HOST_COPY,
     UpdateMemory,
+    estimate_sharding_saving,
     fake_autoencoder,
     plan_update,
-    saved_by_sharding,
 )
 from telecine.training.memory_limits import USED_FRACTION
 
@@ -46,7 +46,7 @@ class Plan:
         update = self.update
         console.print(_table_of_parts(update, f"memory of a process, {self.title}"))
         if HOST_COPY not in update.resident_by_part:
-            host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
+            host = f"memory of the first process' host: {in_gib(update.checkpoint)} for the {HOST_COPY}"
             console.print(host, soft_wrap=True)
         console.print(f"{self.mean_flops / 1e12:.3g} TFLOP an update", soft_wrap=True)
         if update.peak > self.memory * USED_FRACTION:
@@ -55,7 +55,7 @@ class Plan:
                 style="bold",
                 soft_wrap=True,
             )
-        usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
+        usable = f"{in_gib(self.memory)}, of which {USED_FRACTION:.0%} are used"
         table = Table(
             Column("settings", overflow="fold"),
             "largest batch",
@@ -63,7 +63,7 @@ class Plan:
             title=f"fits {usable}",
         )
         for fit in self.fits:
-            table.add_row(fit.title, str(fit.batch_size or "none"), gigabytes(fit.one_clip))
+            table.add_row(fit.title, str(fit.batch_size or "none"), in_gib(fit.one_clip))
         console.print(table)
         console.print(self.advice, soft_wrap=True)
 
@@ -76,15 +76,15 @@ def _table_of_parts(update: UpdateMemory, title: str) -> Table:
         flops = update.flops_by_part.get(part, 0)
         table.add_row(
             part,
-            gigabytes(resident) if resident else "",
-            gigabytes(at_peak) if at_peak else "",
-            gigabytes(largest),
+            in_gib(resident) if resident else "",
+            in_gib(at_peak) if at_peak else "",
+            in_gib(largest),
             f"{flops / 1e12:.3g}" if flops else "",
         )
     if update.saved_by_sharding:
-        saved = gigabytes(-update.saved_by_sharding)
+        saved = in_gib(-update.saved_by_sharding)
         table.add_row("saved by sharding", saved, saved, "", "")
-    table.add_row("all", gigabytes(update.resident), gigabytes(update.peak), "", "", style="bold")
+    table.add_row("all", in_gib(update.resident), in_gib(update.peak), "", "", style="bold")
     return table
 
 
@@ -114,7 +114,7 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
     if config.batch_size == "auto":
         config = replace(config, batch_size=1)
     model = fake_autoencoder(config)
-    saved = saved_by_sharding(model, num_processes)
+    saved = estimate_sharding_saving(model, num_processes)
     is_sharded = config.sharding != "none"
     configs = dict(_with_switches(config, model))
     updates: dict[str, UpdateMemory] = {}
@@ -138,10 +138,8 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
     advice = planned.describe_largest_part(config)
     if not any(fit.batch_size for fit in fits):
         smallest = min(fit.one_clip for fit in fits)
-        needed = gigabytes(smallest / USED_FRACTION)
-        got = (
-            f"{gigabytes(memory)}, and one clip needs {needed} with every switch that saves memory"
-        )
+        needed = in_gib(smallest / USED_FRACTION)
+        got = f"{in_gib(memory)}, and one clip needs {needed} with every switch that saves memory"
         raise argument_error("memory", "enough for one clip", got, advice)
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {config.clips.num_frames} x {config.clips.height} x {config.clips.width}"

@@ -18,31 +18,34 @@ Build: TypeAlias = Callable[[Configuration], nn.Module]
 
 
 @dataclass(frozen=True)
-class Axis:
-    """An axis of a weight that has channels of a group.
+class ChannelAxis:
+    """A dimension of a weight that has the channels of a group.
 
-    Its index is `(outer * num_units + unit) * inner + rest`: each unit has `inner` neighbouring entries in each of
-    `num_outer` blocks.
+    The channels are cut into slices, of which each is kept or removed. Slices are neighbouring entries: with 4 channels
+    in 2 slices, an output of 4 has slices (0, 1) and (2, 3). Before a shuffle of 2 x 2 pixels it has 16 entries, and
+    slices of 8. A layer that makes queries, keys and values has 12, in 3 blocks: slices (0, 1, 4, 5, 8, 9) and
+    (2, 3, 6, 7, 10, 11).
     """
 
     weight: str
-    axis: int
-    num_outer: int = 1
+    """Its name in the state dict."""
+    dim: int
+    num_blocks: int = 1
 
-    def indices(self, size: int, num_units: int, kept: Tensor) -> Tensor:
-        """Return the entries of the kept units, in order.
+    def indices(self, size: int, num_slices: int, kept: Tensor) -> Tensor:
+        """Return the entries of the kept slices, in order.
 
         Args:
             size: Entries of the axis.
-            num_units: Units of the group.
-            kept: The kept units, `(K,)`, ascending.
+            num_slices: Slices of the group.
+            kept: The kept slices, `(K,)`, ascending.
         """
-        entries = torch.arange(size).view(self.num_outer, num_units, -1)
+        entries = torch.arange(size).view(self.num_blocks, num_slices, -1)
         return entries[:, kept].flatten()
 
-    def by_unit(self, values: Tensor, num_units: int) -> Tensor:
-        """Return values along the axis `(size,)` summed over the entries of each unit, `(num_units,)`."""
-        return values.view(self.num_outer, num_units, -1).sum((0, 2))
+    def by_slice(self, values: Tensor, num_slices: int) -> Tensor:
+        """Return values along the axis `(size,)` summed over the entries of each slice, `(num_slices,)`."""
+        return values.view(self.num_blocks, num_slices, -1).sum((0, 2))
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,11 @@ class ChannelGroup:
 
     name: str
     num_channels: int
-    num_units: int
-    """Into how many equal parts the channels are cut, of which each is kept whole."""
-    num_bands: int
-    """The units are cut into as many bands, and each band keeps the same number: those of fixed group norms."""
-    axes: tuple[Axis, ...]
+    num_slices: int
+    """Into how many equal slices the channels are cut."""
+    num_norm_groups: int
+    """The groups of the group norms that keep their number: each keeps the same number of slices. Else 1."""
+    axes: tuple[ChannelAxis, ...]
 
 
 def find_groups(
@@ -76,42 +79,44 @@ def find_groups(
     Raises:
         ValueError: The shapes of the class do not follow its configuration.
     """
-    hidden: dict[str, list[Axis]] = {}
-    streams: dict[str, list[Axis]] = {}
+    hidden: dict[str, list[ChannelAxis]] = {}
+    streams: dict[str, list[ChannelAxis]] = {}
     num_channels: dict[str, int] = {}
     seen: set[tuple[str, int]] = set()
     for stages in _stages_to_widen(config, widths):
         wider = build_on_meta(build, widths.with_stages_doubled(config, stages.indices))
-        for weight, axis in _longer_axes(weights, wider):
+        for weight, dim in _longer_axes(weights, wider):
             if not weight.startswith(widths.prefix):
                 continue
-            if (weight, axis) in seen:
-                raise _unclear(f"{weight}, whose axis {axis} has channels of two stages")
-            seen.add((weight, axis))
-            place = Axis(weight, axis, _num_outer(weight, axis, widths))
-            size = weights[weight].shape[axis] // place.num_outer
-            block = _block_of_hidden(weight, axis, widths)
+            if (weight, dim) in seen:
+                raise _unclear(f"{weight}, whose dimension {dim} has channels of two stages")
+            seen.add((weight, dim))
+            axis = ChannelAxis(weight, dim, _num_blocks(weight, dim, widths))
+            size = weights[weight].shape[dim] // axis.num_blocks
+            block = _block_of_hidden(weight, dim, widths)
             if block is not None:
-                hidden.setdefault(block, []).append(place)
+                hidden.setdefault(block, []).append(axis)
                 num_channels[block] = size
             elif stages.by_size:
                 name = f"{size} channels"
-                streams.setdefault(name, []).append(place)
+                streams.setdefault(name, []).append(axis)
                 num_channels[name] = size
             else:
-                streams.setdefault(stages.name, []).append(place)
+                streams.setdefault(stages.name, []).append(axis)
                 common = num_channels.get(stages.name, stages.num_channels)
                 num_channels[stages.name] = math.gcd(common, size)
     groups = []
     for name, axes in (streams | hidden).items():
-        num_units, num_bands = widths.units(config, num_channels[name])
-        groups.append(ChannelGroup(name, num_channels[name], num_units, num_bands, tuple(axes)))
+        num_slices, num_norm_groups = widths.slices(config, num_channels[name])
+        groups.append(
+            ChannelGroup(name, num_channels[name], num_slices, num_norm_groups, tuple(axes))
+        )
     return groups
 
 
 def num_parts_of(groups: Sequence[ChannelGroup]) -> int:
     """Return into how many equal parts all channels are cut, of which a pruned model keeps some."""
-    return math.gcd(*(group.num_units // group.num_bands for group in groups))
+    return math.gcd(*(group.num_slices // group.num_norm_groups for group in groups))
 
 
 def build_on_meta(build: Build, config: Configuration) -> nn.Module:
@@ -164,10 +169,10 @@ def _longer_axes(weights: Mapping[str, Tensor], wider: nn.Module) -> list[tuple[
     return axes
 
 
-def _num_outer(weight: str, axis: int, widths: Widths) -> int:
+def _num_blocks(weight: str, axis: int, widths: Widths) -> int:
     if axis > 0:
         return 1
-    for layer, number in widths.outer.items():
+    for layer, number in widths.blocks.items():
         if f".{layer}." in f".{weight}":
             return number
     return 1
@@ -177,8 +182,8 @@ def _block_of_hidden(weight: str, axis: int, widths: Widths) -> str | None:
     """Return the residual block whose hidden channels an axis has, or None."""
     if widths.hidden is None:
         return None
-    maker, norm, reader = widths.hidden
-    for layer, layer_axis in ((maker, 0), (norm, 0), (reader, 1)):
+    producer, norm, consumer = widths.hidden
+    for layer, layer_axis in ((producer, 0), (norm, 0), (consumer, 1)):
         block, separator, _ = f".{weight}".partition(f".{layer}.")
         if separator and axis == layer_axis:
             return block.removeprefix(".")

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from telecine.base.checks import argument_error, check_choice, check_type
 from telecine.base.devices import pick_device
+from telecine.base.files import absolute_if_exists
 from telecine.base.precision import tf32
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
@@ -29,7 +29,7 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.prune.channels import find_groups, num_parts_of
 from telecine.tools.prune.importance import measure, score_by_position, score_by_weight
 from telecine.tools.prune.settings import PruneConfig
-from telecine.tools.prune.surgery import kept_units, pruned_weights
+from telecine.tools.prune.surgery import kept_slices, pruned_weights
 from telecine.tools.prune.widths import OF_CAUSAL_VAE, Configuration, Widths, widths_of
 
 
@@ -227,7 +227,7 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
             clips.append(clip["video"][None])
     if not clips:
         raise argument_error("data", "files with a decodable clip", "none", "See the log.")
-    what = prunable(teacher, _absolute(model), config.part)
+    what = prunable(teacher, absolute_if_exists(model), config.part)
     latent = _latent_of(teacher, clips[0].to(device))
     groups = find_groups(what.build, what.config, what.widths, what.network.state_dict())
     num_parts = num_parts_of(groups)
@@ -239,15 +239,15 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
 
     videos = [clip.to(device) for clip in clips]
     progress = with_progress(videos, "measuring channels")
-    scores, energy = measure(teacher, what.network, groups, progress, reconstruct)
+    scores, squares = measure(teacher, what.network, groups, progress, reconstruct)
     if config.importance == "weight":
         scores = score_by_weight(what.network, groups)
     elif config.importance == "first":
         scores = score_by_position(groups)
     kept = {
-        group.name: kept_units(group, scores[group.name], num_kept, num_parts) for group in groups
+        group.name: kept_slices(group, scores[group.name], num_kept, num_parts) for group in groups
     }
-    weights = pruned_weights(what.network, groups, kept, energy)
+    weights = pruned_weights(what.network, groups, kept, squares)
     smaller = what.widths.scaled(what.config, num_kept, num_parts)
     pruned = what.wrap(smaller, weights).to(device)
     seconds = _seconds(teacher, pruned, latent)
@@ -335,12 +335,6 @@ def _mean_psnr(model: VideoAutoencoder, videos: list[Video]) -> float:
             reconstruction = model.eval()(video, sample_posterior=False).video
         values.append(psnr(reconstruction=reconstruction, target=video).mean())
     return float(torch.stack(values).mean())
-
-
-def _absolute(name: str) -> str:
-    """Return the absolute path of a folder; another name stays."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
 
 
 def _wait_for(device: torch.device) -> None:

@@ -34,18 +34,21 @@ class Widths:
     """The setting that is used where `setting` is None."""
     prefix: str = ""
     """Prefix of the weights that have these channels."""
-    norm_groups: str | int = 1
-    """The groups of each group norm: their number, or the setting with it; 1 without group norms. If the setting is
-    that of the pruned part alone, whole groups are removed; else each keeps the same share of its channels."""
+    norm_groups: int = 1
+    """The number of groups of each group norm, if no setting has it; 1 without group norms."""
+    norm_groups_setting: str | None = None
+    """The setting with the number of groups of each group norm. If it is for the pruned part alone, whole groups are
+    removed; else the number stays, and each group keeps the same share of its channels."""
     grouping: Grouping | Callable[[Configuration], Grouping] = "stage"
     """Which channels are kept or removed together; a function if it depends on the configuration."""
     mixing_shortcuts: str | None = None
     """The setting that adds shortcuts between stages that mix channels, so that no part of them can be removed."""
-    outer: Mapping[str, int] = field(default_factory=dict)
-    """Names of layers whose output has several values of a channel, the channels counting fastest: how many."""
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    """Names of layers whose output is several blocks of all channels, such as queries, keys and values: the number of
+    blocks."""
     hidden: tuple[str, str, str] | None = ("conv1", "norm2", "conv2")
-    """Names, in a residual block, of the layer that makes its hidden channels, their norm, and the layer that reads
-    them; None if something else reads them as well."""
+    """Names, in a residual block, of the layer that outputs its hidden channels, their norm, and the layer that takes
+    them as its input; None if other layers take them, too."""
 
     def of_stages(self, config: Configuration) -> list[int]:
         """Return the channels of each stage."""
@@ -68,13 +71,14 @@ class Widths:
             doubled.append(2 * number if stage in stages else number)
         return {**config, self.setting: doubled}
 
-    def units(self, config: Configuration, num_channels: int) -> tuple[int, int]:
-        """Return into how many units channels are cut, and into how many bands of units that keep the same number."""
-        if not isinstance(self.norm_groups, str):
+    def slices(self, config: Configuration, num_channels: int) -> tuple[int, int]:
+        """Return `num_slices` and `num_norm_groups` of a `ChannelGroup` with a number of channels."""
+        if self.norm_groups_setting is None:
             return num_channels, math.gcd(num_channels, self.norm_groups)
-        if self.part == "both":
-            return config[self.norm_groups], 1
-        return num_channels, config[self.norm_groups]
+        num_groups = config[self.norm_groups_setting]
+        if self.part == "both":  # whole groups are removed: a slice is a group
+            return num_groups, 1
+        return num_channels, num_groups
 
     def scaled(self, config: Configuration, num_kept: int, num_parts: int) -> dict[str, Any]:
         """Return a configuration with `num_kept / num_parts` of the channels."""
@@ -85,8 +89,9 @@ class Widths:
         else:
             scaled = value * num_kept // num_parts
         values = {**config, self.setting: scaled}
-        if isinstance(self.norm_groups, str) and self.part == "both":
-            values[self.norm_groups] = config[self.norm_groups] * num_kept // num_parts
+        if self.norm_groups_setting is not None and self.part == "both":
+            num_groups = config[self.norm_groups_setting]
+            values[self.norm_groups_setting] = num_groups * num_kept // num_parts
         return values
 
     def _value(self, config: Configuration) -> Any:
@@ -96,34 +101,32 @@ class Widths:
         return value
 
 
-_OUTER = {"time_conv": 2, "to_qkv": 3}
+_BLOCKS_OF_CHANNELS = {"time_conv": 2, "to_qkv": 3}
 QUERIES = ("to_q", "to_qkv", "q")
 """Layers that make the queries of an attention with one head of all channels, in their first block of outputs."""
 _BLOCKS = "block_out_channels"
 _DECODER_BLOCKS = "decoder_block_out_channels"
-_SHARED = Widths(_BLOCKS, part="both", norm_groups="norm_num_groups")
-_MULTIPLIED = Widths(
-    "ch", multipliers="ch_mult", part="both", grouping="size", norm_groups=32, hidden=None
-)
+_SHARED = Widths(_BLOCKS, part="both", norm_groups_setting="norm_num_groups")
+
 
 OF_CAUSAL_VAE = Widths(
     "base_channels",
     multipliers="channel_multipliers",
     grouping="all",
-    outer={"modulation": 2},
+    blocks={"modulation": 2},
     hidden=("branch.2", "branch.3", "branch.5"),
 )
 """Of the encoder and the decoder of `CausalVAE`, and of the decoder of a student."""
 WIDTHS = {
     "AsymmetricAutoencoderKL": Widths(
-        "up_block_out_channels", prefix="decoder.", norm_groups="norm_num_groups"
+        "up_block_out_channels", prefix="decoder.", norm_groups_setting="norm_num_groups"
     ),
     "AutoencoderKL": _SHARED,
     "AutoencoderKLAllegro": Widths(
         _BLOCKS,
         part="both",
-        norm_groups="norm_num_groups",
-        outer={"temp_conv_up.conv1.2": 2},
+        norm_groups_setting="norm_num_groups",
+        blocks={"temp_conv_up.conv1.2": 2},
         hidden=None,
     ),
     "AutoencoderKLCogVideoX": _SHARED,
@@ -132,7 +135,7 @@ WIDTHS = {
         _DECODER_BLOCKS,
         fallback="block_out_channels",
         prefix="decoder.",
-        norm_groups="norm_num_groups",
+        norm_groups_setting="norm_num_groups",
     ),
     "AutoencoderKLHunyuanVideo": _SHARED,
     "AutoencoderKLKVAE": Widths(
@@ -143,13 +146,15 @@ WIDTHS = {
         norm_groups=32,
         hidden=None,
     ),
-    "AutoencoderKLKVAEVideo": _MULTIPLIED,
+    "AutoencoderKLKVAEVideo": Widths(
+        "ch", multipliers="ch_mult", part="both", grouping="size", norm_groups=32, hidden=None
+    ),
     "AutoencoderKLLTXVideo": Widths(
         _DECODER_BLOCKS,
         prefix="decoder.",
         grouping="all",
         mixing_shortcuts="upsample_residual",
-        outer={
+        blocks={
             "decoder.time_embedder.timestep_embedder.linear_2": 2,
             "timestep_embedder.linear_2": 4,
         },
@@ -158,14 +163,14 @@ WIDTHS = {
     "AutoencoderKLMagvit": _SHARED,
     "AutoencoderKLMochi": Widths(_DECODER_BLOCKS, prefix="decoder.", norm_groups=32),
     "AutoencoderKLQwenImage": Widths(
-        "base_dim", multipliers="dim_mult", part="both", grouping="size", outer=_OUTER
+        "base_dim", multipliers="dim_mult", part="both", grouping="size", blocks=_BLOCKS_OF_CHANNELS
     ),
     "AutoencoderKLQwenImage21": Widths(
         "decoder_base_dim",
         multipliers="dim_mult",
         prefix="decoder.",
         grouping=_tied_if_residual,
-        outer=_OUTER,
+        blocks=_BLOCKS_OF_CHANNELS,
     ),
     "AutoencoderKLTemporalDecoder": Widths(_BLOCKS, part="both", norm_groups=32, hidden=None),
     "AutoencoderKLWan": Widths(
@@ -174,10 +179,12 @@ WIDTHS = {
         fallback="base_dim",
         prefix="decoder.",
         grouping=_tied_if_residual,
-        outer=_OUTER,
+        blocks=_BLOCKS_OF_CHANNELS,
     ),
     "AutoencoderTiny": Widths(_DECODER_BLOCKS, prefix="decoder."),
-    "AutoencoderVidTok": _MULTIPLIED,
+    "AutoencoderVidTok": Widths(
+        "ch", multipliers="ch_mult", part="both", grouping="size", hidden=None
+    ),
     "Kandinsky6SRVAE": Widths(_DECODER_BLOCKS, prefix="decoder."),
     "VQModel": _SHARED,
 }

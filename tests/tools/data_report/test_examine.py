@@ -12,7 +12,7 @@ from PIL import Image
 
 from telecine.__main__ import main
 from telecine.data import ClipDataset, DataError, bytes_from_video, load_spans
-from telecine.tools.data_report.inspect import inspect_data
+from telecine.tools.data_report.examine import inspect_data
 from telecine.tools.data_report.page import render_data, summarize, write_data
 from telecine.training.clips import Spans
 

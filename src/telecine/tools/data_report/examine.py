@@ -31,7 +31,6 @@ from telecine.data.find import ignored_suffixes, paths_of
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, file_of, resolve_source
-from telecine.report.video import as_shown, depth_range
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.tools.data_report.advice import give_advice
 from telecine.tools.data_report.measures import (
@@ -44,6 +43,7 @@ from telecine.tools.data_report.measures import (
 )
 from telecine.tools.data_report.report import DataReport, FileRow, SampledClip
 from telecine.training.clips import Spans
+from telecine.video.frames import as_shown, depth_range
 
 _BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 _MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks

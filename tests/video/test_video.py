@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from telecine.data import index_video, read_clip
-from telecine.report.clips import lay_out_panes, side_by_side, write_preview
-from telecine.report.video import as_shown, depth_range, shrink, write_video
+from telecine.report.clips import write_preview
+from telecine.video.frames import as_shown, depth_range, shrink
+from telecine.video.panes import lay_out_panes, side_by_side
+from telecine.video.write import write_video
 
 
 def moving(num_frames, height, width):

@@ -1,0 +1,1 @@
+"""Videos that are written: frames as they are shown, side by side, and files with sound."""
