@@ -428,7 +428,7 @@ def test_the_line_about_a_change():
     assert describe_change(before, after) == expected
     assert describe_change(before, before) == "nothing"
     assert (
-        describe_change({"latents_mean": None}, {"latents_mean": [1.0]}) == "latents_mean None -> 1"
+        describe_change({"latents_mean": None}, {"latents_mean": [1.0]}) == "latents_mean none -> 1"
     )
 
 
@@ -438,7 +438,7 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
     config = tiny(steps=2, save_every=2, val_every=2)
     train(config, console=console)
     assert (
-        "\nnormalisation of the latent over 2 clips: latents_mean None -> " in console.export_text()
+        "\nnormalisation of the latent over 2 clips: latents_mean none -> " in console.export_text()
     )
     checkpoint = last_checkpoint(config)
     saved = json.loads((checkpoint / "ema" / "config.json").read_text())

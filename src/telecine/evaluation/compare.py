@@ -80,9 +80,13 @@ class Comparison:
     """Differences of the protocols that leave the figures comparable."""
     num_clips: int
     num_videos: int
+    first: str
+    """The output folder of evaluation A."""
+    second: str
+    """The output folder of evaluation B."""
 
     def print_to(self, console: Console) -> None:
-        """Print a line for each metric, and the warnings."""
+        """Print a line for each metric, which evaluation is A and which is B, and the warnings."""
         clips = f"{self.num_clips} clips of {count(self.num_videos, 'video')}"
         title = f"{clips}, {_CONFIDENCE:.0%} intervals over videos"
         table = Table("metric", "A", "B", "B - A", "better", title=title)
@@ -91,6 +95,10 @@ class Comparison:
             second = f"{difference.second:.4f}"
             table.add_row(difference.name, first, second, difference.text(), difference.better)
         console.print(table)
+        console.print(f"A: {self.first}", soft_wrap=True, markup=False)
+        console.print(f"B: {self.second}", soft_wrap=True, markup=False)
+        if self.num_videos == 1:
+            console.print("undecided: clips of one video have no interval over videos")
         for warning in self.warnings:
             console.print(f"differs: {warning}", soft_wrap=True)
 
@@ -129,7 +137,14 @@ def compare(
         larger_is_better = evaluation_a.protocol["better"][name] == "larger"
         differences.append(Difference(name, a, b, b - a, None, larger_is_better))
     num_videos = len({clip["source"] for clip in evaluation_a.per_clip})
-    comparison = Comparison(differences, warnings, len(evaluation_a.per_clip), num_videos)
+    comparison = Comparison(
+        differences=differences,
+        warnings=warnings,
+        num_clips=len(evaluation_a.per_clip),
+        num_videos=num_videos,
+        first=str(first),
+        second=str(second),
+    )
     if output is not None:
         _write(comparison, Path(first), Path(second), Path(output))
     return comparison

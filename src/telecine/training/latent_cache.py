@@ -393,7 +393,9 @@ def describe_change(before: Mapping[str, object], after: Mapping[str, object]) -
 
 
 def _short(value: object) -> str:
-    """Return a number, or the first numbers of a channel-wise value."""
+    """Return a number, the first numbers of a channel-wise value, or "none"."""
+    if value is None:
+        return "none"
     if isinstance(value, float):
         return f"{value:.4g}"
     if not isinstance(value, (list, tuple)):

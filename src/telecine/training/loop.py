@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
-from telecine.base.checks import Interrupted, TrainingError
+from telecine.base.checks import Interrupted, TrainingError, count
 from telecine.base.randomness import keep_random_state
 from telecine.data import ClipBatchSampler
 from telecine.evaluation.metrics import mean_over_clips
@@ -47,7 +47,7 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
     config = run.config
     state = run.state
     if not _is_validated(run):
-        run.console.print(f"validating on {len(run.clips.val)} clips")
+        run.console.print(f"validating on {count(len(run.clips.val), 'clip')}")
         validate(run, stop)
         # This validation may show that the checkpoint of a resumed run is the best one.
         if state.step > 0:

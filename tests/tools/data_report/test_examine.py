@@ -68,6 +68,15 @@ def test_frames_are_counted(report):
     assert report.cache_bytes == 3 * report.num_train * 32 * 43
 
 
+def test_a_folder_of_images_is_used_without_image_ratio(config, tmp_path):
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
+    assert summarize(report)["files used"] == "3 images, of 3 files"
+    assert sorted(row.use for row in report.files) == ["held out", "training", "training"]
+    assert (report.num_train, report.num_held_out) == (2, 1)
+
+
 def test_images_are_counted_as_images(config, data, tmp_path):
     shutil.copy(data / "scene.mp4", tmp_path)
     for number in range(3):

@@ -76,8 +76,12 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     )
 
     infos = list({span.info.source: span.info for span in spans.usable}.values())
-    shortest = ClipFrames.shortest(config.clips)
-    rows = _list_files(infos, dataset.spans, spans.held_out, config.clips, shortest)
+    clips_config = config.clips
+    if all(info.is_image for info in infos):
+        # Training on images alone needs no `image_ratio`.
+        clips_config = replace(clips_config, image_ratio=1.0)
+    shortest = ClipFrames.shortest(clips_config)
+    rows = _list_files(infos, dataset.spans, spans.held_out, clips_config, shortest)
     for skipped in spans.skipped:
         rows.append(FileRow(str(skipped.path), skipped.reason, is_used=False))
 
@@ -93,7 +97,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
 
     held_out = []
     for span in spans.held_out:
-        if _is_drawn(span.info, config.clips):
+        if _is_drawn(span.info, clips_config):
             held_out.append(span)
     ignored = Counter[str]()
     for path in paths_of(config.data):
