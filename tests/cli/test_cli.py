@@ -591,7 +591,7 @@ def test_evaluate_writes_figures_and_protocol_and_compares(model_folder, tmp_pat
     assert main(["evaluate", "--compare", *folders[:2], "-o", folders[2]]) == 0
     out = capsys.readouterr().out
     assert "3 clips of 1 video, 95% intervals over videos" in out
-    assert out.count("undecided") == 10
+    assert out.count("undecided") == 11, "of each metric, and the reason"
     assert (tmp_path / "difference" / "comparison.png").is_file()
 
 

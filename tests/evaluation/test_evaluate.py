@@ -197,7 +197,7 @@ def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructio
         ({"features": "nowhere.pt"}, "nowhere.pt, which does not exist"),
         ({"features": "i3d"}, "`num_frames` must be at least 10 for fvd, but got 5"),
         ({"num_frames": 6}, "4k\\+1"),
-        ({"num_frames": 29}, "at least 29 frames"),
+        ({"num_frames": 29}, "a clip of 29 frames"),
         ({"max_clips": 0}, "`max_clips` must be a positive int"),
         ({"flat": True, "protocol": "davis"}, "`flat` must be false with a protocol"),
     ],

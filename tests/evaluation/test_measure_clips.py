@@ -18,6 +18,7 @@ def results(count, dim=3):
             metrics={"psnr": float(index)},
             per_frame={"psnr": [float(index), 2.0]},
             sha256=str(index),
+            per_pass={},
             features=(torch.randn(dim, generator=generator), torch.randn(dim, generator=generator)),
         )
         for index in range(count)

@@ -52,8 +52,6 @@ def test_a_model_is_checked_for_images():
 def test_channels_that_a_model_lacks_are_one_error_with_its_own(channels, number):
     model = SimpleNamespace(in_channels=3)
     check_channels(ClipConfig(), model)
-    message = (
-        rf'of 3 channels.* got "{channels}".* Use a model with `in_channels` {number}, or clips'
-    )
+    message = rf'of 3 channels.* got "{channels}".* `--causal_vae.in_channels {number}`'
     with pytest.raises(ValueError, match=message):
         check_channels(ClipConfig(channels=channels), model)

@@ -600,14 +600,15 @@ def test_a_compiled_model_whose_graph_is_used_by_more_terms_later():
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_reconstructions_that_were_computed_without_gradients_are_named():
+def test_an_update_with_reconstructions_without_gradients_is_refused():
     layer = nn.Conv3d(3, 3, 1)
-    loss = VideoAutoencoderLoss(0, perceptual_weight=0)
-    video = torch.rand(1, 3, 2, 8, 8) - 0.5
+    discriminator = {"dim": 4, "image_size": 16, "frame_num": 4}
+    loss = VideoAutoencoderLoss(0, perceptual_weight=0, discr_3d_kwargs=discriminator)
+    video = torch.rand(1, 3, 4, 16, 16) - 0.5
     with torch.no_grad():
         reconstruction = layer(video)
-        loss(video, reconstruction, 0, 0, last_layer=layer.weight)  # as in a validation
+    loss(video, reconstruction, 0, 0, last_layer=layer.weight)  # as in a validation
     with pytest.raises(
         ValueError, match=r"^`reconstructions` must be .* Remove `torch.no_grad` and"
     ):
-        loss(video, reconstruction, 0, 0, last_layer=layer.weight)
+        loss.update(video, reconstruction, 0, last_layer=layer.weight)

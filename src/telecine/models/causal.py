@@ -193,8 +193,10 @@ class Decoder(nn.Module):
             residual = _in_temporal_chunks(self.network, self.chunk_size, latent)
         else:
             residual = self.network(latent, earlier)
-        video = unfold(residual, *self.patch, self.first_frame_apart and not continues)
-        return cast(Video, self.linear(latent, continues=continues) + video)
+        is_apart = self.first_frame_apart and not continues
+        # The linear map first: its intermediate values are freed before `unfold` makes a video.
+        video = self.linear(latent, continues=continues)
+        return cast(Video, video + unfold(residual, *self.patch, is_apart))
 
 
 class FlowDecoder(Decoder):

@@ -273,8 +273,6 @@ class VideoAutoencoderLoss(nn.Module):
         if optimizer_idx == 1:
             self._check_has_discriminators()
             aux_losses = {}
-        else:
-            _check_has_graph(reconstructions, last_layer)
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )

@@ -193,7 +193,6 @@ def _mean_over_batches(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor
     names = list(logs[0])
     values = []
     for log in logs:
-        assert log.keys() == logs[0].keys()
         values.append(torch.stack([log[name] for name in names]))
     return dict(zip(names, torch.stack(values).mean(0), strict=True))
 
