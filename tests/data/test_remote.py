@@ -364,12 +364,10 @@ class Lying(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (
-            "to/file:///etc/passwd",
-            r"cannot be read \(a redirection that is not followed: file:///etc",
-        ),
-        ("to/ftp://127.0.0.1/x", r"cannot be read \(a redirection that is not followed: ftp://"),
-        ("to/s3://bucket/x", r"cannot be read \(a redirection that is not followed: s3://"),
+        # Older releases of aiohttp say the same as of a file that does not exist.
+        ("to/file:///etc/passwd", "not followed: file:///etc|which does not exist"),
+        ("to/ftp://127.0.0.1/x", "not followed: ftp://|which does not exist"),
+        ("to/s3://bucket/x", "not followed: s3://|which does not exist"),
         ("to/", r"cannot be read \(a redirection that is not followed"),
         ("length/-5", r"cannot be read \(400, "),
         ("length/1000000000000000000", "1000000000000000000 bytes, more than the .* of the cache"),
