@@ -126,7 +126,10 @@ def test_a_run_that_was_killed_leaves_the_folder_of_one_that_was_not(tiny, tmp_p
     assert [name for name in before if before[name] != after[name]] == []
 
 
-def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, forks):
+def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, forks, monkeypatch):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     config = long_run(tiny)
     with forks.start(*command(config, tmp_path)) as run:
         wait_for_checkpoint(run, config, 2)
@@ -135,6 +138,7 @@ def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, fo
     assert done.returncode == 130, done.stderr
     assert "Run the same command again" in done.stdout
     assert "Traceback" not in done.stderr
+    assert list(temporary.glob("pymp-*")) == [], "of workers"
     state = json.loads((last_checkpoint(config) / "state.json").read_text())
     assert state["step"] == checkpoint_steps(config)[-1]
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -324,3 +325,17 @@ def test_every_file_is_flushed_and_closed(tmp_path, monkeypatch):
         "four files, two folders, that of the checkpoint; then those in which it was renamed"
     )
     assert lowest_free_descriptor() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("state.json", lambda folder: Checkpoints.write_state(folder, {"step": 1})),
+        ("manifest.json", lambda folder: write_manifest(folder, 1)),
+    ],
+)
+def test_an_error_of_the_disk_names_the_file_of_a_checkpoint(tmp_path, name, write):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"No space left on device: '.*{name}'"):
+        write(tmp_path)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
-from telecine.base.files import atomic_write, read_json, write_json
+from telecine.base.files import atomic_write, named_errors, read_json, write_json
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
 from telecine.evaluation.measure_clips import (
@@ -137,7 +137,8 @@ class SavedEvaluation:
         contract = "an evaluation as it was written"
         remedy = "Evaluate again."
         try:
-            clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
+            with named_errors(folder / CLIPS_FILE):
+                clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
         except ValueError as error:
             raise argument_error(
                 str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy

@@ -50,8 +50,8 @@ class VideoFolder:
             mark_output(self.path)
         if source.is_file():
             copy = self.path / name
-            if not copy.exists() or not filecmp.cmp(source, copy):
-                atomic_write(copy, lambda temporary: shutil.copy2(source, temporary))
+            if not _is_same(source, copy):
+                atomic_write(copy, lambda temporary: _copy(source, temporary))
             self._names.add(name)
         return self._url(name)
 
@@ -142,3 +142,22 @@ def best_and_worst(clips: Sequence[SavedClip]) -> list[tuple[str, int]]:
             ranks.append((f"best {name}", order[0]))
             ranks.append((f"worst {name}", order[-1]))
     return ranks
+
+
+def _is_same(source: Path, copy: Path) -> bool:
+    """Return whether a copy has the content of its source. One that cannot be read is to be replaced."""
+    try:
+        return filecmp.cmp(source, copy)
+    except OSError:
+        return False
+
+
+def _copy(source: Path, copy: Path) -> None:
+    """Copy a file. An error of the disk names both files, since either may be the cause."""
+    try:
+        shutil.copy2(source, copy)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(source)
+            error.filename2 = str(copy)
+        raise

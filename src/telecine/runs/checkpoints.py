@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from telecine.base.checks import argument_error
-from telecine.base.files import flush, partial_path, read_json, remove
+from telecine.base.files import flush, named_errors, partial_path, read_json, remove
 from telecine.runs.manifest import MANIFEST_FILE, DamagedError, check_manifest, write_manifest
 
 _FOLDER = "checkpoints"
@@ -153,7 +153,9 @@ class Checkpoints:
     @staticmethod
     def write_state(folder: Path, state: Mapping[str, Any]) -> None:
         """Write the plain values of a checkpoint into its folder."""
-        (folder / _STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        path = folder / _STATE_FILE
+        with named_errors(path):
+            path.write_text(json.dumps(state, indent=2), encoding="utf-8")
 
     @staticmethod
     def read_state(folder: Path, names: set[str]) -> dict[str, Any]:

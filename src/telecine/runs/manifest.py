@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from telecine.base.checks import argument_error
-from telecine.base.files import digest_of, open_regular, read_json
+from telecine.base.files import digest_of, named_errors, open_regular, read_json
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
@@ -45,7 +45,9 @@ def write_manifest(folder: Path, step: int, digests: Mapping[Path, str] | None =
         }
     manifest: dict[str, Any] = {"format": _FORMAT, "step": step, "files": files}
     manifest[_DIGEST] = _digest_of_values(manifest)
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    path = folder / MANIFEST_FILE
+    with named_errors(path):
+        path.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def _digest_of_values(manifest: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from huggingface_hub import constants, create_repo, upload_folder
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from telecine.base.checks import argument_error
-from telecine.base.files import read_json
+from telecine.base.files import read_json, write_text
 from telecine.models.load import is_hub_name
 from telecine.models.pretrained import CONFIG_FILE
 
@@ -64,7 +64,7 @@ def upload(
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
     template = resources.files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
     card = template.format(library=library, name=repo_id, base=origin, figures=figures, steps=steps)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder / "README.md", card)
     try:
         upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates"

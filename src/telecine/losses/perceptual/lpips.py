@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error, describe
+from telecine.base.files import named_errors
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames, check_frame_pair, check_frames
@@ -167,9 +168,9 @@ def feature_distance(
 
 def _load_heads(net: str) -> dict[str, Tensor]:
     """Return the published v0.1 linear heads of `net` as `head.0` ... `head.4`, each `(C,)`, non-negative, float32."""
-    heads = load_safetensors(
-        resources.files(__package__).joinpath("heads.safetensors").read_bytes()
-    )
+    path = Path(__file__).with_name("heads.safetensors")
+    with named_errors(path):
+        heads = load_safetensors(path.read_bytes())
     return {
         f"head.{index}": heads[f"{net}.{index}"] for index in range(len(backbone_of(net).stages))
     }
