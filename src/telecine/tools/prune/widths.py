@@ -83,7 +83,7 @@ class Widths:
     def scaled(self, config: Configuration, num_kept: int, num_parts: int) -> dict[str, Any]:
         """Return a configuration with `num_kept / num_parts` of the channels."""
         value = self._value(config)
-        scaled: Any = None
+        scaled: list[int] | int
         if self.multipliers is None:
             scaled = [number * num_kept // num_parts for number in value]
         else:
