@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from telecine.base.memory_counter import MemoryCounter
 from telecine.losses.perceptual.feature_maps import build_maps
 from telecine.models import CausalVAE
 from telecine.models.load import load_autoencoder
@@ -36,7 +37,6 @@ from telecine.training.memory import (
     LOSSES,
     OPTIMIZER,
     PARAMETERS,
-    MemoryCounter,
     fake_autoencoder,
     fake_lpips,
     plan_update,

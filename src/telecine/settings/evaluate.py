@@ -149,6 +149,9 @@ class EvaluateConfig(MeasuredClips):
     """Pixels that these tiles share and are blended over. Default: a quarter of the tile."""
     flat: bool = False
     """Also reconstruct clips of one colour, and measure the colour's error, the pattern and the shimmer."""
+    speed: bool = False
+    """Also measure frames per second, memory and operations of encoding and of decoding, for a clip of this size. With
+    --compare: of all models, in turns."""
     round_trips: Count | None = None
     """Also reconstruct each clip, then its reconstruction, and so on, this many times, and measure each pass."""
     through: Codec | None = None
@@ -159,6 +162,9 @@ class EvaluateConfig(MeasuredClips):
             raise argument_error(
                 "flat", "false with a protocol", self.flat, "Measure it in a call of its own."
             )
+        if self.speed and self.protocol is not None:
+            remedy = "Measure it in a call of its own, with `num_frames`, `height` and `width`."
+            raise argument_error("speed", "false with a protocol", self.speed, remedy)
         if self.round_trips is not None and self.protocol is not None:
             contract = "left out with a protocol"
             remedy = "Measure it in a call of its own."

@@ -2,10 +2,8 @@
 
 import logging
 import math
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -15,13 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from telecine.base.devices import in_gib
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
+from telecine.base.memory_counter import MemoryCounter
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
@@ -179,81 +175,6 @@ class UpdateMemory:
         texts = [remedy.text for remedy in remedies if not remedy.is_used(config)]
         sizes = f"{in_gib(self.peak_by_part[part])} of {in_gib(self.peak + self.saved_by_sharding)}"
         return f"The largest part of an update, by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
-
-
-class MemoryCounter(TorchDispatchMode):
-    """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
-
-    Args:
-        part: The part that allocates outside the blocks of `counting`.
-    """
-
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self.part = part
-        self.by_part: Counter[str] = Counter()
-        self._parts: dict[int, tuple[str, int]] = {}  # part and bytes of each live storage
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the peak and the operations so far, but not the live tensors."""
-        self.flops_by_part: Counter[str] = Counter()
-        self.peak_by_part: dict[str, int] = {}
-        self.largest_by_part = Counter(self.by_part)
-        self._peak = 0
-
-    @contextmanager
-    def counting(self, part: str) -> Iterator[None]:
-        """Count what the `with` block allocates as memory of `part`, until a network of another part is called."""
-        outer_part = self.part
-        self.part = part
-        try:
-            yield
-        finally:
-            self.part = outer_part
-
-    def assign(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that exist already, or that another part made, as those of `part`."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if id(storage) not in self._parts:
-                self._track(storage, part)
-                continue
-            previous_part, size = self._parts[id(storage)]
-            self.by_part[previous_part] -= size
-            self._parts[id(storage)] = (part, size)
-            self._add(part, size)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
-            return args[0].fake_device
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self._parts:
-                self._track(tensor.untyped_storage(), self.part)
-        count_flops = flop_registry.get(func.overloadpacket)
-        if count_flops is not None:
-            self.flops_by_part[self.part] += count_flops(*args, **kwargs, out_val=out)
-        return out
-
-    def _track(self, storage: torch.UntypedStorage, part: str) -> None:
-        # PyTorch keeps the Python object of a storage as long as the storage itself, so its end is that of the memory.
-        self._parts[id(storage)] = (part, storage.nbytes())
-        weakref.finalize(storage, self._free, id(storage)).atexit = False
-        self._add(part, storage.nbytes())
-
-    def _add(self, part: str, size: int) -> None:
-        self.by_part[part] += size
-        self.largest_by_part[part] = max(self.largest_by_part[part], self.by_part[part])
-        total = self.by_part.total()
-        if total > self._peak:
-            self._peak = total
-            self.peak_by_part = dict(self.by_part)
-
-    def _free(self, key: int) -> None:
-        part, size = self._parts.pop(key)
-        self.by_part[part] -= size
 
 
 def plan_update(
