@@ -1,6 +1,5 @@
 """The memory and the operations of one update, counted on tensors that have shapes but no values."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,9 +33,6 @@ from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
 from telecine.training.optimizers import parameters_of
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
-
-# Sizes that a model does not reproduce raise errors, which PyTorch would print one by one.
-logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -313,6 +309,7 @@ def estimate_sharding_saving(model: nn.Module, num_processes: int) -> int:
     return round(shared * (1 - 1 / num_processes)) - 3 * max(blocks, default=0)
 
 
+@_without_logged_errors()
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values.
 
