@@ -1,8 +1,9 @@
 """The memory and the operations of one update, counted on tensors that have shapes but no values."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -173,6 +174,19 @@ class UpdateMemory:
         return f"The largest part of an update, by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
 
 
+@contextmanager
+def _without_logged_errors() -> Iterator[None]:
+    """Let PyTorch log no error of fake tensors: a size that a model does not reproduce raises one."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_without_logged_errors()
 def plan_update(
     config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str
 ) -> UpdateMemory:
