@@ -69,7 +69,8 @@ def speeds_in_turns(folders: Sequence[str | Path], config: EvaluateConfig) -> Co
         if not protocol.get("checkpoint"):
             contract = "false unless all evaluations are of models that a name or a folder has"
             raise argument_error("speed", contract, f"true with {folder}", "Evaluate again.")
-        use = replace(config, weights=protocol["weights"])
+        decoder = protocol.get("decoder") or None
+        use = replace(config, weights=protocol["weights"], decoder=decoder)
         model = load_model(protocol["checkpoint"], use, device)
         sampler = protocol.get("sampler", {})
         options = {name: sampler[name] for name in ("steps", "seed", "level") if name in sampler}

@@ -228,12 +228,7 @@ def evaluate(
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
         description["data"] = config.data
-        description["subject"] = source.title
-        if isinstance(source, ModelSource):
-            description["sampler"] = source.model.describe_decoding()
-            if not isinstance(checkpoint, nn.Module):
-                description["checkpoint"] = str(checkpoint)
-                description["weights"] = config.weights
+        description |= _describe_subject(checkpoint, config, source)
         evaluation = _summarize(results, metric_set, description, flat_figures)
         evaluation = replace(evaluation, speed=speed)
         if output is not None and rank == 0:
@@ -287,6 +282,22 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
             setting, contract, source.title, "Pass a model, which reconstructs other clips."
         )
     return source.model
+
+
+def _describe_subject(
+    checkpoint: Model, config: EvaluateConfig, source: ModelSource | VideoSource
+) -> dict[str, Any]:
+    """Return the fields of `EvaluationRecord` that say what was measured."""
+    description: dict[str, Any] = {"subject": source.title}
+    if isinstance(source, ModelSource):
+        description["sampler"] = source.model.describe_decoding()
+        if not isinstance(checkpoint, nn.Module):
+            description["checkpoint"] = str(checkpoint)
+            description["weights"] = config.weights
+        if config.decoder is not None:
+            description["subject"] = f"{source.title}, decoded by {config.decoder}"
+            description["decoder"] = config.decoder
+    return description
 
 
 def _speed_of(

@@ -45,6 +45,8 @@ class EvaluationRecord:
     """The name or the folder of the model; empty for reconstructions that are videos, and for modules from Python."""
     weights: str = ""
     """Which weights of a run were measured, see `ModelUse.weights`; as empty as `checkpoint`."""
+    decoder: str = ""
+    """The model that decoded, if it is another one than the one that encoded."""
     num_videos: int = 1
     """Number of videos that the clips are from."""
     places: str = ""

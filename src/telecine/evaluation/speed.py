@@ -134,7 +134,9 @@ def measure_speed(
             seconds=times[index],
             memory=memory,
             flops=flops,
-            weights=_num_weights(model if is_decoder else model.latent_model, is_decoder),
+            weights=_num_weights(
+                model.decoding_model if is_decoder else model.latent_model, is_decoder
+            ),
         )
         parts.append(part)
     return [Speed(encode, decode) for encode, decode in zip(parts[::2], parts[1::2], strict=True)]

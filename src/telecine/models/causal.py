@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from os import PathLike
@@ -36,7 +36,13 @@ from telecine.models.causal_blocks import (
 from telecine.models.channels import RGBAConv3d, change_channels
 from telecine.models.clip_sizes import check_multiple
 from telecine.models.flow import FEW_STEPS, DenoisedClips, Sampler, denoised_clips, integrate
-from telecine.models.interface import ClipPosition, Reconstruction, check_input, clip_position
+from telecine.models.interface import (
+    ClipPosition,
+    Reconstruction,
+    VideoAutoencoder,
+    check_input,
+    clip_position,
+)
 from telecine.models.latent import (
     MEAN_KEY,
     STD_KEY,
@@ -47,7 +53,7 @@ from telecine.models.latent import (
     Posterior,
 )
 from telecine.models.latent_autoencoder import LatentAutoencoder
-from telecine.models.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
+from telecine.models.linear import LinearAutoencoder, PatchDecoder, PatchEncoder, fit_to_latents
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CONFIG_FILE,
@@ -573,6 +579,18 @@ class CausalVAE(CausalAutoencoder):
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
         self.encoder.linear.load_state_dict(linear.encoder.state_dict())
         self.decoder.linear.load_state_dict(linear.decoder.state_dict())
+
+    @torch.no_grad()
+    def start_from_teacher(self, teacher: VideoAutoencoder, videos: Iterable[Video]) -> None:
+        """Set the linear maps to the best ones between videos and the latents of a teacher.
+
+        Args:
+            teacher: The teacher, on the device of this model.
+            videos: Clips `(B, C, T, H, W)`.
+        """
+        device = self.last_layer.device
+        pairs = ((teacher.encode(video.to(device)).mode(), video) for video in videos)
+        fit_to_latents(self.encoder.linear, self.decoder.linear, pairs)
 
     def with_channels(self, in_channels: int) -> CausalVAE:
         """Return this model for other channels; see `change_channels`."""

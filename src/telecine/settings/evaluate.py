@@ -130,6 +130,9 @@ class MeasuredClips(ModelUse):
 class EvaluateConfig(MeasuredClips):
     """Which clips are measured, and with which metrics."""
 
+    decoder: UserPath | None = None
+    """Decode with this model instead, e.g. the teacher of a student with an encoder of its own: a run, a saved
+    autoencoder, a name on the Hub, or tiny. All metrics are then those of its reconstructions."""
     features: UserPath | None = None
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips

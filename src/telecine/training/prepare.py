@@ -272,7 +272,7 @@ def _build(
     teacher_metrics: dict[str, float] = {}
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
         if is_main and not is_resumed:  # the others get its weights
-            baseline = _fit_linear_maps(config, built, clips, console, device)
+            baseline = _fit_linear_maps(config, built, clips, console, device, teacher)
             linear = _measure_linear_baseline(config, baseline, clips, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
@@ -425,6 +425,7 @@ def _fit_linear_maps(
     clips: Clips,
     console: Console,
     device: torch.device,
+    teacher: VideoAutoencoder | None,
 ) -> LinearAutoencoder | None:
     """Fit the linear baseline, and start new weights from linear maps if `linear_start` is set.
 
@@ -433,7 +434,8 @@ def _fit_linear_maps(
         built: The model, which is changed by `linear_start` alone.
         clips: The clips of the run.
         console: Where progress is printed.
-        device: Where the linear map of a student is fitted.
+        device: Where the linear maps of a student are fitted.
+        teacher: The teacher of a student, whose latents the linear maps of a new autoencoder are fitted to.
 
     Returns:
         The linear baseline; None if the model has none, or neither `linear_start` nor `linear_baseline` needs it.
@@ -443,6 +445,15 @@ def _fit_linear_maps(
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(training_clips(clips))
     starts_linear = config.linear_start and built.has_new_linear_map
+    if starts_linear and teacher is not None:
+        console.print(
+            f"fitting the student's linear maps to the teacher's latents of {NUM_CLIPS} clips"
+        )
+        cast(CausalVAE, model).to(device).start_from_teacher(
+            teacher.to(device).eval(), training_clips(clips)
+        )
+        teacher.to("cpu")
+        starts_linear = False
     if not starts_linear and not config.linear_baseline:
         return None
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")

@@ -11,6 +11,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "features": ["TeacherFeatures"],
         "latent": ["TeacherLatent"],
         "reconstruction": ["TeacherReconstruction"],
+        "decoding": ["TeacherDecoding"],
         "distillation": ["distill"],
     },
 )
