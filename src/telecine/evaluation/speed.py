@@ -126,7 +126,7 @@ def measure_speed(
     for index, call in enumerate(calls):
         model = models[index // 2]
         is_decoder = index % 2 == 1
-        memory, flops = _needs(call, device)
+        memory, flops = count_needs(call, device)
         part = PartSpeed(
             frames_per_second=num_frames / median(times[index]),
             slowest=num_frames / max(times[index]),
@@ -134,8 +134,9 @@ def measure_speed(
             seconds=times[index],
             memory=memory,
             flops=flops,
-            weights=_num_weights(
-                model.decoding_model if is_decoder else model.latent_model, is_decoder
+            weights=count_weights(
+                model.decoding_model if is_decoder else model.latent_model,
+                is_decoder=is_decoder,
             ),
         )
         parts.append(part)
@@ -178,7 +179,7 @@ def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return (2 * torch.rand(shape, generator=generator) - 1).to(device)
 
 
-def _needs(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
+def count_needs(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
     """Return the bytes that a call allocates at its peak, and its operations."""
     counter = MemoryCounter("call")
     if device.type == "cuda":
@@ -192,7 +193,7 @@ def _needs(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
     return memory, counter.flops_by_part.total()
 
 
-def _num_weights(model: nn.Module, is_decoder: bool) -> int:
+def count_weights(model: nn.Module, *, is_decoder: bool) -> int:
     """Return the number of parameters of a model's decoder, or of the rest."""
     numbers = []
     for name, parameter in getattr(model, "module", model).named_parameters():
