@@ -25,7 +25,7 @@ from faults_crafted import crafted
 from faults_files import all_damaged, crashes, damage, full_disk, latent_cache, manifest_bits
 from faults_foreign import foreign
 from faults_inputs import lists, media
-from faults_processes import kills, kinds, ranks, signals, starters, straight, two_runs
+from faults_processes import kills, kinds, probes, ranks, signals, starters, straight, two_runs
 from measure import machine, table
 
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", type=int, default=12, help="how often runs of other kinds are killed"
     )
+    parser.add_argument("--probes", type=int, default=12, help="how often a probe is killed")
     parser.add_argument("--signals", type=int, default=20, help="how often a run gets a signal")
     parser.add_argument(
         "--two_runs", type=int, default=5, help="how often a second run starts in the same folder"
@@ -72,6 +73,7 @@ def main() -> None:
         rows += [
             kills(folder, arguments.kills, expected),
             kinds(folder, arguments.kinds),
+            probes(folder, arguments.probes),
             signals(folder, arguments.signals, expected),
             two_runs(folder, arguments.two_runs, expected),
             ranks(folder, arguments.ranks),

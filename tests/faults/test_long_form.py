@@ -14,6 +14,7 @@ FEW = {
     "foreign": 14,
     "kills": 2,
     "kinds": 0,
+    "probes": 0,
     "signals": 1,
     "two_runs": 1,
     "ranks": 0,
