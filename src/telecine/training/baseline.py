@@ -146,7 +146,7 @@ def _measure(
     device: torch.device,
 ) -> dict[str, float]:
     """Return the mean of each metric of reconstructions over held-out clips."""
-    metrics = ReconstructionMetrics(perceptual)
+    metrics = ReconstructionMetrics(perceptual, is_decoded=True)
     for clip in val:
         target = clip["video"][None].to(device)
         metrics.update(reconstruction=reconstruct(target), target=target)

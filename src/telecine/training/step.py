@@ -163,6 +163,7 @@ def accumulate_gradients(
                 encode=partial(_encoded_mode, autoencoder),
                 first_frame_apart=autoencoder.first_frame_apart,
                 sample_weight=output.weight,
+                is_decoded=True,
             )
             if state.disc_optimizer is not None and weights.discriminators_train:
                 update = objective.update(
