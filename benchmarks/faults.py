@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from faults_crafted import crafted
+from faults_disk import CASES, disk_errors
 from faults_files import all_damaged, crashes, damage, full_disk, latent_cache, manifest_bits
 from faults_foreign import foreign
 from faults_inputs import lists, media
@@ -57,6 +58,12 @@ def main() -> None:
         "--manifests", type=int, default=200, help="how often a bit of a manifest is flipped"
     )
     parser.add_argument(
+        "--disk_errors",
+        type=int,
+        default=len(CASES),
+        help=f"how many errors of a disk are injected, at most {len(CASES)}",
+    )
+    parser.add_argument(
         "--latents", type=int, default=200, help="how often a latent cache is damaged"
     )
     parser.add_argument(
@@ -80,6 +87,7 @@ def main() -> None:
             starters(folder, arguments.starters),
             manifest_bits(folder, arguments.manifests),
             latent_cache(folder, arguments.latents),
+            disk_errors(folder, arguments.disk_errors),
         ]
         # Last: what counts operations on files cannot be removed again.
         rows += [full_disk(folder), damage(folder), all_damaged(folder), crashes(folder)]

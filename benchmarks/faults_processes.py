@@ -128,12 +128,13 @@ def start(
     settings, log = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("yaml", name))
     settings.write_text(as_yaml(config), encoding="utf-8")
     words = ["train", "--config", str(settings)]
-    process = FORK.Process(target=_command, args=(words, log, environment or {}))
+    process = FORK.Process(target=run_command, args=(words, log, environment or {}))
     process.start()
     return Run(process, config, log)
 
 
-def _command(words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+def run_command(words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+    """Run telecine in this process, a fork, and end it; what it prints is in two files beside `log`."""
     os.setsid()
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -256,7 +257,7 @@ def probes(folder: Path, number: int) -> Row:
 
 
 def _start_probe(words: list[str], output: Path, log: Path) -> ForkProcess:
-    process = FORK.Process(target=_command, args=([*words, "-o", str(output)], log, {}))
+    process = FORK.Process(target=run_command, args=([*words, "-o", str(output)], log, {}))
     process.start()
     return process
 

@@ -19,7 +19,7 @@ FEW = {
     "two_runs": 1,
     "ranks": 0,
 }
-FEW |= {"starters": 2, "manifests": 20, "latents": 20}
+FEW |= {"starters": 2, "manifests": 20, "latents": 20, "disk_errors": 3}
 
 
 def test_every_promise_is_kept(forks):

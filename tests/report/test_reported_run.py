@@ -42,6 +42,13 @@ class TestReadRun:
         assert replace(run, records=records(60)).unfinished == ""
         assert replace(run, settings={"steps": "many"}).unfinished == ""
 
+    def test_a_run_that_was_stopped_between_two_records_has_the_step_of_its_checkpoint(
+        self, tmp_path
+    ):
+        folder = write_run(tmp_path / "run", records(20))
+        (folder / "checkpoints" / "step-00000021").mkdir(parents=True)
+        assert read_run(folder, "x").steps == 21
+
     def test_a_missing_warnings_file_differs_from_an_empty_one(self, tmp_path):
         folder = write_run(tmp_path / "run", [])
         assert read_run(folder, "x").warnings is None
