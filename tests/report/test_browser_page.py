@@ -500,7 +500,7 @@ def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(browser, repor
 def test_copied_values_have_no_formula(browser, tmp_path):
     """A spreadsheet would run names of runs and of clips; numbers below 0 stay numbers."""
     curve = make_curve(0, [(0, -0.5), (1, 0.25)])
-    series = [Series("latent", name, [curve]) for name in ("=1+1", "@SUM(1)", "plain")]
+    series = [Series(name, "latent", [curve]) for name in ("=1+1", "@SUM(1)", "plain")]
     chart_of_names = Chart("Names", series, x="clip", x_names=("+file.mp4", '-"a", b.mp4'))
     path = write_charts(tmp_path / "page.html", [chart_of_names])
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
