@@ -134,6 +134,7 @@ def test_runs_as_a_module(forks):
             "`video` must be a file or a folder that",
         ),
         (["evaluate", "--compare", "no", "no"], "`no` must be the output folder of an evaluation"),
+        (["encode", "tiny", "--num_frames", "0", "-o", "x"], "`--num_frames` must be at least 1"),
         (["config", "show"], "`action` must be one of validate, schema, but got 'show'."),
         (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml, which does not exist"),
         (["train", "--config", "dmeo"], "Did you mean `demo`?"),
