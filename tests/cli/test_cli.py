@@ -831,7 +831,7 @@ def test_a_list_can_be_typed_in_several_options_or_is_refused():
 
 
 def test_an_error_is_printed_by_the_first_of_several_processes(monkeypatch, capsys):
-    """The launcher ends the others while they wait, see `tests/faults/test_ranks.py`."""
+    """The launcher ends the others while they wait. Which process ends first is chance under a real one."""
 
     def end(seconds):
         raise SystemExit(1)
