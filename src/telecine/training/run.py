@@ -39,6 +39,7 @@ from telecine.training.memory import step_with_most_terms
 from telecine.training.memory_limits import out_of_memory
 from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
+from telecine.training.stopping import stopping
 
 # Values of a clip up to which an update on a CPU takes seconds.
 _QUICK_ON_A_CPU = 2**20
@@ -249,7 +250,8 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
         run = prepare(changed, console)
         try:
             with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
-                validate(run, stop)
+                with stopping(run, stop) as check:
+                    validate(run, check)
                 return _update_once(run, stop)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(
