@@ -37,10 +37,12 @@ SIZED = {
 }
 # Built for any.
 PATCHES = {
-    norm: partial(PatchDiscriminator3D, dim=2, norm=norm) for norm in ("group", "none", "spectral")
+    norm: partial(PatchDiscriminator3D, base_channels=2, norm=norm)
+    for norm in ("group", "none", "spectral")
 }
 IMAGE_PATCHES = {
-    norm: partial(PatchDiscriminator, dim=2, norm=norm) for norm in ("group", "none", "spectral")
+    norm: partial(PatchDiscriminator, base_channels=2, norm=norm)
+    for norm in ("group", "none", "spectral")
 }
 VIDEO = {
     **{name: partial(make, image_size=16, frame_num=8, **SMALL) for name, make in SIZED.items()},
