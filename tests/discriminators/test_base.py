@@ -175,12 +175,9 @@ class TestAsOutput:
         [
             (None, "NoneType"),
             (1.0, "float"),
-            ({"logits": torch.zeros(2)}, "dict"),
             ((torch.zeros(2),), r"\(Tensor\)"),
             ((torch.zeros(2), torch.zeros(2, 3)), r"\(Tensor, Tensor\)"),
-            ([torch.zeros(2), (), ()], r"\(Tensor, \(\), \(\)\)"),
             ((torch.zeros(2), (None,)), r"\(Tensor, \(NoneType\)\)"),
-            (((), torch.zeros(2)), r"\(\(\), Tensor\)"),
             (DiscriminatorOutput(None, ()), r"\(NoneType, \(\)\)"),
         ],
     )

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from telecine.losses import GAN_LOSSES, GANLosses
 from telecine.losses.penalty import gradient_penalty
+from telecine.ops.convolution import is_differentiated_twice
 
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
 
@@ -233,24 +234,32 @@ class TestPenalty:
         [
             ("one_centered", {False}),
             ("r2", {False}),
-            ("approximate_r1", {True, False}),
-        ],  # it compares in float32
+            ("wgan_gp", {False}),
+            ("approximate_r1", {True, False}),  # it compares in float32
+        ],
     )
     @pytest.mark.parametrize("early", [True, False])
-    def test_a_double_backward_turns_autocast_off(self, build, pair, kind, autocast, early):
+    def test_a_double_backward_is_announced_and_turns_autocast_off(
+        self, build, pair, kind, autocast, early
+    ):
         class Recorded(Cubic):
             def forward(self, x):
-                recorded.append(torch.is_autocast_enabled("cpu"))
+                has_autocast.append(torch.is_autocast_enabled("cpu"))
+                is_announced.append(is_differentiated_twice())
                 return super().forward(x)
 
-        recorded = []
+        has_autocast = []
+        is_announced = []
         loss = build(kind, every=2, discr_3d_kwargs=Recorded(), eager_gradients=early)
         with torch.autocast("cpu", torch.bfloat16):
             loss(*pair, 1, 0)
-            assert set(recorded) == autocast
-            recorded.clear()
+            assert set(has_autocast) == autocast
+            assert any(is_announced) == (kind != "approximate_r1")
+            has_autocast.clear()
+            is_announced.clear()
             loss(*pair, 1, 1)
-        assert recorded == [True, True], "this step has no penalty"
+        assert has_autocast == [True, True], "this step has no penalty"
+        assert not any(is_announced)
 
 
 class TestCallArguments:

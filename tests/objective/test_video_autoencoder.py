@@ -382,24 +382,6 @@ class TestCalls:
         }
         assert len(values) > 1
 
-    def test_modules_arguments_and_targets(self, make_loss, make_discriminator):
-        module = make_discriminator()
-        target = {
-            "target": "sat.sgm.modules.autoencoding.losses.video_loss.Discriminator3DWithfirstframe",
-            "params": VIDEO,
-        }
-        loss = make_loss(
-            discr_kwargs=IMAGE, discr_3d_kwargs=target, multiscale_discr_kwargs=[module, VIDEO]
-        )
-        kinds = [type(d.module).__name__ for d in loss.discriminators]
-        assert kinds == [
-            "Discriminator",
-            "Discriminator3DWithfirstframe",
-            "MeanDiscriminator",
-            "Discriminator3D",
-        ]
-        assert loss.multiscale_discrs[0] is module
-
     def test_gradient_checkpointing_reaches_every_discriminator(
         self, make_loss, make_discriminator
     ):

@@ -10,15 +10,11 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-import torch._functorch.config
 from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar
-
-# The gradients of several terms are taken through one graph, so compiled code must keep its buffers after the first.
-torch._functorch.config.donated_buffer = False
 
 Gradients: TypeAlias = list[Tensor | None]
 
@@ -110,7 +106,7 @@ class GradientSum:
         self,
         output: Tensor,
         *,
-        cotangent: Tensor | None = None,
+        grad_output: Tensor | None = None,
         inputs: Sequence[Tensor] = (),
         factor: Tensor | None = None,
         retain_graph: bool = False,
@@ -118,8 +114,8 @@ class GradientSum:
         """Add the parameters' gradients of `output`, and return those of `inputs`. Autocast is off meanwhile.
 
         Args:
-            output: A scalar, or any tensor with a `cotangent`.
-            cotangent: The gradient of the loss for `output`, of its shape.
+            output: A scalar, or any tensor with a `grad_output`.
+            grad_output: The gradient of the loss for `output`, of its shape.
             inputs: Further tensors that `output` depends on.
             factor: A scalar by which the parameters' gradients are multiplied; 1 if `None`.
             retain_graph: Keep the graph for another backward.
@@ -132,7 +128,7 @@ class GradientSum:
                 if self.gradients[index] is not None or factor is not None:
                     hooks.enter_context(parameter.register_hook(partial(self._add, index, factor)))
             gradients = torch.autograd.grad(
-                output, differentiated, cotangent, retain_graph=retain_graph, allow_unused=True
+                output, differentiated, grad_output, retain_graph=retain_graph, allow_unused=True
             )
         for index, gradient in enumerate(gradients[len(inputs) :]):
             if gradient is not None:

@@ -13,10 +13,10 @@ from telecine.objective.early_gradients import GradientSum
 
 
 def can_share_backward(d: BoundDiscriminator, logits: Tensor, x: Tensor) -> bool:
-    """Return whether `shared_backward` applies: independent samples, one logit each, and no float16 cotangents.
+    """Return whether `shared_backward` applies: independent samples, one logit each, and no float16 logits.
 
     It does not for a map of logits, as the discriminators "patch" and "features" return it: a sample's input gradient
-    then depends on several cotangents.
+    then depends on the gradients at several logits.
 
     Args:
         d: The discriminator.
@@ -43,8 +43,13 @@ def shared_backward(
         d generator_loss / d x_b = (d generator_loss / d l_b) * (d l_b / d x_b)
         d discriminator_loss / d parameters = sum_b (d discriminator_loss / d l_b) * (d l_b / d parameters)
 
-    The backward has the discriminator's cotangents `d discriminator_loss / d l_b`, so its gradients of the parameters
-    are right, and that of `x_b` is scaled by the quotient of both cotangents.
+    The backward starts from the discriminator's gradients at the logits, so its gradients of the parameters are right.
+    That of `x_b` is scaled by the quotient of the generator's and the discriminator's gradient at `l_b`.
+
+    Where the discriminator's gradient is 0, as beyond the margin of the hinge, 2^-40 of the generator's replaces it: a
+    quotient by 0 would lose the generator's. For example, the hinge with the logits 0.5 and -3 of two reconstructions
+    has the gradients 1/2 and 0 for the discriminator, -1/2 and -1/2 for the generator. The backward starts from 1/2 and
+    -1/2^41, which vanishes in the rounding of the parameters' gradients. The quotients, -1 and 2^40, are exact.
 
     Args:
         generator_loss: The generator's loss, a function of `logits`.
@@ -54,28 +59,18 @@ def shared_backward(
         gradient_sum: The sum of gradients of the discriminator's parameters.
         retain_graph: Keep the discriminator's graph for another backward.
     """
-    (generator_cotangent,) = torch.autograd.grad(generator_loss, logits)
-    (discriminator_cotangent,) = torch.autograd.grad(discriminator_loss, logits)
-    cotangent = _without_zeros(discriminator_cotangent, generator_cotangent)
-    # If all of the discriminator's cotangents are 0, the parameters' gradients are 0, and not that of tiny cotangents.
-    is_any_not_0 = (discriminator_cotangent != 0).any()
+    (generator_gradient,) = torch.autograd.grad(generator_loss, logits)
+    (discriminator_gradient,) = torch.autograd.grad(discriminator_loss, logits)
+    tiny = 2.0**-40 * generator_gradient
+    is_large = discriminator_gradient.abs() >= tiny.abs()
+    grad_logits = torch.where(is_large, discriminator_gradient, tiny)
+    # If all of the discriminator's gradients are 0, those of the parameters are 0, and not those of `tiny`.
+    is_any_not_0 = (discriminator_gradient != 0).any()
     (grad_x,) = gradient_sum.add(
-        logits, cotangent=cotangent, inputs=[x], factor=is_any_not_0, retain_graph=retain_graph
+        logits, grad_output=grad_logits, inputs=[x], factor=is_any_not_0, retain_graph=retain_graph
     )
     assert grad_x is not None
-    # Where `cotangent` is 0, both are.
-    quotient = generator_cotangent.to(x.dtype) / cotangent.to(x.dtype)
-    scale = torch.where(cotangent == 0, 0.0, quotient)
+    # Where `grad_logits` is 0, both gradients are.
+    quotient = generator_gradient.to(x.dtype) / grad_logits.to(x.dtype)
+    scale = torch.where(grad_logits == 0, 0.0, quotient)
     return grad_x * scale.view(-1, *[1] * (x.ndim - 1))
-
-
-def _without_zeros(cotangent: Tensor, other: Tensor) -> Tensor:
-    """Return `cotangent`, and `other / 2^40` where it is larger than that: a quotient by 0 would lose `other`.
-
-    For example, the hinge with the logits 0.5 and -3 of two reconstructions: the discriminator's cotangents are 1/2
-    and, beyond the margin, 0; those of the generator are -1/2 and -1/2. Returned are 1/2 and -1/2^41. The second one
-    vanishes in the rounding of a sum with the first one, as in the parameters' gradients. The quotients by which the
-    inputs' gradients are scaled, -1 and 2^40, are exact.
-    """
-    tiny = 2.0**-40 * other
-    return torch.where(cotangent.abs() >= tiny.abs(), cotangent, tiny)
