@@ -260,7 +260,7 @@ class TestNames:
 @pytest.mark.parametrize(
     ("options", "x", "message"),
     [
-        ({"dim": 0}, None, "`dim` must be a positive int"),
+        ({"base_channels": 0}, None, "`base_channels` must be a positive int"),
         ({"size": 0}, None, "`size` must be a positive int"),
         ({}, torch.zeros(1, 2, 2, 8, 8), "of shape .* with C = 3"),
     ],
