@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Protocol, TypeAlias, TypedDict, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
@@ -56,6 +56,7 @@ class Batch:
     first_frame_apart: bool  # whether the first latent frame encodes the first frame alone
     decode: Decode | None
     encode: Encode | None
+    model: nn.Module | None
     background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
 
@@ -86,6 +87,8 @@ class BatchOptions(TypedDict, total=False):
     """The decoder, a function of a latent, for terms that decode a changed one."""
     encode: Encode | None
     """The encoder, from a video to the mode of its posterior, for terms that encode a decoded one."""
+    model: nn.Module | None
+    """The trained autoencoder, for terms that look at its layers."""
     first_frame_apart: bool
     """Whether the first frame of `latent` encodes the first frame alone, which is the default."""
 
@@ -106,6 +109,7 @@ def make_batch(
     latent: Tensor | None = None,
     decode: Decode | None = None,
     encode: Encode | None = None,
+    model: nn.Module | None = None,
     first_frame_apart: bool = True,
 ) -> Batch:
     """Return the checked inputs of the terms.
@@ -194,6 +198,7 @@ def make_batch(
         first_frame_apart=first_frame_apart,
         decode=decode,
         encode=encode,
+        model=model,
         background=background,
     )
 

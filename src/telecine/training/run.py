@@ -38,6 +38,7 @@ from telecine.training.memory import step_with_most_terms
 from telecine.training.memory_limits import out_of_memory
 from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
+from telecine.training.stopping import stopping
 
 _REMEDY = 'Use `read_config("demo")`, or another recipe, a file or a dict.'
 
@@ -241,7 +242,8 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
         run = prepare(changed, console or PlainConsole())
         try:
             with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
-                validate(run, stop)
+                with stopping(run, stop) as check:
+                    validate(run, check)
                 return _update_once(run, stop)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(

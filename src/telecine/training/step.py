@@ -161,6 +161,7 @@ def accumulate_gradients(
                 latent=output.latent,
                 decode=decode,
                 encode=partial(_encoded_mode, autoencoder),
+                model=autoencoder,
                 first_frame_apart=autoencoder.first_frame_apart,
                 sample_weight=output.weight,
             )

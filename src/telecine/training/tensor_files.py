@@ -33,11 +33,6 @@ SHARDS = "shards"
 _SHARDING_INFO = "DCP_SHARDING_INFO"
 _OFFSETS = "saved_offsets"
 
-# PyTorch warns whenever a process reads shards by itself.
-warnings.filterwarnings(
-    "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
-)
-
 
 class HostCopy:
     """Copies of tensors in the memory of the host: the shards of this process, and in the main one all whole tensors.
@@ -175,7 +170,11 @@ def load_into(targets: Mapping[str, Tensor], folder: Path, group: str) -> None:
 
     by_key = {f"{group}.{name}": target for name, target in targets.items()}
     try:
-        load(by_key, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
+        with warnings.catch_warnings():
+            # PyTorch warns whenever a process reads shards by itself.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            reader = HuggingFaceStorageReader(str(folder / SHARDS))
+            load(by_key, storage_reader=reader, no_dist=True)
     except CheckpointException as error:  # not an `Exception`; it has the traceback of each process
         cause, _ = error.failures[0]
         raise _damaged(folder / SHARDS, cause) from error
