@@ -17,7 +17,6 @@ from telecine.losses import (
     wgan_gp,
 )
 from telecine.losses.penalty import PENALTY_INPUTS
-from telecine.ops.convolution import is_differentiated_twice
 
 from .harness import LossCase, LossTester, normal, random
 
@@ -318,7 +317,6 @@ def seen():
 def plane(seen):
     def discriminator(x):
         seen.append(x.detach())
-        assert is_differentiated_twice()
         return x.flatten(1).sum(1)
 
     return discriminator

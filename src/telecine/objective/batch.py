@@ -50,7 +50,10 @@ class Batch:
     rng: Generators  # the source of random numbers
     disc_real: Video
     """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
-    disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
+    disc_fake: Video  # the same of `fake`
+    discriminated: Video
+    """A view of `fake`, from which `disc_fake` is made: the part of the gradient that the discriminators cause."""
+    grad_hook: Callable[[Tensor], None] | None  # is called with the gradient at `discriminated`
     latent: Tensor | None
     posterior: Gaussian | None  # that of the auxiliary losses
     first_frame_apart: bool  # whether the first latent frame encodes the first frame alone
@@ -78,8 +81,8 @@ class BatchOptions(TypedDict, total=False):
     generator: Generators
     """Source of the random frames and of a penalty's noise, on the videos' device: one, or one for each clip."""
     grad_hook: Callable[[Tensor], None] | None
-    """Called in the backward with the part of the gradient at the reconstructions that the discriminators cause. The
-    adaptive weight, whose backwards come before, calls it with the gradients of single terms: the last call counts."""
+    """Called once in the caller's backward, with the part of the gradient at the reconstructions that the
+    discriminators cause."""
     latent: Tensor | None
     """The latent `(B, ...)` that `reconstructions` were decoded from, for terms that look at it. Unlike the gradients
     of other terms, theirs are computed by the caller's `backward()`."""
@@ -174,12 +177,8 @@ def make_batch(
     if reduction == "sum":
         num_elements = fake[0].numel() * fraction
 
-    disc_fake = fake
-    if grad_hook is not None and fake.requires_grad:
-        # The hook gets the gradient that flows back through this view.
-        disc_fake = fake.view_as(fake)
-        disc_fake.register_hook(grad_hook)
-    disc_real, disc_fake = _windowed_and_augmented(real, disc_fake, config.gan, generator)
+    discriminated = fake.view_as(fake)
+    disc_real, disc_fake = _windowed_and_augmented(real, discriminated, config.gan, generator)
     background: Tensor | float = 0.0
     if real.shape[1] == RGBA and torch.is_grad_enabled():
         background = 2 * rand((len(real), 3), generator=generator, device=real.device) - 1
@@ -196,6 +195,8 @@ def make_batch(
         rng=generator,
         disc_real=disc_real,
         disc_fake=disc_fake,
+        discriminated=discriminated,
+        grad_hook=grad_hook,
         latent=latent,
         posterior=_posterior_of(aux_losses),
         first_frame_apart=first_frame_apart,
