@@ -67,7 +67,9 @@ def test_attention_on_a_cpu_counts_as_elsewhere():
 def test_calls_take_turns():
     order = []
     times = time_in_turns(
-        [lambda: order.append("a"), lambda: order.append("b")], torch.device("cpu")
+        [lambda: order.append("a"), lambda: order.append("b")],
+        torch.device("cpu"),
+        min_seconds=0.0,
     )
     assert order == ["a", "b"] * (len(order) // 2)
     assert [len(seconds) for seconds in times] == [10, 10]

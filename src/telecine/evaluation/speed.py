@@ -24,7 +24,7 @@ NUM_WARM_UP = 2
 MIN_REPETITIONS = 10
 MAX_REPETITIONS = 50
 MIN_SECONDS = 1.0
-"""More than `MIN_REPETITIONS` are measured until each call took so long in all, on average."""
+"""See `time_in_turns`."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def measure_speed(
         clip = _noise((1, model.in_channels, num_frames, height, width), device)
         latent = model.encode(clip).mode()
         calls += [_encoding(model, clip), _decoding(model, latent)]
-    times = time_in_turns(calls, device)
+    times = time_in_turns(calls, device, min_seconds=MIN_SECONDS)
     parts: list[PartSpeed] = []
     for index, call in enumerate(calls):
         model = models[index // 2]
@@ -143,17 +143,20 @@ def measure_speed(
     return [Speed(encode, decode) for encode, decode in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def time_in_turns(calls: Sequence[Callable[[], object]], device: torch.device) -> list[list[float]]:
+def time_in_turns(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, min_seconds: float
+) -> list[list[float]]:
     """Return the seconds of each repetition of each call. They take turns, after `NUM_WARM_UP` rounds without a clock.
 
     Args:
         calls: What is measured.
         device: Where it computes; on a GPU, the clock stops when all is done.
+        min_seconds: More than `MIN_REPETITIONS` are measured until each call took so long in all, on average.
     """
     times: list[list[float]] = [[] for _ in calls]
     total = 0.0
     for repetition in range(NUM_WARM_UP + MAX_REPETITIONS):
-        if total >= MIN_SECONDS * len(calls) and repetition >= NUM_WARM_UP + MIN_REPETITIONS:
+        if total >= min_seconds * len(calls) and repetition >= NUM_WARM_UP + MIN_REPETITIONS:
             break
         for call, seconds in zip(calls, times, strict=True):
             _wait_for(device)
