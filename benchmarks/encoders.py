@@ -26,11 +26,12 @@ from telecine.tools.distill import TeacherDecoding, TeacherLatent
 
 TEACHER = "tiny"
 TERMS = {
-    "latent": (1.0, 0.0),
-    "decoding": (0.0, 1.0),
-    "both": (0.1, 1.0),
+    "latent": (1.0, 0.0, 0.0),
+    "decoding": (0.0, 1.0, 0.0),
+    "both": (0.1, 1.0, 0.0),
+    "decoding_lpips": (0.0, 1.0, 0.1),
 }
-"""The weights of `teacher_latent` and of `teacher_decoding`."""
+"""The weights of `teacher_latent`, of `teacher_decoding`, and of LPIPS in that."""
 METRICS = ("psnr", "ssim", "flicker", "sharpness", "lpips_alex")
 TRAINED_SIZE = {"num_frames": 5, "height": 48, "width": 48}
 SIZE = {"num_frames": 5, "height": 64, "width": 64}
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--student", default="student.yaml")
+    parser.add_argument("--terms", nargs="+", choices=TERMS, default=["latent", "decoding", "both"])
     arguments = parser.parse_args()
     teacher = load_autoencoder(TEACHER).eval()
     clips = read_clips(arguments.seen, 200)
@@ -63,9 +65,12 @@ def main() -> None:
         "linear encoder": [measure(start, teacher, unseen)],
     }
     latent_term = TeacherLatent(TEACHER)
-    decoding_term = TeacherDecoding(TEACHER)
+    decoding_terms = {
+        name: TeacherDecoding(TEACHER, perceptual_weight=TERMS[name][2]) for name in arguments.terms
+    }
     for seed in range(arguments.seeds):
-        for name, (latent_weight, decoding_weight) in TERMS.items():
+        for name in arguments.terms:
+            latent_weight, decoding_weight, _ = TERMS[name]
             torch.manual_seed(seed)
             student = CausalVAE(architecture)
             student.encoder.linear.load_state_dict(start.encoder.linear.state_dict())
@@ -82,7 +87,9 @@ def main() -> None:
                         latent=latent, target=target, posterior=moments
                     )
                 if decoding_weight > 0:
-                    loss = loss + decoding_weight * decoding_term(latent=latent, target=target)
+                    loss = loss + decoding_weight * decoding_terms[name](
+                        latent=latent, target=target
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(student.encoder.parameters(), 1.0)
