@@ -50,6 +50,7 @@ from telecine.training.clips import Clips, build_clips, map_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
     describe_processes,
+    leave_context_group,
     on_first_process,
     seed_other_processes,
 )
@@ -162,6 +163,7 @@ class TrainingRun:
         self.accelerator.free_memory()
         gc.collect()
         self.accelerator.end_training()
+        leave_context_group()
         self.folder.release()
 
 
