@@ -275,6 +275,8 @@ def compare(names: list[str], dtype: torch.dtype) -> bool:
         for num_processes, context_parallel in LAYOUTS:
             num_groups = num_processes // context_parallel
             divisible = [name for name in names if is_divisible(ALL_CASES[name], num_groups)]
+            if not divisible:
+                continue
             words = ["work", "--folder", folder_name, "--context", str(context_parallel)]
             words += ["--processes", str(num_processes), "--cases", *divisible]
             if dtype == torch.float32:

@@ -33,7 +33,7 @@ from telecine.base.checks import argument_error
 from telecine.models import causal, causal_blocks, linear
 from telecine.models.causal import CausalAutoencoder, CausalVAE
 from telecine.models.interface import VideoAutoencoder
-from telecine.ops.ranks import context_group
+from telecine.ops.ranks import ContextGroup, context_group, using_context_group
 from telecine.ops.rows import gather_rows, pad_rows, rows_of_ranks, split_rows
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -149,10 +149,10 @@ def _call_on_rows(
         *others: Further inputs. Videos among them are split, too.
     """
     group = context_group()
-    if group.size == 1:
-        return forward(video, *others)
-    _check_rows(video.shape[3], rows_per_unit, group.size)
     num_units = video.shape[3] // rows_per_unit
+    if group.size == 1 or num_units < group.size:  # such as a latent that a term has made smaller
+        with using_context_group(ContextGroup()):
+            return forward(video, *others)
 
     def split(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.ndim != 5:
