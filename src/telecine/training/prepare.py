@@ -162,8 +162,8 @@ class TrainingRun:
         del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
         self.accelerator.free_memory()
         gc.collect()
-        self.accelerator.end_training()
         leave_context_group()
+        self.accelerator.end_training()
         self.folder.release()
 
 
