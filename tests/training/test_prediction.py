@@ -1,8 +1,6 @@
 """Predictive reconstruction: the encoder sees the first frames, and the decoder makes all."""
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +12,15 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.prediction import Prediction, build_prediction
 from telecine.training.step import MicroBatch, train_step
 
-helpers = runpy.run_path(str(Path(__file__).with_name("helpers.py")))
+from .helpers import (
+    assert_equal,
+    assert_equal_runs,
+    last_checkpoint,
+    resumed_copy,
+    tensors,
+    train_all,
+)
+
 SHAPE = (9, 32, 32)
 PREDICTIVE = PredictiveConfig(max_dropped=1.0)
 
@@ -41,7 +47,7 @@ def test_dropping_nothing_has_the_same_bits_as_without(predictive):
         logs.append([train_step(state, [batch]) for _ in range(2)])
         weights.append(state.autoencoder.state_dict())
     assert logs[0] == logs[1]
-    helpers["assert_equal"](weights[0], weights[1])
+    assert_equal(weights[0], weights[1])
 
 
 def test_the_encoder_sees_the_first_frames_and_the_decoder_makes_all(predictive):
@@ -66,14 +72,16 @@ def test_the_encoder_sees_the_first_frames_and_the_decoder_makes_all(predictive)
         whole = state.autoencoder.encode(video[:, :, : 1 + 4 * (num_kept - 1)]).mode()
         torch.testing.assert_close(latents[0][:, :, :num_kept], whole)
     assert numbers == {1, 2, 3}
+    zero = replace(PREDICTIVE, fill="zero")
+    assert build_prediction(zero, state.autoencoder, [Bucket(*SHAPE)]).fill is None
 
 
 def test_a_run_resumes_to_the_bit_and_saves_its_vector(predictive, tmp_path):
-    helpers["train_all"](predictive)
-    objective = helpers["tensors"](helpers["last_checkpoint"](predictive))["objective.safetensors"]
+    train_all(predictive)
+    objective = tensors(last_checkpoint(predictive))["objective.safetensors"]
     assert objective["term_modules.predictive_fill.vector"].abs().min() > 0
-    resumed = helpers["resumed_copy"](predictive, tmp_path / "resumed")
-    helpers["assert_equal_runs"](predictive, resumed)
+    resumed = resumed_copy(predictive, tmp_path / "resumed")
+    assert_equal_runs(predictive, resumed)
 
 
 class Custom(nn.Module):

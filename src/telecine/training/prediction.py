@@ -12,7 +12,6 @@ from telecine.base.randomness import Generators, host_rand
 from telecine.base.shapes import Video
 from telecine.models import LatentAutoencoder, Posterior, VideoAutoencoder
 from telecine.models.latent import AuxLosses, LatentGrid
-from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import Bucket, PredictiveConfig
 
 
@@ -84,7 +83,7 @@ class FilledPosterior:
         shape = (batch, channels, self.num_dropped, height, width)
         if self.fill is None:
             return torch.cat([latent, latent.new_zeros(shape)], dim=2)
-        vector = with_averaged_gradient(self.fill.vector).to(latent)
+        vector = self.fill.vector.to(latent)
         return torch.cat([latent, vector.view(1, -1, 1, 1, 1).expand(shape)], dim=2)
 
 
