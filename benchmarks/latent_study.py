@@ -1,7 +1,7 @@
 """Three small studies of latents on one set of runs: round trips, predictive reconstruction, measures that foretell.
 
     python benchmarks/videos.py runs/videos
-    python benchmarks/latent_study.py --videos runs/videos -o runs/latent_study --steps 200 --seeds 0 1 2
+    python benchmarks/latent_study.py --videos runs/videos -o runs/latent_study --steps 100 --seeds 0 1 2
 
 Each arm is the model of the demo, trained without a GAN on clips of 9 x 32 x 32 of the demo's videos, and measured on
 clips of five other videos. The update is that of `telecine train`; there is no validation and no checkpoint. The arm
@@ -62,9 +62,9 @@ SHAPE = (9, 32, 32)
 NUM_TRAINING = 256
 NUM_UNSEEN = 120
 NUM_FRECHET = 264  # more than the 256 features of TransNet V2
-NUM_MEASURED = 40
+NUM_MEASURED = 24
 NUM_PASSES = 10
-NUM_ROUND_TRIPS = 10
+NUM_ROUND_TRIPS = 6
 PROBE_STEPS = 200
 PROBE_BATCH = 16
 NO_LPIPS = {"perceptual_weight": 0.0}
@@ -86,15 +86,14 @@ class Arm:
 
 ARMS = {
     "nothing": Arm(round_trips=True),
-    "round_trip": Arm({"terms": {"round_trip": 1.0}}, round_trips=True),
+    "round_trip": Arm({"terms": {"round_trip": 1.0}}, round_trips=True, probe=False),
     "no LPIPS": Arm(NO_LPIPS, round_trips=True, probe=False),
     "no LPIPS, round_trip": Arm(
         {**NO_LPIPS, "terms": {"round_trip": 1.0}}, round_trips=True, probe=False
     ),
     "predictive": Arm(TEMPORAL, PREDICTS),
     "local_correlation": Arm({"terms": {"local_correlation": 0.02}}),
-    "linear": Arm(is_trained=False, round_trips=True),
-    "predictive, time_kernel 1": Arm(TEMPORAL, PREDICTS, time_kernel=1, probe=False),
+    "linear": Arm(is_trained=False, round_trips=True, probe=False),
 }
 
 
@@ -418,7 +417,7 @@ def main() -> None:
     )
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos.py")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the figures")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument(
@@ -432,6 +431,8 @@ def main() -> None:
     linear = None
     for seed, arm in itertools.product(options.seeds, options.arms):
         file = options.output / f"{arm.replace(' ', '_').replace(',', '')}-{seed}.json"
+        if arm == "linear" and seed != options.seeds[0]:
+            continue  # it does not depend on the seed
         if not file.is_file() and not options.tables:
             if data is None:
                 data = read_data(options.videos, frechet=options.frechet)
