@@ -185,7 +185,7 @@ def fill(run, before_each, console=None, cache=None):
         run.clips.train,
         sampler,
         console or quiet(),
-        before_each,
+        before_each=before_each,
     )
 
 

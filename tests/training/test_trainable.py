@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.models import CausalVAE, load_autoencoder
+from telecine.models import CausalVAE, as_video_autoencoder, load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.lora import low_rank_layers
 from telecine.settings import CausalVAEConfig, TrainableConfig
@@ -124,22 +124,23 @@ class Drifting(nn.Module):
 
 def test_frozen_normalisation_and_dropout_stay_in_eval_mode():
     torch.manual_seed(0)
-    model = Drifting()
+    model = as_video_autoencoder(Drifting())
     video = torch.rand(2, 3, 2, 4, 4)
     select_trainable(model, DECODER)
-    assert trained_weights(model) == list(model.decoder.parameters())
+    assert trained_weights(model) == list(model.module.decoder.parameters())
     before = tensors(model)
-    latent = model.train().encode(video)
+    latent = model.train().module.encode(video)
     for learner in (model, copy.deepcopy(model)):
         optimizer = torch.optim.SGD(trained_weights(learner), lr=0.1)
         for _ in range(3):
-            learner.train()(video).square().mean().backward()
+            learner.eval()
+            learner.train()(video).video.square().mean().backward()
             optimizer.step()
-        assert torch.equal(learner.train().encode(video), latent)
+        assert torch.equal(learner.train().module.encode(video), latent)
         moved = changed(learner, before)
-        assert "decoder.1.running_mean" in moved
-        assert all(name.startswith("decoder.") for name in moved)
-        assert learner.decoder[2].training
+        assert "module.decoder.1.running_mean" in moved
+        assert all(name.startswith("module.decoder.") for name in moved)
+        assert learner.module.decoder[2].training
 
 
 @pytest.mark.parametrize("setting", [{"lora_rank": 4}, {"lora_alpha": 4.0}])
@@ -190,7 +191,7 @@ class PartlyFrozen(nn.Module):
     ],
 )
 def test_the_chosen_weights_by_name(model, config, expected):
-    model = PartlyFrozen() if model == "frozen" else build(model)
+    model = as_video_autoencoder(PartlyFrozen()) if model == "frozen" else build(model)
     select_trainable(model, config)
     trained = [
         name.removeprefix("module.")
@@ -264,12 +265,12 @@ UNTRAINABLE = [
 @pytest.mark.parametrize(("make", "config", "message"), UNTRAINABLE)
 def test_what_cannot_be_trained_is_named(make, config, message):
     with pytest.raises(ValueError, match=message):
-        select_trainable(make(), config)
+        select_trainable(as_video_autoencoder(make()), config)
 
 
 def test_frozen_weights_may_be_in_half_precision():
-    model = PartlyFrozen()
-    model.encoder.half()
+    model = as_video_autoencoder(PartlyFrozen())
+    model.module.encoder.half()
     select_trainable(model, TrainableConfig())
     assert len(trained_weights(model)) == 2
 
@@ -292,7 +293,7 @@ def test_lora_leaves_layers_out_whose_weights_are_computed(norm):
     model = nn.Module()
     model.decoder = nn.Sequential(norm(nn.Conv3d(3, 3, 1)), nn.Conv3d(3, 3, 1), nn.Conv3d(3, 3, 1))
     model.last_layer = model.decoder[2].weight
-    select_trainable(model, LORA)
+    select_trainable(as_video_autoencoder(model), LORA)
     assert low_rank_layers(model) == [model.decoder[1]]
 
 

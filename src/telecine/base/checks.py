@@ -23,11 +23,12 @@ class ArgumentError(ValueError):
     """
 
     def __init__(self, text: str, name: str = "") -> None:
-        super().__init__(f"`{name}` {text}" if name else text)
+        super().__init__(f"{_quoted(name)} {text}" if name else text)
         self.text = text
         self.name = name
 
 
+_NUM_LISTED = 3  # texts that `first_few` returns
 # What is used elsewhere and not here, with what to use instead.
 _INSTEAD = {
     "fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."
@@ -78,7 +79,7 @@ def argument_error(
     """Build the error of an invalid argument.
 
     Args:
-        name: The argument, or a file.
+        name: The argument, or a file. Words that begin with "the " get no backticks.
         contract: What it must be.
         got: What it is. A `str` is printed as it is; pass `describe(value)` where the value itself may be a `str`.
         remedy: What to do, as a sentence.
@@ -89,7 +90,17 @@ def argument_error(
     text = f"must be {contract}, but got {got}. {remedy}".rstrip()
     if issubclass(error, ArgumentError):
         return error(text, name)
-    return error(f"`{name}` {text}")
+    return error(f"{_quoted(name)} {text}")
+
+
+def _quoted(name: str) -> str:
+    """Return a name in backticks; words such as "the model" stay as they are."""
+    return name if name.startswith("the ") else f"`{name}`"
+
+
+def in_millions(number: int) -> str:
+    """Return a number of parameters as "1.38 M" or, below ten thousand, as it is."""
+    return str(number) if number < 10_000 else f"{number / 1e6:.2f} M"
 
 
 def nearest(word: str, candidates: Iterable[str], *, prefix: str = "") -> str:
@@ -261,3 +272,10 @@ def count_files(num_videos: int, num_images: int) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless the number is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """Return the first few texts, and the number of the others."""
+    shown = "; ".join(texts[:_NUM_LISTED])
+    num_more = len(texts) - _NUM_LISTED
+    return f"{shown}; and {num_more} more" if num_more > 0 else shown

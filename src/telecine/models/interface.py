@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -83,6 +83,7 @@ class VideoAutoencoder(nn.Module, ABC):
     """Whether updates leave some weights without a gradient, for which DDP would wait."""
     nested_channels: tuple[int, ...] = ()
     """Numbers of leading channels to which a latent may be cut before `decode`."""
+    _kept_in_eval_mode: Sequence[nn.Module] = ()
 
     @abstractmethod
     def forward(
@@ -106,6 +107,18 @@ class VideoAutoencoder(nn.Module, ABC):
 
     if TYPE_CHECKING:
         __call__ = forward  # `nn.Module.__call__` is untyped
+
+    def keep_in_eval_mode(self, modules: Iterable[nn.Module]) -> None:
+        """Let modules inside of this one stay in evaluation mode whenever this one is switched to training mode."""
+        self._kept_in_eval_mode = list(modules)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation mode, but for the modules of `keep_in_eval_mode`."""
+        super().train(mode)
+        for module in self._kept_in_eval_mode:
+            module.eval()
+        return self
 
     @property
     def in_channels(self) -> int:

@@ -38,6 +38,7 @@ BATCH_INPUTS = (
     "first_frame_apart",
     "decode",
     "encode",
+    "model",
     "generator",
 )
 FEATURE_INPUTS = ("reconstruction_features", "target_features")
@@ -168,7 +169,7 @@ def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
     """
     import_functions(config, "objective.")
     for name, term in import_terms(config, "objective.").items():
-        needs_model = "decode" in term.arguments or "encode" in term.arguments
+        needs_model = {"decode", "encode", "model"} & set(term.arguments)
         if sharding != "none" and needs_model:
             contract = '"none" with terms that decode or encode'
             remedy = (
@@ -208,7 +209,12 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
         remedy = "Add it, and multiply the error of each clip by it."
         raise argument_error(name_of(term.function), contract, "one without", remedy)
-    needed = {"latent": batch.latent, "decode": batch.decode, "encode": batch.encode}
+    needed = {
+        "latent": batch.latent,
+        "decode": batch.decode,
+        "encode": batch.encode,
+        "model": batch.model,
+    }
     for name, value in needed.items():
         if name in term.arguments and value is None:
             remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
@@ -226,6 +232,7 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         first_frame_apart=batch.first_frame_apart,
         decode=batch.decode,
         encode=batch.encode,
+        model=batch.model,
         generator=batch.rng,
     )
     return check_result(term.function, value)

@@ -1,5 +1,6 @@
 """The clips of a run: the videos that it uses, what is held out, and the batches of each update."""
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -19,12 +20,13 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
-from telecine.data.clip_frames import ClipFrames
+from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
-from telecine.data.index import Skipped, index_video, index_videos, log_too_short
+from telecine.data.index import index_video, index_videos
 from telecine.data.index_cache import num_bytes
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
+from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
 from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder
@@ -170,6 +172,10 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         for place in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
     ]
     val = [read_mapped(dataset, index, clips) for index in chosen]
+    if min(float(clip["video"].min()) for clip in val) >= 0:
+        text = "`dataset` has no value below 0 in its held-out clips. "
+        text += "If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
+        warnings.warn(text, stacklevel=2)
     mapped = Clips(
         train=MappedClips(dataset, train, clips, seed=config.seed),
         val=val,

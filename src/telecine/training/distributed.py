@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
@@ -39,11 +40,6 @@ def rank() -> int:
     return dist.get_rank() if num_ranks() > 1 else 0
 
 
-def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
-    """Return Accelerate's settings of the process group, in which a process waits `timeout` seconds for the others."""
-    return InitProcessGroupKwargs(init_method=f"{_SCHEME}://", timeout=timedelta(seconds=timeout))
-
-
 def _rendezvous(
     url: str, timeout: timedelta = _FOREVER, **options: object
 ) -> Iterator[tuple[dist.Store, int, int]]:
@@ -59,8 +55,17 @@ def _rendezvous(
     yield store, rank, num_ranks
 
 
-if dist.is_available():
-    dist.register_rendezvous_handler(_SCHEME, _rendezvous)
+@cache
+def _register_rendezvous() -> None:
+    """Tell PyTorch the scheme by which the processes find each other, once in a process."""
+    if dist.is_available():
+        dist.register_rendezvous_handler(_SCHEME, _rendezvous)
+
+
+def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
+    """Return Accelerate's settings of the process group, in which a process waits `timeout` seconds for the others."""
+    _register_rendezvous()
+    return InitProcessGroupKwargs(init_method=f"{_SCHEME}://", timeout=timedelta(seconds=timeout))
 
 
 def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:

@@ -254,6 +254,7 @@ def fill_latent_cache(
     clips: ClipDataset | MappedClips,
     sampler: ClipBatchSampler,
     console: Console,
+    *,
     before_each: Callable[[], None],
 ) -> None:
     """Encode the clips that are not in the cache. Every process has to call this; they share the batches.

@@ -1,11 +1,10 @@
 """The training loop: update, log, validate, save; go back after a divergence; stop on request."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from functools import partial
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from typing import Any
 
-from telecine.base.checks import Interrupted, TrainingError, count
+from telecine.base.checks import TrainingError, count
 from telecine.base.randomness import keep_random_state
 from telecine.data import ClipBatchSampler
 from telecine.evaluation.metrics import mean_over_clips
@@ -17,12 +16,18 @@ from telecine.training.clips import read_batches, read_next
 from telecine.training.diagnostics import EMA_BEHIND
 from telecine.training.distributed import any_rank
 from telecine.training.interrupt import StopRequest
-from telecine.training.latent_cache import describe_change, fill_latent_cache, measure_latents
+from telecine.training.latent_cache import (
+    LatentCache,
+    describe_change,
+    fill_latent_cache,
+    measure_latents,
+)
 from telecine.training.logging import Monitor, print_lines, print_warnings
 from telecine.training.prepare import TrainingRun
 from telecine.training.start import newest_checkpoint
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, set_learning_rates, train_step
+from telecine.training.stopping import CheckStop, stopping
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import Validation, validate_model
 
@@ -46,31 +51,33 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
     """
     config = run.config
     state = run.state
-    if not _is_validated(run):
-        run.console.print(f"validating on {count(len(run.clips.val), 'clip')}")
-        validate(run, stop)
-        # This validation may show that the checkpoint of a resumed run is the best one.
-        if state.step > 0:
-            run.remove_old_checkpoints()
-    # If the run was stopped before it had saved this step.
-    if state.step > 0 and _is_due(run, config.save_every):
-        _save(run, stop)
-    if state.step >= config.steps:
-        run.console.print(
-            f"already trained for {state.step} steps; use a larger --steps to train further"
-        )
-    if run.latent_cache is not None:
-        _fill_latent_cache(run, stop)
+    with stopping(run, stop) as check:
+        if not _is_validated(run):
+            run.console.print(f"validating on {count(len(run.clips.val), 'clip')}")
+            validate(run, check)
+            # This validation may show that the checkpoint of a resumed run is the best one.
+            if state.step > 0:
+                run.remove_old_checkpoints()
+        # If the run was stopped before it had saved this step.
+        if state.step > 0 and _is_due(run, config.save_every):
+            _save(run, check)
+        if state.step >= config.steps:
+            run.console.print(
+                f"already trained for {state.step} steps; use a larger --steps to train further"
+            )
+        if run.latent_cache is not None:
+            _fill_latent_cache(run, run.latent_cache, check)
     while state.step < config.steps:
         try:
-            _update_until_the_end(run, stop)
+            with stopping(run, stop) as check:
+                _update_until_the_end(run, stop, check)
             run.checkpointer.wait()
         except DivergenceError as error:
             _go_back(run, error)
     run.checkpointer.wait()  # for that of a run that was finished before
 
 
-def _update_until_the_end(run: TrainingRun, stop: StopRequest) -> None:
+def _update_until_the_end(run: TrainingRun, stop: StopRequest, check: CheckStop) -> None:
     config = run.config
     state = run.state
     if config.dynamo_backend != "no":
@@ -83,8 +90,7 @@ def _update_until_the_end(run: TrainingRun, stop: StopRequest) -> None:
     with closing(batches), monitor:
         while state.step < config.steps:
             micro_batches, error = read_next(batches)
-            if agree_to_stop(run, stop, error):
-                _save_and_raise(run, error)
+            check(error)
             lr = set_learning_rates(state, config.optimizer, config.steps)
             is_logged = _is_due(run, config.log_every, ahead=1)
             values = train_step(state, micro_batches, measure_update_ratio=is_logged)
@@ -96,9 +102,9 @@ def _update_until_the_end(run: TrainingRun, stop: StopRequest) -> None:
                 record["train/clips_per_second"] = monitor.clips_per_second
                 run.records.add(state, record)
             if _is_due(run, config.val_every):
-                validate(run, stop)
+                validate(run, check)
             if _is_due(run, config.save_every):
-                _save(run, stop)
+                _save(run, check)
             monitor.restart_clock()
 
 
@@ -108,80 +114,11 @@ def _is_due(run: TrainingRun, every: int, *, ahead: int = 0) -> bool:
     return step % every == 0 or step == run.config.steps
 
 
-def agree_to_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> bool:
-    """Return whether a process has to stop, the same answer on every process. Every process has to call this.
-
-    Args:
-        run: The run. It also stops if a checkpoint could not be written.
-        stop: The request to stop.
-        error: An error of this process.
-    """
-    has_to_stop = stop.is_set or error is not None or run.checkpointer.has_failed
-    return any_rank(has_to_stop, run.accelerator.device)
-
-
-def _save_and_raise(run: TrainingRun, error: Exception | None) -> NoReturn:
-    """Save the run, and raise the error of this process, or `Interrupted` if it has none."""
-    checkpoint = None
-    if run.state.step > 0:
-        checkpoint = run.checkpointer.save(run.state)
-    run.checkpointer.wait()
-    if error is None:
-        raise Interrupted(checkpoint) from None
-    saved = checkpoint or "nothing"
-    print_lines(run.console, [f"cannot read the clips of step {run.state.step}; saved {saved}"])
-    raise error from error.__cause__  # not from `Stopped`, if that is being handled
-
-
-class Stopped(Exception):  # noqa: N818 - a message from a callback to `_saved_if_stopped`
-    """All processes have agreed to stop.
-
-    Args:
-        error: The error of this process, if it has one.
-    """
-
-    def __init__(self, error: Exception | None) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-def check_stop(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
-    """End a block of `_saved_if_stopped` if a process has to stop, see `agree_to_stop`.
-
-    Args:
-        run: The run.
-        stop: The request to stop.
-        error: An error of this process.
-
-    Raises:
-        Stopped: On every process, if one has to stop.
-    """
-    if agree_to_stop(run, stop, error):
-        raise Stopped(error)
-
-
-@contextmanager
-def _saved_if_stopped(run: TrainingRun) -> Iterator[None]:
-    """Save the run if `check_stop` ends the block, and raise what `_save_and_raise` does.
-
-    The contexts inside of the block, such as that of the averaged weights, have ended by then.
-    """
-    try:
-        yield
-    except Stopped as stopped:
-        _save_and_raise(run, stopped.error)
-
-
-def _fill_latent_cache(run: TrainingRun, stop: StopRequest) -> None:
-    assert run.latent_cache is not None
+def _fill_latent_cache(run: TrainingRun, cache: LatentCache, check: CheckStop) -> None:
     per_step = run.config.gradient_accumulation_steps * run.accelerator.num_processes
     numbers = range(run.state.step * per_step, run.config.steps * per_step)
     sampler = ClipBatchSampler(numbers, run.config.clips_per_pass, per_step)
-    before_each = partial(check_stop, run, stop)
-    with _saved_if_stopped(run):
-        fill_latent_cache(
-            run.latent_cache, run.state, run.clips.train, sampler, run.console, before_each
-        )
+    fill_latent_cache(cache, run.state, run.clips.train, sampler, run.console, before_each=check)
 
 
 def _is_validated(run: TrainingRun) -> bool:
@@ -193,17 +130,14 @@ def _is_validated(run: TrainingRun) -> bool:
     return any_rank(run.is_main and is_recorded, run.accelerator.device)
 
 
-def validate(run: TrainingRun, stop: StopRequest) -> None:
+def validate(run: TrainingRun, check: CheckStop) -> None:
     """Validate the averaged weights, record the result, and save a checkpoint if it is the best one.
 
     Every process has to call this.
 
     Args:
         run: The parts of the run.
-        stop: A request to stop, after which the validation is not recorded.
-
-    Raises:
-        Interrupted: If the run has stopped on request. Its checkpoint is written.
+        check: That of `stopping`. If it ends the validation, nothing is recorded.
     """
     config = run.config
     state = run.state
@@ -211,10 +145,9 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
     clips = run.clips.val
     bit_depth = config.clips.bit_depth
     device = run.accelerator.device
-    before_each = partial(check_stop, run, stop)
     # What a model draws here must not change what the updates draw.
-    with _saved_if_stopped(run), keep_random_state(device), state.ema.applied():
-        result = validate_model(model, clips, run.perceptual, bit_depth, before_each=before_each)
+    with keep_random_state(device), state.ema.applied():
+        result = validate_model(model, clips, run.perceptual, bit_depth, before_each=check)
     gap: dict[str, float] = {}
     if state.step > 0:
         with keep_random_state(device):
@@ -238,7 +171,7 @@ def validate(run: TrainingRun, stop: StopRequest) -> None:
         and best_step(run.files, config.best_metric, state.step) == state.step
     )
     if any_rank(is_best, run.accelerator.device):
-        _save(run, stop)
+        _save(run, check)
 
 
 def _show(run: TrainingRun, result: Validation) -> None:
@@ -250,21 +183,20 @@ def _show(run: TrainingRun, result: Validation) -> None:
         print_lines(run.console, [f"step {step}: latent {describe_metrics(result.latent)}"])
 
 
-def _save(run: TrainingRun, stop: StopRequest) -> None:
+def _save(run: TrainingRun, check: CheckStop) -> None:
     """Save a checkpoint, with the statistics of the averaged weights' latent if the encoder is trained."""
     if run.config.latent_clips > 0 and trains_encoder(run.state.autoencoder):
         statistics = run.checkpointer.latents
         if statistics is None or statistics["step"] != run.state.step:
-            _measure_latents(run, stop)
+            _measure_latents(run, check)
     run.checkpointer.save(run.state)
 
 
-def _measure_latents(run: TrainingRun, stop: StopRequest) -> None:
+def _measure_latents(run: TrainingRun, check: CheckStop) -> None:
     config = run.config
     state = run.state
     device = run.accelerator.device
-    check = partial(check_stop, run, stop)
-    with _saved_if_stopped(run), keep_random_state(device), state.ema.applied():
+    with keep_random_state(device), state.ema.applied():
         statistics = measure_latents(
             state.autoencoder, run.clips.train, config.latent_clips, run.accelerator, check
         )

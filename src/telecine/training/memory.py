@@ -39,9 +39,6 @@ from telecine.training.optimizers import parameters_of
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
 
-# Sizes that a model does not reproduce raise errors, which PyTorch would print one by one.
-logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
-
 HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The parts of a run that hold memory, beside each discriminator.
@@ -256,6 +253,19 @@ class MemoryCounter(TorchDispatchMode):
         self.by_part[part] -= size
 
 
+@contextmanager
+def _without_logged_errors() -> Iterator[None]:
+    """Let PyTorch log no error of fake tensors: a size that a model does not reproduce raises one."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_without_logged_errors()
 def plan_update(
     config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str
 ) -> UpdateMemory:
@@ -392,6 +402,7 @@ def estimate_sharding_saving(model: nn.Module, num_processes: int) -> int:
     return round(shared * (1 - 1 / num_processes)) - 3 * max(blocks, default=0)
 
 
+@_without_logged_errors()
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values.
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from telecine.base.checks import argument_error
+from telecine.base.weight_files import load_safetensors
 from telecine.models.pretrained import safetensors_write, without_shared_memory
 from telecine.runs import DamagedError
 from telecine.training.distributed import (
@@ -32,11 +33,6 @@ SHARDS = "shards"
 # The keys by which PyTorch's `HuggingFaceStorageReader` finds where a shard begins.
 _SHARDING_INFO = "DCP_SHARDING_INFO"
 _OFFSETS = "saved_offsets"
-
-# PyTorch warns whenever a process reads shards by itself.
-warnings.filterwarnings(
-    "ignore", message="torch.distributed is disabled, unavailable or uninitialized"
-)
 
 
 class HostCopy:
@@ -85,7 +81,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors that `save_tensors` wrote; raise a `DamagedError` if the file is missing or damaged."""
     with _damage_named(path):
-        return load_file(path)
+        return load_safetensors(path)
 
 
 def check_headers(folder: Path) -> None:
@@ -175,7 +171,11 @@ def load_into(targets: Mapping[str, Tensor], folder: Path, group: str) -> None:
 
     by_key = {f"{group}.{name}": target for name, target in targets.items()}
     try:
-        load(by_key, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
+        with warnings.catch_warnings():
+            # PyTorch warns whenever a process reads shards by itself.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            reader = HuggingFaceStorageReader(str(folder / SHARDS))
+            load(by_key, storage_reader=reader, no_dist=True)
     except CheckpointException as error:  # not an `Exception`; it has the traceback of each process
         cause, _ = error.failures[0]
         raise _damaged(folder / SHARDS, cause) from error

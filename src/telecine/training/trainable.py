@@ -1,6 +1,6 @@
 """The trained weights of an autoencoder: all, the decoder's, those of certain names, or LoRA updates."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 import torch
@@ -27,7 +27,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
         _select_low_rank(model, autoencoder.last_layer, config)
     else:
         _select_weights(model, config)
-    _keep_frozen_in_eval_mode(model)
+    autoencoder.keep_in_eval_mode(_frozen_with_statistics(model))
     for name, weight in model.named_parameters():
         if weight.requires_grad and weight.dtype.itemsize < torch.float32.itemsize:
             remedy = (
@@ -117,19 +117,14 @@ def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     return [name for name in names if name in matching]
 
 
-def _keep_frozen_in_eval_mode(module: nn.Module) -> None:
-    """Keep normalisation and dropout in eval mode where all weights are frozen: statistics would change otherwise."""
+def _frozen_with_statistics(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield normalisation and dropout where all weights are frozen: in training mode, statistics would change."""
     weights = list(module.parameters())
     if weights and not any(weight.requires_grad for weight in weights):
         for part in module.modules():
             has_buffers = len(list(part.buffers(recurse=False))) > 0
             if has_buffers or isinstance(part, nn.modules.dropout._DropoutNd):
-                part.register_forward_pre_hook(_to_eval)
+                yield part
         return
     for child in module.children():
-        _keep_frozen_in_eval_mode(child)
-
-
-def _to_eval(module: nn.Module, args: object) -> None:
-    """Switch to eval mode before a call. It is a module-level function so that copies of the model keep the hook."""
-    module.eval()
+        yield from _frozen_with_statistics(child)

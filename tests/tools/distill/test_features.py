@@ -46,12 +46,12 @@ def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
             std, mean = torch.std_mean(x, (0, 2, 3, 4), correction=0)
             projection.weight.copy_((1 / std).diag()[:, :, None, None, None])
             projection.bias.copy_(-mean / std)
-        assert term(latent=latent, decode=student.decode) == pytest.approx(0.0, abs=1e-9)
+        assert term(latent=latent, model=student) == pytest.approx(0.0, abs=1e-9)
         for weight in term.projections.parameters():
             weight.zero_()
-        error = term(latent=latent, decode=student.decode)
+        error = term(latent=latent, model=student)
         assert error == pytest.approx(1.0, rel=1e-4)
-        halved = term(latent=latent, decode=student.decode, weight=torch.tensor([0.5, 0.5]))
+        halved = term(latent=latent, model=student, weight=torch.tensor([0.5, 0.5]))
         assert halved == pytest.approx(float(error) / 2, rel=1e-4)
 
 
@@ -69,7 +69,7 @@ def test_layers_of_a_wan_are_chosen_by_resolution(folder):
         torch.zeros(2, 4, 2, 4, 4), [pair.layer for pair in term.pairs]
     )
     assert [x.shape[3:] for x in features.values()] == [(4, 4), (8, 8)]
-    term(latent=torch.randn(2, 4, 2, 4, 4), decode=student.decode).backward()
+    term(latent=torch.randn(2, 4, 2, 4, 4), model=student).backward()
     assert student.decoder.network[0].conv.weight.grad.any()
     assert all(projection.weight.grad.any() for projection in term.projections)
 
@@ -83,9 +83,9 @@ def test_of_frames(folder, name):
     student = StudentAutoencoder.of(teacher, name, load_autoencoder, config)
     term = TeacherFeatures(name, config.channels)
     latent = torch.randn(2, config.latent_channels, 3, 4, 4)
-    whole = term(latent=latent, decode=student.decode)
+    whole = term(latent=latent, model=student)
     student.enable_temporal_chunks(1)
-    torch.testing.assert_close(term(latent=latent, decode=student.decode), whole)
+    torch.testing.assert_close(term(latent=latent, model=student), whole)
 
 
 @pytest.mark.slow
@@ -138,8 +138,8 @@ def test_layers_that_the_teacher_does_not_have(vae, channels, layers, message):
 
 def test_a_student_of_another_library_is_refused(vae):
     term = TeacherFeatures("vae", CONFIG.channels)
-    with pytest.raises(ValueError, match="`decode` must be the method of a decoder of telecine"):
-        term(latent=torch.zeros(1, 4, 1, 2, 2), decode=load_autoencoder("wan").decode)
+    with pytest.raises(ValueError, match="`model` must be one with a decoder of telecine"):
+        term(latent=torch.zeros(1, 4, 1, 2, 2), model=load_autoencoder("wan"))
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -12,7 +13,7 @@ from telecine.models import VideoAutoencoder, load_autoencoder
 from telecine.models.causal import CausalAutoencoder
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.student import StudentAutoencoder, student_config
-from telecine.settings import DistillConfig, ObjectiveConfig, Term
+from telecine.settings import DistillConfig, Term
 from telecine.tools.distill.teacher import generates, load_teacher
 from telecine.training import TrainResult, train
 
@@ -50,19 +51,26 @@ def distill(
         raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
     name = absolute_if_exists(config.teacher)
     teacher = load_teacher(name, config.teacher_decode_steps)
-    student: VideoAutoencoder | None = None
     if config.train_encoder:
-        config = _config_of_new(config, name, teacher)
+        start = _new_autoencoder(config, name, teacher)
     elif config.init is not None:
-        inherited = _load_pruned(config.init, teacher)
-        config = _config_of_pruned(config, name, teacher, inherited)
-        if isinstance(inherited, StudentAutoencoder):  # another one is loaded as `model`
-            student = inherited
+        start = _pruned_model(config, name, teacher)
     else:
-        config, student = _with_new_decoder(config, name, teacher)
+        start = _new_decoder(config, name, teacher)
+    terms = _terms_of_teacher(config, teacher, name, start.channels)
+    nested = start.settings["causal_vae"].nested_channels
+    if (terms or start.imitates) and not set(nested) <= set(teacher.nested_channels):
+        contract = f"those of the teacher, {list(teacher.nested_channels)}"
+        remedy = "Use a teacher with them, or leave out what learns from it."
+        raise argument_error("nested_channels", contract, str(list(nested)), remedy)
+    # The terms of settings that a run has saved are replaced.
+    others = dict(config.objective.terms)
+    for term in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM):
+        others.pop(term, None)
+    objective = replace(config.objective, terms=others | terms)
     return train(
-        config,
-        autoencoder=student,
+        replace(config, objective=objective, **start.settings),
+        autoencoder=start.student,
         teacher=teacher,
         console=console,
         steal_lock=steal_lock,
@@ -70,102 +78,89 @@ def distill(
     )
 
 
-def _config_of_new(
-    config: DistillConfig, name: str, teacher: VideoAutoencoder, *, one_step: bool = False
-) -> DistillConfig:
-    """Return the settings of a run that trains a new decoder, or a new autoencoder.
+@dataclass(frozen=True)
+class StudentStart:
+    """What a run trains, and the settings that follow from it."""
 
-    Args:
-        config: The settings.
-        name: The name of the teacher.
-        teacher: The teacher.
-        one_step: Train a decoder that generates for one step.
+    student: VideoAutoencoder | None
+    """The autoencoder, or None if `train` builds it from the settings."""
+    settings: dict[str, Any]
+    """The settings of `DistillConfig` that change. `teacher` and `model` are names; see `Student.teacher`."""
+    channels: list[int]
+    """Channels of the levels of the student's decoder, see `CausalVAEConfig.channels`; empty for other decoders."""
+    imitates: bool = False
+    """Whether the student learns the samples of its teacher instead of the videos."""
+
+
+def _new_autoencoder(config: DistillConfig, name: str, teacher: VideoAutoencoder) -> StudentStart:
+    """Return the start of a run that trains a new encoder and decoder.
 
     Raises:
-        ValueError: The student cannot have the teacher's compression, or its nested channels are not the teacher's.
+        ValueError: The student cannot have the teacher's compression.
     """
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    if one_step and architecture.decoder == "flow":
-        architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
-    terms = _terms_of_teacher(config, teacher, name, architecture.channels)
-    learns_from_decoder = bool(terms) or (one_step and architecture.decoder == "flow")
-    if learns_from_decoder and not set(architecture.nested_channels) <= set(
-        teacher.nested_channels
-    ):
-        contract = f"those of the teacher, {list(teacher.nested_channels)}"
-        got = str(list(architecture.nested_channels))
-        remedy = "Use a teacher with them, or leave out what learns from it."
-        raise argument_error("nested_channels", contract, got, remedy)
-    objective = _with_terms(config, terms)
-    return replace(config, teacher=name, model=None, causal_vae=architecture, objective=objective)
+    settings = {"teacher": name, "model": None, "causal_vae": architecture}
+    return StudentStart(None, settings, architecture.channels)
 
 
-def _with_new_decoder(
-    config: DistillConfig, name: str, teacher: VideoAutoencoder
-) -> tuple[DistillConfig, StudentAutoencoder]:
-    """Return the settings of a run that trains a new decoder for the teacher's latents, and the student.
+def _new_decoder(config: DistillConfig, name: str, teacher: VideoAutoencoder) -> StudentStart:
+    """Return the start of a run that trains a new decoder for the teacher's latents.
 
     A decoder that generates learns the samples of a teacher that generates, in one step.
-    """
-    config = _config_of_new(config, name, teacher, one_step=generates(teacher))
-    set_seed(config.seed)
-    student = StudentAutoencoder.of(teacher, name, load_autoencoder, config.causal_vae)
-    if generates(teacher) and config.causal_vae.decoder == "flow" and student.imitate(teacher):
-        config = replace(config, linear_start=False)
-    # The teacher of a student is that student's own teacher.
-    config = replace(config, model=name, teacher=absolute_if_exists(student.teacher))
-    return config, student
-
-
-def _load_pruned(name: str, teacher: VideoAutoencoder) -> VideoAutoencoder:
-    """Return the model that a student starts from.
 
     Raises:
-        ValueError: Its encoder is not that of the teacher.
+        ValueError: The student cannot have the teacher's compression.
     """
-    student = load_autoencoder(name)
-    latent_model = student.latent_model if isinstance(student, StudentAutoencoder) else student
+    architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
+    imitates = generates(teacher) and architecture.decoder == "flow"
+    if imitates:
+        architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
+    set_seed(config.seed)
+    student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
+    settings: dict[str, Any] = {
+        # The teacher of a student is that student's own teacher.
+        "teacher": absolute_if_exists(student.teacher),
+        "model": name,
+        "causal_vae": architecture,
+    }
+    if imitates and generates(teacher) and student.imitate(teacher):
+        settings["linear_start"] = False
+    return StudentStart(student, settings, architecture.channels, imitates)
+
+
+def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -> StudentStart:
+    """Return the start of a run that trains the decoder of a pruned model.
+
+    Raises:
+        ValueError: Its encoder is not that of the teacher, or features are compared, which only a decoder of telecine
+            offers.
+    """
+    pruned = load_autoencoder(str(config.init))
+    latent_model = pruned.latent_model if isinstance(pruned, StudentAutoencoder) else pruned
     if digest_of_encoder(latent_model) != digest_of_encoder(teacher.latent_model):
         contract = "a model with the encoder of `teacher`"
         remedy = "Prune the decoder of that model: `telecine prune TEACHER`."
-        raise argument_error("init", contract, f"{name}, whose encoder differs", remedy)
-    return student
-
-
-def _config_of_pruned(
-    config: DistillConfig, name: str, teacher: VideoAutoencoder, student: VideoAutoencoder
-) -> DistillConfig:
-    """Return the settings of a run that trains the decoder of a pruned model.
-
-    Args:
-        config: The settings.
-        name: The name of the teacher.
-        teacher: The teacher.
-        student: The pruned model.
-
-    Raises:
-        ValueError: Features are compared, which only a decoder of telecine offers.
-    """
-    init = absolute_if_exists(str(config.init))
-    channels: list[int] = []
-    if isinstance(student, CausalAutoencoder):
-        channels = student.config.channels
-    elif config.feature_weight > 0:
+        raise argument_error("init", contract, f"{config.init}, whose encoder differs", remedy)
+    if config.feature_weight > 0 and not isinstance(pruned, CausalAutoencoder):
         contract = "0 for a student of diffusers"
         remedy = "Use `teacher_weight`, which compares the reconstructions."
         raise argument_error("feature_weight", contract, config.feature_weight, remedy)
-    terms = _terms_of_teacher(config, teacher, name, channels)
-    config = replace(
-        config,
-        teacher=name,
-        student=init,
-        init=None,
-        linear_start=False,
-        objective=_with_terms(config, terms),
-    )
-    if isinstance(student, StudentAutoencoder):
-        return replace(config, model=name, causal_vae=student.config)
-    return replace(config, model=init, trainable=replace(config.trainable, weights="decoder"))
+    init = absolute_if_exists(str(config.init))
+    settings: dict[str, Any] = {
+        "teacher": name,
+        "student": init,
+        "init": None,
+        "linear_start": False,
+    }
+    channels = pruned.config.channels if isinstance(pruned, CausalAutoencoder) else []
+    if isinstance(pruned, StudentAutoencoder):
+        settings["model"] = name
+        settings["causal_vae"] = pruned.config
+        return StudentStart(pruned, settings, channels)
+    settings["model"] = init
+    settings["causal_vae"] = config.causal_vae
+    settings["trainable"] = replace(config.trainable, weights="decoder")
+    return StudentStart(None, settings, channels)
 
 
 def _terms_of_teacher(
@@ -194,11 +189,3 @@ def _terms_of_teacher(
             "telecine.tools.distill.TeacherFeatures", config.feature_weight, params
         )
     return terms
-
-
-def _with_terms(config: DistillConfig, terms: dict[str, Term]) -> ObjectiveConfig:
-    """Return the objective with the teacher's terms in the place of those in settings that a run has saved."""
-    others = dict(config.objective.terms)
-    for name in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM):
-        others.pop(name, None)
-    return replace(config.objective, terms=others | terms)

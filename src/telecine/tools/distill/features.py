@@ -1,10 +1,8 @@
 """The term that compares features inside the decoders of student and teacher."""
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,12 +10,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, describe, nearest
+from telecine.base.checks import argument_error, nearest
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, Video
-from telecine.losses import Decode
 from telecine.losses.reconstruction import weighted_mean
 from telecine.models import VideoAutoencoder
 from telecine.models.causal import CausalAutoencoder
@@ -90,7 +87,7 @@ class TeacherFeatures(nn.Module):
         self,
         *,
         latent: Tensor,
-        decode: Decode,
+        model: nn.Module,
         generator: Generators = None,
         weight: Tensor | None = None,
     ) -> Scalar:
@@ -98,15 +95,19 @@ class TeacherFeatures(nn.Module):
 
         Args:
             latent: `(B, C, t, h, w)`.
-            decode: The method of the student.
+            model: The student.
             generator: Draws the noise that student and teacher share if one of them generates: one, or one for each
                 clip; PyTorch's default generator if None.
             weight: Weight of each clip, `(B,)`; None for 1.
 
         Raises:
-            ValueError: `decode` is not the method of a decoder of telecine.
+            ValueError: The student has no decoder of telecine.
         """
-        student = _student_of(decode)
+        if not isinstance(model, CausalAutoencoder):
+            contract = "one with a decoder of telecine"
+            remedy = "Use the term in `telecine distill`."
+            raise argument_error("model", contract, type(model).__name__, remedy)
+        student = model
         noise: Video | None = None
         if student.generates or generates(self.teacher.module):
             noise = randn(student.decoded_shape(latent), generator=generator, device=latent.device)
@@ -158,19 +159,6 @@ class TeacherFeatures(nn.Module):
                 x = rearrange(x.flatten(1, -3), "(b t) c h w -> b c t h w", b=len(latent))
             features[name] = x
         return features
-
-
-def _student_of(decode: Decode) -> CausalAutoencoder:
-    """Return the student whose method `decode` is: a term gets the method, and here its layers are needed.
-
-    Raises:
-        ValueError: It is not the method of a decoder of telecine.
-    """
-    method = decode.func if isinstance(decode, partial) else decode  # training binds generators
-    if inspect.ismethod(method) and isinstance(method.__self__, CausalAutoencoder):
-        return method.__self__
-    remedy = "Use the term in `telecine distill`."
-    raise argument_error("decode", "the method of a decoder of telecine", describe(decode), remedy)
 
 
 def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels: int) -> list[str]:
