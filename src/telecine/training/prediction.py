@@ -44,7 +44,7 @@ class Prediction:
         """
         num_frames = video.shape[2]
         lengths = self.lengths.get(tuple(video.shape[2:]), [num_frames])  # images lose nothing
-        (drawn,) = host_rand(1, generator)
+        (drawn,) = host_rand(1, generator, "predictive")
         num_dropped = math.floor(drawn * len(lengths))
         posterior = autoencoder.encode(video[:, :, : lengths[num_dropped]])
         if num_dropped == 0:
