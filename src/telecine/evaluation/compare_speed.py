@@ -8,7 +8,7 @@ from typing import Any
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
-from telecine.evaluation.compare import check_protocols
+from telecine.evaluation.compare import check_protocols, check_several
 from telecine.evaluation.evaluate import SavedEvaluation
 from telecine.evaluation.reconstruction_sources import load_model
 from telecine.evaluation.speed import Speed, describe_speed, measure_speed
@@ -34,6 +34,7 @@ def recorded_speeds(folders: Sequence[str | Path]) -> ComparedSpeeds | None:
         FileNotFoundError: A folder lacks a file of an evaluation.
         ValueError: A file is damaged, or the speeds were not measured in the same way.
     """
+    check_several(folders)
     protocols = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
     settings = [protocol.get("speed", {}) for protocol in protocols]
     if not all(settings):
@@ -61,6 +62,7 @@ def speeds_in_turns(folders: Sequence[str | Path], config: EvaluateConfig) -> Co
         FileNotFoundError: A folder lacks a file of an evaluation, or a model is no more.
         ValueError: The evaluations did not measure the same clips, or one is not of a model that has a name.
     """
+    check_several(folders)
     device = pick_device(config.device)
     protocols = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
     models = []

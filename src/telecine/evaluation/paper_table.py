@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from telecine.base.checks import argument_error
 from telecine.base.files import write_text
-from telecine.evaluation.compare import check_protocols
+from telecine.evaluation.compare import check_protocols, check_several
 from telecine.evaluation.evaluate import SavedEvaluation
 from telecine.evaluation.protocol_file import describe_clips
 from telecine.evaluation.speed import Speed
@@ -52,11 +51,7 @@ def make_table(
         FileNotFoundError: A folder lacks a file of an evaluation.
         ValueError: There are fewer than two, or they did not measure the same clips in the same way.
     """
-    if len(folders) < 2:
-        got = " ".join(str(folder) for folder in folders) or "nothing"
-        raise argument_error(
-            "compare", "two or more evaluations", got, "Pass their output folders."
-        )
+    check_several(folders)
     protocols: list[dict[str, Any]] = []
     means = []
     spreads = []
