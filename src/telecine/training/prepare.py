@@ -50,6 +50,7 @@ from telecine.training.clips import Clips, build_clips, map_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
     describe_processes,
+    leave_context_group,
     on_first_process,
     seed_other_processes,
 )
@@ -161,6 +162,7 @@ class TrainingRun:
         del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
         self.accelerator.free_memory()
         gc.collect()
+        leave_context_group()
         self.accelerator.end_training()
         self.folder.release()
 
