@@ -445,9 +445,8 @@ def _fit_linear_maps(
     starts_linear = config.linear_start and built.has_new_linear_map
     if not starts_linear and not config.linear_baseline:
         return None
-    console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     try:
-        baseline = fit_linear(model, clips)
+        baseline = fit_linear(model, clips, console)
     except NoBaselineError as reason:
         console.print(f"no linear baseline: {reason}")
         return None
