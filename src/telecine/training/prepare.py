@@ -201,7 +201,7 @@ def prepare(
         console = Console(quiet=True)
     print_lines(console, describe_processes(accelerator, sharding=config.sharding))
     if config.steps < config.optimizer.warmup_steps:
-        print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
+        print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
     folder = LockedFolder(config, accelerator, steal=steal_lock)
     try:
         start = find_start(
@@ -368,7 +368,7 @@ def _build_model(start: Start, console: Console) -> _BuiltModel:
     model = build_autoencoder(config, module)
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
-        print_lines(console, [_ENCODER_CHANGES])
+        print_warnings(console, [_ENCODER_CHANGES])
     is_named = start.module is not None or config.model is not None
     if config.init is None or is_resumed:
         return _BuiltModel(model, has_new_linear_map=not is_named and not is_resumed)
@@ -445,7 +445,7 @@ def _fit_linear_maps(
     model = built.autoencoder
     if config.linear_start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips))
+        model.to(device).start_from(training_clips(clips, "fitting the student's decoder"))
     starts_linear = config.linear_start and built.has_new_linear_map
     if starts_linear and teacher is not None:
         console.print(
