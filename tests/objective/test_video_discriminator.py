@@ -35,13 +35,6 @@ def test_half_precision_videos_are_scaled_down(dtype):
     assert small.eq(1).all()
 
 
-def test_one_frame_of_the_down_scaled_video():
-    x = torch.randn(3, 3, 4, 8, 8)
-    small = build(factor=2).input_of(x)
-    frames = build(sees="frames", factor=2).input_of(x)
-    assert torch.equal(frames, torch.stack([small[0, :, 2], small[1, :, 0], small[2, :, 3]]))
-
-
 def test_inputs_are_cast_to_the_parameters_type():
     x = torch.zeros(1, 4)
     assert build(nn.Linear(4, 1).double())(x.bfloat16()).logits.dtype == torch.float64
