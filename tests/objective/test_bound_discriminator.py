@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.gan import BoundDiscriminator
+from telecine.objective.bound_discriminator import BoundDiscriminator
 
 INDICES = torch.tensor([[2], [0], [3]])
 
