@@ -252,7 +252,7 @@ class TestNames:
 
     def test_a_network_without_maps(self):
         with pytest.raises(
-            ValueError, match=r"`the result of `net`` must be a list of maps \(N, F, h, w\)"
+            ValueError, match=r"the result of `net` must be a list of maps \(N, F, h, w\)"
         ):
             features(net=torch.nn.Flatten(0))
 

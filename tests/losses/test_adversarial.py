@@ -253,7 +253,7 @@ def test_a_function_must_return_two_scalars(result):
     def custom(*, real, fake):
         return result
 
-    message = r"^`the result of {}` must be `GANLosses` of two 0-d tensors, but got .*tensor\(.*reduce both with `.mean"
+    message = r"^the result of {} must be `GANLosses` of two 0-d tensors, but got .*tensor\(.*reduce both with `.mean"
     with pytest.raises(TypeError, match=message.format("custom")):
         GANLoss(custom)(**logits(1, 0))
     with pytest.raises(TypeError, match=message.format("the GAN loss")):

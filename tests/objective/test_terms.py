@@ -217,7 +217,7 @@ class TestMistakes:
         options = {"discr_3d_kwargs": make_discriminator(), "grad_penalty_loss_weight": 1.0}
         penalty = make_loss(perceptual_weight=0, penalty={"kind": edges}, **options)
         for loss, index in ((term, 0), (pixels, 0), (penalty, 1)):
-            message = rf"`the result of edges` must be a 0-d tensor, but got .*{got}.*`.mean\(\)`"
+            message = rf"the result of edges must be a 0-d tensor, but got .*{got}.*`.mean\(\)`"
             with pytest.raises(ValueError, match=message):
                 loss(*pair, index, 0)
 

@@ -229,5 +229,5 @@ def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Sc
 def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:
     if not x.requires_grad:
         remedy = "Call `requires_grad_()` on it before its logits are computed."
-        raise argument_error("real or fake", "a tensor that requires gradients", x, remedy)
+        raise argument_error("the input of D", "a tensor that requires gradients", x, remedy)
     return torch.autograd.grad(logits.sum(), x, create_graph=True)[0]

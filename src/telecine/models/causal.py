@@ -94,7 +94,7 @@ def _in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video
     return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
     """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
 
     def __init__(self, config: CausalVAEConfig) -> None:
@@ -504,7 +504,7 @@ class CausalAutoencoder(LatentAutoencoder):
         """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`."""
         check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
         for module in self.children():
-            if isinstance(module, (_Encoder, Decoder)):
+            if isinstance(module, (Encoder, Decoder)):
                 module.chunk_size = num_frames // self.config.time_compression
 
 
@@ -529,7 +529,7 @@ class CausalVAE(CausalAutoencoder):
         super().__init__()
         if config is None:
             config = CausalVAEConfig()
-        self.encoder = _Encoder(config)
+        self.encoder = Encoder(config)
         self.set_decoder(config)
         self.bottleneck = build_bottleneck(self.config)
         self.latent_statistics: LatentStatistics | None = None

@@ -94,6 +94,8 @@ class BatchOptions(TypedDict, total=False):
     """The trained autoencoder, for terms that look at its layers."""
     first_frame_apart: bool
     """Whether the first frame of `latent` encodes the first frame alone, which is the default."""
+    is_decoded: bool
+    """Whether telecine has decoded `inputs`: their range is known, and clips without a value below 0 are no warning."""
 
 
 def make_batch(
@@ -114,18 +116,19 @@ def make_batch(
     encode: Encode | None = None,
     model: nn.Module | None = None,
     first_frame_apart: bool = True,
+    is_decoded: bool = False,
 ) -> Batch:
     """Return the checked inputs of the terms.
 
     Args:
         config: The settings of the objective.
         inputs, reconstructions, aux_losses, last_layer, split: The arguments of `VideoAutoencoderLoss`.
-        regularization_log, ..., first_frame_apart: See `BatchOptions`.
+        regularization_log, ..., is_decoded: See `BatchOptions`.
 
     Raises:
         ValueError: An argument breaks the contract of `VideoAutoencoderLoss`.
     """
-    check_video_pair(inputs, reconstructions)
+    check_video_pair(inputs, reconstructions, is_decoded=is_decoded)
     if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
         raise argument_error(

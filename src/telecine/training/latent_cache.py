@@ -34,6 +34,7 @@ from telecine.models.latent_shards import (
     posterior_of,
 )
 from telecine.models.pretrained import digest_of_encoder
+from telecine.ops.ranks import data_rank, num_data_ranks
 from telecine.training.distributed import on_first_process
 from telecine.training.logging import print_lines
 from telecine.training.state import TrainState
@@ -360,11 +361,11 @@ def measure_latents(
     was_training = model.training
     model.eval()
     moments = ChannelMoments()
-    num_ranks = accelerator.num_processes
+    num_ranks = num_data_ranks()
     # Equally many clips on each process: sharded models compute together.
     num_steps = math.ceil(num_clips / num_ranks)
     try:
-        for index in range(accelerator.process_index, num_steps * num_ranks, num_ranks):
+        for index in range(data_rank(), num_steps * num_ranks, num_ranks):
             error: DataError | OSError | None = None
             try:
                 video = clips[index % num_clips]["video"][None].to(accelerator.device)
@@ -379,7 +380,8 @@ def measure_latents(
             moments.add(latent)
     finally:
         model.train(was_training)
-    if num_ranks > 1:
+    if accelerator.num_processes > 1:
+        # Processes that share a clip count it several times, which changes neither means nor variances.
         moments.sums = accelerator.reduce(moments.sums.to(accelerator.device), "sum").cpu()
     return moments.statistics()
 

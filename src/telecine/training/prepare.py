@@ -50,6 +50,7 @@ from telecine.training.clips import Clips, build_clips, map_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
     describe_processes,
+    leave_context_group,
     on_first_process,
     seed_other_processes,
 )
@@ -161,6 +162,7 @@ class TrainingRun:
         del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
         self.accelerator.free_memory()
         gc.collect()
+        leave_context_group()
         self.accelerator.end_training()
         self.folder.release()
 
@@ -199,7 +201,7 @@ def prepare(
         console = Console(quiet=True)
     print_lines(console, describe_processes(accelerator, sharding=config.sharding))
     if config.steps < config.optimizer.warmup_steps:
-        print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
+        print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
     folder = LockedFolder(config, accelerator, steal=steal_lock)
     try:
         start = find_start(
@@ -366,7 +368,7 @@ def _build_model(start: Start, console: Console) -> _BuiltModel:
     model = build_autoencoder(config, module)
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
-        print_lines(console, [_ENCODER_CHANGES])
+        print_warnings(console, [_ENCODER_CHANGES])
     is_named = start.module is not None or config.model is not None
     if config.init is None or is_resumed:
         return _BuiltModel(model, has_new_linear_map=not is_named and not is_resumed)
@@ -441,13 +443,12 @@ def _fit_linear_maps(
     model = built.autoencoder
     if config.linear_start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips))
+        model.to(device).start_from(training_clips(clips, "fitting the student's decoder"))
     starts_linear = config.linear_start and built.has_new_linear_map
     if not starts_linear and not config.linear_baseline:
         return None
-    console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     try:
-        baseline = fit_linear(model, clips)
+        baseline = fit_linear(model, clips, console)
     except NoBaselineError as reason:
         console.print(f"no linear baseline: {reason}")
         return None

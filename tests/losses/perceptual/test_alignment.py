@@ -193,7 +193,7 @@ class TestNetworksByName:
         ),
         (
             {"net": no_map},
-            r"`the result of `net`` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)",
+            r"the result of `net` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)",
         ),
         ({"net": colours, "weights": "x.pt"}, "`weights` must be left out for a function"),
         ({"net": colours, "cos_margin": 1}, "`cos_margin` must be a number from 0 to below 1"),
@@ -331,15 +331,15 @@ class TestWholeClips:
             ),
             (
                 {"net": lambda x: x.mean(2)},
-                r"`the result of `net`` must be a list of maps \(N, F, t, h, w\) .* for N = 2 clips, and tokens",
+                r"the result of `net` must be a list of maps \(N, F, t, h, w\) .* for N = 2 clips, and tokens",
             ),
             (
                 {"token_grid": [1, 2, 2]},
-                r"`the result of `net`` must be .* but got .*\(2, 3, 2, 2, 2\)",
+                r"the result of `net` must be .* but got .*\(2, 3, 2, 2, 2\)",
             ),
             (
                 {"token_grid": [3, 2, 2], "net": lambda x: tubes(x).flatten(2).transpose(1, 2)},
-                r"`the result of `net`` must be .* but got .*\(2, 8, 3\)",
+                r"the result of `net` must be .* but got .*\(2, 8, 3\)",
             ),
         ],
     )
