@@ -29,12 +29,11 @@ from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import (
     LatentCache,
     check_disk,
-    describe_change,
     fill_latent_cache,
     identity_of,
-    measure_latents,
     open_cache,
 )
+from telecine.training.latent_statistics import describe_change, measure_latents
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
 from telecine.training.trainable import select_trainable, trains_encoder

@@ -11,14 +11,9 @@ from telecine.base.devices import free_memory, in_gib, parse_memory, pick_device
 from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
 from telecine.settings import TrainConfig
-from telecine.training.memory import (
-    HOST_COPY,
-    UpdateMemory,
-    estimate_sharding_saving,
-    fake_autoencoder,
-    plan_update,
-)
+from telecine.training.memory import estimate_sharding_saving, fake_autoencoder, plan_update
 from telecine.training.memory_limits import USED_FRACTION
+from telecine.training.update_memory import HOST_COPY, UpdateMemory
 
 
 @dataclass(frozen=True)
