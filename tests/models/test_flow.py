@@ -9,8 +9,8 @@ import torch
 
 from telecine.base.randomness import clip_generators
 from telecine.models import CausalVAE, load_autoencoder
-from telecine.models.causal import FlowDecoder
 from telecine.models.causal_blocks import ResidualBlock
+from telecine.models.causal_networks import FlowDecoder
 from telecine.models.flow import Sampler, add_noise, integrate, level_weights, random_levels
 from telecine.models.interface import ClipPosition, clip_position
 from telecine.settings import CausalVAEConfig

@@ -19,9 +19,9 @@ from telecine.base.frozen import Frozen
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models.frozen_encoder import FrozenEncoderModel, Student
 from telecine.models.interface import check_channels
 from telecine.models.load import without_weights
-from telecine.models.student import Student
 from telecine.models.transfer import check_source
 from telecine.objective.weights import WeightSchedule
 from telecine.settings import TrainConfig
@@ -257,7 +257,7 @@ def _assign_networks(state: TrainState, validation_lpips: LPIPS, counter: Memory
         counter.assign(PARAMETERS, network.parameters())
         counter.assign(PARAMETERS, network.buffers())
     counter.assign(AVERAGE, state.ema.averages.values())
-    if isinstance(state.autoencoder, Student):
+    if isinstance(state.autoencoder, FrozenEncoderModel):
         teacher = state.autoencoder.latent_model
         counter.assign(FROZEN, teacher.parameters())
         counter.assign(FROZEN, teacher.buffers())
