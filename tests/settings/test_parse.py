@@ -8,7 +8,7 @@ from telecine import Ramp, Term
 from telecine.cli.commands import COMMANDS
 from telecine.settings import Bucket, TrainConfig
 from telecine.settings.parse import launcher_settings, merged, nested, read_config, read_layer
-from telecine.settings.train import REMOVED
+from telecine.settings.upgrade import REMOVED
 from telecine.settings.validate import json_schema, validate
 
 

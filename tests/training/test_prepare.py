@@ -27,7 +27,7 @@ from telecine.settings import (
     Term,
     TrainConfig,
 )
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 from telecine.training import train
 from telecine.training.build import build_accelerator
 from telecine.training.prepare import prepare

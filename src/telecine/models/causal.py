@@ -41,7 +41,7 @@ from telecine.models.pretrained import (
 )
 from telecine.models.stream import ChunkSizes, StreamEncoder
 from telecine.settings import CausalVAEConfig
-from telecine.settings.autoencoder import with_older_flow
+from telecine.settings.upgrade import upgrade_autoencoder
 from telecine.settings.validate import validate
 
 # Key and value in `config.json`. The first version wrote none: its models have other layers.
@@ -227,9 +227,7 @@ def read_causal_config(folder: str | PathLike[str]) -> CausalVAEConfig:
         raise argument_error("folder", contract, f"{architecture}, of an older version", remedy)
     values.pop(MEAN_KEY, None)
     values.pop(STD_KEY, None)
-    if isinstance(values.get("flow"), dict):
-        values["flow"] = with_older_flow(values["flow"])
-    return validate(CausalVAEConfig, values)
+    return validate(CausalVAEConfig, upgrade_autoencoder(values))
 
 
 def _round_up(value: int, step: int) -> int:

@@ -40,7 +40,7 @@ from telecine.models.pretrained import (
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
-from telecine.settings.autoencoder import with_older_flow
+from telecine.settings.upgrade import upgrade_autoencoder
 from telecine.settings.validate import validate
 
 # Keys of `config.json`.
@@ -225,9 +225,7 @@ def _read_student(folder: Path) -> _SavedStudent:
     _check_saved(values, DECODER_KEY, dict, "a group of settings", file)
     _check_saved(values, TEACHER_KEY, str, "a text", file)
     _check_saved(values, DIGEST_KEY, str, "a text", file)
-    decoder = values.pop(DECODER_KEY)
-    if isinstance(decoder.get("flow"), dict):
-        decoder["flow"] = with_older_flow(decoder["flow"])
+    decoder = upgrade_autoencoder(values.pop(DECODER_KEY))
     config = validate(CausalVAEConfig, decoder, f"{DECODER_KEY}.")
     teacher = _find_teacher(folder, values.pop(TEACHER_KEY))
     digest = values.pop(DIGEST_KEY)
