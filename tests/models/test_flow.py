@@ -197,11 +197,7 @@ class TestLevels:
         ("settings", "message"),
         [
             ({"level_std": 0.0}, "`level_std` must be above 0"),
-            ({"shift": -1.0}, "`shift` must be above 0"),
-            ({"level_mean": math.inf}, "`level_mean` must be a finite number"),
-            ({"shift_pixels": 0}, "`shift_pixels` must be"),
             ({"prediction": "eps"}, "`prediction` must be 'x0' or 'velocity'"),
-            ({"weighting": "snr"}, "`weighting` must be 'uniform' or 'velocity'"),
         ],
     )
     def test_invalid_settings(self, settings, message):
