@@ -19,7 +19,7 @@ from telecine.data import (
     split_videos,
     whole_video,
 )
-from telecine.data.index import log_too_short
+from telecine.data.clip_frames import log_too_short
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, numbers_of, write_video

@@ -22,9 +22,9 @@ from telecine.data import (
     read_clip,
     tar_members,
 )
-from telecine.data.clip_frames import ClipFrames
+from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.data.errors import Deadline
-from telecine.data.index import average_frame_rate, log_too_short, scan_packets
+from telecine.data.index import average_frame_rate, scan_packets
 from telecine.settings import ClipConfig
 
 from .videos import (

@@ -8,9 +8,9 @@ import pytest
 
 from telecine.data import DataError, Span, VideoInfo
 from telecine.data.find import find_segments
-from telecine.data.index import Skipped
 from telecine.data.index_cache import IndexCache
 from telecine.data.lists import Segment, read_list
+from telecine.data.source import Skipped
 from telecine.settings import ClipConfig
 
 INFO = VideoInfo(

@@ -19,7 +19,7 @@ from telecine.evaluation.metrics import METRICS, default_metrics
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.runs import Run
 from telecine.runs.saved_settings import write_settings
-from telecine.settings import ClipConfig, EvaluateConfig, TrainConfig
+from telecine.settings import ClipConfig, EvaluateConfig
 
 SMALL = {"num_frames": 5, "height": 32, "width": 48, "device": "cpu"}
 # Too small for LPIPS, whose weights are then not loaded.
@@ -64,13 +64,19 @@ def test_it_is_without_tf32(tiny_model, videos):
     assert evaluation.protocol.tf32 is False
 
 
+def fake_run(model_folder, folder, data):
+    """Write a run whose settings name this data, and return its folder."""
+    checkpoint = Run(folder).checkpoints.path(1)
+    shutil.copytree(model_folder, checkpoint / "ema")
+    (checkpoint / "state.json").write_text("{}")
+    write_settings(checkpoint, {"data": data, "clips": {}})
+    return folder
+
+
 @pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
 def test_an_evaluation_on_clips_that_were_trained_on_says_so(
     model_folder, videos, tmp_path, caplog, relation
 ):
-    checkpoint = Run(tmp_path / "run").checkpoints.path(1)
-    shutil.copytree(model_folder, checkpoint / "ema")
-    (checkpoint / "state.json").write_text("{}")
     first = min(videos.glob("*.mp4"))
     shutil.copy(first, tmp_path / "copy.mp4")
     data = {
@@ -79,20 +85,11 @@ def test_an_evaluation_on_clips_that_were_trained_on_says_so(
         "another copy": tmp_path / "copy.mp4",
         "gone": tmp_path / "gone",
     }
-    write_settings(checkpoint, TrainConfig(data=str(data[relation])))
-    evaluate(tmp_path / "run", EvaluateConfig(data=str(videos), max_clips=1, **TINY))
+    run = fake_run(model_folder, tmp_path / "run", str(data[relation]))
+    evaluate(run, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
     notes = [text for text in caplog.messages if "are in the data of the run" in text]
     number = {"the folder": "3 of 3", "a file": "1 of 3"}.get(relation)
     assert [note.partition(" files")[0] for note in notes] == ([number] if number else [])
-
-
-def fake_run(model_folder, folder, data):
-    """Write a run whose settings name this data, and return its folder."""
-    checkpoint = Run(folder).checkpoints.path(1)
-    shutil.copytree(model_folder, checkpoint / "ema")
-    (checkpoint / "state.json").write_text("{}")
-    write_settings(checkpoint, {"data": data, "clips": {}})
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from telecine.report import page as module
 from telecine.report.page import trains, watch_runs
 from telecine.runs import Run
 
-from .runs import records, write_run
+from .runs import write_run
 
 
 def live(page):
@@ -78,15 +78,3 @@ def test_a_run_trains_until_its_last_validation(run):
     assert not trains(Run(run))
     (run / "config.yaml").unlink()
     assert trains(Run(run))
-
-
-def test_the_page_of_a_finished_run_does_not_load_itself_again(tmp_path):
-    run = write_run(tmp_path / "run", records(60))
-    pages = []
-    watch_runs([run], None, pages.append)
-    assert [live(page) for page in pages] == [None]
-
-
-def test_another_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"`runs` must be folders of runs"):
-        watch_runs([tmp_path], None, print)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from telecine.__main__ import main
 from telecine.base import files
 from telecine.runs import DamagedError, Run, find_checkpoint
 from telecine.runs.checkpoints import Checkpoints
@@ -168,15 +167,6 @@ class TestDamage:
             else "a symbolic link"
         )
         assert expected in str(Checkpoints.damage_of(checkpoint))
-
-    def test_the_command_prints_it(self, tmp_path, capsys):
-        first = write_checkpoint(tmp_path, 1)
-        second = write_checkpoint(tmp_path, 2)
-        (second / "state.json").write_text("{}")
-        assert main(["checkpoint", "verify", str(tmp_path)]) == 2
-        printed = capsys.readouterr()
-        assert f"{first}: intact\n{second}: damaged" in printed.out
-        assert "state.json` must be a file of 15 bytes" in printed.err
 
 
 class TestNewestIntact:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from telecine.settings import Bucket, ClipConfig
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
-from telecine.settings.validate import validate
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
 
@@ -103,29 +102,6 @@ def test_frames_are_chosen_by_time_or_by_number() -> None:
         ValueError, match="`fps` must be left out with a `stride` above 1, but got 24"
     ):
         ClipConfig(fps=24, stride=2)
-
-
-def test_buckets_are_parsed_from_yaml() -> None:
-    buckets = [asdict(bucket) for bucket in BUCKETS]
-    clips = {
-        "num_frames": 5,
-        "height": 32,
-        "width": 40,
-        "image_ratio": 0.25,
-        "num_workers": 0,
-        "buckets": buckets,
-    }
-    del buckets[1]["weight"]
-    parsed = validate(ClipConfig, clips)
-    assert parsed == ClipConfig(
-        num_frames=5, height=32, width=40, buckets=BUCKETS, image_ratio=0.25, num_workers=0
-    )
-    assert asdict(parsed)["buckets"][0] == {
-        "num_frames": 5,
-        "height": 32,
-        "width": 40,
-        "weight": 3.0,
-    }
 
 
 @settings(deadline=None)

@@ -9,7 +9,6 @@ from telecine.cli.commands import COMMANDS
 from telecine.settings import Bucket, TrainConfig
 from telecine.settings.parse import launcher_settings, merged, nested, read_config, read_layer
 from telecine.settings.upgrade import REMOVED
-from telecine.settings.validate import json_schema, validate
 
 
 def test_what_is_left_out_has_its_default(tmp_path):
@@ -119,15 +118,6 @@ def test_a_mistake_is_one_clear_line(case, tmp_path):
         read_config(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_the_prefix_of_names():
-    with pytest.raises(
-        ValueError, match=r"`--clips.heigth` is not a setting. Did you mean `--clips.height`"
-    ):
-        validate(TrainConfig, {"clips": {"heigth": 1}}, prefix="--")
-    with pytest.raises(ValueError, match=r"`--clips.height` must be at least 1"):
-        validate(TrainConfig, {"clips": {"height": 0}}, prefix="--")
 
 
 def test_dotted_names_are_settings_of_groups():
@@ -285,7 +275,3 @@ def test_a_recipe_is_a_layer():
     assert isinstance(
         read_layer(Path(__file__).parents[2] / "benchmarks" / "gan.yaml").values, dict
     )
-
-
-def test_the_schema_has_the_docstrings():
-    assert "Total number of updates of the autoencoder." in json_schema(TrainConfig)

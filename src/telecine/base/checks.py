@@ -28,6 +28,7 @@ class ArgumentError(ValueError):
         self.name = name
 
 
+_NUM_LISTED = 3  # texts that `first_few` returns
 # What is used elsewhere and not here, with what to use instead.
 _INSTEAD = {
     "fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."
@@ -261,3 +262,10 @@ def count_files(num_videos: int, num_images: int) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless the number is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """Return the first few texts, and the number of the others."""
+    shown = "; ".join(texts[:_NUM_LISTED])
+    num_more = len(texts) - _NUM_LISTED
+    return f"{shown}; and {num_more} more" if num_more > 0 else shown

@@ -105,30 +105,27 @@ class SettingsReader(CliSettingsSource[Any]):
             elif str in members and any(get_origin(member) is tuple for member in members):
                 texts_or_lists.add(setting.name)
         json_options: dict[str, Any] = {}
-        single_texts: dict[str, str | None] = {}  # pydantic-settings would make them lists
+        other_values: list[tuple[str, Any]] = []  # that pydantic-settings does not read
         for name, text in options.items():
             texts = text if isinstance(text, list) else [text]
             if not all(part.strip() for part in texts):
                 remedy = "Check the variable of the shell, or type null for none."
                 raise argument_error(name, "a value", "an empty text", remedy)
-            if name in texts_or_lists and len(texts) == 1 and not texts[0].startswith("["):
-                single_texts[name] = None if texts[0] == "null" else texts[0]
-                continue
-            json_texts = [_as_json(part, is_list=name in lists) for part in texts]
-            json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
+            has_free_name = not FREE_NAMES.isdisjoint(name.split(".")[:-1])
+            is_single_text = len(texts) == 1 and not texts[0].startswith("[")
+            if has_free_name:  # names that users choose have values of any type
+                other_values.append((name, parse_yaml(text)))
+            elif name in texts_or_lists and is_single_text:  # it would make them lists
+                other_values.append((name, None if texts[0] == "null" else texts[0]))
+            else:
+                json_texts = [_as_json(part, is_list=name in lists) for part in texts]
+                json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
         try:
             self(parsed_args=json_options)  # pydantic-settings: this call takes the texts
             values = self()  # and this one returns their values
         except UnreadableError as error:
             raise ValueError(str(error)) from error
-        # Names that users choose have values of any type.
-        free = {
-            name: text
-            for name, text in options.items()
-            if not FREE_NAMES.isdisjoint(name.split(".")[:-1])
-        }
-        values = merged([values, nested(single_texts.items())])
-        return merged([values, nested((name, parse_yaml(text)) for name, text in free.items())])
+        return merged([values, nested(other_values)])
 
 
 def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:

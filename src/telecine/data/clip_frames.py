@@ -1,11 +1,15 @@
 """Which frames of a video a clip has: every so many of them, or those nearest to evenly spaced times."""
 
+import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from telecine.data.source import Span, VideoInfo
+from telecine.base.checks import first_few
+from telecine.data.source import Source, Span, VideoInfo
 from telecine.settings import Bucket, ClipConfig
+
+logger = logging.getLogger(__name__)
 
 # A video of fewer frames a second than this fraction of `clips.fps` has none of its clips: they would repeat frames.
 MIN_RATE = 0.95
@@ -86,3 +90,30 @@ class ClipFrames:
             return "(num_frames - 1) * stride + 1"
         seconds = (self.num_frames - 1) / self.fps
         return f"{seconds:.3g} seconds of a video with {MIN_RATE * self.fps:.3g} frames a second or more"
+
+
+def log_too_short(spans: Iterable[Span], frames: ClipFrames) -> int:
+    """Log and count the videos without a span that is long enough for a clip, or with too few frames a second."""
+    longest: dict[Source, Span] = {}
+    with_clip = set()
+    for span in spans:
+        source = span.info.source
+        if span.info.is_image:
+            continue
+        if source not in longest or span.num_frames > longest[source].num_frames:
+            longest[source] = span
+        if frames.fits(span):
+            with_clip.add(source)
+    short = []
+    for source, span in longest.items():
+        if source in with_clip:
+            continue
+        reason = f"{span.num_frames} frames"
+        if frames.is_too_slow(span.info):
+            reason = f"{span.info.fps:.3g} frames a second"
+        short.append(f"{source} ({reason})")
+    if short:
+        text = "%d of %d files have no %s, and are not used: %s"
+        clip = frames.describe().removeprefix("a ")
+        logger.warning(text, len(short), len(longest), clip, first_few(short))
+    return len(short)

@@ -1,9 +1,18 @@
 """High dynamic range: which videos have it, and tone mapping to the colours of BT.709."""
 
+import logging
+from collections.abc import Iterable
+
 import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorTrc
 from torch import Tensor
+
+from telecine.base.checks import first_few
+from telecine.data.source import VideoInfo
+from telecine.settings import ClipConfig
+
+logger = logging.getLogger(__name__)
 
 PQ = "PQ"
 HLG = "HLG"
@@ -87,3 +96,13 @@ def _bt709_to_linear(encoded: Tensor) -> Tensor:
 
 def _linear_to_bt709(linear: Tensor) -> Tensor:
     return torch.where(linear < 0.018, 4.5 * linear, 1.099 * linear**0.45 - 0.099)
+
+
+def log_hdr(infos: Iterable[VideoInfo], config: ClipConfig) -> None:
+    """Log the videos with a high dynamic range or wide colours, unless they are converted."""
+    videos = [info for info in infos if not info.is_image]
+    wide = [f"{info.source} ({info.hdr})" for info in videos if info.hdr]
+    if wide and config.hdr == "as_stored":
+        text = "%d of %d videos have a high dynamic range or wide colours, which look grey as ordinary video: %s; "
+        text += "`--clips.hdr tone_map` converts them"
+        logger.warning(text, len(wide), len(videos), first_few(wide))

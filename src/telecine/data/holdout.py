@@ -1,27 +1,38 @@
 """The part of a data set that is held out for validation: whole groups of files, or the end of each file."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from telecine.base.checks import argument_error, count
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
-from telecine.data.holdout_earlier import OLD_HOLDOUT, choose_files, group_by_file, split_as_earlier
 from telecine.data.holdout_groups import group_spans, has_column
-from telecine.data.holdout_split import (
-    MAX_FRACTION,
-    MIN_VIDEOS,
-    Split,
-    choose_groups,
-    hold_out_ends,
-    hold_out_groups,
-)
-from telecine.data.source import Span, resolve_source
+from telecine.data.source import Source, Span, resolve_source
+from telecine.data.spacing import evenly_spaced
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
+# The value of `clips.holdout` of runs of earlier versions, which keep it when they resume: files alone, without groups
+# and gaps.
+_OLD_HOLDOUT = "earlier"
+# With this many videos or more, whole groups of them are held out, instead of the end of each.
+_MIN_VIDEOS = 10
+_MAX_FRACTION = 0.3  # of all frames; a larger held-out part is warned about
+# Numbers of groups that are tried around the expected one, to come close to the fraction of frames.
+_NUM_TRIED = 5
 _NUM_NAMED = 5
+
+
+@dataclass
+class _Split:
+    """Spans to train on, and held-out spans."""
+
+    train: list[Span] = field(default_factory=list)
+    held_out: list[Span] = field(default_factory=list)
+    train_ends: dict[Source, int] = field(default_factory=dict)
+    """Of each file with held-out frames, the first frame that is not trained on."""
 
 
 def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span], list[Span]]:
@@ -47,22 +58,22 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
     """
     videos = [span for span in spans if not span.info.is_image]
     images = [span for span in spans if span.info.is_image]
-    is_earlier = config.holdout == OLD_HOLDOUT
-    image_groups = group_by_file(images) if is_earlier else group_spans(images, config.holdout)
+    is_earlier = config.holdout == _OLD_HOLDOUT
+    image_groups = _group_by_file(images) if is_earlier else group_spans(images, config.holdout)
     if not videos and len(image_groups) < 2:
         got = "one image" if image_groups else "nothing"
         raise argument_error(
             "data", "a video or two images", got, "Add some, or set `val_data`.", DataError
         )
-    split = Split()
+    split = _Split()
     if videos:
         split = _split_videos(videos, config)
     if len(image_groups) < 2:
         return split.train + images, split.held_out
     if is_earlier:
-        chosen = choose_files(len(image_groups), config.val_fraction)
+        chosen = _choose_files(len(image_groups), config.val_fraction)
     else:
-        chosen = choose_groups(image_groups, config.val_fraction)
+        chosen = _choose_groups(image_groups, config.val_fraction)
     for index, group in enumerate(image_groups):
         part = split.held_out if index in chosen else split.train
         part.extend(group)
@@ -104,12 +115,12 @@ def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fracti
         logger.warning(
             "one of %d files is all that is held out: %s; %s", len(all_files), file, remedy
         )
-    if fraction > max(MAX_FRACTION, val_fraction):
+    if fraction > max(_MAX_FRACTION, val_fraction):
         text = "%.0f %% of the frames are held out, %s; %s"
         logger.warning(text, 100 * fraction, describe_held_out(train, held_out), remedy)
 
 
-def _split_videos(videos: Sequence[Span], config: ClipConfig) -> Split:
+def _split_videos(videos: Sequence[Span], config: ClipConfig) -> _Split:
     frames = ClipFrames.of(config.val_bucket, config)
     if not any(frames.fits(span) for span in videos):
         remedy = "Use fewer frames or a smaller stride."
@@ -117,71 +128,165 @@ def _split_videos(videos: Sequence[Span], config: ClipConfig) -> Split:
             remedy = "Use fewer frames, or another `clips.fps`."
         contract = f"long enough for {frames.describe()}, {frames.rule()}"
         raise _too_short(contract, videos, remedy)
-    if config.holdout == OLD_HOLDOUT:
-        split = split_as_earlier(videos, config.val_fraction, frames)
-    elif _is_asked_for(config) or has_column(videos, config.holdout) or _are_many(videos, frames):
-        split = _split_by_group(videos, config, frames)
+    if config.holdout == _OLD_HOLDOUT:
+        split = _split_as_earlier(videos, config.val_fraction, frames)
     else:
-        split = _split_by_end(videos, config, frames)
+        split = _split_by_holdout(videos, config, frames)
     if split is None:
         contract = (
             "long enough for a training and a held-out clip, and for another one between them"
         )
         if config.fps is None:
             num_frames = frames.num_source_frames(videos[0].info)
-            num_clips = 2 if config.holdout == OLD_HOLDOUT else 3
+            num_clips = 2 if config.holdout == _OLD_HOLDOUT else 3
             contract = f"long enough for a training and a held-out clip of {num_frames} frames, "
             contract += f"{num_clips * num_frames} together"
-        remedy = f"Use fewer frames or a smaller stride, or {MIN_VIDEOS} videos or more."
+        remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS} videos or more."
         raise _too_short(contract, videos, remedy)
-    split.train_on_short_spans(videos, frames)
+    # Train on spans that are too short for a validation clip, which may be long enough for clips of another size.
+    for span in videos:
+        if frames.fits(span):
+            continue
+        end = split.train_ends.get(resolve_source(span.info.source), span.last_frame + 1)
+        if span.first_frame < end:
+            split.train.append(replace(span, last_frame=min(span.last_frame, end - 1)))
     return split
 
 
-def _is_asked_for(config: ClipConfig) -> bool:
-    """Return whether the user has named the groups."""
-    return config.holdout == "folder" or config.holdout.startswith("column:")
-
-
-def _are_many(videos: Sequence[Span], frames: ClipFrames) -> bool:
-    files = {resolve_source(span.info.source) for span in videos if frames.fits(span)}
-    return len(files) >= MIN_VIDEOS
-
-
-def _split_by_group(videos: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> Split | None:
-    """Hold out whole groups; if all videos are in one, the end of each file."""
-    groups = _usable_groups(videos, config, frames)
-    if len(groups) > 1:
-        return _hold_out_some(groups, config, frames)
-    if _is_asked_for(config):
+def _split_by_holdout(
+    videos: Sequence[Span], config: ClipConfig, frames: ClipFrames
+) -> _Split | None:
+    """Hold out whole groups of named groups or of many videos, else the end of each; None if all are too short."""
+    groups: list[list[Span]] = []
+    long_enough: list[list[Span]] = []
+    for group in group_spans(videos, config.holdout):
+        spans = [span for span in group if frames.fits(span)]
+        if spans:
+            groups.append(group)
+            long_enough.append(spans)
+    is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
+    if is_asked_for and len(groups) < 2:
         contract = "a column or folders of two groups or more"
         remedy = "Use another column, folders or `auto`, or set `val_data`."
         raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
-    return hold_out_ends(group_spans(videos, "file"), config.val_fraction, frames)
+    files = {resolve_source(span.info.source) for group in long_enough for span in group}
+    are_many = len(files) >= _MIN_VIDEOS
+    prefers_groups = is_asked_for or are_many or has_column(videos, config.holdout)
+    split: _Split | None = None
+    if not prefers_groups or len(groups) < 2:
+        split = _hold_out_ends(group_spans(videos, "file"), config.val_fraction, frames)
+    if split is None and len(groups) > 1:
+        chosen = _choose_groups(long_enough, config.val_fraction)
+        split = _hold_out_groups(groups, chosen, frames)
+    return split
 
 
-def _split_by_end(videos: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> Split | None:
-    """Hold out the end of each file; if all are too short for that, whole groups."""
-    split = hold_out_ends(group_spans(videos, "file"), config.val_fraction, frames)
-    if split is not None:
-        return split
-    groups = _usable_groups(videos, config, frames)
-    return _hold_out_some(groups, config, frames) if len(groups) > 1 else None
+def _split_as_earlier(
+    videos: Sequence[Span], val_fraction: float, frames: ClipFrames
+) -> _Split | None:
+    """Split videos as earlier versions did; None if none is long enough."""
+    files = _group_by_file([span for span in videos if frames.fits(span)])
+    if len(files) < _MIN_VIDEOS:
+        return _hold_out_ends(files, val_fraction, frames, has_gap=False)
+    return _hold_out_groups(files, _choose_files(len(files), val_fraction), frames)
 
 
-def _usable_groups(
-    videos: Sequence[Span], config: ClipConfig, frames: ClipFrames
-) -> list[list[Span]]:
-    """Return the groups that have a clip."""
-    groups = group_spans(videos, config.holdout)
-    return [group for group in groups if any(frames.fits(span) for span in group)]
+def _group_by_file(spans: Sequence[Span]) -> list[list[Span]]:
+    """Return the spans of each file, in the order of its first span."""
+    files: dict[Source, list[Span]] = {}
+    for span in spans:
+        files.setdefault(resolve_source(span.info.source), []).append(span)
+    return list(files.values())
 
 
-def _hold_out_some(
-    groups: Sequence[Sequence[Span]], config: ClipConfig, frames: ClipFrames
-) -> Split:
-    long_enough = [[span for span in group if frames.fits(span)] for group in groups]
-    return hold_out_groups(groups, choose_groups(long_enough, config.val_fraction), frames)
+def _choose_files(num_files: int, val_fraction: float) -> set[int]:
+    """Return the indices of files to hold out, evenly spaced, a fraction of their number."""
+    return set(evenly_spaced(num_files, max(1, round(num_files * val_fraction))))
+
+
+def _hold_out_groups(
+    groups: Sequence[Sequence[Span]], chosen: Collection[int], frames: ClipFrames
+) -> _Split:
+    """Hold out whole groups.
+
+    Args:
+        groups: The spans of each group.
+        chosen: The indices of the groups to hold out.
+        frames: The frames of a validation clip. Spans that are too short for one are left out.
+    """
+    split = _Split()
+    for index, group in enumerate(groups):
+        long_enough = [span for span in group if frames.fits(span)]
+        if index not in chosen:
+            split.train.extend(long_enough)
+            continue
+        split.held_out.extend(long_enough)
+        for span in group:
+            split.train_ends[resolve_source(span.info.source)] = 0
+    return split
+
+
+def _hold_out_ends(
+    files: Sequence[Sequence[Span]],
+    val_fraction: float,
+    frames: ClipFrames,
+    *,
+    has_gap: bool = True,
+) -> _Split | None:
+    """Hold out the end of each file that is long enough for a clip in each part; None if no file is.
+
+    Args:
+        files: The spans of each file, and of its copies.
+        val_fraction: The fraction of frames to hold out.
+        frames: The frames of a validation clip.
+        has_gap: Whether the frames of one clip before the held-out ones are not used at all.
+    """
+    split = _Split()
+    for file in files:
+        spans = [span for span in file if frames.fits(span)]
+        if not spans:
+            continue
+        numbers: set[int] = set()
+        for span in spans:
+            numbers.update(range(span.first_frame, span.last_frame + 1))
+        last = max(spans, key=lambda span: span.last_frame)
+        last_start = last.first_frame + frames.num_starts(last) - 1
+        cut = min(last_start, last.last_frame + 1 - round(len(numbers) * val_fraction))
+        gap = frames.num_source_frames(last.info) if has_gap else 0
+        before = [replace(span, last_frame=min(span.last_frame, cut - gap - 1)) for span in spans]
+        after = [replace(span, first_frame=max(span.first_frame, cut)) for span in spans]
+        before = [span for span in before if frames.fits(span)]
+        after = [span for span in after if frames.fits(span)]
+        if not before:
+            split.train.extend(spans)
+            continue
+        split.train.extend(before)
+        split.held_out.extend(after)
+        if after:
+            train_end = min(span.first_frame for span in after) - gap
+            for span in file:
+                split.train_ends[resolve_source(span.info.source)] = train_end
+    return split if split.held_out else None
+
+
+def _choose_groups(groups: Sequence[Sequence[Span]], val_fraction: float) -> set[int]:
+    """Return the indices of groups to hold out, evenly spaced, with a number of frames close to the fraction."""
+    num_expected = max(1, round(len(groups) * val_fraction))
+    lengths = [sum(span.num_frames for span in group) for group in groups]
+    aim = val_fraction * sum(lengths)
+    choices = []
+    smallest = max(1, num_expected - _NUM_TRIED)
+    largest = min(len(groups) - 1, num_expected + _NUM_TRIED)
+    for num_held_out in range(smallest, largest + 1):
+        choices.append(evenly_spaced(len(groups), num_held_out))
+    errors = [abs(sum(lengths[index] for index in choice) - aim) for choice in choices]
+    best = choices[errors.index(min(errors))]
+    num_frames = sum(lengths[index] for index in best)
+    errors_alone = [abs(length - aim) for length in lengths]
+    is_too_large = num_frames > max(_MAX_FRACTION * sum(lengths), aim)
+    if is_too_large and min(errors_alone) < min(errors):
+        best = [errors_alone.index(min(errors_alone))]
+    return set(best)
 
 
 def _too_short(contract: str, spans: Sequence[Span], remedy: str) -> Exception:

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,6 @@ from av.video.stream import VideoStream
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
 from telecine.data.arrays import index_array
-from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import VIDEO_ERRORS, decoded_frames, open_video
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
 from telecine.data.hdr import range_of
@@ -31,8 +30,8 @@ from telecine.data.pixels import displayed_shape
 from telecine.data.remote import open_local
 from telecine.data.source import (
     AnyPath,
+    Skipped,
     Source,
-    Span,
     TarMember,
     VideoInfo,
     as_source,
@@ -50,7 +49,6 @@ _LONG_GOP = 300  # frames after a single keyframe, with which reading a clip tak
 _MAX_EMPTY_FRAME = 19
 _DEFAULT_FPS = 25.0
 _MAX_FPS_DEVIATION = 0.05  # the stream's frame rate is a guess where it varies
-_NUM_REASONS_SHOWN = 3
 # Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
 _MAX_EXPANSION = 4
 # Codecs with hidden frames in packets of their own.
@@ -60,25 +58,6 @@ _NUM_BLOCKS = 16
 _BLOCK_BYTES = 2**16
 # Decoders that give each frame the timestamp of its packet, also after seeking.
 _CODECS_WITH_PACKET_TIMESTAMPS = ("h264", "hevc")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file or a part of one that is not used, and the reason."""
-
-    path: Source
-    reason: str
-
-    @staticmethod
-    def listed(skipped: "Sequence[Skipped]") -> str:
-        """List the first few skipped files with their reasons, and the number of the others."""
-        return _first_few([f"{skip.path} ({skip.reason})" for skip in skipped])
-
-
-def _first_few(texts: Sequence[str]) -> str:
-    shown = "; ".join(texts[:_NUM_REASONS_SHOWN])
-    num_more = len(texts) - _NUM_REASONS_SHOWN
-    return f"{shown}; and {num_more} more" if num_more > 0 else shown
 
 
 def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
@@ -226,43 +205,6 @@ def index_videos(
             "skipped %d of %d files: %s", len(skipped), len(sources), Skipped.listed(skipped)
         )
     return infos, skipped
-
-
-def log_hdr(infos: Iterable[VideoInfo], config: ClipConfig) -> None:
-    """Log the videos with a high dynamic range or wide colours, unless they are converted."""
-    videos = [info for info in infos if not info.is_image]
-    wide = [f"{info.source} ({info.hdr})" for info in videos if info.hdr]
-    if wide and config.hdr == "as_stored":
-        text = "%d of %d videos have a high dynamic range or wide colours, which look grey as ordinary video: %s; "
-        text += "`--clips.hdr tone_map` converts them"
-        logger.warning(text, len(wide), len(videos), _first_few(wide))
-
-
-def log_too_short(spans: Iterable[Span], frames: ClipFrames) -> int:
-    """Log and count the videos without a span that is long enough for a clip, or with too few frames a second."""
-    longest: dict[Source, Span] = {}
-    with_clip = set()
-    for span in spans:
-        source = span.info.source
-        if span.info.is_image:
-            continue
-        if source not in longest or span.num_frames > longest[source].num_frames:
-            longest[source] = span
-        if frames.fits(span):
-            with_clip.add(source)
-    short = []
-    for source, span in longest.items():
-        if source in with_clip:
-            continue
-        reason = f"{span.num_frames} frames"
-        if frames.is_too_slow(span.info):
-            reason = f"{span.info.fps:.3g} frames a second"
-        short.append(Skipped(source, reason))
-    if short:
-        text = "%d of %d files have no %s, and are not used: %s"
-        clip = frames.describe().removeprefix("a ")
-        logger.warning(text, len(short), len(longest), clip, Skipped.listed(short))
-    return len(short)
 
 
 def _read_first_frame(

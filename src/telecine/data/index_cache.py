@@ -15,7 +15,6 @@ import time
 import zlib
 from array import array
 from dataclasses import fields, replace
-from glob import has_magic
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from typing import Any, TypeAlias
 from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.errors import Deadline
 from telecine.data.index import index_video
+from telecine.data.paths import deepest_folder
 from telecine.data.remote import look_up, open_local
 from telecine.data.source import (
     RemotePath,
@@ -181,13 +181,6 @@ def index_path(data: str | PathLike[str]) -> Path:
             return root / f".{_short_hash(os.path.relpath(path, root))}{INDEX_NAME}"
         identity = str(path.absolute())
     return user_cache_folder() / "indices" / f"{_short_hash(identity)}{INDEX_NAME}"
-
-
-def deepest_folder(data: Path) -> Path:
-    """Return the deepest folder above everything that a path or a pattern matches."""
-    if data.is_dir():
-        return data
-    return next(parent for parent in data.parents if not has_magic(str(parent)) and parent.is_dir())
 
 
 def _short_hash(text: str) -> str:

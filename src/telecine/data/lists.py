@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
-from telecine.data.index import Skipped
 from telecine.data.remote import open_local
 from telecine.data.source import (
     File,
     RemotePath,
+    Skipped,
     Source,
     Span,
     VideoInfo,

@@ -8,7 +8,7 @@ import os
 import tarfile
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
 
+from telecine.base.checks import first_few
 from telecine.base.files import open_regular
 from telecine.data.errors import DecodeError
 from telecine.settings import ClipConfig
@@ -164,6 +165,19 @@ def kind_of(source: Source) -> str:
     if suffix in ARRAY_SUFFIXES:
         return "arrays"
     return ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or a part of one that is not used, and the reason."""
+
+    path: Source
+    reason: str
+
+    @staticmethod
+    def listed(skipped: Sequence[Skipped]) -> str:
+        """List the first few skipped files with their reasons, and the number of the others."""
+        return first_few([f"{skip.path} ({skip.reason})" for skip in skipped])
 
 
 def is_hidden(path: PurePosixPath | Path) -> bool:

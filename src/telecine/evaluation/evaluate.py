@@ -28,15 +28,9 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.metrics.flat import measure_flat_colours
 from telecine.evaluation.metrics.flow import DISFlow, WarpingError
 from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
-from telecine.evaluation.metrics.metric_set import (
-    Measure,
-    MetricSet,
-    ModelMeasure,
-    PassMeasure,
-    ReconstructionMeasure,
-)
+from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.metrics.registry import METRICS
-from telecine.evaluation.metrics.round_trips import RoundTrips
+from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrips
 from telecine.evaluation.metrics.tiling import TilingDifference
 from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
@@ -121,7 +115,7 @@ class SavedEvaluation:
     """The content of protocol.json, with `better` of each metric, which older versions did not write."""
     metrics: dict[str, float]
     """See `Evaluation.metrics`."""
-    per_clip: list[dict[str, Any]]
+    per_clip: list[dict[str, float | str]]
     """See `Evaluation.per_clip`."""
 
     @staticmethod
@@ -143,28 +137,31 @@ class SavedEvaluation:
             raise argument_error(
                 str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy
             ) from error
-        # This checks the types. It also fills in defaults, such as the present versions, which would be wrong for an
-        # older protocol: the content of the file is returned.
-        values = {"protocol": protocol, "metrics": metrics, "per_clip": clips, "per_frame": {}}
-        checked = as_dataclass(Evaluation, values, str(folder), contract, remedy).protocol
+        # The record of an older version gets defaults here, such as the present versions, which would be wrong in what
+        # is returned.
+        record = as_dataclass(
+            EvaluationRecord, protocol, str(folder / PROTOCOL_FILE), contract, remedy
+        )
+        values = {"protocol": protocol, "metrics": metrics, "per_clip": clips}
+        as_dataclass(SavedEvaluation, values, str(folder), contract, remedy)
         clip_keys = {"source"}
-        for name in checked.metrics:
+        for name in record.metrics:
             if name not in METRICS or METRICS[name].is_per_clip:
                 clip_keys.add(name)
         is_whole = (
-            checked.metrics.keys() <= metrics.keys()
+            record.metrics.keys() <= metrics.keys()
             and all(clip_keys <= clip.keys() for clip in clips)
-            and len(clips) == checked.num_clips > 0
+            and len(clips) == record.num_clips > 0
         )
         if not is_whole:
             raise argument_error(
                 str(folder), contract, "other clips or metrics than in its protocol", remedy
             )
         better: dict[str, str] = {}
-        for name, definition in checked.metrics.items():
+        for name, definition in record.metrics.items():
             # In files of older versions, only the definition says it.
             last_part = definition.rpartition("; ")[2]
-            better[name] = checked.better.get(name, last_part.removesuffix(" is better"))
+            better[name] = record.better.get(name, last_part.removesuffix(" is better"))
         return SavedEvaluation({**protocol, "better": better}, metrics, clips)
 
 
@@ -235,30 +232,24 @@ def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
 ) -> MetricSet:
     """Return the metrics with those that options request: `flow`, `chunk` or `tile`, and `round_trips`."""
-    reconstruction_measures: list[ReconstructionMeasure] = []
-    model_measures: list[ModelMeasure] = []
-    pass_measures: list[PassMeasure] = []
+    warping: WarpingError | None = None
+    difference: TilingDifference | None = None
+    round_trips: RoundTrips | None = None
     if config.flow is not None:
-        reconstruction_measures.append(WarpingError(DISFlow()))
+        warping = WarpingError(DISFlow())
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
         tiling = Tiling.of(config.tile, config.tile_overlap)
         difference = TilingDifference(model, config.chunk, config.overlap_frames, tiling)
-        model_measures.append(difference)
     if config.round_trips is not None:
         model = _model_of("round_trips", source)
-        pass_measures.append(RoundTrips(model, config.round_trips, config.through))
+        round_trips = RoundTrips(model, config.round_trips, config.through)
     methods = dict(metric_set.methods)
-    measures: list[Measure] = [*reconstruction_measures, *model_measures, *pass_measures]
-    for measure in measures:
-        for metric in measure.metrics:
-            methods[metric.name] = measure.method
+    for measure in (warping, difference, round_trips):
+        if measure is not None:
+            methods.update((metric.name, measure.method) for metric in measure.metrics)
     return replace(
-        metric_set,
-        reconstruction_measures=reconstruction_measures,
-        model_measures=model_measures,
-        pass_measures=pass_measures,
-        methods=methods,
+        metric_set, warping=warping, tiling=difference, round_trips=round_trips, methods=methods
     )
 
 
@@ -282,10 +273,8 @@ def _summarize(
     definitions = {name: METRICS[name].describe() for name in metrics}
     better = {name: METRICS[name].better for name in metrics}
     absent = dict(metric_set.absent)
-    for measure in metric_set.pass_measures:
-        for metric in measure.metrics:
-            if metric.name not in metrics:
-                absent[metric.name] = "the model does not return its latent"
+    if metric_set.round_trips is not None and ROUND_TRIP_LATENT.name not in metrics:
+        absent[ROUND_TRIP_LATENT.name] = "the model does not return its latent"
     if metric_set.features is not None and not metric_set.per_clip_frechet:
         metric = metric_set.features.metric
         features, reference = stack_features(results)

@@ -117,17 +117,16 @@ def _measure_clip(
         if metric_set.per_clip_frechet:
             distance = (recon_features.double() - target_features.double()).square().sum()
             values[FVD_SINGLE.name] = float(distance)
-    for measure in metric_set.reconstruction_measures:
-        values |= measure(reconstruction=reconstruction, target=target)
-    for model_measure in metric_set.model_measures:
-        values |= model_measure(target)
+    if metric_set.warping is not None:
+        values |= metric_set.warping(reconstruction=reconstruction, target=target)
+    if metric_set.tiling is not None:
+        values |= metric_set.tiling(target)
     per_pass: dict[str, list[float]] = {}
-    for pass_measure in metric_set.pass_measures:
-        curves = pass_measure(target)
-        for metric in pass_measure.metrics:
-            if metric.name in curves:
-                values[metric.name] = curves[metric.name][-1]
-        per_pass |= curves
+    if metric_set.round_trips is not None:
+        per_pass = metric_set.round_trips(target)
+        for metric in metric_set.round_trips.metrics:
+            if metric.name in per_pass:
+                values[metric.name] = per_pass[metric.name][-1]
     return ClipResult(
         index=index,
         source=clip["source"],

@@ -19,9 +19,10 @@ from telecine.data import (
     VideoInfo,
     read_clip,
 )
-from telecine.data.find import files_below, find_videos, sources_of
+from telecine.data.find import find_videos, sources_of
 from telecine.data.index import index_videos
 from telecine.data.index_cache import IndexCache
+from telecine.data.paths import files_below
 from telecine.data.source import as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.protocols.interface import ClipProtocol

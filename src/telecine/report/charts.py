@@ -12,13 +12,22 @@ from telecine.report.chart_data import Chart, Curve, Series, make_curve
 from telecine.report.reported_run import ReportedRun, not_comparable
 from telecine.runs.history import History
 
-_Points = list[tuple[int, float]]
-_Columns = dict[str, _Points]
 
-# LPIPS of the training clips, under the name of its network. `metrics.jsonl` has it as `_PERCEPTUAL_LOSS`.
+@dataclass(frozen=True)
+class _Column:
+    """A value of a run at each step."""
+
+    logged_name: str
+    """Its name in `metrics.jsonl`. Charts draw the perceptual loss as `train/lpips_*`, and a PSNR of `train/mse`."""
+    points: list[tuple[int, float]]
+    """Steps and values."""
+
+
+_Columns = dict[str, _Column]  # by name in charts
+
+# LPIPS of the training clips, under the name of its network.
 _TRAIN_LPIPS = "train/lpips_"
-_PERCEPTUAL_LOSS = "train/perceptual_loss"
-_TRAIN_PSNR = "train/psnr"  # computed from the mean squared error
+_TRAIN_MSE = "train/mse"
 _HELD_OUT = ("val/", "linear/", "teacher/", "latent/")  # prefixes of values of the held-out clips
 
 
@@ -248,7 +257,7 @@ def chart_definitions(names: Sequence[str]) -> list[ChartDefinition]:
     other_losses = []
     weights = []
     for name in names:
-        if name in in_fixed_charts or name == "train/mse":
+        if name in in_fixed_charts or name == _TRAIN_MSE:
             continue
         if _kind_of(name) == "weight":
             weights.append(name)
@@ -295,17 +304,13 @@ def metric_label(metric: str) -> str:
 
 def _series(name: str, columns: Sequence[_Columns]) -> Series:
     curves: list[Curve] = []
+    logged_name = name
     for run, run_columns in enumerate(columns):
         if name in run_columns:
-            curves.append(make_curve(run, run_columns[name]))
-    key = name
-    if name == _TRAIN_PSNR:
-        key = "train/mse"
-    elif name.startswith(_TRAIN_LPIPS):
-        key = _PERCEPTUAL_LOSS
-    return Series(
-        label_of(name), key, curves, is_reference=name.startswith(("linear/", "teacher/"))
-    )
+            logged_name = run_columns[name].logged_name
+            curves.append(make_curve(run, run_columns[name].points))
+    is_reference = name.startswith(("linear/", "teacher/"))
+    return Series(label_of(name), logged_name, curves, is_reference=is_reference)
 
 
 def _is_lpips(name: str) -> bool:
@@ -321,14 +326,14 @@ def _kind_of(name: str) -> Kind:
 
 def _is_finite(name: str, columns: Sequence[_Columns]) -> bool:
     for run_columns in columns:
-        for _, value in run_columns.get(name, []):
-            if math.isfinite(value):
-                return True
+        points = run_columns[name].points if name in run_columns else []
+        if any(math.isfinite(value) for _, value in points):
+            return True
     return False
 
 
 def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | None) -> _Columns:
-    """Return the (step, value) pairs of each name in a run's records, and of the PSNR of the training clips."""
+    """Return the values in a run's records by their names in charts, and the PSNR of the training clips."""
     columns: _Columns = {}
     for record in records:
         step = int(record["step"])
@@ -336,13 +341,17 @@ def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | No
             if logged_name == "step":
                 continue
             name = logged_name
-            if name == _PERCEPTUAL_LOSS and perceptual_net is not None:
+            if name == "train/perceptual_loss" and perceptual_net is not None:
                 name = f"{_TRAIN_LPIPS}{perceptual_net}"
-            columns.setdefault(name, []).append((step, float(value)))
-    if "train/mse" in columns:
-        errors = torch.tensor([error for _, error in columns["train/mse"]], dtype=torch.float64)
-        steps = [step for step, _ in columns["train/mse"]]
-        columns[_TRAIN_PSNR] = list(zip(steps, psnr_of_mse(errors).tolist(), strict=True))
+            if name not in columns:
+                columns[name] = _Column(logged_name, [])
+            columns[name].points.append((step, float(value)))
+    if _TRAIN_MSE in columns:
+        points = columns[_TRAIN_MSE].points
+        errors = torch.tensor([error for _, error in points], dtype=torch.float64)
+        steps = [step for step, _ in points]
+        psnr_points = list(zip(steps, psnr_of_mse(errors).tolist(), strict=True))
+        columns["train/psnr"] = _Column(_TRAIN_MSE, psnr_points)
     return columns
 
 
@@ -350,7 +359,7 @@ def _sums_of_one_term(columns: _Columns) -> set[str]:
     """Return the names of sums that equal their only term, which is logged, too."""
     losses = [name for name in columns if _kind_of(name) == "loss" and name != "train/aux_losses"]
     terms_of_sums = {
-        "train/recon_loss": ["train/mse"],
+        "train/recon_loss": [_TRAIN_MSE],
         "train/total_disc_loss": ["train/discr_loss"],
         "train/aux_losses": losses,
     }
@@ -364,10 +373,10 @@ def _sums_of_one_term(columns: _Columns) -> set[str]:
     return sums
 
 
-def _is_same(points: _Points, others: _Points) -> bool:
-    if len(points) != len(others):
+def _is_same(column: _Column, other: _Column) -> bool:
+    if len(column.points) != len(other.points):
         return False
-    for (step, value), (other_step, other_value) in zip(points, others, strict=True):
+    for (step, value), (other_step, other_value) in zip(column.points, other.points, strict=True):
         if step != other_step or not math.isclose(value, other_value, rel_tol=1e-5):
             return False
     return True

@@ -36,10 +36,19 @@ class TrainingWarning:
 
 
 class _JSONLines:
-    """A file with a JSON object in each line, which grows while a run trains; it need not exist."""
+    """A file with a JSON object in each line, which grows while a run trains; it need not exist.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        check: Called with the file and the line, for errors, and with the object in it. It raises a `ValueError` if the
+            object is not of the kind of this file.
+    """
+
+    def __init__(
+        self, path: Path, check: Callable[[str, Mapping[str, object]], None] | None = None
+    ) -> None:
         self.path = path
+        self._check = check
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Add a line."""
@@ -95,16 +104,9 @@ class _JSONLines:
             ) from None
         if not isinstance(value, dict):
             raise argument_error(name, "a JSON object", describe(value), "Remove the line.")
-        self._check(name, value)
+        if self._check is not None:
+            self._check(name, value)
         return value
-
-    def _check(self, name: str, value: Mapping[str, object]) -> None:
-        """Raise a `ValueError` if the object is not of the kind of this file. A subclass overrides it; here, all are.
-
-        Args:
-            name: The file and the line, for the error.
-            value: The object.
-        """
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
         """Replace all lines, atomically."""
@@ -174,7 +176,7 @@ class TailReader:
         self.start_again()
 
     def start_again(self) -> None:
-        """Read the file from its begin the next time."""
+        """Read the file from its beginning the next time."""
         self._num_lines = 0
         self._last_line = b""
         self._end = 0  # the byte after the last line
@@ -199,7 +201,7 @@ class History(_JSONLines):
     file = "metrics.jsonl"
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(path, _check_record)
         self._validations: list[dict[str, float]] = []
         self._tail = TailReader(self._lines)
 
@@ -216,15 +218,6 @@ class History(_JSONLines):
             if line.strip():
                 self._validations += validation_records([self._parse(number, line)])
         return list(self._validations)
-
-    def _check(self, name: str, value: Mapping[str, object]) -> None:
-        wrong = [key for key, number in value.items() if not _is_number(number)]
-        if not wrong and not _is_step(value.get("step")):
-            wrong = ["step"]
-        if wrong:
-            contract = "numbers by name, with a whole `step`"
-            got = f"{describe(value.get(wrong[0]))} as {wrong[0]!r}"
-            raise argument_error(name, contract, got, "Remove the line.")
 
     @staticmethod
     def gradient_of_frame(frame: int) -> str:
@@ -266,6 +259,17 @@ def as_dataclass(
 def validation_records(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
     """Return the records of validations, each of which has a PSNR of the held-out clips."""
     return [record for record in records if "val/psnr" in record]
+
+
+def _check_record(name: str, value: Mapping[str, object]) -> None:
+    """Raise a `ValueError` unless an object is a record of logged values."""
+    wrong = [key for key, number in value.items() if not _is_number(number)]
+    if not wrong and not _is_step(value.get("step")):
+        wrong = ["step"]
+    if wrong:
+        contract = "numbers by name, with a whole `step`"
+        got = f"{describe(value.get(wrong[0]))} as {wrong[0]!r}"
+        raise argument_error(name, contract, got, "Remove the line.")
 
 
 def _is_number(value: object) -> bool:

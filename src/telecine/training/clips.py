@@ -19,12 +19,13 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
-from telecine.data.clip_frames import ClipFrames
+from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
-from telecine.data.index import Skipped, index_video, index_videos, log_too_short
+from telecine.data.index import index_video, index_videos
 from telecine.data.index_cache import num_bytes
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
+from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
 from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder

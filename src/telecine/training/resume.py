@@ -10,7 +10,7 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
-from telecine.data.find import paths_of
+from telecine.data.paths import paths_of
 from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.saved_settings import flat_settings, plain_settings, read_saved_settings

@@ -1,6 +1,9 @@
 """Pruning: every class of diffusers, exactness where nothing is lost, the command, and the training of what is left."""
 
 import json
+from dataclasses import replace
+from fractions import Fraction
+from math import gcd
 from pathlib import Path
 
 import diffusers
@@ -13,7 +16,7 @@ from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import CausalVAEConfig
 from telecine.tools.prune import prune
-from telecine.tools.prune.channels import find_groups, num_parts_of
+from telecine.tools.prune.channels import find_groups, num_parts_of_stages
 from telecine.tools.prune.importance import recorded_squares
 from telecine.tools.prune.pruning import prunable
 from telecine.tools.prune.settings import PruneConfig
@@ -68,14 +71,18 @@ def groups_of(what):
     return find_groups(what.build, what.config, what.widths, what.network.state_dict())
 
 
-def random_slices(groups, num_kept):
+def largest_share_up_to_half(groups):
+    num_parts = gcd(*num_parts_of_stages(groups))
+    return Fraction(num_parts // 2, num_parts)
+
+
+def random_slices(groups, share):
     """Return the slices of each group that random scores keep."""
-    num_parts = num_parts_of(groups)
     generator = torch.Generator().manual_seed(2)
     kept = {}
     for group in groups:
         scores = torch.rand(group.num_slices, generator=generator, dtype=torch.float64)
-        kept[group.name] = kept_slices(group, scores, num_kept, num_parts)
+        kept[group.name] = kept_slices(group, scores, share)
     return kept
 
 
@@ -104,23 +111,23 @@ def check_surgery(model, part, video, *, is_exact):
     """Check that pruning nothing keeps every bit, and that removing channels of 0 changes as much as rounding."""
     what = prunable(model, "teacher", part)
     groups = groups_of(what)
-    num_parts = num_parts_of(groups)
-    everything = random_slices(groups, num_parts)
+    num_stages = len(num_parts_of_stages(groups))
+    everything = random_slices(groups, Fraction(1))
     before = outputs(model, video)
     with recorded_squares(what.network) as squares:
         outputs(model, video)
-    config = what.widths.scaled(what.config, num_parts, num_parts)
+    config = what.widths.scaled(what.config, [Fraction(1)] * num_stages)
     whole = what.wrap(config, pruned_weights(what.network, groups, everything, squares)).eval()
     for same, value in zip(outputs(whole, video), before, strict=True):
         torch.testing.assert_close(same, value, rtol=0, atol=0)
 
-    num_kept = num_parts // 2
-    kept = random_slices(groups, num_kept)
+    share = largest_share_up_to_half(groups)
+    kept = random_slices(groups, share)
     set_removed_to_zero(what, groups, kept)
     before = outputs(model, video)
     with recorded_squares(what.network) as squares:
         outputs(model, video)
-    config = what.widths.scaled(what.config, num_kept, num_parts)
+    config = what.widths.scaled(what.config, [share] * num_stages)
     half = what.wrap(config, pruned_weights(what.network, groups, kept, squares)).eval()
     after = outputs(half, video)
     assert all(value.isfinite().all() for value in after)
@@ -182,7 +189,7 @@ def teacher(tmp_path, monkeypatch, small_video):
     what = prunable(model, "teacher", "decoder")
     groups = groups_of(what)
     last = {
-        group.name: kept_slices(group, torch.arange(group.num_slices).double(), 1, 2)
+        group.name: kept_slices(group, torch.arange(group.num_slices).double(), Fraction(1, 2))
         for group in groups
     }
     set_removed_to_zero(what, groups, last)
@@ -193,17 +200,55 @@ def teacher(tmp_path, monkeypatch, small_video):
 CLIPS = {"data": "clip.mp4", "num_frames": 5, "height": 32, "width": 32, "max_clips": 2}
 
 
-@pytest.mark.parametrize("importance", ["gradient", "weight", "first"])
+@pytest.mark.parametrize("importance", ["gradient", "greedy", "weight", "first"])
 def test_channels_that_matter_are_kept(teacher, importance):
     result = prune(teacher, PruneConfig(**CLIPS, device="cpu", keep=0.4, importance=importance))
-    assert (result.num_kept, result.num_parts) == (4, 8)
+    assert result.shares == [0.5]
+    assert result.groups["all stages"] == (8, 4)
     assert result.channels_after == [4, 8]
     assert result.cost_after.flops <= 0.4 * result.cost_before.flops
     lost = result.psnr_before - result.psnr_after
     if importance == "first":
         assert abs(lost) > 0.1, "the first channels are 0"
+    elif importance == "greedy":
+        assert lost < 1e-3, "random channels may do harm"
     else:
         assert abs(lost) < 1e-3, "only channels of 0 are removed"
+
+
+def test_blocks_without_effect_are_removed(tmp_path, monkeypatch, small_video):
+    """The last layer of a new block is 0. Of two blocks of each stage, the first one is trained here."""
+    monkeypatch.chdir(tmp_path)
+    model = CausalVAE(replace(SMALL, blocks_per_level=2))
+    with_random_weights(model)
+    for name in ("2", "5"):
+        block = model.decoder.network.get_submodule(name)
+        torch.nn.init.zeros_(block.branch[-1].conv.weight)
+        torch.nn.init.zeros_(block.branch[-1].conv.bias)
+    model.save_pretrained("model")
+    settings = CLIPS | {"data": str(small_video)}
+    result = prune("model", PruneConfig(**settings, device="cpu", keep=1, blocks=1))
+    assert result.removed_blocks == {"network": [2, 5]}
+    assert result.model.config.blocks_per_level == 1
+    assert result.psnr_after == pytest.approx(result.psnr_before, abs=1e-4)
+
+
+def test_blocks_and_stages_of_a_class_of_diffusers(tmp_path, monkeypatch, small_video):
+    monkeypatch.chdir(tmp_path)
+    module = tiny_model("ltx_video", decoder_layers_per_block=(3, 2, 1, 2, 2))
+    DiffusersAutoencoder(with_random_weights(module)).save_pretrained("ltx")
+    tiny_model("mochi", decoder_block_out_channels=(64, 64, 128, 128)).save_pretrained("mochi")
+    settings = {"data": str(small_video), "height": 32, "width": 32, "max_clips": 1}
+    ltx = prune("ltx", PruneConfig(**settings, num_frames=9, device="cpu", keep=1, blocks=2))
+    assert tuple(ltx.model.module.config.decoder_layers_per_block) == (2, 2, 1, 2, 2)
+    ltx.model.save_pretrained("fewer")
+    diffusers.AutoencoderKLLTXVideo.from_pretrained("fewer")
+    config = PruneConfig(
+        **settings, num_frames=7, device="cpu", keep_stages=(1, 0.6), importance="first"
+    )
+    mochi = prune("mochi", config)
+    assert mochi.channels_after == [64, 64, 64, 64]
+    assert mochi.shares == [1, 0.5]
 
 
 @pytest.mark.slow
@@ -238,6 +283,13 @@ def test_a_pruned_decoder_is_trained_and_resumed(teacher, cached_weights, capsys
         ("wan", {"part": "both"}, "`part` must be decoder for AutoencoderKLWan, but got both"),
         ("kl_image", {}, "`part` must be both for AutoencoderKL, whose configuration has the same"),
         ("wan", {"keep": 0.001}, "`keep` must be at least 0.28"),
+        (
+            "mochi",
+            {"keep_stages": (0.5, 0.5)},
+            r"`keep_stages` must be a share for each of: stage 0, 1, 2, 3 \(32 channels in 1 parts\), but",
+        ),
+        ("kl_image", {"part": "both", "blocks": 2}, "`blocks` must be below 1, the largest number"),
+        ("wan", {"blocks": 1}, "`blocks` must be left out for this class, whose configuration has"),
         (
             "ltx2_video",
             {},

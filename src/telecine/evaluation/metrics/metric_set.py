@@ -2,49 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import nn
 
-from telecine.base.shapes import Video
+from telecine.evaluation.metrics.flow import WarpingError
 from telecine.evaluation.metrics.frechet import FeatureNetwork
-from telecine.evaluation.metrics.registry import Metric
-
-
-class Measure(Protocol):
-    """Measures several metrics of a clip at once, on request."""
-
-    @property
-    def metrics(self) -> Sequence[Metric]:
-        """The metrics that it measures."""
-
-    @property
-    def method(self) -> str:
-        """How they are measured, for `protocol.json`."""
-
-
-class ReconstructionMeasure(Measure, Protocol):
-    """Measures a reconstruction: the warping error."""
-
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] by the names of the metrics."""
-
-
-class ModelMeasure(Measure, Protocol):
-    """Measures an autoencoder, which reconstructs the clip in its own way: the difference of tiling."""
-
-    def __call__(self, target: Video) -> dict[str, float]:
-        """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] by the names of the metrics."""
-
-
-class PassMeasure(Measure, Protocol):
-    """Measures an autoencoder that reconstructs the clip in several passes: round trips."""
-
-    def __call__(self, target: Video) -> dict[str, list[float]]:
-        """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] after each pass, by name.
-
-        The value of a metric is that of its name after the last pass. Other names are no metrics.
-        """
+from telecine.evaluation.metrics.round_trips import RoundTrips
+from telecine.evaluation.metrics.tiling import TilingDifference
 
 
 @dataclass(frozen=True)
@@ -63,9 +27,9 @@ class MetricSet:
     """The reason for each metric that cannot be measured."""
     per_clip_frechet: bool = False
     """Whether the Frechet distance is that of sets of one clip each."""
-    reconstruction_measures: Sequence[ReconstructionMeasure] = ()
-    """Measures of reconstructions that options request."""
-    model_measures: Sequence[ModelMeasure] = ()
-    """Measures of the autoencoder that options request."""
-    pass_measures: Sequence[PassMeasure] = ()
-    """Measures of several passes that options request."""
+    warping: WarpingError | None = None
+    """Measures the motion of reconstructions, on request."""
+    tiling: TilingDifference | None = None
+    """Compares chunks and tiles with whole clips, on request."""
+    round_trips: RoundTrips | None = None
+    """Measures several passes, on request."""

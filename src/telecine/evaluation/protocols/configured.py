@@ -10,8 +10,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import Clip, Span, VideoInfo, iterate_validation_clips
-from telecine.data.clip_frames import ClipFrames
-from telecine.data.index import log_too_short
+from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.data.source import whole_video
 from telecine.data.spacing import evenly_spaced
 from telecine.evaluation.metrics import METRICS, default_metrics

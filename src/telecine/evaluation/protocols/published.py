@@ -25,8 +25,7 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
-from telecine.data.clip_frames import ClipFrames
-from telecine.data.index import log_too_short
+from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet

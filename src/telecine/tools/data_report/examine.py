@@ -27,8 +27,9 @@ from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.dataset import num_cached_bytes
 from telecine.data.decode import open_video, read_clip
-from telecine.data.find import ignored_suffixes, paths_of
+from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
+from telecine.data.paths import paths_of
 from telecine.data.remote import open_local
 from telecine.data.source import Source, TarMember, file_of, resolve_source
 from telecine.settings import ClipConfig, TrainConfig

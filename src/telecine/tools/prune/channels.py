@@ -1,9 +1,27 @@
-"""Which entries of which weights belong to a channel, found by the shapes of the model in other widths."""
+"""Which entries of which weights belong to a channel, found by the shapes of the model in other widths.
+
+Example: a residual block of 8 channels has 4 hidden ones, between its two convolutions. The hidden channels are a
+`ChannelGroup`, and each weight that has them is a `ChannelAxis` of it. With `num_slices=4`, hidden channel 2 is
+
+    conv1.weight[2]      of shape (4, 8, 3, 3, 3), dim 0: the kernel that makes it
+    conv1.bias[2]        of shape (4,),            dim 0
+    norm2.gamma[2]       of shape (4, 1, 1, 1),    dim 0
+    conv2.weight[:, 2]   of shape (8, 4, 3, 3, 3), dim 1: the kernels that read it
+
+To keep slices 0 and 2 is to keep the entries [0, 2] of these axes: `conv1.weight` becomes (2, 8, 3, 3, 3) and
+`conv2.weight` (8, 2, 3, 3, 3). An axis may have several entries of a slice:
+
+- A layer before a shuffle of 2 x 2 pixels has 16 outputs: slice 2 is its entries [8, 9, 10, 11].
+- A layer that makes queries, keys and values has 12 outputs, 3 sets of all channels (`num_sets=3`): slice 2 is its
+  entries [2, 6, 10].
+- A slice may be several channels: with `num_slices=2`, slice 1 of `conv1.weight` is its entries [2, 3].
+- A group norm of 2 groups has channels (0, 1) and (2, 3) in its groups. If it keeps its 2 groups (`num_norm_groups=2`),
+  as many slices stay in each: [0, 2] is possible, [0, 1] is not.
+"""
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TypeAlias
 
 import torch
@@ -19,18 +37,13 @@ Build: TypeAlias = Callable[[Configuration], nn.Module]
 
 @dataclass(frozen=True)
 class ChannelAxis:
-    """A dimension of a weight that has the channels of a group.
-
-    The channels are cut into slices, of which each is kept or removed. Slices are neighbouring entries: with 4 channels
-    in 2 slices, an output of 4 has slices (0, 1) and (2, 3). Before a shuffle of 2 x 2 pixels it has 16 entries, and
-    slices of 8. A layer that makes queries, keys and values has 12, in 3 blocks: slices (0, 1, 4, 5, 8, 9) and
-    (2, 3, 6, 7, 10, 11).
-    """
+    """A dimension of a weight that has the channels of a group."""
 
     weight: str
     """Its name in the state dict."""
     dim: int
-    num_blocks: int = 1
+    num_sets: int = 1
+    """How many times it has all channels."""
 
     def indices(self, size: int, num_slices: int, kept: Tensor) -> Tensor:
         """Return the entries of the kept slices, in order.
@@ -40,12 +53,12 @@ class ChannelAxis:
             num_slices: Slices of the group.
             kept: The kept slices, `(K,)`, ascending.
         """
-        entries = torch.arange(size).view(self.num_blocks, num_slices, -1)
+        entries = torch.arange(size).view(self.num_sets, num_slices, -1)
         return entries[:, kept].flatten()
 
     def by_slice(self, values: Tensor, num_slices: int) -> Tensor:
         """Return values along the axis `(size,)` summed over the entries of each slice, `(num_slices,)`."""
-        return values.view(self.num_blocks, num_slices, -1).sum((0, 2))
+        return values.view(self.num_sets, num_slices, -1).sum((0, 2))
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class ChannelGroup:
     num_norm_groups: int
     """The groups of the group norms that keep their number: each keeps the same number of slices. Else 1."""
     axes: tuple[ChannelAxis, ...]
+    stages: int
+    """Which of `Widths.stages` it belongs to."""
 
 
 def find_groups(
@@ -68,7 +83,7 @@ def find_groups(
 
     The model is built without memory, with twice the channels of one stage after the other: an axis of a weight that
     becomes longer has channels of this stage. Neighbouring stages with the same number of channels have one residual
-    stream, and so one group. The hidden channels of each residual block are a group.
+    stream, which is one group. The hidden channels of each residual block are a group.
 
     Args:
         build: Makes the model of a configuration.
@@ -83,7 +98,8 @@ def find_groups(
     streams: dict[str, list[ChannelAxis]] = {}
     num_channels: dict[str, int] = {}
     seen: set[tuple[str, int]] = set()
-    for stages in _stages_to_widen(config, widths):
+    places: dict[str, int] = {}
+    for place, stages in enumerate(widths.stages(config)):
         wider = build_on_meta(build, widths.with_stages_doubled(config, stages.indices))
         for weight, dim in _longer_axes(weights, wider):
             if not weight.startswith(widths.prefix):
@@ -91,64 +107,52 @@ def find_groups(
             if (weight, dim) in seen:
                 raise _unclear(f"{weight}, whose dimension {dim} has channels of two stages")
             seen.add((weight, dim))
-            axis = ChannelAxis(weight, dim, _num_blocks(weight, dim, widths))
-            size = weights[weight].shape[dim] // axis.num_blocks
+            axis = ChannelAxis(weight, dim, _num_sets(weight, dim, widths))
+            size = weights[weight].shape[dim] // axis.num_sets
             block = _block_of_hidden(weight, dim, widths)
             if block is not None:
-                hidden.setdefault(block, []).append(axis)
-                num_channels[block] = size
+                name = block
+                hidden.setdefault(name, []).append(axis)
+                num_channels[name] = size
             elif stages.by_size:
                 name = f"{size} channels"
                 streams.setdefault(name, []).append(axis)
                 num_channels[name] = size
             else:
-                streams.setdefault(stages.name, []).append(axis)
-                common = num_channels.get(stages.name, stages.num_channels)
-                num_channels[stages.name] = math.gcd(common, size)
+                name = stages.name
+                streams.setdefault(name, []).append(axis)
+                common = num_channels.get(name, stages.num_channels)
+                num_channels[name] = math.gcd(common, size)
+            places[name] = place
     groups = []
     for name, axes in (streams | hidden).items():
         num_slices, num_norm_groups = widths.slices(config, num_channels[name])
         groups.append(
-            ChannelGroup(name, num_channels[name], num_slices, num_norm_groups, tuple(axes))
+            ChannelGroup(
+                name,
+                num_channels=num_channels[name],
+                num_slices=num_slices,
+                num_norm_groups=num_norm_groups,
+                axes=tuple(axes),
+                stages=places[name],
+            )
         )
     return groups
 
 
-def num_parts_of(groups: Sequence[ChannelGroup]) -> int:
-    """Return into how many equal parts all channels are cut, of which a pruned model keeps some."""
-    return math.gcd(*(group.num_slices // group.num_norm_groups for group in groups))
+def num_parts_of_stages(groups: Sequence[ChannelGroup]) -> list[int]:
+    """Return, for each of `Widths.stages`, into how many equal parts its channels are cut, of which some stay."""
+    num_parts: dict[int, int] = {}
+    for group in groups:
+        in_group = group.num_slices // group.num_norm_groups
+        num_parts[group.stages] = math.gcd(num_parts.get(group.stages, 0), in_group)
+    return [num_parts[place] for place in sorted(num_parts)]
 
 
 def build_on_meta(build: Build, config: Configuration) -> nn.Module:
     """Return the model of a configuration, whose weights need no memory."""
     with init_empty_weights():
         return build(config)
-
-
-@dataclass(frozen=True)
-class _Stages:
-    """Stages that are widened together."""
-
-    name: str
-    indices: Container[int]
-    num_channels: int
-    """Channels that all of them have."""
-    by_size: bool = False
-    """Whether each number of channels has a group of its own."""
-
-
-def _stages_to_widen(config: Configuration, widths: Widths) -> list[_Stages]:
-    channels = widths.of_stages(config)
-    everything = range(len(channels))
-    grouping = widths.grouping_of(config)
-    if grouping != "stage":
-        return [_Stages("all stages", everything, math.gcd(*channels), by_size=grouping == "size")]
-    stages = []
-    for number, run in groupby(everything, key=channels.__getitem__):
-        indices = list(run)
-        name = "stage " + ", ".join(str(index) for index in indices)
-        stages.append(_Stages(name, indices, number))
-    return stages
 
 
 def _longer_axes(weights: Mapping[str, Tensor], wider: nn.Module) -> list[tuple[str, int]]:
@@ -169,10 +173,10 @@ def _longer_axes(weights: Mapping[str, Tensor], wider: nn.Module) -> list[tuple[
     return axes
 
 
-def _num_blocks(weight: str, axis: int, widths: Widths) -> int:
-    if axis > 0:
+def _num_sets(weight: str, dim: int, widths: Widths) -> int:
+    if dim > 0:
         return 1
-    for layer, number in widths.blocks.items():
+    for layer, number in widths.channel_sets.items():
         if f".{layer}." in f".{weight}":
             return number
     return 1

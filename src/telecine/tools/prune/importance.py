@@ -1,21 +1,25 @@
 """How much each channel matters, by name."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from telecine.base.shapes import Video
+from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
 from telecine.models.causal_blocks import ChannelNorm
 from telecine.models.diffusers.families import RMS_NORMS
 from telecine.tools.prune.channels import ChannelGroup
-from telecine.tools.prune.surgery import MeanSquares
+from telecine.tools.prune.surgery import MeanSquares, norm_gain
 
 _RMS_NORMS = {*RMS_NORMS, ChannelNorm.__name__, "Kandinsky6VAERMSNorm"}
 """Norms that divide by the root mean square of the channels, and then multiply by `gamma` or `scale`."""
+# The greedy importance removes a group's channels in so many rounds, and measures anew after each.
+_ROUNDS = 4
 Scores: TypeAlias = dict[str, Tensor]
 """For each group of channels, by name: the importance of each slice, `(num_slices,)`."""
 
@@ -68,6 +72,87 @@ def measure(
                 scores[group.name] += _squared_effects(group, parameters)
             model.zero_grad(set_to_none=True)
     return scores, squares
+
+
+@torch.no_grad()
+def score_by_loss(
+    network: nn.Module,
+    groups: Sequence[ChannelGroup],
+    shares: Sequence[Fraction],
+    squares: MeanSquares,
+    loss: Callable[[], float],
+) -> Scores:
+    """Return the round in which greedy removal by measured loss removes each slice; later for those that stay.
+
+    In each round and group, the loss is measured without each slice that is left (the oracle of arXiv:1611.06440), and
+    those without which it is smallest are removed. The next group is measured without them. Source of the greedy order:
+    NetAdapt (arXiv:1804.03230), which takes the proposal with the best measured result in each step.
+
+    Args:
+        network: The network, whose weights are the same afterwards.
+        groups: The groups of channels.
+        shares: The share of the slices that stays, for each of `Widths.stages`.
+        squares: Those of the input of norms, see `recorded_squares`.
+        loss: Measures the loss with the network as it is.
+    """
+    weights = network.state_dict()
+    original = {name: tensor.clone() for name, tensor in weights.items()}
+    scores = {}
+    removed = {}
+    for group in groups:
+        scores[group.name] = torch.full((group.num_slices,), _ROUNDS, dtype=torch.float64)
+        removed[group.name] = torch.zeros(group.num_slices, dtype=torch.bool)
+    work = [(number, group) for number in range(_ROUNDS) for group in groups]
+    for number, group in with_progress(work, "measuring without each channel"):
+        mask = removed[group.name]
+        losses = torch.full((group.num_slices,), torch.inf, dtype=torch.float64)
+        for index in (~mask).nonzero().flatten().tolist():
+            mask[index] = True
+            _set_to_zero(weights, original, group, mask, squares)
+            losses[index] = loss()
+            mask[index] = False
+        # As many of each group of the norms, up to the end of the round.
+        in_norm_group = group.num_slices // group.num_norm_groups
+        num_removed = in_norm_group - int(in_norm_group * shares[group.stages])
+        num_until_now = num_removed * (number + 1) // _ROUNDS
+        for start in range(0, group.num_slices, in_norm_group):
+            members = slice(start, start + in_norm_group)
+            missing = num_until_now - int(mask[members].sum())
+            chosen = losses[members].topk(missing, largest=False).indices + start
+            mask[chosen] = True
+            scores[group.name][chosen] = number
+        _set_to_zero(weights, original, group, mask, squares)
+    for name, tensor in original.items():
+        weights[name].copy_(tensor)
+    return scores
+
+
+def _set_to_zero(
+    weights: Mapping[str, Tensor],
+    original: Mapping[str, Tensor],
+    group: ChannelGroup,
+    removed: Tensor,
+    squares: MeanSquares,
+) -> None:
+    """Set what makes the removed slices of a group to 0, so that the output is that of a network without them.
+
+    Args:
+        weights: Those of the network, which are changed.
+        original: Those of the network with all channels.
+        group: The group.
+        removed: Which of its slices are removed, `(num_slices,)`.
+        squares: Those of the input of norms, see `recorded_squares`.
+    """
+    kept = (~removed).nonzero().flatten()
+    for axis in group.axes:
+        if axis.dim > 0:  # what reads these channels reads 0
+            continue
+        tensor = original[axis.weight]
+        is_kept = torch.zeros(len(tensor), dtype=tensor.dtype, device=tensor.device)
+        entries = axis.indices(len(tensor), group.num_slices, kept)
+        is_kept[entries.to(tensor.device)] = 1
+        gain = norm_gain(axis, entries, squares)
+        weights[axis.weight].copy_(tensor * gain * is_kept.view(-1, *[1] * (tensor.ndim - 1)))
 
 
 def _squared_effects(group: ChannelGroup, parameters: dict[str, nn.Parameter]) -> Tensor:

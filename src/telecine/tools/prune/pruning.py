@@ -1,8 +1,10 @@
 """A pruned model of an autoencoder: which channels stay, and what it costs and gains."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from math import gcd
 from typing import Any, cast
 
 import torch
@@ -27,11 +29,34 @@ from telecine.models.causal_networks import FlowDecoder, build_decoder
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import CausalVAEConfig
-from telecine.tools.prune.channels import find_groups, num_parts_of
-from telecine.tools.prune.importance import measure, score_by_position, score_by_weight
+from telecine.tools.prune.blocks import (
+    find_runs,
+    removed_blocks,
+    with_fewer_blocks,
+    without_blocks,
+)
+from telecine.tools.prune.channels import (
+    ChannelGroup,
+    build_on_meta,
+    find_groups,
+    num_parts_of_stages,
+)
+from telecine.tools.prune.importance import (
+    Scores,
+    measure,
+    recorded_squares,
+    score_by_loss,
+    score_by_position,
+    score_by_weight,
+)
 from telecine.tools.prune.settings import PruneConfig
-from telecine.tools.prune.surgery import kept_slices, pruned_weights
-from telecine.tools.prune.widths import OF_CAUSAL_VAE, Configuration, Widths, widths_of
+from telecine.tools.prune.surgery import (
+    MeanSquares,
+    kept_outputs,
+    kept_slices,
+    pruned_weights,
+)
+from telecine.tools.prune.widths import CAUSAL_VAE_WIDTHS, Configuration, Widths, widths_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ def _prunable_of_ours(model: CausalAutoencoder, name: str, part: str) -> Prunabl
         return Prunable(
             model.decoder,
             config,
-            OF_CAUSAL_VAE,
+            CAUSAL_VAE_WIDTHS,
             lambda values: build_decoder(CausalVAEConfig(**values)),
             wrap_decoder,
             _decode_once,
@@ -126,7 +151,7 @@ def _prunable_of_ours(model: CausalAutoencoder, name: str, part: str) -> Prunabl
     return Prunable(
         model,
         config,
-        OF_CAUSAL_VAE,
+        CAUSAL_VAE_WIDTHS,
         lambda values: CausalVAE(CausalVAEConfig(**values)),
         wrap,
         lambda network, latent: _decode_once(cast(CausalVAE, network).decoder, latent),
@@ -152,14 +177,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A pruned autoencoder, and what was measured before it is trained."""
+    """A pruned autoencoder, what was removed, and what was measured before it is trained."""
 
     model: VideoAutoencoder
-    num_kept: int
-    """Channels that stay, of `num_parts`."""
-    num_parts: int
+    shares: list[float]
+    """The share of the channels that stays, for each of `Widths.stages`."""
     channels_before: list[int]
     channels_after: list[int]
+    """Channels of each stage."""
+    groups: dict[str, tuple[int, int]]
+    """Channels before and after of each group of channels that are kept or removed together."""
+    removed_blocks: dict[str, list[int]]
+    """The removed blocks, by the name of their list."""
+    kept_outputs: dict[str, list[int]]
+    """Which outputs of each convolution of the decoder stay, for the term that compares features."""
     cost_before: Cost
     cost_after: Cost
     seconds_before: float
@@ -183,6 +214,9 @@ class PruneResult:
         """Print the values as a table."""
         table = Table("", "before", "after")
         table.add_row("channels of the stages", str(self.channels_before), str(self.channels_after))
+        if self.removed_blocks:
+            removed = sum(len(indices) for indices in self.removed_blocks.values())
+            table.add_row("residual blocks", "", f"{removed} removed")
         table.add_row("weights", f"{self.cost_before.weights:,}", f"{self.cost_after.weights:,}")
         before = self.cost_before.flops / 1e9
         after = self.cost_after.flops / 1e9
@@ -228,43 +262,106 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
             clips.append(clip["video"][None])
     if not clips:
         raise argument_error("data", "files with a decodable clip", "none", "See the log.")
-    what = prunable(teacher, absolute_if_exists(model), config.part)
-    latent = _latent_of(teacher, clips[0].to(device))
-    groups = find_groups(what.build, what.config, what.widths, what.network.state_dict())
-    num_parts = num_parts_of(groups)
-    costs = {num_parts: cost_of(what, what.config, latent)}
-    num_kept = _largest_within(what, config.keep, latent, costs)
+    videos = [clip.to(device) for clip in clips]
+    latent = _latent_of(teacher, videos[0])
+    name = absolute_if_exists(model)
+    what = prunable(teacher, name, config.part)
+    cost_before = cost_of(what, what.config, latent)
+    smaller = teacher
+    removed: dict[str, list[int]] = {}
+    if config.blocks is not None:
+        smaller, removed = _without_blocks(teacher, what, config.blocks, videos)
+        smaller.to(device).eval()
+    narrowed = prunable(smaller, name, config.part)
+    groups = find_groups(
+        narrowed.build, narrowed.config, narrowed.widths, narrowed.network.state_dict()
+    )
+    shares = _shares(narrowed, groups, config, latent, cost_before)
+    scores, squares = _importance(config.importance, smaller, narrowed, groups, shares, videos)
+    kept = {}
+    for group in groups:
+        kept[group.name] = kept_slices(group, scores[group.name], shares[group.stages])
+    weights = pruned_weights(narrowed.network, groups, kept, squares)
+    pruned_config = narrowed.widths.scaled(narrowed.config, shares)
+    pruned = narrowed.wrap(pruned_config, weights).to(device)
+    seconds_before, seconds_after = _seconds(teacher, pruned, latent)
+    channels_of_groups = {}
+    for group in groups:
+        num_kept = len(kept[group.name]) * group.num_channels // group.num_slices
+        channels_of_groups[group.name] = (group.num_channels, num_kept)
+    return PruneResult(
+        model=pruned,
+        shares=[float(share) for share in shares],
+        channels_before=what.widths.stage_channels(what.config),
+        channels_after=what.widths.stage_channels(pruned_config),
+        groups=channels_of_groups,
+        removed_blocks=removed,
+        kept_outputs=kept_outputs(groups, kept, narrowed.network.state_dict()),
+        cost_before=cost_before,
+        cost_after=cost_of(narrowed, pruned_config, latent),
+        seconds_before=seconds_before,
+        seconds_after=seconds_after,
+        psnr_before=_mean_psnr(teacher, videos),
+        psnr_after=_mean_psnr(pruned, videos),
+    )
+
+
+def _without_blocks(
+    model: LatentAutoencoder, what: Prunable, num_blocks: int, videos: Sequence[Video]
+) -> tuple[LatentAutoencoder, dict[str, list[int]]]:
+    """Return a model with at most a number of blocks in each stage, and the removed ones by the name of their list.
+
+    Args:
+        model: The model.
+        what: Its part that is pruned.
+        num_blocks: The largest number of blocks of a stage.
+        videos: Clips on which the loss without each block is measured.
+
+    Raises:
+        ValueError: Its configuration cannot state fewer blocks.
+    """
+    config = with_fewer_blocks(what.config, what.widths, num_blocks)
+    runs = find_runs(what.network, build_on_meta(what.build, config))
+    removed = removed_blocks(what.network, runs, lambda: _mean_error(model, videos))
+    smaller = what.wrap(config, without_blocks(what.network.state_dict(), removed))
+    assert isinstance(smaller, LatentAutoencoder)
+    return smaller, removed
+
+
+def _importance(
+    name: str,
+    model: LatentAutoencoder,
+    what: Prunable,
+    groups: Sequence[ChannelGroup],
+    shares: Sequence[Fraction],
+    videos: Sequence[Video],
+) -> tuple[Scores, MeanSquares]:
+    """Return the importance of channels, and the mean squares of the input of norms.
+
+    Args:
+        name: See `PruneConfig.importance`.
+        model: The model.
+        what: Its part that is pruned.
+        groups: The groups of its channels.
+        shares: The share of the channels that stays, for each of `Widths.stages`.
+        videos: Clips.
+    """
 
     def reconstruct(video: Video) -> Video:
-        return teacher.decode_with_losses(_latent_of(teacher, video))[0]
+        return model.decode_with_losses(_latent_of(model, video))[0]
 
-    videos = [clip.to(device) for clip in clips]
-    progress = with_progress(videos, "measuring channels")
-    scores, squares = measure(teacher, what.network, groups, progress, reconstruct)
-    if config.importance == "weight":
-        scores = score_by_weight(what.network, groups)
-    elif config.importance == "first":
-        scores = score_by_position(groups)
-    kept = {
-        group.name: kept_slices(group, scores[group.name], num_kept, num_parts) for group in groups
-    }
-    weights = pruned_weights(what.network, groups, kept, squares)
-    smaller = what.widths.scaled(what.config, num_kept, num_parts)
-    pruned = what.wrap(smaller, weights).to(device)
-    seconds = _seconds(teacher, pruned, latent)
-    return PruneResult(
-        pruned,
-        num_kept,
-        num_parts,
-        what.widths.of_stages(what.config),
-        what.widths.of_stages(smaller),
-        costs[num_parts],
-        costs[num_kept],
-        seconds[0],
-        seconds[1],
-        _mean_psnr(teacher, videos),
-        _mean_psnr(pruned, videos),
-    )
+    if name == "gradient":
+        return measure(model, what.network, groups, videos, reconstruct)
+    with recorded_squares(what.network) as squares:
+        _mean_error(model, videos)
+    if name == "greedy":
+        scores = score_by_loss(
+            what.network, groups, shares, squares, lambda: _mean_error(model, videos)
+        )
+        return scores, squares
+    if name == "weight":
+        return score_by_weight(what.network, groups), squares
+    return score_by_position(groups), squares
 
 
 def cost_of(what: Prunable, config: Configuration, latent: Tensor) -> Cost:
@@ -283,31 +380,88 @@ def cost_of(what: Prunable, config: Configuration, latent: Tensor) -> Cost:
     return Cost(num_weights, counter.get_total_flops())
 
 
-def _largest_within(what: Prunable, keep: float, latent: Tensor, costs: dict[int, Cost]) -> int:
-    """Return the most channels, in parts, with at most a share of the operations; add what was tried to `costs`.
+def _shares(
+    what: Prunable,
+    groups: Sequence[ChannelGroup],
+    config: PruneConfig,
+    latent: Tensor,
+    cost_before: Cost,
+) -> list[Fraction]:
+    """Return the share of the channels that stays, for each of `Widths.stages`.
+
+    Args:
+        what: The part that is pruned.
+        groups: The groups of its channels.
+        config: The settings.
+        latent: A latent, whose shape counts.
+        cost_before: The cost of the model with all channels and blocks.
 
     Raises:
-        ValueError: Even the fewest channels need more.
+        ValueError: The configuration cannot state the shares, or even the fewest channels need more operations.
     """
-    num_parts = max(costs)
-    largest = keep * costs[num_parts].flops
-    lower = 0  # the most that is known to fit
-    upper = num_parts + 1
-    while upper - lower > 1:
-        middle = (lower + upper) // 2
-        if middle not in costs:
-            costs[middle] = cost_of(
-                what, what.widths.scaled(what.config, middle, num_parts), latent
-            )
-        if costs[middle].flops <= largest:
-            lower = middle
+    num_parts = num_parts_of_stages(groups)
+    if config.keep_stages:
+        return _shares_of_stages(what, num_parts, config.keep_stages)
+    common = gcd(*num_parts)
+    largest = config.keep * cost_before.flops
+
+    def flops_of(num_kept: int) -> int:
+        shares = [Fraction(num_kept, common)] * len(num_parts)
+        return cost_of(what, what.widths.scaled(what.config, shares), latent).flops
+
+    fewest = flops_of(1)
+    if fewest > largest:
+        share = fewest / cost_before.flops
+        contract = (
+            f"at least {share:.2g}, as {common} equal parts of the channels can be kept or removed"
+        )
+        raise argument_error("keep", contract, config.keep, f"Use {share:.2g} or more.")
+    num_kept = 1  # the most that is known to fit
+    upper = common + 1
+    while upper - num_kept > 1:
+        middle = (num_kept + upper) // 2
+        if flops_of(middle) <= largest:
+            num_kept = middle
         else:
             upper = middle
-    if lower == 0:
-        share = costs[1].flops / costs[num_parts].flops
-        contract = f"at least {share:.2g}, as {num_parts} equal parts of the channels can be kept or removed"
-        raise argument_error("keep", contract, keep, f"Use {share:.2g} or more.")
-    return lower
+    return [Fraction(num_kept, common)] * len(num_parts)
+
+
+def _shares_of_stages(
+    what: Prunable, num_parts: Sequence[int], keep_stages: Sequence[float]
+) -> list[Fraction]:
+    """Return the largest shares of the stages' channels that the configuration can state.
+
+    Args:
+        what: The part that is pruned.
+        num_parts: Into how many parts the channels of each of `Widths.stages` are cut.
+        keep_stages: The largest shares.
+
+    Raises:
+        ValueError: There are more or fewer stages, they need equal shares, or a stage would have no channel.
+    """
+    stages = what.widths.stages(what.config)
+    names = []
+    for stage, number in zip(stages, num_parts, strict=True):
+        names.append(f"{stage.name} ({stage.num_channels} channels in {number} parts)")
+    got = list(keep_stages)
+    if len(got) != len(stages):
+        contract = f"a share for each of: {'; '.join(names)}"
+        raise argument_error("keep_stages", contract, got, "Use `--keep` for equal shares.")
+    if what.widths.needs_equal_shares and len(set(got)) > 1:
+        contract = "equal shares for this class, whose norms all have the same number of groups"
+        raise argument_error("keep_stages", contract, got, "Use `--keep`.")
+    shares = []
+    for share, number, name in zip(got, num_parts, names, strict=True):
+        num_kept = int(share * number + 1e-9)
+        if num_kept == 0:
+            contract = f"at least 1/{number} for {name}"
+            raise argument_error("keep_stages", contract, share, "Keep more of it.")
+        shares.append(Fraction(num_kept, number))
+    if what.widths.needs_equal_shares:
+        # Equal shares of parts of different sizes: the coarsest decides.
+        shares = [min(shares)] * len(shares)
+    return shares
 
 
 def _latent_of(model: LatentAutoencoder, video: Video) -> Tensor:
@@ -327,6 +481,16 @@ def _seconds(before: LatentAutoencoder, after: VideoAutoencoder, latent: Tensor)
             _wait_for(latent.device)
             times[index].append(time.perf_counter() - start)
     return [min(calls[1:]) for calls in times]
+
+
+@torch.no_grad()
+def _mean_error(model: LatentAutoencoder, videos: Sequence[Video]) -> float:
+    """Return the mean absolute error of reconstructions."""
+    errors = []
+    for video in videos:
+        reconstruction = model.decode_with_losses(_latent_of(model, video))[0]
+        errors.append((reconstruction - video).abs().mean())
+    return float(torch.stack(errors).mean())
 
 
 def _mean_psnr(model: VideoAutoencoder, videos: list[Video]) -> float:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from telecine.settings.evaluate import MeasuredClips
-from telecine.settings.group import Positive, group
+from telecine.settings.group import Count, Positive, group
 
 
 @group
@@ -14,9 +14,17 @@ class PruneConfig(MeasuredClips):
 
     keep: Annotated[Positive, Field(le=1)] = 0.25
     """Largest share of the operations of decoding that stays. All stages lose the same share of their channels."""
+    keep_stages: tuple[Annotated[Positive, Field(le=1)], ...] = ()
+    """Instead of `keep`: the largest share of its channels that each stage keeps, e.g. [1, 0.5, 0.5], in the order of
+    the model's configuration. Neighbouring stages with the same number of channels have one number."""
+    blocks: Count | None = None
+    """Residual blocks of each stage that stay: at most this many, those without which the error on the clips grows
+    most. Left out, all of them. They are removed first, and count for `keep`."""
     part: Literal["decoder", "both"] = "decoder"
     """What loses channels: the decoder, so that latents stay as they are, or the encoder as well ("both"). The classes
     of diffusers whose configuration has one number for both can only have "both"."""
-    importance: Literal["gradient", "weight", "first"] = "gradient"
+    importance: Literal["gradient", "greedy", "weight", "first"] = "gradient"
     """Which channels stay: those whose removal changes the error on the clips most, to first order ("gradient",
-    arXiv:1906.10771); those with the largest weights ("weight"); or the first ones, for comparison ("first")."""
+    arXiv:1906.10771); those that are left when the ones with the smallest measured error without them are removed, in
+    four rounds, which decodes the clips for each channel ("greedy", arXiv:1611.06440); those with the largest weights
+    ("weight"); or the first ones, for comparison ("first")."""

@@ -2,31 +2,71 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
-from telecine.tools.prune.channels import ChannelGroup
+from telecine.tools.prune.channels import ChannelAxis, ChannelGroup
 from telecine.tools.prune.widths import QUERIES
 
 MeanSquares = Mapping[str, Tensor]
 """For each norm without a mean, by name: the mean square of each channel of its input, `(C,)`."""
 
 
-def kept_slices(group: ChannelGroup, importance: Tensor, num_kept: int, num_parts: int) -> Tensor:
+def kept_slices(group: ChannelGroup, importance: Tensor, share: Fraction) -> Tensor:
     """Return the most important slices of a group, ascending.
 
     Args:
         group: The group.
         importance: That of each slice, `(num_slices,)`.
-        num_kept: How many of `num_parts` equal parts are kept.
-        num_parts: See `num_kept`.
+        share: How many of the slices are kept, for each group of the norms.
     """
     by_norm_group = importance.view(group.num_norm_groups, -1)
-    num_in_group = by_norm_group.shape[1] * num_kept // num_parts
+    num_in_group = int(by_norm_group.shape[1] * share)
     in_group = by_norm_group.topk(num_in_group, dim=1).indices
     first_of_group = torch.arange(group.num_norm_groups)[:, None] * by_norm_group.shape[1]
     return (in_group + first_of_group).flatten().sort().values
+
+
+def kept_outputs(
+    groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, list[int]]:
+    """Return, for each convolution of the decoder by name, which of its outputs a pruned model has.
+
+    Args:
+        groups: All groups of channels.
+        kept: The kept slices of each group, by its name.
+        weights: The state dict of the network with all channels.
+    """
+    outputs = {}
+    for group in groups:
+        for axis in group.axes:
+            layer, _, parameter = axis.weight.rpartition(".")
+            tensor = weights[axis.weight]
+            if parameter == "weight" and axis.dim == 0 and tensor.ndim >= 4:
+                entries = axis.indices(len(tensor), group.num_slices, kept[group.name])
+                outputs[layer.removeprefix("decoder.")] = entries.tolist()
+    return outputs
+
+
+def norm_gain(axis: ChannelAxis, kept: Tensor, squares: MeanSquares) -> float:
+    """Return the factor of a norm's gain whose removed inputs are 0, so that the others are normalised as before.
+
+    Args:
+        axis: The axis of a weight. The factor is 1 if it is no gain of a norm that divides by a root mean square.
+        kept: The kept entries of the axis.
+        squares: Those of the input of norms.
+    """
+    if not _is_norm_gain(axis.weight, squares):
+        return 1.0
+    values = squares[axis.weight.rpartition(".")[0]]
+    return math.sqrt(values[kept].sum() / values.sum())
+
+
+def _is_norm_gain(weight: str, squares: MeanSquares) -> bool:
+    layer, _, parameter = weight.rpartition(".")
+    return layer in squares and parameter in ("gamma", "scale")
 
 
 def pruned_weights(
@@ -54,13 +94,14 @@ def pruned_weights(
         for axis in group.axes:
             tensor = weights[axis.weight]
             entries = axis.indices(tensor.shape[axis.dim], group.num_slices, kept[group.name])
-            layer, _, parameter = axis.weight.rpartition(".")
-            if layer in squares and parameter in ("gamma", "scale") and axis.dim == 0:
-                share = squares[layer][entries].sum() / squares[layer].sum()
-                gains[axis.weight] = math.sqrt(share * tensor.shape[0] / len(entries))
+            if axis.dim == 0 and _is_norm_gain(axis.weight, squares):
+                # A root mean square over fewer channels; in `score_by_loss` they are 0 and count.
+                fewer = math.sqrt(tensor.shape[0] / len(entries))
+                gains[axis.weight] = fewer * norm_gain(axis, entries, squares)
+            layer = axis.weight.rpartition(".")[0]
             if layer.rpartition(".")[2] in QUERIES and axis.dim == 0:
-                num_queries = tensor.shape[0] // axis.num_blocks
-                num_kept = len(entries) // axis.num_blocks
+                num_queries = tensor.shape[0] // axis.num_sets
+                num_kept = len(entries) // axis.num_sets
                 tensor[:num_queries] *= math.sqrt(num_kept / num_queries)
             weights[axis.weight] = tensor.index_select(axis.dim, entries.to(tensor.device))
     for name, gain in gains.items():

@@ -1,8 +1,10 @@
 """Where the configuration of each class states the channels of its networks, and which sizes it can state."""
 
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error
@@ -18,6 +20,19 @@ of one stage in the next."""
 
 def _tied_if_residual(config: Configuration) -> Grouping:
     return "all" if config["is_residual"] else "size"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Stages of a network that keep the same share of their channels."""
+
+    name: str
+    indices: tuple[int, ...]
+    """Their places in the configuration."""
+    num_channels: int
+    """Channels that all of them have."""
+    by_size: bool = False
+    """Whether each number of channels has a group of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +58,40 @@ class Widths:
     """Which channels are kept or removed together; a function if it depends on the configuration."""
     mixing_shortcuts: str | None = None
     """The setting that adds shortcuts between stages that mix channels, so that no part of them can be removed."""
-    blocks: Mapping[str, int] = field(default_factory=dict)
-    """Names of layers whose output is several blocks of all channels, such as queries, keys and values: the number of
-    blocks."""
+    channel_sets: Mapping[str, int] = field(default_factory=dict)
+    """Names of layers that output all channels several times, such as queries, keys and values: how many times."""
     hidden: tuple[str, str, str] | None = ("conv1", "norm2", "conv2")
     """Names, in a residual block, of the layer that outputs its hidden channels, their norm, and the layer that takes
     them as its input; None if other layers take them, too."""
+    blocks_setting: str | None = None
+    """The setting with the number of residual blocks of each stage of `part`: a number, or one for each stage."""
 
-    def of_stages(self, config: Configuration) -> list[int]:
+    def stage_channels(self, config: Configuration) -> list[int]:
         """Return the channels of each stage."""
         value = self._value(config)
         if self.multipliers is None:
             return list(value)
         return [value * multiplier for multiplier in config[self.multipliers]]
 
-    def grouping_of(self, config: Configuration) -> Grouping:
-        """Return `grouping` for a configuration."""
-        return self.grouping(config) if callable(self.grouping) else self.grouping
+    def stages(self, config: Configuration) -> list[Stages]:
+        """Return the stages whose channels are removed together, in the order of the configuration."""
+        channels = self.stage_channels(config)
+        indices = range(len(channels))
+        grouping = self.grouping(config) if callable(self.grouping) else self.grouping
+        if grouping != "stage":
+            number = math.gcd(*channels)
+            return [Stages("all stages", tuple(indices), number, by_size=grouping == "size")]
+        stages = []
+        for number, run in groupby(indices, key=channels.__getitem__):
+            members = tuple(run)
+            name = "stage " + ", ".join(str(index) for index in members)
+            stages.append(Stages(name, members, number))
+        return stages
+
+    @property
+    def needs_equal_shares(self) -> bool:
+        """Whether all stages keep the same share, as whole groups of norms are removed and all norms have as many."""
+        return self.norm_groups_setting is not None and self.part == "both"
 
     def with_stages_doubled(self, config: Configuration, stages: Container[int]) -> dict[str, Any]:
         """Return a configuration with twice the channels in some stages, counted from 0."""
@@ -76,22 +108,25 @@ class Widths:
         if self.norm_groups_setting is None:
             return num_channels, math.gcd(num_channels, self.norm_groups)
         num_groups = config[self.norm_groups_setting]
-        if self.part == "both":  # whole groups are removed: a slice is a group
+        if self.needs_equal_shares:  # a slice is a group of the norms
             return num_groups, 1
         return num_channels, num_groups
 
-    def scaled(self, config: Configuration, num_kept: int, num_parts: int) -> dict[str, Any]:
-        """Return a configuration with `num_kept / num_parts` of the channels."""
+    def scaled(self, config: Configuration, shares: Sequence[Fraction]) -> dict[str, Any]:
+        """Return a configuration with shares of the channels, one for each of `stages`."""
         value = self._value(config)
         scaled: list[int] | int
         if self.multipliers is None:
-            scaled = [number * num_kept // num_parts for number in value]
+            scaled = list(value)
+            for stages, share in zip(self.stages(config), shares, strict=True):
+                for index in stages.indices:
+                    scaled[index] = int(value[index] * share)
         else:
-            scaled = value * num_kept // num_parts
+            scaled = int(value * shares[0])
         values = {**config, self.setting: scaled}
-        if self.norm_groups_setting is not None and self.part == "both":
+        if self.norm_groups_setting is not None and self.needs_equal_shares:
             num_groups = config[self.norm_groups_setting]
-            values[self.norm_groups_setting] = num_groups * num_kept // num_parts
+            values[self.norm_groups_setting] = int(num_groups * shares[0])
         return values
 
     def _value(self, config: Configuration) -> Any:
@@ -101,33 +136,43 @@ class Widths:
         return value
 
 
-_BLOCKS_OF_CHANNELS = {"time_conv": 2, "to_qkv": 3}
+_SETS = {"time_conv": 2, "to_qkv": 3}
 QUERIES = ("to_q", "to_qkv", "q")
-"""Layers that make the queries of an attention with one head of all channels, in their first block of outputs."""
+"""Layers that make the queries of an attention with one head of all channels, in their first set of outputs."""
 _BLOCKS = "block_out_channels"
 _DECODER_BLOCKS = "decoder_block_out_channels"
-_SHARED = Widths(_BLOCKS, part="both", norm_groups_setting="norm_num_groups")
+_SHARED = Widths(
+    _BLOCKS,
+    part="both",
+    norm_groups_setting="norm_num_groups",
+    blocks_setting="layers_per_block",
+)
 
 
-OF_CAUSAL_VAE = Widths(
+CAUSAL_VAE_WIDTHS = Widths(
     "base_channels",
     multipliers="channel_multipliers",
     grouping="all",
-    blocks={"modulation": 2},
+    channel_sets={"modulation": 2},
     hidden=("branch.2", "branch.3", "branch.5"),
+    blocks_setting="blocks_per_level",
 )
 """Of the encoder and the decoder of `CausalVAE`, and of the decoder of a student."""
 WIDTHS = {
     "AsymmetricAutoencoderKL": Widths(
-        "up_block_out_channels", prefix="decoder.", norm_groups_setting="norm_num_groups"
+        "up_block_out_channels",
+        prefix="decoder.",
+        norm_groups_setting="norm_num_groups",
+        blocks_setting="layers_per_up_block",
     ),
     "AutoencoderKL": _SHARED,
     "AutoencoderKLAllegro": Widths(
         _BLOCKS,
         part="both",
         norm_groups_setting="norm_num_groups",
-        blocks={"temp_conv_up.conv1.2": 2},
+        channel_sets={"temp_conv_up.conv1.2": 2},
         hidden=None,
+        blocks_setting="layers_per_block",
     ),
     "AutoencoderKLCogVideoX": _SHARED,
     "AutoencoderKLCosmos": Widths("decode_block_out_channels", prefix="decoder."),
@@ -147,43 +192,70 @@ WIDTHS = {
         hidden=None,
     ),
     "AutoencoderKLKVAEVideo": Widths(
-        "ch", multipliers="ch_mult", part="both", grouping="size", norm_groups=32, hidden=None
+        "ch",
+        multipliers="ch_mult",
+        part="both",
+        grouping="size",
+        norm_groups=32,
+        hidden=None,
+        blocks_setting="num_res_blocks",
     ),
     "AutoencoderKLLTXVideo": Widths(
         _DECODER_BLOCKS,
         prefix="decoder.",
         grouping="all",
         mixing_shortcuts="upsample_residual",
-        blocks={
+        channel_sets={
             "decoder.time_embedder.timestep_embedder.linear_2": 2,
             "timestep_embedder.linear_2": 4,
         },
         hidden=None,
+        blocks_setting="decoder_layers_per_block",
     ),
     "AutoencoderKLMagvit": _SHARED,
     "AutoencoderKLMochi": Widths(_DECODER_BLOCKS, prefix="decoder.", norm_groups=32),
     "AutoencoderKLQwenImage": Widths(
-        "base_dim", multipliers="dim_mult", part="both", grouping="size", blocks=_BLOCKS_OF_CHANNELS
+        "base_dim",
+        multipliers="dim_mult",
+        part="both",
+        grouping="size",
+        channel_sets=_SETS,
+        blocks_setting="num_res_blocks",
     ),
     "AutoencoderKLQwenImage21": Widths(
         "decoder_base_dim",
         multipliers="dim_mult",
         prefix="decoder.",
         grouping=_tied_if_residual,
-        blocks=_BLOCKS_OF_CHANNELS,
+        channel_sets=_SETS,
     ),
-    "AutoencoderKLTemporalDecoder": Widths(_BLOCKS, part="both", norm_groups=32, hidden=None),
+    "AutoencoderKLTemporalDecoder": Widths(
+        _BLOCKS,
+        part="both",
+        norm_groups=32,
+        hidden=None,
+        blocks_setting="layers_per_block",
+    ),
     "AutoencoderKLWan": Widths(
         "decoder_base_dim",
         multipliers="dim_mult",
         fallback="base_dim",
         prefix="decoder.",
         grouping=_tied_if_residual,
-        blocks=_BLOCKS_OF_CHANNELS,
+        channel_sets=_SETS,
     ),
-    "AutoencoderTiny": Widths(_DECODER_BLOCKS, prefix="decoder."),
+    "AutoencoderTiny": Widths(
+        _DECODER_BLOCKS,
+        prefix="decoder.",
+        blocks_setting="num_decoder_blocks",
+    ),
     "AutoencoderVidTok": Widths(
-        "ch", multipliers="ch_mult", part="both", grouping="size", hidden=None
+        "ch",
+        multipliers="ch_mult",
+        part="both",
+        grouping="size",
+        hidden=None,
+        blocks_setting="num_res_blocks",
     ),
     "Kandinsky6SRVAE": Widths(_DECODER_BLOCKS, prefix="decoder."),
     "VQModel": _SHARED,

@@ -1,0 +1,145 @@
+"""Residual blocks of a model that are removed whole, where its configuration states their number."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor, nn
+
+from telecine.base.checks import argument_error
+from telecine.base.terminal import with_progress
+from telecine.tools.prune.widths import Configuration, Widths
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """Neighbouring layers of a network of the same shapes, of which any can be removed."""
+
+    container: str
+    """The list of layers that has them, by its name in the network."""
+    indices: tuple[int, ...]
+    """Their places in the list."""
+    num_kept: int
+
+
+def with_fewer_blocks(config: Configuration, widths: Widths, num_blocks: int) -> dict[str, Any]:
+    """Return a configuration with at most this many blocks in each stage.
+
+    Raises:
+        ValueError: It cannot state them, or has no more.
+    """
+    setting = widths.blocks_setting
+    if setting is None:
+        contract = (
+            "left out for this class, whose configuration has no number of blocks of what is pruned"
+        )
+        raise argument_error("blocks", contract, num_blocks, "Remove channels: use `--keep`.")
+    value = config[setting]
+    numbers = [value] if isinstance(value, int) else list(value)
+    if num_blocks >= max(numbers):
+        contract = f"below {max(numbers)}, the largest number of blocks of a stage"
+        raise argument_error("blocks", contract, num_blocks, "Leave it out to keep all blocks.")
+    fewer = [min(number, num_blocks) for number in numbers]
+    return {**config, setting: fewer[0] if isinstance(value, int) else fewer}
+
+
+def find_runs(network: nn.Module, smaller: nn.Module) -> list[BlockRun]:
+    """Return the layers of a network of which some are missing in a smaller one with fewer blocks.
+
+    A layer that changes the number of channels, such as the first block of a stage, has other shapes than its
+    neighbours, and stays.
+
+    Args:
+        network: The network.
+        smaller: The network of the smaller configuration, whose weights are not read.
+
+    Raises:
+        ValueError: The layers of the two networks do not correspond.
+    """
+    runs = []
+    others = dict(smaller.named_modules())
+    for name, container in network.named_modules():
+        if not isinstance(container, (nn.ModuleList, nn.Sequential)):
+            continue
+        other = others.get(name)
+        if not isinstance(other, (nn.ModuleList, nn.Sequential)) or len(other) == len(container):
+            continue
+        layers = _runs_of_shapes(container)
+        smaller_layers = _runs_of_shapes(other)
+        if [shapes for shapes, _ in layers] != [shapes for shapes, _ in smaller_layers]:
+            contract = "a model whose stages have blocks of the same shapes"
+            got = f"one with others in {name}"
+            raise argument_error("model", contract, got, "Leave out `--blocks`.")
+        for (_, indices), (_, kept) in zip(layers, smaller_layers, strict=True):
+            if len(kept) < len(indices):
+                runs.append(BlockRun(name, indices, len(kept)))
+    return runs
+
+
+def _runs_of_shapes(container: nn.Module) -> list[tuple[object, tuple[int, ...]]]:
+    """Return the neighbouring layers of each kind, with their places in the list."""
+    kinds: list[object] = []
+    for layer in container.children():
+        shapes = tuple((name, tuple(x.shape)) for name, x in layer.state_dict().items())
+        kinds.append((type(layer).__name__, shapes))
+    places = range(len(kinds))
+    return [(kind, tuple(run)) for kind, run in groupby(places, key=kinds.__getitem__)]
+
+
+def removed_blocks(
+    network: nn.Module, runs: list[BlockRun], loss: Callable[[], float]
+) -> dict[str, list[int]]:
+    """Return the blocks that are removed, by the name of their list: those whose removal raises a loss least.
+
+    They are chosen one after the other: the loss is measured without each of the others that can be removed.
+
+    Args:
+        network: The network.
+        runs: Where blocks can be removed, and how many stay.
+        loss: Measures the loss with the network as it is.
+    """
+    removed: dict[str, list[int]] = {run.container: [] for run in runs}
+    for run in with_progress(runs, "measuring without each block"):
+        container = network.get_submodule(run.container)
+        assert isinstance(container, (nn.ModuleList, nn.Sequential))
+        remaining = list(run.indices)
+        handles = []
+        while len(remaining) > run.num_kept:
+            losses = []
+            for index in remaining:
+                handle = container[index].register_forward_hook(_return_input)
+                losses.append(loss())
+                handle.remove()
+            index = remaining.pop(losses.index(min(losses)))
+            handles.append(container[index].register_forward_hook(_return_input))
+            removed[run.container].append(index)
+        for handle in handles:
+            handle.remove()
+    return {name: sorted(indices) for name, indices in removed.items()}
+
+
+def _return_input(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> object:
+    if isinstance(output, tuple):  # with what it keeps for the next chunk
+        return (inputs[0], *output[1:])
+    return inputs[0]
+
+
+def without_blocks(
+    weights: Mapping[str, Tensor], removed: Mapping[str, list[int]]
+) -> dict[str, Tensor]:
+    """Return a state dict without some blocks; those after them are numbered anew."""
+    kept = {}
+    for name, tensor in weights.items():
+        new_name: str | None = name
+        for container, indices in removed.items():
+            prefix = f"{container}."
+            if not name.startswith(prefix):
+                continue
+            number, _, rest = name.removeprefix(prefix).partition(".")
+            index = int(number)
+            num_before = sum(other < index for other in indices)
+            new_name = None if index in indices else f"{prefix}{index - num_before}.{rest}"
+        if new_name is not None:
+            kept[new_name] = tensor
+    return kept
