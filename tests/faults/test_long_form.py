@@ -14,11 +14,12 @@ FEW = {
     "foreign": 14,
     "kills": 2,
     "kinds": 0,
+    "probes": 0,
     "signals": 1,
     "two_runs": 1,
     "ranks": 0,
 }
-FEW |= {"starters": 2, "manifests": 20, "latents": 20}
+FEW |= {"starters": 2, "manifests": 20, "latents": 20, "disk_errors": 3}
 
 
 def test_every_promise_is_kept(forks):

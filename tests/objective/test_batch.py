@@ -119,10 +119,10 @@ class TestChecks:
             "inputs": torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8),
             "mask": 3,
             "sample_weight": 3,
-            "last_layer": autoencoder.decoder.conv_out,
         }
         if step != 1:  # where they are used
             mistakes["aux_losses"] = "kl"
+            mistakes["last_layer"] = autoencoder.decoder.conv_out
         for name, value in mistakes.items():
             arguments = {"inputs": clip(), "reconstructions": clip(), "global_step": 0, name: value}
             with pytest.raises(ValueError, match=f"`{name}` must be a"):

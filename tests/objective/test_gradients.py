@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from telecine.losses import GAN_LOSSES, GANLoss, GANParts, r1
-from telecine.objective.eager import GradientSum, shared_backward
+from telecine.objective.early_gradients import GradientSum
+from telecine.objective.shared_backward import shared_backward
 
 from .test_gan import wasserstein
 

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.gan import VideoDiscriminator
+from telecine.objective.gan import BoundDiscriminator
 
 INDICES = torch.tensor([[2], [0], [3]])
 
 
 def build(module=None, sees="video", factor=1, frame_indices=INDICES):
     module = nn.Flatten() if module is None else module
-    return VideoDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
+    return BoundDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
 
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (8, 8)), (2, (7, 9)), (4, (16, 5))])
@@ -71,13 +71,16 @@ def test_a_discriminator_of_the_wrong_kind(make_loss):
         ValueError,
         match=r"`discr_kwargs` must be a discriminator of frames, .*PatchDiscriminator3D",
     ):
-        make_loss(discr_kwargs={"target": "telecine.PatchDiscriminator3D", "params": {"dim": 1}})
+        make_loss(
+            discr_kwargs={"target": "telecine.PatchDiscriminator3D", "params": {"base_channels": 1}}
+        )
     with pytest.raises(
         ValueError, match=r"`discr_3d_kwargs` must be a discriminator of video, .*one of frames"
     ):
-        make_loss(discr_3d_kwargs=PatchDiscriminator(dim=1))
+        make_loss(discr_3d_kwargs=PatchDiscriminator(base_channels=1))
     assert isinstance(
-        make_loss(discr_3d_kwargs=PatchDiscriminator3D(dim=1)).discr_3d, PatchDiscriminator3D
+        make_loss(discr_3d_kwargs=PatchDiscriminator3D(base_channels=1)).discr_3d,
+        PatchDiscriminator3D,
     )
 
 

@@ -91,7 +91,7 @@ MISTAKES = {
     ),
     "out of range": (
         "clips: {num_frames: 0}",
-        "`clips.num_frames` must be at least 1, but got 0 (int). The default is 17.",
+        "`clips.num_frames` must be at least 1, but got 0 (int). Without a recipe, it is 17.",
     ),
     "settings that contradict": (
         "discriminator: {num_scales: 2}",

@@ -129,7 +129,7 @@ def test_a_run_says_where_it_computes_how_large_it_is_and_that_it_ends_within_it
     text = console.export_text()
     assert "computing on cpu, mixed precision: no\n" in text
     assert re.search(
-        r"\n[\d.]+ M parameters, 0.00 M in discriminators; 1 video, 1 held-out clip\n", text
+        r"\n[\d.]+ M parameters, 0 in discriminators; 1 video, 1 held-out clip\n", text
     )
     assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in text
 

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 
 from telecine.base.checks import argument_error
 from telecine.base.shapes import Scalar
-from telecine.objective.eager import gradients_of
+from telecine.objective.early_gradients import gradients_of
 from telecine.objective.layer_activations import LayerActivations
 from telecine.ops.ranks import average_over_ranks, num_ranks
 from telecine.settings import AdaptiveWeightConfig

@@ -1,5 +1,6 @@
 """The clips of a run: the videos that it uses, what is held out, and the batches of each update."""
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -171,6 +172,10 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         for place in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
     ]
     val = [read_mapped(dataset, index, clips) for index in chosen]
+    if min(float(clip["video"].min()) for clip in val) >= 0:
+        text = "`dataset` has no value below 0 in its held-out clips. "
+        text += "If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
+        warnings.warn(text, stacklevel=2)
     mapped = Clips(
         train=MappedClips(dataset, train, clips, seed=config.seed),
         val=val,

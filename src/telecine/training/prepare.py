@@ -396,9 +396,8 @@ def _fit_baseline(
     starts_from_it = config.linear_start and built.has_new_linear_map
     if not starts_from_it and not config.linear_baseline:
         return None
-    console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     try:
-        return fit_linear(built.autoencoder, clips)
+        return fit_linear(built.autoencoder, clips, console)
     except NoBaselineError as reason:
         console.print(f"no linear baseline: {reason}")
         return None

@@ -74,9 +74,11 @@ def validate_model(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    metrics = ReconstructionMetrics(perceptual)
+    metrics = ReconstructionMetrics(perceptual, is_decoded=True)
     decodings = model.validation_decodings()
-    more_metrics = {suffix: ReconstructionMetrics(perceptual) for suffix in decodings}
+    more_metrics = {}
+    for suffix in decodings:
+        more_metrics[suffix] = ReconstructionMetrics(perceptual, is_decoded=True)
     indices = _clips_of_rank(len(clips), rank(), num_ranks())
     positions_kept = _starts_of_parts(len(indices), NUM_KEPT)
     kept: list[ValidationClip] = []

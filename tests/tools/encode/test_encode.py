@@ -16,7 +16,7 @@ from telecine.data.clip import video_from_bytes
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.models.latent_shards import LatentShards, ShardError
 from telecine.settings import ReconstructConfig
-from telecine.tools.decode.decode import decode_latents
+from telecine.tools.decode.decode import decode_latents, name_files
 from telecine.tools.decode.settings import DecodeConfig
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
@@ -181,6 +181,18 @@ def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
         assert torch.equal(*pair)
         compared += 1
     assert compared == 5
+
+
+def test_names_of_decoded_clips_sort_as_the_clips_do(model, data, tmp_path):
+    config = settings(data / "videos", num_frames=5, height=16, width=24)
+    encode_data(model, config, tmp_path)
+    files = name_files(LatentShards(tmp_path), tmp_path, "mkv").values()
+    assert sorted(files) == list(files)
+    assert [path.name for path in files][:3] == [
+        "a-000000.mkv",
+        "a-000005.mkv",
+        "a-000010.mkv",
+    ]
 
 
 def test_clips_of_videos(model, data, tmp_path):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from telecine.base.checks import argument_error
 from telecine.settings.evaluate import ModelUse
-from telecine.settings.group import Count, Integer, UserPath, group
+from telecine.settings.group import Count, UserPath, group
 
 
 @group
@@ -14,7 +14,7 @@ class EncodeConfig(ModelUse):
     data: UserPath | None = None
     """The data, as `--data` of `telecine train`: videos, images or arrays; a file, a folder, a list (its other columns,
     such as captions, are kept), a tar file, or an address. Required."""
-    num_frames: Integer | None = None
+    num_frames: Count | None = None
     """Frames in a clip: each video is cut into clips without overlap, and what is left at its end is left out. Default:
     whole videos, for models that stream."""
     height: Count | None = None
