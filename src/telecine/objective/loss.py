@@ -218,6 +218,15 @@ class VideoAutoencoderLoss(nn.Module):
         """Return the parameters of every discriminator, for the second optimizer."""
         return [parameter for d in self.discriminators for parameter in d.module.parameters()]
 
+    def learn_with_autoencoder(self, name: str, module: nn.Module) -> None:
+        """Train a module's parameters with the autoencoder's, and save them with those of the terms.
+
+        Args:
+            name: Its name in the state dict, after `term_modules`.
+            module: The module.
+        """
+        self.term_modules[name] = module
+
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
         parameters = [weight for weight in self.term_modules.parameters() if weight.requires_grad]

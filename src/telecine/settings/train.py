@@ -29,6 +29,7 @@ NETWORK_SETTINGS = (
     "causal_vae.",
     "discriminator.",
     "trainable.",
+    "predictive.",
     "clips.num_frames",
     "clips.height",
     "clips.width",
@@ -102,6 +103,24 @@ class TrainableConfig:
             raise argument_error("lora_rank", contract, self.lora_rank, remedy)
         if self.lora_alpha != TrainableConfig.lora_alpha:
             raise argument_error("lora_alpha", contract, self.lora_alpha, remedy)
+
+
+@group
+class PredictiveConfig:
+    """Predictive reconstruction (PV-VAE, arXiv:2605.02134): the last frames of a clip are hidden from the encoder.
+
+    Each update drops a random number of the last latent frames: the frames before them are encoded, `fill` stands in
+    the place of those that are missing, and all frames are decoded and compared. Terms that read the latent see what is
+    decoded. Add `objective.terms.temporal` for the error of frame differences, and train the decoder alone afterwards
+    with `--config decoder --model` and this run.
+    """
+
+    max_dropped: Annotated[NonNegative, Field(le=1)] = 0.0
+    """Largest fraction of the latent frames after the first one that is dropped; 0 for ordinary reconstruction, 1 as in
+    the paper. The number is drawn evenly from 0 to this fraction, rounded down."""
+    fill: Literal["learned", "zero"] = "learned"
+    """What the decoder gets for a dropped latent frame at each position: a vector that is trained with the model and is
+    0 at the start, or 0."""
 
 
 def _without_lpips(objective: ObjectiveConfig) -> ObjectiveConfig:
@@ -223,6 +242,8 @@ class TrainConfig:
     """telecine's own autoencoder, which is trained if `model` is not set."""
     trainable: TrainableConfig = field(default_factory=TrainableConfig)
     """Which of the autoencoder's weights are trained."""
+    predictive: PredictiveConfig = field(default_factory=PredictiveConfig)
+    """Which frames are hidden from the encoder, for the decoder to predict."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss. A weight is a number or a ramp, e.g. `{weight: 1.0, start: 1000, steps: 500}`."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -248,6 +269,8 @@ class TrainConfig:
         if not self.clips.has_colours:
             self._check_without_colours()
             object.__setattr__(self, "objective", _without_lpips(self.objective))
+        if self.predictive.max_dropped > 0:
+            self._check_predictive()
         self._check_discriminators()
         bucket = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
         side = min(bucket.height, bucket.width)
@@ -279,6 +302,21 @@ class TrainConfig:
         if self.best_metric == "lpips_alex":
             contract = "psnr or ssim for channels without colours"
             raise argument_error("best_metric", contract, self.best_metric, "LPIPS needs RGB.")
+
+    def _check_predictive(self) -> None:
+        if self.latent_cache is not None:
+            remedy = "The cache has latents of whole clips."
+            raise argument_error(
+                "latent_cache",
+                "left out with `predictive.max_dropped`",
+                repr(self.latent_cache),
+                remedy,
+            )
+        if self.sharding != "none":
+            remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
+            raise argument_error(
+                "sharding", '"none" with `predictive.max_dropped`', self.sharding, remedy
+            )
 
     def _check_sharding(self) -> None:
         if self.latent_cache is not None:

@@ -34,6 +34,7 @@ from telecine.settings import (
 from telecine.training.compilation import compile_networks
 from telecine.training.distributed import broadcast_module, process_group_settings, shard
 from telecine.training.optimizers import build_optimizers
+from telecine.training.prediction import build_prediction
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
 from telecine.training.trackers import check_trackers
@@ -270,6 +271,9 @@ def build_state(
     """
     device = accelerator.device
     objective = build_objective(config.objective, config.discriminator, config.clips)
+    prediction = build_prediction(config.predictive, model, config.clips.train_buckets)
+    if prediction is not None and prediction.fill is not None:
+        objective.learn_with_autoencoder("predictive_fill", prediction.fill)
     if config.discriminator.init is not None and not is_resumed:
         _load_discriminators(objective, config.discriminator.init)
     objective.to(device)
@@ -288,6 +292,7 @@ def build_state(
     if is_sharded:
         shard(model)
     state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
+    state.prediction = prediction
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.

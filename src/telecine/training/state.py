@@ -18,6 +18,7 @@ from telecine.objective.layer_activations import LayerActivations
 from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
 from telecine.training.optimizers import parameters_of
+from telecine.training.prediction import Prediction
 
 
 class MovingAverage:
@@ -115,6 +116,8 @@ class TrainState:
     """The largest 2-norm of each network's gradient."""
     seed: int
     """Of the random numbers that are drawn for each clip."""
+    prediction: Prediction | None = None
+    """How frames are hidden from the encoder in an update; None if none are."""
     step: int = 0
     """The number of updates done."""
     log_means: IntervalMeans = field(default_factory=IntervalMeans)

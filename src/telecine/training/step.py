@@ -135,13 +135,18 @@ def accumulate_gradients(
         last_layer.clear()
     # Single frames leave weights that mix frames without a gradient.
     has_unused = batch.inputs.shape[2] == 1 or autoencoder.leaves_weights_unused
+    if state.prediction is not None:  # it may encode single frames
+        has_unused = True
     with state.averaged_gradients(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
             # The autoencoder's forward pass.
-            if batch.posterior is None:
+            posterior = batch.posterior
+            if state.prediction is not None:
+                posterior = state.prediction.encode(autoencoder, batch.inputs, generators)
+            if posterior is None:
                 output = state.model(batch.inputs, generator=generators)
             else:
-                output = state.model(batch.inputs, generator=generators, posterior=batch.posterior)
+                output = state.model(batch.inputs, generator=generators, posterior=posterior)
             if not output.video.requires_grad:
                 remedy = "Remove `torch.no_grad` and `detach` from its `forward`."
                 contract = "a video that was computed with gradients"
