@@ -10,6 +10,7 @@ from telecine.data import ClipDataset, DataError
 from telecine.data.mapped import MappedClips
 from telecine.models import VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
+from telecine.ops.ranks import data_rank, num_data_ranks
 
 # Numbers of a channel-wise value that a line shows.
 _NUM_SHOWN = 4
@@ -38,11 +39,11 @@ def measure_latents(
     was_training = model.training
     model.eval()
     moments = ChannelMoments()
-    num_ranks = accelerator.num_processes
+    num_ranks = num_data_ranks()
     # Equally many clips on each process: sharded models compute together.
     num_steps = math.ceil(num_clips / num_ranks)
     try:
-        for index in range(accelerator.process_index, num_steps * num_ranks, num_ranks):
+        for index in range(data_rank(), num_steps * num_ranks, num_ranks):
             error: DataError | OSError | None = None
             try:
                 video = clips[index % num_clips]["video"][None].to(accelerator.device)
@@ -57,7 +58,8 @@ def measure_latents(
             moments.add(latent)
     finally:
         model.train(was_training)
-    if num_ranks > 1:
+    if accelerator.num_processes > 1:
+        # Processes that share a clip count it several times, which changes neither means nor variances.
         moments.sums = accelerator.reduce(moments.sums.to(accelerator.device), "sum").cpu()
     return moments.statistics()
 

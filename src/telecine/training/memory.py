@@ -24,6 +24,7 @@ from telecine.models.interface import check_channels
 from telecine.models.load import without_weights
 from telecine.models.transfer import check_source
 from telecine.objective.weights import WeightSchedule
+from telecine.ops.ranks import ContextGroup, using_context_group
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
@@ -99,7 +100,9 @@ def plan_update(
     kernels: AbstractContextManager[None] = nullcontext()
     if device_type != "cpu":
         kernels = autocast_as_on_cuda()
-    with fake_mode, counter, kernels:
+    # The first process of a group has the most rows. Nothing is sent.
+    group = ContextGroup(size=config.context_parallel)
+    with fake_mode, counter, kernels, using_context_group(group):
         objective = build_objective(
             objective_settings, config.discriminator, config.clips, load=False
         )

@@ -46,6 +46,7 @@ from telecine.training.clips import Clips, build_clips, map_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
     describe_processes,
+    leave_context_group,
     on_first_process,
     seed_other_processes,
 )
@@ -122,6 +123,7 @@ class TrainingRun:
         del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
         self.accelerator.free_memory()
         gc.collect()
+        leave_context_group()
         self.accelerator.end_training()
         self.folder.release()
 
@@ -160,7 +162,7 @@ def prepare(
         console = Console(quiet=True)
     print_lines(console, describe_processes(accelerator, sharding=config.sharding))
     if config.steps < config.optimizer.warmup_steps:
-        print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
+        print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
     folder = LockedFolder(config, accelerator, steal=steal_lock)
     try:
         start = find_start(
@@ -326,7 +328,7 @@ def _build_model(start: Start, console: Console) -> _BuiltModel:
     model = build_autoencoder(config, module)
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
-        print_lines(console, [_ENCODER_CHANGES])
+        print_warnings(console, [_ENCODER_CHANGES])
     is_named = start.module is not None or config.model is not None
     if config.init is None or is_resumed:
         return _BuiltModel(model, has_new_linear_map=not is_named and not is_resumed)
@@ -426,7 +428,7 @@ def _start_from_linear_maps(
         return
     if isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips))
+        model.to(device).start_from(training_clips(clips, "fitting the student's decoder"))
     if built.has_new_linear_map and baseline is not None:
         start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
 
