@@ -23,16 +23,6 @@ from telecine.settings.group import (
 )
 from telecine.settings.objective import ObjectiveConfig
 
-# Settings that older versions had, with the only value that files may still give them: what this version does.
-REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
-    "discriminator.pad_mode": "first",
-    "discriminator.init_optimizer": False,
-    "discriminator.conditional": False,
-}
 # Settings, and groups of them, that decide which weights exist and their shapes: a run that resumes keeps them. The
 # discriminators' linear heads depend on the size of the clips.
 NETWORK_SETTINGS = (
@@ -189,6 +179,9 @@ class TrainConfig:
     use it."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
+    context_parallel: Count = 1
+    """Processes that share each clip, for clips that are larger than a device: each computes the autoencoder on a part
+    of the rows, with the same results. It divides the number of processes. For telecine's own models."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
     of one has to be shorter, e.g. saving a checkpoint. While videos are read at the start they wait for any time."""
@@ -205,7 +198,7 @@ class TrainConfig:
     with an exact gradient penalty."""
     dynamo_backend: Literal["no", "inductor", "cudagraphs", "aot_eager"] = "no"
     """Compile the autoencoder, LPIPS, and discriminators without an exact gradient penalty with `torch.compile`: the
-    first updates take minutes. Not with sharding, temporal chunks or gradient checkpointing."""
+    first updates take minutes. Not with sharding, context parallelism, temporal chunks or gradient checkpointing."""
     log_every: Count = 10
     """Steps between two records in `metrics.jsonl` and TensorBoard."""
     val_every: Count = 1_000
@@ -289,6 +282,11 @@ class TrainConfig:
             self._check_sharding()
         if self.dynamo_backend != "no":
             self._check_compilation()
+        if self.context_parallel > 1 and self.latent_cache is not None:
+            remedy = "Let each process have whole clips, or let the encoder run in every update."
+            raise argument_error(
+                "latent_cache", "left out with `context_parallel`", repr(self.latent_cache), remedy
+            )
         if side < MIN_SIZES["alex"]:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
@@ -348,6 +346,7 @@ class TrainConfig:
     def _check_compilation(self) -> None:
         uncompiled = {
             "sharding": self.sharding != "none",
+            "context_parallel": self.context_parallel > 1,
             "temporal_chunk": self.temporal_chunk is not None,
             "model_gradient_checkpointing": self.model_gradient_checkpointing,
             "objective.gradient_checkpointing": self.objective.gradient_checkpointing,
@@ -367,7 +366,8 @@ class TrainConfig:
 
     def clips_per_step(self, num_processes: int) -> int:
         """Return the number of clips in an update, over all processes."""
-        return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
+        num_data_ranks = num_processes // self.context_parallel
+        return self.clips_per_pass * self.gradient_accumulation_steps * num_data_ranks
 
     def _check_discriminators(self) -> None:
         discriminator = self.discriminator
@@ -444,3 +444,7 @@ class DistillConfig(TrainConfig):
             raise argument_error(
                 "trainable.weights", "all or decoder for a student", "lora", remedy
             )
+        if self.context_parallel > 1 and self.feature_weight > 0:
+            contract = "0 with `context_parallel`, as a process has only rows of the features"
+            remedy = "Set one of them to its default."
+            raise argument_error("feature_weight", contract, self.feature_weight, remedy)

@@ -15,10 +15,11 @@ from telecine.base.devices import pick_device
 from telecine.base.imports import is_class_path
 from telecine.discriminators.build import build_discriminators
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.models.context_parallel import split_over_processes
 from telecine.models.custom import build_custom
+from telecine.models.frozen_encoder import Student
 from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
 from telecine.models.pretrained import check_tensors
-from telecine.models.student import Student
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
@@ -32,7 +33,12 @@ from telecine.settings import (
     TrainConfig,
 )
 from telecine.training.compilation import compile_networks
-from telecine.training.distributed import broadcast_module, process_group_settings, shard
+from telecine.training.distributed import (
+    broadcast_module,
+    enter_context_group,
+    process_group_settings,
+    shard,
+)
 from telecine.training.optimizers import build_optimizers
 from telecine.training.prediction import build_prediction
 from telecine.training.state import MovingAverage, TrainState
@@ -81,6 +87,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if config.sharding != "none" and accelerator.num_processes == 1:
         remedy = "Launch several, e.g. with `torchrun --nproc-per-node 2 -m telecine train ...`."
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
+    num_processes = accelerator.num_processes
+    if num_processes % config.context_parallel != 0:
+        remedy = "Launch a multiple of them, e.g. with `torchrun --nproc-per-node`."
+        contract = f"a divisor of the number of processes ({num_processes})"
+        raise argument_error("context_parallel", contract, config.context_parallel, remedy)
+    enter_context_group(config.context_parallel, config.process_timeout)
     unused = set(config.tracker_options) - set(config.trackers)
     if unused:
         remedy = "Add them to `trackers`, or remove their options."
@@ -141,6 +153,8 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
     if config.temporal_chunk is not None:
         model.enable_temporal_chunks(config.temporal_chunk)
     select_trainable(model, config.trainable)
+    heights = [bucket.height for bucket in config.clips.train_buckets]
+    split_over_processes(model, config.context_parallel, heights)
     return model.train()
 
 

@@ -31,7 +31,7 @@ from telecine.data.spacing import evenly_spaced
 from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
-from telecine.ops.ranks import num_ranks
+from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
@@ -280,8 +280,8 @@ def read_batches(
         range(state.step * num_micro_batches, config.steps * num_micro_batches),
         config.clips_per_pass,
         num_micro_batches,
-        rank=accelerator.process_index,
-        num_ranks=accelerator.num_processes,
+        rank=data_rank(),
+        num_ranks=num_data_ranks(),
     )
     has_latents_alone = latent_cache is not None and state.autoencoder.trains_on_latents
     videos = None
