@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.settings import Bucket, ClipConfig
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
 
