@@ -4,11 +4,11 @@
     python benchmarks/faults.py --kills 20 --media 100
 
 Files: writing a checkpoint is stopped at each of its operations on files; each file is damaged in each of several ways,
-and single bits of a manifest or a latent cache; the disk is full. Processes: a run is killed, gets signals, and meets
-a second run, at random moments, and either of two ranks is killed or stopped; each run then trains to its end, and its
-weights are compared with those of a run without faults. Ten processes take a stale lock at once. Inputs: videos, images
-and the files of a finished run are mutated with a seed, small media are crafted to cost much, and lists and settings
-files are broken.
+and single bits of a manifest or a latent cache; the disk is full, or cannot read, write or flush a file. Processes: a
+run is killed, gets signals, and meets a second run, at random moments, and either of two ranks is killed or stopped;
+each run then trains to its end, and its weights are compared with those of a run without faults. A probe is killed.
+Ten processes take a stale lock at once. Inputs: videos, images and the files of a finished run are mutated with a
+seed, small media are crafted to cost much, and lists and settings files are broken.
 
 What failed is printed to standard error. All processes are forks of this one, which saves the time of imports.
 """
@@ -22,10 +22,11 @@ from pathlib import Path
 
 import torch
 from faults_crafted import crafted
+from faults_disk import CASES, disk_errors
 from faults_files import all_damaged, crashes, damage, full_disk, latent_cache, manifest_bits
 from faults_foreign import foreign
 from faults_inputs import lists, media
-from faults_processes import kills, kinds, ranks, signals, starters, straight, two_runs
+from faults_processes import kills, kinds, probes, ranks, signals, starters, straight, two_runs
 from measure import machine, table
 
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--kinds", type=int, default=12, help="how often runs of other kinds are killed"
     )
+    parser.add_argument("--probes", type=int, default=12, help="how often a probe is killed")
     parser.add_argument("--signals", type=int, default=20, help="how often a run gets a signal")
     parser.add_argument(
         "--two_runs", type=int, default=5, help="how often a second run starts in the same folder"
@@ -56,6 +58,12 @@ def main() -> None:
         "--manifests", type=int, default=200, help="how often a bit of a manifest is flipped"
     )
     parser.add_argument(
+        "--disk_errors",
+        type=int,
+        default=len(CASES),
+        help=f"how many errors of a disk are injected, at most {len(CASES)}",
+    )
+    parser.add_argument(
         "--latents", type=int, default=200, help="how often a latent cache is damaged"
     )
     parser.add_argument(
@@ -72,12 +80,14 @@ def main() -> None:
         rows += [
             kills(folder, arguments.kills, expected),
             kinds(folder, arguments.kinds),
+            probes(folder, arguments.probes),
             signals(folder, arguments.signals, expected),
             two_runs(folder, arguments.two_runs, expected),
             ranks(folder, arguments.ranks),
             starters(folder, arguments.starters),
             manifest_bits(folder, arguments.manifests),
             latent_cache(folder, arguments.latents),
+            disk_errors(folder, arguments.disk_errors),
         ]
         # Last: what counts operations on files cannot be removed again.
         rows += [full_disk(folder), damage(folder), all_damaged(folder), crashes(folder)]

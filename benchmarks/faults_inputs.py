@@ -193,7 +193,6 @@ def broken(video: str) -> Iterator[tuple[str, str | bytes, str]]:
             "",
             "\n\n",
             header,
-            "path,begin\na,1\n",
             "start,end\n1,2\n",
             f"{header}{video},5,1\n",
             f"{header}{video}\n",
@@ -203,6 +202,8 @@ def broken(video: str) -> Iterator[tuple[str, str | bytes, str]]:
     ):
         yield ".csv", content, ""
     yield ".csv", f"{header}nothing.mp4,0,1\n", "nothing.mp4"
+    # Another column is left out with a warning, and the error is about the video.
+    yield ".csv", "path,begin\nnothing.mp4,1\n", "nothing.mp4"
     for content in (
         *(
             "{",
@@ -216,7 +217,7 @@ def broken(video: str) -> Iterator[tuple[str, str | bytes, str]]:
         ),
         *(
             f'{{"path": "{video}", "end": [1]}}',
-            f'{{"path": "{video}", "other": 1}}',
+            f'{{"path": "{video}", "start": 5, "start_frame": 1}}',
             b"\xff\xfe\x00",
         ),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -45,6 +46,8 @@ WITHIN = 0.5
 # Seconds that a process may take for its whole run, on a busy machine.
 LIMIT = 400.0
 NUM_STARTERS = 10
+# Updates of the generator of a probe.
+PROBE_STEPS = 40
 
 
 def tiny(output: Path) -> TrainConfig:
@@ -124,18 +127,20 @@ def start(
     folder = Path(config.output_dir)
     settings, log = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("yaml", name))
     settings.write_text(as_yaml(config), encoding="utf-8")
-    process = FORK.Process(target=_train, args=(settings, log, environment or {}))
+    words = ["train", "--config", str(settings)]
+    process = FORK.Process(target=run_command, args=(words, log, environment or {}))
     process.start()
     return Run(process, config, log)
 
 
-def _train(settings: Path, log: Path, environment: Mapping[str, str]) -> None:
+def run_command(words: list[str], log: Path, environment: Mapping[str, str]) -> None:
+    """Run telecine in this process, a fork, and end it; what it prints is in two files beside `log`."""
     os.setsid()
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    sys.exit(cli.main(["train", "--config", str(settings)]))
+    sys.exit(cli.main(words))
 
 
 def is_one_line(errors: str, *words: str) -> bool:
@@ -205,6 +210,77 @@ def kinds(folder: Path, number: int) -> Row:
         share = number * (index + 1) // len(configs)
         interrupt_all(row, kind, share, expected, lambda chance: signal.SIGKILL)
     return row
+
+
+def probes(folder: Path, number: int) -> Row:
+    """Kill `telecine latents --probe` at random moments until it is done, and compare its generator and its figures."""
+    row = Row("a killed probe of a latent, started again, has the same generator and figures")
+    if number == 0:
+        return row
+    model = runs.Run(folder / "straight").checkpoints.all()[-1][1] / "ema"
+    words = ["latents", str(model), "--data", str(sample_videos()[0]), "--max_clips", "4"]
+    words += ["--device", "cpu", "--num_frames", "5", "--height", "32", "--width", "32", "--probe"]
+    words += ["--probe.val_data", str(sample_videos()[1]), "--probe.num_clips", "32"]
+    words += ["--probe.steps", str(PROBE_STEPS), "--probe.batch_size", "4"]
+    log = folder / "probe.log"
+    straight_output = folder / "probe-straight"
+    begin = time.perf_counter()
+    process = _start_probe(words, straight_output, log)
+    process.join(LIMIT)
+    seconds = time.perf_counter() - begin
+    assert process.exitcode == 0, log.with_suffix(".err").read_text(encoding="utf-8")
+    expected = _probe_result(straight_output)
+
+    chance = random.Random(0)
+    output = folder / "probe-killed"
+    num_killed = 0
+    pending: list[str] = []
+    while row.tried < number:
+        process = _start_probe(words, output, log)
+        if num_killed < number:
+            process.join(chance.uniform(0.1, 1) * seconds)
+        if num_killed < number and process.is_alive():
+            steps = [path.name for path in output.glob("probe/*/checkpoints/*")]
+            process.kill()
+            process.join()
+            num_killed += 1
+            pending.append(f"kill {num_killed}, with the checkpoints {sorted(steps)}")
+            continue
+        process.join(LIMIT)
+        errors = log.with_suffix(".err").read_text(encoding="utf-8")
+        is_same = process.exitcode == 0 and _is_same_probe(_probe_result(output), expected)
+        for what in pending:
+            row.add(held=is_same, what=f"{what}; ended with {process.exitcode}, {errors}")
+        pending = []
+        shutil.rmtree(output)
+    return row
+
+
+def _start_probe(words: list[str], output: Path, log: Path) -> ForkProcess:
+    process = FORK.Process(target=run_command, args=([*words, "-o", str(output)], log, {}))
+    process.start()
+    return process
+
+
+def _probe_result(output: Path) -> tuple[dict[str, torch.Tensor], object]:
+    """Return the weights of the generator, and what the page says of the model."""
+    (folder,) = output.glob(f"probe/*/checkpoints/step-{PROBE_STEPS:08d}")
+    (model,) = json.loads((output / "latents.json").read_text(encoding="utf-8"))["models"]
+    model["probe"].pop("seconds")
+    return load_file(folder / "ema" / "model.safetensors"), model
+
+
+def _is_same_probe(
+    result: tuple[dict[str, torch.Tensor], object], expected: tuple[dict[str, torch.Tensor], object]
+) -> bool:
+    weights, figures = result
+    expected_weights, expected_figures = expected
+    same_names = weights.keys() == expected_weights.keys()
+    return (
+        same_names
+        and all(torch.equal(weights[name], expected_weights[name]) for name in weights)
+        and figures == expected_figures
+    )
 
 
 def signals(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruction_sources import open_model
-from telecine.models.causal import CausalAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_blocks import CausalConv
 from telecine.tools.prune.settings import PruneConfig
 

@@ -90,10 +90,13 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     image = {"dim": arguments.dim, "image_size": arguments.size}
     video = {**image, "frame_num": arguments.frames}
     first_frame = {"target": "telecine.Discriminator3DWithfirstframe", "params": video}
-    patch = {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 4 * arguments.dim}}
+    patch = {
+        "target": "telecine.PatchDiscriminator3D",
+        "params": {"base_channels": 4 * arguments.dim},
+    }
     features = {
         "target": "telecine.discriminators.FeatureDiscriminator",
-        "params": {"dim": 4 * arguments.dim},
+        "params": {"base_channels": 4 * arguments.dim},
     }
     return {
         "`discr_kwargs` as well": {"discr_kwargs": image},

@@ -19,6 +19,7 @@ from jaxtyping import install_import_hook
 
 CHECKED = (
     "telecine.losses.adversarial",
+    "telecine.losses.divergence",
     "telecine.losses.latent",
     "telecine.losses.lecam",
     "telecine.losses.penalty",

@@ -19,8 +19,10 @@ PAGE = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encodin
 STAND_INS = {
     # Ends as `torchrun` does: with 1 after a signal, at which its processes have saved.
     "srun": """trap 'echo saved > saved.txt; exit 1' TERM
+        echo $$ > srun.pid
         echo "$@" > srun.txt
         for _ in $(seq {seconds}0); do sleep 0.1; done""",
+    "scancel": 'test "$*" = "--signal=TERM 42" && kill -TERM "$(cat srun.pid)"',
     "scontrol": 'if [ "$1" = requeue ]; then echo "$2" > requeued.txt; else echo node1; echo node2; fi',
 }
 

@@ -244,6 +244,7 @@ def test_many_gpus(folder, cached_weights, forks):
         "torchrun",
         "accelerate",
         "accelerate",
+        "torchrun",
         "telecine",
         "telecine",
     ]
@@ -255,7 +256,7 @@ def test_many_gpus(folder, cached_weights, forks):
         "torchrun --nproc-per-node": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
         "accelerate launch": ["accelerate.commands.launch", "--main_process_port", "0"],
     }
-    for *launcher, line in [(*line[:2], line[2:]) for line in lines[:3]]:
+    for *launcher, line in [(*line[:2], line[2:]) for line in lines[:4]]:
         start = line.index("-m")
         assert line[start : start + 3] == ["-m", "telecine", "train"]
         command = [
@@ -272,15 +273,15 @@ def test_many_gpus(folder, cached_weights, forks):
             == done.stdout.count("training finished")
             == 1
         )
-    for line in lines[3:]:
+    for line in lines[4:]:
         assert main([*line[1:], *small]) == 0
     assert read_config("runs/configured/config.yaml").mixed_precision == "bf16"
     assert read_config("runs/sharded/config.yaml").mixed_precision == "no"
     steps = {
         run: Run(Path("runs", run)).checkpoints.all()[-1][0]
-        for run in ("two", "sharded", "resumed")
+        for run in ("two", "sharded", "shared", "resumed")
     }
-    assert steps == {"two": 1, "sharded": 1, "resumed": 4}
+    assert steps == {"two": 1, "sharded": 1, "shared": 1, "resumed": 4}
     two, sharded = weights("two"), weights("sharded")
     assert max((two[name] - sharded[name]).abs().max().item() for name in two) < 1e-5
 

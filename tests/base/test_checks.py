@@ -13,6 +13,7 @@ from telecine.base.checks import (
     check_positive,
     count_files,
     describe,
+    in_millions,
     nearest,
     suggestion,
 )
@@ -119,3 +120,10 @@ def test_choices():
 )
 def test_files_are_counted_by_kind(counts, text):
     assert count_files(*counts) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (1264, "1264"), (10_000, "0.01 M"), (1_384_211, "1.38 M")]
+)
+def test_parameters_are_counted_in_millions(number, text):
+    assert in_millions(number) == text

@@ -55,11 +55,11 @@ def test_in_logs(capsys, monkeypatch):
     record = logger.makeRecord(
         "telecine", logging.WARNING, "", 0, "skipped %s", ("\x1b[31m.mp4",), None
     )
-    assert handler.format(record) == r"skipped \x1b[31m.mp4"
+    assert handler.format(record) == r"warning: skipped \x1b[31m.mp4"
     forged = logger.makeRecord(
         "telecine.runs", logging.WARNING, "", 0, "skipped %s", ("a\nb",), None
     )
-    assert handler.format(forged) == r"skipped a\nb"
+    assert handler.format(forged) == r"warning: skipped a\nb"
 
 
 FULL = "\u2588"

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -132,7 +133,10 @@ def test_runs_as_a_module(forks):
             "`--clips.buckets.0.heigth` is not a setting",
         ),
         ("train --model_arguments 3", "model_arguments"),
-        ("train --steps", "--steps: expected one argument"),
+        ("train --steps", "`--steps` must have a value. Type it after the name."),
+        ("reconstruct tiny no.mp4 -o x.mp4", "`video` must be a file or a folder that exists"),
+        ("encode tiny --num_frames 0 -o x", "`--num_frames` must be at least 1"),
+        ("config show", "`action` must be one of validate, schema, but got 'show'."),
         ("train --config no/such/file.yaml", "no/such/file.yaml, which does not exist"),
         ("train --config dmeo", "Did you mean `demo`?"),
         ("train --config /", "but got /, a folder. Name the file in it."),
@@ -207,7 +211,7 @@ def test_runs_as_a_module(forks):
             "report nowhere",
             "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'",
         ),
-        ("report", "required: runs"),
+        ("report", "missing: runs. `telecine report --help`"),
         ("evaluate nowhere", "`data` must be a file, or a folder of files, but got nothing"),
         ("evaluate --data x", "`checkpoint` must be given"),
         ("evaluate --compare x", "--compare"),
@@ -377,7 +381,7 @@ def test_settings_of_telecines_own_model_beside_another_one_are_named(capsys):
     [
         (
             "TELECINE__DEVICE",
-            "`device` must be 'auto', 'cpu', 'cuda' or 'mps', but got '64' (str). The default is 'auto'. It is",
+            "`device` must be 'auto', 'cpu', 'cuda' or 'mps', but got '64' (str). Without a recipe, it is 'auto'.",
         ),
         (
             "TELECINE__CLIPS__HEIGTH",
@@ -624,11 +628,12 @@ def test_every_mistake_of_settings_files_is_named_with_its_line(tmp_path, capsys
         "objective:\n  terms: {wavelet: {weigth: 1}}\n"
     )
     said = [
-        f"`steps` must be a whole number, but got 'many' (str). The default is 100000. See line 1 of {first}.",
-        f"`batch_size` must be a whole number or 'auto', but got 'x' (str). The default is 4. See line 1 of {second}.",
+        f"`steps` must be a whole number, but got 'many' (str). Without a recipe, it is 100000. See line 1 of {first}.",
+        "`batch_size` must be a whole number or 'auto', but got 'x' (str). Without a recipe, it is 4. "
+        f"See line 1 of {second}.",
         f"`clips.heigth` is not a setting. Did you mean `clips.height`? See line 3 of {second}.",
-        f"`clips.width` must be at least 1, but got 0 (int). The default is 256. See line 4 of {second}.",
-        "`objective.perceptual_weight` must be at least 0, but got -1 (int). The default is 1.0. "
+        f"`clips.width` must be at least 1, but got 0 (int). Without a recipe, it is 256. See line 4 of {second}.",
+        "`objective.perceptual_weight` must be at least 0, but got -1 (int). Without a recipe, it is 1.0. "
         f"See line 5 of {second}.",
         "`objective.terms.wavelet.weigth` is not a setting. Did you mean `objective.terms.wavelet.weight`? "
         f"See line 7 of {second}.",
@@ -688,3 +693,19 @@ def test_a_list_can_be_typed_in_several_options_or_is_refused():
     else:
         with pytest.raises(ValueError, match="`--data` must be given once with Python"):
             settings_of("--data a --data b")
+
+
+def test_an_error_is_printed_by_the_first_of_several_processes(monkeypatch, capsys):
+    """The launcher ends the others while they wait. Which process ends first is chance under a real one."""
+
+    def end(seconds):
+        raise SystemExit(1)
+
+    monkeypatch.setattr(time, "sleep", end)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        main(["train", "--steps", "many"])
+    assert "error:" not in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", "--steps", "many"]) == 2
+    assert capsys.readouterr().err.count("error:") == 1

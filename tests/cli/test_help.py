@@ -124,3 +124,9 @@ def test_all_after_two_dashes_is_positional():
         "output": "a.html",
         "watch": False,
     }
+
+
+def test_a_default_that_the_text_explains_is_no_null():
+    text = " ".join(COMMANDS["evaluate"].help().split())
+    assert "Seed of the noise that such a decoder starts from. Default: 0. " in text
+    assert "Default: 0. (default: null)" not in text

@@ -24,7 +24,7 @@ class SmallNet(nn.Module):
 
 
 def features(**options):
-    return FeatureDiscriminator(**{"dim": 2, "net": SmallNet(), **options})
+    return FeatureDiscriminator(**{"base_channels": 2, "net": SmallNet(), **options})
 
 
 def frame_gradients(network, video):

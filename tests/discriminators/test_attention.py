@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from telecine.discriminators.blocks import (
+from telecine.discriminators.attention import (
     FeedForward,
     LinearSpaceAttention,
     RMSNorm,

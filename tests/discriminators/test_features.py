@@ -69,7 +69,7 @@ def test_equals_the_formula():
 
 def test_golden_values(vgg):
     """Of VGG16's published weights, with the heads' weights filled in."""
-    network = fill(FeatureDiscriminator(dim=4, net=vgg)).double()
+    network = fill(FeatureDiscriminator(base_channels=4, net=vgg)).double()
     x = (0.6 * wave((1, 3, 3, 17, 32), 0.05) + 0.4 * wave((1, 3, 3, 17, 32), 1.3)).requires_grad_()
     logits = network(x).logits
     assert logits.shape == (1, 4, 3, 1, 2)
@@ -91,7 +91,7 @@ def test_golden_values(vgg):
 
 
 def test_known_channels_and_the_smallest_frame(vgg):
-    network = FeatureDiscriminator(dim=1, net=vgg)
+    network = FeatureDiscriminator(base_channels=1, net=vgg)
     assert [head.conv_in.in_channels for head in network.heads] == [128, 256, 512, 512], (
         "none at the full size"
     )
@@ -105,7 +105,7 @@ def test_alexnet_sees_the_last_row_and_column(height, width):
     weights = {
         name: 0.1 * torch.randn(shape) for name, shape in BACKBONES["alex"].tensor_shapes().items()
     }
-    network = FeatureDiscriminator(dim=2, net=build_maps("alex", weights))
+    network = FeatureDiscriminator(base_channels=2, net=build_maps("alex", weights))
     x = torch.randn(1, 3, 1, height, width, requires_grad=True)
     (gradient,) = torch.autograd.grad(network(x).logits.sum(), x)
     assert (gradient != 0).all()
@@ -252,7 +252,7 @@ class TestNames:
 
     def test_a_network_without_maps(self):
         with pytest.raises(
-            ValueError, match=r"`the result of `net`` must be a list of maps \(N, F, h, w\)"
+            ValueError, match=r"the result of `net` must be a list of maps \(N, F, h, w\)"
         ):
             features(net=torch.nn.Flatten(0))
 
@@ -260,7 +260,7 @@ class TestNames:
 @pytest.mark.parametrize(
     ("options", "x", "message"),
     [
-        ({"dim": 0}, None, "`dim` must be a positive int"),
+        ({"base_channels": 0}, None, "`base_channels` must be a positive int"),
         ({"size": 0}, None, "`size` must be a positive int"),
         ({}, torch.zeros(1, 2, 2, 8, 8), "of shape .* with C = 3"),
     ],

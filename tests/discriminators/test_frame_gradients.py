@@ -45,4 +45,4 @@ def test_the_first_frame_as_published_and_with_both_options():
 
 
 def test_patches_weigh_the_first_frame_almost_equally():
-    assert 0.4 < first_to_others(lambda: PatchDiscriminator3D(dim=4), time=17) < 1
+    assert 0.4 < first_to_others(lambda: PatchDiscriminator3D(base_channels=4), time=17) < 1

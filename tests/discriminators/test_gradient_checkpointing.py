@@ -19,8 +19,8 @@ NETWORKS = [
     lambda: Discriminator(**SMALL),
     lambda: Discriminator3D(**SMALL, frame_num=4, antialiased_downsample=True),
     lambda: Discriminator3DWithfirstframe(**SMALL, frame_num=5),
-    lambda: PatchDiscriminator3D(dim=4),
-    lambda: PatchDiscriminator3D(dim=4, norm="spectral"),
+    lambda: PatchDiscriminator3D(base_channels=4),
+    lambda: PatchDiscriminator3D(base_channels=4, norm="spectral"),
 ]
 
 

@@ -121,7 +121,7 @@ def fill_memory_with_nan():
     "make",
     [
         lambda: DiscriminatorBlock3D(16, 16),
-        lambda: PatchDiscriminator3D(dim=16, num_temporal_layers=0),
+        lambda: PatchDiscriminator3D(base_channels=16, num_temporal_layers=0),
     ],
 )
 def test_bfloat16_gradients_of_two_frames_equal_those_of_float32(make):

@@ -15,8 +15,8 @@ from telecine.losses import gradient_penalty
 
 features = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))["features"]
 NETWORKS = [
-    partial(PatchDiscriminator, dim=4, norm="spectral"),
-    partial(PatchDiscriminator3D, dim=4, norm="spectral"),
+    partial(PatchDiscriminator, base_channels=4, norm="spectral"),
+    partial(PatchDiscriminator3D, base_channels=4, norm="spectral"),
     features,
 ]
 of_networks = pytest.mark.parametrize("make", NETWORKS)
@@ -133,13 +133,13 @@ def test_passes_share_one_step(make):
     )
 
 
-@pytest.mark.parametrize("eager", [True, False])
-def test_an_update_of_the_objective_takes_one_step(eager):
+@pytest.mark.parametrize("early", [True, False])
+def test_an_update_of_the_objective_takes_one_step(early):
     network = build(NETWORKS[1])
     expected = copy.deepcopy(network)
     gan = {"feature_matching_loss_weight": 0.1}
     loss = VideoAutoencoderLoss(
-        0, discr_3d_kwargs=network, perceptual_weight=0, eager_gradients=eager, gan=gan
+        0, discr_3d_kwargs=network, perceptual_weight=0, eager_gradients=early, gan=gan
     )
     passes = []
     network.register_forward_hook(lambda *_: passes.append(1))

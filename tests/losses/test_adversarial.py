@@ -1,9 +1,9 @@
 """GAN losses, feature matching and LeCam equal loops over single logits; what a GAN loss declares is true of it."""
 
 import copy
-import functools
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ from telecine.losses import (
     GANLosses,
     GANParts,
     feature_matching,
-    gan_loss,
     hinge,
 )
 from telecine.losses.lecam import lecam
@@ -224,7 +223,7 @@ PARTS = GANParts(
 
 @pytest.mark.parametrize("declared", [{}, {"parts": PARTS, "boundary": 0.5, "margin": 2.0}])
 @pytest.mark.parametrize(
-    "make", [GANLoss, lambda function, **declared: gan_loss(**declared)(function)]
+    "make", [GANLoss, lambda function, **declared: partial(GANLoss, **declared)(function)]
 )
 def test_a_function_with_or_without_declarations(make, declared):
     loss = make(means, **declared)
@@ -254,11 +253,11 @@ def test_a_function_must_return_two_scalars(result):
     def custom(*, real, fake):
         return result
 
-    message = r"^`the result of {}` must be `GANLosses` of two 0-d tensors, but got .*tensor\(.*reduce both with `.mean"
+    message = r"^the result of {} must be `GANLosses` of two 0-d tensors, but got .*tensor\(.*reduce both with `.mean"
     with pytest.raises(TypeError, match=message.format("custom")):
         GANLoss(custom)(**logits(1, 0))
     with pytest.raises(TypeError, match=message.format("the GAN loss")):
-        GANLoss(functools.partial(custom))(**logits(1, 0))
+        GANLoss(partial(custom))(**logits(1, 0))
 
 
 def test_declarations_count_also_where_the_function_has_attributes_of_their_names():

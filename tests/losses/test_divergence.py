@@ -95,8 +95,6 @@ class WithNumbers:
         (Identity(), "Identity without `mean` and `logvar`"),
         (Normal(torch.zeros(2), torch.ones(2)), "Normal without `logvar`"),
         (WithNumbers(), "WithNumbers without `mean`"),
-        (torch.zeros(2), "Tensor without `mean` and `logvar`"),
-        (None, "NoneType without `mean` and `logvar`"),
     ],
 )
 def test_a_posterior_without_moments_has_no_divergence(posterior, got):

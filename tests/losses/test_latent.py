@@ -459,5 +459,5 @@ def test_a_wrong_round_trip_raises(monkeypatch):
         ValueError, match="`trains` must be one of 'decoder', 'both', but got 'all'"
     ):
         round_trip(latent=latent, decode=up, encode=pooled, trains="all")
-    with pytest.raises(ValueError, match="`the encoded latent` must be"):
+    with pytest.raises(ValueError, match="the encoded latent must be"):
         round_trip(latent=latent, decode=up, encode=up)

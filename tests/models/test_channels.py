@@ -99,7 +99,7 @@ def test_custom_modules_and_layers_of_other_channels_are_refused():
     for has_patches, size in ((False, 6), (True, 4)):
         old = nn.Conv3d(size, 1, 1)
         new = nn.Conv3d(8, 1, 1)
-        with pytest.raises(ValueError, match=r"`the layer weight` must be one that sees pixels"):
+        with pytest.raises(ValueError, match=r"the layer weight must be one that sees pixels"):
             change_channels(old.state_dict(), new, 3, 4, has_patches=has_patches)
 
 

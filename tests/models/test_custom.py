@@ -195,7 +195,7 @@ def test_a_loss_that_is_no_tensor_is_refused():
 def test_another_output_size_is_refused():
     model = CustomAutoencoder(nn.AvgPool3d(2))
     with pytest.raises(
-        ValueError, match=r"`the reconstruction` must be of the video's shape \(1, 3, 2, 4, 4\)"
+        ValueError, match=r"the reconstruction must be of the video's shape \(1, 3, 2, 4, 4\)"
     ):
         model(clip())
 
@@ -401,6 +401,10 @@ def test_a_module_that_an_older_version_saved(tmp_path):
             "`posterior` must be None for a custom module",
         ),
         (
+            lambda model: model.encode(clip()),
+            "`encode` must be a method of the model, .*CustomAutoencoder without",
+        ),
+        (
             lambda model: model.decode(clip()),
             "`decode` must be a method of the model, .*CustomAutoencoder without",
         ),
@@ -457,7 +461,7 @@ class ReturnsADict(Compressor):
 def test_another_output_type_is_refused_at_the_first_probe():
     module = ReturnsADict()
     with pytest.raises(
-        TypeError, match=r"`the module's output` must be a video, .*but got .*Return the"
+        TypeError, match=r"the module's output must be a video, .*but got .*Return the"
     ):
         CustomAutoencoder(module).check_clip(2, 32, 32)
     assert module.num_calls == 1

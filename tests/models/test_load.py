@@ -79,7 +79,7 @@ def test_a_diffusers_model(tmp_path, subfolder):
 
 def test_a_folder_that_does_not_exist(tmp_path):
     for name in (tmp_path / "none", "./none", "none"):
-        with pytest.raises(FileNotFoundError, match=r"`the model` must be .* which does not exist"):
+        with pytest.raises(FileNotFoundError, match=r"the model must be .* which does not exist"):
             load_autoencoder(name)
     with pytest.raises(
         FileNotFoundError, match=r"or `tiny`, but got 'tinny', .*exist\. Did you mean `tiny`\?"
@@ -90,7 +90,7 @@ def test_a_folder_that_does_not_exist(tmp_path):
 def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "t.txt").write_text("a model")
     with pytest.raises(
-        FileNotFoundError, match=r"`the model` .*t\.txt', which is a file.* come after it"
+        FileNotFoundError, match=r"the model .*t\.txt', which is a file.* come after it"
     ):
         load_autoencoder(tmp_path / "t.txt")
 

@@ -13,7 +13,7 @@ import sys
 import torch
 
 from telecine import VideoAutoencoderLoss
-from telecine.discriminators import blocks as attention
+from telecine.discriminators import attention
 
 # With 8 channels a head the quadratic form serves up to 73 tokens, with 2 up to 7.
 NETWORKS = {

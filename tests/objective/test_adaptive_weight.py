@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from telecine import Ramp
@@ -18,29 +17,12 @@ def norm_of(loss, x, at):
     return norm
 
 
-class TestGradientNorms:
-    @pytest.mark.parametrize("at", ["last_layer", "reconstruction"])
-    def test_the_graph_is_kept(self, at):
-        x = torch.tensor([3.0, 4.0], requires_grad=True)
-        loss = (x**2).sum() / 2
-        assert norm_of(loss, x, at) == 5
-        assert x.grad is None
-        loss.backward()
-        assert x.grad.tolist() == [3.0, 4.0]
-
-    @pytest.mark.parametrize("at", ["last_layer", "reconstruction"])
-    def test_half_precision_does_not_overflow(self, at):
-        x = torch.zeros(100, dtype=torch.float16, requires_grad=True)
-        norm = norm_of((x * 3e4).sum(), x, at)
-        assert norm.dtype == torch.float32
-        assert norm.item() == pytest.approx(3e5, rel=1e-3)
-
-    def test_a_layer_that_the_loss_does_not_depend_on(self):
-        layer = nn.Parameter(torch.ones(2, 3))
-        other = nn.Parameter(torch.ones(1))
-        message = r"`last_layer` must be a parameter .*shape \(2, 3\).*decoder.conv_out.weight"
-        with pytest.raises(ValueError, match=message):
-            norm_of(other.sum(), layer, "last_layer")
+@pytest.mark.parametrize("at", ["last_layer", "reconstruction"])
+def test_norms_of_half_precision_do_not_overflow(at):
+    x = torch.zeros(100, dtype=torch.float16, requires_grad=True)
+    norm = norm_of((x * 3e4).sum(), x, at)
+    assert norm.dtype == torch.float32
+    assert norm.item() == pytest.approx(3e5, rel=1e-3)
 
 
 def build(**settings):

@@ -121,7 +121,7 @@ class Maps(nn.Module):
 
 def test_frozen_features_are_of_the_composite():
     torch.manual_seed(0)
-    network = FeatureDiscriminator(net=Maps(), dim=4).eval()
+    network = FeatureDiscriminator(net=Maps(), base_channels=4).eval()
     video = clips(4).requires_grad_()
     logits = network(video).logits
     of_rgb = network(as_rgb(video)).logits

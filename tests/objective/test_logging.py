@@ -105,8 +105,8 @@ def log_of(logs):
 
 
 def test_sums_means_and_each_discriminator():
-    first = step_log(REAL, FAKE, discr=1.0, grad_penalty=2.0, lecam=3.0)
-    second = step_log(FAKE, REAL, discr=10.0, grad_penalty=20.0, lecam=30.0)
+    first = step_log(REAL, FAKE, gan=1.0, grad_penalty=2.0, lecam=3.0)
+    second = step_log(FAKE, REAL, gan=10.0, grad_penalty=20.0, lecam=30.0)
     log = log_of({"discr": first, "discr_3d": second})
     log = {name: value.item() for name, value in log.items()}
     assert (log["discr_loss"], log["discr_loss_discr"], log["discr_loss_discr_3d"]) == (11, 1, 10)
@@ -125,7 +125,7 @@ def test_sums_means_and_each_discriminator():
 
 
 def test_one_discriminator_and_none():
-    log = log_of({"discr": step_log(REAL, FAKE, discr=1.0)})
+    log = log_of({"discr": step_log(REAL, FAKE, gan=1.0)})
     assert set(log) == {"discr_loss", "grad_penalty_loss", *STATISTICS}
     log = log_of({})
     assert log == {"discr_loss": 0, "grad_penalty_loss": 0, "logits_real": 0, "logits_fake": 0}

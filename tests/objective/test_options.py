@@ -1,4 +1,4 @@
-"""Every value of every option: eager gradients equal those of a graph, an update equals two calls, bfloat16 trains."""
+"""Every value of every option: early gradients equal those of a graph, an update equals two calls, bfloat16 trains."""
 
 import inspect
 from dataclasses import fields, is_dataclass
@@ -107,7 +107,7 @@ class SmallNet(nn.Module):
 
 class SmallFeatureDiscriminator(FeatureDiscriminator):
     def __init__(self):
-        super().__init__(dim=2, net=SmallNet())
+        super().__init__(base_channels=2, net=SmallNet())
 
 
 def frame_features(frames):
@@ -141,21 +141,21 @@ OPTIONS = {
     "multiscale_adversarial_loss_weight": WEIGHTS,
     "grad_penalty_loss_weight": WEIGHTS,
     "quantizer_aux_loss_weight": WEIGHTS,
-    "discr_kwargs": (IMAGE, partial(PatchDiscriminator, dim=2)),
+    "discr_kwargs": (IMAGE, partial(PatchDiscriminator, base_channels=2)),
     "discr_3d_kwargs": (
         VIDEO,
-        {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 2}},
+        {"target": "telecine.PatchDiscriminator3D", "params": {"base_channels": 2}},
         partial(Discriminator3DWithfirstframe, **VIDEO),
         partial(Discriminator3DWithfirstframe, **VIDEO, time_weighting="frames"),
-        partial(PatchDiscriminator3D, dim=2, norm="none"),
-        partial(PatchDiscriminator3D, dim=2, norm="spectral"),
+        partial(PatchDiscriminator3D, base_channels=2, norm="none"),
+        partial(PatchDiscriminator3D, base_channels=2, norm="spectral"),
         CustomDiscriminator,
         Reparametrised,
         SmallFeatureDiscriminator,
     ),
     "multiscale_discr_kwargs": (
         (VIDEO, VIDEO),
-        (partial(PatchDiscriminator, dim=2, num_layers=2),),
+        (partial(PatchDiscriminator, base_channels=2, num_layers=2),),
     ),
     "reconstruction.loss": ("l1", "charbonnier", mse),
     "reconstruction.nll_reduction": ("sum",),
@@ -219,15 +219,15 @@ COMBINATIONS = [
     {"adversarial_loss_weight": 0, "gan.feature_matching_loss_weight": 0.5},
     {
         "gan.feature_matching_loss_weight": 0.5,
-        "discr_3d_kwargs": partial(PatchDiscriminator3D, dim=2, norm="none"),
-        "multiscale_discr_kwargs": (partial(PatchDiscriminator, dim=2, num_layers=2),),
+        "discr_3d_kwargs": partial(PatchDiscriminator3D, base_channels=2, norm="none"),
+        "multiscale_discr_kwargs": (partial(PatchDiscriminator, base_channels=2, num_layers=2),),
     },
     {"gan.window": 2, "gan.feature_matching_loss_weight": 0.5},
 ]
 PATCH_DISCRIMINATORS = {
-    "discr_kwargs": partial(PatchDiscriminator, dim=2, num_layers=2),
-    "discr_3d_kwargs": partial(PatchDiscriminator3D, dim=2, num_layers=2),
-    "multiscale_discr_kwargs": (partial(PatchDiscriminator3D, dim=2, num_layers=2),),
+    "discr_kwargs": partial(PatchDiscriminator, base_channels=2, num_layers=2),
+    "discr_3d_kwargs": partial(PatchDiscriminator3D, base_channels=2, num_layers=2),
+    "multiscale_discr_kwargs": (partial(PatchDiscriminator3D, base_channels=2, num_layers=2),),
 }
 # Values after which others change nothing, or that need other settings: each has a case of its own.
 ALONE = (
@@ -421,11 +421,11 @@ def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
     """In float64; adaptive weights are ratios of float32 norms."""
     autoencoder.double()
     real = clip_of(case, clip)
-    eager = build(case).double()
+    early = build(case).double()
     graph = build(case, eager_gradients=False).double()
     for step in steps_of(case):
         assert_same(
-            results_of(eager, autoencoder, real, step), results_of(graph, autoencoder, real, step)
+            results_of(early, autoencoder, real, step), results_of(graph, autoencoder, real, step)
         )
 
 
@@ -457,8 +457,8 @@ def test_eager_gradients_under_autocast(autocast, build, autoencoder, clip):
     """In float16 the autoencoder's graph is an ordinary one, for the caller's loss scale."""
     real = clip_of({}, clip, dtype=torch.float32)
     results = []
-    for eager in (True, False):
-        loss = build({"penalty.every": 2}, eager_gradients=eager)
+    for early in (True, False):
+        loss = build({"penalty.every": 2}, eager_gradients=early)
         results.append(results_of(loss, autoencoder, real, 1, autocast=autocast, scale=2.0**12))
     assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
 

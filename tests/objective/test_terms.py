@@ -19,9 +19,7 @@ from telecine.objective.terms import build_terms, check_functions, compute_on_ba
 from telecine.settings import (
     GANConfig,
     ObjectiveConfig,
-    PenaltyConfig,
     PerceptualConfig,
-    ReconstructionConfig,
     Term,
 )
 from telecine.settings.validate import validate
@@ -128,11 +126,6 @@ class TestMistakes:
             ),
             (
                 "x",
-                {"target": "telecine.x.edges"},
-                r"'telecine.x.edges'. No module named 'telecine.x'. Check",
-            ),
-            (
-                "x",
                 {"target": lambda **kwargs: 0},
                 r"`terms.x.target` must be a function of .*one of none",
             ),
@@ -143,18 +136,8 @@ class TestMistakes:
             ),
             (
                 "x",
-                {"target": "telecine.losses"},
-                r"`terms.x.target` must be .*dotted path of a function, .*\(module\)",
-            ),
-            (
-                "x",
                 {"target": edges, "wieght": 1},
                 r"`terms.x.wieght` is not a setting. Did you mean `terms.x.weight`",
-            ),
-            (
-                "x",
-                {"target": edges, "weight": -1},
-                r"`terms.x.weight` must be at least 0, but got -1",
             ),
             ("wavelet", -1, r"`terms.wavelet` must be at least 0, but got -1"),
             ("x", edges, r"`terms.x` must be a number, but got <function"),
@@ -234,7 +217,7 @@ class TestMistakes:
         options = {"discr_3d_kwargs": make_discriminator(), "grad_penalty_loss_weight": 1.0}
         penalty = make_loss(perceptual_weight=0, penalty={"kind": edges}, **options)
         for loss, index in ((term, 0), (pixels, 0), (penalty, 1)):
-            message = rf"`the result of edges` must be a 0-d tensor, but got .*{got}.*`.mean\(\)`"
+            message = rf"the result of edges must be a 0-d tensor, but got .*{got}.*`.mean\(\)`"
             with pytest.raises(ValueError, match=message):
                 loss(*pair, index, 0)
 
@@ -263,16 +246,6 @@ class TestMistakes:
             ),
             (
                 "reconstruction.loss",
-                Half,
-                r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead",
-            ),
-            (
-                "gan.loss",
-                Half,
-                r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead",
-            ),
-            (
-                "penalty.kind",
                 Half,
                 r"function or a module, .*Half.* \(type\). Pass `Half\(...\)` instead",
             ),
@@ -369,12 +342,6 @@ class TestArguments:
             match="must be a function with the parameter `weight` if a call has `mask` or",
         ):
             compute_on_batch(term_of(Term(edges)), batch_of(**options))
-
-    def test_a_module(self):
-        batch = batch_of()
-        expected = 0.5 * (batch.fake - batch.real).abs().mean()
-        assert compute_on_batch(term_of(Term(Half())), batch) == expected
-        assert compute_on_batch(term_of(Term(Half, params={"factor": 0.5})), batch) == expected
 
     def test_frozen_weights_of_a_module_are_not_copied(self):
         batch = batch_of()
@@ -546,11 +513,6 @@ class TestInTheLoss:
         assert total_loss.isfinite()
 
 
-def test_terms_are_a_dict():
-    with pytest.raises(ValueError, match="`terms` must be a group"):
-        validate(ObjectiveConfig, {"terms": [Term(edges)]})
-
-
 class TestCheckFunctions:
     """What training checks before it reads any video."""
 
@@ -568,14 +530,6 @@ class TestCheckFunctions:
             (
                 {"gan": GANConfig(loss="telecine.nothing")},
                 "`objective.gan.loss` must be importable",
-            ),
-            (
-                {"penalty": PenaltyConfig("telecine.nothing")},
-                "`objective.penalty.kind` must be importable",
-            ),
-            (
-                {"reconstruction": ReconstructionConfig("telecine.nothing")},
-                "`objective.reconstruction.loss` must be importable",
             ),
             (
                 {"perceptual": PerceptualConfig("elsewhere.net")},

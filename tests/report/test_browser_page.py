@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ from telecine.report.page import write_report
 from telecine.runs import Run
 
 from .browser import chart, check_page, drawn, evaluate, open_page, wait_for_frame
-from .runs import FPS, records, stamped, write_run
+from .runs import FPS, records, stamped, write_run, write_stamped_clip
 
 pytestmark = pytest.mark.slow
 LOGITS = "discriminator: logits"
@@ -30,6 +31,20 @@ def zoom(page: Page, title: str, first: float, last: float) -> None:
     """Zoom a chart as dragging over it does."""
     relayout = "(plot, ends) => Plotly.relayout(plot, { 'xaxis.range[0]': ends[0], 'xaxis.range[1]': ends[1] })"
     chart(page, title).locator(".plot").evaluate(relayout, [first, last])
+
+
+def write_charts(path: Path, charts: list[Chart]) -> Path:
+    """Write a page of charts alone."""
+    data = charts_data(charts, runs=["model"], file="latents.json")
+    values = {
+        "summary": [],
+        "probes": [],
+        "channels": [],
+        "protocol": [],
+        "definitions": {"channels": ""},
+    }
+    path.write_text(render_page("latents.html", titles=["model"], data=data, **values))
+    return path
 
 
 def test_it_opens_from_a_file_without_network_or_messages(opened, page, report):
@@ -353,12 +368,7 @@ def test_on_a_phone_all_pictures_of_a_clip_have_one_size(context, report, compar
 def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
     runs = [write_run(tmp_path / f"{letter * 60}_1e-4", records(20)) for letter in "abc"]
     for run in runs[:2]:
-        write_clips(
-            Run(run),
-            20,
-            [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)],
-            fps=FPS,
-        )
+        write_stamped_clip(run, {"psnr": 1.0})
     (runs[2] / "metrics.jsonl").write_text("[]\n")
 
     def check(page: Page) -> None:
@@ -381,9 +391,7 @@ def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
 
 def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_path):
     run, other = (write_run(tmp_path / name, records(20)) for name in ("run", "other"))
-    write_clips(
-        Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS
-    )
+    write_stamped_clip(run, {"psnr": 1.0})
     page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
 
     def check(page: Page) -> None:
@@ -482,6 +490,26 @@ def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(browser, repor
     context.close()
 
 
+def test_copied_values_have_no_formula(browser, tmp_path):
+    """A spreadsheet would run names of runs and of clips; numbers below 0 stay numbers."""
+    curve = make_curve(0, [(0, -0.5), (1, 0.25)])
+    series = [Series(name, "latent", [curve]) for name in ("=1+1", "@SUM(1)", "plain")]
+    chart_of_names = Chart("Names", series, x="clip", x_names=("+file.mp4", '-"a", b.mp4'))
+    path = write_charts(tmp_path / "page.html", [chart_of_names])
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(path.as_uri())
+    chart(page, "Names").get_by_role("button", name="CSV").click()
+    chart(page, "Names").get_by_text("copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    context.close()
+    assert copied.splitlines() == [
+        "clip,'=1+1,'@SUM(1),plain",
+        "'+file.mp4,-0.5,-0.5,-0.5",
+        '"\'-""a"", b.mp4",0.25,0.25,0.25',
+    ]
+
+
 def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context, tmp_path):
     numbers = Series("latent", "noise", [make_curve(0, [(0.0, 30.0), (0.2, 25.0)])])
     named = Series("latent", "transform", [make_curve(0, [(0, 0.1), (1, 0.2), (2, 0.3)])])
@@ -495,16 +523,7 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
             explanation="What it is.",
         ),
     ]
-    path = tmp_path / "page.html"
-    data = charts_data(charts, runs=["model"], file="latents.json")
-    values = {
-        "summary": [],
-        "probes": [],
-        "channels": [],
-        "protocol": [],
-        "definitions": {"channels": ""},
-    }
-    path.write_text(render_page("latents.html", titles=["model"], data=data, **values))
+    path = write_charts(tmp_path / "page.html", charts)
 
     def check(page: Page) -> None:
         assert drawn(page, "Equivariance")["modes"] == ["markers"]

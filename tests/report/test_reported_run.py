@@ -7,9 +7,10 @@ import pytest
 
 from telecine.report.page_videos import best_and_worst
 from telecine.report.reported_run import HeldOutMetric, read_run, read_runs, unique_names
+from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 from .runs import records, write_clips_of, write_run
 
@@ -41,6 +42,15 @@ class TestReadRun:
         assert replace(run, records=[]).unfinished == "of 60"
         assert replace(run, records=records(60)).unfinished == ""
         assert replace(run, settings={"steps": "many"}).unfinished == ""
+
+    def test_a_run_that_was_stopped_between_two_records_has_the_step_of_its_checkpoint(
+        self, tmp_path
+    ):
+        folder = write_run(tmp_path / "run", records(20))
+        checkpoint = folder / "checkpoints" / "step-00000021"
+        checkpoint.mkdir(parents=True)
+        Checkpoints.write_state(checkpoint, {"step": 21})
+        assert read_run(folder, "x").steps == 21
 
     def test_a_missing_warnings_file_differs_from_an_empty_one(self, tmp_path):
         folder = write_run(tmp_path / "run", [])

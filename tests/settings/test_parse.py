@@ -8,7 +8,7 @@ from telecine import Ramp, Term
 from telecine.cli.commands import COMMANDS
 from telecine.settings import Bucket, TrainConfig
 from telecine.settings.parse import launcher_settings, merged, nested, read_config, read_layer
-from telecine.settings.train import REMOVED
+from telecine.settings.upgrade import REMOVED
 
 
 def test_what_is_left_out_has_its_default(tmp_path):
@@ -91,7 +91,7 @@ MISTAKES = {
     ),
     "out of range": (
         "clips: {num_frames: 0}",
-        "`clips.num_frames` must be at least 1, but got 0 (int). The default is 17.",
+        "`clips.num_frames` must be at least 1, but got 0 (int). Without a recipe, it is 17.",
     ),
     "settings that contradict": (
         "discriminator: {num_scales: 2}",

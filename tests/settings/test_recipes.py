@@ -276,8 +276,11 @@ def test_recipes_are_listed_and_shown(capsys):
     [
         (["show", "decodr"], "Did you mean `decoder`?"),
         (["show"], "`name` must be given, but got nothing. `telecine recipes list`"),
-        (["shwo", "cpu"], "invalid choice: 'shwo'"),
-        ([], "required: action"),
+        (
+            ["shwo", "cpu"],
+            "`action` must be one of list, show, but got 'shwo'. Did you mean `show`?",
+        ),
+        ([], "missing: action. `telecine recipes --help` explains all arguments."),
     ],
 )
 def test_mistakes(typed, message, capsys):

@@ -112,6 +112,10 @@ WRONG = [
         "`latent_cache` must be left out with sharded weights, but got 'x'",
     ),
     (
+        "{context_parallel: 2, latent_cache: x}",
+        "`latent_cache` must be left out with `context_parallel`, but got 'x'",
+    ),
+    (
         "{sharding: fsdp2, optimizer.name: adamw_8bit}",
         "`optimizer.name` must be adamw with sharded weights",
     ),
@@ -123,6 +127,10 @@ WRONG = [
     (
         "{teacher: x, trainable.weights: lora}",
         "`trainable.weights` must be all or decoder for a student",
+    ),
+    (
+        "{teacher: x, context_parallel: 2, feature_weight: 0.1}",
+        "`feature_weight` must be 0 with `context_parallel`",
     ),
     (
         "{process_timeout: 1000000000000000.0}",
@@ -375,6 +383,7 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
     ("name", "options"),
     [
         ("sharding", {"sharding": "fsdp2"}),
+        ("context_parallel", {"context_parallel": 2}),
         ("temporal_chunk", {"temporal_chunk": 4}),
         ("model_gradient_checkpointing", {"model_gradient_checkpointing": True}),
         (

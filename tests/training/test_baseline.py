@@ -141,6 +141,7 @@ def test_a_custom_model_has_none_and_the_console_says_so(config):
     train(config, autoencoder=Repeats(), console=console)
     text = console.export_text()
     assert "no linear baseline: Repeats has no method `linear_autoencoder`" in text
+    assert "fitting" not in text
     assert recorded_linear(Run(config.output_dir)) == {}
 
 

@@ -25,7 +25,9 @@ class Frames(nn.Module):
 
 def networks(tiny, *, norm="group", **options):
     torch.manual_seed(0)
-    discriminator = PatchDiscriminator3D(dim=4, num_layers=1, num_temporal_layers=1, norm=norm)
+    discriminator = PatchDiscriminator3D(
+        base_channels=4, num_layers=1, num_temporal_layers=1, norm=norm
+    )
     loss = VideoAutoencoderLoss(
         0,
         perceptual={"net": Frames()},

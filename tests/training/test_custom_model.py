@@ -176,7 +176,7 @@ def test_a_module_that_returns_no_video_is_one_line(tiny, package, tmp_path, cap
     (tmp_path / "config.yaml").write_text(as_yaml(tiny(model=f"{NAME}.Named")))
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--allow_code", NAME]) == 2
     assert re.search(
-        r"^telecine: error: `the module's output` must be .* a dict of.*, but got ",
+        r"^telecine: error: the module's output must be .* a dict of.*, but got ",
         capsys.readouterr().err,
     )
 

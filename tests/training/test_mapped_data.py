@@ -52,6 +52,19 @@ def test_a_run_on_a_data_set_resumes_exactly(tiny, tmp_path):
         train(replace(config, steps=5), console=quiet())
 
 
+class Bright(Noise):
+    def __getitem__(self, index):
+        return torch.rand(3, 5, 32, 32, generator=torch.Generator().manual_seed(index))
+
+
+def test_clips_in_0_to_1_are_warned_of_once(tiny):
+    config = tiny(data=None, steps=1, **LIGHT)
+    with pytest.warns(UserWarning, match="no value below 0") as warned:
+        train(config, dataset=Bright(), console=quiet())
+    (warning,) = [warning for warning in warned if "no value below 0" in str(warning.message)]
+    assert str(warning.message).startswith("`dataset` has no value below 0 in its held-out clips.")
+
+
 def test_settings_of_files_are_refused(tiny):
     with pytest.raises(ValueError, match="`data` must be left out with `dataset`"):
         train(tiny(**LIGHT), dataset=Noise(), console=quiet())

@@ -1,5 +1,6 @@
 """Results of whole runs: their files, their records, and what happens to a run that is finished."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from telecine.evaluation.metrics.reconstruction_metrics import ReconstructionMetrics
 from telecine.models import CausalVAE
 from telecine.report.page import write_report
 from telecine.runs import Run, find_checkpoint
 from telecine.settings import GANConfig, PenaltyConfig
 from telecine.training import train
 from telecine.training.build import build_autoencoder
+from telecine.video.write import write_video
 
 from .helpers import (
     LIGHT,
@@ -269,3 +272,19 @@ def test_updates_may_use_tf32_and_validations_may_not(tiny, is_allowed):
     of_pytorch = (False, True)
     assert allowed[True] == {of_pytorch if is_allowed is None else (is_allowed, is_allowed)}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == of_pytorch
+
+
+def test_bright_clips_of_files_are_no_warning(tiny, tmp_path):
+    """The range of what telecine has decoded is known."""
+    frames = torch.randint(180, 256, (26, 32, 32, 3), generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "bright.mp4", frames.to(torch.uint8), fps=25)
+    config = tiny(data=str(tmp_path / "bright.mp4"), steps=1, val_every=1, **LIGHT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no value below 0")
+        result = train(config, console=quiet())
+    metrics = ReconstructionMetrics()
+    with pytest.warns(UserWarning, match="no value below 0"):
+        metrics.update(
+            reconstruction=torch.zeros(1, 3, 2, 16, 16), target=torch.rand(1, 3, 2, 16, 16)
+        )
+    assert result.checkpoint.is_dir()

@@ -71,8 +71,7 @@ def test_the_size_counts_trained_weights_and_discriminators():
     autoencoder[0].requires_grad_(False)
     discriminator.clear()
     assert (
-        state.describe_size(5)
-        == "3.00 M parameters (1.00 M of them trained), 0.00 M in discriminators"
+        state.describe_size(5) == "3.00 M parameters (1.00 M of them trained), 0 in discriminators"
     )
 
 

@@ -46,8 +46,9 @@ NUM_STEPS = 3
 LR = 2e-4
 # AdamW makes steps of about the learning rate, in a direction that rounding decides where a gradient is almost 0.
 QUARTER_STEP = LR / 4
-# Two processes stop after this many updates. "crossing" makes its first one in one process, and its last one, too.
-STOP_AFTER = {"ddp_resumed": 2, "crossing": 2}
+# Two processes stop after this many updates. Those of `CROSSING` make their first one in one process, and the last one.
+STOP_AFTER = {"ddp_resumed": 2, "crossing": 2, "context_crossing": 2}
+CROSSING = ("crossing", "context_crossing")
 
 SHARDS = {
     "ddp": [],
@@ -125,6 +126,8 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         "images": named("images", batch_size=1, **images),
         "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
         "crossing": named("crossing", batch_size=2, sharding="fsdp2"),
+        "context": named("context", batch_size=4, context_parallel=2),
+        "context_crossing": named("context_crossing", batch_size=4, context_parallel=2),
         "rolled_back": named(
             "rolled_back",
             batch_size=1,
@@ -140,19 +143,24 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         no_pictures["leave_pictures_out"](patch.setattr)
         for config in alone.values():
             train(config, console=quiet())
-        crossing = replace(together["crossing"], batch_size=4, sharding="none")
-        run_to(crossing, 1).close()
+        crossing = [
+            replace(together[name], batch_size=4, sharding="none", context_parallel=1)
+            for name in CROSSING
+        ]
+        for config in crossing:
+            run_to(config, 1).close()
         for name, config in together.items():
             if name in STOP_AFTER:
                 (folder / f"{name}.{STOP_AFTER[name]}.pickle").write_bytes(pickle.dumps(config))
-            if name != "crossing":
+            if name not in CROSSING:
                 (folder / f"{name}.pickle").write_bytes(pickle.dumps(config))
         script = str(Path(__file__).with_name("two_ranks.py"))
         done = forks.run(
             "-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder)
         )
         assert done.returncode == 0, done.stderr[-4000:]
-        train(crossing, console=quiet())
+        for config in crossing:
+            train(config, console=quiet())
     return alone | together, done.stdout
 
 
@@ -189,6 +197,8 @@ def depends_on_gradients(name):
         ("fsdp2", "one", 1e-5),
         ("sharded_lora", "one_lora", 1e-4),
         ("crossing", "one", 1e-5),
+        ("context", "one", 1e-5),
+        ("context_crossing", "one", 1e-5),
         ("images", "one_images", 1e-5),
         ("accumulated", "one_fixed", 1e-4),
         ("ddp_accumulated", "one_fixed", 1e-4),

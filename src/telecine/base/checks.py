@@ -23,7 +23,7 @@ class ArgumentError(ValueError):
     """
 
     def __init__(self, text: str, name: str = "") -> None:
-        super().__init__(f"`{name}` {text}" if name else text)
+        super().__init__(f"{_quoted(name)} {text}" if name else text)
         self.text = text
         self.name = name
 
@@ -79,7 +79,7 @@ def argument_error(
     """Build the error of an invalid argument.
 
     Args:
-        name: The argument, or a file.
+        name: The argument, or a file. Words that begin with "the " get no backticks.
         contract: What it must be.
         got: What it is. A `str` is printed as it is; pass `describe(value)` where the value itself may be a `str`.
         remedy: What to do, as a sentence.
@@ -90,7 +90,17 @@ def argument_error(
     text = f"must be {contract}, but got {got}. {remedy}".rstrip()
     if issubclass(error, ArgumentError):
         return error(text, name)
-    return error(f"`{name}` {text}")
+    return error(f"{_quoted(name)} {text}")
+
+
+def _quoted(name: str) -> str:
+    """Return a name in backticks; words such as "the model" stay as they are."""
+    return name if name.startswith("the ") else f"`{name}`"
+
+
+def in_millions(number: int) -> str:
+    """Return a number of parameters as "1.38 M" or, below ten thousand, as it is."""
+    return str(number) if number < 10_000 else f"{number / 1e6:.2f} M"
 
 
 def nearest(word: str, candidates: Iterable[str], *, prefix: str = "") -> str:

@@ -71,13 +71,17 @@ def randint(
     return _draw(partial(torch.randint, high, device=device), shape, generator, device)
 
 
-def host_rand(count: int, generator: Generators) -> list[float]:
+def host_rand(count: int, generator: Generators, name: str) -> list[float]:
     """Return uniform numbers in [0, 1) for choices that the host makes for a whole batch, such as a size.
 
-    Of several generators, only the seed of the first is used, each time. One on an accelerator costs a host sync.
+    Args:
+        count: How many.
+        generator: Their source. Of several, only the seed of the first is used, in each call. One on an accelerator
+            costs a host sync.
+        name: What they are drawn for. With several generators, other names have other numbers.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
-        source = random.Random(seed_of(generator[0].initial_seed(), "host"))
+        source = random.Random(seed_of(generator[0].initial_seed(), name))
         return [source.random() for _ in range(count)]
     device = torch.device("cpu") if generator is None else generator.device
     dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64

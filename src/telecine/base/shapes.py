@@ -91,10 +91,15 @@ def _check_same_device(name: str, value: Tensor, other_name: str, other: Tensor)
         raise argument_error(name, contract, value, "Move one of them with `.to(device)`.")
 
 
-def check_range(name: str, value: Tensor) -> None:
+def check_range(name: str, value: Tensor, *, is_decoded: bool = False) -> None:
     """Check that a CPU tensor is in [-1, 1], and warn if no value is below 0; NaN passes.
 
     Tensors on other devices pass: reading a value would make the host wait in every step. Fake ones have no values.
+
+    Args:
+        name: The argument.
+        value: Its tensor.
+        is_decoded: Whether telecine has decoded it: a bright clip without a value below 0 is then right.
 
     Raises:
         ValueError: Values are out of the range.
@@ -109,13 +114,18 @@ def check_range(name: str, value: Tensor) -> None:
         raise argument_error(
             name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy
         )
-    if 0 <= low < high:
+    if 0 <= low < high and not is_decoded:
         text = f"`{name}` has no value below 0. If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
         warnings.warn(text, stacklevel=2)
 
 
-def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
+def check_video_pair(inputs: Tensor, reconstructions: Tensor, *, is_decoded: bool = False) -> None:
     """Check that both are videos `(B, C, T, H, W)` of one shape and device, and `inputs` in [-1, 1].
+
+    Args:
+        inputs: The targets.
+        reconstructions: Their reconstructions.
+        is_decoded: Whether telecine has decoded `inputs`, see `check_range`.
 
     Raises:
         ValueError: They are not.
@@ -125,7 +135,8 @@ def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
     remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
     check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
     _check_same_device("reconstructions", reconstructions, "inputs", inputs)
-    check_range("inputs", inputs)  # reconstructions of an untrained decoder may leave the range
+    # Reconstructions of an untrained decoder may leave the range.
+    check_range("inputs", inputs, is_decoded=is_decoded)
 
 
 def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:

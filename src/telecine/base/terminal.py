@@ -20,7 +20,10 @@ _BAR_LENGTH = 30
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = printable(super().format(record))
-        return text.replace("\n", "\\n") if record.name.startswith("telecine") else text
+        if not record.name.startswith("telecine"):
+            return text
+        prefix = "warning: " if record.levelno == logging.WARNING else ""
+        return prefix + text.replace("\n", "\\n")
 
 
 class PlainConsole(Console):
@@ -39,7 +42,10 @@ class PlainConsole(Console):
 
     @staticmethod
     def escape_logs() -> None:
-        """Show escape sequences in what Python logs to standard error without a handler: records name files."""
+        """Change what Python logs to standard error without a handler.
+
+        Escape sequences are shown, since records name files, and a warning of telecine says that it is one.
+        """
         if logging.lastResort is not None:
             logging.lastResort.setFormatter(_PrintableFormatter())
 

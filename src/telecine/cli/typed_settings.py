@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, get_origin
 
@@ -19,6 +20,12 @@ from telecine.settings.validate import settings_of, union_members
 _ENVIRONMENT = "TELECINE__"
 
 
+# What argparse says of a mistake.
+_INVALID_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
+_WITHOUT_VALUE = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
+_MISSING = re.compile(r"the following arguments are required: (.*)")
+
+
 class Parser(argparse.ArgumentParser):
     """Raises a `ValueError` about a mistake, instead of ending the process."""
 
@@ -28,7 +35,25 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ValueError: Always.
         """
+        match = _INVALID_CHOICE.fullmatch(message)
+        if match is not None:
+            name, value, listed = match.groups()
+            choices = listed.replace("'", "").split(", ")
+            remedy = nearest(value, choices)
+            raise argument_error(name, f"one of {', '.join(choices)}", repr(value), remedy)
+        match = _WITHOUT_VALUE.fullmatch(message)
+        if match is not None:
+            name = match[1].split("/")[-1]
+            raise ValueError(f"`{name}` must have a value. Type it after the name.")
+        match = _MISSING.fullmatch(message)
+        if match is not None:
+            names = match[1].replace("/-o", "")
+            raise ValueError(f"missing: {names}. `{self.prog} --help` explains all arguments.")
         raise ValueError(message)
+
+    def format_help(self) -> str:
+        """Return the help, without the null of a setting whose text says what the default is."""
+        return re.sub(r"(Default: [^()]*\S)\s+\(default:\s+null\)", r"\1", super().format_help())
 
 
 def parse_words(

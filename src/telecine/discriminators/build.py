@@ -55,7 +55,7 @@ def _residual_options(
 
 def _image_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
     return PatchDiscriminator(
-        dim=4 * config.dim,
+        base_channels=4 * config.dim,
         channels=clips.num_channels,
         num_layers=config.num_layers,
         max_dim=config.max_dim,
@@ -65,7 +65,7 @@ def _image_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) ->
 
 def _video_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
     return PatchDiscriminator3D(
-        dim=4 * config.dim,
+        base_channels=4 * config.dim,
         channels=clips.num_channels,
         num_layers=config.num_layers,
         num_temporal_layers=config.num_temporal_layers,
@@ -76,8 +76,8 @@ def _video_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) ->
 
 Build: TypeAlias = Callable[[DiscriminatorConfig, ClipConfig, int], nn.Module]
 """A function of the settings and of the number by which the height and width of its clips are divided."""
-# By the names that the settings have; those of frozen features are built apart. The setting `dim` is a quarter of the
-# channels of the first block: the `dim` of the residual networks, and 4 times that is the `dim` of the others.
+# By the names that the settings have; those of frozen features are built apart. `dim` is a quarter of the channels of
+# the first block, in the settings and in the residual networks, as in CogVideo.
 IMAGE: Mapping[str, Build] = {
     "attention": _attention,
     "patch": _image_patch,
@@ -111,7 +111,9 @@ def build_discriminators(
             features.net, features.weights, features.layers, load=load, prefix=prefix
         )
         for _ in factors:
-            videos.append(FeatureDiscriminator(net=shared, dim=4 * config.dim, size=features.size))
+            videos.append(
+                FeatureDiscriminator(net=shared, base_channels=4 * config.dim, size=features.size)
+            )
     elif config.video not in ("features", "none"):
         build_video = choose_video(config)
         for factor in factors:

@@ -37,7 +37,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     are parameters and in the state dict. Gradient checkpointing recomputes the frozen network only.
 
     Args:
-        dim: Channels inside a head.
+        base_channels: Channels inside a head.
         net: "vgg" or "alex" (the weights of LPIPS); "torchvision/NAME" or "timm/NAME", which need `weights` and
             `layers`; or a module as `FeatureMaps` needs it.
         weights: The path of a state dict of `net`; "vgg" and "alex" have their own.
@@ -54,21 +54,23 @@ class FeatureDiscriminator(GradientCheckpointing):
     def __init__(
         self,
         *,
-        dim: int = 64,
+        base_channels: int = 64,
         net: str | nn.Module = "vgg",
         weights: WeightsSource = None,
         layers: Sequence[str] = (),
         size: int | None = None,
     ) -> None:
         super().__init__()
-        check_count("dim", dim)
+        check_count("base_channels", base_channels)
         if isinstance(net, str):
             net = build_maps(net, weights, layers)
         self.backbone = FeatureMaps(net, size)
         side = size or PROBED_SIZE
         with torch.no_grad():
             maps = self.backbone(torch.zeros(1, 3, side, side))
-        self.heads = nn.ModuleList(_Head(feature_map.shape[1], dim) for feature_map in maps)
+        self.heads = nn.ModuleList(
+            _Head(feature_map.shape[1], base_channels) for feature_map in maps
+        )
 
     def forward(self, x: Video) -> DiscriminatorOutput:
         """Map videos `(B, C, T, H, W)` in [-1, 1], seen as RGB, to logits of patches and the activations of the heads.
@@ -119,11 +121,11 @@ class FeatureDiscriminator(GradientCheckpointing):
 class _Head(nn.Module):
     """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames."""
 
-    def __init__(self, channels: int, dim: int) -> None:
+    def __init__(self, channels: int, base_channels: int) -> None:
         super().__init__()
-        self.conv_in = spectral_norm(nn.Conv3d(channels, dim, 1))
-        self.conv = spectral_norm(nn.Conv3d(dim, dim, 3, padding=1))
-        self.to_logits = spectral_norm(nn.Conv3d(dim, 1, 3, padding=1))
+        self.conv_in = spectral_norm(nn.Conv3d(channels, base_channels, 1))
+        self.conv = spectral_norm(nn.Conv3d(base_channels, base_channels, 3, padding=1))
+        self.to_logits = spectral_norm(nn.Conv3d(base_channels, 1, 3, padding=1))
 
     def forward(
         self, x: Tensor, first: ConvParameters, second: ConvParameters, last: ConvParameters

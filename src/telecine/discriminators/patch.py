@@ -63,7 +63,7 @@ class _PatchNetwork(GradientCheckpointing):
 
     sees: ClassVar[Sees]
 
-    dim: int = 64
+    base_channels: int = 64
     channels: int = 3
     num_layers: int = 3
     num_temporal_layers: int = 2
@@ -72,14 +72,14 @@ class _PatchNetwork(GradientCheckpointing):
 
     def __post_init__(self) -> None:
         super().__init__()
-        for name in ("dim", "channels", "num_layers", "max_dim"):
+        for name in ("base_channels", "channels", "num_layers", "max_dim"):
             check_count(name, getattr(self, name))
         check_count("num_temporal_layers", self.num_temporal_layers, at_least=0)
         check_choice("norm", self.norm, get_args(Norm))
         self.blocks = nn.Sequential()
         width_in = self.channels
         for level in range(self.num_layers + 1):
-            width_out = min(self.dim * 2**level, self.max_dim)
+            width_out = min(self.base_channels * 2**level, self.max_dim)
             space_stride = 2 if level < self.num_layers else 1
             time_stride = space_stride if level < self.num_temporal_layers else 1
             layer = _Layer(self._conv(width_in, width_out, time_stride, space_stride))
@@ -168,7 +168,7 @@ class PatchDiscriminator(_PatchNetwork):
     depend on every pixel. Logits are maps `(B, h, w)` with `h = H >> num_layers` and `w = W >> num_layers`.
 
     Args:
-        dim: Channels of the first layer; they double at each further layer.
+        base_channels: Channels of the first layer; they double at each further layer.
         channels: Channels of the images.
         num_layers: Number of strided layers, each of which halves height and width. One without a stride follows.
         max_dim: Maximum of channels of any layer.
@@ -193,7 +193,7 @@ class PatchDiscriminator3D(_PatchNetwork):
     maps `(B, t, h, w)`: `h` and `w` as in two dimensions, `t = ceil(T / 2**min(num_temporal_layers, num_layers))`.
 
     Args:
-        dim, channels, num_layers, max_dim: See `PatchDiscriminator`.
+        base_channels, channels, num_layers, max_dim: See `PatchDiscriminator`.
         num_temporal_layers: Number of strided layers, counted from the first, that also halve time.
         norm: As for `PatchDiscriminator`; groups are normalised over all positions of all frames of a clip.
 

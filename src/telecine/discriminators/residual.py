@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice, check_count, describe
+from telecine.discriminators.attention import with_attention
 from telecine.discriminators.base import (
     DiscriminatorOutput,
     GradientCheckpointing,
@@ -21,7 +22,6 @@ from telecine.discriminators.blocks import (
     DiscriminatorBlock3DWithfirstframe,
     Head,
     PadMode,
-    with_attention,
 )
 
 TimeWeighting: TypeAlias = Literal["positions", "frames"]

@@ -126,6 +126,11 @@ class SavedEvaluation:
             FileNotFoundError: A file is missing.
             ValueError: A file is damaged, or the files do not fit each other.
         """
+        if not (folder / PROTOCOL_FILE).exists():
+            contract = f"the output folder of an evaluation, with {PROTOCOL_FILE}"
+            got = "another one" if folder.is_dir() else "no folder"
+            remedy = "Pass the `--output` of `telecine evaluate`."
+            raise argument_error(str(folder), contract, got, remedy, FileNotFoundError)
         protocol = read_json(folder / PROTOCOL_FILE)
         metrics = read_json(folder / METRICS_FILE)
         contract = "an evaluation as it was written"

@@ -28,7 +28,7 @@ def channel_rows(latents: Tensor) -> Tensor:
     return latents.transpose(0, 1).flatten(1).double()
 
 
-def _standardised(latents: Tensor) -> Tensor:
+def standardised(latents: Tensor) -> Tensor:
     """Return latents with mean 0 and variance 1 in each channel; a constant channel is 0."""
     axes = (0, 2, 3, 4)
     centred = latents.double() - latents.double().mean(axes, keepdim=True)
@@ -37,7 +37,7 @@ def _standardised(latents: Tensor) -> Tensor:
 
 def kurtosis(latents: Tensor) -> list[float]:
     """Return the fourth standardised moment of each channel: 3 for a normal distribution, 0 for a constant."""
-    return _standardised(latents).pow(4).mean((0, 2, 3, 4)).tolist()
+    return standardised(latents).pow(4).mean((0, 2, 3, 4)).tolist()
 
 
 def dead_channels(std: list[float]) -> list[int]:
@@ -72,7 +72,7 @@ def effective_rank(eigenvalues: list[float]) -> float:
 
 def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
     """Return frequencies in cycles per position, 0 left out, and the share of the spatial power at each; sum 1."""
-    power = torch.fft.fft2(_standardised(latents)).abs().square().mean((0, 1, 2))
+    power = torch.fft.fft2(standardised(latents)).abs().square().mean((0, 1, 2))
     height, width = power.shape
     rows = torch.fft.fftfreq(height, dtype=torch.float64)
     columns = torch.fft.fftfreq(width, dtype=torch.float64)
@@ -105,15 +105,15 @@ def autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> lis
         axes: The axes along which positions are apart, e.g. (3, 4) for both directions in space.
         max_lag: Largest distance. It is less if an axis is shorter.
     """
-    standardised = _standardised(latents)
-    shortest = min(standardised.shape[axis] for axis in axes)
+    z = standardised(latents)
+    shortest = min(z.shape[axis] for axis in axes)
     correlations = []
     for lag in range(1, min(max_lag + 1, shortest)):
         total = 0.0
         for axis in axes:
-            length = standardised.shape[axis] - lag
-            first = standardised.narrow(axis, 0, length)
-            second = standardised.narrow(axis, lag, length)
+            length = z.shape[axis] - lag
+            first = z.narrow(axis, 0, length)
+            second = z.narrow(axis, lag, length)
             total += (first * second).mean().item()
         correlations.append(total / len(axes))
     return correlations

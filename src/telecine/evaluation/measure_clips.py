@@ -106,7 +106,9 @@ def _measure_clip(
     clip_input = clip["video"][None].to(device)
     reconstruction = protocol.measured_values(source.reconstruct(span, clip_input))
     target = protocol.measured_values(clip_input)
-    metrics = ReconstructionMetrics(metric_set.perceptual, metrics=metric_set.pixel_metrics)
+    metrics = ReconstructionMetrics(
+        metric_set.perceptual, metrics=metric_set.pixel_metrics, is_decoded=True
+    )
     metrics.update(reconstruction=reconstruction, target=target)
     values = metrics.per_clip()[0]
     features = None

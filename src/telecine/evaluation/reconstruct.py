@@ -18,6 +18,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.data.arrays import write_array
 from telecine.data.find import check_output
+from telecine.data.source import is_address
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.reconstruction_sources import (
     Model,
@@ -77,6 +78,9 @@ def reconstruct(
     """
     config = ReconstructConfig() if config is None else config
     check_type("config", config, ReconstructConfig, "Use `ReconstructConfig(num_frames=17)`.")
+    if not is_address(str(video)) and not Path(video).exists():
+        contract = "a file or a folder that exists"
+        raise argument_error("video", contract, repr(str(video)), "Check the path.")
     device = pick_device(config.device)
     model = load_model(checkpoint, config, device)
     run_clips = clips_of(checkpoint, model)

@@ -4,10 +4,10 @@ A GAN loss has the losses of both sides. Its arguments are the logits of real sa
 `fake`, of any shape. Larger logits mean "more real".
 """
 
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial, update_wrapper
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -45,6 +45,7 @@ class GANLoss:
     """A GAN loss with its declarations.
 
     The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any function.
+    `@partial(GANLoss, parts=...)` decorates a function with them.
 
     Args:
         function: Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`.
@@ -63,7 +64,7 @@ class GANLoss:
 
     def __post_init__(self) -> None:
         declared = dict(vars(self))
-        functools.update_wrapper(self, self.function)
+        update_wrapper(self, self.function)
         vars(self).update(declared)  # also where the function has attributes of these names
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
@@ -117,19 +118,6 @@ def _is_scalar(loss: object) -> bool:
     return isinstance(loss, Tensor) and loss.ndim == 0
 
 
-def gan_loss(
-    *, parts: GANParts | None = None, boundary: float | None = 0.0, margin: float | None = None
-) -> Callable[[Callable[..., GANLosses]], GANLoss]:
-    """Return a decorator that makes a function a `GANLoss` with these declarations.
-
-    Args:
-        parts: The parts of a separable loss.
-        boundary: Logits above this value mean "real".
-        margin: Logits beyond this distance from 0 have no gradient.
-    """
-    return functools.partial(GANLoss, parts=parts, boundary=boundary, margin=margin)
-
-
 def _losses(parts: GANParts, real: Tensor, fake: Tensor) -> GANLosses:
     return GANLosses(
         discriminator=parts.real(real) + parts.fake(fake), generator=parts.generator(fake)
@@ -143,7 +131,7 @@ _HINGE = GANParts(
 )
 
 
-@gan_loss(parts=_HINGE, margin=1.0)
+@partial(GANLoss, parts=_HINGE, margin=1.0)
 def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the hinge losses.
 
@@ -162,7 +150,7 @@ _VANILLA = GANParts(
 )
 
 
-@gan_loss(parts=_VANILLA)
+@partial(GANLoss, parts=_VANILLA)
 def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of the original GAN (Goodfellow et al., arXiv:1406.2661), with D the sigmoid of the logits.
 
@@ -180,7 +168,7 @@ _LEAST_SQUARES = GANParts(
 )
 
 
-@gan_loss(parts=_LEAST_SQUARES, boundary=0.5)
+@partial(GANLoss, parts=_LEAST_SQUARES, boundary=0.5)
 def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9, with labels 0 and 1.
 
@@ -190,7 +178,7 @@ def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
     return _losses(_LEAST_SQUARES, real, fake)
 
 
-@gan_loss(boundary=None)
+@partial(GANLoss, boundary=None)
 def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of the relativistic pairing GAN: the logit of a real sample minus that of its partner.
 

@@ -1,12 +1,12 @@
-"""Regularisers of the latent: the KL divergence, and terms that make it easier to generate.
+"""Regularisers of the latent, which make it easier to generate.
 
-Equivariance, masking, noise and a round trip cost a second pass of the decoder.
+All but the local correlation cost a second pass of the decoder.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,71 +25,16 @@ from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, host_rand, rand, randn
 from telecine.base.shapes import Scalar, Video, check_same_shape, check_video
 from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
+from telecine.ops.unit_vectors import inverse_norms
 
 # Of a norm and a standard deviation that may be 0.
 _EPSILON = 1e-6
 
-Reduction: TypeAlias = Literal["mean", "sum"]
 Decode: TypeAlias = Callable[[Tensor], Tensor]
 """A decoder: from a latent `(B, C, t, h, w)` of any height and width to its video `(B, 3, T, H, W)`, not clamped."""
 
 Encode: TypeAlias = Callable[[Tensor], Tensor]
 """An encoder: from a video `(B, 3, T, H, W)` to the mode of its latent's posterior, `(B, C, t, h, w)`."""
-
-
-def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:
-    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats, 0-d and >= 0; the graph is kept.
-
-    One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
-    arXiv:1312.6114 (appendix B). With "mean", a weight means the same at any resolution, length and number of latent
-    channels. "sum" is the convention of latent diffusion's code and of diffusers, the mean times the number of latent
-    elements per clip. That code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of
-    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with an error averaged over pixels.
-
-    Args:
-        mean, logvar: Any shape with the batch first, e.g. `(B, C, T, H, W)`; at least float32 is used.
-        reduction: "mean" over all elements, or "sum" over the elements of a sample and mean over the batch.
-
-    Raises:
-        ValueError: If the shapes differ or the reduction is unknown.
-    """
-    check_same_shape(
-        "logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element."
-    )
-    if reduction not in ("mean", "sum"):
-        raise argument_error(
-            "reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch."
-        )
-    mu = at_least_float32(mean)
-    log_var = at_least_float32(logvar)
-    # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
-    elements = mu.square() + log_var.expm1() - log_var
-    if reduction == "mean":
-        return 0.5 * elements.mean()
-    return 0.5 * (elements.sum() / len(elements))
-
-
-def posterior_kl(posterior: Any, reduction: Reduction = "mean") -> Scalar:
-    """Return `kl_to_standard_normal` of a posterior with tensors `mean` and `logvar`, such as diffusers'.
-
-    It works for latents with any number of axes. The `kl()` method of diffusers' `DiagonalGaussianDistribution` sums
-    over axes 1, 2 and 3 only, and so not over the width of a video's latent `(B, C, T, H, W)`.
-
-    Raises:
-        ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
-    """
-    missing = [
-        f"`{name}`"
-        for name in ("mean", "logvar")
-        if not isinstance(getattr(posterior, name, None), Tensor)
-    ]
-    if missing:
-        got = f"{type(posterior).__name__} without {' and '.join(missing)}"
-        remedy = "Such a posterior has no divergence; pass `aux_losses=None`."
-        raise argument_error(
-            "posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy
-        )
-    return kl_to_standard_normal(mean=posterior.mean, logvar=posterior.logvar, reduction=reduction)
 
 
 def equivariance(
@@ -140,7 +85,7 @@ def equivariance(
     if check_count("num_orientations", num_orientations) > num_others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
         raise argument_error("num_orientations", f"at most {num_others}", num_orientations, remedy)
-    turn, draw_height, draw_width = host_rand(3, generator)
+    turn, draw_height, draw_width = host_rand(3, generator, "equivariance")
     first = int(num_others * turn)
     errors = []
     for index in range(num_orientations):
@@ -191,7 +136,7 @@ def scale_equivariance(
         )
     for factor in factors:
         check_count("factors", factor)
-    (draw,) = host_rand(1, generator)
+    (draw,) = host_rand(1, generator, "scale_equivariance")
     factor = factors[int(len(factors) * draw)]
     height, width = latent.shape[-2:]
     small = resized(latent, [max(height // factor, 1), max(width // factor, 1)])
@@ -372,7 +317,7 @@ def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     windows = latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
     vectors = vectors - vectors.mean(-1, keepdim=True)
-    unit = vectors * (vectors.square().sum(-1, keepdim=True) + _EPSILON**2).rsqrt()
+    unit = vectors * inverse_norms(vectors, _EPSILON, dim=-1)
     n = unit.shape[2]
     # Of the n^2 products, the n of a position with itself are left out.
     products = unit.sum(2).square().sum(-1) - unit.square().sum((2, 3))

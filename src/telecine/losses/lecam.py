@@ -75,8 +75,9 @@ class LeCam(nn.Module):
     def forward(self, *, real: Tensor, fake: Tensor) -> Scalar:
         """Return the regulariser of a batch of logits. In training mode the means are updated first."""
         if self.training and torch.is_grad_enabled():
-            batch_means = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
-            real_mean, fake_mean = average_over_ranks(batch_means)
+            real_mean = at_least_float32(real.detach()).mean()
+            fake_mean = at_least_float32(fake.detach()).mean()
+            real_mean, fake_mean = average_over_ranks(torch.stack([real_mean, fake_mean]))
             self.real.update(real_mean)
             self.fake.update(fake_mean)
         # Copies: the next update changes the means in place.

@@ -26,7 +26,6 @@ from telecine.base.checks import argument_error, check_positive
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Scalar, check_same_shape
-from telecine.ops.convolution import differentiated_twice
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 # What a penalty can be a function of, by the names of its parameters.
@@ -136,9 +135,7 @@ def wgan_gp(
     # Algorithm 1, line 6
     x_hat = epsilon * x + (1 - epsilon) * x_tilde
     x_hat = x_hat.to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
-    with differentiated_twice():
-        logits = discriminator(x_hat)
-    return gradient_penalty(real=x_hat, logits=logits)  # equation 3, second term
+    return gradient_penalty(real=x_hat, logits=discriminator(x_hat))  # equation 3, second term
 
 
 def approximate_r1(
@@ -232,5 +229,5 @@ def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Sc
 def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:
     if not x.requires_grad:
         remedy = "Call `requires_grad_()` on it before its logits are computed."
-        raise argument_error("real or fake", "a tensor that requires gradients", x, remedy)
+        raise argument_error("the input of D", "a tensor that requires gradients", x, remedy)
     return torch.autograd.grad(logits.sum(), x, create_graph=True)[0]

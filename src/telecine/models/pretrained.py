@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -17,6 +17,7 @@ from telecine.base.checks import argument_error, nearest, shorten
 from telecine.base.devices import in_gib, machine_memory
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.imports import CODE_ERRORS
+from telecine.base.weight_files import load_safetensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -122,7 +123,7 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
     if not path.is_file() and len(files) == 1:
         path = files[0]
     try:
-        weights = load_file(_require_file(path))
+        weights = load_safetensors(_require_file(path))
     except SafetensorError as error:
         raise argument_error(
             str(path), "a safetensors file", f"a damaged one ({error})", "Copy it again."

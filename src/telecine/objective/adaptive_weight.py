@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from telecine.base.checks import argument_error
+from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
-from telecine.objective.eager import gradients_of
+from telecine.objective.early_gradients import gradients_of
 from telecine.objective.layer_activations import LayerActivations
-from telecine.ops.ranks import average_over_ranks, num_ranks
+from telecine.ops.ranks import average_over_ranks, num_data_ranks
 from telecine.settings import AdaptiveWeightConfig
 
 _NO_LAYER = (
@@ -70,7 +71,7 @@ def gradient_norms(
     *,
     at: Literal["last_layer", "reconstruction"],
 ) -> Iterator[Scalar]:
-    """Yield the float32 2-norm of `d loss / d grad_at` for each loss. The graphs are kept.
+    """Yield the 2-norm, in float32 at least, of `d loss / d grad_at` for each loss. The graphs are kept.
 
     It is that of the mean of the ranks' losses. Of the reconstruction, ranks have different clips, so the squares add
     up. This is an extra backward from each loss.
@@ -97,8 +98,8 @@ def gradient_norms(
             raise argument_error(
                 "last_layer", "a parameter that `reconstructions` were computed with", got, remedy
             )
-        wide = gradient.detach().float()
+        wide = at_least_float32(gradient.detach())
         if at == "last_layer":
             yield torch.linalg.vector_norm(average_over_ranks(wide))
         else:
-            yield (average_over_ranks(wide.square().sum()) / num_ranks()).sqrt()
+            yield (average_over_ranks(wide.square().sum()) / num_data_ranks()).sqrt()

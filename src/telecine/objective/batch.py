@@ -50,7 +50,10 @@ class Batch:
     rng: Generators  # the source of random numbers
     disc_real: Video
     """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
-    disc_fake: Video  # the same of `fake`; `grad_hook` is called with the gradient that flows back through it
+    disc_fake: Video  # the same of `fake`
+    discriminated: Video
+    """A view of `fake`, from which `disc_fake` is made: the part of the gradient that the discriminators cause."""
+    grad_hook: Callable[[Tensor], None] | None  # is called with the gradient at `discriminated`
     latent: Tensor | None
     posterior: Gaussian | None  # that of the auxiliary losses
     first_frame_apart: bool  # whether the first latent frame encodes the first frame alone
@@ -78,8 +81,8 @@ class BatchOptions(TypedDict, total=False):
     generator: Generators
     """Source of the random frames and of a penalty's noise, on the videos' device: one, or one for each clip."""
     grad_hook: Callable[[Tensor], None] | None
-    """Called in the backward with the part of the gradient at the reconstructions that the discriminators cause. The
-    adaptive weight, whose backwards come before, calls it with the gradients of single terms: the last call counts."""
+    """Called once in the caller's backward, with the part of the gradient at the reconstructions that the
+    discriminators cause."""
     latent: Tensor | None
     """The latent `(B, ...)` that `reconstructions` were decoded from, for terms that look at it. Unlike the gradients
     of other terms, theirs are computed by the caller's `backward()`."""
@@ -91,6 +94,8 @@ class BatchOptions(TypedDict, total=False):
     """The trained autoencoder, for terms that look at its layers."""
     first_frame_apart: bool
     """Whether the first frame of `latent` encodes the first frame alone, which is the default."""
+    is_decoded: bool
+    """Whether telecine has decoded `inputs`: their range is known, and clips without a value below 0 are no warning."""
 
 
 def make_batch(
@@ -111,18 +116,19 @@ def make_batch(
     encode: Encode | None = None,
     model: nn.Module | None = None,
     first_frame_apart: bool = True,
+    is_decoded: bool = False,
 ) -> Batch:
     """Return the checked inputs of the terms.
 
     Args:
         config: The settings of the objective.
         inputs, reconstructions, aux_losses, last_layer, split: The arguments of `VideoAutoencoderLoss`.
-        regularization_log, ..., first_frame_apart: See `BatchOptions`.
+        regularization_log, ..., is_decoded: See `BatchOptions`.
 
     Raises:
         ValueError: An argument breaks the contract of `VideoAutoencoderLoss`.
     """
-    check_video_pair(inputs, reconstructions)
+    check_video_pair(inputs, reconstructions, is_decoded=is_decoded)
     if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
         raise argument_error(
@@ -171,12 +177,8 @@ def make_batch(
     if reduction == "sum":
         num_elements = fake[0].numel() * fraction
 
-    disc_fake = fake
-    if grad_hook is not None and fake.requires_grad:
-        # The hook gets the gradient that flows back through this view.
-        disc_fake = fake.view_as(fake)
-        disc_fake.register_hook(grad_hook)
-    disc_real, disc_fake = _windowed_and_augmented(real, disc_fake, config.gan, generator)
+    discriminated = fake.view_as(fake)
+    disc_real, disc_fake = _windowed_and_augmented(real, discriminated, config.gan, generator)
     background: Tensor | float = 0.0
     if real.shape[1] == RGBA and torch.is_grad_enabled():
         background = 2 * rand((len(real), 3), generator=generator, device=real.device) - 1
@@ -193,6 +195,8 @@ def make_batch(
         rng=generator,
         disc_real=disc_real,
         disc_fake=disc_fake,
+        discriminated=discriminated,
+        grad_hook=grad_hook,
         latent=latent,
         posterior=_posterior_of(aux_losses),
         first_frame_apart=first_frame_apart,

@@ -1,6 +1,6 @@
-"""How the gradients of the GAN's losses are taken: through the graph, or eagerly.
+"""How the gradients of the GAN's losses are taken: through the graph, or early.
 
-Each way computes the terms of `gan.py`, with the same values and gradients. `choose_strategy` selects one. An eager one
+Each way computes the terms of `gan.py`, with the same values and gradients. `choose_strategy` selects one. An early one
 computes gradients together with values, and frees the graph at once.
 """
 
@@ -15,25 +15,26 @@ from torch import Tensor
 from telecine.base.precision import autocast_dtype
 from telecine.base.shapes import Scalar
 from telecine.discriminators import frozen
-from telecine.objective.eager import (
+from telecine.objective.bound_discriminator import BoundDiscriminator
+from telecine.objective.early_gradients import (
     GradientSum,
     detached_leaf,
-    eager_backward,
+    early_backward,
     gradients_of,
-    shared_backward,
     with_gradients,
     with_gradients_of_each,
 )
 from telecine.objective.gan import (
-    GAN,
     DiscriminatorTerms,
-    VideoDiscriminator,
+    GANBatch,
     compute_discriminator_terms,
     compute_generator_terms,
     weighted_sum,
 )
 from telecine.objective.log import Log, logit_statistics
+from telecine.objective.shared_backward import can_share_backward, shared_backward
 from telecine.objective.terms import Terms
+from telecine.settings import ObjectiveConfig
 
 GeneratorLosses: TypeAlias = dict[str, Terms]
 """The terms of the autoencoder's loss by name, then by discriminator."""
@@ -55,86 +56,86 @@ class DiscriminatorGradients(Enum):
 
     THROUGH_GRAPH = auto()
     """By the caller's `backward()`."""
-    EAGER_WHOLE = auto()
-    """Eagerly, of the whole loss: its real part and its fake part depend on each other."""
-    EAGER_PARTS = auto()
-    """Eagerly, of the real part of the loss, then of the fake part."""
+    EARLY_WHOLE = auto()
+    """Early, of the whole loss: its real part and its fake part depend on each other."""
+    EARLY_PARTS = auto()
+    """Early, of the real part of the loss, then of the fake part."""
     ONE_PASS = auto()
-    """As `EAGER_PARTS`, where one pass of a discriminator over the reconstructions serves both steps of an update."""
+    """As `EARLY_PARTS`, where one pass of a discriminator over the reconstructions serves both steps of an update."""
 
 
 @dataclass(frozen=True)
 class Strategy:
     """How a call takes gradients."""
 
-    autoencoder_is_eager: bool
+    autoencoder_is_early: bool
     """Whether terms of the autoencoder's loss compute gradients together with values."""
     discriminators: DiscriminatorGradients
     """How the gradients of the discriminators' losses are taken."""
 
 
-def choose_strategy(gan: GAN, *, eager_gradients: bool, is_update: bool) -> Strategy:
+def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) -> Strategy:
     """Return the strategy that needs least memory and time, and is correct for the terms of this call.
 
     With `eager_gradients` it depends on autocast, and on whether the penalty has a double backward, for which
-    `GAN.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the autoencoder's:
+    `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the autoencoder's:
 
     | autocast | double backward | autoencoder's terms | discriminators' losses | one pass for both steps |
     |---|---|---|---|---|
-    | off | yes or no | eager | eager | yes |
-    | bfloat16 | no | eager | eager | yes |
-    | bfloat16 | yes | eager | eager, in float32 | no: the steps differ in precision |
+    | off | yes or no | early | early | yes |
+    | bfloat16 | no | early | early | yes |
+    | bfloat16 | yes | early | early, in float32 | no: the steps differ in precision |
     | float16 | no | through the graph | through the graph | no |
-    | float16 | yes | through the graph | eager, in float32 | no |
+    | float16 | yes | through the graph | early, in float32 | no |
 
     Args:
-        gan: The GAN of this call.
-        eager_gradients: The setting. Without it, all gradients are taken through the graph.
+        gan: What this call computes with discriminators.
+        config: The settings. Without `eager_gradients`, all gradients are taken through the graph.
         is_update: Whether the call computes both steps.
     """
     autocast = autocast_dtype(gan.fake.device)
     # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
-    autoencoder_is_eager = eager_gradients and autocast != torch.float16
-    discriminators_are_eager = eager_gradients and (
+    autoencoder_is_early = config.eager_gradients and autocast != torch.float16
+    discriminators_are_early = config.eager_gradients and (
         autocast != torch.float16 or gan.has_double_backward
     )
     same_precision = autocast is None or not gan.has_double_backward
     both_train = (
         gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
     )
-    # Hooks on parameters would run for eager gradients and again in the caller's backward.
+    # Hooks on parameters would run for early gradients and again in the caller's backward.
     have_hooks = any(
         parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()
     )
-    if not discriminators_are_eager or have_hooks:
+    if not discriminators_are_early or have_hooks:
         discriminators = DiscriminatorGradients.THROUGH_GRAPH
     elif gan.loss.parts is None or gan.regularisers_read_fake:
-        discriminators = DiscriminatorGradients.EAGER_WHOLE
+        discriminators = DiscriminatorGradients.EARLY_WHOLE
     elif is_update and both_train and same_precision:
         discriminators = DiscriminatorGradients.ONE_PASS
     else:
-        discriminators = DiscriminatorGradients.EAGER_PARTS
-    return Strategy(autoencoder_is_eager, discriminators)
+        discriminators = DiscriminatorGradients.EARLY_PARTS
+    return Strategy(autoencoder_is_early, discriminators)
 
 
-def generator_step(gan: GAN, *, eager: bool) -> GeneratorLosses:
+def generator_step(gan: GANBatch, *, early: bool) -> GeneratorLosses:
     """Return the terms of the autoencoder's loss from all discriminators, which get no gradient."""
     losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     for d in discriminators_of_generator_step(gan):
         fake = d.input_of(gan.fake)
         compute_terms = partial(_compute_terms_of_fake, d, gan)
         with frozen(d.module):
-            terms = eager_backward(compute_terms, fake) if eager else compute_terms(fake)
+            terms = early_backward(compute_terms, fake) if early else compute_terms(fake)
         for name, term in terms.items():
             losses[name][d.name] = term
     return losses
 
 
-def _compute_terms_of_fake(d: VideoDiscriminator, gan: GAN, fake: Tensor) -> Terms:
+def _compute_terms_of_fake(d: BoundDiscriminator, gan: GANBatch, fake: Tensor) -> Terms:
     return compute_generator_terms(d, gan, d_fake=d(fake))
 
 
-def discriminator_step(gan: GAN, how: DiscriminatorGradients) -> dict[str, DiscriminatorLoss]:
+def discriminator_step(gan: GANBatch, how: DiscriminatorGradients) -> dict[str, DiscriminatorLoss]:
     """Return the loss of each discriminator that trains at this step, by name. The autoencoder gets no gradient."""
     # Drawn even if no discriminator trains, so that later random numbers do not depend on it.
     frame_indices = gan.one_frame_of_each_clip()
@@ -144,33 +145,33 @@ def discriminator_step(gan: GAN, how: DiscriminatorGradients) -> dict[str, Discr
     with gan.precision_of_discriminators():
         for d in gan.discriminators:
             bound = replace(d, frame_indices=frame_indices)
-            if how is DiscriminatorGradients.EAGER_PARTS:
-                losses[d.name] = _eager_parts(bound, gan)
+            if how is DiscriminatorGradients.EARLY_PARTS:
+                losses[d.name] = _early_parts(bound, gan)
             else:
-                is_eager = how is DiscriminatorGradients.EAGER_WHOLE
-                losses[d.name] = _whole_loss(bound, gan, is_eager=is_eager)
+                is_early = how is DiscriminatorGradients.EARLY_WHOLE
+                losses[d.name] = _whole_loss(bound, gan, is_early=is_early)
     return losses
 
 
-def discriminators_of_generator_step(gan: GAN) -> list[VideoDiscriminator]:
+def discriminators_of_generator_step(gan: GANBatch) -> list[BoundDiscriminator]:
     """Return the discriminators that terms of the autoencoder's loss need, each bound to one frame of each clip."""
     needed = [d for d in gan.discriminators if gan.autoencoder_terms_of(d)]
     return [replace(d, frame_indices=gan.one_frame_of_each_clip()) for d in needed]
 
 
-def _whole_loss(d: VideoDiscriminator, gan: GAN, *, is_eager: bool) -> DiscriminatorLoss:
+def _whole_loss(d: BoundDiscriminator, gan: GANBatch, *, is_early: bool) -> DiscriminatorLoss:
     """Return a discriminator's loss with its graph, or with the gradients of its parameters."""
     whole = compute_discriminator_terms(
         d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real)
     )
     loss = weighted_sum(whole.terms, gan.weights)
-    if is_eager:
+    if is_early:
         parameters = d.trained_parameters
         loss = with_gradients(loss, parameters, gradients_of(loss, parameters))
     return _with_log(loss, whole, gan)
 
 
-def _eager_parts(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
+def _early_parts(d: BoundDiscriminator, gan: GANBatch) -> DiscriminatorLoss:
     """Return a discriminator's loss with the gradients of its parameters, those of the real part first."""
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)
@@ -179,7 +180,7 @@ def _eager_parts(d: VideoDiscriminator, gan: GAN) -> DiscriminatorLoss:
     return _sum_of_parts(gan, real, fake, gradient_sum)
 
 
-def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
+def both_steps(gan: GANBatch) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
     # `discriminator_step` enters `gan.precision_of_discriminators()`. Here it would change nothing: this is used in
     # steps in which the discriminators train, without autocast or without a double backward.
@@ -191,7 +192,7 @@ def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]
     for d in gan.discriminators:
         if d.name not in in_generator_step:
             bound = replace(d, frame_indices=frame_indices)
-            discriminator_losses[d.name] = _eager_parts(bound, gan)
+            discriminator_losses[d.name] = _early_parts(bound, gan)
             continue
         terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
         for name, term in terms.items():
@@ -199,7 +200,7 @@ def both_steps(gan: GAN) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]
     return generator_losses, discriminator_losses
 
 
-def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Terms, DiscriminatorLoss]:
+def _one_pass(d: BoundDiscriminator, gan: GANBatch) -> tuple[Terms, DiscriminatorLoss]:
     """Return the terms of the autoencoder's loss from one discriminator, and the discriminator's own loss."""
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)
@@ -209,7 +210,7 @@ def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Terms, DiscriminatorLoss
     terms = compute_generator_terms(d, gan, d_fake=d_fake)
     fake_loss = gan.loss.compute_discriminator_loss(real_logits=None, fake_logits=d_fake.logits)
     generator_loss = terms.get(d.adversarial_term)
-    if generator_loss is not None and _can_share_backward(d, d_fake.logits, leaf):
+    if generator_loss is not None and can_share_backward(d, d_fake.logits, leaf):
         retain_graph = len(terms) > 1
         grad_x = shared_backward(
             generator_loss, fake_loss, d_fake.logits, leaf, gradient_sum, retain_graph=retain_graph
@@ -217,22 +218,14 @@ def _one_pass(d: VideoDiscriminator, gan: GAN) -> tuple[Terms, DiscriminatorLoss
         terms[d.adversarial_term] = with_gradients(generator_loss, [leaf], [grad_x])
     else:
         gradient_sum.add(fake_loss, retain_graph=True)
-    fake_part = DiscriminatorTerms({"discr": fake_loss}, None, d_fake.logits)
+    fake_part = DiscriminatorTerms({"gan": fake_loss}, None, d_fake.logits)
     terms = with_gradients_of_each(terms, [leaf], [fake])
     return terms, _sum_of_parts(gan, real, fake_part, gradient_sum)
 
 
-def _can_share_backward(d: VideoDiscriminator, logits: Tensor, x: Tensor) -> bool:
-    """Return whether `shared_backward` applies: independent samples, one logit each, and no float16 cotangents.
-
-    It does not for a map of logits, as the discriminators "patch" and "features" return it: a sample's input gradient
-    then depends on several cotangents.
-    """
-    is_independent = getattr(d.module, "samples_are_independent", False)
-    return is_independent and logits.ndim == 1 and logits.dtype != torch.float16 and x.requires_grad
-
-
-def _real_part(d: VideoDiscriminator, gan: GAN, gradient_sum: GradientSum) -> DiscriminatorTerms:
+def _real_part(
+    d: BoundDiscriminator, gan: GANBatch, gradient_sum: GradientSum
+) -> DiscriminatorTerms:
     """Return the detached real part of a discriminator's loss with the penalty, and add its gradients.
 
     It comes first: the penalty's double backward takes the most memory, and there are no other gradients yet.
@@ -245,16 +238,16 @@ def _real_part(d: VideoDiscriminator, gan: GAN, gradient_sum: GradientSum) -> Di
 
 
 def _sum_of_parts(
-    gan: GAN, real: DiscriminatorTerms, fake: DiscriminatorTerms, gradient_sum: GradientSum
+    gan: GANBatch, real: DiscriminatorTerms, fake: DiscriminatorTerms, gradient_sum: GradientSum
 ) -> DiscriminatorLoss:
     """Return a discriminator's loss from its real part, its fake part and the gradients of both."""
-    terms = {**real.terms, "discr": real.terms["discr"] + fake.terms["discr"].detach()}
+    terms = {**real.terms, "gan": real.terms["gan"] + fake.terms["gan"].detach()}
     loss = weighted_sum(terms, gan.weights)
     loss = with_gradients(loss, gradient_sum.parameters, gradient_sum.gradients)
     return _with_log(loss, DiscriminatorTerms(terms, real.real_logits, fake.fake_logits), gan)
 
 
-def _with_log(loss: Scalar, whole: DiscriminatorTerms, gan: GAN) -> DiscriminatorLoss:
+def _with_log(loss: Scalar, whole: DiscriminatorTerms, gan: GANBatch) -> DiscriminatorLoss:
     """Return a discriminator's loss with its log."""
     assert whole.real_logits is not None
     assert whole.fake_logits is not None

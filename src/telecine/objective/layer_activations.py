@@ -1,7 +1,7 @@
 """The gradient of the last layer's weight where the weight cannot be differentiated: from the layer's activations."""
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -10,11 +10,22 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from telecine.base.shapes import Scalar
-from telecine.objective.eager import gradients_of
+from telecine.objective.early_gradients import gradients_of
 from telecine.ops.checkpointing import CheckpointedCall
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.
 _Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
+
+
+@dataclass
+class _RecordedCalls:
+    """The calls of the layer in one checkpointed block, or a single one outside of blocks."""
+
+    block: CheckpointedCall | None
+    """The block, which computes the arguments again."""
+    inputs: list[_Inputs] = field(default_factory=list)
+    """The arguments of each call; empty for those in a block, which does not keep them."""
+    outputs: list[Tensor] = field(default_factory=list)
 
 
 class LayerActivations:
@@ -38,50 +49,45 @@ class LayerActivations:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self._is_recording = True
-        # The layer's arguments, or the call around it that computes them again if activations are not kept; its output.
-        self._calls: list[tuple[_Inputs | CheckpointedCall, Tensor]] = []
+        self._recorded: list[_RecordedCalls] = []
         layer.register_forward_hook(self._record, with_kwargs=True)
 
     def clear(self) -> None:
         """Drop the recorded calls. Call it before each forward pass of the autoencoder."""
-        self._calls = []
+        self._recorded = []
 
     def __getstate__(self) -> dict[str, object]:
         # A copy, such as that of an averaged model, records nothing: nobody would clear its calls.
-        return {**vars(self), "_is_recording": False, "_calls": []}
+        return {**vars(self), "_is_recording": False, "_recorded": []}
 
     @property
     def requires_grad(self) -> bool:
-        """Whether any recorded output has a graph."""
-        return any(output.requires_grad for _, output in self._calls)
+        """Whether there is a recorded call. All of them have graphs."""
+        return len(self._recorded) > 0
 
     def weight_gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
         """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
-        calls = [(source, output) for source, output in self._calls if output.requires_grad]
-        outputs = [output for _, output in calls]
+        outputs = [output for calls in self._recorded for output in calls.outputs]
         output_gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
         sums: list[Tensor | None] = [None] * len(losses)
-        for call, inputs in enumerate(self._inputs([source for source, _ in calls])):
-            for index, gradients in enumerate(output_gradients):
-                gradient = gradients[call]
-                if gradient is None:
-                    continue
-                part = self._weight_gradient_of_call(inputs, gradient)
-                before = sums[index]
-                sums[index] = part if before is None else before + part
+        index_of_call = 0
+        for calls in self._recorded:
+            all_inputs = calls.inputs
+            if calls.block is not None:  # the inputs in one block are in memory at a time
+                all_inputs = self._inputs_in(calls.block, len(calls.outputs))
+            for inputs in all_inputs:
+                for index, gradients in enumerate(output_gradients):
+                    gradient = gradients[index_of_call]
+                    if gradient is None:
+                        continue
+                    part = self._weight_gradient_of_call(inputs, gradient)
+                    before = sums[index]
+                    sums[index] = part if before is None else before + part
+                index_of_call += 1
         return sums
 
-    def _inputs(self, sources: Sequence[_Inputs | CheckpointedCall]) -> Iterator[_Inputs]:
-        """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
-        for _, calls in groupby(sources, key=id):  # a checkpointed call may contain several
-            source, *others = calls
-            if isinstance(source, CheckpointedCall):
-                yield from self._inputs_in(source, 1 + len(others))
-            else:
-                yield source
-
-    def _inputs_in(self, checkpointed: CheckpointedCall, num_calls: int) -> list[_Inputs]:
-        """Run a checkpointed call again, and return the layer's arguments in it.
+    def _inputs_in(self, block: CheckpointedCall, num_calls: int) -> list[_Inputs]:
+        """Run a checkpointed block again, and return the layer's arguments in it.
 
         Raises:
             RuntimeError: The layer is called another number of times.
@@ -92,7 +98,7 @@ class LayerActivations:
             inputs.append((args, kwargs))
 
         with torch.no_grad(), self.layer.register_forward_pre_hook(keep, with_kwargs=True):
-            checkpointed.run()
+            block.run()
         if len(inputs) != num_calls:
             called = (
                 f"{type(self.layer).__name__} was called {len(inputs)} times instead of {num_calls}"
@@ -120,7 +126,13 @@ class LayerActivations:
     def _record(
         self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
     ) -> None:
-        checkpointed = CheckpointedCall.running()
-        is_recomputed = checkpointed is not None and not checkpointed.is_first_run
-        if self._is_recording and torch.is_grad_enabled() and not is_recomputed:
-            self._calls.append((checkpointed or (args, kwargs), output))
+        block = CheckpointedCall.running()
+        is_recomputed = block is not None and not block.is_first_run
+        if not self._is_recording or not output.requires_grad or is_recomputed:
+            return
+        if block is None:
+            self._recorded.append(_RecordedCalls(None, [(args, kwargs)], [output]))
+        elif self._recorded and self._recorded[-1].block is block:
+            self._recorded[-1].outputs.append(output)
+        else:
+            self._recorded.append(_RecordedCalls(block, outputs=[output]))

@@ -121,9 +121,10 @@ def discriminator_log(
         split: The prefix of each name.
     """
     combined = {"total_disc_loss": loss}
-    for name, values in _by_name(terms, always=("discr", "grad_penalty")).items():
-        combined[f"{name}_loss"] = total(values.values(), like=like)
-        if name == "discr" and len(values) > 1:
+    for name, values in _by_name(terms, always=("gan", "grad_penalty")).items():
+        log_name = "discr_loss" if name == "gan" else f"{name}_loss"  # as in CogVideo
+        combined[log_name] = total(values.values(), like=like)
+        if name == "gan" and len(values) > 1:
             combined |= {f"discr_loss_{key}": value for key, value in values.items()}
     for name, values in _by_name(statistics, always=("logits_real", "logits_fake")).items():
         combined[name] = mean(values.values(), like=like)

@@ -1,9 +1,10 @@
-"""The objective of a video autoencoder and its discriminators: the terms of both steps and their weights."""
+"""The objective of a video autoencoder and its discriminators: how it is built, and the losses of both steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -16,28 +17,25 @@ from telecine.discriminators import (
     build_discriminator,
 )
 from telecine.discriminators.spectral_norm import shared_spectral_norms
-from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
 from telecine.losses.perceptual import WeightsSource
-from telecine.objective.adaptive_weight import adaptive_weights
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.bound_discriminator import BoundDiscriminator, check_discriminators
 from telecine.objective.functions import check_result, import_functions
-from telecine.objective.gan import GAN, VideoDiscriminator, check_discriminators
+from telecine.objective.gan import GANBatch
 from telecine.objective.gradients import (
     DiscriminatorGradients,
-    DiscriminatorLoss,
-    GeneratorLosses,
     both_steps,
     choose_strategy,
     discriminator_step,
     generator_step,
 )
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.log import Log, autoencoder_log, discriminator_log
+from telecine.objective.log import Log
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
-from telecine.objective.terms import Terms, build_gan_terms, build_terms, compute_on_batch
-from telecine.objective.weights import Weights, WeightSchedule, mean, total
-from telecine.ops.ranks import with_averaged_gradient
+from telecine.objective.sums import VideoLosses, sum_autoencoder_losses, sum_discriminator_losses
+from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
+from telecine.objective.weights import Weights, WeightSchedule
 from telecine.settings import (
     AdaptiveWeightConfig,
     GANConfig,
@@ -58,14 +56,6 @@ class Update(NamedTuple):
     log: Log
     disc_loss: Scalar
     disc_log: Log
-
-
-class VideoLosses(NamedTuple):
-    """The values of the terms of the autoencoder's loss that need no discriminator."""
-
-    recon: Scalar
-    lpips: Scalar  # 0 while its weight is 0
-    others: Terms  # those of `terms` by name
 
 
 class VideoAutoencoderLoss(nn.Module):
@@ -129,6 +119,8 @@ class VideoAutoencoderLoss(nn.Module):
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
         super().__init__()
+        # The gradients of several terms are taken through one graph, so compiled code must keep its buffers.
+        torch._functorch.config.donated_buffer = False
         settings = {
             "disc_start": disc_start,
             "perceptual_weight": perceptual_weight,
@@ -203,16 +195,16 @@ class VideoAutoencoderLoss(nn.Module):
                 d.enable_gradient_checkpointing()
 
     @property
-    def discriminators(self) -> list[VideoDiscriminator]:
+    def discriminators(self) -> list[BoundDiscriminator]:
         """The discriminators of single frames, of whole videos, and of the video at 1/2, 1/4, ... of its size."""
         discriminators = []
         if self.discr is not None:
-            discriminators.append(VideoDiscriminator("discr", self.discr, "frames"))
+            discriminators.append(BoundDiscriminator("discr", self.discr, "frames"))
         if self.discr_3d is not None:
-            discriminators.append(VideoDiscriminator("discr_3d", self.discr_3d, "video"))
+            discriminators.append(BoundDiscriminator("discr_3d", self.discr_3d, "video"))
         for level, module in enumerate(self.multiscale_discrs):
             discriminators.append(
-                VideoDiscriminator(
+                BoundDiscriminator(
                     f"multiscale_discrs.{level}",
                     module,
                     sees=getattr(module, "sees", "video"),
@@ -226,6 +218,15 @@ class VideoAutoencoderLoss(nn.Module):
         """Return the parameters of every discriminator, for the second optimizer."""
         return [parameter for d in self.discriminators for parameter in d.module.parameters()]
 
+    def learn_with_autoencoder(self, name: str, module: nn.Module) -> None:
+        """Train a module's parameters with the autoencoder's, and save them with those of the terms.
+
+        Args:
+            name: Its name in the state dict, after `term_modules`.
+            module: The module.
+        """
+        self.term_modules[name] = module
+
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
         """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
         parameters = [weight for weight in self.term_modules.parameters() if weight.requires_grad]
@@ -233,30 +234,27 @@ class VideoAutoencoderLoss(nn.Module):
             parameters.insert(0, self.logvar)
         return parameters
 
-    @shared_spectral_norms()
     def forward(
         self,
         inputs: Tensor,
         reconstructions: Tensor,
         optimizer_idx: int,
-        global_step: int | Weights,
+        global_step: int,
         aux_losses: AuxLosses = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
-    ) -> tuple[Tensor, Log]:
-        """Compute the loss of one step.
+    ) -> tuple[Scalar, Log]:
+        """Compute the loss of one step, as engines like that of sgm call it.
 
         Args:
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
             reconstructions: The autoencoder's output; same shape and device.
-            optimizer_idx: 0 for the autoencoder's step, 1 for the discriminators'.
-            global_step: Number of autoencoder updates so far, or the weights at that step, `schedule.at(global_step)`.
-            aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
-                as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
-            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
+            optimizer_idx: 0 for `autoencoder_loss`, 1 for `discriminator_loss`.
+            global_step: Number of autoencoder updates so far.
+            aux_losses, last_layer: See `autoencoder_loss`. The discriminators' step ignores them.
             split: Prefix of the log's keys.
-            options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
+            options: See `BatchOptions`.
 
         Returns:
             The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.
@@ -271,30 +269,96 @@ class VideoAutoencoderLoss(nn.Module):
             remedy="0 trains the autoencoder, 1 the discriminators.",
         )
         if optimizer_idx == 1:
-            self._check_has_discriminators()
-            aux_losses = {}
+            return self.discriminator_loss(inputs, reconstructions, global_step, split, **options)
+        return self.autoencoder_loss(
+            inputs, reconstructions, global_step, aux_losses, last_layer, split, **options
+        )
+
+    @shared_spectral_norms()
+    def autoencoder_loss(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        global_step: int,
+        aux_losses: AuxLosses = None,
+        last_layer: Tensor | LayerActivations | None = None,
+        split: str = "train",
+        **options: Unpack[BatchOptions],
+    ) -> tuple[Scalar, Log]:
+        """Compute the loss of the autoencoder's step.
+
+        Args:
+            inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
+            reconstructions: The autoencoder's output; same shape and device.
+            global_step: Number of autoencoder updates so far.
+            aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
+                as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
+            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
+            split: Prefix of the log's keys.
+            options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
+
+        Returns:
+            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.
+
+        Raises:
+            ValueError: If an argument is not as above.
+        """
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
-        weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
-        gan = self._gan(batch, weights)
-        eager_gradients = self.config.eager_gradients
-        strategy = choose_strategy(gan, eager_gradients=eager_gradients, is_update=False)
-        if optimizer_idx == 1:
-            discriminator_losses = discriminator_step(gan, strategy.discriminators)
-            return self.sum_discriminator_losses(batch, discriminator_losses)
+        weights = self.schedule.at(global_step)
+        gan = self._gan_batch(batch, weights)
+        strategy = choose_strategy(gan, self.config, is_update=False)
         video_losses = self.compute_video_losses(
-            batch, weights, eager=strategy.autoencoder_is_eager
+            batch, weights, early=strategy.autoencoder_is_early
         )
-        generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
-        return self.sum_autoencoder_losses(batch, weights, video_losses, generator_losses)
+        generator_losses = generator_step(gan, early=strategy.autoencoder_is_early)
+        return sum_autoencoder_losses(
+            self.config.adaptive_weight,
+            batch,
+            weights,
+            video_losses,
+            generator_losses,
+            logvar=self.logvar,
+        )
+
+    @shared_spectral_norms()
+    def discriminator_loss(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        global_step: int,
+        split: str = "train",
+        **options: Unpack[BatchOptions],
+    ) -> tuple[Scalar, Log]:
+        """Compute the loss of the discriminators' step.
+
+        Args:
+            inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
+            reconstructions: The autoencoder's output; same shape and device. It gets no gradient.
+            global_step: Number of autoencoder updates so far.
+            split: Prefix of the log's keys.
+            options: `mask`, `sample_weight`, `generator` and others, see `BatchOptions`.
+
+        Returns:
+            The loss and its log, as of `autoencoder_loss`.
+
+        Raises:
+            ValueError: If an argument is not as above, or there are no discriminators.
+        """
+        self._check_has_discriminators()
+        batch = make_batch(self.config, inputs, reconstructions, {}, None, split, **options)
+        gan = self._gan_batch(batch, self.schedule.at(global_step))
+        strategy = choose_strategy(gan, self.config, is_update=False)
+        discriminator_losses = discriminator_step(gan, strategy.discriminators)
+        return sum_discriminator_losses(batch, discriminator_losses)
 
     @shared_spectral_norms()
     def update(
         self,
         inputs: Tensor,
         reconstructions: Tensor,
-        global_step: int | Weights,
+        global_step: int,
         aux_losses: AuxLosses = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
@@ -308,12 +372,10 @@ class VideoAutoencoderLoss(nn.Module):
         Args:
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
             reconstructions: The autoencoder's output; same shape and device.
-            global_step: Number of autoencoder updates so far, or the weights at that step, `schedule.at(global_step)`.
-            aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`,
-                or a dict of them, each logged.
-            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
+            global_step: Number of autoencoder updates so far.
+            aux_losses, last_layer: See `autoencoder_loss`.
             split: Prefix of the log's keys.
-            options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
+            options: See `BatchOptions`.
 
         Returns:
             Both losses and logs. Call `backward()` on both, in any order, before an optimizer's step.
@@ -326,101 +388,50 @@ class VideoAutoencoderLoss(nn.Module):
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
-        weights = global_step if isinstance(global_step, Weights) else self.schedule.at(global_step)
-        gan = self._gan(batch, weights)
-        eager_gradients = self.config.eager_gradients
-        strategy = choose_strategy(gan, eager_gradients=eager_gradients, is_update=True)
+        weights = self.schedule.at(global_step)
+        gan = self._gan_batch(batch, weights)
+        strategy = choose_strategy(gan, self.config, is_update=True)
         video_losses = self.compute_video_losses(
-            batch, weights, eager=strategy.autoencoder_is_eager
+            batch, weights, early=strategy.autoencoder_is_early
         )
         if strategy.discriminators is DiscriminatorGradients.ONE_PASS:
             generator_losses, discriminator_losses = both_steps(gan)
         else:
-            generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
+            generator_losses = generator_step(gan, early=strategy.autoencoder_is_early)
             discriminator_losses = discriminator_step(gan, strategy.discriminators)
-        loss, log = self.sum_autoencoder_losses(batch, weights, video_losses, generator_losses)
-        disc_loss, disc_log = self.sum_discriminator_losses(batch, discriminator_losses)
+        loss, log = sum_autoencoder_losses(
+            self.config.adaptive_weight,
+            batch,
+            weights,
+            video_losses,
+            generator_losses,
+            logvar=self.logvar,
+        )
+        disc_loss, disc_log = sum_discriminator_losses(batch, discriminator_losses)
         return Update(loss, log, disc_loss, disc_log)
 
-    def compute_video_losses(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoLosses:
+    def compute_video_losses(self, batch: Batch, weights: Weights, *, early: bool) -> VideoLosses:
         """Return the terms of the autoencoder's loss that need no discriminator. Those of weight 0 are not computed.
 
         Args:
             batch: The videos.
             weights: The weights at this step.
-            eager: Compute the gradients of LPIPS together with its value.
+            early: Compute the gradients of LPIPS together with its value.
         """
         recon = self.recon_loss(
             reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight
         )
         check_result(self.recon_loss, recon)
-        others = self.perceptual(batch, weights, eager=eager)  # with terms on its features
+        others = self.perceptual(batch, weights, early=early)  # with terms on its features
         lpips = others.pop("perceptual", torch.zeros((), device=batch.real.device))
         for name, term in self.terms.items():
             if weights[name] > 0 and not term.reads_features:
                 others[name] = compute_on_batch(term, batch)
         return VideoLosses(recon, lpips, others)
 
-    def sum_autoencoder_losses(
-        self,
-        batch: Batch,
-        weights: Weights,
-        video_losses: VideoLosses,
-        generator_losses: GeneratorLosses,
-    ) -> tuple[Scalar, Log]:
-        """Return the autoencoder's loss and its log.
-
-        Args:
-            batch: The videos.
-            weights: The weights at this step.
-            video_losses: The terms that need no discriminator.
-            generator_losses: The terms that discriminators cause, by name and discriminator.
-        """
-        recon, lpips, others = video_losses
-        distance = recon + weights.sum({"perceptual": lpips})
-        if self.logvar is not None:  # the negative log-likelihood per element, up to a constant
-            distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(self.logvar))
-        nll = batch.num_elements * distance
-
-        g = generator_losses.get("adversarial", {})
-        g_m = generator_losses.get("multiscale_adversarial", {})
-        features = generator_losses.get("feature_matching", {})
-        references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
-        w = adaptive_weights(self.config.adaptive_weight, {**g, **g_m}, references, batch.grad_at)
-
-        values = dict(others)
-        if g:
-            values["adversarial"] = total([w[d] * g[d] for d in g], like=recon)
-        if g_m:
-            values["multiscale_adversarial"] = total([w[m] * g_m[m] for m in g_m], like=recon)
-        if features:
-            values["feature_matching"] = mean(features.values(), like=recon)
-        if batch.aux:
-            values["quantizer_aux"] = total(batch.aux.values(), like=recon)
-        loss = nll + weights.sum(values)
-
-        losses = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
-        for name in (*others, "feature_matching"):
-            if name in values:
-                losses[f"{name}_loss"] = values[name]
-        if self.logvar is not None:
-            losses |= {"nll_loss": nll, "logvar": self.logvar}
-        return loss, autoencoder_log(losses, {**g, **g_m}, w, batch.aux, weights, batch.split)
-
-    def sum_discriminator_losses(
-        self, batch: Batch, discriminator_losses: Mapping[str, DiscriminatorLoss]
-    ) -> tuple[Scalar, Log]:
-        """Return the sum of the losses of the discriminators that train at this step, and its log."""
-        loss = total([d.loss for d in discriminator_losses.values()], like=batch.real)
-        if torch.is_grad_enabled() and not loss.requires_grad:
-            loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-        terms = {name: d.terms for name, d in discriminator_losses.items()}
-        statistics = {name: d.statistics for name, d in discriminator_losses.items()}
-        return loss, discriminator_log(loss, terms, statistics, like=batch.real, split=batch.split)
-
-    def _gan(self, batch: Batch, weights: Weights) -> GAN:
+    def _gan_batch(self, batch: Batch, weights: Weights) -> GANBatch:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
-        return GAN(
+        return GANBatch(
             discriminators=self.discriminators,
             real=batch.disc_real,
             fake=batch.disc_fake,

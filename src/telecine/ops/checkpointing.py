@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
+
+from telecine.ops.ranks import ContextGroup, context_group, using_context_group
 
 # Returns new lists and dicts, which hold the same tensors.
 _copy = partial(tree_map, lambda leaf: leaf)
@@ -41,10 +43,13 @@ class CheckpointedCall:
     layers: Sequence[nn.Module]
     cache_name: str
 
+    context_group: ContextGroup = field(init=False)
+
     def __post_init__(self) -> None:
         self.args = _copy(self.args)
         self.kwargs = _copy(self.kwargs)
         self.before = self.cached()
+        self.context_group = context_group()
         self.is_first_run = True
 
     @classmethod
@@ -60,7 +65,8 @@ class CheckpointedCall:
         self.set_cached(self.before)
         token = self._running.set(self._running.get() or self)
         try:
-            output = self.forward(*args, **kwargs)
+            with using_context_group(self.context_group):
+                output = self.forward(*args, **kwargs)
             return output, [*args, *kwargs.values()], self.cached()
         finally:  # also when the recomputation stops early
             self._running.reset(token)

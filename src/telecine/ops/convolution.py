@@ -28,10 +28,9 @@ from telecine.ops.convolution_kernels import (
 )
 
 # Whether what runs now is differentiated twice. It is no argument of `forward`, since discriminators may be the user's.
-# It is set where a discriminator is evaluated for a penalty: in `compute_discriminator_terms` of `objective/gan.py`, in
-# `losses/penalty.py` for interpolates, and again where `discriminators/base.py` recomputes a checkpointed block. It is
-# read by `convolve` below, and by `losses/perceptual/feature_maps.py`, which then avoids fused kernels of attention.
-# Each thread has its value: another one may differentiate its discriminators once at the same time.
+# `BoundDiscriminator.__call__` sets it, from its argument `double_backward`; where `discriminators/base.py` computes a
+# checkpointed block again, it restores it. It is read by `convolve`, and by `losses/perceptual/feature_maps.py`, which
+# then avoids fused kernels of attention. Each thread has its value.
 _differentiated_twice: ContextVar[bool] = ContextVar("differentiated_twice", default=False)
 
 

@@ -19,10 +19,21 @@ def unit_vectors(x: Tensor, eps: float, *, is_smooth: bool) -> Tensor:
     return _UnitVectors.apply(x, eps, is_smooth)
 
 
+def inverse_norms(x: Tensor, eps: float, *, dim: int = 1) -> Tensor:
+    """Return `1 / sqrt(|x|^2 + eps^2)` of vectors along an axis, which can be differentiated twice, also at 0.
+
+    Args:
+        x: Any shape.
+        eps: Above 0.
+        dim: The axis of the vectors, which has size 1 in the result.
+    """
+    return (x.square().sum(dim=dim, keepdim=True) + eps**2).rsqrt()
+
+
 def _scaled(x: Tensor, eps: float, is_smooth: bool) -> tuple[Tensor, Tensor]:
     """Return the unit vectors and the norms, or the inverses of smooth ones."""
     if is_smooth:
-        inverse = (x.square().sum(dim=1, keepdim=True) + eps**2).rsqrt()
+        inverse = inverse_norms(x, eps)
         return x * inverse, inverse
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(eps)
     return x / norm, norm

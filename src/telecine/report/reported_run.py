@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from telecine.base.checks import argument_error, count_files
+from telecine.base.checks import argument_error, count_files, in_millions
 from telecine.base.devices import in_gib
 from telecine.base.terminal import describe_duration
 from telecine.runs import Run
@@ -49,6 +49,8 @@ class ReportedRun:
     """None if it was not recorded."""
     problems: Sequence[str] = ()
     """Why validations are left out."""
+    checkpoint_step: int = 0
+    """The step of the newest checkpoint, or 0."""
 
     @property
     def perceptual_net(self) -> str | None:
@@ -58,8 +60,9 @@ class ReportedRun:
 
     @property
     def steps(self) -> int:
-        """The last step in the records."""
-        return max((int(record["step"]) for record in self.records), default=0)
+        """The last step in the records, or of the checkpoint of a run that was stopped between two records."""
+        last_record = max((int(record["step"]) for record in self.records), default=0)
+        return max(last_record, self.checkpoint_step)
 
     @property
     def unfinished(self) -> str:
@@ -155,6 +158,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         validations=validations,
         summary=run.summary(),
         problems=problems,
+        checkpoint_step=max((step for step, _ in run.checkpoints.all()), default=0),
     )
 
 
@@ -217,12 +221,12 @@ def describe_training(
 
     if summary.peak_memory is not None:
         rows["peak memory"] = in_gib(summary.peak_memory)
-    rows["parameters"] = f"{summary.num_parameters / 1e6:.2f} M"
+    rows["parameters"] = in_millions(summary.num_parameters)
     if summary.num_trained != summary.num_parameters:
-        rows["parameters"] += f", {summary.num_trained / 1e6:.2f} M trained"
+        rows["parameters"] += f", {in_millions(summary.num_trained)} trained"
     if summary.copied:
         rows["parameters from `init`"] = summary.describe_copied(summary.copied)
-    rows["parameters of discriminators"] = f"{summary.num_disc_parameters / 1e6:.2f} M"
+    rows["parameters of discriminators"] = in_millions(summary.num_disc_parameters)
     files = count_files(summary.num_videos, summary.num_images)
     if summary.num_skipped:
         files += f", {summary.num_skipped} skipped"

@@ -37,6 +37,7 @@ from telecine.settings.objective import Weight as Weight
 from telecine.settings.train import MAX_FAILURES as MAX_FAILURES
 from telecine.settings.train import DistillConfig as DistillConfig
 from telecine.settings.train import OptimizerConfig as OptimizerConfig
+from telecine.settings.train import PredictiveConfig as PredictiveConfig
 from telecine.settings.train import TrainableConfig as TrainableConfig
 from telecine.settings.train import TrainConfig as TrainConfig
 

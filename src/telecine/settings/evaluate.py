@@ -218,6 +218,10 @@ class LatentsConfig(MeasuredClips):
 
     base: UserPath | None = None
     """Measure the drift from the latents of this run, checkpoint or saved autoencoder, e.g. what was fine-tuned."""
+    features: UserPath | None = None
+    """Network of the Frechet distances of reconstructions, and of decoded interpolated latents, to the clips: the path
+    of an I3D as TorchScript, or "transnetv2" (needs the extra `frechet`). It needs more clips, see `max_clips`, than it
+    has features (256)."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     """With `--probe`: a small generator that is trained on the latents of `data`, and how well it does."""
 

@@ -23,22 +23,13 @@ from telecine.settings.group import (
 )
 from telecine.settings.objective import ObjectiveConfig
 
-# Settings that older versions had, with the only value that files may still give them: what this version does.
-REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
-    "discriminator.pad_mode": "first",
-    "discriminator.init_optimizer": False,
-    "discriminator.conditional": False,
-}
 # Settings, and groups of them, that decide which weights exist and their shapes: a run that resumes keeps them. The
 # discriminators' linear heads depend on the size of the clips.
 NETWORK_SETTINGS = (
     "causal_vae.",
     "discriminator.",
     "trainable.",
+    "predictive.",
     "clips.num_frames",
     "clips.height",
     "clips.width",
@@ -114,6 +105,24 @@ class TrainableConfig:
             raise argument_error("lora_alpha", contract, self.lora_alpha, remedy)
 
 
+@group
+class PredictiveConfig:
+    """Predictive reconstruction (PV-VAE, arXiv:2605.02134): the last frames of a clip are hidden from the encoder.
+
+    Each update drops a random number of the last latent frames: the frames before them are encoded, `fill` stands in
+    the place of those that are missing, and all frames are decoded and compared. Terms that read the latent see what is
+    decoded. Add `objective.terms.temporal` for the error of frame differences, and train the decoder alone afterwards
+    with `--config decoder --model` and this run.
+    """
+
+    max_dropped: Annotated[NonNegative, Field(le=1)] = 0.0
+    """Largest fraction of the latent frames after the first one that is dropped; 0 for ordinary reconstruction, 1 as in
+    the paper. The number is drawn evenly from 0 to this fraction, rounded down."""
+    fill: Literal["learned", "zero"] = "learned"
+    """What the decoder gets for a dropped latent frame at each position: a vector that is trained with the model and is
+    0 at the start, or 0."""
+
+
 def _without_lpips(objective: ObjectiveConfig) -> ObjectiveConfig:
     """Return the objective with LPIPS' weight 0, for clips without colours, which LPIPS cannot read."""
     return replace(objective, perceptual_weight=0.0)
@@ -170,6 +179,9 @@ class TrainConfig:
     use it."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
+    context_parallel: Count = 1
+    """Processes that share each clip, for clips that are larger than a device: each computes the autoencoder on a part
+    of the rows, with the same results. It divides the number of processes. For telecine's own models."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
     of one has to be shorter, e.g. saving a checkpoint. While videos are read at the start they wait for any time."""
@@ -186,7 +198,7 @@ class TrainConfig:
     with an exact gradient penalty."""
     dynamo_backend: Literal["no", "inductor", "cudagraphs", "aot_eager"] = "no"
     """Compile the autoencoder, LPIPS, and discriminators without an exact gradient penalty with `torch.compile`: the
-    first updates take minutes. Not with sharding, temporal chunks or gradient checkpointing."""
+    first updates take minutes. Not with sharding, context parallelism, temporal chunks or gradient checkpointing."""
     log_every: Count = 10
     """Steps between two records in `metrics.jsonl` and TensorBoard."""
     val_every: Count = 1_000
@@ -233,6 +245,8 @@ class TrainConfig:
     """telecine's own autoencoder, which is trained if `model` is not set."""
     trainable: TrainableConfig = field(default_factory=TrainableConfig)
     """Which of the autoencoder's weights are trained."""
+    predictive: PredictiveConfig = field(default_factory=PredictiveConfig)
+    """Which frames are hidden from the encoder, for the decoder to predict."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss. A weight is a number or a ramp, e.g. `{weight: 1.0, start: 1000, steps: 500}`."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -258,6 +272,8 @@ class TrainConfig:
         if not self.clips.has_colours:
             self._check_without_colours()
             object.__setattr__(self, "objective", _without_lpips(self.objective))
+        if self.predictive.max_dropped > 0:
+            self._check_predictive()
         self._check_discriminators()
         bucket = min(self.clips.train_buckets, key=lambda bucket: min(bucket.height, bucket.width))
         side = min(bucket.height, bucket.width)
@@ -266,6 +282,11 @@ class TrainConfig:
             self._check_sharding()
         if self.dynamo_backend != "no":
             self._check_compilation()
+        if self.context_parallel > 1 and self.latent_cache is not None:
+            remedy = "Let each process have whole clips, or let the encoder run in every update."
+            raise argument_error(
+                "latent_cache", "left out with `context_parallel`", repr(self.latent_cache), remedy
+            )
         if side < MIN_SIZES["alex"]:
             contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
@@ -290,6 +311,21 @@ class TrainConfig:
             contract = "psnr or ssim for channels without colours"
             raise argument_error("best_metric", contract, self.best_metric, "LPIPS needs RGB.")
 
+    def _check_predictive(self) -> None:
+        if self.latent_cache is not None:
+            remedy = "The cache has latents of whole clips."
+            raise argument_error(
+                "latent_cache",
+                "left out with `predictive.max_dropped`",
+                repr(self.latent_cache),
+                remedy,
+            )
+        if self.sharding != "none":
+            remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
+            raise argument_error(
+                "sharding", '"none" with `predictive.max_dropped`', self.sharding, remedy
+            )
+
     def _check_sharding(self) -> None:
         if self.latent_cache is not None:
             remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
@@ -310,6 +346,7 @@ class TrainConfig:
     def _check_compilation(self) -> None:
         uncompiled = {
             "sharding": self.sharding != "none",
+            "context_parallel": self.context_parallel > 1,
             "temporal_chunk": self.temporal_chunk is not None,
             "model_gradient_checkpointing": self.model_gradient_checkpointing,
             "objective.gradient_checkpointing": self.objective.gradient_checkpointing,
@@ -329,7 +366,8 @@ class TrainConfig:
 
     def clips_per_step(self, num_processes: int) -> int:
         """Return the number of clips in an update, over all processes."""
-        return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
+        num_data_ranks = num_processes // self.context_parallel
+        return self.clips_per_pass * self.gradient_accumulation_steps * num_data_ranks
 
     def _check_discriminators(self) -> None:
         discriminator = self.discriminator
@@ -407,3 +445,7 @@ class DistillConfig(TrainConfig):
             raise argument_error(
                 "trainable.weights", "all or decoder for a student", "lora", remedy
             )
+        if self.context_parallel > 1 and self.feature_weight > 0:
+            contract = "0 with `context_parallel`, as a process has only rows of the features"
+            remedy = "Set one of them to its default."
+            raise argument_error("feature_weight", contract, self.feature_weight, remedy)

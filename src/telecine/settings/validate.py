@@ -229,5 +229,5 @@ def _remedy(kind: Any, path: tuple[str, ...], value: object) -> str:
             if similar:
                 return similar
         if not setting.is_group and setting.default is not MISSING:
-            return f"The default is {setting.default!r}."
+            return f"Without a recipe, it is {setting.default!r}."
     return ""

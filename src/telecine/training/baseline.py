@@ -15,7 +15,7 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
 from telecine.runs import Run
 from telecine.training.clips import Clips
-from telecine.training.logging import print_lines
+from telecine.training.logging import print_lines, print_warnings
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300
@@ -30,8 +30,15 @@ class NoBaselineError(ValueError):
     """The latent of a model has no linear autoencoder for the clips of a run."""
 
 
-def fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder:
+def fit_linear(
+    model: VideoAutoencoder, clips: Clips, console: Console | None = None
+) -> LinearAutoencoder:
     """Return the linear autoencoder of a model's latent, fitted to training clips.
+
+    Args:
+        model: The model, which is not changed.
+        clips: The clips of the run.
+        console: Where it is printed that the baseline is fitted, if anywhere.
 
     Raises:
         NoBaselineError: Its patches cannot have the shape of the latent's positions.
@@ -45,6 +52,8 @@ def fit_linear(model: VideoAutoencoder, clips: Clips) -> LinearAutoencoder:
     for bucket in clips.train.config.train_buckets:
         if not linear.encoder.accepts(*bucket.shape):
             raise NoBaselineError(f"clips of {bucket} do not consist of its patches")
+    if console is not None:
+        print_lines(console, [f"fitting the linear baseline to {NUM_CLIPS} clips"])
     return linear.fit(training_clips(clips))
 
 
@@ -62,12 +71,19 @@ def start_from_linear(
     model.start_from(baseline)
     if num_steps < _FEWEST_STEPS:
         text = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
-        print_lines(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
+        print_warnings(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
 
 
-def training_clips(clips: Clips) -> Iterator[Video]:
-    """Yield the clips that the baseline is fitted to, each `(1, C, T, H, W)`, with progress on the console."""
-    for index in with_progress(range(NUM_CLIPS), "fitting the linear baseline"):
+def training_clips(
+    clips: Clips, description: str = "fitting the linear baseline"
+) -> Iterator[Video]:
+    """Yield the clips that a linear map is fitted to, each `(1, C, T, H, W)`, with progress on the console.
+
+    Args:
+        clips: The clips of the run.
+        description: The text beside the progress.
+    """
+    for index in with_progress(range(NUM_CLIPS), description):
         yield clips.train[index]["video"][None]
 
 
@@ -146,7 +162,7 @@ def _measure(
     device: torch.device,
 ) -> dict[str, float]:
     """Return the mean of each metric of reconstructions over held-out clips."""
-    metrics = ReconstructionMetrics(perceptual)
+    metrics = ReconstructionMetrics(perceptual, is_decoded=True)
     for clip in val:
         target = clip["video"][None].to(device)
         metrics.update(reconstruction=reconstruct(target), target=target)

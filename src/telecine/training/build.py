@@ -15,10 +15,11 @@ from telecine.base.devices import pick_device
 from telecine.base.imports import is_class_path
 from telecine.discriminators.build import build_discriminators
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.models.context_parallel import split_over_processes
 from telecine.models.custom import build_custom
+from telecine.models.frozen_encoder import Student
 from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
 from telecine.models.pretrained import check_tensors
-from telecine.models.student import Student
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
@@ -32,8 +33,14 @@ from telecine.settings import (
     TrainConfig,
 )
 from telecine.training.compilation import compile_networks
-from telecine.training.distributed import broadcast_module, process_group_settings, shard
+from telecine.training.distributed import (
+    broadcast_module,
+    enter_context_group,
+    process_group_settings,
+    shard,
+)
 from telecine.training.optimizers import build_optimizers
+from telecine.training.prediction import build_prediction
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.tensor_files import OBJECTIVE_FILE, load_tensors
 from telecine.training.trackers import check_trackers
@@ -80,6 +87,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if config.sharding != "none" and accelerator.num_processes == 1:
         remedy = "Launch several, e.g. with `torchrun --nproc-per-node 2 -m telecine train ...`."
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
+    num_processes = accelerator.num_processes
+    if num_processes % config.context_parallel != 0:
+        remedy = "Launch a multiple of them, e.g. with `torchrun --nproc-per-node`."
+        contract = f"a divisor of the number of processes ({num_processes})"
+        raise argument_error("context_parallel", contract, config.context_parallel, remedy)
+    enter_context_group(config.context_parallel, config.process_timeout)
     unused = set(config.tracker_options) - set(config.trackers)
     if unused:
         remedy = "Add them to `trackers`, or remove their options."
@@ -140,6 +153,8 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
     if config.temporal_chunk is not None:
         model.enable_temporal_chunks(config.temporal_chunk)
     select_trainable(model, config.trainable)
+    heights = [bucket.height for bucket in config.clips.train_buckets]
+    split_over_processes(model, config.context_parallel, heights)
     return model.train()
 
 
@@ -270,6 +285,9 @@ def build_state(
     """
     device = accelerator.device
     objective = build_objective(config.objective, config.discriminator, config.clips)
+    prediction = build_prediction(config.predictive, model, config.clips.train_buckets)
+    if prediction is not None and prediction.fill is not None:
+        objective.learn_with_autoencoder("predictive_fill", prediction.fill)
     if config.discriminator.init is not None and not is_resumed:
         _load_discriminators(objective, config.discriminator.init)
     objective.to(device)
@@ -288,6 +306,7 @@ def build_state(
     if is_sharded:
         shard(model)
     state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
+    state.prediction = prediction
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.

@@ -1,5 +1,6 @@
 """The clips of a run: the videos that it uses, what is held out, and the batches of each update."""
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -30,7 +31,7 @@ from telecine.data.spacing import evenly_spaced
 from telecine.data.validation import read_validation_clips, without_held_out
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
-from telecine.ops.ranks import num_ranks
+from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
@@ -171,6 +172,10 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         for place in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
     ]
     val = [read_mapped(dataset, index, clips) for index in chosen]
+    if min(float(clip["video"].min()) for clip in val) >= 0:
+        text = "`dataset` has no value below 0 in its held-out clips. "
+        text += "If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
+        warnings.warn(text, stacklevel=2)
     mapped = Clips(
         train=MappedClips(dataset, train, clips, seed=config.seed),
         val=val,
@@ -275,8 +280,8 @@ def read_batches(
         range(state.step * num_micro_batches, config.steps * num_micro_batches),
         config.clips_per_pass,
         num_micro_batches,
-        rank=accelerator.process_index,
-        num_ranks=accelerator.num_processes,
+        rank=data_rank(),
+        num_ranks=num_data_ranks(),
     )
     has_latents_alone = latent_cache is not None and state.autoencoder.trains_on_latents
     videos = None

@@ -21,7 +21,13 @@ from torch.utils._pytree import tree_map_only
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
 from telecine.ops.checkpointing import CheckpointedCall, overwrite
-from telecine.ops.ranks import num_ranks
+from telecine.ops.ranks import (
+    ContextGroup,
+    context_group,
+    data_rank,
+    num_ranks,
+    set_context_group,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -68,11 +74,35 @@ def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
     return InitProcessGroupKwargs(init_method=f"{_SCHEME}://", timeout=timedelta(seconds=timeout))
 
 
+def enter_context_group(size: int, timeout: float) -> None:
+    """Let groups of `size` consecutive processes share their clips. Every process has to call this.
+
+    Args:
+        size: Processes of a group, which divides the number of processes; 1 lets each have its own clips.
+        timeout: Seconds that a process waits for the others of its group.
+    """
+    group = ContextGroup()
+    if size > 1:
+        process_group, _ = dist.new_subgroups(size, timeout=timedelta(seconds=timeout))
+        group = ContextGroup(size, dist.get_rank(process_group), process_group)
+    set_context_group(group)
+
+
+def leave_context_group() -> None:
+    """Let each process have its own clips again."""
+    process_group = context_group().process_group
+    set_context_group(ContextGroup())
+    if process_group is not None:
+        dist.destroy_process_group(process_group)
+
+
 def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
     """Return lines for the console: the device, the number of processes, the sharding, the precision."""
     line = f"computing on {accelerator.device.type}"
     if accelerator.num_processes > 1:
         line += f" in each of {accelerator.num_processes} processes"
+    if context_group().size > 1:
+        line += f", {context_group().size} for each clip"
     if sharding != "none":
         line += f", weights sharded by {sharding}"
     lines = [f"{line}, mixed precision: {accelerator.mixed_precision}"]
@@ -313,6 +343,6 @@ def shard_offsets(tensor: Tensor) -> list[int]:
 
 
 def seed_other_processes(seed: int) -> None:
-    """Let every process but the first draw other numbers inside the model, such as dropout masks, than the first."""
-    if rank() > 0:
-        torch.manual_seed(seed_of(seed, "process", rank()))
+    """Let processes with other clips than the first draw other numbers inside the model, such as dropout masks."""
+    if data_rank() > 0:
+        torch.manual_seed(seed_of(seed, "process", data_rank()))

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,9 @@ from types import FrameType
 from telecine.base.checks import Interrupted
 from telecine.data.loader import STOP_SIGNALS
 
+# Slurm signals every process of a job's step, and torchrun passes its signal on to the processes that it started: each
+# gets two. A repetition within so many seconds is the same request. It is not so for Ctrl-C, which a person repeats.
+REPETITION_SECONDS = 5.0
 _ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; again to stop now\n"
 
 
@@ -24,6 +28,8 @@ def stop_on_signal(
     *, acknowledge: bool = True, at_once: Interrupted | KeyboardInterrupt | None = None
 ) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
+
+    A signal other than that of Ctrl-C that comes again within `REPETITION_SECONDS` is still the first.
 
     Python handles signals in the main thread only; in other threads this does nothing.
 
@@ -43,10 +49,19 @@ def stop_on_signal(
     if hangup is not None and previous[hangup] == signal.SIG_IGN:  # as below `nohup`
         del previous[hangup]
 
+    first_times: dict[int, float] = {}
+
     def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, previous[signal.Signals(number)])
+        now = time.monotonic()
+        first_time = first_times.setdefault(number, now)
+        is_second = now - first_time > REPETITION_SECONDS
+        if at_once is not None or number == signal.SIGINT or is_second:
+            signal.signal(number, previous[signal.Signals(number)])
         if at_once is not None:
             raise at_once
+        if is_second:
+            signal.raise_signal(number)
+            return
         if acknowledge and not request.is_set:
             _acknowledge()
         request.is_set = True

@@ -140,22 +140,23 @@ def is_share_of_gradient(name: str) -> bool:
 class ReconstructionGradient:
     """Logs the gradient at a reconstruction `(B, C, T, H, W)`: the share of each frame, and of the discriminators.
 
-    Hooks measure it in each backward, without a host sync. The adaptive weight runs backwards of its own first; the log
-    is that of the last one.
+    It is measured in one backward, without a host sync.
     """
 
-    def __init__(self, reconstruction: Tensor) -> None:
+    def __init__(self) -> None:
         self.log: dict[str, Tensor] = {}
         self._adversarial: Tensor | None = None
-        reconstruction.register_hook(self._measure)
 
-    def adversarial_hook(self, gradient: Tensor) -> None:
-        """Keep the gradient of the adversarial terms. The backward of the whole loss comes after it."""
+    def keep_adversarial(self, gradient: Tensor) -> None:
+        """Keep the part of the gradient that the discriminators cause: the `grad_hook` of the objective."""
         self._adversarial = gradient.detach()
+
+    def measure_at(self, reconstruction: Tensor) -> None:
+        """Measure in the next backward. Call it after the losses are computed, as they may run backwards themselves."""
+        reconstruction.register_hook(self._measure)
 
     @torch.no_grad()
     def _measure(self, gradient: Tensor) -> None:
-        self.log = {}
         norms = _frame_norms(gradient)
         if len(norms) > 1:
             for frame, share in enumerate(norms / norms.mean()):
@@ -164,7 +165,6 @@ class ReconstructionGradient:
             adversarial = _frame_norms(self._adversarial).norm()
             rest = _frame_norms(gradient.float() - self._adversarial.float()).norm()
             self.log[ADVERSARIAL_SHARE] = adversarial / (adversarial + rest)
-            self._adversarial = None
 
 
 def _frame_norms(gradient: Tensor) -> Tensor:

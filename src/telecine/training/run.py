@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from telecine.base.checks import Interrupted, check_type
-from telecine.base.devices import in_gib, peak_memory
+from telecine.base.devices import in_gib, peak_memory, pick_device
 from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole, describe_duration
 from telecine.data.find import check_output
@@ -40,6 +41,8 @@ from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
 from telecine.training.stopping import stopping
 
+# Values of a clip up to which an update on a CPU takes seconds.
+_QUICK_ON_A_CPU = 2**20
 _REMEDY = 'Use `read_config("demo")`, or another recipe, a file or a dict.'
 
 
@@ -239,7 +242,13 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
         on_first_process(
             lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(changed)
         )
-        run = prepare(changed, console or PlainConsole())
+        console = console or PlainConsole()
+        num_values = max(prod(bucket.shape) for bucket in config.clips.train_buckets)
+        if num_values > _QUICK_ON_A_CPU and pick_device(config.device).type == "cpu":
+            text = "validating, and computing an update on the CPU, may take minutes at this size; "
+            text += "`telecine plan` counts memory and operations in seconds"
+            console.print(text, soft_wrap=True)
+        run = prepare(changed, console)
         try:
             with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
                 with stopping(run, stop) as check:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from telecine.base.checks import in_millions
 from telecine.models import VideoAutoencoder
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
 from telecine.training.optimizers import parameters_of
+from telecine.training.prediction import Prediction
 
 
 class MovingAverage:
@@ -114,6 +116,8 @@ class TrainState:
     """The largest 2-norm of each network's gradient."""
     seed: int
     """Of the random numbers that are drawn for each clip."""
+    prediction: Prediction | None = None
+    """How frames are hidden from the encoder in an update; None if none are."""
     step: int = 0
     """The number of updates done."""
     log_means: IntervalMeans = field(default_factory=IntervalMeans)
@@ -175,10 +179,10 @@ class TrainState:
     def describe_size(self, steps: int) -> str:
         """Return the number of parameters, and whether a run of `steps` trains no discriminator, for the console."""
         total, trained, discriminators = self.sizes()
-        text = f"{total / 1e6:.2f} M parameters"
+        text = f"{in_millions(total)} parameters"
         if trained < total:
-            text += f" ({trained / 1e6:.2f} M of them trained)"
-        text += f", {discriminators / 1e6:.2f} M in discriminators"
+            text += f" ({in_millions(trained)} of them trained)"
+        text += f", {in_millions(discriminators)} in discriminators"
         first_step = self.objective.schedule.disc_train_start
         if discriminators > 0 and first_step >= steps:
             text += f", not trained before step {first_step} (`objective.gan.disc_train_start`)"

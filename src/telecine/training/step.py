@@ -135,13 +135,18 @@ def accumulate_gradients(
         last_layer.clear()
     # Single frames leave weights that mix frames without a gradient.
     has_unused = batch.inputs.shape[2] == 1 or autoencoder.leaves_weights_unused
+    if state.prediction is not None:  # it may encode single frames
+        has_unused = True
     with state.averaged_gradients(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
             # The autoencoder's forward pass.
-            if batch.posterior is None:
+            posterior = batch.posterior
+            if state.prediction is not None:
+                posterior = state.prediction.encode(autoencoder, batch.inputs, generators)
+            if posterior is None:
                 output = state.model(batch.inputs, generator=generators)
             else:
-                output = state.model(batch.inputs, generator=generators, posterior=batch.posterior)
+                output = state.model(batch.inputs, generator=generators, posterior=posterior)
             if not output.video.requires_grad:
                 remedy = "Remove `torch.no_grad` and `detach` from its `forward`."
                 contract = "a video that was computed with gradients"
@@ -151,29 +156,30 @@ def accumulate_gradients(
             target = batch.inputs if output.target is None else output.target
 
             # The losses of both networks.
-            gradient = ReconstructionGradient(output.video)
+            gradient = ReconstructionGradient()
             decode: Decode = autoencoder.decode
             if isinstance(autoencoder, LatentAutoencoder) and autoencoder.sampler is not None:
                 decode = partial(autoencoder.decode, generator=generators)
             options = BatchOptions(
                 generator=generators,
-                grad_hook=gradient.adversarial_hook,
+                grad_hook=gradient.keep_adversarial,
                 latent=output.latent,
                 decode=decode,
                 encode=partial(_encoded_mode, autoencoder),
                 model=autoencoder,
                 first_frame_apart=autoencoder.first_frame_apart,
                 sample_weight=output.weight,
+                is_decoded=True,
             )
             if state.disc_optimizer is not None and weights.discriminators_train:
                 update = objective.update(
-                    target, output.video, weights, output.aux, last_layer, **options
+                    target, output.video, state.step, output.aux, last_layer, **options
                 )
                 losses = [update.loss, update.disc_loss]
                 objective_log = update.log | update.disc_log
             else:
-                loss, objective_log = objective(
-                    target, output.video, 0, weights, output.aux, last_layer, **options
+                loss, objective_log = objective.autoencoder_loss(
+                    target, output.video, state.step, output.aux, last_layer, **options
                 )
                 losses = [loss]
         log = computed_values(objective_log, weights, "train")
@@ -183,6 +189,7 @@ def accumulate_gradients(
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
 
         # The gradients.
+        gradient.measure_at(output.video)
         for loss in losses:
             state.accelerator.backward(scale * loss)
     log |= gradient.log

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from telecine.base.checks import argument_error
+from telecine.base.weight_files import load_safetensors
 from telecine.models.pretrained import safetensors_write, without_shared_memory
 from telecine.runs import DamagedError
 from telecine.training.distributed import (
@@ -80,7 +81,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors that `save_tensors` wrote; raise a `DamagedError` if the file is missing or damaged."""
     with _damage_named(path):
-        return load_file(path)
+        return load_safetensors(path)
 
 
 def check_headers(folder: Path) -> None:

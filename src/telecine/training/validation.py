@@ -16,9 +16,8 @@ from telecine.evaluation.latent_statistics import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import decoding_options
-from telecine.ops.ranks import num_ranks
+from telecine.ops.ranks import data_rank, num_data_ranks
 from telecine.report.clips import ValidationClip, at_one_rate
-from telecine.training.distributed import rank
 from telecine.video.panes import side_by_side
 
 T = TypeVar("T")
@@ -74,10 +73,12 @@ def validate_model(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    metrics = ReconstructionMetrics(perceptual)
+    metrics = ReconstructionMetrics(perceptual, is_decoded=True)
     decodings = model.validation_decodings()
-    more_metrics = {suffix: ReconstructionMetrics(perceptual) for suffix in decodings}
-    indices = _clips_of_rank(len(clips), rank(), num_ranks())
+    more_metrics = {}
+    for suffix in decodings:
+        more_metrics[suffix] = ReconstructionMetrics(perceptual, is_decoded=True)
+    indices = _clips_of_rank(len(clips), data_rank(), num_data_ranks())
     positions_kept = _starts_of_parts(len(indices), NUM_KEPT)
     kept: list[ValidationClip] = []
     latents: list[Tensor] = []

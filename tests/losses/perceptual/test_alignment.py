@@ -188,26 +188,13 @@ class TestNetworksByName:
             "`net` must be one of 'vgg', 'alex', or the dotted path .* but got 'alx' .* Did you mean `alex`",
         ),
         (
-            {"net": "telecine.nowhere"},
-            "`net` must be importable, but got 'telecine.nowhere': telecine has no `now",
-        ),
-        (
             {"net": "telecine.base.files.user_cache_folder"},
             "`net` must be the path of a module, or of a function that builds one",
         ),
         (
-            {"net": 3},
-            "`net` must be one of 'vgg', 'alex', or the dotted path of a function, but got 3",
-        ),
-        (
             {"net": no_map},
-            r"`the result of `net`` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)",
+            r"the result of `net` must be a list of maps \(N, F, h, w\) .*of shape \(1, 3\)",
         ),
-        (
-            {"net": lambda frames: colours(frames)[:0]},
-            r"one of them, for N = 1 frames, but got .*\(0, 3, 16, 16\)",
-        ),
-        ({"net": lambda frames: None}, r"`the result of `net`` must be .*, but got None"),
         ({"net": colours, "weights": "x.pt"}, "`weights` must be left out for a function"),
         ({"net": colours, "cos_margin": 1}, "`cos_margin` must be a number from 0 to below 1"),
         ({"net": colours, "size": 0}, "`size` must be a positive int"),
@@ -344,15 +331,15 @@ class TestWholeClips:
             ),
             (
                 {"net": lambda x: x.mean(2)},
-                r"`the result of `net`` must be a list of maps \(N, F, t, h, w\) .* for N = 2 clips, and tokens",
+                r"the result of `net` must be a list of maps \(N, F, t, h, w\) .* for N = 2 clips, and tokens",
             ),
             (
                 {"token_grid": [1, 2, 2]},
-                r"`the result of `net`` must be .* but got .*\(2, 3, 2, 2, 2\)",
+                r"the result of `net` must be .* but got .*\(2, 3, 2, 2, 2\)",
             ),
             (
                 {"token_grid": [3, 2, 2], "net": lambda x: tubes(x).flatten(2).transpose(1, 2)},
-                r"`the result of `net`` must be .* but got .*\(2, 8, 3\)",
+                r"the result of `net` must be .* but got .*\(2, 8, 3\)",
             ),
         ],
     )

@@ -82,12 +82,6 @@ def test_picks_clip_by_clip(batch, time, num_frames, seed):
     assert frames.is_contiguous()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_type_is_kept(dtype):
-    video = torch.rand(2, 3, 5, 4, 4, dtype=dtype)
-    assert pick_frames(video, torch.tensor([[1, 4], [0, 0]])).dtype == dtype
-
-
 def test_gradcheck_with_a_frame_that_is_picked_twice():
     video = torch.rand(2, 1, 3, 2, 2, dtype=torch.float64).requires_grad_()
     indices = torch.tensor([[0, 2], [1, 1]])

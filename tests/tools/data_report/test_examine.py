@@ -166,7 +166,10 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
         ("one, scene.mp4", 0, 29),
     ]
     assert found == expected, "without the scene that is shorter than a clip"
-    spans, _ = load_spans(tmp_path / "out" / "scenes.csv")
+    scenes = tmp_path / "out" / "scenes.csv"
+    rows = scenes.read_text(encoding="utf-8").splitlines()[1:]
+    assert all(row.lstrip('"').startswith("/") for row in rows), "no formula of a spreadsheet"
+    spans, _ = load_spans(scenes)
     assert [
         (span.info.source.name, span.first_frame, span.last_frame) for span in spans
     ] == expected

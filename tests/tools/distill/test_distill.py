@@ -185,7 +185,7 @@ def test_a_run_whose_teacher_has_changed_does_not_resume(folder, capsys):
     assert Run(Path("run")).summary().networks == before
     tiny_model("wan", seed=1).save_pretrained("wan")
     assert main([*command, "--steps", "3", "--output_dir", "run"]) == 2
-    assert "`the frozen networks` must be those that the run in" in capsys.readouterr().err
+    assert "the frozen networks must be those that the run in" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from telecine.data.clip import video_from_bytes
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.models.latent_shards import LatentShards, ShardError
 from telecine.settings import ReconstructConfig
-from telecine.tools.decode.decode import decode_latents
+from telecine.tools.decode.decode import decode_latents, name_files
 from telecine.tools.decode.settings import DecodeConfig
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
@@ -183,6 +183,18 @@ def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
     assert compared == 5
 
 
+def test_names_of_decoded_clips_sort_as_the_clips_do(model, data, tmp_path):
+    config = settings(data / "videos", num_frames=5, height=16, width=24)
+    encode_data(model, config, tmp_path)
+    files = name_files(LatentShards(tmp_path), tmp_path, "mkv").values()
+    assert sorted(files) == list(files)
+    assert [path.name for path in files][:3] == [
+        "a-000000.mkv",
+        "a-000005.mkv",
+        "a-000010.mkv",
+    ]
+
+
 def test_clips_of_videos(model, data, tmp_path):
     config = settings(data / "videos", num_frames=5, height=16, width=24, stride=2)
     encode_data(model, config, tmp_path)
@@ -191,6 +203,34 @@ def test_clips_of_videos(model, data, tmp_path):
     expected = [("a.mkv", 0), ("a.mkv", 9), ("b.mkv", 0), ("d.mkv", 0), ("image.png", 0)]
     assert places == expected
     assert {tuple(sample["mean"].shape) for sample in shards} == {(4, 2, 4, 6), (4, 1, 4, 6)}
+
+
+def test_clips_of_a_frame_rate_have_the_frames_nearest_in_time(model, data, tmp_path, caplog):
+    """Of videos of 25 frames a second, at 12.5 every second frame; at 10 with a distance of two or three."""
+    size = {"num_frames": 5, "height": 16, "width": 24}
+    folders = {}
+    for name, changes in {
+        "stride": {"stride": 2},
+        "fps": {"fps": 12.5},
+        "ten": {"fps": 10},
+    }.items():
+        folders[name] = tmp_path / name
+        encode_data(model, settings(data / "videos", **size, **changes), folders[name])
+    for by_stride, by_time in zip(
+        LatentShards(folders["stride"]), LatentShards(folders["fps"]), strict=True
+    ):
+        assert torch.equal(by_stride["mean"], by_time["mean"])
+        assert by_stride["facts"].pop("stride", 2) == 2
+        assert by_stride["facts"] == by_time["facts"]
+    at_ten = LatentShards(folders["ten"])
+    assert [at_ten[number]["facts"]["first_frame"] for number in (0, 1)] == [0, 11]
+    encode_data(model, settings(data / "videos" / "c.mkv", fps=12.5), tmp_path / "whole")
+    assert LatentShards(tmp_path / "whole")[0]["facts"]["num_frames"] == 3
+    with pytest.raises(DataError, match="at 30 a second"):
+        encode_data(model, settings(data / "videos" / "a.mkv", fps=30, **size), tmp_path / "fast")
+    assert "a.mkv, which has 25 frames a second" in caplog.text
+    with pytest.raises(ValueError, match="`fps` must be left out with a `stride` above 1"):
+        settings(data, fps=5, stride=2)
 
 
 class Whole(nn.Module):
@@ -213,7 +253,9 @@ def test_what_is_refused(model, data, latents, tmp_path):
         encode_data(model, settings(data / "videos", num_frames=6), tmp_path / "b")
     with pytest.raises(ValueError, match=r"`normalise` must be false for a model without stat"):
         encode_data(model, settings(data / "videos", normalise=True), tmp_path / "c")
-    with pytest.raises(DataError, match=r"`data` must have videos of 101 frames .* has 26"):
+    with pytest.raises(
+        DataError, match=r"`data` must have videos for a clip of 101 frames, .* has 26"
+    ):
         encode_data(model, settings(data / "videos" / "a.mkv", num_frames=101), tmp_path / "d")
     with pytest.raises(ValueError, match="`height` must be set together with `width`"):
         settings(data, height=16)

@@ -18,7 +18,7 @@ from telecine.settings import (
     TrainConfig,
 )
 from telecine.tools.plan.plan import Fit, Plan
-from telecine.training.memory import UpdateMemory
+from telecine.training.update_memory import UpdateMemory
 
 MB = 10**6
 TINY = CausalVAEConfig(
@@ -39,6 +39,7 @@ SWITCHES = (
     "and --mixed_precision bf16",
     "and --temporal_chunk 4",
 )
+SHARED_CLIPS = ("as configured, --context_parallel 2", "as configured, --context_parallel 4")
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,17 @@ def printed(plan, width=80):
 
 
 @pytest.mark.slow
-def test_a_row_for_each_switch_and_for_sharding(plan):
-    assert [fit.title for fit in plan.fits] == [*SWITCHES, "and --sharding fsdp2, 4 processes"]
+def test_a_row_for_each_switch_for_sharding_and_for_shared_clips(plan):
+    assert [fit.title for fit in plan.fits] == [
+        *SWITCHES,
+        "and --sharding fsdp2, 4 processes",
+        *SHARED_CLIPS,
+    ]
     plain, recomputed = plan.fits[:2]
     assert 0 < plain.batch_size < recomputed.batch_size
     assert plain.one_clip > recomputed.one_clip
+    half, quarter = plan.fits[-2:]
+    assert plain.one_clip > half.one_clip > quarter.one_clip
 
 
 @pytest.mark.slow
@@ -78,8 +85,9 @@ def test_the_plan_is_readable_in_80_columns(plan):
 @pytest.mark.slow
 def test_with_sharding_all_rows_are_of_sharded_weights(plan):
     sharded = telecine.plan(replace(CONFIG, batch_size=1, sharding="fsdp2"), 200 * MB, 4)
-    assert [fit.title for fit in sharded.fits] == list(SWITCHES)
-    assert sharded.fits[-1].one_clip == plan.fits[-1].one_clip
+    assert [fit.title for fit in sharded.fits] == [*SWITCHES, *SHARED_CLIPS]
+    last = len(SWITCHES) - 1
+    assert sharded.fits[last].one_clip == plan.fits[last + 1].one_clip
     text = printed(sharded)
     assert re.search(r"float32, sharded +\n? *over 4 processes", text)
     assert "saved by sharding" in text

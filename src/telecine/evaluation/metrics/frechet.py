@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.base.files import digest_of
+from telecine.base.files import digest_of, named_errors
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
 from telecine.data.samples import installed_file
@@ -217,7 +217,8 @@ class TransNetFeatures:
             raise argument_error(
                 "features", "a network that is installed", got, how_to_install("frechet")
             )
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with named_errors(path):
+            state = torch.load(path, map_location="cpu", weights_only=True)
         weights = {name: tensor for name, tensor in state.items() if name.startswith("SDDCNN.")}
         self.origin = (
             f"{_TRANSNET_PACKAGE} {version(_TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"

@@ -59,6 +59,7 @@ class ReconstructionMetrics:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
         metrics: Names of metrics of pixels: those of `default_metrics()`, or of a published protocol.
+        is_decoded: Whether telecine has decoded the targets: clips without a value below 0 are then no warning.
 
     Raises:
         ValueError: A metric is unknown, or a distance has the name of a built-in one.
@@ -75,9 +76,11 @@ class ReconstructionMetrics:
         perceptual: Mapping[str, nn.Module] | None = None,
         *,
         metrics: Sequence[str] = ("psnr", "ssim"),
+        is_decoded: bool = False,
     ) -> None:
         self.perceptual = dict(perceptual or {})
         self.metrics = tuple(metrics)
+        self.is_decoded = is_decoded
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
         built_in = {
@@ -115,7 +118,7 @@ class ReconstructionMetrics:
         check_video("target", target)
         remedy = "Crop both to the same frames and size."
         check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
-        check_range("target", target)
+        check_range("target", target, is_decoded=self.is_decoded)
         for metric in self._measured:
             reason = metric.unavailable_reason(*target.shape[2:])
             if reason is not None:

@@ -18,6 +18,7 @@ from telecine.losses.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, bu
 from telecine.losses.perceptual.frames import as_rgb, pick_frames
 from telecine.losses.perceptual.weights import load_state
 from telecine.losses.reconstruction import weighted_mean
+from telecine.ops.unit_vectors import inverse_norms
 
 _EPSILON = 1e-6
 
@@ -158,8 +159,10 @@ class Alignment(nn.Module):
     def _distance(self, z: Video, f: Tensor, index: Tensor) -> Tensor:
         """Return the sum of both losses of each clip, `(B,)`; of several frames, `index` `(B, 1)` is in every pair."""
         size = z.shape[2:]
-        z = _unit_vectors(z.flatten(2))
-        f = _unit_vectors(f.flatten(2))
+        z = z.flatten(2)
+        f = f.flatten(2)
+        z = z * inverse_norms(z, _EPSILON)
+        f = f * inverse_norms(f, _EPSILON)
         point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
         z_drawn = z
         f_drawn = f
@@ -168,11 +171,6 @@ class Alignment(nn.Module):
             f_drawn = pick_frames(f.unflatten(2, size), index).flatten(2)
         distance = (z_drawn.transpose(1, 2) @ z - f_drawn.transpose(1, 2) @ f).abs()
         return point + torch.relu(distance - self.distance_margin).mean((1, 2))
-
-
-def _unit_vectors(x: Tensor) -> Tensor:
-    """Return vectors along axis 1 with norm 1; their gradient is finite at 0."""
-    return x * (x.square().sum(1, keepdim=True) + _EPSILON**2).rsqrt()
 
 
 def _build_network(

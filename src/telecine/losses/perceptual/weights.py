@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.files import atomic_write, digest_of, user_cache_folder
+from telecine.base.files import atomic_write, digest_of, named_errors, user_cache_folder
+from telecine.base.weight_files import load_safetensors
 from telecine.losses.perceptual.backbones import BACKBONES, Backbone, backbone_of
 
 if TYPE_CHECKING:  # torchvision is slow to import, and only defaults need it
@@ -36,7 +37,7 @@ _VERSION = "0.1.0"
 # read only the reviewed archive.
 _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _PACKAGE_INDEX = f"package index, {_PACKAGE} {_VERSION}"
-# The errors of `torch.load` for damaged files, of both of its formats, and of `load_file`.
+# The errors of `torch.load` for damaged files, of both of its formats, and of `load_safetensors`.
 _READ_ERRORS = (
     pickle.UnpicklingError,
     EOFError,
@@ -166,9 +167,9 @@ def _read_cache(net: str) -> dict[str, Tensor]:
     remedy = "Delete the file and run `telecine weights fetch`."
     try:
         status = path.stat()
+        tensors = load_safetensors(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        tensors = load_file(path)
     except SafetensorError as error:
         raise CorruptWeightsError(f"{path} cannot be read ({error}). {remedy}") from error
     version = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -307,9 +308,10 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state = load_safetensors(path)
         else:
-            state = torch.load(path, "cpu", weights_only=True)
+            with named_errors(path):
+                state = torch.load(path, "cpu", weights_only=True)
     except _READ_ERRORS as error:
         raise CorruptWeightsError(
             f"`weights` must be a checkpoint, but {path} cannot be read: {error}"

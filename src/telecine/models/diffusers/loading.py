@@ -14,6 +14,7 @@ import torch
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
+from telecine.base.weight_files import check_readable
 from telecine.models.diffusers.families import check_class
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.lora import merge_low_rank
@@ -64,6 +65,9 @@ def load_module(
     files = list(folder.glob("diffusion_pytorch_model*"))
     if folder.is_dir() and not files:
         raise _weights_error(source, "one without a file of them", FileNotFoundError)
+    for file in files:
+        # diffusers maps it.
+        check_readable(file)
     is_half = bool(files) and all(".fp16" in file.name for file in files)
     load = partial(
         cls.from_pretrained,

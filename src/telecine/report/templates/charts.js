@@ -279,6 +279,13 @@ function fileName(chart, suffix) {
   return `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/-$/, "")}.${suffix}`;
 }
 
+/** Return a cell of CSV. Spreadsheets take text that begins with these characters as a formula: it gets an apostrophe. */
+function csvCell(value) {
+  if (typeof value === "number") return String(value);
+  const text = String(value).replace(/^[=+\-@\t\r]/, "'$&");
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
 /** Return the values of a chart as CSV: a row for each position, a column for each curve. */
 function csvOf(chart) {
   const columns = chart.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => ({
@@ -287,8 +294,7 @@ function csvOf(chart) {
   })));
   const steps = [...new Set(columns.flatMap(({ values }) => [...values.keys()]))].sort((a, b) => a - b);
   const rows = steps.map((step) => [chart.x_names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
-  const quoted = (cell) => (/[",\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
-  return [[chart.x, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(quoted).join(",")}\n`).join("");
+  return [[chart.x, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(csvCell).join(",")}\n`).join("");
 }
 
 /** Copy the values. Browsers have no clipboard for pages of a server without encryption: save them there. */

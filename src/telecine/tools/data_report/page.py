@@ -49,6 +49,10 @@ def write_data(report: DataReport, folder: Path) -> Path:
 
 
 def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
+    """Write scenes as a list for `--data`.
+
+    No cell is a formula in a spreadsheet: a path is absolute and an address begins with its scheme.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["path", "start_frame", "end_frame"])

@@ -95,6 +95,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def name_files(shards: LatentShards, output: Path, video_format: str) -> dict[str, Path]:
     """Return the file of each clip: its source's name, with the first frame and the key where that is not unique.
 
+    Sorted as text, the files of a source are in the order of its clips, up to a million frames.
+
     Args:
         shards: The clips.
         output: The folder of the files.
@@ -102,6 +104,7 @@ def name_files(shards: LatentShards, output: Path, video_format: str) -> dict[st
     """
     stems = {}
     suffixes = {}
+    first_frames = {}
     for name in shards.names:
         facts = shards.facts(name)
         source = Path(facts["source"])
@@ -109,8 +112,11 @@ def name_files(shards: LatentShards, output: Path, video_format: str) -> dict[st
             source = Path(source.name)
         stems[name] = source.with_suffix("").as_posix()
         suffixes[name] = "png" if facts["is_image"] else video_format
-        if facts["first_frame"] > 0:
-            stems[name] += f"-{facts['first_frame']}"
+        first_frames[name] = facts["first_frame"]
+    clips_of_source = Counter(stems.values())
+    for name, source_stem in stems.items():
+        if clips_of_source[source_stem] > 1 or first_frames[name] > 0:
+            stems[name] = f"{source_stem}-{first_frames[name]:06d}"
     counts = Counter(stems.values())
     files = {}
     for name, stem in stems.items():

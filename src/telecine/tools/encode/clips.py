@@ -1,5 +1,7 @@
 """The clips of a data set in a fixed order, and their frames piece by piece."""
 
+import logging
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -9,13 +11,19 @@ import torch
 from torch import Tensor
 
 from telecine.base.shapes import Video
-from telecine.data import DataError, Span, iterate_frames, read_clip
+from telecine.data import DataError, Span, iterate_frames
 from telecine.data.clip import ClipSpec, make_clip
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.decode import read_frames
 from telecine.settings import Bucket, ClipConfig
 from telecine.tools.encode.settings import EncodeConfig
 
+logger = logging.getLogger(__name__)
+
 # Frames that are read at once.
 _PIECE = 16
+# More frames than a clip has.
+_MANY = 2**31
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,22 @@ class SourceClip:
     span: Span
     """The part of the video that the clip is from."""
     first_frame: int
-    num_frames: int
-    stride: int
+    frames: ClipFrames
+    """Which frames follow, by their distance or their time."""
     height: int
     width: int
+
+    @property
+    def num_frames(self) -> int:
+        """The number of its frames."""
+        return self.frames.num_frames
 
     @property
     def is_whole(self) -> bool:
         """Whether the clip has all frames of its file."""
         info = self.span.info
-        return (self.first_frame, self.num_frames, self.stride) == (0, info.num_frames, 1)
+        has_every_frame = self.frames.fps is None and self.frames.stride == 1
+        return has_every_frame and (self.first_frame, self.num_frames) == (0, info.num_frames)
 
     def facts(self, data: str) -> dict[str, object]:
         """Return what is known about the clip, as JSON has it; `data` is where its file was found."""
@@ -49,18 +63,18 @@ class SourceClip:
             "num_frames": self.num_frames,
             "height": self.height,
             "width": self.width,
-            "fps": self.span.info.fps / self.stride,
+            "fps": self.frames.fps or self.span.info.fps / self.frames.stride,
             "is_image": self.span.info.is_image,
         }
-        if self.stride > 1:
-            facts["stride"] = self.stride
+        if self.frames.stride > 1:
+            facts["stride"] = self.frames.stride
         if self.span.columns:
             facts["columns"] = dict(self.span.columns)
         return facts
 
 
 def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
-    """Return the clips of a data set, in its order.
+    """Return the clips of a data set, in its order. Videos that are too slow for `fps` are logged.
 
     Raises:
         DataError: No video is long enough.
@@ -70,23 +84,40 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
         height, width = span.info.stored_size
         if config.height is not None and config.width is not None:
             height, width = config.height, config.width
-        if config.num_frames is None or span.info.is_image:
-            num_frames = -(-span.num_frames // config.stride)
-            clips.append(
-                SourceClip(span, span.first_frame, num_frames, config.stride, height, width)
+        if span.info.is_image:
+            clips.append(SourceClip(span, span.first_frame, ClipFrames(1), height, width))
+            continue
+        frames = ClipFrames(config.num_frames or _longest(span, config), config.stride, config.fps)
+        if frames.is_too_slow(span.info):
+            logger.warning(
+                "skipping %s, which has %.3g frames a second", span.info.source, span.info.fps
             )
             continue
-        length = (config.num_frames - 1) * config.stride + 1
-        for start in range(span.first_frame, span.last_frame - length + 2, length):
-            clips.append(SourceClip(span, start, config.num_frames, config.stride, height, width))
+        start = span.first_frame
+        while start <= span.last_frame and frames.last_index(span.info, start) <= span.last_frame:
+            clips.append(SourceClip(span, start, frames, height, width))
+            start = frames.last_index(span.info, start) + 1
+            if config.num_frames is None:
+                break
     if not clips:
+        needed = ClipFrames(config.num_frames or 1, config.stride, config.fps).describe()
         longest = max(span.num_frames for span in spans)
         raise DataError(
-            f"must have videos of {config.num_frames} frames at stride {config.stride}, but the longest has {longest}. "
+            f"must have videos for {needed}, but the longest has {longest} frames. "
             "Set a smaller `num_frames`.",
             "data",
         )
     return clips
+
+
+def _longest(span: Span, config: EncodeConfig) -> int:
+    """Return the number of frames of the longest clip from the start of a span."""
+
+    def last_index(num_frames: int) -> int:
+        frames = ClipFrames(num_frames, config.stride, config.fps)
+        return frames.last_index(span.info, span.first_frame)
+
+    return bisect_right(range(1, _MANY), span.last_frame, key=last_index)
 
 
 def read_pieces(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
@@ -99,13 +130,9 @@ def read_pieces(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
     Raises:
         DecodeError: A frame cannot be decoded.
     """
-    start = clip.first_frame
+    spec = ClipSpec(clip.span, clip.first_frame, zoom=1.0, top=0.5, left=0.5, flip=False)
     for frames in _decoded(clip, config):
         bucket = Bucket(len(frames), clip.height, clip.width)
-        spec = ClipSpec(
-            clip.span, start, zoom=1.0, top=0.5, left=0.5, flip=False, stride=clip.stride
-        )
-        start += len(frames) * clip.stride
         yield make_clip(frames, spec, bucket)["video"]
 
 
@@ -123,13 +150,8 @@ def _decoded(clip: SourceClip, config: ClipConfig) -> Iterator[Tensor]:
             if not piece:
                 return
             yield torch.stack(piece)
+    indices = clip.frames.indices(info, clip.first_frame)
     for offset in range(0, clip.num_frames, _PIECE):
-        yield read_clip(
-            info,
-            clip.first_frame + offset * clip.stride,
-            min(_PIECE, clip.num_frames - offset),
-            clip.stride,
-            size,
-            config.max_pixels,
-            config.pixel_format,
+        yield read_frames(
+            info, indices[offset : offset + _PIECE], size, config.max_pixels, config.pixel_format
         )

@@ -4,7 +4,7 @@ from typing import Literal
 
 from telecine.base.checks import argument_error
 from telecine.settings.evaluate import ModelUse
-from telecine.settings.group import Count, Integer, UserPath, group
+from telecine.settings.group import Count, Positive, UserPath, group
 
 
 @group
@@ -14,7 +14,7 @@ class EncodeConfig(ModelUse):
     data: UserPath | None = None
     """The data, as `--data` of `telecine train`: videos, images or arrays; a file, a folder, a list (its other columns,
     such as captions, are kept), a tar file, or an address. Required."""
-    num_frames: Integer | None = None
+    num_frames: Count | None = None
     """Frames in a clip: each video is cut into clips without overlap, and what is left at its end is left out. Default:
     whole videos, for models that stream."""
     height: Count | None = None
@@ -23,6 +23,9 @@ class EncodeConfig(ModelUse):
     """Width to resize to; needs `height`."""
     stride: Count = 1
     """Distance between the frames of a clip."""
+    fps: Positive | None = None
+    """Frames per second: those nearest in time, as `clips.fps` of training chooses them. A video of fewer than 0.95
+    times as many is left out, and named. Not with `stride`."""
     latent: Literal["moments", "mode"] = "moments"
     """Write mean and log-variance of the posterior, or its mode alone."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -39,3 +42,6 @@ class EncodeConfig(ModelUse):
             raise argument_error(
                 "height", "set together with `width`", self.height, "Set both, or neither."
             )
+        if self.fps is not None and self.stride > 1:
+            remedy = "`fps` chooses frames by their time, `stride` by their number."
+            raise argument_error("fps", "left out with a `stride` above 1", self.fps, remedy)

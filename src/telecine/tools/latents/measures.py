@@ -23,6 +23,7 @@ from telecine.evaluation.latent_statistics import (
     kurtosis,
     radial_spectrum,
 )
+from telecine.evaluation.metrics.frechet import load_frechet_network
 from telecine.evaluation.protocols.configured import CLIP_SELECTION, ConfiguredClips
 from telecine.evaluation.reconstruction_sources import MeasuredModel, measured_model, open_model
 from telecine.losses.latent import resized
@@ -31,6 +32,11 @@ from telecine.settings import LatentsConfig
 from telecine.tools.latents.clips import ClipsOnDisk, encode_clips
 from telecine.tools.latents.decoding import decode_changes
 from telecine.tools.latents.denoising import LEVELS, LatentProbe
+from telecine.tools.latents.forecasts import (
+    features_of_clips,
+    measure_frechet,
+    velocity_irreducible_variance,
+)
 from telecine.tools.latents.space import DEFINITIONS, Channels, LatentReport, LatentSpace, Spectrum
 
 MAX_LAG = 8  # positions, of autocorrelations
@@ -83,6 +89,10 @@ def measure_latent_spaces(
     # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
     probes = [None if probe is None else probe(one) for one in measured]
     clips = ClipsOnDisk.find(infos, ConfiguredClips(first.clips, config.clip_limit))
+    network = load_frechet_network(config.features, first.clips, device)
+    reference = None
+    if network is not None:
+        reference = features_of_clips(clips, network, str(config.features), device)
     base_latents = None if base is None else encode_clips(base, clips)
     protocol: dict[str, object] = {
         "data": config.data,
@@ -99,11 +109,17 @@ def measure_latent_spaces(
         "samplers": [one.model.describe_decoding() for one in measured],
         "definitions": DEFINITIONS,
     }
+    if network is not None:
+        protocol["features"] = network.origin
     if probe is not None:
         protocol["probe"] = {**asdict(config.probe), "levels": LEVELS}
     spaces = []
     for one, latent_probe in zip(measured, probes, strict=True):
-        spaces.append(_measure_space(one, clips, base_latents, latent_probe))
+        latents = encode_clips(one, clips)
+        frechet = {}
+        if network is not None and reference is not None:
+            frechet = measure_frechet(one.model, latents, network, reference)
+        spaces.append(_measure_space(one, clips, latents, base_latents, frechet, latent_probe))
     return LatentReport(spaces, protocol)
 
 
@@ -120,11 +136,12 @@ def _check_base(base: MeasuredModel, others: Sequence[MeasuredModel], blank: Vid
 def _measure_space(
     measured: MeasuredModel,
     clips: ClipsOnDisk,
+    latents: Tensor,
     base_latents: Tensor | None,
+    frechet: dict[str, float],
     probe: LatentProbe | None,
 ) -> LatentSpace:
     """Return the measures of one model on clips, with the drift from the latents of the base model."""
-    latents = encode_clips(measured, clips)
     std_tensor, mean_tensor = torch.std_mean(channel_rows(latents), 1, correction=0)
     std = std_tensor.tolist()
     eigenvalues = covariance_eigenvalues(latents)
@@ -146,6 +163,7 @@ def _measure_space(
         channels=Channels(mean_tensor.tolist(), std, kurtosis(latents), dead_channels(std)),
         eigenvalues=eigenvalues,
         effective_rank=effective_rank(eigenvalues),
+        viv=velocity_irreducible_variance(latents),
         spectrum=Spectrum(
             frequency=frequency,
             latent=latent_power,
@@ -166,6 +184,7 @@ def _measure_space(
         nested_psnr=changes.nested_psnr,
         codes=code_usage(measured.model.codebook, latents.to(device)),
         drift={} if base_latents is None else _drift(latents, base_latents),
+        frechet=frechet,
         probe=probe,
     )
 

@@ -14,6 +14,12 @@ DEFINITIONS: dict[str, str] = {
     "channels": "kurtosis: 3 for a normal distribution; dead: a standard deviation of at most "
     f"{DEAD_FRACTION:g} times the largest",
     "effective_rank": "exp of the entropy of the covariance eigenvalues' shares",
+    "viv": "velocity irreducible variance (arXiv 2606.03578, equation 5) per value: what the best predictor of the "
+    "velocity, noise less latent, leaves of it if latents are normal, mean over all levels; pi/2 for white noise; one "
+    "covariance (channels times positions, 5 flip-flops) for all clips instead of one for each class",
+    "frechet": "between the features of the clips and of what is decoded: reconstructions; and, as interpolated FID "
+    "(arXiv 2603.05630), latents halfway to the nearest other clip's (cosine similarity, spherical interpolation, of "
+    "channels of mean 0 and variance 1; the authors' code draws one of the ten nearest)",
     "spectrum": "share of the spatial power by frequency in cycles per position, channels standardised, the mean of "
     f"each frame left out; high_frequencies: the share above {HIGH_FREQUENCY:g}. Of the video: scaled down to the "
     "latent's height and width, one frame for each latent frame",
@@ -70,6 +76,8 @@ class LatentSpace:
     channels: Channels
     eigenvalues: list[float]
     effective_rank: float
+    viv: float | None
+    """Velocity irreducible variance; None if there are too few latents for it."""
     spectrum: Spectrum
     autocorrelation: dict[str, list[float]]
     """By "space" and "time" of the latent, "video_space" and "video_time" of the scaled-down video."""
@@ -83,6 +91,8 @@ class LatentSpace:
     """By the number of channels to which the latent is cut, of a model with nested channels."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
+    frechet: dict[str, float] = field(default_factory=dict)
+    """Distances to the clips of the reconstructions and of decoded interpolated latents; empty without a network."""
     probe: LatentProbe | None = None
     """The quality of a generator trained on the latent; None if none was trained."""
 
@@ -103,6 +113,10 @@ class LatentSpace:
             "PSNR with noise 0.2, dB": self.noise_psnr["0.2"],
             f"equivariance error{left_out}, MSE": sum(errors) / len(errors),
         }
+        if self.viv is not None:
+            figures["VIV"] = self.viv
+        for name, distance in self.frechet.items():
+            figures[f"Frechet distance, {name}"] = distance
         for number, psnr in self.nested_psnr.items():
             figures[f"PSNR with {number} channels, dB"] = psnr
         for name, value in self.codes.items():

@@ -18,4 +18,5 @@ def plan(
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
     from telecine.tools.plan.plan import plan
 
+    console.say("counting the memory and the operations of an update, without computing it")
     plan(settings, memory, num_processes).print_to(console)

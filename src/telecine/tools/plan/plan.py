@@ -10,15 +10,14 @@ from telecine.base.checks import argument_error, check_count, check_type
 from telecine.base.devices import free_memory, in_gib, parse_memory, pick_device
 from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
+from telecine.models.context_parallel import most_processes
 from telecine.settings import TrainConfig
-from telecine.training.memory import (
-    HOST_COPY,
-    UpdateMemory,
-    estimate_sharding_saving,
-    fake_autoencoder,
-    plan_update,
-)
+from telecine.training.memory import estimate_sharding_saving, fake_autoencoder, plan_update
 from telecine.training.memory_limits import USED_FRACTION
+from telecine.training.update_memory import HOST_COPY, UpdateMemory
+
+# Groups of processes that are planned to share each clip.
+_CONTEXT_SIZES = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,7 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
         updates[f"and --sharding fsdp2, {num_processes} processes"] = replace(
             last, saved_by_sharding=saved
         )
+    updates |= _with_shared_clips(config, model, device_type)
 
     usable = int(memory * USED_FRACTION)
     fits = [
@@ -144,6 +144,8 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {config.clips.num_frames} x {config.clips.height} x {config.clips.width}"
     title = f"{title}, {precision}"
+    if config.context_parallel > 1:
+        title = f"{title}, each clip on {config.context_parallel} processes"
     if is_sharded:
         title = f"{title}, sharded over {num_processes} processes"
     return Plan(title, planned, advice, _mean_flops(config, planned, device_type), memory, fits)
@@ -166,6 +168,20 @@ def _with_switches(
     chunk = model.smallest_temporal_chunk
     if chunk is not None and config.temporal_chunk is None:
         yield f"and --temporal_chunk {chunk}", replace(config, temporal_chunk=chunk)
+
+
+def _with_shared_clips(
+    config: TrainConfig, model: VideoAutoencoder, device_type: str
+) -> dict[str, UpdateMemory]:
+    """Return plans of the settings, with clips on more processes and no other switch, by title."""
+    height = min(bucket.height for bucket in config.clips.train_buckets)
+    updates = {}
+    for size in _CONTEXT_SIZES:
+        if config.context_parallel < size <= most_processes(model, height):
+            shared = replace(config, context_parallel=size)
+            title = f"as configured, --context_parallel {size}"
+            updates[title] = plan_update(shared, device_type=device_type)
+    return updates
 
 
 def _mean_flops(config: TrainConfig, update: UpdateMemory, device_type: str) -> float:

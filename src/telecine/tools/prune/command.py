@@ -24,6 +24,7 @@ def prune(
     from telecine.base.files import write_json
     from telecine.tools.prune.pruning import prune
 
+    console.say(f"finding the channels of {model} that matter least")
     result = prune(model, settings)
     folder = Path(output)
     result.model.save_pretrained(folder)

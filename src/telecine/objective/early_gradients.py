@@ -1,4 +1,4 @@
-"""Eager gradients: a term's gradient is computed together with its value, and its graph is freed at once.
+"""Early gradients: a term's gradient is computed together with its value, and its graph is freed at once.
 
 The caller then calls `backward()` on a scalar whose gradients are already known. They are linear in the incoming
 gradient, so loss scales and weights that are applied later stay correct. Second derivatives do not exist.
@@ -10,20 +10,16 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-import torch._functorch.config
 from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar
 
-# The gradients of several terms are taken through one graph, so compiled code must keep its buffers after the first.
-torch._functorch.config.donated_buffer = False
-
 Gradients: TypeAlias = list[Tensor | None]
 
 
-def eager_backward(
+def early_backward(
     terms: Callable[[Tensor], Mapping[str, Scalar]], x: Tensor, parameters: Sequence[Tensor] = ()
 ) -> dict[str, Scalar]:
     """Return the scalars `terms(x)` by name, with their gradients for `x` and `parameters` already computed.
@@ -110,7 +106,7 @@ class GradientSum:
         self,
         output: Tensor,
         *,
-        cotangent: Tensor | None = None,
+        grad_output: Tensor | None = None,
         inputs: Sequence[Tensor] = (),
         factor: Tensor | None = None,
         retain_graph: bool = False,
@@ -118,8 +114,8 @@ class GradientSum:
         """Add the parameters' gradients of `output`, and return those of `inputs`. Autocast is off meanwhile.
 
         Args:
-            output: A scalar, or any tensor with a `cotangent`.
-            cotangent: The gradient of the loss for `output`, of its shape.
+            output: A scalar, or any tensor with a `grad_output`.
+            grad_output: The gradient of the loss for `output`, of its shape.
             inputs: Further tensors that `output` depends on.
             factor: A scalar by which the parameters' gradients are multiplied; 1 if `None`.
             retain_graph: Keep the graph for another backward.
@@ -132,7 +128,7 @@ class GradientSum:
                 if self.gradients[index] is not None or factor is not None:
                     hooks.enter_context(parameter.register_hook(partial(self._add, index, factor)))
             gradients = torch.autograd.grad(
-                output, differentiated, cotangent, retain_graph=retain_graph, allow_unused=True
+                output, differentiated, grad_output, retain_graph=retain_graph, allow_unused=True
             )
         for index, gradient in enumerate(gradients[len(inputs) :]):
             if gradient is not None:
@@ -197,57 +193,3 @@ class _PrecomputedGrad(torch.autograd.Function):
             for index, product in zip(indices, products, strict=True):
                 scaled[index] = product.to(ctx.dtypes[index])
         return (None, None, *scaled, *[None] * len(scaled))
-
-
-def shared_backward(
-    generator_loss: Scalar,
-    discriminator_loss: Scalar,
-    logits: Tensor,
-    x: Tensor,
-    gradient_sum: GradientSum,
-    *,
-    retain_graph: bool,
-) -> Tensor:
-    """Return the gradient of the generator's loss for `x`, and add those of the discriminator's fake part to a sum.
-
-    One backward computes both. With one logit `l_b` per sample `x_b`, and samples that do not depend on each other::
-
-        d generator_loss / d x_b = (d generator_loss / d l_b) * (d l_b / d x_b)
-        d discriminator_loss / d parameters = sum_b (d discriminator_loss / d l_b) * (d l_b / d parameters)
-
-    The backward has the discriminator's cotangents `d discriminator_loss / d l_b`, so its gradients of the parameters
-    are right, and that of `x_b` is scaled by the quotient of both cotangents.
-
-    Args:
-        generator_loss: The generator's loss, a function of `logits`.
-        discriminator_loss: The fake part of the discriminator's loss, a function of `logits`.
-        logits: `(B,)`, those of the reconstructions.
-        x: The input `(B, ...)` of the discriminator.
-        gradient_sum: The sum of gradients of the discriminator's parameters.
-        retain_graph: Keep the discriminator's graph for another backward.
-    """
-    (generator_cotangent,) = torch.autograd.grad(generator_loss, logits)
-    (discriminator_cotangent,) = torch.autograd.grad(discriminator_loss, logits)
-    cotangent = _without_zeros(discriminator_cotangent, generator_cotangent)
-    # If all of the discriminator's cotangents are 0, the parameters' gradients are 0, and not that of tiny cotangents.
-    is_any_not_0 = (discriminator_cotangent != 0).any()
-    (grad_x,) = gradient_sum.add(
-        logits, cotangent=cotangent, inputs=[x], factor=is_any_not_0, retain_graph=retain_graph
-    )
-    assert grad_x is not None
-    # Where `cotangent` is 0, both are.
-    quotient = generator_cotangent.to(x.dtype) / cotangent.to(x.dtype)
-    scale = torch.where(cotangent == 0, 0.0, quotient)
-    return grad_x * scale.view(-1, *[1] * (x.ndim - 1))
-
-
-def _without_zeros(cotangent: Tensor, other: Tensor) -> Tensor:
-    """Return `cotangent`, and `other / 2^40` where it is larger than that: a quotient by 0 would lose `other`.
-
-    For example, the hinge with the logits 0.5 and -3 of two reconstructions: the discriminator's cotangents are 1/2
-    and, beyond the margin, 0; those of the generator are -1/2 and -1/2. Returned are 1/2 and -1/2^41. The second one
-    vanishes in the rounding of a sum with the first one, as in the parameters' gradients. The quotients by which the
-    inputs' gradients are scaled, -1 and 2^40, are exact.
-    """
-    tiny = 2.0**-40 * other
-    return torch.where(cotangent.abs() >= tiny.abs(), cotangent, tiny)

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.gan import VideoDiscriminator
+from telecine.objective.bound_discriminator import BoundDiscriminator
 
 INDICES = torch.tensor([[2], [0], [3]])
 
 
 def build(module=None, sees="video", factor=1, frame_indices=INDICES):
     module = nn.Flatten() if module is None else module
-    return VideoDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
+    return BoundDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
 
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (8, 8)), (2, (7, 9)), (4, (16, 5))])
@@ -33,13 +33,6 @@ def test_half_precision_videos_are_scaled_down(dtype):
     small = build(factor=2).input_of(torch.ones(1, 3, 1, 4, 4, dtype=dtype))
     assert small.dtype == torch.float32
     assert small.eq(1).all()
-
-
-def test_one_frame_of_the_down_scaled_video():
-    x = torch.randn(3, 3, 4, 8, 8)
-    small = build(factor=2).input_of(x)
-    frames = build(sees="frames", factor=2).input_of(x)
-    assert torch.equal(frames, torch.stack([small[0, :, 2], small[1, :, 0], small[2, :, 3]]))
 
 
 def test_inputs_are_cast_to_the_parameters_type():
@@ -71,13 +64,16 @@ def test_a_discriminator_of_the_wrong_kind(make_loss):
         ValueError,
         match=r"`discr_kwargs` must be a discriminator of frames, .*PatchDiscriminator3D",
     ):
-        make_loss(discr_kwargs={"target": "telecine.PatchDiscriminator3D", "params": {"dim": 1}})
+        make_loss(
+            discr_kwargs={"target": "telecine.PatchDiscriminator3D", "params": {"base_channels": 1}}
+        )
     with pytest.raises(
         ValueError, match=r"`discr_3d_kwargs` must be a discriminator of video, .*one of frames"
     ):
-        make_loss(discr_3d_kwargs=PatchDiscriminator(dim=1))
+        make_loss(discr_3d_kwargs=PatchDiscriminator(base_channels=1))
     assert isinstance(
-        make_loss(discr_3d_kwargs=PatchDiscriminator3D(dim=1)).discr_3d, PatchDiscriminator3D
+        make_loss(discr_3d_kwargs=PatchDiscriminator3D(base_channels=1)).discr_3d,
+        PatchDiscriminator3D,
     )
 
 

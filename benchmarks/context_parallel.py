@@ -1,0 +1,425 @@
+"""Context parallel training against one process: values, memory and messages.
+
+    python benchmarks/context_parallel.py values             # ten updates of each case in float64
+    python benchmarks/context_parallel.py values --float32
+    python benchmarks/context_parallel.py memory             # the largest memory of a process at three sizes
+    python benchmarks/context_parallel.py messages           # bytes sent and operators of an update
+
+Trainings are the cases of `same_bits_cases.py` and those of `MORE_CASES`, on random clips, around the step at which the
+discriminators begin to count. Compared with one process are the gradients and the log of each update, and after ten
+updates the weights of all networks, the moving average and the states of the optimizers. Processes use gloo and a
+thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from same_bits_cases import CASES, SMALL, Case, Settings, merged
+from torch import Tensor
+from torch import distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from telecine.data import ClipBatchSampler
+from telecine.ops.ranks import data_rank, num_data_ranks
+from telecine.settings import TrainConfig
+from telecine.settings.validate import validate
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.distributed import full_tensor, leave_context_group
+from telecine.training.memory import plan_update
+from telecine.training.memory_counter import MemoryCounter
+from telecine.training.state import TrainState
+from telecine.training.step import MicroBatch, train_step
+from telecine.training.update_memory import AUTOENCODER
+
+NUM_UPDATES = 10
+LATENT_TERMS = {
+    "latent_noise": 0.1,
+    "equivariance": 0.1,
+    "scale_equivariance": 0.1,
+    "round_trip": {"target": "round_trip", "weight": 0.1, "params": {"trains": "both"}},
+}
+FLOW: Settings = {"causal_vae": {"decoder": "flow"}}
+# Small networks for the short form, which a test runs.
+SHORT: Settings = {
+    "batch_size": 1,
+    "causal_vae": {"base_channels": 4},
+    "discriminator": {"video": "patch", "num_layers": 1},
+    "clips": {"height": 40},
+}
+SHORT_EVERY_TERM: Settings = {
+    "gradient_accumulation_steps": 2,
+    "model_gradient_checkpointing": True,
+    "objective": {
+        "reconstruction": {"learn_logvar": True},
+        "gan": {"feature_matching_loss_weight": 0.2, "lecam_loss_weight": 0.1},
+        "terms": LATENT_TERMS,
+    },
+}
+SHORT_FLOW: Settings = {
+    "temporal_chunk": 4,
+    "causal_vae": {"decoder": "flow", "first_frame_apart": False, "nested_channels": [2]},
+    "clips": {"num_frames": 8},
+    "objective": {"adaptive_weight": {"at": "reconstruction"}, "eager_gradients": False},
+}
+# What the cases of `same_bits_cases.py` lack, and matters for a split: other layers, and rows that divide unevenly.
+MORE_CASES: dict[str, Case] = {
+    "short_every_term": Case(merged(SHORT, SHORT_EVERY_TERM)),
+    "short_flow": Case(merged(SHORT, SHORT_FLOW)),
+    "reconstruction": Case({"objective": {"adaptive_weight": {"at": "reconstruction"}}}),
+    "latent_terms": Case({"objective": {"terms": LATENT_TERMS}}),
+    "uneven_rows": Case({"clips": {"height": 40, "width": 32}}),
+    "temporal_chunk": Case({"temporal_chunk": 4, "clips": {"num_frames": 9}}),
+    "checkpointing": Case({"model_gradient_checkpointing": True}),
+    "flow": Case(FLOW),
+    "fsq": Case({"causal_vae": {"bottleneck": "fsq", "fsq_levels": [8, 5, 5, 5]}}),
+    "rgba": Case({"causal_vae": {"in_channels": 4}, "clips": {"channels": "rgba"}}),
+    "first_frame_with_others": Case(
+        {
+            "causal_vae": {"first_frame_apart": False, "nested_channels": [2]},
+            "clips": {"num_frames": 8},
+        }
+    ),
+}
+REFUSED = {"diffusers"}
+ALL_CASES = {**CASES, **MORE_CASES}
+# Processes, and those of them that share a clip.
+LAYOUTS = [(2, 2), (4, 4), (4, 2)]
+# Logged values that depend on how a batch is divided.
+OF_PARTS = ("_std", "frame_gradient", "adversarial_gradient_share")
+
+
+class Difference(NamedTuple):
+    """The largest difference of one kind of values, relative to the largest value of a tensor."""
+
+    kind: str
+    name: str
+    relative: float
+
+
+def config_of(case: Case, num_processes: int, context_parallel: int) -> TrainConfig:
+    """Return the settings of a case, whose updates have the same clips for any number of processes."""
+    settings = merged(SMALL, case.changes)
+    num_groups = num_processes // context_parallel
+    settings |= {
+        "steps": 1000,
+        "val_every": 1000,
+        "save_every": 1000,
+        "data": None,
+        "batch_size": settings["batch_size"] // num_groups,
+        "context_parallel": context_parallel,
+    }
+    if num_processes == 1:
+        settings["sharding"] = "none"
+    return validate(TrainConfig, settings)
+
+
+def is_divisible(case: Case, num_groups: int) -> bool:
+    """Return whether a batch of a case can be divided over groups."""
+    return merged(SMALL, case.changes)["batch_size"] % num_groups == 0
+
+
+def build(config: TrainConfig, dtype: torch.dtype) -> TrainState:
+    """Return the state of a run whose weights are not 0."""
+    torch.manual_seed(config.seed)
+    accelerator = build_accelerator(config)
+    model = build_autoencoder(config).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator, dtype=dtype))
+    state = build_state(config, accelerator, model)
+    state.objective.to(dtype)
+    return state
+
+
+def micro_batches(
+    config: TrainConfig, update: int, dtype: torch.dtype, *, is_image: bool
+) -> list[MicroBatch]:
+    """Return random clips, which depend on their numbers alone."""
+    clips = config.clips
+    num_batches = config.gradient_accumulation_steps
+    sampler = ClipBatchSampler(
+        range(update * num_batches, (update + 1) * num_batches),
+        config.clips_per_pass,
+        num_batches,
+        rank=data_rank(),
+        num_ranks=num_data_ranks(),
+    )
+    num_frames = 1 if is_image else clips.num_frames
+    shape = (clips.num_channels, num_frames, clips.height, clips.width)
+    batches = []
+    for items in sampler:
+        numbers = [number for _, number in items]
+        videos = []
+        for number in numbers:
+            generator = torch.Generator().manual_seed(number)
+            videos.append(2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
+        batches.append(MicroBatch(torch.stack(videos).to(dtype), numbers))
+    return batches
+
+
+def train(case: Case, num_processes: int, context_parallel: int, dtype: torch.dtype) -> Any:
+    """Train a case, and return its logs, gradients and tensors by kind and name."""
+    config = config_of(case, num_processes, context_parallel)
+    state = build(config, dtype)
+    state.step = max(state.objective.schedule.disc_start - NUM_UPDATES // 2, 0)
+    gradients: dict[str, Tensor] = {}
+    names = {weight: name for name, weight in state.autoencoder.named_parameters()}
+    names |= {weight: name for name, weight in state.objective.named_parameters()}
+
+    def keep_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    gradients[f"{update} {names[weight]}"] = full_tensor(weight.grad).clone()
+
+    for optimizer in state.optimizers.values():
+        optimizer.register_step_pre_hook(keep_gradients)
+    logs: dict[str, float] = {}
+    for update in range(NUM_UPDATES):
+        is_image = case.images and update % 2 == 1
+        batches = micro_batches(config, update, dtype, is_image=is_image)
+        log = train_step(state, batches, measure_update_ratio=True)
+        logs |= {f"{update} {name}": value for name, value in log.items()}
+    tensors = tensors_of(state, names)
+    leave_context_group()
+    return {"log": logs, "gradients": gradients, **tensors}
+
+
+def tensors_of(state: TrainState, names: dict[Tensor, str]) -> dict[str, dict[str, Tensor]]:
+    """Return the weights, their average and the optimizers' states, by kind and name."""
+    weights = {}
+    for network in (state.autoencoder, state.objective):
+        weights |= {name: full_tensor(value) for name, value in network.state_dict().items()}
+    averages = {name: full_tensor(value) for name, value in state.ema.averages.items()}
+    states = {}
+    for optimizer_name, optimizer in state.optimizers.items():
+        for weight, values in optimizer.state.items():
+            for name, value in values.items():
+                states[f"{optimizer_name} {names[weight]} {name}"] = full_tensor(value)
+    return {"weights": weights, "moving average": averages, "optimizer states": states}
+
+
+def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]:
+    """Return the largest difference of each kind.
+
+    Args:
+        ours: The result of `train` with one process.
+        theirs: That of several.
+        is_divided: Whether these have parts of the batch.
+
+    Raises:
+        ValueError: They have other names.
+    """
+    result = []
+    for kind, values in ours.items():
+        others = theirs[kind]
+        if values.keys() != others.keys():
+            raise ValueError(f"{kind}: {sorted(values.keys() ^ others.keys())} in one of them only")
+        worst = Difference(kind, "", 0.0)
+        for name, value in values.items():
+            if is_divided and any(part in name for part in OF_PARTS):
+                continue
+            value = torch.as_tensor(value, dtype=torch.float64)
+            other = torch.as_tensor(others[name], dtype=torch.float64)
+            if value.numel() == 0:
+                continue
+            scale = max(float(value.abs().max()), 1e-3)
+            relative = float((value - other).abs().max()) / scale
+            if not relative <= worst.relative:
+                worst = Difference(kind, name, relative)
+        result.append(worst)
+    return result
+
+
+def launch(num_processes: int, *words: str) -> None:
+    """Run this script in several processes.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command = [sys.executable, *launcher, str(num_processes), __file__, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    print(done.stdout, end="", flush=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-4000:]}")
+
+
+def train_cases(
+    names: list[str], folder: Path, num_processes: int, context_parallel: int, dtype: torch.dtype
+) -> None:
+    """Train cases, and save the result of each; every process calls this."""
+    for name in names:
+        result = train(ALL_CASES[name], num_processes, context_parallel, dtype)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            torch.save(result, folder / f"{name}-{num_processes}-{context_parallel}.pt")
+
+
+def compare(names: list[str], dtype: torch.dtype) -> bool:
+    """Print the differences of cases, and return whether all are small."""
+    bound = 1e-10 if dtype == torch.float64 else 2e-3
+    is_small = True
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
+        train_cases(names, folder, 1, 1, dtype)
+        for num_processes, context_parallel in LAYOUTS:
+            num_groups = num_processes // context_parallel
+            divisible = [name for name in names if is_divisible(ALL_CASES[name], num_groups)]
+            if not divisible:
+                continue
+            words = ["work", "--folder", folder_name, "--context", str(context_parallel)]
+            words += ["--processes", str(num_processes), "--cases", *divisible]
+            if dtype == torch.float32:
+                words.append("--float32")
+            launch(num_processes, *words)
+            for name in divisible:
+                ours = torch.load(folder / f"{name}-1-1.pt")
+                theirs = torch.load(folder / f"{name}-{num_processes}-{context_parallel}.pt")
+                for difference in differences(ours, theirs, is_divided=num_groups > 1):
+                    # Logs are float32 in every run, and under autocast networks are bfloat16.
+                    allowed = 2e-6 if difference.kind == "log" else bound
+                    allowed = max(allowed, bound)
+                    mark = ""
+                    if not difference.relative <= allowed and name != "bfloat16":
+                        is_small = False
+                        mark = "  LARGE"
+                    row = f"{name:25} {num_processes} processes, {context_parallel} for a clip"
+                    value = f"{difference.kind:17} {difference.relative:8.1e}"
+                    print(f"{row}  {value}  {difference.name}{mark}", flush=True)
+    return is_small
+
+
+# Frames, height and width of the clips whose memory is measured, with telecine's own model as it is by default.
+MEMORY_SIZES = [(9, 128, 128), (9, 192, 192), (9, 256, 256)]
+RECONSTRUCTION_ALONE: Settings = {
+    "batch_size": 1,
+    "causal_vae": {
+        "spatial_compression": 8,
+        "latent_channels": 16,
+        "patch_size": 4,
+        "base_channels": 64,
+        "channel_multipliers": [1, 2],
+        "blocks_per_level": 2,
+    },
+    "objective": {"perceptual_weight": 0.0, "adversarial_loss_weight": 0.0},
+    "discriminator": {"video": "none"},
+}
+
+
+def memory_case(size: tuple[int, int, int]) -> Case:
+    """Return a case of one size whose memory is that of the autoencoder."""
+    num_frames, height, width = size
+    clips = {"num_frames": num_frames, "height": height, "width": width}
+    return Case(merged(RECONSTRUCTION_ALONE, {"clips": clips}))
+
+
+def kib_of_process(key: str) -> int:
+    """Return a number of /proc/self/status in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1])
+    raise ValueError(f"`/proc/self/status` must have {key}. Run this on Linux.")
+
+
+def measure_memory(num_processes: int) -> None:
+    """Print the memory that the second update of each size adds to this process; every process calls this."""
+    for size in MEMORY_SIZES:
+        config = config_of(memory_case(size), num_processes, num_processes)
+        state = build(config, torch.float32)
+        train_step(state, micro_batches(config, 0, torch.float32, is_image=False))
+        batches = micro_batches(config, 1, torch.float32, is_image=False)
+        Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far starts again
+        before = kib_of_process("VmRSS")
+        train_step(state, batches)
+        resident = (kib_of_process("VmHWM") - before) / 1024
+        with MemoryCounter("all") as counter:
+            train_step(state, batches)
+        tensors = counter.largest_by_part["all"] / 2**20
+        leave_context_group()
+        planned = plan_update(config, device_type="cpu").largest_by_part[AUTOENCODER] / 2**20
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            text = f"{size}, {num_processes} processes for a clip: tensors {tensors:.0f} MiB"
+            text += f", resident {resident:.0f} MiB, autoencoder by the plan {planned:.0f} MiB"
+            print(text, flush=True)
+
+
+class Messages(TorchDispatchMode):
+    """Counts operators, and the bytes that this process sends by collective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operators = 0
+        self.num_messages: Counter[str] = Counter()
+        self.num_bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_operators += 1
+        name = str(func.overloadpacket)
+        if name.startswith("c10d.") and not name.startswith("c10d.recv"):
+            # Of a gathering, the second argument is what this process sends.
+            sent = args[1] if name == "c10d.allgather_" else args[0]
+            self.num_messages[name] += 1
+            self.num_bytes[name] += sum(tensor.nbytes for tensor in tree_leaves(sent))
+        return func(*args, **(kwargs or {}))
+
+
+def count_messages(num_processes: int) -> None:
+    """Print the operators and the messages of an update of the second size; every process calls this."""
+    config = config_of(memory_case(MEMORY_SIZES[1]), num_processes, num_processes)
+    state = build(config, torch.float32)
+    train_step(state, micro_batches(config, 0, torch.float32, is_image=False))
+    with Messages() as messages:
+        train_step(state, micro_batches(config, 1, torch.float32, is_image=False))
+    leave_context_group()
+    # The second process of four has two neighbours.
+    if not dist.is_initialized() or dist.get_rank() == num_processes // 2:
+        print(f"{num_processes} processes for a clip: {messages.num_operators} operators")
+        for name, number in messages.num_messages.items():
+            size = messages.num_bytes[name] / 2**20
+            print(f"    {name}: {number} messages, {size:.2f} MiB", flush=True)
+
+
+def main() -> int:
+    """Run a command; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=["values", "memory", "messages", "work"])
+    parser.add_argument("--cases", nargs="*", default=[n for n in ALL_CASES if n not in REFUSED])
+    parser.add_argument("--float32", action="store_true")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--context", type=int)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dtype = torch.float32 if arguments.float32 else torch.float64
+    if arguments.command == "values":
+        return 0 if compare(arguments.cases, dtype) else 1
+    if arguments.command == "work":
+        train_cases(
+            arguments.cases, arguments.folder, arguments.processes, arguments.context, dtype
+        )
+    elif arguments.processes is None:
+        for num_processes in (1, 2, 4):
+            launch(num_processes, arguments.command, "--processes", str(num_processes))
+    elif arguments.command == "memory":
+        measure_memory(arguments.processes)
+    else:
+        count_messages(arguments.processes)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Predictive reconstruction: the encoder sees the first frames, and the decoder makes all."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.settings import PredictiveConfig
+from telecine.settings.data import Bucket
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.prediction import Prediction, build_prediction
+from telecine.training.step import MicroBatch, train_step
+
+from .helpers import (
+    assert_equal,
+    assert_equal_runs,
+    last_checkpoint,
+    resumed_copy,
+    tensors,
+    train_all,
+)
+
+SHAPE = (9, 32, 32)
+PREDICTIVE = PredictiveConfig(max_dropped=1.0)
+
+
+@pytest.fixture
+def predictive(tiny):
+    """Settings of a tiny run of clips of three latent frames, of which up to two are dropped."""
+    config = tiny(predictive=PREDICTIVE)
+    return replace(config, clips=replace(config.clips, num_frames=SHAPE[0]))
+
+
+def state_and_batch(config):
+    torch.manual_seed(0)
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    return state, MicroBatch(torch.rand(2, 3, *SHAPE) * 2 - 1, [0, 1])
+
+
+def test_dropping_nothing_has_the_same_bits_as_without(predictive):
+    logs = []
+    weights = []
+    for prediction in (None, Prediction({SHAPE: [9]}, None)):
+        state, batch = state_and_batch(replace(predictive, predictive=PredictiveConfig()))
+        state.prediction = prediction
+        logs.append([train_step(state, [batch]) for _ in range(2)])
+        weights.append(state.autoencoder.state_dict())
+    assert logs[0] == logs[1]
+    assert_equal(weights[0], weights[1])
+
+
+def test_the_encoder_sees_the_first_frames_and_the_decoder_makes_all(predictive):
+    state, batch = state_and_batch(predictive)
+    video = batch.inputs
+    changed = video.clone()
+    changed[:, :, 5:] = 0.5
+    generator = torch.Generator()
+    numbers = set()
+    for seed in range(12):
+        latents = []
+        for clips in (video, changed):
+            posterior = state.prediction.encode(
+                state.autoencoder, clips, generator.manual_seed(seed)
+            )
+            latents.append(posterior.mode())
+        assert latents[0].shape == (2, 4, 3, 8, 8)
+        num_kept = 3 - getattr(posterior, "num_dropped", 0)
+        numbers.add(num_kept)
+        assert torch.equal(*latents) == (num_kept < 3), "the second latent frame ends at frame 4"
+        assert not latents[0][:, :, num_kept:].any(), "the vector is 0 at the start"
+        whole = state.autoencoder.encode(video[:, :, : 1 + 4 * (num_kept - 1)]).mode()
+        torch.testing.assert_close(latents[0][:, :, :num_kept], whole)
+    assert numbers == {1, 2, 3}
+    zero = replace(PREDICTIVE, fill="zero")
+    assert build_prediction(zero, state.autoencoder, [Bucket(*SHAPE)]).fill is None
+
+
+def test_a_run_resumes_to_the_bit_and_saves_its_vector(predictive, tmp_path):
+    train_all(predictive)
+    objective = tensors(last_checkpoint(predictive))["objective.safetensors"]
+    assert objective["term_modules.predictive_fill.vector"].abs().min() > 0
+    resumed = resumed_copy(predictive, tmp_path / "resumed")
+    assert_equal_runs(predictive, resumed)
+
+
+class Custom(nn.Module):
+    """A module whose latent nobody sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.conv(video)
+
+
+@pytest.mark.parametrize(
+    ("module", "num_frames", "max_dropped", "message"),
+    [
+        (Custom, 9, 1.0, "0 for a module that does not encode .* but got 1.0 for a Custom"),
+        (None, 9, 0.4, "large enough to drop a latent frame, but got 0.4"),
+        (None, 1, 1.0, "large enough to drop a latent frame, but got 1.0"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(tiny, module, num_frames, max_dropped, message):
+    model = build_autoencoder(tiny(), None if module is None else module())
+    config = PredictiveConfig(max_dropped=max_dropped)
+    with pytest.raises(ValueError, match=f"`predictive.max_dropped` must be {message}"):
+        build_prediction(config, model, [Bucket(num_frames, 32, 32)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"latent_cache": "latents"}, "`latent_cache` must be left out with `predictive"),
+        ({"sharding": "fsdp2"}, '`sharding` must be "none" with `predictive'),
+    ],
+)
+def test_what_needs_whole_clips_is_refused(predictive, settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(predictive, **settings)
