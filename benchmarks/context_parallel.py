@@ -56,7 +56,6 @@ SHORT: Settings = {
     "clips": {"height": 40},
 }
 SHORT_EVERY_TERM: Settings = {
-    "gradient_accumulation_steps": 2,
     "model_gradient_checkpointing": True,
     "objective": {
         "reconstruction": {"learn_logvar": True},
