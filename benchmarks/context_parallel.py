@@ -36,9 +36,11 @@ from telecine.settings import TrainConfig
 from telecine.settings.validate import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.distributed import full_tensor, leave_context_group
-from telecine.training.memory import AUTOENCODER, MemoryCounter, plan_update
+from telecine.training.memory import plan_update
+from telecine.training.memory_counter import MemoryCounter
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients, train_step
+from telecine.training.update_memory import AUTOENCODER
 
 NUM_UPDATES = 10
 LATENT_TERMS = {

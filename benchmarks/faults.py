@@ -4,11 +4,11 @@
     python benchmarks/faults.py --kills 20 --media 100
 
 Files: writing a checkpoint is stopped at each of its operations on files; each file is damaged in each of several ways,
-and single bits of a manifest or a latent cache; the disk is full. Processes: a run is killed, gets signals, and meets
-a second run, at random moments, and either of two ranks is killed or stopped; each run then trains to its end, and its
-weights are compared with those of a run without faults. Ten processes take a stale lock at once. Inputs: videos, images
-and the files of a finished run are mutated with a seed, small media are crafted to cost much, and lists and settings
-files are broken.
+and single bits of a manifest or a latent cache; the disk is full, or cannot read, write or flush a file. Processes: a
+run is killed, gets signals, and meets a second run, at random moments, and either of two ranks is killed or stopped;
+each run then trains to its end, and its weights are compared with those of a run without faults. A probe is killed.
+Ten processes take a stale lock at once. Inputs: videos, images and the files of a finished run are mutated with a
+seed, small media are crafted to cost much, and lists and settings files are broken.
 
 What failed is printed to standard error. All processes are forks of this one, which saves the time of imports.
 """

@@ -35,7 +35,7 @@ from telecine.data.find import find_videos
 from telecine.evaluation import ReconstructionMetrics
 from telecine.losses.perceptual import LPIPS
 from telecine.models import VideoAutoencoder
-from telecine.models.causal import CausalAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.runs import Run
 from telecine.settings import DistillConfig
 from telecine.settings.parse import read_config

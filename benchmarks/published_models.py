@@ -28,14 +28,9 @@ from telecine.settings import DiscriminatorConfig, TrainConfig
 from telecine.settings.parse import PUBLISHED as CONFIGURATIONS
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.memory import (
-    DATA,
-    UpdateMemory,
-    fake_autoencoder,
-    plan_update,
-    step_with_most_terms,
-)
+from telecine.training.memory import fake_autoencoder, plan_update, step_with_most_terms
 from telecine.training.step import MicroBatch, train_step
+from telecine.training.update_memory import DATA, UpdateMemory
 
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "telecine (gpu)": {},

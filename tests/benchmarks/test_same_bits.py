@@ -13,8 +13,8 @@ from telecine.__main__ import main
 from telecine.runs.saved_settings import as_yaml
 from telecine.settings import CausalVAEConfig, ClipConfig, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.settings.parse import read_config
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 from telecine.training.tensor_files import HostCopy, save_shards, shard_file
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

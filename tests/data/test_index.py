@@ -213,10 +213,10 @@ def scan(codec, packets, size=1000):
 def test_packets_are_scanned_in_display_order():
     packets = [(0, True, True), (40, True, False), (120, False, False), (80, False, False)]
     assert scan("h264", packets).frames == [(40, True), (80, False), (120, False)]
-    assert scan("h264", packets).inexact == ""
-    assert scan("vp8", packets).inexact == "the codec has frames that are not displayed"
-    for pts, reason in ((None, "a frame has no timestamp"), (40, "frames have the same timestamp")):
-        assert scan("h264", [*packets, (pts, True, False)]).inexact == reason
+    assert scan("h264", packets).is_exact
+    assert not scan("vp8", packets).is_exact, "it has frames that are not displayed"
+    for pts in (None, 40):  # without a timestamp, and with that of another frame
+        assert not scan("h264", [*packets, (pts, True, False)]).is_exact
 
 
 def test_more_than_a_file_can_have(monkeypatch):

@@ -1,5 +1,6 @@
 """The long form, `benchmarks/faults.py`, with few attempts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ FEW = {
     "two_runs": 1,
     "ranks": 0,
 }
-FEW |= {"starters": 2, "manifests": 20, "latents": 20, "disk_errors": 3}
+FEW |= {"starters": 2, "manifests": 20, "latents": 20}
+# A C compiler builds what lets a disk fail.
+FEW["disk_errors"] = 0 if shutil.which("cc") is None else 3
 
 
 def test_every_promise_is_kept(forks):

@@ -401,6 +401,10 @@ def test_a_module_that_an_older_version_saved(tmp_path):
             "`posterior` must be None for a custom module",
         ),
         (
+            lambda model: model.encode(clip()),
+            "`encode` must be a method of the model, .*CustomAutoencoder without",
+        ),
+        (
             lambda model: model.decode(clip()),
             "`decode` must be a method of the model, .*CustomAutoencoder without",
         ),

@@ -7,7 +7,8 @@ from diffusers.video_processor import VideoProcessor
 
 from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder, PipelineVAE
-from telecine.models.student import StudentAutoencoder, student_config
+from telecine.models.student import StudentAutoencoder
+from telecine.models.student_config import student_config
 
 from .tiny_models import CLIPS, tiny_model
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import clip_generators, randn
 from telecine.models import CausalVAE, load_autoencoder
-from telecine.models.causal import build_decoder
+from telecine.models.causal_networks import build_decoder
 from telecine.models.flow import random_levels
 from telecine.models.latent import LatentGrid
 from telecine.models.linear import PatchDecoder, fit_decoder
-from telecine.models.student import DECODER_SIZES, StudentAutoencoder, student_config
+from telecine.models.student import StudentAutoencoder
+from telecine.models.student_config import DECODER_SIZES, student_config
 from telecine.runs.checkpoints import Checkpoints
 from telecine.settings import CausalVAEConfig
 

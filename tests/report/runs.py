@@ -100,6 +100,12 @@ def validation_clips(noise: float) -> list[ValidationClip]:
     return clips
 
 
+def write_stamped_clip(run: Path, metrics: dict[str, float], source: str = "a.mp4") -> None:
+    """Write a validation at step 20 with a clip of two frames."""
+    clip = ValidationClip(stamped(2), stamped(2), metrics, source, 0, FPS)
+    write_clips(Run(run), 20, [clip], fps=FPS)
+
+
 def write_clips_of(run: Path, steps: tuple[int, ...] = (0, 60)) -> None:
     """Write the clips of validations into a run's folder."""
     for step in steps:

@@ -21,7 +21,7 @@ from telecine.report.page import write_report
 from telecine.runs import Run
 
 from .browser import chart, check_page, drawn, evaluate, open_page, wait_for_frame
-from .runs import FPS, records, stamped, write_run
+from .runs import FPS, records, stamped, write_run, write_stamped_clip
 
 pytestmark = pytest.mark.slow
 LOGITS = "discriminator: logits"
@@ -368,12 +368,7 @@ def test_on_a_phone_all_pictures_of_a_clip_have_one_size(context, report, compar
 def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
     runs = [write_run(tmp_path / f"{letter * 60}_1e-4", records(20)) for letter in "abc"]
     for run in runs[:2]:
-        write_clips(
-            Run(run),
-            20,
-            [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)],
-            fps=FPS,
-        )
+        write_stamped_clip(run, {"psnr": 1.0})
     (runs[2] / "metrics.jsonl").write_text("[]\n")
 
     def check(page: Page) -> None:
@@ -396,9 +391,7 @@ def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
 
 def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_path):
     run, other = (write_run(tmp_path / name, records(20)) for name in ("run", "other"))
-    write_clips(
-        Run(run), 20, [ValidationClip(stamped(2), stamped(2), {"psnr": 1.0}, "a", 0, FPS)], fps=FPS
-    )
+    write_stamped_clip(run, {"psnr": 1.0})
     page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
 
     def check(page: Page) -> None:

@@ -203,11 +203,6 @@ DAMAGE = {
         line(b"x" * 2**21),
         "metrics.jsonl, line 2` must be a JSON object, but got .*(bytes)",
     ),
-    "sparse": (
-        of_40_gb("metrics.jsonl"),
-        "metrics.jsonl` must be a file of at most 1073741824 bytes",
-    ),
-    "FIFO": (fifo("metrics.jsonl"), "metrics.jsonl` must be a regular file, but got a FIFO"),
     "warning list": (text("health.jsonl", "[1]\n"), "health.jsonl, line 1` must be a JSON object"),
     "warning types": (
         text("health.jsonl", '{"step": "x", "rule": "a", "message": "b", "remedy": "c"}\n'),
@@ -217,21 +212,12 @@ DAMAGE = {
         text("health.jsonl", '{"step": 1, "rule": null, "message": "b", "remedy": "c"}\n'),
         "health.jsonl` must be lines with step, rule, message and remedy, but got None",
     ),
-    "warnings FIFO": (fifo("health.jsonl"), "health.jsonl` must be a regular file, but got a FIFO"),
-    "warnings sparse": (of_40_gb("health.jsonl"), "health.jsonl` must be a file of at most"),
     "environment list": (text("environment.json", "[]"), "environment.json` must be a JSON object"),
     "environment nested": (
         text("environment.json", "[" * 100_000),
         "environment.json` must be JSON",
     ),
-    "environment FIFO": (fifo("environment.json"), "environment.json` must be a regular file"),
-    "environment sparse": (
-        of_40_gb("environment.json"),
-        "environment.json` must be a file of at most",
-    ),
-    "settings FIFO": (fifo("config.yaml"), "config.yaml` must be a regular file"),
     "settings list": (text("config.yaml", "- 1"), "config.yaml` must be `key: value` lines"),
-    "settings sparse": (of_40_gb("config.yaml"), "config.yaml` must be a file of at most"),
     "settings date": (
         text("config.yaml", "a:\n- !!timestamp 2020-01-01: 1"),
         "config.yaml` must be YAML.*in line 2",
@@ -262,8 +248,6 @@ DAMAGE = {
         r"None \(NoneType\) as `validation`",
     ),
     "clips zeroed": (text(CLIPS, bytes(99)), "clips.json` must be JSON"),
-    "clips sparse": (of_40_gb(CLIPS), "clips.json` must be a file of at most"),
-    "clips FIFO": (fifo(CLIPS), "clips.json` must be a regular file"),
     "clips null": (
         changed(CLIPS, clips=None),
         r"clips.json` .* got None \(NoneType\) as `clips`",
@@ -290,6 +274,10 @@ DAMAGE = {
         "side_by_side.mp4` must be a file of at most",
     ),
 }
+for name in ("metrics.jsonl", "health.jsonl", "environment.json", "config.yaml", CLIPS):
+    file = name.rpartition("/")[2]
+    DAMAGE[f"{file} FIFO"] = (fifo(name), f"{file}` must be a regular file, but got a FIFO")
+    DAMAGE[f"{file} sparse"] = (of_40_gb(name), f"{file}` must be a file of at most")
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -10,15 +10,13 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
-import torch
 
 from telecine.report.chart_data import MAX_POINTS, plotly_script
-from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.html import breakable
 from telecine.report.page import write_report
 from telecine.runs import Run
 
-from .runs import FPS, records, stamped, write_clips_of, write_run
+from .runs import records, write_clips_of, write_run, write_stamped_clip
 from .test_summary import CLIPS, SUMMARY
 
 EVIL = "</script><script>alert(1)</script><!--&\u2028'\""
@@ -187,9 +185,7 @@ def test_a_second_report_replaces_the_first(runs, tmp_path):
 def test_metrics_that_are_not_finite_are_left_out(tmp_path):
     run = write_run(tmp_path / "run", records(20))
     metrics = {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}
-    write_clips(
-        Run(run), 20, [ValidationClip(stamped(2), stamped(2), metrics, "a.mp4", 0, FPS)], fps=FPS
-    )
+    write_stamped_clip(run, metrics)
     (validation,) = data_of(write_report([run]))["validations"]
     assert validation["clips"][0]["metrics"] == {"psnr": None, "ssim": None, "lpips_alex": 0.5}
 
@@ -273,10 +269,7 @@ def test_no_run_raises():
 def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     run = write_run(tmp_path / name, records(20))
-    black = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
-    write_clips(
-        Run(run), 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0, FPS)], fps=FPS
-    )
+    write_stamped_clip(run, {"psnr": 30.0}, f"{name}.mp4")
     page = write_report([run], tmp_path / f"{name}.html")
     assert r"caf\udce9" in text_of(page)
     (validation,) = data_of(page)["validations"]

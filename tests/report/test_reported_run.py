@@ -10,7 +10,7 @@ from telecine.report.reported_run import HeldOutMetric, read_run, read_runs, uni
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.history import TrainingWarning
 from telecine.runs.run import SavedClip
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 from .runs import records, write_clips_of, write_run
 

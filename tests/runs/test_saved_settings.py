@@ -19,8 +19,8 @@ from telecine.runs.saved_settings import (
     write_settings,
 )
 from telecine.settings import ObjectiveConfig, PenaltyConfig, TrainConfig
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.settings.parse import read_config
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 from telecine.training import train
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.settings import Bucket, ClipConfig
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
 
@@ -72,20 +72,11 @@ def test_the_buckets_must_include_the_validation_size() -> None:
         ClipConfig(buckets=BUCKETS)
 
 
-def test_images_zoom_and_cache_are_off_by_default() -> None:
-    config = ClipConfig()
-    assert (config.image_ratio, config.stride, config.random_flip, config.scale_jitter) == (
-        0,
-        1,
-        True,
-        1,
-    )
-    assert not config.random_orientation
+def test_only_square_clips_are_turned() -> None:
     with pytest.raises(
         ValueError, match=r"`random_orientation` must be false for clips that are not square"
     ):
         ClipConfig(height=64, width=48, random_orientation=True)
-    assert not config.cache
 
 
 def test_buckets_are_instances_or_dicts() -> None:

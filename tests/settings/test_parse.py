@@ -8,7 +8,7 @@ from telecine import Ramp, Term
 from telecine.cli.commands import COMMANDS
 from telecine.settings import Bucket, TrainConfig
 from telecine.settings.parse import launcher_settings, merged, nested, read_config, read_layer
-from telecine.settings.train import REMOVED
+from telecine.settings.upgrade import REMOVED
 
 
 def test_what_is_left_out_has_its_default(tmp_path):

@@ -18,7 +18,8 @@ from telecine.ops.ranks import ContextGroup, using_context_group
 from telecine.ops.rows import rows_of_ranks
 from telecine.settings import CausalVAEConfig, ClipConfig, ObjectiveConfig, TrainConfig
 from telecine.training.build import build_accelerator
-from telecine.training.memory import AUTOENCODER, plan_update
+from telecine.training.memory import plan_update
+from telecine.training.update_memory import AUTOENCODER
 
 from ..models.tiny_models import tiny_model
 

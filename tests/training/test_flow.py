@@ -17,7 +17,7 @@ from telecine.evaluation.reconstruction_sources import (
     measured_model,
 )
 from telecine.models import load_autoencoder
-from telecine.models.causal import CausalAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.flow import level_weights, random_levels
 from telecine.models.interface import decoding_options
 from telecine.runs import Run

@@ -14,14 +14,13 @@ from torch import nn
 from telecine.data import ClipBatchSampler, DataError
 from telecine.models import (
     CausalVAE,
-    CustomAutoencoder,
     DeterministicPosterior,
     DiagonalGaussian,
     Reconstruction,
 )
 from telecine.models.latent import ChannelMoments
 from telecine.models.latent_shards import IDENTITY_FILE
-from telecine.settings import CausalVAEConfig, ClipConfig, TrainableConfig, TrainConfig
+from telecine.settings import CausalVAEConfig, ClipConfig, TrainableConfig
 from telecine.training import Interrupted, train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
@@ -29,12 +28,11 @@ from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import (
     LatentCache,
     check_disk,
-    describe_change,
     fill_latent_cache,
     identity_of,
-    measure_latents,
     open_cache,
 )
+from telecine.training.latent_statistics import describe_change, measure_latents
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
 from telecine.training.trainable import select_trainable, trains_encoder
@@ -136,15 +134,6 @@ def test_errors_of_files(tmp_path):
     check_disk(tmp_path, 1)
     with pytest.raises(ValueError, match=r"`latent_cache` must be on a disk with \d+.00 GiB free"):
         check_disk(tmp_path, 2**60)
-
-
-def test_settings_that_do_not_go_together():
-    with pytest.raises(ValueError, match="`latent_cache` must be left out with sharded weights"):
-        TrainConfig(latent_cache="cache", sharding="fsdp2")
-    with pytest.raises(ValueError, match="`posterior` must be None for a custom module"):
-        CustomAutoencoder(nn.Identity())(torch.zeros(1, 3, 1, 8, 8), posterior=gaussian(1))
-    with pytest.raises(ValueError, match="`encode` must be a method of the model"):
-        CustomAutoencoder(nn.Identity()).encode(torch.zeros(1, 3, 1, 8, 8))
 
 
 @pytest.fixture

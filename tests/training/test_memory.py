@@ -26,7 +26,10 @@ from telecine.settings.validate import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
-from telecine.training.memory import (
+from telecine.training.memory import fake_autoencoder, fake_lpips, plan_update, step_with_most_terms
+from telecine.training.memory_counter import MemoryCounter
+from telecine.training.step import MicroBatch, train_step
+from telecine.training.update_memory import (
     AUTOENCODER,
     AVERAGE,
     DATA,
@@ -36,13 +39,7 @@ from telecine.training.memory import (
     LOSSES,
     OPTIMIZER,
     PARAMETERS,
-    MemoryCounter,
-    fake_autoencoder,
-    fake_lpips,
-    plan_update,
-    step_with_most_terms,
 )
-from telecine.training.step import MicroBatch, train_step
 
 
 @pytest.fixture

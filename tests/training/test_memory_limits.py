@@ -22,13 +22,14 @@ from telecine.settings import (
 from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train
 from telecine.training.build import build_accelerator
-from telecine.training.memory import PARAMETERS, UpdateMemory, plan_update
+from telecine.training.memory import plan_update
 from telecine.training.memory_limits import (
     MAX_ON_CPU,
     describe_on_cpu,
     largest_batch,
     out_of_memory,
 )
+from telecine.training.update_memory import PARAMETERS, UpdateMemory
 
 MB = 10**6
 GIB = 2**30

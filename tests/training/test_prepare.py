@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +26,7 @@ from telecine.settings import (
     Term,
     TrainConfig,
 )
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 from telecine.training import train
 from telecine.training.build import build_accelerator
 from telecine.training.prepare import prepare
@@ -87,13 +86,6 @@ def test_training_follows_no_link_out_of_its_folder(tiny, tmp_path, name):
         train(config, console=quiet())
     assert (tmp_path / "private").read_bytes() == b""
     assert len([*Path(config.output_dir).iterdir()]) == 1
-
-
-def test_a_tracker_that_is_not_installed_is_named(tiny):
-    if find_spec("wandb") is not None:
-        pytest.skip("wandb is installed here")
-    with pytest.raises(ValueError, match=r"`trackers` must be installed, but got 'wandb'"):
-        train(tiny(trackers=("wandb",)), console=quiet())
 
 
 @pytest.mark.parametrize(
@@ -358,17 +350,9 @@ def test_a_run_of_an_earlier_version_keeps_its_held_out_clips(tiny, scenes):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_counts_its_time_and_a_damaged_summary_does_not_stop_it(tiny):
+def test_a_resumed_run_counts_the_time_before(tiny):
     config = tiny(steps=1, **LIGHT)
     train(config, console=quiet())
-    path = Path(config.output_dir) / "summary.json"
     first = Run(config.output_dir).summary()
     train(replace(config, steps=2), console=quiet())
     assert Run(config.output_dir).summary().seconds > first.seconds
-    path.write_text("{")
-    console = recorder()
-    train(replace(config, steps=3), console=console)
-    assert re.search(
-        rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text()
-    )
-    assert Run(config.output_dir).summary().num_parameters == first.num_parameters

@@ -290,10 +290,11 @@ def test_a_run_with_the_levels_of_an_older_version_keeps_them(tmp_path, decoder)
     del settings["causal_vae"]["flow"]["noise_fraction"]
     (tmp_path / "config.yaml").write_text(as_yaml(settings))
     saved = SavedSettings(tmp_path)
-    resumed = saved.with_saved_noise_levels(config)
+    resumed, lines = saved.as_started(config)
+    assert len(lines) == (decoder == "flow")
     assert (resumed.causal_vae.flow.shift, resumed.causal_vae.flow.noise_fraction) == (1.0, 0.0)
     saved.check_networks(resumed)
     assert saved.changes(resumed) == []
     other = CausalVAEConfig(decoder=decoder, flow=FlowConfig(shift=2.0))
     with pytest.raises(ValueError, match=r"`causal_vae\.flow\.shift` must be 1\.0 as in"):
-        saved.check_networks(saved.with_saved_noise_levels(TrainConfig(causal_vae=other)))
+        saved.check_networks(saved.as_started(TrainConfig(causal_vae=other))[0])

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from telecine import Ramp, Term
+from telecine import Term
 from telecine.objective.log import check_names_of_aux_losses
 from telecine.settings import (
     DiscriminatorConfig,
@@ -319,12 +319,6 @@ def test_buffers_are_those_of_the_first_process_at_each_update(build, video, mon
         assert state.model.require_forward_param_sync
     finally:
         dist.destroy_process_group()
-
-
-def test_lpips_is_not_logged_before_it_starts(build, video):
-    state = build(objective=ObjectiveConfig(perceptual_weight=Ramp(1.0, start=1)))
-    assert "train/perceptual_loss" not in update(state, video, step=0)
-    assert "train/perceptual_loss" in update(state, video, step=1)
 
 
 @pytest.mark.slow

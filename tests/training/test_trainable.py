@@ -275,18 +275,6 @@ def test_frozen_weights_may_be_in_half_precision():
     assert len(trained_weights(model)) == 2
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"weights": "encoder"}, "`weights` must be 'all', 'decoder' or 'lora'"),
-        ({"lora_rank": 0}, "`lora_rank` must be at least 1"),
-    ],
-)
-def test_invalid_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        TrainableConfig(**settings)
-
-
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 def test_lora_leaves_layers_out_whose_weights_are_computed(norm):

@@ -36,17 +36,6 @@ def clip(value, index):
     }
 
 
-def test_it_is_without_tf32():
-    class Observed(Halves):
-        def forward(self, video, sample_posterior=True):
-            assert not torch.backends.cudnn.allow_tf32
-            return super().forward(video, sample_posterior)
-
-    assert torch.backends.cudnn.allow_tf32, "the default of PyTorch"
-    validate_model(Observed(), [clip(0.1, 0)], {})
-    assert torch.backends.cudnn.allow_tf32
-
-
 def test_every_clip_is_measured_and_up_to_some_are_kept():
     model = Halves()
     clips = [clip(0.1 * index / NUM_KEPT, index) for index in range(1, NUM_KEPT + 3)]

@@ -133,7 +133,7 @@ def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> Vide
     frames = scan.frames
     fps = scan.fps
     time_base = scan.time_base
-    seekable = scan.inexact == "" and frames[0].pts == first_frame.pts
+    seekable = scan.is_exact and frames[0].pts == first_frame.pts
     if not seekable:
         frames, seekable = _scan_frames(source, config, deadline)
     elif not _keyframes_are_real(source, config, frames, deadline):
@@ -236,7 +236,7 @@ class PacketScan(NamedTuple):
     frames: list[FrameTime]  # in the order of their timestamps
     fps: float  # the stream's own frame rate
     time_base: float  # unit of timestamps in seconds
-    inexact: str  # why timestamps of packets are not those of displayed frames, in display order; empty if they are
+    is_exact: bool  # whether timestamps of packets are those of the displayed frames
 
 
 class _PacketHeader(NamedTuple):
@@ -281,30 +281,29 @@ def scan_packets(
         frames=sorted(frames),
         fps=float(stream.average_rate or stream.guessed_rate or _DEFAULT_FPS),
         time_base=float(stream.time_base),
-        inexact=_reason_for_inexact_times(packets, stream),
+        is_exact=_times_are_exact(packets, stream),
     )
 
 
-def _reason_for_inexact_times(packets: Sequence[_PacketHeader], stream: VideoStream) -> str:
-    """Return why the timestamps of packets are not those of the displayed frames; empty if they are."""
+def _times_are_exact(packets: Sequence[_PacketHeader], stream: VideoStream) -> bool:
+    """Return whether the timestamps of packets are those of the displayed frames."""
     codec = stream.codec_context
     times = [packet.pts for packet in packets if not packet.is_discard]
-    if None in times:
-        return "a frame has no timestamp"
-    if len(set(times)) < len(times):
-        return "frames have the same timestamp"
+    if None in times or len(set(times)) < len(times):
+        return False
     if codec.name in _CODECS_WITH_HIDDEN_FRAMES:
-        return "the codec has frames that are not displayed"
-    if codec.name == "mpeg4" and min(packet.size for packet in packets) <= _MAX_EMPTY_FRAME:
-        return "a packet has two frames"
+        return False
+    smallest = min(packet.size for packet in packets)
+    if codec.name == "mpeg4" and smallest <= _MAX_EMPTY_FRAME:  # a packet has two frames
+        return False
     delays = set()
     for packet in packets:
         if packet.pts is not None and packet.dts is not None:
             delays.add(packet.pts - packet.dts)
-    if codec.has_b_frames and len(delays) == 1:
-        # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
-        return "timestamps are in decoding order"
-    return ""
+    # If timestamps are in decoding order, frames of H.264 would get each other's: AVI has no display times, and some
+    # muxers write none.
+    is_in_decoding_order = codec.has_b_frames and len(delays) == 1
+    return not is_in_decoding_order
 
 
 def _read_packets(

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from telecine.base.checks import argument_error
-from telecine.models import causal, causal_blocks, linear
-from telecine.models.causal import CausalAutoencoder, CausalVAE
+from telecine.models import causal_blocks, causal_networks, linear
+from telecine.models.causal import CausalVAE
+from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.interface import VideoAutoencoder
 from telecine.ops.ranks import ContextGroup, context_group, using_context_group
 from telecine.ops.rows import gather_rows, pad_rows, rows_of_ranks, split_rows
@@ -44,9 +45,9 @@ _LAYERS_OF_ROWS = (
     nn.ModuleList,
     nn.Sequential,
     nn.SiLU,
-    causal.Decoder,
-    causal.Encoder,
-    causal.FlowDecoder,
+    causal_networks.Decoder,
+    causal_networks.Encoder,
+    causal_networks.FlowDecoder,
     causal_blocks.CausalConv,
     causal_blocks.CausalSequential,
     causal_blocks.ChannelNorm,

@@ -78,7 +78,8 @@ class VideoAutoencoder(nn.Module, ABC):
     position: ClipPosition = ClipPosition()
     """Where the next decoded clip lies in its video; `clip_position` changes it for a while."""
     trains_on_latents: bool = False
-    """Whether an update needs only the posterior of the clips, if that is cached, and not the video."""
+    """Whether `video` and `target` of the output are latents in training. An update then reads only the posterior of
+    the clips if that is cached, and no video."""
     leaves_weights_unused: bool = False
     """Whether updates leave some weights without a gradient, for which DDP would wait."""
     nested_channels: tuple[int, ...] = ()

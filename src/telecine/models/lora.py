@@ -4,7 +4,6 @@ The update is a parametrization of the weight. A second convolution beside the f
 from the merged weight where a layer pads or caches frames in its own `forward`, as causal convolutions do.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -12,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from telecine.models.copies import copy_with
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers that can have low-rank updates."""
@@ -64,10 +65,13 @@ def low_rank_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def merge_low_rank(model: _Model) -> _Model:
-    """Return a copy with low-rank updates merged into the weights, under the original names; `model` if it has none."""
+    """Return a copy with low-rank updates merged into the weights, under the original names; `model` if it has none.
+
+    The copy shares the memory of all other tensors.
+    """
     if not low_rank_layers(model):
         return model
-    merged = copy.deepcopy(model)
+    merged = copy_with(model, model.state_dict())
     merge_in_place(merged)
     return merged
 

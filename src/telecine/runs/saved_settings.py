@@ -12,8 +12,8 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import write_text
 from telecine.base.yaml_files import parse_yaml, read_yaml
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.settings.parse import flat_items
+from telecine.settings.upgrade import upgrade_run
 
 SETTINGS_FILE = "config.yaml"
 
@@ -29,7 +29,7 @@ class SettingOfRuns(NamedTuple):
 def read_saved_settings(folder: Path) -> dict[str, Any]:
     """Return the plain, nested settings in the folder of a run or of a checkpoint, or nothing without the file.
 
-    Settings that an older version lacked have the value with which a run does what that version did.
+    Settings of an older version are those with which a run of this one does the same, see `upgrade_run`.
 
     Raises:
         ValueError: The file is damaged.
@@ -40,9 +40,7 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
         raise argument_error(
             str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run."
         )
-    if isinstance(values.get("clips"), dict):
-        values["clips"] = {**DEFAULTS_OF_OLD_RUNS, **values["clips"]}
-    return values
+    return upgrade_run(values)
 
 
 def write_settings(folder: Path, settings: object) -> None:

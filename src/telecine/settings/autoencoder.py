@@ -239,11 +239,6 @@ class CausalVAEConfig:
         return itertools.pairwise(self.channels)
 
 
-def with_older_flow(flow: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of `FlowConfig` as a file has them, with the value of those that older versions did not have."""
-    return {"noise_fraction": 0.0, **flow}
-
-
 def with_presets(values: dict[str, Any]) -> dict[str, Any]:
     """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place."""
     presets: dict[str, Any] = {}

@@ -1,6 +1,5 @@
 """Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -8,6 +7,7 @@ from pydantic import Field
 
 from telecine.base.checks import argument_error
 from telecine.settings.group import Count, CountOrZero, Number, Positive, group
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
 MAX_PIXELS = 67_108_864
@@ -46,12 +46,6 @@ HELD_OUT_SETTINGS = (
     "range",
 )
 
-# Settings that the files of older runs lack, and the values that these runs go on with when they are resumed.
-DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
-    "holdout": "earlier",
-    "colour_matrix": "bt601",
-    "order": "independent",
-}
 _HOLDOUTS = ("auto", "folder", "file", "earlier")
 _COLUMN = "column:"
 

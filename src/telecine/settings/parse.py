@@ -11,7 +11,8 @@ from typing import Any, TypeAlias, TypeVar
 from telecine.base.checks import ArgumentError, SettingsError, argument_error, nearest
 from telecine.base.yaml_files import line_of, read_yaml
 from telecine.settings.autoencoder import with_presets
-from telecine.settings.train import REMOVED, DistillConfig, TrainConfig
+from telecine.settings.train import DistillConfig, TrainConfig
+from telecine.settings.upgrade import REMOVED, drop_removed
 from telecine.settings.validate import validate
 
 T = TypeVar("T")
@@ -202,27 +203,6 @@ def _with_origins(mistakes: Iterable[ArgumentError], layers: Sequence[Layer]) ->
         located.append((line, ArgumentError(text, mistake.name)))
     located.sort(key=lambda item: item[0])
     return SettingsError([mistake for _, mistake in located])
-
-
-def drop_removed(values: Nested) -> dict[str, object]:
-    """Remove the settings of older versions from nested settings, in place, if this version works with their values.
-
-    Returns:
-        The settings of older versions with other values, which stay, by their dotted names.
-    """
-    others: dict[str, object] = {}
-    for setting, only_value in REMOVED.items():
-        *groups, last = setting.split(".")
-        group: object = values
-        for name in groups:
-            group = group.get(name) if isinstance(group, dict) else None
-        if not isinstance(group, dict) or last not in group:
-            continue
-        if group[last] == only_value:
-            del group[last]
-        else:
-            others[setting] = group[last]
-    return others
 
 
 def launcher_settings() -> Nested:

@@ -23,16 +23,6 @@ from telecine.settings.group import (
 )
 from telecine.settings.objective import ObjectiveConfig
 
-# Settings that older versions had, with the only value that files may still give them: what this version does.
-REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
-    "discriminator.pad_mode": "first",
-    "discriminator.init_optimizer": False,
-    "discriminator.conditional": False,
-}
 # Settings, and groups of them, that decide which weights exist and their shapes: a run that resumes keeps them. The
 # discriminators' linear heads depend on the size of the clips.
 NETWORK_SETTINGS = (

@@ -74,9 +74,16 @@ def start_from_linear(
         print_warnings(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
 
 
-def training_clips(clips: Clips) -> Iterator[Video]:
-    """Yield the clips that the baseline is fitted to, each `(1, C, T, H, W)`, with progress on the console."""
-    for index in with_progress(range(NUM_CLIPS), "fitting the linear baseline"):
+def training_clips(
+    clips: Clips, description: str = "fitting the linear baseline"
+) -> Iterator[Video]:
+    """Yield the clips that a linear map is fitted to, each `(1, C, T, H, W)`, with progress on the console.
+
+    Args:
+        clips: The clips of the run.
+        description: The text beside the progress.
+    """
+    for index in with_progress(range(NUM_CLIPS), description):
         yield clips.train[index]["video"][None]
 
 

@@ -17,9 +17,9 @@ from telecine.discriminators.build import build_discriminators
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.context_parallel import split_over_processes
 from telecine.models.custom import build_custom
+from telecine.models.frozen_encoder import Student
 from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
 from telecine.models.pretrained import check_tensors
-from telecine.models.student import Student
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule

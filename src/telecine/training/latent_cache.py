@@ -1,4 +1,4 @@
-"""Latents of training clips: posteriors that are kept on the disk, and the statistics that a checkpoint carries."""
+"""Posteriors of training clips that are kept on the disk, for runs whose encoder is frozen."""
 
 import math
 import shutil
@@ -24,7 +24,6 @@ from telecine.data.find import check_output
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.mapped import MappedClips
 from telecine.models import Posterior, VideoAutoencoder
-from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.latent_shards import (
     IDENTITY_FILE,
     LatentShard,
@@ -34,7 +33,6 @@ from telecine.models.latent_shards import (
     posterior_of,
 )
 from telecine.models.pretrained import digest_of_encoder
-from telecine.ops.ranks import data_rank, num_data_ranks
 from telecine.training.distributed import on_first_process
 from telecine.training.logging import print_lines
 from telecine.training.state import TrainState
@@ -45,8 +43,6 @@ from telecine.training.weight_files import architecture_of
 _FORMAT = 2
 # Clips are collected in memory until they fill a shard of this size.
 _SHARD_BYTES = 2**26
-# Numbers of a channel-wise value that a line shows.
-_NUM_SHOWN = 4
 
 
 class LatentCache:
@@ -336,72 +332,3 @@ def check_disk(folder: Path, size: int) -> None:
         raise argument_error(
             "latent_cache", f"on a disk with {in_gib(size)} free", in_gib(free), remedy
         )
-
-
-@torch.no_grad()
-def measure_latents(
-    model: VideoAutoencoder,
-    clips: ClipDataset | MappedClips,
-    num_clips: int,
-    accelerator: Accelerator,
-    check: Callable[[Exception | None], None],
-) -> LatentStatistics | None:
-    """Return statistics of the posterior's mode over the first clips; None if the model offers no latent.
-
-    The processes share the clips, and the result is the same for any number of processes. Every process has to call
-    this. The whole `forward` runs: sharded weights are gathered there only.
-
-    Args:
-        model: The autoencoder.
-        clips: The clips to train on.
-        num_clips: The number of clips to measure.
-        accelerator: The device and the processes.
-        check: Called after reading each clip, with the error if that failed, which has to raise one everywhere.
-    """
-    was_training = model.training
-    model.eval()
-    moments = ChannelMoments()
-    num_ranks = num_data_ranks()
-    # Equally many clips on each process: sharded models compute together.
-    num_steps = math.ceil(num_clips / num_ranks)
-    try:
-        for index in range(data_rank(), num_steps * num_ranks, num_ranks):
-            error: DataError | OSError | None = None
-            try:
-                video = clips[index % num_clips]["video"][None].to(accelerator.device)
-            except (DataError, OSError) as unreadable:
-                error = unreadable
-            check(error)
-            latent = model(video, sample_posterior=False).latent
-            if latent is None:
-                return None
-            if index >= num_clips:
-                latent = latent[:0]  # counted by another process
-            moments.add(latent)
-    finally:
-        model.train(was_training)
-    if accelerator.num_processes > 1:
-        # Processes that share a clip count it several times, which changes neither means nor variances.
-        moments.sums = accelerator.reduce(moments.sums.to(accelerator.device), "sum").cpu()
-    return moments.statistics()
-
-
-def describe_change(before: Mapping[str, object], after: Mapping[str, object]) -> str:
-    """Return the changes of a model's normalisation of the latent, in one line."""
-    changes: list[str] = []
-    for name, value in after.items():
-        if value != before.get(name):
-            changes.append(f"{name} {_short(before.get(name))} -> {_short(value)}")
-    return "; ".join(changes) or "nothing"
-
-
-def _short(value: object) -> str:
-    """Return a number, the first numbers of a channel-wise value, or "none"."""
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if not isinstance(value, (list, tuple)):
-        return str(value)
-    text = " ".join(f"{number:.3g}" for number in value[:_NUM_SHOWN])
-    return f"{text} ..." if len(value) > _NUM_SHOWN else text

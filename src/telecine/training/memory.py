@@ -2,9 +2,7 @@
 
 import logging
 import math
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,19 +13,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from telecine.base.devices import in_gib
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models.frozen_encoder import FrozenEncoderModel, Student
 from telecine.models.interface import check_channels
 from telecine.models.load import without_weights
-from telecine.models.student import Student
 from telecine.models.transfer import check_source
 from telecine.objective.weights import WeightSchedule
 from telecine.ops.ranks import ContextGroup, using_context_group
@@ -36,222 +30,26 @@ from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.distributed import fsdp_blocks
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
+from telecine.training.memory_counter import MemoryCounter
 from telecine.training.optimizers import parameters_of
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
+from telecine.training.update_memory import (
+    AUTOENCODER,
+    AVERAGE,
+    DATA,
+    FROZEN,
+    GRADIENTS,
+    HALF_PRECISION,
+    HOST_COPY,
+    LOSSES,
+    OPTIMIZER,
+    PARAMETERS,
+    PERCEPTUAL,
+    UpdateMemory,
+)
 
-HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-# The parts of a run that hold memory, beside each discriminator.
-PARAMETERS = "parameters"
-GRADIENTS = "gradients"
-OPTIMIZER = "optimizer states"
-AVERAGE = "moving average"
-FROZEN = "frozen networks"
-DATA = "data"
-AUTOENCODER = "autoencoder"
-PERCEPTUAL = "perceptual network"
-LOSSES = "losses"
-HOST_COPY = "copy for checkpoints"
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """What makes the memory of an update smaller, for an error."""
-
-    text: str
-    is_used: Callable[[TrainConfig], bool]
-    """Whether the settings have it already."""
-
-
-_CLIPS = (
-    Remedy("a smaller --batch_size", lambda config: config.batch_size == 1),
-    Remedy("smaller clips", lambda config: False),
-)
-_CHECKPOINTING = Remedy(
-    "--model_gradient_checkpointing true", lambda config: config.model_gradient_checkpointing
-)
-_HALF_PRECISION = Remedy(
-    "--mixed_precision bf16", lambda config: config.mixed_precision in HALF_PRECISION
-)
-_WEIGHTS = (
-    Remedy("--sharding fsdp2 with more processes", lambda config: config.sharding == "fsdp2"),
-    Remedy("--trainable.weights lora", lambda config: config.trainable.weights == "lora"),
-)
-_SMALLER_DISCRIMINATOR = (
-    Remedy("--discriminator.video patch", lambda config: config.discriminator.video == "patch"),
-    Remedy(
-        "--objective.gradient_checkpointing true",
-        lambda config: config.objective.gradient_checkpointing,
-    ),
-    Remedy("a smaller --discriminator.dim", lambda config: False),
-)
-# What helps if a part is the largest, before `_CLIPS`; any other part is a discriminator.
-_REMEDIES: dict[str, tuple[Remedy, ...]] = {
-    AUTOENCODER: (_CHECKPOINTING, _HALF_PRECISION),
-    PERCEPTUAL: (Remedy("fewer --objective.perceptual.num_frames", lambda config: False),),
-    FROZEN: (
-        Remedy(
-            "--objective.perceptual.net alex",
-            lambda config: config.objective.perceptual.net == "alex",
-        ),
-    ),
-    DATA: (),
-    LOSSES: (),
-    PARAMETERS: _WEIGHTS,
-    GRADIENTS: _WEIGHTS,
-    OPTIMIZER: _WEIGHTS,
-    AVERAGE: _WEIGHTS,
-    HOST_COPY: _WEIGHTS,
-}
-
-
-@dataclass(frozen=True)
-class UpdateMemory:
-    """Bytes of one process by part, and the operations of one update."""
-
-    resident_by_part: dict[str, int]
-    """Between two updates, when gradients are freed."""
-    peak_by_part: dict[str, int]
-    """When an update holds the most; what a part computes in the backward counts as that part's."""
-    largest_by_part: dict[str, int]
-    """The most that each part holds at any time, not all at once."""
-    flops_by_part: dict[str, int]
-    """Of matrix products and convolutions: twice the number of multiplications."""
-    checkpoint: int
-    """The copy of the state for checkpoints, in the memory of the first process' host. On the CPU it is a part, too."""
-    num_clips: int = 1
-    """Clips that pass through the networks together."""
-    saved_by_sharding: int = 0
-    """Bytes, for any number of clips; below 0 if each process holds more than a single one would."""
-
-    @property
-    def peak(self) -> int:
-        """The largest memory of an update."""
-        return sum(self.peak_by_part.values()) - self.saved_by_sharding
-
-    @property
-    def resident(self) -> int:
-        """The memory of networks and optimizers between two updates."""
-        return sum(self.resident_by_part.values()) - self.saved_by_sharding
-
-    @property
-    def flops(self) -> int:
-        """The operations of an update."""
-        return sum(self.flops_by_part.values())
-
-    def memory_for(self, num_clips: int) -> int:
-        """Return a number of bytes that an update with this many clips does not exceed."""
-        at_zero = self._bytes_at_zero_clips(has_more_clips=num_clips >= self.num_clips)
-        return round(at_zero + (self.peak - at_zero) * num_clips / self.num_clips)
-
-    def largest_batch(self, memory: int) -> int:
-        """Return the largest number of clips for which `memory_for` is at most this many bytes."""
-        at_zero = self._bytes_at_zero_clips(has_more_clips=memory >= self.peak)
-        bytes_of_clips = max(self.peak - at_zero, 1)
-        return max((memory - at_zero) * self.num_clips // bytes_of_clips, 0)
-
-    def _bytes_at_zero_clips(self, *, has_more_clips: bool) -> int:
-        """Return the bytes at 0 clips of a linear bound of the memory; at the counted clips the bound is `peak`.
-
-        At each moment of an update the memory is linear in the number of clips n. At 0 clips it is between `resident`
-        and `peak_without_clips`. At the counted clips it is at most `peak`. So it is at most
-
-            resident + (peak - resident) * n / counted                        if n >= counted,
-            peak_without_clips + (peak - peak_without_clips) * n / counted    if n <= counted.
-        """
-        return self.resident if has_more_clips else self.peak_without_clips
-
-    @property
-    def peak_without_clips(self) -> int:
-        """The most that an update of 0 clips holds: all gradients, and the copies in the optimizer's step."""
-        copies = self.largest_by_part[OPTIMIZER] - self.resident_by_part[OPTIMIZER]
-        optimizer_step = self.resident + self.largest_by_part[GRADIENTS] + copies
-        return min(optimizer_step, self.peak)
-
-    def describe_largest_part(self, config: TrainConfig) -> str:
-        """Return the largest part of an update, and what helps that the settings do not have, for an error."""
-        part = max(self.peak_by_part, key=self.peak_by_part.__getitem__)
-        remedies = _REMEDIES.get(part, _SMALLER_DISCRIMINATOR) + _CLIPS
-        texts = [remedy.text for remedy in remedies if not remedy.is_used(config)]
-        sizes = f"{in_gib(self.peak_by_part[part])} of {in_gib(self.peak + self.saved_by_sharding)}"
-        return f"The largest part of an update, by its plan: {part}, {sizes}. What helps: {', '.join(texts)}."
-
-
-class MemoryCounter(TorchDispatchMode):
-    """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
-
-    Args:
-        part: The part that allocates outside the blocks of `counting`.
-    """
-
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self.part = part
-        self.by_part: Counter[str] = Counter()
-        self._parts: dict[int, tuple[str, int]] = {}  # part and bytes of each live storage
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the peak and the operations so far, but not the live tensors."""
-        self.flops_by_part: Counter[str] = Counter()
-        self.peak_by_part: dict[str, int] = {}
-        self.largest_by_part = Counter(self.by_part)
-        self._peak = 0
-
-    @contextmanager
-    def counting(self, part: str) -> Iterator[None]:
-        """Count what the `with` block allocates as memory of `part`, until a network of another part is called."""
-        outer_part = self.part
-        self.part = part
-        try:
-            yield
-        finally:
-            self.part = outer_part
-
-    def assign(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that exist already, or that another part made, as those of `part`."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if id(storage) not in self._parts:
-                self._track(storage, part)
-                continue
-            previous_part, size = self._parts[id(storage)]
-            self.by_part[previous_part] -= size
-            self._parts[id(storage)] = (part, size)
-            self._add(part, size)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
-            return args[0].fake_device
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in self._parts:
-                self._track(tensor.untyped_storage(), self.part)
-        count_flops = flop_registry.get(func.overloadpacket)
-        if count_flops is not None:
-            self.flops_by_part[self.part] += count_flops(*args, **kwargs, out_val=out)
-        return out
-
-    def _track(self, storage: torch.UntypedStorage, part: str) -> None:
-        # PyTorch keeps the Python object of a storage as long as the storage itself, so its end is that of the memory.
-        self._parts[id(storage)] = (part, storage.nbytes())
-        weakref.finalize(storage, self._free, id(storage)).atexit = False
-        self._add(part, storage.nbytes())
-
-    def _add(self, part: str, size: int) -> None:
-        self.by_part[part] += size
-        self.largest_by_part[part] = max(self.largest_by_part[part], self.by_part[part])
-        total = self.by_part.total()
-        if total > self._peak:
-            self._peak = total
-            self.peak_by_part = dict(self.by_part)
-
-    def _free(self, key: int) -> None:
-        part, size = self._parts.pop(key)
-        self.by_part[part] -= size
 
 
 @contextmanager
@@ -462,7 +260,7 @@ def _assign_networks(state: TrainState, validation_lpips: LPIPS, counter: Memory
         counter.assign(PARAMETERS, network.parameters())
         counter.assign(PARAMETERS, network.buffers())
     counter.assign(AVERAGE, state.ema.averages.values())
-    if isinstance(state.autoencoder, Student):
+    if isinstance(state.autoencoder, FrozenEncoderModel):
         teacher = state.autoencoder.latent_model
         counter.assign(FROZEN, teacher.parameters())
         counter.assign(FROZEN, teacher.buffers())

@@ -2,7 +2,6 @@
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -14,8 +13,6 @@ from rich.console import Console
 from torch import nn
 
 from telecine.base.checks import Interrupted
-from telecine.base.files import mark_output
-from telecine.data.find import check_output
 from telecine.data.mapped import MapDataset
 from telecine.losses.perceptual import LPIPS
 from telecine.models import (
@@ -30,7 +27,6 @@ from telecine.models.pretrained import digest_of_tensors
 from telecine.models.student import StudentAutoencoder
 from telecine.models.transfer import copy_matching, load_source
 from telecine.runs import Run
-from telecine.runs.lock import RunLock
 from telecine.runs.run import RunSummary
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import (
@@ -57,6 +53,7 @@ from telecine.training.distributed import (
 from telecine.training.hub import create_repository
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import LatentCache, open_cache
+from telecine.training.locked_folder import LockedFolder
 from telecine.training.logging import print_lines, print_warnings
 from telecine.training.memory_limits import (
     describe_on_cpu,
@@ -72,42 +69,6 @@ _ENCODER_CHANGES = (
     "the encoder is trained, too: generators that were trained on latents of this model no longer fit; "
     "--config decoder keeps its latents"
 )
-
-
-class LockedFolder:
-    """The folder of a run, in which one run at a time may train: the first process has locked it until `release`.
-
-    Args:
-        config: The settings of the run.
-        accelerator: The processes of the run, each of which has to make one.
-        steal: Whether to take over the lock of another process.
-
-    Raises:
-        ValueError: If the folder is that of the data, another process trains in it, or it has links to other places.
-    """
-
-    def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, *, steal: bool = False
-    ) -> None:
-        self.files = Run(config.output_dir)
-        self.lock: RunLock | None = None
-        on_first_process(partial(self._take, config.data, steal=steal), accelerator)
-
-    def _take(self, data: str | Sequence[str] | None, *, steal: bool) -> None:
-        check_output("output_dir", data, str(self.files.folder))
-        self.files.check_files()
-        self.lock = RunLock(self.files.folder, steal=steal)
-        mark_output(self.files.folder)
-
-    def remove_residue(self) -> None:
-        """Remove what an interrupted run has left half written."""
-        if self.lock is not None:
-            self.files.remove_residue(self.lock.taken_at)
-
-    def release(self) -> None:
-        """Let other processes train in the folder."""
-        if self.lock is not None:
-            self.lock.release()
 
 
 @dataclass
@@ -201,7 +162,7 @@ def prepare(
         console = Console(quiet=True)
     print_lines(console, describe_processes(accelerator, sharding=config.sharding))
     if config.steps < config.optimizer.warmup_steps:
-        print_lines(console, [describe_short_warmup(config.optimizer, config.steps)])
+        print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
     folder = LockedFolder(config, accelerator, steal=steal_lock)
     try:
         start = find_start(
@@ -265,17 +226,16 @@ def _build(
             print_lines(console, [line])
 
     # The metrics of a validation, and the linear baseline, from which new weights start.
-    perceptual: dict[str, nn.Module] = {}
-    if config.clips.has_colours:
-        perceptual["lpips_alex"] = LPIPS("alex").to(device)
-    else:
-        print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
+    perceptual = _perceptual_metrics(config, console, device)
     linear: dict[str, float] = {}
     teacher_metrics: dict[str, float] = {}
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
-        if is_main and not is_resumed:  # the others get its weights
-            baseline = _fit_linear_maps(config, built, clips, console, device)
-            linear = _measure_linear_baseline(config, baseline, clips, perceptual, console, device)
+        if is_main and not is_resumed:
+            baseline = _fit_baseline(config, built, clips, console)
+            # In the first process alone: `build_state` copies its weights to the others.
+            _start_from_linear_maps(config, built, baseline, clips, console, device)
+            if baseline is not None and config.linear_baseline:
+                linear = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
     first_normalisation = model.latent_normalisation()
@@ -368,7 +328,7 @@ def _build_model(start: Start, console: Console) -> _BuiltModel:
     model = build_autoencoder(config, module)
     is_trained_on = config.model is not None and not config.random_weights and start.module is None
     if is_trained_on and not is_resumed and trains_encoder(model):
-        print_lines(console, [_ENCODER_CHANGES])
+        print_warnings(console, [_ENCODER_CHANGES])
     is_named = start.module is not None or config.model is not None
     if config.init is None or is_resumed:
         return _BuiltModel(model, has_new_linear_map=not is_named and not is_resumed)
@@ -421,63 +381,56 @@ def _read_data(
     return clips, data
 
 
-def _fit_linear_maps(
-    config: TrainConfig,
-    built: _BuiltModel,
-    clips: Clips,
-    console: Console,
-    device: torch.device,
+def _perceptual_metrics(
+    config: TrainConfig, console: Console, device: torch.device
+) -> dict[str, nn.Module]:
+    """Return the perceptual metrics of a validation by name; none, with a line on the console, without colours."""
+    if config.clips.has_colours:
+        return {"lpips_alex": LPIPS("alex").to(device)}
+    print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
+    return {}
+
+
+def _fit_baseline(
+    config: TrainConfig, built: _BuiltModel, clips: Clips, console: Console
 ) -> LinearAutoencoder | None:
-    """Fit the linear baseline, and start new weights from linear maps if `linear_start` is set.
-
-    Args:
-        config: The settings.
-        built: The model, which is changed by `linear_start` alone.
-        clips: The clips of the run.
-        console: Where progress is printed.
-        device: Where the linear map of a student is fitted.
-
-    Returns:
-        The linear baseline; None if the model has none, or neither `linear_start` nor `linear_baseline` needs it.
-    """
-    model = built.autoencoder
-    if config.linear_start and isinstance(model, StudentAutoencoder):
-        console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips))
-    starts_linear = config.linear_start and built.has_new_linear_map
-    if not starts_linear and not config.linear_baseline:
+    """Return the linear baseline; None if the model has none, or no setting needs it."""
+    starts_from_it = config.linear_start and built.has_new_linear_map
+    if not starts_from_it and not config.linear_baseline:
         return None
     try:
-        baseline = fit_linear(model, clips, console)
+        return fit_linear(built.autoencoder, clips, console)
     except NoBaselineError as reason:
         console.print(f"no linear baseline: {reason}")
         return None
-    if starts_linear:
-        start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
-    return baseline
 
 
-def _measure_linear_baseline(
+def _start_from_linear_maps(
     config: TrainConfig,
+    built: _BuiltModel,
     baseline: LinearAutoencoder | None,
     clips: Clips,
-    perceptual: Mapping[str, nn.Module],
     console: Console,
     device: torch.device,
-) -> dict[str, float]:
-    """Return the metrics of the linear baseline by their names in the log; empty without `linear_baseline`.
+) -> None:
+    """Set new weights to linear maps in place: telecine's own model to the baseline, a student's decoder to its best.
 
     Args:
-        config: The settings.
-        baseline: What `_fit_linear_maps` returns.
-        clips: The clips of the run, of which those of validations are measured.
-        perceptual: The perceptual metrics of a validation by name.
+        config: The settings: `linear_start`, and the number of steps.
+        built: The model, which is changed.
+        baseline: The fitted baseline, if there is one.
+        clips: The clips of the run.
         console: Where progress is printed.
-        device: Where the baseline is measured.
+        device: Where the map of a student is fitted.
     """
-    if baseline is None or not config.linear_baseline:
-        return {}
-    return measure_baseline(baseline, clips.val, perceptual, console, device)
+    model = built.autoencoder
+    if not config.linear_start:
+        return
+    if isinstance(model, StudentAutoencoder):
+        console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
+        model.to(device).start_from(training_clips(clips, "fitting the student's decoder"))
+    if built.has_new_linear_map and baseline is not None:
+        start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
 
 
 def describe_short_warmup(config: OptimizerConfig, num_steps: int) -> str:

@@ -15,10 +15,11 @@ from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.saved_settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
-from telecine.settings.autoencoder import FlowConfig, with_older_flow
+from telecine.settings.autoencoder import FlowConfig
 from telecine.settings.data import HELD_OUT_SETTINGS
-from telecine.settings.parse import drop_removed, flat_items, nested
-from telecine.settings.train import NETWORK_SETTINGS, REMOVED, START_SETTINGS
+from telecine.settings.parse import flat_items, nested
+from telecine.settings.train import NETWORK_SETTINGS, START_SETTINGS
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS, REMOVED
 
 
 def check_records(files: Run) -> list[str]:
@@ -61,19 +62,47 @@ class SavedSettings:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.values = read_saved_settings(folder)
-        _upgrade(self.values)
-        self.removed = drop_removed(self.values)
 
-    def with_saved_noise_levels(self, config: TrainConfig) -> TrainConfig:
-        """Return settings with the saved noise levels where `config` has defaults: older versions had others."""
-        saved = self.values.get("causal_vae", {}).get("flow", {})
-        flow = config.causal_vae.flow
-        changes = {}
-        for name, value in saved.items():
-            is_default = getattr(flow, name, None) == getattr(FlowConfig, name, None)
-            if is_default and hasattr(flow, name):
-                changes[name] = value
-        return replace(config, causal_vae=replace(config.causal_vae, flow=replace(flow, **changes)))
+    def as_started(self, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+        """Return settings in which those stay that a run keeps from its start, and a line about each that changes back.
+
+        These say where weights start, or have had other defaults in older versions. A value that is the default cannot
+        be told from one that was typed: the saved value takes its place, so that the same command resumes the run.
+
+        Args:
+            config: The settings of the run that resumes.
+        """
+        lines: list[str] = []
+        init = self.values.get("init")
+        disc_init = self.values.get("discriminator", {}).get("init")
+        for name, now, first in (
+            ("init", config.init, init),
+            ("discriminator.init", config.discriminator.init, disc_init),
+        ):
+            if now != first:
+                lines.append(f"`{name}` stays {first!r}, as the run started")
+        clips: dict[str, Any] = {}
+        for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
+            saved = self.values.get("clips", {}).get(name)
+            if saved == earlier and getattr(config.clips, name) != earlier:
+                clips[name] = earlier
+                lines.append(f"`clips.{name}` stays {earlier!r}, as the run started")
+        flow: dict[str, Any] = {}
+        for name, first in self.values.get("causal_vae", {}).get("flow", {}).items():
+            is_setting = hasattr(config.causal_vae.flow, name)
+            if is_setting and getattr(config.causal_vae.flow, name) == getattr(FlowConfig, name):
+                flow[name] = first
+        causal_vae = replace(config.causal_vae, flow=replace(config.causal_vae.flow, **flow))
+        if causal_vae != config.causal_vae and causal_vae.decoder == "flow":
+            lines.append("the levels of noise of `causal_vae.flow` stay as the run started")
+        as_started = replace(
+            config,
+            init=init,
+            discriminator=replace(config.discriminator, init=disc_init),
+            clips=replace(config.clips, **clips),
+            causal_vae=causal_vae,
+        )
+        return as_started, lines
 
     def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, except the model and the folder.
@@ -219,9 +248,9 @@ class SavedSettings:
         saved = _network_settings(plain_settings(TrainConfig()))
         saved.update(_network_settings(self.values))
         now = _network_settings(plain_settings(config))
-        for name in self.removed:
-            if name in saved:
-                now[name] = REMOVED[name]
+        for name, value in REMOVED.items():
+            if name in saved:  # with another value, see `upgrade_run`
+                now[name] = value
         for name, value in now.items():
             if saved.get(name) != value:
                 remedy = "Use the previous value, or another --output_dir."
@@ -272,15 +301,6 @@ def _clip_choice(settings: dict[str, Any]) -> list[Any]:
         settings.get("val_clips"),
         *[clips[name] for name in HELD_OUT_SETTINGS],
     ]
-
-
-def _upgrade(settings: dict[str, Any]) -> None:
-    """Change the settings of an older version, in place, to those that this version would have saved."""
-    autoencoder = settings.get("causal_vae", {})
-    if "flow" in autoencoder:
-        autoencoder["flow"] = with_older_flow(autoencoder["flow"])
-    # Where the discriminators' optimizer started matters for a new run alone.
-    settings.get("discriminator", {}).pop("init_optimizer", None)
 
 
 def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -246,7 +246,8 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
         num_values = max(prod(bucket.shape) for bucket in config.clips.train_buckets)
         if num_values > _QUICK_ON_A_CPU and pick_device(config.device).type == "cpu":
             text = "validating, and computing an update on the CPU, may take minutes at this size; "
-            console.print(text + "`telecine plan` counts memory and operations in seconds")
+            text += "`telecine plan` counts memory and operations in seconds"
+            console.print(text, soft_wrap=True)
         run = prepare(changed, console)
         try:
             with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:

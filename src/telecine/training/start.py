@@ -1,10 +1,8 @@
 """Where a run starts: from new weights or a checkpoint, and with which of the settings that it had at first."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -15,7 +13,6 @@ from telecine.runs import Run
 from telecine.runs.run import RunSummary
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import TrainConfig
-from telecine.settings.data import DEFAULTS_OF_OLD_RUNS
 from telecine.training.build import custom_module
 from telecine.training.distributed import any_rank, on_first_process
 from telecine.training.logging import print_lines, print_warnings
@@ -74,17 +71,12 @@ def find_start(
         if accelerator.is_main_process:
             summary = read_earlier_summary(files, console)
         saved = SavedSettings(checkpoint)
-        flow = config.causal_vae.flow
-        config = saved.with_saved_noise_levels(config)
-        if config.causal_vae.decoder == "flow" and config.causal_vae.flow != flow:
-            print_warnings(
-                console, ["the levels of noise of `causal_vae.flow` stay as the run started"]
-            )
+        config, lines = saved.as_started(config)
         saved.check_networks(config)
         if not change_data:
             # Data in another place is compared once it is read.
             saved.check_data(config, may_be_same=True)
-        config = _with_first_start(config, saved.values, console)
+        print_warnings(console, lines)
     if config.batch_size == "auto":
         config = _with_batch_size(
             config, checkpoint, accelerator, console, is_custom=module is not None
@@ -120,27 +112,6 @@ def read_earlier_summary(files: Run, console: Console) -> RunSummary | None:
     except ValueError as error:
         print_warnings(console, [f"{error} The time before is not counted."])
         return None
-
-
-def _with_first_start(
-    config: TrainConfig, saved: Mapping[str, Any], console: Console
-) -> TrainConfig:
-    """Return the settings that stay as the run started, such as the `init`s, and warn if they now have other values."""
-    init = saved.get("init")
-    disc_init = saved["discriminator"].get("init")
-    if config.init != init:
-        print_warnings(console, [f"`init` stays {init!r}, as the run started"])
-    if config.discriminator.init != disc_init:
-        print_warnings(console, [f"`discriminator.init` stays {disc_init!r}, as the run started"])
-    clips = config.clips
-    for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
-        if saved["clips"][name] == earlier and getattr(clips, name) != earlier:
-            print_lines(console, [f"`clips.{name}` stays {earlier!r}, as the run started"])
-            change: dict[str, Any] = {name: earlier}
-            clips = replace(clips, **change)
-    return replace(
-        config, init=init, discriminator=replace(config.discriminator, init=disc_init), clips=clips
-    )
 
 
 def _with_batch_size(

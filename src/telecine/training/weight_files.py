@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import read_json
-from telecine.base.frozen import Frozen
 from telecine.models import CausalVAE, VideoAutoencoder
+from telecine.models.copies import copy_with, tensors_like
 from telecine.models.latent import NORMALISATION_KEYS, LatentStatistics
 from telecine.models.lora import low_rank_layers, merge_in_place
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, check_tensors, digest_of_tensors
@@ -51,8 +50,8 @@ class WeightFiles:
 
     def __init__(self, model: VideoAutoencoder, *, is_sharded: bool) -> None:
         self._is_sharded = is_sharded
-        self._on_meta = _copy_with(
-            model, _tensors_like(model, partial(torch.empty_like, device="meta"))
+        self._on_meta = copy_with(
+            model, tensors_like(model, partial(torch.empty_like, device="meta"))
         )
         self.base: str | None = None
         if low_rank_layers(model):
@@ -78,7 +77,7 @@ class WeightFiles:
             statistics: Those of the latent, which the folder holds; None if they are not measured.
             weights: All tensors of the autoencoder's state dict, on the CPU.
         """
-        model = _copy_with(self._on_meta, weights)
+        model = copy_with(self._on_meta, weights)
         if statistics is not None:
             model.set_latent_statistics(statistics)
         model.save_pretrained(folder / name)
@@ -98,8 +97,8 @@ class WeightFiles:
             statistics: Those of the latent, which the folder holds; None if they are not measured.
         """
         with TemporaryDirectory(dir=folder) as temporary:
-            model = _copy_with(
-                self._on_meta, _tensors_like(self._on_meta, partial(_mapped, folder=temporary))
+            model = copy_with(
+                self._on_meta, tensors_like(self._on_meta, partial(_mapped, folder=temporary))
             )
             weights = model.state_dict()
             for group in dict.fromkeys((MODEL, name)):
@@ -152,58 +151,14 @@ class WeightFiles:
             )
             load_into(targets, folder, name)
         elif self._is_sharded:  # loads the whole model for a moment, as at the start of a run
-            whole = _copy_with(
-                self._on_meta, _tensors_like(self._on_meta, partial(torch.empty_like, device="cpu"))
+            whole = copy_with(
+                self._on_meta, tensors_like(self._on_meta, partial(torch.empty_like, device="cpu"))
             )
             copy_module(model, into=whole)  # those that are not in the files of LoRA updates
             _load_whole(whole, folder, name)
             copy_module(whole, into=model)
         else:
             _load_whole(model, folder, name)
-
-
-def _tensors_like(model: VideoAutoencoder, make: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return a new tensor for each one in a model's state dict; a tensor with several names has one new tensor."""
-    tensors: dict[str, Tensor] = {}
-    new_of: dict[int, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in new_of:
-            new_of[id(tensor)] = make(tensor.detach())
-        tensors[name] = new_of[id(tensor)]
-    return tensors
-
-
-def _copy_with(model: VideoAutoencoder, tensors: Mapping[str, Tensor]) -> VideoAutoencoder:
-    """Return a copy of a model with other tensors in place of those that its state dict names.
-
-    `deepcopy` looks up in `memo` what it has copied already, so it takes the tensors from there and copies no weight.
-    Tensors with several names stay one tensor. `load_state_dict(assign=True)` would separate them, and it could only
-    replace the weights of a whole copy, which needs the memory twice.
-
-    Args:
-        model: The model. Its frozen networks are not saved: the copy shares them.
-        tensors: A tensor for each name in the state dict, of the same shape.
-    """
-    memo: dict[int, Any] = {
-        id(module): module for module in model.modules() if isinstance(module, Frozen)
-    }
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in memo:  # a tensor with several names
-            continue
-        copied = tensors[name]
-        if isinstance(tensor, nn.Parameter):
-            copied = nn.Parameter(copied, tensor.requires_grad)
-        memo[id(tensor)] = copied
-    try:
-        return deepcopy(model, memo)
-    except (
-        RuntimeError,
-        TypeError,
-    ) as error:
-        # A RuntimeError of PyTorch for tensors with a graph, a TypeError for everything else.
-        remedy = "Use `torch.nn.utils.parametrizations` in the place of `weight_norm`, and keep no open files in it."
-        contract, got = "a module that `copy.deepcopy` copies", f"one with which it fails ({error})"
-        raise argument_error("autoencoder", contract, got, remedy) from error
 
 
 def _mapped(like: Tensor, folder: str) -> Tensor:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from telecine.__main__ import main
 from telecine.models import CausalVAE
 from telecine.models.load import load_autoencoder
-from telecine.models.student import StudentAutoencoder, student_config
+from telecine.models.student import StudentAutoencoder
+from telecine.models.student_config import student_config
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 from telecine.tools.distill.features import TeacherFeatures, average_frames

@@ -18,7 +18,7 @@ from telecine.settings import (
     TrainConfig,
 )
 from telecine.tools.plan.plan import Fit, Plan
-from telecine.training.memory import UpdateMemory
+from telecine.training.update_memory import UpdateMemory
 
 MB = 10**6
 TINY = CausalVAEConfig(

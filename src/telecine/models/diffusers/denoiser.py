@@ -17,10 +17,10 @@ from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Video
 from telecine.models.causal_blocks import init_zero
 from telecine.models.flow import Sampler, add_noise, integrate, random_levels
+from telecine.models.frozen_encoder import FrozenEncoderModel
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, Posterior
 from telecine.models.pretrained import CLASS_KEY, digest_of_encoder, save_model
-from telecine.models.student import Student
 from telecine.settings.autoencoder import FlowConfig
 
 DENOISER_SIZES = {"tiny": (2, 4, 24), "small": (12, 6, 64), "base": (12, 12, 64)}
@@ -33,11 +33,11 @@ _SHOWN_LEVEL = 0.5
 _LEVELS = FlowConfig(shift=1.0, noise_fraction=0.0)
 
 
-class LatentDenoiser(Student):
+class LatentDenoiser(FrozenEncoderModel):
     """A transformer that learns to generate the latents of a frozen autoencoder, by flow matching (arXiv:2210.02747).
 
-    In training, `forward` returns the denoised latent, as if it were video, with the weight and the target for which
-    the objective's squared error is that of the velocity. It reads no video if a posterior is passed. In eval mode it
+    In training, `forward` trains on latents, see `trains_on_latents`: it returns the denoised latent in place of video,
+    with the weight and the target for which the objective's squared error is that of the velocity. In eval mode it
     returns the video of a latent from which noise of level 0.5 was removed in one step.
 
     The network is diffusers' `WanTransformer3DModel` with rotary positions in time, height and width, and one constant
@@ -59,7 +59,8 @@ class LatentDenoiser(Student):
     def __init__(
         self, model: VideoAutoencoder, latents: Tensor, *, size: str = "tiny", causal: bool = False
     ) -> None:
-        super().__init__("", lambda _: model, digest_of_encoder(model))
+        super().__init__()
+        self.digest = digest_of_encoder(model)
         self._frozen = Frozen(model)
         self._settings: dict[str, Any] = {
             "size": size,
@@ -91,6 +92,11 @@ class LatentDenoiser(Student):
             frames = torch.arange(num_frames).repeat_interleave(height * width // side**2)
             for block in transformer.blocks:
                 block.attn1.set_processor(_CausalAttention(frames[:, None] >= frames))
+
+    @property
+    def latent_model(self) -> VideoAutoencoder:
+        """The frozen autoencoder, of whose latents this is a generator."""
+        return self._frozen.module
 
     def velocity(self, noisy: Tensor, level: Tensor | float) -> Tensor:
         """Return the velocity, noise less latent, of normalised noisy latents `(B, C, t, h, w)` at levels `(B,)`."""

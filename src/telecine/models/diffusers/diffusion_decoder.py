@@ -22,11 +22,11 @@ from telecine.models.diffusers.loading import build_module, load_module, save_mo
 from telecine.models.diffusers.normalisation import read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
+from telecine.models.frozen_encoder import LoadTeacher, Student
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import MEAN_KEY, STD_KEY, LatentGrid, Normalisation
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.pretrained import copy_state, digest_of_encoder
-from telecine.models.student import LoadTeacher, Student
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 

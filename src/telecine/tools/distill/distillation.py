@@ -10,9 +10,10 @@ from rich.console import Console
 from telecine.base.checks import argument_error, check_type
 from telecine.base.files import absolute_if_exists
 from telecine.models import VideoAutoencoder, load_autoencoder
-from telecine.models.causal import CausalAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.pretrained import digest_of_encoder
-from telecine.models.student import StudentAutoencoder, student_config
+from telecine.models.student import StudentAutoencoder
+from telecine.models.student_config import student_config
 from telecine.settings import DistillConfig, Term
 from telecine.tools.distill.teacher import generates, load_teacher
 from telecine.training import TrainResult, train

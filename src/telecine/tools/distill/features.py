@@ -17,7 +17,7 @@ from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, Video
 from telecine.losses.reconstruction import weighted_mean
 from telecine.models import VideoAutoencoder
-from telecine.models.causal import CausalAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_blocks import ChannelNorm, Upsample
 from telecine.tools.distill.teacher import generates, load_teacher
 

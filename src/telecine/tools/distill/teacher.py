@@ -3,7 +3,7 @@
 from typing import TypeGuard
 
 from telecine.models import LatentAutoencoder, VideoAutoencoder, load_autoencoder
-from telecine.models.causal import CausalAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
 
 
 def load_teacher(name: str, decode_steps: int = 1) -> VideoAutoencoder:

@@ -12,14 +12,9 @@ from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
 from telecine.models.context_parallel import most_processes
 from telecine.settings import TrainConfig
-from telecine.training.memory import (
-    HOST_COPY,
-    UpdateMemory,
-    estimate_sharding_saving,
-    fake_autoencoder,
-    plan_update,
-)
+from telecine.training.memory import estimate_sharding_saving, fake_autoencoder, plan_update
 from telecine.training.memory_limits import USED_FRACTION
+from telecine.training.update_memory import HOST_COPY, UpdateMemory
 
 # Groups of processes that are planned to share each clip.
 _CONTEXT_SIZES = (2, 4)

@@ -1,6 +1,6 @@
 """How much each channel matters, by name."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TypeAlias
@@ -46,7 +46,7 @@ def measure(
     model: VideoAutoencoder,
     network: nn.Module,
     groups: Sequence[ChannelGroup],
-    videos: Iterable[Video],
+    videos: Sequence[Video],
     reconstruct: Callable[[Video], Video],
 ) -> tuple[Scores, MeanSquares]:
     """Return the importance of channels by activation times gradient, and the squares of the input of norms.
@@ -65,7 +65,7 @@ def measure(
     scores = {group.name: torch.zeros(group.num_slices, dtype=torch.float64) for group in groups}
     model.zero_grad(set_to_none=True)
     with recorded_squares(network) as squares:
-        for video in videos:
+        for video in with_progress(videos, "measuring channels"):
             (reconstruct(video) - video).abs().mean().backward()
             parameters = dict(network.named_parameters())
             for group in groups:

@@ -24,7 +24,8 @@ from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruction_sources import open_model
 from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
-from telecine.models.causal import CausalAutoencoder, FlowDecoder, build_decoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
+from telecine.models.causal_networks import FlowDecoder, build_decoder
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import CausalVAEConfig

@@ -1,0 +1,250 @@
+"""The encoder and the decoders of `CausalVAE`: each a linear map of patches, and a network that is 0 at the start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.shapes import RGBA, Video
+from telecine.models.causal_blocks import (
+    CausalConv,
+    CausalSequential,
+    ChannelNorm,
+    Downsample,
+    EarlierFrames,
+    ResidualBlock,
+    Upsample,
+    call_layer,
+    fold,
+    init_zero,
+    unfold,
+)
+from telecine.models.channels import RGBAConv3d
+from telecine.models.linear import PatchDecoder, PatchEncoder
+from telecine.ops.checkpointing import checkpoint_call
+from telecine.settings import CausalVAEConfig
+
+# The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
+# learns to ignore the latent for the first few hundred steps.
+_INITIAL_LOGVAR = -6.0
+# Size of the embedding of a noise level, and the longest period of its sines, as in DDPM (arXiv:2006.11239).
+_NOISE_FEATURES = 128
+_LONGEST_PERIOD = 10_000
+
+
+def _residual_blocks(
+    config: CausalVAEConfig, stage: int, noise_features: int = 0
+) -> list[nn.Module]:
+    """Return the blocks of a stage, 0 at the highest resolution; those at the lowest one see earlier frames."""
+    is_lowest = stage == len(config.channels) - 1
+    time_kernel = config.time_kernel if is_lowest else 1
+    return [
+        ResidualBlock(config.channels[stage], time_kernel, noise_features)
+        for _ in range(config.blocks_per_level)
+    ]
+
+
+def _in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
+    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes."""
+    if size == 0:
+        return network(*videos)
+    earlier: EarlierFrames = {}
+    chunks = zip(*(video.split(size, dim=2) for video in videos), strict=True)
+    return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
+
+
+class Encoder(nn.Module):
+    """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
+
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__()
+        self.patch = (config.time_compression, config.patch_size)
+        self.first_frame_apart = config.first_frame_apart
+        self.linear = PatchEncoder(
+            config.time_compression,
+            config.spatial_compression,
+            config.latent_channels,
+            config.in_channels,
+            config.first_frame_apart,
+        )
+        self.latent_channels = config.latent_channels
+        has_logvar = config.bottleneck == "gaussian"
+        num_outputs = 2 * self.latent_channels if has_logvar else self.latent_channels
+        lowest_channels = config.channels[-1]
+
+        conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
+        layers: list[nn.Module] = [
+            CausalConv(config.folded_channels, config.channels[0], (1, 3), conv)
+        ]
+        for stage, (outer, inner) in enumerate(config.halvings()):
+            layers.extend(_residual_blocks(config, stage))
+            layers.append(Downsample(outer, inner))
+        layers.extend(_residual_blocks(config, len(config.channels) - 1))
+        layers.append(ChannelNorm(lowest_channels))
+        layers.append(nn.SiLU())
+        last = init_zero(CausalConv(lowest_channels, num_outputs, (1, 1)))
+        if has_logvar:
+            nn.init.constant_(last.conv.bias[self.latent_channels :], _INITIAL_LOGVAR)  # type: ignore[index]
+        layers.append(last)
+        self.network = CausalSequential(*layers)
+        self.chunk_size = 0  # latent frames; 0 for whole clips
+
+    def forward(
+        self, video: Video, earlier: EarlierFrames | None = None, continues: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean and logvar, `(B, latent_channels, k, h, w)`; logvar is empty with a discrete bottleneck.
+
+        Args:
+            video: A whole clip, or a chunk of a stream, `(B, C, T, H, W)`.
+            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            continues: Whether the chunk follows another one.
+        """
+        folded = fold(video, *self.patch, self.first_frame_apart and not continues)
+        if earlier is None:
+            outputs = _in_temporal_chunks(self.network, self.chunk_size, folded)
+        else:
+            outputs = self.network(folded, earlier)
+        residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
+        return self.linear(video, continues=continues) + residual, logvar
+
+
+class Decoder(nn.Module):
+    """From a latent to video: a linear map to patches, and a network that is 0 at the start.
+
+    Args:
+        config: The architecture.
+        noise_features: Size of the embedding of the noise level, which the norms take; 0 for a decoder without noise.
+    """
+
+    def __init__(self, config: CausalVAEConfig, noise_features: int = 0) -> None:
+        super().__init__()
+        self.patch = (config.time_compression, config.patch_size)
+        self.first_frame_apart = config.first_frame_apart
+        self.linear = PatchDecoder(
+            config.time_compression,
+            config.spatial_compression,
+            config.latent_channels,
+            config.in_channels,
+            config.first_frame_apart,
+        )
+        layers: list[nn.Module] = [CausalConv(config.latent_channels, config.channels[-1], (1, 3))]
+        for stage, (outer, inner) in reversed(list(enumerate(config.halvings()))):
+            layers.extend(_residual_blocks(config, stage + 1, noise_features))
+            layers.append(Upsample(inner, outer))
+        layers.extend(_residual_blocks(config, 0, noise_features))
+        layers.append(ChannelNorm(config.channels[0], noise_features))
+        layers.append(nn.SiLU())
+        layers.append(init_zero(CausalConv(config.channels[0], config.folded_channels, (1, 3))))
+        self.network = CausalSequential(*layers)
+        self.chunk_size = 0  # latent frames; 0 for whole clips
+
+    def forward(
+        self, latent: Tensor, earlier: EarlierFrames | None = None, continues: bool = False
+    ) -> Video:
+        """Return the video of a latent.
+
+        Args:
+            latent: That of a whole clip, or a chunk of a stream, `(B, latent_channels, k, h, w)`.
+            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            continues: Whether the chunk follows another one.
+        """
+        if earlier is None:
+            residual = _in_temporal_chunks(self.network, self.chunk_size, latent)
+        else:
+            residual = self.network(latent, earlier)
+        is_apart = self.first_frame_apart and not continues
+        # The linear map first: its intermediate values are freed before `unfold` makes a video.
+        video = self.linear(latent, continues=continues)
+        return cast(Video, video + unfold(residual, *self.patch, is_apart))
+
+
+class FlowDecoder(Decoder):
+    """From a latent and a noisy video to the clean video, see `telecine.models.flow`.
+
+    The noisy video is folded into patches like that of the encoder. It enters before the last blocks, and, through
+    layers that halve height and width, before those of each other resolution down to the latent's: folded at once to
+    32 x 32 pixels, its first layer would have more weights than all others.
+
+    The network's output `F` is part of the clean video, `x0 = linear(z) + F`; or of the velocity,
+    `v = (x_t - linear(z)) / t + F`, so that `x0 = x_t - t v = linear(z) - t F`. At the start both are `linear(z)`.
+
+    Args:
+        config: The architecture.
+    """
+
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__(config, _NOISE_FEATURES)
+        self.predicts_velocity = config.flow.prediction == "velocity"
+        halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
+        first = CausalConv(config.folded_channels, config.channels[0], (1, 3))
+        self.noisy = nn.ModuleList([first, *halvings])
+        self.level = nn.Sequential(  # makes the embedding of the noise level
+            nn.Linear(_NOISE_FEATURES, _NOISE_FEATURES),
+            nn.SiLU(),
+            nn.Linear(_NOISE_FEATURES, _NOISE_FEATURES),
+            nn.SiLU(),
+        )
+
+    def forward(  # type: ignore[override]
+        self,
+        latent: Tensor,
+        noisy: Video,
+        level: Tensor,
+        earlier: EarlierFrames | None = None,
+        continues: bool = False,
+    ) -> Video:
+        """Return the prediction of the clean video, `(B, C, T, H, W)`.
+
+        Args:
+            latent: That of a whole clip, or a chunk of a stream, `(B, latent_channels, k, h, w)`.
+            noisy: The noisy video, `(B, C, T, H, W)`.
+            level: The noise level of each clip, `(B,)` in (0, 1].
+            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            continues: Whether the chunk follows another one.
+        """
+        embedding = self.level(_sinusoidal_embedding(level).to(latent.dtype))
+        is_apart = self.first_frame_apart and not continues
+        folded = fold(noisy.to(latent.dtype), *self.patch, is_apart)
+        network = partial(self._residual, embedding)
+        if earlier is None:
+            residual = _in_temporal_chunks(network, self.chunk_size, latent, folded)
+        else:
+            residual = network(latent, folded, earlier)
+        video = unfold(residual, *self.patch, is_apart)
+        if self.predicts_velocity:
+            video = -level.view(-1, 1, 1, 1, 1) * video
+        return cast(Video, self.linear(latent, continues=continues) + video)
+
+    def _residual(
+        self,
+        noise_embedding: Tensor,
+        latent: Tensor,
+        folded: Tensor,
+        earlier: EarlierFrames | None = None,
+    ) -> Tensor:
+        noisy = [folded]  # then at each resolution, the highest first
+        for layer in self.noisy:
+            noisy.append(layer(noisy[-1]))
+        x = latent
+        for index, layer in enumerate(self.network):
+            x = call_layer(layer, x, earlier, noise_embedding)
+            if index == 0 or isinstance(layer, Upsample):
+                x = x + noisy.pop()
+        return x
+
+
+def build_decoder(config: CausalVAEConfig) -> Decoder:
+    """Return the decoder that settings name, with random weights."""
+    return FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
+
+
+def _sinusoidal_embedding(level: Tensor) -> Tensor:
+    """Return cosines and sines `(B, _NOISE_FEATURES)` of 1000 times the noise levels `(B,)`."""
+    half = torch.arange(_NOISE_FEATURES // 2, device=level.device, dtype=level.dtype)
+    angles = 1000 * level[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * half / len(half))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)

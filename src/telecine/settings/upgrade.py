@@ -1,0 +1,73 @@
+"""Settings of older versions as those of this one: what runs and models have saved, and what files of users have."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+# Settings that older versions had, with the only value that files may still give them: what this version does.
+REMOVED: Mapping[str, object] = {
+    "objective.reconstruction.logvar_init": 0.0,
+    "objective.perceptual.stride": 1,
+    "objective.gan.lecam_decay": 0.999,
+    "objective.adaptive_weight.decay": 0.0,
+    "discriminator.pad_mode": "first",
+    "discriminator.init_optimizer": False,
+    "discriminator.conditional": False,
+}
+# Settings of `clips` that older runs lack, and the values with which this version does what those did.
+DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
+    "holdout": "earlier",
+    "colour_matrix": "bt601",
+    "order": "independent",
+}
+# The same for settings of `causal_vae.flow`.
+_FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
+
+
+def upgrade_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the saved settings of a run as this version would have saved them, with the same result.
+
+    Removed settings stay if the run had another value than this version. A run that resumes compares them.
+
+    Args:
+        values: Nested settings, of any version.
+    """
+    upgraded = deepcopy(dict(values))
+    # Where the discriminators' optimizer started matters for a new run alone.
+    if isinstance(upgraded.get("discriminator"), dict):
+        upgraded["discriminator"].pop("init_optimizer", None)
+    drop_removed(upgraded)
+    if isinstance(upgraded.get("clips"), dict):
+        upgraded["clips"] = {**DEFAULTS_OF_OLD_RUNS, **upgraded["clips"]}
+    if isinstance(upgraded.get("causal_vae"), dict):
+        upgraded["causal_vae"] = upgrade_autoencoder(upgraded["causal_vae"])
+    return upgraded
+
+
+def upgrade_autoencoder(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved settings of `CausalVAEConfig`, of a model or a run, as this version would have saved them."""
+    values = dict(values)
+    if isinstance(values.get("flow"), dict):
+        values["flow"] = {**_FLOW_OF_OLD_RUNS, **values["flow"]}
+    return values
+
+
+def drop_removed(values: dict[str, Any]) -> dict[str, object]:
+    """Remove the settings of older versions from nested settings, in place, if this version works with their values.
+
+    Returns:
+        The settings of older versions with other values, which stay, by their dotted names.
+    """
+    others: dict[str, object] = {}
+    for setting, only_value in REMOVED.items():
+        *groups, last = setting.split(".")
+        group: object = values
+        for name in groups:
+            group = group.get(name) if isinstance(group, dict) else None
+        if not isinstance(group, dict) or last not in group:
+            continue
+        if group[last] == only_value:
+            del group[last]
+        else:
+            others[setting] = group[last]
+    return others
