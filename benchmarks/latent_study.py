@@ -26,6 +26,7 @@ import measure
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
@@ -43,7 +44,7 @@ from telecine.evaluation.metrics import ReconstructionMetrics
 from telecine.evaluation.metrics.frechet import TransNetFeatures, frechet_distance
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.metrics.round_trips import RoundTrips
-from telecine.evaluation.round_trips import through_h264
+from telecine.evaluation.round_trips import round_trips, through_h264
 from telecine.losses import mse
 from telecine.losses.perceptual import LPIPS
 from telecine.models import CausalVAE, DeterministicPosterior
@@ -328,6 +329,29 @@ def prediction_figures(model: CausalVAE, data: Data, state: TrainState) -> dict[
     return {name: sum(values) / len(values) for name, values in errors.items()}
 
 
+def write_picture(path: Path, data: Data, steps: int, linear: LinearAutoencoder) -> None:
+    """Write a frame of unseen clips, and below it that frame after ten passes of "nothing" and of "round_trip"."""
+    videos = data.unseen[: 8 * 10 : 10]
+    rows = [torch.cat([video[0, :, 4] for video in videos], 2)]
+    for name in ("nothing", "round_trip"):
+        config = settings_of(ARMS[name], steps, 0)
+        set_seed(0)
+        model = build_autoencoder(config)
+        assert isinstance(model, CausalVAE)
+        model.start_from(linear)
+        state = train(config, model, data, build_accelerator(config), 0, steps)
+        with state.ema.applied():
+            model.eval()
+            frames = []
+            for video in videos:
+                *_, last = round_trips(model, video, NUM_PASSES)
+                frames.append(last.video[0, :, 4])
+        rows.append(torch.cat(frames, 2))
+    picture = ((torch.cat(rows, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
+    size = (4 * picture.shape[1], 4 * picture.shape[0])
+    Image.fromarray(picture.numpy()).resize(size, Image.Resampling.NEAREST).save(path)
+
+
 def measured(name: str, seed: int, steps: int, data: Data, linear: LinearAutoencoder) -> Any:
     """Train and measure an arm."""
     arm = ARMS[name]
@@ -423,9 +447,22 @@ def main() -> None:
     parser.add_argument(
         "--frechet", action="store_true", help="also measure Frechet distances, of 264 clips"
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="only write a picture of tenth passes, and print those of the codec",
+    )
     parser.add_argument("--tables", action="store_true", help="compute nothing")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.picture is not None:
+        clips = read_data(options.videos, frechet=False)
+        untrained = build_autoencoder(settings_of(ARMS["nothing"], 1, 0))
+        start = untrained.linear_autoencoder(*SHAPE)
+        assert start is not None
+        write_picture(options.picture, clips, options.steps, start.fit(clips.train))
+        print("the codec alone", round_trip_figures(None, clips))
+        return
     data = None
     rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
     linear = None

@@ -120,6 +120,7 @@ def main() -> None:
         parser.add_argument(
             f"--{name}", type=int, help="of the clips; by default as in the first model's run"
         )
+    parser.add_argument("--features", help="network of the Frechet distances of `telecine latents`")
     for name in ("steps", "num_clips", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(ProbeConfig, name))
     options = vars(parser.parse_args())
