@@ -7,33 +7,16 @@ import torch
 from torch import nn
 
 from telecine.losses.perceptual import LPIPS
-
-# Positions and channels of VGG16's convolutions in torchvision's `features`.
-VGG16 = (
-    (0, 3, 64),
-    (2, 64, 64),
-    (5, 64, 128),
-    (7, 128, 128),
-    (10, 128, 256),
-    (12, 256, 256),
-    (14, 256, 256),
-    (17, 256, 512),
-    (19, 512, 512),
-    (21, 512, 512),
-    (24, 512, 512),
-    (26, 512, 512),
-    (28, 512, 512),
-)
+from telecine.losses.perceptual.backbones import BACKBONES
 
 
 def random_vgg(seed=0):
     """Return a state dict in torchvision's format whose activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for position, chan_in, chan_out in VGG16:
-        weight = torch.randn(chan_out, chan_in, 3, 3, generator=generator)
-        state[f"features.{position}.weight"] = weight * (2 / (9 * chan_in)) ** 0.5
-        state[f"features.{position}.bias"] = 0.05 * torch.randn(chan_out, generator=generator)
+    for name, shape in BACKBONES["vgg"].tensor_shapes().items():
+        std = 0.05 if name.endswith("bias") else (2 / (9 * shape[1])) ** 0.5
+        state[name] = torch.randn(shape, generator=generator) * std
     return state
 
 

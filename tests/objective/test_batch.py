@@ -21,54 +21,14 @@ def zeros(*shape, **options):
 
 
 class TestChecks:
-    @pytest.mark.parametrize(
-        ("inputs", "reconstructions", "message"),
-        [
-            (
-                zeros(3, 4, 8, 8),
-                zeros(),
-                r"`inputs` must be .*\(B, C, T, H, W\), but got .*\(3, 4, 8, 8\).*\[None\]",
-            ),
-            (
-                zeros(),
-                zeros(3, 4, 8, 8),
-                r"`reconstructions` must be .*\(B, C, T, H, W\), but got .*\[None\]",
-            ),
-            (
-                zeros(dtype=torch.uint8),
-                zeros(),
-                r"`inputs` must be a floating-point.*torch.uint8.*float\(\) / 127.5",
-            ),
-            (
-                zeros(),
-                zeros(2, 3, 5, 8, 8),
-                r"`reconstructions` must be of `inputs`'s shape .*5, 8, 8\).*strides",
-            ),
-            (
-                zeros(device="meta"),
-                zeros(),
-                r"`reconstructions` must be on the same device as `inputs`, meta.*cpu",
-            ),
-            (
-                zeros() + 255,
-                zeros(),
-                r"`inputs` must be in the range \[-1, 1\], but got values from 255 to 255. Map",
-            ),
-            (
-                zeros(0, 3, 4, 8, 8),
-                zeros(0, 3, 4, 8, 8),
-                r"`inputs` must be .*without empty axes.*Drop empty",
-            ),
-            (zeros(), [[0.0]], r"`reconstructions` must be .*but got \[\[0.0\]\].*as_tensor"),
-        ],
-    )
-    def test_bad_videos(self, inputs, reconstructions, message):
+    def test_reconstructions_have_the_shape_of_the_inputs_which_are_in_range(self):
+        """`tests/base/test_shapes.py` has the checks of one video."""
+        message = r"`reconstructions` must be of `inputs`'s shape .*5, 8, 8\).*strides"
         with pytest.raises(ValueError, match=message):
-            check_video_pair(inputs, reconstructions)
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-    def test_good_videos(self, dtype):
-        check_video_pair(zeros(dtype=dtype), zeros())
+            check_video_pair(zeros(), zeros(2, 3, 5, 8, 8))
+        message = r"`inputs` must be in the range \[-1, 1\], but got values from 255 to 255. Map"
+        with pytest.raises(ValueError, match=message):
+            check_video_pair(zeros() + 255, zeros())
         check_video_pair(zeros() + 1, zeros() + 300)  # an untrained decoder leaves the range
 
     @pytest.mark.parametrize(
@@ -98,7 +58,6 @@ class TestChecks:
             torch.ones(2, 1),
             torch.ones(2, dtype=torch.int64),
             torch.ones(2, device="meta"),
-            [1.0, 2.0],
             1.0,
         ],
     )
@@ -342,14 +301,11 @@ class TestAuxLosses:
                 torch.zeros(3),
                 r"`aux_losses` must be a number, a floating-point tensor of one element.*\(3,\).*mean",
             ),
-            (torch.zeros(0), r"`aux_losses` must be .*\(0,\)"),
             ("kl", r"`aux_losses` must be a number, .*'kl' \(str\).*dict"),
             (True, r"`aux_losses` must be a number, .*True"),
             (torch.tensor(1), r"`aux_losses` must be .*torch.int64"),
-            ([torch.tensor(1.0)], r"`aux_losses` must be .*list"),
             ({"kl": torch.zeros(2)}, r"`aux_losses\['kl'\]` must be .*\(2,\).*mean\(\)"),
             ({"kl": None}, r"`aux_losses\['kl'\]` must be .*None"),
-            (np.ones(1), r"`aux_losses` must be a number, .*array\(\[1.\]\) \(ndarray\)"),
         ],
     )
     def test_bad_ones(self, value, message):

@@ -42,11 +42,6 @@ def schedule(**options):
     return WeightSchedule(validate(ObjectiveConfig, options))
 
 
-def test_steps_that_are_given_as_floats_are_ints():
-    ramp = Ramp(1.0, start=1e3, steps=1e2)
-    assert [(type(step), step) for step in (ramp.start, ramp.steps)] == [(int, 1000), (int, 100)]
-
-
 def test_all_weights_at_a_step():
     weights = schedule(
         perceptual_weight=0.7,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.gan import BoundDiscriminator
+from telecine.objective.bound_discriminator import BoundDiscriminator
 
 INDICES = torch.tensor([[2], [0], [3]])
 
@@ -33,13 +33,6 @@ def test_half_precision_videos_are_scaled_down(dtype):
     small = build(factor=2).input_of(torch.ones(1, 3, 1, 4, 4, dtype=dtype))
     assert small.dtype == torch.float32
     assert small.eq(1).all()
-
-
-def test_one_frame_of_the_down_scaled_video():
-    x = torch.randn(3, 3, 4, 8, 8)
-    small = build(factor=2).input_of(x)
-    frames = build(sees="frames", factor=2).input_of(x)
-    assert torch.equal(frames, torch.stack([small[0, :, 2], small[1, :, 0], small[2, :, 3]]))
 
 
 def test_inputs_are_cast_to_the_parameters_type():
