@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from telecine.base.memory_counter import MemoryCounter
 from telecine.data import ClipBatchSampler
+from telecine.models import CausalVAE, StudentAutoencoder
 from telecine.ops.ranks import data_rank, num_data_ranks
 from telecine.settings import TrainConfig
 from telecine.settings.validate import validate
@@ -38,7 +39,7 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.distributed import full_tensor, leave_context_group
 from telecine.training.memory import plan_update
 from telecine.training.state import TrainState
-from telecine.training.step import MicroBatch, train_step
+from telecine.training.step import MicroBatch, accumulate_gradients, train_step
 from telecine.training.update_memory import AUTOENCODER
 
 NUM_UPDATES = 10
@@ -57,7 +58,6 @@ SHORT: Settings = {
     "clips": {"height": 40},
 }
 SHORT_EVERY_TERM: Settings = {
-    "gradient_accumulation_steps": 2,
     "model_gradient_checkpointing": True,
     "objective": {
         "reconstruction": {"learn_logvar": True},
@@ -83,6 +83,7 @@ MORE_CASES: dict[str, Case] = {
     "flow": Case(FLOW),
     "fsq": Case({"causal_vae": {"bottleneck": "fsq", "fsq_levels": [8, 5, 5, 5]}}),
     "rgba": Case({"causal_vae": {"in_channels": 4}, "clips": {"channels": "rgba"}}),
+    "student": Case(SHORT),
     "first_frame_with_others": Case(
         {
             "causal_vae": {"first_frame_apart": False, "nested_channels": [2]},
@@ -128,11 +129,15 @@ def is_divisible(case: Case, num_groups: int) -> bool:
     return merged(SMALL, case.changes)["batch_size"] % num_groups == 0
 
 
-def build(config: TrainConfig, dtype: torch.dtype) -> TrainState:
-    """Return the state of a run whose weights are not 0."""
+def build(config: TrainConfig, dtype: torch.dtype, *, is_student: bool = False) -> TrainState:
+    """Return the state of a run whose weights are not 0; a student has a random teacher."""
     torch.manual_seed(config.seed)
     accelerator = build_accelerator(config)
-    model = build_autoencoder(config).to(dtype)
+    module = None
+    if is_student:
+        teacher = CausalVAE(config.causal_vae)
+        module = StudentAutoencoder.of(teacher, "teacher", lambda _: teacher, config.causal_vae)
+    model = build_autoencoder(config, module).to(dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -171,7 +176,7 @@ def micro_batches(
 def train(case: Case, num_processes: int, context_parallel: int, dtype: torch.dtype) -> Any:
     """Train a case, and return its logs, gradients and tensors by kind and name."""
     config = config_of(case, num_processes, context_parallel)
-    state = build(config, dtype)
+    state = build(config, dtype, is_student=case is ALL_CASES["student"])
     state.step = max(state.objective.schedule.disc_start - NUM_UPDATES // 2, 0)
     gradients: dict[str, Tensor] = {}
     names = {weight: name for name, weight in state.autoencoder.named_parameters()}
@@ -325,34 +330,22 @@ def memory_case(size: tuple[int, int, int]) -> Case:
     return Case(merged(RECONSTRUCTION_ALONE, {"clips": clips}))
 
 
-def kib_of_process(key: str) -> int:
-    """Return a number of /proc/self/status in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1])
-    raise ValueError(f"`/proc/self/status` must have {key}. Run this on Linux.")
-
-
 def measure_memory(num_processes: int) -> None:
-    """Print the memory that the second update of each size adds to this process; every process calls this."""
+    """Print the most that the tensors of forward and backward hold in this process; every process calls this."""
     for size in MEMORY_SIZES:
         config = config_of(memory_case(size), num_processes, num_processes)
         state = build(config, torch.float32)
-        train_step(state, micro_batches(config, 0, torch.float32, is_image=False))
-        batches = micro_batches(config, 1, torch.float32, is_image=False)
-        Path("/proc/self/clear_refs").write_text("5")  # the largest memory so far starts again
-        before = kib_of_process("VmRSS")
-        train_step(state, batches)
-        resident = (kib_of_process("VmHWM") - before) / 1024
+        (batch,) = micro_batches(config, 0, torch.float32, is_image=False)
+        weights = state.objective.schedule.at(0)
         with MemoryCounter("all") as counter:
-            train_step(state, batches)
+            accumulate_gradients(state, batch, weights, 1.0, is_last=True)
         tensors = counter.largest_by_part["all"] / 2**20
         leave_context_group()
         planned = plan_update(config, device_type="cpu").largest_by_part[AUTOENCODER] / 2**20
         if not dist.is_initialized() or dist.get_rank() == 0:
-            text = f"{size}, {num_processes} processes for a clip: tensors {tensors:.0f} MiB"
-            text += f", resident {resident:.0f} MiB, autoencoder by the plan {planned:.0f} MiB"
-            print(text, flush=True)
+            shape = " x ".join(map(str, size))
+            text = f"{shape}, {num_processes} processes for a clip: {tensors:.1f} MiB"
+            print(f"{text}; of the autoencoder by the plan: {planned:.1f} MiB", flush=True)
 
 
 class Messages(TorchDispatchMode):

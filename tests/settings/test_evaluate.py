@@ -46,3 +46,10 @@ def test_a_model_that_was_trained_on_square_clips_in_all_orientations_is_measure
 def test_invalid_reconstruction_settings_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         ReconstructConfig(**settings)
+
+
+def test_a_stride_replaces_the_rate_of_the_run_and_a_rate_its_stride():
+    by_stride = EvaluateConfig(stride=2).clip_config(ClipConfig(fps=12))
+    assert (by_stride.stride, by_stride.fps) == (2, None)
+    by_rate = EvaluateConfig(fps=12).clip_config(ClipConfig(stride=2))
+    assert (by_rate.stride, by_rate.fps) == (1, 12)

@@ -19,7 +19,8 @@ Layers are replaced from outside, each as declared here:
 PyTorch's `DTensor` is not used: its convolution exchanges the last dimension only, with the same padding on both sides
 and a stride of 1, and a model would have to be made of its tensors, which FSDP2 shards already.
 
-A replaced layer asks for the group when it is called. In a process without one it computes whole clips.
+A replaced layer asks for the group when it is called. In a process without one it computes whole clips. So does a
+network that gets fewer rows than processes, such as a decoder for a latent that a term has scaled down.
 """
 
 from collections.abc import Callable, Iterable
@@ -151,7 +152,7 @@ def _call_on_rows(
     """
     group = context_group()
     num_units = video.shape[3] // rows_per_unit
-    if group.size == 1 or num_units < group.size:  # such as a latent that a term has made smaller
+    if num_units < group.size or group.size == 1:
         with using_context_group(ContextGroup()):
             return forward(video, *others)
 

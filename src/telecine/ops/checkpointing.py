@@ -42,7 +42,6 @@ class CheckpointedCall:
     kwargs: dict[str, Any]
     layers: Sequence[nn.Module]
     cache_name: str
-
     context_group: ContextGroup = field(init=False)
 
     def __post_init__(self) -> None:

@@ -434,10 +434,11 @@ class DistillConfig(TrainConfig):
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
     feature_weight: NonNegative = 0.0
     """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
-    trained projections, each channel in units of its variance. An update then decodes twice."""
+    trained projections, or, of a pruned decoder, of the channels that stayed; each channel in units of its variance.
+    An update then decodes twice."""
     feature_layers: tuple[str, ...] = ()
     """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. Left out,
-    the last one of each height and width that the student has inside, too."""
+    the last one of each height and width that the student has inside, too, or whose channels were pruned."""
     teacher_decode_steps: Integer = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
