@@ -62,6 +62,15 @@ def test_copies_are_listed_once(report):
     assert sorted(groups) == [["again.mp4", "copy.mp4"], ["copy.mp4", "scene.mp4"]]
 
 
+def test_copies_are_one_group_of_a_list_that_training_reads(report, tmp_path):
+    write_data(report, tmp_path)
+    spans, _ = load_spans(tmp_path / "grouped.csv")
+    groups = {span.info.source.name: span.group for span in spans}
+    assert groups["scene.mp4"] == groups["copy.mp4"] == groups["again.mp4"]
+    assert len(set(groups.values())) == 5, "the others are one each"
+    assert "train on the list `grouped.csv`" in " ".join(report.advice)
+
+
 def test_frames_are_counted(report):
     gaps = 6 * 5  # before the held-out end of each video
     assert report.num_train + report.num_held_out == 5 * 40 + 90 - gaps

@@ -64,10 +64,13 @@ def give_advice(
     if clips.weighting == "frames":
         sentences.extend(_weighting_advice(train))
     if report.copies:
-        sentences.append(
-            f"Groups of files that are copies: {len(report.copies)}. Keep one of each: of copies that were encoded "
-            "again, one may be held out and the other trained on."
-        )
+        text = f"Groups of files that are copies: {len(report.copies)}. Keep one of each"
+        if report.scenes or report.grouped:
+            name = "scenes.csv" if report.scenes else "grouped.csv"
+            text += (
+                f", or train on the list `{name}`, which keeps copies on one side of the hold-out"
+            )
+        sentences.append(text + ".")
     return sentences
 
 

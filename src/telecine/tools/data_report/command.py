@@ -16,7 +16,10 @@ def data(
     *,
     output: Annotated[
         str,
-        Output("Folder for data.html, clips.mp4, data.json and, if there are cuts, scenes.csv."),
+        Output(
+            "Folder for data.html, clips.mp4, data.json and a list for --data: scenes.csv if there are cuts, else "
+            "grouped.csv if there are copies."
+        ),
     ] = "data_report",
     num_clips: Annotated[int, "Number of clips to read and show."] = 24,
     max_frames: Annotated[

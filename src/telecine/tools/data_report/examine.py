@@ -28,6 +28,7 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.dataset import num_cached_bytes
 from telecine.data.decode import open_video, read_clip
 from telecine.data.find import ignored_suffixes
+from telecine.data.holdout_groups import group_spans
 from telecine.data.index_cache import num_bytes
 from telecine.data.paths import paths_of
 from telecine.data.remote import open_local
@@ -92,9 +93,17 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
     ]  # lists do not name members
     scenes = []
     if any(cuts.values()):
-        for scene in _split_at_cuts(listed, cuts):
-            if scene.info.is_image or shortest.fits(scene):
-                scenes.append(scene)
+        scenes = [
+            scene
+            for scene in _split_at_cuts(listed, cuts)
+            if scene.info.is_image or shortest.fits(scene)
+        ]
+    copies = _find_copies(infos)
+    grouped = []
+    if copies and scenes:
+        scenes = _with_groups(scenes, config.clips.holdout, copies)
+    elif copies:
+        grouped = _with_groups(listed, config.clips.holdout, copies)
 
     held_out = []
     for span in spans.held_out:
@@ -108,8 +117,9 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         clips=clips,
         files=rows,
         ignored=dict(ignored),
-        copies=_find_copies(infos),
+        copies=copies,
         scenes=scenes,
+        grouped=grouped,
         num_searched=sum(positions is not None for positions in cuts.values()),
         num_left=sum(not info.is_image for info in infos) - len(cuts),
         num_cut=sum(bool(positions) for positions in cuts.values()),
@@ -235,6 +245,24 @@ def _find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
     for positions in group_copies(hashes):
         groups.append([compared[position] for position in positions])
     return [[str(path) for path in group] for group in groups]
+
+
+def _with_groups(
+    spans: Sequence[Span], holdout: str, copies: Sequence[Sequence[str]]
+) -> list[Span]:
+    """Return spans with the groups that a run holds out together, and copies in one of them."""
+    group_of: dict[str, int] = {}
+    for number, group in enumerate(group_spans(spans, holdout)):
+        for span in group:
+            group_of[str(span.info.source)] = number
+    for paths in copies:
+        joined = {group_of[path] for path in paths if path in group_of}
+        if len(joined) < 2:
+            continue
+        for path, number in group_of.items():
+            if number in joined:
+                group_of[path] = min(joined)
+    return [replace(span, group=str(group_of[str(span.info.source)])) for span in spans]
 
 
 def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list[list[Source]]:

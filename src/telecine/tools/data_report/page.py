@@ -36,32 +36,41 @@ MAX_IN_VIDEO = 120
 
 
 def write_data(report: DataReport, folder: Path) -> Path:
-    """Write data.html, data.json, clips.mp4 and, if there are cuts, scenes.csv into a folder; return the page."""
+    """Write data.html, data.json, clips.mp4 and a list, if there are cuts or copies, into a folder; return the page."""
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
     shown = report.clips[:MAX_IN_VIDEO]
     fastest = max(clip.fps for clip in shown)
     write_preview(folder / _VIDEO_FILE, lay_out_clips(shown), fastest)
     if report.scenes:
-        _write_scenes(folder / "scenes.csv", report.scenes)
+        _write_list(folder / "scenes.csv", report.scenes)
+    if report.grouped:
+        _write_list(folder / "grouped.csv", report.grouped)
     write_text(folder / _PAGE_FILE, render_data(report))
     return folder / _PAGE_FILE
 
 
-def _write_scenes(path: Path, scenes: Sequence[Span]) -> None:
-    """Write scenes as a list for `--data`.
+def _write_list(path: Path, spans: Sequence[Span]) -> None:
+    """Write parts of files as a list for `--data`, with their groups if they have any.
 
     No cell is a formula in a spreadsheet: a path is absolute and an address begins with its scheme.
     """
+    header = ["path", "start_frame", "end_frame"]
+    has_groups = any(span.group for span in spans)
+    if has_groups:
+        header.append("group")
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["path", "start_frame", "end_frame"])
-    for scene in scenes:
-        source = scene.info.source
+    writer.writerow(header)
+    for span in spans:
+        source = span.info.source
         name = str(Path(str(source)).absolute())
         if isinstance(source, RemotePath):
             name = source.url
-        writer.writerow([name, scene.first_frame, scene.last_frame + 1])
+        row = [name, span.first_frame, span.last_frame + 1]
+        if has_groups:
+            row.append(span.group)
+        writer.writerow(row)
     write_text(path, text.getvalue())
 
 

@@ -61,7 +61,9 @@ class DataReport:
     """Number of files of other kinds in the folder, by suffix."""
     copies: list[list[str]]
     scenes: list[Span]
-    """The parts of the training data between the cuts that were found; empty without cuts."""
+    """The training data between the cuts that were found, in groups if there are copies; empty without cuts."""
+    grouped: list[Span]
+    """The training data in groups, with copies in one; empty without copies, and if `scenes` has them."""
     num_searched: int
     """Files that were searched for cuts."""
     num_left: int
@@ -84,8 +86,9 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, without the frames."""
-        values = asdict(replace(self, clips=[], scenes=[]))
+        values = asdict(replace(self, clips=[], scenes=[], grouped=[]))
         values["scenes"] = len(self.scenes)
+        del values["grouped"]
         values["clips"] = []
         for clip in self.clips:
             clip_values = dict(vars(clip))
