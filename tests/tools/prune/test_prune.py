@@ -222,6 +222,7 @@ def test_channels_that_matter_are_kept(teacher, importance):
 def test_blocks_without_effect_are_removed(tmp_path, monkeypatch, small_video):
     """The last layer of a new block is 0. Of two blocks of each stage, the first one is trained here."""
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # a random block may even lower the error of untrained weights
     model = CausalVAE(replace(SMALL, blocks_per_level=2))
     with_random_weights(model)
     for name in ("2", "5"):
