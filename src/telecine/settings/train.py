@@ -423,8 +423,13 @@ class DistillConfig(TrainConfig):
     with settings of `causal_vae`. A model of `telecine prune` is named by `init`, and starts with its weights."""
     train_encoder: bool = False
     """Train an encoder of the same size, too, instead of keeping the teacher's."""
-    latent_weight: Positive = 1.0
+    latent_weight: NonNegative = 1.0
     """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
+    decoding_weight: NonNegative = 0.0
+    """With `train_encoder`: weight of the mean absolute error against the video of what the teacher's decoder makes of
+    its latent. An update then decodes twice."""
+    decoding_perceptual_weight: NonNegative = 0.0
+    """With `decoding_weight`: weight of LPIPS (VGG) of the same, beside the mean absolute error."""
     teacher_weight: NonNegative = 0.0
     """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
     feature_weight: NonNegative = 0.0
@@ -445,6 +450,22 @@ class DistillConfig(TrainConfig):
             raise argument_error(
                 "trainable.weights", "all or decoder for a student", "lora", remedy
             )
+        if self.decoding_weight > 0 and not self.train_encoder:
+            contract = "0 without `train_encoder`"
+            remedy = (
+                "Add `--train_encoder true`: with the teacher's encoder, the term is a constant."
+            )
+            raise argument_error("decoding_weight", contract, self.decoding_weight, remedy)
+        if self.decoding_perceptual_weight > 0 and self.decoding_weight == 0:
+            contract = "0 without `decoding_weight`"
+            got = self.decoding_perceptual_weight
+            raise argument_error(
+                "decoding_perceptual_weight", contract, got, "Set `decoding_weight`, too."
+            )
+        if self.train_encoder and self.latent_weight == 0 and self.decoding_weight == 0:
+            contract = "larger than 0 without `decoding_weight`"
+            remedy = "Set one of them: else nothing ties the latent to the teacher's."
+            raise argument_error("latent_weight", contract, self.latent_weight, remedy)
         if self.context_parallel > 1 and self.feature_weight > 0:
             contract = "0 with `context_parallel`, as a process has only rows of the features"
             remedy = "Set one of them to its default."

@@ -12,6 +12,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "latent": ["TeacherLatent"],
         "pruned_features": ["PrunedFeatures"],
         "reconstruction": ["TeacherReconstruction"],
+        "decoding": ["TeacherDecoding"],
         "distillation": ["distill"],
     },
 )

@@ -22,6 +22,7 @@ from telecine.training import TrainResult, train
 LATENT_TERM = "teacher_latent"
 RECONSTRUCTION_TERM = "teacher_reconstruction"
 FEATURES_TERM = "teacher_features"
+DECODING_TERM = "teacher_decoding"
 REPORT_FILE = "prune.json"
 
 
@@ -68,7 +69,7 @@ def distill(
         raise argument_error("nested_channels", contract, str(list(nested)), remedy)
     # The terms of settings that a run has saved are replaced.
     others = dict(config.objective.terms)
-    for term in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM):
+    for term in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM, DECODING_TERM):
         others.pop(term, None)
     objective = replace(config.objective, terms=others | terms)
     return train(
@@ -187,12 +188,20 @@ def _terms_of_teacher(
 ) -> dict[str, Term]:
     """Return the terms of the objective that look at the teacher of this name."""
     terms: dict[str, Term] = {}
-    if config.train_encoder:
+    params: dict[str, object]
+    if config.train_encoder and config.latent_weight > 0:
         terms[LATENT_TERM] = Term(
             "telecine.tools.distill.TeacherLatent", config.latent_weight, {"teacher": name}
         )
+    if config.train_encoder and config.decoding_weight > 0:
+        params = {"teacher": name, "perceptual_weight": config.decoding_perceptual_weight}
+        if generates(teacher):
+            params["decode_steps"] = config.teacher_decode_steps
+        terms[DECODING_TERM] = Term(
+            "telecine.tools.distill.TeacherDecoding", config.decoding_weight, params
+        )
     if config.teacher_weight > 0:
-        params: dict[str, object] = {"teacher": name}
+        params = {"teacher": name}
         if generates(teacher):
             params["decode_steps"] = config.teacher_decode_steps
         terms[RECONSTRUCTION_TERM] = Term(
