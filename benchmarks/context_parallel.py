@@ -29,6 +29,7 @@ from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from telecine.base.memory_counter import MemoryCounter
 from telecine.data import ClipBatchSampler
 from telecine.models import CausalVAE, StudentAutoencoder
 from telecine.ops.ranks import data_rank, num_data_ranks
@@ -37,7 +38,6 @@ from telecine.settings.validate import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.distributed import full_tensor, leave_context_group
 from telecine.training.memory import plan_update
-from telecine.training.memory_counter import MemoryCounter
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients, train_step
 from telecine.training.update_memory import AUTOENCODER

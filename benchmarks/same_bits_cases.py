@@ -25,6 +25,8 @@ LATER: Settings = {
     "tracker_project": "telecine",
     "init": None,
     "allow_tf32": None,
+    "context_parallel": 1,
+    "predictive": {"max_dropped": 0.0, "fill": "learned"},
     "clips": {
         "weighting": "frames",
         "fps": None,

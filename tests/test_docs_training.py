@@ -196,12 +196,13 @@ def test_distillation(folder, cached_weights):
     diffusers.AutoencoderKLWan(
         base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1
     ).save_pretrained(teacher)
-    lines = commands("distillation.md")
+    *lines, measuring = commands("distillation.md")
     assert [line[:4] for line in lines] == 2 * [["telecine", "distill", "--teacher", teacher]]
     for line in lines:
         assert (
             main([*line[1:], "--config", "small.yaml", "--steps=2"]) == 0
         )  # the code loads the second checkpoint
+    assert main([*measuring[1:], "--max_clips", "1", "--device", "cpu"]) == 0
     assert {name.split(".")[0] for name in weights("student")} == {"decoder"}
     assert {name.split(".")[0] for name in weights("both")} == {"encoder", "decoder"}
     assert any(

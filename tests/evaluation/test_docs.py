@@ -84,6 +84,7 @@ def folder(
     shutil.copytree(reconstructions["little"], tmp_path / "reconstructions")
     shutil.copy(videos / "one.mp4", tmp_path / "clip.mp4")
     shutil.copy(fake_i3d, tmp_path / "i3d_torchscript.pt")
+    monkeypatch.setattr("telecine.evaluation.speed.MIN_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -106,13 +107,14 @@ def test_the_commands_run(folder, capsys):
     launched = [
         line for line in COMMANDS if line.startswith("torchrun ")
     ]  # `test_evaluate.py` runs it
-    assert (len(COMMANDS), len(launched)) == (14, 1)
+    assert (len(COMMANDS), len(launched)) == (18, 1)
     for line in [line for line in COMMANDS if line not in launched]:
         assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
     assert {path.name for path in (folder / "figures" / "difference").iterdir()} == {
         "comparison.json", "comparison.png", "comparison_frames.png", "table.md", "table.tex"
     }  # fmt: skip
     assert (folder / "out.mp4").is_file()
+    assert (folder / "figures" / "speed" / "speed.html").is_file()
 
 
 def test_the_page_describes_every_metric():

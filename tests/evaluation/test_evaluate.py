@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import METRICS, default_metrics
 from telecine.evaluation.protocols.configured import ConfiguredClips
+from telecine.models import CausalVAE
 from telecine.runs import Run
 from telecine.runs.saved_settings import write_settings
 from telecine.settings import ClipConfig, EvaluateConfig
@@ -120,6 +121,22 @@ def test_a_run_whose_data_cannot_be_read_is_measured(
     )  # of Python 3.10, which keeps the `os.stat` that it has imported
     assert evaluate(run, EvaluateConfig(data=str(videos), max_clips=1, **TINY)).metrics["psnr"] > 0
     assert "is not known: [Errno 13] Permission denied: '/colleague/videos'" in caplog.text
+
+
+def test_the_decoder_of_another_model(model_folder, tiny_model, videos, tmp_path):
+    config = EvaluateConfig(data=str(videos), max_clips=1, **TINY)
+    own = evaluate(model_folder, config)
+    same = evaluate(model_folder, replace(config, decoder=str(model_folder)))
+    assert same.metrics == own.metrics
+    assert same.protocol.decoder == str(model_folder)
+    assert same.protocol.subject == f"{model_folder}, decoded by {model_folder}"
+    torch.manual_seed(1)
+    CausalVAE(tiny_model.config).save_pretrained(tmp_path / "other")
+    assert evaluate(model_folder, replace(config, decoder=str(tmp_path / "other"))) != own
+    wider = CausalVAE(replace(tiny_model.config, latent_channels=8))
+    wider.save_pretrained(tmp_path / "wider")
+    with pytest.raises(ValueError, match="`decoder` must be a model with the latents of the meas"):
+        evaluate(model_folder, replace(config, decoder=str(tmp_path / "wider")))
 
 
 def test_images_have_no_flicker(model_folder, videos):

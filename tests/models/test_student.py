@@ -78,6 +78,20 @@ def test_a_clip_of_one_frame_sets_the_first_map_alone():
     torch.testing.assert_close(decoder(torch.randn(1, 3, 1, 5, 5)), torch.ones(1, 3, 1, 20, 20))
 
 
+def test_a_new_autoencoder_starts_with_the_linear_map_to_the_latents_of_its_teacher():
+    """It recovers the encoder of a teacher that is linear, as before its first update."""
+    linear_teacher = teacher().eval()
+    student = teacher(seed=1).eval()
+    clips = list(video(num_clips=24).split(4))
+    assert not torch.allclose(
+        student.encode(clips[0]).mode(), linear_teacher.encode(clips[0]).mode()
+    )
+    student.start_from_teacher(linear_teacher, clips)
+    unseen = video()
+    expected = linear_teacher.encode(unseen).mode()
+    torch.testing.assert_close(student.encode(unseen).mode(), expected, rtol=0.02, atol=0.02)
+
+
 def test_a_student_has_the_encoder_of_its_teacher_and_a_decoder(saved):
     student = student_of(saved)
     reference = teacher()

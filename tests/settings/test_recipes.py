@@ -36,6 +36,7 @@ MODELS = {
     "dc_ae": "dc_ae",
 }
 STAGES = ("whole", "decoder", "lora", "scratch_128", "scratch_256")
+DISTILLATION = ("prune_align", "prune_match", "prune_gan")
 HARDWARE = ("cpu", "24gb", "80gb")
 OBJECTIVES = [
     f"{name}_objective"
@@ -56,6 +57,7 @@ def test_the_recipes_are_those_that_are_tested():
     assert names_in("models") == sorted(MODELS)
     assert names_in("stages") == sorted(STAGES)
     assert names_in("hardware") == sorted(HARDWARE)
+    assert names_in("distillation") == sorted(DISTILLATION)
     assert names_in("objectives") == sorted(OBJECTIVES)
     folders = {str(path.parent.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")}
     assert folders == {
@@ -64,6 +66,7 @@ def test_the_recipes_are_those_that_are_tested():
         "stages",
         "objectives",
         "hardware",
+        "distillation",
     }
     assert len(recipes()) == len(list(RECIPES.rglob("*.yaml"))), "two recipes have the same name"
 
@@ -91,7 +94,7 @@ def test_models_stages_and_hardware_set_different_things():
         assert of_stage & of_hardware <= {"clips.height", "clips.width"} | smaller
 
 
-@pytest.mark.parametrize("name", [*MODELS, *STAGES, *OBJECTIVES, *HARDWARE])
+@pytest.mark.parametrize("name", [*MODELS, *STAGES, *OBJECTIVES, *HARDWARE, *DISTILLATION])
 def test_every_setting_has_its_reason(name):
     first, *lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
     assert first.startswith("# ")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from telecine.base.memory_counter import MemoryCounter
 from telecine.losses.perceptual.feature_maps import build_maps
 from telecine.models import CausalVAE
 from telecine.models.load import load_autoencoder
@@ -27,7 +28,6 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
 from telecine.training.memory import fake_autoencoder, fake_lpips, plan_update, step_with_most_terms
-from telecine.training.memory_counter import MemoryCounter
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.update_memory import (
     AUTOENCODER,

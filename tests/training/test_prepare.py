@@ -350,9 +350,17 @@ def test_a_run_of_an_earlier_version_keeps_its_held_out_clips(tiny, scenes):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_counts_the_time_before(tiny):
+def test_a_resumed_run_counts_its_time_and_a_damaged_summary_does_not_stop_it(tiny):
     config = tiny(steps=1, **LIGHT)
     train(config, console=quiet())
+    path = Path(config.output_dir) / "summary.json"
     first = Run(config.output_dir).summary()
     train(replace(config, steps=2), console=quiet())
     assert Run(config.output_dir).summary().seconds > first.seconds
+    path.write_text("{")
+    console = recorder()
+    train(replace(config, steps=3), console=console)
+    assert re.search(
+        rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text()
+    )
+    assert Run(config.output_dir).summary().num_parameters == first.num_parameters

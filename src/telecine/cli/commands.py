@@ -153,8 +153,9 @@ def evaluate(
         str | None,
         Output(
             "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) "
-            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json and its plot; "
-            "with --compare, for table.tex, table.md and, of two, comparison.json and its plots."
+            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json and its plot, with "
+            "--speed for speed.json; with --compare, for table.tex, table.md, of two comparison.json and plots, and "
+            "speed.html if all have a speed."
         ),
     ] = None,
     compare: Annotated[
@@ -168,11 +169,20 @@ def evaluate(
         ValueError: Neither a checkpoint nor evaluations are named.
     """
     from telecine.evaluation.compare import compare as compare_evaluations
+    from telecine.evaluation.compare_speed import ComparedSpeeds, recorded_speeds, speeds_in_turns
     from telecine.evaluation.evaluate import evaluate
     from telecine.evaluation.paper_table import make_table
+    from telecine.report.speed_page import write_speeds
 
     if compare is not None:
-        table = make_table(compare, output=output)
+        speeds: ComparedSpeeds | None
+        if settings.speed:
+            speeds = speeds_in_turns(compare, settings)
+        else:
+            speeds = recorded_speeds(compare)
+        table = make_table(compare, output=output, speeds=None if speeds is None else speeds.speeds)
+        if speeds is not None and output is not None:
+            write_speeds(compare, speeds, output)
         if len(compare) == 2:
             compare_evaluations(*compare, output=output).print_to(console)
         else:

@@ -150,6 +150,19 @@ def compare(
     return comparison
 
 
+def check_several(folders: Sequence[str | Path]) -> None:
+    """Check that there are two evaluations or more.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if len(folders) < 2:
+        got = " ".join(str(folder) for folder in folders) or "nothing"
+        raise argument_error(
+            "compare", "two or more evaluations", got, "Pass their output folders."
+        )
+
+
 def check_protocols(first: _Fields, second: _Fields) -> list[str]:
     """Return the harmless differences of two protocols.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
@@ -40,6 +41,7 @@ from telecine.evaluation.reconstruction_sources import (
     VideoSource,
     open_source,
 )
+from telecine.evaluation.speed import SPEED_FILE, Speed, describe_speed, measure_speed
 from telecine.models import VideoAutoencoder
 from telecine.runs.history import as_dataclass
 from telecine.settings import EvaluateConfig, Tiling
@@ -71,11 +73,13 @@ class Evaluation:
     """What was measured and how."""
     per_pass: dict[str, list[float]] = field(default_factory=dict)
     """Mean over clips after each pass of round trips, see `RoundTrips`; empty without them."""
+    speed: Speed | None = None
+    """How fast the autoencoder is, if that was requested."""
 
     def write(self, folder: Path) -> None:
         """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder.
 
-        An evaluation of round trips also writes round_trips.json and round_trips.png.
+        An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
         """
         (folder / PROTOCOL_FILE).unlink(missing_ok=True)  # that of other figures
         write_json(folder / METRICS_FILE, self.metrics)
@@ -89,6 +93,10 @@ class Evaluation:
         else:  # remove those of an earlier evaluation
             (folder / ROUND_TRIPS_FILE).unlink(missing_ok=True)
             passes_plot.unlink(missing_ok=True)
+        if self.speed is None:
+            (folder / SPEED_FILE).unlink(missing_ok=True)
+        else:
+            write_json(folder / SPEED_FILE, asdict(self.speed))
         write_json(folder / PROTOCOL_FILE, asdict(self.protocol))
 
     def print_to(self, console: Console) -> None:
@@ -103,6 +111,8 @@ class Evaluation:
             for number, values in enumerate(zip(*self.per_pass.values(), strict=True), start=1):
                 passes.add_row(str(number), *[f"{value:.3f}" for value in values])
             console.print(passes)
+        if self.speed is not None:
+            console.print(_speed_table(self.speed, self.protocol.speed))
         for name, reason in self.protocol.absent.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
 
@@ -186,7 +196,7 @@ def evaluate(
         config: The settings.
         output: A folder for metrics.json (the whole set), clips.json (each clip), frames.json and frames.png (by frame
             position in a clip), and protocol.json (what was measured and how); with `round_trips` also for
-            round_trips.json and round_trips.png (each pass).
+            round_trips.json and round_trips.png (each pass), with `speed` for speed.json.
 
     Raises:
         ValueError: The checkpoint, the data or the size of the clips does not fit.
@@ -211,15 +221,18 @@ def evaluate(
         if config.flat:
             size = (description["num_frames"], description["height"], description["width"])
             flat_figures = measure_flat_colours(_model_of("flat", source), *size)
+        speed = None
+        if config.speed:
+            size = (description["num_frames"], description["height"], description["width"])
+            speed, description["speed"] = _speed_of(source, size, num_ranks)
         results = measure_clips(source, metric_set, spans, device, rank, num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
         description["data"] = config.data
-        description["subject"] = source.title
-        if isinstance(source, ModelSource):
-            description["sampler"] = source.model.describe_decoding()
+        description |= _describe_subject(checkpoint, config, source)
         evaluation = _summarize(results, metric_set, description, flat_figures)
+        evaluation = replace(evaluation, speed=speed)
         if output is not None and rank == 0:
             evaluation.write(Path(output))
         return evaluation
@@ -267,6 +280,34 @@ def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencod
     return source.model
 
 
+def _describe_subject(
+    checkpoint: Model, config: EvaluateConfig, source: ModelSource | VideoSource
+) -> dict[str, Any]:
+    """Return the fields of `EvaluationRecord` that say what was measured."""
+    description: dict[str, Any] = {"subject": source.title}
+    if isinstance(source, ModelSource):
+        description["sampler"] = source.model.describe_decoding()
+        if not isinstance(checkpoint, nn.Module):
+            description["checkpoint"] = str(checkpoint)
+            description["weights"] = config.weights
+        if config.decoder is not None:
+            description["subject"] = f"{source.title}, decoded by {config.decoder}"
+            description["decoder"] = config.decoder
+    return description
+
+
+def _speed_of(
+    source: ModelSource | VideoSource, size: tuple[int, int, int], num_ranks: int
+) -> tuple[Speed, dict[str, Any]]:
+    """Return the speed of a model for a clip of a size, and how it was measured."""
+    model = _model_of("speed", source)
+    if num_ranks > 1:
+        remedy = "Measure it in a call of its own."
+        raise argument_error("speed", "false with several processes", True, remedy)
+    (speed,) = measure_speed([model], *size)
+    return speed, describe_speed(model, size)
+
+
 def _summarize(
     results: Sequence[ClipResult],
     metric_set: MetricSet,
@@ -304,6 +345,23 @@ def _summarize(
         {"source": result.source, "start": result.start, **result.metrics} for result in results
     ]
     return Evaluation(metrics, rows, mean_per_frame(results), protocol, mean_per_pass(results))
+
+
+def _speed_table(speed: Speed, protocol: Mapping[str, object]) -> Table:
+    size = f"{protocol['num_frames']} x {protocol['height']} x {protocol['width']}"
+    device = f"{protocol['device']}, threads: {protocol['threads']}"
+    title = f"speed of a clip of {size}, {protocol['dtype']}, {device}"
+    table = Table("", "frames/s", "slowest to fastest", "GFLOP", "MiB", "weights", title=title)
+    for name, part in speed.parts.items():
+        table.add_row(
+            name,
+            f"{part.frames_per_second:.4g}",
+            f"{part.slowest:.4g} to {part.fastest:.4g}",
+            f"{part.flops / 1e9:.4g}",
+            f"{part.memory / 2**20:.4g}",
+            f"{part.weights:,}",
+        )
+    return table
 
 
 def plot_passes(curves: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from telecine.base.checks import argument_error
 from telecine.base.files import write_text
-from telecine.evaluation.compare import check_protocols
+from telecine.evaluation.compare import check_protocols, check_several
 from telecine.evaluation.evaluate import SavedEvaluation
 from telecine.evaluation.protocol_file import describe_clips
+from telecine.evaluation.speed import Speed
 
 _ARROWS = {"larger": "↑", "smaller": "↓", "nearest to 0": "→ 0", "nearest to 1": "→ 1"}
 _LATEX = {
@@ -32,7 +32,12 @@ _LATEX = {
 }
 
 
-def make_table(folders: Sequence[str | Path], *, output: str | Path | None = None) -> str:
+def make_table(
+    folders: Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    speeds: Sequence[Speed] | None = None,
+) -> str:
     """Return a table of evaluations in Markdown. It has the metrics that all have, and the best figures are bold.
 
     The spread is 1.96 standard errors of a mean over clips, from the variance between videos.
@@ -40,16 +45,13 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
     Args:
         folders: The output folders of two or more evaluations.
         output: A folder for table.md, and table.tex, which needs the package booktabs.
+        speeds: The speed of each model, for further columns.
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation.
         ValueError: There are fewer than two, or they did not measure the same clips in the same way.
     """
-    if len(folders) < 2:
-        got = " ".join(str(folder) for folder in folders) or "nothing"
-        raise argument_error(
-            "compare", "two or more evaluations", got, "Pass their output folders."
-        )
+    check_several(folders)
     protocols: list[dict[str, Any]] = []
     means = []
     spreads = []
@@ -73,6 +75,8 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
             columns.append(
                 [f"{name} {_ARROWS[better]}", *table_cells(column_means, column_spreads, better)]
             )
+    if speeds is not None:
+        columns += _speed_columns(speeds)
     rows = list(zip(*columns, strict=True))
     spread_text = ", ± 1.96 standard errors between videos" if any(spreads) else ""
     caption = (
@@ -85,6 +89,21 @@ def make_table(folders: Sequence[str | Path], *, output: str | Path | None = Non
         write_text(Path(output) / "table.md", f"{markdown}\n")
         write_text(Path(output) / "table.tex", f"{in_latex(rows, caption)}\n")
     return markdown
+
+
+def _speed_columns(speeds: Sequence[Speed]) -> list[list[str]]:
+    """Return the columns of speed, each with its heading."""
+    columns = []
+    for name in ("encode", "decode"):
+        parts = [speed.parts[name] for speed in speeds]
+        nothing = [None] * len(parts)
+        frames_per_second = [part.frames_per_second for part in parts]
+        columns.append([f"{name}, frames/s ↑", *table_cells(frames_per_second, nothing, "larger")])
+        flops = [part.flops / 1e9 for part in parts]
+        columns.append([f"{name}, GFLOP ↓", *table_cells(flops, nothing, "smaller")])
+        weights = [part.weights / 1e6 for part in parts]
+        columns.append([f"{name}, M weights ↓", *table_cells(weights, nothing, "smaller")])
+    return columns
 
 
 def _in_markdown(rows: Sequence[Sequence[str]], caption: str) -> str:

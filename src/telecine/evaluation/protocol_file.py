@@ -41,6 +41,12 @@ class EvaluationRecord:
     """Which values of each metric are better."""
     subject: str = ""
     """What was measured: a checkpoint and which of its weights, or the folder of the reconstructions."""
+    checkpoint: str = ""
+    """The name or the folder of the model; empty for reconstructions that are videos, and for modules from Python."""
+    weights: str = ""
+    """Which weights of a run were measured, see `ModelUse.weights`; as empty as `checkpoint`."""
+    decoder: str = ""
+    """The model that decoded, if it is another one than the one that encoded."""
     num_videos: int = 1
     """Number of videos that the clips are from."""
     places: str = ""
@@ -61,6 +67,8 @@ class EvaluationRecord:
     """Name, steps and seed by which a decoder that generates is sampled; empty for others."""
     published: Mapping[str, object] = field(default_factory=dict)
     """The fields of the published protocol; empty without one."""
+    speed: Mapping[str, object] = field(default_factory=dict)
+    """Device, threads, dtype, clip and rules by which the speed was measured; empty if it was not."""
     tf32: bool = False
     """Whether float32 may be computed in TF32, by the model and by the metrics, on NVIDIA's GPUs from Ampere on. Older
     protocols do not say it: there, PyTorch's default held, which has TF32 in convolutions."""

@@ -29,6 +29,7 @@ from telecine.evaluation.protocols.interface import ClipProtocol
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.interface import check_channels, clip_position
+from telecine.models.paired import PairedAutoencoder
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, PixelFormat
@@ -245,15 +246,21 @@ def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> Vid
 
     Args:
         checkpoint: The autoencoder.
-        config: Which weights of a run are loaded, and the steps and seed of a decoder that generates.
+        config: Which weights of a run are loaded, the steps and seed of a decoder that generates, and another decoder.
         device: Where the autoencoder is.
     """
+    model = _load(checkpoint, config)
+    if isinstance(config, EvaluateConfig) and config.decoder is not None:
+        model = PairedAutoencoder(model, _load(config.decoder, config))
+    model.set_decoding(**config.sampling)
+    return model.to(device).eval()
+
+
+def _load(checkpoint: Model, config: ModelUse) -> VideoAutoencoder:
     if not isinstance(checkpoint, nn.Module):
         folder = _checkpoint_of(checkpoint)
         checkpoint = load_autoencoder(checkpoint if folder is None else folder / config.weights)
-    model = as_video_autoencoder(checkpoint)
-    model.set_decoding(**config.sampling)
-    return model.to(device).eval()
+    return as_video_autoencoder(checkpoint)
 
 
 def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig) -> VideoSource:
@@ -261,6 +268,9 @@ def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConf
     for name in config.sampling:
         contract = "left out for reconstructions as videos"
         raise argument_error(f"decode_{name}", contract, "a number", "Leave it out.")
+    if config.decoder is not None:
+        contract = "left out for reconstructions as videos"
+        raise argument_error("decoder", contract, config.decoder, "Leave it out.")
     matches = _match_videos(infos, data=str(config.data), reconstructions=folder)
     _log_alpha(next(iter(matches.values())))
     title = f"{folder}, as videos"

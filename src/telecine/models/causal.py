@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
+import torch
 from typing_extensions import Self
 
 from telecine.base.checks import argument_error
@@ -21,7 +23,7 @@ from telecine.models.causal_blocks import (
 from telecine.models.causal_networks import Encoder
 from telecine.models.channels import change_channels
 from telecine.models.clip_sizes import check_multiple
-from telecine.models.interface import check_input
+from telecine.models.interface import VideoAutoencoder, check_input
 from telecine.models.latent import (
     MEAN_KEY,
     STD_KEY,
@@ -30,7 +32,7 @@ from telecine.models.latent import (
     Normalisation,
     Posterior,
 )
-from telecine.models.linear import LinearAutoencoder
+from telecine.models.linear import LinearAutoencoder, fit_to_latents
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CONFIG_FILE,
@@ -114,6 +116,18 @@ class CausalVAE(CausalAutoencoder):
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
         self.encoder.linear.load_state_dict(linear.encoder.state_dict())
         self.decoder.linear.load_state_dict(linear.decoder.state_dict())
+
+    @torch.no_grad()
+    def start_from_teacher(self, teacher: VideoAutoencoder, videos: Iterable[Video]) -> None:
+        """Set the linear maps to the best ones between videos and the latents of a teacher.
+
+        Args:
+            teacher: The teacher, on the device of this model.
+            videos: Clips `(B, C, T, H, W)`.
+        """
+        device = self.last_layer.device
+        pairs = ((teacher.encode(video.to(device)).mode(), video) for video in videos)
+        fit_to_latents(self.encoder.linear, self.decoder.linear, pairs)
 
     def with_channels(self, in_channels: int) -> CausalVAE:
         """Return this model for other channels; see `change_channels`."""

@@ -177,6 +177,11 @@ class VideoAutoencoder(nn.Module, ABC):
         """The autoencoder whose encoder computes the latent that is decoded: by default this one."""
         return self
 
+    @property
+    def decoding_model(self) -> VideoAutoencoder:
+        """The autoencoder whose decoder makes the video: by default this one."""
+        return self
+
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
 

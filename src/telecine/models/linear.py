@@ -1,6 +1,6 @@
 """The best linear autoencoder of a latent size: a principal component analysis of patches, to compare others with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -26,6 +26,10 @@ _ITERATIONS = 4
 _SMALLEST_STD = 1e-4
 # Keeps the normal equations of a latent with dead channels solvable, times their mean diagonal.
 _RIDGE = 1e-9
+# The same for patches of pixels: about the noise of half a grey level, so that flat patches do not decide the map.
+_ENCODER_RIDGE = 1e-4
+MAX_FITTED_VALUES = 4096
+"""A patch of 4 x 16 x 16 pixels has 3072. The equations of n values need 8 n^2 bytes."""
 # Patches that are converted to float64 at a time.
 _ROWS_AT_ONCE = 2**14
 
@@ -308,6 +312,38 @@ def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) ->
             _set_to_least_squares(linear, total)
 
 
+@torch.no_grad()
+def fit_to_latents(
+    encoder: PatchEncoder, decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]
+) -> None:
+    """Set the maps of both directions to those with the smallest squared error.
+
+    Args:
+        encoder: From videos to latents. Its maps of patches with more than `MAX_FITTED_VALUES` values stay as they are.
+        decoder: From latents to videos.
+        pairs: Latents `(B, C, k, h, w)` and videos.
+    """
+    sums = []
+    for to_latent in encoder.maps:
+        is_fitted = to_latent.in_features <= MAX_FITTED_VALUES
+        sums.append(_no_equations(to_latent) if is_fitted else None)
+
+    def counted() -> Iterator[tuple[Latent, Video]]:
+        for latent, video in pairs:
+            for total, part, patches in zip(
+                sums, decoder.split(latent), encoder.patches(video), strict=True
+            ):
+                if total is not None:
+                    rows = rearrange(part.x, "b c t h w -> (b t h w) c")
+                    total += _normal_equations(patches.flatten(0, -2), rows)
+            yield latent, video
+
+    fit_decoder(decoder, counted())
+    for to_latent, total in zip(encoder.maps, sums, strict=True):
+        if total is not None and total[0, 0] > 0:
+            _set_to_least_squares(to_latent, total, ridge=_ENCODER_RIDGE)
+
+
 def _no_equations(linear: nn.Linear) -> Tensor:
     """Return the sums of `_normal_equations` of no patches."""
     num_rows = 1 + linear.in_features
@@ -320,10 +356,10 @@ def _normal_equations(z: Tensor, patches: Tensor) -> Tensor:
     return rows.T @ torch.cat([rows, patches.cpu().double()], dim=1)
 
 
-def _set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
+def _set_to_least_squares(layer: nn.Linear, sums: Tensor, ridge: float = _RIDGE) -> None:
     gram, products = sums.split([len(sums), layer.out_features], dim=1)
-    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
-    solution = torch.linalg.solve(gram + ridge, products)
+    added = ridge * gram.diagonal().mean() * torch.eye(len(gram)).double()
+    solution = torch.linalg.solve(gram + added, products)
     layer.bias.copy_(solution[0])
     layer.weight.copy_(solution[1:].T)
 

@@ -51,6 +51,8 @@ class Series:
     curves: list[Curve]
     is_reference: bool = False
     """Whether the others are compared with it, as with the linear baseline."""
+    is_front: bool = False
+    """Whether it is a Pareto front, drawn in steps: the best up to each position. Its curve belongs to no run."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Chart:
     """Whether the page may smooth values of training. Schedules are drawn as they are."""
     x: str = "step"
     """Name of the horizontal axis. Charts with the same one zoom together."""
+    x_scale: str = "linear"
+    """Horizontal axis: "linear" or "log"."""
     x_names: list[str] = field(default_factory=list)
     """Names of the positions 0, 1, ..., whose values are not joined by lines; empty for numbers."""
 

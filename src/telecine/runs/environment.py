@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from contextlib import suppress
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+# Linux names the processor there; `platform.processor()` has its architecture.
+CPU_INFO = Path("/proc/cpuinfo")
 _PACKAGES = (
     "telecine",
     "torch",
@@ -29,7 +32,7 @@ def environment(device: torch.device) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             values[name] = version(name)
     values["platform"] = platform.platform()
-    values["device"] = _device_name(device)
+    values["device"] = device_name(device)
     values["threads"] = str(torch.get_num_threads())
     revision = git_revision(Path.cwd())
     if revision:
@@ -57,9 +60,18 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor and how many cores it has."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (cuda)"
     if device.type == "cpu":
-        return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores (cpu)"
+        return f"{_processor_name()}, {os.cpu_count()} cores (cpu)"
     return device.type
+
+
+def _processor_name() -> str:
+    if CPU_INFO.is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", CPU_INFO.read_text("utf-8"), re.MULTILINE)
+        if names:
+            return str(names[0])
+    return platform.processor() or platform.machine()

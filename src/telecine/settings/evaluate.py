@@ -130,6 +130,9 @@ class MeasuredClips(ModelUse):
 class EvaluateConfig(MeasuredClips):
     """Which clips are measured, and with which metrics."""
 
+    decoder: UserPath | None = None
+    """Decode with this model instead, e.g. the teacher of a student with an encoder of its own: a run, a saved
+    autoencoder, a name on the Hub, or tiny. All metrics are then those of its reconstructions."""
     features: UserPath | None = None
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips
@@ -149,6 +152,9 @@ class EvaluateConfig(MeasuredClips):
     """Pixels that these tiles share and are blended over. Default: a quarter of the tile."""
     flat: bool = False
     """Also reconstruct clips of one colour, and measure the colour's error, the pattern and the shimmer."""
+    speed: bool = False
+    """Also measure frames per second, memory and operations of encoding and of decoding, for a clip of this size. With
+    --compare: of all models, in turns."""
     round_trips: Count | None = None
     """Also reconstruct each clip, then its reconstruction, and so on, this many times, and measure each pass."""
     through: Codec | None = None
@@ -159,6 +165,9 @@ class EvaluateConfig(MeasuredClips):
             raise argument_error(
                 "flat", "false with a protocol", self.flat, "Measure it in a call of its own."
             )
+        if self.speed and self.protocol is not None:
+            remedy = "Measure it in a call of its own, with `num_frames`, `height` and `width`."
+            raise argument_error("speed", "false with a protocol", self.speed, remedy)
         if self.round_trips is not None and self.protocol is not None:
             contract = "left out with a protocol"
             remedy = "Measure it in a call of its own."

@@ -30,6 +30,7 @@ _RECIPE_GROUPS = {
         "How others train, after gpu or after the model, instead of a stage; sharp_objective, after demo"
     ),
     "hardware": "What it is trained on, last",
+    "distillation": "For telecine distill, one after the other",
 }
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.

@@ -233,7 +233,7 @@ def _build(
         if is_main and not is_resumed:
             baseline = _fit_baseline(config, built, clips, console)
             # In the first process alone: `build_state` copies its weights to the others.
-            _start_from_linear_maps(config, built, baseline, clips, console, device)
+            _start_from_linear_maps(config, built, baseline, clips, console, device, teacher)
             if baseline is not None and config.linear_baseline:
                 linear = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
@@ -412,8 +412,9 @@ def _start_from_linear_maps(
     clips: Clips,
     console: Console,
     device: torch.device,
+    teacher: VideoAutoencoder | None,
 ) -> None:
-    """Set new weights to linear maps in place: telecine's own model to the baseline, a student's decoder to its best.
+    """Set new weights to linear maps in place: telecine's own model to the baseline, a student's to its best.
 
     Args:
         config: The settings: `linear_start`, and the number of steps.
@@ -421,7 +422,8 @@ def _start_from_linear_maps(
         baseline: The fitted baseline, if there is one.
         clips: The clips of the run.
         console: Where progress is printed.
-        device: Where the map of a student is fitted.
+        device: Where the maps of a student are fitted.
+        teacher: The teacher of a student. The maps of a new autoencoder are fitted to its latents.
     """
     model = built.autoencoder
     if not config.linear_start:
@@ -429,7 +431,15 @@ def _start_from_linear_maps(
     if isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(training_clips(clips, "fitting the student's decoder"))
-    if built.has_new_linear_map and baseline is not None:
+    if not built.has_new_linear_map or baseline is None:
+        return
+    if teacher is not None:
+        console.print(f"fitting the linear maps of the student to {NUM_CLIPS} clips")
+        student = cast(CausalVAE, model).to(device)
+        videos = training_clips(clips, "fitting the student's linear maps")
+        student.start_from_teacher(teacher.to(device).eval(), videos)
+        teacher.to("cpu")
+    else:
         start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
 
 

@@ -17,7 +17,13 @@ from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.saved_settings import write_settings
 from telecine.settings import CausalVAEConfig, ClipConfig, DistillConfig
-from telecine.tools.distill import TeacherLatent, TeacherReconstruction, distill, distillation
+from telecine.tools.distill import (
+    TeacherDecoding,
+    TeacherLatent,
+    TeacherReconstruction,
+    distill,
+    distillation,
+)
 
 from ...models.tiny_models import tiny_model
 from ...training.helpers import tensors
@@ -175,6 +181,26 @@ def test_the_term_of_the_reconstruction(folder):
     torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
 
 
+def test_the_term_of_the_teachers_decoding(folder):
+    """It is the error of the teacher's reconstruction, and its gradient reaches the latent alone."""
+    target = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    wan = DiffusersAutoencoder.from_pretrained("wan").requires_grad_(False)
+    latent = wan.encode(target).mode().requires_grad_()
+    error = (wan.decode(latent) - target).abs().mean()
+    term = TeacherDecoding("wan")
+    value = term(latent=latent, target=target)
+    assert value.item() == pytest.approx(error.item(), rel=1e-5)
+    value.backward()
+    assert latent.grad.any()
+    assert list(term.parameters()) == []
+    assert not any(weight.requires_grad for weight in term.teacher.module.parameters())
+    perceptual = TeacherDecoding("wan", perceptual_weight=0.5)
+    arguments = {"latent": latent, "target": target, "generator": torch.Generator().manual_seed(0)}
+    assert perceptual(**arguments) > value
+    halved = perceptual(**arguments, weight=torch.tensor([0.5, 0.5]))
+    assert 0 < halved < value
+
+
 def test_a_run_whose_teacher_has_changed_does_not_resume(folder, capsys):
     """It would be trained on two teachers."""
     command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--train_encoder", "true"]
@@ -243,11 +269,17 @@ def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
 
 def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, trained):
     command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--train_encoder", "true"]
-    assert main([*command, "--latent_weight", "2", "--feature_weight", "0.1"]) == 0
+    weights = ["--latent_weight", "2", "--feature_weight", "0.1", "--decoding_weight", "3"]
+    assert main([*command, *weights]) == 0
     (config,) = trained
     assert (config.model, config.teacher) == (None, str(folder / "wan"))
     weights = {name: term.weight for name, term in config.objective.terms.items()}
-    assert weights == {"wavelet": 0.1, "teacher_latent": 2, "teacher_features": 0.1}
+    assert weights == {
+        "wavelet": 0.1,
+        "teacher_latent": 2,
+        "teacher_decoding": 3,
+        "teacher_features": 0.1,
+    }
 
 
 @pytest.mark.parametrize(("student", "linear_start"), [("teacher", False), ("flow.yaml", True)])
@@ -312,7 +344,15 @@ def test_errors(folder):
         distill(DistillConfig())
     for settings, message in (
         ({"teacher_weight": -1.0}, "`teacher_weight` must be at least 0"),
-        ({"latent_weight": 0.0}, "`latent_weight` must be above 0"),
+        (
+            {"train_encoder": True, "latent_weight": 0.0},
+            "`latent_weight` must be larger than 0 without `decoding_weight`, but got 0",
+        ),
+        ({"decoding_weight": 1.0}, "`decoding_weight` must be 0 without `train_encoder`"),
+        (
+            {"decoding_perceptual_weight": 1.0},
+            "`decoding_perceptual_weight` must be 0 without `decoding_weight`",
+        ),
         (
             {"student": "nested.yaml", "teacher_weight": 1.0},
             r"`nested_channels` must be those of the teacher, \[\], but got \[2\]\. Use a",

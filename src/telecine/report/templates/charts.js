@@ -77,6 +77,7 @@ function seriesName(chart, series) {
 /** Colours tell runs apart, and dashes tell series apart; with one run, colours tell series apart. */
 function lineStyle(chart, series, run) {
   const index = chart.series.indexOf(series);
+  if (series.is_front) return { colour: "muted", dash: REFERENCE_DASH };
   if (series.is_reference) return { colour: severalRuns ? `c${run % NUM_COLOURS}` : "muted", dash: REFERENCE_DASH };
   const colour = severalRuns ? run : index;
   const dash = severalRuns && chart.series.length === 1 ? run : index;
@@ -107,11 +108,21 @@ function isLogarithmic(chart, values) {
   return chart.scale === "wide" && high > MAX_LINEAR_RATIO * low;
 }
 
+/** Return where a value is on the horizontal axis, in plotly's units. */
+function position(chart, x) {
+  return chart.x_scale === "log" ? Math.log10(x) : x;
+}
+
+/** Return the name of a curve: that of its series and, if the chart has several runs, of its run. A front has no run. */
+function curveName({ label, is_front: isFront }, run) {
+  return severalRuns && !isFront ? `${label}, ${DATA.runs[run]}` : label;
+}
+
 /** Return the values that the vertical axis covers: all lines, and logged values without outliers, in the zoomed part. */
 function valuesInside(chart, curves) {
   const [first, last] = chosen.ranges[chart.x] ?? [-Infinity, Infinity];
   return curves.flatMap(({ curve, weight, line }) => {
-    const inside = (values) => values.filter((_, index) => first <= curve.steps[index] && curve.steps[index] <= last);
+    const inside = (values) => values.filter((_, index) => first <= position(chart, curve.steps[index]) && position(chart, curve.steps[index]) <= last);
     const logged = [curve.values, curve.low, curve.high].flatMap(inside).sort((a, b) => a - b);
     const margin = weight ? Math.floor(OUTLIERS * logged.length) : 0;
     return [...inside(line), ...logged.slice(margin, logged.length - margin)];
@@ -134,7 +145,7 @@ function tracesOf(chart, shown, axis) {
   for (const { series, curve, weight, line } of shown) {
     const { colour, dash } = lineStyle(chart, series, curve.run);
     const color = colours[colour];
-    const name = plain(severalRuns ? `${series.label}, ${DATA.runs[curve.run]}` : series.label);
+    const name = plain(curveName(series, curve.run));
     const quiet = { hoverinfo: "skip", showlegend: false, mode: "lines" };
     if (curve.low.length) {
       traces.push({ ...quiet, x: curve.steps, y: curve.low, line: { width: 0 } });
@@ -142,6 +153,10 @@ function tracesOf(chart, shown, axis) {
       traces.push({ ...quiet, x: curve.steps, y: curve.high, line: { width: 0 }, fill: "tonexty", fillcolor });
     } else if (weight) {
       traces.push({ ...quiet, x: curve.steps, y: curve.values, opacity: 0.3, line: { color, width: 1 } });
+    }
+    if (series.is_front) {
+      traces.push({ x: curve.steps, y: line, ...quiet, line: { color, dash, width: 1.25, shape: "hv" } });
+      continue;
     }
     const isFew = curve.steps.length < FEW_POINTS && !weight;
     const isMarked = chart.x_names.length > 0 || isFew || curve.steps.length === 1;
@@ -151,7 +166,7 @@ function tracesOf(chart, shown, axis) {
       name: weight ? `${name}, smoothed` : name,
       mode: chart.x_names.length ? "markers" : isMarked ? "lines+markers" : "lines",
       line: { color, dash, width: 1.75 },
-      marker: { color, size: 5 },
+      marker: { color, size: chart.series.some((one) => one.is_front) ? 9 : 5 },
       hovertemplate: "%{y:.4g}",
     });
   }
@@ -195,18 +210,18 @@ function layoutOf(chart, axis, height) {
     // On a touch screen, a finger on a chart scrolls the page.
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: false,
-    xaxis: { ...shared, ...labels, ...hover, automargin: true, range, title: { text: plain(chart.x), standoff: 4 } },
+    xaxis: { ...shared, ...labels, ...hover, type: chart.x_scale, automargin: true, range, title: { text: plain(chart.x), standoff: 4 } },
     yaxis: { ...shared, ...powers, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
   };
 }
 
 /** Return the ends of the horizontal axis of some charts, which zoom together. */
 function wholeRange(charts) {
-  const [{ x_names: names }] = charts;
-  if (names.length) return [-0.5, names.length - 0.5];
+  const [chart] = charts;
+  if (chart.x_names.length) return [-0.5, chart.x_names.length - 0.5];
   const curves = charts.flatMap(({ series }) => series.flatMap((one) => one.curves));
-  const [first, last] = extent(curves.flatMap(({ steps }) => steps));
-  const margin = 0.02 * (last - first) || 1;
+  const [first, last] = extent(curves.flatMap(({ steps }) => steps.map((x) => position(chart, x))));
+  const margin = (chart.x_scale === "log" ? 0.08 : 0.02) * (last - first) || 1;
   return [first - margin, last + margin];
 }
 
@@ -240,7 +255,7 @@ function makeCard(chart, index) {
     const style = lineStyle(chart, series, 0);
     if (severalRuns) style.colour = "muted";
     const button = legendButton(() => chosen.hiddenSeries, seriesName(chart, series), series.label, `${series.key} in ${DATA.file}`, style);
-    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !chart.x_names.length)) {
+    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !chart.x_names.length && !series.is_front)) {
       button.append(html("b", { style: severalRuns ? `color: var(--c${run % NUM_COLOURS})` : "" }, short(last)));
     }
     legend.append(button);
@@ -258,8 +273,8 @@ function makeCard(chart, index) {
 }
 
 function summaryOf(chart) {
-  const ends = chart.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
-    const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
+  const ends = chart.series.flatMap(({ label, is_front: isFront, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
+    const run = severalRuns && !isFront ? ` of ${DATA.runs[curve.run]}` : "";
     return `${label}${run} from ${short(curve.first)} to ${short(curve.last)}`;
   }));
   return `${chart.title}: ${ends.join("; ")}`;
@@ -288,8 +303,8 @@ function csvCell(value) {
 
 /** Return the values of a chart as CSV: a row for each position, a column for each curve. */
 function csvOf(chart) {
-  const columns = chart.series.flatMap(({ label, curves }) => curves.filter((curve) => curve.values.length).map((curve) => ({
-    name: severalRuns ? `${label}, ${DATA.runs[curve.run]}` : label,
+  const columns = chart.series.flatMap((series) => series.curves.filter((curve) => curve.values.length).map((curve) => ({
+    name: curveName(series, curve.run),
     values: new Map(curve.steps.map((step, index) => [step, curve.values[index]])),
   })));
   const steps = [...new Set(columns.flatMap(({ values }) => [...values.keys()]))].sort((a, b) => a - b);

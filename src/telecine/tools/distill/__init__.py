@@ -10,7 +10,9 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "features": ["TeacherFeatures"],
         "latent": ["TeacherLatent"],
+        "pruned_features": ["PrunedFeatures"],
         "reconstruction": ["TeacherReconstruction"],
+        "decoding": ["TeacherDecoding"],
         "distillation": ["distill"],
     },
 )

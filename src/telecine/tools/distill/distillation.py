@@ -1,7 +1,7 @@
 """Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -14,6 +14,7 @@ from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.student import StudentAutoencoder
 from telecine.models.student_config import student_config
+from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import DistillConfig, Term
 from telecine.tools.distill.teacher import generates, load_teacher
 from telecine.training import TrainResult, train
@@ -21,6 +22,8 @@ from telecine.training import TrainResult, train
 LATENT_TERM = "teacher_latent"
 RECONSTRUCTION_TERM = "teacher_reconstruction"
 FEATURES_TERM = "teacher_features"
+DECODING_TERM = "teacher_decoding"
+REPORT_FILE = "prune.json"
 
 
 def distill(
@@ -58,7 +61,7 @@ def distill(
         start = _pruned_model(config, name, teacher)
     else:
         start = _new_decoder(config, name, teacher)
-    terms = _terms_of_teacher(config, teacher, name, start.channels)
+    terms = _terms_of_teacher(config, teacher, name, start)
     nested = start.settings["causal_vae"].nested_channels
     if (terms or start.imitates) and not set(nested) <= set(teacher.nested_channels):
         contract = f"those of the teacher, {list(teacher.nested_channels)}"
@@ -66,7 +69,7 @@ def distill(
         raise argument_error("nested_channels", contract, str(list(nested)), remedy)
     # The terms of settings that a run has saved are replaced.
     others = dict(config.objective.terms)
-    for term in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM):
+    for term in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM, DECODING_TERM):
         others.pop(term, None)
     objective = replace(config.objective, terms=others | terms)
     return train(
@@ -89,6 +92,8 @@ class StudentStart:
     """The settings of `DistillConfig` that change. `teacher` and `model` are names; see `Student.teacher`."""
     channels: list[int]
     """Channels of the levels of the student's decoder, see `CausalVAEConfig.channels`; empty for other decoders."""
+    report: Path | None = None
+    """The file of `telecine prune` with the channels of a pruned model that stayed."""
     imitates: bool = False
     """Whether the student learns the samples of its teacher instead of the videos."""
 
@@ -126,15 +131,15 @@ def _new_decoder(config: DistillConfig, name: str, teacher: VideoAutoencoder) ->
     }
     if imitates and generates(teacher) and student.imitate(teacher):
         settings["linear_start"] = False
-    return StudentStart(student, settings, architecture.channels, imitates)
+    return StudentStart(student, settings, architecture.channels, imitates=imitates)
 
 
 def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -> StudentStart:
     """Return the start of a run that trains the decoder of a pruned model.
 
     Raises:
-        ValueError: Its encoder is not that of the teacher, or features are compared, which only a decoder of telecine
-            offers.
+        ValueError: Its encoder is not that of the teacher, or features of a model that `telecine prune` did not make
+            are compared.
     """
     pruned = load_autoencoder(str(config.init))
     latent_model = pruned.latent_model if isinstance(pruned, StudentAutoencoder) else pruned
@@ -142,11 +147,14 @@ def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -
         contract = "a model with the encoder of `teacher`"
         remedy = "Prune the decoder of that model: `telecine prune TEACHER`."
         raise argument_error("init", contract, f"{config.init}, whose encoder differs", remedy)
-    if config.feature_weight > 0 and not isinstance(pruned, CausalAutoencoder):
-        contract = "0 for a student of diffusers"
-        remedy = "Use `teacher_weight`, which compares the reconstructions."
-        raise argument_error("feature_weight", contract, config.feature_weight, remedy)
     init = absolute_if_exists(str(config.init))
+    report = _find_report(Path(init))
+    if config.feature_weight > 0 and report is None and not isinstance(pruned, CausalAutoencoder):
+        contract = "0 for a student of diffusers without the file of `telecine prune`"
+        remedy = (
+            "Use the folder that it wrote, or `teacher_weight`, which compares the reconstructions."
+        )
+        raise argument_error("feature_weight", contract, config.feature_weight, remedy)
     settings: dict[str, Any] = {
         "teacher": name,
         "student": init,
@@ -157,36 +165,55 @@ def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -
     if isinstance(pruned, StudentAutoencoder):
         settings["model"] = name
         settings["causal_vae"] = pruned.config
-        return StudentStart(pruned, settings, channels)
+        return StudentStart(pruned, settings, channels, report)
     settings["model"] = init
     settings["causal_vae"] = config.causal_vae
     settings["trainable"] = replace(config.trainable, weights="decoder")
-    return StudentStart(None, settings, channels)
+    return StudentStart(None, settings, channels, report)
+
+
+def _find_report(folder: Path) -> Path | None:
+    """Return the file of `telecine prune` of a pruned model, or of what a run of it started from."""
+    path = folder / REPORT_FILE
+    if path.exists():
+        return path
+    start = read_saved_settings(folder).get("student")
+    if isinstance(start, str) and start != str(folder) and Path(start).is_dir():
+        return _find_report(Path(start))
+    return None
 
 
 def _terms_of_teacher(
-    config: DistillConfig, teacher: VideoAutoencoder, name: str, channels: Sequence[int]
+    config: DistillConfig, teacher: VideoAutoencoder, name: str, start: StudentStart
 ) -> dict[str, Term]:
     """Return the terms of the objective that look at the teacher of this name."""
     terms: dict[str, Term] = {}
-    if config.train_encoder:
+    params: dict[str, object]
+    if config.train_encoder and config.latent_weight > 0:
         terms[LATENT_TERM] = Term(
             "telecine.tools.distill.TeacherLatent", config.latent_weight, {"teacher": name}
         )
+    if config.train_encoder and config.decoding_weight > 0:
+        params = {"teacher": name, "perceptual_weight": config.decoding_perceptual_weight}
+        if generates(teacher):
+            params["decode_steps"] = config.teacher_decode_steps
+        terms[DECODING_TERM] = Term(
+            "telecine.tools.distill.TeacherDecoding", config.decoding_weight, params
+        )
     if config.teacher_weight > 0:
-        params: dict[str, object] = {"teacher": name}
+        params = {"teacher": name}
         if generates(teacher):
             params["decode_steps"] = config.teacher_decode_steps
         terms[RECONSTRUCTION_TERM] = Term(
             "telecine.tools.distill.TeacherReconstruction", config.teacher_weight, params
         )
     if config.feature_weight > 0:
-        params = {
-            "teacher": name,
-            "channels": list(channels),
-            "layers": list(config.feature_layers),
-        }
-        terms[FEATURES_TERM] = Term(
-            "telecine.tools.distill.TeacherFeatures", config.feature_weight, params
-        )
+        params = {"teacher": name, "layers": list(config.feature_layers)}
+        if start.report is not None:
+            params["pruned"] = str(start.report)
+            target = "telecine.tools.distill.PrunedFeatures"
+        else:
+            params["channels"] = list(start.channels)
+            target = "telecine.tools.distill.TeacherFeatures"
+        terms[FEATURES_TERM] = Term(target, config.feature_weight, params)
     return terms

@@ -21,7 +21,7 @@ from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_blocks import ChannelNorm, Upsample
 from telecine.tools.distill.teacher import generates, load_teacher
 
-_SMALLEST_STD = 1e-3
+SMALLEST_STD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,16 @@ class TeacherFeatures(nn.Module):
         super().__init__()
         self.teacher = Frozen(load_teacher(teacher))
         model = self.teacher.module
-        smallest_clip = torch.zeros(1, model.in_channels, *model.covering_clip(1, 1, 1))
-        latent = model.encode(smallest_clip).mode()[:, :, :1]
-        names = [name for name, _ in _decoder_of(model).named_modules() if name]
-        features = self.teacher_features(latent, names)
-        # In layers whose channels are last, as some of Mochi's, the last two sizes differ.
-        features = {name: x for name, x in features.items() if x.shape[-1] == x.shape[-2]}
-        scales = {name: x.shape[-1] // latent.shape[-1] for name, x in features.items()}
+        features, scales = features_of_smallest_clip(model)
         names = list(layers) or _last_layers(model, scales, num_levels=len(channels))
         if not names:
-            raise _layer_error("none of the student's sizes", features)
+            raise layer_error("none of the student's sizes", features)
         decoder_channels = list(reversed(channels))  # from the latent's resolution up
         self.pairs: list[FeaturePair] = []
         projections = []
         for name in names:
             if name not in features:
-                raise _layer_error(name, features)
+                raise layer_error(name, features)
             level = _level_of(scales[name], num_levels=len(channels))
             self.pairs.append(
                 FeaturePair(name, level, first_frame_apart=features[name].shape[2] == 1)
@@ -124,7 +118,7 @@ class TeacherFeatures(nn.Module):
             )
             y = at_least_float32(y)
             std, mean = torch.std_mean(y, (0, 2, 3, 4), correction=0, keepdim=True)
-            standardised = (y - mean) / std.clamp_min(_SMALLEST_STD)
+            standardised = (y - mean) / std.clamp_min(SMALLEST_STD)
             errors.append(weighted_mean((x - standardised).square(), weight))
         return torch.stack(errors).mean()
 
@@ -132,33 +126,64 @@ class TeacherFeatures(nn.Module):
     def teacher_features(
         self, latent: Tensor, names: Iterable[str], noise: Video | None = None
     ) -> dict[str, Tensor]:
-        """Return the outputs `(B, c, T, H, W)` of layers of the teacher's decoder, in the order in which they end.
-
-        Of a single latent frame, only layers that are called once are returned.
+        """Return `decoder_features` of the teacher.
 
         Args:
             latent: `(B, C, t, h, w)`.
             names: Of the layers, inside the decoder.
             noise: What a teacher that generates starts from; by default that of its `sampler`.
         """
-        teacher = self.teacher.module
-        with _recorded_outputs(_decoder_of(teacher), names) as outputs:
-            if generates(teacher):
-                teacher.decode(latent, noise)
-            else:
-                teacher.decode(latent)
-        features: dict[str, Tensor] = {}
-        for name, chunks in outputs.items():
-            if latent.shape[2] == 1 and len(chunks) > 1:
-                continue
-            if chunks[0].ndim == 4:  # of frames, all at once
-                features[name] = rearrange(chunks[0], "(b t) c h w -> b c t h w", b=len(latent))
-                continue
-            x = torch.cat(chunks, dim=2)
-            if len(x) > len(latent):  # of frames, as clips of one frame
-                x = rearrange(x.flatten(1, -3), "(b t) c h w -> b c t h w", b=len(latent))
+        return decoder_features(self.teacher.module, latent, names, noise)
+
+
+def decoder_features(
+    model: VideoAutoencoder, latent: Tensor, names: Iterable[str], noise: Video | None = None
+) -> dict[str, Tensor]:
+    """Return the outputs `(B, c, T, H, W)` of layers of a model's decoder, in the order in which they end.
+
+    Of a single latent frame, only layers that are called once are returned.
+
+    Args:
+        model: The model.
+        latent: `(B, C, t, h, w)`.
+        names: Of the layers, inside the decoder.
+        noise: What a model that generates starts from; by default that of its `sampler`.
+    """
+    with _recorded_outputs(decoder_of(model), names) as outputs:
+        if generates(model):
+            model.decode(latent, noise)
+        else:
+            model.decode(latent)
+    features: dict[str, Tensor] = {}
+    for name, chunks in outputs.items():
+        if latent.shape[2] == 1 and len(chunks) > 1:
+            continue
+        if chunks[0].ndim == 4:  # of frames, all at once
+            features[name] = rearrange(chunks[0], "(b t) c h w -> b c t h w", b=len(latent))
+            continue
+        x = torch.cat(chunks, dim=2)
+        if len(x) > len(latent):  # of frames, as clips of one frame
+            x = rearrange(x.flatten(1, -3), "(b t) c h w -> b c t h w", b=len(latent))
+        features[name] = x
+    return features
+
+
+@torch.no_grad()
+def features_of_smallest_clip(
+    model: VideoAutoencoder,
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Return the features of all layers of a decoder for one latent frame, and their sides over those of the latent."""
+    smallest_clip = torch.zeros(1, model.in_channels, *model.covering_clip(1, 1, 1))
+    latent = model.encode(smallest_clip).mode()[:, :, :1]
+    names = [name for name, _ in decoder_of(model).named_modules() if name]
+    features = {}
+    scales = {}
+    for name, x in decoder_features(model, latent, names).items():
+        # In layers whose channels are last, as some of Mochi's, the last two sizes differ.
+        if x.shape[-1] == x.shape[-2]:
             features[name] = x
-        return features
+            scales[name] = x.shape[-1] // latent.shape[-1]
+    return features, scales
 
 
 def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels: int) -> list[str]:
@@ -189,7 +214,8 @@ def _level_of(scale: int, num_levels: int) -> int:
     return level
 
 
-def _layer_error(name: str, features: Mapping[str, Tensor]) -> Exception:
+def layer_error(name: str, features: Mapping[str, Tensor]) -> Exception:
+    """Return the error of a layer that is not among those of the teacher's decoder."""
     remedy = nearest(name, features) or f"Its last ones are {', '.join(list(features)[-3:])}."
     return argument_error(
         "feature_layers", "layers that the teacher's decoder calls", repr(name), remedy
@@ -205,7 +231,8 @@ def _ends_of_resolutions(model: CausalAutoencoder) -> list[str]:
     return ends
 
 
-def _decoder_of(model: nn.Module) -> nn.Module:
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the module `decoder` of a model, or of the model of diffusers that it wraps."""
     return getattr(model, "module", model).get_submodule("decoder")
 
 

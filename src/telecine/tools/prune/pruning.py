@@ -1,10 +1,10 @@
 """A pruned model of an autoencoder: which channels stay, and what it costs and gains."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from math import gcd
+from statistics import median
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,7 @@ from telecine.base.terminal import with_progress
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruction_sources import open_model
+from telecine.evaluation.speed import time_in_turns
 from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_networks import FlowDecoder, build_decoder
@@ -194,7 +195,7 @@ class PruneResult:
     cost_before: Cost
     cost_after: Cost
     seconds_before: float
-    """Time to decode a clip on the device of the settings: the fastest of several."""
+    """Time to decode a clip on the device of the settings: the median of several."""
     seconds_after: float
     psnr_before: float
     """Mean over the clips, in dB."""
@@ -469,18 +470,15 @@ def _latent_of(model: LatentAutoencoder, video: Video) -> Tensor:
         return model.encode(video).mode()
 
 
-def _seconds(before: LatentAutoencoder, after: VideoAutoencoder, latent: Tensor) -> list[float]:
-    """Return the time that each of two decoders needs: the fastest of five calls, in turns, after one each."""
-    times: list[list[float]] = [[], []]
-    for _ in range(6):
-        for index, model in enumerate((before, cast(LatentAutoencoder, after))):
-            _wait_for(latent.device)
-            start = time.perf_counter()
-            with torch.no_grad():
-                model.eval().decode_with_losses(latent)
-            _wait_for(latent.device)
-            times[index].append(time.perf_counter() - start)
-    return [min(calls[1:]) for calls in times]
+@torch.no_grad()
+def _seconds(
+    before: LatentAutoencoder, after: VideoAutoencoder, latent: Tensor
+) -> tuple[float, float]:
+    """Return the time that each of two decoders needs: the median of several calls, in turns."""
+    after.eval()
+    calls = [lambda: before.decode(latent), lambda: after.decode(latent)]
+    times = time_in_turns(calls, latent.device, min_seconds=0.0)
+    return median(times[0]), median(times[1])
 
 
 @torch.no_grad()
@@ -500,9 +498,3 @@ def _mean_psnr(model: VideoAutoencoder, videos: list[Video]) -> float:
             reconstruction = model.eval()(video, sample_posterior=False).video
         values.append(psnr(reconstruction=reconstruction, target=video).mean())
     return float(torch.stack(values).mean())
-
-
-def _wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Counts memory and operations of PyTorch's functions, also on tensors that have shapes but no values."""
+"""A counter of the memory of live tensors and of the operations of matrix products, for real and for fake tensors."""
 
 import weakref
 from collections import Counter
@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
+
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+if _CPU_ATTENTION not in flop_registry:  # PyTorch has formulas of the kernels of GPUs alone
+
+    @register_flop_formula(_CPU_ATTENTION)
+    def _count_cpu_attention(
+        query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any
+    ) -> int:
+        return int(sdpa_flop_count(query_shape, key_shape, value_shape))
 
 
 class MemoryCounter(TorchDispatchMode):

@@ -1,0 +1,83 @@
+"""Speeds of several models: as their evaluations measured them, or measured again in turns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from telecine.base.checks import argument_error
+from telecine.base.devices import pick_device
+from telecine.base.precision import tf32
+from telecine.evaluation.compare import check_protocols, check_several
+from telecine.evaluation.evaluate import SavedEvaluation
+from telecine.evaluation.reconstruction_sources import load_model
+from telecine.evaluation.speed import Speed, describe_speed, measure_speed
+from telecine.settings import EvaluateConfig
+
+
+@dataclass(frozen=True)
+class ComparedSpeeds:
+    """The speeds of several models, measured in the same way."""
+
+    speeds: list[Speed]
+    protocol: Mapping[str, Any]
+    """How they were measured, see `describe_speed`."""
+
+
+def recorded_speeds(folders: Sequence[str | Path]) -> ComparedSpeeds | None:
+    """Return the speeds that evaluations measured, or None if not all of them did.
+
+    Args:
+        folders: The output folders of the evaluations.
+
+    Raises:
+        FileNotFoundError: A folder lacks a file of an evaluation.
+        ValueError: A file is damaged, or the speeds were not measured in the same way.
+    """
+    check_several(folders)
+    protocols = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
+    settings = [protocol.get("speed", {}) for protocol in protocols]
+    if not all(settings):
+        return None
+    first = settings[0]
+    for other in settings[1:]:
+        for name in first:
+            if other.get(name) != first[name]:
+                contract = "evaluations whose speed was measured in the same way"
+                got = f"{name}: {first[name]} and {other.get(name)}"
+                remedy = "Add `--speed true`, which measures all of them again, in turns."
+                raise argument_error("compare", contract, got, remedy)
+    return ComparedSpeeds([Speed.read(Path(folder)) for folder in folders], first)
+
+
+@tf32(False)
+def speeds_in_turns(folders: Sequence[str | Path], config: EvaluateConfig) -> ComparedSpeeds:
+    """Load the models of evaluations, and measure their speeds in turns for a clip of the evaluations' size.
+
+    Args:
+        folders: The output folders of the evaluations.
+        config: The settings; the device is used.
+
+    Raises:
+        FileNotFoundError: A folder lacks a file of an evaluation, or a model is no more.
+        ValueError: The evaluations did not measure the same clips, or one is not of a model that has a name.
+    """
+    check_several(folders)
+    device = pick_device(config.device)
+    protocols = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
+    models = []
+    for folder, protocol in zip(folders, protocols, strict=True):
+        check_protocols(protocols[0], protocol)
+        if not protocol.get("checkpoint"):
+            contract = "false unless all evaluations are of models that a name or a folder has"
+            raise argument_error("speed", contract, f"true with {folder}", "Evaluate again.")
+        decoder = protocol.get("decoder") or None
+        use = replace(config, weights=protocol["weights"], decoder=decoder)
+        model = load_model(protocol["checkpoint"], use, device)
+        sampler = protocol.get("sampler", {})
+        options = {name: sampler[name] for name in ("steps", "seed", "level") if name in sampler}
+        model.set_decoding(**options)
+        models.append(model)
+    size = [protocols[0][name] for name in ("num_frames", "height", "width")]
+    speeds = measure_speed(models, *size)
+    return ComparedSpeeds(speeds, describe_speed(models[0], size))

@@ -1,0 +1,213 @@
+"""How fast autoencoders encode and decode clips, and what that needs: memory, operations and weights."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.files import read_json
+from telecine.base.memory_counter import MemoryCounter
+from telecine.models import VideoAutoencoder
+from telecine.models.pretrained import DECODER
+from telecine.runs.environment import device_name
+from telecine.runs.history import as_dataclass
+
+SPEED_FILE = "speed.json"
+
+NUM_WARM_UP = 2
+"""Calls before those that are measured: the first ones choose kernels and allocate memory."""
+MIN_REPETITIONS = 10
+MAX_REPETITIONS = 50
+MIN_SECONDS = 1.0
+"""See `time_in_turns`."""
+
+
+@dataclass(frozen=True)
+class PartSpeed:
+    """The speed of an encoder or of a decoder, and what it needs for one clip."""
+
+    frames_per_second: float
+    """The median of the repetitions, in frames of the video."""
+    slowest: float
+    """The same of the slowest repetition."""
+    fastest: float
+    seconds: list[float]
+    """The time of each repetition."""
+    memory: int
+    """Bytes at the peak that a call allocates, its result included; weights and input are not."""
+    flops: int
+    """Operations of matrix products and convolutions, two for a multiplication and an addition."""
+    weights: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The speed of an autoencoder, for one clip at a time."""
+
+    encode: PartSpeed
+    """To the mode of the posterior."""
+    decode: PartSpeed
+
+    @property
+    def parts(self) -> dict[str, PartSpeed]:
+        """Both parts by what they do."""
+        return {"encode": self.encode, "decode": self.decode}
+
+    @staticmethod
+    def read(folder: Path) -> "Speed":
+        """Read what `evaluate` wrote with `speed`.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+            ValueError: It is damaged.
+        """
+        path = folder / SPEED_FILE
+        contract = "a file as `telecine evaluate --speed true` wrote it"
+        return as_dataclass(Speed, read_json(path), str(path), contract, "Evaluate again.")
+
+
+def describe_speed(model: VideoAutoencoder, size: Sequence[int]) -> dict[str, Any]:
+    """Return what figures of speed depend on besides the model, for `protocol.json`.
+
+    Args:
+        model: One of the models, which computes in the precision of its weights.
+        size: Frames, height and width of the clip.
+    """
+    num_frames, height, width = size
+    device = model.last_layer.device
+    memory = "tensors of a call, counted; buffers inside of kernels are not"
+    if device.type == "cuda":
+        memory = "torch.cuda.max_memory_allocated of a call less what was allocated before"
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.last_layer.dtype).removeprefix("torch."),
+        "num_frames": num_frames,
+        "height": height,
+        "width": width,
+        "batch_size": 1,
+        "torch": torch.__version__,
+        "timing": f"median of {MIN_REPETITIONS} calls or more, after {NUM_WARM_UP} that are not measured, in turns",
+        "memory": memory,
+        "flops": "matrix products and convolutions, two for a multiplication and an addition",
+    }
+
+
+@torch.no_grad()
+def measure_speed(
+    models: Sequence[VideoAutoencoder], num_frames: int, height: int, width: int
+) -> list[Speed]:
+    """Return the speed of each model for a clip of noise, whose values change nothing.
+
+    The models take turns, so that what else the machine does slows all of them alike.
+
+    Args:
+        models: The autoencoders, in eval mode on one device.
+        num_frames: Frames of the clip.
+        height: Height of a frame in pixels.
+        width: Width of a frame in pixels.
+
+    Raises:
+        ValueError: A model cannot encode or decode by itself.
+    """
+    device = models[0].last_layer.device
+    calls: list[Callable[[], object]] = []
+    for model in models:
+        clip = _noise((1, model.in_channels, num_frames, height, width), device)
+        latent = model.encode(clip).mode()
+        calls += [_encoding(model, clip), _decoding(model, latent)]
+    times = time_in_turns(calls, device, min_seconds=MIN_SECONDS)
+    parts: list[PartSpeed] = []
+    for index, call in enumerate(calls):
+        model = models[index // 2]
+        is_decoder = index % 2 == 1
+        memory, flops = count_needs(call, device)
+        part = PartSpeed(
+            frames_per_second=num_frames / median(times[index]),
+            slowest=num_frames / max(times[index]),
+            fastest=num_frames / min(times[index]),
+            seconds=times[index],
+            memory=memory,
+            flops=flops,
+            weights=count_weights(
+                model.decoding_model if is_decoder else model.latent_model,
+                is_decoder=is_decoder,
+            ),
+        )
+        parts.append(part)
+    return [Speed(encode, decode) for encode, decode in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def time_in_turns(
+    calls: Sequence[Callable[[], object]], device: torch.device, *, min_seconds: float
+) -> list[list[float]]:
+    """Return the seconds of each repetition of each call. They take turns, after `NUM_WARM_UP` rounds without a clock.
+
+    Args:
+        calls: What is measured.
+        device: Where it computes; on a GPU, the clock stops when all is done.
+        min_seconds: More than `MIN_REPETITIONS` are measured until each call took so long in all, on average.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    total = 0.0
+    for repetition in range(NUM_WARM_UP + MAX_REPETITIONS):
+        if total >= min_seconds * len(calls) and repetition >= NUM_WARM_UP + MIN_REPETITIONS:
+            break
+        for call, seconds in zip(calls, times, strict=True):
+            _wait_for(device)
+            start = time.perf_counter()
+            call()
+            _wait_for(device)
+            if repetition >= NUM_WARM_UP:
+                seconds.append(time.perf_counter() - start)
+                total += seconds[-1]
+    return times
+
+
+def _encoding(model: VideoAutoencoder, clip: Tensor) -> Callable[[], object]:
+    return lambda: model.encode(clip).mode()
+
+
+def _decoding(model: VideoAutoencoder, latent: Tensor) -> Callable[[], object]:
+    return lambda: model.decode(latent)
+
+
+def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (2 * torch.rand(shape, generator=generator) - 1).to(device)
+
+
+def count_needs(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Return the bytes that a call allocates at its peak, and its operations."""
+    counter = MemoryCounter("call")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    with counter:
+        call()
+    memory = sum(counter.peak_by_part.values())
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device) - before
+    return memory, counter.flops_by_part.total()
+
+
+def count_weights(model: nn.Module, *, is_decoder: bool) -> int:
+    """Return the number of parameters of a model's decoder, or of the rest."""
+    numbers = []
+    for name, parameter in getattr(model, "module", model).named_parameters():
+        if (name.split(".")[0] in DECODER) == is_decoder:
+            numbers.append(parameter.numel())
+    return sum(numbers)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,137 @@
+"""The encoder of one autoencoder with the decoder of another one."""
+
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from telecine.base.checks import argument_error
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Video
+from telecine.models.interface import VideoAutoencoder
+from telecine.models.latent import LatentGrid, Posterior
+from telecine.models.latent_autoencoder import LatentAutoencoder
+
+
+class PairedAutoencoder(LatentAutoencoder):
+    """Encodes with one autoencoder and decodes with another one: what does this decoder make of those latents?
+
+    It is for evaluation; it is neither trained nor saved.
+
+    Args:
+        encoder: The autoencoder that encodes.
+        decoder: The autoencoder that decodes.
+    """
+
+    def __init__(self, encoder: VideoAutoencoder, decoder: VideoAutoencoder) -> None:
+        super().__init__()
+        self.encoding_model = encoder
+        self._decoding_model = decoder
+
+    @property
+    def latent_model(self) -> VideoAutoencoder:
+        """The autoencoder whose encoder computes the latent."""
+        return self.encoding_model.latent_model
+
+    @property
+    def decoding_model(self) -> VideoAutoencoder:
+        """The autoencoder whose decoder makes the video."""
+        return self._decoding_model
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the video."""
+        return self.encoding_model.in_channels
+
+    @property
+    def first_frame_apart(self) -> bool:
+        """Whether the first latent frame encodes the first frame alone."""
+        return self.encoding_model.first_frame_apart
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last layer."""
+        return self.decoding_model.last_layer
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Check that both autoencoders accept clips of this size, and that they divide them alike.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: They do not.
+        """
+        self.encoding_model.check_clip(num_frames, height, width)
+        self.decoding_model.check_clip(num_frames, height, width)
+        grid = self.latent_grid(num_frames, height, width)
+        expected = self.decoding_model.latent_grid(num_frames, height, width)
+        if grid is not None and expected is not None and grid != expected:
+            contract = f"a model with the latents of the measured one, {tuple(grid)}"
+            remedy = "Use the teacher that its encoder was trained for."
+            raise argument_error("decoder", contract, str(tuple(expected)), remedy)
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest (frames, height, width) that the encoder accepts and that is at least this large.
+
+        Args:
+            num_frames: Frames of the clip.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        return self.encoding_model.covering_clip(num_frames, height, width)
+
+    def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
+        """Return how the latent divides clips of a size; None if that is not known or is not even.
+
+        Args:
+            num_frames: Frames of the clips.
+            height: Height in pixels.
+            width: Width in pixels.
+        """
+        return self.encoding_model.latent_grid(num_frames, height, width)
+
+    def encode(self, video: Video) -> Posterior:
+        """Return the posterior of the model that encodes."""
+        return self.encoding_model.encode(video)
+
+    def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
+        """Return the video that the model that decodes makes of a latent.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            generator: None: the noise of a decoder that draws it is that of its sampler.
+        """
+        self.decoding_model.position = self.position
+        return self.decoding_model.decode(latent)
+
+    def describe_decoding(self) -> dict[str, object]:
+        """Return the options of the model that decodes."""
+        return self.decoding_model.describe_decoding()
+
+    def set_decoding(self, **options: Any) -> None:
+        """Change options of the model that decodes.
+
+        Raises:
+            ValueError: It does not have such an option, or its value is wrong.
+        """
+        self.decoding_model.set_decoding(**options)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Save nothing.
+
+        Raises:
+            ValueError: Always: both models are saved already.
+        """
+        raise argument_error("model", "one autoencoder", "two", "Save each of them.")
+
+    def load_weights(self, folder: str | PathLike[str]) -> Self:
+        """Load nothing.
+
+        Raises:
+            ValueError: Always: both models are loaded already.
+        """
+        raise argument_error("model", "one autoencoder", "two", "Load each of them.")

@@ -1,0 +1,153 @@
+"""The term that compares features of a pruned decoder with those of its teacher's that stayed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32
+from telecine.base.randomness import Generators, randn
+from telecine.base.shapes import Scalar, Video
+from telecine.losses.reconstruction import weighted_mean
+from telecine.models import VideoAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
+from telecine.tools.distill.features import (
+    SMALLEST_STD,
+    decoder_features,
+    decoder_of,
+    features_of_smallest_clip,
+    layer_error,
+)
+from telecine.tools.distill.teacher import generates, load_teacher
+
+
+class PrunedFeatures(nn.Module):
+    """The squared error of a pruned decoder's features against the same layers and channels of its frozen teacher.
+
+    Each channel that was kept is compared with itself, in units of its variance over the batch in the teacher: no
+    projection is trained, unlike in `TeacherFeatures`, and the term is 0 if nothing was removed. It is the mean over
+    layers. An update decodes once more.
+
+    `layers` has the compared layers of the student, with those of the teacher: removed blocks change their numbers.
+
+    Args:
+        teacher: A model or a run.
+        pruned: The file that `telecine prune` wrote beside the pruned model, with the channels that stayed.
+        layers: Layers of the teacher's decoder by name; by default the last one of each height and width whose output
+            has channels that were kept or removed.
+
+    Raises:
+        ValueError: The teacher's decoder does not call such a layer, or its channels were not pruned.
+    """
+
+    def __init__(self, teacher: str, pruned: str, layers: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.teacher = Frozen(load_teacher(teacher))
+        model = self.teacher.module
+        report = read_json(Path(pruned))
+        features, scales = features_of_smallest_clip(model)
+        kept = _kept_channels(decoder_of(model), features, report)
+        names = list(layers)
+        if not names:
+            last = {scales[name]: name for name in features if name in kept}
+            names = list(last.values())
+        for name in names:
+            if name not in kept:
+                raise layer_error(name, {layer: features[layer] for layer in kept})
+        self.kept = {name: kept[name] for name in names}
+        self.layers = {_name_in_student(name, report): name for name in names}
+
+    def forward(
+        self,
+        *,
+        latent: Tensor,
+        model: nn.Module,
+        generator: Generators = None,
+        weight: Tensor | None = None,
+    ) -> Scalar:
+        """Return the error, 0-d.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            model: The student.
+            generator: Draws the noise that student and teacher share if they generate: one, or one for each clip;
+                PyTorch's default generator if None.
+            weight: Weight of each clip, `(B,)`; None for 1.
+
+        Raises:
+            ValueError: The student is no autoencoder of telecine or diffusers.
+        """
+        if not isinstance(model, VideoAutoencoder):
+            remedy = "Use the term in `telecine distill --init`."
+            raise argument_error("model", "a pruned autoencoder", type(model).__name__, remedy)
+        teacher = self.teacher.module
+        noise: Video | None = None
+        if isinstance(model, CausalAutoencoder) and generates(teacher):
+            noise = randn(model.decoded_shape(latent), generator=generator, device=latent.device)
+        features = decoder_features(model, latent, list(self.layers), noise)
+        with torch.no_grad():
+            targets = decoder_features(teacher, latent, list(self.layers.values()), noise)
+        errors = []
+        for student_layer, layer in self.layers.items():
+            x = at_least_float32(features[student_layer])
+            y = at_least_float32(targets[layer][:, self.kept[layer]])
+            std = y.std((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(SMALLEST_STD)
+            errors.append(weighted_mean(((x - y) / std).square(), weight))
+        return torch.stack(errors).mean()
+
+
+def _kept_channels(
+    decoder: nn.Module, features: Mapping[str, Tensor], report: Mapping[str, Any]
+) -> dict[str, list[int]]:
+    """Return the kept channels of each layer whose output is that of a pruned convolution inside it.
+
+    Args:
+        decoder: The teacher's.
+        features: Outputs of its layers by name.
+        report: What `telecine prune` wrote.
+    """
+    outputs: dict[str, list[int]] = {}
+    for student_conv, channels in report["kept_outputs"].items():
+        outputs[_name_in_teacher(student_conv, report)] = channels
+    kept = {}
+    for name, x in features.items():
+        convolutions = []
+        for inner, layer in decoder.get_submodule(name).named_modules():
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+                convolutions.append(f"{name}.{inner}" if inner else name)
+        if not convolutions or convolutions[-1] not in outputs:
+            continue
+        last = decoder.get_parameter(f"{convolutions[-1]}.weight")
+        if len(last) == x.shape[1]:
+            kept[name] = outputs[convolutions[-1]]
+    return kept
+
+
+def _name_in_teacher(name: str, report: Mapping[str, Any]) -> str:
+    """Return the name that a layer of a pruned decoder has in its teacher, which has the removed blocks, too."""
+    for container, removed in report["removed_blocks"].items():
+        prefix = container.removeprefix("decoder.") + "."
+        if name.startswith(prefix):
+            number, separator, rest = name.removeprefix(prefix).partition(".")
+            index = int(number)
+            for block in removed:
+                if block <= index:
+                    index += 1
+            name = f"{prefix}{index}{separator}{rest}"
+    return name
+
+
+def _name_in_student(name: str, report: Mapping[str, Any]) -> str:
+    """Return the name that a layer of the teacher's decoder has in the pruned one."""
+    for container, removed in report["removed_blocks"].items():
+        prefix = container.removeprefix("decoder.") + "."
+        if name.startswith(prefix):
+            number, separator, rest = name.removeprefix(prefix).partition(".")
+            index = int(number) - sum(block < int(number) for block in removed)
+            name = f"{prefix}{index}{separator}{rest}"
+    return name
