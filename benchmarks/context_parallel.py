@@ -91,7 +91,8 @@ MORE_CASES: dict[str, Case] = {
         }
     ),
 }
-REFUSED = {"diffusers"}
+# Not run unless named: the first is refused; autocast rounds to 8 bits, and does not take float64.
+LEFT_OUT = {"diffusers", "bfloat16"}
 ALL_CASES = {**CASES, **MORE_CASES}
 # Processes, and those of them that share a clip.
 LAYOUTS = [(2, 2), (4, 4), (4, 2)]
@@ -388,7 +389,7 @@ def main() -> int:
     """Run a command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=["values", "memory", "messages", "work"])
-    parser.add_argument("--cases", nargs="*", default=[n for n in ALL_CASES if n not in REFUSED])
+    parser.add_argument("--cases", nargs="*", default=[n for n in ALL_CASES if n not in LEFT_OUT])
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--processes", type=int)

@@ -219,9 +219,10 @@ def test_channels_that_matter_are_kept(teacher, importance):
         assert abs(lost) < 1e-3, "only channels of 0 are removed"
 
 
-def test_blocks_without_effect_are_removed(tmp_path, monkeypatch, small_video):
-    """The last layer of a new block is 0. Of two blocks of each stage, the first one is trained here."""
+def test_blocks_are_removed_by_measured_error(tmp_path, monkeypatch, small_video):
+    """Of two blocks of each stage, the second one is 0: what is removed is that, or a random block that does harm."""
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # a random block may even lower the error of untrained weights
     model = CausalVAE(replace(SMALL, blocks_per_level=2))
     with_random_weights(model)
     for name in ("2", "5"):
@@ -231,9 +232,11 @@ def test_blocks_without_effect_are_removed(tmp_path, monkeypatch, small_video):
     model.save_pretrained("model")
     settings = CLIPS | {"data": str(small_video)}
     result = prune("model", PruneConfig(**settings, device="cpu", keep=1, blocks=1))
-    assert result.removed_blocks == {"network": [2, 5]}
+    (first, second) = result.removed_blocks["network"]
+    assert first in (1, 2)
+    assert second in (4, 5)
     assert result.model.config.blocks_per_level == 1
-    assert result.psnr_after == pytest.approx(result.psnr_before, abs=1e-4)
+    assert result.psnr_after > result.psnr_before - 0.1, "by the error, which is not squared"
 
 
 def test_blocks_and_stages_of_a_class_of_diffusers(tmp_path, monkeypatch, small_video):
