@@ -276,9 +276,9 @@ def test_a_model_without_encode_or_decode_is_refused(build, message):
     [
         (Audio, "Audio, which reproduces no size"),
         pytest.param(
-            EncodesToDict, "reproduces no size.*the output of `encode`` must be", marks=slow
+            EncodesToDict, "reproduces no size.*the output of `encode` must be", marks=slow
         ),
-        pytest.param(DecodesToDict, "the output of `decode`` must be", marks=slow),
+        pytest.param(DecodesToDict, "the output of `decode` must be", marks=slow),
     ],
 )
 def test_the_error_for_another_kind_of_model_contains_its_last_error(build, message):

@@ -71,7 +71,7 @@ class TestNetworks:
 
         with pytest.raises(
             ValueError,
-            match=r"the result of the term x` must be of shape \(2,\), one value per frame",
+            match=r"the result of the term x must be of shape \(2,\), one value per frame",
         ):
             make_loss(terms={"x": {"target": mean}})(clip(), clip(seed=2), 0, 0)
 

@@ -6,10 +6,11 @@ import re
 import shutil
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from telecine.data import DataError
 from telecine.data.dataset import ClipDataset
@@ -117,14 +118,13 @@ def test_each_process_trains_on_its_part_of_the_clips(tiny):
     config = tiny(gradient_accumulation_steps=2)
     run = prepare(config, quiet())
     numbers = []
+    run.state.step = 4
     for rank in range(3):
-        accelerator = SimpleNamespace(
-            process_index=rank, num_processes=3, device=torch.device("cpu")
-        )
-        state = SimpleNamespace(step=4, accelerator=accelerator, autoencoder=run.state.autoencoder)
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=3)
         batches = list(
-            read_batches(config, state, run.clips.train, None, should_stop=lambda: False)
+            read_batches(config, run.state, run.clips.train, None, should_stop=lambda: False)
         )
+        dist.destroy_process_group()
         assert len(batches) == config.steps - 4
         numbers += [
             number for batch in batches for micro_batch in batch for number in micro_batch.clips

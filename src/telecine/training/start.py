@@ -76,7 +76,7 @@ def find_start(
         if not change_data:
             # Data in another place is compared once it is read.
             saved.check_data(config, may_be_same=True)
-        print_warnings(console, lines)
+        print_lines(console, lines)
     if config.batch_size == "auto":
         config = _with_batch_size(
             config, checkpoint, accelerator, console, is_custom=module is not None
