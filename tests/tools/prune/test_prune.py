@@ -304,6 +304,25 @@ def test_features_of_a_pruned_decoder_are_those_that_stayed(tmp_path, monkeypatc
     assert result.model.module.decoder.conv_in.conv.weight.grad.any()
 
 
+def test_features_are_compared_with_the_pruned_model_only(teacher):
+    """The channels of a model that is pruned twice are counted in the model between."""
+    settings = {"device": "cpu", "importance": "first", "num_frames": 5}
+    clips = CLIPS | settings
+    prune(teacher, PruneConfig(**clips, keep_stages=[0.5])).model.save_pretrained("once")
+    report = prune("once", PruneConfig(**clips, keep_stages=[0.5])).report()
+    write_json(Path("prune.json"), report)
+    assert PrunedFeatures("once", "prune.json").layers
+    message = (
+        "`teacher` must be the model that `telecine prune` got for prune.json, but got teacher"
+    )
+    with pytest.raises(ValueError, match=message):
+        PrunedFeatures(teacher, "prune.json")
+    del report["decoder_sha256"]
+    write_json(Path("prune.json"), report)
+    with pytest.raises(ValueError, match="`pruned` must be a file of this version of `telecine pr"):
+        PrunedFeatures("once", "prune.json")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_three_phases_of_distillation(teacher, cached_weights):
