@@ -20,7 +20,7 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
-from telecine.tools.prune.importance import recorded_squares
+from telecine.tools.prune.importance import recorded_squares, score_by_loss
 from telecine.tools.prune.pruning import prunable
 from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
@@ -217,6 +217,13 @@ def test_channels_that_matter_are_kept(teacher, importance):
         assert lost < 1e-3, "random channels may do harm"
     else:
         assert abs(lost) < 1e-3, "only channels of 0 are removed"
+
+
+def test_greedy_importance_measures_nothing_where_nothing_is_removed():
+    what = prunable(CausalVAE(SMALL), "model", "decoder")
+    groups = groups_of(what)
+    scores = score_by_loss(what.network, groups, [Fraction(1)], {}, lambda: pytest.fail("decoded"))
+    assert {group.name for group in groups} == set(scores)
 
 
 def test_blocks_are_removed_by_measured_error(tmp_path, monkeypatch, small_video):
