@@ -264,6 +264,22 @@ def test_blocks_and_stages_of_a_class_of_diffusers(tmp_path, monkeypatch, small_
     assert mochi.shares == [1, 0.5]
 
 
+def test_all_blocks_of_one_shape_are_removed(tmp_path, monkeypatch, small_video):
+    """The first block of a stage changes the number of channels, so the second one is the only one of its shapes."""
+    monkeypatch.chdir(tmp_path)
+    module = tiny_model("kl_image", block_out_channels=(32, 64), layers_per_block=2)
+    DiffusersAutoencoder(with_random_weights(module)).save_pretrained("model")
+    settings = {"data": str(small_video), "num_frames": 1, "height": 32, "width": 32}
+    config = PruneConfig(**settings, max_clips=1, device="cpu", part="both", keep=1, blocks=1)
+    result = prune("model", config)
+    assert result.removed_blocks["encoder.down_blocks.1.resnets"] == [1]
+    assert result.model.module.config.layers_per_block == 1
+    whole = module.state_dict()
+    for name, tensor in result.model.module.state_dict().items():
+        if name.startswith("encoder.down_blocks.1."):
+            torch.testing.assert_close(tensor, whole[name], rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_a_pruned_decoder_is_trained_and_resumed(teacher, cached_weights, capsys):
     options = [f"--{name}={value}" for name, value in CLIPS.items()]
