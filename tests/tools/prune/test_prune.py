@@ -226,6 +226,18 @@ def test_greedy_importance_measures_nothing_where_nothing_is_removed():
     assert {group.name for group in groups} == set(scores)
 
 
+def test_a_norm_of_an_input_of_0_stays_finite(tmp_path, monkeypatch, small_video):
+    monkeypatch.chdir(tmp_path)
+    model = with_random_weights(CausalVAE(SMALL))
+    for name, parameter in model.decoder.named_parameters():
+        if ".branch.2." in name:
+            torch.nn.init.zeros_(parameter)
+    model.save_pretrained("model")
+    settings = CLIPS | {"data": str(small_video), "max_clips": 1}
+    result = prune("model", PruneConfig(**settings, device="cpu", keep_stages=[0.5]))
+    assert all(parameter.isfinite().all() for parameter in result.model.decoder.parameters())
+
+
 def test_blocks_are_removed_by_measured_error(tmp_path, monkeypatch, small_video):
     """Of two blocks of each stage, the second one is 0: what is removed is that, or a random block that does harm."""
     monkeypatch.chdir(tmp_path)
