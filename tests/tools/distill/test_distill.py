@@ -282,6 +282,25 @@ def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, tra
     }
 
 
+@pytest.mark.parametrize("is_loop", [False, True])
+def test_the_channels_of_another_folder_are_not_compared(generating, trained, is_loop):
+    """A start that is a recipe's name or leads back to itself has no file of `telecine prune`."""
+    Path("small").mkdir()
+    Path("small/prune.json").write_text("{}")
+    shutil.copytree("generates", "first")
+    shutil.copytree("generates", "second")
+    students = {"first": "small", "second": "small"}
+    if is_loop:
+        students = {"first": str(Path("second").resolve()), "second": str(Path("first").resolve())}
+    for folder, student in students.items():
+        Path(folder, "config.yaml").write_text(f"student: {student}\n")
+    command = ["distill", "--config", "distill.yaml", "--teacher", "generates", "--init", "first"]
+    assert main([*command, "--feature_weight", "1"]) == 0
+    (config,) = trained
+    target = config.objective.terms["teacher_features"].target
+    assert target == "telecine.tools.distill.TeacherFeatures"
+
+
 @pytest.mark.parametrize(("student", "linear_start"), [("teacher", False), ("flow.yaml", True)])
 def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(
     generating, trained, student, linear_start

@@ -173,13 +173,20 @@ def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -
 
 
 def _find_report(folder: Path) -> Path | None:
-    """Return the file of `telecine prune` of a pruned model, or of what a run of it started from."""
-    path = folder / REPORT_FILE
-    if path.exists():
-        return path
-    start = read_saved_settings(folder).get("student")
-    if isinstance(start, str) and start != str(folder) and Path(start).is_dir():
-        return _find_report(Path(start))
+    """Return the file of `telecine prune` of a pruned model, or of what a run of it started from.
+
+    A run saves the absolute path of a model that it started from; other values of `student` are names.
+    """
+    visited: set[Path] = set()
+    while folder.is_dir() and folder not in visited:
+        path = folder / REPORT_FILE
+        if path.exists():
+            return path
+        visited.add(folder)
+        start = read_saved_settings(folder).get("student")
+        if not isinstance(start, str) or not Path(start).is_absolute():
+            return None
+        folder = Path(start)
     return None
 
 
