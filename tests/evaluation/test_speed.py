@@ -2,13 +2,16 @@
 
 import json
 import re
+import runpy
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import flop_registry
 
 from telecine.__main__ import main
+from telecine.base import memory_counter
 from telecine.base.memory_counter import MemoryCounter
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.speed import Speed, count_needs, measure_speed, time_in_turns
@@ -73,6 +76,15 @@ def test_attention_on_a_cpu_counts_as_elsewhere():
     with MemoryCounter("attention") as counter, torch.no_grad():
         F.scaled_dot_product_attention(x, x, x)
     assert counter.flops_by_part["attention"] == 2 * 2 * (2 * 64 * 64 * 8)
+
+
+def test_an_import_leaves_the_counter_of_pytorch_as_it_is(monkeypatch):
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    monkeypatch.delitem(flop_registry, attention, raising=False)
+    module = runpy.run_path(memory_counter.__file__)
+    assert attention not in flop_registry
+    module["MemoryCounter"]("attention")
+    assert attention in flop_registry
 
 
 def test_calls_take_turns():
