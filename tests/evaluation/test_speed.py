@@ -157,8 +157,8 @@ def test_several_models_in_turns_on_a_page(two_models, tmp_path, capsys):
     assert f"{wide['weights']:,}" in page
 
 
-def test_speeds_that_do_not_compare_are_refused(
-    two_models, tmp_path, capsys, reconstructions, videos
+def test_speeds_that_do_not_compare_are_left_out(
+    two_models, tmp_path, capsys, caplog, reconstructions, videos
 ):
     file = tmp_path / "narrow" / "protocol.json"
     protocol = json.loads(file.read_text())
@@ -168,8 +168,12 @@ def test_speeds_that_do_not_compare_are_refused(
             (tmp_path / name / part).write_bytes((tmp_path / "narrow" / part).read_bytes())
         changed = protocol | {"speed": protocol["speed"] | changes}
         (tmp_path / name / "protocol.json").write_text(json.dumps(changed))
-    assert main(["evaluate", "--compare", "here", "there"]) == 2
-    assert "device: " in capsys.readouterr().err
+    assert main(["evaluate", "--compare", "here", "there"]) == 0
+    assert "A: here" in capsys.readouterr().out
+    assert main(["evaluate", "--compare", "narrow", "here", "there", "-o", "out"]) == 0
+    assert "frames/s" not in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "speed.html").exists()
+    assert "the speeds are left out: narrow and there measured them in other ways" in caplog.text
     config = EvaluateConfig(data=str(videos), speed=True, device="cpu", **SIZE)
     with pytest.raises(ValueError, match="`speed` must be left out for reconstructions"):
         evaluate(reconstructions["little"], config)
