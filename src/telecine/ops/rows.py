@@ -106,9 +106,16 @@ class _PadRows(torch.autograd.Function):
         ctx.below = below
         ctx.group = group
         num_rows = rows.shape[-2]
+        # Each rank is padded alike: the one above gets this rank's first rows to add below its own.
         first = rows.narrow(-2, 0, below)
         last = rows.narrow(-2, num_rows - above, above)
-        rows_above, rows_below = _exchange(first, last, above, below, group)
+        rows_above, rows_below = _exchange(
+            to_above=first,
+            to_below=last,
+            num_from_above=above,
+            num_from_below=below,
+            group=group,
+        )
         return torch.cat([rows_above, rows, rows_below], dim=-2)
 
     @staticmethod
@@ -119,8 +126,14 @@ class _PadRows(torch.autograd.Function):
         num_rows = grad_padded.shape[-2] - above - below
         grad_above = grad_padded.narrow(-2, 0, above)
         grad_below = grad_padded.narrow(-2, above + num_rows, below)
-        # The ranks above and below have used the first and the last rows of this one.
-        grad_first, grad_last = _exchange(grad_above, grad_below, below, above, ctx.group)
+        # Gradients go back where rows came from: the rank above has used the first `below` rows of this one.
+        grad_first, grad_last = _exchange(
+            to_above=grad_above,
+            to_below=grad_below,
+            num_from_above=below,
+            num_from_below=above,
+            group=ctx.group,
+        )
         grad_rows = grad_padded.narrow(-2, above, num_rows).clone()
         grad_rows.narrow(-2, 0, below).add_(grad_first)
         grad_rows.narrow(-2, num_rows - above, above).add_(grad_last)
@@ -147,6 +160,7 @@ def _gathered(rows: Tensor, sizes: Sequence[int], group: ContextGroup) -> Tensor
 
 
 def _exchange(
+    *,
     to_above: Tensor,
     to_below: Tensor,
     num_from_above: int,

@@ -13,7 +13,7 @@ from telecine.base.checks import TrainingError, argument_error
 from telecine.base.randomness import clip_generators
 from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import Decode, mse
-from telecine.models import LatentAutoencoder, Posterior, VideoAutoencoder
+from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.log import computed_values
@@ -133,26 +133,12 @@ def accumulate_gradients(
     generators = clip_generators(state.seed, batch.clips, batch.inputs.device)
     if isinstance(last_layer, LayerActivations):
         last_layer.clear()
-    # Single frames leave weights that mix frames without a gradient.
-    has_unused = batch.inputs.shape[2] == 1 or autoencoder.leaves_weights_unused
-    if state.prediction is not None:  # it may encode single frames
-        has_unused = True
+    # Single frames, which a prediction may encode, leave weights that mix frames without a gradient.
+    has_single_frames = batch.inputs.shape[2] == 1 or state.prediction is not None
+    has_unused = has_single_frames or autoencoder.leaves_weights_unused
     with state.averaged_gradients(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
-            # The autoencoder's forward pass.
-            posterior = batch.posterior
-            if state.prediction is not None:
-                posterior = state.prediction.encode(autoencoder, batch.inputs, generators)
-            if posterior is None:
-                output = state.model(batch.inputs, generator=generators)
-            else:
-                output = state.model(batch.inputs, generator=generators, posterior=posterior)
-            if not output.video.requires_grad:
-                remedy = "Remove `torch.no_grad` and `detach` from its `forward`."
-                contract = "a video that was computed with gradients"
-                raise argument_error(
-                    "the module's output", contract, "a tensor without a graph", remedy
-                )
+            output = _reconstruct(state, batch, generators)
             target = batch.inputs if output.target is None else output.target
 
             # The losses of both networks.
@@ -194,6 +180,25 @@ def accumulate_gradients(
             state.accelerator.backward(scale * loss)
     log |= gradient.log
     return {name: value.float() for name, value in log.items()}
+
+
+def _reconstruct(
+    state: TrainState, batch: MicroBatch, generators: list[torch.Generator]
+) -> Reconstruction:
+    """Return what the autoencoder makes of a micro-batch, with gradients."""
+    posterior = batch.posterior
+    if state.prediction is not None:
+        posterior = state.prediction.encode(state.autoencoder, batch.inputs, generators)
+    output: Reconstruction
+    if posterior is None:
+        output = state.model(batch.inputs, generator=generators)
+    else:
+        output = state.model(batch.inputs, generator=generators, posterior=posterior)
+    if not output.video.requires_grad:
+        remedy = "Remove `torch.no_grad` and `detach` from its `forward`."
+        contract = "a video that was computed with gradients"
+        raise argument_error("the module's output", contract, "a tensor without a graph", remedy)
+    return output
 
 
 def _mean_over_batches(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
