@@ -145,7 +145,9 @@ def train(
 def _check_config(config: TrainConfig) -> None:
     """Check what can be checked before anything is read or written."""
     check_type("config", config, TrainConfig, _REMEDY)
-    check_functions(config.objective, sharding=config.sharding)
+    check_functions(
+        config.objective, sharding=config.sharding, max_dropped=config.predictive.max_dropped
+    )
     if config.discriminator.video not in ("features", "none"):
         choose_video(config.discriminator)
 
