@@ -43,9 +43,14 @@ def rows_of(name: str, size: tuple[int, int, int]) -> list[list[str]]:
     with fake_mode:
         clip = torch.zeros(1, 3, *clip_size)
         latent = model.encode(clip).mode()
+        weights_and_buffers = [*model.parameters(), *model.buffers()]
         needs = {
-            "encode": count_needs(lambda: model.encode(clip).mode(), device),
-            "decode": count_needs(lambda: model.decode(latent), device),
+            "encode": count_needs(
+                lambda: model.encode(clip).mode(), [*weights_and_buffers, clip], device
+            ),
+            "decode": count_needs(
+                lambda: model.decode(latent), [*weights_and_buffers, latent], device
+            ),
         }
     rows = []
     for part, (memory, flops) in needs.items():

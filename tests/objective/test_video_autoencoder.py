@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 
 from telecine import Ramp, VideoAutoencoderLoss
@@ -557,9 +558,19 @@ class TestMemory:
         assert peak(early=True) < 0.7 * peak(early=False)
 
 
+@functorch_config.patch(donated_buffer=True)
+def test_a_loss_leaves_the_settings_of_pytorch_as_they_are():
+    VideoAutoencoderLoss(disc_start=0, perceptual_weight=0)
+    assert functorch_config.donated_buffer
+
+
 @pytest.mark.slow
+@functorch_config.patch(donated_buffer=False)
 def test_a_compiled_model_whose_graph_is_used_by_more_terms_later():
-    """Compiled code would free or overwrite buffers in a first backward that needs the graph no longer."""
+    """With the setting of PyTorch that docs/compilation.md names.
+
+    Without it, compiled code reuses buffers once its first backward needs the graph no longer.
+    """
     torch._dynamo.reset()
     model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.SiLU(), nn.Conv3d(4, 3, 1))
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager")

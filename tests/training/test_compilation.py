@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from telecine import PatchDiscriminator3D, VideoAutoencoderLoss
 from telecine.models import CausalVAE, as_video_autoencoder
@@ -110,6 +111,18 @@ def test_the_options_of_accelerate_compile(tiny, monkeypatch, caplog):
         for _, options in calls
     )
     assert f"not compiled: {PENALTY}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "keeps_buffers"),
+    [("no", None, False), ("aot_eager", None, True), ("no", nn.Conv3d(3, 3, 1), True)],
+)
+@functorch_config.patch(donated_buffer=True)
+def test_compiled_code_of_a_run_keeps_its_buffers(tiny, backend, module, keeps_buffers):
+    """A module of the user may be compiled, in a part of it that nobody finds."""
+    config = tiny(dynamo_backend=backend)
+    build_state(config, build_accelerator(config), build_autoencoder(config, module))
+    assert functorch_config.donated_buffer is not keeps_buffers
 
 
 def test_a_module_of_the_user_stays_as_it_is(tiny):

@@ -136,6 +136,40 @@ def test_what_cannot_be_split_is_refused_by_its_name(make, heights, error):
         split_over_processes(make(), 2, heights)
 
 
+def test_a_model_that_is_split_already_stays_as_it_is():
+    """As for two calls of `train` with one model."""
+    torch.manual_seed(0)
+    model = CausalVAE(TINY)
+    video = torch.rand(1, 3, 5, 32, 16)
+
+    def outputs():
+        whole = model(video, sample_posterior=False).video
+        with using_context_group(ContextGroup(size=2)):
+            rows = model(video, sample_posterior=False).video
+        return whole, rows
+
+    split_over_processes(model, 2, [32])
+    whole, rows = outputs()
+    split_over_processes(model, 4, [32])
+    whole_again, rows_again = outputs()
+    assert torch.equal(whole_again, whole)
+    assert torch.equal(rows_again, rows)
+    with pytest.raises(ValueError, match=r"at most 1, the rows of the latent"):
+        split_over_processes(model, 2, [4])
+
+
+def test_a_model_that_is_refused_stays_as_it_is():
+    """The layer that is refused is in the decoder, behind others that could be split."""
+    torch.manual_seed(0)
+    model = with_undeclared_layer()
+    video = torch.rand(1, 3, 5, 32, 16)
+    expected = model(video, sample_posterior=False).video
+    with pytest.raises(ValueError, match="Sharpen"):
+        split_over_processes(model, 2, [32])
+    with using_context_group(ContextGroup(size=2)):
+        assert torch.equal(model(video, sample_posterior=False).video, expected)
+
+
 def test_a_group_divides_the_processes():
     with pytest.raises(
         ValueError, match=r"`context_parallel` must be a divisor of the number of processes \(1\)"

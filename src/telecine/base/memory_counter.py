@@ -4,6 +4,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,15 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
-
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-if _CPU_ATTENTION not in flop_registry:  # PyTorch has formulas of the kernels of GPUs alone
-
-    @register_flop_formula(_CPU_ATTENTION)
-    def _count_cpu_attention(
-        query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any
-    ) -> int:
-        return int(sdpa_flop_count(query_shape, key_shape, value_shape))
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -31,6 +23,7 @@ class MemoryCounter(TorchDispatchMode):
 
     def __init__(self, part: str) -> None:
         super().__init__()
+        _register_cpu_attention()
         self.part = part
         self.by_part: Counter[str] = Counter()
         self._parts: dict[int, tuple[str, int]] = {}  # part and bytes of each live storage
@@ -95,3 +88,17 @@ class MemoryCounter(TorchDispatchMode):
     def _free(self, key: int) -> None:
         part, size = self._parts.pop(key)
         self.by_part[part] -= size
+
+
+@cache
+def _register_cpu_attention() -> None:
+    """Tell PyTorch's counter the operations of attention on a CPU, once in a process: it has kernels of GPUs alone."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if attention not in flop_registry:
+        register_flop_formula(attention)(_count_attention)
+
+
+def _count_attention(
+    query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, **kwargs: Any
+) -> int:
+    return int(sdpa_flop_count(query_shape, key_shape, value_shape))

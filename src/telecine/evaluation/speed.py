@@ -1,7 +1,7 @@
 """How fast autoencoders encode and decode clips, and what that needs: memory, operations and weights."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,9 @@ MIN_REPETITIONS = 10
 MAX_REPETITIONS = 50
 MIN_SECONDS = 1.0
 """See `time_in_turns`."""
+
+_CALL = "call"
+_HELD = "held"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ def describe_speed(model: VideoAutoencoder, size: Sequence[int]) -> dict[str, An
     """
     num_frames, height, width = size
     device = model.last_layer.device
-    memory = "tensors of a call, counted; buffers inside of kernels are not"
+    memory = (
+        "tensors that a call makes, counted; weights, input and buffers inside of kernels are not"
+    )
     if device.type == "cuda":
         memory = "torch.cuda.max_memory_allocated of a call less what was allocated before"
     return {
@@ -117,16 +122,19 @@ def measure_speed(
     """
     device = models[0].last_layer.device
     calls: list[Callable[[], object]] = []
+    inputs: list[Tensor] = []
     for model in models:
         clip = _noise((1, model.in_channels, num_frames, height, width), device)
         latent = model.encode(clip).mode()
         calls += [_encoding(model, clip), _decoding(model, latent)]
+        inputs += [clip, latent]
     times = time_in_turns(calls, device, min_seconds=MIN_SECONDS)
     parts: list[PartSpeed] = []
     for index, call in enumerate(calls):
         model = models[index // 2]
         is_decoder = index % 2 == 1
-        memory, flops = count_needs(call, device)
+        held = [*model.parameters(), *model.buffers(), inputs[index]]
+        memory, flops = count_needs(call, held, device)
         part = PartSpeed(
             frames_per_second=num_frames / median(times[index]),
             slowest=num_frames / max(times[index]),
@@ -182,15 +190,25 @@ def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return (2 * torch.rand(shape, generator=generator) - 1).to(device)
 
 
-def count_needs(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """Return the bytes that a call allocates at its peak, and its operations."""
-    counter = MemoryCounter("call")
+def count_needs(
+    call: Callable[[], object], held: Iterable[Tensor], device: torch.device
+) -> tuple[int, int]:
+    """Return the bytes that a call allocates at its peak, and its operations.
+
+    Args:
+        call: What is measured.
+        held: The tensors that it reads: weights, buffers and input. A view of one is no memory of the call.
+        device: Where it computes.
+    """
+    counter = MemoryCounter(_CALL)
+    counter.assign(_HELD, held)
+    counter.restart()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
     with counter:
         call()
-    memory = sum(counter.peak_by_part.values())
+    memory = counter.peak_by_part.get(_CALL, 0)
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device) - before
     return memory, counter.flops_by_part.total()

@@ -23,7 +23,7 @@ A replaced layer asks for the group when it is called. In a process without one 
 network that gets fewer rows than processes, such as a decoder for a latent that a term has scaled down.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -67,7 +67,8 @@ def split_over_processes(
     All processes of a group then have to call the model together.
 
     Args:
-        model: Changed in place. Names and values of its weights stay.
+        model: Changed in place. Names and values of its weights stay. A network that is split already stays as it is,
+            for groups of any size.
         num_processes: The size of a group. With 1 the model stays as it is.
         heights: Rows of the clips that it will get.
 
@@ -83,10 +84,17 @@ def split_over_processes(
         raise argument_error("context_parallel", contract, got, remedy)
     for height in heights:
         _check_rows(height, model.config.spatial_compression, num_processes)
+    rows_per_unit = {}
     # A student's encoder is that of its teacher, which keeps no activations.
     if isinstance(model, CausalVAE):
-        _split_network(model.encoder, "encoder", model.config.spatial_compression)
-    _split_network(model.decoder, "decoder", 1)
+        rows_per_unit["encoder"] = model.config.spatial_compression
+    rows_per_unit["decoder"] = 1
+    new = [name for name in rows_per_unit if not _is_split(getattr(model, name))]
+    # All layers are checked before any is changed: a model that is refused stays as it is.
+    for name in new:
+        _check_layers(getattr(model, name), name)
+    for name in new:
+        _split_network(getattr(model, name), rows_per_unit[name])
 
 
 def most_processes(model: VideoAutoencoder, height: int) -> int:
@@ -105,30 +113,50 @@ def _check_rows(height: int, rows_per_unit: int, num_processes: int) -> None:
         raise argument_error("context_parallel", contract, num_processes, remedy)
 
 
-def _split_network(network: nn.Module, name: str, rows_per_unit: int) -> None:
-    for layer_name, layer in network.named_modules(prefix=name):
-        if "parametrizations" in layer_name.split("."):  # they compute weights
-            continue
+def _is_split(network: Any) -> bool:
+    return getattr(network, "is_split_over_processes", False)
+
+
+def _check_layers(network: nn.Module, name: str) -> None:
+    for layer_name, layer in _layers(network, name):
         kind = parametrize.type_before_parametrizations(layer)
         if issubclass(kind, _CONVOLUTIONS):
-            _split_convolution(layer, layer_name)
+            _check_convolution(layer, layer_name)
         elif kind not in _LAYERS_OF_ROWS:
             contract = "1 for a model with a layer that cannot be split"
             remedy = "Use --temporal_chunk, --model_gradient_checkpointing or smaller clips."
             raise argument_error(
                 "context_parallel", contract, f"{layer_name}, a {kind.__name__}", remedy
             )
-    network.forward = partial(_call_on_rows, network.forward, rows_per_unit)
 
 
-def _split_convolution(layer: Any, name: str) -> None:
-    """Let a convolution that keeps the height pad its rows with those of the neighbours."""
+def _check_convolution(layer: Any, name: str) -> None:
     kernel = layer.kernel_size[-2]
     padding = layer.padding[-2]
     keeps_height = layer.stride[-2] == layer.dilation[-2] == 1 and 2 * padding == kernel - 1
     if not keeps_height or layer.padding_mode != "zeros":
         contract = "1 for a model with a convolution that changes the height"
         raise argument_error("context_parallel", contract, f"{name}, {layer}", "Use another model.")
+
+
+def _split_network(network: Any, rows_per_unit: int) -> None:
+    for _, layer in _layers(network):
+        if isinstance(layer, _CONVOLUTIONS):
+            _split_convolution(layer)
+    network.forward = partial(_call_on_rows, network.forward, rows_per_unit)
+    network.is_split_over_processes = True
+
+
+def _layers(network: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for layer_name, layer in network.named_modules(prefix=name):
+        if "parametrizations" in layer_name.split("."):  # they compute weights
+            continue
+        yield layer_name, layer
+
+
+def _split_convolution(layer: Any) -> None:
+    """Let a convolution that keeps the height pad its rows with those of the neighbours."""
+    padding = layer.padding[-2]
     if padding == 0:
         return
     layer.padding = (*layer.padding[:-2], 0, layer.padding[-1])

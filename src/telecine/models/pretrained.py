@@ -225,6 +225,13 @@ def digest_of_encoder(autoencoder: nn.Module) -> str:
     return digest_of_tensors(of_encoder.items())
 
 
+def digest_of_decoder(autoencoder: nn.Module) -> str:
+    """Return a digest of the weights and buffers that decide what an autoencoder makes of a latent."""
+    state = getattr(autoencoder, "module", autoencoder).state_dict()
+    of_decoder = {name: tensor for name, tensor in state.items() if name.split(".")[0] in DECODER}
+    return digest_of_tensors(of_decoder.items())
+
+
 def mismatches(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
     """Return a description of each tensor that is missing, unexpected or of another shape."""
     missing = [f"no {name}" for name in expected if name not in tensors]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch._functorch.config
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -119,8 +118,6 @@ class VideoAutoencoderLoss(nn.Module):
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
         super().__init__()
-        # The gradients of several terms are taken through one graph, so compiled code must keep its buffers.
-        torch._functorch.config.donated_buffer = False
         settings = {
             "disc_start": disc_start,
             "perceptual_weight": perceptual_weight,

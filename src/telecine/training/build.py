@@ -16,7 +16,7 @@ from telecine.base.imports import is_class_path
 from telecine.discriminators.build import build_discriminators
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.context_parallel import split_over_processes
-from telecine.models.custom import build_custom
+from telecine.models.custom import CustomAutoencoder, build_custom
 from telecine.models.frozen_encoder import Student
 from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
 from telecine.models.pretrained import check_tensors
@@ -32,7 +32,7 @@ from telecine.settings import (
     OptimizerConfig,
     TrainConfig,
 )
-from telecine.training.compilation import compile_networks
+from telecine.training.compilation import compile_networks, keep_buffers_of_compiled_code
 from telecine.training.distributed import (
     broadcast_module,
     enter_context_group,
@@ -299,6 +299,8 @@ def build_state(
     is_sharded = config.sharding != "none"
     last_layer = last_layer_of(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
     broadcast_module(model)
+    if isinstance(model, CustomAutoencoder):  # a part of it may be compiled
+        keep_buffers_of_compiled_code()
     if config.dynamo_backend != "no":
         eager = compile_networks(config.dynamo_backend, model, objective)
         if eager:

@@ -3,11 +3,20 @@
 from typing import Any
 
 from accelerate.utils import TorchDynamoPlugin
+from torch._functorch import config as functorch_config
 from torch.nn.utils.parametrize import is_parametrized
 
 from telecine.models import VideoAutoencoder
 from telecine.models.custom import CustomAutoencoder
 from telecine.objective import VideoAutoencoderLoss
+
+
+def keep_buffers_of_compiled_code() -> None:
+    """Let compiled code keep its buffers in this process: gradients of several terms are taken through one graph.
+
+    It has to be called before the code runs first.
+    """
+    functorch_config.donated_buffer = False
 
 
 def compile_networks(
@@ -22,6 +31,7 @@ def compile_networks(
         model: The autoencoder. Its state dict stays as it is, as that of the loss does.
         loss: The objective.
     """
+    keep_buffers_of_compiled_code()
     plugin = TorchDynamoPlugin(backend=backend)
     options: dict[str, Any] = {
         "backend": backend,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,15 @@ from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.report.page import write_report
 from telecine.runs import Run
+from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.saved_settings import write_settings
-from telecine.settings import CausalVAEConfig, ClipConfig, DistillConfig, PredictiveConfig
+from telecine.settings import (
+    CausalVAEConfig,
+    ClipConfig,
+    DistillConfig,
+    PredictiveConfig,
+    Term,
+)
 from telecine.tools.distill import (
     TeacherDecoding,
     TeacherLatent,
@@ -280,6 +288,44 @@ def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, tra
         "teacher_decoding": 3,
         "teacher_features": 0.1,
     }
+
+
+@pytest.mark.parametrize("is_loop", [False, True])
+def test_the_channels_of_another_folder_are_not_compared(generating, trained, is_loop):
+    """A start that is a recipe's name or leads back to itself has no file of `telecine prune`."""
+    Path("small").mkdir()
+    Path("small/prune.json").write_text("{}")
+    shutil.copytree("generates", "first")
+    shutil.copytree("generates", "second")
+    students = {"first": "small", "second": "small"}
+    if is_loop:
+        students = {"first": str(Path("second").resolve()), "second": str(Path("first").resolve())}
+    for folder, student in students.items():
+        Path(folder, "config.yaml").write_text(f"student: {student}\n")
+    command = ["distill", "--config", "distill.yaml", "--teacher", "generates", "--init", "first"]
+    assert main([*command, "--feature_weight", "1"]) == 0
+    (config,) = trained
+    target = config.objective.terms["teacher_features"].target
+    assert target == "telecine.tools.distill.TeacherFeatures"
+
+
+def test_a_resumed_run_of_a_pruned_model_keeps_its_term_of_features(generating, trained):
+    """A run of an older version has trained projections to the features of the teacher."""
+    shutil.copytree("generates", "pruned")
+    Path("pruned/prune.json").write_text("{}")
+    command = ["distill", "--config", "distill.yaml", "--teacher", "generates", "--init", "pruned"]
+    command += ["--feature_weight", "1", "--output_dir", "run"]
+    assert main(command) == 0
+    new = trained[0].objective.terms["teacher_features"]
+    assert new.target == "telecine.tools.distill.PrunedFeatures"
+    old = Term("telecine.tools.distill.TeacherFeatures", 1, {"teacher": "generates"})
+    objective = replace(trained[0].objective, terms={"teacher_features": old})
+    checkpoint = Path("run/checkpoints/step-00000001")
+    checkpoint.mkdir(parents=True)
+    Checkpoints.write_state(checkpoint, {})
+    write_settings(checkpoint, replace(trained[0], objective=objective))
+    assert main(command) == 0
+    assert trained[1].objective.terms["teacher_features"].target == old.target
 
 
 @pytest.mark.parametrize(("student", "linear_start"), [("teacher", False), ("flow.yaml", True)])

@@ -68,6 +68,16 @@ def test_the_variance_is_that_of_a_normal_latent_in_closed_form():
     assert math.isnan(velocity_irreducible_variance(noise * math.nan))
 
 
+def test_dead_channels_do_not_lower_the_variance():
+    torch.manual_seed(0)
+    noise = torch.randn(200, 4, 3, 2, 2)
+    expected = velocity_irreducible_variance(noise[:, [0, 2]])
+    noise[:, 1] = 5.0
+    noise[:, 3] = 5.0 + 1e-3 * torch.randn(200, 3, 2, 2)
+    assert velocity_irreducible_variance(noise) == expected
+    assert math.isnan(velocity_irreducible_variance(0 * noise))
+
+
 def test_both_are_reported(model_folder, videos, monkeypatch):
     monkeypatch.setattr("telecine.evaluation.metrics.frechet.TransNetFeatures", MeanColours)
     settings = {"num_frames": 5, "height": 16, "width": 24, "device": "cpu"}

@@ -20,7 +20,7 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
-from telecine.tools.prune.importance import recorded_squares
+from telecine.tools.prune.importance import recorded_squares, score_by_loss
 from telecine.tools.prune.pruning import prunable
 from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
@@ -219,6 +219,25 @@ def test_channels_that_matter_are_kept(teacher, importance):
         assert abs(lost) < 1e-3, "only channels of 0 are removed"
 
 
+def test_greedy_importance_measures_nothing_where_nothing_is_removed():
+    what = prunable(CausalVAE(SMALL), "model", "decoder")
+    groups = groups_of(what)
+    scores = score_by_loss(what.network, groups, [Fraction(1)], {}, lambda: pytest.fail("decoded"))
+    assert {group.name for group in groups} == set(scores)
+
+
+def test_a_norm_of_an_input_of_0_stays_finite(tmp_path, monkeypatch, small_video):
+    monkeypatch.chdir(tmp_path)
+    model = with_random_weights(CausalVAE(SMALL))
+    for name, parameter in model.decoder.named_parameters():
+        if ".branch.2." in name:
+            torch.nn.init.zeros_(parameter)
+    model.save_pretrained("model")
+    settings = CLIPS | {"data": str(small_video), "max_clips": 1}
+    result = prune("model", PruneConfig(**settings, device="cpu", keep_stages=[0.5]))
+    assert all(parameter.isfinite().all() for parameter in result.model.decoder.parameters())
+
+
 def test_blocks_are_removed_by_measured_error(tmp_path, monkeypatch, small_video):
     """Of two blocks of each stage, the second one is 0: what is removed is that, or a random block that does harm."""
     monkeypatch.chdir(tmp_path)
@@ -255,6 +274,22 @@ def test_blocks_and_stages_of_a_class_of_diffusers(tmp_path, monkeypatch, small_
     mochi = prune("mochi", config)
     assert mochi.channels_after == [64, 64, 64, 64]
     assert mochi.shares == [1, 0.5]
+
+
+def test_all_blocks_of_one_shape_are_removed(tmp_path, monkeypatch, small_video):
+    """The first block of a stage changes the number of channels, so the second one is the only one of its shapes."""
+    monkeypatch.chdir(tmp_path)
+    module = tiny_model("kl_image", block_out_channels=(32, 64), layers_per_block=2)
+    DiffusersAutoencoder(with_random_weights(module)).save_pretrained("model")
+    settings = {"data": str(small_video), "num_frames": 1, "height": 32, "width": 32}
+    config = PruneConfig(**settings, max_clips=1, device="cpu", part="both", keep=1, blocks=1)
+    result = prune("model", config)
+    assert result.removed_blocks["encoder.down_blocks.1.resnets"] == [1]
+    assert result.model.module.config.layers_per_block == 1
+    whole = module.state_dict()
+    for name, tensor in result.model.module.state_dict().items():
+        if name.startswith("encoder.down_blocks.1."):
+            torch.testing.assert_close(tensor, whole[name], rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -302,6 +337,25 @@ def test_features_of_a_pruned_decoder_are_those_that_stayed(tmp_path, monkeypatc
         assert (error < 1e-9) == is_whole
     error.backward()
     assert result.model.module.decoder.conv_in.conv.weight.grad.any()
+
+
+def test_features_are_compared_with_the_pruned_model_only(teacher):
+    """The channels of a model that is pruned twice are counted in the model between."""
+    settings = {"device": "cpu", "importance": "first", "num_frames": 5}
+    clips = CLIPS | settings
+    prune(teacher, PruneConfig(**clips, keep_stages=[0.5])).model.save_pretrained("once")
+    report = prune("once", PruneConfig(**clips, keep_stages=[0.5])).report()
+    write_json(Path("prune.json"), report)
+    assert PrunedFeatures("once", "prune.json").layers
+    message = (
+        "`teacher` must be the model that `telecine prune` got for prune.json, but got teacher"
+    )
+    with pytest.raises(ValueError, match=message):
+        PrunedFeatures(teacher, "prune.json")
+    del report["decoder_sha256"]
+    write_json(Path("prune.json"), report)
+    with pytest.raises(ValueError, match="`pruned` must be a file of this version of `telecine pr"):
+        PrunedFeatures("once", "prune.json")
 
 
 @pytest.mark.slow

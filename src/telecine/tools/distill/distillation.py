@@ -1,5 +1,6 @@
 """Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.student import StudentAutoencoder
 from telecine.models.student_config import student_config
+from telecine.runs import Run
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import DistillConfig, Term
 from telecine.tools.distill.teacher import generates, load_teacher
@@ -24,6 +26,7 @@ RECONSTRUCTION_TERM = "teacher_reconstruction"
 FEATURES_TERM = "teacher_features"
 DECODING_TERM = "teacher_decoding"
 REPORT_FILE = "prune.json"
+_PROJECTED_FEATURES = "telecine.tools.distill.TeacherFeatures"
 
 
 def distill(
@@ -148,7 +151,7 @@ def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -
         remedy = "Prune the decoder of that model: `telecine prune TEACHER`."
         raise argument_error("init", contract, f"{config.init}, whose encoder differs", remedy)
     init = absolute_if_exists(str(config.init))
-    report = _find_report(Path(init))
+    report = None if _trains_projections(config) else _find_report(Path(init))
     if config.feature_weight > 0 and report is None and not isinstance(pruned, CausalAutoencoder):
         contract = "0 for a student of diffusers without the file of `telecine prune`"
         remedy = (
@@ -172,14 +175,32 @@ def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -
     return StudentStart(None, settings, channels, report)
 
 
+def _trains_projections(config: DistillConfig) -> bool:
+    """Return whether the run resumes and has the term of features with trained projections."""
+    for _, checkpoint in Run(Path(config.output_dir)).checkpoints.all():
+        with suppress(ValueError):  # a damaged checkpoint, which `train` sets aside
+            terms = read_saved_settings(checkpoint).get("objective", {}).get("terms", {})
+            term = terms.get(FEATURES_TERM)
+            if isinstance(term, dict) and term.get("target") == _PROJECTED_FEATURES:
+                return True
+    return False
+
+
 def _find_report(folder: Path) -> Path | None:
-    """Return the file of `telecine prune` of a pruned model, or of what a run of it started from."""
-    path = folder / REPORT_FILE
-    if path.exists():
-        return path
-    start = read_saved_settings(folder).get("student")
-    if isinstance(start, str) and start != str(folder) and Path(start).is_dir():
-        return _find_report(Path(start))
+    """Return the file of `telecine prune` of a pruned model, or of what a run of it started from.
+
+    A run saves the absolute path of a model that it started from; other values of `student` are names.
+    """
+    visited: set[Path] = set()
+    while folder.is_dir() and folder not in visited:
+        path = folder / REPORT_FILE
+        if path.exists():
+            return path
+        visited.add(folder)
+        start = read_saved_settings(folder).get("student")
+        if not isinstance(start, str) or not Path(start).is_absolute():
+            return None
+        folder = Path(start)
     return None
 
 
@@ -214,6 +235,6 @@ def _terms_of_teacher(
             target = "telecine.tools.distill.PrunedFeatures"
         else:
             params["channels"] = list(start.channels)
-            target = "telecine.tools.distill.TeacherFeatures"
+            target = _PROJECTED_FEATURES
         terms[FEATURES_TERM] = Term(target, config.feature_weight, params)
     return terms

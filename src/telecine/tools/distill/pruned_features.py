@@ -16,6 +16,7 @@ from telecine.base.shapes import Scalar, Video
 from telecine.losses.reconstruction import weighted_mean
 from telecine.models import VideoAutoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
+from telecine.models.pretrained import digest_of_decoder
 from telecine.tools.distill.features import (
     SMALLEST_STD,
     decoder_features,
@@ -36,13 +37,14 @@ class PrunedFeatures(nn.Module):
     `layers` has the compared layers of the student, with those of the teacher: removed blocks change their numbers.
 
     Args:
-        teacher: A model or a run.
+        teacher: The model or run that was pruned.
         pruned: The file that `telecine prune` wrote beside the pruned model, with the channels that stayed.
         layers: Layers of the teacher's decoder by name; by default the last one of each height and width whose output
             has channels that were kept or removed.
 
     Raises:
-        ValueError: The teacher's decoder does not call such a layer, or its channels were not pruned.
+        ValueError: Another model was pruned; or the teacher's decoder does not call such a layer, or its channels were
+            not pruned.
     """
 
     def __init__(self, teacher: str, pruned: str, layers: Sequence[str] = ()) -> None:
@@ -50,6 +52,7 @@ class PrunedFeatures(nn.Module):
         self.teacher = Frozen(load_teacher(teacher))
         model = self.teacher.module
         report = read_json(Path(pruned))
+        _check_pruned_model(report, pruned, teacher, model)
         features, scales = features_of_smallest_clip(model)
         kept = _kept_channels(decoder_of(model), features, report)
         names = list(layers)
@@ -99,6 +102,31 @@ class PrunedFeatures(nn.Module):
             std = y.std((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(SMALLEST_STD)
             errors.append(weighted_mean(((x - y) / std).square(), weight))
         return torch.stack(errors).mean()
+
+
+def _check_pruned_model(
+    report: Mapping[str, Any], path: str, teacher: str, model: VideoAutoencoder
+) -> None:
+    """Check that channels and blocks of the teacher are those that a file counts.
+
+    Args:
+        report: What `telecine prune` wrote.
+        path: The file.
+        teacher: The teacher's name.
+        model: The teacher.
+
+    Raises:
+        ValueError: They are those of another model, or the file does not say of which.
+    """
+    digest = report.get("decoder_sha256")
+    if digest is None:
+        contract = "a file of this version of `telecine prune`"
+        raise argument_error("pruned", contract, path, "Prune the model again.")
+    if digest != digest_of_decoder(model):
+        contract = f"the model that `telecine prune` got for {path}"
+        got = f"{teacher}, whose decoder differs"
+        remedy = "Use that model: of one that was pruned twice, the one that was pruned once."
+        raise argument_error("teacher", contract, got, remedy)
 
 
 def _kept_channels(

@@ -9,7 +9,12 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
-from telecine.evaluation.latent_statistics import EPSILON, standardised
+from telecine.evaluation.latent_statistics import (
+    EPSILON,
+    channel_rows,
+    dead_channels,
+    standardised,
+)
 from telecine.evaluation.metrics.frechet import FeatureNetwork, frechet_distance, frechet_undefined
 from telecine.losses.perceptual import as_rgb
 from telecine.models import VideoAutoencoder
@@ -113,17 +118,24 @@ def velocity_irreducible_variance(latents: Tensor) -> float | None:
     of the channels' variance. White noise has pi/2. The covariance is that of channels times that of positions, in
     time and space, fitted in turns (flip-flop, equation 3), with the total variance of the latents.
 
-    The paper has a covariance for each class; clips have none, so this is that of all of them.
+    The paper has a covariance for each class; clips have none, so this is that of all of them. Dead channels are left
+    out: a constant one has an eigenvalue of 0, and would halve the mean beside one of white noise.
 
     Args:
         latents: `(N, C, t, h, w)`.
 
     Returns:
-        The value; None if there are too few latents: the covariance of positions would be singular.
+        The value; None if there are too few latents: the covariance of positions would be singular. NaN if a latent is
+        not finite, or all channels are constant.
     """
     if not latents.isfinite().all():
         return math.nan
-    z = standardised(latents).flatten(2)
+    std = channel_rows(latents).std(1, correction=0).tolist()
+    dead = dead_channels(std)
+    live = [channel for channel in range(len(std)) if channel not in dead]
+    if not live:
+        return math.nan
+    z = standardised(latents[:, live]).flatten(2)
     z = z - z.mean(0)
     num_clips, num_channels, num_positions = z.shape
     if num_clips * num_channels <= num_positions or num_clips * num_positions <= num_channels:

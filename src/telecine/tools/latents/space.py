@@ -16,7 +16,8 @@ DEFINITIONS: dict[str, str] = {
     "effective_rank": "exp of the entropy of the covariance eigenvalues' shares",
     "viv": "velocity irreducible variance (arXiv 2606.03578, equation 5) per value: what the best predictor of the "
     "velocity, noise less latent, leaves of it if latents are normal, mean over all levels; pi/2 for white noise; one "
-    "covariance (channels times positions, 5 flip-flops) for all clips instead of one for each class",
+    "covariance (channels times positions, 5 flip-flops) for all clips instead of one for each class; without dead "
+    "channels",
     "frechet": "between the features of the clips and of what is decoded: reconstructions; and, as interpolated FID "
     "(arXiv 2603.05630), latents halfway to the nearest other clip's (cosine similarity, spherical interpolation, of "
     "channels of mean 0 and variance 1; the authors' code draws one of the ten nearest)",

@@ -47,8 +47,8 @@ def with_fewer_blocks(config: Configuration, widths: Widths, num_blocks: int) ->
 def find_runs(network: nn.Module, smaller: nn.Module) -> list[BlockRun]:
     """Return the layers of a network of which some are missing in a smaller one with fewer blocks.
 
-    A layer that changes the number of channels, such as the first block of a stage, has other shapes than its
-    neighbours, and stays.
+    Layers correspond by their shapes, in order. A layer that changes the number of channels, such as the first block of
+    a stage, has other shapes than its neighbours, and stays; all of its neighbours may be missing.
 
     Args:
         network: The network.
@@ -65,24 +65,33 @@ def find_runs(network: nn.Module, smaller: nn.Module) -> list[BlockRun]:
         other = others.get(name)
         if not isinstance(other, (nn.ModuleList, nn.Sequential)) or len(other) == len(container):
             continue
-        layers = _runs_of_shapes(container)
-        smaller_layers = _runs_of_shapes(other)
-        if [shapes for shapes, _ in layers] != [shapes for shapes, _ in smaller_layers]:
+        remaining = _kinds(other)
+        for kind, indices in _runs_of_kinds(container):
+            num_kept = 0
+            while num_kept < len(indices) and remaining[num_kept : num_kept + 1] == [kind]:
+                num_kept += 1
+            remaining = remaining[num_kept:]
+            if num_kept < len(indices):
+                runs.append(BlockRun(name, indices, num_kept))
+        if remaining:
             contract = "a model whose stages have blocks of the same shapes"
             got = f"one with others in {name}"
             raise argument_error("model", contract, got, "Leave out `--blocks`.")
-        for (_, indices), (_, kept) in zip(layers, smaller_layers, strict=True):
-            if len(kept) < len(indices):
-                runs.append(BlockRun(name, indices, len(kept)))
     return runs
 
 
-def _runs_of_shapes(container: nn.Module) -> list[tuple[object, tuple[int, ...]]]:
-    """Return the neighbouring layers of each kind, with their places in the list."""
+def _kinds(container: nn.Module) -> list[object]:
+    """Return the class and the shapes of each layer."""
     kinds: list[object] = []
     for layer in container.children():
         shapes = tuple((name, tuple(x.shape)) for name, x in layer.state_dict().items())
         kinds.append((type(layer).__name__, shapes))
+    return kinds
+
+
+def _runs_of_kinds(container: nn.Module) -> list[tuple[object, tuple[int, ...]]]:
+    """Return the neighbouring layers of each kind, with their places in the list."""
+    kinds = _kinds(container)
     places = range(len(kinds))
     return [(kind, tuple(run)) for kind, run in groupby(places, key=kinds.__getitem__)]
 

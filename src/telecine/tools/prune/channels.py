@@ -81,9 +81,9 @@ def find_groups(
 ) -> list[ChannelGroup]:
     """Return all groups of channels of the part of a model that `widths` describes.
 
-    The model is built without memory, with twice the channels of one stage after the other: an axis of a weight that
-    becomes longer has channels of this stage. Neighbouring stages with the same number of channels have one residual
-    stream, which is one group. The hidden channels of each residual block are a group.
+    The model is built without memory, with several times the channels of one stage after the other: an axis of a weight
+    that becomes longer has channels of this stage. Neighbouring stages with the same number of channels have one
+    residual stream, which is one group. The hidden channels of each residual block are a group.
 
     Args:
         build: Makes the model of a configuration.
@@ -100,8 +100,9 @@ def find_groups(
     seen: set[tuple[str, int]] = set()
     places: dict[str, int] = {}
     for place, stages in enumerate(widths.stages(config)):
-        wider = build_on_meta(build, widths.with_stages_doubled(config, stages.indices))
-        for weight, dim in _longer_axes(weights, wider):
+        wider_config, factor = widths.with_wider_stages(config, stages.indices)
+        wider = build_on_meta(build, wider_config)
+        for weight, dim in _longer_axes(weights, wider, factor):
             if not weight.startswith(widths.prefix):
                 continue
             if (weight, dim) in seen:
@@ -155,8 +156,10 @@ def build_on_meta(build: Build, config: Configuration) -> nn.Module:
         return build(config)
 
 
-def _longer_axes(weights: Mapping[str, Tensor], wider: nn.Module) -> list[tuple[str, int]]:
-    """Return the axes of weights that are longer in a wider model."""
+def _longer_axes(
+    weights: Mapping[str, Tensor], wider: nn.Module, factor: int
+) -> list[tuple[str, int]]:
+    """Return the axes of weights that are so many times as long in a wider model."""
     wider_weights = wider.state_dict()
     if wider_weights.keys() != weights.keys():
         names = sorted(wider_weights.keys() ^ weights.keys())
@@ -166,7 +169,7 @@ def _longer_axes(weights: Mapping[str, Tensor], wider: nn.Module) -> list[tuple[
         for axis, (size, wider_size) in enumerate(
             zip(tensor.shape, wider_weights[name].shape, strict=True)
         ):
-            if wider_size == 2 * size:
+            if wider_size == factor * size:
                 axes.append((name, axis))
             elif wider_size != size:
                 raise _unclear(f"{name}, whose axis {axis} has {size} entries, then {wider_size}")

@@ -104,6 +104,13 @@ def score_by_loss(
         removed[group.name] = torch.zeros(group.num_slices, dtype=torch.bool)
     work = [(number, group) for number in range(_ROUNDS) for group in groups]
     for number, group in with_progress(work, "measuring without each channel"):
+        # As many of each group of the norms in a round.
+        in_norm_group = group.num_slices // group.num_norm_groups
+        num_removed = in_norm_group - int(in_norm_group * shares[group.stages])
+        num_before = num_removed * number // _ROUNDS
+        num_missing = num_removed * (number + 1) // _ROUNDS - num_before
+        if num_missing == 0:
+            continue
         mask = removed[group.name]
         losses = torch.full((group.num_slices,), torch.inf, dtype=torch.float64)
         for index in (~mask).nonzero().flatten().tolist():
@@ -111,14 +118,9 @@ def score_by_loss(
             _set_to_zero(weights, original, group, mask, squares)
             losses[index] = loss()
             mask[index] = False
-        # As many of each group of the norms, up to the end of the round.
-        in_norm_group = group.num_slices // group.num_norm_groups
-        num_removed = in_norm_group - int(in_norm_group * shares[group.stages])
-        num_until_now = num_removed * (number + 1) // _ROUNDS
         for start in range(0, group.num_slices, in_norm_group):
             members = slice(start, start + in_norm_group)
-            missing = num_until_now - int(mask[members].sum())
-            chosen = losses[members].topk(missing, largest=False).indices + start
+            chosen = losses[members].topk(num_missing, largest=False).indices + start
             mask[chosen] = True
             scores[group.name][chosen] = number
         _set_to_zero(weights, original, group, mask, squares)

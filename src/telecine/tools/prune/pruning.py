@@ -28,6 +28,7 @@ from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_networks import FlowDecoder, build_decoder
 from telecine.models.latent_autoencoder import LatentAutoencoder
+from telecine.models.pretrained import digest_of_decoder
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import CausalVAEConfig
 from telecine.tools.prune.blocks import (
@@ -192,6 +193,8 @@ class PruneResult:
     """The removed blocks, by the name of their list."""
     kept_outputs: dict[str, list[int]]
     """Which outputs of each convolution of the decoder stay, for the term that compares features."""
+    decoder_sha256: str
+    """Digest of the decoder with all channels, in which `kept_outputs` and `removed_blocks` count."""
     cost_before: Cost
     cost_after: Cost
     seconds_before: float
@@ -298,6 +301,7 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
         groups=channels_of_groups,
         removed_blocks=removed,
         kept_outputs=kept_outputs(groups, kept, narrowed.network.state_dict()),
+        decoder_sha256=digest_of_decoder(teacher),
         cost_before=cost_before,
         cost_after=cost_of(narrowed, pruned_config, latent),
         seconds_before=seconds_before,

@@ -54,14 +54,18 @@ def norm_gain(axis: ChannelAxis, kept: Tensor, squares: MeanSquares) -> float:
     """Return the factor of a norm's gain whose removed inputs are 0, so that the others are normalised as before.
 
     Args:
-        axis: The axis of a weight. The factor is 1 if it is no gain of a norm that divides by a root mean square.
+        axis: The axis of a weight. The factor is 1 if it is no gain of a norm that divides by a root mean square, or
+            of one whose input is 0.
         kept: The kept entries of the axis.
         squares: Those of the input of norms.
     """
     if not _is_norm_gain(axis.weight, squares):
         return 1.0
     values = squares[axis.weight.rpartition(".")[0]]
-    return math.sqrt(values[kept].sum() / values.sum())
+    total = values.sum()
+    if total == 0:
+        return 1.0
+    return math.sqrt(values[kept].sum() / total)
 
 
 def _is_norm_gain(weight: str, squares: MeanSquares) -> bool:

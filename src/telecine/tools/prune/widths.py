@@ -93,15 +93,26 @@ class Widths:
         """Whether all stages keep the same share, as whole groups of norms are removed and all norms have as many."""
         return self.norm_groups_setting is not None and self.part == "both"
 
-    def with_stages_doubled(self, config: Configuration, stages: Container[int]) -> dict[str, Any]:
-        """Return a configuration with twice the channels in some stages, counted from 0."""
+    def with_wider_stages(
+        self, config: Configuration, stages: Container[int]
+    ) -> tuple[dict[str, Any], int]:
+        """Return a configuration with more channels in some stages, counted from 0, and how many times as many.
+
+        A stage does not get the number of channels of another one: a shortcut between two such stages has no weights.
+        """
         value = self._value(config)
         if self.multipliers is not None:  # then the stages are grouped by their size
-            return {**config, self.setting: 2 * value}
-        doubled = []
+            return {**config, self.setting: 2 * value}, 2
+        others = [number for stage, number in enumerate(value) if stage not in stages]
+        factor = 2
+        while any(
+            factor * number in others for stage, number in enumerate(value) if stage in stages
+        ):
+            factor += 1
+        wider = []
         for stage, number in enumerate(value):
-            doubled.append(2 * number if stage in stages else number)
-        return {**config, self.setting: doubled}
+            wider.append(factor * number if stage in stages else number)
+        return {**config, self.setting: wider}, factor
 
     def slices(self, config: Configuration, num_channels: int) -> tuple[int, int]:
         """Return `num_slices` and `num_norm_groups` of a `ChannelGroup` with a number of channels."""
