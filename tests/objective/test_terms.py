@@ -549,3 +549,16 @@ class TestCheckFunctions:
         )
         with pytest.raises(ValueError, match=message):
             check_functions(config, sharding="fsdp2")
+
+    def test_a_posterior_of_fewer_frames_than_the_latent(self):
+        def likelihood(latent, posterior=None, weight=None):
+            return latent.mean()
+
+        config = ObjectiveConfig(terms={"likelihood": Term(likelihood), "wavelet": 1.0})
+        check_functions(config, sharding="none")
+        message = (
+            "`predictive.max_dropped` must be 0 with terms that read the posterior, "
+            "but got 0.5 with likelihood"
+        )
+        with pytest.raises(ValueError, match=message):
+            check_functions(config, sharding="none", max_dropped=0.5)

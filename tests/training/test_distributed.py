@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from telecine.models import CausalVAE
 from telecine.models.clip_sizes import ClipSizes
 from telecine.models.diffusers import DiffusersAutoencoder
+from telecine.ops.ranks import context_group
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.distributed import (
     all_gather,
@@ -22,8 +24,10 @@ from telecine.training.distributed import (
     average_gradients,
     broadcast_module,
     describe_processes,
+    enter_context_group,
     fsdp_blocks,
     full_tensor,
+    leave_context_group,
     local_shard,
     on_every_process,
     process_group_settings,
@@ -155,6 +159,19 @@ def test_one_process_sends_nothing():
     broadcast_module(nn.Linear(1, 1))
     assert all_gather(weight.grad) == [weight.grad]
     assert [any_rank(value, torch.device("cpu")) for value in (True, False)] == [True, False]
+
+
+def test_another_group_that_shares_clips_replaces_that_of_before():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        enter_context_group(2, 1.0)
+        first = context_group().process_group
+        enter_context_group(2, 1.0)
+        with pytest.raises(ValueError, match="Invalid process group"):
+            dist.destroy_process_group(first)
+    finally:
+        leave_context_group()
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

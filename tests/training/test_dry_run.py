@@ -9,9 +9,11 @@ from telecine.__main__ import main
 from telecine.objective.weights import WeightSchedule
 from telecine.runs.lock import RunLock
 from telecine.runs.saved_settings import as_yaml
+from telecine.training import Interrupted
+from telecine.training.clips import read_next
 from telecine.training.run import DryRunResult, dry_run
 
-from .helpers import quiet, recorder
+from .helpers import LIGHT, quiet, recorder
 
 
 def files_below(folder):
@@ -91,6 +93,22 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
     with pytest.raises(ReachedError):
         dry_run(config, console=quiet())
     lock.release()
+
+
+def test_it_stops_if_another_process_cannot_read_its_clips(tiny, monkeypatch):
+    """An update of this process would wait for that of the other one."""
+    read = []
+
+    def read_and_note(batches):
+        read.append(read_next(batches))
+        return read[-1]
+
+    monkeypatch.setattr("telecine.training.run.read_next", read_and_note)
+    monkeypatch.setattr("telecine.training.run.validate", lambda *_: None)
+    monkeypatch.setattr("telecine.training.run.any_rank", lambda *_: bool(read), raising=False)
+    with pytest.raises(Interrupted):
+        dry_run(tiny(**LIGHT), console=quiet())
+    assert len(read) == 1
 
 
 @pytest.mark.slow

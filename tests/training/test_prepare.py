@@ -13,7 +13,9 @@ import yaml
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip
+from telecine.ops.ranks import ContextGroup, context_group, set_context_group
 from telecine.runs import Run
+from telecine.runs.lock import RunLock
 from telecine.runs.manifest import write_manifest
 from telecine.runs.saved_settings import write_settings
 from telecine.settings import (
@@ -109,6 +111,26 @@ def test_wrong_data_is_refused_before_anything_is_written(tiny, tmp_path, change
     with pytest.raises(ValueError, match=message):
         train(tiny(**changes), console=quiet())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["data", "lock"])
+def test_a_run_that_cannot_start_leaves_the_processes_that_share_its_clips(
+    tiny, monkeypatch, fault
+):
+    def enter(*_):
+        set_context_group(ContextGroup(size=2))
+
+    monkeypatch.setattr("telecine.training.build.enter_context_group", enter)
+    config = tiny(data="nowhere") if fault == "data" else tiny()
+    lock = RunLock(Path(config.output_dir)) if fault == "lock" else None
+    try:
+        with pytest.raises(ValueError, match=r"exist|one run at a time"):
+            prepare(config, quiet())
+        assert context_group() == ContextGroup()
+    finally:
+        set_context_group(ContextGroup())
+        if lock is not None:
+            lock.release()
 
 
 @pytest.mark.slow

@@ -287,7 +287,11 @@ def config(
         from telecine.objective.terms import check_functions
 
         settings = read_config(*files)
-        check_functions(settings.objective, sharding=settings.sharding)
+        check_functions(
+            settings.objective,
+            sharding=settings.sharding,
+            max_dropped=settings.predictive.max_dropped,
+        )
         console.say(f"valid: {' '.join(files)}")
 
 

@@ -161,11 +161,17 @@ def _import_term(term: Term, schedule: TermSchedule, setting: str) -> LossTerm:
     return LossTerm(schedule, function, arguments, term.params)
 
 
-def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
+def check_functions(config: ObjectiveConfig, *, sharding: str, max_dropped: float = 0.0) -> None:
     """Import and check the functions that a run's settings name, before it reads any video.
 
+    Args:
+        config: The settings of the objective.
+        sharding: See `TrainConfig`.
+        max_dropped: See `PredictiveConfig`. Above 0, the posterior has fewer frames than the latent.
+
     Raises:
-        ValueError: A function does not fit its setting, or a term decodes or encodes while weights are sharded.
+        ValueError: A function does not fit its setting, a term decodes or encodes while weights are sharded, or a term
+            reads the posterior while frames are dropped.
     """
     import_functions(config, "objective.")
     for name, term in import_terms(config, "objective.").items():
@@ -177,6 +183,11 @@ def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
                 "gather sharded ones."
             )
             raise argument_error("sharding", contract, f"{sharding} with {name}", remedy)
+        if max_dropped > 0 and "posterior" in term.arguments:
+            contract = "0 with terms that read the posterior"
+            remedy = "Leave the term out: the posterior has the encoded frames alone."
+            got = f"{max_dropped} with {name}"
+            raise argument_error("predictive.max_dropped", contract, got, remedy)
 
 
 def build_gan_terms(config: ObjectiveConfig, gan_loss: GANLoss) -> list[LossTerm]:

@@ -466,6 +466,11 @@ class DistillConfig(TrainConfig):
             contract = "larger than 0 without `decoding_weight`"
             remedy = "Set one of them: else nothing ties the latent to the teacher's."
             raise argument_error("latent_weight", contract, self.latent_weight, remedy)
+        if self.train_encoder and self.predictive.max_dropped > 0:
+            contract = "0 with `train_encoder`"
+            remedy = "The teacher's latent is that of whole clips. Set one of them to its default."
+            got = self.predictive.max_dropped
+            raise argument_error("predictive.max_dropped", contract, got, remedy)
         if self.context_parallel > 1 and self.feature_weight > 0:
             contract = "0 with `context_parallel`, as a process has only rows of the features"
             remedy = "Set one of them to its default."

@@ -92,13 +92,13 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         remedy = "Launch a multiple of them, e.g. with `torchrun --nproc-per-node`."
         contract = f"a divisor of the number of processes ({num_processes})"
         raise argument_error("context_parallel", contract, config.context_parallel, remedy)
-    enter_context_group(config.context_parallel, config.process_timeout)
     unused = set(config.tracker_options) - set(config.trackers)
     if unused:
         remedy = "Add them to `trackers`, or remove their options."
         raise argument_error(
             "tracker_options", f"of {sorted(config.trackers)}", str(sorted(unused)), remedy
         )
+    enter_context_group(config.context_parallel, config.process_timeout)
     return accelerator
 
 

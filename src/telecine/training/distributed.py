@@ -75,12 +75,15 @@ def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
 
 
 def enter_context_group(size: int, timeout: float) -> None:
-    """Let groups of `size` consecutive processes share their clips. Every process has to call this.
+    """Let groups of `size` consecutive processes share their clips, after they have left the group of before.
+
+    Every process has to call this.
 
     Args:
         size: Processes of a group, which divides the number of processes; 1 lets each have its own clips.
         timeout: Seconds that a process waits for the others of its group.
     """
+    leave_context_group()
     group = ContextGroup()
     if size > 1:
         process_group, _ = dist.new_subgroups(size, timeout=timedelta(seconds=timeout))

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -163,13 +164,15 @@ def prepare(
     print_lines(console, describe_processes(accelerator, sharding=config.sharding))
     if config.steps < config.optimizer.warmup_steps:
         print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
-    folder = LockedFolder(config, accelerator, steal=steal_lock)
-    try:
+    with ExitStack() as undo:  # what is undone if an error ends this
+        undo.callback(leave_context_group)
+        folder = LockedFolder(config, accelerator, steal=steal_lock)
+        undo.callback(folder.release)
         start = find_start(
             config, autoencoder, folder.files, accelerator, console, change_data=change_data
         )
         try:
-            return _build(
+            run = _build(
                 start,
                 folder,
                 accelerator,
@@ -183,9 +186,8 @@ def prepare(
             raise out_of_memory(
                 start.config, "at the start", is_custom=start.module is not None
             ) from error
-    except BaseException:
-        folder.release()
-        raise
+        undo.pop_all()
+        return run
 
 
 def _build(

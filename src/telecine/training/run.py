@@ -30,7 +30,12 @@ from telecine.runs.saved_settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import read_batches, read_next
-from telecine.training.distributed import barrier_without_time_limit, on_first_process
+from telecine.training.distributed import (
+    any_rank,
+    barrier_without_time_limit,
+    leave_context_group,
+    on_first_process,
+)
 from telecine.training.hub import upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.logging import print_warnings
@@ -145,7 +150,9 @@ def train(
 def _check_config(config: TrainConfig) -> None:
     """Check what can be checked before anything is read or written."""
     check_type("config", config, TrainConfig, _REMEDY)
-    check_functions(config.objective, sharding=config.sharding)
+    check_functions(
+        config.objective, sharding=config.sharding, max_dropped=config.predictive.max_dropped
+    )
     if config.discriminator.video not in ("features", "none"):
         choose_video(config.discriminator)
 
@@ -239,9 +246,11 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
             latent_cache=None,
         )
         check_output("output_dir", config.data, config.output_dir)
-        on_first_process(
-            lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(changed)
-        )
+        accelerator = build_accelerator(changed)
+        try:
+            on_first_process(lambda: RunLock(Path(config.output_dir)).release(), accelerator)
+        finally:
+            leave_context_group()  # `prepare` enters its own
         console = console or PlainConsole()
         num_values = max(prod(bucket.shape) for bucket in config.clips.train_buckets)
         if num_values > _QUICK_ON_A_CPU and pick_device(config.device).type == "cpu":
@@ -272,10 +281,9 @@ def _update_once(run: TrainingRun, stop: StopRequest) -> DryRunResult:
         config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set
     )
     micro_batches, error = read_next(batches)
-    if error is not None:
-        raise error
-    if not micro_batches:
-        raise Interrupted(None)
+    # All processes end together: the update of one waits for the others.
+    if any_rank(not micro_batches, run.accelerator.device):
+        raise error or Interrupted(None)
     set_learning_rates(state, config.optimizer, config.steps)
     start = time.perf_counter()
     values = train_step(state, micro_batches, measure_update_ratio=True)  # waits for the device

@@ -18,7 +18,13 @@ from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.saved_settings import write_settings
-from telecine.settings import CausalVAEConfig, ClipConfig, DistillConfig, Term
+from telecine.settings import (
+    CausalVAEConfig,
+    ClipConfig,
+    DistillConfig,
+    PredictiveConfig,
+    Term,
+)
 from telecine.tools.distill import (
     TeacherDecoding,
     TeacherLatent,
@@ -392,6 +398,10 @@ def test_errors(folder):
         (
             {"decoding_perceptual_weight": 1.0},
             "`decoding_perceptual_weight` must be 0 without `decoding_weight`",
+        ),
+        (
+            {"train_encoder": True, "predictive": PredictiveConfig(max_dropped=1.0)},
+            "`predictive.max_dropped` must be 0 with `train_encoder`, but got 1",
         ),
         (
             {"student": "nested.yaml", "teacher_weight": 1.0},

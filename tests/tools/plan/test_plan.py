@@ -15,6 +15,7 @@ from telecine.settings import (
     DiscriminatorConfig,
     ObjectiveConfig,
     PenaltyConfig,
+    TrainableConfig,
     TrainConfig,
 )
 from telecine.tools.plan.plan import Fit, Plan
@@ -110,6 +111,23 @@ def test_a_penalty_at_some_steps_counts_for_its_share():
         )
     assert flops[1].mean_flops == flops[1].update.flops == flops[4].update.flops
     assert 0.3 * flops[1].mean_flops < flops[4].mean_flops < flops[1].mean_flops
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        (
+            {"latent_cache": "latents", "trainable": TrainableConfig(weights="decoder")},
+            SWITCHES,
+        ),
+        ({"dynamo_backend": "inductor"}, ("as configured", "and --mixed_precision bf16")),
+    ],
+)
+def test_what_the_settings_refuse_together_is_no_row(monkeypatch, settings, rows):
+    update = UpdateMemory({"all": 1}, {"all": 1}, {"all": 1}, {"all": 1}, checkpoint=1)
+    monkeypatch.setattr("telecine.tools.plan.plan.plan_update", lambda *_, **__: update)
+    plan = telecine.plan(replace(CONFIG, **settings), "200MB", 4)
+    assert tuple(fit.title for fit in plan.fits) == rows
 
 
 @pytest.mark.slow

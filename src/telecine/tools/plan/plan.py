@@ -1,12 +1,13 @@
 """The memory of a training run by part, its operations, and the largest batch that fits with each switch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from telecine.base.checks import argument_error, check_count, check_type
+from telecine.base.checks import ArgumentError, argument_error, check_count, check_type
 from telecine.base.devices import free_memory, in_gib, parse_memory, pick_device
 from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
@@ -123,7 +124,8 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
             update = replace(update, saved_by_sharding=saved)
         updates[title] = update
     planned, *_ = updates.values()
-    if not is_sharded:
+    *_, last_config = configs.values()
+    if not is_sharded and _changed(last_config, {"sharding": "fsdp2"}) is not None:
         *_, last = updates.values()
         updates[f"and --sharding fsdp2, {num_processes} processes"] = replace(
             last, saved_by_sharding=saved
@@ -154,31 +156,48 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
 def _with_switches(
     config: TrainConfig, model: VideoAutoencoder
 ) -> Iterator[tuple[str, TrainConfig]]:
-    """Yield the settings to plan with a title each: as configured, then with one more switch that saves memory."""
+    """Yield the settings to plan with a title each: as configured, then with one more switch that saves memory.
+
+    Switches that the rules of the settings refuse, such as those with compilation, are left out.
+    """
     yield "as configured", config
+    switches: dict[str, dict[str, Any]] = {}
     if not config.model_gradient_checkpointing:
-        config = replace(config, model_gradient_checkpointing=True)
-        yield "and --model_gradient_checkpointing true", config
+        switches["--model_gradient_checkpointing true"] = {"model_gradient_checkpointing": True}
     if not config.objective.gradient_checkpointing:
-        config = replace(config, objective=replace(config.objective, gradient_checkpointing=True))
-        yield "and --objective.gradient_checkpointing true", config
+        objective = replace(config.objective, gradient_checkpointing=True)
+        switches["--objective.gradient_checkpointing true"] = {"objective": objective}
     if config.mixed_precision == "no":
-        config = replace(config, mixed_precision="bf16")
-        yield "and --mixed_precision bf16", config
+        switches["--mixed_precision bf16"] = {"mixed_precision": "bf16"}
     chunk = model.smallest_temporal_chunk
     if chunk is not None and config.temporal_chunk is None:
-        yield f"and --temporal_chunk {chunk}", replace(config, temporal_chunk=chunk)
+        switches[f"--temporal_chunk {chunk}"] = {"temporal_chunk": chunk}
+    for title, changes in switches.items():
+        switched = _changed(config, changes)
+        if switched is not None:
+            config = switched
+            yield f"and {title}", config
+
+
+def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig | None:
+    """Return settings with changes; None if the rules of the settings refuse these together."""
+    try:
+        return replace(config, **changes)
+    except ArgumentError:
+        return None
 
 
 def _with_shared_clips(
     config: TrainConfig, model: VideoAutoencoder, device_type: str
 ) -> dict[str, UpdateMemory]:
-    """Return plans of the settings, with clips on more processes and no other switch, by title."""
+    """Return plans of the settings, with clips on more processes and no other switch, by title; none if refused."""
     height = min(bucket.height for bucket in config.clips.train_buckets)
     updates = {}
     for size in _CONTEXT_SIZES:
         if config.context_parallel < size <= most_processes(model, height):
-            shared = replace(config, context_parallel=size)
+            shared = _changed(config, {"context_parallel": size})
+            if shared is None:
+                continue
             title = f"as configured, --context_parallel {size}"
             updates[title] = plan_update(shared, device_type=device_type)
     return updates
