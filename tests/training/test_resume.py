@@ -290,8 +290,9 @@ def test_a_run_with_the_levels_of_an_older_version_keeps_them(tmp_path, decoder)
     del settings["causal_vae"]["flow"]["noise_fraction"]
     (tmp_path / "config.yaml").write_text(as_yaml(settings))
     saved = SavedSettings(tmp_path)
-    resumed, lines = saved.as_started(config)
-    assert len(lines) == (decoder == "flow")
+    resumed, warnings, notes = saved.as_started(config)
+    assert warnings == []
+    assert len(notes) == (decoder == "flow")
     assert (resumed.causal_vae.flow.shift, resumed.causal_vae.flow.noise_fraction) == (1.0, 0.0)
     saved.check_networks(resumed)
     assert saved.changes(resumed) == []

@@ -63,16 +63,18 @@ class SavedSettings:
         self.folder = folder
         self.values = read_saved_settings(folder)
 
-    def as_started(self, config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-        """Return settings in which those stay that a run keeps from its start, and a line about each that changes back.
+    def as_started(self, config: TrainConfig) -> tuple[TrainConfig, list[str], list[str]]:
+        """Return settings in which those stay that a run keeps from its start, with warnings and notes about them.
 
         These say where weights start, or have had other defaults in older versions. A value that is the default cannot
-        be told from one that was typed: the saved value takes its place, so that the same command resumes the run.
+        be told from one that was typed: the saved value takes its place, so that the same command resumes the run, and
+        a note says so. Weights to start from that differ were typed: a warning.
 
         Args:
             config: The settings of the run that resumes.
         """
-        lines: list[str] = []
+        warnings: list[str] = []
+        notes: list[str] = []
         init = self.values.get("init")
         disc_init = self.values.get("discriminator", {}).get("init")
         for name, now, first in (
@@ -80,13 +82,13 @@ class SavedSettings:
             ("discriminator.init", config.discriminator.init, disc_init),
         ):
             if now != first:
-                lines.append(f"`{name}` stays {first!r}, as the run started")
+                warnings.append(f"`{name}` stays {first!r}, as the run started")
         clips: dict[str, Any] = {}
         for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
             saved = self.values.get("clips", {}).get(name)
             if saved == earlier and getattr(config.clips, name) != earlier:
                 clips[name] = earlier
-                lines.append(f"`clips.{name}` stays {earlier!r}, as the run started")
+                notes.append(f"`clips.{name}` stays {earlier!r}, as the run started")
         flow: dict[str, Any] = {}
         for name, first in self.values.get("causal_vae", {}).get("flow", {}).items():
             is_setting = hasattr(config.causal_vae.flow, name)
@@ -94,7 +96,7 @@ class SavedSettings:
                 flow[name] = first
         causal_vae = replace(config.causal_vae, flow=replace(config.causal_vae.flow, **flow))
         if causal_vae != config.causal_vae and causal_vae.decoder == "flow":
-            lines.append("the levels of noise of `causal_vae.flow` stay as the run started")
+            notes.append("the levels of noise of `causal_vae.flow` stay as the run started")
         as_started = replace(
             config,
             init=init,
@@ -102,7 +104,7 @@ class SavedSettings:
             clips=replace(config.clips, **clips),
             causal_vae=causal_vae,
         )
-        return as_started, lines
+        return as_started, warnings, notes
 
     def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, except the model and the folder.

@@ -71,12 +71,13 @@ def find_start(
         if accelerator.is_main_process:
             summary = read_earlier_summary(files, console)
         saved = SavedSettings(checkpoint)
-        config, lines = saved.as_started(config)
+        config, warnings, notes = saved.as_started(config)
         saved.check_networks(config)
         if not change_data:
             # Data in another place is compared once it is read.
             saved.check_data(config, may_be_same=True)
-        print_lines(console, lines)
+        print_warnings(console, warnings)
+        print_lines(console, notes)
     if config.batch_size == "auto":
         config = _with_batch_size(
             config, checkpoint, accelerator, console, is_custom=module is not None

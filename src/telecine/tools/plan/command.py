@@ -13,7 +13,9 @@ def plan(
         str | None,
         "Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand.",
     ] = None,
-    num_processes: Annotated[int, "Number of processes that sharding is planned for."] = 8,
+    num_processes: Annotated[
+        int, "Number of processes that sharding is planned for, and that may share a clip."
+    ] = 8,
 ) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
     from telecine.tools.plan.plan import plan

@@ -95,7 +95,7 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
         config: The settings. A batch size of "auto" is planned as 1.
         memory: Bytes of the device, or a text such as "80GiB"; by default what is free on the device at hand. With it
             and the device "auto", the plan is for a GPU.
-        num_processes: How many processes share the weights, with sharding.
+        num_processes: How many processes share the weights, with sharding, and at most share a clip.
 
     Raises:
         ValueError: The model does not fit the clips, or not even one clip fits the memory.
@@ -130,7 +130,7 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
         updates[f"and --sharding fsdp2, {num_processes} processes"] = replace(
             last, saved_by_sharding=saved
         )
-    updates |= _with_shared_clips(config, model, device_type)
+    updates |= _with_shared_clips(config, model, device_type, num_processes)
 
     usable = int(memory * USED_FRACTION)
     fits = [
@@ -188,13 +188,13 @@ def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig | N
 
 
 def _with_shared_clips(
-    config: TrainConfig, model: VideoAutoencoder, device_type: str
+    config: TrainConfig, model: VideoAutoencoder, device_type: str, num_processes: int
 ) -> dict[str, UpdateMemory]:
     """Return plans of the settings, with clips on more processes and no other switch, by title; none if refused."""
     height = min(bucket.height for bucket in config.clips.train_buckets)
     updates = {}
     for size in _CONTEXT_SIZES:
-        if config.context_parallel < size <= most_processes(model, height):
+        if config.context_parallel < size <= min(num_processes, most_processes(model, height)):
             shared = _changed(config, {"context_parallel": size})
             if shared is None:
                 continue
