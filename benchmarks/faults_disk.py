@@ -64,7 +64,9 @@ CASES = (
 
 def disk_errors(folder: Path, number: int) -> Row:
     """Let one kind of access to one file fail in a command: it has to name the file, without a traceback."""
-    row = Row("a command that the disk fails names the file, and goes on without it or ends")
+    row = Row(
+        "after an error of the disk, a command names the file, and ends or goes on without it"
+    )
     if number == 0:
         return row
     compiler = shutil.which("cc")

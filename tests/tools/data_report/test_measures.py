@@ -67,6 +67,11 @@ def test_copies_are_found_by_their_frames():
     hashes = [(frame_hash(frame),) for frame in (*frames, noisy)]
     assert group_copies(hashes) == [[1, 3]]
     assert group_copies([*hashes[:2], (*hashes[1], 0)]) == [], "an image is no copy of a video"
+    eight_bits = 0b11111111
+    video = (0, 0, 0)
+    assert group_copies([video, (eight_bits, 0, 0)]) == [[0, 1]], "as strong compression does"
+    assert group_copies([video, (eight_bits << 1 | 1, 0, 0)]) == []
+    assert group_copies([video[:1], (eight_bits,)]) == [], "an image has one frame alone"
     assert frame_hash(torch.full((72, 64, 3), 9, dtype=torch.uint8)) is None
 
 
@@ -77,4 +82,4 @@ def test_the_definitions_state_the_limits():
         "by more than 6% on average, and by more than 2.5 times the changes before"
         in DEFINITIONS["cut"]
     )
-    assert DEFINITIONS["copies"].endswith("at most 4 bits each")
+    assert DEFINITIONS["copies"].endswith("at most 8 bits each; for images 4")
