@@ -42,6 +42,19 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["text"]
 
 
+def test_a_signal_right_after_a_file_is_made_leaves_none(tmp_path, monkeypatch):
+    close = os.close
+
+    def close_and_interrupt(descriptor):
+        close(descriptor)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "close", close_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(tmp_path / "text", lambda partial: partial.write_text("new"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     """Otherwise it may be empty after a power failure."""
     operations = []

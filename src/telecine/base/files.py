@@ -91,8 +91,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """
     partial = partial_path(path)
     with named_errors(path):
-        partial.touch(exist_ok=False)
         try:
+            partial.touch(exist_ok=False)
             write(partial)
             flush([partial])
             os.replace(partial, path)
