@@ -1,6 +1,6 @@
 """Settings of `telecine evaluate`, `telecine latents` and `telecine reconstruct`."""
 
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
@@ -120,10 +120,10 @@ class MeasuredClips(ModelUse):
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and times that are set here, and without training-only settings."""
         values: dict[str, Any] = {}
-        for name in ("num_frames", "height", "width", "stride", "fps", "layout", "range"):
-            value = getattr(self, name)
+        for item in fields(ClipConfig):
+            value = getattr(self, item.name, None)  # of a setting that both have
             if value not in (None, ()):
-                values[name] = value
+                values[item.name] = value
         if self.fps is None and self.stride is not None:
             values["fps"] = None
         if self.stride is None and self.fps is not None:

@@ -302,7 +302,7 @@ def fill_latent_cache(
                     check_disk(cache.folder, size * num_missing)
     finally:
         cache.write()
-    before_each()  # every process has written its part
+    accelerator.wait_for_everyone()  # until every process has written its part
     cache.find_shards()
 
 
