@@ -27,6 +27,7 @@ from telecine.data.source import (
 )
 
 _NO_ARCHIVE = -1
+_TOLERANCE = 1e-3  # frames
 # What a row has of each field of `Header`.
 HEADER = np.dtype(
     [
@@ -228,8 +229,8 @@ class SpanTable(Sequence[EstimatedSpan]):
         num_frames = files.headers["num_frames"][file]
         fps = files.headers["fps"][file]
         start, end, start_frame, end_frame = bounds.T
-        first = np.where(np.isnan(start), np.nan_to_num(start_frame), np.rint(start * fps))
-        stop = np.where(np.isnan(end), end_frame, np.rint(end * fps))
+        first = np.where(np.isnan(start), np.nan_to_num(start_frame), _frame_at(start, fps))
+        stop = np.where(np.isnan(end), end_frame, _frame_at(end, fps))
         stop = np.fmin(stop, num_frames)
         return cls(
             files,
@@ -356,6 +357,11 @@ def count_starts(spans: Sequence[Span], frames: ClipFrames) -> NDArray[np.int64]
     if isinstance(spans, SpanTable):
         return spans.num_starts(frames)
     return np.array([frames.num_starts(span) for span in spans], np.int64)
+
+
+def _frame_at(seconds: NDArray[np.float64], fps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the indices of the first frames displayed at or after times, of evenly spaced ones."""
+    return np.ceil(seconds * fps - _TOLERANCE)
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:

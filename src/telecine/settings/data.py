@@ -230,7 +230,9 @@ class ClipConfig:
             raise argument_error("index", contract, repr(self.index), remedy)
         if self.holdout == "earlier":
             remedy = "Set `index` to `ahead`, or `holdout` to `auto`."
-            raise argument_error("index", "ahead with `holdout` earlier", repr(self.index), remedy)
+            raise argument_error(
+                "index", "ahead with `holdout` of earlier", repr(self.index), remedy
+            )
 
     @property
     def num_channels(self) -> int:
