@@ -1,13 +1,11 @@
 """Training from headers: the clips are those of an index, whatever is indexed first."""
 
 import csv
-import logging
 import pickle
 import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
 from telecine.data import ClipDataset, DataError, index_video, load_spans, split_videos

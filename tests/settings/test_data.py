@@ -126,7 +126,9 @@ def test_whether_pixels_are_varied() -> None:
 
 @pytest.mark.parametrize("other", [{"cache": True}, {"holdout": "earlier"}])
 def test_what_needs_all_videos_is_refused_with_a_lazy_index(other: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"`index` must be ahead with `{[*other][0]}`.* 'lazy'"):
+    with pytest.raises(
+        ValueError, match=f"`index` must be ahead with `{next(iter(other))}`.* 'lazy'"
+    ):
         ClipConfig(index="lazy", **other)
 
 
