@@ -21,7 +21,7 @@ from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
 from telecine.tools.prune.importance import recorded_squares, score_by_loss
-from telecine.tools.prune.pruning import prunable
+from telecine.tools.prune.parts import prunable
 from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
 from telecine.tools.prune.widths import NOT_PRUNED, WIDTHS
