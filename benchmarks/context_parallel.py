@@ -67,7 +67,12 @@ SHORT_EVERY_TERM: Settings = {
 }
 SHORT_FLOW: Settings = {
     "temporal_chunk": 4,
-    "causal_vae": {"decoder": "flow", "first_frame_apart": False, "nested_channels": [2]},
+    "causal_vae": {
+        "decoder": "flow",
+        "first_frame_apart": False,
+        "nested_channels": [2],
+        "decoder_convolutions": ["depthwise", "2+1d"],
+    },
     "clips": {"num_frames": 8},
     "objective": {"adaptive_weight": {"at": "reconstruction"}, "eager_gradients": False},
 }
