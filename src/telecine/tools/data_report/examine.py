@@ -274,8 +274,11 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 
 
 def _digest(source: Source) -> str:
-    part = (source.offset, source.size) if isinstance(source, TarMember) else ()
-    return open_local(source, lambda local: digest_of(Path(str(file_of(local))), *part))
+    def digest(local: Path | TarMember) -> str:
+        part = (local.offset, local.size) if isinstance(local, TarMember) else ()
+        return digest_of(Path(str(file_of(local))), *part)
+
+    return open_local(source, digest, whole=True)
 
 
 def _hash_frames(info: VideoInfo) -> tuple[int, ...] | None:
