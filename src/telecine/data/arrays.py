@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, VideoInfo, check_frame, path_or_content
 from telecine.settings import ClipConfig
 

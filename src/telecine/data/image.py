@@ -18,7 +18,7 @@ from torch import Tensor
 
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.pixels import FrameConverter, resize_with_alpha
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, path_or_content
 from telecine.settings import RGB, PixelFormat
 

@@ -26,7 +26,7 @@ from telecine.data.hdr import range_of
 from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import (
     AnyPath,
     LocalSource,

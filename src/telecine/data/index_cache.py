@@ -23,7 +23,8 @@ from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.paths import deepest_folder
-from telecine.data.remote import look_up, open_local
+from telecine.data.remote import look_up
+from telecine.data.remote_read import open_local
 from telecine.data.source import (
     LocalSource,
     RemotePath,

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import (
     File,
     RemotePath,

@@ -31,7 +31,7 @@ from telecine.data.find import ignored_suffixes
 from telecine.data.holdout_groups import group_spans
 from telecine.data.index_cache import num_bytes
 from telecine.data.paths import paths_of
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, file_of, resolve_source
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.tools.data_report.advice import give_advice
