@@ -1,4 +1,4 @@
-"""Every value of every option: early gradients equal those of a graph, an update equals two calls, bfloat16 trains."""
+"""Every value of every option: eager gradients equal those of a graph, an update equals two calls, bfloat16 trains."""
 
 import inspect
 from dataclasses import fields, is_dataclass
@@ -421,11 +421,11 @@ def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
     """In float64; adaptive weights are ratios of float32 norms."""
     autoencoder.double()
     real = clip_of(case, clip)
-    early = build(case).double()
+    eager = build(case).double()
     graph = build(case, eager_gradients=False).double()
     for step in steps_of(case):
         assert_same(
-            results_of(early, autoencoder, real, step), results_of(graph, autoencoder, real, step)
+            results_of(eager, autoencoder, real, step), results_of(graph, autoencoder, real, step)
         )
 
 
@@ -457,8 +457,8 @@ def test_eager_gradients_under_autocast(autocast, build, autoencoder, clip):
     """In float16 the autoencoder's graph is an ordinary one, for the caller's loss scale."""
     real = clip_of({}, clip, dtype=torch.float32)
     results = []
-    for early in (True, False):
-        loss = build({"penalty.every": 2}, eager_gradients=early)
+    for eager in (True, False):
+        loss = build({"penalty.every": 2}, eager_gradients=eager)
         results.append(results_of(loss, autoencoder, real, 1, autocast=autocast, scale=2.0**12))
     assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
 

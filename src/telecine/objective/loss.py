@@ -307,9 +307,9 @@ class VideoAutoencoderLoss(nn.Module):
         gan = self._gan_batch(batch, weights)
         strategy = choose_strategy(gan, self.config, is_update=False)
         video_losses = self.compute_video_losses(
-            batch, weights, early=strategy.autoencoder_is_early
+            batch, weights, eager=strategy.autoencoder_is_eager
         )
-        generator_losses = generator_step(gan, early=strategy.autoencoder_is_early)
+        generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
         return sum_autoencoder_losses(
             self.config.adaptive_weight,
             batch,
@@ -389,12 +389,12 @@ class VideoAutoencoderLoss(nn.Module):
         gan = self._gan_batch(batch, weights)
         strategy = choose_strategy(gan, self.config, is_update=True)
         video_losses = self.compute_video_losses(
-            batch, weights, early=strategy.autoencoder_is_early
+            batch, weights, eager=strategy.autoencoder_is_eager
         )
         if strategy.discriminators is DiscriminatorGradients.ONE_PASS:
             generator_losses, discriminator_losses = both_steps(gan)
         else:
-            generator_losses = generator_step(gan, early=strategy.autoencoder_is_early)
+            generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
             discriminator_losses = discriminator_step(gan, strategy.discriminators)
         loss, log = sum_autoencoder_losses(
             self.config.adaptive_weight,
@@ -407,19 +407,19 @@ class VideoAutoencoderLoss(nn.Module):
         disc_loss, disc_log = sum_discriminator_losses(batch, discriminator_losses)
         return Update(loss, log, disc_loss, disc_log)
 
-    def compute_video_losses(self, batch: Batch, weights: Weights, *, early: bool) -> VideoLosses:
+    def compute_video_losses(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoLosses:
         """Return the terms of the autoencoder's loss that need no discriminator. Those of weight 0 are not computed.
 
         Args:
             batch: The videos.
             weights: The weights at this step.
-            early: Compute the gradients of LPIPS together with its value.
+            eager: Compute the gradients of LPIPS together with its value.
         """
         recon = self.recon_loss(
             reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight
         )
         check_result(self.recon_loss, recon)
-        others = self.perceptual(batch, weights, early=early)  # with terms on its features
+        others = self.perceptual(batch, weights, eager=eager)  # with terms on its features
         lpips = others.pop("perceptual", torch.zeros((), device=batch.real.device))
         for name, term in self.terms.items():
             if weights[name] > 0 and not term.reads_features:
