@@ -30,7 +30,7 @@ from telecine.objective.gradients import (
     generator_step,
 )
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.log import Log
+from telecine.objective.log import COGVIDEO_LOG, Log
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
 from telecine.objective.sums import VideoLosses, sum_autoencoder_losses, sum_discriminator_losses
 from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
@@ -254,7 +254,8 @@ class VideoAutoencoderLoss(nn.Module):
             options: See `BatchOptions`.
 
         Returns:
-            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.
+            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors. As in CogVideo,
+            it has the values of `COGVIDEO_LOG` always: 0 while they are not computed.
 
         Raises:
             ValueError: If an argument is not as above. No argument is mutated.
@@ -266,10 +267,16 @@ class VideoAutoencoderLoss(nn.Module):
             remedy="0 trains the autoencoder, 1 the discriminators.",
         )
         if optimizer_idx == 1:
-            return self.discriminator_loss(inputs, reconstructions, global_step, split, **options)
-        return self.autoencoder_loss(
-            inputs, reconstructions, global_step, aux_losses, last_layer, split, **options
-        )
+            loss, log = self.discriminator_loss(
+                inputs, reconstructions, global_step, split, **options
+            )
+        else:
+            loss, log = self.autoencoder_loss(
+                inputs, reconstructions, global_step, aux_losses, last_layer, split, **options
+            )
+        for name in COGVIDEO_LOG[optimizer_idx]:
+            log.setdefault(f"{split}/{name}", torch.zeros((), device=loss.device))
+        return loss, log
 
     @shared_spectral_norms()
     def autoencoder_loss(
@@ -310,7 +317,7 @@ class VideoAutoencoderLoss(nn.Module):
             batch, weights, eager=strategy.autoencoder_is_eager
         )
         generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
-        return sum_autoencoder_losses(
+        loss, log = sum_autoencoder_losses(
             self.config.adaptive_weight,
             batch,
             weights,
@@ -318,6 +325,8 @@ class VideoAutoencoderLoss(nn.Module):
             generator_losses,
             logvar=self.logvar,
         )
+        batch.register_grad_hook()
+        return loss, log
 
     @shared_spectral_norms()
     def discriminator_loss(
@@ -404,6 +413,7 @@ class VideoAutoencoderLoss(nn.Module):
             generator_losses,
             logvar=self.logvar,
         )
+        batch.register_grad_hook()
         disc_loss, disc_log = sum_discriminator_losses(batch, discriminator_losses)
         return Update(loss, log, disc_loss, disc_log)
 
@@ -419,12 +429,11 @@ class VideoAutoencoderLoss(nn.Module):
             reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight
         )
         check_result(self.recon_loss, recon)
-        others = self.perceptual(batch, weights, eager=eager)  # with terms on its features
-        lpips = others.pop("perceptual", torch.zeros((), device=batch.real.device))
+        terms = self.perceptual(batch, weights, eager=eager)
         for name, term in self.terms.items():
             if weights[name] > 0 and not term.reads_features:
-                others[name] = compute_on_batch(term, batch)
-        return VideoLosses(recon, lpips, others)
+                terms[name] = compute_on_batch(term, batch)
+        return VideoLosses(recon, terms)
 
     def _gan_batch(self, batch: Batch, weights: Weights) -> GANBatch:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
