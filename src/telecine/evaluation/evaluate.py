@@ -81,7 +81,9 @@ class Evaluation:
 
         An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
         """
-        (folder / PROTOCOL_FILE).unlink(missing_ok=True)  # that of other figures
+        (folder / PROTOCOL_FILE).unlink(
+            missing_ok=True
+        )  # written last: it marks a complete evaluation
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)

@@ -20,7 +20,7 @@ from telecine.base.devices import in_gib
 from telecine.base.files import create_json, read_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
-from telecine.data.find import check_output
+from telecine.data.find import check_is_local
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.mapped import MappedClips
 from telecine.models import Posterior, VideoAutoencoder
@@ -162,7 +162,7 @@ def open_cache(
         raise argument_error(
             "latent_cache", "left out if the encoder is trained", repr(folder), remedy
         )
-    check_output("latent_cache", None, folder)
+    check_is_local("latent_cache", folder)
 
     def check() -> None:
         _check_identity(
@@ -302,7 +302,7 @@ def fill_latent_cache(
                     check_disk(cache.folder, size * num_missing)
     finally:
         cache.write()
-    before_each()  # every process has written its part
+    accelerator.wait_for_everyone()  # until every process has written its part
     cache.find_shards()
 
 
