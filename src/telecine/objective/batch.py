@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, TypeAlias, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +14,24 @@ from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand, randint
 from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
-from telecine.losses import Decode, Encode, Reduction, posterior_kl
+from telecine.losses import (
+    AuxLoss,
+    AuxLosses,
+    Decode,
+    Encode,
+    Gaussian,
+    Reduction,
+    posterior_kl,
+)
 from telecine.losses.perceptual import pick_frames
 from telecine.objective.layer_activations import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
 
 
-class Gaussian(Protocol):
-    """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
-
-    @property
-    def mean(self) -> Tensor:
-        """The means."""
-
-    @property
-    def logvar(self) -> Tensor:
-        """The logarithms of the variances."""
-
-
-AuxLoss: TypeAlias = Tensor | float | Gaussian
-AuxLosses: TypeAlias = AuxLoss | Mapping[str, AuxLoss] | None
-
-
 class BatchOptions(TypedDict, total=False):
     """The optional arguments of a call."""
 
-    regularization_log: Mapping[str, AuxLoss] | None
+    regularization_log: AuxLosses | None
     """Replaces `aux_losses` in sgm-style engines: its entries named "...loss" or "loss/..."."""
     mask: Tensor | None
     """Bool, broadcasts to the videos. Where it is False the reconstruction counts as perfect in every term of both
@@ -116,7 +108,7 @@ def make_batch(
     config: ObjectiveConfig,
     inputs: Tensor,
     reconstructions: Tensor,
-    aux_losses: AuxLosses,
+    aux_losses: AuxLosses | AuxLoss | None,
     last_layer: Tensor | LayerActivations | None,
     split: str = "train",
     **options: Unpack[BatchOptions],
@@ -245,7 +237,7 @@ def _clip_weights(
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
 
 
-def _posterior_of(aux_losses: AuxLosses) -> Gaussian | None:
+def _posterior_of(aux_losses: AuxLosses | AuxLoss | None) -> Gaussian | None:
     """Return the first posterior among auxiliary losses; None without one."""
     values = aux_losses.values() if isinstance(aux_losses, Mapping) else [aux_losses]
     for value in values:
@@ -255,8 +247,8 @@ def _posterior_of(aux_losses: AuxLosses) -> Gaussian | None:
 
 
 def _named_aux_losses(
-    aux_losses: AuxLosses,
-    regularization_log: Mapping[str, AuxLoss] | None,
+    aux_losses: AuxLosses | AuxLoss | None,
+    regularization_log: AuxLosses | None,
     device: torch.device,
     kl_reduction: Reduction,
 ) -> dict[str, Scalar]:

@@ -16,9 +16,10 @@ from telecine.discriminators import (
     build_discriminator,
 )
 from telecine.discriminators.spectral_norm import shared_spectral_norms
+from telecine.losses import AuxLoss, AuxLosses
 from telecine.losses.lecam import LeCam
 from telecine.losses.perceptual import WeightsSource
-from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.batch import Batch, BatchOptions, make_batch
 from telecine.objective.bound_discriminator import BoundDiscriminator, check_discriminators
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GANBatch
@@ -237,7 +238,7 @@ class VideoAutoencoderLoss(nn.Module):
         reconstructions: Tensor,
         optimizer_idx: int,
         global_step: int,
-        aux_losses: AuxLosses = None,
+        aux_losses: AuxLosses | AuxLoss | None = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
@@ -284,7 +285,7 @@ class VideoAutoencoderLoss(nn.Module):
         inputs: Tensor,
         reconstructions: Tensor,
         global_step: int,
-        aux_losses: AuxLosses = None,
+        aux_losses: AuxLosses | AuxLoss | None = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
@@ -365,7 +366,7 @@ class VideoAutoencoderLoss(nn.Module):
         inputs: Tensor,
         reconstructions: Tensor,
         global_step: int,
-        aux_losses: AuxLosses = None,
+        aux_losses: AuxLosses | AuxLoss | None = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
