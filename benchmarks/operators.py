@@ -24,8 +24,8 @@ from measure import table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from telecine.evaluation.load_model import load_with_data
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import open_model
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_blocks import CausalConv
 from telecine.tools.prune.settings import PruneConfig
@@ -156,7 +156,7 @@ def main() -> None:
         width=arguments.size,
         device="cpu",
     )
-    source, infos = open_model(arguments.model, config, torch.device("cpu"))
+    source, infos = load_with_data(arguments.model, config, torch.device("cpu"))
     model = source.model.eval()
     assert isinstance(model, CausalAutoencoder)
     protocol = ConfiguredClips(source.clips, config.clip_limit)

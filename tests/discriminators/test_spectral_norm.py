@@ -133,13 +133,13 @@ def test_passes_share_one_step(make):
     )
 
 
-@pytest.mark.parametrize("early", [True, False])
-def test_an_update_of_the_objective_takes_one_step(early):
+@pytest.mark.parametrize("eager", [True, False])
+def test_an_update_of_the_objective_takes_one_step(eager):
     network = build(NETWORKS[1])
     expected = copy.deepcopy(network)
     gan = {"feature_matching_loss_weight": 0.1}
     loss = VideoAutoencoderLoss(
-        0, discr_3d_kwargs=network, perceptual_weight=0, eager_gradients=early, gan=gan
+        0, discr_3d_kwargs=network, perceptual_weight=0, eager_gradients=eager, gan=gan
     )
     passes = []
     network.register_forward_hook(lambda *_: passes.append(1))

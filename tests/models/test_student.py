@@ -15,7 +15,7 @@ from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.causal_networks import build_decoder
 from telecine.models.flow import random_levels
 from telecine.models.latent import LatentGrid
-from telecine.models.linear import PatchDecoder, fit_decoder
+from telecine.models.linear import LatentFit, PatchDecoder
 from telecine.models.student import StudentAutoencoder
 from telecine.models.student_config import DECODER_SIZES, student_config
 from telecine.runs.checkpoints import Checkpoints
@@ -50,6 +50,13 @@ def student_of(folder, size="tiny"):
 
 def video(num_clips=2):
     return torch.rand(num_clips, 3, *CLIP) * 2 - 1
+
+
+def fit_decoder(decoder, pairs):
+    fit = LatentFit(decoder)
+    for latent, clip in pairs:
+        fit.add(latent, clip)
+    fit.solve()
 
 
 def test_the_best_linear_decoder_of_given_latents():

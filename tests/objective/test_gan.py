@@ -38,9 +38,9 @@ def discriminator_gradients(loss, real, fake, **options):
 
 
 class TestGANLosses:
-    @pytest.mark.parametrize("early", [True, False])
+    @pytest.mark.parametrize("eager", [True, False])
     def test_a_part_that_depends_on_the_other_sides_logits(
-        self, make_loss, make_discriminator, early
+        self, make_loss, make_discriminator, eager
     ):
         """The discriminator gets the whole gradient of the real part, whatever the fake logits were before."""
         loss = make_loss(
@@ -48,14 +48,14 @@ class TestGANLosses:
             adversarial_loss_weight=1,
             gan={"loss": doubling},
             discr_3d_kwargs=make_discriminator(10.0),
-            eager_gradients=early,
+            eager_gradients=eager,
         )
         real = torch.full((2, 3, 4, 16, 16), -0.3)
         fake = torch.full_like(real, 0.5, requires_grad=True)  # logits 5, real ones -3
         for gradients in discriminator_gradients(loss, real, fake):
             assert gradients[0].item() == pytest.approx(5 + 2 * 3)
 
-    @pytest.mark.parametrize("early", [True, False])
+    @pytest.mark.parametrize("eager", [True, False])
     @pytest.mark.parametrize(
         ("loss", "generator_loss", "discriminator_loss"),
         [
@@ -75,14 +75,14 @@ class TestGANLosses:
         loss,
         generator_loss,
         discriminator_loss,
-        early,
+        eager,
     ):
         """As for any function that declares nothing, both steps need real and fake logits."""
         discriminator = make_feature_discriminator()
         options = {
             "gan": {"loss": loss},
             "discr_3d_kwargs": discriminator,
-            "eager_gradients": early,
+            "eager_gradients": eager,
         }
         loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, **options)
         real, fake = (2 * video.detach().flatten(1).mean(1) for video in pair)
@@ -94,13 +94,13 @@ class TestGANLosses:
         assert total == log["train/discr_loss"]
         assert "train/hinge_active" not in log
 
-    @pytest.mark.parametrize("early", [False, True])
+    @pytest.mark.parametrize("eager", [False, True])
     def test_a_discriminator_without_trainable_parameters(
-        self, make_loss, make_discriminator, pair, early
+        self, make_loss, make_discriminator, pair, eager
     ):
         options = {
             "discr_3d_kwargs": make_discriminator().requires_grad_(False),
-            "eager_gradients": early,
+            "eager_gradients": eager,
         }
         loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, **options)
         assert discriminator_gradients(loss, *pair) == [[None]] * 2
@@ -157,9 +157,9 @@ class TestPenalty:
         return build
 
     @pytest.mark.parametrize("kind", ["one_centered", "r1", "r2", "r1_and_r2"])
-    @pytest.mark.parametrize("early", [True, False])
-    def test_known_values(self, build, pair, kind, early):
-        loss = build(kind, eager_gradients=early)
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_known_values(self, build, pair, kind, eager):
+        loss = build(kind, eager_gradients=eager)
         total, log = loss(*pair, 1, 0)
         weight = loss.discr_3d.weight
         slopes = [(3 * weight * video.detach() ** 2).flatten(1).square().sum(1) for video in pair]
@@ -227,9 +227,9 @@ class TestPenalty:
             ("approximate_r1", {True, False}),  # it compares in float32
         ],
     )
-    @pytest.mark.parametrize("early", [True, False])
+    @pytest.mark.parametrize("eager", [True, False])
     def test_a_double_backward_is_announced_and_turns_autocast_off(
-        self, build, pair, kind, autocast, early
+        self, build, pair, kind, autocast, eager
     ):
         class Recorded(Cubic):
             def forward(self, x):
@@ -239,7 +239,7 @@ class TestPenalty:
 
         has_autocast = []
         is_announced = []
-        loss = build(kind, every=2, discr_3d_kwargs=Recorded(), eager_gradients=early)
+        loss = build(kind, every=2, discr_3d_kwargs=Recorded(), eager_gradients=eager)
         with torch.autocast("cpu", torch.bfloat16):
             loss(*pair, 1, 0)
             assert set(has_autocast) == autocast
@@ -269,19 +269,19 @@ class TestCallArguments:
             return discriminator_gradients(make_loss(perceptual_weight=0, **options), *pair)
 
         plain = gradients(hooked=False)
-        for early in (False, True):
+        for eager in (False, True):
             calls.clear()
-            halved = gradients(hooked=True, eager_gradients=early)
+            halved = gradients(hooked=True, eager_gradients=eager)
             assert len(calls) == 2
             torch.testing.assert_close(
                 halved, [[gradient / 2 for gradient in step] for step in plain]
             )
 
-    @pytest.mark.parametrize("early", [True, False])
+    @pytest.mark.parametrize("eager", [True, False])
     @pytest.mark.parametrize("update", [False, True])
     @pytest.mark.parametrize("gan", [{}, {"window": 1}, {"augment": ["cutout"]}])
     def test_grad_hook_gets_the_discriminators_part_of_the_gradient(
-        self, make_loss, pair, early, update, gan
+        self, make_loss, pair, eager, update, gan
     ):
         """For the whole video, also where the discriminators see a part of it."""
         loss = make_loss(
@@ -289,7 +289,7 @@ class TestCallArguments:
             adversarial_loss_weight=0.5,
             discr_3d_kwargs=VIDEO,
             adaptive_weight={"reference": "recon_and_perceptual", "at": "reconstruction"},
-            eager_gradients=early,
+            eager_gradients=eager,
             gan=gan,
         )
         real, fake = pair

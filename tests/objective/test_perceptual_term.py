@@ -75,10 +75,10 @@ class TestNetworks:
         ):
             make_loss(terms={"x": {"target": mean}})(clip(), clip(seed=2), 0, 0)
 
-    @pytest.mark.parametrize("early", [True, False])
+    @pytest.mark.parametrize("eager", [True, False])
     @pytest.mark.parametrize("chunk_size", [None, 1])
     def test_the_weights_of_a_term_of_features_are_trained(
-        self, make_loss, clip, early, chunk_size
+        self, make_loss, clip, eager, chunk_size
     ):
         class Scaled(nn.Module):
             def __init__(self):
@@ -93,7 +93,7 @@ class TestNetworks:
         loss = make_loss(
             terms={"scaled": {"target": Scaled, "weight": 0.5}},
             perceptual=perceptual,
-            eager_gradients=early,
+            eager_gradients=eager,
         )
         (factor,) = loss.get_trainable_autoencoder_parameters()
         total, log = loss(clip(), clip(seed=2).requires_grad_(), 0, 0)
@@ -142,14 +142,14 @@ class TestNetworks:
 
 class TestFrames:
     @pytest.mark.parametrize(("frames", "expected"), [(1, 1), (3, 3), ("all", 5), (99, 5)])
-    @pytest.mark.parametrize("early", [True, False])
-    def test_number(self, make_loss, clip, frames, expected, early):
-        loss = make_loss(perceptual={"num_frames": frames}, eager_gradients=early)
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_number(self, make_loss, clip, frames, expected, eager):
+        loss = make_loss(perceptual={"num_frames": frames}, eager_gradients=eager)
         calls = inputs_of(loss.perceptual.distance)
         real = clip((2, 3, 5, 16, 16))
         fake = clip((2, 3, 5, 16, 16), seed=2)
         loss(real, fake, 0, 0)
-        assert len(calls) == (expected if early else 1), "one frame of each clip at a time"
+        assert len(calls) == (expected if eager else 1), "one frame of each clip at a time"
         targets = torch.cat([call["target"] for call in calls]).unflatten(0, (2, expected))
         reconstructions = torch.cat([call["reconstruction"] for call in calls]).unflatten(
             0, (2, expected)
@@ -162,11 +162,11 @@ class TestFrames:
             assert len(set(indices)) == expected
             assert torch.equal(reconstructions[b], fake[b, :, indices].transpose(0, 1))
 
-    @pytest.mark.parametrize("early", [True, False])
-    def test_chunks_change_nothing(self, make_loss, pair, early):
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_chunks_change_nothing(self, make_loss, pair, eager):
         def run(chunk_size):
             perceptual = {"num_frames": "all", "chunk_size": chunk_size}
-            loss = make_loss(perceptual=perceptual, terms={"gram": 1}, eager_gradients=early)
+            loss = make_loss(perceptual=perceptual, terms={"gram": 1}, eager_gradients=eager)
             calls = inputs_of(loss.perceptual.distance)
             total, _ = loss(*pair, 0, 0)
             return (
@@ -177,6 +177,6 @@ class TestFrames:
 
         whole = run(None)
         chunks = run(3)
-        assert whole[0] == ([2] * 4 if early else [8])
+        assert whole[0] == ([2] * 4 if eager else [8])
         assert chunks[0] == [3, 3, 2]
         torch.testing.assert_close(chunks[1:], whole[1:])

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from telecine.losses import GAN_LOSSES, GANLoss, GANParts, hinge
-from telecine.objective.early_gradients import GradientSum
 from telecine.objective.shared_backward import shared_backward
+from telecine.ops.eager_gradients import GradientSum
 
 
 class TanhDiscriminator(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.settings import Bucket, ClipConfig
+from telecine.settings.data import CONTENT, READING, settings_marked
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
@@ -138,3 +139,9 @@ def test_the_identity_of_clips_has_what_changes_them():
         "which is resized from other frames"
     )
     assert ClipConfig(stride=2).identity() != ClipConfig().identity()
+
+
+def test_each_setting_is_marked_as_changing_clips_or_not():
+    content = settings_marked(CONTENT)
+    reading = settings_marked(READING)
+    assert sorted(content + reading) == sorted(item.name for item in fields(ClipConfig))

@@ -24,7 +24,12 @@ from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, host_rand, rand, randn
 from telecine.base.shapes import Scalar, Video, check_same_shape, check_video
-from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
+from telecine.losses.reconstruction import (
+    RECONSTRUCTION_LOSSES,
+    mean_of_counted,
+    weighted_mean,
+)
+from telecine.ops.eager_gradients import gradients_of, with_gradients
 from telecine.ops.unit_vectors import inverse_norms
 
 # Of a norm and a standard deviation that may be 0.
@@ -250,13 +255,10 @@ def round_trip(
         return weighted_mean(_absolute_difference(encode(decoded), z), weight)
     leaf = decoded.detach().requires_grad_()
     value = weighted_mean(_absolute_difference(encode(leaf), z), weight)
-    # Multiplied by the number of values, so that small gradients do not underflow in half precision.
-    with autocast_off(latent.device):
-        (gradient,) = torch.autograd.grad(z.numel() * value, leaf)
-    gradient = at_least_float32(gradient) / z.numel()
-    # A sum of zeros whose gradient for the decoded video is `gradient`.
-    zero = (gradient * (at_least_float32(decoded) - at_least_float32(leaf.detach()))).sum()
-    return value.detach() + zero
+    # Scaled by the number of values: small gradients would underflow in half precision.
+    (gradient,) = gradients_of(z.numel() * value, [leaf])
+    assert gradient is not None
+    return with_gradients(value, [decoded], [at_least_float32(gradient) / z.numel()])
 
 
 def _absolute_difference(encoded: Tensor, latent: Tensor) -> Tensor:
@@ -373,5 +375,4 @@ def _compare(
             counts = resized(counts.to(fake.dtype), size) > 1 - _EPSILON
         fake = torch.where(counts, fake, real.to(fake.dtype))
         value = distance(reconstruction=fake, target=real, weight=weight)
-        fraction = counts.to(fake.dtype).mean()
-        return value / torch.where(fraction > 0, fraction, torch.ones_like(fraction))
+        return mean_of_counted(value, counts)

@@ -32,7 +32,7 @@ from telecine.models.latent import (
     Normalisation,
     Posterior,
 )
-from telecine.models.linear import LinearAutoencoder, fit_to_latents
+from telecine.models.linear import LatentFit, LinearAutoencoder
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CONFIG_FILE,
@@ -133,8 +133,11 @@ class CausalVAE(CausalAutoencoder):
             videos: Clips `(B, C, T, H, W)`.
         """
         device = self.last_layer.device
-        pairs = ((teacher.encode(video.to(device)).mode(), video) for video in videos)
-        fit_to_latents(self.encoder.linear, self.decoder.linear, pairs)
+        fit = LatentFit(self.decoder.linear, self.encoder.linear)
+        for video in videos:
+            latent = teacher.encode(video.to(device)).mode()
+            fit.add(latent, video)
+        fit.solve()
 
     def with_channels(self, in_channels: int) -> CausalVAE:
         """Return this model for other channels; see `change_channels`."""

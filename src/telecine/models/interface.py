@@ -15,9 +15,9 @@ from typing_extensions import Self
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
+from telecine.losses import AuxLosses
 from telecine.models.bottleneck import Bottleneck
 from telecine.models.latent import (
-    AuxLosses,
     LatentGrid,
     LatentStatistics,
     Normalisation,

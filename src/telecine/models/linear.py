@@ -1,6 +1,6 @@
 """The best linear autoencoder of a latent size: a principal component analysis of patches, to compare others with."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -254,11 +254,11 @@ class LinearAutoencoder(nn.Module):
         _set_to_components(encoder, decoder, patches)
         if self.bottleneck is None:
             return
-        sums = _no_equations(decoder)
+        fit = _LeastSquares(decoder)
         for rows in patches.split(_ROWS_AT_ONCE):
             codes = self.bottleneck.quantize(encoder(rows)[:, :, None, None, None]).flatten(1)
-            sums += _normal_equations(codes, rows)
-        _set_to_least_squares(decoder, sums)
+            fit.add(codes, rows)
+        fit.solve()
 
     def encode(self, video: Video) -> Latent:
         """Return the latent, see `PatchEncoder`."""
@@ -296,72 +296,74 @@ def _set_to_components(
     decoder.bias.copy_(mean)
 
 
-@torch.no_grad()
-def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
-    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, k, h, w)` and videos."""
-    sums = [_no_equations(linear) for linear in decoder.maps]
-    for latent, video in pairs:
-        for total, part, patches in zip(
-            sums, decoder.split(latent), decoder.patches(video), strict=True
-        ):
-            total += _normal_equations(
-                rearrange(part.x, "b c t h w -> (b t h w) c"), patches.flatten(0, -2)
-            )
-    for linear, total in zip(decoder.maps, sums, strict=True):
-        if total[0, 0] > 0:  # else there is no clip of several frames
-            _set_to_least_squares(linear, total)
-
-
-@torch.no_grad()
-def fit_to_latents(
-    encoder: PatchEncoder, decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]
-) -> None:
-    """Set the maps of both directions to those with the smallest squared error.
+class LatentFit:
+    """The maps with the smallest squared error between videos and their latents, from one pass over pairs of them.
 
     Args:
-        encoder: From videos to latents. Its maps of patches with more than `MAX_FITTED_VALUES` values stay as they are.
-        decoder: From latents to videos.
-        pairs: Latents `(B, C, k, h, w)` and videos.
+        decoder: From latents to videos. Its maps are fitted.
+        encoder: From videos to latents. Its maps are fitted, too, but those of patches with more than
+            `MAX_FITTED_VALUES` values. None leaves the latents to another model.
     """
-    sums = []
-    for to_latent in encoder.maps:
-        is_fitted = to_latent.in_features <= MAX_FITTED_VALUES
-        sums.append(_no_equations(to_latent) if is_fitted else None)
 
-    def counted() -> Iterator[tuple[Latent, Video]]:
-        for latent, video in pairs:
-            for total, part, patches in zip(
-                sums, decoder.split(latent), encoder.patches(video), strict=True
-            ):
-                if total is not None:
-                    rows = rearrange(part.x, "b c t h w -> (b t h w) c")
-                    total += _normal_equations(patches.flatten(0, -2), rows)
-            yield latent, video
+    def __init__(self, decoder: PatchDecoder, encoder: PatchEncoder | None = None) -> None:
+        self.decoder = decoder
+        self._decoder_fits = [_LeastSquares(linear) for linear in decoder.maps]
+        self._encoder_fits: list[_LeastSquares | None] = [None] * len(decoder.maps)
+        if encoder is not None:
+            for index, linear in enumerate(encoder.maps):
+                if linear.in_features <= MAX_FITTED_VALUES:
+                    self._encoder_fits[index] = _LeastSquares(linear)
 
-    fit_decoder(decoder, counted())
-    for to_latent, total in zip(encoder.maps, sums, strict=True):
-        if total is not None and total[0, 0] > 0:
-            _set_to_least_squares(to_latent, total, ridge=_ENCODER_RIDGE)
+    def add(self, latent: Latent, video: Video) -> None:
+        """Add a latent `(B, C, k, h, w)` and its video `(B, C, T, H, W)`."""
+        frames = self.decoder.split(latent)
+        patches = self.decoder.patches(video)
+        for index, decoder_fit in enumerate(self._decoder_fits):
+            codes = rearrange(frames[index].x, "b c t h w -> (b t h w) c")
+            values = patches[index].flatten(0, -2)
+            decoder_fit.add(codes, values)
+            encoder_fit = self._encoder_fits[index]
+            if encoder_fit is not None:
+                encoder_fit.add(values, codes)
 
-
-def _no_equations(linear: nn.Linear) -> Tensor:
-    """Return the sums of `_normal_equations` of no patches."""
-    num_rows = 1 + linear.in_features
-    return torch.zeros(num_rows, num_rows + linear.out_features, dtype=torch.float64)
-
-
-def _normal_equations(z: Tensor, patches: Tensor) -> Tensor:
-    """Return the sums for a least-squares fit of patches `(N, P)` by an affine map of latents `(N, C)`, in float64."""
-    rows = F.pad(z, (1, 0), value=1.0).cpu().double()
-    return rows.T @ torch.cat([rows, patches.cpu().double()], dim=1)
+    def solve(self) -> None:
+        """Set the maps. Without a clip of several frames, only those of the first frame are set."""
+        for decoder_fit in self._decoder_fits:
+            decoder_fit.solve()
+        for encoder_fit in self._encoder_fits:
+            if encoder_fit is not None:
+                encoder_fit.solve(ridge=_ENCODER_RIDGE)
 
 
-def _set_to_least_squares(layer: nn.Linear, sums: Tensor, ridge: float = _RIDGE) -> None:
-    gram, products = sums.split([len(sums), layer.out_features], dim=1)
-    added = ridge * gram.diagonal().mean() * torch.eye(len(gram)).double()
-    solution = torch.linalg.solve(gram + added, products)
-    layer.bias.copy_(solution[0])
-    layer.weight.copy_(solution[1:].T)
+class _LeastSquares:
+    """The affine map from inputs `(N, in_features)` to outputs `(N, out_features)` with the smallest squared error.
+
+    Args:
+        layer: The layer that becomes this map.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+        num_rows = 1 + layer.in_features
+        self.sums = torch.zeros(num_rows, num_rows + layer.out_features, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add rows to the sums of the normal equations, in float64 on the CPU."""
+        rows = F.pad(inputs, (1, 0), value=1.0).cpu().double()
+        self.sums += rows.T @ torch.cat([rows, outputs.cpu().double()], dim=1)
+
+    @torch.no_grad()
+    def solve(self, ridge: float = _RIDGE) -> None:
+        """Set the layer; without rows it stays as it is."""
+        num_rows = self.sums[0, 0]
+        if num_rows == 0:
+            return
+        gram, products = self.sums.split([len(self.sums), self.layer.out_features], dim=1)
+        added = ridge * gram.diagonal().mean() * torch.eye(len(gram)).double()
+        solution = torch.linalg.solve(gram + added, products)
+        self.layer.bias.copy_(solution[0])
+        self.layer.weight.copy_(solution[1:].T)
 
 
 def _random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:

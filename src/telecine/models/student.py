@@ -25,7 +25,7 @@ from telecine.models.latent import (
     ChannelMoments,
     Normalisation,
 )
-from telecine.models.linear import fit_decoder
+from telecine.models.linear import LatentFit
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CLASS_KEY,
@@ -133,16 +133,15 @@ class StudentAutoencoder(Student, CausalAutoencoder):
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
         """Set the linear map to the best one for samples of the latents of clips, and scale the first layer to them."""
+        device = self.last_layer.device
+        generator = torch.Generator(device).manual_seed(0)
         moments = ChannelMoments()
-        generator = torch.Generator(self.last_layer.device).manual_seed(0)
-
-        def pairs() -> Iterable[tuple[Tensor, Video]]:
-            for video in videos:
-                latent = self.encode(video.to(self.last_layer.device)).sample(generator)
-                moments.add(latent)
-                yield latent, video
-
-        fit_decoder(self.decoder.linear, pairs())
+        fit = LatentFit(self.decoder.linear)
+        for video in videos:
+            latent = self.encode(video.to(device)).sample(generator)
+            moments.add(latent)
+            fit.add(latent, video)
+        fit.solve()
         statistics = moments.statistics()
         weight = self.decoder.network.get_parameter("0.conv.weight")
         bias = self.decoder.network.get_parameter("0.conv.bias")

@@ -14,8 +14,8 @@ from torch.compiler import is_compiling
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
-from telecine.objective.early_gradients import gradients_of
 from telecine.objective.layer_activations import LayerActivations
+from telecine.ops.eager_gradients import gradients_of
 from telecine.ops.ranks import average_over_ranks, num_data_ranks
 from telecine.settings import AdaptiveWeightConfig
 

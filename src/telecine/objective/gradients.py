@@ -1,6 +1,6 @@
-"""How the gradients of the GAN's losses are taken: through the graph, or early.
+"""How the gradients of the GAN's losses are taken: through the graph, or eagerly.
 
-Each way computes the terms of `gan.py`, with the same values and gradients. `choose_strategy` selects one. An early one
+Each way computes the terms of `gan.py`, with the same values and gradients. `choose_strategy` selects one. An eager one
 computes gradients together with values, and frees the graph at once.
 """
 
@@ -16,14 +16,6 @@ from telecine.base.precision import autocast_dtype
 from telecine.base.shapes import Scalar
 from telecine.discriminators import frozen
 from telecine.objective.bound_discriminator import BoundDiscriminator
-from telecine.objective.early_gradients import (
-    GradientSum,
-    detached_leaf,
-    early_backward,
-    gradients_of,
-    with_gradients,
-    with_gradients_of_each,
-)
 from telecine.objective.gan import (
     DiscriminatorTerms,
     GANBatch,
@@ -34,6 +26,14 @@ from telecine.objective.gan import (
 from telecine.objective.log import Log, logit_statistics
 from telecine.objective.shared_backward import can_share_backward, shared_backward
 from telecine.objective.terms import Terms
+from telecine.ops.eager_gradients import (
+    GradientSum,
+    detached_leaf,
+    eager_backward,
+    gradients_of,
+    with_gradients,
+    with_gradients_of_each,
+)
 from telecine.settings import ObjectiveConfig
 
 GeneratorLosses: TypeAlias = dict[str, Terms]
@@ -56,19 +56,19 @@ class DiscriminatorGradients(Enum):
 
     THROUGH_GRAPH = auto()
     """By the caller's `backward()`."""
-    EARLY_WHOLE = auto()
-    """Early, of the whole loss: its real part and its fake part depend on each other."""
-    EARLY_PARTS = auto()
-    """Early, of the real part of the loss, then of the fake part."""
+    EAGER_WHOLE = auto()
+    """Eagerly, of the whole loss: its real part and its fake part depend on each other."""
+    EAGER_PARTS = auto()
+    """Eagerly, of the real part of the loss, then of the fake part."""
     ONE_PASS = auto()
-    """As `EARLY_PARTS`, where one pass of a discriminator over the reconstructions serves both steps of an update."""
+    """As `EAGER_PARTS`, where one pass of a discriminator over the reconstructions serves both steps of an update."""
 
 
 @dataclass(frozen=True)
 class Strategy:
     """How a call takes gradients."""
 
-    autoencoder_is_early: bool
+    autoencoder_is_eager: bool
     """Whether terms of the autoencoder's loss compute gradients together with values."""
     discriminators: DiscriminatorGradients
     """How the gradients of the discriminators' losses are taken."""
@@ -82,11 +82,11 @@ def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) 
 
     | autocast | double backward | autoencoder's terms | discriminators' losses | one pass for both steps |
     |---|---|---|---|---|
-    | off | yes or no | early | early | yes |
-    | bfloat16 | no | early | early | yes |
-    | bfloat16 | yes | early | early, in float32 | no: the steps differ in precision |
+    | off | yes or no | eager | eager | yes |
+    | bfloat16 | no | eager | eager | yes |
+    | bfloat16 | yes | eager | eager, in float32 | no: the steps differ in precision |
     | float16 | no | through the graph | through the graph | no |
-    | float16 | yes | through the graph | early, in float32 | no |
+    | float16 | yes | through the graph | eager, in float32 | no |
 
     Args:
         gan: What this call computes with discriminators.
@@ -95,37 +95,37 @@ def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) 
     """
     autocast = autocast_dtype(gan.fake.device)
     # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
-    autoencoder_is_early = config.eager_gradients and autocast != torch.float16
-    discriminators_are_early = config.eager_gradients and (
+    autoencoder_is_eager = config.eager_gradients and autocast != torch.float16
+    discriminators_are_eager = config.eager_gradients and (
         autocast != torch.float16 or gan.has_double_backward
     )
     same_precision = autocast is None or not gan.has_double_backward
     both_train = (
         gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
     )
-    # Hooks on parameters would run for early gradients and again in the caller's backward.
+    # Hooks on parameters would run for eager gradients and again in the caller's backward.
     have_hooks = any(
         parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()
     )
-    if not discriminators_are_early or have_hooks:
+    if not discriminators_are_eager or have_hooks:
         discriminators = DiscriminatorGradients.THROUGH_GRAPH
     elif gan.loss.parts is None or gan.regularisers_read_fake:
-        discriminators = DiscriminatorGradients.EARLY_WHOLE
+        discriminators = DiscriminatorGradients.EAGER_WHOLE
     elif is_update and both_train and same_precision:
         discriminators = DiscriminatorGradients.ONE_PASS
     else:
-        discriminators = DiscriminatorGradients.EARLY_PARTS
-    return Strategy(autoencoder_is_early, discriminators)
+        discriminators = DiscriminatorGradients.EAGER_PARTS
+    return Strategy(autoencoder_is_eager, discriminators)
 
 
-def generator_step(gan: GANBatch, *, early: bool) -> GeneratorLosses:
+def generator_step(gan: GANBatch, *, eager: bool) -> GeneratorLosses:
     """Return the terms of the autoencoder's loss from all discriminators, which get no gradient."""
     losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     for d in discriminators_of_generator_step(gan):
         fake = d.input_of(gan.fake)
         compute_terms = partial(_compute_terms_of_fake, d, gan)
         with frozen(d.module):
-            terms = early_backward(compute_terms, fake) if early else compute_terms(fake)
+            terms = eager_backward(compute_terms, fake) if eager else compute_terms(fake)
         for name, term in terms.items():
             losses[name][d.name] = term
     return losses
@@ -145,11 +145,11 @@ def discriminator_step(gan: GANBatch, how: DiscriminatorGradients) -> dict[str, 
     with gan.precision_of_discriminators():
         for d in gan.discriminators:
             bound = replace(d, frame_indices=frame_indices)
-            if how is DiscriminatorGradients.EARLY_PARTS:
-                losses[d.name] = _early_parts(bound, gan)
+            if how is DiscriminatorGradients.EAGER_PARTS:
+                losses[d.name] = _eager_parts(bound, gan)
             else:
-                is_early = how is DiscriminatorGradients.EARLY_WHOLE
-                losses[d.name] = _whole_loss(bound, gan, is_early=is_early)
+                is_eager = how is DiscriminatorGradients.EAGER_WHOLE
+                losses[d.name] = _whole_loss(bound, gan, is_eager=is_eager)
     return losses
 
 
@@ -159,19 +159,19 @@ def discriminators_of_generator_step(gan: GANBatch) -> list[BoundDiscriminator]:
     return [replace(d, frame_indices=gan.one_frame_of_each_clip()) for d in needed]
 
 
-def _whole_loss(d: BoundDiscriminator, gan: GANBatch, *, is_early: bool) -> DiscriminatorLoss:
+def _whole_loss(d: BoundDiscriminator, gan: GANBatch, *, is_eager: bool) -> DiscriminatorLoss:
     """Return a discriminator's loss with its graph, or with the gradients of its parameters."""
     whole = compute_discriminator_terms(
         d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real)
     )
     loss = weighted_sum(whole.terms, gan.weights)
-    if is_early:
+    if is_eager:
         parameters = d.trained_parameters
         loss = with_gradients(loss, parameters, gradients_of(loss, parameters))
     return _with_log(loss, whole, gan)
 
 
-def _early_parts(d: BoundDiscriminator, gan: GANBatch) -> DiscriminatorLoss:
+def _eager_parts(d: BoundDiscriminator, gan: GANBatch) -> DiscriminatorLoss:
     """Return a discriminator's loss with the gradients of its parameters, those of the real part first."""
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)
@@ -192,7 +192,7 @@ def both_steps(gan: GANBatch) -> tuple[GeneratorLosses, dict[str, DiscriminatorL
     for d in gan.discriminators:
         if d.name not in in_generator_step:
             bound = replace(d, frame_indices=frame_indices)
-            discriminator_losses[d.name] = _early_parts(bound, gan)
+            discriminator_losses[d.name] = _eager_parts(bound, gan)
             continue
         terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
         for name, term in terms.items():

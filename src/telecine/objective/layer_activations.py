@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from telecine.base.shapes import Scalar
-from telecine.objective.early_gradients import gradients_of
 from telecine.ops.checkpointing import CheckpointedCall
+from telecine.ops.eager_gradients import gradients_of
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.
 _Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]

@@ -21,10 +21,10 @@ from telecine.losses.perceptual import (
 from telecine.losses.perceptual.frames import in_chunks
 from telecine.losses.perceptual.weights import is_default_source
 from telecine.objective.batch import Batch
-from telecine.objective.early_gradients import early_backward
 from telecine.objective.functions import Functions
 from telecine.objective.terms import LossTerm
 from telecine.objective.weights import Weights
+from telecine.ops.eager_gradients import eager_backward
 from telecine.settings import ObjectiveConfig
 
 
@@ -77,13 +77,13 @@ class PerceptualTerm(nn.Module):
             got = repr(next(iter(self.feature_terms)))
             raise argument_error("terms", contract, got, 'Use "vgg" or "alex" as `perceptual.net`.')
 
-    def forward(self, batch: Batch, weights: Weights, *, early: bool) -> dict[str, Scalar]:
+    def forward(self, batch: Batch, weights: Weights, *, eager: bool) -> dict[str, Scalar]:
         """Return the distance, named "perceptual", and the terms of features; those of weight 0 are left out.
 
         Args:
             batch: The videos.
             weights: The weights at this step.
-            early: Compute each chunk's gradient before the next chunk. A chunk then has by default as many frames as
+            eager: Compute each chunk's gradient before the next chunk. A chunk then has by default as many frames as
                 there are clips.
         """
         names = [name for name in ("perceptual", *self.feature_terms) if weights[name] > 0]
@@ -103,14 +103,14 @@ class PerceptualTerm(nn.Module):
             if name != "perceptual":
                 trained += self.feature_terms[name].trained_parameters().values()
         size = len(frames)
-        if early:
+        if eager:
             size = self.chunk_size or len(batch.fake)
         chunks = []
         for x, y, w in zip(
             frames.split(size), targets.split(size), frame_weights.split(size), strict=True
         ):
             compare = partial(self._compare, target=y, frame_weights=w, names=names)
-            chunks.append(early_backward(compare, x, trained) if early else compare(x))
+            chunks.append(eager_backward(compare, x, trained) if eager else compare(x))
         return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
 
     def _compare(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from telecine.base.shapes import Scalar
 from telecine.objective.bound_discriminator import BoundDiscriminator
-from telecine.objective.early_gradients import GradientSum
+from telecine.ops.eager_gradients import GradientSum
 
 
 def can_share_backward(d: BoundDiscriminator, logits: Tensor, x: Tensor) -> bool:

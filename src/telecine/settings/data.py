@@ -1,6 +1,7 @@
 """Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
 from dataclasses import asdict, replace
+from enum import Enum, auto
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
@@ -17,35 +18,6 @@ _ChannelNames: TypeAlias = Literal["grey", "rgb", "rgba"]
 CHANNELS: dict[_ChannelNames | int, int] = {"grey": 1, "rgb": 3, "rgba": 4}
 # Seconds.
 TIMEOUT = 180.0
-# Settings that do not change what a clip is: latents that are kept stay valid.
-_READING_SETTINGS = (
-    "num_clips",
-    "num_workers",
-    "timeout",
-    "cache",
-    "max_pixels",
-    "val_fraction",
-    "holdout",
-)
-# Settings that choose the held-out clips. A run that resumes with other data must change one of them: metrics would not
-# compare.
-HELD_OUT_SETTINGS = (
-    "num_frames",
-    "height",
-    "width",
-    "stride",
-    "fps",
-    "image_ratio",
-    "max_pixels",
-    "val_fraction",
-    "holdout",
-    "colour_matrix",
-    "hdr",
-    "bit_depth",
-    "layout",
-    "range",
-)
-
 _HOLDOUTS = ("auto", "folder", "file", "earlier")
 _COLUMN = "column:"
 
@@ -109,73 +81,93 @@ class Bucket:
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
 
+class Mark(Enum):
+    """What a setting of the clips decides. Each field of `ClipConfig` has the first or the second mark."""
+
+    CONTENT = auto()
+    """What a clip is: latents that are kept are those of one value."""
+    READING = auto()
+    """How clips are read, or which of them: latents that are kept stay valid."""
+    HELD_OUT = auto()
+    """Which clips are held out. A run that resumes with other data must change such a setting: metrics would not
+    compare."""
+    FILES = auto()
+    """Only data in files has it, no data set from Python."""
+
+
+CONTENT = Mark.CONTENT
+READING = Mark.READING
+HELD_OUT = Mark.HELD_OUT
+FILES = Mark.FILES
+
+
 @group
 class ClipConfig:
     """Which clips are drawn from the videos, and how they are read."""
 
-    num_frames: Count = 17
+    num_frames: Annotated[Count, CONTENT, HELD_OUT] = 17
     """Frames per clip. Most causal autoencoders need a multiple of 4 or 8, plus 1."""
-    height: Count = 256
+    height: Annotated[Count, CONTENT, HELD_OUT] = 256
     """Height of a clip in pixels. Videos are resized to cover the clip, then cropped."""
-    width: Count = 256
+    width: Annotated[Count, CONTENT, HELD_OUT] = 256
     """Width of a clip in pixels."""
-    buckets: tuple[Bucket, ...] = ()
+    buckets: Annotated[tuple[Bucket, ...], CONTENT, FILES] = ()
     """Several clip sizes to train on, e.g. `[{num_frames: 17, height: 256, width: 256, weight: 3}, ...]`. All clips of
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
-    image_ratio: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    image_ratio: Annotated[Number, Field(ge=0, le=1), CONTENT, HELD_OUT, FILES] = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
-    channels: _ChannelNames | Count = "rgb"
+    channels: Annotated[_ChannelNames | Count, CONTENT] = "rgb"
     """Channels of a pixel: luma, colours, or colours and opacity, or of arrays any number. The model has to have as
     many `in_channels`."""
-    bit_depth: Literal[8, 16] = 8
+    bit_depth: Annotated[Literal[8, 16], CONTENT, HELD_OUT] = 8
     """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
-    colour_matrix: Literal["auto", "bt601"] = "auto"
+    colour_matrix: Annotated[Literal["auto", "bt601"], CONTENT, HELD_OUT] = "auto"
     """How videos that do not say it encode colours: as players guess, by BT.709 if they have 720 lines or more and by
     BT.601 otherwise ("auto"), or always by BT.601, as in runs of earlier versions."""
-    hdr: Literal["as_stored", "tone_map"] = "as_stored"
+    hdr: Annotated[Literal["as_stored", "tone_map"], CONTENT, HELD_OUT] = "as_stored"
     """Videos with a high dynamic range (PQ, HLG) or the wide colours of BT.2020, as phones record them: use their
     values as they are, which look grey as ordinary video ("as_stored"), or convert them to BT.709 ("tone_map")."""
-    layout: str | None = None
+    layout: Annotated[str | None, CONTENT, HELD_OUT] = None
     """Axes of arrays (`.npy`, `.npz`): time, height, width and channels. An array without T is an image. By default
     `T H W C`, or `T H W` for arrays of three axes."""
-    range: tuple[Number, ...] = ()
+    range: Annotated[tuple[Number, ...], CONTENT, HELD_OUT] = ()
     """Values of arrays that are black and white, e.g. `[0.0, 1.0]`; others are refused. By default, of whole numbers
     those that their type has; floats need it."""
-    stride: Count = 1
+    stride: Annotated[Count, CONTENT, HELD_OUT] = 1
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
-    fps: Positive | None = None
+    fps: Annotated[Positive | None, CONTENT, HELD_OUT] = None
     """Frames per second of all clips, whatever the videos have: each frame of a clip is the one whose timestamp is
     nearest to its time. Videos with fewer frames a second are not used, because clips would repeat frames. Arrays
     count as 25 frames a second. Left out, `stride` chooses the frames."""
-    random_flip: bool = True
+    random_flip: Annotated[bool, CONTENT] = True
     """Flip training clips left to right with probability 1/2."""
-    random_orientation: bool = False
+    random_orientation: Annotated[bool, CONTENT] = False
     """Turn training clips to one of the eight orientations of a square: rows and columns are also exchanged, and rows
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
-    scale_jitter: Annotated[Number, Field(ge=1, le=8)] = 1.0
+    scale_jitter: Annotated[Number, Field(ge=1, le=8), CONTENT] = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off. With
     `cache`, frames are then kept at the size of their files."""
-    weighting: Literal["frames", "files"] = "frames"
+    weighting: Annotated[Literal["frames", "files"], CONTENT] = "frames"
     """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
-    order: Literal["epochs", "independent"] = "epochs"
+    order: Annotated[Literal["epochs", "independent"], CONTENT] = "epochs"
     """Draw as many clips as there are files, or segments of a list, without repetition before the next round of them
     ("epochs"), or each clip independently of the others, as runs of earlier versions did."""
-    num_clips: Count | None = None
+    num_clips: Annotated[Count | None, READING] = None
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
-    num_workers: CountOrZero = 2
+    num_workers: Annotated[CountOrZero, READING] = 2
     """Processes that read clips. 0 reads them in the training process."""
-    timeout: Positive = TIMEOUT
+    timeout: Annotated[Positive, READING] = TIMEOUT
     """Seconds that training waits for a batch before it replaces these processes, and that a file may take to index.
     Slow disks may need more."""
-    cache: bool = False
+    cache: Annotated[bool, READING, FILES] = False
     """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
     a run keeps all of them."""
-    max_pixels: Annotated[Count, Field(le=PILLOW_MAX_PIXELS)] = MAX_PIXELS
+    max_pixels: Annotated[Count, Field(le=PILLOW_MAX_PIXELS), READING, HELD_OUT] = MAX_PIXELS
     """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
     skipped before they are decoded."""
-    val_fraction: Annotated[Number, Field(gt=0, le=0.5)] = 0.1
+    val_fraction: Annotated[Number, Field(gt=0, le=0.5), READING, HELD_OUT] = 0.1
     """Fraction of the frames held out for validation: whole groups of videos, or the end of each if there are few."""
-    holdout: str = "auto"
+    holdout: Annotated[str, READING, HELD_OUT] = "auto"
     """What is held out together, so that validation sees nothing similar in training: files whose names begin alike, or
     have one value in the column `group` of a list ("auto"); those with one value in another column ("column:NAME"); all
     files of a folder ("folder"); or each file by itself ("file"). "earlier" splits as runs of earlier versions did."""
@@ -233,7 +225,7 @@ class ClipConfig:
 
     @property
     def has_colours(self) -> bool:
-        """Whether networks that know RGB see clips: grey, RGB or RGBA."""
+        """Whether clips can be shown to RGB networks: grey, RGB or RGBA."""
         return self.channels in CHANNELS
 
     @property
@@ -283,6 +275,15 @@ class ClipConfig:
             del values["hdr"]
         if not (self.layout or self.range):
             del values["layout"], values["range"]
-        for name in _READING_SETTINGS:
+        for name in settings_marked(READING):
             values.pop(name, None)
         return values
+
+
+def settings_marked(mark: Mark) -> list[str]:
+    """Return the names of the settings of `ClipConfig` with a mark."""
+    names = []
+    for name, info in ClipConfig.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        if mark in info.metadata:
+            names.append(name)
+    return names

@@ -1,7 +1,7 @@
 """The settings of a training run. Their docstrings are the help of the command line."""
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
@@ -121,11 +121,6 @@ class PredictiveConfig:
     fill: Literal["learned", "zero"] = "learned"
     """What the decoder gets for a dropped latent frame at each position: a vector that is trained with the model and is
     0 at the start, or 0."""
-
-
-def _without_lpips(objective: ObjectiveConfig) -> ObjectiveConfig:
-    """Return the objective with LPIPS' weight 0, for clips without colours, which LPIPS cannot read."""
-    return replace(objective, perceptual_weight=0.0)
 
 
 @group
@@ -272,7 +267,6 @@ class TrainConfig:
             raise argument_error("init", contract, repr(self.init), remedy)
         if not self.clips.has_colours:
             self._check_without_colours()
-            object.__setattr__(self, "objective", _without_lpips(self.objective))
         if self.predictive.max_dropped > 0:
             self._check_predictive()
         self._check_discriminators()
@@ -293,7 +287,14 @@ class TrainConfig:
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _check_without_colours(self) -> None:
-        """Check that no setting needs RGB. LPIPS as a loss is not checked: see `_without_lpips`."""
+        """Check that no setting needs RGB."""
+        if self.objective.term_schedules()["perceptual"].ramp.is_ever_on:
+            raise argument_error(
+                "objective.perceptual_weight",
+                f"0 for {self.clips.num_channels} channels",
+                self.objective.perceptual_weight,
+                "LPIPS needs RGB frames: set `objective.perceptual_weight` to 0.",
+            )
         for name in ("alignment", "gram"):
             if any(term.target == name for term in self.objective.named_terms.values()):
                 contract = f"grey, rgb or rgba for {name}"

@@ -34,6 +34,7 @@ from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
 from telecine.runs.run import ValidationClips
 from telecine.settings import ClipConfig, TrainConfig
+from telecine.settings.data import FILES, settings_marked
 from telecine.training.distributed import barrier_without_time_limit, rank
 from telecine.training.latent_cache import LatentCache
 from telecine.training.state import TrainState
@@ -60,8 +61,6 @@ class Clips:
         if self.num_skipped:
             text += f", {self.num_skipped} skipped"
         text += f", {count(len(self.val), 'held-out clip')}"
-        if not self.train.config.has_colours:
-            text += f"; LPIPS is off: it needs RGB frames, not {self.train.config.num_channels} channels"
         return text
 
     def recorded(self) -> dict[str, Any]:
@@ -152,14 +151,13 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         DataError: There are fewer than two clips, or a validation clip is not as `config.clips` says.
     """
     clips = config.clips
-    for_files = {
+    for_files: dict[str, Any] = {
         "data": config.data,
         "val_data": config.val_data,
         "latent_cache": config.latent_cache,
-        "clips.buckets": clips.buckets,
-        "clips.image_ratio": clips.image_ratio,
-        "clips.cache": clips.cache,
     }
+    for name in settings_marked(FILES):
+        for_files[f"clips.{name}"] = getattr(clips, name)
     for name, value in for_files.items():
         if value:
             remedy = "It is for data in files."

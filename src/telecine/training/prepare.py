@@ -389,7 +389,7 @@ def _perceptual_metrics(
     """Return the perceptual metrics of a validation by name; none, with a line on the console, without colours."""
     if config.clips.has_colours:
         return {"lpips_alex": LPIPS("alex").to(device)}
-    print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
+    print_lines(console, ["validation without LPIPS: it needs grey, RGB or RGBA frames"])
     return {}
 
 

@@ -16,7 +16,7 @@ from telecine.runs.run import Run, RunSummary
 from telecine.runs.saved_settings import flat_settings, plain_settings, read_saved_settings
 from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
-from telecine.settings.data import HELD_OUT_SETTINGS
+from telecine.settings.data import HELD_OUT, settings_marked
 from telecine.settings.parse import flat_items, nested
 from telecine.settings.train import NETWORK_SETTINGS, START_SETTINGS
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS, REMOVED
@@ -298,11 +298,10 @@ def describe_changes(
 def _clip_choice(settings: dict[str, Any]) -> list[Any]:
     """Return the settings that choose the held-out clips; defaults for those that an older version does not have."""
     clips = plain_settings(TrainConfig())["clips"] | settings["clips"]
-    return [
-        settings.get("val_data"),
-        settings.get("val_clips"),
-        *[clips[name] for name in HELD_OUT_SETTINGS],
-    ]
+    choice = [settings.get("val_data"), settings.get("val_clips")]
+    for name in settings_marked(HELD_OUT):
+        choice.append(clips[name])
+    return choice
 
 
 def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:

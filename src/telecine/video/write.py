@@ -58,6 +58,7 @@ def write_video(
     fps: float,
     *,
     crf: int = 18,
+    preset: str = "medium",
     keyframe_every: int | None = None,
     pts: Sequence[int] | None = None,
     time_base: float | None = None,
@@ -77,6 +78,7 @@ def write_video(
         frames: A tensor `(T, H, W, C)`, or frames `(H, W, C)` one by one; uint8 or uint16, all of one kind and size.
         fps: Frames per second.
         crf: Quality of an MP4, from 0 (lossless) to 51; 18 is visually lossless.
+        preset: x264's trade of time against size, from "ultrafast" to "veryslow".
         keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
             depends on a later one.
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
@@ -117,7 +119,8 @@ def write_video(
             if is_lossless:
                 _set_lossless_format(stream, first)
             else:
-                _set_h264_format(stream, first, crf, keyframe_every)
+                _set_h264_format(stream, first, keyframe_every)
+                stream.options = {"crf": str(crf), "preset": preset}
             if hdr or not is_lossless:
                 stream.codec_context.color_primaries = ColorPrimaries.BT2020 if hdr else _BT709
                 stream.codec_context.color_trc = _TRANSFERS.get(hdr, _BT709)
@@ -169,14 +172,11 @@ def _set_lossless_format(stream: VideoStream, frame: Tensor) -> None:
     stream.pix_fmt = _FFV1_FORMATS.get(array_format, array_format)
 
 
-def _set_h264_format(
-    stream: VideoStream, frame: Tensor, crf: int, keyframe_every: int | None
-) -> None:
+def _set_h264_format(stream: VideoStream, frame: Tensor, keyframe_every: int | None) -> None:
     height, width = frame.shape[:2]
     stream.height = height + height % 2
     stream.width = width + width % 2
     stream.pix_fmt = "yuv420p"
-    stream.options = {"crf": str(crf)}
     context = stream.codec_context
     context.gop_size = keyframe_every or max(1, round(2 * context.framerate))
     if keyframe_every is not None:

@@ -20,9 +20,9 @@ from telecine.base.files import absolute_if_exists
 from telecine.base.precision import tf32
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
+from telecine.evaluation.load_model import load_with_data
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import open_model
 from telecine.evaluation.speed import time_in_turns
 from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
@@ -253,7 +253,7 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
             "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
         )
     device = pick_device(config.device)
-    measured, infos = open_model(model, config, device)
+    measured, infos = load_with_data(model, config, device)
     teacher = measured.model.eval()
     if not isinstance(teacher, LatentAutoencoder):
         remedy = "Give your module `encode` and `decode`."

@@ -1,4 +1,4 @@
-"""Early gradients: a term's gradient is computed together with its value, and its graph is freed at once.
+"""Eager gradients: a term's gradient is computed together with its value, and its graph is freed at once.
 
 The caller then calls `backward()` on a scalar whose gradients are already known. They are linear in the incoming
 gradient, so loss scales and weights that are applied later stay correct. Second derivatives do not exist.
@@ -19,7 +19,7 @@ from telecine.base.shapes import Scalar
 Gradients: TypeAlias = list[Tensor | None]
 
 
-def early_backward(
+def eager_backward(
     terms: Callable[[Tensor], Mapping[str, Scalar]], x: Tensor, parameters: Sequence[Tensor] = ()
 ) -> dict[str, Scalar]:
     """Return the scalars `terms(x)` by name, with their gradients for `x` and `parameters` already computed.
@@ -177,10 +177,9 @@ class _PrecomputedGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # `create_graph=True`
-            remedy = "Build the loss with `eager_gradients=False`."
-            raise argument_error(
-                "eager_gradients", "False for second derivatives", "True", remedy, RuntimeError
-            )
+            contract = "False for gradients that were computed eagerly"
+            remedy = 'Set `eager_gradients=False`, and `trains="both"` of the term `round_trip`.'
+            raise argument_error("create_graph", contract, "True", remedy, RuntimeError)
         scaled: Gradients = [None] * len(ctx.saved_tensors)
         indices = []
         gradients = []

@@ -1,30 +1,30 @@
-"""Early gradients: those of autograd, for any incoming gradient, with no graph kept."""
+"""Eager gradients: those of autograd, for any incoming gradient, with no graph kept."""
 
 import weakref
 
 import pytest
 import torch
 
-from telecine.objective.early_gradients import (
+from telecine.ops.eager_gradients import (
     GradientSum,
-    early_backward,
+    eager_backward,
     gradients_of,
     with_gradients,
 )
 
 
-class TestEarlyBackward:
+class TestEagerBackward:
     def test_the_loss_scale_is_applied_before_a_gradient_is_rounded_to_half_precision(self):
         x = torch.ones(3, dtype=torch.float16, requires_grad=True)
-        value = early_backward(lambda x: {"term": 1e-9 * x.sum()}, x)["term"]
+        value = eager_backward(lambda x: {"term": 1e-9 * x.sum()}, x)["term"]
         (gradient,) = torch.autograd.grad(2.0**16 * value, x)
         assert (gradient > 6e-5).all()
 
     def test_second_derivatives_raise(self):
         """Also where the incoming gradient is a constant: the term's part would be missing."""
         x = torch.ones(2, requires_grad=True)
-        value = early_backward(lambda x: {"term": x.square().sum()}, x)["term"]
-        message = "`eager_gradients` must be False for second derivatives, but got True. Build"
+        value = eager_backward(lambda x: {"term": x.square().sum()}, x)["term"]
+        message = "`create_graph` must be False .* got True. Set `eager_gradients=False`"
         with pytest.raises(RuntimeError, match=message):
             torch.autograd.grad(value + x.square().sum(), x, create_graph=True)
 
