@@ -2,16 +2,23 @@
 
 import hashlib
 import struct
-from pathlib import Path
 from typing import NamedTuple
 
 from telecine.data.arrays import index_array
 from telecine.data.decode import VIDEO_ERRORS, open_video
 from telecine.data.errors import Deadline, DecodeError, decode_errors
-from telecine.data.index import index_image, index_video, num_local_bytes
+from telecine.data.index import index_image, index_video
 from telecine.data.mp4_tables import MAX_FRAMES, iterate_boxes
-from telecine.data.remote import open_local
-from telecine.data.source import Source, TarMember, VideoInfo, check_frame, kind_of, open_file
+from telecine.data.remote_read import open_local
+from telecine.data.source import (
+    LocalSource,
+    Source,
+    VideoInfo,
+    check_frame,
+    extent,
+    kind_of,
+    open_file,
+)
 from telecine.settings import ClipConfig
 
 _MP4_KINDS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of the first box
@@ -71,10 +78,9 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     return header._replace(digest=digest)
 
 
-def _digest_ends(source: Path | TarMember) -> int:
+def _digest_ends(source: LocalSource) -> int:
     with open_file(source) as file:
-        begin = source.offset if isinstance(source, TarMember) else 0
-        size = num_local_bytes(source)
+        begin, size = extent(source, file)
         if size == 0:
             raise DecodeError(f"{source}: an empty file")
         digest = hashlib.sha256(str(size).encode())
@@ -85,11 +91,10 @@ def _digest_ends(source: Path | TarMember) -> int:
     return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
-def _read_tables(source: Path | TarMember, deadline: Deadline) -> Header | None:
+def _read_tables(source: LocalSource, deadline: Deadline) -> Header | None:
     """Return what the tables of an MP4 file say of its first video; None if it is another file, or has fragments."""
     with open_file(source) as file:
-        begin = source.offset if isinstance(source, TarMember) else 0
-        size = num_local_bytes(source)
+        begin, size = extent(source, file)
         file.seek(begin)
         if file.read(8)[4:] not in _MP4_KINDS:
             return None
