@@ -176,7 +176,8 @@ class TrainConfig:
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
     context_parallel: Count = 1
     """Processes that share each clip, for clips that are larger than a device: each computes the autoencoder on a part
-    of the rows, with the same results. It divides the number of processes. For telecine's own models."""
+    of the rows, with the same results. It divides the number of processes. For telecine's own models, and for Wan,
+    CogVideoX and LTX-Video of diffusers."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
     of one has to be shorter, e.g. saving a checkpoint. While videos are read at the start they wait for any time."""
