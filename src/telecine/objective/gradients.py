@@ -15,6 +15,7 @@ from torch import Tensor
 from telecine.base.precision import autocast_dtype
 from telecine.base.shapes import Scalar
 from telecine.discriminators import frozen
+from telecine.losses import JointGANLoss
 from telecine.objective.bound_discriminator import BoundDiscriminator
 from telecine.objective.gan import (
     DiscriminatorTerms,
@@ -109,7 +110,7 @@ def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) 
     )
     if not discriminators_are_eager or have_hooks:
         discriminators = DiscriminatorGradients.THROUGH_GRAPH
-    elif gan.loss.parts is None or gan.regularisers_read_fake:
+    elif isinstance(gan.loss, JointGANLoss) or gan.regularisers_read_fake:
         discriminators = DiscriminatorGradients.EAGER_WHOLE
     elif is_update and both_train and same_precision:
         discriminators = DiscriminatorGradients.ONE_PASS
@@ -184,7 +185,6 @@ def both_steps(gan: GANBatch) -> tuple[GeneratorLosses, dict[str, DiscriminatorL
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
     # `discriminator_step` enters `gan.precision_of_discriminators()`. Here it would change nothing: this is used in
     # steps in which the discriminators train, without autocast or without a double backward.
-    assert gan.loss.parts is not None
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     in_generator_step = {d.name: d for d in discriminators_of_generator_step(gan)}
