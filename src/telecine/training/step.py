@@ -16,12 +16,15 @@ from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.log import computed_values
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
-from telecine.training.logging import ReconstructionGradient, is_share_of_gradient
+from telecine.training.logging import (
+    ReconstructionGradient,
+    check_names_of_objective,
+    is_share_of_gradient,
+)
 from telecine.training.optimizers import parameters_of
 from telecine.training.state import LR_FACTOR, TrainState
 
@@ -168,7 +171,8 @@ def accumulate_gradients(
                     target, output.video, state.step, output.aux, last_layer, **options
                 )
                 losses = [loss]
-        log = computed_values(objective_log, weights, "train")
+        check_names_of_objective(objective_log)
+        log = dict(objective_log)
         # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
         # on latents alone returns latents.
         compared_with = target if autoencoder.trains_on_latents else batch.inputs
