@@ -24,6 +24,7 @@ from telecine.models.latent import (
     Posterior,
 )
 from telecine.models.linear import LinearAutoencoder
+from telecine.models.row_layers import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 from telecine.settings.data import channels_named
@@ -259,6 +260,10 @@ class VideoAutoencoder(nn.Module, ABC):
             height: Height in pixels.
             width: Width in pixels.
         """
+        return None
+
+    def row_split(self) -> RowSplit | None:
+        """Return how several processes share a clip, see `split_over_processes`; None, the default, if they cannot."""
         return None
 
     def linear_autoencoder(

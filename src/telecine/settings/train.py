@@ -135,8 +135,8 @@ class TrainConfig:
     """
 
     data: UserPath | tuple[UserPath, ...] | None = None
-    """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
-    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
+    """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV, JSONL
+    or Parquet list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
     as a list. Without it, four short sample videos."""
     val_data: UserPath | tuple[UserPath, ...] | None = None
     """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""
@@ -176,7 +176,8 @@ class TrainConfig:
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
     context_parallel: Count = 1
     """Processes that share each clip, for clips that are larger than a device: each computes the autoencoder on a part
-    of the rows, with the same results. It divides the number of processes. For telecine's own models."""
+    of the rows, with the same results. It divides the number of processes. For telecine's own models, and for Wan,
+    CogVideoX and LTX-Video of diffusers."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
     of one has to be shorter, e.g. saving a checkpoint. While videos are read at the start they wait for any time."""

@@ -184,10 +184,13 @@ class SavedSettings:
             "frames": (before.num_frames, data["num_frames"]),
         }
         changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
-        if not changes and before.data_sha256 not in ("", data["data_sha256"]):
-            changes = ["files of other sizes, names or frames"]
-        elif not changes and before.content_sha256 not in ("", data["content_sha256"]):
-            changes = ["files of the same sizes with other content"]
+        # Hashes of headers do not compare with those of indexed files.
+        has_same_index = self.values["clips"].get("index", "ahead") == now["clips"]["index"]
+        if has_same_index and not changes:
+            if before.data_sha256 not in ("", data["data_sha256"]):
+                changes = ["files of other sizes, names or frames"]
+            elif before.content_sha256 not in ("", data["content_sha256"]):
+                changes = ["files of the same sizes with other content"]
         if before.validation != data["validation"] and _clip_choice(self.values) == _clip_choice(
             now
         ):
