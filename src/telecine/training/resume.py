@@ -244,10 +244,8 @@ class SavedSettings:
             ValueError: Such a setting differs. The error names the first one.
         """
         if "gan" not in self.values["objective"]:
-            contract, got = (
-                "a new folder or a run of this version",
-                f"{self.folder}, written by an older version",
-            )
+            contract = "a new folder or a run of this version"
+            got = f"{self.folder}, written by an older version"
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
         # An older version lacks new settings.
         saved = _network_settings(plain_settings(TrainConfig()))
