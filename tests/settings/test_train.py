@@ -218,7 +218,7 @@ CHOICES = {
     (PerceptualConfig, "net"): BACKBONES,
     (GANConfig, "loss"): GAN_LOSSES,
     (PenaltyConfig, "kind"): GRAD_PENALTIES,
-    (DiscriminatorConfig, "video"): [*VIDEO, "features", "none"],
+    (DiscriminatorConfig, "video"): VIDEO,
     (DiscriminatorConfig, "image"): [*IMAGE, "none"],
     (DiscriminatorConfig, "time_weighting"): get_args(TimeWeighting),
     (DiscriminatorConfig, "norm"): get_args(Norm),

@@ -118,7 +118,7 @@ class TrainingRun:
 
     def close(self) -> None:
         """Wait for the last checkpoint, flush the trackers, free the networks, and release the folder."""
-        error = self.checkpointer.close()
+        error = self.checkpointer.take_error()
         if error is not None:  # another error ended the run before this one was raised
             print_warnings(self.console, [str(error)])
         del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
@@ -166,7 +166,8 @@ def prepare(
         print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
     with ExitStack() as undo:  # what is undone if an error ends this
         undo.callback(leave_context_group)
-        folder = LockedFolder(config, accelerator, steal=steal_lock)
+        folder = LockedFolder(config.output_dir)
+        folder.lock(config.data, accelerator, steal=steal_lock)
         undo.callback(folder.release)
         start = find_start(
             config, autoencoder, folder.files, accelerator, console, change_data=change_data
@@ -266,18 +267,10 @@ def _build(
         copied=built.copied,
         networks={**networks, **built.init_digest},
         **data,
-    )
-    records = Records(
-        config,
-        accelerator,
-        console,
-        state,
-        summary=summary,
-        before=start.summary,
-        is_resumed=is_resumed,
-        start=start_time,
-    )
-    if is_main and is_resumed and records.summary.validated_from == 0:
+    ).after(start.summary, state.step)
+    records = Records(config, accelerator, console, summary, start_time=start_time)
+    records.open(state, has_summary=start.summary is not None, is_resumed=is_resumed)
+    if is_main and is_resumed and summary.validated_from == 0:
         linear = recorded_linear(folder.files)
         teacher_metrics = recorded_teacher(folder.files)
     run = TrainingRun(

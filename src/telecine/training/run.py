@@ -153,8 +153,7 @@ def _check_config(config: TrainConfig) -> None:
     check_functions(
         config.objective, sharding=config.sharding, max_dropped=config.predictive.max_dropped
     )
-    if config.discriminator.video not in ("features", "none"):
-        choose_video(config.discriminator)
+    choose_video(config.discriminator)
 
 
 def finish(run: TrainingRun) -> TrainResult:

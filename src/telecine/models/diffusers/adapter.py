@@ -153,7 +153,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             height: Height in pixels, which does not matter: the latent of small frames has the same grid.
             width: Width in pixels, as `height`.
         """
-        _, side, _ = self.sizes.smallest()
+        _, side, _ = self.sizes.smallest
         latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
         _, channels, latent_frames, rows, _ = latent_shape
         is_apart = self.first_frame_apart
