@@ -115,6 +115,7 @@ def test_other_models_are_refused(tmp_path):
     ):
         check_source(str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"but got '.*', which is none\. To train another model on, use `model`"
+        ValueError,
+        match=r"but got '.*', which has no configuration of a model\. To train another model on, use `model`",
     ):
         check_source(str(tmp_path / "nothing"))

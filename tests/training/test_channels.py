@@ -124,7 +124,7 @@ def test_a_run_on_arrays_and_all_that_reads_it(
     console = recorder()
     result = train(config, console=console)
     assert set(result.last) == {"psnr", "ssim"} | metrics
-    assert ("LPIPS is off: it needs RGB frames" in console.export_text()) == (not metrics)
+    assert ("LPIPS is off, as loss and as metric" in console.export_text()) == (not metrics)
     saved = json.loads(next((result.run / "validation").rglob("*.json")).read_text())["clips"][0]
     assert bool(saved["colours"]) == (number == 1)
     source = {"data": str(data), "max_clips": 1, "device": "cpu"}

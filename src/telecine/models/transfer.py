@@ -38,7 +38,7 @@ def check_source(name: str) -> None:
     _, folder = folder_without_weights(name)
     kind = class_in(folder)
     if kind != CausalVAE.__name__:
-        what = f"a {kind}" if kind else "which is none"
+        what = f"a {kind}" if kind else "which has no configuration of a model"
         remedy = "To train another model on, use `model`."
         raise argument_error("init", "a run or weights of a CausalVAE", f"{name!r}, {what}", remedy)
 

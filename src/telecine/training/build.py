@@ -309,6 +309,7 @@ def build_state(
         shard(model)
     state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
     state.prediction = prediction
+    state.is_sharded = is_sharded
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.

@@ -61,8 +61,6 @@ class Clips:
         if self.num_skipped:
             text += f", {self.num_skipped} skipped"
         text += f", {count(len(self.val), 'held-out clip')}"
-        if not self.train.config.has_colours:
-            text += f"; LPIPS is off: it needs RGB frames, not {self.train.config.num_channels} channels"
         return text
 
     def recorded(self) -> dict[str, Any]:

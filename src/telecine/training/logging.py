@@ -37,6 +37,11 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
         console.print(f"warning: {warning}", soft_wrap=True)
 
 
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Return the names and values of metrics in one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
 class IntervalMeans:
     """Means of the logged values over the updates since the last record; a checkpoint may have saved their `sums`."""
 

@@ -91,9 +91,9 @@ class TrainingRun:
     latent_cache: LatentCache | None
     perceptual: dict[str, nn.Module]
     """The perceptual metrics of a validation by name."""
-    linear: dict[str, float]
+    linear_metrics: dict[str, float]
     """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
-    teacher: dict[str, float]
+    teacher_metrics: dict[str, float]
     """Those of a student's teacher, likewise; empty for a model without one."""
     first_normalisation: Normalisation
     """The normalisation of the latent before training."""
@@ -230,7 +230,7 @@ def _build(
 
     # The metrics of a validation, and the linear baseline, from which new weights start.
     perceptual = _perceptual_metrics(config, console, device)
-    linear: dict[str, float] = {}
+    linear_metrics: dict[str, float] = {}
     teacher_metrics: dict[str, float] = {}
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
         if is_main and not is_resumed:
@@ -238,7 +238,7 @@ def _build(
             # In the first process alone: `build_state` copies its weights to the others.
             _start_from_linear_maps(config, built, baseline, clips, console, device, teacher)
             if baseline is not None and config.linear_baseline:
-                linear = measure_baseline(baseline, clips.val, perceptual, console, device)
+                linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
     first_normalisation = model.latent_normalisation()
@@ -271,7 +271,7 @@ def _build(
     records = Records(config, accelerator, console, summary, start_time=start_time)
     records.open(state, has_summary=start.summary is not None, is_resumed=is_resumed)
     if is_main and is_resumed and summary.validated_from == 0:
-        linear = recorded_linear(folder.files)
+        linear_metrics = recorded_linear(folder.files)
         teacher_metrics = recorded_teacher(folder.files)
     run = TrainingRun(
         config=config,
@@ -285,8 +285,8 @@ def _build(
         records=records,
         latent_cache=latent_cache,
         perceptual=perceptual,
-        linear=linear,
-        teacher=teacher_metrics,
+        linear_metrics=linear_metrics,
+        teacher_metrics=teacher_metrics,
         first_normalisation=first_normalisation,
         hub_repository=hub_repository,
     )
@@ -382,7 +382,9 @@ def _perceptual_metrics(
     """Return the perceptual metrics of a validation by name; none, with a line on the console, without colours."""
     if config.clips.has_colours:
         return {"lpips_alex": LPIPS("alex").to(device)}
-    print_lines(console, ["without LPIPS, as loss and as metric: it needs grey, RGB or RGBA"])
+    num_channels = config.clips.num_channels
+    text = "LPIPS is off, as loss and as metric: it needs grey, RGB or RGBA frames"
+    print_lines(console, [f"{text}, not {num_channels} channels"])
     return {}
 
 
