@@ -33,7 +33,7 @@ def reconstruct(model):
 
 def test_4x8x8_becomes_4x16x16():
     source = trained()
-    model = CausalVAE(replace(CONFIG, latent="4x16x16", base_channels=8))
+    model = CausalVAE(CausalVAEConfig(latent="4x16x16", base_channels=8, blocks_per_level=1))
     counts = copy_matching(source, into=model)
     assert {name: copied > 0 for name, (copied, _) in counts.items()} == {
         "encoder.linear": False,

@@ -346,6 +346,13 @@ def test_presets_have_the_latents_of_published_models(latent, channels):
     assert sizes == sorted(set(sizes))
 
 
+def test_in_python_a_preset_leaves_what_is_passed():
+    config = CausalVAEConfig(size="tiny", base_channels=128)  # which is also the default
+    assert (config.base_channels, config.blocks_per_level) == (128, 1)
+    with pytest.raises(ValueError, match="`size` must be left out if all settings"):
+        replace(config, size="base")
+
+
 def test_presets_override_earlier_files_and_are_overridden_beside_them():
     earlier = {"causal_vae": {"base_channels": 8, "latent_channels": 3, "time_kernel": 1}}
     config = read_config(

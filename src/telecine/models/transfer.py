@@ -35,8 +35,7 @@ def check_source(name: str) -> None:
     Raises:
         ValueError: It does not.
     """
-    _, folder = folder_without_weights(name)
-    kind = class_in(folder)
+    kind = class_in(folder_without_weights(name))
     if kind != CausalVAE.__name__:
         what = f"a {kind}" if kind else "which has no configuration of a model"
         remedy = "To train another model on, use `model`."

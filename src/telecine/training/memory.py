@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.memory_counter import MemoryCounter
@@ -22,7 +23,7 @@ from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
 from telecine.models.frozen_encoder import FrozenEncoderModel, Student
 from telecine.models.interface import check_channels
-from telecine.models.load import without_weights
+from telecine.models.load import is_custom, load_autoencoder
 from telecine.models.transfer import check_source
 from telecine.ops.ranks import ContextGroup, using_context_group
 from telecine.settings import TrainConfig
@@ -181,12 +182,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     if config.init is not None:  # which changes no shape
         check_source(config.init)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        published = read_json(PUBLISHED).get(config.model or "")
-        if published is None or Path(config.model or "").exists():
-            random = without_weights(config.model, config.causal_vae)
-        else:
-            diffusers = cast(Any, import_module("telecine.models.diffusers"))
-            random = diffusers.DiffusersAutoencoder.from_config(published)
+        random = _random_autoencoder(config)
         if config.model is not None and random.in_channels != config.clips.num_channels:
             random = random.with_channels(config.clips.num_channels)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
@@ -197,6 +193,21 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
 
             enable(cast(Any, model).module)  # without comparing gradients, which needs values
     return model
+
+
+def _random_autoencoder(config: TrainConfig) -> VideoAutoencoder:
+    if config.model is None:
+        return CausalVAE.from_config(config.causal_vae, "causal_vae")
+    published = read_json(PUBLISHED).get(config.model)
+    if published is not None and not Path(config.model).exists():
+        diffusers = cast(Any, import_module("telecine.models.diffusers"))
+        return cast(VideoAutoencoder, diffusers.DiffusersAutoencoder.from_config(published))
+    if is_custom(config.model):
+        contract = "one of telecine or diffusers to be planned"
+        got = f"{config.model}, a custom module"
+        remedy = "Use `telecine train --dry_run`, which measures one update."
+        raise argument_error("model", contract, got, remedy)
+    return load_autoencoder(config.model, with_weights=False)
 
 
 @dataclass
