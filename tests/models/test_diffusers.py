@@ -391,6 +391,7 @@ def test_gradient_checkpointing_of_a_frozen_model_is_compared_too():
 def test_gradient_checkpointing_that_is_not_exact_is_an_error(name, message, monkeypatch):
     """What diffusers itself does with these classes, whose blocks telecine checkpoints instead."""
     monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
+    monkeypatch.setattr(checkpointing, "checkpoint_call", None)
     model = adapter(name)
     video = tiny_clip(name)
     plain = gradients(model, video)

@@ -270,6 +270,22 @@ def _count_suffixes(files: Iterable[File]) -> Counter[str]:
     return Counter(file.suffix.lower() or "file without suffix" for file in files)
 
 
+def check_is_local(name: str, output: str | PathLike[str]) -> None:
+    """Check that a path to write to is local.
+
+    Args:
+        name: Name of the argument `output` in error messages.
+        output: The path.
+
+    Raises:
+        ValueError: It is an address.
+    """
+    if "://" in str(output):
+        raise argument_error(
+            name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards."
+        )
+
+
 def check_output(
     name: str,
     data: str | PathLike[str] | Sequence[str | PathLike[str]] | None,
@@ -283,12 +299,9 @@ def check_output(
         output: The path to write to.
 
     Raises:
-        ValueError: it is an address, or a folder that is searched for data.
+        ValueError: It is an address, or a folder that is searched for data.
     """
-    if "://" in str(output):
-        raise argument_error(
-            name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards."
-        )
+    check_is_local(name, output)
     patterns = []
     for data_path in paths_of(data):
         patterns += expand_braces(data_path)

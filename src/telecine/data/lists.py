@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import (
     File,
     RemotePath,
@@ -99,7 +99,7 @@ def read_list(
     """
     deadline = Deadline(path, timeout)
     try:
-        file = open_local(path, open_file, deadline)
+        file = open_local(path, open_file, deadline, whole=True)
     except (OSError, DecodeError) as error:
         raise _unreadable(path, error) from error
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:

@@ -1,22 +1,21 @@
 """Evaluation of the reconstructions of a set of videos or images."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from telecine.base.checks import argument_error, check_type
-from telecine.base.devices import pick_device
+from telecine.base.devices import device_of_process
 from telecine.base.files import atomic_write, named_errors, read_json, write_json
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
+from telecine.evaluation.load_model import Model
 from telecine.evaluation.measure_clips import (
     ClipResult,
     mean_per_frame,
@@ -35,12 +34,7 @@ from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrip
 from telecine.evaluation.metrics.tiling import TilingDifference
 from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
-from telecine.evaluation.reconstruction_sources import (
-    Model,
-    ModelSource,
-    VideoSource,
-    open_source,
-)
+from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
 from telecine.evaluation.speed import SPEED_FILE, Speed, describe_speed, measure_speed
 from telecine.models import VideoAutoencoder
 from telecine.runs.history import as_dataclass
@@ -81,7 +75,9 @@ class Evaluation:
 
         An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
         """
-        (folder / PROTOCOL_FILE).unlink(missing_ok=True)  # that of other figures
+        (folder / PROTOCOL_FILE).unlink(
+            missing_ok=True
+        )  # written last: it marks a complete evaluation
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
@@ -236,14 +232,6 @@ def evaluate(
         if output is not None and rank == 0:
             evaluation.write(Path(output))
         return evaluation
-
-
-def device_of_process(name: str, num_ranks: int) -> torch.device:
-    """Return this process' device. On a machine with several GPUs, each process gets a different one."""
-    device = pick_device(name)
-    if device.type != "cuda" or num_ranks == 1:
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _with_requested(

@@ -225,7 +225,7 @@ class ClipConfig:
 
     @property
     def has_colours(self) -> bool:
-        """Whether networks that know RGB see clips: grey, RGB or RGBA."""
+        """Whether clips can be shown to RGB networks: grey, RGB or RGBA."""
         return self.channels in CHANNELS
 
     @property

@@ -110,6 +110,7 @@ class Term:
     - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
     - `encode`: the encoder, from a video to the mode of its posterior;
     - `first_frame_apart`: whether the first latent frame encodes the first frame alone;
+    - `model`: the trained autoencoder, see `BatchOptions`;
     - `posterior`: the posterior among the auxiliary losses, with tensors `mean` and `logvar` `(B, ...)`, or `None`;
     - `generator`: the source of random numbers of this call.
 

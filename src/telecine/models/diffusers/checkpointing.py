@@ -18,7 +18,8 @@ from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
 from telecine.models.diffusers import wan
 from telecine.models.diffusers.families import Family, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.ops.checkpointing import checkpoint_module
+from telecine.ops.checkpointing import checkpoint_call, checkpoint_module
+from telecine.ops.ranks import ContextGroup, using_context_group
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 _MAX_DIFFERENCE = 1e-2
@@ -115,7 +116,8 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
 def enable(module: DiffusersModel) -> None:
     """Enable checkpointing: the class's own, or ours of the blocks of `CHECKPOINTED_BLOCKS`."""
     if type(module).__name__ not in CHECKPOINTED_BLOCKS:
-        module.enable_gradient_checkpointing()
+        # Ours remembers the processes that share a clip.
+        module.enable_gradient_checkpointing(checkpoint_call)
     for block in _blocks(module):
         checkpoint_module(block, MAGVIT_CACHE)
 
@@ -151,7 +153,12 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         weights = list(reconstruct.parameters())
     device = weights[0].device
     buffers = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
-    with torch.enable_grad(), autocast_off(device), keep_random_state(device):
+    with (
+        torch.enable_grad(),
+        autocast_off(device),
+        keep_random_state(device),
+        using_context_group(ContextGroup()),
+    ):
         torch.manual_seed(0)
         video = 2 * torch.rand(1, sizes.in_channels, *_checked_clip(sizes)) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))

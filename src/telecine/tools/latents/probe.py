@@ -18,12 +18,12 @@ from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, Span, iterate_validation_clips, read_validation_clips
 from telecine.data.index_cache import fingerprint_of
+from telecine.evaluation.load_model import MeasuredModel
 from telecine.evaluation.metrics.frechet import (
     FeatureNetwork,
     frechet_undefined,
     load_frechet_network,
 )
-from telecine.evaluation.reconstruction_sources import MeasuredModel
 from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.models.pretrained import digest_of_tensors
