@@ -67,7 +67,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         DataError: There is no usable video.
     """
     check_count("num_clips", num_clips)
-    spans = Spans.find(config.data, config.val_data, config.clips)
+    spans = Spans.find(config.data, config.val_data, replace(config.clips, index="ahead"))
     dataset = ClipDataset(
         spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed
     )
