@@ -58,9 +58,8 @@ def _save_tf32() -> Callable[[], None]:
     try:
         precision = torch.get_float32_matmul_precision()
         in_convolutions = torch.backends.cudnn.allow_tf32
-    except (
-        RuntimeError
-    ):  # set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express
+    except RuntimeError:
+        # Set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express.
         backends: Any = torch.backends
         groups = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         precisions = [group.fp32_precision for group in groups]

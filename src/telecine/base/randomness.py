@@ -16,9 +16,8 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 
-Generators: TypeAlias = (
-    torch.Generator | Sequence[torch.Generator] | None
-)  # one, one per clip, or PyTorch's default
+# One generator, one per clip, or None for PyTorch's default.
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 def rand(
