@@ -229,7 +229,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return type(self.module).__name__ in STREAMS
 
     def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
-        """Return a stream that encodes a video piece by piece.
+        """Return a stream that encodes a video a few frames at a time.
 
         Raises:
             ValueError: The class keeps no frames between chunks.
@@ -239,7 +239,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return STREAMS[type(self.module).__name__].encoder(self.module, num_frames)
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
-        """Return a stream that decodes a latent piece by piece.
+        """Return a stream that decodes a latent a few frames at a time.
 
         Raises:
             ValueError: The class keeps no frames between chunks.
