@@ -156,9 +156,11 @@ MORE_CASES: dict[str, Case] = {
         merged(SMALL_DISCRIMINATOR, {"clips": {"height": 40}, "trainable": {"weights": "lora"}}),
         model=WAN,
     ),
-    "ltx": Case(merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 96}}), model=LTX),
+    "ltx": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 160}}), model=LTX
+    ),
     "ltx_095": Case(
-        merged(CHECKPOINTING, {"clips": {"num_frames": 9, "height": 96}}), model=LTX_095
+        merged(CHECKPOINTING, {"clips": {"num_frames": 9, "height": 160}}), model=LTX_095
     ),
     "cogvideox": Case(
         merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 40}}), model=COGVIDEOX
