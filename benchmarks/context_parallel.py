@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from same_bits_cases import CASES, SMALL, Case, Settings, merged
+from same_bits_cases import CASES, SMALL, WAN, Case, Settings, merged
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,7 +32,8 @@ from torch.utils._pytree import tree_leaves
 
 from telecine.base.memory_counter import MemoryCounter
 from telecine.data import ClipBatchSampler
-from telecine.models import CausalVAE, StudentAutoencoder
+from telecine.models import CausalVAE, StudentAutoencoder, VideoAutoencoder
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.ops.ranks import data_rank, num_data_ranks
 from telecine.settings import TrainConfig
 from telecine.settings.validate import validate
@@ -67,10 +69,58 @@ SHORT_EVERY_TERM: Settings = {
 }
 SHORT_FLOW: Settings = {
     "temporal_chunk": 4,
-    "causal_vae": {"decoder": "flow", "first_frame_apart": False, "nested_channels": [2]},
+    "causal_vae": {
+        "decoder": "flow",
+        "first_frame_apart": False,
+        "nested_channels": [2],
+        "decoder_convolutions": ["depthwise", "2+1d"],
+    },
     "clips": {"num_frames": 8},
     "objective": {"adaptive_weight": {"at": "reconstruction"}, "eager_gradients": False},
 }
+# Models of diffusers, as small as they can be, with a latent of 5 rows.
+WAN_RESIDUAL: Settings = {
+    **WAN,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+}
+LTX: Settings = {
+    "_class_name": "AutoencoderKLLTXVideo",
+    "latent_channels": 4,
+    "block_out_channels": [4, 4, 4, 4],
+    "decoder_block_out_channels": [4, 4, 4, 4],
+    "layers_per_block": [1, 1, 1, 1, 1],
+    "decoder_layers_per_block": [1, 1, 1, 1, 1],
+}
+# As of 0.9.5, but for its sizes.
+LTX_095: Settings = {
+    **LTX,
+    "block_out_channels": [4, 8, 8, 16, 32],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4,
+    "decoder_block_out_channels": [8, 16, 32],
+    "decoder_layers_per_block": [1, 1, 1, 1],
+    "spatio_temporal_scaling": [True] * 4,
+    "decoder_spatio_temporal_scaling": [True] * 3,
+    "decoder_inject_noise": [False] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "upsample_residual": [True] * 3,
+    "upsample_factor": [2, 2, 2],
+    "timestep_conditioning": True,
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+COGVIDEOX: Settings = {
+    "_class_name": "AutoencoderKLCogVideoX",
+    "block_out_channels": [4, 4, 4, 4],
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+}
+SMALL_DISCRIMINATOR: Settings = {"discriminator": {"video": "patch", "num_layers": 1}}
+CHECKPOINTING: Settings = {**SMALL_DISCRIMINATOR, "model_gradient_checkpointing": True}
 # What the cases of `same_bits_cases.py` lack, and matters for a split: other layers, and rows that divide unevenly.
 MORE_CASES: dict[str, Case] = {
     "short_every_term": Case(merged(SHORT, SHORT_EVERY_TERM)),
@@ -84,6 +134,35 @@ MORE_CASES: dict[str, Case] = {
     "fsq": Case({"causal_vae": {"bottleneck": "fsq", "fsq_levels": [8, 5, 5, 5]}}),
     "rgba": Case({"causal_vae": {"in_channels": 4}, "clips": {"channels": "rgba"}}),
     "student": Case(SHORT),
+    # The number of dropped frames is drawn for each batch of a process.
+    "predictive": Case(
+        {
+            "batch_size": 1,
+            "clips": {"num_frames": 9, "height": 40},
+            "predictive": {"max_dropped": 0.9},
+        }
+    ),
+    "wan": Case(merged(SMALL_DISCRIMINATOR, {"clips": {"height": 40}}), model=WAN),
+    "wan_residual": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"height": 80}}), model=WAN_RESIDUAL
+    ),
+    "wan_chunks": Case(
+        merged(CHECKPOINTING, {"clips": {"num_frames": 9, "height": 40}, "temporal_chunk": 4}),
+        model=WAN,
+    ),
+    "ltx": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 160}}), model=LTX
+    ),
+    "ltx_095": Case(
+        merged(CHECKPOINTING, {"clips": {"num_frames": 9, "height": 160}}), model=LTX_095
+    ),
+    "cogvideox": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 40}}), model=COGVIDEOX
+    ),
+    "cogvideox_chunks": Case(
+        merged(CHECKPOINTING, {"clips": {"num_frames": 17, "height": 40}, "temporal_chunk": 8}),
+        model=COGVIDEOX,
+    ),
     "first_frame_with_others": Case(
         {
             "causal_vae": {"first_frame_apart": False, "nested_channels": [2]},
@@ -91,11 +170,13 @@ MORE_CASES: dict[str, Case] = {
         }
     ),
 }
-# Not run unless named: the first is refused; autocast rounds to 8 bits, and does not take float64.
-LEFT_OUT = {"diffusers", "bfloat16"}
+# Not run unless named: autocast rounds to 8 bits, and does not take float64.
+LEFT_OUT = {"bfloat16"}
 ALL_CASES = {**CASES, **MORE_CASES}
 # Processes, and those of them that share a clip.
 LAYOUTS = [(2, 2), (4, 4), (4, 2)]
+# A weight of LTX whose gradient diffusers computes in float32.
+IN_FLOAT32 = "timestep_scale_multiplier"
 # Logged values that depend on how a batch is divided.
 OF_PARTS = ("_std", "frame_gradient", "adversarial_gradient_share")
 
@@ -130,14 +211,25 @@ def is_divisible(case: Case, num_groups: int) -> bool:
     return merged(SMALL, case.changes)["batch_size"] % num_groups == 0
 
 
-def build(config: TrainConfig, dtype: torch.dtype, *, is_student: bool = False) -> TrainState:
+def build(
+    config: TrainConfig,
+    dtype: torch.dtype,
+    *,
+    is_student: bool = False,
+    model_of_diffusers: Settings | None = None,
+) -> TrainState:
     """Return the state of a run whose weights are not 0; a student has a random teacher."""
     torch.manual_seed(config.seed)
     accelerator = build_accelerator(config)
-    module = None
+    module: VideoAutoencoder | None = None
     if is_student:
         teacher = CausalVAE(config.causal_vae)
         module = StudentAutoencoder.of(teacher, "teacher", lambda _: teacher, config.causal_vae)
+    if model_of_diffusers is not None:
+        module = DiffusersAutoencoder.from_config(model_of_diffusers)
+        for layer in module.modules():
+            if type(layer).__name__ == "RMSNorm":
+                layer.forward = partial(rms_norm, layer)
     model = build_autoencoder(config, module).to(dtype)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -146,6 +238,12 @@ def build(config: TrainConfig, dtype: torch.dtype, *, is_student: bool = False) 
     state = build_state(config, accelerator, model)
     state.objective.to(dtype)
     return state
+
+
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
+    """Do what the `RMSNorm` of diffusers does, which computes in float32, in the precision of `x`."""
+    assert norm.weight is None
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
 
 
 def micro_batches(
@@ -174,11 +272,26 @@ def micro_batches(
     return batches
 
 
-def train(case: Case, num_processes: int, context_parallel: int, dtype: torch.dtype) -> Any:
-    """Train a case, and return its logs, gradients and tensors by kind and name."""
+def train(
+    case: Case,
+    num_processes: int,
+    context_parallel: int,
+    dtype: torch.dtype,
+    num_updates: int = NUM_UPDATES,
+) -> Any:
+    """Train a case, and return its logs, gradients and tensors by kind and name.
+
+    Args:
+        case: The training.
+        num_processes: All processes.
+        context_parallel: Those of them that share a clip.
+        dtype: Of networks and clips.
+        num_updates: Half of them before the step at which the discriminators begin to count.
+    """
     config = config_of(case, num_processes, context_parallel)
-    state = build(config, dtype, is_student=case is ALL_CASES["student"])
-    state.step = max(state.objective.schedule.disc_start - NUM_UPDATES // 2, 0)
+    is_student = case is ALL_CASES["student"]
+    state = build(config, dtype, is_student=is_student, model_of_diffusers=case.model)
+    state.step = max(state.objective.schedule.disc_start - num_updates // 2, 0)
     gradients: dict[str, Tensor] = {}
     names = {weight: name for name, weight in state.autoencoder.named_parameters()}
     names |= {weight: name for name, weight in state.objective.named_parameters()}
@@ -192,7 +305,7 @@ def train(case: Case, num_processes: int, context_parallel: int, dtype: torch.dt
     for optimizer in state.optimizers.values():
         optimizer.register_step_pre_hook(keep_gradients)
     logs: dict[str, float] = {}
-    for update in range(NUM_UPDATES):
+    for update in range(num_updates):
         is_image = case.images and update % 2 == 1
         batches = micro_batches(config, update, dtype, is_image=is_image)
         log = train_step(state, batches, measure_update_ratio=True)
@@ -236,6 +349,8 @@ def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]
         for name, value in values.items():
             if is_divided and any(part in name for part in OF_PARTS):
                 continue
+            if IN_FLOAT32 in name:
+                continue
             value = torch.as_tensor(value, dtype=torch.float64)
             other = torch.as_tensor(others[name], dtype=torch.float64)
             if value.numel() == 0:
@@ -264,29 +379,44 @@ def launch(num_processes: int, *words: str) -> None:
 
 
 def train_cases(
-    names: list[str], folder: Path, num_processes: int, context_parallel: int, dtype: torch.dtype
+    names: list[str],
+    folder: Path,
+    num_processes: int,
+    context_parallel: int,
+    dtype: torch.dtype,
+    num_updates: int,
 ) -> None:
-    """Train cases, and save the result of each; every process calls this."""
+    """Train cases, and save the result of each; every process calls this.
+
+    Args:
+        names: Of `ALL_CASES`.
+        folder: Where results are saved.
+        num_processes: All processes.
+        context_parallel: Those of them that share a clip.
+        dtype: Of networks and clips.
+        num_updates: Updates of each case.
+    """
     for name in names:
-        result = train(ALL_CASES[name], num_processes, context_parallel, dtype)
+        result = train(ALL_CASES[name], num_processes, context_parallel, dtype, num_updates)
         if not dist.is_initialized() or dist.get_rank() == 0:
             torch.save(result, folder / f"{name}-{num_processes}-{context_parallel}.pt")
 
 
-def compare(names: list[str], dtype: torch.dtype) -> bool:
+def compare(names: list[str], dtype: torch.dtype, num_updates: int) -> bool:
     """Print the differences of cases, and return whether all are small."""
     bound = 1e-10 if dtype == torch.float64 else 2e-3
     is_small = True
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
-        train_cases(names, folder, 1, 1, dtype)
+        train_cases(names, folder, 1, 1, dtype, num_updates)
         for num_processes, context_parallel in LAYOUTS:
             num_groups = num_processes // context_parallel
             divisible = [name for name in names if is_divisible(ALL_CASES[name], num_groups)]
             if not divisible:
                 continue
             words = ["work", "--folder", folder_name, "--context", str(context_parallel)]
-            words += ["--processes", str(num_processes), "--cases", *divisible]
+            words += ["--processes", str(num_processes), "--updates", str(num_updates)]
+            words += ["--cases", *divisible]
             if dtype == torch.float32:
                 words.append("--float32")
             launch(num_processes, *words)
@@ -390,6 +520,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=["values", "memory", "messages", "work"])
     parser.add_argument("--cases", nargs="*", default=[n for n in ALL_CASES if n not in LEFT_OUT])
+    parser.add_argument("--updates", type=int, default=NUM_UPDATES)
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--processes", type=int)
@@ -398,10 +529,15 @@ def main() -> int:
     torch.set_num_threads(1)
     dtype = torch.float32 if arguments.float32 else torch.float64
     if arguments.command == "values":
-        return 0 if compare(arguments.cases, dtype) else 1
+        return 0 if compare(arguments.cases, dtype, arguments.updates) else 1
     if arguments.command == "work":
         train_cases(
-            arguments.cases, arguments.folder, arguments.processes, arguments.context, dtype
+            arguments.cases,
+            arguments.folder,
+            arguments.processes,
+            arguments.context,
+            dtype,
+            arguments.updates,
         )
     elif arguments.processes is None:
         for num_processes in (1, 2, 4):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from telecine import load_autoencoder
 from telecine.evaluation import ReconstructionMetrics
+from telecine.evaluation.load_model import index_data
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import index_data
 from telecine.losses.perceptual import LPIPS
 from telecine.models import CausalVAE, VideoAutoencoder
 from telecine.models.paired import PairedAutoencoder

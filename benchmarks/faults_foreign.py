@@ -18,7 +18,7 @@ from faults_inputs import WAYS, in_a_fork, is_one_line
 from faults_row import USER_ERROR, Row
 
 from telecine import __main__ as cli
-from telecine.evaluation.reconstruction_sources import measured_model
+from telecine.evaluation.load_model import load_with_clips
 from telecine.runs.checkpoints import step_folders
 from telecine.settings import EvaluateConfig
 
@@ -195,7 +195,7 @@ def ends_well(call: Callable[[], int], *codes: int) -> bool:
 def settings_of(run: Path) -> int:
     """Load the model and the settings of its clips as `telecine evaluate` does; return the exit code."""
     try:
-        measured_model(run, EvaluateConfig(), torch.device("cpu"))
+        load_with_clips(run, EvaluateConfig(), torch.device("cpu"))
     except (ValueError, OSError) as error:
         return cli._fail([str(error)], [])
     return 0

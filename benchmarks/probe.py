@@ -24,7 +24,7 @@ from telecine.base.devices import pick_device
 from telecine.base.shapes import Video
 from telecine.base.terminal import PlainConsole
 from telecine.data import ClipDataset
-from telecine.evaluation.reconstruction_sources import measured_model
+from telecine.evaluation.load_model import load_with_clips
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.settings import ClipConfig, LatentsConfig, ProbeConfig
 from telecine.tools.latents.measures import measure_latent_spaces
@@ -61,7 +61,7 @@ class Noise(CausalVAE):
 
 def controls(model: str, config: LatentsConfig) -> list[CausalVAE]:
     """Return the linear autoencoder of a model's size, fitted to training clips, and the noise."""
-    source = measured_model(model, config, pick_device(config.device))
+    source = load_with_clips(model, config, pick_device(config.device))
     clips = source.clips
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
     if not isinstance(source.model, CausalVAE):
@@ -130,7 +130,7 @@ def main() -> None:
     )
     config = LatentsConfig(**options, probe=probe)
     train_one = partial(train_probe, folder=output / "probe", console=PlainConsole())
-    first = measured_model(models[0], config, pick_device(config.device)).clips
+    first = load_with_clips(models[0], config, pick_device(config.device)).clips
     config = replace(
         config,
         **{name: getattr(first, name) for name in ("num_frames", "height", "width", "stride")},

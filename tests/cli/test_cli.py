@@ -218,6 +218,24 @@ def test_runs_as_a_module(forks):
         ("evaluate --compare x", "--compare"),
         ("evaluate --compare x y", "protocol.json"),
         (
+            "evaluate tiny --compare x y",
+            "`checkpoint` must be left out with --compare, but got tiny. Add its evaluation",
+        ),
+        (
+            "evaluate --compare x y --data z",
+            "`--data` must be left out with --compare, but got z. It reads evaluations",
+        ),
+        (
+            "evaluate --compare x y --speed true --data z",
+            "`--data` must be left out with --compare, but got z.",
+        ),
+        ("recipes list demo", '`name` must be left out with "list", but got demo.'),
+        ("recipes show", "`name` must be given"),
+        (
+            "config schema x.yaml",
+            '`files` must be left out with "schema", but got x.yaml. Use `config validate x.yaml`',
+        ),
+        (
             "reconstruct x y -o z.mp4 --tile=8 --tile_overlap=8",
             "`--tile_overlap` must be at least",
         ),

@@ -180,7 +180,7 @@ def test_long_videos_that_cannot_be_sought_in_are_logged(
     assert ("re-encode with a short GOP" in caplog.text) == warns
 
 
-def test_facts_about_a_video(tmp_path):
+def test_the_metadata_of_a_video(tmp_path):
     info = index_video(str(write_video(tmp_path / "video.mp4", numbered_frames(12), fps=20, g="5")))
     assert (info.source, info.fps, info.height, info.width) == (tmp_path / "video.mp4", 20, 48, 64)
     assert list(info.keyframes) == [0, 5, 10]

@@ -38,9 +38,9 @@ def indexed(monkeypatch):
         names.append(source.name)
         return index_video(source, *limits)
 
-    def members(path):
+    def members(path, opened):
         names.append(path.name)
-        return tar_members(path)
+        return tar_members(path, opened)
 
     monkeypatch.setattr(index_cache, "index_video", index)
     monkeypatch.setattr(index_cache, "tar_members", members)
@@ -101,7 +101,9 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     with monkeypatch.context() as patch:
         read = index_cache.tar_members
         patch.setattr(
-            index_cache, "tar_members", lambda path: 1 / 0 if path.name == "c.tar" else read(path)
+            index_cache,
+            "tar_members",
+            lambda path, opened: 1 / 0 if path.name == "c.tar" else read(path, opened),
         )
         with pytest.raises(ZeroDivisionError):
             load(folder)

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
@@ -24,9 +25,10 @@ from telecine.data import (
     load_spans,
     read_clip,
     remote,
+    remote_read,
 )
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.index_cache import index_path
+from telecine.data.index_cache import IndexCache, index_path
 from telecine.data.lists import read_list
 from telecine.data.remote_cache import cache_folder
 from telecine.data.source import PROTOCOLS, RemotePath
@@ -79,13 +81,13 @@ def empty_cache():
 def fetched(monkeypatch):
     """Record the names of the files that are fetched."""
     names = []
-    download = remote.download
+    download = remote_read.download
 
     def record(file, *rest):
         names.append(file.name)
         download(file, *rest)
 
-    monkeypatch.setattr(remote, "download", record)
+    monkeypatch.setattr(remote_read, "download", record)
     return names
 
 
@@ -258,7 +260,7 @@ def test_a_server_that_does_not_tell_the_size(monkeypatch):
     server = SimpleNamespace(info=lambda url: {"size": None, "type": "file"})
     monkeypatch.setattr(remote, "with_retries", lambda url, call, *_: call(server))
     with pytest.raises(DecodeError, match=r"https://b/a: its server does not tell its size"):
-        remote.open_local(RemotePath("https://b/a"), open)
+        remote_read.open_local(RemotePath("https://b/a"), open)
 
 
 FILE = RemotePath("s3://b/a", 10, "1")
@@ -288,16 +290,77 @@ def answer(sent, tells=None, version="1"):
 def test_a_server_cannot_send_more_than_it_listed(tmp_path, server, num_bytes):
     path = tmp_path / "a"
     with pytest.raises(DataError, match="was changed"):
-        remote.download(FILE, path, server)
+        remote_read.download(FILE, path, server)
     assert (path.stat().st_size if path.exists() else None) == num_bytes
 
 
 def test_a_fetch_ends_with_the_connection_and_at_the_deadline(tmp_path):
-    remote.download(FILE, tmp_path / "whole", answer(10))
+    remote_read.download(FILE, tmp_path / "whole", answer(10))
     with pytest.raises(OSError, match="the connection ended after 4 of 10 bytes"):
-        remote.download(FILE, tmp_path / "less", answer(4))
+        remote_read.download(FILE, tmp_path / "less", answer(4))
     with pytest.raises(DataError, match=r"s3://b/a: not read within 1e-09 seconds"):
-        remote.download(FILE, tmp_path / "a", answer(10), Deadline("s3://b/a", 1e-9))
+        remote_read.download(FILE, tmp_path / "a", answer(10), Deadline("s3://b/a", 1e-9))
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Let blocks have 1000 bytes, so that small files have several. Return the parts that are read."""
+    parts = []
+    read = remote_read.read_part
+
+    def read_part(file, part, *rest):
+        parts.append((file.name, part))
+        return read(file, part, *rest)
+
+    monkeypatch.setattr(remote_read, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(remote_read, "read_part", read_part)
+    return parts
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "shard.tar"])
+def test_clips_are_read_by_blocks_from_a_cache_of_three(
+    folder, address, monkeypatch, fetched, blocks, name
+):
+    """Blocks are removed while a clip is read."""
+    (span,), _ = load_spans(f"{address}/{name}")
+    (local,), _ = load_spans(folder / name)
+    empty_cache()
+    fetched.clear()
+    blocks.clear()
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "3e-6")
+    assert torch.equal(read_clip(span.info, 1, 5), read_clip(local.info, 1, 5))
+    assert fetched == []
+    assert {file for file, _ in blocks} == {name}
+    assert max(len(part) for _, part in blocks) == 1000
+    first = local.info.source.offset if name == "shard.tar" else 0
+    assert min(part.start for _, part in blocks) == first, "a member is read without the others"
+    sizes = [path.stat().st_size for path in cache_folder().iterdir() if len(path.name) == 64]
+    assert 0 < sum(sizes) <= 3000
+
+
+def test_the_members_of_a_tar_file_are_found_by_its_headers(s3, tmp_path, fetched, blocks):
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"{number}.mp4")
+        files[-1].write_bytes(bytes(10**6))
+    address = s3.put(write_shard(tmp_path / "set" / "a.tar", files).parent, "set")
+    archive = RemotePath(f"{address}/a.tar")
+    members = IndexCache(address).members(archive)
+    assert [(member.name, member.size) for member in members] == [
+        (path.name, 10**6) for path in files
+    ]
+    assert sum(len(part) for _, part in blocks) < 5 * 10**5
+    assert fetched == []
+
+
+def test_blocks_of_two_versions_are_not_mixed(s3, folder, address, span, blocks):
+    read_clip(span.info, 0, 1)
+    empty_cache()
+    (folder / "a.mp4").write_bytes((folder / "a.mp4").read_bytes()[:-500])
+    s3.put(folder, "set")
+    with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
+        read_clip(span.info, 0, 8)
+    assert not [path for path in cache_folder().iterdir() if len(path.name) >= 64]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -359,6 +422,68 @@ class Lying(BaseHTTPRequestHandler):
                 self.wfile.write(bytes(100))
 
     def log_message(self, *_): ...
+
+
+class Parts(BaseHTTPRequestHandler):
+    """Serves a file, and answers requests of its parts as the address says."""
+
+    content = b""
+    num_sent = 0
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        version = "2" if "changes" in self.path and self.num_sent > 3000 else "1"
+        self.send_header("ETag", version)
+        self.end_headers()
+
+    def do_GET(self):
+        first, _, last = (
+            self.headers.get("Range", "bytes=0-999999").removeprefix("bytes=").partition("-")
+        )
+        part = self.content[int(first) : int(last) + 1]
+        if "whole" in self.path:
+            part = self.content
+        self.send_response(200 if "whole" in self.path else 206)
+        if "endless" in self.path:
+            part = bytes(10**9)
+        else:
+            self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        with suppress(OSError):
+            self.wfile.write(part)
+        Parts.num_sent += len(part)
+
+    def log_message(self, *_): ...
+
+
+@pytest.mark.parametrize("kind", ["good", "whole", "endless", "changes"])
+@pytest.mark.usefixtures("blocks")
+def test_a_web_server_answers_requests_of_parts(
+    folder, tmp_path, monkeypatch, fetched, caplog, kind
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Parts, "content", (folder / "a.mp4").read_bytes())
+    monkeypatch.setattr(Parts, "num_sent", 0)
+    local = index_video(folder / "a.mp4")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Parts) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        source = RemotePath(f"http://127.0.0.1:{server.server_port}/{kind}/a.mp4")
+        info = replace(local, source=source)
+        if kind == "changes":
+            with pytest.raises(DataError, match="was changed or removed after it was listed"):
+                read_clip(info, 0, 8)
+        elif kind == "endless":
+            with pytest.raises(DataError, match="was changed"):
+                read_clip(info, 0, 8)
+        else:
+            assert torch.equal(read_clip(info, 0, 8), read_clip(local, 0, 8))
+            read_clip(info, 2, 1)
+        server.shutdown()
+    sends_no_parts = kind in ("whole", "endless")
+    assert fetched == (["a.mp4"] if sends_no_parts else [])
+    assert caplog.text.count("sends no parts of files") == sends_no_parts
+    assert Parts.num_sent < 10**7 or kind == "endless"
 
 
 @pytest.mark.parametrize(

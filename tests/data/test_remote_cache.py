@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from telecine.data import DataError, remote
+from telecine.data import DataError, remote_read
 from telecine.data.remote_cache import DEFAULT_GB, RemoteCache, cache_folder, max_cache_bytes
 from telecine.data.source import RemotePath
 
@@ -156,8 +156,8 @@ def served(tmp_path, monkeypatch):
         path.write_bytes(bytes(file.size or 0))
         paths.append(path)
 
-    monkeypatch.setattr(remote, "with_retries", lambda url, call, *_: call(None))
-    monkeypatch.setattr(remote, "download", download)
+    monkeypatch.setattr(remote_read, "with_retries", lambda url, call, *_: call(None))
+    monkeypatch.setattr(remote_read, "download", download)
     return paths
 
 
@@ -175,8 +175,8 @@ def test_names_do_not_lead_out_of_the_folder(served, tmp_path):
         "é\udc80.PNG",
         "x." + "y" * 4000,
     ):
-        remote.open_local(file(name, 1), Path.read_bytes)
-    remote.open_local(file("..", 1, version="2"), Path.read_bytes)
+        remote_read.open_local(file(name, 1), Path.read_bytes)
+    remote_read.open_local(file("..", 1, version="2"), Path.read_bytes)
     assert {path.parent for path in served} == {tmp_path / "cache" / "telecine"}
     assert len({path.name for path in served}) == 8, "another version is another file"
     assert {path.name[64:] for path in served} == {".mp4.1.partial", ".png.1.partial", ".1.partial"}
@@ -185,7 +185,7 @@ def test_names_do_not_lead_out_of_the_folder(served, tmp_path):
 def test_a_file_that_is_larger_than_the_cache(served):
     message = r"s3://bucket/a: 31 bytes, more than the 30 bytes of the cache\. Set TELECINE_REMOTE_CACHE_GB higher"
     with pytest.raises(DataError, match=message):
-        remote.open_local(file("a", 31), Path.read_bytes)
+        remote_read.open_local(file("a", 31), Path.read_bytes)
 
 
 def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(served):
@@ -196,13 +196,13 @@ def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(served):
             path.unlink()
         return path.read_bytes()
 
-    assert remote.open_local(file("a"), opening) == bytes(10)
+    assert remote_read.open_local(file("a"), opening) == bytes(10)
     assert len(served) == 3
     num_removals = 99
     with pytest.raises(
         DataError, match=r"s3://bucket/b: was removed from the cache 10 times .*set TELECINE_REMOTE"
     ):
-        remote.open_local(file("b"), opening)
+        remote_read.open_local(file("b"), opening)
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-1", "nan", "inf"])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from telecine.evaluation.evaluate import device_of_process
+from telecine.base.devices import device_of_process
+from telecine.evaluation.load_model import index_data
 from telecine.evaluation.measure_clips import measure_clips, process_group
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import index_data
 from telecine.settings import ClipConfig
 
 

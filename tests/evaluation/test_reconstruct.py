@@ -18,8 +18,8 @@ from telecine.data import (
     video_from_bytes,
 )
 from telecine.evaluation.evaluate import evaluate
+from telecine.evaluation.load_model import load_model
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
-from telecine.evaluation.reconstruction_sources import load_model
 from telecine.evaluation.tiling import reconstruct_tiled, rounded_tiling
 from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig, Tiling

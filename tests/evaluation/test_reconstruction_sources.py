@@ -11,13 +11,9 @@ import yaml
 from PIL import Image
 
 from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
+from telecine.evaluation.load_model import index_data, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import (
-    contains_videos,
-    index_data,
-    measured_model,
-    open_source,
-)
+from telecine.evaluation.reconstruction_sources import contains_videos, open_source
 from telecine.runs import Run
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
@@ -145,7 +141,7 @@ class TestModelSource:
 
     def test_clips_have_the_size_of_the_run_without_training_only_settings(self, run):
         folder = run(stride=2, **TRAINING_ONLY)
-        opened = measured_model(folder, EvaluateConfig(), CPU)
+        opened = load_with_clips(folder, EvaluateConfig(), CPU)
         clips = opened.clips
         assert (clips.num_frames, clips.height, clips.width, clips.stride) == (5, 32, 48, 2)
         assert (clips.buckets, clips.image_ratio, clips.scale_jitter, clips.cache) == (
@@ -169,11 +165,11 @@ class TestModelSource:
         (settings,) = folder.glob("**/config.yaml")
         settings.write_text(f"clips: {clips}")
         with pytest.raises(ValueError, match=message):
-            measured_model(folder, EvaluateConfig(), CPU)
+            load_with_clips(folder, EvaluateConfig(), CPU)
 
     def test_the_size_may_differ_from_all_buckets(self, run):
         config = EvaluateConfig(num_frames=1, height=16, width=32)
-        clips = measured_model(run(**TRAINING_ONLY), config, CPU).clips
+        clips = load_with_clips(run(**TRAINING_ONLY), config, CPU).clips
         assert (clips.num_frames, clips.height, clips.width) == (1, 16, 32)
 
 

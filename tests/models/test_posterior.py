@@ -32,19 +32,19 @@ def test_samples_are_differentiable_in_mean_and_logvar():
 def test_the_moments_have_the_kl_divergence():
     posterior = gaussian(mean=-0.3, logvar=0.7)
     (moments,) = posterior.aux().values()
-    torch.testing.assert_close(posterior_kl(moments), posterior.kl(), rtol=0, atol=0)
+    assert posterior_kl(moments) == posterior_kl(posterior)
 
 
 @pytest.mark.parametrize("logvar", [-1e4, 1e4])
 def test_extreme_logvar_stays_finite(logvar):
     posterior = gaussian(logvar=logvar)
-    assert posterior.kl().isfinite()
+    assert posterior_kl(posterior).isfinite()
     assert posterior.sample().isfinite().all()
 
 
 def test_half_precision_becomes_float32():
     posterior = DiagonalGaussian(mean=torch.zeros(2).bfloat16(), logvar=torch.zeros(2).bfloat16())
-    assert posterior.sample().dtype == posterior.kl().dtype == torch.float32
+    assert posterior.sample().dtype == posterior_kl(posterior).dtype == torch.float32
     assert DeterministicPosterior(torch.zeros(2).bfloat16()).sample().dtype == torch.float32
 
 

@@ -68,6 +68,10 @@ class TestChecks:
         ):
             build(sample_weight=weight)
 
+    def test_an_unknown_option(self):
+        with pytest.raises(TypeError, match="has no argument 'masks'"):
+            build(masks=None)
+
     @pytest.mark.parametrize("step", [0, 1, "update"])
     def test_the_loss_checks_its_arguments(
         self, make_loss, make_discriminator, clip, autoencoder, step

@@ -126,9 +126,8 @@ def test_sums_means_and_each_discriminator():
 
 def test_one_discriminator_and_none():
     log = log_of({"discr": step_log(REAL, FAKE, gan=1.0)})
-    assert set(log) == {"discr_loss", "grad_penalty_loss", *STATISTICS}
-    log = log_of({})
-    assert log == {"discr_loss": 0, "grad_penalty_loss": 0, "logits_real": 0, "logits_fake": 0}
+    assert set(log) == {"discr_loss", *STATISTICS}
+    assert log_of({}) == {}
 
 
 def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip):
@@ -142,9 +141,6 @@ def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip):
         "discr_loss",
         "grad_penalty_loss",
         "lecam_loss",
-        "mse",
-        "lr",
-        "disc_grad_norm",
         "logits_real_discr_3d",
         "hinge_active",
     ):

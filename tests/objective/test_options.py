@@ -31,6 +31,7 @@ from telecine.losses import (
 )
 from telecine.losses.additional_terms import TERMS
 from telecine.losses.perceptual import LPIPS
+from telecine.objective.log import COGVIDEO_LOG
 from telecine.settings import ObjectiveConfig, Term
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
@@ -388,6 +389,9 @@ def results_of(loss, autoencoder, real, step, *, in_update=False, autocast=None,
         if in_update:
             update = call(loss.update, autoencoder, real, step)
             calls = [(update.loss, update.log), (update.disc_loss, update.disc_log)]
+            for index, (_, log) in enumerate(calls):
+                for name in COGVIDEO_LOG[index]:  # an update leaves out what it does not compute
+                    log.setdefault(f"train/{name}", torch.zeros(()))
         else:
             calls = [call(loss, autoencoder, real, index, step) for index in (0, 1)]
     results = []

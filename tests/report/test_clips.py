@@ -10,7 +10,7 @@ import torch
 from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
 from telecine.report.clips import ValidationClip, at_one_rate, write_clips
-from telecine.report.page_videos import VideoFolder, player_data
+from telecine.report.page_videos import VideoFolder, copy_videos
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.run import SavedValidation
@@ -122,7 +122,7 @@ def test_every_clip_has_its_own_frame_rate(tmp_path):
     old = replace(saved.clips[1], fps=None)  # of an older version, which wrote all at one rate
     saved = replace(saved, clips=[*saved.clips, old])
     run = ReportedRun("run", [], {}, {}, None, [saved])
-    (shown,) = player_data([run], VideoFolder(tmp_path / "report.html"))
+    (shown,) = copy_videos([run], VideoFolder(tmp_path / "report.html"))
     assert [clip["fps"] for clip in shown["clips"]] == [60.0, 24.0, 60.0]
 
 
@@ -145,5 +145,5 @@ def test_depth_says_what_its_colours_are(tmp_path):
     (saved,) = validations(tmp_path)
     assert saved.clips[0].colours == "1000 to 1511 of 65535"
     run = ReportedRun("run", [], {}, {}, None, [saved])
-    (shown,) = player_data([run], VideoFolder(tmp_path / "report.html"))
+    (shown,) = copy_videos([run], VideoFolder(tmp_path / "report.html"))
     assert shown["clips"][0]["title"] == "depth.npy, frame 0, colours: 1000 to 1511 of 65535"

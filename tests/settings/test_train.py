@@ -137,11 +137,16 @@ WRONG = [
         "`process_timeout` must be at most 31536000, but got 1000",
     ),
     (
-        "{clips: {channels: 2}, best_metric: lpips_alex}",
+        "{clips: {channels: 2}}",
+        r"`objective.perceptual_weight` must be 0 for 2 channels, but got 1.0 .*LPIPS needs RGB frames: "
+        "set `objective.perceptual_weight` to 0.",
+    ),
+    (
+        "{clips: {channels: 2}, objective: {perceptual_weight: 0}, best_metric: lpips_alex}",
         "`best_metric` must be psnr or ssim for channels without colours, but got lpips_alex",
     ),
     (
-        "{clips: {channels: 2}, discriminator: {video: features}}",
+        "{clips: {channels: 2}, objective: {perceptual_weight: 0}, discriminator: {video: features}}",
         "`discriminator.video` must be a discriminator of 2 channels, but got features, which needs RGB. Use patch.",
     ),
     (

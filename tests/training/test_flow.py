@@ -9,13 +9,10 @@ import torch
 
 from telecine.__main__ import main
 from telecine.base.randomness import clip_generators, randn
+from telecine.evaluation.load_model import index_data, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruct import reconstruct
-from telecine.evaluation.reconstruction_sources import (
-    ModelSource,
-    index_data,
-    measured_model,
-)
+from telecine.evaluation.reconstruction_sources import ModelSource
 from telecine.models import load_autoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.flow import level_weights, random_levels
@@ -119,7 +116,7 @@ def test_the_same_video_has_the_same_bits(run, tmp_path):
     protocol = ConfiguredClips(run.clips, 2)
     first, second = protocol.select(index_data(run.data))
     settings = EvaluateConfig(data=str(run.data), device="cpu", decode_steps=2)
-    model = measured_model(run.output_dir, settings, torch.device("cpu")).model
+    model = load_with_clips(run.output_dir, settings, torch.device("cpu")).model
     source = ModelSource(model, protocol, "flow")
 
     def reconstructed(*spans, **changes):

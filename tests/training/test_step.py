@@ -21,6 +21,7 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.logging import check_names_of_objective
 from telecine.training.step import (
     FINAL_LR_SCALE,
     MicroBatch,
@@ -449,9 +450,11 @@ def test_what_is_logged_of_gradients_and_updates(build, video):
         "train/clips_per_second",
     }
     assert len(names) > 10
+
+    def check_name(name):
+        check_names_of_aux_losses({name: torch.ones(())}, [])
+        check_names_of_objective([name])
+
     for name in names:
-        aux_loss = {name.removeprefix("train/"): torch.ones(())}
-        with pytest.raises(
-            ValueError, match="`aux_losses` must be named unlike all else in the log"
-        ):
-            check_names_of_aux_losses(aux_loss, [])
+        with pytest.raises(ValueError, match="`aux_losses` must be named unlike all else in the"):
+            check_name(name.removeprefix("train/"))

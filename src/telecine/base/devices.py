@@ -1,5 +1,6 @@
 """The device of a command, and its memory."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,19 @@ def pick_device(name: str) -> torch.device:
         remedy = 'Use "auto" or "cpu", or install a PyTorch build that supports it.'
         raise argument_error("device", "a device of this machine", name, remedy)
     return torch.device(name)
+
+
+def device_of_process(name: str, num_ranks: int) -> torch.device:
+    """Return this process' device. On a machine with several GPUs, each process gets a different one.
+
+    Args:
+        name: The name of the device, see `pick_device`.
+        num_ranks: The number of processes.
+    """
+    device = pick_device(name)
+    if device.type != "cuda" or num_ranks == 1:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def parse_memory(text: str) -> int:

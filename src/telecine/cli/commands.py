@@ -6,7 +6,7 @@ What needs PyTorch is imported where it is used, so that help and mistakes need 
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -166,36 +166,49 @@ def evaluate(
     """Measure the reconstructions of an autoencoder, or given videos or images; or compare evaluations.
 
     Raises:
-        ValueError: Neither a checkpoint nor evaluations are named.
+        ValueError: Neither a checkpoint nor evaluations are named, or what is typed has no effect on a comparison.
     """
-    from telecine.evaluation.compare import compare as compare_evaluations
-    from telecine.evaluation.compare_speed import ComparedSpeeds, recorded_speeds, speeds_in_turns
-    from telecine.evaluation.evaluate import evaluate
-    from telecine.evaluation.paper_table import make_table
-    from telecine.report.speed_page import write_speeds
-
     if compare is not None:
-        speeds: ComparedSpeeds | None
-        if settings.speed:
-            speeds = speeds_in_turns(compare, settings)
-        else:
-            speeds = recorded_speeds(compare)
-        table = make_table(compare, output=output, speeds=None if speeds is None else speeds.speeds)
-        if speeds is not None and output is not None:
-            write_speeds(compare, speeds, output)
-        if len(compare) == 2:
-            compare_evaluations(*compare, output=output).print_to(console)
-        else:
-            for line in table.splitlines():
-                console.say(line)
+        if checkpoint is not None:
+            remedy = "Add its evaluation to --compare, or leave --compare out."
+            raise argument_error("checkpoint", "left out with --compare", checkpoint, remedy)
+        _compare_evaluations(compare, settings, output)
     elif checkpoint is None:
         raise argument_error(
             "checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions."
         )
     else:
+        from telecine.evaluation.evaluate import evaluate
+
         evaluate(checkpoint, settings, output=output).print_to(console)
     if output is not None:
         console.say(f"written to {output}")
+
+
+def _compare_evaluations(
+    folders: Sequence[str], settings: EvaluateConfig, output: str | None
+) -> None:
+    """Compare two evaluations clip by clip, or print a table of several."""
+    from telecine.evaluation.compare import compare
+    from telecine.evaluation.compare_speed import recorded_speeds, speeds_in_turns
+    from telecine.evaluation.paper_table import make_table
+    from telecine.report.speed_page import write_speeds
+
+    used = ("speed", "device") if settings.speed else ()
+    for setting in fields(EvaluateConfig):
+        value = getattr(settings, setting.name)
+        if setting.name not in used and value != setting.default:
+            remedy = "It reads evaluations as they were measured."
+            raise argument_error(setting.name, "left out with --compare", value, remedy)
+    speeds = speeds_in_turns(folders, settings) if settings.speed else recorded_speeds(folders)
+    table = make_table(folders, output=output, speeds=None if speeds is None else speeds.speeds)
+    if speeds is not None and output is not None:
+        write_speeds(folders, speeds, output)
+    if len(folders) == 2:
+        compare(*folders, output=output).print_to(console)
+    else:
+        for line in table.splitlines():
+            console.say(line)
 
 
 def reconstruct(
@@ -242,11 +255,17 @@ def report(
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
     from telecine.report.page import watch_runs, write_report
 
-    say_once = cache(lambda page: console.say(f"written to {page}; open it in a browser"))
+    printed: set[Path] = set()
+
+    def print_once(page: Path) -> None:
+        if page not in printed:
+            printed.add(page)
+            console.say(f"written to {page}; open it in a browser")
+
     if watch:
-        watch_runs(runs, output, say_once)
+        watch_runs(runs, output, print_once)
     else:
-        say_once(write_report(runs, output))
+        print_once(write_report(runs, output))
 
 
 def recipes(
@@ -256,9 +275,12 @@ def recipes(
     """List or show recipes: settings that train well together, for `--config`.
 
     Raises:
-        ValueError: The recipe to show is not named.
+        ValueError: The recipe to show is not named, or one is named that is not shown.
     """
     if action == "list":
+        if name is not None:
+            remedy = f"Use `recipes show {name}`."
+            raise argument_error("name", 'left out with "list"', name, remedy)
         print("\n".join(describe_recipes()))
     elif name is None:
         raise argument_error(
@@ -277,9 +299,13 @@ def config(
     """Check settings files, or print the JSON schema by which editors check and complete them.
 
     Raises:
-        ValueError: There are no files to check, or they have mistakes.
+        ValueError: There are no files to check, they have errors, or there are some with "schema".
     """
     if action == "schema":
+        if files:
+            names = " ".join(files)
+            remedy = f"Use `config validate {names}` to check them."
+            raise argument_error("files", 'left out with "schema"', names, remedy)
         print(json_schema(TrainConfig))
     elif not files:
         raise argument_error("files", "settings files or recipes", "nothing", "Pass one or more.")

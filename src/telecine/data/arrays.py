@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, VideoInfo, check_frame, path_or_content
 from telecine.settings import ClipConfig
 
@@ -162,7 +162,8 @@ def _as_frames(values: Any, layout: str) -> Any:
 
 def _open(source: Source, deadline: Deadline | None = None, *, header_only: bool = False) -> Any:
     with decode_errors(source, _ERRORS):
-        values = open_local(source, _load_header if header_only else _load, deadline)
+        load = _load_header if header_only else _load
+        values = open_local(source, load, deadline, whole=True)  # to map it
         if 0 in values.shape:
             raise ValueError(f"an empty array, of shape {values.shape}")
         return values

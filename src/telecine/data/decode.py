@@ -7,7 +7,7 @@ from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import torch
@@ -25,8 +25,15 @@ from telecine.data.arrays import read_array
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.image import ANIMATED, read_image
 from telecine.data.pixels import FrameConverter
-from telecine.data.remote import open_local
-from telecine.data.source import AnyPath, TarMember, VideoInfo, as_source, open_file
+from telecine.data.remote_read import open_local
+from telecine.data.source import (
+    AnyPath,
+    LocalSource,
+    TarMember,
+    VideoInfo,
+    as_source,
+    open_file,
+)
 from telecine.settings import CHANNELS, MAX_PIXELS, RGB, PixelFormat
 
 # FFmpeg recognises formats by content, whatever the name. Formats that name other files, such as `hls`, are left out.
@@ -78,14 +85,19 @@ VIDEO_ERRORS = (
 
 @contextmanager
 def open_video(
-    path: AnyPath, max_pixels: int = MAX_PIXELS, deadline: Deadline | None = None
+    path: AnyPath,
+    max_pixels: int = MAX_PIXELS,
+    deadline: Deadline | None = None,
+    *,
+    whole: bool = False,
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member for decoding on one thread, and yield its container and first stream of moving video.
 
     Args:
         path: The file.
         max_pixels: Largest height times width of a frame. Decoding a larger one fails.
-        deadline: The time by which a file at an address must arrive.
+        deadline: The time by which what is read of a file at an address must arrive.
+        whole: Whether most of the file is read, see `telecine.data.remote_read.open_local`.
 
     Raises:
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
@@ -93,7 +105,7 @@ def open_video(
     """
     with (
         decode_errors(path, VIDEO_ERRORS),
-        open_local(as_source(path), open_container, deadline) as container,
+        open_local(as_source(path), open_container, deadline, whole=whole) as container,
     ):
         if container.format.name == _ANIMATED_IMAGE:
             raise DecodeError(f"{path}: {ANIMATED}")
@@ -112,19 +124,22 @@ def open_video(
         yield container, stream
 
 
-def open_container(source: Path | TarMember) -> InputContainer:
-    """Open a file or tar member of one of the formats that are read.
+def open_container(source: LocalSource) -> InputContainer:
+    """Open a file, a tar member or an open file of one of the formats that are read.
 
     Raises:
         DecodeError: It is of another format, or damaged.
     """
-    open_file(source).close()  # FFmpeg would wait for a FIFO
-    # Without a protocol, FFmpeg takes the part of a name before a colon for one.
-    url = f"file:{source}"
+    file = open_file(source)
+    opened: str | BinaryIO = file
+    if isinstance(source, (Path, TarMember)):
+        file.close()  # FFmpeg would wait for a FIFO
+        # Without a protocol, FFmpeg takes the part of a name before a colon for one.
+        opened = f"file:{source}"
     if isinstance(source, TarMember):
-        url = f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
+        opened = f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
     try:
-        return av.open(url, **_OPEN_OPTIONS)
+        return av.open(opened, **_OPEN_OPTIONS)
     except av.error.ArgumentError as error:
         formats = " ".join(_CONTAINERS)
         raise DecodeError(
@@ -203,7 +218,7 @@ def iterate_frames(
                 yield from read_clip(path, start, num_frames, size=size, pixels=pixels)
             return
         path = path.source
-    with open_video(path) as (container, stream):
+    with open_video(path, whole=True) as (container, stream):
         converter = FrameConverter(pixels, size, stream.sample_aspect_ratio or Fraction(1))
         for frame in decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba"):
             _check_intact(frame, path)

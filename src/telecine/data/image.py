@@ -18,7 +18,7 @@ from torch import Tensor
 
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.pixels import FrameConverter, resize_with_alpha
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, path_or_content
 from telecine.settings import RGB, PixelFormat
 
@@ -55,7 +55,10 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
         raise DecodeError(
             f"{source}: {source.size} bytes, more than the {_MAX_MEMBER_BYTES} of an image in a tar file"
         )
-    with decode_errors(source, _ERRORS), open_local(source, _open_pillow, deadline) as image:
+    with (
+        decode_errors(source, _ERRORS),
+        open_local(source, _open_pillow, deadline, whole=True) as image,
+    ):
         if image.format in _ANIMATED_FORMATS and is_animated(image):
             raise ValueError(ANIMATED)
         yield image

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 from av.container import InputContainer
@@ -27,15 +26,16 @@ from telecine.data.hdr import range_of
 from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import (
     AnyPath,
+    LocalSource,
     Skipped,
     Source,
-    TarMember,
     VideoInfo,
     as_source,
     check_frame,
+    extent,
     kind_of,
     open_file,
 )
@@ -77,13 +77,13 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
         config = ClipConfig()
     deadline = Deadline(source, config.timeout)
     with decode_errors(source, VIDEO_ERRORS):
-        if open_local(source, _num_bytes, deadline) == 0:
+        if open_local(source, _num_bytes, deadline, whole=True) == 0:
             raise DecodeError(f"{source}: an empty file")
     info = None
     if kind_of(source) == "arrays":
         info = index_array(source, config, deadline)
     elif kind_of(source) == "images":
-        info = _index_image(source, config, deadline)
+        info = index_image(source, config, deadline)
     if info is None:
         info = _index_video(source, config, deadline)
     with decode_errors(source, VIDEO_ERRORS):
@@ -91,16 +91,15 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     return replace(info, digest=digest)
 
 
-def _num_bytes(source: Path | TarMember) -> int:
+def _num_bytes(source: LocalSource) -> int:
     with open_file(source) as file:
-        return source.size if isinstance(source, TarMember) else os.fstat(file.fileno()).st_size
+        return extent(source, file)[1]
 
 
-def _digest_content(source: Path | TarMember) -> str:
+def _digest_content(source: LocalSource) -> str:
     """Return a SHA-256 of the size of a file and of its bytes; of more than 1 MiB, of 16 evenly spaced blocks."""
     with open_file(source) as file:
-        begin = source.offset if isinstance(source, TarMember) else 0
-        size = _num_bytes(source)
+        begin, size = extent(source, file)
         distance = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) / (_NUM_BLOCKS - 1))
         digest = hashlib.sha256(str(size).encode())
         for number in range(_NUM_BLOCKS):
@@ -110,10 +109,15 @@ def _digest_content(source: Path | TarMember) -> str:
     return digest.hexdigest()
 
 
-def _index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:
+def index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:
     """Index an image by its header, or return None for an animated PNG, which is a video.
 
     Damage after the header shows when the image is read, except in PNG files.
+
+    Args:
+        source: The file.
+        config: Its `max_pixels` is the limit of a frame.
+        deadline: The time by which a file at an address must arrive.
     """
     with open_image(source, deadline) as image:
         if image.format == "PNG" and is_animated(image):

@@ -23,8 +23,10 @@ from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.paths import deepest_folder
-from telecine.data.remote import look_up, open_local
+from telecine.data.remote import look_up
+from telecine.data.remote_read import open_local
 from telecine.data.source import (
+    LocalSource,
     RemotePath,
     Source,
     TarMember,
@@ -32,6 +34,7 @@ from telecine.data.source import (
     check_frame,
     is_address,
     kind_of,
+    open_file,
     tar_members,
 )
 from telecine.settings import ClipConfig
@@ -210,15 +213,15 @@ def num_bytes(source: Source) -> int:
 def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_MemberLocation]:
     locations: list[_MemberLocation] = []
 
-    def scan(path: Path) -> None:
+    def scan(local: LocalSource) -> None:
         locations.clear()
-        members = deadline.limit(tar_members(path))
+        members = deadline.limit(tar_members(archive, open_file(local)))
         locations.extend(
             (member.name, member.offset, member.size) for member in members
         )  # until an error
 
     try:
-        open_local(archive, scan, deadline)
+        open_local(archive, scan, deadline, in_order=True)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations

@@ -1,12 +1,11 @@
 """What the tables of an MP4 file claim, checked before FFmpeg expands them: 2 kB can claim 4 GB of frames."""
 
-import os
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.source import Source, TarMember, open_file
+from telecine.data.source import LocalSource, extent, open_file
 
 MAX_FRAMES = 2**22  # a day at 48 frames a second
 # Boxes that contain boxes, and the bytes before these. FFmpeg looks for boxes in free space, too.
@@ -31,17 +30,17 @@ _BYTES_BEFORE_CHILDREN = {
 }
 _HEADER_BYTES = 8
 _LONG_HEADER_BYTES = 16  # with a size of 64 bits
-_CONTENT_BYTES = 12  # that are read of each box
+_CONTENT_BYTES = 96  # that are read of each box: all of a track's header
 
 
 class Box(NamedTuple):
     """A box of an MP4 file. Tables are boxes."""
 
     kind: bytes
-    content: bytes  # its first 12 bytes or more; zeros follow the end of the file
+    content: bytes  # its first 96 bytes or more; zeros follow the end of the file
 
 
-def check_tables(source: Source, deadline: Deadline) -> None:
+def check_tables(source: LocalSource, deadline: Deadline) -> None:
     """Check that the tables of a local file claim no more frames than it can have, and are not compressed.
 
     A file of another format has no such tables.
@@ -51,11 +50,7 @@ def check_tables(source: Source, deadline: Deadline) -> None:
         DataError: the deadline has passed.
     """
     with open_file(source) as file:
-        begin = 0
-        size = os.fstat(file.fileno()).st_size
-        if isinstance(source, TarMember):
-            begin = source.offset
-            size = source.size
+        begin, size = extent(source, file)
         claimed_bytes = 0
         for box in deadline.limit(iterate_boxes(file, begin, begin + size)):
             if box.kind == b"cmov":

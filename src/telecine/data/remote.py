@@ -1,24 +1,19 @@
-"""Files at `s3://`, `gs://`, `hf://` and `https://`: listed with fsspec, and fetched whole into a local cache."""
+"""Files at `s3://`, `gs://`, `hf://` and `https://`: listed with fsspec, and asked for again if a server fails."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import replace
 from glob import has_magic
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from telecine.base.checks import shorten
-from telecine.data.errors import DataError, Deadline, DecodeError
-from telecine.data.remote_cache import SIZE_VARIABLE, RemoteCache, cache_folder, max_cache_bytes
-from telecine.data.source import RemotePath, Source, TarMember, file_of, is_hidden, kind_of
+from telecine.data.errors import DataError, Deadline
+from telecine.data.source import RemotePath, is_hidden
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -53,9 +48,10 @@ _NOT_RETRIED = (
 _REDIRECTS = ("NonHttpUrlRedirectClientError", "TooManyRedirects")
 # The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
-_MAX_REMOVALS = (
-    10  # how often another process may remove a copy between its arrival and its opening
-)
+
+
+class RefusedError(DataError):
+    """A server refuses a request, and would refuse it again."""
 
 
 def match(address: str) -> list[RemotePath]:
@@ -84,125 +80,19 @@ def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
     """
     if file.size is not None or file.is_folder:
         return file
-    return with_retries(file.url, lambda fs: _info(file.url, fs, deadline), deadline)
+    return with_retries(file.url, lambda fs: info_of(file.url, fs, deadline), deadline)
 
 
-def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline | None = None) -> T:
-    """Open a source on this machine, or its copy in the cache.
-
-    Args:
-        source: The source.
-        opening: The function that opens it. It gets the source, or the one in the copy, which may be removed as soon as
-            the function has returned.
-        deadline: The time by which a file at an address must arrive.
-
-    Returns:
-        What `opening` returns.
-
-    Raises:
-        DecodeError: a file at an address does not exist.
-        DataError: it cannot be fetched, or not by the deadline.
-    """
-    file = file_of(source)
-    if isinstance(file, Path):
-        return opening(source)
-    try:
-        file = look_up(file, deadline)
-    except FileNotFoundError as error:
-        raise DecodeError(f"{file}: No such file") from error
-    if file.is_folder:
-        raise DecodeError(f"{file}: a folder")
-    if file.size is None:
-        raise DecodeError(f"{file}: its server does not tell its size")
-    for _ in range(_MAX_REMOVALS):
-        copy = _cached_copy(file, deadline)
-        with suppress(FileNotFoundError):
-            return opening(replace(source, archive=copy) if isinstance(source, TarMember) else copy)
-    remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
-    raise DataError(
-        f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}"
-    )
-
-
-def _cached_copy(file: RemotePath, deadline: Deadline | None) -> Path:
-    """Return the copy of a file whose size and version are known; fetch it unless it is in the cache."""
-    size = file.size or 0
-    suffix = file.suffix.lower() if kind_of(file) else ""
-    identity = (
-        f"{file.url}\n{size}\n{file.version}"  # hashed, so that no address leads out of the folder
-    )
-    name = f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
-    cache = RemoteCache(cache_folder(), max_cache_bytes())
-
-    def fetch(path: Path) -> None:
-        try:
-            with_retries(file.url, lambda fs: download(file, path, fs, deadline), deadline)
-        except FileNotFoundError as error:
-            raise _changed(file) from error
-
-    if size > cache.max_bytes:
-        remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
-        raise DataError(
-            f"{file}: {size} bytes, more than the {cache.max_bytes} bytes of the cache. {remedy}"
-        )
-    return cache.copy(name, size, fetch)
-
-
-def download(
-    file: RemotePath, path: Path, fs: AbstractFileSystem, deadline: Deadline | None = None
-) -> None:
-    """Write a file to `path`. Never more bytes are written than the file had when it was looked up.
-
-    Args:
-        file: The file, with its size and version.
-        path: Where to write it.
-        fs: fsspec's file system of its protocol.
-        deadline: The time by which it must arrive.
-
-    Raises:
-        DataError: the file has another size or version, or does not arrive by the deadline.
-        OSError: the connection ended too early.
-    """
-    from fsspec.callbacks import Callback
-
-    expected_size = file.size or 0
-
-    def check(size: int | None, value: int, **_: object) -> None:
-        if max(size or 0, value) > expected_size:
-            raise _changed(file)
-        if deadline is not None:
-            deadline.seconds_left()
-
-    callback = Callback(hooks={"bound": check})
-    fs.get_file(
-        fs._strip_protocol(file.url),
-        str(path),
-        callback=callback,
-        **_time_limit(file.url, deadline),
-    )
-    num_bytes = path.stat().st_size
-    if num_bytes != file.size:
-        raise OSError(errno.EIO, f"the connection ended after {num_bytes} of {file.size} bytes")
-    now = _info(file.url, fs, deadline)
-    if (now.size, now.version) != (file.size, file.version):
-        raise _changed(file)
-
-
-def _changed(file: RemotePath) -> DataError:
-    return DataError(
-        f"{file}: was changed or removed after it was listed. Run the same command again."
-    )
-
-
-def _time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
+def time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
     """Return an option of fsspec's methods: a web server that sends a byte now and then meets all limits of aiohttp."""
     if deadline is None or not url.startswith("http"):
         return {}
     return {"timeout": deadline.seconds_left()}
 
 
-def _info(url: str, fs: AbstractFileSystem, deadline: Deadline | None) -> RemotePath:
-    return _remote_path(url, fs.info(url, **_time_limit(url, deadline)))
+def info_of(url: str, fs: AbstractFileSystem, deadline: Deadline | None) -> RemotePath:
+    """Ask the server of a file or folder for its size and version."""
+    return _remote_path(url, fs.info(url, **time_limit(url, deadline)))
 
 
 def _remote_path(url: str, info: Mapping[str, Any]) -> RemotePath:
@@ -233,7 +123,8 @@ def with_retries(
 
     Raises:
         FileNotFoundError: the server says that the file does not exist.
-        DataError: the server does not answer, or refuses, or the deadline has passed.
+        RefusedError: the server refuses.
+        DataError: the server does not answer, or the deadline has passed.
         ImportError: the package for the protocol is not installed.
     """
     fs = _file_system(address)
@@ -251,7 +142,9 @@ def with_retries(
                 raise
             if kind == "refused":
                 remedy = "Check the address and the credentials."
-                raise DataError(f"{address}: cannot be read ({_text(cause)}). {remedy}") from error
+                raise RefusedError(
+                    f"{address}: cannot be read ({_text(cause)}). {remedy}"
+                ) from error
             if deadline is not None:
                 deadline.seconds_left()
             passed = time.monotonic() - start

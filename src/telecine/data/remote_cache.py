@@ -78,6 +78,10 @@ class RemoteCache:
         self.folder = folder
         self.max_bytes = max_bytes
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a copy, and note that it is used now. Another process may remove it at any time."""
+        return _mark_used(self.folder / name)
+
     def copy(self, name: str, size: int, fetch: Callable[[Path], object]) -> Path:
         """Return the copy of a file, which another process may remove at any time.
 

@@ -50,7 +50,7 @@ SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | ARRAY_SUFFIXES
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")
 
 _MAX_PATH_BYTES = 4096
-_TIE_SECONDS = 1e-6  # two frames are equally near to a time if their distances differ by less
+TIE_SECONDS = 1e-6  # two frames are equally near to a time if their distances differ by less
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 _MAX_ASPECT_RATIO = 100
 # Headers of a tar file with a long name or with attributes of the next member. Python reads them whole.
@@ -114,6 +114,8 @@ class TarMember:
 
 
 Source: TypeAlias = File | TarMember
+# A source on this machine: a file, a member of a tar file, or a binary file that is open.
+LocalSource: TypeAlias = Path | TarMember | BinaryIO
 AnyPath: TypeAlias = str | PathLike[str] | Source  # of a user: a path, an address, or a source
 
 
@@ -185,21 +187,32 @@ def is_hidden(path: PurePosixPath | Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def open_file(source: Source) -> BinaryIO:
-    """Open the local file that holds a source.
+def open_file(source: LocalSource) -> BinaryIO:
+    """Open the file that holds a source. A file that is open already is returned.
 
     Raises:
         DecodeError: it is no regular file but a FIFO, a device or the like.
         OSError: it cannot be opened.
     """
+    if not isinstance(source, (Path, TarMember)):
+        return source
     try:
         return open_regular(Path(str(file_of(source))))
     except ValueError as error:
         raise DecodeError(str(error)) from error
 
 
-def path_or_content(source: Path | TarMember) -> Path | io.BytesIO:
+def extent(source: LocalSource, file: BinaryIO) -> tuple[int, int]:
+    """Return where a source begins in the opened file that holds it, and its size in bytes."""
+    if isinstance(source, TarMember):
+        return source.offset, source.size
+    return 0, file.seek(0, os.SEEK_END)
+
+
+def path_or_content(source: LocalSource) -> Path | BinaryIO:
     """Return the path of a regular file, of which a library reads only what it needs, or the content of a member."""
+    if not isinstance(source, (Path, TarMember)):
+        return source
     with open_file(source) as file:
         if not isinstance(source, TarMember):
             return source
@@ -218,17 +231,21 @@ class _TarEntry(tarfile.TarInfo):
         return entry
 
 
-def tar_members(archive: Path) -> Iterator[TarMember]:
+def tar_members(archive: File, opened: BinaryIO | None = None) -> Iterator[TarMember]:
     """Yield the videos, images and arrays of a tar file in the order of the archive. Only headers are read.
+
+    Args:
+        archive: The tar file.
+        opened: Its bytes, if it is not a local file.
 
     Raises:
         OSError: the file cannot be read.
         tarfile.TarError: it is not a tar file, or is compressed; or, after some members, it is truncated or sparse.
     """
-    with (
-        open_file(archive) as file,
-        tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar,
-    ):
+    if opened is None:
+        assert isinstance(archive, Path), "a tar file at an address is opened before"
+        opened = open_file(archive)
+    with opened as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
         for entry in tar:
             if entry.size < 0:  # Python would read the same headers for ever
                 raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
@@ -299,10 +316,10 @@ class VideoInfo:
         """
         last = self.num_frames - 1
         if not self._is_sorted:
-            index = math.ceil(start + seconds * self.fps - 0.5 - _TIE_SECONDS * self.fps)
+            index = math.ceil(start + seconds * self.fps - 0.5 - TIE_SECONDS * self.fps)
             return min(index, self.num_frames)
         time = self.pts[start] + seconds / self.time_base
-        tie = _TIE_SECONDS / self.time_base
+        tie = TIE_SECONDS / self.time_base
         end = (
             self.pts[last] + 0.5 / self.fps / self.time_base
         )  # the last frame is displayed until then, and longer

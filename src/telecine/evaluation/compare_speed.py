@@ -11,7 +11,7 @@ from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
 from telecine.evaluation.compare import check_protocols, check_several
 from telecine.evaluation.evaluate import SavedEvaluation
-from telecine.evaluation.reconstruction_sources import load_model
+from telecine.evaluation.load_model import load_model
 from telecine.evaluation.speed import Speed, describe_speed, measure_speed
 from telecine.settings import EvaluateConfig
 

@@ -1,22 +1,21 @@
 """Evaluation of the reconstructions of a set of videos or images."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from telecine.base.checks import argument_error, check_type
-from telecine.base.devices import pick_device
+from telecine.base.devices import device_of_process
 from telecine.base.files import atomic_write, named_errors, read_json, write_json
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
+from telecine.evaluation.load_model import Model
 from telecine.evaluation.measure_clips import (
     ClipResult,
     mean_per_frame,
@@ -29,18 +28,13 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.metrics.flat import measure_flat_colours
 from telecine.evaluation.metrics.flow import DISFlow, WarpingError
 from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
-from telecine.evaluation.metrics.metric_set import MetricSet
+from telecine.evaluation.metrics.metric_set import ClipMeasure, MetricSet
 from telecine.evaluation.metrics.registry import METRICS
 from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrips
 from telecine.evaluation.metrics.tiling import TilingDifference
 from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
-from telecine.evaluation.reconstruction_sources import (
-    Model,
-    ModelSource,
-    VideoSource,
-    open_source,
-)
+from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
 from telecine.evaluation.speed import SPEED_FILE, Speed, describe_speed, measure_speed
 from telecine.models import VideoAutoencoder
 from telecine.runs.history import as_dataclass
@@ -81,7 +75,9 @@ class Evaluation:
 
         An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
         """
-        (folder / PROTOCOL_FILE).unlink(missing_ok=True)  # that of other figures
+        (folder / PROTOCOL_FILE).unlink(
+            missing_ok=True
+        )  # written last: it marks a complete evaluation
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
@@ -238,37 +234,27 @@ def evaluate(
         return evaluation
 
 
-def device_of_process(name: str, num_ranks: int) -> torch.device:
-    """Return this process' device. On a machine with several GPUs, each process gets a different one."""
-    device = pick_device(name)
-    if device.type != "cuda" or num_ranks == 1:
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-
-
 def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
 ) -> MetricSet:
     """Return the metrics with those that options request: `flow`, `chunk` or `tile`, and `round_trips`."""
-    warping: WarpingError | None = None
-    difference: TilingDifference | None = None
+    measures: list[ClipMeasure] = []
     round_trips: RoundTrips | None = None
     if config.flow is not None:
-        warping = WarpingError(DISFlow())
+        measures.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
         tiling = Tiling.of(config.tile, config.tile_overlap)
-        difference = TilingDifference(model, config.chunk, config.overlap_frames, tiling)
+        measures.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
     if config.round_trips is not None:
         model = _model_of("round_trips", source)
         round_trips = RoundTrips(model, config.round_trips, config.through)
     methods = dict(metric_set.methods)
-    for measure in (warping, difference, round_trips):
-        if measure is not None:
-            methods.update((metric.name, measure.method) for metric in measure.metrics)
-    return replace(
-        metric_set, warping=warping, tiling=difference, round_trips=round_trips, methods=methods
-    )
+    for measure in measures:
+        methods.update((metric.name, measure.method) for metric in measure.metrics)
+    if round_trips is not None:
+        methods.update((metric.name, round_trips.method) for metric in round_trips.metrics)
+    return replace(metric_set, measures=measures, round_trips=round_trips, methods=methods)
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:

@@ -19,14 +19,9 @@ from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_fram
 from telecine.data.arrays import write_array
 from telecine.data.find import check_output
 from telecine.data.source import is_address
+from telecine.evaluation.load_model import Model, clips_to_read, index_data, load_model
 from telecine.evaluation.metrics.pixels import psnr
-from telecine.evaluation.reconstruction_sources import (
-    Model,
-    by_name,
-    clips_of,
-    index_data,
-    load_model,
-)
+from telecine.evaluation.reconstruction_sources import by_name
 from telecine.evaluation.tiling import (
     count_chunks,
     overlapping_chunks,
@@ -34,7 +29,7 @@ from telecine.evaluation.tiling import (
     rounded_tiling,
 )
 from telecine.models import VideoAutoencoder
-from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig, Tiling, channels_named
+from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
 from telecine.video.frames import depth_range
 from telecine.video.panes import side_by_side
 from telecine.video.write import write_video
@@ -83,12 +78,7 @@ def reconstruct(
         raise argument_error("video", contract, repr(str(video)), "Check the path.")
     device = pick_device(config.device)
     model = load_model(checkpoint, config, device)
-    run_clips = clips_of(checkpoint, model)
-    clips = ClipConfig(
-        channels=model.in_channels,
-        layout=config.layout or run_clips.layout,
-        range=config.range or run_clips.range,
-    )
+    clips = clips_to_read(checkpoint, model, config)
     check_output("output", video, output)
     files: list[tuple[VideoInfo, Path]] = []
     if Path(video).is_dir():

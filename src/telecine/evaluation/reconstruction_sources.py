@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -19,63 +18,33 @@ from telecine.data import (
     VideoInfo,
     read_clip,
 )
-from telecine.data.find import find_videos, sources_of
-from telecine.data.index import index_videos
-from telecine.data.index_cache import IndexCache
+from telecine.data.find import sources_of
 from telecine.data.paths import files_below
 from telecine.data.source import as_source, is_address, kind_of, resolve_source
+from telecine.evaluation.load_model import (
+    Model,
+    checkpoint_of,
+    index_data,
+    load_model,
+    load_with_data,
+    one_frame_of_images,
+    title_of,
+)
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.protocols.interface import ClipProtocol
 from telecine.evaluation.protocols.papers import PROTOCOLS
-from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
-from telecine.models.interface import check_channels, clip_position
-from telecine.models.paired import PairedAutoencoder
+from telecine.models import VideoAutoencoder
+from telecine.models.interface import clip_position
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.saved_settings import read_saved_settings
-from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, PixelFormat
-from telecine.settings.evaluate import ModelUse
-from telecine.settings.validate import validate
+from telecine.settings import ClipConfig, EvaluateConfig, PixelFormat
 
 logger = logging.getLogger(__name__)
-
-Model: TypeAlias = str | Path | nn.Module
-"""A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
 
 _MODEL_FILES = (
     "config.json",
     "model_index.json",
 )  # a folder with one of them is a model, even if it contains videos
-
-
-def index_data(
-    path: str | Path, clips: ClipConfig | None = None, *, name: str = "data"
-) -> list[VideoInfo]:
-    """Return the videos and arrays at a path, or the images without one. Their index is saved, for training, too.
-
-    Args:
-        path: A file, a folder (searched recursively) or an address.
-        clips: How arrays are read. None: as files say it.
-        name: The setting that errors name.
-    """
-    videos = find_videos(path, name=name)
-    cache = IndexCache(path, clips)
-    try:
-        infos, _ = index_videos(videos, index=cache.info)
-        return infos
-    finally:
-        cache.save(
-            is_complete=False
-        )  # keeps what only training uses: images, and members of tar files
-
-
-@dataclass(frozen=True)
-class MeasuredModel:
-    """An autoencoder, and the clips that it is measured on."""
-
-    model: VideoAutoencoder
-    clips: ClipConfig
-    title: str
-    """Its folder, and which of its weights."""
 
 
 @dataclass(frozen=True)
@@ -135,21 +104,17 @@ def open_source(
         infos = index_data(data)
         return _video_source(Path(checkpoint), infos, config), infos
     if config.protocol is None:
-        measured, infos = open_model(checkpoint, config, device)
+        measured, infos = load_with_data(checkpoint, config, device)
         clips = ConfiguredClips(measured.clips, config.clip_limit)
         source = ModelSource(measured.model, clips, measured.title)
     else:
         model = load_model(checkpoint, config, device)
         protocol = PROTOCOLS[config.protocol]
         protocol.check_model(model)
-        source = ModelSource(model, protocol, _title_of(checkpoint, config))
+        source = ModelSource(model, protocol, title_of(checkpoint, config))
         infos = index_data(data)
-    _log_trained_on(_checkpoint_of(checkpoint), data, infos)
+    _log_trained_on(checkpoint_of(checkpoint), data, infos)
     return source, infos
-
-
-def _checkpoint_of(model: Model) -> Path | None:
-    return None if isinstance(model, nn.Module) else find_checkpoint(Path(model))
 
 
 def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInfo]) -> None:
@@ -177,92 +142,6 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
         logger.warning(text, num_trained_on, len(infos), saved_data or "the sample videos")
 
 
-def open_model(
-    checkpoint: Model, config: MeasuredClips, device: torch.device
-) -> tuple[MeasuredModel, list[VideoInfo]]:
-    """Load an autoencoder as `measured_model` does, and return the videos or images of `config.data`, too.
-
-    Args:
-        checkpoint: The autoencoder.
-        config: The settings.
-        device: Where the autoencoder is.
-    """
-    measured = measured_model(checkpoint, config, device)
-    infos = index_data(str(config.data), measured.clips)
-    return replace(measured, clips=_clips_for(infos, measured.clips, config)), infos
-
-
-def _clips_for(infos: Sequence[VideoInfo], clips: ClipConfig, config: MeasuredClips) -> ClipConfig:
-    """Return clips of one frame if the data are images and `config` sets no other number."""
-    if config.num_frames is None and all(info.is_image for info in infos):
-        return replace(clips, num_frames=1)
-    return clips
-
-
-def measured_model(checkpoint: Model, config: MeasuredClips, device: torch.device) -> MeasuredModel:
-    """Load an autoencoder. Clips have the size of its run, or the default size without a run, unless `config` has one.
-
-    Args:
-        checkpoint: The autoencoder.
-        config: The settings.
-        device: Where the autoencoder is.
-    """
-    model = load_model(checkpoint, config, device)
-    clips = config.clip_config(clips_of(checkpoint, model))
-    check_channels(clips, model)
-    model.check_clip(clips.num_frames, clips.height, clips.width)
-    return MeasuredModel(model, clips, _title_of(checkpoint, config))
-
-
-def _title_of(checkpoint: Model, config: MeasuredClips) -> str:
-    """Return the folder of a model, and which of its weights."""
-    if isinstance(checkpoint, nn.Module):
-        return type(checkpoint).__name__
-    if _checkpoint_of(checkpoint) is None:
-        return str(checkpoint)
-    return f"{checkpoint}, weights {config.weights}"
-
-
-def clips_of(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
-    """Return the clips of the run that has a checkpoint; without it the default with the channels of the model.
-
-    Raises:
-        ValueError: The settings of the run are damaged.
-    """
-    folder = _checkpoint_of(checkpoint)
-    settings: object = {"channels": model.in_channels}
-    if folder is not None:
-        settings = read_saved_settings(folder).get("clips")
-    if not isinstance(settings, dict):
-        name = f"clips in the settings of {folder}"
-        raise argument_error(name, "a group of settings", describe(settings), "Restore it.")
-    return validate(
-        ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips."
-    )  # buckets are for training
-
-
-def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> VideoAutoencoder:
-    """Return an autoencoder on a device, in eval mode.
-
-    Args:
-        checkpoint: The autoencoder.
-        config: Which weights of a run are loaded, the steps and seed of a decoder that generates, and another decoder.
-        device: Where the autoencoder is.
-    """
-    model = _load(checkpoint, config)
-    if isinstance(config, EvaluateConfig) and config.decoder is not None:
-        model = PairedAutoencoder(model, _load(config.decoder, config))
-    model.set_decoding(**config.sampling)
-    return model.to(device).eval()
-
-
-def _load(checkpoint: Model, config: ModelUse) -> VideoAutoencoder:
-    if not isinstance(checkpoint, nn.Module):
-        folder = _checkpoint_of(checkpoint)
-        checkpoint = load_autoencoder(checkpoint if folder is None else folder / config.weights)
-    return as_video_autoencoder(checkpoint)
-
-
 def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
     for name in config.sampling:
@@ -282,7 +161,7 @@ def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConf
         remedy = "Set `height` and `width`, to which all are resized and cropped."
         raise argument_error("data", "files of one size", got, remedy)
     clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
-    clips = _clips_for(infos, clips, config)
+    clips = one_frame_of_images(infos, clips, config)
     return VideoSource(matches, ConfiguredClips(clips, config.clip_limit), title)
 
 

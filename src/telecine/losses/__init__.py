@@ -9,6 +9,10 @@ from telecine.losses.adversarial import hinge as hinge
 from telecine.losses.adversarial import least_squares as least_squares
 from telecine.losses.adversarial import relativistic as relativistic
 from telecine.losses.adversarial import vanilla as vanilla
+from telecine.losses.divergence import AuxLoss as AuxLoss
+from telecine.losses.divergence import AuxLosses as AuxLosses
+from telecine.losses.divergence import Gaussian as Gaussian
+from telecine.losses.divergence import Moments as Moments
 from telecine.losses.divergence import Reduction as Reduction
 from telecine.losses.divergence import kl_to_standard_normal as kl_to_standard_normal
 from telecine.losses.divergence import posterior_kl as posterior_kl

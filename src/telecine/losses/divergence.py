@@ -1,6 +1,7 @@
 """The KL divergence of a posterior from the standard normal distribution."""
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -9,6 +10,33 @@ from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar, check_same_shape
 
 Reduction: TypeAlias = Literal["mean", "sum"]
+
+
+class Gaussian(Protocol):
+    """A posterior with moments, such as diffusers' `DiagonalGaussianDistribution`."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The means."""
+
+    @property
+    def logvar(self) -> Tensor:
+        """The logarithms of the variances."""
+
+
+class Moments(NamedTuple):
+    """The moments of a normal posterior, whose KL divergence the objective computes: as a mean, or as a sum."""
+
+    mean: Tensor
+    """The means, with their graph."""
+    logvar: Tensor
+    """The logarithms of the variances, of the same shape."""
+
+
+AuxLoss: TypeAlias = Tensor | float | Gaussian
+"""An auxiliary loss: a tensor of one element, a number, or a posterior for its KL divergence."""
+AuxLosses: TypeAlias = Mapping[str, AuxLoss]
+"""Auxiliary losses by name. Those of a model are 0-d tensors and `Moments`."""
 
 
 def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:

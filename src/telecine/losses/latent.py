@@ -24,7 +24,11 @@ from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, host_rand, rand, randn
 from telecine.base.shapes import Scalar, Video, check_same_shape, check_video
-from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
+from telecine.losses.reconstruction import (
+    RECONSTRUCTION_LOSSES,
+    mean_of_counted,
+    weighted_mean,
+)
 from telecine.ops.eager_gradients import gradients_of, with_gradients
 from telecine.ops.unit_vectors import inverse_norms
 
@@ -371,5 +375,4 @@ def _compare(
             counts = resized(counts.to(fake.dtype), size) > 1 - _EPSILON
         fake = torch.where(counts, fake, real.to(fake.dtype))
         value = distance(reconstruction=fake, target=real, weight=weight)
-        fraction = counts.to(fake.dtype).mean()
-        return value / torch.where(fraction > 0, fraction, torch.ones_like(fraction))
+        return mean_of_counted(value, counts)

@@ -109,10 +109,8 @@ def temporal_difference(
         return weighted_mean(changes.abs(), weight)
     mask = mask.expand_as(reconstruction)
     counts = mask[:, :, 1:] & mask[:, :, :-1]
-    fraction = counts.to(changes.dtype).mean()
     errors = torch.where(counts, changes.abs(), torch.zeros_like(changes))
-    mean = weighted_mean(errors, weight)
-    return mean / torch.where(fraction > 0, fraction, torch.ones_like(fraction))
+    return mean_of_counted(weighted_mean(errors, weight), counts)
 
 
 def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:
@@ -147,6 +145,17 @@ def weighted_mean(error: Tensor, weight: Tensor | None) -> Scalar:
             "weight", f"of shape {tuple(error.shape[:1])}", weight, "Pass one weight per sample."
         )
     return (weight.to(error.dtype) * error.reshape(len(error), -1).mean(1)).mean()
+
+
+def mean_of_counted(mean: Scalar, counts: Tensor) -> Scalar:
+    """Return the mean error over the values that count, from the mean over all; 0 if none counts.
+
+    Args:
+        mean: The mean over all values. The error of those that do not count is 0.
+        counts: Bool, one flag for each value.
+    """
+    fraction = counts.to(mean.dtype).mean()
+    return mean / torch.where(fraction > 0, fraction, torch.ones_like(fraction))
 
 
 def difference(*, reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 `telecine.models.diffusers` is imported only when a diffusers model is used.
 """
 
+from telecine.losses import Moments as Moments
 from telecine.models.causal import CausalVAE as CausalVAE
 from telecine.models.custom import CustomAutoencoder as CustomAutoencoder
 from telecine.models.custom import as_video_autoencoder as as_video_autoencoder
@@ -11,7 +12,6 @@ from telecine.models.interface import Reconstruction as Reconstruction
 from telecine.models.interface import VideoAutoencoder as VideoAutoencoder
 from telecine.models.latent import DeterministicPosterior as DeterministicPosterior
 from telecine.models.latent import DiagonalGaussian as DiagonalGaussian
-from telecine.models.latent import Moments as Moments
 from telecine.models.latent import Posterior as Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder as LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder as LinearAutoencoder

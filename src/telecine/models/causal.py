@@ -41,6 +41,7 @@ from telecine.models.pretrained import (
     load_weights,
     save_model,
 )
+from telecine.models.row_layers import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamEncoder
 from telecine.settings import CausalVAEConfig
 from telecine.settings.upgrade import upgrade_autoencoder
@@ -76,6 +77,12 @@ class CausalVAE(CausalAutoencoder):
         self.set_decoder(config)
         self.bottleneck = build_bottleneck(self.config)
         self.latent_statistics: LatentStatistics | None = None
+
+    def row_split(self) -> RowSplit:
+        """Return how several processes share a clip: encoder and decoder compute rows."""
+        split = super().row_split()
+        encoder = RowNetwork(self.encoder, split.spatial_compression)
+        return replace(split, networks={"encoder": encoder, **split.networks})
 
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""

@@ -12,6 +12,7 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import call_with_cast_weights
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
+from telecine.models import causal_blocks, causal_networks, linear
 from telecine.models.bottleneck import build_bottleneck
 from telecine.models.causal_blocks import (
     EarlierFrames,
@@ -26,8 +27,28 @@ from telecine.models.latent import (
 )
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder
+from telecine.models.row_layers import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamDecoder
 from telecine.settings import CausalVAEConfig
+
+# Layers whose output rows need no other rows than their own, apart from those that layers inside them need.
+_LAYERS_OF_ROWS = (
+    nn.Linear,
+    nn.ModuleList,
+    nn.Sequential,
+    nn.SiLU,
+    causal_networks.Decoder,
+    causal_networks.Encoder,
+    causal_networks.FlowDecoder,
+    causal_blocks.CausalConv,
+    causal_blocks.CausalSequential,
+    causal_blocks.ChannelNorm,
+    causal_blocks.Downsample,
+    causal_blocks.ResidualBlock,
+    causal_blocks.Upsample,
+    linear.PatchDecoder,
+    linear.PatchEncoder,
+)
 
 
 class CausalAutoencoder(LatentAutoencoder):
@@ -50,6 +71,18 @@ class CausalAutoencoder(LatentAutoencoder):
     def generates(self) -> bool:
         """Whether the decoder makes video of noise, and `decode` takes the noise."""
         return isinstance(self.decoder, FlowDecoder)
+
+    def row_split(self) -> RowSplit:
+        """Return how several processes share a clip: the decoder computes rows.
+
+        A student's encoder is that of its teacher, which keeps no activations.
+        """
+        return RowSplit(
+            spatial_compression=self.config.spatial_compression,
+            networks={"decoder": RowNetwork(self.decoder, 1)},
+            unchanged=frozenset(layer.__name__ for layer in _LAYERS_OF_ROWS),
+            replaced={},
+        )
 
     def set_decoder(self, config: CausalVAEConfig) -> None:
         """Build the decoder, with random weights; one that generates is sampled in one step."""

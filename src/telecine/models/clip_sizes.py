@@ -19,6 +19,7 @@ from telecine.base.precision import autocast_off
 from telecine.base.randomness import keep_random_state
 from telecine.base.shapes import Video
 from telecine.models.interface import VideoAutoencoder
+from telecine.ops.ranks import ContextGroup, using_context_group
 
 _Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""
@@ -143,7 +144,9 @@ class ClipSizes:
         eager: AbstractContextManager[Any] = nullcontext()
         if "torch._dynamo" in sys.modules:
             eager = torch.compiler.set_stance("force_eager")
-        with eager, keep_random_state(device), autocast_off(device):
+        # Each process probes by itself, perhaps without values.
+        alone = using_context_group(ContextGroup())
+        with eager, keep_random_state(device), autocast_off(device), alone:
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:
                 return functional_call(probe, tensors, (video,)).shape

@@ -20,13 +20,12 @@ from telecine.base.imports import CODE_ERRORS, import_allowed, is_dotted, origin
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
+from telecine.losses import AuxLoss, Moments
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import (
-    AuxLosses,
     LatentGrid,
     LatentStatistics,
-    Moments,
     Normalisation,
     Posterior,
 )
@@ -428,7 +427,7 @@ def _as_reconstruction(output: object) -> Reconstruction:
         video, losses = output
     elif isinstance(output, tuple) and len(output) == 3:
         video, losses, latent = output
-    aux: AuxLosses = {}
+    aux: dict[str, AuxLoss] = {}
     are_losses = isinstance(losses, Mapping)
     if isinstance(losses, Mapping):
         for name, loss in losses.items():

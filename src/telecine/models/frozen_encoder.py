@@ -14,10 +14,10 @@ from typing_extensions import Self
 from telecine.base.checks import argument_error
 from telecine.base.frozen import Frozen
 from telecine.base.shapes import Video
+from telecine.losses import AuxLosses
 from telecine.models.bottleneck import Bottleneck
 from telecine.models.interface import VideoAutoencoder
 from telecine.models.latent import (
-    AuxLosses,
     Posterior,
 )
 from telecine.models.latent_autoencoder import LatentAutoencoder

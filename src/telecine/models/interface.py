@@ -15,15 +15,16 @@ from typing_extensions import Self
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
+from telecine.losses import AuxLosses
 from telecine.models.bottleneck import Bottleneck
 from telecine.models.latent import (
-    AuxLosses,
     LatentGrid,
     LatentStatistics,
     Normalisation,
     Posterior,
 )
 from telecine.models.linear import LinearAutoencoder
+from telecine.models.row_layers import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 from telecine.settings.data import channels_named
@@ -258,6 +259,10 @@ class VideoAutoencoder(nn.Module, ABC):
             height: Height in pixels.
             width: Width in pixels.
         """
+        return None
+
+    def row_split(self) -> RowSplit | None:
+        """Return how several processes share a clip, see `split_over_processes`; None, the default, if they cannot."""
         return None
 
     def linear_autoencoder(

@@ -10,8 +10,8 @@ from torch import Tensor
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
-from telecine.base.shapes import Scalar, check_same_shape
-from telecine.losses import kl_to_standard_normal
+from telecine.base.shapes import check_same_shape
+from telecine.losses import AuxLosses, Moments
 
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
 _LOGVAR_RANGE = (-30.0, 20.0)
@@ -25,19 +25,6 @@ SHIFT_KEY = "shift_factor"
 NORMALISATION_KEYS = (MEAN_KEY, STD_KEY, SCALE_KEY, SHIFT_KEY)
 Normalisation: TypeAlias = dict[str, float | list[float] | None]
 """Their values."""
-
-
-class Moments(NamedTuple):
-    """The moments of a normal posterior, whose KL divergence the objective computes: as a mean, or as a sum."""
-
-    mean: Tensor
-    """The means, with their graph."""
-    logvar: Tensor
-    """The logarithms of the variances, of the same shape."""
-
-
-AuxLosses: TypeAlias = dict[str, Tensor | Moments]
-"""Auxiliary losses by name: 0-d tensors, or the moments of the posterior for its KL divergence."""
 
 
 class Posterior(Protocol):
@@ -88,10 +75,6 @@ class DiagonalGaussian:
     def mode(self) -> Tensor:
         """Return the mean; the graph is kept."""
         return self.mean
-
-    def kl(self) -> Scalar:
-        """Return the KL divergence from N(0, 1), averaged over all elements: see `kl_to_standard_normal`."""
-        return kl_to_standard_normal(mean=self.mean, logvar=self.logvar)
 
     def aux(self) -> AuxLosses:
         """Return `{"kl_loss": moments}`: the objective computes the divergence with its `nll_reduction`."""

@@ -11,9 +11,10 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randint, randn
 from telecine.base.shapes import Video
+from telecine.losses import AuxLosses
 from telecine.models.flow import Sampler
 from telecine.models.interface import Reconstruction, VideoAutoencoder
-from telecine.models.latent import AuxLosses, Posterior
+from telecine.models.latent import Posterior
 
 
 class LatentAutoencoder(VideoAutoencoder):
@@ -58,7 +59,7 @@ class LatentAutoencoder(VideoAutoencoder):
                 "It only reproduces smaller clips of this kind; report it with its configuration."
             )
             raise argument_error("the reconstruction", contract, got, remedy)
-        losses = self.losses_of(posterior) | output.aux
+        losses = {**self.losses_of(posterior), **output.aux}
         for name, loss in losses.items():
             if isinstance(loss, Tensor):
                 losses[name] = at_least_float32(loss)

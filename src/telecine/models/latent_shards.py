@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from telecine.base.checks import ArgumentError, argument_error, describe
-from telecine.base.files import atomic_write, digest_of, read_json, write_text
+from telecine.base.files import atomic_write, create_json, digest_of, read_json, write_text
 from telecine.models.latent import (
     MEAN_KEY,
     SCALE_KEY,
@@ -134,14 +134,14 @@ class LatentShard:
         return len(self._places)
 
     def add(
-        self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, object] | None = None
     ) -> None:
         """Add a clip.
 
         Args:
             name: The key, without a dot: WebDataset takes what follows for the suffix.
             tensors: `mean` and perhaps `logvar`, `(C, t, h, w)`.
-            facts: What is known about the clip, as JSON has it.
+            metadata: The metadata of the clip, as JSON has it.
 
         Raises:
             ValueError: The key has a dot.
@@ -153,7 +153,7 @@ class LatentShard:
         for moment, tensor in tensors.items():
             orders[moment] = _memory_order(tensor)
             contiguous[moment] = tensor.detach().cpu().contiguous()
-        text = json.dumps({**(facts or {}), ORDER_KEY: orders}) + "\n"
+        text = json.dumps({**(metadata or {}), ORDER_KEY: orders}) + "\n"
         self._places[name] = [
             *self._add_member(f"{name}.safetensors", save(contiguous)),
             *self._add_member(f"{name}.json", text.encode()),
@@ -200,6 +200,40 @@ class LatentShard:
             shutil.copyfileobj(self._content, file, 2**20)
 
 
+def check_identity(folder: Path, identity: Mapping[str, object], *, name: str) -> dict[str, Any]:
+    """Write what the latents of a new folder depend on, or compare it with that of a folder that has latents.
+
+    Args:
+        folder: The folder.
+        identity: What the latents depend on, by name. `model` is not compared: the model may have another path.
+        name: The setting that errors name.
+
+    Returns:
+        The identity that the folder has.
+
+    Raises:
+        ValueError: The folder has latents of another format or identity.
+    """
+    path = folder / IDENTITY_FILE
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        create_json(path, identity)
+    saved: dict[str, Any] = read_json(path)  # another process may have created the file first
+    if saved.get("format") != identity["format"]:
+        got = f"{str(folder)!r}, of format {saved.get('format')}"
+        remedy = "Delete it: its clips are encoded again."
+        raise argument_error(name, f"a folder of format {identity['format']}", got, remedy)
+    changed = []
+    for key, value in identity.items():
+        if key != "model" and saved.get(key) != value:
+            changed.append(key)
+    if changed:
+        contract = "a folder of latents of this encoder, data and settings"
+        got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
+        raise argument_error(name, contract, got, "Use another folder, or delete this one.")
+    return saved
+
+
 @dataclass(frozen=True)
 class StoredClip:
     """Where a clip is."""
@@ -207,7 +241,7 @@ class StoredClip:
     shard: Path
     tensors: tuple[int, int]
     """Offset and number of bytes of its safetensors file."""
-    facts: tuple[int, int]
+    metadata: tuple[int, int]
     """Those of its JSON file."""
 
 
@@ -247,9 +281,9 @@ class LatentShards(Dataset[dict[str, Any]]):
                 continue
             try:
                 content = read_json(index)
-                for name, (*tensors, facts_start, facts_size) in content["clips"].items():
+                for name, (*tensors, metadata_start, metadata_size) in content["clips"].items():
                     start, size = tensors
-                    clip = StoredClip(shard, (start, size), (facts_start, facts_size))
+                    clip = StoredClip(shard, (start, size), (metadata_start, metadata_size))
                     self.clips[name] = clip
                 self.channel_sums[shard] = torch.tensor(
                     content["channel_sums"], dtype=torch.float64
@@ -268,11 +302,11 @@ class LatentShards(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         name = self.names[number]
-        tensors, facts = self.read(name)
-        return {**tensors, "name": name, "facts": facts}
+        tensors, metadata = self.read(name)
+        return {**tensors, "name": name, "facts": metadata}
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the tensors of a clip, ordered in memory as the encoder's, and what is known about it.
+        """Return the tensors of a clip, ordered in memory as the encoder's, and its metadata.
 
         Raises:
             ShardError: The shard is damaged or missing.
@@ -283,9 +317,11 @@ class LatentShards(Dataset[dict[str, Any]]):
         try:
             with clip.shard.open("rb") as file:
                 content = _read_member(file, f"{name}.safetensors", clip.tensors)
-                facts: dict[str, Any] = json.loads(_read_member(file, f"{name}.json", clip.facts))
+                metadata: dict[str, Any] = json.loads(
+                    _read_member(file, f"{name}.json", clip.metadata)
+                )
             stored = load(content)
-            orders = facts.pop(ORDER_KEY)
+            orders = metadata.pop(ORDER_KEY)
             tensors = {}
             for moment in orders:  # safetensors returns them in any order
                 axes = orders[moment]
@@ -293,14 +329,14 @@ class LatentShards(Dataset[dict[str, Any]]):
                 tensors[moment] = ordered.permute(inverse_order(axes))
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise damaged(clip.shard, f"a missing or damaged file ({error})") from error
-        return tensors, facts
+        return tensors, metadata
 
-    def facts(self, name: str) -> dict[str, Any]:
-        """Return what is known about a clip, without its tensors."""
+    def metadata(self, name: str) -> dict[str, Any]:
+        """Return the metadata of a clip, without its tensors."""
         clip = self.clips[name]
         with clip.shard.open("rb") as file:
-            facts: dict[str, Any] = json.loads(_read_member(file, f"{name}.json", clip.facts))
-        return facts
+            metadata: dict[str, Any] = json.loads(_read_member(file, f"{name}.json", clip.metadata))
+        return metadata
 
     def _check(self, shard: Path) -> None:
         try:

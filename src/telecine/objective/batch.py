@@ -3,75 +3,35 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, TypeAlias, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand, randint
 from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
 from telecine.discriminators import augment
-from telecine.losses import Decode, Encode, Reduction, posterior_kl
+from telecine.losses import (
+    AuxLoss,
+    AuxLosses,
+    Decode,
+    Encode,
+    Gaussian,
+    Reduction,
+    posterior_kl,
+)
 from telecine.losses.perceptual import pick_frames
 from telecine.objective.layer_activations import LayerActivations
 from telecine.settings import GANConfig, ObjectiveConfig
 
 
-class Gaussian(Protocol):
-    """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
-
-    @property
-    def mean(self) -> Tensor:
-        """The means."""
-
-    @property
-    def logvar(self) -> Tensor:
-        """The logarithms of the variances."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """The arguments of one call."""
-
-    real: Video
-    fake: Video
-    """The reconstructions in at least float32. Masked-out pixels are those of `real`: no term sees or trains them."""
-    mask: Tensor | None
-    sample_weight: Tensor | None
-    clip_weight: Tensor | None
-    """Weight of each clip's error `(B,)`, or `None` for 1: `sample_weight` over the fraction of pixels that count."""
-    split: str  # the prefix of the log's keys
-    num_elements: Tensor | float
-    """Factor of the negative log-likelihood: the number of values of a clip that count, or 1 for a mean."""
-    aux: dict[str, Scalar]  # the auxiliary losses by name; an empty name for an unnamed one
-    grad_at: Tensor | LayerActivations | None  # where the adaptive weight compares gradients
-    rng: Generators  # the source of random numbers
-    disc_real: Video
-    """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
-    disc_fake: Video  # the same of `fake`
-    discriminated: Video
-    """A view of `fake`, from which `disc_fake` is made: the part of the gradient that the discriminators cause."""
-    grad_hook: Callable[[Tensor], None] | None  # is called with the gradient at `discriminated`
-    latent: Tensor | None
-    posterior: Gaussian | None  # that of the auxiliary losses
-    first_frame_apart: bool  # whether the first latent frame encodes the first frame alone
-    decode: Decode | None
-    encode: Encode | None
-    model: nn.Module | None
-    background: Tensor | float
-    """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
-
-
-AuxLoss: TypeAlias = Tensor | float | Gaussian
-AuxLosses: TypeAlias = AuxLoss | Mapping[str, AuxLoss] | None
-
-
 class BatchOptions(TypedDict, total=False):
     """The optional arguments of a call."""
 
-    regularization_log: Mapping[str, AuxLoss] | None
+    regularization_log: AuxLosses | None
     """Replaces `aux_losses` in sgm-style engines: its entries named "...loss" or "loss/..."."""
     mask: Tensor | None
     """Bool, broadcasts to the videos. Where it is False the reconstruction counts as perfect in every term of both
@@ -98,63 +58,96 @@ class BatchOptions(TypedDict, total=False):
     """Whether telecine has decoded `inputs`: their range is known, and clips without a value below 0 are no warning."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The checked arguments of one call, and what is computed from them for all terms."""
+
+    real: Video
+    """The inputs in at least float32."""
+    fake: Video
+    """The reconstructions in at least float32. Masked-out pixels are those of `real`: no term sees or trains them."""
+    fake_of_discriminators: Video
+    """A view of `fake`, whose gradient is the part that the discriminators cause."""
+    disc_real: Video
+    """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
+    disc_fake: Video
+    """The same of `fake_of_discriminators`."""
+    background: Tensor | float
+    """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
+    mask: Tensor | None
+    """See `BatchOptions`."""
+    sample_weight: Tensor | None
+    """See `BatchOptions`."""
+    clip_weight: Tensor | None
+    """Weight of each clip's error `(B,)`, or `None` for 1: `sample_weight` over the fraction of pixels that count."""
+    num_elements: Tensor | float
+    """Factor of the negative log-likelihood: for a sum, the number of values of a clip that count; for a mean, 1."""
+    aux: dict[str, Scalar]
+    """The auxiliary losses by name. A loss that was passed without a name has the name ""."""
+    posterior: Gaussian | None
+    """The posterior among the auxiliary losses."""
+    grad_at: Tensor | LayerActivations | None
+    """Where the adaptive weight compares gradients."""
+    rng: Generators
+    """The source of random numbers."""
+    split: str
+    """The prefix of the log's keys."""
+    options: BatchOptions
+    """The optional arguments as they were passed."""
+
+    def register_grad_hook(self) -> None:
+        """Let the caller's backward call `grad_hook`. Call this after backwards of the objective, such as those of the
+        adaptive weight, which would call it too.
+        """
+        hook = self.options.get("grad_hook")
+        if hook is not None and self.fake_of_discriminators.requires_grad:
+            self.fake_of_discriminators.register_hook(hook)
+
+
 def make_batch(
     config: ObjectiveConfig,
     inputs: Tensor,
     reconstructions: Tensor,
-    aux_losses: AuxLosses,
+    aux_losses: AuxLosses | AuxLoss | None,
     last_layer: Tensor | LayerActivations | None,
     split: str = "train",
-    *,
-    regularization_log: Mapping[str, AuxLoss] | None = None,
-    mask: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-    generator: Generators = None,
-    grad_hook: Callable[[Tensor], None] | None = None,
-    latent: Tensor | None = None,
-    decode: Decode | None = None,
-    encode: Encode | None = None,
-    model: nn.Module | None = None,
-    first_frame_apart: bool = True,
-    is_decoded: bool = False,
+    **options: Unpack[BatchOptions],
 ) -> Batch:
     """Return the checked inputs of the terms.
 
     Args:
         config: The settings of the objective.
         inputs, reconstructions, aux_losses, last_layer, split: The arguments of `VideoAutoencoderLoss`.
-        regularization_log, ..., is_decoded: See `BatchOptions`.
+        options: See `BatchOptions`.
 
     Raises:
+        TypeError: An option does not exist.
         ValueError: An argument breaks the contract of `VideoAutoencoderLoss`.
     """
-    check_video_pair(inputs, reconstructions, is_decoded=is_decoded)
+    unknown = options.keys() - BatchOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"VideoAutoencoderLoss has no argument {sorted(unknown)[0]!r}")
+    check_video_pair(inputs, reconstructions, is_decoded=options.get("is_decoded", False))
     if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
         raise argument_error(
             "last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy
         )
+    mask = options.get("mask")
     if mask is not None:
         _check_mask(mask, inputs)
         mask = _without_inference_mode(mask)
+    sample_weight = options.get("sample_weight")
     if sample_weight is not None:
         contract = f"of shape ({len(inputs)},)"
-        _check_per_clip(
-            "sample_weight",
-            sample_weight,
-            inputs,
-            contract,
-            "Pass one weight per clip.",
-            num_axes=1,
-        )
+        remedy = "Pass one weight per clip."
+        _check_per_clip("sample_weight", sample_weight, inputs, contract, remedy, num_axes=1)
         sample_weight = _without_inference_mode(sample_weight)
+    latent = options.get("latent")
     if latent is not None:
+        contract = f"of {len(inputs)} clips"
         _check_per_clip(
-            "latent",
-            latent,
-            inputs,
-            f"of {len(inputs)} clips",
-            "Pass the autoencoder's `output.latent`.",
+            "latent", latent, inputs, contract, "Pass the autoencoder's `output.latent`."
         )
 
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
@@ -177,33 +170,30 @@ def make_batch(
     if reduction == "sum":
         num_elements = fake[0].numel() * fraction
 
-    discriminated = fake.view_as(fake)
-    disc_real, disc_fake = _windowed_and_augmented(real, discriminated, config.gan, generator)
+    rng = options.get("generator")
+    fake_of_discriminators = fake.view_as(fake)
+    disc_real, disc_fake = _windowed_and_augmented(real, fake_of_discriminators, config.gan, rng)
     background: Tensor | float = 0.0
     if real.shape[1] == RGBA and torch.is_grad_enabled():
-        background = 2 * rand((len(real), 3), generator=generator, device=real.device) - 1
+        background = 2 * rand((len(real), 3), generator=rng, device=real.device) - 1
+    aux = _named_aux_losses(aux_losses, options.get("regularization_log"), real.device, reduction)
     return Batch(
         real=real,
         fake=fake,
+        fake_of_discriminators=fake_of_discriminators,
+        disc_real=disc_real,
+        disc_fake=disc_fake,
+        background=background,
         mask=mask,
         sample_weight=sample_weight,
         clip_weight=_clip_weights(mask, sample_weight, fraction, real),
-        split=split,
         num_elements=num_elements,
-        aux=_named_aux_losses(aux_losses, regularization_log, real.device, reduction),
-        grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
-        rng=generator,
-        disc_real=disc_real,
-        disc_fake=disc_fake,
-        discriminated=discriminated,
-        grad_hook=grad_hook,
-        latent=latent,
+        aux=aux,
         posterior=_posterior_of(aux_losses),
-        first_frame_apart=first_frame_apart,
-        decode=decode,
-        encode=encode,
-        model=model,
-        background=background,
+        grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
+        rng=rng,
+        split=split,
+        options=options,
     )
 
 
@@ -247,7 +237,7 @@ def _clip_weights(
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
 
 
-def _posterior_of(aux_losses: AuxLosses) -> Gaussian | None:
+def _posterior_of(aux_losses: AuxLosses | AuxLoss | None) -> Gaussian | None:
     """Return the first posterior among auxiliary losses; None without one."""
     values = aux_losses.values() if isinstance(aux_losses, Mapping) else [aux_losses]
     for value in values:
@@ -257,8 +247,8 @@ def _posterior_of(aux_losses: AuxLosses) -> Gaussian | None:
 
 
 def _named_aux_losses(
-    aux_losses: AuxLosses,
-    regularization_log: Mapping[str, AuxLoss] | None,
+    aux_losses: AuxLosses | AuxLoss | None,
+    regularization_log: AuxLosses | None,
     device: torch.device,
     kl_reduction: Reduction,
 ) -> dict[str, Scalar]:

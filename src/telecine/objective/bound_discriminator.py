@@ -14,7 +14,7 @@ from telecine.base.shapes import Video
 from telecine.discriminators import DiscriminatorOutput, as_output
 from telecine.losses.perceptual import pick_frames
 from telecine.ops.convolution import differentiated_twice
-from telecine.settings import Need, TermSchedule
+from telecine.settings import DiscriminatorKind, TermSchedule
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BoundDiscriminator:
     )
     module: nn.Module
     sees: str  # "frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`
-    kind: Need = "discriminator"  # which terms need it
+    kind: DiscriminatorKind = "discriminator"  # which terms need it
     factor: int = 1  # height and width are divided by this factor first
     # The frame of each clip that a discriminator of frames gets, `(B, 1)`.
     frame_indices: Tensor | None = field(default=None, compare=False)
@@ -107,7 +107,7 @@ def check_discriminators(
             got = f"a {type(d.module).__name__}, which is one of {declared}"
             remedy = "Pass one of single frames as `discr_kwargs`, one of whole videos as `discr_3d_kwargs`."
             raise argument_error(f"{d.name}_kwargs", contract, got, remedy)
-    arguments: dict[Need, str] = {
+    arguments: dict[DiscriminatorKind, str] = {
         "discriminator": "`discr_3d_kwargs` or `discr_kwargs`",
         "multiscale discriminator": "`multiscale_discr_kwargs`",
         "any discriminator": "`discr_3d_kwargs`",

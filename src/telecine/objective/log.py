@@ -15,22 +15,14 @@ from telecine.objective.weights import Weights, mean, total
 Log: TypeAlias = dict[str, Tensor]
 """Detached values by name."""
 
-# Terms that are logged as 0, as in CogVideo, while their weight is 0 and they are not computed.
-_ALWAYS_LOGGED = ("perceptual", "grad_penalty")
+COGVIDEO_LOG = {
+    0: ("perceptual_loss",),
+    1: ("discr_loss", "grad_penalty_loss", "logits_real", "logits_fake"),
+}
+"""What CogVideo's loss logs in the step of each `optimizer_idx`, as 0 while it is not computed."""
 
-# The names that an auxiliary loss may not have, beside those of the autoencoder's step: all else that an update logs. A
-# test compares them with the log of an update. Whole names of training:
-_TRAINING_NAMES = ("mse", "lr", "clips_per_second")
-# How names of training begin, after "disc_" for the discriminators' optimizer:
-_TRAINING_PREFIXES = (
-    "grad_norm",
-    "grad_clipped",
-    "grad_overflow",
-    "update_ratio",
-    "frame_gradient_",
-    "adversarial_gradient_",
-    "ema_psnr_behind",
-)
+# No auxiliary loss may have a name of the discriminators' step, whose values are logged beside those of the
+# autoencoder's step.
 # How names of the discriminators' step begin, with the name of a discriminator behind if there are several:
 _DISCRIMINATOR_PREFIXES = (
     "total_disc_loss",
@@ -83,21 +75,20 @@ def autoencoder_log(
 
 
 def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) -> None:
-    """Check that auxiliary losses have other names than all else that is logged in an update.
+    """Check that auxiliary losses have other names than all else that both steps log.
 
     Raises:
-        ValueError: One has the name of an entry of `logged`, of the discriminators' step, or of training.
+        ValueError: One has the name of an entry of `logged` or of the discriminators' step.
     """
     for name in aux:
-        is_of_training = name in _TRAINING_NAMES or name.removeprefix("disc_").startswith(
-            _TRAINING_PREFIXES
-        )
-        is_of_discriminators = name.startswith(_DISCRIMINATOR_PREFIXES)
-        if is_of_training or is_of_discriminators or name in logged:
-            remedy = f"Rename it, for instance to 'quantizer_{name}'."
-            raise argument_error(
-                "aux_losses", "named unlike all else in the log", repr(name), remedy
-            )
+        if name in logged or name.startswith(_DISCRIMINATOR_PREFIXES):
+            raise name_error(name)
+
+
+def name_error(aux_loss: str) -> Exception:
+    """Return the error of an auxiliary loss with the name of another entry of the log."""
+    remedy = f"Rename it, for instance to 'quantizer_{aux_loss}'."
+    return argument_error("aux_losses", "named unlike all else in the log", repr(aux_loss), remedy)
 
 
 def discriminator_log(
@@ -110,8 +101,8 @@ def discriminator_log(
 ) -> Log:
     """Return the log of the discriminators' step: sums of their terms, means of their statistics.
 
-    If there are several discriminators, the GAN loss and the statistics of each follow. If none trains, losses and mean
-    logits are 0 and the other statistics are left out.
+    If there are several discriminators, the GAN loss and the statistics of each follow. If none trains, the log has
+    the loss alone, which is 0.
 
     Args:
         loss: The sum of the discriminators' losses.
@@ -121,21 +112,21 @@ def discriminator_log(
         split: The prefix of each name.
     """
     combined = {"total_disc_loss": loss}
-    for name, values in _by_name(terms, always=("gan", "grad_penalty")).items():
+    for name, values in _by_name(terms).items():
         log_name = "discr_loss" if name == "gan" else f"{name}_loss"  # as in CogVideo
         combined[log_name] = total(values.values(), like=like)
         if name == "gan" and len(values) > 1:
             combined |= {f"discr_loss_{key}": value for key, value in values.items()}
-    for name, values in _by_name(statistics, always=("logits_real", "logits_fake")).items():
+    for name, values in _by_name(statistics).items():
         combined[name] = mean(values.values(), like=like)
         if len(values) > 1:
             combined |= {f"{name}_{key}": value for key, value in values.items()}
     return detached_copies(combined, split)
 
 
-def _by_name(logs: Mapping[str, Log], *, always: Sequence[str]) -> dict[str, Log]:
-    """Return the values of each discriminator by name, those that are `always` logged first."""
-    values: dict[str, Log] = {name: {} for name in always}
+def _by_name(logs: Mapping[str, Log]) -> dict[str, Log]:
+    """Return the logs of discriminators as the values of each name, by discriminator."""
+    values: dict[str, Log] = {}
     for key, log in logs.items():
         for name, value in log.items():
             values.setdefault(name, {})[key] = value
@@ -171,18 +162,6 @@ def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
     if gan_loss.margin is not None:
         log["hinge_active"] = (fractions[2] + fractions[3]) / 2
     return log
-
-
-def computed_values(log: Log, weights: Weights, split: str) -> Log:
-    """Return a log without the terms that were not computed and logged as 0, which would distort a mean over steps.
-
-    Args:
-        log: The log of one step or of both.
-        weights: The weights at this step.
-        split: The prefix of its names.
-    """
-    not_computed = [f"{split}/{name}_loss" for name in _ALWAYS_LOGGED if weights[name] == 0]
-    return {name: value for name, value in log.items() if name not in not_computed}
 
 
 def detached_copies(log: Log, split: str) -> Log:

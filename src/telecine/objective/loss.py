@@ -16,9 +16,10 @@ from telecine.discriminators import (
     build_discriminator,
 )
 from telecine.discriminators.spectral_norm import shared_spectral_norms
+from telecine.losses import AuxLoss, AuxLosses
 from telecine.losses.lecam import LeCam
 from telecine.losses.perceptual import WeightsSource
-from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.batch import Batch, BatchOptions, make_batch
 from telecine.objective.bound_discriminator import BoundDiscriminator, check_discriminators
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GANBatch
@@ -30,7 +31,7 @@ from telecine.objective.gradients import (
     generator_step,
 )
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.log import Log
+from telecine.objective.log import COGVIDEO_LOG, Log
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
 from telecine.objective.sums import VideoLosses, sum_autoencoder_losses, sum_discriminator_losses
 from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
@@ -237,7 +238,7 @@ class VideoAutoencoderLoss(nn.Module):
         reconstructions: Tensor,
         optimizer_idx: int,
         global_step: int,
-        aux_losses: AuxLosses = None,
+        aux_losses: AuxLosses | AuxLoss | None = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
@@ -254,7 +255,8 @@ class VideoAutoencoderLoss(nn.Module):
             options: See `BatchOptions`.
 
         Returns:
-            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.
+            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors. As in CogVideo,
+            it has the values of `COGVIDEO_LOG` always: 0 while they are not computed.
 
         Raises:
             ValueError: If an argument is not as above. No argument is mutated.
@@ -266,10 +268,16 @@ class VideoAutoencoderLoss(nn.Module):
             remedy="0 trains the autoencoder, 1 the discriminators.",
         )
         if optimizer_idx == 1:
-            return self.discriminator_loss(inputs, reconstructions, global_step, split, **options)
-        return self.autoencoder_loss(
-            inputs, reconstructions, global_step, aux_losses, last_layer, split, **options
-        )
+            loss, log = self.discriminator_loss(
+                inputs, reconstructions, global_step, split, **options
+            )
+        else:
+            loss, log = self.autoencoder_loss(
+                inputs, reconstructions, global_step, aux_losses, last_layer, split, **options
+            )
+        for name in COGVIDEO_LOG[optimizer_idx]:
+            log.setdefault(f"{split}/{name}", torch.zeros((), device=loss.device))
+        return loss, log
 
     @shared_spectral_norms()
     def autoencoder_loss(
@@ -277,7 +285,7 @@ class VideoAutoencoderLoss(nn.Module):
         inputs: Tensor,
         reconstructions: Tensor,
         global_step: int,
-        aux_losses: AuxLosses = None,
+        aux_losses: AuxLosses | AuxLoss | None = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
@@ -310,7 +318,7 @@ class VideoAutoencoderLoss(nn.Module):
             batch, weights, eager=strategy.autoencoder_is_eager
         )
         generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
-        return sum_autoencoder_losses(
+        loss, log = sum_autoencoder_losses(
             self.config.adaptive_weight,
             batch,
             weights,
@@ -318,6 +326,8 @@ class VideoAutoencoderLoss(nn.Module):
             generator_losses,
             logvar=self.logvar,
         )
+        batch.register_grad_hook()
+        return loss, log
 
     @shared_spectral_norms()
     def discriminator_loss(
@@ -356,7 +366,7 @@ class VideoAutoencoderLoss(nn.Module):
         inputs: Tensor,
         reconstructions: Tensor,
         global_step: int,
-        aux_losses: AuxLosses = None,
+        aux_losses: AuxLosses | AuxLoss | None = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
@@ -404,6 +414,7 @@ class VideoAutoencoderLoss(nn.Module):
             generator_losses,
             logvar=self.logvar,
         )
+        batch.register_grad_hook()
         disc_loss, disc_log = sum_discriminator_losses(batch, discriminator_losses)
         return Update(loss, log, disc_loss, disc_log)
 
@@ -419,12 +430,11 @@ class VideoAutoencoderLoss(nn.Module):
             reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight
         )
         check_result(self.recon_loss, recon)
-        others = self.perceptual(batch, weights, eager=eager)  # with terms on its features
-        lpips = others.pop("perceptual", torch.zeros((), device=batch.real.device))
+        terms = self.perceptual(batch, weights, eager=eager)
         for name, term in self.terms.items():
             if weights[name] > 0 and not term.reads_features:
-                others[name] = compute_on_batch(term, batch)
-        return VideoLosses(recon, lpips, others)
+                terms[name] = compute_on_batch(term, batch)
+        return VideoLosses(recon, terms)
 
     def _gan_batch(self, batch: Batch, weights: Weights) -> GANBatch:
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()

@@ -22,8 +22,8 @@ class VideoLosses(NamedTuple):
     """The values of the terms of the autoencoder's loss that need no discriminator."""
 
     recon: Scalar
-    lpips: Scalar  # 0 while its weight is 0
-    others: Terms  # those of `terms` by name
+    terms: Terms
+    """LPIPS, named "perceptual", and those of `config.terms`. Those of weight 0 are left out."""
 
 
 def sum_autoencoder_losses(
@@ -45,39 +45,43 @@ def sum_autoencoder_losses(
         generator_losses: The terms that discriminators cause, by name and discriminator.
         logvar: The logarithm of the learned variance, 0-d, or None without one.
     """
-    recon, lpips, others = video_losses
-    distance = recon + weights.sum({"perceptual": lpips})
+    recon, terms = video_losses
+    lpips = terms.get("perceptual")
+    values = {name: value for name, value in terms.items() if name != "perceptual"}
+    losses = {"recon_loss": recon}  # for the log
+    for name, value in terms.items():
+        losses[f"{name}_loss"] = value
+
+    # The error of the reconstruction, and what the gradients of adversarial terms are compared with.
+    distance = recon
+    references = {}
+    if lpips is not None:
+        distance = recon + weights["perceptual"] * lpips
+        references["perceptual"] = batch.num_elements * lpips
     if logvar is not None:  # the negative log-likelihood per element, up to a constant
         distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(logvar))
     nll = batch.num_elements * distance
+    references["recon_and_perceptual"] = nll
+    if logvar is not None:
+        losses |= {"nll_loss": nll, "logvar": logvar}
 
-    g = generator_losses.get("adversarial", {})
-    g_m = generator_losses.get("multiscale_adversarial", {})
+    # The terms that discriminators cause.
+    g = generator_losses.get("adversarial", {}) | generator_losses.get("multiscale_adversarial", {})
+    w = adaptive_weights(config, g, references, batch.grad_at)
+    for name in ("adversarial", "multiscale_adversarial"):
+        discriminators = generator_losses.get(name, {})
+        if discriminators:
+            values[name] = total([w[d] * g[d] for d in discriminators], like=recon)
     features = generator_losses.get("feature_matching", {})
-    references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
-    w = adaptive_weights(config, {**g, **g_m}, references, batch.grad_at)
-    if batch.grad_hook is not None and batch.discriminated.requires_grad:
-        # After the backwards of the adaptive weight: the hook is called in the caller's alone.
-        batch.discriminated.register_hook(batch.grad_hook)
-
-    values = dict(others)
-    if g:
-        values["adversarial"] = total([w[d] * g[d] for d in g], like=recon)
-    if g_m:
-        values["multiscale_adversarial"] = total([w[m] * g_m[m] for m in g_m], like=recon)
     if features:
         values["feature_matching"] = mean(features.values(), like=recon)
+        losses["feature_matching_loss"] = values["feature_matching"]
+
     if batch.aux:
         values["quantizer_aux"] = total(batch.aux.values(), like=recon)
     loss = nll + weights.sum(values)
-
-    losses = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
-    for name in (*others, "feature_matching"):
-        if name in values:
-            losses[f"{name}_loss"] = values[name]
-    if logvar is not None:
-        losses |= {"nll_loss": nll, "logvar": logvar}
-    return loss, autoencoder_log(losses, {**g, **g_m}, w, batch.aux, weights, batch.split)
+    losses["total_loss"] = loss
+    return loss, autoencoder_log(losses, g, w, batch.aux, weights, batch.split)
 
 
 def sum_discriminator_losses(

@@ -220,30 +220,26 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
         remedy = "Add it, and multiply the error of each clip by it."
         raise argument_error(name_of(term.function), contract, "one without", remedy)
-    needed = {
-        "latent": batch.latent,
-        "decode": batch.decode,
-        "encode": batch.encode,
-        "model": batch.model,
-    }
-    for name, value in needed.items():
-        if name in term.arguments and value is None:
-            remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
-            raise argument_error(name, f"given for {name_of(term.function)}", "None", remedy)
+    options = batch.options
     weight = batch.clip_weight
     if "mask" in term.arguments or "reconstruction" not in term.arguments:
         weight = batch.sample_weight  # the function looks at the mask itself, or not at pixels
-    value = term(
-        reconstruction=batch.fake,
-        target=batch.real,
-        weight=weight,
-        mask=batch.mask,
-        latent=batch.latent,
-        posterior=batch.posterior,
-        first_frame_apart=batch.first_frame_apart,
-        decode=batch.decode,
-        encode=batch.encode,
-        model=batch.model,
-        generator=batch.rng,
-    )
+    inputs = {
+        "reconstruction": batch.fake,
+        "target": batch.real,
+        "weight": weight,
+        "mask": batch.mask,
+        "latent": options.get("latent"),
+        "posterior": batch.posterior,
+        "first_frame_apart": options.get("first_frame_apart", True),
+        "decode": options.get("decode"),
+        "encode": options.get("encode"),
+        "model": options.get("model"),
+        "generator": batch.rng,
+    }
+    for name in ("latent", "decode", "encode", "model"):
+        if name in term.arguments and inputs[name] is None:
+            remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
+            raise argument_error(name, f"given for {name_of(term.function)}", "None", remedy)
+    value = term(**inputs)
     return check_result(term.function, value)

@@ -41,6 +41,8 @@ class ContextGroup(NamedTuple):
     """The place of this process among them. Place 0 has the top of the frames."""
     process_group: dist.ProcessGroup | None = None
     """Through which they communicate. None sends nothing, as in a plan: rows of other ranks are 0."""
+    latent_rows: int = 0
+    """While a network computes rows of a clip: the rows of the clip's latent, which the ranks divide; else 0."""
 
 
 _context_group = ContextGroup()

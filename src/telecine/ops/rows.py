@@ -1,13 +1,14 @@
-"""Rows of frames over the ranks of a `ContextGroup`: split, gathered, and padded with those of the neighbours.
+"""Rows of frames over the ranks of a `ContextGroup`: split, gathered, averaged, and padded with the neighbours' rows.
 
 Tensors are `(..., H, W)`. The whole of a tensor is the same on all ranks of the group, and so is its gradient, since
 each rank computes the objective on whole clips. Gradients of rows are those of the sum of these equal losses:
 `gather_rows` multiplies by the number of ranks, and `split_rows` divides by it. A weight that is used on rows then has
 on each rank a part of its gradient, a weight that is used on whole tensors all of it, and of both the mean over the
 ranks is the gradient of one loss, as data-parallel training averages it.
+
+A frame is divided at rows of its latent, whose number the group knows while a network runs (`latent_rows`).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,25 +36,23 @@ def rows_of_ranks(num_units: int, rows_per_unit: int, num_ranks: int) -> list[in
     return sizes
 
 
-def split_rows(whole: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return this rank's rows of a tensor.
-
-    Args:
-        whole: `(..., H, W)`, the same on all ranks of the group.
-        sizes: The rows of each rank.
-    """
-    rows: Tensor = _SplitRows.apply(whole, sizes, context_group())
+def split_rows(whole: Tensor) -> Tensor:
+    """Return this rank's rows of `(..., H, W)`, which is the same on all ranks of the group."""
+    group = context_group()
+    if group.size == 1:
+        return whole
+    rows_per_unit = whole.shape[-2] // group.latent_rows
+    sizes = rows_of_ranks(group.latent_rows, rows_per_unit, group.size)
+    rows: Tensor = _SplitRows.apply(whole, sizes, group)
     return rows
 
 
-def gather_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the whole of a tensor, on each rank.
-
-    Args:
-        rows: This rank's rows, `(..., h, W)`.
-        sizes: The rows of each rank.
-    """
-    whole: Tensor = _GatherRows.apply(rows, sizes, context_group())
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the whole of a tensor, on each rank, of this rank's rows `(..., h, W)`."""
+    group = context_group()
+    if group.size == 1:
+        return rows
+    whole: Tensor = _GatherRows.apply(rows, sizes_of_ranks(rows, group), group)
     return whole
 
 
@@ -71,9 +70,16 @@ def pad_rows(rows: Tensor, above: int, below: int) -> Tensor:
     return padded
 
 
+def sizes_of_ranks(rows: Tensor, group: ContextGroup) -> list[int]:
+    """Return how many rows each rank has of a tensor of which this rank has `rows`."""
+    units_of_ranks = rows_of_ranks(group.latent_rows, 1, group.size)
+    rows_per_unit = rows.shape[-2] // units_of_ranks[group.rank]
+    return [units * rows_per_unit for units in units_of_ranks]
+
+
 class _SplitRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, whole: Tensor, sizes: Sequence[int], group: ContextGroup) -> Tensor:
+    def forward(ctx: Any, whole: Tensor, sizes: list[int], group: ContextGroup) -> Tensor:
         ctx.sizes = sizes
         ctx.group = group
         return _rows_of(whole, sizes, group.rank).contiguous()
@@ -87,7 +93,7 @@ class _SplitRows(torch.autograd.Function):
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int], group: ContextGroup) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], group: ContextGroup) -> Tensor:
         ctx.sizes = sizes
         ctx.group = group
         return _gathered(rows, sizes, group)
@@ -99,52 +105,11 @@ class _GatherRows(torch.autograd.Function):
         return group.size * _rows_of(grad_whole, ctx.sizes, group.rank), None, None
 
 
-class _PadRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, above: int, below: int, group: ContextGroup) -> Tensor:
-        ctx.above = above
-        ctx.below = below
-        ctx.group = group
-        num_rows = rows.shape[-2]
-        # Each rank is padded alike: the one above gets this rank's first rows to add below its own.
-        first = rows.narrow(-2, 0, below)
-        last = rows.narrow(-2, num_rows - above, above)
-        rows_above, rows_below = _exchange(
-            to_above=first,
-            to_below=last,
-            num_from_above=above,
-            num_from_below=below,
-            group=group,
-        )
-        return torch.cat([rows_above, rows, rows_below], dim=-2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_padded: Tensor) -> tuple[Tensor, None, None, None]:
-        above = ctx.above
-        below = ctx.below
-        num_rows = grad_padded.shape[-2] - above - below
-        grad_above = grad_padded.narrow(-2, 0, above)
-        grad_below = grad_padded.narrow(-2, above + num_rows, below)
-        # Gradients go back where rows came from: the rank above has used the first `below` rows of this one.
-        grad_first, grad_last = _exchange(
-            to_above=grad_above,
-            to_below=grad_below,
-            num_from_above=below,
-            num_from_below=above,
-            group=ctx.group,
-        )
-        grad_rows = grad_padded.narrow(-2, above, num_rows).clone()
-        grad_rows.narrow(-2, 0, below).add_(grad_first)
-        grad_rows.narrow(-2, num_rows - above, above).add_(grad_last)
-        return grad_rows, None, None, None
-
-
-def _rows_of(whole: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
+def _rows_of(whole: Tensor, sizes: list[int], rank: int) -> Tensor:
     return whole.narrow(-2, sum(sizes[:rank]), sizes[rank])
 
 
-def _gathered(rows: Tensor, sizes: Sequence[int], group: ContextGroup) -> Tensor:
+def _gathered(rows: Tensor, sizes: list[int], group: ContextGroup) -> Tensor:
     """Return the rows of all ranks; those of other ranks are 0 without a process group."""
     most = max(sizes)
     # Ranks send tensors of one shape.
@@ -159,48 +124,67 @@ def _gathered(rows: Tensor, sizes: Sequence[int], group: ContextGroup) -> Tensor
     return torch.cat(cut, dim=-2)
 
 
-def _exchange(
-    *,
-    to_above: Tensor,
-    to_below: Tensor,
-    num_from_above: int,
-    num_from_below: int,
-    group: ContextGroup,
-) -> tuple[Tensor, Tensor]:
-    """Send rows to both neighbours, and return theirs; zeros where there is no neighbour.
+class _PadRows(torch.autograd.Function):
+    """Every rank pads alike: it sends its last `above` rows to the rank below, and its first `below` rows above."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, above: int, below: int, group: ContextGroup) -> Tensor:
+        ctx.above = above
+        ctx.below = below
+        ctx.group = group
+        first_rows = rows[..., :below, :]
+        last_rows = rows[..., rows.shape[-2] - above :, :]
+        rows_above, rows_below = _exchange(first_rows, last_rows, group)
+        return torch.cat([rows_above, rows, rows_below], dim=-2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_padded: Tensor) -> tuple[Tensor, None, None, None]:
+        """Send the gradients of the neighbours' rows back to them, and add theirs to the rows that they were sent."""
+        num_rows = grad_padded.shape[-2] - ctx.above - ctx.below
+        sizes = [ctx.above, num_rows, ctx.below]
+        grad_rows_above, grad_rows, grad_rows_below = grad_padded.split(sizes, dim=-2)
+        grad_first, grad_last = _exchange(grad_rows_above, grad_rows_below, ctx.group)
+        grad_rows = grad_rows.clone()
+        grad_rows[..., : ctx.below, :] += grad_first
+        grad_rows[..., num_rows - ctx.above :, :] += grad_last
+        return grad_rows, None, None, None
+
+
+def _exchange(to_above: Tensor, to_below: Tensor, group: ContextGroup) -> tuple[Tensor, Tensor]:
+    """Send a tensor to each neighbour, and return those that the rank above and the rank below have sent.
 
     Args:
-        to_above: For the rank above, `(..., n, W)`; empty if it needs none.
-        to_below: For the rank below, likewise.
-        num_from_above: The rows that the rank above sends.
-        num_from_below: Those that the rank below sends.
+        to_above: `(..., n, W)`, of the same shape on all ranks; it may be empty.
+        to_below: Likewise, with another number of rows.
         group: The ranks.
+
+    Returns:
+        From above, of the shape of `to_below`, and from below, of that of `to_above`; 0 without a neighbour.
     """
-    *others, _, width = to_above.shape
-    from_above = to_above.new_zeros(*others, num_from_above, width)
-    from_below = to_above.new_zeros(*others, num_from_below, width)
-    process_group = group.process_group
-    if process_group is None:
+    from_above = torch.zeros_like(to_below, memory_format=torch.contiguous_format)
+    from_below = torch.zeros_like(to_above, memory_format=torch.contiguous_format)
+    if group.process_group is None:
         return from_above, from_below
-    messages: list[dist.P2POp] = []
+    operations: list[dist.P2POp] = []
     if group.rank > 0:
-        peer = dist.get_global_rank(process_group, group.rank - 1)
-        messages += _messages(to_above, from_above, peer, process_group)
+        operations += _send_and_receive(to_above, from_above, group.rank - 1, group.process_group)
     if group.rank < group.size - 1:
-        peer = dist.get_global_rank(process_group, group.rank + 1)
-        messages += _messages(to_below, from_below, peer, process_group)
-    if messages:
-        for work in dist.batch_isend_irecv(messages):
+        operations += _send_and_receive(to_below, from_below, group.rank + 1, group.process_group)
+    if operations:
+        for work in dist.batch_isend_irecv(operations):
             work.wait()
     return from_above, from_below
 
 
-def _messages(
-    sent: Tensor, received: Tensor, peer: int, process_group: dist.ProcessGroup
+def _send_and_receive(
+    sent: Tensor, received: Tensor, rank: int, process_group: dist.ProcessGroup
 ) -> list[dist.P2POp]:
-    messages = []
+    """Return the operations that exchange tensors with a rank of the group; none for empty ones."""
+    peer = dist.get_global_rank(process_group, rank)
+    operations = []
     if sent.numel() > 0:
-        messages.append(dist.P2POp(dist.isend, sent.contiguous(), peer, process_group))
+        operations.append(dist.P2POp(dist.isend, sent.contiguous(), peer, process_group))
     if received.numel() > 0:
-        messages.append(dist.P2POp(dist.irecv, received, peer, process_group))
-    return messages
+        operations.append(dist.P2POp(dist.irecv, received, peer, process_group))
+    return operations

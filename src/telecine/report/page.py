@@ -13,7 +13,7 @@ from telecine.evaluation.metrics import METRICS
 from telecine.report.chart_data import Event, charts_data
 from telecine.report.charts import METRIC_LABELS, charts_of_runs, metric_label
 from telecine.report.html import render_page
-from telecine.report.page_videos import VideoFolder, player_data
+from telecine.report.page_videos import VideoFolder, copy_videos
 from telecine.report.reported_run import ReportedRun, describe_training, not_comparable, read_runs
 from telecine.runs import Run
 from telecine.runs.history import History
@@ -58,7 +58,7 @@ def write_report(
     reported, problems = read_runs(folders)
     page.parent.mkdir(parents=True, exist_ok=True)
     videos = VideoFolder(page)
-    validations = player_data(reported, videos)
+    validations = copy_videos(reported, videos)
     version = uuid.uuid4().hex if is_live else None
     live = {"version": version, "url": videos.version_url} if is_live else None
     write_text(page, _render(reported, validations, live, problems))
@@ -81,10 +81,10 @@ def watch_runs(
     """
     state_before = None
     while True:
-        state = [_state_of(Run(run)) for run in runs]
-        if state != state_before:
-            is_live = any(trains(Run(run)) for run in runs)
-            with suppress(FileNotFoundError):  # a run that resumes removes its later validations
+        with suppress(FileNotFoundError):  # a run that resumes removes its later validations
+            state = [_state_of(Run(run)) for run in runs]
+            if state != state_before:
+                is_live = any(trains(Run(run)) for run in runs)
                 written(write_report(runs, output, is_live=is_live))
                 if not is_live:
                     return

@@ -81,8 +81,8 @@ class VideoFolder:
                 path.unlink()
 
 
-def player_data(runs: Sequence[ReportedRun], videos: VideoFolder) -> list[dict[str, Any]]:
-    """Copy the videos of runs, and return their validations as the player reads them.
+def copy_videos(runs: Sequence[ReportedRun], videos: VideoFolder) -> list[dict[str, Any]]:
+    """Copy the videos of runs, and return the validations with the URLs of the copies, as the player reads them.
 
     Clips of equal `sha256` have the same input.
     """

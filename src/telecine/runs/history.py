@@ -162,39 +162,6 @@ class Warnings(_JSONLines):
         ]
 
 
-class TailReader:
-    """Reads the lines that were added to a file since the last time.
-
-    A run that goes back cuts its file. Then the last line that was read is another one, or gone.
-
-    Args:
-        read_lines: Yields the lines of the file from a byte on.
-    """
-
-    def __init__(self, read_lines: Callable[[int], Iterator[bytes]]) -> None:
-        self._read_lines = read_lines
-        self.start_again()
-
-    def start_again(self) -> None:
-        """Read the file from its beginning the next time."""
-        self._num_lines = 0
-        self._last_line = b""
-        self._end = 0  # the byte after the last line
-
-    def was_cut(self) -> bool:
-        """Return whether the file no longer has the last line where it was read."""
-        last_line = next(self._read_lines(self._end - len(self._last_line)), b"")
-        return last_line != self._last_line
-
-    def new_lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the number of each new line, from 1, and the line."""
-        for line in self._read_lines(self._end):
-            self._num_lines += 1
-            self._last_line = line
-            self._end += len(line)
-            yield self._num_lines, line
-
-
 class History(_JSONLines):
     """The records of a run: `step`, and the logged values by name; the oldest first."""
 
@@ -203,7 +170,10 @@ class History(_JSONLines):
     def __init__(self, path: Path) -> None:
         super().__init__(path, _check_record)
         self._validations: list[dict[str, float]] = []
-        self._tail = TailReader(self._lines)
+        # What `validations` has read: the number of lines, the last one, and the byte after it.
+        self._num_read = 0
+        self._last_line = b""
+        self._end = 0
 
     def validations(self) -> list[dict[str, float]]:
         """Return the records of validations. Only lines that were added since the last call are read.
@@ -211,12 +181,18 @@ class History(_JSONLines):
         Raises:
             ValueError: A line is not a record.
         """
-        if self._tail.was_cut():  # the run went back
-            self._tail.start_again()
+        last_line = next(self._lines(self._end - len(self._last_line)), b"")
+        if last_line != self._last_line:  # a run that goes back cuts its file
             self._validations.clear()
-        for number, line in self._tail.new_lines():
+            self._num_read = 0
+            self._last_line = b""
+            self._end = 0
+        for line in self._lines(self._end):
+            self._num_read += 1
+            self._last_line = line
+            self._end += len(line)
             if line.strip():
-                self._validations += validation_records([self._parse(number, line)])
+                self._validations += validation_records([self._parse(self._num_read, line)])
         return list(self._validations)
 
     @staticmethod
@@ -249,10 +225,10 @@ def as_dataclass(
     try:
         return cast(T, _adapter(kind).validate_python(values))
     except ValidationError as error:
-        mistake = error.errors(include_url=False)[0]
-        value = "no value" if mistake["type"] == "missing" else describe(mistake["input"])
-        field = ".".join(str(part) for part in mistake["loc"])
-        message = mistake["msg"][:1].lower() + mistake["msg"][1:]
+        details = error.errors(include_url=False)[0]
+        value = "no value" if details["type"] == "missing" else describe(details["input"])
+        field = ".".join(str(part) for part in details["loc"])
+        message = details["msg"][:1].lower() + details["msg"][1:]
         raise argument_error(name, contract, f"{value} as `{field}` ({message})", remedy) from None
 
 

@@ -15,6 +15,26 @@ Codec: TypeAlias = Literal["h264"]
 SavedWeights: TypeAlias = Literal["ema", "model"]
 
 
+def check_tiles(tile: int | None, overlap: int) -> None:
+    """Check that a tile is larger than its overlap. Errors name the settings `tile` and `tile_overlap`.
+
+    Args:
+        tile: Height and width of a tile. None: whole frames, of which nothing is checked.
+        overlap: Rows and columns that neighbouring tiles share.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if tile is None:
+        return
+    check_count("tile", tile, remedy="Leave it out for whole frames.")
+    if not 0 <= overlap < tile:
+        contract = f"at least 0 and below the tile's {tile} pixels"
+        raise argument_error(
+            "tile_overlap", contract, overlap, "An eighth to a quarter of a tile is usual."
+        )
+
+
 @group
 class Tiling:
     """How frames are cut into overlapping tiles."""
@@ -25,14 +45,7 @@ class Tiling:
     """Rows and columns that neighbouring tiles share."""
 
     def __post_init__(self) -> None:
-        if self.size is None:
-            return
-        check_count("tile", self.size, remedy="Leave it out for whole frames.")
-        if not 0 <= self.overlap < self.size:
-            contract = f"at least 0 and below the tile's {self.size} pixels"
-            raise argument_error(
-                "tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual."
-            )
+        check_tiles(self.size, self.overlap)
 
     @classmethod
     def of(cls, tile: int | None, overlap: int | None) -> "Tiling":
@@ -188,7 +201,7 @@ class EvaluateConfig(MeasuredClips):
             raise argument_error(
                 "tile_overlap", "left out without `tile`", self.tile_overlap, "Set `tile`, too."
             )
-        Tiling.of(self.tile, self.tile_overlap)
+        check_tiles(self.tile, self.tile_overlap or 0)
 
     @property
     def feature_network(self) -> str | None:
@@ -262,4 +275,4 @@ class ReconstructConfig(ModelUse):
 
     def __post_init__(self) -> None:
         check_overlap(self.num_frames, self.overlap_frames)
-        Tiling.of(self.tile, self.tile_overlap)
+        check_tiles(self.tile, self.tile_overlap or 0)

@@ -1,7 +1,7 @@
 """The settings of a training run. Their docstrings are the help of the command line."""
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
@@ -123,11 +123,6 @@ class PredictiveConfig:
     0 at the start, or 0."""
 
 
-def _without_lpips(objective: ObjectiveConfig) -> ObjectiveConfig:
-    """Return the objective with LPIPS' weight 0, for clips without colours, which LPIPS cannot read."""
-    return replace(objective, perceptual_weight=0.0)
-
-
 @group
 class TrainConfig:
     """Every setting of a training run.
@@ -140,8 +135,8 @@ class TrainConfig:
     """
 
     data: UserPath | tuple[UserPath, ...] | None = None
-    """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
-    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
+    """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV, JSONL
+    or Parquet list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
     as a list. Without it, four short sample videos."""
     val_data: UserPath | tuple[UserPath, ...] | None = None
     """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""
@@ -181,7 +176,8 @@ class TrainConfig:
     """Several processes replicate the autoencoder ("none"), or shard its weights, gradients and optimizer ("fsdp2")."""
     context_parallel: Count = 1
     """Processes that share each clip, for clips that are larger than a device: each computes the autoencoder on a part
-    of the rows, with the same results. It divides the number of processes. For telecine's own models."""
+    of the rows, with the same results. It divides the number of processes. For telecine's own models, and for Wan,
+    CogVideoX and LTX-Video of diffusers."""
     process_timeout: Annotated[Positive, Field(le=_SECONDS_PER_YEAR)] = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
     of one has to be shorter, e.g. saving a checkpoint. While videos are read at the start they wait for any time."""
@@ -271,7 +267,6 @@ class TrainConfig:
             raise argument_error("init", contract, repr(self.init), remedy)
         if not self.clips.has_colours:
             self._check_without_colours()
-            object.__setattr__(self, "objective", _without_lpips(self.objective))
         if self.predictive.max_dropped > 0:
             self._check_predictive()
         self._check_discriminators()
@@ -292,7 +287,14 @@ class TrainConfig:
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _check_without_colours(self) -> None:
-        """Check that no setting needs RGB. LPIPS as a loss is not checked: see `_without_lpips`."""
+        """Check that no setting needs RGB."""
+        if self.objective.term_schedules()["perceptual"].ramp.is_ever_on:
+            raise argument_error(
+                "objective.perceptual_weight",
+                f"0 for {self.clips.num_channels} channels",
+                self.objective.perceptual_weight,
+                "LPIPS needs RGB frames: set `objective.perceptual_weight` to 0.",
+            )
         for name in ("alignment", "gram"):
             if any(term.target == name for term in self.objective.named_terms.values()):
                 contract = f"grey, rgb or rgba for {name}"

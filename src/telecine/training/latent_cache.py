@@ -17,18 +17,17 @@ from rich.console import Console
 
 from telecine.base.checks import argument_error
 from telecine.base.devices import in_gib
-from telecine.base.files import create_json, read_json
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
-from telecine.data.find import check_output
+from telecine.data.find import check_is_local
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.mapped import MappedClips
 from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent_shards import (
-    IDENTITY_FILE,
     LatentShard,
     LatentShards,
     ShardError,
+    check_identity,
     moments_of,
     posterior_of,
 )
@@ -81,14 +80,14 @@ class LatentCache:
         self,
         names: Sequence[str],
         posterior: Posterior,
-        facts: Sequence[Mapping[str, object]] | None = None,
+        metadata: Sequence[Mapping[str, object]] | None = None,
     ) -> int:
         """Add the posteriors of a batch of clips, and return the bytes of one. Clips that the cache has are skipped.
 
         Args:
             names: The name of each clip.
             posterior: The posterior of the batch.
-            facts: What is known about each clip, as JSON has it.
+            metadata: The metadata of each clip, as JSON has it.
         """
         moments = {}
         for moment, tensor in moments_of(posterior).items():
@@ -96,7 +95,7 @@ class LatentCache:
         for index, name in enumerate(names):
             if name not in self:
                 tensors = {moment: tensor[index] for moment, tensor in moments.items()}
-                self._shard.add(name, tensors, None if facts is None else facts[index])
+                self._shard.add(name, tensors, None if metadata is None else metadata[index])
         if self._shard.num_bytes >= self.shard_bytes:
             self.write()
         return sum(tensor[0].nbytes for tensor in moments.values())
@@ -162,12 +161,11 @@ def open_cache(
         raise argument_error(
             "latent_cache", "left out if the encoder is trained", repr(folder), remedy
         )
-    check_output("latent_cache", None, folder)
+    check_is_local("latent_cache", folder)
 
     def check() -> None:
-        _check_identity(
-            Path(folder), identity_of(model.latent_model, clips, accelerator.mixed_precision)
-        )
+        identity = identity_of(model.latent_model, clips, accelerator.mixed_precision)
+        check_identity(Path(folder), identity, name="latent_cache")
 
     on_first_process(check, accelerator)
     return LatentCache(Path(folder))
@@ -177,6 +175,9 @@ def identity_of(
     encoder: VideoAutoencoder, clips: ClipDataset | MappedClips, mixed_precision: str
 ) -> dict[str, object]:
     """Return what the latents of clips depend on, by name.
+
+    Files count by size and time of change, as in the index of the data. `telecine encode` compares their contents: its
+    folder may be moved to a machine that has copies of them.
 
     Args:
         encoder: The model that encodes.
@@ -200,26 +201,6 @@ def identity_of(
     for name, value in clips.config.identity().items():
         identity[f"clips.{name}"] = list(value) if isinstance(value, tuple) else value
     return identity
-
-
-def _check_identity(folder: Path, identity: dict[str, object]) -> None:
-    """Write the identity of its latents to a new folder; raise a `ValueError` if a folder has another one."""
-    path = folder / IDENTITY_FILE
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        create_json(path, identity)
-    saved = read_json(path)  # another run may have created the file first
-    if saved.get("format") != _FORMAT:
-        got = f"{str(folder)!r}, of format {saved.get('format')}"
-        remedy = "Delete it: its clips are encoded again."
-        raise argument_error("latent_cache", f"a folder of format {_FORMAT}", got, remedy)
-    changed = [name for name, value in identity.items() if saved.get(name) != value]
-    if changed:
-        contract = "a folder of latents of this encoder, data and clips"
-        got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
-        raise argument_error(
-            "latent_cache", contract, got, "Use another folder, or delete this one."
-        )
 
 
 def find_missing_batches(
@@ -297,7 +278,7 @@ def fill_latent_cache(
                 with torch.no_grad(), accelerator.autocast():
                     posterior = state.autoencoder.latent_model.encode(video)
                 names = clips.names_of(sampler_of_rank.items(position))
-                size = cache.add(names, posterior, _facts_of(batch))
+                size = cache.add(names, posterior, _metadata_of(batch))
                 if position == 0:
                     check_disk(cache.folder, size * num_missing)
     finally:
@@ -306,12 +287,12 @@ def fill_latent_cache(
     cache.find_shards()
 
 
-def _facts_of(batch: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Return what is known about the clips of a batch."""
+def _metadata_of(batch: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Return the metadata of the clips of a batch."""
     num_frames, height, width = batch["video"].shape[2:]
-    facts: list[dict[str, object]] = []
+    metadata: list[dict[str, object]] = []
     for index, source in enumerate(batch["source"]):
-        facts.append(
+        metadata.append(
             {
                 "source": source,
                 "first_frame": int(batch["start"][index]),
@@ -321,7 +302,7 @@ def _facts_of(batch: Mapping[str, Any]) -> list[dict[str, object]]:
                 "fps": float(batch["fps"][index]),
             }
         )
-    return facts
+    return metadata
 
 
 def check_disk(folder: Path, size: int) -> None:

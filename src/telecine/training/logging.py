@@ -16,9 +16,23 @@ from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES, NotebookBar, describe_duration
 from telecine.losses.reconstruction import psnr_of_mse
+from telecine.objective.log import name_error
 from telecine.runs.history import History
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
+# The names of what training logs beside the objective's values, which an auxiliary loss may not have. A test compares
+# them with the log of an update. Whole names:
+_NAMES = ("mse", "lr", "clips_per_second")
+# How the others begin, after "disc_" for the discriminators' optimizer:
+_PREFIXES = (
+    "grad_norm",
+    "grad_clipped",
+    "grad_overflow",
+    "update_ratio",
+    "frame_gradient_",
+    "adversarial_gradient_",
+    "ema_psnr_behind",
+)
 # With fewer columns than this, the bar has the most important numbers only.
 _WIDE = 110
 # Weight of the newest update in the moving average of the time that an update takes.
@@ -40,6 +54,18 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
 def describe_metrics(metrics: Mapping[str, float]) -> str:
     """Return the names and values of metrics in one line."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def check_names_of_objective(log: Iterable[str]) -> None:
+    """Check that no value of the objective, such as an auxiliary loss, has the name of a value that training logs.
+
+    Raises:
+        ValueError: One has.
+    """
+    for key in log:
+        name = key.removeprefix("train/")
+        if name in _NAMES or name.removeprefix("disc_").startswith(_PREFIXES):
+            raise name_error(name)
 
 
 class IntervalMeans:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators, host_rand
 from telecine.base.shapes import Video
+from telecine.losses import AuxLosses
 from telecine.models import LatentAutoencoder, Posterior, VideoAutoencoder
-from telecine.models.latent import AuxLosses, LatentGrid
+from telecine.models.latent import LatentGrid
 from telecine.settings import Bucket, PredictiveConfig
 
 

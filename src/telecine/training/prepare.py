@@ -382,9 +382,7 @@ def _perceptual_metrics(
     """Return the perceptual metrics of a validation by name; none, with a line on the console, without colours."""
     if config.clips.has_colours:
         return {"lpips_alex": LPIPS("alex").to(device)}
-    num_channels = config.clips.num_channels
-    text = "LPIPS is off, as loss and as metric: it needs grey, RGB or RGBA frames"
-    print_lines(console, [f"{text}, not {num_channels} channels"])
+    print_lines(console, ["validation without LPIPS: it needs grey, RGB or RGBA frames"])
     return {}
 
 

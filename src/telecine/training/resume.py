@@ -185,7 +185,9 @@ class SavedSettings:
         has_same_held_out = before.validation == data["validation"]
         is_same = has_same_files and has_same_content and has_same_held_out
         self.check_data(config, may_be_same=is_same and not config.val_data)
-        changes = _changes_of_data(before, data)
+        # Hashes of headers do not compare with those of indexed files.
+        has_same_index = self.values["clips"].get("index", "ahead") == config.clips.index
+        changes = _changes_of_data(before, data, with_hashes=has_same_index)
         if not has_same_held_out:
             now = plain_settings(config)
             if _clip_choice(self.values) == _clip_choice(now):
@@ -291,10 +293,15 @@ def describe_changes(
     return notes
 
 
-def _changes_of_data(before: RunSummary, data: Mapping[str, Any]) -> list[str]:
-    """Return what differs between the data of a run before it was resumed and now; for the arguments see `check_clips`.
+def _changes_of_data(
+    before: RunSummary, data: Mapping[str, Any], *, with_hashes: bool
+) -> list[str]:
+    """Return what differs between the data of a run before it was resumed and now.
 
-    Digests count only if no number differs. Older versions have not recorded them.
+    Args:
+        before: The summary of the run before it was resumed. Older versions have recorded no hashes.
+        data: What `Clips.recorded` returns.
+        with_hashes: Whether hashes of files are compared if no number differs.
     """
     pairs = {
         "videos": (before.num_videos, data["num_videos"]),
@@ -303,7 +310,7 @@ def _changes_of_data(before: RunSummary, data: Mapping[str, Any]) -> list[str]:
         "frames": (before.num_frames, data["num_frames"]),
     }
     changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
-    if changes:
+    if changes or not with_hashes:
         return changes
     if before.data_sha256 not in ("", data["data_sha256"]):
         return ["files of other sizes, names or frames"]

@@ -16,12 +16,15 @@ from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.log import computed_values
 from telecine.objective.weights import Weights
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
-from telecine.training.logging import ReconstructionGradient, is_share_of_gradient
+from telecine.training.logging import (
+    ReconstructionGradient,
+    check_names_of_objective,
+    is_share_of_gradient,
+)
 from telecine.training.optimizers import parameters_of
 from telecine.training.state import LR_FACTOR, TrainState
 
@@ -140,6 +143,13 @@ def _accumulate_gradients(
             output = _reconstruct(state, batch, generators)
             gradient = ReconstructionGradient()
             losses, log = _compute_losses(state, batch, output, weights, generators, gradient)
+        check_names_of_objective(log)
+        # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
+        # on latents alone returns latents.
+        compared_with = batch.inputs
+        if state.autoencoder.trains_on_latents and output.target is not None:
+            compared_with = output.target
+        log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
         gradient.measure_at(output.video)
         for loss in losses:
             state.accelerator.backward(scale * loss)
@@ -195,19 +205,11 @@ def _compute_losses(
         update = state.objective.update(
             target, output.video, state.step, output.aux, state.last_layer, **options
         )
-        losses = [update.loss, update.disc_loss]
-        log = computed_values(update.log | update.disc_log, weights, "train")
-    else:
-        loss, autoencoder_log = state.objective.autoencoder_loss(
-            target, output.video, state.step, output.aux, state.last_layer, **options
-        )
-        losses = [loss]
-        log = computed_values(autoencoder_log, weights, "train")
-    # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains on
-    # latents alone returns latents.
-    compared_with = target if autoencoder.trains_on_latents else batch.inputs
-    log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
-    return losses, log
+        return [update.loss, update.disc_loss], update.log | update.disc_log
+    loss, log = state.objective.autoencoder_loss(
+        target, output.video, state.step, output.aux, state.last_layer, **options
+    )
+    return [loss], dict(log)
 
 
 def _encoded_mode(autoencoder: VideoAutoencoder, video: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 
 from telecine.data.decode import open_container
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import AnyPath, as_source
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from telecine.__main__ import main
 from telecine.data import DataError
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_statistics import latent_summary, radial_spectrum
+from telecine.evaluation.load_model import index_data
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import index_data
 from telecine.models import CausalVAE
 from telecine.report.chart_data import plotly_script
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig

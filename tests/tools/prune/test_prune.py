@@ -21,12 +21,12 @@ from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
 from telecine.tools.prune.importance import recorded_squares, score_by_loss
-from telecine.tools.prune.pruning import prunable
+from telecine.tools.prune.parts import prunable
 from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
 from telecine.tools.prune.widths import NOT_PRUNED, WIDTHS
 
-from ...models.tiny_models import FAST, TINY_MODELS, tiny_clip, tiny_model
+from ...models.tiny_models import FAST, STREAMED, TINY_MODELS, tiny_clip, tiny_model
 
 # Enough channels for half of them, and stages of different sizes.
 WIDER = {
@@ -142,6 +142,25 @@ def check_surgery(model, part, video, *, is_exact):
     return half
 
 
+@torch.no_grad()
+def check_chunks(model, num_frames, size):
+    """Check that the streams of a model have the result of the whole clip."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.rand(1, 3, num_frames, *size, generator=generator, dtype=torch.float64)
+    whole = model.encode(video).mode()
+    encoder = model.stream_encoder()
+    posteriors = [encoder.push(frames) for frames in video.split(3, dim=2)]
+    posteriors.append(encoder.flush())
+    latent = torch.cat([posterior.mode() for posterior in posteriors if posterior], dim=2)
+    assert (latent - whole).abs().max() <= 1e-10
+    decoder = model.stream_decoder()
+    chunks = [decoder.push(frame) for frame in whole.split(1, dim=2)]
+    chunks.append(decoder.flush())
+    assert sum(chunk is not None for chunk in chunks) > 1
+    decoded = torch.cat([chunk for chunk in chunks if chunk is not None], dim=2)
+    assert (decoded - model.decode(whole)).abs().max() <= 1e-10
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in PRUNED],
@@ -158,7 +177,9 @@ def test_surgery_of_each_class(name, tmp_path):
     half = check_surgery(model, part, video, is_exact=name not in NOT_EXACT)
     num_weights = sum(tensor.numel() for tensor in half.module.decoder.parameters())
     assert num_weights < sum(tensor.numel() for tensor in module.decoder.parameters())
-    half.save_pretrained(tmp_path)
+    if name in STREAMED:
+        check_chunks(half.double(), STREAMED[name], TINY_MODELS[name].clip[1:])
+    half.float().save_pretrained(tmp_path)
     of_diffusers = getattr(diffusers, cls).from_pretrained(tmp_path)
     for key, tensor in half.module.state_dict().items():
         torch.testing.assert_close(of_diffusers.state_dict()[key], tensor, rtol=0, atol=0)

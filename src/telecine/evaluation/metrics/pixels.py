@@ -33,12 +33,13 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     return psnr_of_mse((reconstruction - target).square().flatten(1).mean(1))
 
 
-PSNR = register(
+register(
     ClipMetric(
         name="psnr",
         unit="dB",
         definition=f"10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}",
         function=psnr,
+        frame_function=psnr,
         is_default=True,
     )
 )

@@ -22,11 +22,13 @@ from telecine.models.diffusers.families import (
 from telecine.models.diffusers.loading import build_module, find_config, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
+from telecine.models.diffusers.row_layers import row_split_of
 from telecine.models.flow import Sampler, add_noise
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.pretrained import copy_state
+from telecine.models.row_layers import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
 
 LARGEST_LEVEL = 0.2
@@ -168,6 +170,17 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             latent_channels=channels,
             first_frame_apart=is_apart,
         )
+
+    def row_split(self) -> RowSplit | None:
+        """Return how several processes share a clip; None for a class that is not declared for it.
+
+        Raises:
+            ValueError: An option of the model depends on whole frames.
+        """
+        grid = self.latent_grid(*self.sizes.smallest)
+        if grid is None or self.family.row_layers is None:
+            return None
+        return row_split_of(self.module, self.family.row_layers, grid.spatial_compression)
 
     def with_channels(self, in_channels: int) -> "DiffusersAutoencoder":
         """Return this model for other channels; its configuration has their number. See `change_channels`.

@@ -20,7 +20,8 @@ from telecine.models.diffusers import wan
 from telecine.models.diffusers.families import Family, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.streams import MAGVIT, MAGVIT_CACHE, WAN
-from telecine.ops.checkpointing import checkpoint_module
+from telecine.ops.checkpointing import checkpoint_call, checkpoint_module
+from telecine.ops.ranks import ContextGroup, using_context_group
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 _MAX_DIFFERENCE = 1e-2
@@ -65,7 +66,8 @@ def enable_checked(module: DiffusersModel, blocks: Sequence[str], sizes: ClipSiz
 def enable(module: DiffusersModel, blocks: Sequence[str]) -> None:
     """Enable checkpointing: of the classes of blocks, `Family.checkpointed_blocks`, or without any, the model's own."""
     if not blocks:
-        module.enable_gradient_checkpointing()
+        # Ours remembers the processes that share a clip.
+        module.enable_gradient_checkpointing(checkpoint_call)
     for block in _modules_of(module, blocks):
         checkpoint_module(block, MAGVIT_CACHE)
 
@@ -100,7 +102,12 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         weights = list(reconstruct.parameters())
     device = weights[0].device
     buffers = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
-    with torch.enable_grad(), autocast_off(device), keep_random_state(device):
+    with (
+        torch.enable_grad(),
+        autocast_off(device),
+        keep_random_state(device),
+        using_context_group(ContextGroup()),
+    ):
         torch.manual_seed(0)
         video = 2 * torch.rand(1, sizes.in_channels, *_checked_clip(sizes)) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.losses.perceptual.feature_maps import IMAGENET
-from telecine.models.diffusers import streams, wan
+from telecine.models.diffusers import row_layers, streams, wan
 from telecine.models.diffusers.normalisation import Normalised
 from telecine.models.diffusers.outputs import (
     UNSUPPORTED_REMEDY,
@@ -21,6 +21,7 @@ from telecine.models.diffusers.outputs import (
     read_decoded,
     read_posterior,
 )
+from telecine.models.diffusers.row_layers import RowLayers
 from telecine.models.diffusers.streams import Streaming
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.ops.rms_norm import rms_norm
@@ -110,6 +111,8 @@ class Family:
     out the conversion of colours to [0, 1]. Without any, the model's own is used."""
     stream: Streaming | None = None
     """How frames are kept from one chunk of a clip to the next; None if the model keeps none."""
+    row_layers: RowLayers | None = None
+    """The layers with which several processes share a clip; None if they cannot."""
     takes_one_clip: bool = False
     """Whether clips pass one by one, as the attention of the model supports no more."""
     leaves_weights_unused: bool = False
@@ -347,6 +350,7 @@ FAMILIES = {
         _decode_clips,
         normalised=Normalised.FACTOR,
         stream=streams.COGVIDEOX,
+        row_layers=row_layers.COGVIDEOX,
     ),
     "AutoencoderKLCosmos": Family(_encode_clips, _decode_clips, normalised=Normalised.CHANNELS),
     "AutoencoderKLFlux2": Family(_encode_frames, _decode_frames, normalised=Normalised.BATCH_NORM),
@@ -381,7 +385,11 @@ FAMILIES = {
         _encode_clips, _decode_clips, widens="patches", normalised=Normalised.BUFFERS
     ),
     "AutoencoderKLLTXVideo": Family(
-        _encode_clips, _decode_clips, widens="patches", normalised=Normalised.BUFFERS
+        _encode_clips,
+        _decode_clips,
+        widens="patches",
+        normalised=Normalised.BUFFERS,
+        row_layers=row_layers.LTX,
     ),
     "AutoencoderKLMagvit": Family(
         _encode_clips,
@@ -437,6 +445,7 @@ FAMILIES = {
         normalised=Normalised.CHANNELS,
         checkpointed_blocks=("WanResidualBlock", "WanAttentionBlock", "WanResample"),
         stream=streams.WAN,
+        row_layers=row_layers.WAN,
     ),
     "AutoencoderRAE": Family(
         _encode_frames,

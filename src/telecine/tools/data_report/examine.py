@@ -31,7 +31,7 @@ from telecine.data.find import ignored_suffixes
 from telecine.data.holdout_groups import group_spans
 from telecine.data.index_cache import num_bytes
 from telecine.data.paths import paths_of
-from telecine.data.remote import open_local
+from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, file_of, resolve_source
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.tools.data_report.advice import give_advice
@@ -67,7 +67,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         DataError: There is no usable video.
     """
     check_count("num_clips", num_clips)
-    spans = Spans.find(config.data, config.val_data, config.clips)
+    spans = Spans.find(config.data, config.val_data, replace(config.clips, index="ahead"))
     dataset = ClipDataset(
         spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed
     )
@@ -274,8 +274,11 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 
 
 def _digest(source: Source) -> str:
-    part = (source.offset, source.size) if isinstance(source, TarMember) else ()
-    return open_local(source, lambda local: digest_of(Path(str(file_of(local))), *part))
+    def digest(local: Path | TarMember) -> str:
+        part = (local.offset, local.size) if isinstance(local, TarMember) else ()
+        return digest_of(Path(str(file_of(local))), *part)
+
+    return open_local(source, digest, whole=True)
 
 
 def _hash_frames(info: VideoInfo) -> tuple[int, ...] | None:

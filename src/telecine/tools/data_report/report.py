@@ -14,7 +14,7 @@ class SampledClip:
     """A clip as training sees it."""
 
     frames: Tensor
-    """As they are shown, uint8 `(T, H, W, 3)`, with channels that are no colours side by side."""
+    """As they are shown, uint8 `(T, H, W, 3)`; channels without colours side by side."""
     shape: tuple[int, ...]
     """Of the clip itself, `(T, H, W, C)`."""
     source: str

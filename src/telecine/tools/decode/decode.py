@@ -12,12 +12,12 @@ from torch import Tensor
 
 from telecine.base.background import in_background
 from telecine.base.checks import argument_error
+from telecine.base.devices import device_of_process
 from telecine.base.files import atomic_write, read_json
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import bytes_from_video
-from telecine.evaluation.evaluate import device_of_process
-from telecine.evaluation.reconstruction_sources import load_model
+from telecine.evaluation.load_model import load_model
 from telecine.models import VideoAutoencoder
 from telecine.models.latent_shards import (
     FORMAT,
@@ -67,15 +67,15 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
     if rank == 0:
         clips = with_progress(missing, "decoding")
     for name, path in clips:
-        tensors, facts = shards.read(name)
+        tensors, metadata = shards.read(name)
         latent = denormalised(tensors[MEAN][None].float().to(device), normalisation)
-        frames = decoded_frames(model, latent, facts, config.chunk_frames)
+        frames = decoded_frames(model, latent, metadata, config.chunk_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if facts["is_image"]:
+        if metadata["is_image"]:
             _write_image(path, next(frames))
         else:
             chunks = in_background(frames)
-            write_video(path, (frame for chunk in chunks for frame in chunk), facts["fps"])
+            write_video(path, (frame for chunk in chunks for frame in chunk), metadata["fps"])
     return len(missing)
 
 
@@ -106,13 +106,13 @@ def name_files(shards: LatentShards, output: Path, video_format: str) -> dict[st
     suffixes = {}
     first_frames = {}
     for name in shards.names:
-        facts = shards.facts(name)
-        source = Path(facts["source"])
+        metadata = shards.metadata(name)
+        source = Path(metadata["source"])
         if source.is_absolute() or ".." in source.parts:  # a foreign folder of latents
             source = Path(source.name)
         stems[name] = source.with_suffix("").as_posix()
-        suffixes[name] = "png" if facts["is_image"] else video_format
-        first_frames[name] = facts["first_frame"]
+        suffixes[name] = "png" if metadata["is_image"] else video_format
+        first_frames[name] = metadata["first_frame"]
     clips_of_source = Counter(stems.values())
     for name, source_stem in stems.items():
         if clips_of_source[source_stem] > 1 or first_frames[name] > 0:
@@ -127,19 +127,19 @@ def name_files(shards: LatentShards, output: Path, video_format: str) -> dict[st
 
 @torch.no_grad()
 def decoded_frames(
-    model: VideoAutoencoder, latent: Tensor, facts: dict[str, Any], chunk_frames: int
+    model: VideoAutoencoder, latent: Tensor, metadata: dict[str, Any], chunk_frames: int
 ) -> Iterator[Tensor]:
     """Yield the frames of a clip, uint8 `(T, H, W, C)` on the CPU, a few at once.
 
     Args:
         model: The model that decodes.
         latent: `(1, C, t, h, w)`.
-        facts: What is known about the clip: frames, height and width.
+        metadata: The metadata of the clip: frames, height and width.
         chunk_frames: Largest number of frames that are computed at once.
     """
-    num_left = facts["num_frames"]
+    num_left = metadata["num_frames"]
     for video in _decoded(model, latent, chunk_frames):
-        part = video[0, :, :num_left, : facts["height"], : facts["width"]]
+        part = video[0, :, :num_left, : metadata["height"], : metadata["width"]]
         num_left -= part.shape[1]
         if part.shape[1] > 0:
             yield bytes_from_video(part.clamp(*VALUE_RANGE)).cpu()

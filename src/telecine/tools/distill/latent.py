@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from telecine.base.frozen import Frozen
 from telecine.base.shapes import Scalar, Video
+from telecine.losses import Gaussian
 from telecine.losses.reconstruction import weighted_mean
 from telecine.models import DiagonalGaussian
-from telecine.objective.batch import Gaussian
 from telecine.tools.distill.teacher import load_teacher
 
 _SMALLEST_VARIANCE = 1e-6

@@ -50,14 +50,14 @@ class SourceClip:
         has_every_frame = self.frames.fps is None and self.frames.stride == 1
         return has_every_frame and (self.first_frame, self.num_frames) == (0, info.num_frames)
 
-    def facts(self, data: str) -> dict[str, object]:
-        """Return what is known about the clip, as JSON has it; `data` is where its file was found."""
+    def metadata(self, data: str) -> dict[str, object]:
+        """Return the metadata of the clip, as JSON has it; `data` is where its file was found."""
         source = str(self.span.info.source)
         if source != data and source.startswith(data):
             source = source[len(data) :].lstrip("/")
         else:
             source = Path(source).name
-        facts: dict[str, object] = {
+        metadata: dict[str, object] = {
             "source": source,
             "first_frame": self.first_frame,
             "num_frames": self.num_frames,
@@ -67,10 +67,10 @@ class SourceClip:
             "is_image": self.span.info.is_image,
         }
         if self.frames.stride > 1:
-            facts["stride"] = self.frames.stride
+            metadata["stride"] = self.frames.stride
         if self.span.columns:
-            facts["columns"] = dict(self.span.columns)
-        return facts
+            metadata["columns"] = dict(self.span.columns)
+        return metadata
 
 
 def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import chain, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from torch import Tensor
 from telecine import __version__
 from telecine.base.background import in_background
 from telecine.base.checks import argument_error
+from telecine.base.devices import device_of_process
 from telecine.base.files import (
-    create_json,
-    read_json,
     remove_partial,
     write_json,
     write_text,
@@ -27,19 +26,18 @@ from telecine.base.files import (
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, Span, load_spans
-from telecine.evaluation.evaluate import device_of_process
-from telecine.evaluation.reconstruction_sources import Model, clips_of, load_model
+from telecine.evaluation.load_model import Model, clips_to_read, load_model
 from telecine.evaluation.tiling import pad_to
 from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.models.latent_shards import (
     DTYPES,
     FORMAT,
-    IDENTITY_FILE,
     LOGVAR,
     MANIFEST_FILE,
     LatentShard,
     LatentShards,
+    check_identity,
     moments_of,
     normalised,
 )
@@ -96,34 +94,27 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     device = device_of_process(config.device, num_ranks)
     model = load_model(checkpoint, config, device)
-    run_clips = clips_of(checkpoint, model)
-    clip_config = ClipConfig(
-        channels=model.in_channels,
-        layout=config.layout or run_clips.layout,
-        range=config.range or run_clips.range,
-    )
+    clip_config = clips_to_read(checkpoint, model, config)
     spans, _ = load_spans(config.data, clip_config, keep_columns=True)
     clips = list_clips(spans, config)
     _check_model(model, config)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = _saved_identity(folder, identity_of(checkpoint, model, spans, config))
+    identity = check_identity(folder, identity_of(checkpoint, model, spans, config), name="output")
     encoder = _Encoder(model, device, config, clip_config)
-    missing = []
-    num_missing = 0
+    missing: list[_ClipOfShard] = []
     for number, first in enumerate(range(0, len(clips), config.clips_per_shard)):
         path = folder / f"latents-{number:05d}.tar"
         is_there = path.is_file() and path.with_suffix(".json").is_file()
         if number % num_ranks == rank and not is_there:
             part = clips[first : first + config.clips_per_shard]
-            missing.append((path, first, part))
-            num_missing += len(part)
-    missing_clips: Iterator[SourceClip] = chain.from_iterable(part for _, _, part in missing)
+            missing += [_ClipOfShard(path, index, clip) for index, clip in enumerate(part, first)]
+    progress: Iterable[_ClipOfShard] = missing
     if rank == 0:
-        missing_clips = with_progress(missing_clips, "encoding", total=num_missing)
+        progress = with_progress(missing, "encoding")
     num_new = 0
-    for path, first, part in missing:
-        num_new += encoder.write_shard(path, first, islice(missing_clips, len(part)))
+    for path, clips_of_shard in groupby(progress, key=lambda clip: clip.shard):
+        num_new += encoder.write_shard(path, clips_of_shard)
     num_shards = -(-len(clips) // config.clips_per_shard)
     shards = LatentShards(folder, verify=False)
     is_complete = len(shards.digests) == num_shards
@@ -166,8 +157,8 @@ def identity_of(
     data = sha256()
     for span in spans:
         name = str(span.info.source).rpartition("/")[2]
-        facts = (name, span.info.digest, span.first_frame, span.last_frame, dict(span.columns))
-        data.update(repr(facts).encode())
+        identity = (name, span.info.digest, span.first_frame, span.last_frame, dict(span.columns))
+        data.update(repr(identity).encode())
     name = str(checkpoint)
     if isinstance(checkpoint, torch.nn.Module):
         name = type(checkpoint).__name__
@@ -188,21 +179,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _saved_identity(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the identity of a folder, which is written to a new one; raise a `ValueError` if it is another one."""
-    path = folder / IDENTITY_FILE
-    if not path.is_file():
-        create_json(path, identity)
-    saved = read_json(path)
-    changed = []
-    for name, value in identity.items():
-        if name != "model" and saved.get(name) != value:  # a model may have another path
-            changed.append(name)
-    if changed:
-        contract = "a folder of latents of this model, data and settings"
-        got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
-        raise argument_error("output", contract, got, "Use another folder, or delete this one.")
-    return saved
+@dataclass(frozen=True)
+class _ClipOfShard:
+    """A clip, the shard that it belongs to, and its number in the data set."""
+
+    shard: Path
+    number: int
+    clip: SourceClip
 
 
 class _Encoder:
@@ -227,25 +210,25 @@ class _Encoder:
         self.config = config
         self.clips = clips
 
-    def write_shard(self, path: Path, first: int, clips: Iterable[SourceClip]) -> int:
+    def write_shard(self, path: Path, clips: Iterable[_ClipOfShard]) -> int:
         """Write a shard, and return the number of its clips.
 
         Args:
             path: The tar file.
-            first: The number of the first clip.
             clips: The clips. Those that cannot be decoded are logged, and listed in the index.
         """
         shard = LatentShard(path)
         skipped = {}
-        for number, clip in enumerate(clips, first):
-            facts = clip.facts(str(self.config.data))
+        for item in clips:
+            name = f"{item.number:08d}"
+            metadata = item.clip.metadata(str(self.config.data))
             try:
-                tensors = self.encode(clip)
+                tensors = self.encode(item.clip)
             except DecodeError as error:
                 logger.warning("skipping a clip that cannot be decoded: %s", error)
-                skipped[f"{number:08d}"] = facts
+                skipped[name] = metadata
                 continue
-            shard.add(f"{number:08d}", tensors, facts)
+            shard.add(name, tensors, metadata)
         shard.write(skipped)
         return len(shard)
 
@@ -302,7 +285,7 @@ def write_manifest(folder: Path, identity: dict[str, Any], shards: LatentShards)
     for shard in sorted(shards.channel_sums):
         channels.add_sums(shards.channel_sums[shard])
     for name in shards.names:
-        num_frames += shards.facts(name)["num_frames"]
+        num_frames += shards.metadata(name)["num_frames"]
     statistics: LatentStatistics | None = None
     if channels.sums.shape[1] > 0:
         statistics = channels.statistics()

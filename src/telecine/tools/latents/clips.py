@@ -10,8 +10,8 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, VideoInfo, bytes_from_video, clips_sha256, pixels_sha256
+from telecine.evaluation.load_model import MeasuredModel
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import MeasuredModel
 from telecine.settings import ClipConfig
 
 

@@ -23,9 +23,13 @@ from telecine.evaluation.latent_statistics import (
     kurtosis,
     radial_spectrum,
 )
+from telecine.evaluation.load_model import (
+    MeasuredModel,
+    load_with_clips,
+    load_with_data,
+)
 from telecine.evaluation.metrics.frechet import load_frechet_network
 from telecine.evaluation.protocols.configured import CLIP_SELECTION, ConfiguredClips
-from telecine.evaluation.reconstruction_sources import MeasuredModel, measured_model, open_model
 from telecine.losses.latent import resized
 from telecine.losses.perceptual import pick_frames
 from telecine.settings import LatentsConfig
@@ -67,7 +71,7 @@ def measure_latent_spaces(
             "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
         )
     device = pick_device(config.device)
-    first, infos = open_model(models[0], config, device)
+    first, infos = load_with_data(models[0], config, device)
     num_frames, height, width = first.clips.val_bucket.shape
     # All models encode the same clips.
     config_of_first = replace(
@@ -79,10 +83,10 @@ def measure_latent_spaces(
         fps=first.clips.fps,
     )
     measured = [first]
-    measured += [measured_model(model, config_of_first, device) for model in models[1:]]
+    measured += [load_with_clips(model, config_of_first, device) for model in models[1:]]
     base = None
     if config.base is not None:
-        base = measured_model(config.base, config_of_first, device)
+        base = load_with_clips(config.base, config_of_first, device)
         _check_base(
             base, measured, torch.zeros(1, first.model.in_channels, num_frames, height, width)
         )

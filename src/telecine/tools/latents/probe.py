@@ -18,12 +18,12 @@ from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, Span, iterate_validation_clips, read_validation_clips
 from telecine.data.index_cache import fingerprint_of
+from telecine.evaluation.load_model import MeasuredModel
 from telecine.evaluation.metrics.frechet import (
     FeatureNetwork,
     frechet_undefined,
     load_frechet_network,
 )
-from telecine.evaluation.reconstruction_sources import MeasuredModel
 from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.models.pretrained import digest_of_tensors
@@ -73,7 +73,7 @@ def train_probe(
     model = measured.model
     device = next(model.parameters()).device
     settings = _train_config(measured.clips, config)
-    spans = Spans.find(settings.data, settings.val_data, settings.clips)
+    spans = Spans.find(settings.data, settings.val_data, replace(settings.clips, index="ahead"))
     _check_unseen(spans, settings.clips, probe.val_data)
     unseen_videos = partial(_read_unseen, spans.held_out, settings.clips, config.clip_limit, device)
     network = load_frechet_network(probe.features, settings.clips, device)

@@ -1,0 +1,336 @@
+"""Read files at addresses: whole, or the parts of them that are read, through the cache."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.remote import RefusedError, info_of, look_up, time_limit, with_retries
+from telecine.data.remote_cache import SIZE_VARIABLE, RemoteCache, cache_folder, max_cache_bytes
+from telecine.data.source import LocalSource, RemotePath, Source, TarMember, file_of, kind_of
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_REMOVALS = (
+    10  # how often another process may remove a copy between its arrival and its opening
+)
+# Bytes of a block of a file. A second of 720p takes about one; smaller ones would take as long to request.
+BLOCK_BYTES = 2**20
+_MAX_REQUEST = (
+    2**23
+)  # bytes of a part that one request asks for; it is in memory until it is written
+_SERVERS_OF_WHOLE_FILES: set[str] = set()  # that were found to send no parts
+
+
+def open_local(
+    source: Source,
+    opening: Callable[[Any], T],
+    deadline: Deadline | None = None,
+    *,
+    whole: bool = False,
+    in_order: bool = False,
+) -> T:
+    """Open a source on this machine, or one at an address, of which the parts that are read are fetched.
+
+    Args:
+        source: The source.
+        opening: The function that opens it. It gets the source. Of one at an address it gets a local copy, which may be
+            removed as soon as the function has returned, or an open binary file.
+        deadline: The time by which what is read of a file at an address must arrive.
+        whole: Whether most of the source is read, or its path is needed. It is then fetched at once.
+        in_order: Whether small parts are read in order and once, such as the headers of a tar file.
+
+    Returns:
+        What `opening` returns.
+
+    Raises:
+        DecodeError: a file at an address does not exist.
+        DataError: it cannot be fetched, or not by the deadline.
+    """
+    file = file_of(source)
+    if isinstance(file, Path):
+        return opening(source)
+    try:
+        file = look_up(file, deadline)
+    except FileNotFoundError as error:
+        raise DecodeError(f"{file}: No such file") from error
+    if file.is_folder:
+        raise DecodeError(f"{file}: a folder")
+    if file.size is None:
+        raise DecodeError(f"{file}: its server does not tell its size")
+    reader = _RemoteReader(file, deadline)
+
+    def open_again() -> T:
+        return opening(_local_source(source, reader, whole=whole, in_order=in_order))
+
+    return _until_not_removed(file, open_again)
+
+
+def _local_source(
+    source: Source, reader: _RemoteReader, *, whole: bool, in_order: bool
+) -> LocalSource:
+    """Return a copy of a source at an address, or an open file of its bytes, see `open_local`."""
+    part = range(reader.size)
+    if isinstance(source, TarMember):
+        part = part[
+            source.offset : source.offset + source.size
+        ]  # a damaged tar file may be shorter
+    at_once = whole or len(part) <= BLOCK_BYTES
+    is_whole_file = at_once and len(part) == reader.size
+    sends_parts = reader.server not in _SERVERS_OF_WHOLE_FILES
+    if sends_parts and not is_whole_file and not reader.is_copied:
+        try:
+            if at_once:
+                return reader.copy(part, _suffix(source))
+            return reader.open(part, in_order=in_order)
+        except _NoPartsError as error:
+            logger.warning("%s. They are fetched whole.", error)
+            _SERVERS_OF_WHOLE_FILES.add(reader.server)
+    copy = reader.copy(range(reader.size), _suffix(reader.file))
+    return replace(source, archive=copy) if isinstance(source, TarMember) else copy
+
+
+def _suffix(source: Source) -> str:
+    return PurePosixPath(source.name).suffix.lower() if kind_of(source) else ""
+
+
+def _until_not_removed(file: RemotePath, call: Callable[[], T]) -> T:
+    """Call a function again if another process has removed the copy that it opens."""
+    for _ in range(_MAX_REMOVALS):
+        with suppress(FileNotFoundError):
+            return call()
+    remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
+    raise DataError(
+        f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}"
+    )
+
+
+class _NoPartsError(DataError):
+    """A server sent another part of a file than the one that was requested."""
+
+
+class _RemoteReader:
+    """Fetches parts of a file whose size and version are known. Parts are kept in the cache.
+
+    Args:
+        file: The file.
+        deadline: The time by which its parts must arrive.
+    """
+
+    def __init__(self, file: RemotePath, deadline: Deadline | None) -> None:
+        self.file = file
+        self.size = file.size or 0
+        self.server = urlsplit(file.url).netloc
+        self._deadline = deadline
+        self._cache = RemoteCache(cache_folder(), max_cache_bytes())
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the cache has a copy of the whole file."""
+        return self._cache.has(self._name(range(self.size), _suffix(self.file)))
+
+    def copy(self, part: range, suffix: str) -> Path:
+        """Return the copy of a part; fetch it unless it is in the cache.
+
+        Args:
+            part: The positions of its bytes.
+            suffix: Suffix of the copy, such as ".mp4"; empty for files that are neither videos, images nor arrays.
+
+        Raises:
+            DataError: it cannot be fetched, or is larger than the cache.
+        """
+        if len(part) > self._cache.max_bytes:
+            remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
+            got = f"{len(part)} bytes, more than the {self._cache.max_bytes} bytes of the cache"
+            raise DataError(f"{self.file}: {got}. {remedy}")
+        fetch = self._fetch_whole
+        if len(part) < self.size:
+            fetch = partial(self._fetch_part, part)
+        return self._cache.copy(self._name(part, suffix), len(part), fetch)
+
+    def open(self, part: range, *, in_order: bool) -> BinaryIO:
+        """Open a part as a binary file, whose blocks are kept in the cache.
+
+        Args:
+            part: The positions of its bytes.
+            in_order: Whether small parts are read in order and once; these are not kept.
+        """
+        from telecine.data import remote_file  # imports fsspec
+
+        def read_block(start: int, stop: int) -> bytes:
+            block = part[start:stop]
+            return _until_not_removed(self.file, lambda: self.copy(block, "").read_bytes())
+
+        def read_part(start: int, stop: int) -> bytes:
+            return self._read(part[start:stop])
+
+        name = self._name(part, "")  # a title that says nothing: FFmpeg takes names for addresses
+        if in_order:
+            opened = remote_file.open_windows(len(part), read_part, name)
+        else:
+            opened = remote_file.open_blocks(len(part), BLOCK_BYTES, read_block, name)
+        opened.read(1)  # to notice a server that sends whole files
+        opened.seek(0)
+        return opened
+
+    def _name(self, part: range, suffix: str) -> str:
+        """Return the name of a part in the cache: a hash, so that no address leads out of the folder."""
+        identity = f"{self.file.url}\n{self.size}\n{self.file.version}"
+        if len(part) < self.size:
+            identity += f"\n{part.start}\n{part.stop}"
+        return f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
+
+    def _fetch_whole(self, path: Path) -> None:
+        def fetch(fs: AbstractFileSystem) -> None:
+            download(self.file, path, fs, self._deadline)
+
+        try:
+            with_retries(self.file.url, fetch, self._deadline)
+        except FileNotFoundError as error:
+            raise _changed(self.file) from error
+
+    def _fetch_part(self, part: range, path: Path) -> None:
+        with open(path, "wb") as output:
+            for start in range(0, len(part), _MAX_REQUEST):
+                output.write(self._read(part[start : start + _MAX_REQUEST]))
+
+    def _read(self, part: range) -> bytes:
+        def read(fs: AbstractFileSystem) -> bytes:
+            return read_part(self.file, part, fs, self._deadline)
+
+        try:
+            return with_retries(self.file.url, read, self._deadline)
+        except FileNotFoundError as error:
+            raise _changed(self.file) from error
+        except RefusedError as error:  # a file that is shorter now has no such part
+            now = look_up(RemotePath(self.file.url), self._deadline)
+            if (now.size, now.version) != (self.file.size, self.file.version):
+                raise _changed(self.file) from error
+            raise
+
+
+def read_part(
+    file: RemotePath, part: range, fs: AbstractFileSystem, deadline: Deadline | None = None
+) -> bytes:
+    """Return some bytes of a file.
+
+    Args:
+        file: The file, with its size and version.
+        part: The positions of the bytes.
+        fs: fsspec's file system of its protocol.
+        deadline: The time by which they must arrive.
+
+    Raises:
+        DataError: the file has another size or version, the server does not send parts of files, or they do not arrive
+            by the deadline.
+        OSError: the connection ended too early.
+    """
+    name = fs._strip_protocol(file.url)
+    if file.url.startswith("http"):
+        content = _read_http_part(name, part, fs, deadline)
+    elif file.url.startswith("hf"):
+        content = fs.cat_file(name, part.start, part.stop, cache_type="none")  # no more than these
+    else:
+        content = fs.cat_file(name, start=part.start, end=part.stop)
+    if len(content) > len(part):
+        raise _NoPartsError(f"{file}: its server sends no parts of files")
+    if len(content) < len(part):
+        text = f"the connection ended after {len(content)} of {len(part)} bytes"
+        raise OSError(errno.EIO, text)
+    _check_unchanged(file, fs, deadline)
+    return content
+
+
+def _read_http_part(
+    url: str, part: range, fs: AbstractFileSystem, deadline: Deadline | None
+) -> bytes:
+    """Return some bytes of a file on a web server. If it sends more, the connection ends after some more bytes."""
+    from fsspec.callbacks import Callback
+
+    content = io.BytesIO()
+
+    class EnoughError(Exception):
+        """More bytes than requested have arrived."""
+
+    def check(_size: int | None, value: int, **_: object) -> None:
+        if deadline is not None:
+            deadline.seconds_left()
+        if value > len(part):
+            raise EnoughError
+
+    headers = {"Range": f"bytes={part.start}-{part.stop - 1}", "Accept-Encoding": "identity"}
+    with suppress(EnoughError):
+        fs.get_file(
+            url,
+            content,
+            callback=Callback(hooks={"bound": check}),
+            headers=headers,
+            **time_limit(url, deadline),
+        )
+    return content.getvalue()
+
+
+def download(
+    file: RemotePath, path: Path, fs: AbstractFileSystem, deadline: Deadline | None = None
+) -> None:
+    """Write a file to `path`. Never more bytes are written than the file had when it was looked up.
+
+    Args:
+        file: The file, with its size and version.
+        path: Where to write it.
+        fs: fsspec's file system of its protocol.
+        deadline: The time by which it must arrive.
+
+    Raises:
+        DataError: the file has another size or version, or does not arrive by the deadline.
+        OSError: the connection ended too early.
+    """
+    from fsspec.callbacks import Callback
+
+    expected_size = file.size or 0
+
+    def check(size: int | None, value: int, **_: object) -> None:
+        if max(size or 0, value) > expected_size:
+            raise _changed(file)
+        if deadline is not None:
+            deadline.seconds_left()
+
+    callback = Callback(hooks={"bound": check})
+    fs.get_file(
+        fs._strip_protocol(file.url),
+        str(path),
+        callback=callback,
+        **time_limit(file.url, deadline),
+    )
+    num_bytes = path.stat().st_size
+    if num_bytes != file.size:
+        raise OSError(errno.EIO, f"the connection ended after {num_bytes} of {file.size} bytes")
+    _check_unchanged(file, fs, deadline)
+
+
+def _check_unchanged(file: RemotePath, fs: AbstractFileSystem, deadline: Deadline | None) -> None:
+    now = info_of(file.url, fs, deadline)
+    if (now.size, now.version) != (file.size, file.version):
+        raise _changed(file)
+
+
+def _changed(file: RemotePath) -> DataError:
+    return DataError(
+        f"{file}: was changed or removed after it was listed. Run the same command again."
+    )
