@@ -58,9 +58,8 @@ def _save_tf32() -> Callable[[], None]:
     try:
         precision = torch.get_float32_matmul_precision()
         in_convolutions = torch.backends.cudnn.allow_tf32
-    except (
-        RuntimeError
-    ):  # set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express
+    except RuntimeError:
+        # Set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express.
         backends: Any = torch.backends
         groups = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         precisions = [group.fp32_precision for group in groups]
@@ -83,7 +82,11 @@ def call_with_cast_weights(
 ) -> Any:
     """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
 
+<<<<<<< HEAD
     The first input is a tensor. Differentiating one of these weights runs the backward of all. The layers in
+=======
+    The first input is a tensor. Differentiating one of these weights runs the backward of all of them. The layers in
+>>>>>>> main
     `separately` are cast by themselves, as are all in compiled code, which fuses casts, and all if some are sharded
     over processes.
     """
