@@ -75,9 +75,8 @@ class Evaluation:
 
         An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
         """
-        (folder / PROTOCOL_FILE).unlink(
-            missing_ok=True
-        )  # written last: it marks a complete evaluation
+        # Written last: it marks a complete evaluation.
+        (folder / PROTOCOL_FILE).unlink(missing_ok=True)
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
@@ -387,9 +386,8 @@ def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
         curves: For each label of an evaluation, its values at each frame position, by metric.
         path: The file.
     """
-    from matplotlib.figure import (
-        Figure,
-    )  # takes a second to import, which `telecine --help` must not spend
+    # Takes a second to import, which `telecine --help` must not spend.
+    from matplotlib.figure import Figure
 
     names: list[str] = []
     for evaluation in curves.values():

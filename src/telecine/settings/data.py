@@ -276,9 +276,8 @@ class ClipConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        if (
-            self.channels == RGB.channels and self.bit_depth == RGB.bit_depth
-        ):  # older versions had no other
+        if self.channels == RGB.channels and self.bit_depth == RGB.bit_depth:
+            # Older versions had no other.
             del values["channels"], values["bit_depth"]
         for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
             if values[name] == earlier:

@@ -76,9 +76,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=config.output_dir,
         kwargs_handlers=[process_group_settings(config.process_timeout)],
     )
-    accelerator.gradient_accumulation_steps = (
-        1  # losses are scaled here, whatever the launcher exports
-    )
+    # Losses are scaled here, whatever the launcher exports.
+    accelerator.gradient_accumulation_steps = 1
     if accelerator.device.type != device.type:
         got = f"{device.type} after {accelerator.device.type} in the same process"
         raise argument_error(

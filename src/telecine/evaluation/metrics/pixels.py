@@ -251,9 +251,8 @@ def _peak_ratio(patches: Tensor, period: int) -> Tensor:
     detrended = _without_plane(patches)
     rows = torch.fft.rfft(detrended, dim=2, norm="ortho").abs().square().mean(dim=1)
     columns = torch.fft.rfft(detrended, dim=1, norm="ortho").abs().square().mean(dim=2)
-    power = (
-        rows + columns
-    ) / 2 + _ROUNDING_VARIANCE  # (N, 17); that of white noise is its variance
+    # (N, 17); that of white noise is its variance.
+    power = (rows + columns) / 2 + _ROUNDING_VARIANCE
     frequency = _GRID_PATCH // period
     neighbours = [frequency - 1]
     if frequency + 1 < power.shape[1]:
