@@ -284,6 +284,10 @@ def test_convolutions_that_cheaper_ones_can_compute_are_met(
     assert abs(result.psnr_after - result.psnr_before) < 1e-3
     assert result.cost_after.flops < result.cost_before.flops
     result.model.save_pretrained("cheaper")
+    write_json(Path("prune.json"), result.report())
+    layer = f"{result.convolutions[0].layer}.conv"
+    with pytest.raises(ValueError, match="`feature_layers` must be layers that the teacher's"):
+        PrunedFeatures("model", "prune.json", [layer])
     message = r"`model` must be one whose decoder has \"3d\" convolutions, but got one with"
     with pytest.raises(ValueError, match=message):
         prune("cheaper", config)
