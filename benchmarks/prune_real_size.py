@@ -24,7 +24,7 @@ from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.diffusers.loading import build_module
 from telecine.tools.prune.channels import build_on_meta, find_groups, num_parts_of_stages
 from telecine.tools.prune.importance import score_by_position
-from telecine.tools.prune.pruning import Prunable, prunable
+from telecine.tools.prune.parts import Prunable, prunable
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
 from telecine.training.memory import PARAMETERS, MemoryCounter
 

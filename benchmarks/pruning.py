@@ -38,6 +38,7 @@ from telecine.models import VideoAutoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.runs import Run
 from telecine.settings import DistillConfig
+from telecine.settings.autoencoder import ConvolutionKind
 from telecine.settings.parse import read_config
 from telecine.tools.distill import distill
 from telecine.tools.prune import prune
@@ -69,7 +70,9 @@ class Study:
     minutes: float | None
     """Time of the updates of each run, in the place of `steps`."""
     prune_clips: int
-    """Clips of the data that importance is measured on."""
+    """Clips of the data that importance is measured on, and that convolutions are fitted to."""
+    convolutions: tuple[ConvolutionKind, ...]
+    """Convolutions of all decoders, see `telecine prune --decoder_convolutions`; empty for those of the teacher."""
     device: str
 
     def config(self, **changes: Any) -> DistillConfig:
@@ -92,6 +95,7 @@ class Study:
                 data=self.data,
                 keep=keep,
                 importance=importance,
+                decoder_convolutions=self.convolutions,
                 num_frames=clips.num_frames,
                 height=clips.height,
                 width=clips.width,
@@ -115,9 +119,10 @@ class Study:
             "blocks_per_level",
             "patch_size",
             "time_kernel",
+            "decoder_convolutions",
         )
         values = model.config.saved_values()
-        write_json(path, {name: values[name] for name in names})
+        write_json(path, {name: values[name] for name in names if name in values})
         return path
 
     def start(self, keep: float, importance: str) -> dict[str, str]:
@@ -337,6 +342,9 @@ def main() -> None:
     )
     parser.add_argument("--unseen_clips", type=int, default=6, help="of each unseen video")
     parser.add_argument("--prune_clips", type=int, default=12, help="for the importances")
+    parser.add_argument(
+        "--decoder_convolutions", nargs="+", default=[], help="of all decoders, for other --runs"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--print", action="store_true", help="print finished runs, train nothing")
     arguments = parser.parse_args()
@@ -348,6 +356,7 @@ def main() -> None:
         steps=arguments.steps,
         minutes=arguments.minutes,
         prune_clips=arguments.prune_clips,
+        convolutions=tuple(arguments.decoder_convolutions),
         device=arguments.device,
     )
     study.folder.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,18 @@
 """Lists of video segments. Errors give the line number."""
 
 import os
+import sys
 from array import array
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from telecine.data import DataError, Span, VideoInfo
 from telecine.data.find import find_segments
 from telecine.data.index_cache import IndexCache
 from telecine.data.lists import Segment, read_list
-from telecine.data.source import Skipped
+from telecine.data.source import RemotePath, Skipped
 from telecine.settings import ClipConfig
 
 INFO = VideoInfo(
@@ -45,6 +47,65 @@ def test_formats(tmp_path, name, text):
         Segment(Path("/d.mp4"), start_frame=4),
         Segment(tmp_path / "e,f.png", end_frame=9),
     ]
+
+
+def write_parquet(file, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file
+
+
+def test_parquet_is_a_list(tmp_path, caplog):
+    missing = float("nan")  # as pandas writes it
+    path = write_parquet(
+        tmp_path / "a.parquet",
+        path=["b/a.mp4", "s3://bucket/b.mp4", "e.png"],
+        start=pyarrow.array([None, 1.5, missing]),
+        end=[2, None, None],
+        end_frame=[missing, 40.0, missing],
+        film=["x", None, "y"],
+        caption=["cat", "dog", ""],
+    )
+    plain = list(read_list(path))
+    assert plain == [
+        Segment(tmp_path / "b/a.mp4", end=2.0),
+        Segment(RemotePath("s3://bucket/b.mp4"), start=1.5, end_frame=40),
+        Segment(tmp_path / "e.png"),
+    ]
+    assert caplog.messages == [f"{path}: left out 2 columns that no clip needs: `film`, `caption`"]
+    grouped = list(read_list(path, group_column="film", keep_columns=True))
+    assert [segment.group for segment in grouped] == ["x", "", "y"]
+    assert grouped[0].columns == {"film": "x", "caption": "cat"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["x", "y"], "start": [1.0, -1.0]}, "row 2: `start` must be a number of seconds"),
+        ({"path": ["x", ""]}, "row 2: `path` must name a file, but got ''"),
+        ({"path": [b"x"]}, "row 1: `path` must name a file, but got b'x'"),
+        ({"path": ["x"], "end_frame": [4.5]}, "row 1: `end_frame` must be a frame index"),
+        ({"path": ["x"], "strat": [1]}, "parquet: unknown column `strat`. Did you mean `start`"),
+        ({"start": [1]}, "parquet: the column `path` is missing"),
+        ({"path": pyarrow.array([], "string")}, "parquet: the list is empty"),
+        (None, "parquet: cannot be read .*must be Parquet, or CSV"),
+    ],
+    ids=range(8),
+)
+def test_errors_of_parquet_give_the_row(tmp_path, columns, message):
+    path = tmp_path / "a.parquet"
+    if columns is None:
+        path.write_bytes(b"PAR1" * 10)
+    else:
+        write_parquet(path, **columns)
+    with pytest.raises(DataError, match=rf"a\.{message}" if message[0] == "p" else message):
+        list(read_list(path))
+
+
+def test_parquet_without_its_package_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = r"a\.parquet needs the package pyarrow, .*Run `pip install pyarrow`"
+    with pytest.raises(ImportError, match=message):
+        list(read_list(tmp_path / "a.parquet"))
 
 
 SECONDS = "`start` must be a number of seconds, at least 0 and at most 1000000000, but got"

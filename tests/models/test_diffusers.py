@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from safetensors import SafetensorError
 from telecine.losses import posterior_kl
 from telecine.models import DeterministicPosterior, DiagonalGaussian, Moments, pretrained
 from telecine.models.diffusers import DiffusersAutoencoder, checkpointing, loading
-from telecine.models.diffusers.checkpointing import ANY_CHUNK, CHUNKS
-from telecine.models.diffusers.families import REFUSED
+from telecine.models.diffusers.families import FAMILIES, REFUSED
 from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.models.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
@@ -228,8 +228,8 @@ def test_accepted_sizes_and_last_layer(name):
     lengths, side, multiple, last_layer = FACTS[name]
     tried = {*LENGTHS, *LONGER.get(name, ())} if name not in IMAGE_MODELS else {1, 2, 5}
     assert {length for length in tried if sizes.reproduces_length(length)} == lengths & tried
-    assert (sizes.smallest()[1], sizes.multiple) == (side, multiple)
-    time, rows, columns = sizes.smallest()
+    assert (sizes.smallest[1], sizes.multiple) == (side, multiple)
+    time, rows, columns = sizes.smallest
     if name == "rae":  # has positional embeddings of one size
         with pytest.raises(
             ValueError, match=r"`width` must be 32 for this model, but got 64\. Use 32,"
@@ -247,10 +247,9 @@ def test_accepted_sizes_and_last_layer(name):
 
 @every_kind
 def test_the_meta_device_computes_the_same_shapes(name):
-    sizes = copy.copy(shared(name).sizes)
+    sizes = shared(name).sizes
     assert not sizes.on_meta
-    sizes.on_meta = True
-    assert sizes.output_shape(CLIPS[name]) == (1, 3, *CLIPS[name])
+    assert sizes.output_shape(CLIPS[name], on_meta=True) == (1, 3, *CLIPS[name])
     assert all(weight.device.type == "cpu" for weight in shared(name).parameters())
 
 
@@ -359,9 +358,9 @@ def test_every_weight_has_a_gradient_and_checkpointing_computes_the_same(name):
     for side in ("encoder.", "decoder.") if name != "rae" else ("decoder.",):
         assert any(gradient.any() for key, gradient in plain.items() if side in key)
     assert plain[last_layer_name(model)].any()
-    checkpointing.enable(model.module)
+    checkpointing.enable(model.module, model.family.checkpointed_blocks)
     assert relative_error(gradients(model, video), plain) < 1e-6
-    if type(model.module).__name__ in checkpointing.CHECKPOINTED_BLOCKS:
+    if model.family.checkpointed_blocks:
         copy.deepcopy(model)
 
 
@@ -391,9 +390,9 @@ def test_gradient_checkpointing_of_a_frozen_model_is_compared_too():
 )
 def test_gradient_checkpointing_that_is_not_exact_is_an_error(name, message, monkeypatch):
     """What diffusers itself does with these classes, whose blocks telecine checkpoints instead."""
-    monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
     monkeypatch.setattr(checkpointing, "checkpoint_call", None)
     model = adapter(name)
+    model.family = replace(model.family, checkpointed_blocks=())
     video = tiny_clip(name)
     plain = gradients(model, video)
     with pytest.raises(ValueError, match=f"{message}.*Train it without"):
@@ -448,7 +447,8 @@ CHUNKED = [
 
 
 def test_every_class_that_supports_chunks_is_tested():
-    assert {type(shared(name).module).__name__ for name, *_ in CHUNKED} == set(CHUNKS)
+    tested = {type(shared(name).module).__name__ for name, *_ in CHUNKED}
+    assert tested == {name for name, family in FAMILIES.items() if family.stream is not None}
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_every_class_that_supports_chunks_is_tested():
 )
 def test_temporal_chunks_are_exact(name, chunk, num_frames):
     model = adapter(name)
-    _, height, width = model.sizes.smallest()
+    _, height, width = model.sizes.smallest
     video = 2 * torch.rand(1, 3, num_frames, height, width) - 1
     plain = gradients(model, video)
     model.enable_temporal_chunks(chunk)
@@ -466,7 +466,7 @@ def test_temporal_chunks_are_exact(name, chunk, num_frames):
     with torch.no_grad():
         chunked = model(video, sample_posterior=False).video
     torch.testing.assert_close(chunked, plain["output"], rtol=1e-4, atol=1e-5)
-    checkpointing.enable(model.module)
+    checkpointing.enable(model.module, model.family.checkpointed_blocks)
     assert relative_error(gradients(model, video), plain) < 2e-5
     copy.deepcopy(model)
 
@@ -492,7 +492,7 @@ def test_a_chunk_that_does_not_work_is_an_error(name, chunk, message):
 def test_the_page_says_what_each_class_supports():
     page = (Path(__file__).parents[2] / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
     rows = [
-        f"| {cls} | {'telecine' if cls in checkpointing.CHECKPOINTED_BLOCKS else 'diffusers'} | {chunks_of(cls)} |"
+        f"| {cls} | {'telecine' if FAMILIES[cls].checkpointed_blocks else 'diffusers'} | {chunks_of(cls)} |"
         for cls in sorted({type(shared(name).module).__name__ for name in TINY_MODELS})
     ]
     classes = ("| Autoencoder", "| AsymmetricAutoencoder", "| Kandinsky", "| VQModel")
@@ -501,9 +501,10 @@ def test_the_page_says_what_each_class_supports():
 
 
 def chunks_of(cls):
-    if cls not in CHUNKS:
+    stream = FAMILIES[cls].stream
+    if stream is None:
         return "-"
-    return f"a multiple of {CHUNKS[cls]}" if cls in ANY_CHUNK else f"{CHUNKS[cls]}"
+    return f"a multiple of {stream.chunk}" if stream.accepts_multiples else f"{stream.chunk}"
 
 
 @every_model

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from telecine.models import CausalVAE, StudentAutoencoder
-from telecine.models.diffusers.checkpointing import CHUNKS
-from telecine.models.diffusers.streams import STREAMS
+from telecine.models.diffusers.families import FAMILIES
 from telecine.models.interface import clip_position
 from telecine.settings import CausalVAEConfig
 
 from .helpers import add_noise_to_weights
-from .tiny_models import FAST, adapter, shared
+from .tiny_models import FAST, STREAMED, adapter, shared
 
 SMALL = {
     "time_compression": 4,
@@ -34,16 +33,8 @@ CAUSAL = {
     "fsq": {"bottleneck": "fsq", "fsq_levels": (8, 5, 5, 5)},
     "no_first_frame": {"first_frame_apart": False},
     "flow": {"decoder": "flow"},
-}
-# Models of diffusers, and the frames of a video of several chunks, the last of which is shorter where it may be.
-DIFFUSERS = {
-    "wan": 13,
-    "wan_residual": 9,
-    "qwen_image": 9,
-    "magvit": 9,
-    "cogvideox": 25,
-    "kandinsky6_sr": 21,
-    "kvae_video": 25,
+    "space_and_time_apart": {"time_kernel": 3, "decoder_convolutions": ("3d", "2+1d")},
+    "flow_of_each_channel": {"decoder": "flow", "decoder_convolutions": ("depthwise", "depthwise")},
 }
 
 
@@ -118,12 +109,12 @@ def test_a_posterior_of_several_chunks_has_mean_and_variance():
 @torch.no_grad()
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DIFFUSERS],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in STREAMED],
 )
 def test_every_class_that_caches_has_the_result_of_the_whole(name):
     model = adapter(name).double()
-    _, height, width = model.sizes.smallest()
-    videos = [video_of(DIFFUSERS[name], (height, width), seed).double() for seed in (0, 1)]
+    _, height, width = model.sizes.smallest
+    videos = [video_of(STREAMED[name], (height, width), seed).double() for seed in (0, 1)]
     latents = [model.encode(video).mode() for video in videos]
     wholes = [model.decode(latent) for latent in latents]
     encoder = model.stream_encoder()
@@ -147,8 +138,8 @@ def test_every_class_that_caches_has_the_result_of_the_whole(name):
 
 
 def test_every_class_that_supports_chunks_streams():
-    assert set(STREAMS) == set(CHUNKS)
-    assert {type(shared(name).module).__name__ for name in DIFFUSERS} == set(STREAMS)
+    tested = {type(shared(name).module).__name__ for name in STREAMED}
+    assert tested == {name for name, family in FAMILIES.items() if family.stream is not None}
 
 
 @torch.no_grad()

@@ -1,16 +1,17 @@
-"""CSV and JSONL lists of videos and images: a segment of each per line."""
+"""Lists of videos and images, as CSV, JSONL or Parquet: a segment of each per line or row."""
 
 import csv
 import difflib
 import io
 import json
 import logging
+import math
 import posixpath
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from telecine.base.checks import count, describe, shorten
 from telecine.data.errors import DataError, Deadline, DecodeError
@@ -30,11 +31,14 @@ from telecine.settings import TIMEOUT
 
 logger = logging.getLogger(__name__)
 
-LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
+_PARQUET = ".parquet"
+LIST_SUFFIXES = frozenset({".csv", ".jsonl", _PARQUET})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
 _MAX_NUMBER = 10**9  # thirty years in seconds, or a year at 30 frames per second
 _MAX_NAMES = 10  # unknown columns that are named
 _MAX_LINE = 2**20  # characters
+_NUM_ROWS_AT_ONCE = 2**13  # of Parquet, that are in memory
+_NUM_FILES_AT_ONCE = 2**14  # whose paths are shared between the segments of a list
 
 _Row: TypeAlias = dict[str, object]
 
@@ -81,68 +85,147 @@ def read_list(
     group_column: str | None = None,
     *,
     keep_columns: bool = False,
-) -> list[Segment]:
-    """Read a list with one segment of a video, or one image, per line.
+) -> Iterable[Segment]:
+    """Read a list with one segment of a video, or one image, per line of CSV or JSONL, or per row of Parquet.
 
-    The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
+    The columns, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
     and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive. Other columns are left out, and logged,
     or kept.
 
     Args:
         path: The list.
-        timeout: Seconds that reading may take.
+        timeout: Seconds that reading may take; of Parquet, that the list may take to arrive.
         group_column: The column with the groups of which some are held out; it may be missing.
         keep_columns: Whether segments have the other columns, such as captions.
 
+    Returns:
+        The segments. Those of Parquet are read while they are iterated over, once, and errors are raised then.
+
     Raises:
         DataError: the list cannot be read or has a mistake, with the line number; or it takes too long.
+        ImportError: the list is Parquet, and the package for it is not installed.
     """
     deadline = Deadline(path, timeout)
+    columns = _OtherColumns(group_column, keep=keep_columns)
+    if path.suffix.lower() == _PARQUET:
+        return _read_parquet(path, columns, deadline)
     try:
         file = open_local(path, open_file, deadline, whole=True)
     except (OSError, DecodeError) as error:
         raise _unreadable(path, error) from error
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         lines = _Lines(text, deadline)
+        rows = _csv_rows(lines) if path.suffix.lower() == ".csv" else _json_rows(lines)
         try:
-            return _read_segments(path, lines, group_column, keep_columns)
+            segments = [_parse_segment(path, row, columns) for row in rows]
+            if not segments:
+                raise _empty(path)
         except _RowError as error:
             raise DataError(f"{path}, line {max(lines.number, 1)}: {error}") from error
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             where = f"{path}, after line {lines.number - 1}" if lines.number > 1 else path
             raise _unreadable(where, error) from error
+    columns.log_left_out(path)
+    return segments
+
+
+def _read_parquet(path: File, columns: "_OtherColumns", deadline: Deadline) -> Iterator[Segment]:
+    """Read Parquet by columns, from a mapped file: a few thousand rows are in memory."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        message = (
+            f"{path} needs the package pyarrow, which is not installed. Run `pip install pyarrow`."
+        )
+        raise ImportError(message, name="pyarrow") from error
+
+    def open_parquet(local: Path) -> Any:
+        open_file(local).close()  # a FIFO is refused
+        return ParquetFile(local, memory_map=True)
+
+    number = 0
+    try:
+        parquet = open_local(path, open_parquet, deadline, whole=True)
+        names = parquet.schema_arrow.names
+        _check_columns(names)
+        for batch in parquet.iter_batches(
+            _NUM_ROWS_AT_ONCE, columns=columns.needed(names), use_threads=False
+        ):
+            for row in batch.to_pylist():
+                number += 1
+                yield _parse_segment(path, _without_missing(row), columns)
+    except _RowError as error:
+        where = f"{path}, row {number}" if number > 0 else path
+        raise DataError(f"{where}: {error}") from error
+    except (ArrowException, OSError, DecodeError) as error:
+        where = f"{path}, after row {number}" if number > 0 else path
+        raise _unreadable(where, error) from error
+    if number == 0:
+        raise _empty(path)
+    columns.log_left_out(path)
+
+
+def _without_missing(row: _Row) -> _Row:
+    """Return the values of a row of Parquet that are not missing. Libraries write missing numbers as NaN."""
+    values = {}
+    for name, value in row.items():
+        if isinstance(value, float):
+            if math.isnan(value):
+                continue
+            if name in ("start_frame", "end_frame") and value.is_integer():
+                value = int(value)  # libraries write 4.0 where others of the column are missing
+        if value is not None:
+            values[name] = value
+    return values
 
 
 def _unreadable(where: object, reason: Exception) -> DataError:
-    return DataError(f"{where}: cannot be read ({reason}). A list must be CSV or JSONL in UTF-8.")
+    remedy = "A list must be Parquet, or CSV or JSONL in UTF-8."
+    return DataError(f"{where}: cannot be read ({reason}). {remedy}")
 
 
-def _read_segments(
-    path: File, lines: "_Lines", group_column: str | None, keep_columns: bool
-) -> list[Segment]:
-    segments: list[Segment] = []
-    sources: dict[str, File] = {}  # a list of scenes names each video many times
-    other_columns: dict[str, None] = {}  # in their order
-    rows = _csv_rows(lines) if path.suffix.lower() == ".csv" else _json_rows(lines)
-    for row in rows:
+def _empty(path: File) -> DataError:
+    return DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
+
+
+class _OtherColumns:
+    """The columns of a list that are not in `_COLUMNS`: the groups, and those that are kept or left out.
+
+    Args:
+        group: The column with the groups.
+        keep: Whether segments have the columns.
+    """
+
+    def __init__(self, group: str | None, *, keep: bool) -> None:
+        self.group = group
+        self.keep = keep
+        self._left_out: dict[str, None] = {}  # in their order
+
+    def needed(self, names: Collection[str]) -> list[str]:
+        """Return those of the columns of a list that are read, and note the others."""
+        if self.keep:
+            return list(names)
+        needed = {*_COLUMNS, self.group}
+        self._left_out.update(dict.fromkeys(name for name in names if name not in needed))
+        return [name for name in names if name in needed]
+
+    def of_segment(self, row: _Row) -> _Row:
+        """Return the columns that a segment has."""
         others = {name: value for name, value in row.items() if name not in _COLUMNS}
-        if not keep_columns:
-            other_columns.update(dict.fromkeys(others))
-            others = {}
-        name = _parse_path(row)
-        if name not in sources:
-            sources[name] = _named_file(path, name)
-        group = "" if group_column is None else str(row.get(group_column, ""))
-        segments.append(_parse_segment(row, sources[name], group, others))
-    if not segments:
-        raise DataError(f"{path}: the list is empty. Write one line per file, with its `path`.")
-    if group_column is not None:
-        other_columns.pop(group_column, None)
-    if other_columns:
-        names = ", ".join(f"`{shorten(name)}`" for name in list(other_columns)[:_MAX_NAMES])
-        num_columns = count(len(other_columns), "column")
-        logger.warning("%s: left out %s that no clip needs: %s", path, num_columns, names)
-    return segments
+        if self.keep:
+            return others
+        self._left_out.update(dict.fromkeys(others))
+        return {}
+
+    def log_left_out(self, path: File) -> None:
+        """Log the columns that were left out of the list at a path."""
+        if self.group is not None:
+            self._left_out.pop(self.group, None)
+        if self._left_out:
+            names = ", ".join(f"`{shorten(name)}`" for name in list(self._left_out)[:_MAX_NAMES])
+            num_columns = count(len(self._left_out), "column")
+            logger.warning("%s: left out %s that no clip needs: %s", path, num_columns, names)
 
 
 class _RowError(ValueError):
@@ -175,8 +258,6 @@ def _csv_rows(lines: _Lines) -> Iterator[_Row]:
     reader = csv.DictReader(lines)
     columns = reader.fieldnames or ()
     _check_columns(columns)
-    if len(set(columns)) < len(columns):
-        raise _RowError("has a column twice. Remove one.")
     for row in reader:
         if None in row or None in row.values():
             raise _RowError(
@@ -203,6 +284,8 @@ def _json_rows(lines: _Lines) -> Iterator[_Row]:
 
 
 def _check_columns(names: Collection[str]) -> None:
+    if len(set(names)) < len(names):
+        raise _RowError("has a column twice. Remove one.")
     for name in names:
         if name in _COLUMNS:
             continue
@@ -226,6 +309,7 @@ def _parse_path(row: _Row) -> str:
     return name
 
 
+@lru_cache(_NUM_FILES_AT_ONCE)  # a list of scenes names each video many times
 def _named_file(path: File, name: str) -> File:
     """Return the file of a name in the list at `path`: an address, or a path relative to the list."""
     if is_address(name):
@@ -239,15 +323,16 @@ def _named_file(path: File, name: str) -> File:
     return RemotePath(f"{protocol}://{posixpath.normpath(path.path.parent / name)}")
 
 
-def _parse_segment(row: _Row, source: File, group: str, columns: _Row) -> Segment:
+def _parse_segment(path: File, row: _Row, columns: _OtherColumns) -> Segment:
+    group = "" if columns.group is None else str(row.get(columns.group, ""))
     segment = Segment(
-        source,
+        _named_file(path, _parse_path(row)),
         start=_parse_seconds(row, "start"),
         end=_parse_seconds(row, "end"),
         start_frame=_parse_frame(row, "start_frame"),
         end_frame=_parse_frame(row, "end_frame"),
         group=group,
-        columns=columns,
+        columns=columns.of_segment(row),
     )
     _check_order("end", segment.start or 0, segment.end)
     _check_order("end_frame", segment.start_frame or 0, segment.end_frame)

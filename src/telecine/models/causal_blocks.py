@@ -1,6 +1,8 @@
 """Layers of the causal autoencoder. None depends on later frames, on other clips, or on statistics over time."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias, TypeVar, cast
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.ops.unit_vectors import unit_vectors
+from telecine.settings.autoencoder import ConvolutionKind
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
@@ -57,7 +60,7 @@ class CausalConv(nn.Module):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel: Size in time, and in height and width (odd).
-        conv: Class of the convolution.
+        conv: Makes the convolution.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class CausalConv(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel: tuple[int, int],
-        conv: type[nn.Conv3d] = nn.Conv3d,
+        conv: Callable[..., nn.Conv3d] = nn.Conv3d,
     ) -> None:
         super().__init__()
         time, side = kernel
@@ -121,7 +124,7 @@ def call_layer(
     """
     if isinstance(layer, ResidualBlock):
         return cast(Video, layer(video, earlier, noise_embedding))
-    if isinstance(layer, CausalConv):
+    if isinstance(layer, (CausalConv, CausalSequential)):
         return cast(Video, layer(video, earlier))
     if isinstance(layer, ChannelNorm):
         return cast(Video, layer(video, noise_embedding))
@@ -160,19 +163,30 @@ class ResidualBlock(nn.Module):
         num_channels: Channels of input and output.
         time_kernel: Frames that a position sees: its own and earlier ones.
         noise_features: Size of the embedding of the noise level; 0 without noise.
+        convolution: See `CausalVAEConfig.decoder_convolutions`.
     """
 
-    def __init__(self, num_channels: int, time_kernel: int = 1, noise_features: int = 0) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        time_kernel: int = 1,
+        noise_features: int = 0,
+        convolution: ConvolutionKind = "3d",
+    ) -> None:
         super().__init__()
+        self.convolution = convolution
         self.gradient_checkpointing = False
         self.branch = CausalSequential(
             ChannelNorm(num_channels, noise_features),
             nn.SiLU(),
-            CausalConv(num_channels, num_channels, (time_kernel, 3)),
+            residual_convolution(num_channels, time_kernel, convolution),
             ChannelNorm(num_channels, noise_features),
             nn.SiLU(),
-            init_zero(CausalConv(num_channels, num_channels, (1, 3))),
+            residual_convolution(num_channels, 1, convolution),
         )
+        last = self.branch[-1]
+        # Of two layers, one alone: if both were 0, neither would get a gradient.
+        init_zero(last[-1] if isinstance(last, CausalSequential) else last)
 
     def forward(
         self,
@@ -190,6 +204,33 @@ class ResidualBlock(nn.Module):
         if self.gradient_checkpointing:
             return video + checkpoint_call(self.branch, video, earlier, noise_embedding)
         return video + self.branch(video, earlier, noise_embedding)
+
+
+def residual_convolution(
+    num_channels: int, time_kernel: int, kind: ConvolutionKind
+) -> CausalConv | CausalSequential:
+    """Return a convolution of a residual block over space and time, or two cheaper ones in its place.
+
+    Args:
+        num_channels: Channels of input and output.
+        time_kernel: Frames that a position sees: its own and earlier ones.
+        kind: See `CausalVAEConfig.decoder_convolutions`. Without earlier frames, "2+1d" is the same as "3d".
+    """
+    if kind == "depthwise":
+        of_each_channel = partial(nn.Conv3d, groups=num_channels, bias=False)
+        return CausalSequential(
+            CausalConv(num_channels, num_channels, (time_kernel, 3), of_each_channel),
+            CausalConv(num_channels, num_channels, (1, 1)),
+        )
+    if kind == "2+1d" and time_kernel > 1:
+        without_bias = partial(nn.Conv3d, bias=False)
+        return CausalSequential(
+            CausalConv(num_channels, num_channels, (1, 3), without_bias),
+            CausalConv(num_channels, num_channels, (time_kernel, 1)),
+        )
+    if kind == "2d":
+        time_kernel = 1
+    return CausalConv(num_channels, num_channels, (time_kernel, 3))
 
 
 def init_zero(layer: _Layer) -> _Layer:

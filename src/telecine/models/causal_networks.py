@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -28,6 +28,7 @@ from telecine.models.channels import RGBAConv3d
 from telecine.models.linear import PatchDecoder, PatchEncoder
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.settings import CausalVAEConfig
+from telecine.settings.autoencoder import ConvolutionKind
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.
@@ -38,13 +39,24 @@ _LONGEST_PERIOD = 10_000
 
 
 def _residual_blocks(
-    config: CausalVAEConfig, stage: int, noise_features: int = 0
+    config: CausalVAEConfig,
+    stage: int,
+    noise_features: int = 0,
+    convolutions: Sequence[ConvolutionKind] = (),
 ) -> list[nn.Module]:
-    """Return the blocks of a stage, 0 at the highest resolution; those at the lowest one see earlier frames."""
+    """Return the blocks of a stage; those at the lowest resolution see earlier frames.
+
+    Args:
+        config: The architecture.
+        stage: 0 at the highest resolution.
+        noise_features: Size of the embedding of the noise level; 0 without noise.
+        convolutions: The kind of convolutions of each stage; empty for "3d".
+    """
+    convolution = convolutions[stage] if convolutions else "3d"
     is_lowest = stage == len(config.channels) - 1
     time_kernel = config.time_kernel if is_lowest else 1
     return [
-        ResidualBlock(config.channels[stage], time_kernel, noise_features)
+        ResidualBlock(config.channels[stage], time_kernel, noise_features, convolution)
         for _ in range(config.blocks_per_level)
     ]
 
@@ -132,11 +144,12 @@ class Decoder(nn.Module):
             config.in_channels,
             config.first_frame_apart,
         )
+        kinds = config.decoder_convolutions
         layers: list[nn.Module] = [CausalConv(config.latent_channels, config.channels[-1], (1, 3))]
         for stage, (outer, inner) in reversed(list(enumerate(config.halvings()))):
-            layers.extend(_residual_blocks(config, stage + 1, noise_features))
+            layers.extend(_residual_blocks(config, stage + 1, noise_features, kinds))
             layers.append(Upsample(inner, outer))
-        layers.extend(_residual_blocks(config, 0, noise_features))
+        layers.extend(_residual_blocks(config, 0, noise_features, kinds))
         layers.append(ChannelNorm(config.channels[0], noise_features))
         layers.append(nn.SiLU())
         layers.append(init_zero(CausalConv(config.channels[0], config.folded_channels, (1, 3))))

@@ -3,14 +3,16 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import InitVar, asdict, field, fields
-from typing import Annotated, Any, Literal
+from dataclasses import InitVar, asdict, field
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 
 from telecine.base.checks import argument_error, check_choice
 from telecine.settings.group import Count, Integer, NonNegative, Number, Positive, PowerOfTwo, group
 
+ConvolutionKind: TypeAlias = Literal["3d", "2+1d", "depthwise", "2d"]
 LARGEST_CODEBOOK = 2**18
 # What `size` and `latent` stand for. The latents are those of CogVideoX and Wan 2.1, of Wan 2.2, and of LTX.
 SIZES: dict[str, dict[str, Any]] = {
@@ -134,20 +136,45 @@ class CausalVAEConfig:
     one step or in several ("flow")."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """With "flow": how it is trained."""
+    decoder_convolutions: tuple[ConvolutionKind, ...] = ()
+    """Convolutions of the decoder's residual blocks, one kind for each level, the highest resolution first; left out,
+    "3d" everywhere. "3d": over space and, at the lowest resolution, `time_kernel` latent frames. "2+1d": over space,
+    then over time alone (R(2+1)D, arXiv:1711.11248, without an activation between), at the lowest resolution.
+    "depthwise": "3d" of each channel by itself, then a map of the channels (arXiv:1704.04861), as in the decoders of
+    Turbo-VAED (arXiv:2508.09136). "2d": over space alone, which at the higher resolutions is the same as "3d".
+    `telecine prune` fits the cheaper ones to a model with "3d"."""
     size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
-    """A preset of `base_channels` and `blocks_per_level`, for those that are not set or, in Python, have their
-    default: 64 and 1 ("tiny"), 128 and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
+    """A preset of `base_channels` and `blocks_per_level`, for those that are not set: 64 and 1 ("tiny"), 128 and 2
+    ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
     latent: InitVar[Literal["4x8x8", "4x16x16", "8x32x32"] | None] = None
-    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those that are not set or, in
-    Python, have their default: 16 channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX
-    ("8x32x32")."""
+    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those that are not set: 16
+    channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX ("8x32x32")."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_presets(cls, values: Any) -> Any:
+        """Put what presets stand for in the place of arguments that are left out.
+
+        Only from Python: in files, `settings.parse` has replaced presets layer by layer.
+        """
+        if not isinstance(values, ArgsKwargs):
+            return values
+        names = list(cls.__dataclass_fields__)
+        arguments = dict(zip(names, values.args, strict=False)) | (values.kwargs or {})
+        for preset, settings in (("size", SIZES), ("latent", LATENTS)):
+            name = arguments.get(preset)
+            if (
+                isinstance(name, str)
+                and name in settings
+                and settings[name].keys() <= arguments.keys()
+            ):
+                contract = (
+                    "left out if all settings that it stands for are passed, as `replace` does"
+                )
+                raise argument_error(preset, contract, name, "Create new settings.")
+        return with_presets(arguments)
 
     def __post_init__(self, size: str | None, latent: str | None) -> None:
-        # Only from Python: in files, `settings.parse` has replaced presets layer by layer.
-        defaults = {item.name: item.default for item in fields(self)}
-        for name, value in with_presets({"size": size, "latent": latent}).items():
-            if getattr(self, name) == defaults[name]:
-                object.__setattr__(self, name, value)
         if self.patch_size > self.spatial_compression:
             remedy = f"Use {self.spatial_compression} or less."
             raise argument_error(
@@ -167,6 +194,7 @@ class CausalVAEConfig:
                 raise argument_error(
                     "channel_multipliers", contract, self.channel_multipliers, remedy
                 )
+        self._check_convolutions()
         if self.bottleneck != "gaussian":
             self._check_codes()
         group_size = 1 if self.bottleneck == "gaussian" else self.code_channels
@@ -178,6 +206,21 @@ class CausalVAEConfig:
                 raise argument_error(
                     "nested_channels", contract, number, "All channels need not be listed."
                 )
+
+    def _check_convolutions(self) -> None:
+        kinds = self.decoder_convolutions
+        num_levels = len(self.channel_multipliers)
+        if kinds and len(kinds) != num_levels:
+            contract = f"one kind for each level, of which there are {num_levels}"
+            remedy = "The highest resolution is first."
+            raise argument_error("decoder_convolutions", contract, kinds, remedy)
+        for level, kind in enumerate(kinds):
+            sees_earlier_frames = level == num_levels - 1 and self.time_kernel > 1
+            if kind == "2+1d" and not sees_earlier_frames:
+                contract = "3d, 2d or depthwise where kernels have one frame"
+                got = f"2+1d for level {level}"
+                remedy = "Only kernels of the last level have more, with `time_kernel` above 1."
+                raise argument_error("decoder_convolutions", contract, got, remedy)
 
     def _check_codes(self) -> None:
         if self.codebook_size > LARGEST_CODEBOOK:
@@ -211,6 +254,11 @@ class CausalVAEConfig:
         return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
 
     @property
+    def has_cheaper_convolutions(self) -> bool:
+        """Whether the decoder's residual blocks have other convolutions than "3d"."""
+        return any(kind != "3d" for kind in self.decoder_convolutions)
+
+    @property
     def folded_channels(self) -> int:
         """Values of a patch: the channels before the first layer and after the last."""
         return self.in_channels * self.time_compression * self.patch_size**2
@@ -232,6 +280,8 @@ class CausalVAEConfig:
             del values["nested_channels"]
         if self.first_frame_apart:
             del values["first_frame_apart"]
+        if not self.has_cheaper_convolutions:
+            del values["decoder_convolutions"]
         return values
 
     def halvings(self) -> Iterator[tuple[int, int]]:

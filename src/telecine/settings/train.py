@@ -135,8 +135,8 @@ class TrainConfig:
     """
 
     data: UserPath | tuple[UserPath, ...] | None = None
-    """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
-    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
+    """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV, JSONL
+    or Parquet list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://; or several of these,
     as a list. Without it, four short sample videos."""
     val_data: UserPath | tuple[UserPath, ...] | None = None
     """Validation data, as `data`; frames in both are not trained on. Without it, a part of `data` is held out."""

@@ -19,7 +19,7 @@ from telecine.base.shapes import Video, check_video
 from telecine.models.clip_sizes import size_error
 from telecine.models.diffusers.checkpointing import enable
 from telecine.models.diffusers.loading import build_module, load_module, save_module
-from telecine.models.diffusers.normalisation import read_normalisation
+from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
 from telecine.models.frozen_encoder import LoadTeacher, Student
@@ -30,6 +30,8 @@ from telecine.models.pretrained import copy_state, digest_of_encoder
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
+# Classes of blocks that are computed again in the backward pass.
+_BLOCKS = ("LTX2VideoVaeNABlock", "LTX2VideoVaeDiffusionNABlock")
 # Key of `config.json`, which diffusers keeps: the digest of the teacher's encoder.
 _DIGEST_KEY = "_teacher_encoder_sha256"
 # Positions of time, height and width whose attention is computed at once.
@@ -64,7 +66,12 @@ class DiffusionDecoder(Student):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | PathLike[str], teacher: str, load: LoadTeacher
+        cls,
+        source: str | PathLike[str],
+        teacher: str,
+        load: LoadTeacher,
+        *,
+        with_weights: bool = True,
     ) -> DiffusionDecoder:
         """Return the decoder of a folder, or of a configuration (`.json`) with random weights.
 
@@ -73,32 +80,22 @@ class DiffusionDecoder(Student):
         Args:
             source: A folder, or a configuration of diffusers.
             teacher: The teacher's name.
-            load: Called with this name when the teacher is needed.
+            load: Called with this name when the teacher is needed: at once without weights.
+            with_weights: Whether it has the saved weights. Otherwise only its configuration is read.
 
         Raises:
             FileNotFoundError: There are no weights, or no such teacher.
             ValueError: The configuration is wrong, or the teacher has another latent.
         """
+        if not with_weights:
+            model = cls(build_module(source), teacher, load, digest="")
+            model._frozen = Frozen(model.load_teacher())
+            return model
         is_config = Path(source).suffix == ".json"
         module = build_module(source) if is_config else load_module(str(source))
         model = cls(module, teacher, load, digest=module.config.get(_DIGEST_KEY, ""))
         if not model.digest:
             model._adopt(model.load_teacher().latent_model)
-        return model
-
-    @classmethod
-    def without_weights(
-        cls, source: str | PathLike[str], teacher: str, build: LoadTeacher
-    ) -> DiffusionDecoder:
-        """Return the decoder of a configuration with random weights, to be planned.
-
-        Args:
-            source: A configuration of diffusers, or its folder.
-            teacher: The teacher's name.
-            build: Called with this name.
-        """
-        model = cls(build_module(source), teacher, build, digest="")
-        model._frozen = Frozen(model.load_teacher())
         return model
 
     def _adopt(self, teacher: VideoAutoencoder) -> None:
@@ -273,11 +270,11 @@ class DiffusionDecoder(Student):
 
     def latent_normalisation(self) -> Normalisation:
         """Return the teacher's, which the decoder holds as well."""
-        return read_normalisation(self.module)
+        return read_normalisation(self.module, Normalised.BUFFERS)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the blocks in the backward pass: less memory, more time."""
-        enable(self.module)
+        enable(self.module, _BLOCKS)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from telecine.settings.autoencoder import ConvolutionKind
 from telecine.settings.evaluate import MeasuredClips
 from telecine.settings.group import Count, Positive, group
 
@@ -20,6 +21,10 @@ class PruneConfig(MeasuredClips):
     blocks: Count | None = None
     """Residual blocks of each stage that stay: at most this many, those without which the error on the clips grows
     most. Left out, all of them. They are removed first, and count for `keep`."""
+    decoder_convolutions: tuple[ConvolutionKind, ...] = ()
+    """Convolutions of the residual blocks of a decoder of telecine, one kind for each level, see
+    `causal_vae.decoder_convolutions`: e.g. ["depthwise", "2+1d"]. They are fitted to the clips by least squares after
+    channels are removed, and count for `keep`. Left out, they stay. Models of diffusers cannot have others."""
     part: Literal["decoder", "both"] = "decoder"
     """What loses channels: the decoder, so that latents stay as they are, or the encoder as well ("both"). The classes
     of diffusers whose configuration has one number for both can only have "both"."""

@@ -1,0 +1,306 @@
+"""Cheaper convolutions in the decoder of `CausalVAE`, fitted to its own ones by least squares on real activations.
+
+A convolution of a residual block is a kernel of time x height x width for each pair of an input and an output channel.
+On the inputs that it has for clips, the cheaper ones are fitted to its outputs, in closed form:
+
+- "2+1d": the kernels of each frame give `time * C` maps of each frame of the input. Their `C` principal components are
+  linear in the kernels, and are the kernels over space. The kernels over time are fitted to the output.
+- "2d": the kernels of the frames are added up. Each output channel has a factor for each frame, which is fitted.
+- "depthwise": the kernel of an input channel is the first singular vector of its kernels for all output channels. The
+  map of the channels is fitted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from telecine.base.checks import argument_error
+from telecine.base.shapes import Video
+from telecine.base.terminal import with_progress
+from telecine.models import VideoAutoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
+from telecine.models.causal_blocks import (
+    CausalConv,
+    ResidualBlock,
+    residual_convolution,
+)
+from telecine.models.pretrained import mismatches
+from telecine.settings.autoencoder import ConvolutionKind
+from telecine.tools.prune.parts import Prunable
+
+# Positions of a fit are at most this many, evenly spread.
+_MAX_POSITIONS = 20_000
+# Added to the diagonal of the normal equations, over its mean: inputs may be linearly dependent.
+_RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class ConvolutionFit:
+    """A convolution that was replaced, and how well others compute the same.
+
+    An error is the squared one over the variance of the convolution's output: 1 for a constant. It is that of every
+    second clip, which the fit does not see, unless there is one clip alone.
+    """
+
+    layer: str
+    """Its name in the decoder."""
+    kind: ConvolutionKind
+    """See `CausalVAEConfig.decoder_convolutions`."""
+    operations: float
+    """Multiplications at a position over those of the replaced one."""
+    error: float
+    """Of the fit."""
+    error_trivial: float
+    """Of the kernel summed over time, and, for "depthwise", over space: exact for videos that are still, and flat."""
+    error_random: float
+    """Of weights as PyTorch draws them."""
+
+
+@dataclass(frozen=True)
+class ReplacedConvolution:
+    """A convolution of a model, and what a student has in its place."""
+
+    name: str
+    kind: ConvolutionKind
+    layer: CausalConv
+    new: nn.Module
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a convolution over frames got and returned."""
+
+    padded: Tensor
+    """Its inputs with the earlier frames in front, `(B, C, time - 1 + T, H, W)`."""
+    output: Tensor
+    """`(B, C, T, H, W)`."""
+
+
+def check_convolutions(model: VideoAutoencoder, kinds: Sequence[ConvolutionKind]) -> None:
+    """Check that the decoder of a model can have other convolutions.
+
+    Raises:
+        ValueError: Its class has no setting for them, or they do not fit its levels.
+    """
+    if not isinstance(model, CausalAutoencoder):
+        name = type(getattr(model, "module", model)).__name__
+        contract = f"left out for {name}, whose configuration has no kind of convolution"
+        remedy = (
+            "`telecine distill --student SETTINGS.yaml` trains a decoder of telecine with them."
+        )
+        raise argument_error("decoder_convolutions", contract, list(kinds), remedy)
+    replace(model.config, decoder_convolutions=tuple(kinds))
+
+
+@torch.no_grad()
+def with_convolutions(
+    model: CausalAutoencoder,
+    part: Prunable,
+    kinds: Sequence[ConvolutionKind],
+    videos: Sequence[Video],
+) -> tuple[CausalAutoencoder, list[ConvolutionFit]]:
+    """Return a model whose decoder has other convolutions, which are fitted, and what was replaced.
+
+    Args:
+        model: The model, in evaluation mode.
+        part: Its part that is pruned.
+        kinds: The kind of each level, see `CausalVAEConfig.decoder_convolutions`.
+        videos: Clips `(1, C, T, H, W)` in [-1, 1].
+    """
+    config = {**part.config, "decoder_convolutions": tuple(kinds)}
+    student = cast(CausalAutoencoder, part.wrap(config, part.build(config).state_dict()))
+    student.to(videos[0].device).eval()
+    shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
+    weights = model.state_dict()
+    same = {name: weights[name] for name in weights if shapes.get(name) == weights[name].shape}
+    student.load_state_dict(same, strict=False)
+    fits = []
+    for replaced in with_progress(replaced_convolutions(model, student), "fitting convolutions"):
+        activations = record_convolution(model, replaced.layer, videos[::2])
+        set_fitted(replaced, activations)
+        if len(videos) > 1:
+            activations = record_convolution(model, replaced.layer, videos[1::2])
+        fits.append(measure_fit(replaced, activations))
+    return student, fits
+
+
+def replaced_convolutions(
+    model: CausalAutoencoder, student: CausalAutoencoder
+) -> list[ReplacedConvolution]:
+    """Return the convolutions of a model's decoder that have other shapes in a student."""
+    convolutions = []
+    for name, block in student.decoder.named_modules():
+        if not isinstance(block, ResidualBlock):
+            continue
+        for index, new in block.branch.named_children():
+            layer_name = f"{name}.branch.{index}"
+            layer = model.decoder.get_submodule(layer_name)
+            if isinstance(layer, CausalConv) and mismatches(layer.state_dict(), new.state_dict()):
+                convolutions.append(ReplacedConvolution(layer_name, block.convolution, layer, new))
+    return convolutions
+
+
+def record_convolution(
+    model: CausalAutoencoder, layer: CausalConv, videos: Sequence[Video]
+) -> Activations:
+    """Return what a convolution of a model gets and returns for clips of one size."""
+    inputs = []
+    outputs = []
+
+    def record(conv: nn.Module, padded: tuple[Tensor, ...], output: Tensor) -> None:
+        inputs.append(padded[0].cpu())
+        outputs.append(output.cpu())
+
+    handle = layer.conv.register_forward_hook(record)
+    try:
+        for video in videos:
+            model.decode_with_losses(model.encode(video).mode())
+    finally:
+        handle.remove()
+    return Activations(torch.cat(inputs), torch.cat(outputs))
+
+
+def set_fitted(replaced: ReplacedConvolution, activations: Activations) -> None:
+    """Set the weights of new convolutions to those with the least squared error of the replaced one's output."""
+    conv = replaced.layer.conv
+    weight = conv.weight.cpu()
+    if replaced.kind == "2+1d":
+        weights, bias = fit_space_and_time(weight, activations)
+    elif replaced.kind == "2d":
+        weights, bias = fit_space(weight, activations)
+    else:
+        weights, bias = fit_depthwise(weight, activations)
+    convolutions = [layer.conv for layer in replaced.new.modules() if isinstance(layer, CausalConv)]
+    for new, values in zip(convolutions, weights, strict=True):
+        new.weight.copy_(values)
+    last = convolutions[-1].bias
+    assert last is not None
+    last.copy_(bias)
+
+
+def fit_space_and_time(weight: Tensor, activations: Activations) -> tuple[list[Tensor], Tensor]:
+    """Return kernels over space, kernels over time, and the bias.
+
+    Args:
+        weight: Kernels `(out, in, time, height, width)`.
+        activations: Those of the convolution.
+    """
+    num_outputs, _, time, _, _ = weight.shape
+    kernels = _kernels_of_frames(weight)
+    values = _positions(_convolve_frames(activations.padded, kernels)).double()
+    components = torch.linalg.eigh(values.T @ values).eigenvectors[:, -num_outputs:].float()
+    spatial = torch.einsum("ko,kithw->oithw", components, kernels)
+    maps = _convolve_frames(activations.padded, spatial)
+    num_frames = activations.output.shape[2]
+    frames = []
+    for offset in range(time):
+        frames.append(maps[:, :, offset : offset + num_frames])
+    inputs = _positions(torch.cat(frames, dim=1))
+    matrix, bias = _least_squares(inputs, _positions(activations.output))
+    temporal = matrix.view(time, num_outputs, num_outputs).permute(2, 1, 0)
+    return [spatial, temporal[..., None, None]], bias
+
+
+def fit_space(weight: Tensor, activations: Activations) -> tuple[list[Tensor], Tensor]:
+    """Return kernels over space and the bias; the arguments are those of `fit_space_and_time`."""
+    num_outputs, _, time, _, _ = weight.shape
+    current = activations.padded[:, :, time - 1 :]
+    maps = _positions(_convolve_frames(current, _kernels_of_frames(weight)))
+    by_output = maps.view(-1, time, num_outputs).permute(2, 0, 1)
+    targets = _positions(activations.output).T[..., None]
+    factors, bias = _least_squares(by_output, targets)  # (out, time, 1) and (out, 1)
+    kernels = torch.einsum("ot,oithw->oihw", factors[..., 0], weight)
+    return [kernels.unsqueeze(2)], bias[:, 0]
+
+
+def fit_depthwise(weight: Tensor, activations: Activations) -> tuple[list[Tensor], Tensor]:
+    """Return a kernel of each channel, a map of the channels, and the bias; see `fit_space_and_time`."""
+    num_inputs = weight.shape[1]
+    by_input = weight.transpose(0, 1).flatten(2)  # (in, out, time * height * width)
+    kernels = torch.linalg.svd(by_input, full_matrices=False).Vh[:, 0]
+    kernels = kernels.view(num_inputs, 1, *weight.shape[2:])
+    maps = _convolve_frames(activations.padded, kernels, groups=num_inputs)
+    matrix, bias = _least_squares(_positions(maps), _positions(activations.output))
+    return [kernels, matrix.T[..., None, None, None]], bias
+
+
+def measure_fit(replaced: ReplacedConvolution, activations: Activations) -> ConvolutionFit:
+    """Return the error of fitted convolutions, of the trivial ones and of random ones."""
+    layer = replaced.layer
+    weight = layer.conv.weight.cpu()
+    num_channels = len(weight)
+    time = weight.shape[2]
+    video = activations.padded[:, :, time - 1 :]
+    summed = weight.sum(2, keepdim=True)
+    if replaced.kind == "depthwise":
+        summed = summed.sum((3, 4), keepdim=True)
+    trivial = _convolve_frames(video, summed)
+    bias = layer.conv.bias
+    if bias is not None:
+        trivial = trivial + bias.cpu().view(-1, 1, 1, 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random = residual_convolution(num_channels, time, replaced.kind)
+    num_weights = 0
+    for parameter in random.parameters():
+        if parameter.ndim == 5:
+            num_weights += parameter.numel()
+    output = activations.output
+    device = layer.conv.weight.device
+    return ConvolutionFit(
+        layer=replaced.name,
+        kind=replaced.kind,
+        operations=num_weights / weight.numel(),
+        error=_relative_error(replaced.new(video.to(device)).cpu(), output),
+        error_trivial=_relative_error(trivial, output),
+        error_random=_relative_error(random(video), output),
+    )
+
+
+def _kernels_of_frames(weight: Tensor) -> Tensor:
+    """Return the kernels of all frames as those of more outputs, `(time * out, in, 1, height, width)`."""
+    return weight.permute(2, 0, 1, 3, 4).flatten(0, 1).unsqueeze(2)
+
+
+def _convolve_frames(video: Tensor, kernels: Tensor, groups: int = 1) -> Tensor:
+    """Return a convolution that pads height and width with 0, and does not pad time."""
+    padding = (0, kernels.shape[3] // 2, kernels.shape[4] // 2)
+    return F.conv3d(video, kernels, padding=padding, groups=groups)
+
+
+def _positions(video: Tensor) -> Tensor:
+    """Return the channels `(N, C)` of positions of a video `(B, C, T, H, W)`."""
+    positions = video.movedim(1, -1).flatten(0, -2)
+    return positions[:: max(1, len(positions) // _MAX_POSITIONS)]
+
+
+def _least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matrix `(..., in, out)` and the bias `(..., out)` of the best affine map, computed in float64.
+
+    Args:
+        inputs: `(..., N, in)`.
+        outputs: `(..., N, out)`.
+    """
+    x = inputs.double()
+    y = outputs.double()
+    mean_x = x.mean(-2, keepdim=True)
+    mean_y = y.mean(-2, keepdim=True)
+    x = x - mean_x
+    gram = x.mT @ x
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    ridge = _RIDGE * diagonal.mean(-1, keepdim=True) + torch.finfo(gram.dtype).tiny
+    diagonal.add_(ridge)
+    matrix = torch.linalg.solve(gram, x.mT @ (y - mean_y))
+    bias = mean_y - mean_x @ matrix
+    return matrix.float(), bias.squeeze(-2).float()
+
+
+def _relative_error(approximation: Tensor, output: Tensor) -> float:
+    """Return the squared error over the variance of the output; 0 for an output that is constant and met."""
+    variance = output.var((0, 2, 3, 4), correction=0).mean()
+    error = (approximation - output).square().mean()
+    return float(error / variance.clamp_min(torch.finfo(variance.dtype).tiny))

@@ -1,0 +1,36 @@
+"""Weights and operations of a network, counted without values."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from telecine.tools.prune.parts import Prunable
+from telecine.tools.prune.widths import Configuration
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network needs."""
+
+    weights: int
+    flops: int
+    """Operations to decode one clip, two for a multiplication and an addition."""
+
+
+def cost_of(part: Prunable, config: Configuration, latent: Tensor) -> Cost:
+    """Return what the network of a configuration needs to decode a latent, without any memory.
+
+    Args:
+        part: The part of an autoencoder.
+        config: The configuration.
+        latent: `(1, C, t, h, w)`, whose shape counts.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        network = part.build(config).eval()
+        num_weights = sum(parameter.numel() for parameter in network.parameters())
+        with FlopCounterMode(display=False) as counter:
+            part.decode(network, torch.zeros(latent.shape))
+    return Cost(num_weights, counter.get_total_flops())

@@ -1,0 +1,127 @@
+"""The part of an autoencoder that is pruned, and how it is built again in another size."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from telecine.base.checks import argument_error
+from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
+from telecine.models.causal_autoencoder import CausalAutoencoder
+from telecine.models.causal_networks import FlowDecoder, build_decoder
+from telecine.models.student import StudentAutoencoder
+from telecine.settings import CausalVAEConfig
+from telecine.tools.prune.widths import CAUSAL_VAE_WIDTHS, Configuration, Widths, widths_of
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """The part of an autoencoder that is pruned."""
+
+    network: nn.Module
+    """The module whose weights are cut."""
+    config: Configuration
+    widths: Widths
+    """Where `config` states the channels of `network`."""
+    build: Callable[[Configuration], nn.Module]
+    """From a configuration to such a network with random weights."""
+    wrap: Callable[[Configuration, dict[str, Tensor]], VideoAutoencoder]
+    """From a configuration and the weights of a network to an autoencoder."""
+    decode: Callable[[nn.Module, Tensor], object]
+    """From such a network and a latent `(1, C, t, h, w)` to its video, for its operations."""
+
+
+def prunable(model: VideoAutoencoder, name: str, part: str) -> Prunable:
+    """Return the part of an autoencoder that is pruned.
+
+    Args:
+        model: The autoencoder.
+        name: Its name, which a student of it keeps.
+        part: "decoder" or "both".
+
+    Raises:
+        ValueError: Its configuration cannot state other channels of this part.
+    """
+    if isinstance(model, CausalAutoencoder):
+        return _prunable_of_ours(model, name, part)
+    module: Any = getattr(model, "module", None)
+    if not hasattr(module, "config"):
+        contract = "a CausalVAE, a student, or a model of diffusers"
+        remedy = "`telecine distill` trains a small decoder for its latents."
+        raise argument_error("model", contract, type(model).__name__, remedy)
+    cls = cast(Any, type(module))
+    config = {key: value for key, value in module.config.items() if not key.startswith("_")}
+    widths = widths_of(cls, config)
+    if widths.part != part:
+        contract = f"{widths.part} for {cls.__name__}"
+        if widths.part == "both":
+            contract += ", whose configuration has the same channels for encoder and decoder"
+        remedy = f"Use `--part {widths.part}`, or train a decoder with `telecine distill`."
+        raise argument_error("part", contract, part, remedy)
+    from telecine.models.diffusers import DiffusersAutoencoder
+    from telecine.models.diffusers.families import family_of
+    from telecine.models.diffusers.loading import build_module
+
+    class_name = {"_class_name": cls.__name__}
+
+    def build(config: Configuration) -> nn.Module:
+        return cast(nn.Module, build_module({**config, **class_name}))
+
+    def wrap(config: Configuration, weights: dict[str, Tensor]) -> VideoAutoencoder:
+        pruned = build(config)
+        pruned.load_state_dict(weights)
+        return DiffusersAutoencoder(pruned)
+
+    return Prunable(module, config, widths, build, wrap, family_of(module).decode)
+
+
+def _prunable_of_ours(model: CausalAutoencoder, name: str, part: str) -> Prunable:
+    if model.config.has_cheaper_convolutions:
+        contract = 'one whose decoder has "3d" convolutions'
+        got = f"one with {list(model.config.decoder_convolutions)}"
+        raise argument_error("model", contract, got, "Prune the model that this one was made of.")
+    config = {field.name: getattr(model.config, field.name) for field in fields(model.config)}
+    if part == "decoder":
+
+        def wrap_decoder(config: Configuration, weights: dict[str, Tensor]) -> VideoAutoencoder:
+            architecture = CausalVAEConfig(**config)
+            student = StudentAutoencoder.of(model, name, load_autoencoder, architecture)
+            student.decoder.load_state_dict(weights)
+            return student
+
+        return Prunable(
+            model.decoder,
+            config,
+            CAUSAL_VAE_WIDTHS,
+            lambda values: build_decoder(CausalVAEConfig(**values)),
+            wrap_decoder,
+            _decode_once,
+        )
+    if not isinstance(model, CausalVAE):
+        raise argument_error(
+            "part", "decoder for a student", part, "Its encoder is that of its teacher."
+        )
+
+    def wrap(config: Configuration, weights: dict[str, Tensor]) -> VideoAutoencoder:
+        pruned = CausalVAE(CausalVAEConfig(**config))
+        pruned.load_state_dict(weights)
+        return pruned
+
+    return Prunable(
+        model,
+        config,
+        CAUSAL_VAE_WIDTHS,
+        lambda values: CausalVAE(CausalVAEConfig(**values)),
+        wrap,
+        lambda network, latent: _decode_once(cast(CausalVAE, network).decoder, latent),
+    )
+
+
+def _decode_once(decoder: nn.Module, latent: Tensor) -> object:
+    """Call a decoder of `CausalVAE` once; the noise of one that generates has the size of its video."""
+    if not isinstance(decoder, FlowDecoder):
+        return decoder(latent)
+    linear = decoder.linear(latent)
+    return decoder(latent, torch.zeros_like(linear), latent.new_ones(len(latent)))

@@ -1,0 +1,100 @@
+"""How many channels of each stage stay."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import gcd
+
+from torch import Tensor
+
+from telecine.base.checks import argument_error
+from telecine.tools.prune.channels import ChannelGroup, num_parts_of_stages
+from telecine.tools.prune.cost import Cost, cost_of
+from telecine.tools.prune.parts import Prunable
+from telecine.tools.prune.settings import PruneConfig
+
+
+def kept_shares(
+    part: Prunable,
+    groups: Sequence[ChannelGroup],
+    config: PruneConfig,
+    latent: Tensor,
+    cost_before: Cost,
+) -> list[Fraction]:
+    """Return the share of the channels that stays, for each of `Widths.stages`.
+
+    Args:
+        part: The part that is pruned.
+        groups: The groups of its channels.
+        config: The settings.
+        latent: A latent, whose shape counts.
+        cost_before: The cost of the model with all channels and blocks.
+
+    Raises:
+        ValueError: The configuration cannot state the shares, or even the fewest channels need more operations.
+    """
+    num_parts = num_parts_of_stages(groups)
+    if config.keep_stages:
+        return _shares_of_stages(part, num_parts, config.keep_stages)
+    common = gcd(*num_parts)
+    largest = config.keep * cost_before.flops
+
+    def flops_of(num_kept: int) -> int:
+        shares = [Fraction(num_kept, common)] * len(num_parts)
+        smaller = part.widths.scaled(part.config, shares)
+        if config.decoder_convolutions:
+            smaller["decoder_convolutions"] = config.decoder_convolutions
+        return cost_of(part, smaller, latent).flops
+
+    fewest = flops_of(1)
+    if fewest > largest:
+        share = fewest / cost_before.flops
+        contract = (
+            f"at least {share:.2g}, as {common} equal parts of the channels can be kept or removed"
+        )
+        raise argument_error("keep", contract, config.keep, f"Use {share:.2g} or more.")
+    num_kept = 1  # the most that is known to fit
+    upper = common + 1
+    while upper - num_kept > 1:
+        middle = (num_kept + upper) // 2
+        if flops_of(middle) <= largest:
+            num_kept = middle
+        else:
+            upper = middle
+    return [Fraction(num_kept, common)] * len(num_parts)
+
+
+def _shares_of_stages(
+    part: Prunable, num_parts: Sequence[int], keep_stages: Sequence[float]
+) -> list[Fraction]:
+    """Return the largest shares of the stages' channels that the configuration can state.
+
+    Args:
+        part: The part that is pruned.
+        num_parts: Into how many parts the channels of each of `Widths.stages` are cut.
+        keep_stages: The largest shares.
+
+    Raises:
+        ValueError: There are more or fewer stages, they need equal shares, or a stage would have no channel.
+    """
+    stages = part.widths.stages(part.config)
+    names = []
+    for stage, number in zip(stages, num_parts, strict=True):
+        names.append(f"{stage.name} ({stage.num_channels} channels in {number} parts)")
+    got = list(keep_stages)
+    if len(got) != len(stages):
+        contract = f"a share for each of: {'; '.join(names)}"
+        raise argument_error("keep_stages", contract, got, "Use `--keep` for equal shares.")
+    if part.widths.needs_equal_shares and len(set(got)) > 1:
+        contract = "equal shares for this class, whose norms all have the same number of groups"
+        raise argument_error("keep_stages", contract, got, "Use `--keep`.")
+    shares = []
+    for share, number, name in zip(got, num_parts, names, strict=True):
+        num_kept = int(share * number + 1e-9)
+        if num_kept == 0:
+            contract = f"at least 1/{number} for {name}"
+            raise argument_error("keep_stages", contract, share, "Keep more of it.")
+        shares.append(Fraction(num_kept, number))
+    if part.widths.needs_equal_shares:
+        # Equal shares of parts of different sizes: the coarsest decides.
+        shares = [min(shares)] * len(shares)
+    return shares
