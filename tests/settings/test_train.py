@@ -14,7 +14,6 @@ from telecine.losses import (
     GAN_LOSSES,
     GRAD_PENALTIES,
     RECONSTRUCTION_LOSSES,
-    hinge,
     mse,
     wavelet_l1,
 )
@@ -280,7 +279,7 @@ def test_ramps_and_choices_are_read_back(tmp_path, everything):
 def test_functions_are_saved_by_their_paths(tmp_path):
     objective = ObjectiveConfig(
         reconstruction=ReconstructionConfig(loss=mse),
-        gan=GANConfig(loss=hinge),
+        gan=GANConfig(loss="telecine.losses.adversarial.hinge"),
         terms={"detail": Term(wavelet_l1, 0.2, {"levels": 2})},
     )
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(objective=objective)))
@@ -295,6 +294,7 @@ def test_functions_are_saved_by_their_paths(tmp_path):
         terms=again.terms,
         perceptual_weight=0,
     )
+    assert loss.gan_loss is GAN_LOSSES["hinge"]
     assert (loss.recon_loss, loss.terms["detail"].function) == (mse, wavelet_l1)
 
 

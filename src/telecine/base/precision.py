@@ -82,7 +82,7 @@ def call_with_cast_weights(
 ) -> Any:
     """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
 
-    The first input is a tensor. The gradient of one of these weights needs the backward of all. The layers in
+    The first input is a tensor. Differentiating one of these weights runs the backward of all of them. The layers in
     `separately` are cast by themselves, as are all in compiled code, which fuses casts, and all if some are sharded
     over processes.
     """

@@ -281,8 +281,8 @@ class LatentShards(Dataset[dict[str, Any]]):
                 continue
             try:
                 content = read_json(index)
-                for name, (*tensors, metadata_start, metadata_size) in content["clips"].items():
-                    start, size = tensors
+                for name, numbers in content["clips"].items():
+                    start, size, metadata_start, metadata_size = numbers
                     clip = StoredClip(shard, (start, size), (metadata_start, metadata_size))
                     self.clips[name] = clip
                 self.channel_sums[shard] = torch.tensor(

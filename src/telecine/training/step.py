@@ -152,6 +152,8 @@ def _accumulate_gradients(
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
         gradient.measure_at(output.video)
         for loss in losses:
+            # With eager gradients this runs through the autoencoder alone: those of the discriminators, which were
+            # computed with their loss, are scaled and added.
             state.accelerator.backward(scale * loss)
     log |= gradient.log
     return {name: value.float() for name, value in log.items()}
