@@ -1,6 +1,6 @@
 """The commands, see `FUNCTIONS`. The signature of each is its command line, and its docstring is its help.
 
-What needs PyTorch is imported where it is used, so that help and mistakes need not wait for it.
+What needs PyTorch is imported where it is used, so that help and errors need not wait for it.
 """
 
 import argparse
