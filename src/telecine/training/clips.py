@@ -19,6 +19,7 @@ from telecine.data import (
     DataError,
     ReadingStopped,
     Span,
+    TrainingClips,
     whole_video,
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 class Clips:
     """The clips of a run, for training and for validation."""
 
-    train: ClipDataset | MappedClips
+    train: TrainingClips
     val: list[Clip]
     num_videos: int
     num_images: int
@@ -333,7 +334,7 @@ def check_same_data(recorded: Mapping[str, Any]) -> None:
 def read_batches(
     config: TrainConfig,
     state: TrainState,
-    clips: ClipDataset | MappedClips,
+    clips: TrainingClips,
     latent_cache: LatentCache | None,
     *,
     should_stop: Callable[[], bool],
