@@ -41,7 +41,7 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.distributed import full_tensor, leave_context_group
 from telecine.training.memory import plan_update
 from telecine.training.state import TrainState
-from telecine.training.step import MicroBatch, accumulate_gradients, train_step
+from telecine.training.step import MicroBatch, compute_gradients, train_step
 from telecine.training.update_memory import AUTOENCODER
 
 NUM_UPDATES = 10
@@ -469,7 +469,7 @@ def measure_memory(num_processes: int) -> None:
         (batch,) = micro_batches(config, 0, torch.float32, is_image=False)
         weights = state.objective.schedule.at(0)
         with MemoryCounter("all") as counter:
-            accumulate_gradients(state, batch, weights, 1.0, is_last=True)
+            compute_gradients(state, [batch], weights)
         tensors = counter.largest_by_part["all"] / 2**20
         leave_context_group()
         planned = plan_update(config, device_type="cpu").largest_by_part[AUTOENCODER] / 2**20

@@ -123,14 +123,15 @@ def probe_each_configuration_once(monkeypatch, known_sizes):
 
     find = ClipSizes.reproduces
 
-    def reproduces(self, size):
+    def reproduces(self, size, *, on_meta=None):
+        on_meta = self.on_meta if on_meta is None else on_meta
         settings = {
             name: value for name, value in self.model.config.items() if not name.startswith("_")
         }
         known = known_sizes.setdefault((type(self.model), str(settings)), {})
         self._cache = known | self._cache
-        known[size] = find(self, size)
-        return known[size]
+        known[size, on_meta] = find(self, size, on_meta=on_meta)
+        return known[size, on_meta]
 
     monkeypatch.setattr(ClipSizes, "reproduces", reproduces)
 

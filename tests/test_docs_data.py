@@ -87,14 +87,14 @@ def run(command):
 
 @pytest.mark.slow
 def test_the_commands(folder, cached_weights):
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 16
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for command in COMMANDS:
         run(command)
     torch.set_num_threads(before)
     runs = sorted(path.parent.name for path in (folder / "runs").glob("*/checkpoints"))
-    names = "by_file by_time cache csv folder held_out images jsonl mixed shards sizes workers"
+    names = "by_file by_time cache csv folder held_out images jsonl lazy mixed shards sizes workers"
     assert runs == names.split()
     assert (folder / "my_videos" / ".telecine-index").exists()
     sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"][

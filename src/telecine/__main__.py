@@ -52,9 +52,8 @@ def _run(typed: Sequence[str]) -> int:
         if os.environ.get("RANK", "0") == "0":
             try:
                 print(printable(str(interruption)) or "interrupted", flush=True)
-            except (
-                OSError
-            ):  # a program that read the output, such as `tee`, was interrupted as well
+            except OSError:
+                # A program that read the output, such as `tee`, was interrupted as well.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 130
     return 0

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from telecine.base.randomness import clip_generators, host_rand, rand, randint, randn, seed_of
+from telecine.base.randomness import (
+    clip_generators,
+    numbers_for_batch,
+    rand,
+    randint,
+    randn,
+    seed_of,
+)
 
 CPU = torch.device("cpu")
 DRAWS = [
@@ -78,18 +85,20 @@ def test_numbers_for_the_host_from_a_generator_without_float64(monkeypatch):
         return drawn(count, dtype=dtype)
 
     monkeypatch.setattr(torch, "rand", draw)
-    numbers = host_rand(3, OnMPS(), "")
+    numbers = numbers_for_batch("", count=3, generator=OnMPS())
     assert len(set(numbers)) == 3
     assert all(0 <= number < 1 for number in numbers)
     monkeypatch.undo()
     expected = torch.rand(
         2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     ).tolist()
-    assert host_rand(2, torch.Generator().manual_seed(1), "") == expected
+    assert numbers_for_batch("", count=2, generator=torch.Generator().manual_seed(1)) == expected
 
 
 def test_numbers_for_the_host_are_those_of_the_first_clip_and_of_what_they_are_for():
     generators = clip_generators(0, [3, 4], CPU)
-    numbers = host_rand(2, generators, "equivariance")
-    assert numbers == host_rand(2, generators[:1], "equivariance")
-    assert set(numbers).isdisjoint(host_rand(2, generators, "scale_equivariance"))
+    numbers = numbers_for_batch("equivariance", count=2, generator=generators)
+    assert numbers == numbers_for_batch("equivariance", count=2, generator=generators[:1])
+    assert set(numbers).isdisjoint(
+        numbers_for_batch("scale_equivariance", count=2, generator=generators)
+    )

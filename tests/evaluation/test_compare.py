@@ -145,7 +145,7 @@ def test_an_older_evaluation_does_not_say_whether_it_had_tf32(worse):
     older = {name: value for name, value in protocol.items() if name != "tf32"}
     assert check_protocols(older, protocol) == check_protocols(protocol, older)
     (warning,) = check_protocols(older, protocol)
-    assert warning == "tf32: forbidden in one; the other is older and does not say it"
+    assert warning == "tf32: off in one, not recorded in the other"
     assert check_protocols(older, older) == []
 
 

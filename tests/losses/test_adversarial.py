@@ -10,11 +10,10 @@ import torch
 
 from telecine.losses import (
     GAN_LOSSES,
-    GANLoss,
     GANLosses,
-    GANParts,
+    JointGANLoss,
+    SeparableGANLoss,
     feature_matching,
-    hinge,
 )
 from telecine.losses.lecam import lecam
 
@@ -168,18 +167,19 @@ def test_in_separable_losses_the_gradient_on_one_side_ignores_the_other(name, si
     other = "fake" if logits_of == "real" else "real"
     changed = {**inputs, other: normal((6,), 2)}
     gradients = [gradient(name, side, logits_of, **values) for values in (inputs, changed)]
-    assert torch.equal(*gradients) == (GAN_LOSSES[name].parts is not None)
+    assert torch.equal(*gradients) == isinstance(GAN_LOSSES[name], SeparableGANLoss)
 
 
 @losses
-def test_the_parts_of_a_separable_loss_are_those_of_the_whole(name):
+def test_what_both_steps_compute_is_the_whole(name):
     loss, real, fake = GAN_LOSSES[name], normal((6,), 0), normal((6,), 1)
     whole = loss(real=real, fake=fake)
     assert (
         loss.compute_discriminator_loss(real_logits=real, fake_logits=fake) == whole.discriminator
     )
-    assert loss.compute_generator_loss(real_logits=real, fake_logits=fake) == whole.generator
-    if loss.parts is not None:
+    if isinstance(loss, JointGANLoss):
+        assert loss.compute_generator_loss(real_logits=real, fake_logits=fake) == whole.generator
+    else:
         assert loss.compute_generator_loss(fake_logits=fake) == whole.generator
         of_real = loss.compute_discriminator_loss(real_logits=real, fake_logits=None)
         of_fake = loss.compute_discriminator_loss(real_logits=None, fake_logits=fake)
@@ -209,37 +209,10 @@ def test_the_margin_is_where_the_gradient_ends(name, logits_of, logit):
     assert has_gradient == (margin is None or logit < margin)
 
 
-def means(*, real, fake):
-    """The Wasserstein losses."""
-    return GANLosses(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
-
-
-PARTS = GANParts(
-    real=lambda real: -real.mean(),
-    fake=lambda fake: fake.mean(),
-    generator=lambda fake: -fake.mean(),
-)
-
-
-@pytest.mark.parametrize("declared", [{}, {"parts": PARTS, "boundary": 0.5, "margin": 2.0}])
-@pytest.mark.parametrize(
-    "make", [GANLoss, lambda function, **declared: partial(GANLoss, **declared)(function)]
-)
-def test_a_function_with_or_without_declarations(make, declared):
-    loss = make(means, **declared)
-    expected = {"parts": None, "boundary": 0.0, "margin": None, **declared}
-    for copied in (loss, copy.deepcopy(loss), copy.copy(loss)):
-        assert isinstance(copied, GANLoss)
-        assert {name: getattr(copied, name) for name in expected} == expected
-        assert (copied.__name__, copied.__doc__) == ("means", "The Wasserstein losses.")
-        assert copied(**logits(2, 5)) == (3, -5)
-
-
 @losses
-def test_a_built_in_loss_is_pickled_by_name(name):
+def test_a_loss_is_pickled_and_copied(name):
     loss = GAN_LOSSES[name]
-    assert pickle.loads(pickle.dumps(loss)) is loss
-    assert copy.deepcopy(loss) is loss
+    assert pickle.loads(pickle.dumps(loss)) == copy.deepcopy(loss) == loss
 
 
 SCALAR = torch.zeros(())
@@ -255,14 +228,9 @@ def test_a_function_must_return_two_scalars(result):
 
     message = r"^the result of {} must be `GANLosses` of two 0-d tensors, but got .*tensor\(.*reduce both with `.mean"
     with pytest.raises(TypeError, match=message.format("custom")):
-        GANLoss(custom)(**logits(1, 0))
+        JointGANLoss(custom)(**logits(1, 0))
     with pytest.raises(TypeError, match=message.format("the GAN loss")):
-        GANLoss(partial(custom))(**logits(1, 0))
-
-
-def test_declarations_count_also_where_the_function_has_attributes_of_their_names():
-    declared = vars(GANLoss(hinge, margin=None))
-    assert (declared["function"], declared["parts"], declared["margin"]) == (hinge, None, None)
+        JointGANLoss(partial(custom))(**logits(1, 0))
 
 
 def maps(seed):

@@ -92,9 +92,7 @@ def test_rgba_models_and_other_numbers_are_refused(number):
 
 
 def test_custom_modules_and_layers_of_other_channels_are_refused():
-    with pytest.raises(
-        ValueError, match=r"`clips.channels` must be of 3 channels for Conv3d, but got of 4"
-    ):
+    with pytest.raises(ValueError, match=r"`clips.channels` must be 3 for Conv3d, but got 4"):
         as_video_autoencoder(nn.Conv3d(3, 3, 1)).with_channels(4)
     for has_patches, size in ((False, 6), (True, 4)):
         old = nn.Conv3d(size, 1, 1)

@@ -228,8 +228,8 @@ def test_accepted_sizes_and_last_layer(name):
     lengths, side, multiple, last_layer = FACTS[name]
     tried = {*LENGTHS, *LONGER.get(name, ())} if name not in IMAGE_MODELS else {1, 2, 5}
     assert {length for length in tried if sizes.reproduces_length(length)} == lengths & tried
-    assert (sizes.smallest()[1], sizes.multiple) == (side, multiple)
-    time, rows, columns = sizes.smallest()
+    assert (sizes.smallest[1], sizes.multiple) == (side, multiple)
+    time, rows, columns = sizes.smallest
     if name == "rae":  # has positional embeddings of one size
         with pytest.raises(
             ValueError, match=r"`width` must be 32 for this model, but got 64\. Use 32,"
@@ -247,10 +247,9 @@ def test_accepted_sizes_and_last_layer(name):
 
 @every_kind
 def test_the_meta_device_computes_the_same_shapes(name):
-    sizes = copy.copy(shared(name).sizes)
+    sizes = shared(name).sizes
     assert not sizes.on_meta
-    sizes.on_meta = True
-    assert sizes.output_shape(CLIPS[name]) == (1, 3, *CLIPS[name])
+    assert sizes.output_shape(CLIPS[name], on_meta=True) == (1, 3, *CLIPS[name])
     assert all(weight.device.type == "cpu" for weight in shared(name).parameters())
 
 
@@ -457,7 +456,7 @@ def test_every_class_that_supports_chunks_is_tested():
 )
 def test_temporal_chunks_are_exact(name, chunk, num_frames):
     model = adapter(name)
-    _, height, width = model.sizes.smallest()
+    _, height, width = model.sizes.smallest
     video = 2 * torch.rand(1, 3, num_frames, height, width) - 1
     plain = gradients(model, video)
     model.enable_temporal_chunks(chunk)

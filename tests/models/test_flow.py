@@ -298,7 +298,9 @@ class TestAutoencoder:
         """In training, the noise of validation would be the only noise that terms that decode ever see."""
         vae = model()
         z = latent()
-        with pytest.raises(ValueError, match="`generator` must be that of the update"):
+        with pytest.raises(
+            ValueError, match="`generator` must be one or several generators in training"
+        ):
             vae.decode(z)
         video = vae.decode(z, generator=clip_generators(0, [4, 5], CPU))
         torch.testing.assert_close(

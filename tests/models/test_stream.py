@@ -114,7 +114,7 @@ def test_a_posterior_of_several_chunks_has_mean_and_variance():
 )
 def test_every_class_that_caches_has_the_result_of_the_whole(name):
     model = adapter(name).double()
-    _, height, width = model.sizes.smallest()
+    _, height, width = model.sizes.smallest
     videos = [video_of(STREAMED[name], (height, width), seed).double() for seed in (0, 1)]
     latents = [model.encode(video).mode() for video in videos]
     wholes = [model.decode(latent) for latent in latents]

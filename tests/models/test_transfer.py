@@ -33,7 +33,7 @@ def reconstruct(model):
 
 def test_4x8x8_becomes_4x16x16():
     source = trained()
-    model = CausalVAE(replace(CONFIG, latent="4x16x16", base_channels=8))
+    model = CausalVAE(CausalVAEConfig(latent="4x16x16", base_channels=8, blocks_per_level=1))
     counts = copy_matching(source, into=model)
     assert {name: copied > 0 for name, (copied, _) in counts.items()} == {
         "encoder.linear": False,
@@ -115,6 +115,7 @@ def test_other_models_are_refused(tmp_path):
     ):
         check_source(str(tmp_path))
     with pytest.raises(
-        ValueError, match=r"but got '.*', which is none\. To train another model on, use `model`"
+        ValueError,
+        match=r"but got '.*', which has no configuration of a model\. To train another model on, use `model`",
     ):
         check_source(str(tmp_path / "nothing"))

@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.losses import GANLoss, GANParts, r1
+from telecine.losses import SeparableGANLoss, r1
 
 from .test_gan import wasserstein
 
 PENALTY = {"grad_penalty_loss_weight": 1}
-PARTS = GANParts(
+declared = SeparableGANLoss(
     real=lambda real: -real.mean(),
     fake=lambda fake: fake.mean(),
     generator=lambda fake: -fake.mean(),
 )
-declared = GANLoss(wasserstein, parts=PARTS)
 
 
 class Probe(nn.Module):

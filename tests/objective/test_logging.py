@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.losses import GAN_LOSSES, GANLoss, hinge
+from telecine.losses import GAN_LOSSES, JointGANLoss, hinge
 from telecine.objective.log import discriminator_log, logit_statistics
 from telecine.objective.weights import mean, total
 
@@ -58,13 +58,11 @@ def test_accuracies_depend_on_the_loss(gan_loss, real, fake):
 def test_logits_are_paired_without_a_boundary():
     assert statistics("relativistic", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.75
     assert statistics("hinge", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0
-    assert statistics(GANLoss(hinge.function), REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0, (
-        "undeclared"
-    )
+    assert statistics(JointGANLoss(hinge), REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0, "undeclared"
 
 
 def test_a_function_declares_boundary_and_margin():
-    loss = GANLoss(hinge.function, boundary=0.65, margin=2.0)
+    loss = JointGANLoss(hinge, boundary=0.65, margin=2.0)
     log = statistics(loss)
     assert (log["accuracy_real"], log["accuracy_fake"]) == (0.5, 1.0)
     assert log["hinge_active"] == pytest.approx((3 / 4 + 3 / 4) / 2)

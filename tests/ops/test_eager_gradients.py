@@ -58,11 +58,11 @@ class TestGradientSum:
     def test_earlier_gradients_are_freed_as_soon_as_they_are_added(self):
         a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
         gradient_sum = GradientSum([a, b, c])
-        gradient_sum.add((5 * a + 7 * c).sum())
+        gradient_sum.backward((5 * a + 7 * c).sum())
         first = weakref.ref(gradient_sum.gradients[0])
         last = gradient_sum.gradients[2]
         assert gradient_sum.gradients[1] is None
-        gradient_sum.add((2 * a + 3 * b).sum())
+        gradient_sum.backward((2 * a + 3 * b).sum())
         assert [x.tolist() for x in gradient_sum.gradients] == [[7, 7], [3, 3], [7, 7]]
         assert first() is None, "the sum and its part would take twice the memory"
         assert gradient_sum.gradients[2] is last
@@ -82,13 +82,13 @@ class TestGradientSum:
 
         a = torch.ones(2, requires_grad=True)
         gradient_sum = GradientSum([a])
-        gradient_sum.add(5 * a.sum())
-        gradient_sum.add(NoGradient.apply(a).sum())
+        gradient_sum.backward(5 * a.sum())
+        gradient_sum.backward(NoGradient.apply(a).sum())
         assert gradient_sum.gradients[0].tolist() == [5, 5]
 
     def test_a_value_that_does_not_depend_on_the_parameters(self):
         a = torch.ones(2, requires_grad=True)
         gradient_sum = GradientSum([a])
-        assert gradient_sum.add(a.detach().sum(), inputs=[a]) == [None]
+        assert gradient_sum.backward(a.detach().sum(), inputs=[a]) == [None]
         assert gradient_sum.gradients == [None]
-        GradientSum([]).add(a.sum())
+        GradientSum([]).backward(a.sum())

@@ -124,6 +124,14 @@ def test_whether_pixels_are_varied() -> None:
         assert ClipConfig(**{"random_flip": False, **change}).augments
 
 
+@pytest.mark.parametrize("other", [{"cache": True}, {"holdout": "earlier"}])
+def test_what_needs_all_videos_is_refused_with_a_lazy_index(other: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=f"`index` must be ahead with `{next(iter(other))}`.* 'lazy'"
+    ):
+        ClipConfig(index="lazy", **other)
+
+
 def test_the_identity_of_clips_has_what_changes_them():
     read_otherwise = ClipConfig(
         num_clips=3, num_workers=5, timeout=9.0, cache=True, max_pixels=10**6, val_fraction=0.3

@@ -15,7 +15,6 @@ from telecine.data import sample_videos
 from telecine.objective.weights import WeightSchedule
 from telecine.settings.parse import RECIPES, find_recipe, read_config, recipes
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.memory import step_with_most_terms
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import DECODER
 
@@ -199,7 +198,7 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
     config = read_config(*values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     before = {name: weight.clone() for name, weight in state.autoencoder.named_parameters()}
-    state.step = step_with_most_terms(WeightSchedule(config.objective))
+    state.step = WeightSchedule(config.objective).step_with_most_terms()
     clips = config.clips
     video = torch.rand(1, 3, clips.num_frames, clips.height, clips.width) * 2 - 1
     log = train_step(state, [MicroBatch(video, [0])])
@@ -223,7 +222,7 @@ def test_an_update_with_each_objective(name):
     values = {**SMALL, "clips": {**SMALL["clips"], **size}, "causal_vae": model}
     config = read_config(*map(values_of, ("gpu", name)), values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
-    state.step = step_with_most_terms(WeightSchedule(config.objective))
+    state.step = WeightSchedule(config.objective).step_with_most_terms()
     log = train_step(state, [MicroBatch(torch.rand(1, 3, 5, 32, 32) * 2 - 1, [0])])
     logged = {
         "adversarial_loss_weight": "gen_loss",

@@ -14,7 +14,6 @@ from telecine.losses import (
     GAN_LOSSES,
     GRAD_PENALTIES,
     RECONSTRUCTION_LOSSES,
-    hinge,
     mse,
     wavelet_l1,
 )
@@ -223,7 +222,7 @@ CHOICES = {
     (PerceptualConfig, "net"): BACKBONES,
     (GANConfig, "loss"): GAN_LOSSES,
     (PenaltyConfig, "kind"): GRAD_PENALTIES,
-    (DiscriminatorConfig, "video"): [*VIDEO, "features", "none"],
+    (DiscriminatorConfig, "video"): VIDEO,
     (DiscriminatorConfig, "image"): [*IMAGE, "none"],
     (DiscriminatorConfig, "time_weighting"): get_args(TimeWeighting),
     (DiscriminatorConfig, "norm"): get_args(Norm),
@@ -280,7 +279,7 @@ def test_ramps_and_choices_are_read_back(tmp_path, everything):
 def test_functions_are_saved_by_their_paths(tmp_path):
     objective = ObjectiveConfig(
         reconstruction=ReconstructionConfig(loss=mse),
-        gan=GANConfig(loss=hinge),
+        gan=GANConfig(loss="telecine.losses.adversarial.hinge"),
         terms={"detail": Term(wavelet_l1, 0.2, {"levels": 2})},
     )
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(objective=objective)))
@@ -295,6 +294,7 @@ def test_functions_are_saved_by_their_paths(tmp_path):
         terms=again.terms,
         perceptual_weight=0,
     )
+    assert loss.gan_loss is GAN_LOSSES["hinge"]
     assert (loss.recon_loss, loss.terms["detail"].function) == (mse, wavelet_l1)
 
 
@@ -349,6 +349,13 @@ def test_presets_have_the_latents_of_published_models(latent, channels):
         assert ("x".join(map(str, compression)), config.latent_channels) == (latent, channels)
         sizes.append((config.base_channels, config.blocks_per_level))
     assert sizes == sorted(set(sizes))
+
+
+def test_in_python_a_preset_leaves_what_is_passed():
+    config = CausalVAEConfig(size="tiny", base_channels=128)  # which is also the default
+    assert (config.base_channels, config.blocks_per_level) == (128, 1)
+    with pytest.raises(ValueError, match="`size` must be left out if all settings"):
+        replace(config, size="base")
 
 
 def test_presets_override_earlier_files_and_are_overridden_beside_them():

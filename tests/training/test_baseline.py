@@ -117,7 +117,7 @@ def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
             console = recorder()
             trainer = prepare(changed, console)
             assert ("299 steps may end below" in console.export_text()) == start
-            assert bool(trainer.linear) == baseline
+            assert bool(trainer.linear_metrics) == baseline
             components = trainer.state.autoencoder.encoder.linear.rest.weight
             unfitted = 1 / components.shape[1] ** 0.5  # the bound of PyTorch's initial weights
             assert (components.abs().max() <= unfitted) == (not start)
@@ -127,7 +127,7 @@ def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
 @pytest.mark.slow
 def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clips, monkeypatch):
     trainer = run_to(config, 1)
-    before = trainer.linear
+    before = trainer.linear_metrics
     trainer.close()
     monkeypatch.setattr("telecine.training.prepare.fit_linear", None)
     assert recorded_linear(Run(config.output_dir)) == before
@@ -151,5 +151,5 @@ def test_a_given_model_of_ours_keeps_its_weights(config, few_clips):
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     trainer = prepare(config, quiet(), model)
     assert_equal(dict(model.state_dict()), expected)
-    assert trainer.linear
+    assert trainer.linear_metrics
     trainer.close()

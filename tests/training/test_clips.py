@@ -110,3 +110,25 @@ def test_sample_videos_have_no_other_number_of_channels(tiny, small_video, monke
         DataError, match=r"one decodable file, but got .*only arrays can have 2 channels\)"
     ):
         Spans.find(None, None, config)
+
+
+def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
+    for number in range(12):
+        folder = tmp_path / f"film{number // 2}"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{number}.mp4"
+        path.write_bytes(small_video.read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+    write_video(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
+    config = tiny(data=str(tmp_path))
+    lazy_config = replace(config, clips=replace(config.clips, index="lazy"))
+    model = build_autoencoder(config)
+    clips = build_clips(config, model)
+    lazy = build_clips(lazy_config, model)
+    assert (lazy.num_videos, lazy.num_skipped, lazy.held_out) == (12, 1, clips.held_out)
+    assert lazy.recorded()["validation"] == clips.recorded()["validation"]
+    assert lazy.recorded()["num_frames"] == clips.recorded()["num_frames"]
+    assert torch.equal(lazy.train[3]["video"], clips.train[3]["video"])
+    separate = build_clips(replace(lazy_config, val_data=str(tmp_path / "film0")), model)
+    assert len({span.info.source for span in separate.train.spans}) == 10
+    few = build_clips(replace(lazy_config, data=str(small_video)), model)
+    assert few.held_out.startswith("the end of 1 of 1 video")

@@ -27,7 +27,7 @@ from telecine.settings.validate import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
-from telecine.training.memory import fake_autoencoder, fake_lpips, plan_update, step_with_most_terms
+from telecine.training.memory import fake_autoencoder, fake_lpips, plan_update
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.update_memory import (
     AUTOENCODER,
@@ -160,7 +160,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
     planned = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
-    step = step_with_most_terms(state.objective.schedule)
+    step = state.objective.schedule.step_with_most_terms()
 
     def update():
         state.step = step
@@ -422,7 +422,7 @@ def test_the_step_with_most_terms_has_a_penalty_and_every_term_that_can_be_on(op
         "penalty": {"every": 16},
     }
     weights = WeightSchedule(validate(ObjectiveConfig, {**settings, **options}))
-    assert step_with_most_terms(weights) == step
+    assert weights.step_with_most_terms() == step
     assert weights.off_at(step) == off
     assert weights.at(step)["grad_penalty"] == 16
-    assert step_with_most_terms(weights, 900) < 900
+    assert weights.step_with_most_terms(900) < 900

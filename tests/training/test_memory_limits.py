@@ -113,7 +113,8 @@ def test_a_memory_that_nothing_fits_names_the_smallest(light, free):
     free(2 * MB)
     config = light(batch_size="auto")
     with pytest.raises(
-        ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"
+        ValueError,
+        match=r"the free memory must be at least the 0\.0\d GiB that one clip needs.*largest part",
     ):
         largest_batch(config, build_accelerator(config))
 
@@ -145,7 +146,8 @@ def test_a_large_run_on_a_cpu_says_what_an_update_needs(free):
     assert "`--config demo`" in warning
     free(GIB // 8)
     with pytest.raises(
-        ValueError, match=r"`memory` must be enough .* but got 0\.12 GiB, and an update needs 0\."
+        ValueError,
+        match=r"the free memory must be at least the 0\.\d+ GiB that an update needs.* got 0\.12 GiB",
     ):
         describe_on_cpu(LARGE, model, num_processes=1)
 

@@ -29,8 +29,7 @@ def state_of(model=None, **parts):
 
 def test_a_model_averages_gradients_in_the_last_backward_of_an_update():
     """A sharded one has a switch; that of DDP is the accelerator's."""
-    sharded = state_of(Sharded())
-    assert sharded.is_sharded
+    sharded = state_of(Sharded(), is_sharded=True)
     inside = []
 
     @contextmanager
@@ -41,14 +40,13 @@ def test_a_model_averages_gradients_in_the_last_backward_of_an_update():
     optimizer = SimpleNamespace(param_groups=[])
     accelerator = SimpleNamespace(no_sync=no_sync)
     wrapped = state_of(nn.Linear(1, 1), accelerator=accelerator, optimizer=optimizer)
-    assert not wrapped.is_sharded
     for state in (sharded, wrapped):
-        with state.averaged_gradients(is_last=True, has_unused=False):
+        with state.gradient_sync(is_last=True, has_unused=False):
             assert inside == []
     for state in (sharded, wrapped):
-        with state.averaged_gradients(is_last=False, has_unused=False):
+        with state.gradient_sync(is_last=False, has_unused=False):
             pass
-    with wrapped.averaged_gradients(is_last=True, has_unused=True):
+    with wrapped.gradient_sync(is_last=True, has_unused=True):
         assert inside == [wrapped.model, wrapped.model]
     assert sharded.model.syncs == [True, False]
 

@@ -49,9 +49,8 @@ _OTHER_NAMES = {
 
 def describe(value: object) -> str:
     """Describe a value for an error: a tensor by dtype, shape and device, anything else by its `repr` and type."""
-    torch: Any = sys.modules.get(
-        "torch"
-    )  # takes a second to import; without it, nothing is a tensor
+    # Takes a second to import; without it, nothing is a tensor.
+    torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     if isinstance(value, int) and value.bit_length() > 300:

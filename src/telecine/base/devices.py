@@ -110,11 +110,9 @@ def _control_group_limits() -> Iterator[int]:
             name = "memory.max"
         else:
             continue
-        place = root / group.lstrip("/")
-        for folder in (
-            place,
-            *place.parents,
-        ):  # in a container, the files of a group may be at the root
+        group_folder = root / group.lstrip("/")
+        # In a container, the files of a group may be at the root.
+        for folder in (group_folder, *group_folder.parents):
             file = folder / name
             if not folder.is_relative_to(root) or not file.is_file():
                 continue

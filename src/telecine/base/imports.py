@@ -104,9 +104,8 @@ def import_allowed(path: str, name: str) -> object:
         raise _not_allowed_error(name, path)
     try:
         imported = importlib.import_module(module)
-        value = getattr(
-            imported, attribute, _MISSING
-        )  # may import, too, if the module has a `__getattr__`
+        # May import, too, if the module has a `__getattr__`.
+        value = getattr(imported, attribute, _MISSING)
     except CODE_ERRORS as error:
         raise argument_error(name, "importable", repr(path), _why(error, path)) from error
     if value is _MISSING:
@@ -225,10 +224,8 @@ def origin_of(value: object) -> str | None:
 
 def how_to_install(extra: str) -> str:
     """Return the sentence of an error that tells how to install the packages of an extra, such as "diffusers"."""
-    from importlib.metadata import (
-        PackageNotFoundError,
-        requires,
-    )  # takes time that `telecine --version` must not spend
+    # Takes time that `telecine --version` must not spend.
+    from importlib.metadata import PackageNotFoundError, requires
 
     try:
         lines = requires("telecine") or []

@@ -58,9 +58,8 @@ def _save_tf32() -> Callable[[], None]:
     try:
         precision = torch.get_float32_matmul_precision()
         in_convolutions = torch.backends.cudnn.allow_tf32
-    except (
-        RuntimeError
-    ):  # set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express
+    except RuntimeError:
+        # Set by `fp32_precision`, the interface of PyTorch 2.9, which the older one cannot express.
         backends: Any = torch.backends
         groups = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
         precisions = [group.fp32_precision for group in groups]
@@ -83,7 +82,7 @@ def call_with_cast_weights(
 ) -> Any:
     """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
 
-    The first input is a tensor. The gradient of one of these weights needs the backward of all. The layers in
+    The first input is a tensor. Differentiating one of these weights runs the backward of all of them. The layers in
     `separately` are cast by themselves, as are all in compiled code, which fuses casts, and all if some are sharded
     over processes.
     """

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 
-Generators: TypeAlias = (
-    torch.Generator | Sequence[torch.Generator] | None
-)  # one, one per clip, or PyTorch's default
+# One generator, one per clip, or None for PyTorch's default.
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 def rand(
@@ -71,14 +70,16 @@ def randint(
     return _draw(partial(torch.randint, high, device=device), shape, generator, device)
 
 
-def host_rand(count: int, generator: Generators, name: str) -> list[float]:
-    """Return uniform numbers in [0, 1) for choices that the host makes for a whole batch, such as a size.
+def numbers_for_batch(name: str, *, count: int, generator: Generators) -> list[float]:
+    """Return uniform numbers in [0, 1) for a choice that the host makes for a whole batch, such as a size.
+
+    With one generator per clip, they are a function of the first one's seed and of `name`: a second call returns the
+    same numbers. With one generator, or PyTorch's default, they are drawn.
 
     Args:
+        name: What they are for.
         count: How many.
-        generator: Their source. Of several, only the seed of the first is used, in each call. One on an accelerator
-            costs a host sync.
-        name: What they are drawn for. With several generators, other names have other numbers.
+        generator: Their source. One on an accelerator costs a host sync.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         source = random.Random(seed_of(generator[0].initial_seed(), name))

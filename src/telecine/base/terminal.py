@@ -105,9 +105,8 @@ def with_progress(
         total = len(items)  # type: ignore[arg-type]
     progress_console = Console(stderr=True)
     if progress_console.is_terminal:
-        from rich.progress import (
-            track,
-        )  # takes time that help and mistakes on the command line must not spend
+        # Takes time that help and mistakes on the command line must not spend.
+        from rich.progress import track
 
         yield from track(items, description, total=total, console=progress_console, transient=True)
         return

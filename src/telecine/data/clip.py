@@ -40,9 +40,8 @@ class ClipSpec:
     upside_down: bool = False  # flipped top to bottom
     transpose: bool = False  # whether rows and columns are then exchanged
     stride: int = 1  # distance of the frames in the video
-    fps: float | None = (
-        None  # frames per second of a clip by time, whose frames `stride` does not say
-    )
+    fps: float | None = None
+    """Frames per second of a clip by time, whose frames `stride` does not say."""
 
     @property
     def orientation(self) -> str:

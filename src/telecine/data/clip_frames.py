@@ -5,8 +5,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from telecine.base.checks import first_few
-from telecine.data.source import Source, Span, VideoInfo
+from telecine.data.source import TIE_SECONDS, Source, Span, VideoInfo
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -74,6 +77,23 @@ class ClipFrames:
             starts, span.last_frame, key=lambda start: self.last_index(span.info, start)
         )
 
+    def count_starts(
+        self, num_frames: NDArray[np.int64], fps: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Return `num_starts` of spans of videos with evenly spaced frames.
+
+        Args:
+            num_frames: The number of frames of each span.
+            fps: The frame rate of the video of each span.
+        """
+        if self.fps is None:
+            return np.maximum(0, num_frames - (self.num_frames - 1) * self.stride)
+        distance = (self.num_frames - 1) * fps / self.fps
+        counts = np.floor(num_frames + 0.5 + TIE_SECONDS * fps - distance)
+        if self.num_frames > 1:
+            counts[fps < MIN_RATE * self.fps] = 0
+        return np.maximum(0, counts).astype(np.int64)
+
     def fits(self, span: Span) -> bool:
         """Return whether a span is long enough for a clip."""
         return self.num_starts(span) > 0
@@ -112,8 +132,19 @@ def log_too_short(spans: Iterable[Span], frames: ClipFrames) -> int:
         if frames.is_too_slow(span.info):
             reason = f"{span.info.fps:.3g} frames a second"
         short.append(f"{source} ({reason})")
+    warn_of_short(short, len(longest), frames)
+    return len(short)
+
+
+def warn_of_short(short: Sequence[str], num_files: int, frames: ClipFrames) -> None:
+    """Log videos that are too short for a clip, if there are any.
+
+    Args:
+        short: Each of them, with the reason.
+        num_files: The number of all videos.
+        frames: The frames of a clip.
+    """
     if short:
         text = "%d of %d files have no %s, and are not used: %s"
         clip = frames.describe().removeprefix("a ")
-        logger.warning(text, len(short), len(longest), clip, first_few(short))
-    return len(short)
+        logger.warning(text, len(short), num_files, clip, first_few(short))

@@ -4,11 +4,14 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,7 +23,16 @@ from telecine.data.clip import Clip, ClipSpec, decode_clip, decoded_size, make_c
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import read_clip
 from telecine.data.errors import DataError, DecodeError
-from telecine.data.source import Source, Span
+from telecine.data.index_store import IndexStore
+from telecine.data.source import Skipped, Source, Span
+from telecine.data.table import (
+    EstimatedSpan,
+    are_images,
+    count_starts,
+    exact_span,
+    file_numbers,
+    select,
+)
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -35,29 +47,52 @@ class _SpanPool:
     """The spans that are long enough for a clip. All positions of a clip in them are equally likely.
 
     All positions, one span after the other, are divided into `num_parts` parts of one size. An epoch draws each once.
+    With `weighting` "files", all files are equally likely, and then all positions of a clip in the file: a part is a
+    file.
+
+    Args:
+        spans: The spans of a data set.
+        candidates: The indices of those that count.
+        frames: The frames of a clip.
+        weighting: See `ClipConfig.weighting`.
 
     Raises:
         DataError: no span is long enough.
     """
 
-    def __init__(self, spans: Sequence[Span], frames: ClipFrames) -> None:
-        self.spans = []
-        num_starts = []
-        for span in spans:
-            num_starts_of_span = frames.num_starts(span)
-            if num_starts_of_span > 0:
-                self.spans.append(span)
-                num_starts.append(num_starts_of_span)
-        if not self.spans:
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        candidates: NDArray[np.int64],
+        frames: ClipFrames,
+        weighting: str = "frames",
+    ) -> None:
+        num_starts = count_starts(select(spans, candidates), frames)
+        rows = candidates[num_starts > 0]
+        num_starts = num_starts[num_starts > 0]
+        if len(rows) == 0:
             contract = f"at least one span with {frames.describe()}, {frames.rule()}"
             remedy = "Use fewer frames or a smaller stride."
-            raise argument_error("spans", contract, f"{len(spans)} shorter ones", remedy, DataError)
-        self._ends = list(accumulate(num_starts))
+            got = f"{len(candidates)} shorter ones"
+            raise argument_error("spans", contract, got, remedy, DataError)
+        self._spans = spans
+        self._part_ends: NDArray[np.int64] | None = None
+        if weighting == "files":
+            files = file_numbers(select(spans, rows))
+            _, first_places, numbers = np.unique(files, return_index=True, return_inverse=True)
+            in_order = np.argsort(first_places[numbers], kind="stable")
+            rows = rows[in_order]
+            num_starts = num_starts[in_order]
+            is_last = np.append(np.diff(files[in_order]) != 0, True)
+            self._part_ends = np.cumsum(num_starts)[is_last]
+        self.rows = rows
+        """The indices of the spans that are long enough."""
+        self._ends = np.cumsum(num_starts)
 
     @property
     def num_parts(self) -> int:
-        """The number of clips in an epoch: that of spans."""
-        return len(self.spans)
+        """The number of clips in an epoch: that of spans, or of files."""
+        return len(self.rows) if self._part_ends is None else len(self._part_ends)
 
     def draw(self, generator: torch.Generator, part: int | None = None) -> tuple[Span, int]:
         """Draw a span and the index of a clip's first frame in its video.
@@ -67,37 +102,20 @@ class _SpanPool:
             part: The part to draw from; by default all.
         """
         first = 0
-        end = self._ends[-1]
-        if part is not None:
-            first = part * self._ends[-1] // self.num_parts
-            end = (part + 1) * self._ends[-1] // self.num_parts
+        end = int(self._ends[-1])
+        if self._part_ends is not None:
+            if part is None:
+                part = int(torch.randint(self.num_parts, (), generator=generator))
+            first = int(self._part_ends[part - 1]) if part > 0 else 0
+            end = int(self._part_ends[part])
+        elif part is not None:
+            first = part * int(self._ends[-1]) // self.num_parts
+            end = (part + 1) * int(self._ends[-1]) // self.num_parts
         position = first + int(torch.randint(end - first, (), generator=generator))
-        index = bisect_right(self._ends, position)
-        begin = self._ends[index - 1] if index > 0 else 0
-        span = self.spans[index]
+        place = int(np.searchsorted(self._ends, position, side="right"))
+        begin = int(self._ends[place - 1]) if place > 0 else 0
+        span = self._spans[int(self.rows[place])]
         return span, span.first_frame + position - begin
-
-
-class _FilePool(_SpanPool):
-    """A pool with all files equally likely, and then all positions of a clip in the file."""
-
-    def __init__(self, spans: Sequence[Span], frames: ClipFrames) -> None:
-        super().__init__(spans, frames)
-        files: dict[Source, list[Span]] = {}
-        for span in self.spans:
-            files.setdefault(span.info.source, []).append(span)
-        self._files = [_SpanPool(file_spans, frames) for file_spans in files.values()]
-
-    @property
-    def num_parts(self) -> int:
-        """The number of clips in an epoch: that of files."""
-        return len(self._files)
-
-    def draw(self, generator: torch.Generator, part: int | None = None) -> tuple[Span, int]:
-        """Draw a span and the index of a clip's first frame in its video; a part is a file."""
-        if part is None:
-            part = int(torch.randint(len(self._files), (), generator=generator))
-        return self._files[part].draw(generator)
 
 
 @lru_cache(maxsize=8)  # clips are read about in their order, of several sizes
@@ -120,46 +138,55 @@ class ClipDataset(Dataset[Clip]):
     that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16
     in a row, reading raises a `DataError`.
 
+    With a table of spans, a file and a position are drawn by the headers alone; the file is then indexed, and the
+    position becomes a frame. So a clip does not depend on what was indexed before.
+
     Args:
         spans: Frames of videos, images, or both. If there are only images, all clips are images.
         config: If its `cache` is on, the constructor decodes all frames.
         seed: Determines all draws.
+        store: Indexes the files of a table of spans; None for indexed spans.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
         DataError: no span is long enough for a size of clips, or `config.image_ratio` needs images.
     """
 
-    def __init__(self, spans: Sequence[Span], config: ClipConfig, *, seed: int = 0) -> None:
-        videos = [span for span in spans if not span.info.is_image]
-        images = [span for span in spans if span.info.is_image]
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        config: ClipConfig,
+        *,
+        seed: int = 0,
+        store: IndexStore | None = None,
+    ) -> None:
+        is_image = are_images(spans)
+        videos = np.flatnonzero(~is_image)
+        images = np.flatnonzero(is_image)
         self.config = config
         self.seed = seed
-        self.image_ratio = _image_ratio(videos, images, config)
-        pool_class = _FilePool if config.weighting == "files" else _SpanPool
+        self.image_ratio = _image_ratio(len(videos), len(images), config)
         self._videos: dict[int, _SpanPool] = {}  # by the number of frames of a clip
         self._images: _SpanPool | None = None
         if self.image_ratio < 1:
             for bucket in config.train_buckets:
                 if bucket.num_frames not in self._videos:
-                    self._videos[bucket.num_frames] = pool_class(
-                        videos, ClipFrames.of(bucket, config)
+                    frames = ClipFrames.of(bucket, config)
+                    self._videos[bucket.num_frames] = _SpanPool(
+                        spans, videos, frames, config.weighting
                     )
         if self.image_ratio > 0:
-            self._images = pool_class(images, ClipFrames(1))
-        self.spans = self._used_spans(spans)
-        self.cache = DecodedCache(self.spans, config) if config.cache else None
-        self._logged: set[Source] = set()
-
-    def _used_spans(self, spans: Sequence[Span]) -> list[Span]:
-        """Return the spans that clips are drawn from, in their order."""
-        pools = list(self._videos.values())
+            self._images = _SpanPool(spans, images, ClipFrames(1), config.weighting)
+        is_used = np.zeros(len(spans), np.bool_)
+        for pool in self._videos.values():
+            is_used[pool.rows] = True
         if self._images is not None:
-            pools.append(self._images)
-        used = {
-            id(span) for pool in pools for span in pool.spans
-        }  # by identity: spans may be equal
-        return [span for span in spans if id(span) in used]
+            is_used[self._images.rows] = True
+        self.spans = select(spans, np.flatnonzero(is_used))
+        """The spans that clips are drawn from, in their order."""
+        self.cache = DecodedCache(self.spans, config) if config.cache else None
+        self._store = store
+        self._logged: set[Source] = set()
 
     def __getitem__(self, item: int | Item) -> Clip:
         frames, spec, bucket = self.decode(item)
@@ -176,6 +203,8 @@ class ClipDataset(Dataset[Clip]):
         for attempt in range(_MAX_ATTEMPTS):
             spec = self._draw_spec(pool, index, attempt)
             try:
+                if isinstance(spec.span, EstimatedSpan):
+                    spec = self._exact_spec(spec, bucket)
                 frames = None
                 if self.cache is not None:
                     frames = self.cache.read(spec.span, spec.start, bucket)
@@ -194,6 +223,25 @@ class ClipDataset(Dataset[Clip]):
         raise argument_error(
             "data", "decodable", got, "Remove the files named in the log.", DataError
         )
+
+    def _exact_spec(self, spec: ClipSpec, bucket: Bucket) -> ClipSpec:
+        """Return a spec by the exact index of its file: at the same fraction of the positions that the header tells.
+
+        Raises:
+            DecodeError: the file cannot be indexed, or is too short.
+        """
+        assert self._store is not None
+        assert isinstance(spec.span, EstimatedSpan)
+        frames = ClipFrames.of(bucket, self.config)
+        span = exact_span(spec.span, self._store.info(spec.span.info.source))
+        if isinstance(span, Skipped):
+            raise DecodeError(f"{span.path}: {span.reason}")
+        num_starts = frames.num_starts(span)
+        if num_starts == 0:
+            raise DecodeError(f"{span.info.source}: {span.num_frames} frames, too few for a clip")
+        offset = spec.start - spec.span.first_frame
+        estimated = max(offset + 1, frames.num_starts(spec.span))
+        return replace(spec, span=span, start=span.first_frame + offset * num_starts // estimated)
 
     def names_of(self, items: Sequence[Item]) -> list[str]:
         """Return the names of items `(step, index)` of one step. Clips of one name are equal."""
@@ -259,17 +307,23 @@ class ClipDataset(Dataset[Clip]):
         return index % self.config.num_clips
 
 
-def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipConfig) -> float:
-    """Return the fraction of steps that train on images: 1 if there are no videos."""
-    if config.image_ratio > 0 and not images:
+def _image_ratio(num_videos: int, num_images: int, config: ClipConfig) -> float:
+    """Return the fraction of steps that train on images: 1 if there are no videos.
+
+    Args:
+        num_videos: The number of spans of videos.
+        num_images: The number of spans of images.
+        config: Its `image_ratio` is for data with both.
+    """
+    if config.image_ratio > 0 and num_images == 0:
         remedy = "Add images to the data, or set it to 0."
         raise argument_error(
             "image_ratio", "0 for data without images", config.image_ratio, remedy, DataError
         )
-    if not videos and images:
+    if num_videos == 0 and num_images > 0:
         return 1.0
-    if images and config.image_ratio == 0:
-        logger.warning("%d images are not trained on, because `image_ratio` is 0", len(images))
+    if num_images > 0 and config.image_ratio == 0:
+        logger.warning("%d images are not trained on, because `image_ratio` is 0", num_images)
     return config.image_ratio
 
 

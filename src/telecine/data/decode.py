@@ -76,11 +76,8 @@ if int(av.__version__.split(".")[0]) < 19:
     # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
     _OPEN_OPTIONS["metadata_errors"] = "replace"
 
-VIDEO_ERRORS = (
-    FFmpegError,
-    OSError,
-    ValueError,
-)  # a `ValueError`: FFmpeg reads it, but PyAV does not know it
+# A `ValueError`: FFmpeg reads it, but PyAV does not know it.
+VIDEO_ERRORS = (FFmpegError, OSError, ValueError)
 
 
 @contextmanager
@@ -114,9 +111,8 @@ def open_video(
             raise DecodeError(f"{path}: has no video stream")
         if stream.codec_context is None:
             raise DecodeError(f"{path}: no decoder for its codec is available")
-        stream.codec_context.thread_count = (
-            1  # a worker hangs if it is forked while decoder threads are alive
-        )
+        # A worker hangs if it is forked while decoder threads are alive.
+        stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
         stream.codec_context.options = {
             "max_pixels": str(max_pixels)

@@ -19,9 +19,8 @@ class DataError(ArgumentError):
         if "Original Traceback" in text:
             # A `DataLoader` worker sends its error as the text of a traceback, with the message at the end.
             text = text.strip().rpartition(f"{type(self).__name__}: ")[2]
-        return text.replace(
-            "\n", "\\n"
-        )  # a line break in a file name must not look like a line of ours
+        # A line break in a file name must not look like a line of ours.
+        return text.replace("\n", "\\n")
 
 
 class DecodeError(DataError):

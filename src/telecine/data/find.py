@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from glob import has_magic
 from os import PathLike
 from pathlib import Path
@@ -89,7 +89,7 @@ def _load_spans_at(
     cache = IndexCache(path, config)
     is_complete = False
     try:
-        segments = find_segments(path, cache, name=name, keep_columns=keep_columns)
+        segments = list(find_segments(path, cache, name=name, keep_columns=keep_columns))
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=cache.info)
         is_complete = True
@@ -139,8 +139,8 @@ def find_segments(
     *,
     name: str = "data",
     keep_columns: bool = False,
-) -> list[Segment]:
-    """List the segments at `path`, see `load_spans`, without indexing them.
+) -> Iterator[Segment]:
+    """Yield the segments at `path`, see `load_spans`, without indexing them.
 
     Args:
         path: Where the data is.
@@ -164,21 +164,22 @@ def find_segments(
     files: list[File] = []
     for root in roots:
         files.extend(_media_at(root))
-    segments: list[Segment] = []
+    is_empty = True
     for file in dict.fromkeys(files):  # each once: a pattern may match a file and its folder
         suffix = file.suffix.lower()
         if suffix in LIST_SUFFIXES:
             timeout = cache.config.timeout
             group_column = cache.config.group_column
-            segments.extend(read_list(file, timeout, group_column, keep_columns=keep_columns))
+            segments = read_list(file, timeout, group_column, keep_columns=keep_columns)
         elif suffix == _ARCHIVE_SUFFIX:
-            segments.extend(Segment(member) for member in cache.members(file))
+            segments = [Segment(member) for member in cache.members(file)]
         else:
-            segments.append(Segment(file))
-    if not segments:
+            segments = [Segment(file)]
+        is_empty = is_empty and not segments
+        yield from segments
+    if is_empty:
         suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
         raise _nothing_found(f"a path with videos, images or arrays ({suffixes})", path, name)
-    return segments
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:

@@ -4,12 +4,15 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from telecine.base.checks import argument_error, count
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
 from telecine.data.holdout_groups import group_spans, has_column
 from telecine.data.source import Source, Span, resolve_source
 from telecine.data.spacing import evenly_spaced
+from telecine.data.table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -18,7 +21,7 @@ logger = logging.getLogger(__name__)
 # and gaps.
 _OLD_HOLDOUT = "earlier"
 # With this many videos or more, whole groups of them are held out, instead of the end of each.
-_MIN_VIDEOS = 10
+MIN_VIDEOS = 10
 _MAX_FRACTION = 0.3  # of all frames; a larger held-out part is warned about
 # Numbers of groups that are tried around the expected one, to come close to the fraction of frames.
 _NUM_TRIED = 5
@@ -73,28 +76,67 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
     if is_earlier:
         chosen = _choose_files(len(image_groups), config.val_fraction)
     else:
-        chosen = _choose_groups(image_groups, config.val_fraction)
+        chosen = choose_groups(_lengths(image_groups), config.val_fraction)
     for index, group in enumerate(image_groups):
         part = split.held_out if index in chosen else split.train
         part.extend(group)
     return split.train, split.held_out
 
 
+@dataclass(frozen=True)
+class _Extent:
+    """How many files and frames are held out, and which files are the first."""
+
+    num_files: int
+    num_all_files: int
+    has_ends: bool  # whether other frames of these files are trained on
+    are_images: bool
+    num_frames: int
+    num_all_frames: int
+    first_files: list[Source]
+
+    @classmethod
+    def of(cls, train: Sequence[Span], held_out: Sequence[Span]) -> "_Extent":
+        """Return that of spans, or of two parts of one table."""
+        if isinstance(train, SpanTable) and isinstance(held_out, SpanTable):
+            rows, first_places = np.unique(held_out.file, return_index=True)
+            num_frames = int(held_out.num_frames.sum())
+            return cls(
+                num_files=len(rows),
+                num_all_files=len(np.union1d(rows, train.file)),
+                has_ends=bool(np.isin(rows, train.file).any()),
+                are_images=bool(held_out.is_image.all()),
+                num_frames=num_frames,
+                num_all_frames=num_frames + int(train.num_frames.sum()),
+                first_files=[
+                    held_out[place].info.source for place in np.sort(first_places)[:_NUM_NAMED]
+                ],
+            )
+        train_files = {resolve_source(span.info.source) for span in train}
+        files = {resolve_source(span.info.source): span.info for span in held_out}
+        num_frames = sum(span.num_frames for span in held_out)
+        return cls(
+            num_files=len(files),
+            num_all_files=len(train_files | files.keys()),
+            has_ends=not train_files.isdisjoint(files),
+            are_images=all(info.is_image for info in files.values()),
+            num_frames=num_frames,
+            num_all_frames=num_frames + sum(span.num_frames for span in train),
+            first_files=list(files)[:_NUM_NAMED],
+        )
+
+
 def describe_held_out(train: Sequence[Span], held_out: Sequence[Span]) -> str:
     """Return how many files and frames are held out, and the names of the first files; for a console and a page."""
-    train_files = {resolve_source(span.info.source) for span in train}
-    files = {resolve_source(span.info.source): span.info for span in held_out}
-    num_frames = sum(span.num_frames for span in held_out)
-    total = num_frames + sum(span.num_frames for span in train)
-    kind = "image" if all(info.is_image for info in files.values()) else "video"
-    text = f"{len(files)} of {count(len(train_files | files.keys()), kind)}"
-    if train_files & files.keys():
+    extent = _Extent.of(train, held_out)
+    kind = "image" if extent.are_images else "video"
+    text = f"{extent.num_files} of {count(extent.num_all_files, kind)}"
+    if extent.has_ends:
         text = f"the end of {text}"
-    names = [source.name for source in files]
-    named = ", ".join(names[:_NUM_NAMED])
-    if len(names) > _NUM_NAMED:
-        named += f" and {len(names) - _NUM_NAMED} more"
-    return f"{text}, {num_frames} of {total} frames: {named}"
+    named = ", ".join(source.name for source in extent.first_files)
+    if extent.num_files > _NUM_NAMED:
+        named += f" and {extent.num_files - _NUM_NAMED} more"
+    return f"{text}, {extent.num_frames} of {extent.num_all_frames} frames: {named}"
 
 
 def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fraction: float) -> None:
@@ -105,15 +147,15 @@ def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fracti
         held_out: The held-out spans.
         val_fraction: The fraction that was asked for.
     """
-    files = {resolve_source(span.info.source) for span in held_out}
-    all_files = files | {resolve_source(span.info.source) for span in train}
-    num_frames = sum(span.num_frames for span in held_out)
-    fraction = num_frames / (num_frames + sum(span.num_frames for span in train))
+    extent = _Extent.of(train, held_out)
+    fraction = extent.num_frames / extent.num_all_frames
     remedy = "`val_data` names other files to validate on, `clips.holdout` other groups"
-    if len(files) == 1 < len(all_files):
-        (file,) = files
+    if extent.num_files == 1 < extent.num_all_files:
         logger.warning(
-            "one of %d files is all that is held out: %s; %s", len(all_files), file, remedy
+            "one of %d files is all that is held out: %s; %s",
+            extent.num_all_files,
+            extent.first_files[0],
+            remedy,
         )
     if fraction > max(_MAX_FRACTION, val_fraction):
         text = "%.0f %% of the frames are held out, %s; %s"
@@ -123,11 +165,7 @@ def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fracti
 def _split_videos(videos: Sequence[Span], config: ClipConfig) -> _Split:
     frames = ClipFrames.of(config.val_bucket, config)
     if not any(frames.fits(span) for span in videos):
-        remedy = "Use fewer frames or a smaller stride."
-        if config.fps is not None:
-            remedy = "Use fewer frames, or another `clips.fps`."
-        contract = f"long enough for {frames.describe()}, {frames.rule()}"
-        raise _too_short(contract, videos, remedy)
+        raise no_clip_error(videos, config)
     if config.holdout == _OLD_HOLDOUT:
         split = _split_as_earlier(videos, config.val_fraction, frames)
     else:
@@ -141,7 +179,7 @@ def _split_videos(videos: Sequence[Span], config: ClipConfig) -> _Split:
             num_clips = 2 if config.holdout == _OLD_HOLDOUT else 3
             contract = f"long enough for a training and a held-out clip of {num_frames} frames, "
             contract += f"{num_clips * num_frames} together"
-        remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS} videos or more."
+        remedy = f"Use fewer frames or a smaller stride, or {MIN_VIDEOS} videos or more."
         raise _too_short(contract, videos, remedy)
     # Train on spans that are too short for a validation clip, which may be long enough for clips of another size.
     for span in videos:
@@ -170,13 +208,13 @@ def _split_by_holdout(
         remedy = "Use another column, folders or `auto`, or set `val_data`."
         raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
     files = {resolve_source(span.info.source) for group in long_enough for span in group}
-    are_many = len(files) >= _MIN_VIDEOS
+    are_many = len(files) >= MIN_VIDEOS
     prefers_groups = is_asked_for or are_many or has_column(videos, config.holdout)
     split: _Split | None = None
     if not prefers_groups or len(groups) < 2:
         split = _hold_out_ends(group_spans(videos, "file"), config.val_fraction, frames)
     if split is None and len(groups) > 1:
-        chosen = _choose_groups(long_enough, config.val_fraction)
+        chosen = choose_groups(_lengths(long_enough), config.val_fraction)
         split = _hold_out_groups(groups, chosen, frames)
     return split
 
@@ -186,7 +224,7 @@ def _split_as_earlier(
 ) -> _Split | None:
     """Split videos as earlier versions did; None if none is long enough."""
     files = _group_by_file([span for span in videos if frames.fits(span)])
-    if len(files) < _MIN_VIDEOS:
+    if len(files) < MIN_VIDEOS:
         return _hold_out_ends(files, val_fraction, frames, has_gap=False)
     return _hold_out_groups(files, _choose_files(len(files), val_fraction), frames)
 
@@ -269,16 +307,25 @@ def _hold_out_ends(
     return split if split.held_out else None
 
 
-def _choose_groups(groups: Sequence[Sequence[Span]], val_fraction: float) -> set[int]:
-    """Return the indices of groups to hold out, evenly spaced, with a number of frames close to the fraction."""
-    num_expected = max(1, round(len(groups) * val_fraction))
-    lengths = [sum(span.num_frames for span in group) for group in groups]
+def _lengths(groups: Sequence[Sequence[Span]]) -> list[int]:
+    """Return the number of frames of each group."""
+    return [sum(span.num_frames for span in group) for group in groups]
+
+
+def choose_groups(lengths: Sequence[int], val_fraction: float) -> set[int]:
+    """Return the indices of groups to hold out, evenly spaced, with a number of frames close to the fraction.
+
+    Args:
+        lengths: The number of frames of each group.
+        val_fraction: The fraction of frames to hold out.
+    """
+    num_expected = max(1, round(len(lengths) * val_fraction))
     aim = val_fraction * sum(lengths)
     choices = []
     smallest = max(1, num_expected - _NUM_TRIED)
-    largest = min(len(groups) - 1, num_expected + _NUM_TRIED)
+    largest = min(len(lengths) - 1, num_expected + _NUM_TRIED)
     for num_held_out in range(smallest, largest + 1):
-        choices.append(evenly_spaced(len(groups), num_held_out))
+        choices.append(evenly_spaced(len(lengths), num_held_out))
     errors = [abs(sum(lengths[index] for index in choice) - aim) for choice in choices]
     best = choices[errors.index(min(errors))]
     num_frames = sum(lengths[index] for index in best)
@@ -287,6 +334,16 @@ def _choose_groups(groups: Sequence[Sequence[Span]], val_fraction: float) -> set
     if is_too_large and min(errors_alone) < min(errors):
         best = [errors_alone.index(min(errors_alone))]
     return set(best)
+
+
+def no_clip_error(videos: Sequence[Span], config: ClipConfig) -> Exception:
+    """Return the error of videos without a clip to validate on."""
+    frames = ClipFrames.of(config.val_bucket, config)
+    remedy = "Use fewer frames or a smaller stride."
+    if config.fps is not None:
+        remedy = "Use fewer frames, or another `clips.fps`."
+    contract = f"long enough for {frames.describe()}, {frames.rule()}"
+    return _too_short(contract, videos, remedy)
 
 
 def _too_short(contract: str, spans: Sequence[Span], remedy: str) -> Exception:

@@ -1,5 +1,6 @@
 """Groups of files that are held out together: of one content, folder, value of a column, or beginning of the name."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -9,6 +10,7 @@ from telecine.data.source import Source, Span, resolve_source
 # Names are grouped by the shortest beginning with this many groups or more, of this many files on average or more. If
 # there is none, the next line holds.
 _NAME_GROUPS = ((10, 2), (4, 2), (10, 1))
+MAX_GROUPS = max(min_groups for min_groups, _ in _NAME_GROUPS)  # longer beginnings do not matter
 _WORDS = re.compile(r"\d+|[^\W\d_]+")  # the parts of a name: numbers, and letters between them
 
 
@@ -66,16 +68,32 @@ def _common_names(spans: Sequence[Span], holdout: str) -> dict[Source, tuple[str
         return {source: PurePosixPath(str(source)).parts[:-1] for source in sources}
     if holdout != "auto" or has_column(spans, holdout):
         return {}
-    words = []
-    for source in sources:
-        path = PurePosixPath(str(source)).with_suffix("")
-        words.append(tuple(_WORDS.findall(str(path))))
+    words = [words_of(str(source)) for source in sources]
     longest = max((len(name) for name in words), default=0)
     counts = {}
     for length in range(1, longest):
         counts[length] = len({name[:length] for name in words})
+    chosen = common_length(counts, len(sources))
+    if chosen is None:
+        return {}
+    return {source: name[:chosen] for source, name in zip(sources, words, strict=True)}
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the numbers and the words of a path without its suffix."""
+    stem, _ = os.path.splitext(name)
+    return tuple(_WORDS.findall(stem))
+
+
+def common_length(counts: Mapping[int, int], num_files: int) -> int | None:
+    """Return the number of words at the beginning of names that make groups; None if names do not count.
+
+    Args:
+        counts: The number of different beginnings, by their number of words, from the smallest.
+        num_files: The number of files.
+    """
     for min_groups, min_files in _NAME_GROUPS:
         for length, num_groups in counts.items():
-            if min_groups <= num_groups <= len(sources) / min_files:
-                return {source: name[:length] for source, name in zip(sources, words, strict=True)}
-    return {}
+            if min_groups <= num_groups <= num_files / min_files:
+                return length
+    return None

@@ -33,15 +33,10 @@ _ANIMATED_FORMATS = ("GIF", "WEBP")  # an animated PNG is read as a video
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _PNG_DEPTH = 24  # the position of its bit depth
-_MAX_MEMBER_BYTES = (
-    2**29
-)  # of an image in a tar file, which is read whole before its header is parsed
-_TRANSPOSED = (
-    5,
-    6,
-    7,
-    8,
-)  # orientations that swap height and width; any other value, also of a wrong type, does not
+# Largest image in a tar file: it is read whole before its header is parsed.
+_MAX_MEMBER_BYTES = 2**29
+# Orientations that swap height and width; any other value, also of a wrong type, does not.
+_TRANSPOSED = (5, 6, 7, 8)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     if kind_of(source) == "arrays":
         info = index_array(source, config, deadline)
     elif kind_of(source) == "images":
-        info = _index_image(source, config, deadline)
+        info = index_image(source, config, deadline)
     if info is None:
         info = _index_video(source, config, deadline)
     with decode_errors(source, VIDEO_ERRORS):
@@ -109,10 +109,15 @@ def _digest_content(source: LocalSource) -> str:
     return digest.hexdigest()
 
 
-def _index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:
+def index_image(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo | None:
     """Index an image by its header, or return None for an animated PNG, which is a video.
 
     Damage after the header shows when the image is read, except in PNG files.
+
+    Args:
+        source: The file.
+        config: Its `max_pixels` is the limit of a frame.
+        deadline: The time by which a file at an address must arrive.
     """
     with open_image(source, deadline) as image:
         if image.format == "PNG" and is_animated(image):

@@ -53,9 +53,8 @@ STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(si
 _WORKER_DEATH = "DataLoader worker (pid"
 _PIN_MEMORY_DEATH = "Pin memory thread exited unexpectedly"
 _TIME_OUT = "DataLoader timed out after"
-_PR_SET_PDEATHSIG = (
-    1  # from Linux' <sys/prctl.h>: the signal that a process gets when its parent ends
-)
+# From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
 
 _Stop: TypeAlias = Callable[[], bool]  # whether to stop waiting
 
@@ -88,9 +87,8 @@ class ClipBatchSampler:
 
     batches: Sequence[int]  # numbers of the micro-batches, counted from the start of training
     batch_size: int  # clips per batch
-    num_micro_batches: int = (
-        1  # consecutive batches per step of this process, for gradient accumulation
-    )
+    num_micro_batches: int = 1
+    """Consecutive batches per step of this process, for gradient accumulation."""
     rank: int = 0
     num_ranks: int = 1  # number of processes that train together; each reads its part of every step
 

@@ -30,14 +30,14 @@ _BYTES_BEFORE_CHILDREN = {
 }
 _HEADER_BYTES = 8
 _LONG_HEADER_BYTES = 16  # with a size of 64 bits
-_CONTENT_BYTES = 12  # that are read of each box
+_CONTENT_BYTES = 96  # that are read of each box: all of a track's header
 
 
 class Box(NamedTuple):
     """A box of an MP4 file. Tables are boxes."""
 
     kind: bytes
-    content: bytes  # its first 12 bytes or more; zeros follow the end of the file
+    content: bytes  # its first 96 bytes or more; zeros follow the end of the file
 
 
 def check_tables(source: LocalSource, deadline: Deadline) -> None:

@@ -76,9 +76,8 @@ class FrameConverter:
         self.pixels = pixels
         self.size = size
         self.aspect = aspect
-        self._reformatter = (
-            VideoReformatter()
-        )  # shared by all frames, because it keeps the scaler's tables
+        # Shared by all frames, because it keeps the scaler's tables.
+        self._reformatter = VideoReformatter()
 
     def planes(self, frame: VideoFrame) -> list[Tensor]:
         """Return the planes `(H, W)` of the channels of a frame. They may share memory with FFmpeg's frame."""
@@ -166,9 +165,8 @@ class FrameConverter:
         if frame.format.is_rgb:
             pass
         elif channels == "grey":
-            matrix = (
-                Colorspace.ITU601
-            )  # the luma as it is: swscale would convert another one to that of BT.601
+            # The luma as it is: swscale would convert another one to that of BT.601.
+            matrix = Colorspace.ITU601
         elif frame.colorspace == _UNSPECIFIED and is_taken_for_hd:
             matrix = Colorspace.ITU709
         return self._reformatter.reformat(
@@ -204,9 +202,8 @@ def _is_mirrored(frame: VideoFrame) -> bool:
     """Return whether a frame is flipped upside down for display, before it is rotated."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except (
-        ValueError
-    ):  # PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF
+    except ValueError:
+        # PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF.
         return False
     if not isinstance(matrix, Buffer):
         return False

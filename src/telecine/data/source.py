@@ -50,7 +50,7 @@ SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | ARRAY_SUFFIXES
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")
 
 _MAX_PATH_BYTES = 4096
-_TIE_SECONDS = 1e-6  # two frames are equally near to a time if their distances differ by less
+TIE_SECONDS = 1e-6  # two frames are equally near to a time if their distances differ by less
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 _MAX_ASPECT_RATIO = 100
 # Headers of a tar file with a long name or with attributes of the next member. Python reads them whole.
@@ -316,10 +316,10 @@ class VideoInfo:
         """
         last = self.num_frames - 1
         if not self._is_sorted:
-            index = math.ceil(start + seconds * self.fps - 0.5 - _TIE_SECONDS * self.fps)
+            index = math.ceil(start + seconds * self.fps - 0.5 - TIE_SECONDS * self.fps)
             return min(index, self.num_frames)
         time = self.pts[start] + seconds / self.time_base
-        tie = _TIE_SECONDS / self.time_base
+        tie = TIE_SECONDS / self.time_base
         end = (
             self.pts[last] + 0.5 / self.fps / self.time_base
         )  # the last frame is displayed until then, and longer

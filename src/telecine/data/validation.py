@@ -5,12 +5,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
-from telecine.data.source import Source, Span, resolve_source
+from telecine.data.index_store import IndexStore
+from telecine.data.source import Skipped, Source, Span, resolve_source
 from telecine.data.spacing import evenly_spaced
+from telecine.data.table import SpanTable, exact_span
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -82,6 +86,40 @@ def read_validation_clips(
             got = f"none; the longest has {longest.num_frames} frames, {longest.info.source}"
         raise argument_error(name, contract, got, "Use fewer frames, or add videos.", DataError)
     return clips
+
+
+def index_validation_spans(
+    spans: SpanTable, store: IndexStore, config: ClipConfig, max_clips: int
+) -> list[Span]:
+    """Index the files of the validation clips, see `read_validation_clips`, and return their spans.
+
+    Args:
+        spans: The held-out frames, by the headers of their files.
+        store: Indexes the files.
+        config: The size of clips.
+        max_clips: Largest number of clips.
+    """
+    bucket = config.val_bucket
+    is_usable = ~spans.is_image
+    if config.image_ratio == 1 or not is_usable.any():
+        bucket = bucket.as_image()
+        is_usable = spans.is_image
+    fits = spans.num_starts(ClipFrames.of(bucket, config)) > 0
+    rows = np.flatnonzero(is_usable & fits)
+    if len(rows) > max_clips:
+        rows = rows[evenly_spaced(len(rows), max_clips)]
+    indexed = []
+    for row in rows.tolist():
+        try:
+            span = exact_span(spans[row], store.info(spans[row].info.source))
+        except DecodeError as error:
+            logger.warning("skipping a validation clip: %s", error)
+            continue
+        if isinstance(span, Skipped):
+            logger.warning("skipping a validation clip: %s: %s", span.path, span.reason)
+        else:
+            indexed.append(span)
+    return indexed
 
 
 def iterate_validation_clips(

@@ -24,21 +24,40 @@ from telecine.settings import ClipConfig, DiscriminatorConfig
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 
 
-def _attention(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
-    options = _residual_options(config, clips, factor)
-    return Discriminator(**options)
+def _image_attention(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module:
+    return Discriminator(**_residual_options(config, clips, 1))
 
 
-def _plain(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
-    options = _residual_options(config, clips, factor)
-    return Discriminator3D(**options, frame_num=clips.num_frames)
-
-
-def _first_frame(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
-    options = _residual_options(config, clips, factor)
-    return Discriminator3DWithfirstframe(
-        **options, frame_num=clips.num_frames, time_weighting=config.time_weighting
+def _image_patch(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module:
+    return PatchDiscriminator(
+        base_channels=4 * config.dim,
+        channels=clips.num_channels,
+        num_layers=config.num_layers,
+        max_dim=config.max_dim,
+        norm=config.norm,
     )
+
+
+def _first_frame(
+    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
+) -> list[nn.Module]:
+    return [
+        Discriminator3DWithfirstframe(
+            **_residual_options(config, clips, factor),
+            frame_num=clips.num_frames,
+            time_weighting=config.time_weighting,
+        )
+        for factor in factors
+    ]
+
+
+def _plain(
+    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
+) -> list[nn.Module]:
+    return [
+        Discriminator3D(**_residual_options(config, clips, factor), frame_num=clips.num_frames)
+        for factor in factors
+    ]
 
 
 def _residual_options(
@@ -53,39 +72,67 @@ def _residual_options(
     }
 
 
-def _image_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
-    return PatchDiscriminator(
-        base_channels=4 * config.dim,
-        channels=clips.num_channels,
-        num_layers=config.num_layers,
-        max_dim=config.max_dim,
-        norm=config.norm,
+def _patch(
+    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
+) -> list[nn.Module]:
+    return [
+        PatchDiscriminator3D(
+            base_channels=4 * config.dim,
+            channels=clips.num_channels,
+            num_layers=config.num_layers,
+            num_temporal_layers=config.num_temporal_layers,
+            max_dim=config.max_dim,
+            norm=config.norm,
+        )
+        for _ in factors
+    ]
+
+
+def _features(
+    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
+) -> list[nn.Module]:
+    """Build discriminators with heads on the layers of one frozen network, which they share."""
+    if not factors:
+        return []
+    features = config.features
+    shared = build_maps(
+        features.net,
+        features.weights,
+        features.layers,
+        load=load,
+        prefix="discriminator.features.",
     )
+    return [
+        FeatureDiscriminator(net=shared, base_channels=4 * config.dim, size=features.size)
+        for _ in factors
+    ]
 
 
-def _video_patch(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> nn.Module:
-    return PatchDiscriminator3D(
-        base_channels=4 * config.dim,
-        channels=clips.num_channels,
-        num_layers=config.num_layers,
-        num_temporal_layers=config.num_temporal_layers,
-        max_dim=config.max_dim,
-        norm=config.norm,
-    )
+def _none(
+    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
+) -> list[nn.Module]:
+    return []
 
 
-Build: TypeAlias = Callable[[DiscriminatorConfig, ClipConfig, int], nn.Module]
-"""A function of the settings and of the number by which the height and width of its clips are divided."""
-# By the names that the settings have; those of frozen features are built apart. `dim` is a quarter of the channels of
-# the first block, in the settings and in the residual networks, as in CogVideo.
-IMAGE: Mapping[str, Build] = {
-    "attention": _attention,
+BuildImage: TypeAlias = Callable[[DiscriminatorConfig, ClipConfig], nn.Module]
+"""From the settings to the discriminator of single frames."""
+BuildVideos: TypeAlias = Callable[
+    [DiscriminatorConfig, ClipConfig, Sequence[int], bool], list[nn.Module]
+]
+"""From the settings, the numbers by which the height and width of clips are divided, and whether a frozen network gets
+its weights, to one discriminator of clips for each of these numbers."""
+# By the names that the settings have. `dim` is a quarter of the channels of the first block, in the settings and in the
+# residual networks, as in CogVideo.
+IMAGE: Mapping[str, BuildImage] = {
+    "attention": _image_attention,
     "patch": _image_patch,
 }
-VIDEO: Mapping[str, Build] = {
-    "patch": _video_patch,
-    "plain": _plain,
+VIDEO: Mapping[str, BuildVideos] = {
     "first_frame": _first_frame,
+    "plain": _plain,
+    "patch": _patch,
+    "features": _features,
+    "none": _none,
 }
 
 
@@ -103,30 +150,17 @@ def build_discriminators(
     Returns:
         The discriminator of single frames, `None` without one or if 1 is no factor; and those of clips, by factor.
     """
-    videos: list[nn.Module] = []
-    if config.video == "features" and factors:
-        features = config.features
-        prefix = "discriminator.features."
-        shared = build_maps(
-            features.net, features.weights, features.layers, load=load, prefix=prefix
-        )
-        for _ in factors:
-            videos.append(
-                FeatureDiscriminator(net=shared, base_channels=4 * config.dim, size=features.size)
-            )
-    elif config.video not in ("features", "none"):
-        build_video = choose_video(config)
-        for factor in factors:
-            videos.append(build_video(config, clips, factor))
+    build_videos = choose_video(config)
+    videos = build_videos(config, clips, factors, load)
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
-        image = IMAGE[config.image](config, clips, 1)
+        image = IMAGE[config.image](config, clips)
     return image, videos
 
 
-def choose_video(config: DiscriminatorConfig) -> Build:
-    """Return the function that builds the discriminators of clips, of another kind than "features" and "none".
+def choose_video(config: DiscriminatorConfig) -> BuildVideos:
+    """Return the function that builds the discriminators of clips.
 
     Raises:
         ValueError: `video` is a path that cannot be imported, or that of something else; or `params` are not its
@@ -139,7 +173,7 @@ def choose_video(config: DiscriminatorConfig) -> Build:
     cls = import_allowed(kind, name) if isinstance(kind, str) else kind
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         names = ", ".join(VIDEO)
-        contract = f"one of {names}, features, none, or the dotted path of a class of modules"
+        contract = f"one of {names}, or the dotted path of a class of modules"
         raise argument_error(name, contract, f"{kind}, which is another object", "Check the path.")
     if getattr(cls, "sees", "video") != "video":
         remedy = 'Set its attribute `sees` to "video" if its input is (B, C, T, H, W).'
@@ -149,23 +183,32 @@ def choose_video(config: DiscriminatorConfig) -> Build:
 
 
 def _custom(
-    cls: type[nn.Module], config: DiscriminatorConfig, clips: ClipConfig, factor: int
-) -> nn.Module:
+    cls: type[nn.Module],
+    config: DiscriminatorConfig,
+    clips: ClipConfig,
+    factors: Sequence[int],
+    load: bool,
+) -> list[nn.Module]:
     """Build a class with the size of its clips and with settings that are arguments of it; `params` count more."""
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     options["channels"] = clips.num_channels
-    options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
     options["frame_num"] = clips.num_frames
     parameters = inspect.signature(cls).parameters
-    arguments = {name: value for name, value in options.items() if name in parameters}
-    arguments |= config.params
-    try:
-        return cls(**arguments)
-    except CODE_ERRORS as error:
-        raised = f"{type(error).__name__} with {shorten(repr(arguments))}: {error}"
-        remedy = "Set its arguments by `discriminator.params`, or correct it."
-        got = f"{config.video}, which raises {raised}"
-        raise argument_error("discriminator.video", "a class of modules", got, remedy) from error
+    discriminators: list[nn.Module] = []
+    for factor in factors:
+        options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
+        arguments = {name: value for name, value in options.items() if name in parameters}
+        arguments |= config.params
+        try:
+            discriminators.append(cls(**arguments))
+        except CODE_ERRORS as error:
+            raised = f"{type(error).__name__} with {shorten(repr(arguments))}: {error}"
+            remedy = "Set its arguments by `discriminator.params`, or correct it."
+            got = f"{config.video}, which raises {raised}"
+            raise argument_error(
+                "discriminator.video", "a class of modules", got, remedy
+            ) from error
+    return discriminators
 
 
 def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:

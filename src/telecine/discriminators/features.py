@@ -103,7 +103,10 @@ class FeatureDiscriminator(GradientCheckpointing):
         return DiscriminatorOutput(torch.cat(pooled, 1), tuple(features))
 
     def _normalised_maps(self, video: Video) -> list[Tensor]:
-        """Return `(B, F, T, h, w)` for each layer."""
+        """Return `(B, F, T, h, w)` for each layer.
+
+        With a penalty, PyTorch's own operators differentiate the frozen network twice; the heads have `convolve`.
+        """
         frames = video.transpose(1, 2).flatten(0, 1)
         # With gradient checkpointing, the activations of `len(video)` frames are in memory.
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)

@@ -194,7 +194,7 @@ def check_protocols(first: _Fields, second: _Fields) -> list[str]:
         )
     warnings = _differing(first, second, _SHOULD_MATCH)
     if first.get("tf32") != second.get("tf32"):
-        warnings.append("tf32: forbidden in one; the other is older and does not say it")
+        warnings.append("tf32: off in one, not recorded in the other")
     first_versions = _fields_of({"versions": {}, **first}, "versions")
     second_versions = _fields_of({"versions": {}, **second}, "versions")
     packages = sorted(first_versions.keys() | second_versions.keys())
@@ -320,9 +320,8 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
         title: The title of the figure.
         path: The file.
     """
-    from matplotlib.figure import (
-        Figure,
-    )  # takes a second to import, which `telecine --help` must not spend
+    # Takes a second to import, which `telecine --help` must not spend.
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)

@@ -28,7 +28,7 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.metrics.flat import measure_flat_colours
 from telecine.evaluation.metrics.flow import DISFlow, WarpingError
 from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
-from telecine.evaluation.metrics.metric_set import MetricSet
+from telecine.evaluation.metrics.metric_set import ClipMeasure, MetricSet
 from telecine.evaluation.metrics.registry import METRICS
 from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrips
 from telecine.evaluation.metrics.tiling import TilingDifference
@@ -75,9 +75,8 @@ class Evaluation:
 
         An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
         """
-        (folder / PROTOCOL_FILE).unlink(
-            missing_ok=True
-        )  # written last: it marks a complete evaluation
+        # Written last: it marks a complete evaluation.
+        (folder / PROTOCOL_FILE).unlink(missing_ok=True)
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
@@ -238,25 +237,23 @@ def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
 ) -> MetricSet:
     """Return the metrics with those that options request: `flow`, `chunk` or `tile`, and `round_trips`."""
-    warping: WarpingError | None = None
-    difference: TilingDifference | None = None
+    measures: list[ClipMeasure] = []
     round_trips: RoundTrips | None = None
     if config.flow is not None:
-        warping = WarpingError(DISFlow())
+        measures.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
         tiling = Tiling.of(config.tile, config.tile_overlap)
-        difference = TilingDifference(model, config.chunk, config.overlap_frames, tiling)
+        measures.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
     if config.round_trips is not None:
         model = _model_of("round_trips", source)
         round_trips = RoundTrips(model, config.round_trips, config.through)
     methods = dict(metric_set.methods)
-    for measure in (warping, difference, round_trips):
-        if measure is not None:
-            methods.update((metric.name, measure.method) for metric in measure.metrics)
-    return replace(
-        metric_set, warping=warping, tiling=difference, round_trips=round_trips, methods=methods
-    )
+    for measure in measures:
+        methods.update((metric.name, measure.method) for metric in measure.metrics)
+    if round_trips is not None:
+        methods.update((metric.name, round_trips.method) for metric in round_trips.metrics)
+    return replace(metric_set, measures=measures, round_trips=round_trips, methods=methods)
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
@@ -389,9 +386,8 @@ def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
         curves: For each label of an evaluation, its values at each frame position, by metric.
         path: The file.
     """
-    from matplotlib.figure import (
-        Figure,
-    )  # takes a second to import, which `telecine --help` must not spend
+    # Takes a second to import, which `telecine --help` must not spend.
+    from matplotlib.figure import Figure
 
     names: list[str] = []
     for evaluation in curves.values():

@@ -131,9 +131,8 @@ def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]
         return {}
     if not latents.isfinite().all():  # it has no code
         return {"codes_used": math.nan, "code_entropy": math.nan, "code_perplexity": math.nan}
-    groups = (
-        codebook.indices(latents).cpu().transpose(0, 1).flatten(1)
-    )  # MPS has no float64, for what follows
+    # MPS has no float64, for what follows.
+    groups = codebook.indices(latents).cpu().transpose(0, 1).flatten(1)
     group_counts = [torch.bincount(group, minlength=codebook.codebook_size) for group in groups]
     counts = torch.stack(group_counts).double()
     entropy = torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1) / math.log(2)

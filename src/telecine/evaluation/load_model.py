@@ -52,9 +52,8 @@ def index_data(
         infos, _ = index_videos(videos, index=cache.info)
         return infos
     finally:
-        cache.save(
-            is_complete=False
-        )  # keeps what only training uses: images, and members of tar files
+        # Keeps what only training uses: images, and members of tar files.
+        cache.save(is_complete=False)
 
 
 def load_with_data(
@@ -120,9 +119,8 @@ def clips_of_run(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
     if not isinstance(settings, dict):
         name = f"clips in the settings of {folder}"
         raise argument_error(name, "a group of settings", describe(settings), "Restore it.")
-    return validate(
-        ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips."
-    )  # buckets are for training
+    # Buckets are for training.
+    return validate(ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips.")
 
 
 def clips_to_read(checkpoint: Model, model: VideoAutoencoder, config: ModelUse) -> ClipConfig:

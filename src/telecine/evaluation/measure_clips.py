@@ -119,10 +119,8 @@ def _measure_clip(
         if metric_set.per_clip_frechet:
             distance = (recon_features.double() - target_features.double()).square().sum()
             values[FVD_SINGLE.name] = float(distance)
-    if metric_set.warping is not None:
-        values |= metric_set.warping(reconstruction=reconstruction, target=target)
-    if metric_set.tiling is not None:
-        values |= metric_set.tiling(target)
+    for measure in metric_set.measures:
+        values |= measure(reconstruction=reconstruction, target=target)
     per_pass: dict[str, list[float]] = {}
     if metric_set.round_trips is not None:
         per_pass = metric_set.round_trips(target)

@@ -41,10 +41,8 @@ from telecine.settings import ClipConfig, EvaluateConfig, PixelFormat
 
 logger = logging.getLogger(__name__)
 
-_MODEL_FILES = (
-    "config.json",
-    "model_index.json",
-)  # a folder with one of them is a model, even if it contains videos
+# A folder with one of these files is a model, even if it contains videos.
+_MODEL_FILES = ("config.json", "model_index.json")
 
 
 @dataclass(frozen=True)

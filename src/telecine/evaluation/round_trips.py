@@ -79,7 +79,6 @@ def through_h264(video: Video) -> Video:
         for clip in video:
             write_video(path, bytes_from_video(clip), _H264_FPS, crf=H264_CRF)
             frames = read_clip(index_video(path), 0, num_frames)
-            clips.append(
-                video_from_bytes(frames)[:, :, :height, :width]
-            )  # without padding to even sizes
+            # Without padding to even sizes.
+            clips.append(video_from_bytes(frames)[:, :, :height, :width])
     return torch.stack(clips).to(video)

@@ -121,34 +121,51 @@ def measure_speed(
         ValueError: A model cannot encode or decode by itself.
     """
     device = models[0].last_layer.device
-    calls: list[Callable[[], object]] = []
-    inputs: list[Tensor] = []
+    encoders: list[_MeasuredPart] = []
+    decoders: list[_MeasuredPart] = []
     for model in models:
         clip = _noise((1, model.in_channels, num_frames, height, width), device)
         latent = model.encode(clip).mode()
-        calls += [_encoding(model, clip), _decoding(model, latent)]
-        inputs += [clip, latent]
+        held = [*model.parameters(), *model.buffers()]
+        encoder_weights = count_weights(model.latent_model, is_decoder=False)
+        decoder_weights = count_weights(model.decoding_model, is_decoder=True)
+        encoders.append(_MeasuredPart(_encoding(model, clip), [*held, clip], encoder_weights))
+        decoders.append(_MeasuredPart(_decoding(model, latent), [*held, latent], decoder_weights))
+    calls = [part.call for part in (*encoders, *decoders)]
     times = time_in_turns(calls, device, min_seconds=MIN_SECONDS)
-    parts: list[PartSpeed] = []
-    for index, call in enumerate(calls):
-        model = models[index // 2]
-        is_decoder = index % 2 == 1
-        held = [*model.parameters(), *model.buffers(), inputs[index]]
-        memory, flops = count_needs(call, held, device)
-        part = PartSpeed(
-            frames_per_second=num_frames / median(times[index]),
-            slowest=num_frames / max(times[index]),
-            fastest=num_frames / min(times[index]),
-            seconds=times[index],
-            memory=memory,
-            flops=flops,
-            weights=count_weights(
-                model.decoding_model if is_decoder else model.latent_model,
-                is_decoder=is_decoder,
-            ),
-        )
-        parts.append(part)
-    return [Speed(encode, decode) for encode, decode in zip(parts[::2], parts[1::2], strict=True)]
+    encode_times = times[: len(models)]
+    decode_times = times[len(models) :]
+    speeds = []
+    for index in range(len(models)):
+        encode = _speed_of_part(encoders[index], encode_times[index], num_frames, device)
+        decode = _speed_of_part(decoders[index], decode_times[index], num_frames, device)
+        speeds.append(Speed(encode, decode))
+    return speeds
+
+
+@dataclass(frozen=True)
+class _MeasuredPart:
+    """A call of an encoder or of a decoder."""
+
+    call: Callable[[], object]
+    held: list[Tensor]
+    """The tensors that it reads: weights, buffers and input."""
+    num_weights: int
+
+
+def _speed_of_part(
+    part: _MeasuredPart, seconds: list[float], num_frames: int, device: torch.device
+) -> PartSpeed:
+    memory, flops = count_needs(part.call, part.held, device)
+    return PartSpeed(
+        frames_per_second=num_frames / median(seconds),
+        slowest=num_frames / max(seconds),
+        fastest=num_frames / min(seconds),
+        seconds=seconds,
+        memory=memory,
+        flops=flops,
+        weights=part.num_weights,
+    )
 
 
 def time_in_turns(

@@ -3,7 +3,8 @@
 from telecine.losses.adversarial import GAN_LOSSES as GAN_LOSSES
 from telecine.losses.adversarial import GANLoss as GANLoss
 from telecine.losses.adversarial import GANLosses as GANLosses
-from telecine.losses.adversarial import GANParts as GANParts
+from telecine.losses.adversarial import JointGANLoss as JointGANLoss
+from telecine.losses.adversarial import SeparableGANLoss as SeparableGANLoss
 from telecine.losses.adversarial import feature_matching as feature_matching
 from telecine.losses.adversarial import hinge as hinge
 from telecine.losses.adversarial import least_squares as least_squares

@@ -1,14 +1,13 @@
 """GAN losses on logits, and feature matching.
 
-A GAN loss has the losses of both sides. Its arguments are the logits of real samples, `real`, and of reconstructions,
-`fake`, of any shape. Larger logits mean "more real".
+A GAN loss returns the losses of both sides. Its arguments are the logits of real samples, `real`, and of
+reconstructions, `fake`, of any shape. Larger logits mean "more real". What it declares decides how gradients are taken
+and which statistics are logged.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
-from functools import partial, update_wrapper
-from typing import Any, NamedTuple, SupportsIndex
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,10 +25,12 @@ class GANLosses(NamedTuple):
     generator: Scalar
 
 
-class GANParts(NamedTuple):
-    """The parts of a GAN loss whose discriminator's loss is a function of real logits plus one of fake logits.
+@dataclass(frozen=True)
+class SeparableGANLoss:
+    """A GAN loss whose discriminator's loss is a function of real logits plus one of fake logits.
 
-    Each part maps logits of any shape to a 0-d tensor in at least float32.
+    Its parts are differentiated one after the other, which needs less memory than `JointGANLoss`, and the autoencoder's
+    step computes no real logits. Each part maps logits of any shape to a 0-d tensor in at least float32.
     """
 
     real: Callable[[Tensor], Scalar]
@@ -38,34 +39,43 @@ class GANParts(NamedTuple):
     """The discriminator's loss of fake logits."""
     generator: Callable[[Tensor], Scalar]
     """The generator's loss of fake logits."""
+    boundary: float = 0.0
+    """Logits above this value mean "real", for the logged accuracies."""
+    margin: float | None = None
+    """Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`."""
+
+    def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
+        """Return the losses of both sides."""
+        discriminator = self.compute_discriminator_loss(real_logits=real, fake_logits=fake)
+        return GANLosses(discriminator=discriminator, generator=self.generator(fake))
+
+    def compute_generator_loss(self, *, fake_logits: Tensor) -> Scalar:
+        """Return the generator's loss."""
+        return self.generator(fake_logits)
+
+    def compute_discriminator_loss(
+        self, *, real_logits: Tensor | None, fake_logits: Tensor | None
+    ) -> Scalar:
+        """Return the discriminator's loss; only its part of real or of fake logits if the others are None."""
+        if fake_logits is None:
+            assert real_logits is not None
+            return self.real(real_logits)
+        if real_logits is None:
+            return self.fake(fake_logits)
+        return self.real(real_logits) + self.fake(fake_logits)
 
 
-@dataclass(eq=False, repr=False)
-class GANLoss:
-    """A GAN loss with its declarations.
-
-    The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any function.
-    `@partial(GANLoss, parts=...)` decorates a function with them.
-
-    Args:
-        function: Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`.
-        parts: The parts of a separable loss. Their gradients are taken one after the other, which needs less memory,
-            and the autoencoder's step computes no real logits. The function is then called only by users.
-        boundary: Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample
-            and its reconstruction is right if the real logit is larger.
-        margin: Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`.
-    """
+@dataclass(frozen=True)
+class JointGANLoss:
+    """A GAN loss that is a function of the logits of both sides. The defaults hold for any function."""
 
     function: Callable[..., GANLosses]
-    _: KW_ONLY
-    parts: GANParts | None = None
+    """Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`."""
     boundary: float | None = 0.0
+    """Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample and its
+    reconstruction is right if the real logit is larger."""
     margin: float | None = None
-
-    def __post_init__(self) -> None:
-        declared = dict(vars(self))
-        update_wrapper(self, self.function)
-        vars(self).update(declared)  # also where the function has attributes of these names
+    """See `SeparableGANLoss`."""
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
         """Return the losses of both sides.
@@ -75,7 +85,7 @@ class GANLoss:
         """
         losses = self.function(real=real, fake=fake)
         if not isinstance(losses, GANLosses) or not all(_is_scalar(loss) for loss in losses):
-            name = getattr(self, "__name__", "the GAN loss")
+            name = getattr(self.function, "__name__", "the GAN loss")
             remedy = "Return `GANLosses(discriminator=..., generator=...)` and reduce both with `.mean()`."
             contract = "`GANLosses` of two 0-d tensors"
             raise argument_error(
@@ -83,112 +93,84 @@ class GANLoss:
             )
         return losses
 
-    def compute_generator_loss(
-        self, *, fake_logits: Tensor, real_logits: Tensor | None = None
-    ) -> Scalar:
-        """Return the generator's loss. A loss without `parts` needs the real logits."""
-        if self.parts is not None:
-            return self.parts.generator(fake_logits)
-        assert real_logits is not None
+    def compute_generator_loss(self, *, fake_logits: Tensor, real_logits: Tensor) -> Scalar:
+        """Return the generator's loss."""
         return self(real=real_logits, fake=fake_logits).generator
 
     def compute_discriminator_loss(
         self, *, real_logits: Tensor | None, fake_logits: Tensor | None
     ) -> Scalar:
-        """Return the discriminator's loss; with `parts`, only that of real or of fake logits if the others are None."""
-        if self.parts is None:
-            assert real_logits is not None
-            assert fake_logits is not None
-            return self(real=real_logits, fake=fake_logits).discriminator
-        if fake_logits is None:
-            assert real_logits is not None
-            return self.parts.real(real_logits)
-        if real_logits is None:
-            return self.parts.fake(fake_logits)
-        return self.parts.real(real_logits) + self.parts.fake(fake_logits)
+        """Return the discriminator's loss, which needs both logits."""
+        assert real_logits is not None
+        assert fake_logits is not None
+        return self(real=real_logits, fake=fake_logits).discriminator
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Pickle a decorated function by its name, as functions are; under that name, pickle finds this object."""
-        name = getattr(self, "__qualname__", "")
-        is_decorated = getattr(sys.modules.get(self.__module__), name, None) is self
-        return name if is_decorated else super().__reduce_ex__(protocol)
+
+GANLoss: TypeAlias = SeparableGANLoss | JointGANLoss
 
 
 def _is_scalar(loss: object) -> bool:
     return isinstance(loss, Tensor) and loss.ndim == 0
 
 
-def _losses(parts: GANParts, real: Tensor, fake: Tensor) -> GANLosses:
-    return GANLosses(
-        discriminator=parts.real(real) + parts.fake(fake), generator=parts.generator(fake)
-    )
+def _hinge_real(logits: Tensor) -> Scalar:
+    return (1 - at_least_float32(logits)).relu().mean()  # equation 16, first term
 
 
-_HINGE = GANParts(
-    real=lambda real: (1 - at_least_float32(real)).relu().mean(),  # equation 16, first term
-    fake=lambda fake: (1 + at_least_float32(fake)).relu().mean(),  # equation 16, second term
-    generator=lambda fake: -at_least_float32(fake).mean(),  # equation 17
-)
+def _hinge_fake(logits: Tensor) -> Scalar:
+    return (1 + at_least_float32(logits)).relu().mean()  # equation 16, second term
 
 
-@partial(GANLoss, parts=_HINGE, margin=1.0)
-def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
-    """Return the hinge losses.
+def _hinge_generator(logits: Tensor) -> Scalar:
+    return -at_least_float32(logits).mean()  # equation 17
 
-    Geometric GAN (Lim & Ye, arXiv:1705.02894), section 3, and spectral normalisation (Miyato et al.,
-    arXiv:1802.05957), equations 16 and 17. The discriminator's loss is >= 0: 2 if all logits are 0, and 0 if it
-    separates by the whole margin. The generator's loss is unbounded; smaller means that fakes look more real.
-    """
-    return _losses(_HINGE, real, fake)
+
+hinge = SeparableGANLoss(real=_hinge_real, fake=_hinge_fake, generator=_hinge_generator, margin=1.0)
+"""The hinge losses.
+
+Geometric GAN (Lim & Ye, arXiv:1705.02894), section 3, and spectral normalisation (Miyato et al., arXiv:1802.05957),
+equations 16 and 17. The discriminator's loss is >= 0: 2 if all logits are 0, and 0 if it separates by the whole margin.
+The generator's loss is unbounded; smaller means that fakes look more real.
+"""
 
 
 # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
-_VANILLA = GANParts(
-    real=lambda real: F.softplus(-at_least_float32(real)).mean(),
-    fake=lambda fake: F.softplus(at_least_float32(fake)).mean(),
-    generator=lambda fake: F.softplus(-at_least_float32(fake)).mean(),
+def _is_real_nll(logits: Tensor) -> Scalar:
+    return F.softplus(-at_least_float32(logits)).mean()
+
+
+def _is_fake_nll(logits: Tensor) -> Scalar:
+    return F.softplus(at_least_float32(logits)).mean()
+
+
+vanilla = SeparableGANLoss(real=_is_real_nll, fake=_is_fake_nll, generator=_is_real_nll)
+"""The losses of the original GAN (Goodfellow et al., arXiv:1406.2661), with D the sigmoid of the logits.
+
+The discriminator's loss is the negative of equation 1. The generator maximises log D(G(z)) instead of minimising
+log(1 - D(G(z))), as section 3 recommends: its gradient does not vanish when the discriminator wins. Both losses are in
+nats and >= 0; 2 log 2 and log 2 if all logits are 0.
+"""
+
+
+def _square_to_1(logits: Tensor) -> Scalar:
+    return 0.5 * (at_least_float32(logits) - 1).square().mean()
+
+
+def _square_to_0(logits: Tensor) -> Scalar:
+    return 0.5 * at_least_float32(logits).square().mean()
+
+
+least_squares = SeparableGANLoss(
+    real=_square_to_1, fake=_square_to_0, generator=_square_to_1, boundary=0.5
 )
+"""The losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9, with labels 0 and 1.
+
+Both are >= 0, and 1/2 if all logits are 0. The discriminator's loss is 0 if it outputs 1 for real samples and 0 for
+fakes, the generator's if the discriminator outputs 1 for fakes.
+"""
 
 
-@partial(GANLoss, parts=_VANILLA)
-def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
-    """Return the losses of the original GAN (Goodfellow et al., arXiv:1406.2661), with D the sigmoid of the logits.
-
-    The discriminator's loss is the negative of equation 1. The generator maximises log D(G(z)) instead of minimising
-    log(1 - D(G(z))), as section 3 recommends: its gradient does not vanish when the discriminator wins. Both losses
-    are in nats and >= 0; 2 log 2 and log 2 if all logits are 0.
-    """
-    return _losses(_VANILLA, real, fake)
-
-
-_LEAST_SQUARES = GANParts(
-    real=lambda real: 0.5 * (at_least_float32(real) - 1).square().mean(),
-    fake=lambda fake: 0.5 * at_least_float32(fake).square().mean(),
-    generator=lambda fake: 0.5 * (at_least_float32(fake) - 1).square().mean(),
-)
-
-
-@partial(GANLoss, parts=_LEAST_SQUARES, boundary=0.5)
-def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
-    """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9, with labels 0 and 1.
-
-    Both are >= 0, and 1/2 if all logits are 0. The discriminator's loss is 0 if it outputs 1 for real samples and 0
-    for fakes, the generator's if the discriminator outputs 1 for fakes.
-    """
-    return _losses(_LEAST_SQUARES, real, fake)
-
-
-@partial(GANLoss, boundary=None)
-def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
-    """Return the losses of the relativistic pairing GAN: the logit of a real sample minus that of its partner.
-
-    R3GAN (Huang et al., arXiv:2501.05441) with the loss of RSGAN (Jolicoeur-Martineau, arXiv:1807.00734). The pairs
-    are a clip and its reconstruction, or the patches of both at the same position. Both losses are in nats and >= 0,
-    and log 2 if all pairs are equal; one falls as the other rises.
-
-    Raises:
-        ValueError: If the shapes of `real` and `fake` differ.
-    """
+def _relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     check_same_shape(
         "fake",
         fake,
@@ -202,7 +184,15 @@ def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     )
 
 
-GAN_LOSSES = {
+relativistic = JointGANLoss(_relativistic, boundary=None)
+"""The losses of the relativistic pairing GAN: the logit of a real sample minus that of its partner.
+
+R3GAN (Huang et al., arXiv:2501.05441) with the loss of RSGAN (Jolicoeur-Martineau, arXiv:1807.00734). The pairs are a
+clip and its reconstruction, or the patches of both at the same position. Both losses are in nats and >= 0, and log 2 if
+all pairs are equal; one falls as the other rises. A `ValueError` is raised if the shapes of `real` and `fake` differ.
+"""
+
+GAN_LOSSES: dict[str, GANLoss] = {
     "hinge": hinge,
     "vanilla": vanilla,
     "least_squares": least_squares,

@@ -22,7 +22,7 @@ from telecine.base.checks import (
 )
 from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.randomness import Generators, host_rand, rand, randn
+from telecine.base.randomness import Generators, numbers_for_batch, rand, randn
 from telecine.base.shapes import Scalar, Video, check_same_shape, check_video
 from telecine.losses.reconstruction import (
     RECONSTRUCTION_LOSSES,
@@ -90,7 +90,8 @@ def equivariance(
     if check_count("num_orientations", num_orientations) > num_others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
         raise argument_error("num_orientations", f"at most {num_others}", num_orientations, remedy)
-    turn, draw_height, draw_width = host_rand(3, generator, "equivariance")
+    # Two terms of this function turn alike: the numbers depend on the batch and on the name.
+    turn, draw_height, draw_width = numbers_for_batch("equivariance", count=3, generator=generator)
     first = int(num_others * turn)
     errors = []
     for index in range(num_orientations):
@@ -141,7 +142,7 @@ def scale_equivariance(
         )
     for factor in factors:
         check_count("factors", factor)
-    (draw,) = host_rand(1, generator, "scale_equivariance")
+    (draw,) = numbers_for_batch("scale_equivariance", count=1, generator=generator)
     factor = factors[int(len(factors) * draw)]
     height, width = latent.shape[-2:]
     small = resized(latent, [max(height // factor, 1), max(width // factor, 1)])

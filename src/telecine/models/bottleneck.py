@@ -28,10 +28,8 @@ def build_bottleneck(config: CausalVAEConfig) -> "Bottleneck | None":
     try:
         import vector_quantize_pytorch as library
     except ImportError as missing:
-        contract, got = (
-            '"gaussian" without the package vector-quantize-pytorch',
-            repr(config.bottleneck),
-        )
+        contract = '"gaussian" without the package vector-quantize-pytorch'
+        got = repr(config.bottleneck)
         raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
     num_codes = config.latent_channels // config.code_channels
     if config.bottleneck == "fsq":

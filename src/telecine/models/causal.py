@@ -214,14 +214,22 @@ class CausalVAE(CausalAutoencoder):
         return self
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> CausalVAE:
+    def from_pretrained(
+        cls, folder: str | PathLike[str], *, with_weights: bool = True
+    ) -> CausalVAE:
         """Return the model that `save_pretrained` wrote, on the CPU, in float32 and training mode.
+
+        Args:
+            folder: Where it was saved.
+            with_weights: Whether it has the saved weights. Otherwise only its configuration is read.
 
         Raises:
             FileNotFoundError: A file is missing.
             ValueError: The configuration is invalid, the weights do not match it, or an older version wrote them.
         """
         config = read_causal_config(folder)
+        if not with_weights:
+            return cls.from_config(config, str(folder))
         check_num_weights(lambda: cls(config), str(folder), folder)
         model = cls(config)
         saved = read_json(Path(folder) / CONFIG_FILE)
@@ -231,6 +239,20 @@ class CausalVAE(CausalAutoencoder):
             model.latent_statistics = LatentStatistics(mean, std)
         load_weights(model, folder)
         return model
+
+    @classmethod
+    def from_config(cls, config: CausalVAEConfig, source: str) -> CausalVAE:
+        """Return a model with random weights, after a check that they fit into memory.
+
+        Args:
+            config: Its settings.
+            source: Where they are from, for errors.
+
+        Raises:
+            ValueError: The model is too large.
+        """
+        check_num_weights(lambda: cls(config), source)
+        return cls(config)
 
 
 def read_causal_config(folder: str | PathLike[str]) -> CausalVAEConfig:

@@ -112,23 +112,28 @@ class ClipSizes:
         self.in_channels = in_channels
         self.only_side = only_side
         self.reconstruct = _Probe(model, reconstruct)
-        self.on_meta = sum(weight.numel() for weight in model.parameters()) >= _LARGE_MODEL
-        self._cache: dict[_Size, bool] = {}
+        self._cache: dict[tuple[_Size, bool], bool] = {}
         self._last_error = ""
-        self._smallest: _Size | None = None
 
     @torch.no_grad()
     def output_shape(
-        self, size: _Size, function: Callable[[Any, Video], Tensor] | None = None
+        self,
+        size: _Size,
+        function: Callable[[Any, Video], Tensor] | None = None,
+        *,
+        on_meta: bool | None = None,
     ) -> torch.Size:
         """Return the shape of the reconstruction, or of another function's output; buffers and random state stay.
 
         Args:
             size: Frames, height and width of the clip.
             function: From the model and a clip to another output.
+            on_meta: Whether the clip is on the meta device; by default as the model was probed.
         """
+        if on_meta is None:
+            on_meta = self.on_meta
         probe = self.reconstruct if function is None else _Probe(self.model, function)
-        if self.on_meta:
+        if on_meta:
             device = torch.device("meta")
             named = chain(probe.named_parameters(), probe.named_buffers())
             tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
@@ -147,63 +152,73 @@ class ClipSizes:
                 return functional_call(probe, tensors, (video,)).shape
             return probe(video).shape
 
-    def reproduces(self, size: _Size) -> bool:
-        """Return whether the output for a clip of this size has the same size."""
-        if size not in self._cache:
+    def reproduces(self, size: _Size, *, on_meta: bool | None = None) -> bool:
+        """Return whether the output for a clip of this size has the same size; for `on_meta` see `output_shape`."""
+        if on_meta is None:
+            on_meta = self.on_meta
+        if (size, on_meta) not in self._cache:
             try:
-                self._cache[size] = self.output_shape(size)[1:] == (self.in_channels, *size)
+                shape = self.output_shape(size, on_meta=on_meta)
+                self._cache[size, on_meta] = shape[1:] == (self.in_channels, *size)
             except _UNSUPPORTED_SIZE_ERRORS as error:
-                self._cache[size] = False
+                self._cache[size, on_meta] = False
                 self._last_error = f" ({error})"
-        return self._cache[size]
+        return self._cache[size, on_meta]
 
     def reproduces_length(self, num_frames: int) -> bool:
         """Return whether small clips of `num_frames` frames are reproduced."""
-        _, height, width = self.smallest()
+        _, height, width = self.smallest
         return self.reproduces((num_frames, height, width))
 
+    @property
     def smallest(self) -> _Size:
-        """Return the shortest clip that is reproduced, with the smallest square frames of that length.
-
-        The first call probes the model, and decides whether further probes are on the meta device.
+        """The shortest clip that is reproduced, with the smallest square frames of that length.
 
         Raises:
             ValueError: No clip is reproduced.
         """
-        if self._smallest is None:
-            self._smallest = self._probe_smallest()
-        return self._smallest
+        return self._probed[0]
 
-    def _probe_smallest(self) -> _Size:
+    @property
+    def on_meta(self) -> bool:
+        """Whether the model is probed on the meta device, instead of with real clips.
+
+        Raises:
+            ValueError: No clip is reproduced.
+        """
+        return self._probed[1]
+
+    @cached_property
+    def _probed(self) -> tuple[_Size, bool]:
+        """The smallest clip, and whether it was found on the meta device, by passing hundreds of clips through."""
+        is_large = sum(weight.numel() for weight in self.model.parameters()) >= _LARGE_MODEL
         if self.only_side is not None:
-            return 1, self.only_side, self.only_side
-        for on_meta in (self.on_meta, not self.on_meta):
-            # Models that read values, e.g. with `.item()`, fail on the meta device: they are probed with real clips.
-            self.on_meta = on_meta
-            self._cache = {}
-            size = self._find_smallest()
+            return (1, self.only_side, self.only_side), is_large
+        # Models that read values, e.g. with `.item()`, fail on the meta device: they are probed with real clips.
+        for on_meta in (is_large, not is_large):
+            size = self._find_smallest(on_meta)
             if size is not None:
-                return size
+                return size, on_meta
         contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
         got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
         remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."
         raise argument_error("module", contract, got + self._last_error, remedy)
 
-    def _find_smallest(self) -> _Size | None:
+    def _find_smallest(self, on_meta: bool) -> _Size | None:
         """Return the shortest reproduced clip with the smallest square frames of that length, or None."""
         for large_side in _LARGE_SIDES:
             for num_frames in range(1, _MAX_STEP + 1):
-                if not self.reproduces((num_frames, large_side, large_side)):
+                if not self.reproduces((num_frames, large_side, large_side), on_meta=on_meta):
                     continue
                 for side in _SIDES:
-                    if self.reproduces((num_frames, side, side)):
+                    if self.reproduces((num_frames, side, side), on_meta=on_meta):
                         return num_frames, side, side
         return None
 
     @cached_property
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
-        num_frames, side, _ = self.smallest()
+        num_frames, side, _ = self.smallest
         if self.only_side is None:
             for step in _STEPS:
                 if self.reproduces((num_frames, side + step, side + step)):
@@ -224,7 +239,7 @@ class ClipSizes:
                 if weight is not None and weight.ndim >= 2:
                     note = partial(_note, called, f"{name}.weight")
                     hooks.enter_context(module.register_forward_pre_hook(note))
-            self.output_shape(self.smallest())
+            self.output_shape(self.smallest)
         if not called:
             contract = f"a member of {type(self.model).__name__}"
             got = "no layer with a weight that is called"
@@ -244,7 +259,7 @@ class ClipSizes:
         Raises:
             ValueError: It is not; the message has the nearest accepted value.
         """
-        _, side, _ = self.smallest()
+        _, side, _ = self.smallest
         for name, value in (("height", height), ("width", width)):
             if self.only_side is not None and value != self.only_side:
                 raise size_error(name, value, accepted=str(self.only_side), nearest=self.only_side)
@@ -270,14 +285,14 @@ class ClipSizes:
         )
         if not lengths:
             raise self._frames_error(num_frames)
-        _, side, _ = self.smallest()
+        _, side, _ = self.smallest
         if self.only_side is not None:
             self.check(lengths[0], max(height, side), max(width, side))
         return lengths[0], self._cover_side(height), self._cover_side(width)
 
     def _cover_side(self, value: int) -> int:
         """Return the smallest accepted height or width that is at least as large."""
-        _, side, _ = self.smallest()
+        _, side, _ = self.smallest
         num_steps = -(-max(value - side, 0) // self.multiple)
         return side + self.multiple * num_steps
 

@@ -225,9 +225,8 @@ class VideoAutoencoder(nn.Module, ABC):
         for name in options:
             if name not in present:
                 kind = "removes noise from its latent" if name == "level" else "generates"
-                contract = f"left out unless a model's decoder {kind}"
-                got = f"a number for a {type(self).__name__}"
-                raise argument_error(f"decode_{name}", contract, got, "Leave it out.")
+                contract = f"left out for a {type(self).__name__} without a decoder that {kind}"
+                raise argument_error(f"decode_{name}", contract, options[name])
 
     def validation_decodings(self) -> dict[str, dict[str, Any]]:
         """Return other options of `decode` that validations measure, too, by the suffix of the metrics' names.
@@ -248,9 +247,9 @@ class VideoAutoencoder(nn.Module, ABC):
         raise self._channels_error(in_channels)
 
     def _channels_error(self, in_channels: int) -> Exception:
-        contract = f"of {self.in_channels} channels for {_class_name(self)}"
-        remedy = "Use a CausalVAE or a model of diffusers for others."
-        return argument_error("clips.channels", contract, f"of {in_channels}", remedy)
+        contract = f"{self.in_channels} for {_class_name(self)}"
+        remedy = "Use a CausalVAE or a model of diffusers for other numbers."
+        return argument_error("clips.channels", contract, in_channels, remedy)
 
     def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
         """Return how the latent divides clips of a size; None, the default, if that is not known or is not even.

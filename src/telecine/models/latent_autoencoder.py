@@ -137,7 +137,7 @@ class LatentAutoencoder(VideoAutoencoder):
             ValueError: It does, with gradients.
         """
         if self.training and torch.is_grad_enabled():
-            contract = "that of the update for a decoder that draws noise, in training"
+            contract = "one or several generators in training, as this decoder draws noise"
             remedy = "Pass the update's generators, or call `eval()` for the noise of validation."
             raise argument_error("generator", contract, "none", remedy)
 

@@ -1,5 +1,6 @@
 """Load an autoencoder of any kind from a folder or a Hub name, by the class in its configuration."""
 
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,13 @@ from typing import Any
 from telecine.base.checks import argument_error, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install, is_class_path
-from telecine.models.causal import CausalVAE, read_causal_config
+from telecine.models.causal import CausalVAE
 from telecine.models.custom import ARGUMENTS_KEY, CLASS_PATH_KEY, build_custom
 from telecine.models.interface import VideoAutoencoder
-from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE, check_num_weights
+from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
 from telecine.models.student import StudentAutoencoder
 from telecine.runs.checkpoints import Checkpoints, find_checkpoint
 from telecine.runs.saved_settings import read_saved_settings
-from telecine.settings import CausalVAEConfig
 
 # Trained models of the package, by name; the manifest beside them has the digests of their files.
 _PACKAGED = Path(__file__).with_name("packaged")
@@ -27,6 +27,7 @@ def load_autoencoder(
     *,
     subfolder: str | None = None,
     revision: str | None = None,
+    with_weights: bool = True,
 ) -> VideoAutoencoder:
     """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
 
@@ -38,6 +39,8 @@ def load_autoencoder(
             a custom module must be in a package that `allow_code` allows.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
+        with_weights: Whether the model has its weights. Otherwise they are random, only the configuration is read, and
+            no weights are fetched.
 
     Raises:
         FileNotFoundError: The folder does not exist or contains no weights.
@@ -49,19 +52,24 @@ def load_autoencoder(
         checkpoint = find_checkpoint(Path(name_or_folder))
         if checkpoint is not None:
             name_or_folder = checkpoint / "ema"
-    folder = _folder_of(name_or_folder, subfolder, revision)
-    Checkpoints.check_model(folder)
+    folder = _folder_of(name_or_folder, subfolder, revision, with_weights=with_weights)
+    if with_weights:
+        Checkpoints.check_model(folder)
     kind = class_in(folder)
+    load_teacher = partial(load_autoencoder, with_weights=with_weights)
     if kind == CausalVAE.__name__:
-        return CausalVAE.from_pretrained(folder)
+        return CausalVAE.from_pretrained(folder, with_weights=with_weights)
     if kind == StudentAutoencoder.__name__:
-        return StudentAutoencoder.from_pretrained(folder, load_autoencoder)
+        return StudentAutoencoder.from_pretrained(folder, load_teacher, with_weights=with_weights)
     if kind == _DIFFUSION_DECODER:
         from telecine.models.diffusers import DiffusionDecoder
 
-        return DiffusionDecoder.from_pretrained(folder, teacher_of(folder), load_autoencoder)
+        return DiffusionDecoder.from_pretrained(
+            folder, teacher_of(folder), load_teacher, with_weights=with_weights
+        )
     if "." in kind:
-        return build_custom_in(folder).load_weights(folder)
+        module = build_custom_in(folder)
+        return module.load_weights(folder) if with_weights else module
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
         raise _missing_error(str(name_or_folder))
@@ -70,8 +78,15 @@ def load_autoencoder(
     if is_config:
         return DiffusersAutoencoder.from_config(folder)
     return DiffusersAutoencoder.from_pretrained(
-        name_or_folder, subfolder=subfolder, revision=revision
+        name_or_folder, subfolder=subfolder, revision=revision, with_weights=with_weights
     )
+
+
+def is_custom(name: str) -> bool:
+    """Return whether a name is that of a custom module: the dotted path of its class, or a folder or a run with it."""
+    if is_class_path(name) and not Path(name).exists():
+        return True
+    return "." in class_in(folder_without_weights(name))
 
 
 def _missing_error(name: str) -> Exception:
@@ -122,56 +137,11 @@ def _folder_of(
     )
 
 
-def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return an autoencoder with random weights.
-
-    Args:
-        name: See `TrainConfig.model`; None for a `CausalVAE`.
-        config: The architecture of a `CausalVAE`.
-
-    Raises:
-        ImportError: The model needs diffusers, which is not installed.
-        ValueError: The name is that of a custom module, or its configuration is wrong.
-    """
-    if name is None:
-        check_num_weights(lambda: CausalVAE(config), "causal_vae")
-        return CausalVAE(config)
-    source, folder = folder_without_weights(name)
-    kind = class_in(folder)
-    if is_class_path(name) or "." in kind:
-        remedy = "Use `telecine train --dry_run`, which measures one update."
-        raise argument_error(
-            "model",
-            "one of telecine or diffusers to be planned",
-            f"{name}, a custom module",
-            remedy,
-        )
-    if kind == CausalVAE.__name__:
-        config = read_causal_config(folder)
-        check_num_weights(lambda: CausalVAE(config), str(folder))
-        return CausalVAE(config)
-    if kind == StudentAutoencoder.__name__:
-        return StudentAutoencoder.without_weights(
-            folder, lambda teacher: without_weights(teacher, config)
-        )
-    from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
-    from telecine.models.diffusers.loading import find_config
-
-    if kind == _DIFFUSION_DECODER:
-        return DiffusionDecoder.without_weights(
-            folder, teacher_of(folder), lambda name: without_weights(name, config)
-        )
-    is_config = source.endswith(".json")
-    return DiffusersAutoencoder.from_config(
-        source if is_config else find_config(source, None, None)[0]
-    )
-
-
-def folder_without_weights(name: str) -> tuple[str, Path]:
-    """Return the name and the folder of a model; of a run, those of its averaged weights. No weights are fetched."""
+def folder_without_weights(name: str) -> Path:
+    """Return the folder of a model; of a run, that of its averaged weights. No weights are fetched."""
     checkpoint = find_checkpoint(Path(name))
-    source = name if checkpoint is None else str(checkpoint / "ema")
-    return source, _folder_of(source, with_weights=False)
+    source = name if checkpoint is None else checkpoint / "ema"
+    return _folder_of(source, with_weights=False)
 
 
 def class_in(folder: Path) -> str:
@@ -192,7 +162,7 @@ def teacher_of(folder: Path) -> str:
     """
     model = read_saved_settings(folder.parent).get("model")
     if isinstance(model, str):
-        origin = folder_without_weights(model)[1]
+        origin = folder_without_weights(model)
         if origin != folder and origin.exists():
             return teacher_of(origin)
     name = _config_in(folder).get("_teacher", "vae")

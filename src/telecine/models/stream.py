@@ -28,9 +28,9 @@ class ChunkSizes:
     others: int
     """Frames of the other chunks."""
     multiple: int = 1
-    """A whole input has a multiple of so many frames ..."""
+    """Whole inputs have `offset + k * multiple` frames."""
     offset: int = 0
-    """... after the first ones."""
+    """See `multiple`."""
 
     def num_missing(self, num_frames: int) -> int:
         """Return how many frames an input lacks to be a whole one."""

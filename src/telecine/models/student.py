@@ -178,10 +178,23 @@ class StudentAutoencoder(Student, CausalAutoencoder):
         save_model(merge_low_rank(self), self.saved_config(), folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
-        """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
+    def from_pretrained(
+        cls, folder: str | PathLike[str], load: LoadTeacher, *, with_weights: bool = True
+    ) -> StudentAutoencoder:
+        """Return the model that `save_pretrained` wrote, on the CPU.
+
+        Args:
+            folder: Where it was saved.
+            load: Called with the teacher's name when the teacher is needed: at once without weights.
+            with_weights: Whether it has the saved weights. Otherwise only its configuration is read.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: The configuration is invalid, or the weights do not match it.
+        """
         saved = _read_student(Path(folder))
-        check_num_weights(lambda: build_decoder(saved.config), str(folder), folder)
+        weights_folder = folder if with_weights else None
+        check_num_weights(lambda: build_decoder(saved.config), str(folder), weights_folder)
         model = cls(
             saved.config,
             saved.teacher,
@@ -189,22 +202,10 @@ class StudentAutoencoder(Student, CausalAutoencoder):
             digest=saved.digest,
             normalisation=saved.normalisation,
         )
-        load_weights(model, folder)
-        return model
-
-    @classmethod
-    def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
-        """Return the model in a folder with random weights; `build` makes its teacher, with any weights."""
-        saved = _read_student(Path(folder))
-        check_num_weights(lambda: build_decoder(saved.config), str(folder))
-        model = cls(
-            saved.config,
-            saved.teacher,
-            build,
-            digest=saved.digest,
-            normalisation=saved.normalisation,
-        )
-        model._frozen = Frozen(model.load_teacher())
+        if with_weights:
+            load_weights(model, folder)
+        else:
+            model._frozen = Frozen(model.load_teacher())
         return model
 
 

@@ -35,10 +35,9 @@ def check_source(name: str) -> None:
     Raises:
         ValueError: It does not.
     """
-    _, folder = folder_without_weights(name)
-    kind = class_in(folder)
+    kind = class_in(folder_without_weights(name))
     if kind != CausalVAE.__name__:
-        what = f"a {kind}" if kind else "which is none"
+        what = f"a {kind}" if kind else "which has no configuration of a model"
         remedy = "To train another model on, use `model`."
         raise argument_error("init", "a run or weights of a CausalVAE", f"{name!r}, {what}", remedy)
 

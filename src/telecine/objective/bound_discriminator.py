@@ -14,22 +14,22 @@ from telecine.base.shapes import Video
 from telecine.discriminators import DiscriminatorOutput, as_output
 from telecine.losses.perceptual import pick_frames
 from telecine.ops.convolution import differentiated_twice
-from telecine.settings import Need, TermSchedule
+from telecine.settings import DiscriminatorKind, TermSchedule
 
 
 @dataclass(frozen=True)
 class BoundDiscriminator:
     """A discriminator together with the part of a video that is its input."""
 
-    name: (
-        str  # its name in the state dict and in the log: "discr", "discr_3d", "multiscale_discrs.0"
-    )
+    name: str
+    """Its name in the state dict and in the log: "discr", "discr_3d", "multiscale_discrs.0"."""
     module: nn.Module
-    sees: str  # "frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`
-    kind: Need = "discriminator"  # which terms need it
-    factor: int = 1  # height and width are divided by this factor first
-    # The frame of each clip that a discriminator of frames gets, `(B, 1)`.
+    sees: str
+    """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
+    factor: int = 1
+    """Height and width of the video are divided by it first. Above 1, this is a multiscale discriminator."""
     frame_indices: Tensor | None = field(default=None, compare=False)
+    """The frame of each clip that a discriminator of frames gets, `(B, 1)`."""
 
     @property
     def key(self) -> str:
@@ -39,7 +39,7 @@ class BoundDiscriminator:
     @property
     def adversarial_term(self) -> str:
         """The name of the term that its generator loss belongs to."""
-        if self.kind == "multiscale discriminator":
+        if self.factor > 1:
             return "multiscale_adversarial"
         return "adversarial"
 
@@ -50,7 +50,8 @@ class BoundDiscriminator:
 
     def is_needed_by(self, term: TermSchedule) -> bool:
         """Return whether a term is computed with this discriminator."""
-        return term.needs in (self.kind, "any discriminator")
+        kind = "multiscale discriminator" if self.factor > 1 else "discriminator"
+        return term.needs in (kind, "any discriminator")
 
     def input_of(self, video: Video) -> Tensor:
         """Return the discriminator's input."""
@@ -107,7 +108,7 @@ def check_discriminators(
             got = f"a {type(d.module).__name__}, which is one of {declared}"
             remedy = "Pass one of single frames as `discr_kwargs`, one of whole videos as `discr_3d_kwargs`."
             raise argument_error(f"{d.name}_kwargs", contract, got, remedy)
-    arguments: dict[Need, str] = {
+    arguments: dict[DiscriminatorKind, str] = {
         "discriminator": "`discr_3d_kwargs` or `discr_kwargs`",
         "multiscale discriminator": "`multiscale_discr_kwargs`",
         "any discriminator": "`discr_3d_kwargs`",

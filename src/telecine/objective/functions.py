@@ -15,7 +15,9 @@ from telecine.losses import (
     GRAD_PENALTIES,
     RECONSTRUCTION_LOSSES,
     GANLoss,
+    JointGANLoss,
     Penalty,
+    SeparableGANLoss,
     as_penalty,
 )
 from telecine.losses.penalty import PENALTY_INPUTS
@@ -49,8 +51,8 @@ def import_functions(config: ObjectiveConfig, prefix: str = "") -> Functions:
         f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"}
     )
     gan_loss = choose(f"{prefix}gan.loss", config.gan.loss, GAN_LOSSES)
-    if not isinstance(gan_loss, GANLoss):
-        gan_loss = GANLoss(gan_loss)
+    if not isinstance(gan_loss, SeparableGANLoss | JointGANLoss):
+        gan_loss = JointGANLoss(gan_loss)
     penalty = as_penalty(choose(f"{prefix}penalty.kind", config.penalty.kind, GRAD_PENALTIES))
     _check_function(
         f"{prefix}reconstruction.loss",
@@ -58,7 +60,8 @@ def import_functions(config: ObjectiveConfig, prefix: str = "") -> Functions:
         ("reconstruction", "target", "weight"),
         is_saved=True,
     )
-    _check_function(f"{prefix}gan.loss", gan_loss.function, ("real", "fake"))
+    if isinstance(gan_loss, JointGANLoss):
+        _check_function(f"{prefix}gan.loss", gan_loss.function, ("real", "fake"))
     _check_function(f"{prefix}penalty.kind", penalty.function, PENALTY_INPUTS, takes_all=False)
     return Functions(recon_loss, perceptual_net, gan_loss, penalty)
 

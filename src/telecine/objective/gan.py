@@ -51,8 +51,8 @@ class GANBatch:
         """Whether a term of the discriminators' loss beside the GAN loss reads fake inputs or logits."""
         return self.lecam is not None or (self.penalty is not None and self.penalty.reads_fake)
 
-    def one_frame_of_each_clip(self) -> Tensor:
-        """Draw the frames `(B, 1)` that discriminators of frames see."""
+    def draw_frame_of_each_clip(self) -> Tensor:
+        """Draw the indices `(B, 1)` of the frames that discriminators of frames see."""
         return sample_frame_indices(self.real, 1, self.rng)
 
     def autoencoder_terms_of(self, d: BoundDiscriminator) -> list[LossTerm]:

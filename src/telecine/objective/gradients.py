@@ -15,6 +15,7 @@ from torch import Tensor
 from telecine.base.precision import autocast_dtype
 from telecine.base.shapes import Scalar
 from telecine.discriminators import frozen
+from telecine.losses import JointGANLoss
 from telecine.objective.bound_discriminator import BoundDiscriminator
 from telecine.objective.gan import (
     DiscriminatorTerms,
@@ -109,7 +110,7 @@ def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) 
     )
     if not discriminators_are_eager or have_hooks:
         discriminators = DiscriminatorGradients.THROUGH_GRAPH
-    elif gan.loss.parts is None or gan.regularisers_read_fake:
+    elif isinstance(gan.loss, JointGANLoss) or gan.regularisers_read_fake:
         discriminators = DiscriminatorGradients.EAGER_WHOLE
     elif is_update and both_train and same_precision:
         discriminators = DiscriminatorGradients.ONE_PASS
@@ -138,7 +139,7 @@ def _compute_terms_of_fake(d: BoundDiscriminator, gan: GANBatch, fake: Tensor) -
 def discriminator_step(gan: GANBatch, how: DiscriminatorGradients) -> dict[str, DiscriminatorLoss]:
     """Return the loss of each discriminator that trains at this step, by name. The autoencoder gets no gradient."""
     # Drawn even if no discriminator trains, so that later random numbers do not depend on it.
-    frame_indices = gan.one_frame_of_each_clip()
+    frame_indices = gan.draw_frame_of_each_clip()
     if not gan.weights.discriminators_train:
         return {}
     losses = {}
@@ -154,9 +155,14 @@ def discriminator_step(gan: GANBatch, how: DiscriminatorGradients) -> dict[str, 
 
 
 def discriminators_of_generator_step(gan: GANBatch) -> list[BoundDiscriminator]:
-    """Return the discriminators that terms of the autoencoder's loss need, each bound to one frame of each clip."""
-    needed = [d for d in gan.discriminators if gan.autoencoder_terms_of(d)]
-    return [replace(d, frame_indices=gan.one_frame_of_each_clip()) for d in needed]
+    """Return the discriminators that terms of the autoencoder's loss need, each with a random frame of each clip."""
+    discriminators = []
+    for d in gan.discriminators:
+        if gan.autoencoder_terms_of(d):
+            # Drawn for those of videos, too, so that later random numbers do not depend on the kind.
+            frame_indices = gan.draw_frame_of_each_clip()
+            discriminators.append(replace(d, frame_indices=frame_indices))
+    return discriminators
 
 
 def _whole_loss(d: BoundDiscriminator, gan: GANBatch, *, is_eager: bool) -> DiscriminatorLoss:
@@ -176,7 +182,7 @@ def _eager_parts(d: BoundDiscriminator, gan: GANBatch) -> DiscriminatorLoss:
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)
     fake = compute_discriminator_terms(d, gan, fake=d.input_of(gan.fake.detach()), real=None)
-    gradient_sum.add(weighted_sum(fake.terms, gan.weights))
+    gradient_sum.backward(weighted_sum(fake.terms, gan.weights))
     return _sum_of_parts(gan, real, fake, gradient_sum)
 
 
@@ -184,19 +190,19 @@ def both_steps(gan: GANBatch) -> tuple[GeneratorLosses, dict[str, DiscriminatorL
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
     # `discriminator_step` enters `gan.precision_of_discriminators()`. Here it would change nothing: this is used in
     # steps in which the discriminators train, without autocast or without a double backward.
-    assert gan.loss.parts is not None
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
+    # Random frames are drawn in the order of two calls.
     in_generator_step = {d.name: d for d in discriminators_of_generator_step(gan)}
-    frame_indices = gan.one_frame_of_each_clip()
+    frame_indices = gan.draw_frame_of_each_clip()
     for d in gan.discriminators:
-        if d.name not in in_generator_step:
+        if d.name in in_generator_step:
+            terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
+            for name, term in terms.items():
+                generator_losses[name][d.name] = term
+        else:
             bound = replace(d, frame_indices=frame_indices)
             discriminator_losses[d.name] = _eager_parts(bound, gan)
-            continue
-        terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
-        for name, term in terms.items():
-            generator_losses[name][d.name] = term
     return generator_losses, discriminator_losses
 
 
@@ -204,23 +210,34 @@ def _one_pass(d: BoundDiscriminator, gan: GANBatch) -> tuple[Terms, Discriminato
     """Return the terms of the autoencoder's loss from one discriminator, and the discriminator's own loss."""
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)
+
+    # One pass over the reconstructions, and the losses of both steps on its output.
     fake = d.input_of(gan.fake)
     leaf = detached_leaf(fake)
     d_fake = d(leaf)
     terms = compute_generator_terms(d, gan, d_fake=d_fake)
     fake_loss = gan.loss.compute_discriminator_loss(real_logits=None, fake_logits=d_fake.logits)
+
+    # The gradients: of the fake part for the parameters, of each term for the reconstructions.
+    done: Terms = {}
     generator_loss = terms.get(d.adversarial_term)
     if generator_loss is not None and can_share_backward(d, d_fake.logits, leaf):
-        retain_graph = len(terms) > 1
-        grad_x = shared_backward(
-            generator_loss, fake_loss, d_fake.logits, leaf, gradient_sum, retain_graph=retain_graph
+        del terms[d.adversarial_term]
+        grad_fake = shared_backward(
+            generator_loss,
+            fake_loss,
+            d_fake.logits,
+            leaf,
+            gradient_sum,
+            retain_graph=len(terms) > 0,
         )
-        terms[d.adversarial_term] = with_gradients(generator_loss, [leaf], [grad_x])
+        done[d.adversarial_term] = with_gradients(generator_loss, [fake], [grad_fake])
     else:
-        gradient_sum.add(fake_loss, retain_graph=True)
+        gradient_sum.backward(fake_loss, retain_graph=True)
+    done |= with_gradients_of_each(terms, [leaf], [fake])
+
     fake_part = DiscriminatorTerms({"gan": fake_loss}, None, d_fake.logits)
-    terms = with_gradients_of_each(terms, [leaf], [fake])
-    return terms, _sum_of_parts(gan, real, fake_part, gradient_sum)
+    return done, _sum_of_parts(gan, real, fake_part, gradient_sum)
 
 
 def _real_part(
@@ -231,7 +248,7 @@ def _real_part(
     It comes first: the penalty's double backward takes the most memory, and there are no other gradients yet.
     """
     part = compute_discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real))
-    gradient_sum.add(weighted_sum(part.terms, gan.weights))
+    gradient_sum.backward(weighted_sum(part.terms, gan.weights))  # the double backward, too
     assert part.real_logits is not None
     terms = {name: term.detach() for name, term in part.terms.items()}
     return DiscriminatorTerms(terms, part.real_logits.detach(), None)

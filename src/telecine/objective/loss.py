@@ -206,7 +206,6 @@ class VideoAutoencoderLoss(nn.Module):
                     f"multiscale_discrs.{level}",
                     module,
                     sees=getattr(module, "sees", "video"),
-                    kind="multiscale discriminator",
                     factor=2 ** (level + 1),
                 )
             )

@@ -59,18 +59,26 @@ def shared_backward(
         gradient_sum: The sum of gradients of the discriminator's parameters.
         retain_graph: Keep the discriminator's graph for another backward.
     """
+    # 1. The gradients of both losses at the logits.
     (generator_gradient,) = torch.autograd.grad(generator_loss, logits)
     (discriminator_gradient,) = torch.autograd.grad(discriminator_loss, logits)
+
+    # 2. The backward starts from the discriminator's gradients, or from tiny ones in the place of 0.
     tiny = 2.0**-40 * generator_gradient
     is_large = discriminator_gradient.abs() >= tiny.abs()
     grad_logits = torch.where(is_large, discriminator_gradient, tiny)
-    # If all of the discriminator's gradients are 0, those of the parameters are 0, and not those of `tiny`.
-    is_any_not_0 = (discriminator_gradient != 0).any()
-    (grad_x,) = gradient_sum.add(
-        logits, grad_output=grad_logits, inputs=[x], factor=is_any_not_0, retain_graph=retain_graph
+
+    # 3. One backward through the discriminator. If all of its gradients are 0, so are those of its parameters.
+    (grad_x,) = gradient_sum.backward(
+        logits,
+        grad_output=grad_logits,
+        inputs=[x],
+        is_counted=(discriminator_gradient != 0).any(),
+        retain_graph=retain_graph,
     )
     assert grad_x is not None
-    # Where `grad_logits` is 0, both gradients are.
+
+    # 4. Scale the gradient of each sample to that of the generator. Where `grad_logits` is 0, both gradients are.
     quotient = generator_gradient.to(x.dtype) / grad_logits.to(x.dtype)
     scale = torch.where(grad_logits == 0, 0.0, quotient)
     return grad_x * scale.view(-1, *[1] * (x.ndim - 1))

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from telecine.base.checks import argument_error, describe
 from telecine.base.imports import check_arguments, choose
 from telecine.base.shapes import Scalar
-from telecine.losses import GANLoss, feature_matching
+from telecine.losses import GANLoss, SeparableGANLoss, feature_matching
 from telecine.losses.additional_terms import TERMS
 from telecine.objective.batch import Batch
 from telecine.objective.functions import (
@@ -194,7 +194,9 @@ def build_gan_terms(config: ObjectiveConfig, gan_loss: GANLoss) -> list[LossTerm
     """Return the terms of the autoencoder's loss that are computed with a discriminator."""
     schedules = config.term_schedules()
     generator_loss = gan_loss.compute_generator_loss
-    logits = ("fake_logits",) if gan_loss.parts is not None else ("fake_logits", "real_logits")
+    logits: tuple[str, ...] = ("fake_logits", "real_logits")
+    if isinstance(gan_loss, SeparableGANLoss):
+        logits = ("fake_logits",)
     return [
         LossTerm(schedules["adversarial"], generator_loss, logits),
         LossTerm(schedules["multiscale_adversarial"], generator_loss, logits),

@@ -1,5 +1,6 @@
 """The weight of every term at a step of training."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -58,6 +59,31 @@ class WeightSchedule:
             for term in self.terms.values()
             if term.ramp.is_ever_on and not term.at(step)
         ]
+
+    def step_with_most_terms(self, num_steps: int | None = None) -> int:
+        """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
+
+        Args:
+            num_steps: If not `None`, the step is before this one, and the penalty may be off.
+        """
+        changes = [self.disc_start, self.disc_train_start]
+        for term in self.terms.values():
+            changes.append((term.ramp.start or 0) + term.ramp.steps)
+        every = self.penalty_every
+        candidates = set()
+        for change in changes:
+            # The first step with a penalty from each change on, and the last one before it: a ramp may end at 0.
+            candidates.add(math.ceil(change / every) * every)
+            candidates.add(max(0, change - 1) // every * every)
+        if num_steps is not None:
+            candidates = {min(step, num_steps - 1) for step in candidates}
+        # First, the discriminators train if they ever do; then as few terms as possible are off; then it is late.
+        with_discriminators = {step for step in candidates if step >= self.disc_train_start}
+        if with_discriminators:
+            candidates = with_discriminators
+        num_off = {step: len(self.off_at(step)) for step in candidates}
+        fewest = min(num_off.values())
+        return max(step for step in candidates if num_off[step] == fewest)
 
     def penalty_weight(self, step: int) -> float:
         """Return the weight of the gradient penalty: the setting times n on every n-th step, 0 on the others.

@@ -103,7 +103,7 @@ def checkpoint_call(
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     call = CheckpointedCall(forward, args, kwargs, list(cached_in), cache_name)
-    # The tensors say which device's random state is kept. Caches would tie the graph to later calls, and so to itself.
+    # The tensors say which device's random state is kept. Passing caches would create a reference cycle.
     tensors = [value for value in args if isinstance(value, Tensor)]
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):

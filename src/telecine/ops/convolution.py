@@ -27,16 +27,18 @@ from telecine.ops.convolution_kernels import (
     has_faster_kernel,
 )
 
-# Whether what runs now is differentiated twice. It is no argument of `forward`, since discriminators may be the user's.
-# `BoundDiscriminator.__call__` sets it, from its argument `double_backward`; where `discriminators/base.py` computes a
-# checkpointed block again, it restores it. It is read by `convolve`, and by `losses/perceptual/feature_maps.py`, which
-# then avoids fused kernels of attention. Each thread has its value.
+# Whether what runs now is differentiated twice. It is a context, as autocast is: it concerns every layer of a pass, and
+# the `forward` of a user's discriminator has no argument for it. `BoundDiscriminator.__call__` enters it. Each thread
+# has its value.
 _differentiated_twice: ContextVar[bool] = ContextVar("differentiated_twice", default=False)
 
 
 @contextmanager
 def differentiated_twice(on: bool = True) -> Iterator[None]:
-    """Prepare the convolutions inside for a fast double backward; an ordinary backward becomes a few percent slower."""
+    """Let layers inside prepare for a double backward; an ordinary backward becomes a few percent slower.
+
+    Convolutions take the kernels of this file, and frozen networks avoid fused kernels of attention.
+    """
     before = _differentiated_twice.set(on)
     try:
         yield

@@ -86,10 +86,10 @@ def gradients_of(
 
 
 class GradientSum:
-    """The sum of the gradients that several backwards have for the same parameters.
+    """Runs several backwards, and keeps the sum of their gradients for the same parameters.
 
-    A hook on each parameter adds its earlier gradient as soon as its new one is computed, and frees both, so that
-    memory never holds two complete sets.
+    In a backward, a hook on each parameter adds its earlier gradient as soon as its new one is computed, and frees
+    both, so that memory never holds two complete sets.
 
     Args:
         parameters: The parameters.
@@ -102,22 +102,22 @@ class GradientSum:
         self.parameters = parameters
         self.gradients: Gradients = [None] * len(parameters)
 
-    def add(
+    def backward(
         self,
         output: Tensor,
         *,
         grad_output: Tensor | None = None,
         inputs: Sequence[Tensor] = (),
-        factor: Tensor | None = None,
+        is_counted: Tensor | None = None,
         retain_graph: bool = False,
     ) -> Gradients:
-        """Add the parameters' gradients of `output`, and return those of `inputs`. Autocast is off meanwhile.
+        """Run the backward of `output`: add the parameters' gradients, and return those of `inputs`. Autocast is off.
 
         Args:
             output: A scalar, or any tensor with a `grad_output`.
             grad_output: The gradient of the loss for `output`, of its shape.
             inputs: Further tensors that `output` depends on.
-            factor: A scalar by which the parameters' gradients are multiplied; 1 if `None`.
+            is_counted: A bool scalar on the device. If it is False, zeros are added instead.
             retain_graph: Keep the graph for another backward.
         """
         differentiated = [*inputs, *self.parameters]
@@ -125,8 +125,9 @@ class GradientSum:
             return [None] * len(inputs)
         with autocast_off(output.device), ExitStack() as hooks:
             for index, parameter in enumerate(self.parameters):
-                if self.gradients[index] is not None or factor is not None:
-                    hooks.enter_context(parameter.register_hook(partial(self._add, index, factor)))
+                if self.gradients[index] is not None or is_counted is not None:
+                    hook = partial(self._add_earlier, index, is_counted)
+                    hooks.enter_context(parameter.register_hook(hook))
             gradients = torch.autograd.grad(
                 output, differentiated, grad_output, retain_graph=retain_graph, allow_unused=True
             )
@@ -135,17 +136,19 @@ class GradientSum:
                 self.gradients[index] = gradient
         return list(gradients[: len(inputs)])
 
-    def _add(self, index: int, factor: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-        """Return the sum for a parameter, as its gradient in the present backward."""
+    def _add_earlier(
+        self, index: int, is_counted: Tensor | None, gradient: Tensor | None
+    ) -> Tensor | None:
+        """Return the sum for a parameter from its gradient in the present backward, in whose place it is put."""
         if gradient is None:
             return None
+        if is_counted is not None:
+            gradient = torch.where(is_counted, gradient, 0)
         earlier = self.gradients[index]
         self.gradients[index] = None
-        if factor is not None:
-            factor = factor.to(gradient.dtype)
         if earlier is None:
-            return gradient if factor is None else factor * gradient
-        return earlier + gradient if factor is None else earlier.addcmul(factor, gradient)
+            return gradient
+        return earlier + gradient
 
 
 def with_gradients(

@@ -121,9 +121,8 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
     length = 0
     for clip, num_repeats in zip(clips, repeats, strict=True):
         length = max(length, math.ceil(len(clip) * num_repeats))
-    times = (
-        torch.arange(length, dtype=torch.float64) + 1e-6
-    )  # rounded, so that no frame comes one too late
+    # Rounded, so that no frame comes one too late.
+    times = torch.arange(length, dtype=torch.float64) + 1e-6
     played = []
     for clip, num_repeats in zip(clips, repeats, strict=True):
         frames = (times / num_repeats).long() % len(clip)
@@ -157,9 +156,8 @@ def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, f
         if tracker.name == "tensorboard":
             _log_to_tensorboard(tracker, frames, fps, step)
         elif tracker.name in ("wandb", "trackio"):
-            video = import_module(
-                tracker.name
-            ).Video  # needs moviepy or FFmpeg for arrays, but not for a file
+            # Needs moviepy or FFmpeg for arrays, but not for a file.
+            video = import_module(tracker.name).Video
             with TemporaryDirectory() as folder:
                 file = Path(folder) / "preview.mp4"
                 write_preview(file, frames, fps)

@@ -30,9 +30,8 @@ class VideoFolder:
     def __init__(self, page: Path) -> None:
         self.path = page.with_name(f"{page.stem}_videos")
         self._names: set[str] = set()
-        is_in_run = Run(
-            page.parent
-        ).exists()  # elsewhere, a link, or a folder of this name, may be the user's
+        # Elsewhere, a link, or a folder of this name, may be the user's.
+        is_in_run = Run(page.parent).exists()
         if self.path.is_symlink() and is_in_run:
             target = os.readlink(self.path)
             contract = "in the run's folder itself"

@@ -68,9 +68,8 @@ class ReportedRun:
     def unfinished(self) -> str:
         """A text with the planned steps and the step of the metrics; empty for a finished run."""
         text = self.settings.get("steps", "")
-        if (
-            not re.fullmatch(r"\d{1,12}", text) or int(text) <= self.steps
-        ):  # the file may be anyone's
+        if not re.fullmatch(r"\d{1,12}", text) or int(text) <= self.steps:
+            # The file may be anyone's.
             return ""
         validated = validation_records(self.records)
         if not validated:

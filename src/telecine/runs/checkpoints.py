@@ -167,10 +167,8 @@ class Checkpoints:
         state = read_json(folder / _STATE_FILE)
         missing = sorted(names - set(state))
         if missing:
-            contract, got = (
-                "that of a checkpoint of this version",
-                f"one without {', '.join(missing)}",
-            )
+            contract = "that of a checkpoint of this version"
+            got = f"one without {', '.join(missing)}"
             remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
             raise argument_error(str(folder / _STATE_FILE), contract, got, remedy)
         return state

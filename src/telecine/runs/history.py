@@ -249,9 +249,8 @@ def _check_record(name: str, value: Mapping[str, object]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) is float or (
-        type(value) is int and value.bit_length() < 1024
-    )  # what fits into a float
+    # Of whole numbers those that fit into a float.
+    return type(value) is float or (type(value) is int and value.bit_length() < 1024)
 
 
 def _is_step(value: object) -> bool:

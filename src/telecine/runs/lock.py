@@ -68,9 +68,8 @@ class RunLock:
         """Release the lock, and remove the folder if it is new and nothing was written into it."""
         run = self.path.parent
         try:
-            if (
-                self._owner_file.exists() and read_json(self._owner_file) == self._owner
-            ):  # it was not stolen
+            if self._owner_file.exists() and read_json(self._owner_file) == self._owner:
+                # It was not stolen.
                 self._owner_file.unlink()
                 self.path.unlink(missing_ok=True)
             if run.is_dir() and {path.name for path in run.iterdir()} <= {OUTPUT_MARKER}:

@@ -108,10 +108,8 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any], *, allow_link
 def _read_manifest(folder: Path, *, allow_links: bool) -> dict[str, Any]:
     path = folder / MANIFEST_FILE
     if not path.is_file() or (path.is_symlink() and not allow_links):
-        contract, got = (
-            f"a checkpoint with {MANIFEST_FILE}",
-            "one without, damaged or of an older version",
-        )
+        contract = f"a checkpoint with {MANIFEST_FILE}"
+        got = "one without, damaged or of an older version"
         raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
     try:
         manifest = read_json(path)
@@ -121,7 +119,8 @@ def _read_manifest(folder: Path, *, allow_links: bool) -> dict[str, Any]:
             str(path), "a file as it was written", got, _REMEDY, DamagedError
         ) from error
     if manifest.get("format") != _FORMAT:
-        contract, got = f"a manifest of format {_FORMAT}", f"format {manifest.get('format')}"
+        contract = f"a manifest of format {_FORMAT}"
+        got = f"format {manifest.get('format')}"
         raise argument_error(
             str(path), contract, got, "Use the version that wrote it.", DamagedError
         )

@@ -53,18 +53,14 @@ class RunSummary:
     seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
     peak_memory: NonNegativeInt | None  # bytes of the first process, see `base.devices.peak_memory`
     num_images: NonNegativeInt = 0  # that are used
-    validated_from: NonNegativeInt = (
-        0  # the first step that counts for `validation`: before, the run may have had other clips
-    )
-    data_sha256: str = (
-        ""  # of the names, sizes and trained frames of the files; empty in older runs
-    )
-    content_sha256: str = (
-        ""  # of their content, see `telecine.data.VideoInfo.digest`; empty in older runs
-    )
-    held_out: InstanceOf[str] = (
-        ""  # which files are held out; empty with `val_data`, and in older runs
-    )
+    validated_from: NonNegativeInt = 0
+    """The first step that counts for `validation`: before, the run may have had other clips."""
+    data_sha256: str = ""
+    """Hash of the names, sizes and trained frames of the files; empty in older runs."""
+    content_sha256: str = ""
+    """Hash of their content, see `telecine.data.VideoInfo.digest`; empty in older runs."""
+    held_out: InstanceOf[str] = ""
+    """Which files are held out; empty with `val_data`, and in older runs."""
     # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=dict)
     # A digest of the weights of each network that the run reads and does not train: a teacher, the features of a
@@ -84,15 +80,16 @@ class RunSummary:
         """Return the summary of a run that was resumed at a step, with the time and the memory `before`."""
         if before is None:
             return self
+        validated_from = step + 1
+        if before.validation == self.validation:
+            validated_from = before.validated_from
         return replace(
             self,
             seconds=before.seconds,
             peak_memory=before.peak_memory,
             copied=self.copied or before.copied,
             networks={**before.networks, **self.networks},
-            validated_from=before.validated_from
-            if before.validation == self.validation
-            else step + 1,
+            validated_from=validated_from,
         )
 
     def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
@@ -116,13 +113,11 @@ class SavedClip:
     width: _Size
     metrics: dict[str, Annotated[float, Field(strict=True)]]
     frame_psnr: list[_Finite]  # dB
-    sha256: str = (
-        ""  # of the input's pixels: the same clip in other validations has it; empty in older runs
-    )
+    sha256: str = ""
+    """Hash of the input's pixels: the same clip in other validations has it; empty in older runs."""
     fps: _Positive | None = None  # None where older versions wrote one rate for all
-    colours: str = (
-        ""  # the values of the least and the last colour of a colour map; empty without one
-    )
+    colours: str = ""
+    """The values of the least and the last colour of a colour map; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +138,8 @@ class SavedValidation:
             ValueError: Their description is damaged, or names a file elsewhere.
         """
         path = folder / _CLIPS_FILE
-        contract, remedy = "the description of a validation", f"Remove {folder}."
+        contract = "the description of a validation"
+        remedy = f"Remove {folder}."
         saved = as_dataclass(
             cls, {**read_json(path), "folder": folder}, str(path), contract, remedy
         )
@@ -365,9 +361,8 @@ class Run:
                 )
             described = {"step": step, "fps": fps, "amplification": amplification, "clips": clips}
             write_json(partial / _CLIPS_FILE, described)
-            shutil.rmtree(
-                folder, ignore_errors=True
-            )  # the folder of this step from before the run was resumed
+            # The folder of this step from before the run was resumed.
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -93,10 +93,8 @@ def check_encoding(settings: object) -> None:
     """
     for name, text in flat_settings(plain_settings(settings)).items():
         if text.encode("utf-8", "ignore").decode("utf-8") != text:
-            contract, remedy = (
-                "text in UTF-8, in which runs save their settings",
-                "Rename it, or pass a link to it.",
-            )
+            contract = "text in UTF-8, in which runs save their settings"
+            remedy = "Rename it, or pass a link to it."
             raise argument_error(name, contract, repr(text), remedy)
 
 

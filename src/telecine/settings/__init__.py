@@ -24,8 +24,8 @@ from telecine.settings.evaluate import Tiling as Tiling
 from telecine.settings.evaluate import check_overlap as check_overlap
 from telecine.settings.objective import AdaptiveWeightConfig as AdaptiveWeightConfig
 from telecine.settings.objective import Augmentation as Augmentation
+from telecine.settings.objective import DiscriminatorKind as DiscriminatorKind
 from telecine.settings.objective import GANConfig as GANConfig
-from telecine.settings.objective import Need as Need
 from telecine.settings.objective import ObjectiveConfig as ObjectiveConfig
 from telecine.settings.objective import PenaltyConfig as PenaltyConfig
 from telecine.settings.objective import PerceptualConfig as PerceptualConfig

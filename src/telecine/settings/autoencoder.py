@@ -3,10 +3,11 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import InitVar, asdict, field, fields
+from dataclasses import InitVar, asdict, field
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 
 from telecine.base.checks import argument_error, check_choice
 from telecine.settings.group import Count, Integer, NonNegative, Number, Positive, PowerOfTwo, group
@@ -143,19 +144,37 @@ class CausalVAEConfig:
     Turbo-VAED (arXiv:2508.09136). "2d": over space alone, which at the higher resolutions is the same as "3d".
     `telecine prune` fits the cheaper ones to a model with "3d"."""
     size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
-    """A preset of `base_channels` and `blocks_per_level`, for those that are not set or, in Python, have their
-    default: 64 and 1 ("tiny"), 128 and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
+    """A preset of `base_channels` and `blocks_per_level`, for those that are not set: 64 and 1 ("tiny"), 128 and 2
+    ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
     latent: InitVar[Literal["4x8x8", "4x16x16", "8x32x32"] | None] = None
-    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those that are not set or, in
-    Python, have their default: 16 channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX
-    ("8x32x32")."""
+    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those that are not set: 16
+    channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX ("8x32x32")."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replace_presets(cls, values: Any) -> Any:
+        """Put what presets stand for in the place of arguments that are left out.
+
+        Only from Python: in files, `settings.parse` has replaced presets layer by layer.
+        """
+        if not isinstance(values, ArgsKwargs):
+            return values
+        names = list(cls.__dataclass_fields__)
+        arguments = dict(zip(names, values.args, strict=False)) | (values.kwargs or {})
+        for preset, settings in (("size", SIZES), ("latent", LATENTS)):
+            name = arguments.get(preset)
+            if (
+                isinstance(name, str)
+                and name in settings
+                and settings[name].keys() <= arguments.keys()
+            ):
+                contract = (
+                    "left out if all settings that it stands for are passed, as `replace` does"
+                )
+                raise argument_error(preset, contract, name, "Create new settings.")
+        return with_presets(arguments)
 
     def __post_init__(self, size: str | None, latent: str | None) -> None:
-        # Only from Python: in files, `settings.parse` has replaced presets layer by layer.
-        defaults = {item.name: item.default for item in fields(self)}
-        for name, value in with_presets({"size": size, "latent": latent}).items():
-            if getattr(self, name) == defaults[name]:
-                object.__setattr__(self, name, value)
         if self.patch_size > self.spatial_compression:
             remedy = f"Use {self.spatial_compression} or less."
             raise argument_error(

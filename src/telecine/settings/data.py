@@ -171,6 +171,9 @@ class ClipConfig:
     """What is held out together, so that validation sees nothing similar in training: files whose names begin alike, or
     have one value in the column `group` of a list ("auto"); those with one value in another column ("column:NAME"); all
     files of a folder ("folder"); or each file by itself ("file"). "earlier" splits as runs of earlier versions did."""
+    index: Annotated[Literal["ahead", "lazy"], CONTENT, HELD_OUT, FILES] = "ahead"
+    """Index all videos before training ("ahead"), or read their headers only, and index a video when a clip is first
+    drawn from it ("lazy"). Of many files, training then starts sooner."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", channels_named(self.channels))
@@ -196,6 +199,8 @@ class ClipConfig:
                     raise argument_error(
                         "random_orientation", contract, True, f"Make {bucket} square."
                     )
+        if self.index == "lazy":
+            self._check_lazy()
         if self.fps is not None and self.stride > 1:
             remedy = (
                 "Set one of them: `fps` chooses frames by their time, `stride` by their number."
@@ -216,6 +221,17 @@ class ClipConfig:
             contract = "H and W, and at most T and C besides, each once, in any order"
             raise argument_error(
                 "layout", contract, repr(self.layout), "Write for example `C T H W`."
+            )
+
+    def _check_lazy(self) -> None:
+        if self.cache:
+            contract = "ahead with `cache`, which decodes all videos before training"
+            remedy = "Set `index` to `ahead`, or turn `cache` off."
+            raise argument_error("index", contract, repr(self.index), remedy)
+        if self.holdout == "earlier":
+            remedy = "Set `index` to `ahead`, or `holdout` to `auto`."
+            raise argument_error(
+                "index", "ahead with `holdout` of earlier", repr(self.index), remedy
             )
 
     @property
@@ -260,9 +276,8 @@ class ClipConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values."""
         values = asdict(self)
-        if (
-            self.channels == RGB.channels and self.bit_depth == RGB.bit_depth
-        ):  # older versions had no other
+        if self.channels == RGB.channels and self.bit_depth == RGB.bit_depth:
+            # Older versions had no other.
             del values["channels"], values["bit_depth"]
         for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
             if values[name] == earlier:
@@ -273,6 +288,8 @@ class ClipConfig:
             del values["fps"]
         if self.hdr == "as_stored":
             del values["hdr"]
+        if self.index == "ahead":
+            del values["index"]
         if not (self.layout or self.range):
             del values["layout"], values["range"]
         for name in settings_marked(READING):

@@ -57,7 +57,9 @@ Weight: TypeAlias = Annotated[
     Annotated[NonNegative, Tag("number")] | Annotated[Ramp, Tag("ramp")],
     Discriminator(_kind_of_weight),
 ]
-Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
+DiscriminatorKind: TypeAlias = Literal[
+    "discriminator", "multiscale discriminator", "any discriminator"
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TermSchedule:
     weight: Weight
     first_step: int = 0  # its weight is 0 before; the default of `Ramp.start`
     step: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
-    needs: Need | None = None  # the kind of discriminator that it is computed with
+    needs: DiscriminatorKind | None = None  # the kind of discriminator that it is computed with
     is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
 
     @property

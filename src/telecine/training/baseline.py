@@ -15,7 +15,7 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
 from telecine.runs import Run
 from telecine.training.clips import Clips
-from telecine.training.logging import print_lines, print_warnings
+from telecine.training.logging import describe_metrics, print_lines, print_warnings
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300
@@ -182,8 +182,3 @@ def recorded_teacher(files: Run) -> dict[str, float]:
 def _recorded(files: Run, prefix: str) -> dict[str, float]:
     first: dict[str, float] = next(iter(files.history), {})
     return {name: value for name, value in first.items() if name.startswith(prefix)}
-
-
-def describe_metrics(metrics: Mapping[str, float]) -> str:
-    """Return the names and values of metrics in one line."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -14,11 +14,11 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
 from telecine.base.imports import is_class_path
 from telecine.discriminators.build import build_discriminators
-from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.models import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.context_parallel import split_over_processes
 from telecine.models.custom import CustomAutoencoder, build_custom
 from telecine.models.frozen_encoder import Student
-from telecine.models.load import build_custom_in, class_in, folder_without_weights, without_weights
+from telecine.models.load import is_custom
 from telecine.models.pretrained import check_tensors
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
@@ -76,9 +76,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=config.output_dir,
         kwargs_handlers=[process_group_settings(config.process_timeout)],
     )
-    accelerator.gradient_accumulation_steps = (
-        1  # losses are scaled here, whatever the launcher exports
-    )
+    # Losses are scaled here, whatever the launcher exports.
+    accelerator.gradient_accumulation_steps = 1
     if accelerator.device.type != device.type:
         got = f"{device.type} after {accelerator.device.type} in the same process"
         raise argument_error(
@@ -128,7 +127,10 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
             raise argument_error(
                 "trainable.weights", "all or decoder without `model`", "lora", remedy
             )
-        model = without_weights(config.model, config.causal_vae)
+        if config.model is None:
+            model = CausalVAE.from_config(config.causal_vae, "causal_vae")
+        else:
+            model = load_autoencoder(config.model, with_weights=False)
         if isinstance(model, Student):
             remedy = (
                 "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
@@ -176,13 +178,9 @@ def custom_module(
     if arguments:
         contract = "left out unless `model` is the dotted path of a class"
         raise argument_error("model_arguments", contract, describe(arguments), "Remove it.")
-    if name is None:
+    if name is None or not is_custom(name):
         return None
-    _, folder = folder_without_weights(name)
-    is_custom = "." in class_in(folder)
-    if not is_custom:
-        return None
-    return build_custom_in(folder) if random_weights else load_autoencoder(name)
+    return load_autoencoder(name, with_weights=not random_weights)
 
 
 def build_objective(
@@ -309,6 +307,7 @@ def build_state(
         shard(model)
     state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
     state.prediction = prediction
+    state.is_sharded = is_sharded
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.

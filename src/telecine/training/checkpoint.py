@@ -58,7 +58,7 @@ class PlainState(TypedDict):
 
 
 class Checkpointer:
-    """Saves and loads the state of a run. All processes have to call all methods but `close`.
+    """Saves and loads the state of a run. All processes have to call all methods but `take_error`.
 
     Saving copies the state to the memory of the host. The first process, or with sharded weights each its own shards,
     writes the copy in a thread while training continues. The next `save` or `wait` raises an error of a thread.
@@ -80,6 +80,7 @@ class Checkpointer:
         self.config = config
         self.files = Run(config.output_dir)
         self.saved_step: int | None = None
+        self._is_stale = False  # whether the next save also writes the step of the last one
         self.latents: LatentRecord | None = None
         self._is_main = is_main
         self._is_sharded = config.sharding != "none"
@@ -96,7 +97,7 @@ class Checkpointer:
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent that saved models carry. The next `save` also replaces that of this step."""
-        self._invalidate()
+        self._is_stale = True
         self.latents = LatentRecord(
             step=state.step,
             num_clips=self.config.latent_clips,
@@ -107,12 +108,13 @@ class Checkpointer:
 
     def save(self, state: TrainState) -> Path:
         """Copy the state, begin to write the checkpoint of this step unless it is saved, and return its folder."""
-        if self.saved_step != state.step:
+        if self.saved_step != state.step or self._is_stale:
             self.wait()
             self._copy(state)
             if self._is_main or self._is_sharded:
                 self._written = self._executor.submit(self._write, self._plain_state(state))
             self.saved_step = state.step
+            self._is_stale = False
         return self.files.checkpoints.path(state.step)
 
     @property
@@ -130,22 +132,18 @@ class Checkpointer:
         Raises:
             BaseException: The error of the last save, on every process, such as a `DivergenceError` or an `OSError`.
         """
-        (error,) = broadcast_object_list([self.close()])
+        (error,) = broadcast_object_list([self.take_error()])
         if error is not None:
-            self._invalidate()
+            self._is_stale = True
             raise error
 
-    def close(self) -> BaseException | None:
-        """Wait until the thread of this process is done, and return the error that nothing has raised yet."""
+    def take_error(self) -> BaseException | None:
+        """Wait until the thread of this process is done, and return its error, which is then no longer raised."""
         if self._written is None:
             return None
         error = self._written.exception()
         self._written = None
         return error
-
-    def _invalidate(self) -> None:
-        """Let the next `save` write a checkpoint, also of the step of the last one."""
-        self.saved_step = None
 
     def _copy(self, state: TrainState) -> None:
         tensors = {
@@ -287,6 +285,7 @@ class Checkpointer:
             )
         state.step = plain["step"]
         self.saved_step = state.step
+        self._is_stale = False
         return describe_changes(self.config, folder, plain, accelerator.num_processes)
 
 

@@ -1,11 +1,13 @@
 """The clips of a run: the videos that it uses, what is held out, and the batches of each update."""
 
+import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 from accelerate.utils import gather_object
 
 from telecine.base.checks import argument_error, count, count_files
@@ -25,10 +27,18 @@ from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
 from telecine.data.index import index_video, index_videos
 from telecine.data.index_cache import num_bytes
+from telecine.data.index_store import IndexStore
+from telecine.data.load_table import load_table
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
-from telecine.data.validation import read_validation_clips, without_held_out
+from telecine.data.table import SpanTable, are_images, file_numbers, select
+from telecine.data.table_holdout import split_table, without_held_out_files
+from telecine.data.validation import (
+    index_validation_spans,
+    read_validation_clips,
+    without_held_out,
+)
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
@@ -39,6 +49,8 @@ from telecine.training.distributed import barrier_without_time_limit, rank
 from telecine.training.latent_cache import LatentCache
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,13 +81,12 @@ class Clips:
         Hashes identify the files to train on, and the clips that the run validates on.
         """
         spans = self.train.spans
-        sizes = {path: num_bytes(path) for path in {span.info.source for span in spans}}
-        files = sha256()
-        content = sha256()
-        for span in spans:
-            path = span.info.source
-            files.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
-            content.update(f"{span.info.digest}\n".encode())
+        if isinstance(spans, SpanTable):
+            num_frames_to_train = int(spans.num_frames.sum())
+            data_sha256, content_sha256 = spans.sha256()
+        else:
+            num_frames_to_train = sum(span.num_frames for span in spans)
+            data_sha256, content_sha256 = _digest_spans(spans)
         # The hash that `telecine evaluate` records.
         hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in self.val]
         _, num_frames, height, width = self.val[0]["video"].shape
@@ -83,28 +94,44 @@ class Clips:
             "num_videos": self.num_videos,
             "num_images": self.num_images,
             "num_skipped": self.num_skipped,
-            "num_frames": sum(span.num_frames for span in spans),
+            "num_frames": num_frames_to_train,
             "validation": ValidationClips(
                 len(hashes), num_frames, height, width, clips_sha256(hashes)
             ),
-            "data_sha256": files.hexdigest(),
-            "content_sha256": content.hexdigest(),
+            "data_sha256": data_sha256,
+            "content_sha256": content_sha256,
             "held_out": self.held_out,
         }
+
+
+def _digest_spans(spans: Sequence[Span]) -> tuple[str, str]:
+    """Return hashes of the names, sizes and frames of indexed files, and of their content."""
+    sizes = {path: num_bytes(path) for path in {span.info.source for span in spans}}
+    files = sha256()
+    content = sha256()
+    for span in spans:
+        path = span.info.source
+        files.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+        content.update(f"{span.info.digest}\n".encode())
+    return files.hexdigest(), content.hexdigest()
 
 
 @dataclass(frozen=True)
 class Spans:
     """The frames of a data set."""
 
-    usable: list[Span]
+    usable: Sequence[Span]
     """Of all videos and images that can be decoded, in order."""
-    train: list[Span]
-    held_out: list[Span]
+    train: Sequence[Span]
+    held_out: Sequence[Span]
     skipped: list[Skipped]
     """Files that cannot be decoded, and lines of a list without frames."""
     num_short: int
     """Videos that are shorter than a clip."""
+    store: IndexStore | None = None
+    """Indexes the files of `usable` and `train` if they are tables."""
+    val_store: IndexStore | None = None
+    """The same for `held_out`."""
 
     @classmethod
     def find(
@@ -113,13 +140,19 @@ class Spans:
         val_data: str | Sequence[str] | None,
         config: ClipConfig,
     ) -> "Spans":
-        """Find, index and split the videos and images of a data set.
+        """Find, index and split the videos and images of a data set. With `config.index` "lazy", headers are read only.
 
         Args:
             data: The data to train on, see `TrainConfig.data`; by default the sample videos.
             val_data: The data to validate on, see `TrainConfig.val_data`; by default a part of `data`.
             config: The settings of the clips.
         """
+        if config.index == "lazy" and data is not None:
+            spans = cls._find_lazily(data, val_data, config)
+            if spans is not None:
+                return spans
+            logger.info("all videos are indexed: the end of each is held out, because they are few")
+        usable: Sequence[Span]
         if data is None:
             infos, skipped = index_videos(
                 sample_videos(), index=lambda path: index_video(path, config=config)
@@ -129,13 +162,51 @@ class Spans:
             usable, skipped = load_spans(data, config)
         num_short = log_too_short(usable, ClipFrames.shortest(config))
         if val_data is None:
-            to_split = [span for span in usable if span.info.is_image or config.image_ratio < 1]
-            train, held_out = split_videos(to_split or usable, config)
+            train, held_out = split_videos(_to_split(usable, config), config)
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
             held_out, _ = load_spans(val_data, config, name="val_data")
             train = without_held_out(usable, held_out)
         return cls(usable, train, held_out, skipped, num_short)
+
+    @classmethod
+    def _find_lazily(
+        cls, data: str | Sequence[str], val_data: str | Sequence[str] | None, config: ClipConfig
+    ) -> "Spans | None":
+        """Find and split videos and images by their headers; None if the end of each has to be held out."""
+        table = load_table(data, config)
+        if val_data is None:
+            to_split = _to_split(table.spans, config)
+            assert isinstance(to_split, SpanTable)
+            split = split_table(to_split, config)
+            if split is None:
+                return None
+            train, held_out = split
+            val_store = table.store
+            warn_of_held_out(train, held_out, config.val_fraction)
+        else:
+            val_table = load_table(val_data, config, name="val_data")
+            held_out = val_table.spans
+            val_store = val_table.store
+            train = without_held_out_files(table.spans, held_out)
+        num_short = table.log_too_short(ClipFrames.shortest(config))
+        return cls(
+            table.spans,
+            train,
+            held_out,
+            table.skipped,
+            num_short,
+            store=table.store,
+            val_store=val_store,
+        )
+
+
+def _to_split(spans: Sequence[Span], config: ClipConfig) -> Sequence[Span]:
+    """Return the spans of which some are held out: no videos if all clips are images."""
+    if config.image_ratio < 1:
+        return spans
+    images = np.flatnonzero(are_images(spans))
+    return select(spans, images) if len(images) > 0 else spans
 
 
 def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset) -> Clips:
@@ -205,27 +276,32 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         # Without zoom, as `telecine evaluate` reads clips.
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
-        val = read_validation_clips(spans.held_out, val_config, config.val_clips, name=val_name)
-        train = ClipDataset(spans.train, config.clips, seed=config.seed)
+        held_out = spans.held_out
+        if isinstance(held_out, SpanTable) and spans.val_store is not None:
+            held_out = index_validation_spans(
+                held_out, spans.val_store, val_config, config.val_clips
+            )
+        val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
+        train = ClipDataset(spans.train, config.clips, seed=config.seed, store=spans.store)
         # Again, as data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
-    is_image = {span.info.source: span.info.is_image for span in spans.usable}
-    num_images = sum(is_image.values())
-    num_videos = len(is_image) - num_images - spans.num_short
+    _, first_places = np.unique(file_numbers(spans.usable), return_index=True)
+    num_images = int(are_images(spans.usable)[first_places].sum())
+    num_videos = len(first_places) - num_images - spans.num_short
     if train.image_ratio == 0:
         num_images = 0
     if train.image_ratio == 1:
         num_videos = 0
-    held_out = ""
+    description = ""
     if config.val_data is None:
-        held_out = describe_held_out(spans.train, spans.held_out)
+        description = describe_held_out(spans.train, spans.held_out)
     clips = Clips(
         train=train,
         val=val,
         num_videos=num_videos,
         num_images=num_images,
         num_skipped=len(spans.skipped) + spans.num_short,
-        held_out=held_out,
+        held_out=description,
     )
     if num_ranks() > 1:
         check_same_data(clips.recorded())

@@ -51,6 +51,11 @@ def print_warnings(console: Console, warnings: Iterable[str]) -> None:
         console.print(f"warning: {warning}", soft_wrap=True)
 
 
+def describe_metrics(metrics: Mapping[str, float]) -> str:
+    """Return the names and values of metrics in one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
 def check_names_of_objective(log: Iterable[str]) -> None:
     """Check that no value of the objective, such as an auxiliary loss, has the name of a value that training logs.
 

@@ -10,7 +10,6 @@ from telecine.data import ClipBatchSampler
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.settings import OptimizerConfig
-from telecine.training.baseline import describe_metrics
 from telecine.training.checkpoint import best_step
 from telecine.training.clips import read_batches, read_next
 from telecine.training.diagnostics import EMA_BEHIND
@@ -18,7 +17,7 @@ from telecine.training.distributed import any_rank
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import LatentCache, fill_latent_cache
 from telecine.training.latent_statistics import describe_change, measure_latents
-from telecine.training.logging import Monitor, print_lines, print_warnings
+from telecine.training.logging import Monitor, describe_metrics, print_lines, print_warnings
 from telecine.training.prepare import TrainingRun
 from telecine.training.start import newest_checkpoint
 from telecine.training.state import LR_FACTOR, Rollback
@@ -154,7 +153,7 @@ def validate(run: TrainingRun, check: CheckStop) -> None:
         # Before the record, which ends the validation.
         write_clips(run.files, state.step, result.clips, fps=result.fps)
     record = {f"val/{name}": value for name, value in result.metrics.items()}
-    record |= run.linear | run.teacher | gap
+    record |= run.linear_metrics | run.teacher_metrics | gap
     record |= {f"latent/{name}": value for name, value in result.latent.items()}
     run.records.add(state, record)
     if run.is_main:

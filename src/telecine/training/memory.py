@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.memory_counter import MemoryCounter
@@ -22,9 +23,8 @@ from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
 from telecine.models.frozen_encoder import FrozenEncoderModel, Student
 from telecine.models.interface import check_channels
-from telecine.models.load import without_weights
+from telecine.models.load import is_custom, load_autoencoder
 from telecine.models.transfer import check_source
-from telecine.objective.weights import WeightSchedule
 from telecine.ops.ranks import ContextGroup, using_context_group
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
@@ -33,7 +33,7 @@ from telecine.training.distributed import fsdp_blocks
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
 from telecine.training.optimizers import parameters_of
 from telecine.training.state import TrainState
-from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
+from telecine.training.step import MicroBatch, clip_gradients, compute_gradients
 from telecine.training.update_memory import (
     AUTOENCODER,
     AVERAGE,
@@ -113,39 +113,12 @@ def plan_update(
             model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False
         )
         state = new_state(optimizer, accelerator, model, objective, last_layer, seed=config.seed)
-        state.step = step_with_most_terms(objective.schedule)
+        state.step = objective.schedule.step_with_most_terms()
         shape = (config.clips_per_pass, config.clips.num_channels, *bucket.shape)
         memory = _count_update(
             state, counter, [shape] * config.gradient_accumulation_steps, device_type
         )
     return replace(memory, num_clips=config.clips_per_pass)
-
-
-def step_with_most_terms(schedule: WeightSchedule, num_steps: int | None = None) -> int:
-    """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
-
-    Args:
-        schedule: The weights of all terms.
-        num_steps: If not `None`, the step is before this one, and the penalty may be off.
-    """
-    changes = [schedule.disc_start, schedule.disc_train_start]
-    for term in schedule.terms.values():
-        changes.append((term.ramp.start or 0) + term.ramp.steps)
-    every = schedule.penalty_every
-    candidates = set()
-    for change in changes:
-        # The first step with a penalty from each change on, and the last one before it: a ramp may end at 0.
-        candidates.add(math.ceil(change / every) * every)
-        candidates.add(max(0, change - 1) // every * every)
-    if num_steps is not None:
-        candidates = {min(step, num_steps - 1) for step in candidates}
-    # First, the discriminators train if they ever do; then as few terms as possible are off; then it is late.
-    with_discriminators = {step for step in candidates if step >= schedule.disc_train_start}
-    if with_discriminators:
-        candidates = with_discriminators
-    num_off = {step: len(schedule.off_at(step)) for step in candidates}
-    fewest = min(num_off.values())
-    return max(step for step in candidates if num_off[step] == fewest)
 
 
 def _count_update(
@@ -166,10 +139,7 @@ def _count_update(
         batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
     weights = state.objective.schedule.at(state.step)
     with counter.counting(LOSSES):
-        for batch in batches:
-            accumulate_gradients(
-                state, batch, weights, 1 / len(batches), is_last=batch is batches[-1]
-            )
+        compute_gradients(state, batches, weights)
     with counter.counting(OPTIMIZER):
         for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
             for group in optimizer.param_groups:  # as `adamw` chooses
@@ -212,12 +182,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     if config.init is not None:  # which changes no shape
         check_source(config.init)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        published = read_json(PUBLISHED).get(config.model or "")
-        if published is None or Path(config.model or "").exists():
-            random = without_weights(config.model, config.causal_vae)
-        else:
-            diffusers = cast(Any, import_module("telecine.models.diffusers"))
-            random = diffusers.DiffusersAutoencoder.from_config(published)
+        random = _random_autoencoder(config)
         if config.model is not None and random.in_channels != config.clips.num_channels:
             random = random.with_channels(config.clips.num_channels)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
@@ -230,9 +195,24 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     return model
 
 
+def _random_autoencoder(config: TrainConfig) -> VideoAutoencoder:
+    if config.model is None:
+        return CausalVAE.from_config(config.causal_vae, "causal_vae")
+    published = read_json(PUBLISHED).get(config.model)
+    if published is not None and not Path(config.model).exists():
+        diffusers = cast(Any, import_module("telecine.models.diffusers"))
+        return cast(VideoAutoencoder, diffusers.DiffusersAutoencoder.from_config(published))
+    if is_custom(config.model):
+        contract = "one of telecine or diffusers to be planned"
+        got = f"{config.model}, a custom module"
+        remedy = "Use `telecine train --dry_run`, which measures one update."
+        raise argument_error("model", contract, got, remedy)
+    return load_autoencoder(config.model, with_weights=False)
+
+
 @dataclass
 class _FakeAccelerator:
-    """The part of Accelerate's class that `accumulate_gradients` needs. Without a dtype, autocast is off."""
+    """The part of Accelerate's class that `compute_gradients` needs. Without a dtype, autocast is off."""
 
     counter: MemoryCounter
     dtype: torch.dtype | None

@@ -61,10 +61,9 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
                 fitting = min(fitting, MAX_ON_CPU)
             if fitting == 0:
                 needed = in_gib(plan.memory_for(1) / USED_FRACTION)
-                got = f"{in_gib(memory)}, and one clip needs {needed}"
-                raise argument_error(
-                    "memory", "enough for one clip", got, plan.describe_largest_part(config)
-                )
+                contract = f"at least the {needed} that one clip needs"
+                remedy = plan.describe_largest_part(config)
+                raise argument_error("the free memory", contract, in_gib(memory), remedy)
         return fitting
 
     return on_first_process(search, accelerator)
@@ -89,8 +88,8 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
     plan = plan_update(config, device_type="cpu")
     memory = free_memory(torch.device("cpu")) // num_processes
     if plan.peak > memory:
-        got = f"{in_gib(memory)}, and an update needs {in_gib(plan.peak)} by its plan"
-        raise argument_error("memory", "enough for an update on the CPU", got, _DEMO_IS_SMALLER)
+        contract = f"at least the {in_gib(plan.peak)} that an update needs by its plan"
+        raise argument_error("the free memory", contract, in_gib(memory), _DEMO_IS_SMALLER)
     text = f"on this CPU an update needs {in_gib(plan.peak)} and {plan.flops / 1e12:.3g} TFLOP"
     if plan.flops > _MAX_FLOPS_ON_CPU:
         return f"warning: {text}: these settings are sized for a GPU. {_DEMO_IS_SMALLER}"

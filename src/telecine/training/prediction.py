@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
-from telecine.base.randomness import Generators, host_rand
+from telecine.base.randomness import Generators, numbers_for_batch
 from telecine.base.shapes import Video
 from telecine.losses import AuxLosses
 from telecine.models import LatentAutoencoder, Posterior, VideoAutoencoder
@@ -45,7 +45,7 @@ class Prediction:
         """
         num_frames = video.shape[2]
         lengths = self.lengths.get(tuple(video.shape[2:]), [num_frames])  # images lose nothing
-        (drawn,) = host_rand(1, generator, "predictive")
+        (drawn,) = numbers_for_batch("predictive", count=1, generator=generator)
         num_dropped = math.floor(drawn * len(lengths))
         posterior = autoencoder.encode(video[:, :, : lengths[num_dropped]])
         if num_dropped == 0:

@@ -91,9 +91,9 @@ class TrainingRun:
     latent_cache: LatentCache | None
     perceptual: dict[str, nn.Module]
     """The perceptual metrics of a validation by name."""
-    linear: dict[str, float]
+    linear_metrics: dict[str, float]
     """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
-    teacher: dict[str, float]
+    teacher_metrics: dict[str, float]
     """Those of a student's teacher, likewise; empty for a model without one."""
     first_normalisation: Normalisation
     """The normalisation of the latent before training."""
@@ -118,7 +118,7 @@ class TrainingRun:
 
     def close(self) -> None:
         """Wait for the last checkpoint, flush the trackers, free the networks, and release the folder."""
-        error = self.checkpointer.close()
+        error = self.checkpointer.take_error()
         if error is not None:  # another error ended the run before this one was raised
             print_warnings(self.console, [str(error)])
         del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
@@ -166,7 +166,8 @@ def prepare(
         print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
     with ExitStack() as undo:  # what is undone if an error ends this
         undo.callback(leave_context_group)
-        folder = LockedFolder(config, accelerator, steal=steal_lock)
+        folder = LockedFolder(config.output_dir)
+        folder.lock(config.data, accelerator, steal=steal_lock)
         undo.callback(folder.release)
         start = find_start(
             config, autoencoder, folder.files, accelerator, console, change_data=change_data
@@ -229,7 +230,7 @@ def _build(
 
     # The metrics of a validation, and the linear baseline, from which new weights start.
     perceptual = _perceptual_metrics(config, console, device)
-    linear: dict[str, float] = {}
+    linear_metrics: dict[str, float] = {}
     teacher_metrics: dict[str, float] = {}
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
         if is_main and not is_resumed:
@@ -237,7 +238,7 @@ def _build(
             # In the first process alone: `build_state` copies its weights to the others.
             _start_from_linear_maps(config, built, baseline, clips, console, device, teacher)
             if baseline is not None and config.linear_baseline:
-                linear = measure_baseline(baseline, clips.val, perceptual, console, device)
+                linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
     first_normalisation = model.latent_normalisation()
@@ -266,19 +267,11 @@ def _build(
         copied=built.copied,
         networks={**networks, **built.init_digest},
         **data,
-    )
-    records = Records(
-        config,
-        accelerator,
-        console,
-        state,
-        summary=summary,
-        before=start.summary,
-        is_resumed=is_resumed,
-        start=start_time,
-    )
-    if is_main and is_resumed and records.summary.validated_from == 0:
-        linear = recorded_linear(folder.files)
+    ).after(start.summary, state.step)
+    records = Records(config, accelerator, console, summary, start_time=start_time)
+    records.open(state, has_summary=start.summary is not None, is_resumed=is_resumed)
+    if is_main and is_resumed and summary.validated_from == 0:
+        linear_metrics = recorded_linear(folder.files)
         teacher_metrics = recorded_teacher(folder.files)
     run = TrainingRun(
         config=config,
@@ -292,8 +285,8 @@ def _build(
         records=records,
         latent_cache=latent_cache,
         perceptual=perceptual,
-        linear=linear,
-        teacher=teacher_metrics,
+        linear_metrics=linear_metrics,
+        teacher_metrics=teacher_metrics,
         first_normalisation=first_normalisation,
         hub_repository=hub_repository,
     )

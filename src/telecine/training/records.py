@@ -20,7 +20,7 @@ from telecine.training.trackers import drop_after, start_trackers
 
 
 class Records:
-    """The records of a run, in its folder and in its trackers, which this starts. Only the first process writes them.
+    """The records of a run, in its folder and in its trackers. Only the first process writes them.
 
     Every process has to make one, and to call its methods.
 
@@ -28,11 +28,8 @@ class Records:
         config: The settings of the run.
         accelerator: The handle of the trackers.
         console: Where warnings are printed.
-        state: The state from which the run trains on.
-        summary: The size and the data of the run.
-        before: The summary of the run before it was resumed. `None` for a new run, or if the file was damaged.
-        is_resumed: Whether the state is that of a checkpoint. Otherwise all earlier records are removed.
-        start: When this process started the run, in seconds of `time.monotonic()`.
+        summary: The size and the data of the run, with the time and the memory until this process started it.
+        start_time: When this process started the run, in seconds of `time.monotonic()`.
     """
 
     def __init__(
@@ -40,36 +37,46 @@ class Records:
         config: TrainConfig,
         accelerator: Accelerator,
         console: Console,
-        state: TrainState,
-        *,
         summary: RunSummary,
-        before: RunSummary | None,
-        is_resumed: bool,
-        start: float,
+        *,
+        start_time: float,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.console = console
         self.files = Run(config.output_dir)
-        self.summary = summary.after(before, state.step)
-        self.start = start
+        self.summary = summary
+        self.start_time = start_time
         self.diagnostics: Diagnostics | None = None
-        if accelerator.is_main_process:
-            self.files.write_environment(environment(accelerator.device))
+
+    def open(self, state: TrainState, *, has_summary: bool, is_resumed: bool) -> None:
+        """Remove the records after the state's step, write what the run starts with, and start the trackers.
+
+        Args:
+            state: The state from which the run trains on.
+            has_summary: Whether the folder has an intact summary, which is replaced at the first record.
+            is_resumed: Whether the state is that of a checkpoint. Otherwise all earlier records are removed.
+        """
+        if self.accelerator.is_main_process:
+            self.files.write_environment(environment(self.accelerator.device))
             # A finished run keeps the settings that it was trained with.
-            if state.step < config.steps:
-                write_settings(self.files.folder, config)
+            if state.step < self.config.steps:
+                write_settings(self.files.folder, self.config)
                 if self.summary.validated_from > state.step:
                     text = "other held-out clips: earlier validations and the linear baseline no longer count"
-                    print_warnings(console, [text])
-            if before is None:
+                    print_warnings(self.console, [text])
+            if not has_summary:
                 self.files.write_summary(self.summary)
-        self._remove_after(state.step if is_resumed else -1, state)
         resumed_at = state.step if is_resumed else None
+        self._remove_after(-1 if resumed_at is None else resumed_at, state)
         start_all = partial(
-            start_trackers, accelerator, plain_settings(config), self.files, resumed_at
+            start_trackers,
+            self.accelerator,
+            plain_settings(self.config),
+            self.files,
+            resumed_at,
         )
-        on_first_process(start_all, accelerator)
+        on_first_process(start_all, self.accelerator)
 
     def _remove_after(self, step: int, state: TrainState) -> None:
         """Remove the records after a step, and restart the diagnostics with the records that are left."""
@@ -92,6 +99,6 @@ class Records:
             self.accelerator.log(dict(values), step=state.step)
             self.diagnostics.check(state.step, values)
             self.files.write_summary(
-                self.summary.until_now(self.start, peak_memory(self.accelerator.device))
+                self.summary.until_now(self.start_time, peak_memory(self.accelerator.device))
             )
         state.num_records += 1

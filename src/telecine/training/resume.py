@@ -14,7 +14,7 @@ from telecine.data.paths import paths_of
 from telecine.models.pretrained import digest_of_tensors
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.saved_settings import flat_settings, plain_settings, read_saved_settings
-from telecine.settings import ObjectiveConfig, Ramp, TrainConfig
+from telecine.settings import ClipConfig, ObjectiveConfig, Ramp, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
 from telecine.settings.data import HELD_OUT, settings_marked
 from telecine.settings.parse import flat_items, nested
@@ -64,7 +64,7 @@ class SavedSettings:
         self.values = read_saved_settings(folder)
 
     def as_started(self, config: TrainConfig) -> tuple[TrainConfig, list[str], list[str]]:
-        """Return settings in which those stay that a run keeps from its start, with warnings and notes about them.
+        """Return `config` with the settings that a run keeps from its start, and warnings and notes about them.
 
         These say where weights start, or have had other defaults in older versions. A value that is the default cannot
         be told from one that was typed: the saved value takes its place, so that the same command resumes the run, and
@@ -73,38 +73,47 @@ class SavedSettings:
         Args:
             config: The settings of the run that resumes.
         """
-        warnings: list[str] = []
-        notes: list[str] = []
-        init = self.values.get("init")
         disc_init = self.values.get("discriminator", {}).get("init")
-        for name, now, first in (
-            ("init", config.init, init),
-            ("discriminator.init", config.discriminator.init, disc_init),
-        ):
-            if now != first:
-                warnings.append(f"`{name}` stays {first!r}, as the run started")
-        clips: dict[str, Any] = {}
-        for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
-            saved = self.values.get("clips", {}).get(name)
-            if saved == earlier and getattr(config.clips, name) != earlier:
-                clips[name] = earlier
-                notes.append(f"`clips.{name}` stays {earlier!r}, as the run started")
-        flow: dict[str, Any] = {}
-        for name, first in self.values.get("causal_vae", {}).get("flow", {}).items():
-            is_setting = hasattr(config.causal_vae.flow, name)
-            if is_setting and getattr(config.causal_vae.flow, name) == getattr(FlowConfig, name):
-                flow[name] = first
-        causal_vae = replace(config.causal_vae, flow=replace(config.causal_vae.flow, **flow))
-        if causal_vae != config.causal_vae and causal_vae.decoder == "flow":
-            notes.append("the levels of noise of `causal_vae.flow` stay as the run started")
+        causal_vae = replace(config.causal_vae, flow=self._flow_as_started(config.causal_vae.flow))
         as_started = replace(
             config,
-            init=init,
+            init=self.values.get("init"),
             discriminator=replace(config.discriminator, init=disc_init),
-            clips=replace(config.clips, **clips),
+            clips=self._clips_as_started(config.clips),
             causal_vae=causal_vae,
         )
+        warnings: list[str] = []
+        if as_started.init != config.init:
+            warnings.append(f"`init` stays {as_started.init!r}, as the run started")
+        if disc_init != config.discriminator.init:
+            warnings.append(f"`discriminator.init` stays {disc_init!r}, as the run started")
+        notes: list[str] = []
+        for name in DEFAULTS_OF_OLD_RUNS:
+            value = getattr(as_started.clips, name)
+            if value != getattr(config.clips, name):
+                notes.append(f"`clips.{name}` stays {value!r}, as the run started")
+        if causal_vae != config.causal_vae and causal_vae.decoder == "flow":
+            notes.append("the levels of noise of `causal_vae.flow` stay as the run started")
         return as_started, warnings, notes
+
+    def _clips_as_started(self, clips: ClipConfig) -> ClipConfig:
+        """Return settings of clips with the values that stand for what older versions did, if the run has them."""
+        saved = self.values.get("clips", {})
+        kept: dict[str, Any] = {
+            name: earlier
+            for name, earlier in DEFAULTS_OF_OLD_RUNS.items()
+            if saved.get(name) == earlier
+        }
+        return replace(clips, **kept)
+
+    def _flow_as_started(self, flow: FlowConfig) -> FlowConfig:
+        """Return the levels of noise with the saved values in place of defaults."""
+        kept: dict[str, Any] = {}
+        for name, value in self.values.get("causal_vae", {}).get("flow", {}).items():
+            is_setting = hasattr(flow, name)  # otherwise of another version
+            if is_setting and getattr(flow, name) == getattr(FlowConfig, name):
+                kept[name] = value
+        return replace(flow, **kept)
 
     def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, except the model and the folder.
@@ -168,33 +177,24 @@ class SavedSettings:
             ValueError: The data is other data, or the held-out clips differ with the same settings: metrics would not
                 compare.
         """
-        now = plain_settings(config)
-        is_same = False
-        if before is not None and not now["val_data"]:
-            is_same_content = before.content_sha256 in ("", data["content_sha256"])
-            is_same_files = before.data_sha256 == data["data_sha256"] and is_same_content
-            is_same = is_same_files and before.validation == data["validation"]
-        self.check_data(config, may_be_same=is_same)
         if before is None:
+            self.check_data(config, may_be_same=False)
             return []
-        pairs = {
-            "videos": (before.num_videos, data["num_videos"]),
-            "images": (before.num_images, data["num_images"]),
-            "skipped files": (before.num_skipped, data["num_skipped"]),
-            "frames": (before.num_frames, data["num_frames"]),
-        }
-        changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
-        if not changes and before.data_sha256 not in ("", data["data_sha256"]):
-            changes = ["files of other sizes, names or frames"]
-        elif not changes and before.content_sha256 not in ("", data["content_sha256"]):
-            changes = ["files of the same sizes with other content"]
-        if before.validation != data["validation"] and _clip_choice(self.values) == _clip_choice(
-            now
-        ):
-            self._check_model(config)
-            got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
-            remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
-            raise argument_error("data", f"that of {self.folder}", got, remedy)
+        has_same_files = before.data_sha256 == data["data_sha256"]
+        has_same_content = before.content_sha256 in ("", data["content_sha256"])
+        has_same_held_out = before.validation == data["validation"]
+        is_same = has_same_files and has_same_content and has_same_held_out
+        self.check_data(config, may_be_same=is_same and not config.val_data)
+        # Hashes of headers do not compare with those of indexed files.
+        has_same_index = self.values["clips"].get("index", "ahead") == config.clips.index
+        changes = _changes_of_data(before, data, with_hashes=has_same_index)
+        if not has_same_held_out:
+            now = plain_settings(config)
+            if _clip_choice(self.values) == _clip_choice(now):
+                self._check_model(config)
+                got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
+                remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
+                raise argument_error("data", f"that of {self.folder}", got, remedy)
         return changes
 
     def check_frozen_networks(
@@ -241,10 +241,8 @@ class SavedSettings:
             ValueError: Such a setting differs. The error names the first one.
         """
         if "gan" not in self.values["objective"]:
-            contract, got = (
-                "a new folder or a run of this version",
-                f"{self.folder}, written by an older version",
-            )
+            contract = "a new folder or a run of this version"
+            got = f"{self.folder}, written by an older version"
             raise argument_error("output_dir", contract, got, "Use another --output_dir.")
         # An older version lacks new settings.
         saved = _network_settings(plain_settings(TrainConfig()))
@@ -293,6 +291,32 @@ def describe_changes(
     if changes:
         notes.append(f"settings changed since the checkpoint: {', '.join(changes)}")
     return notes
+
+
+def _changes_of_data(
+    before: RunSummary, data: Mapping[str, Any], *, with_hashes: bool
+) -> list[str]:
+    """Return what differs between the data of a run before it was resumed and now.
+
+    Args:
+        before: The summary of the run before it was resumed. Older versions have recorded no hashes.
+        data: What `Clips.recorded` returns.
+        with_hashes: Whether hashes of files are compared if no number differs.
+    """
+    pairs = {
+        "videos": (before.num_videos, data["num_videos"]),
+        "images": (before.num_images, data["num_images"]),
+        "skipped files": (before.num_skipped, data["num_skipped"]),
+        "frames": (before.num_frames, data["num_frames"]),
+    }
+    changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
+    if changes or not with_hashes:
+        return changes
+    if before.data_sha256 not in ("", data["data_sha256"]):
+        return ["files of other sizes, names or frames"]
+    if before.content_sha256 not in ("", data["content_sha256"]):
+        return ["files of the same sizes with other content"]
+    return []
 
 
 def _clip_choice(settings: dict[str, Any]) -> list[Any]:

@@ -40,7 +40,6 @@ from telecine.training.hub import upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.logging import print_warnings
 from telecine.training.loop import train_to_the_end, validate
-from telecine.training.memory import step_with_most_terms
 from telecine.training.memory_limits import out_of_memory
 from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
@@ -153,8 +152,7 @@ def _check_config(config: TrainConfig) -> None:
     check_functions(
         config.objective, sharding=config.sharding, max_dropped=config.predictive.max_dropped
     )
-    if config.discriminator.video not in ("features", "none"):
-        choose_video(config.discriminator)
+    choose_video(config.discriminator)
 
 
 def finish(run: TrainingRun) -> TrainResult:
@@ -275,7 +273,7 @@ def _update_once(run: TrainingRun, stop: StopRequest) -> DryRunResult:
     config = run.config
     state = run.state
     schedule = WeightSchedule(config.objective)
-    step = step_with_most_terms(schedule, config.steps)
+    step = schedule.step_with_most_terms(config.steps)
     state.step = step
     batches = read_batches(
         config, state, run.clips.train, run.latent_cache, should_stop=lambda: stop.is_set

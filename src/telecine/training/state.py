@@ -122,6 +122,8 @@ class TrainState:
     """The number of updates done."""
     log_means: IntervalMeans = field(default_factory=IntervalMeans)
     """The means of the values since the last record."""
+    is_sharded: bool = False
+    """Whether the autoencoder's weights are sharded over processes (FSDP2)."""
     num_records: int = 0
     """The number of records in `metrics.jsonl`."""
     rollbacks: list[Rollback] = field(default_factory=list)
@@ -135,13 +137,8 @@ class TrainState:
             optimizers["disc_optimizer"] = self.disc_optimizer
         return optimizers
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the autoencoder's weights are sharded over processes."""
-        return hasattr(self.model, "set_requires_gradient_sync")  # which FSDP2 adds to a module
-
     @contextmanager
-    def averaged_gradients(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:
+    def gradient_sync(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:
         """Run the forward and backward pass of a micro-batch in the `with` block.
 
         After the last micro-batch of an update, the gradients are averages over the processes.

@@ -77,13 +77,7 @@ def train_step(
         TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it.
     """
     weights = state.objective.schedule.at(state.step)
-    logs: list[dict[str, Tensor]] = []
-    with shared_spectral_norms():
-        for batch in batches:
-            is_last = batch is batches[-1]
-            logs.append(
-                accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last)
-            )
+    logs = compute_gradients(state, batches, weights)
     try:
         log = finite_values(_mean_over_batches(logs), state.step)
     except DivergenceError:
@@ -103,84 +97,63 @@ def train_step(
     return log
 
 
-def _encoded_mode(autoencoder: VideoAutoencoder, video: Tensor) -> Tensor:
-    return autoencoder.encode(video).mode()
-
-
-def accumulate_gradients(
-    state: TrainState, batch: MicroBatch, weights: Weights, scale: float, *, is_last: bool
-) -> dict[str, Tensor]:
-    """Add the gradients of a micro-batch to those of the networks.
-
-    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: all those of
-    the discriminators, with the double backward of a penalty, and those of LPIPS and of the generator's loss for the
-    reconstruction. `accelerator.backward` then scales and adds them, and runs through the autoencoder alone.
+def compute_gradients(
+    state: TrainState, batches: Sequence[MicroBatch], weights: Weights
+) -> list[dict[str, Tensor]]:
+    """Compute the gradients of both networks for the mean loss of micro-batches.
 
     Args:
-        state: The networks.
-        batch: Clips that pass through the networks together.
+        state: The networks, which have no gradients yet.
+        batches: The micro-batches of this process.
         weights: The weights of all terms at this step.
-        scale: The factor of the gradients: 1 over the number of micro-batches.
-        is_last: Whether it is the last micro-batch of the update, after which the autoencoder's gradients are averaged
-            over the processes.
 
     Returns:
-        The log of the micro-batch, in float32.
+        The log of each micro-batch, in float32.
 
     Raises:
         ValueError: If the autoencoder computes without gradients.
     """
-    objective = state.objective
-    autoencoder = state.autoencoder
-    last_layer = state.last_layer
+    logs: list[dict[str, Tensor]] = []
+    with shared_spectral_norms():
+        for batch in batches:
+            is_last = batch is batches[-1]
+            logs.append(
+                _accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last)
+            )
+    return logs
+
+
+def _accumulate_gradients(
+    state: TrainState, batch: MicroBatch, weights: Weights, scale: float, *, is_last: bool
+) -> dict[str, Tensor]:
+    """Add `scale` times the gradients of a micro-batch to those of the networks, and return its log.
+
+    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: all those of
+    the discriminators, with the double backward of a penalty, and those of LPIPS and of the generator's loss for the
+    reconstruction. `accelerator.backward` then scales and adds them, and runs through the autoencoder alone.
+    """
+    if isinstance(state.last_layer, LayerActivations):
+        state.last_layer.clear()
     generators = clip_generators(state.seed, batch.clips, batch.inputs.device)
-    if isinstance(last_layer, LayerActivations):
-        last_layer.clear()
     # Single frames, which a prediction may encode, leave weights that mix frames without a gradient.
     has_single_frames = batch.inputs.shape[2] == 1 or state.prediction is not None
-    has_unused = has_single_frames or autoencoder.leaves_weights_unused
-    with state.averaged_gradients(is_last=is_last, has_unused=has_unused):
+    has_unused = has_single_frames or state.autoencoder.leaves_weights_unused
+    with state.gradient_sync(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
             output = _reconstruct(state, batch, generators)
-            target = batch.inputs if output.target is None else output.target
-
-            # The losses of both networks.
             gradient = ReconstructionGradient()
-            decode: Decode = autoencoder.decode
-            if isinstance(autoencoder, LatentAutoencoder) and autoencoder.sampler is not None:
-                decode = partial(autoencoder.decode, generator=generators)
-            options = BatchOptions(
-                generator=generators,
-                grad_hook=gradient.keep_adversarial,
-                latent=output.latent,
-                decode=decode,
-                encode=partial(_encoded_mode, autoencoder),
-                model=autoencoder,
-                first_frame_apart=autoencoder.first_frame_apart,
-                sample_weight=output.weight,
-                is_decoded=True,
-            )
-            if state.disc_optimizer is not None and weights.discriminators_train:
-                update = objective.update(
-                    target, output.video, state.step, output.aux, last_layer, **options
-                )
-                losses = [update.loss, update.disc_loss]
-                objective_log = update.log | update.disc_log
-            else:
-                loss, objective_log = objective.autoencoder_loss(
-                    target, output.video, state.step, output.aux, last_layer, **options
-                )
-                losses = [loss]
-        check_names_of_objective(objective_log)
-        log = dict(objective_log)
+            losses, log = _compute_losses(state, batch, output, weights, generators, gradient)
+        check_names_of_objective(log)
         # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
         # on latents alone returns latents.
-        compared_with = target if autoencoder.trains_on_latents else batch.inputs
+        compared_with = batch.inputs
+        if state.autoencoder.trains_on_latents and output.target is not None:
+            compared_with = output.target
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
-
-        # The gradients.
         gradient.measure_at(output.video)
         for loss in losses:
+            # With eager gradients this runs through the autoencoder alone: those of the discriminators, which were
+            # computed with their loss, are scaled and added.
             state.accelerator.backward(scale * loss)
     log |= gradient.log
     return {name: value.float() for name, value in log.items()}
@@ -203,6 +176,46 @@ def _reconstruct(
         contract = "a video that was computed with gradients"
         raise argument_error("the module's output", contract, "a tensor without a graph", remedy)
     return output
+
+
+def _compute_losses(
+    state: TrainState,
+    batch: MicroBatch,
+    output: Reconstruction,
+    weights: Weights,
+    generators: list[torch.Generator],
+    gradient: ReconstructionGradient,
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the loss of the autoencoder, that of the discriminators if they train, and the log."""
+    autoencoder = state.autoencoder
+    target = batch.inputs if output.target is None else output.target
+    decode: Decode = autoencoder.decode
+    if isinstance(autoencoder, LatentAutoencoder) and autoencoder.sampler is not None:
+        decode = partial(autoencoder.decode, generator=generators)
+    options = BatchOptions(
+        generator=generators,
+        grad_hook=gradient.keep_adversarial,
+        latent=output.latent,
+        decode=decode,
+        encode=partial(_encoded_mode, autoencoder),
+        model=autoencoder,
+        first_frame_apart=autoencoder.first_frame_apart,
+        sample_weight=output.weight,
+        is_decoded=True,
+    )
+    if state.disc_optimizer is not None and weights.discriminators_train:
+        update = state.objective.update(
+            target, output.video, state.step, output.aux, state.last_layer, **options
+        )
+        return [update.loss, update.disc_loss], update.log | update.disc_log
+    loss, log = state.objective.autoencoder_loss(
+        target, output.video, state.step, output.aux, state.last_layer, **options
+    )
+    return [loss], dict(log)
+
+
+def _encoded_mode(autoencoder: VideoAutoencoder, video: Tensor) -> Tensor:
+    return autoencoder.encode(video).mode()
 
 
 def _mean_over_batches(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

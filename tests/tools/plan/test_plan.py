@@ -18,7 +18,7 @@ from telecine.settings import (
     TrainableConfig,
     TrainConfig,
 )
-from telecine.tools.plan.plan import Fit, Plan
+from telecine.tools.plan.plan import LargestBatch, Plan
 from telecine.training.update_memory import UpdateMemory
 
 MB = 10**6
@@ -58,15 +58,15 @@ def printed(plan, width=80):
 
 @pytest.mark.slow
 def test_a_row_for_each_switch_for_sharding_and_for_shared_clips(plan):
-    assert [fit.title for fit in plan.fits] == [
+    assert [largest.title for largest in plan.largest_batches] == [
         *SWITCHES,
         "and --sharding fsdp2, 4 processes",
         *SHARED_CLIPS,
     ]
-    plain, recomputed = plan.fits[:2]
+    plain, recomputed = plan.largest_batches[:2]
     assert 0 < plain.batch_size < recomputed.batch_size
     assert plain.one_clip > recomputed.one_clip
-    half, quarter = plan.fits[-2:]
+    half, quarter = plan.largest_batches[-2:]
     assert plain.one_clip > half.one_clip > quarter.one_clip
 
 
@@ -78,17 +78,17 @@ def test_the_plan_is_readable_in_80_columns(plan):
     for part in ("autoencoder", "parameters", "optimizer states", "copy for checkpoints", "all"):
         assert re.search(rf"│ {part} .*GiB", text)
     rows = [[cell.strip() for cell in line.split("│")] for line in text.splitlines()]
-    for fit in plan.fits:
-        assert any(row[1:3] == [fit.title, str(fit.batch_size)] for row in rows)
+    for largest in plan.largest_batches:
+        assert any(row[1:3] == [largest.title, str(largest.batch_size)] for row in rows)
     assert "The largest part of an update" in text
 
 
 @pytest.mark.slow
 def test_with_sharding_all_rows_are_of_sharded_weights(plan):
     sharded = telecine.plan(replace(CONFIG, batch_size=1, sharding="fsdp2"), 200 * MB, 4)
-    assert [fit.title for fit in sharded.fits] == [*SWITCHES, *SHARED_CLIPS]
+    assert [largest.title for largest in sharded.largest_batches] == [*SWITCHES, *SHARED_CLIPS]
     last = len(SWITCHES) - 1
-    assert sharded.fits[last].one_clip == plan.fits[last + 1].one_clip
+    assert sharded.largest_batches[last].one_clip == plan.largest_batches[last + 1].one_clip
     text = printed(sharded)
     assert re.search(r"float32, sharded +\n? *over 4 processes", text)
     assert "saved by sharding" in text
@@ -127,7 +127,7 @@ def test_what_the_settings_refuse_together_is_no_row(monkeypatch, settings, rows
     update = UpdateMemory({"all": 1}, {"all": 1}, {"all": 1}, {"all": 1}, checkpoint=1)
     monkeypatch.setattr("telecine.tools.plan.plan.plan_update", lambda *_, **__: update)
     plan = telecine.plan(replace(CONFIG, **settings), "200MB", 4)
-    assert tuple(fit.title for fit in plan.fits) == rows
+    assert tuple(largest.title for largest in plan.largest_batches) == rows
 
 
 @pytest.mark.slow
@@ -145,7 +145,12 @@ def test_a_plan_says_whether_the_settings_fit(memory, fits):
         {"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0
     )
     plan = Plan(
-        "4 x 17 x 256 x 256, float32", update, "", 1e12, memory, [Fit("as configured", 1, 90)]
+        "4 x 17 x 256 x 256, float32",
+        update,
+        "",
+        1e12,
+        memory,
+        [LargestBatch("as configured", 1, 90)],
     )
     console = Console(record=True, width=200)
     plan.print_to(console)

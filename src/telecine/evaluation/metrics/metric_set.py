@@ -2,13 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
-from telecine.evaluation.metrics.flow import WarpingError
+from telecine.base.shapes import Video
 from telecine.evaluation.metrics.frechet import FeatureNetwork
+from telecine.evaluation.metrics.registry import Metric
 from telecine.evaluation.metrics.round_trips import RoundTrips
-from telecine.evaluation.metrics.tiling import TilingDifference
+
+
+class ClipMeasure(Protocol):
+    """Measures one clip at a time, on request, such as `WarpingError`."""
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """What it measures."""
+
+    @property
+    def method(self) -> str:
+        """How it measures, for `protocol.json`."""
+
+    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
+        """Return the value of each metric by name.
+
+        Args:
+            reconstruction: The reconstruction of the clip, `(1, C, T, H, W)` in [-1, 1].
+            target: The clip, of the same shape.
+        """
 
 
 @dataclass(frozen=True)
@@ -27,9 +48,7 @@ class MetricSet:
     """The reason for each metric that cannot be measured."""
     per_clip_frechet: bool = False
     """Whether the Frechet distance is that of sets of one clip each."""
-    warping: WarpingError | None = None
-    """Measures the motion of reconstructions, on request."""
-    tiling: TilingDifference | None = None
-    """Compares chunks and tiles with whole clips, on request."""
+    measures: Sequence[ClipMeasure] = ()
+    """What is measured on request."""
     round_trips: RoundTrips | None = None
-    """Measures several passes, on request."""
+    """Measures several passes, on request. Its values form a curve."""

@@ -33,12 +33,13 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     return psnr_of_mse((reconstruction - target).square().flatten(1).mean(1))
 
 
-PSNR = register(
+register(
     ClipMetric(
         name="psnr",
         unit="dB",
         definition=f"10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}",
         function=psnr,
+        frame_function=psnr,
         is_default=True,
     )
 )
@@ -250,9 +251,8 @@ def _peak_ratio(patches: Tensor, period: int) -> Tensor:
     detrended = _without_plane(patches)
     rows = torch.fft.rfft(detrended, dim=2, norm="ortho").abs().square().mean(dim=1)
     columns = torch.fft.rfft(detrended, dim=1, norm="ortho").abs().square().mean(dim=2)
-    power = (
-        rows + columns
-    ) / 2 + _ROUNDING_VARIANCE  # (N, 17); that of white noise is its variance
+    # (N, 17); that of white noise is its variance.
+    power = (rows + columns) / 2 + _ROUNDING_VARIANCE
     frequency = _GRID_PATCH // period
     neighbours = [frequency - 1]
     if frequency + 1 < power.shape[1]:

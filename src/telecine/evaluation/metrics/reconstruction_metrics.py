@@ -17,7 +17,6 @@ from telecine.base.shapes import (
     check_same_shape,
     check_video,
 )
-from telecine.evaluation.metrics.pixels import PSNR, psnr
 from telecine.evaluation.metrics.registry import METRICS, ClipMetric, FrameMetric, PixelMetric
 from telecine.losses.perceptual import as_rgb
 
@@ -171,12 +170,13 @@ class ReconstructionMetrics:
             recon_rgb = as_rgb(recon)
             rgb = as_rgb(frames)
             for metric in self._measured:
-                if metric is PSNR:
-                    chunks.setdefault("psnr", []).append(psnr(reconstruction=recon, target=frames))
-                elif isinstance(metric, FrameMetric):
-                    chunks.setdefault(metric.name, []).append(
-                        metric.function(reconstruction=recon_rgb, target=rgb)
-                    )
+                if isinstance(metric, FrameMetric):
+                    values = metric.function(reconstruction=recon_rgb, target=rgb)
+                elif isinstance(metric, ClipMetric) and metric.frame_function is not None:
+                    values = metric.frame_function(reconstruction=recon, target=frames)
+                else:
+                    continue
+                chunks.setdefault(metric.name, []).append(values)
             for name, distance in self.perceptual.items():
                 values = distance(reconstruction=recon_rgb, target=rgb)
                 if values.shape != (len(frames),):

@@ -1,7 +1,6 @@
 """What a metric is: its name, definition, unit and smallest clip; and the registry of all metrics by name.
 
-A metric is defined once, with `register`, beside the function that computes it: in `pixels.py`, `published_pixels.py`,
-`lpips.py`, `flow.py`, `tiling.py`, `round_trips.py`, `flat.py` and `frechet.py`.
+A metric is defined once, with `register`, beside the function that computes it; `__init__.py` lists these modules.
 """
 
 from collections.abc import Callable
@@ -69,6 +68,8 @@ class PixelMetric(Metric):
 class ClipMetric(PixelMetric):
     """A metric of whole clips: its function maps `(B, C, T, H, W)` to `(B,)`."""
 
+    frame_function: Callable[..., Tensor] | None = None
+    """Maps single frames `(N, C, H, W)` to `(N,)`, for the curve over frames. None: it has no such curve."""
     needs_alpha: bool = False
     """Whether it is measured of RGBA, and only of RGBA."""
 

@@ -67,8 +67,12 @@ class TilingDifference:
             tiles = f"tiles of {self.tiling.size} pixels, {self.tiling.overlap} shared"
         return f"{frames}; {tiles}"
 
-    def __call__(self, target: Video) -> dict[str, float]:
-        """Return both values of a clip `(1, C, T, H, W)` in [-1, 1], reconstructed from its posterior's mode.
+    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
+        """Return both values of a clip, reconstructed from its posterior's mode.
+
+        Args:
+            reconstruction: Not used: the clip is reconstructed as `telecine reconstruct` does.
+            target: The clip, `(1, C, T, H, W)` in [-1, 1].
 
         Raises:
             ValueError: The clip has no seam.

@@ -181,9 +181,8 @@ class PublishedProtocol:
         num_source_frames = self._num_source_frames(info)
         starts: Sequence[int] = []
         if self.clips == "all":
-            starts = range(
-                0, num_frames, num_source_frames + self._stride(info) - 1
-            )  # the next one begins a stride later
+            # The next one begins a stride later.
+            starts = range(0, num_frames, num_source_frames + self._stride(info) - 1)
         elif self.clips == "random":
             starts = [seed_of(info.source.name) % max(num_frames - num_source_frames + 1, 1)]
         elif num_source_frames <= num_frames:
@@ -216,9 +215,8 @@ class PublishedProtocol:
 
     def _prepared(self, frame: Tensor) -> Tensor:
         """Return a frame `(H, W, 3)` of 8 bits resized and cropped, `(3, H, W)` in [-1, 1]."""
-        from torchvision.transforms.v2 import (
-            functional,
-        )  # takes a second, which `telecine --help` must not spend
+        # Takes a second, which `telecine --help` must not spend.
+        from torchvision.transforms.v2 import functional
 
         height, width = self.resized_size(*frame.shape[:2])
         if self.interpolation == "lanczos":

@@ -19,7 +19,7 @@ from telecine.models.diffusers.families import (
     prepare_for_training,
     takes_level,
 )
-from telecine.models.diffusers.loading import build_module, load_module, save_module
+from telecine.models.diffusers.loading import build_module, find_config, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.row_layers import row_split_of
@@ -155,7 +155,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             height: Height in pixels, which does not matter: the latent of small frames has the same grid.
             width: Width in pixels, as `height`.
         """
-        _, side, _ = self.sizes.smallest()
+        _, side, _ = self.sizes.smallest
         latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
         _, channels, latent_frames, rows, _ = latent_shape
         is_apart = self.first_frame_apart
@@ -181,7 +181,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         Raises:
             ValueError: An option of the model depends on whole frames.
         """
-        grid = self.latent_grid(*self.sizes.smallest())
+        grid = self.latent_grid(*self.sizes.smallest)
         if grid is None:
             return None
         return row_split_of(self.module, grid.spatial_compression)
@@ -280,6 +280,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         *,
         subfolder: str | None = None,
         revision: str | None = None,
+        with_weights: bool = True,
     ) -> "DiffusersAutoencoder":
         """Return the model of a folder or a Hub name, in float32; errors are those of `load_autoencoder`.
 
@@ -287,7 +288,11 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             name_or_folder: A folder, or the name of a model on the Hub.
             subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
             revision: Branch, tag or commit on the Hub.
+            with_weights: Whether the model has its weights. Otherwise only its configuration is read.
         """
+        if not with_weights:
+            config, _ = find_config(str(name_or_folder), subfolder, revision)
+            return cls(build_module(config))
         return cls(load_module(str(name_or_folder), subfolder, revision))
 
     @classmethod

@@ -172,7 +172,7 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
 
 def _checked_clip(sizes: ClipSizes) -> tuple[int, int, int]:
     """Return the size of a few small frames, or of one if the model does not support more."""
-    num_frames, height, width = sizes.smallest()
+    num_frames, height, width = sizes.smallest
     for length in range(_NUM_FRAMES, 4 * _NUM_FRAMES):
         if sizes.reproduces_length(length):
             return length, height, width

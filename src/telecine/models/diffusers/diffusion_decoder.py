@@ -64,7 +64,12 @@ class DiffusionDecoder(Student):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | PathLike[str], teacher: str, load: LoadTeacher
+        cls,
+        source: str | PathLike[str],
+        teacher: str,
+        load: LoadTeacher,
+        *,
+        with_weights: bool = True,
     ) -> DiffusionDecoder:
         """Return the decoder of a folder, or of a configuration (`.json`) with random weights.
 
@@ -73,32 +78,22 @@ class DiffusionDecoder(Student):
         Args:
             source: A folder, or a configuration of diffusers.
             teacher: The teacher's name.
-            load: Called with this name when the teacher is needed.
+            load: Called with this name when the teacher is needed: at once without weights.
+            with_weights: Whether it has the saved weights. Otherwise only its configuration is read.
 
         Raises:
             FileNotFoundError: There are no weights, or no such teacher.
             ValueError: The configuration is wrong, or the teacher has another latent.
         """
+        if not with_weights:
+            model = cls(build_module(source), teacher, load, digest="")
+            model._frozen = Frozen(model.load_teacher())
+            return model
         is_config = Path(source).suffix == ".json"
         module = build_module(source) if is_config else load_module(str(source))
         model = cls(module, teacher, load, digest=module.config.get(_DIGEST_KEY, ""))
         if not model.digest:
             model._adopt(model.load_teacher().latent_model)
-        return model
-
-    @classmethod
-    def without_weights(
-        cls, source: str | PathLike[str], teacher: str, build: LoadTeacher
-    ) -> DiffusionDecoder:
-        """Return the decoder of a configuration with random weights, to be planned.
-
-        Args:
-            source: A configuration of diffusers, or its folder.
-            teacher: The teacher's name.
-            build: Called with this name.
-        """
-        model = cls(build_module(source), teacher, build, digest="")
-        model._frozen = Frozen(model.load_teacher())
         return model
 
     def _adopt(self, teacher: VideoAutoencoder) -> None:

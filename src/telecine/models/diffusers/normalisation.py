@@ -23,17 +23,18 @@ class Normalised(Enum):
     """How the pipelines of a class normalise the latent."""
 
     CHANNELS = auto()
-    """By `latents_mean` and `latents_std` of the configuration. Here and below, the `scaling_factor` is 1 and stays."""
+    """By `latents_mean` and `latents_std` of the configuration. The `scaling_factor` is 1 and stays."""
     BUFFERS = auto()
-    """By buffers of these names, saved with the weights."""
+    """By buffers `latents_mean` and `latents_std`, saved with the weights. The `scaling_factor` is 1 and stays."""
     BATCH_NORM = auto()
-    """By `bn`: of each channel at each position of a patch, saved with the weights."""
+    """By the statistics of the batch norm `bn`, of each channel at each position of a patch, saved with the weights."""
     FACTOR = auto()
-    """By `scaling_factor` of the configuration, and `shift_factor` if that is a number; or as CHANNELS, if set."""
+    """By `scaling_factor` of the configuration, and `shift_factor` if that is a number; or by `latents_mean` and
+    `latents_std` of the configuration, if they are set."""
     INSIDE = auto()
-    """`encode` returns a normalised latent, and the encoder stays as it is."""
+    """By `encode`, whose latent is normalised already. The encoder stays as it is."""
     NONE = auto()
-    """Not at all."""
+    """Pipelines do not normalise the latent."""
 
 
 NORMALISATIONS = {

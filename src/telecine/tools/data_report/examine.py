@@ -67,7 +67,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         DataError: There is no usable video.
     """
     check_count("num_clips", num_clips)
-    spans = Spans.find(config.data, config.val_data, config.clips)
+    spans = Spans.find(config.data, config.val_data, replace(config.clips, index="ahead"))
     dataset = ClipDataset(
         spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed
     )
@@ -88,9 +88,8 @@ def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         rows.append(FileRow(str(skipped.path), skipped.reason, is_used=False))
 
     cuts = _find_cuts_of_videos(infos, max_frames)
-    listed = [
-        span for span in spans.usable if not isinstance(span.info.source, TarMember)
-    ]  # lists do not name members
+    # Lists do not name members.
+    listed = [span for span in spans.usable if not isinstance(span.info.source, TarMember)]
     scenes = []
     if any(cuts.values()):
         scenes = [
@@ -226,9 +225,8 @@ def _find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
     """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
     groups = []
     repeated = set()
-    for same_size in _grouped(
-        [info.source for info in infos], num_bytes
-    ):  # only files of the same size are read
+    for same_size in _grouped([info.source for info in infos], num_bytes):
+        # Only files of the same size are read.
         for same_bytes in _grouped(same_size, _digest):
             groups.append(same_bytes)
             repeated.update(same_bytes[1:])

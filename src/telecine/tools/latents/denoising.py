@@ -168,9 +168,8 @@ def largest_patch(latents: Tensor) -> tuple[int, int, int]:
     num_frames, height, width = size
     patches = product(_divisors(num_frames), _divisors(height), _divisors(width))
     small_patches = [patch for patch in patches if math.prod(patch) <= num_positions]
-    return max(
-        small_patches, key=lambda patch: (math.prod(patch), -sum(patch))
-    )  # of the same size the most compact
+    # Of patches of the same size, the most compact.
+    return max(small_patches, key=lambda patch: (math.prod(patch), -sum(patch)))
 
 
 def _divisors(number: int) -> list[int]:
@@ -199,20 +198,19 @@ def measure_denoiser(
     """
     latents = [denoiser.normalised(denoiser.encode(video).mode()) for video in videos()]
     num_samples = len(latents) if network is not None else min(len(latents), NUM_SHOWN)
-    sets = {
-        "unseen clips": videos(),
-        "reconstructions": map(denoiser.decode, latents),
-        "samples": map(denoiser.decode, denoiser.samples(num_samples, _SAMPLE_STEPS, seed)),
+    sampled = denoiser.samples(num_samples, _SAMPLE_STEPS, seed)
+    unseen_row, unseen_features = row_and_features(videos(), network)
+    recon_row, recon_features = row_and_features(map(denoiser.decode, latents), network)
+    sample_row, sample_features = row_and_features(map(denoiser.decode, sampled), network)
+    write_preview(samples, torch.cat([unseen_row, recon_row, sample_row], dim=1), _FPS)
+    features = {
+        "unseen clips": unseen_features,
+        "reconstructions": recon_features,
+        "samples": sample_features,
     }
-    rows = []
-    features = {}
-    for name, set_videos in sets.items():
-        row, features[name] = row_and_features(set_videos, network)
-        rows.append(row)
-    write_preview(samples, torch.cat(rows, dim=1), _FPS)
     frechet = {}
     if network is not None:
-        for reference, name in combinations(sets, 2):
+        for reference, name in combinations(features, 2):
             distance = math.nan
             if frechet_undefined(features[name], features[reference]) is None:
                 distance = frechet_distance(features=features[name], reference=features[reference])

@@ -73,7 +73,7 @@ def train_probe(
     model = measured.model
     device = next(model.parameters()).device
     settings = _train_config(measured.clips, config)
-    spans = Spans.find(settings.data, settings.val_data, settings.clips)
+    spans = Spans.find(settings.data, settings.val_data, replace(settings.clips, index="ahead"))
     _check_unseen(spans, settings.clips, probe.val_data)
     unseen_videos = partial(_read_unseen, spans.held_out, settings.clips, config.clip_limit, device)
     network = load_frechet_network(probe.features, settings.clips, device)

@@ -22,12 +22,24 @@ _CONTEXT_SIZES = (2, 4)
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What fits with some settings."""
+class LargestBatch:
+    """The largest batch that fits with some settings."""
 
     title: str
-    batch_size: int  # the most clips, or 0
-    one_clip: int  # bytes that an update with one clip needs at most
+    """The settings."""
+    batch_size: int
+    """The most clips, or 0."""
+    one_clip: int
+    """Bytes that an update with one clip needs at most."""
+
+
+@dataclass(frozen=True)
+class PlannedUpdate:
+    """An update with some settings."""
+
+    title: str
+    config: TrainConfig
+    update: UpdateMemory
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Plan:
     advice: str  # what makes the largest part smaller
     mean_flops: float  # of an update, since a penalty may be computed at some steps only
     memory: int
-    fits: list[Fit]
+    largest_batches: list[LargestBatch]
 
     def print_to(self, console: Console) -> None:
         """Print the plan as two tables."""
@@ -62,8 +74,9 @@ class Plan:
             "one clip needs",
             title=f"fits {usable}",
         )
-        for fit in self.fits:
-            table.add_row(fit.title, str(fit.batch_size or "none"), in_gib(fit.one_clip))
+        for largest in self.largest_batches:
+            size = str(largest.batch_size or "none")
+            table.add_row(largest.title, size, in_gib(largest.one_clip))
         console.print(table)
         console.print(self.advice, soft_wrap=True)
 
@@ -114,32 +127,18 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
     if config.batch_size == "auto":
         config = replace(config, batch_size=1)
     model = fake_autoencoder(config)
-    saved = estimate_sharding_saving(model, num_processes)
-    is_sharded = config.sharding != "none"
-    configs = dict(_with_switches(config, model))
-    updates: dict[str, UpdateMemory] = {}
-    for title, switched in with_progress(configs.items(), "planning updates", total=len(configs)):
-        update = plan_update(switched, device_type=device_type)
-        if is_sharded:
-            update = replace(update, saved_by_sharding=saved)
-        updates[title] = update
-    planned, *_ = updates.values()
-    *_, last_config = configs.values()
-    if not is_sharded and _changed(last_config, {"sharding": "fsdp2"}) is not None:
-        *_, last = updates.values()
-        updates[f"and --sharding fsdp2, {num_processes} processes"] = replace(
-            last, saved_by_sharding=saved
-        )
-    updates |= _with_shared_clips(config, model, device_type, num_processes)
-
+    plans = _plan_updates(config, model, device_type, num_processes)
+    as_configured = plans[0].update
     usable = int(memory * USED_FRACTION)
-    fits = [
-        Fit(title, update.largest_batch(usable), update.memory_for(1))
-        for title, update in updates.items()
-    ]
-    advice = planned.describe_largest_part(config)
-    if not any(fit.batch_size for fit in fits):
-        smallest = min(fit.one_clip for fit in fits)
+    largest_batches = []
+    for planned in plans:
+        update = planned.update
+        largest_batches.append(
+            LargestBatch(planned.title, update.largest_batch(usable), update.memory_for(1))
+        )
+    advice = as_configured.describe_largest_part(config)
+    if not any(largest.batch_size for largest in largest_batches):
+        smallest = min(largest.one_clip for largest in largest_batches)
         needed = in_gib(smallest / USED_FRACTION)
         got = f"{in_gib(memory)}, and one clip needs {needed} with every switch that saves memory"
         raise argument_error("memory", "enough for one clip", got, advice)
@@ -148,9 +147,32 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
     title = f"{title}, {precision}"
     if config.context_parallel > 1:
         title = f"{title}, each clip on {config.context_parallel} processes"
-    if is_sharded:
+    if config.sharding != "none":
         title = f"{title}, sharded over {num_processes} processes"
-    return Plan(title, planned, advice, _mean_flops(config, planned, device_type), memory, fits)
+    mean_flops = _mean_flops(config, as_configured, device_type)
+    return Plan(title, as_configured, advice, mean_flops, memory, largest_batches)
+
+
+def _plan_updates(
+    config: TrainConfig, model: VideoAutoencoder, device_type: str, num_processes: int
+) -> list[PlannedUpdate]:
+    """Return the update as configured, then with more and more switches, sharded, and with shared clips."""
+    saved = estimate_sharding_saving(model, num_processes)
+    is_sharded = config.sharding != "none"
+    plans: list[PlannedUpdate] = []
+    for title, switched in with_progress(list(_with_switches(config, model)), "planning updates"):
+        update = plan_update(switched, device_type=device_type)
+        if is_sharded:
+            update = replace(update, saved_by_sharding=saved)
+        plans.append(PlannedUpdate(title, switched, update))
+    last = plans[-1]
+    sharded = _changed(last.config, {"sharding": "fsdp2"})
+    if not is_sharded and sharded is not None:
+        title = f"and --sharding fsdp2, {num_processes} processes"
+        update = replace(last.update, saved_by_sharding=saved)
+        plans.append(PlannedUpdate(title, sharded, update))
+    plans += _with_shared_clips(config, model, device_type, num_processes)
+    return plans
 
 
 def _with_switches(
@@ -189,18 +211,19 @@ def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig | N
 
 def _with_shared_clips(
     config: TrainConfig, model: VideoAutoencoder, device_type: str, num_processes: int
-) -> dict[str, UpdateMemory]:
-    """Return plans of the settings, with clips on more processes and no other switch, by title; none if refused."""
+) -> list[PlannedUpdate]:
+    """Return plans of the settings, with clips on more processes and no other switch; none if refused."""
     height = min(bucket.height for bucket in config.clips.train_buckets)
-    updates = {}
+    plans = []
     for size in _CONTEXT_SIZES:
         if config.context_parallel < size <= min(num_processes, most_processes(model, height)):
             shared = _changed(config, {"context_parallel": size})
             if shared is None:
                 continue
             title = f"as configured, --context_parallel {size}"
-            updates[title] = plan_update(shared, device_type=device_type)
-    return updates
+            update = plan_update(shared, device_type=device_type)
+            plans.append(PlannedUpdate(title, shared, update))
+    return plans
 
 
 def _mean_flops(config: TrainConfig, update: UpdateMemory, device_type: str) -> float:

@@ -1,0 +1,167 @@
+"""What the header of a container says about its frames: their number, rate and size, without reading its packets."""
+
+import hashlib
+import struct
+from typing import NamedTuple
+
+from telecine.data.arrays import index_array
+from telecine.data.decode import VIDEO_ERRORS, open_video
+from telecine.data.errors import Deadline, DecodeError, decode_errors
+from telecine.data.index import index_image, index_video
+from telecine.data.mp4_tables import MAX_FRAMES, iterate_boxes
+from telecine.data.remote_read import open_local
+from telecine.data.source import (
+    LocalSource,
+    Source,
+    VideoInfo,
+    check_frame,
+    extent,
+    kind_of,
+    open_file,
+)
+from telecine.settings import ClipConfig
+
+_MP4_KINDS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of the first box
+# Formats whose header states the duration. Of others, FFmpeg guesses it from timestamps, which may restart.
+_WITH_DURATION = frozenset({"matroska", "webm", "mov", "mp4", "avi", "flv", "asf", "ogg"})
+_DIGEST_BYTES = 4096  # at the beginning and at the end of a file
+
+
+class Header(NamedTuple):
+    """What the header of a file says. The number of frames may be an estimate."""
+
+    num_frames: int
+    fps: float  # 1 for an image
+    width: int
+    height: int
+    is_image: bool = False
+    digest: int = 0
+    """Of the size, the beginning and the end of the file, in 63 bits; 0 if it was not read, and of arrays, many of
+    which begin and end with zeros."""
+
+    @classmethod
+    def of(cls, info: VideoInfo) -> "Header":
+        """Return the header of an indexed source."""
+        return cls(info.num_frames, info.fps, info.width, info.height, info.is_image)
+
+
+def read_header(source: Source, config: ClipConfig) -> Header:
+    """Read the header of a video, an image or an array.
+
+    MP4 and MOV have tables with the number of frames. Other containers state it, or a duration and a frame rate. A
+    video that states neither, such as MPEG-TS, is indexed.
+
+    Args:
+        source: The file.
+        config: Its `timeout` is for this file.
+
+    Raises:
+        DecodeError: the file cannot be read, or has no header of a video.
+        DataError: it is not read within `config.timeout` seconds.
+    """
+    deadline = Deadline(source, config.timeout)
+    if kind_of(source) == "arrays":
+        return Header.of(index_array(source, config, deadline))
+    header = None
+    with decode_errors(source, VIDEO_ERRORS):
+        digest = open_local(source, _digest_ends, deadline)
+        if kind_of(source) == "images":
+            info = index_image(source, config, deadline)
+            header = None if info is None else Header.of(info)
+        if header is None:
+            header = open_local(source, lambda local: _read_tables(local, deadline), deadline)
+    if header is None:
+        header = _read_container(source, config, deadline)
+    if header is None:
+        header = Header.of(index_video(source, config))
+    check_frame(source, header.width, header.height, config)
+    return header._replace(digest=digest)
+
+
+def _digest_ends(source: LocalSource) -> int:
+    with open_file(source) as file:
+        begin, size = extent(source, file)
+        if size == 0:
+            raise DecodeError(f"{source}: an empty file")
+        digest = hashlib.sha256(str(size).encode())
+        file.seek(begin)
+        digest.update(file.read(min(size, _DIGEST_BYTES)))
+        file.seek(begin + max(0, size - _DIGEST_BYTES))
+        digest.update(file.read(min(size, _DIGEST_BYTES)))
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+
+def _read_tables(source: LocalSource, deadline: Deadline) -> Header | None:
+    """Return what the tables of an MP4 file say of its first video; None if it is another file, or has fragments."""
+    with open_file(source) as file:
+        begin, size = extent(source, file)
+        file.seek(begin)
+        if file.read(8)[4:] not in _MP4_KINDS:
+            return None
+        track = _Track()
+        for box in deadline.limit(iterate_boxes(file, begin, begin + size)):
+            if box.kind == b"trak":
+                if track.header() is not None:
+                    break
+                track = _Track()
+            track.read(box.kind, box.content)
+    return track.header()
+
+
+class _Track:
+    """A track of an MP4 file: its handler, times, size, and number of samples."""
+
+    def __init__(self) -> None:
+        self.is_video = False
+        self.num_samples = 0
+        self.seconds = 0.0
+        self.width = 0
+        self.height = 0
+
+    def read(self, kind: bytes, content: bytes) -> None:
+        """Read a box of the track."""
+        has_long_times = content[:1] == b"\1"
+        if kind == b"hdlr" and content[8:12] in (b"vide", b"soun", b"text"):
+            self.is_video = content[8:12] == b"vide"
+        elif kind == b"mdhd":
+            timescale, duration = struct.unpack_from(
+                ">IQ" if has_long_times else ">II", content, 20 if has_long_times else 12
+            )
+            self.seconds = duration / max(1, timescale)
+        elif kind == b"tkhd":  # sizes are in units of 1/65536 pixel
+            width, height = struct.unpack_from(">II", content, 88 if has_long_times else 76)
+            self.width = width >> 16
+            self.height = height >> 16
+        elif kind in (b"stsz", b"stz2"):
+            (self.num_samples,) = struct.unpack_from(">I", content, 8)
+
+    def header(self) -> Header | None:
+        """Return what the boxes say; None if they are not those of a video."""
+        if not self.is_video or not 0 < self.num_samples <= MAX_FRAMES or self.seconds <= 0:
+            return None
+        fps = self.num_samples / self.seconds
+        return Header(self.num_samples, fps, max(1, self.width), max(1, self.height))
+
+
+def _read_container(source: Source, config: ClipConfig, deadline: Deadline) -> Header | None:
+    """Return what FFmpeg finds in the header of a container; None if that is no number of frames."""
+    with open_video(source, config.max_pixels, deadline) as (container, stream):
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        seconds = 0.0
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            seconds = container.duration / 1e6
+        states_duration = not _WITH_DURATION.isdisjoint(container.format.name.split(","))
+        num_frames = stream.frames or round(seconds * fps)
+        width = stream.codec_context.width
+        height = stream.codec_context.height
+    if (
+        not states_duration
+        or not 0 < num_frames <= MAX_FRAMES
+        or fps <= 0
+        or width <= 0
+        or height <= 0
+    ):
+        return None
+    return Header(num_frames, fps, width, height)

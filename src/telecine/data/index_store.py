@@ -1,0 +1,212 @@
+"""Exact indices of single videos, made when they are first asked for, and shared by processes and later runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.data.errors import Deadline
+from telecine.data.index import index_video
+from telecine.data.index_cache import fingerprint_of, index_path
+from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
+from telecine.data.paths import deepest_folder
+from telecine.data.remote import look_up
+from telecine.data.source import (
+    RemotePath,
+    Source,
+    VideoInfo,
+    check_frame,
+    is_address,
+    kind_of,
+)
+from telecine.data.table import HEADER
+from telecine.settings import ClipConfig
+
+logger = logging.getLogger(__name__)
+
+FOLDER_SUFFIX = ".d"
+_HEADERS = "headers"
+_SHARDS = "shards"
+_NUM_RECENT = 256  # indices that a process keeps
+
+
+class SavedHeaders(NamedTuple):
+    """Headers by their keys, which are sorted."""
+
+    keys: NDArray[np.int64]
+    headers: NDArray[Any]
+
+    def find(self, keys: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the headers of keys; without frames where they are not known."""
+        headers = np.zeros(len(keys), HEADER)
+        if len(self.keys) > 0:
+            rows = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+            is_known = self.keys[rows] == keys
+            headers[is_known] = self.headers[rows[is_known]]
+        return headers
+
+
+class IndexStore:
+    """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
+
+    | file | content |
+    |---|---|
+    | `headers` | what the headers of all files say |
+    | `shards/*` | exact indices that `telecine data index` has made |
+    | `ab/ab01...` | the exact index of one file that a run has drawn from |
+
+    A file is found by a key: a hash of its path relative to the data, its size and its time of change or version.
+
+    Args:
+        data: A path, a pattern or an address, as `telecine.data.load_spans`.
+        config: The limits of `index_video`.
+    """
+
+    def __init__(self, data: str, config: ClipConfig) -> None:
+        path = index_path(data)
+        self.folder = path.with_name(path.name + FOLDER_SUFFIX)
+        self.config = config
+        root = path.parent if is_address(data) else deepest_folder(Path(data))
+        self._root = str(root)
+        self._prefix = os.path.join(self._root, "")
+        self._recent: dict[int, VideoInfo] = {}
+        self._shards: list[IndexFile] | None = None
+        self._is_writable = True
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_recent": {}, "_shards": None}
+
+    def key_of(self, source: Source, fingerprint: Sequence[int]) -> int:
+        """Return the key of a source, in 63 bits.
+
+        Args:
+            source: The source.
+            fingerprint: Its `fingerprint_of`.
+        """
+        name = str(source)
+        if name.startswith(self._prefix):
+            name = name.removeprefix(self._prefix)
+        elif not is_address(name):
+            name = os.path.relpath(name, self._root)
+        text = f"{name}\n{tuple(fingerprint)}"
+        digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+    def info(self, source: Source) -> VideoInfo:
+        """Return the exact index of a source. It is made, and kept for all processes, when it is first asked for.
+
+        Raises:
+            DecodeError: see `index_video`.
+            DataError: see `index_video`.
+        """
+        if kind_of(source) == "arrays":
+            return index_video(source, self.config)
+        try:
+            if isinstance(source, RemotePath):
+                source = look_up(source, Deadline(source, self.config.timeout))
+            key = self.key_of(source, fingerprint_of(source))
+        except OSError:
+            return index_video(source, self.config)  # raises an error with the reason
+        info = self._recent.get(key) or self.saved_info(key, source)
+        if info is None:
+            info = index_video(source, self.config)
+            self._save(key, info)
+        check_frame(source, info.width, info.height, self.config)
+        if len(self._recent) == _NUM_RECENT:
+            del self._recent[next(iter(self._recent))]
+        self._recent[key] = info
+        return info
+
+    def saved_info(self, key: int, source: Source) -> VideoInfo | None:
+        """Return the index of a source from the folder; None if it is not there, or damaged.
+
+        Args:
+            key: The key of the source.
+            source: The source.
+        """
+        for shard in self.shards():
+            try:
+                info = shard.info(key, source)
+            except DAMAGE_ERRORS:
+                continue
+            if info is not None:
+                return info
+        path = self._path_of(key)
+        if not path.is_file():
+            return None
+        try:
+            return IndexFile(path).info(key, source)
+        except DAMAGE_ERRORS:
+            return None
+
+    def shards(self) -> list[IndexFile]:
+        """Return the files that `telecine data index` has written; those of another version or damaged are left out."""
+        if self._shards is None:
+            self._shards = []
+            for path in sorted((self.folder / _SHARDS).glob("[!.]*")):
+                try:
+                    self._shards.append(IndexFile(path))
+                except DAMAGE_ERRORS as error:
+                    logger.warning("%s is not used: %s", path, error)
+        return self._shards
+
+    def write_shard(self, keys: list[int], infos: list[VideoInfo]) -> Path:
+        """Write exact indices of many files into a new file, and return its path.
+
+        Args:
+            keys: The key of each file.
+            infos: The index of each file.
+        """
+        name = hashlib.blake2b(repr(sorted(keys)).encode(), digest_size=8).hexdigest()
+        path = self.folder / _SHARDS / name
+        save_tensors(path, columns_of_infos(keys, infos), {})
+        return path
+
+    def _save(self, key: int, info: VideoInfo) -> None:
+        if not self._is_writable:
+            return
+        try:
+            save_tensors(self._path_of(key), columns_of_infos([key], [info]), {})
+        except OSError as error:
+            self._is_writable = False
+            logger.warning("indices cannot be saved, so that videos are indexed again: %s", error)
+
+    def _path_of(self, key: int) -> Path:
+        name = f"{key:016x}"
+        return self.folder / name[-2:] / name
+
+    def saved_headers(self) -> SavedHeaders:
+        """Return what an earlier run has read of headers."""
+        try:
+            file = IndexFile(self.folder / _HEADERS)
+            keys = file.column("key")
+            headers = np.zeros(len(keys), HEADER)
+            for name in HEADER.names or ():
+                headers[name] = file.column(name)
+            return SavedHeaders(keys, headers)
+        except DAMAGE_ERRORS:
+            return SavedHeaders(np.empty(0, np.int64), np.empty(0, HEADER))
+
+    def save_headers(self, keys: NDArray[np.int64], headers: NDArray[Any]) -> None:
+        """Replace the headers that are kept. A failure is logged.
+
+        Args:
+            keys: The key of each file.
+            headers: The header of each file, of type `HEADER`.
+        """
+        order = np.argsort(keys)
+        columns: dict[str, NDArray[Any]] = {"key": keys[order]}
+        for name in HEADER.names or ():
+            columns[name] = headers[name][order]
+        try:
+            save_tensors(self.folder / _HEADERS, columns, {})
+        except OSError as error:
+            text = "headers cannot be saved, so that the next run reads them again: %s"
+            logger.warning(text, error)

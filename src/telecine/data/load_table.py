@@ -1,0 +1,231 @@
+"""Find the files of a data set, and read their headers alone, into a table."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.base.checks import argument_error
+from telecine.data.clip_frames import ClipFrames, warn_of_short
+from telecine.data.errors import DataError, DecodeError, thread_errors
+from telecine.data.find import find_segments
+from telecine.data.header import Header, read_header
+from telecine.data.index_cache import IndexCache, fingerprint_of
+from telecine.data.index_store import IndexStore
+from telecine.data.lists import Segment
+from telecine.data.mp4_tables import MAX_FRAMES
+from telecine.data.paths import paths_of
+from telecine.data.source import RemotePath, Skipped, Source, TarMember
+from telecine.data.table import FileTable, SpanTable
+from telecine.settings import ClipConfig
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 4096  # files whose headers are read at once
+_UNREADABLE = Header(0, 1.0, 1, 1)
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """A data set by the headers of its files, and the exact indices of those that were read."""
+
+    spans: SpanTable
+    store: IndexStore
+    skipped: list[Skipped]
+    """Files whose headers cannot be read, and segments without frames."""
+
+    def log_too_short(self, frames: ClipFrames) -> int:
+        """Log and count the videos that are too short for a clip by their headers, as `clip_frames.log_too_short`."""
+        spans = self.spans
+        videos = np.unique(spans.file[~spans.is_image])
+        with_clip = spans.file[spans.num_starts(frames) > 0]
+        short = np.setdiff1d(videos, with_clip)
+        texts = []
+        for row in short.tolist():
+            header = spans.files.headers[row]
+            reason = f"{header['num_frames']} frames at {header['fps']:.3g} a second"
+            texts.append(f"{spans.files.text(row)} ({reason})")
+        warn_of_short(texts, len(videos), frames)
+        return len(short)
+
+
+def load_table(
+    path: str | PathLike[str] | Sequence[str | PathLike[str]],
+    config: ClipConfig,
+    *,
+    name: str = "data",
+) -> DataTable:
+    """Find videos, images and arrays, and read their headers. These are kept for the next run.
+
+    A list may have the columns `num_frames` and `fps`, and `height` and `width`: its files are then not opened.
+
+    Args:
+        path: As `telecine.data.load_spans`.
+        config: Files with larger frames than its `max_pixels` are skipped.
+        name: Name of the argument in error messages.
+
+    Raises:
+        DataError: nothing is found at `path`, no header can be read, or a list is not valid.
+    """
+    paths = paths_of(path)
+    if not paths:
+        raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
+    store = IndexStore(paths[0], config)
+    reader = _TableReader(store, config, counts_once=len(paths) > 1)
+    for one_path in paths:
+        cache = IndexCache(one_path, config)
+        segments = find_segments(one_path, cache, name=name, keep_columns=True)
+        while True:
+            chunk = list(islice(segments, _CHUNK))
+            if not chunk:
+                break
+            reader.read(chunk)
+        cache.save(is_complete=False)
+    table = reader.table()
+    if len(table.spans) == 0:
+        got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
+        remedy = "Check that they are complete and that other programs show them."
+        raise argument_error(name, "at least one decodable file", got, remedy, DataError)
+    if table.skipped:
+        logger.warning("skipped %d files: %s", len(table.skipped), Skipped.listed(table.skipped))
+    return table
+
+
+class _TableReader:
+    """Reads the headers of segments' files into columns."""
+
+    def __init__(self, store: IndexStore, config: ClipConfig, *, counts_once: bool) -> None:
+        self._store = store
+        self._counts_once = counts_once  # whether equal spans count once
+        self._config = config
+        self._saved = store.saved_headers()
+        self._parts: list[FileTable] = []
+        self._keys = array("q")  # of all files
+        self._row_of: dict[Source, int] = {}  # of the files of the last chunk
+        self._skipped: list[Skipped] = []
+        # Of all segments:
+        self._files = array("q")
+        self._bounds = array("d")
+        self._groups: list[str] = []
+
+    def read(self, segments: Sequence[Segment]) -> None:
+        """Add segments, and read the headers of their files that are not known."""
+        sources: list[Source] = []
+        versions: list[str] = []
+        stated: list[Header | None] = []
+        begin = len(self._keys)
+        earlier_rows = self._row_of
+        self._row_of = {}
+        for segment in segments:
+            source = segment.source
+            row = self._row_of.get(source, earlier_rows.get(source, -1))
+            if row < 0:
+                try:
+                    fingerprint = _fingerprint(source)
+                except OSError as error:
+                    self._skipped.append(Skipped(source, error.strerror or str(error)))
+                    continue
+                row = begin + len(sources)
+                sources.append(source)
+                versions.append(_version(source, fingerprint))
+                stated.append(_stated_header(segment.columns))
+                self._keys.append(self._store.key_of(source, fingerprint))
+            self._row_of[source] = row
+            self._files.append(row)
+            for bound in (segment.start, segment.end, segment.start_frame, segment.end_frame):
+                self._bounds.append(math.nan if bound is None else bound)
+            self._groups.append(segment.group)
+        keys = np.array(self._keys[begin:], np.int64)
+        headers = self._saved.find(keys)
+        for row, header in enumerate(stated):
+            if header is not None:
+                headers[row] = header
+        self._read_missing(sources, headers)
+        self._parts.append(FileTable.of(sources, versions, headers))
+
+    def _read_missing(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
+        """Read the headers that have no frames yet, in place."""
+
+        def read_or_skip(source: Source) -> Header | Skipped:
+            try:
+                return read_header(source, self._config)
+            except DecodeError as error:
+                return Skipped(source, str(error).removeprefix(f"{source}: "))
+
+        missing = np.flatnonzero(headers["num_frames"] == 0).tolist()
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = pool.map(read_or_skip, [sources[row] for row in missing])
+            for row, result in zip(missing, results, strict=True):
+                if isinstance(result, Skipped):
+                    self._skipped.append(result)
+                    headers[row] = _UNREADABLE
+                else:
+                    headers[row] = result
+        # Saved headers may be of a run with another limit.
+        num_pixels = headers["width"].astype(np.int64) * headers["height"]
+        for row in np.flatnonzero(num_pixels > self._config.max_pixels).tolist():
+            reason = f"more than the {self._config.max_pixels} pixels of `clips.max_pixels`"
+            self._skipped.append(Skipped(sources[row], reason))
+            headers[row] = _UNREADABLE
+
+    def table(self) -> DataTable:
+        """Return all that was read, and keep the headers for the next run."""
+        files = FileTable.joined(self._parts)
+        keys = np.array(self._keys, np.int64)
+        is_read = files.headers["digest"] != 0
+        self._store.save_headers(keys[is_read], files.headers[is_read])
+        # A file that several paths or distant lines of a list name has several rows. The first one counts.
+        _, first_rows, row_numbers = np.unique(keys, return_index=True, return_inverse=True)
+        file = first_rows[row_numbers][np.array(self._files, np.int64)]
+        bounds = np.array(self._bounds, np.float64).reshape(len(file), 4)
+        spans = SpanTable.of_segments(files, file, bounds, self._groups)
+        is_readable = files.headers["num_frames"][spans.file] > 0
+        is_empty = is_readable & (spans.num_frames <= 0)
+        for span in spans.take(is_empty):
+            self._skipped.append(Skipped(span.info.source, "a segment without frames"))
+        spans = spans.take(is_readable & ~is_empty)
+        if self._counts_once:
+            places = np.stack([spans.file, spans.first_frame, spans.last_frame])
+            _, first_rows = np.unique(places, axis=1, return_index=True)
+            spans = spans.take(np.sort(first_rows))
+        return DataTable(spans, self._store, self._skipped)
+
+
+def _fingerprint(source: Source) -> tuple[int, ...]:
+    """Return the fingerprint of a source, without asking a server for a file that a list names."""
+    if isinstance(source, RemotePath) and source.size is None:
+        return (-1, 0)
+    return fingerprint_of(source)
+
+
+def _version(source: Source, fingerprint: Sequence[int]) -> str:
+    if isinstance(source, TarMember):
+        return ""
+    if isinstance(source, RemotePath):
+        return source.version
+    return str(fingerprint[1])
+
+
+def _stated_header(columns: Mapping[str, object]) -> Header | None:
+    """Return what the line of a list says of its file; None if that is no number of frames and rate."""
+    try:
+        num_frames = int(str(columns["num_frames"]))
+        fps = float(str(columns["fps"]))
+        width = int(str(columns.get("width", 1)))
+        height = int(str(columns.get("height", 1)))
+    except (KeyError, ValueError):
+        return None
+    if not 0 < num_frames <= MAX_FRAMES or not 0 < fps < math.inf or min(width, height) < 1:
+        return None
+    return Header(num_frames, fps, width, height)

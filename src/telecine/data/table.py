@@ -1,0 +1,368 @@
+"""Files and spans as columns: a million of them take about a hundred bytes each, and no object."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.header import Header
+from telecine.data.lists import Segment
+from telecine.data.source import (
+    File,
+    RemotePath,
+    Skipped,
+    Source,
+    Span,
+    TarMember,
+    VideoInfo,
+    is_address,
+)
+
+_NO_ARCHIVE = -1
+_TOLERANCE = 1e-3  # frames
+# What a row has of each field of `Header`.
+HEADER = np.dtype(
+    [
+        ("num_frames", np.int64),
+        ("fps", np.float64),
+        ("width", np.int32),
+        ("height", np.int32),
+        ("is_image", np.bool_),
+        ("digest", np.int64),
+    ]
+)
+# The size of a file, -1 if it is not known; of a member of a tar file, the number of the tar file, and the first byte.
+PLACE = np.dtype([("size", np.int64), ("archive", np.int32), ("offset", np.int64)])
+
+
+class Texts(Sequence[str]):
+    """Many short texts, in one array of bytes."""
+
+    def __init__(self, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self.content = content
+        self.ends = ends
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Texts:
+        """Return a copy of texts. Bytes of paths that are not UTF-8 are kept."""
+        content = bytearray()
+        ends = array("q")
+        for text in texts:
+            content += text.encode("utf-8", "surrogateescape")
+            ends.append(len(content))
+        return cls(np.frombuffer(bytes(content), np.uint8), np.array(ends, np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """Return the texts of several, one after the other."""
+        ends = []
+        begin = 0
+        for part in parts:
+            ends.append(part.ends + begin)
+            begin += len(part.content)
+        contents = [part.content for part in parts]
+        return cls(_joined(contents, np.uint8), _joined(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        begin = self.ends[index - 1] if index > 0 else 0
+        text = self.content[begin : self.ends[index]].tobytes()
+        return text.decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class FileTable(Sequence[Source]):
+    """The files of a data set, one a row, with what their headers say."""
+
+    names: Texts
+    """The path or the address of a file, or the name of a member of a tar file."""
+    versions: Texts
+    """The version of a file at an address; the time of change of a local file in ns; empty for members."""
+    places: NDArray[Any]
+    """The size of each file in bytes, and where a member is, of type `PLACE`."""
+    archives: tuple[File, ...]
+    headers: NDArray[Any]
+    """Of type `HEADER`."""
+
+    @classmethod
+    def of(
+        cls, sources: Iterable[Source], versions: Iterable[str], headers: NDArray[Any]
+    ) -> FileTable:
+        """Return a table of sources.
+
+        Args:
+            sources: Files, addresses, and members of tar files.
+            versions: The version of each, see `FileTable.versions`.
+            headers: What the headers say, of type `HEADER`.
+        """
+        archives: dict[File, int] = {}
+        names = []
+        places = np.zeros(len(headers), PLACE)
+        for row, source in enumerate(sources):
+            if isinstance(source, TarMember):
+                names.append(source.name)
+                archive = archives.setdefault(source.archive, len(archives))
+                places[row] = (source.size, archive, source.offset)
+            else:
+                names.append(str(source))
+                size = source.size if isinstance(source, RemotePath) else source.stat().st_size
+                places[row] = (-1 if size is None else size, _NO_ARCHIVE, 0)
+        return cls(Texts.of(names), Texts.of(versions), places, tuple(archives), headers)
+
+    @classmethod
+    def joined(cls, parts: Sequence[FileTable]) -> FileTable:
+        """Return the files of several tables, one after the other."""
+        archives: list[File] = []
+        places = []
+        for part in parts:
+            moved = part.places.copy()
+            moved["archive"][moved["archive"] >= 0] += len(archives)
+            places.append(moved)
+            archives.extend(part.archives)
+        return cls(
+            names=Texts.joined([part.names for part in parts]),
+            versions=Texts.joined([part.versions for part in parts]),
+            places=_joined(places, PLACE),
+            archives=tuple(archives),
+            headers=_joined([part.headers for part in parts], HEADER),
+        )
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Source]: ...
+    def __getitem__(self, index: int | slice) -> Source | list[Source]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        name = self.names[index]
+        size, archive, offset = self.places[index].item()
+        if archive != _NO_ARCHIVE:
+            return TarMember(self.archives[archive], name, offset, size)
+        if is_address(name):
+            return RemotePath(name, None if size < 0 else size, self.versions[index])
+        return Path(name)
+
+    def text(self, index: int) -> str:
+        """Return the path or the address of a file, that of a member with the one of its tar file."""
+        archive = self.places["archive"][index]
+        if archive == _NO_ARCHIVE:
+            return self.names[index]
+        return f"{self.archives[archive]}/{self.names[index]}"
+
+    def info(self, index: int) -> VideoInfo:
+        """Return the index that a file would have if its header were exact, with evenly spaced frames."""
+        header = Header(*self.headers[index].item())
+        numbers: Any = range(header.num_frames)
+        return VideoInfo(
+            self[index],
+            header.width,
+            header.height,
+            header.fps,
+            pts=numbers,
+            keyframes=numbers,
+            time_base=1.0 / header.fps,
+            is_image=header.is_image,
+        )
+
+
+@dataclass(frozen=True)
+class EstimatedSpan(Span):
+    """A span by the header of its file. That of the indexed file is `segment.as_span`."""
+
+    segment: Segment | None = None
+    """A part of a file that a list names; None for all of it."""
+
+
+@dataclass(frozen=True)
+class SpanTable(Sequence[EstimatedSpan]):
+    """Spans by the headers of their files, one a row."""
+
+    files: FileTable
+    file: NDArray[np.int64]
+    """The row of `files`."""
+    first_frame: NDArray[np.int64]
+    last_frame: NDArray[np.int64]
+    """Inclusive."""
+    group: NDArray[np.int32]
+    """The index in `groups` of what the column of a list says, by which data is held out."""
+    groups: tuple[str, ...]
+    bounds: NDArray[np.float64] | None
+    """Of segments: `start`, `end`, `start_frame` and `end_frame` in a row, NaN where one is left out."""
+
+    @classmethod
+    def of_segments(
+        cls,
+        files: FileTable,
+        file: NDArray[np.int64],
+        bounds: NDArray[np.float64],
+        groups: Iterable[str],
+    ) -> SpanTable:
+        """Return the spans of segments. Those without a frame have a last frame before the first.
+
+        Args:
+            files: The files.
+            file: The row in `files` of each segment.
+            bounds: See `SpanTable.bounds`, shape `(N, 4)`.
+            groups: The text of each segment, by which data is held out.
+        """
+        names: dict[str, int] = {"": 0}
+        codes = np.array([names.setdefault(group, len(names)) for group in groups], np.int32)
+        num_frames = files.headers["num_frames"][file]
+        fps = files.headers["fps"][file]
+        start, end, start_frame, end_frame = bounds.T
+        first = np.where(np.isnan(start), np.nan_to_num(start_frame), _frame_at(start, fps))
+        stop = np.where(np.isnan(end), end_frame, _frame_at(end, fps))
+        stop = np.fmin(stop, num_frames)
+        return cls(
+            files,
+            file=file,
+            first_frame=first.astype(np.int64),
+            last_frame=stop.astype(np.int64) - 1,
+            group=codes,
+            groups=tuple(names),
+            bounds=None if np.isnan(bounds).all() else bounds,
+        )
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __iter__(self) -> Iterator[EstimatedSpan]:
+        return (self[row] for row in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> EstimatedSpan: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EstimatedSpan]: ...
+    def __getitem__(self, index: int | slice) -> EstimatedSpan | list[EstimatedSpan]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        info = self.files.info(int(self.file[index]))
+        return EstimatedSpan(
+            info,
+            int(self.first_frame[index]),
+            int(self.last_frame[index]),
+            self.groups[self.group[index]],
+            segment=self._segment(info.source, index),
+        )
+
+    def _segment(self, source: Source, index: int) -> Segment | None:
+        if self.bounds is None or np.isnan(self.bounds[index]).all():
+            return None
+        start, end, start_frame, end_frame = self.bounds[index].tolist()
+        return Segment(
+            source,
+            start=None if np.isnan(start) else start,
+            end=None if np.isnan(end) else end,
+            start_frame=None if np.isnan(start_frame) else int(start_frame),
+            end_frame=None if np.isnan(end_frame) else int(end_frame),
+        )
+
+    @property
+    def is_image(self) -> NDArray[np.bool_]:
+        """Whether the file of each span is an image."""
+        return self.files.headers["is_image"][self.file]
+
+    @property
+    def num_frames(self) -> NDArray[np.int64]:
+        """The number of frames of each span."""
+        return self.last_frame - self.first_frame + 1
+
+    def num_starts(self, frames: ClipFrames) -> NDArray[np.int64]:
+        """Return the number of positions for a clip in each span, see `ClipFrames.num_starts`."""
+        return frames.count_starts(self.num_frames, self.files.headers["fps"][self.file])
+
+    def sha256(self) -> tuple[str, str]:
+        """Return hashes of the names, sizes and frames of the files, and of what their headers say.
+
+        A file whose header was not read counts by its time of change or version.
+        """
+        files = sha256()
+        content = sha256()
+        file_rows = np.unique(self.file)
+        for row in file_rows.tolist():
+            name = self.files.names[row].rpartition("/")[2]
+            files.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+            if self.files.headers["digest"][row] == 0:
+                content.update(f"{self.files.versions[row]}\n".encode("utf-8", "surrogateescape"))
+        content.update(self.files.headers["digest"][file_rows].tobytes())
+        files.update(self.files.places["size"][file_rows].tobytes())
+        for column in (np.searchsorted(file_rows, self.file), self.first_frame, self.last_frame):
+            files.update(np.ascontiguousarray(column, np.int64).tobytes())
+        return files.hexdigest(), content.hexdigest()
+
+    def take(self, rows: NDArray[Any]) -> SpanTable:
+        """Return the spans at indices, or where a mask is true; of the same table of files."""
+        return SpanTable(
+            self.files,
+            file=self.file[rows],
+            first_frame=self.first_frame[rows],
+            last_frame=self.last_frame[rows],
+            group=self.group[rows],
+            groups=self.groups,
+            bounds=None if self.bounds is None else self.bounds[rows],
+        )
+
+
+def exact_span(span: EstimatedSpan, info: VideoInfo) -> Span | Skipped:
+    """Return the frames of a span in the indexed file, or why there are none."""
+    if span.segment is None:
+        return Span(info, 0, info.num_frames - 1, span.group)
+    return span.segment.as_span(info)
+
+
+def select(spans: Sequence[Span], rows: NDArray[np.int64]) -> Sequence[Span]:
+    """Return the spans at indices; of a table as a table."""
+    if isinstance(spans, SpanTable):
+        return spans.take(rows)
+    return [spans[row] for row in rows.tolist()]
+
+
+def are_images(spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Return for each span whether its file is an image."""
+    if isinstance(spans, SpanTable):
+        return spans.is_image
+    return np.array([span.info.is_image for span in spans], np.bool_)
+
+
+def file_numbers(spans: Sequence[Span]) -> NDArray[np.int64]:
+    """Return a number for each span, equal for spans of one file."""
+    if isinstance(spans, SpanTable):
+        return spans.file
+    numbers: dict[Source, int] = {}
+    rows = [numbers.setdefault(span.info.source, len(numbers)) for span in spans]
+    return np.array(rows, np.int64)
+
+
+def count_starts(spans: Sequence[Span], frames: ClipFrames) -> NDArray[np.int64]:
+    """Return the number of positions for a clip in each span."""
+    if isinstance(spans, SpanTable):
+        return spans.num_starts(frames)
+    return np.array([frames.num_starts(span) for span in spans], np.int64)
+
+
+def _frame_at(seconds: NDArray[np.float64], fps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the indices of the first frames displayed at or after times, of evenly spaced ones."""
+    return np.ceil(seconds * fps - _TOLERANCE)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)

@@ -1,0 +1,182 @@
+"""The part of a table of spans that is held out: whole groups of files, the same ones as of indexed spans."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.holdout import MIN_VIDEOS, choose_groups, no_clip_error
+from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
+from telecine.data.source import is_address
+from telecine.data.table import FileTable, SpanTable
+from telecine.settings import ClipConfig
+
+logger = logging.getLogger(__name__)
+
+
+def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTable] | None:
+    """Split spans into those to train on and held-out spans, as `split_videos` does.
+
+    Args:
+        spans: The frames to split.
+        config: As of `split_videos`, but `holdout` is not "earlier".
+
+    Returns:
+        The spans to train on, and the held-out spans; None if the end of each video has to be held out, as of few.
+
+    Raises:
+        DataError: no video is long enough for a clip.
+    """
+    train_rows = []
+    held_out_rows = []
+    video_rows = np.flatnonzero(~spans.is_image)
+    if len(video_rows) > 0:
+        videos = spans.take(video_rows)
+        frames = ClipFrames.of(config.val_bucket, config)
+        fits = videos.num_starts(frames) > 0
+        if not fits.any():
+            raise no_clip_error([videos[int(videos.num_frames.argmax())]], config)
+        group = group_table(videos, config.holdout)
+        is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
+        has_column = config.holdout == "auto" and bool(videos.group.any())
+        are_many = len(np.unique(videos.file[fits])) >= MIN_VIDEOS
+        num_groups = len(np.unique(group[fits]))
+        if num_groups < 2 or not (is_asked_for or has_column or are_many):
+            return None
+        held_out = _choose(group[fits], videos.num_frames[fits], config.val_fraction)
+        is_held_out = np.isin(group, held_out)
+        in_order = np.argsort(group, kind="stable")
+        train_rows.append(video_rows[in_order[(fits & ~is_held_out)[in_order]]])
+        held_out_rows.append(video_rows[in_order[(fits & is_held_out)[in_order]]])
+        # Too short for a validation clip, they may be long enough for clips of another size.
+        train_rows.append(video_rows[~fits & ~is_held_out])
+    image_rows = np.flatnonzero(spans.is_image)
+    images = spans.take(image_rows)
+    image_group = group_table(images, config.holdout)
+    if len(np.unique(image_group)) < 2:
+        if len(video_rows) == 0:
+            return None
+        train_rows.append(image_rows)
+    else:
+        held_out = _choose(image_group, images.num_frames, config.val_fraction)
+        is_held_out = np.isin(image_group, held_out)
+        in_order = np.argsort(image_group, kind="stable")
+        train_rows.append(image_rows[in_order[~is_held_out[in_order]]])
+        held_out_rows.append(image_rows[in_order[is_held_out[in_order]]])
+    return spans.take(np.concatenate(train_rows)), spans.take(np.concatenate(held_out_rows))
+
+
+def _choose(
+    group: NDArray[np.int64], num_frames: NDArray[np.int64], val_fraction: float
+) -> NDArray[np.int64]:
+    """Return the groups to hold out.
+
+    Args:
+        group: The group of each span.
+        num_frames: The number of frames of each span.
+        val_fraction: The fraction of frames to hold out.
+    """
+    groups, codes = np.unique(group, return_inverse=True)
+    lengths = np.bincount(codes, weights=num_frames)
+    chosen = choose_groups([int(length) for length in lengths], val_fraction)
+    return groups[sorted(chosen)]
+
+
+def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
+    """Return the group of each span, as `group_spans`: the index of its first span.
+
+    Files are of one content if their sizes, beginnings and ends are equal.
+
+    Args:
+        spans: The spans, of any files.
+        holdout: What else is in one group, see `ClipConfig.holdout`.
+    """
+    labels = [_codes(spans.file)]
+    digest = spans.files.headers["digest"][spans.file]
+    labels.append(_codes(np.where(digest == 0, -1 - spans.file, digest)))
+    if spans.group.any():
+        labels.append(_codes(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group)))
+    names = _name_labels(spans, holdout)
+    if names is not None:
+        labels.append(_codes(names))
+    group = np.arange(len(spans))
+    while True:
+        before = group
+        for codes in labels:
+            smallest = np.full(len(spans), len(spans))
+            np.minimum.at(smallest, codes, group)
+            group = smallest[codes]
+        if np.array_equal(group, before):
+            return group
+
+
+def _codes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of each label, from 0."""
+    _, codes = np.unique(labels, return_inverse=True)
+    return codes
+
+
+def _name_labels(spans: SpanTable, holdout: str) -> NDArray[np.int64] | None:
+    """Return a hash for each span of what names in one group have in common; None if names do not count."""
+    files, codes = np.unique(spans.file, return_inverse=True)
+    if holdout == "folder":
+        folders = (os.path.dirname(spans.files.text(file)) for file in files.tolist())
+        return np.fromiter((hash(folder) for folder in folders), np.int64)[codes]
+    if holdout != "auto" or spans.group.any() or len(files) == 0:
+        return None
+    names = _Names(spans.files, files)
+    # Shorter beginnings are common to all names, longer ones have more groups than are looked for.
+    common = os.path.commonprefix([min(names), max(names)])  # noqa: RUF071 - of any characters
+    longest = max(len(words_of(name)) for name in names)
+    counts: dict[int, int] = {}
+    for length in range(max(1, len(words_of(common))), longest):
+        counts[length] = len(np.unique(names.beginnings(length)))
+        if counts[length] >= MAX_GROUPS:
+            break
+    chosen = common_length(counts, len(files))
+    return None if chosen is None else names.beginnings(chosen)[codes]
+
+
+class _Names:
+    """The paths of some files of a table, made when they are iterated over."""
+
+    def __init__(self, files: FileTable, rows: NDArray[np.int64]) -> None:
+        self._files = files
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._files.text(row) for row in self._rows.tolist())
+
+    def beginnings(self, num_words: int) -> NDArray[np.int64]:
+        """Return a hash of the first words of each path."""
+        return np.fromiter((hash(words_of(name)[:num_words]) for name in self), np.int64)
+
+
+def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
+    """Return the spans of files that are not held out, by path and content; if there is none, warn and return all.
+
+    Args:
+        spans: The frames to train on.
+        held_out: The frames to leave out; files with some of them are left out whole.
+    """
+    paths = {_absolute(held_out.files.text(row)) for row in np.unique(held_out.file).tolist()}
+    digests = held_out.files.headers["digest"][held_out.file]
+    digest = spans.files.headers["digest"][spans.file]
+    is_held_out = np.isin(digest, digests[digests != 0])
+    rows = np.unique(spans.file)
+    is_named = [_absolute(spans.files.text(row)) in paths for row in rows.tolist()]
+    is_held_out |= np.isin(spans.file, rows[is_named])
+    if is_held_out.all():
+        logger.warning("`val_data` has all of `data`: validation is on what is trained on")
+        return spans
+    if is_held_out.any():
+        num_files = len(np.unique(spans.file[is_held_out]))
+        logger.warning("%d files are in `val_data`, and not trained on", num_files)
+    return spans.take(~is_held_out)
+
+
+def _absolute(path: str) -> str:
+    return path if is_address(path) else os.path.abspath(path)

@@ -1,0 +1,180 @@
+"""Training from headers: the clips are those of an index, whatever is indexed first."""
+
+import csv
+import pickle
+import shutil
+from dataclasses import replace
+
+import pytest
+from torch.utils.data import DataLoader
+
+from telecine.data import ClipDataset, DataError, index_video, load_spans, split_videos
+from telecine.data.header import read_header
+from telecine.data.load_table import load_table
+from telecine.data.table_holdout import split_table, without_held_out_files
+from telecine.settings import ClipConfig
+
+from .videos import (
+    assert_same_clips,
+    moving_frames,
+    truncate,
+    write_images,
+    write_shard,
+    write_video,
+)
+
+CONFIG = ClipConfig(num_frames=5, height=16, width=16, index="lazy", num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with twelve videos of six films, and four images."""
+    folder = tmp_path_factory.mktemp("films")
+    for number in range(12):
+        frames = moving_frames(10 + number, 16, 24, seed=number)
+        write_video(folder / f"film{number // 2}" / f"scene{number}.mp4", frames, g="4")
+    write_images(folder / "stills", 4, height=16, width=24)
+    return folder
+
+
+@pytest.fixture
+def data(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def lazy_dataset(path, config=CONFIG, seed=0):
+    table = load_table(str(path), config)
+    train, _ = split_table(table.spans, config)
+    return ClipDataset(train, config, seed=seed, store=table.store)
+
+
+def write_list(folder):
+    path = folder / "scenes.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "start", "end", "start_frame", "end_frame", "group"])
+        for number in range(12):
+            name = f"film{number // 2}/scene{number}.mp4"
+            writer.writerow([name, "", 0.3, "", "", number // 3])
+            writer.writerow([name, "", "", 2, "", number // 3])
+    return path
+
+
+def write_shards(folder):
+    for part in range(2):
+        files = sorted(folder.rglob("*.mp4"))[part::2]
+        write_shard(folder / "shards" / f"{part}.tar", files)
+    return folder / "shards"
+
+
+@pytest.mark.parametrize("changes", [{}, {"weighting": "files", "holdout": "folder"}, {"fps": 12}])
+@pytest.mark.parametrize("kind", [lambda folder: folder, write_list, write_shards])
+def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
+    path = kind(data)
+    config = replace(CONFIG, image_ratio=0.0, **changes)
+    table = load_table(str(path), config)
+    train, held_out = split_table(table.spans, config)
+    spans, _ = load_spans(path, config)
+    indexed_train, indexed_held_out = split_videos(spans, config)
+
+    def frames_of(spans):
+        return [(span.info.source, span.first_frame, span.last_frame) for span in spans]
+
+    assert frames_of(held_out) == frames_of(indexed_held_out)
+    assert frames_of(train) == frames_of(indexed_train)
+    lazy = ClipDataset(train, config, store=table.store)
+    ahead = ClipDataset(indexed_train, config)
+    assert_same_clips([lazy[index] for index in range(8)], [ahead[index] for index in range(8)])
+
+
+def test_clips_do_not_depend_on_what_was_indexed_before(data):
+    """With numbers of frames that a list states wrongly, in another order, in workers, and after a new start."""
+    rows = ["path,num_frames,fps"]
+    rows += [f"film{n // 2}/scene{n}.mp4,{7 + 5 * n},25" for n in range(12)]
+    path = data / "wrong.csv"
+    path.write_text("\n".join(rows))
+    first = lazy_dataset(path)
+    clips = [first[index] for index in range(8)]
+    again = lazy_dataset(path)
+    assert_same_clips([again[index] for index in reversed(range(8))], clips[::-1])
+    shutil.rmtree(path.with_name(again._store.folder.name))
+    loader = DataLoader(lazy_dataset(path), batch_size=None, sampler=range(8), num_workers=2)
+    assert_same_clips(list(loader), clips)
+    assert len({clip["start"] for clip in clips}) > 3
+
+
+def test_only_files_that_clips_are_drawn_from_are_indexed(data, monkeypatch):
+    dataset = lazy_dataset(data)
+    indexed = []
+
+    def index(source, config=None):
+        indexed.append(source)
+        return index_video(source, config)
+
+    monkeypatch.setattr("telecine.data.index_store.index_video", index)
+    sources = [dataset[index]["source"] for index in (0, 0, 1)]
+    assert sorted(map(str, indexed)) == sorted(set(sources))
+    copy = pickle.loads(pickle.dumps(lazy_dataset(data)))
+    assert copy[0]["source"] == sources[0]
+    assert len(indexed) == len(set(sources)), "the index is kept for all processes"
+
+
+def test_damaged_files_are_replaced_and_logged_once(data, caplog):
+    for number in range(0, 12, 2):
+        path = data / f"film{number // 2}" / f"scene{number}.mp4"
+        content = path.read_bytes()
+        begin = content.index(b"mdat") + 4
+        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+    truncate(data / "film0" / "scene1.mp4", 0.1)
+    table = load_table(str(data), CONFIG)
+    assert [skipped.path.name for skipped in table.skipped] == ["scene1.mp4"]
+    caplog.clear()
+    dataset = lazy_dataset(data)
+    clips = [dataset[index] for index in range(24)]
+    assert {int(clip["source"].rpartition("scene")[2][:-4]) % 2 for clip in clips} == {1}
+    names = [record.getMessage() for record in caplog.records if "replacing" in record.message]
+    assert 0 < len(names) == len(set(names))
+    other = lazy_dataset(data)
+    assert_same_clips([other[23]], [clips[23]])
+
+
+def test_changed_files_are_noticed_and_copies_are_not(data, tmp_path):
+    before = load_table(str(data), CONFIG).spans.sha256()
+    shutil.copytree(data, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
+    assert load_table(str(tmp_path / "copy"), CONFIG).spans.sha256() == before
+    frames = moving_frames(10, 16, 24, seed=99)
+    write_video(data / "film0" / "scene0.mp4", frames, g="4")
+    assert load_table(str(data), CONFIG).spans.sha256()[1] != before[1]
+
+
+def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog):
+    shutil.copy(data / "film0" / "scene0.mp4", tmp_path / "copy.mp4")
+    train = load_table([str(data), str(data / "film1")], CONFIG).spans
+    assert len(train) == 16, "the same frames count once"
+    held_out = load_table(str(tmp_path / "copy.mp4"), CONFIG).spans
+    names = [span.info.source.name for span in without_held_out_files(train, held_out)]
+    assert len(names) == 15
+    assert "scene0.mp4" not in names
+    assert without_held_out_files(held_out, held_out) is held_out
+    assert "validation is on what is trained on" in caplog.text
+
+
+def test_nothing_to_read_is_an_error(tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match=r"one decodable file, but got 1 that cannot be read"):
+        load_table(str(tmp_path), CONFIG)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".png"])
+def test_headers_tell_what_the_index_does(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".png":
+        (path,) = write_images(tmp_path, 1)
+    else:
+        codec = {".webm": "libvpx-vp9", ".avi": "mpeg4"}.get(suffix, "libx264")
+        write_video(path, moving_frames(30, 48, 64), codec)
+    header = read_header(path, CONFIG)
+    info = index_video(path)
+    assert header[:2] == (info.num_frames, pytest.approx(info.fps))
+    assert header[2:5] == (info.width, info.height, info.is_image)
