@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,12 +39,13 @@ from telecine.data import ClipDataset, clips_sha256, index_video, load_spans, re
 from telecine.data.index_cache import IndexCache
 from telecine.data.remote import look_up
 from telecine.data.source import RemotePath, TarMember
+from telecine.losses.perceptual.weights import cache_path
 from telecine.settings import ClipConfig
 
 CLIPS_PER_SHARD = 10_000
 NUM_ITEMS = 64  # clips that `clips` compares
 CLIP = {"num_frames": 5, "height": 64, "width": 64, "num_workers": 1}
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.25
 MEGABYTE = 1e6
 
 
@@ -119,7 +121,7 @@ def start(data: Path, server: Server, index: str | None) -> None:
     """Measure the time until the first update, three times."""
     cache = data / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    print("| | s | MB fetched | requests | peak MB of all processes |\n|---|---|---|---|---|")
+    print("| | s | MB fetched | requests | CPU s | peak MB |\n|---|---|---|---|---|---|")
     for name in ("without an index", "index and cache", "index, empty cache"):
         if name == "index, empty cache":
             shutil.rmtree(cache / "telecine" / "remote", ignore_errors=True)
@@ -129,23 +131,30 @@ def start(data: Path, server: Server, index: str | None) -> None:
         command += ["--data", "s3://bucket/shards", "--output_dir", str(run), "--batch_size", "2"]
         command += ["--objective.perceptual_weight", "0", "--discriminator.video", "none"]
         command += ["--objective.adversarial_loss_weight", "0", "--log_every", "1"]
-        command += ["--val_clips", "2", "--latent_clips", "0"]
+        command += ["--val_clips", "2", "--latent_clips", "0", "--clips.cache", "false"]
         for key, value in CLIP.items():
             command += [f"--clips.{key}", str(value)]
         if index is not None:
             command += ["--clips.index", index]
-        environment = {**os.environ, **server.environment(), "XDG_CACHE_HOME": str(cache)}
+        environment = {
+            **os.environ,
+            **server.environment(),
+            "XDG_CACHE_HOME": str(cache),
+            "TELECINE_WEIGHTS_DIR": str(cache_path("alex").parent),
+        }
         server.counts()
         begin = time.monotonic()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         peak = 0
+        cpu_seconds = 0.0
         while not has_update(run):
             if process.poll() is not None:
                 raise SystemExit(f"the run ended with {process.returncode}")
-            peak = max(peak, resident(process.pid))
+            num_bytes, cpu_seconds = usage(process.pid)
+            peak = max(peak, num_bytes)
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - begin
-        report(name, seconds, server, f" {peak / MEGABYTE:.0f} |")
+        report(name, seconds, server, f" {cpu_seconds:.1f} | {peak / MEGABYTE:.0f} |")
         process.terminate()
         process.wait()
 
@@ -155,16 +164,20 @@ def has_update(run: Path) -> bool:
     return any(path.stat().st_size > 0 for path in run.glob("metrics*.jsonl"))
 
 
-def resident(pid: int) -> int:
-    """Return the bytes of memory of a process and of those that it started, with shared ones counted once each."""
-    total = 0
-    try:
+def usage(pid: int) -> tuple[int, float]:
+    """Return the bytes of memory and the seconds of CPU time of a process and of those that it started.
+
+    Memory that processes share counts once.
+    """
+    num_bytes = 0
+    seconds = 0.0
+    with suppress(psutil.Error):  # a process has ended
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
-            total += member.memory_full_info().pss
-    except psutil.Error:
-        pass
-    return total
+            num_bytes += member.memory_full_info().pss
+            times = member.cpu_times()
+            seconds += times.user + times.system
+    return num_bytes, seconds
 
 
 def hash_clips(index: str | None, items: list[int]) -> list[str]:
