@@ -228,8 +228,11 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         "val_data": config.val_data,
         "latent_cache": config.latent_cache,
     }
+    defaults = ClipConfig()
     for name in settings_marked(FILES):
-        for_files[f"clips.{name}"] = getattr(clips, name)
+        value = getattr(clips, name)
+        if value != getattr(defaults, name):
+            for_files[f"clips.{name}"] = value
     for name, value in for_files.items():
         if value:
             remedy = "It is for data in files."
@@ -238,8 +241,8 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
     check_buckets(clips.train_buckets, model, images=False)
     train, held_out = split_indices(len(dataset), clips.val_fraction)
     chosen = [
-        held_out[place]
-        for place in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
+        held_out[index]
+        for index in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
     ]
     val = [read_mapped(dataset, index, clips) for index in chosen]
     if min(float(clip["video"].min()) for clip in val) >= 0:
