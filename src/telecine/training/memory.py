@@ -192,7 +192,9 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         elif config.model_gradient_checkpointing:
             from telecine.models.diffusers.checkpointing import enable
 
-            enable(cast(Any, model).module)  # without comparing gradients, which needs values
+            diffusers_model = cast(Any, model)
+            # Without comparing gradients, which needs values.
+            enable(diffusers_model.module, diffusers_model.family.checkpointed_blocks)
     return model
 
 
