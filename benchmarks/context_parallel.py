@@ -58,6 +58,7 @@ SHORT: Settings = {
     "causal_vae": {"base_channels": 4},
     "discriminator": {"video": "patch", "num_layers": 1},
     "clips": {"height": 40},
+    "objective": {"penalty": {"every": 2}},
 }
 SHORT_EVERY_TERM: Settings = {
     "model_gradient_checkpointing": True,
@@ -78,7 +79,7 @@ SHORT_FLOW: Settings = {
     "clips": {"num_frames": 8},
     "objective": {"adaptive_weight": {"at": "reconstruction"}, "eager_gradients": False},
 }
-# Models of diffusers, as small as they can be, with a latent of 5 rows.
+# Models of diffusers, as small as they can be.
 WAN_RESIDUAL: Settings = {
     **WAN,
     "is_residual": True,
@@ -119,7 +120,10 @@ COGVIDEOX: Settings = {
     "layers_per_block": 1,
     "norm_num_groups": 2,
 }
-SMALL_DISCRIMINATOR: Settings = {"discriminator": {"video": "patch", "num_layers": 1}}
+SMALL_DISCRIMINATOR: Settings = {
+    "discriminator": {"video": "patch", "num_layers": 1},
+    "objective": {"penalty": {"every": 2}},
+}
 CHECKPOINTING: Settings = {**SMALL_DISCRIMINATOR, "model_gradient_checkpointing": True}
 # What the cases of `same_bits_cases.py` lack, and matters for a split: other layers, and rows that divide unevenly.
 MORE_CASES: dict[str, Case] = {
@@ -148,6 +152,13 @@ MORE_CASES: dict[str, Case] = {
     ),
     "wan_chunks": Case(
         merged(CHECKPOINTING, {"clips": {"num_frames": 9, "height": 40}, "temporal_chunk": 4}),
+        model=WAN,
+    ),
+    "wan_sharded": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"height": 40}, "sharding": "fsdp2"}), model=WAN
+    ),
+    "wan_lora": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"height": 40}, "trainable": {"weights": "lora"}}),
         model=WAN,
     ),
     "ltx": Case(
@@ -500,19 +511,28 @@ class Messages(TorchDispatchMode):
 
 
 def count_messages(num_processes: int) -> None:
-    """Print the operators and the messages of an update of the second size; every process calls this."""
-    config = config_of(memory_case(MEMORY_SIZES[1]), num_processes, num_processes)
-    state = build(config, torch.float32)
-    train_step(state, micro_batches(config, 0, torch.float32, is_image=False))
-    with Messages() as messages:
-        train_step(state, micro_batches(config, 1, torch.float32, is_image=False))
-    leave_context_group()
-    # The second process of four has two neighbours.
-    if not dist.is_initialized() or dist.get_rank() == num_processes // 2:
-        print(f"{num_processes} processes for a clip: {messages.num_operators} operators")
-        for name, number in messages.num_messages.items():
-            size = messages.num_bytes[name] / 2**20
-            print(f"    {name}: {number} messages, {size:.2f} MiB", flush=True)
+    """Print the operators and the messages of an update of several cases; every process calls this."""
+    cases = {"telecine's own": memory_case(MEMORY_SIZES[1])}
+    for name in ("wan", "cogvideox", "ltx"):
+        # Five rows of the latent.
+        height = 160 if name == "ltx" else 40
+        changes = merged(RECONSTRUCTION_ALONE, {"clips": {"num_frames": 9, "height": height}})
+        cases[name] = Case(changes, model=ALL_CASES[name].model)
+    for name, case in cases.items():
+        config = config_of(case, num_processes, num_processes)
+        state = build(config, torch.float32, model_of_diffusers=case.model)
+        train_step(state, micro_batches(config, 0, torch.float32, is_image=False))
+        with Messages() as messages:
+            train_step(state, micro_batches(config, 1, torch.float32, is_image=False))
+        leave_context_group()
+        # The second process of four has two neighbours.
+        if not dist.is_initialized() or dist.get_rank() == num_processes // 2:
+            shape = " x ".join(map(str, config.clips.train_buckets[0].shape))
+            count = f"{messages.num_operators} operators"
+            print(f"{name}, {shape}, {num_processes} processes for a clip: {count}")
+            for operator, number in messages.num_messages.items():
+                size = messages.num_bytes[operator] / 2**20
+                print(f"    {operator}: {number} messages, {size:.3f} MiB", flush=True)
 
 
 def main() -> int:

@@ -115,7 +115,8 @@ class TestCausality:
     @pytest.mark.parametrize("blocks_too", [False, True])
     @pytest.mark.parametrize("chunk", [4, 8])
     def test_temporal_chunks_have_the_gradients_of_whole_clips(self, chunk, blocks_too):
-        vae = model(dtype=torch.float64)
+        convolutions = ("depthwise", "2+1d")  # of the decoder; the encoder has "3d"
+        vae = model(decoder_convolutions=convolutions, dtype=torch.float64)
         video = clip(frames=21, dtype=torch.float64)
 
         def gradients():
@@ -332,6 +333,15 @@ class TestConfig:
                 "a multiple of the 4 channels of a code, .* Use 8",
             ),
             ({"lfq_bits": 10**9}, "`lfq_bits` must be at most 18"),
+            ({"decoder_convolutions": ("3d",)}, "one kind for each level, of which there are 2"),
+            (
+                {"decoder_convolutions": ("2+1d", "3d")},
+                "3d, 2d or depthwise where kernels have one",
+            ),
+            (
+                {"decoder_convolutions": ("3d", "2+1d"), "time_kernel": 1},
+                "one frame, but got 2.1d for level 1",
+            ),
         ],
     )
     def test_invalid_settings(self, settings, message):
@@ -352,6 +362,7 @@ class TestConfig:
             ({"first_frame_apart": False}, False),
             ({"nested_channels": (1,)}, [1]),
             ({"decoder": "flow"}, "flow"),
+            ({"decoder_convolutions": ("depthwise", "2d")}, ["depthwise", "2d"]),
         ],
     )
     def test_only_models_that_differ_from_those_of_before_have_a_new_key(

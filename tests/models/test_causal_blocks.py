@@ -8,6 +8,7 @@ from telecine.models.causal_blocks import (
     CausalConv,
     ChannelNorm,
     Downsample,
+    ResidualBlock,
     Upsample,
     fold,
     unfold,
@@ -76,3 +77,17 @@ def test_norm_has_the_gradients_of_pytorchs_formula():
         y = function(clip)
         results.append((y, *torch.autograd.grad(y.exp().sum(), [clip, norm.scale])))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["3d", "2+1d", "depthwise", "2d"])
+def test_a_residual_block_starts_as_the_identity_and_trains_all_weights(kind):
+    torch.manual_seed(0)
+    block = ResidualBlock(4, time_kernel=2, convolution=kind)
+    video = torch.randn(1, 4, 3, 5, 5)
+    assert torch.equal(block(video), video)
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    for _ in range(3):  # each makes the gradient of the layers before reach further
+        optimizer.zero_grad()
+        (block(video) * video.flip(4)).sum().backward()
+        optimizer.step()
+    assert all(parameter.grad.any() for parameter in block.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from safetensors import SafetensorError
 from telecine.losses import posterior_kl
 from telecine.models import DeterministicPosterior, DiagonalGaussian, Moments, pretrained
 from telecine.models.diffusers import DiffusersAutoencoder, checkpointing, loading
-from telecine.models.diffusers.checkpointing import ANY_CHUNK, CHUNKS
-from telecine.models.diffusers.families import REFUSED
+from telecine.models.diffusers.families import FAMILIES, REFUSED
 from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.models.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
@@ -358,9 +358,9 @@ def test_every_weight_has_a_gradient_and_checkpointing_computes_the_same(name):
     for side in ("encoder.", "decoder.") if name != "rae" else ("decoder.",):
         assert any(gradient.any() for key, gradient in plain.items() if side in key)
     assert plain[last_layer_name(model)].any()
-    checkpointing.enable(model.module)
+    checkpointing.enable(model.module, model.family.checkpointed_blocks)
     assert relative_error(gradients(model, video), plain) < 1e-6
-    if type(model.module).__name__ in checkpointing.CHECKPOINTED_BLOCKS:
+    if model.family.checkpointed_blocks:
         copy.deepcopy(model)
 
 
@@ -390,9 +390,9 @@ def test_gradient_checkpointing_of_a_frozen_model_is_compared_too():
 )
 def test_gradient_checkpointing_that_is_not_exact_is_an_error(name, message, monkeypatch):
     """What diffusers itself does with these classes, whose blocks telecine checkpoints instead."""
-    monkeypatch.setattr(checkpointing, "CHECKPOINTED_BLOCKS", {})
     monkeypatch.setattr(checkpointing, "checkpoint_call", None)
     model = adapter(name)
+    model.family = replace(model.family, checkpointed_blocks=())
     video = tiny_clip(name)
     plain = gradients(model, video)
     with pytest.raises(ValueError, match=f"{message}.*Train it without"):
@@ -447,7 +447,8 @@ CHUNKED = [
 
 
 def test_every_class_that_supports_chunks_is_tested():
-    assert {type(shared(name).module).__name__ for name, *_ in CHUNKED} == set(CHUNKS)
+    tested = {type(shared(name).module).__name__ for name, *_ in CHUNKED}
+    assert tested == {name for name, family in FAMILIES.items() if family.stream is not None}
 
 
 @pytest.mark.parametrize(
@@ -465,7 +466,7 @@ def test_temporal_chunks_are_exact(name, chunk, num_frames):
     with torch.no_grad():
         chunked = model(video, sample_posterior=False).video
     torch.testing.assert_close(chunked, plain["output"], rtol=1e-4, atol=1e-5)
-    checkpointing.enable(model.module)
+    checkpointing.enable(model.module, model.family.checkpointed_blocks)
     assert relative_error(gradients(model, video), plain) < 2e-5
     copy.deepcopy(model)
 
@@ -491,7 +492,7 @@ def test_a_chunk_that_does_not_work_is_an_error(name, chunk, message):
 def test_the_page_says_what_each_class_supports():
     page = (Path(__file__).parents[2] / "docs" / "fine-tuning.md").read_text(encoding="utf-8")
     rows = [
-        f"| {cls} | {'telecine' if cls in checkpointing.CHECKPOINTED_BLOCKS else 'diffusers'} | {chunks_of(cls)} |"
+        f"| {cls} | {'telecine' if FAMILIES[cls].checkpointed_blocks else 'diffusers'} | {chunks_of(cls)} |"
         for cls in sorted({type(shared(name).module).__name__ for name in TINY_MODELS})
     ]
     classes = ("| Autoencoder", "| AsymmetricAutoencoder", "| Kandinsky", "| VQModel")
@@ -500,9 +501,10 @@ def test_the_page_says_what_each_class_supports():
 
 
 def chunks_of(cls):
-    if cls not in CHUNKS:
+    stream = FAMILIES[cls].stream
+    if stream is None:
         return "-"
-    return f"a multiple of {CHUNKS[cls]}" if cls in ANY_CHUNK else f"{CHUNKS[cls]}"
+    return f"a multiple of {stream.chunk}" if stream.accepts_multiples else f"{stream.chunk}"
 
 
 @every_model

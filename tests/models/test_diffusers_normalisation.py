@@ -10,13 +10,8 @@ from diffusers.models import autoencoders
 from packaging.version import Version
 
 from telecine.models.diffusers import DiffusersAutoencoder
-from telecine.models.diffusers.families import REFUSED
-from telecine.models.diffusers.normalisation import (
-    NORMALISATIONS,
-    Normalised,
-    normalisation_of,
-    read_normalisation,
-)
+from telecine.models.diffusers.families import FAMILIES, REFUSED, family_of
+from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.latent import LatentStatistics
 
 from .tiny_models import KL_IMAGE, tiny_model
@@ -25,11 +20,10 @@ STATISTICS = LatentStatistics(mean=[0.5, -1.0, 0.0, 2.0], std=[1.0, 2.0, 0.5, 0.
 
 
 def test_every_class_is_declared_as_its_constructor_and_buffers_say():
-    missing = {name for name in NORMALISATIONS if not hasattr(diffusers, name)}
-    assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 9)
-    for name, kind in (
-        (name, kind) for name, kind in NORMALISATIONS.items() if name not in missing
-    ):
+    missing = {name for name in FAMILIES if not hasattr(diffusers, name)}
+    assert len(missing) <= (0 if Version(diffusers.__version__) >= Version("0.42") else 8)
+    for name in FAMILIES.keys() - missing:
+        kind = FAMILIES[name].normalised
         parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
         by_kind = {
             "CHANNELS": {"latents_mean", "latents_std"} <= parameters,
@@ -40,8 +34,7 @@ def test_every_class_is_declared_as_its_constructor_and_buffers_say():
             "NONE": not {"latents_mean", "scaling_factor"} & parameters,
         }
         assert by_kind[kind.name], name
-    models = {name.removeprefix("Autoencoder") for name in NORMALISATIONS}
-    assert len(models) == 28
+    assert len(FAMILIES) == 27
 
 
 def test_every_class_of_diffusers_that_is_not_refused_is_declared():
@@ -51,7 +44,7 @@ def test_every_class_of_diffusers_that_is_not_refused_is_declared():
         if issubclass(cls, ModelMixin)
     }
     assert len(classes) > 15
-    assert classes - set(REFUSED) <= set(NORMALISATIONS)
+    assert classes - set(REFUSED) - {"LTX2VideoDiffusionDecoderModel"} <= set(FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +77,8 @@ def test_the_statistics_are_saved_in_the_form_of_the_class(name, expected, tmp_p
     model.set_latent_statistics(statistics)
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(str(tmp_path))
-    assert read_normalisation(loaded) == model.latent_normalisation() == expected
+    kind = model.family.normalised
+    assert read_normalisation(loaded, kind) == model.latent_normalisation() == expected
 
 
 def test_flux_2_keeps_the_statistics_in_a_batch_norm_of_patches(tmp_path):
@@ -126,5 +120,7 @@ def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_p
 
 def test_a_subclass_is_normalised_as_its_class_and_others_not():
     mine = type("Mine", (diffusers.AutoencoderKLWan,), {})
-    assert normalisation_of(mine.__new__(mine)) == Normalised.CHANNELS
-    assert normalisation_of(torch.nn.Identity()) == Normalised.NONE
+    assert family_of(mine.__new__(mine)).normalised == Normalised.CHANNELS
+    methods = dict.fromkeys(("encode", "decode"), torch.nn.Module.forward)
+    other = type("Other", (torch.nn.Module,), methods)
+    assert family_of(other()).normalised == Normalised.NONE

@@ -62,7 +62,7 @@ def split_over_processes(
         return
     split = model.row_split()
     if split is None:
-        contract = "1 for a model whose class is not declared for rows of clips"
+        contract = "1 for this class of models"
         got = f"{num_processes} for {type(getattr(model, 'module', model)).__name__}"
         raise argument_error("context_parallel", contract, got, _REMEDY)
     for height in heights:

@@ -281,8 +281,8 @@ class LatentShards(Dataset[dict[str, Any]]):
                 continue
             try:
                 content = read_json(index)
-                for name, (*tensors, metadata_start, metadata_size) in content["clips"].items():
-                    start, size = tensors
+                for name, numbers in content["clips"].items():
+                    start, size, metadata_start, metadata_size = numbers
                     clip = StoredClip(shard, (start, size), (metadata_start, metadata_size))
                     self.clips[name] = clip
                 self.channel_sums[shard] = torch.tensor(
@@ -362,13 +362,13 @@ class LatentShards(Dataset[dict[str, Any]]):
         return batch
 
 
-def _read_member(file: Any, name: str, place: tuple[int, int]) -> bytes:
+def _read_member(file: Any, name: str, extent: tuple[int, int]) -> bytes:
     """Return the content of a member of a tar file, whose header comes before it.
 
     Raises:
         ValueError: It has another name.
     """
-    start, num_bytes = place
+    start, num_bytes = extent
     file.seek(start - tarfile.BLOCKSIZE)
     content: bytes = file.read(tarfile.BLOCKSIZE + num_bytes)
     if content[:_NAME_BYTES].rstrip(b"\0") != name.encode():

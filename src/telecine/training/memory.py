@@ -31,7 +31,7 @@ from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.distributed import fsdp_blocks
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
-from telecine.training.optimizers import parameters_of
+from telecine.training.optimizers import parameters_of, planned
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, clip_gradients, compute_gradients
 from telecine.training.update_memory import (
@@ -96,7 +96,6 @@ def plan_update(
         objective_settings = replace(
             objective_settings, perceptual=replace(perceptual, net=fake_net)
         )
-    optimizer = replace(config.optimizer, name="adamw")  # kernels of 8 bits need values
     kernels: AbstractContextManager[None] = nullcontext()
     if device_type != "cpu":
         kernels = autocast_as_on_cuda()
@@ -112,7 +111,9 @@ def plan_update(
         last_layer = last_layer_of(
             model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False
         )
-        state = new_state(optimizer, accelerator, model, objective, last_layer, seed=config.seed)
+        state = new_state(
+            planned(config.optimizer), accelerator, model, objective, last_layer, seed=config.seed
+        )
         state.step = objective.schedule.step_with_most_terms()
         shape = (config.clips_per_pass, config.clips.num_channels, *bucket.shape)
         memory = _count_update(
@@ -191,7 +192,9 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         elif config.model_gradient_checkpointing:
             from telecine.models.diffusers.checkpointing import enable
 
-            enable(cast(Any, model).module)  # without comparing gradients, which needs values
+            diffusers_model = cast(Any, model)
+            # Without comparing gradients, which needs values.
+            enable(diffusers_model.module, diffusers_model.family.checkpointed_blocks)
     return model
 
 

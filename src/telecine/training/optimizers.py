@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def _first_weight(parameters: Sequence[Any]) -> Tensor:
 
 # The optimizers by the value of `optimizer.name`.
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adamw_8bit": adamw_8bit}
+
+
+def planned(settings: OptimizerConfig) -> OptimizerConfig:
+    """Return settings of the optimizer that a plan of the memory runs: kernels of 8 bits need tensors with values."""
+    if settings.name == "adamw_8bit":
+        return replace(settings, name="adamw")
+    return settings
 
 
 def build_optimizers(

@@ -13,6 +13,7 @@ import torch
 from telecine.__main__ import main
 from telecine.base.files import write_json
 from telecine.models import CausalVAE, load_autoencoder
+from telecine.models.causal_blocks import ResidualBlock
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.runs import Run
@@ -240,6 +241,58 @@ def test_channels_that_matter_are_kept(teacher, importance):
         assert abs(lost) < 1e-3, "only channels of 0 are removed"
 
 
+def kernels_of(kind, like):
+    """Return kernels that a cheaper convolution can have."""
+    num_outputs, num_inputs, time, height, width = like.shape
+    if kind == "depthwise":
+        return torch.randn(num_outputs, num_inputs, 1, 1, 1) * torch.randn(like.shape[1:])
+    if kind == "2+1d" and time > 1:
+        temporal = torch.randn(num_outputs, time, num_outputs)
+        spatial = torch.randn(num_outputs, num_inputs, height, width)
+        return torch.einsum("otm,mihw->oithw", temporal, spatial)
+    kernels = torch.randn(like.shape)
+    if kind == "2d":
+        kernels[:, :, :-1] = 0
+    return kernels
+
+
+@pytest.mark.parametrize(
+    ("kinds", "num_replaced"),
+    [(("depthwise", "2+1d"), 3), (("3d", "2d"), 1), (("3d", "depthwise"), 2)],
+)
+def test_convolutions_that_cheaper_ones_can_compute_are_met(
+    tmp_path, monkeypatch, small_video, kinds, num_replaced
+):
+    monkeypatch.chdir(tmp_path)
+    model = with_random_weights(CausalVAE(SMALL))
+    for block in model.decoder.modules():
+        if isinstance(block, ResidualBlock):
+            level = SMALL.channels.index(len(block.branch[0].scale))
+            for index in (2, 5):
+                weight = block.branch[index].conv.weight
+                weight.data = 0.1 * kernels_of(kinds[level], weight)
+    model.save_pretrained("model")
+    settings = CLIPS | {"data": str(small_video)}
+    config = PruneConfig(**settings, device="cpu", keep=1, decoder_convolutions=kinds)
+    result = prune("model", config)
+    assert result.model.config.decoder_convolutions == kinds
+    assert len(result.convolutions) == num_replaced
+    for fit in result.convolutions:
+        assert fit.operations < 1
+        assert fit.error < 1e-6 < fit.error_random
+        assert (fit.error_trivial > 1e-3) == (fit.kind != "2d"), "sums over earlier frames of 0"
+    assert abs(result.psnr_after - result.psnr_before) < 1e-3
+    assert result.cost_after.flops < result.cost_before.flops
+    result.model.save_pretrained("cheaper")
+    write_json(Path("prune.json"), result.report())
+    layer = f"{result.convolutions[0].layer}.conv"
+    with pytest.raises(ValueError, match="`feature_layers` must be layers that the teacher's"):
+        PrunedFeatures("model", "prune.json", [layer])
+    message = r"`model` must be one whose decoder has \"3d\" convolutions, but got one with"
+    with pytest.raises(ValueError, match=message):
+        prune("cheaper", config)
+
+
 def test_greedy_importance_measures_nothing_where_nothing_is_removed():
     what = prunable(CausalVAE(SMALL), "model", "decoder")
     groups = groups_of(what)
@@ -316,6 +369,7 @@ def test_all_blocks_of_one_shape_are_removed(tmp_path, monkeypatch, small_video)
 @pytest.mark.slow
 def test_a_pruned_decoder_is_trained_and_resumed(teacher, cached_weights, capsys):
     options = [f"--{name}={value}" for name, value in CLIPS.items()]
+    options += ["--keep", "0.5", "--decoder_convolutions", "depthwise,2+1d"]
     assert main(["prune", teacher, *options, "--device", "cpu", "-o", "pruned"]) == 0
     assert "channels of the stages" in capsys.readouterr().out
     report = json.loads(Path("pruned/prune.json").read_text())
@@ -384,6 +438,7 @@ def test_features_are_compared_with_the_pruned_model_only(teacher):
 def test_three_phases_of_distillation(teacher, cached_weights):
     """Each recipe trains what the one before it made; features are compared in all, and a GAN is last."""
     options = [f"--{name}={value}" for name, value in CLIPS.items()]
+    options += ["--keep", "0.5", "--decoder_convolutions", "depthwise,2+1d"]
     assert main(["prune", teacher, *options, "--device", "cpu", "-o", "pruned"]) == 0
     Path("few.yaml").write_text(
         "{steps: 1, batch_size: 1, save_every: 1, val_clips: 1, device: cpu, trackers: [], latent_clips: 1,"
@@ -405,6 +460,11 @@ def test_three_phases_of_distillation(teacher, cached_weights):
     [
         ("wan", {"part": "both"}, "`part` must be decoder for AutoencoderKLWan, but got both"),
         ("kl_image", {}, "`part` must be both for AutoencoderKL, whose configuration has the same"),
+        (
+            "wan",
+            {"decoder_convolutions": ("2d",)},
+            "`decoder_convolutions` must be left out for AutoencoderKLWan, whose configuration has",
+        ),
         ("wan", {"keep": 0.001}, "`keep` must be at least 0.28"),
         (
             "mochi",

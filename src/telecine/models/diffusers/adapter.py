@@ -12,7 +12,7 @@ from telecine.base.randomness import Generators, keep_random_state, rand, randn
 from telecine.base.shapes import Video, check_video
 from telecine.models.channels import change_channels
 from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
-from telecine.models.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
+from telecine.models.diffusers.checkpointing import enable_checked, enable_chunks
 from telecine.models.diffusers.families import (
     clear_caches,
     family_of,
@@ -23,7 +23,6 @@ from telecine.models.diffusers.loading import build_module, find_config, load_mo
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.row_layers import row_split_of
-from telecine.models.diffusers.streams import STREAMS
 from telecine.models.flow import Sampler, add_noise
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
@@ -34,9 +33,6 @@ from telecine.models.stream import StreamDecoder, StreamEncoder
 
 LARGEST_LEVEL = 0.2
 """Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103)."""
-# Classes with weights that get no gradient from clips of several frames: weights for masks, weights that mix frames,
-# and codes whose loss has no weight.
-_UNUSED_WEIGHTS = {"AsymmetricAutoencoderKL", "AutoencoderKLQwenImage21", "VQModel"}
 
 
 class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
@@ -65,8 +61,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.family = family_of(module)
-        prepare_for_training(module)
-        self.leaves_weights_unused = type(module).__name__ in _UNUSED_WEIGHTS
+        prepare_for_training(module, self.family)
+        self.leaves_weights_unused = self.family.leaves_weights_unused
         # `from_pretrained` of diffusers returns models in eval mode.
         self.module: DiffusersModel = module.train()
         only_side = None
@@ -182,9 +178,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             ValueError: An option of the model depends on whole frames.
         """
         grid = self.latent_grid(*self.sizes.smallest)
-        if grid is None:
+        if grid is None or self.family.row_layers is None:
             return None
-        return row_split_of(self.module, grid.spatial_compression)
+        return row_split_of(self.module, self.family.row_layers, grid.spatial_compression)
 
     def with_channels(self, in_channels: int) -> "DiffusersAutoencoder":
         """Return this model for other channels; its configuration has their number. See `change_channels`.
@@ -209,11 +205,11 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
 
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""
-        return read_normalisation(self.module)
+        return read_normalisation(self.module, self.family.normalised)
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Replace these numbers."""
-        write_normalisation(self.module, statistics)
+        write_normalisation(self.module, self.family.normalised, statistics)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the model's blocks.
@@ -221,37 +217,37 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         Raises:
             ValueError: A tiny clip's gradients change.
         """
-        enable_checked(self.module, self.sizes)
+        enable_checked(self.module, self.family.checkpointed_blocks, self.sizes)
 
     @property
     def streams(self) -> bool:
-        """Whether the class is one of `STREAMS`."""
-        return type(self.module).__name__ in STREAMS
+        """Whether the class keeps frames between chunks."""
+        return self.family.stream is not None
 
     def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
-        """Return a stream that encodes a video piece by piece.
+        """Return a stream that encodes a video a few frames at a time.
 
         Raises:
             ValueError: The class keeps no frames between chunks.
         """
-        if not self.streams:
+        if self.family.stream is None:
             return super().stream_encoder(num_frames)
-        return STREAMS[type(self.module).__name__].encoder(self.module, num_frames)
+        return self.family.stream.encoder(self.module, num_frames)
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
-        """Return a stream that decodes a latent piece by piece.
+        """Return a stream that decodes a latent a few frames at a time.
 
         Raises:
             ValueError: The class keeps no frames between chunks.
         """
-        if not self.streams:
+        if self.family.stream is None:
             return super().stream_decoder(num_frames)
-        return STREAMS[type(self.module).__name__].decoder(self.module, num_frames)
+        return self.family.stream.decoder(self.module, num_frames)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:
         """The frames of the class's own chunks; None if it keeps no frames between chunks."""
-        return CHUNKS.get(type(self.module).__name__)
+        return None if self.family.stream is None else self.family.stream.chunk
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips.

@@ -4,6 +4,7 @@ Chunks are for classes that keep frames from one chunk to the next: their encode
 and each call is computed again in the backward pass, see `checkpoint_call`.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +19,7 @@ from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
 from telecine.models.diffusers import wan
 from telecine.models.diffusers.families import Family, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
+from telecine.models.diffusers.streams import MAGVIT, MAGVIT_CACHE, WAN
 from telecine.ops.checkpointing import checkpoint_call, checkpoint_module
 from telecine.ops.ranks import ContextGroup, using_context_group
 
@@ -25,69 +27,17 @@ from telecine.ops.ranks import ContextGroup, using_context_group
 _MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 _NUM_FRAMES = 5
-_BLOCKS_OF_IMAGES = (
-    "DownEncoderBlock2D",
-    "AttnDownEncoderBlock2D",
-    "UNetMidBlock2D",
-    "UpDecoderBlock2D",
-    "AttnUpDecoderBlock2D",
-)
-CHECKPOINTED_BLOCKS: dict[str, tuple[str, ...]] = {
-    "AsymmetricAutoencoderKL": _BLOCKS_OF_IMAGES,
-    "AutoencoderDC": ("ResBlock", "EfficientViTBlock"),
-    "AutoencoderKLHunyuanImage": ("HunyuanImageResnetBlock", "HunyuanImageMidBlock"),
-    "AutoencoderKLKVAEVideo": (
-        "KVAECachedResnetBlock3D",
-        "KVAECachedPXSDownsample",
-        "KVAECachedPXSUpsample",
-    ),
-    "AutoencoderKLMagvit": (
-        "EasyAnimateResidualBlock3D",
-        "EasyAnimateDownsampler3D",
-        "EasyAnimateUpsampler3D",
-    ),
-    "AutoencoderKLQwenImage": (
-        "QwenImageResidualBlock",
-        "QwenImageAttentionBlock",
-        "QwenImageResample",
-    ),
-    "AutoencoderKLQwenImage21": (
-        "QwenImage21ResidualBlock",
-        "QwenImage21AttentionBlock",
-        "QwenImage21Resample",
-    ),
-    "AutoencoderKLWan": ("WanResidualBlock", "WanAttentionBlock", "WanResample"),
-    "AutoencoderRAE": ("ViTMAELayer",),
-    "AutoencoderTiny": ("AutoencoderTinyBlock",),
-    "Kandinsky6SRVAE": (
-        "Kandinsky6SRResnetBlock3D",
-        "Kandinsky6SRDownsample",
-        "Kandinsky6SRUpsample",
-    ),
-    "LTX2VideoDiffusionDecoderModel": ("LTX2VideoVaeNABlock", "LTX2VideoVaeDiffusionNABlock"),
-    "VQModel": _BLOCKS_OF_IMAGES,
-}
-"""The blocks of classes whose own gradient checkpointing is missing, does not support frames kept for the next chunk,
-or, for AutoencoderTiny, leaves out the conversion of colours to [0, 1]."""
-CHUNKS = {
-    "AutoencoderKLCogVideoX": 8,
-    "AutoencoderKLKVAEVideo": 16,
-    "AutoencoderKLMagvit": 4,
-    "AutoencoderKLQwenImage": 4,
-    "AutoencoderKLWan": 4,
-    "Kandinsky6SRVAE": 16,
-}
-"""Frames of the chunks in which a class computes long clips. The first chunk has one more, or is the first frame."""
-ANY_CHUNK = ("AutoencoderKLMagvit", "AutoencoderKLQwenImage", "AutoencoderKLWan")
-"""The classes whose chunks may also be multiples of the number in `CHUNKS`. The norms of others depend on the chunk."""
 # Frames of a latent frame of Magvit.
 _MAGVIT_TIME_COMPRESSION = 4
-MAGVIT_CACHE = "prev_features"
-"""The attribute of layers of Magvit with the frames that they keep. Others keep them among the arguments."""
 
 
-def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
+def enable_checked(module: DiffusersModel, blocks: Sequence[str], sizes: ClipSizes) -> None:
     """Enable a diffusers model's gradient checkpointing, if it keeps the gradients of a tiny clip.
+
+    Args:
+        module: The model.
+        blocks: See `enable`.
+        sizes: The sizes that the model reproduces.
 
     Raises:
         ValueError: The class does not support it, or gradients change.
@@ -96,44 +46,43 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
         raise _unsupported(module, "one without it")
     expected = _gradients(sizes)
     try:
-        enable(module)
+        enable(module, blocks)
     except ValueError as error:
         raise _unsupported(module, "one that does not support it") from error
     try:
         gradients = _gradients(sizes)
     except RuntimeError as error:
-        _disable(module)
+        _disable(module, blocks)
         raise _unsupported(
             module, f"one whose backward pass fails with it ({type(error).__name__})"
         ) from error
     changes = [a - b for a, b in zip(gradients, expected, strict=True)]
     difference = float(nn.utils.get_total_norm(changes) / nn.utils.get_total_norm(expected))
     if not difference <= _MAX_DIFFERENCE:  # also true for NaN
-        _disable(module)
+        _disable(module, blocks)
         raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
 
 
-def enable(module: DiffusersModel) -> None:
-    """Enable checkpointing: the class's own, or ours of the blocks of `CHECKPOINTED_BLOCKS`."""
-    if type(module).__name__ not in CHECKPOINTED_BLOCKS:
+def enable(module: DiffusersModel, blocks: Sequence[str]) -> None:
+    """Enable checkpointing: of the classes of blocks, `Family.checkpointed_blocks`, or without any, the model's own."""
+    if not blocks:
         # Ours remembers the processes that share a clip.
         module.enable_gradient_checkpointing(checkpoint_call)
-    for block in _blocks(module):
+    for block in _modules_of(module, blocks):
         checkpoint_module(block, MAGVIT_CACHE)
 
 
-def _disable(module: DiffusersModel) -> None:
+def _disable(module: DiffusersModel, blocks: Sequence[str]) -> None:
     """Disable checkpointing, and clear the caches that a failed backward pass left."""
-    if type(module).__name__ not in CHECKPOINTED_BLOCKS:
+    if not blocks:
         module.disable_gradient_checkpointing()
-    for block in _blocks(module):
+    for block in _modules_of(module, blocks):
         del block.forward
     clear_caches(module)
 
 
-def _blocks(module: DiffusersModel) -> list[nn.Module]:
-    names = CHECKPOINTED_BLOCKS.get(type(module).__name__, ())
-    return [block for block in module.modules() if type(block).__name__ in names]
+def _modules_of(module: DiffusersModel, classes: Sequence[str]) -> list[nn.Module]:
+    return [block for block in module.modules() if type(block).__name__ in classes]
 
 
 def _unsupported(module: DiffusersModel, got: str) -> Exception:
@@ -180,12 +129,12 @@ def _checked_clip(sizes: ClipSizes) -> tuple[int, int, int]:
 
 
 def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Compute clips of a class in `CHUNKS` in chunks.
+    """Compute clips of a class that streams in chunks.
 
     Args:
         module: The model.
         family: How it is called.
-        num_frames: Frames of a chunk: those of `CHUNKS`, or for some classes a multiple.
+        num_frames: Frames of a chunk: those of its stream, or for some classes a multiple.
 
     Returns:
         How the model is called now.
@@ -193,17 +142,18 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
     Raises:
         ValueError: The class does not support this number of frames.
     """
-    name = type(module).__name__
-    smallest = CHUNKS[name]
+    stream = family.stream
+    assert stream is not None
     check_count("temporal_chunk", num_frames)
-    if name in ANY_CHUNK:
-        check_multiple("temporal_chunk", num_frames, step=smallest)
-    elif num_frames != smallest:
-        raise size_error("temporal_chunk", num_frames, accepted=str(smallest), nearest=smallest)
-    if name == "AutoencoderKLMagvit":
+    if stream.accepts_multiples:
+        check_multiple("temporal_chunk", num_frames, step=stream.chunk)
+    elif num_frames != stream.chunk:
+        accepted = str(stream.chunk)
+        raise size_error("temporal_chunk", num_frames, accepted=accepted, nearest=stream.chunk)
+    if stream == MAGVIT:
         module.num_sample_frames_batch_size = num_frames
         module.num_latent_frames_batch_size = num_frames // _MAGVIT_TIME_COMPRESSION
-    elif name in ANY_CHUNK:  # Wan and QwenImage, which are called with larger chunks than their own
+    elif stream == WAN:  # which is called with larger chunks than its own
         num_latent_frames = num_frames // wan.TIME_COMPRESSION
         family = replace(
             family,

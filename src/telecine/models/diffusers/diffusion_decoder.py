@@ -19,7 +19,7 @@ from telecine.base.shapes import Video, check_video
 from telecine.models.clip_sizes import size_error
 from telecine.models.diffusers.checkpointing import enable
 from telecine.models.diffusers.loading import build_module, load_module, save_module
-from telecine.models.diffusers.normalisation import read_normalisation
+from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
 from telecine.models.frozen_encoder import LoadTeacher, Student
@@ -30,6 +30,8 @@ from telecine.models.pretrained import copy_state, digest_of_encoder
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
+# Classes of blocks that are computed again in the backward pass.
+_BLOCKS = ("LTX2VideoVaeNABlock", "LTX2VideoVaeDiffusionNABlock")
 # Key of `config.json`, which diffusers keeps: the digest of the teacher's encoder.
 _DIGEST_KEY = "_teacher_encoder_sha256"
 # Positions of time, height and width whose attention is computed at once.
@@ -268,11 +270,11 @@ class DiffusionDecoder(Student):
 
     def latent_normalisation(self) -> Normalisation:
         """Return the teacher's, which the decoder holds as well."""
-        return read_normalisation(self.module)
+        return read_normalisation(self.module, Normalised.BUFFERS)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the blocks in the backward pass: less memory, more time."""
-        enable(self.module)
+        enable(self.module, _BLOCKS)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""

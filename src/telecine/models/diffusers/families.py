@@ -1,4 +1,4 @@
-"""How each diffusers class is encoded and decoded with gradients. Most classes need only their own methods."""
+"""The facts of each class of diffusers: how it is encoded and decoded with gradients, normalised, and streamed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.losses.perceptual.feature_maps import IMAGENET
-from telecine.models.diffusers import wan
+from telecine.models.diffusers import row_layers, streams, wan
+from telecine.models.diffusers.normalisation import Normalised
 from telecine.models.diffusers.outputs import (
     UNSUPPORTED_REMEDY,
     Decoded,
@@ -20,6 +21,8 @@ from telecine.models.diffusers.outputs import (
     read_decoded,
     read_posterior,
 )
+from telecine.models.diffusers.row_layers import RowLayers
+from telecine.models.diffusers.streams import Streaming
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.ops.rms_norm import rms_norm
 
@@ -83,7 +86,7 @@ def _colours_without_alpha(module: DiffusersModel) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of a class are called."""
+    """The facts of a class of models: how they are called, what they keep, and what telecine does in their place."""
 
     encoder: Callable[..., LatentPosterior]
     """From the model and a video `(B, C, T, H, W)` in [-1, 1] to the posterior."""
@@ -100,6 +103,21 @@ class Family:
     """The model's attribute with the height and width of the only frames that it reconstructs; None for any size."""
     first_frame_apart: bool | str = True
     """Whether a latent frame belongs to the first frame alone, or the model's attribute that says so."""
+    normalised: Normalised = Normalised.NONE
+    """How pipelines normalise the latent."""
+    checkpointed_blocks: tuple[str, ...] = ()
+    """The classes of blocks that telecine computes again in the backward pass, where the model's own gradient
+    checkpointing is missing, does not support frames that are kept for the next chunk, or, for AutoencoderTiny, leaves
+    out the conversion of colours to [0, 1]. Without any, the model's own is used."""
+    stream: Streaming | None = None
+    """How frames are kept from one chunk of a clip to the next; None if the model keeps none."""
+    row_layers: RowLayers | None = None
+    """The layers with which several processes share a clip; None if they cannot."""
+    takes_one_clip: bool = False
+    """Whether clips pass one by one, as the attention of the model supports no more."""
+    leaves_weights_unused: bool = False
+    """Whether some weights get no gradient from clips of several frames: weights for masks, weights that mix frames, or
+    codes whose loss has no weight."""
 
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, C, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
@@ -169,7 +187,7 @@ def check_class(name: str, cls: type) -> None:
 
 
 def family_of(module: nn.Module) -> Family:
-    """Return how a model is called: by its class or a base class in `FAMILIES`, or of frames if no weight is 3D.
+    """Return the facts of a model: of its class or a base class in `FAMILIES`; otherwise of frames if no weight is 3D.
 
     Raises:
         TypeError: The model has no `encode` or `decode`.
@@ -187,7 +205,7 @@ def family_of(module: nn.Module) -> Family:
             return FAMILIES[name]
     if all(parameter.ndim < 5 for parameter in module.parameters()):
         return _OF_FRAMES
-    return Family(_encode_clips, _decode_clips)
+    return _OF_CLIPS
 
 
 def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
@@ -297,26 +315,137 @@ def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
     return normed
 
 
+_BLOCKS_OF_IMAGES = (
+    "DownEncoderBlock2D",
+    "AttnDownEncoderBlock2D",
+    "UNetMidBlock2D",
+    "UpDecoderBlock2D",
+    "AttnUpDecoderBlock2D",
+)
+_OF_CLIPS = Family(_encode_clips, _decode_clips)
 _OF_FRAMES = Family(_encode_frames, _decode_frames)
 FAMILIES = {
-    "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro, first_frame_apart=False),
-    "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
-    "AutoencoderKLLTXVideo": Family(_encode_clips, _decode_clips, widens="patches"),
-    "AutoencoderKLLTX2Video": Family(_encode_clips, _decode_clips, widens="patches"),
-    "AutoencoderKLMiniMaxH3": Family(_encode_clips, _decode_clips, widens="no", colours=IMAGENET),
-    "AutoencoderKLQwenImage": Family(wan.encode, wan.decode),
+    "AsymmetricAutoencoderKL": Family(
+        _encode_frames,
+        _decode_frames,
+        normalised=Normalised.FACTOR,
+        checkpointed_blocks=_BLOCKS_OF_IMAGES,
+        leaves_weights_unused=True,
+    ),
+    "AutoencoderDC": Family(
+        _encode_frames,
+        _decode_frames,
+        normalised=Normalised.FACTOR,
+        checkpointed_blocks=("ResBlock", "EfficientViTBlock"),
+    ),
+    "AutoencoderKL": Family(_encode_frames, _decode_frames, normalised=Normalised.FACTOR),
+    "AutoencoderKLAllegro": Family(
+        _encode_allegro,
+        _decode_allegro,
+        first_frame_apart=False,
+        normalised=Normalised.FACTOR,
+    ),
+    "AutoencoderKLCogVideoX": Family(
+        _encode_clips,
+        _decode_clips,
+        normalised=Normalised.FACTOR,
+        stream=streams.COGVIDEOX,
+        row_layers=row_layers.COGVIDEOX,
+    ),
+    "AutoencoderKLCosmos": Family(_encode_clips, _decode_clips, normalised=Normalised.CHANNELS),
+    "AutoencoderKLFlux2": Family(_encode_frames, _decode_frames, normalised=Normalised.BATCH_NORM),
+    "AutoencoderKLHunyuanImage": Family(
+        _encode_frames,
+        _decode_frames,
+        normalised=Normalised.FACTOR,
+        checkpointed_blocks=("HunyuanImageResnetBlock", "HunyuanImageMidBlock"),
+    ),
+    "AutoencoderKLHunyuanImageRefiner": Family(
+        _encode_clips, _decode_clips, normalised=Normalised.FACTOR
+    ),
+    "AutoencoderKLHunyuanVideo": Family(_encode_clips, _decode_clips, normalised=Normalised.FACTOR),
+    "AutoencoderKLHunyuanVideo15": Family(
+        _encode_clips,
+        _decode_clips,
+        normalised=Normalised.FACTOR,
+        takes_one_clip=True,
+    ),
+    "AutoencoderKLKVAE": Family(_encode_frames, _decode_frames),
+    "AutoencoderKLKVAEVideo": Family(
+        _encode_mean,
+        _decode_clips,
+        checkpointed_blocks=(
+            "KVAECachedResnetBlock3D",
+            "KVAECachedPXSDownsample",
+            "KVAECachedPXSUpsample",
+        ),
+        stream=streams.KVAE_VIDEO,
+    ),
+    "AutoencoderKLLTX2Video": Family(
+        _encode_clips, _decode_clips, widens="patches", normalised=Normalised.BUFFERS
+    ),
+    "AutoencoderKLLTXVideo": Family(
+        _encode_clips,
+        _decode_clips,
+        widens="patches",
+        normalised=Normalised.BUFFERS,
+        row_layers=row_layers.LTX,
+    ),
+    "AutoencoderKLMagvit": Family(
+        _encode_clips,
+        _decode_clips,
+        normalised=Normalised.FACTOR,
+        checkpointed_blocks=(
+            "EasyAnimateResidualBlock3D",
+            "EasyAnimateDownsampler3D",
+            "EasyAnimateUpsampler3D",
+        ),
+        stream=streams.MAGVIT,
+    ),
+    "AutoencoderKLMiniMaxH3": Family(
+        _encode_clips,
+        _decode_clips,
+        widens="no",
+        colours=IMAGENET,
+        normalised=Normalised.CHANNELS,
+    ),
+    "AutoencoderKLMochi": Family(_encode_clips, _decode_clips, normalised=Normalised.CHANNELS),
+    "AutoencoderKLQwenImage": Family(
+        wan.encode,
+        wan.decode,
+        normalised=Normalised.CHANNELS,
+        checkpointed_blocks=(
+            "QwenImageResidualBlock",
+            "QwenImageAttentionBlock",
+            "QwenImageResample",
+        ),
+        stream=streams.WAN,
+    ),
     "AutoencoderKLQwenImage21": Family(
         _encode_qwen21,
         _decode_qwen21,
         in_channels=_colours_without_alpha,
         widens="no",
+        normalised=Normalised.CHANNELS,
+        checkpointed_blocks=(
+            "QwenImage21ResidualBlock",
+            "QwenImage21AttentionBlock",
+            "QwenImage21Resample",
+        ),
+        leaves_weights_unused=True,
     ),
-    "AutoencoderKLTemporalDecoder": Family(_encode_frames, _decode_frames_together),
+    "AutoencoderKLTemporalDecoder": Family(
+        _encode_frames, _decode_frames_together, normalised=Normalised.FACTOR
+    ),
     "AutoencoderKLWan": Family(
         wan.encode,
         wan.decode,
         in_channels=_unpatched_channels,
         widens="patches",
+        normalised=Normalised.CHANNELS,
+        checkpointed_blocks=("WanResidualBlock", "WanAttentionBlock", "WanResample"),
+        stream=streams.WAN,
+        row_layers=row_layers.WAN,
     ),
     "AutoencoderRAE": Family(
         _encode_frames,
@@ -324,13 +453,39 @@ FAMILIES = {
         widens="no",
         colours=_BLACK_TO_WHITE,
         only_side="decoder_image_size",
+        normalised=Normalised.INSIDE,
+        checkpointed_blocks=("ViTMAELayer",),
+    ),
+    "AutoencoderTiny": Family(
+        _encode_frames,
+        _decode_frames,
+        normalised=Normalised.FACTOR,
+        checkpointed_blocks=("AutoencoderTinyBlock",),
     ),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips, first_frame_apart="is_causal"),
+    "Kandinsky6SRVAE": Family(
+        _encode_clips,
+        _decode_clips,
+        normalised=Normalised.FACTOR,
+        checkpointed_blocks=(
+            "Kandinsky6SRResnetBlock3D",
+            "Kandinsky6SRDownsample",
+            "Kandinsky6SRUpsample",
+        ),
+        stream=streams.KANDINSKY_6_SR,
+    ),
+    "VQModel": Family(
+        _encode_frames,
+        _decode_frames,
+        normalised=Normalised.FACTOR,
+        checkpointed_blocks=_BLOCKS_OF_IMAGES,
+        leaves_weights_unused=True,
+    ),
 }
-"""Classes that need more than their own `encode` and `decode`."""
+"""All classes of diffusers that are trained, beside the decoder in `diffusion_decoder`."""
 
 
-def prepare_for_training(module: DiffusersModel) -> None:
+def prepare_for_training(module: DiffusersModel, family: Family) -> None:
     """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips and `rms_norm`."""
     for layer in module.modules():
         if type(layer).__name__ in RMS_NORMS and layer.channel_first:
@@ -340,5 +495,5 @@ def prepare_for_training(module: DiffusersModel) -> None:
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):
             setattr(module, flag, False)
-    if "AutoencoderKLHunyuanVideo15" in class_names(type(module)):
-        module.enable_slicing()  # its attention only supports one clip at a time
+    if family.takes_one_clip:
+        module.enable_slicing()

@@ -1,4 +1,4 @@
-"""Where each diffusers class keeps the statistics of its latent, and how to replace them after training the encoder.
+"""Where diffusers models keep the statistics of their latent, and how to replace them after training the encoder.
 
 Pipelines read them from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
 """
@@ -7,7 +7,6 @@ from enum import Enum, auto
 
 import torch
 
-from telecine.models.diffusers.families import class_names
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.latent import (
     MEAN_KEY,
@@ -37,49 +36,8 @@ class Normalised(Enum):
     """Pipelines do not normalise the latent."""
 
 
-NORMALISATIONS = {
-    "AsymmetricAutoencoderKL": Normalised.FACTOR,
-    "AutoencoderDC": Normalised.FACTOR,
-    "AutoencoderKL": Normalised.FACTOR,
-    "AutoencoderKLAllegro": Normalised.FACTOR,
-    "AutoencoderKLCogVideoX": Normalised.FACTOR,
-    "AutoencoderKLCosmos": Normalised.CHANNELS,
-    "AutoencoderKLFlux2": Normalised.BATCH_NORM,
-    "AutoencoderKLHunyuanImage": Normalised.FACTOR,
-    "AutoencoderKLHunyuanImageRefiner": Normalised.FACTOR,
-    "AutoencoderKLHunyuanVideo": Normalised.FACTOR,
-    "AutoencoderKLHunyuanVideo15": Normalised.FACTOR,
-    "AutoencoderKLKVAE": Normalised.NONE,
-    "AutoencoderKLKVAEVideo": Normalised.NONE,
-    "AutoencoderKLLTX2Video": Normalised.BUFFERS,
-    "AutoencoderKLLTXVideo": Normalised.BUFFERS,
-    "AutoencoderKLMagvit": Normalised.FACTOR,
-    "AutoencoderKLMiniMaxH3": Normalised.CHANNELS,
-    "AutoencoderKLMochi": Normalised.CHANNELS,
-    "AutoencoderKLQwenImage": Normalised.CHANNELS,
-    "AutoencoderKLQwenImage21": Normalised.CHANNELS,
-    "AutoencoderKLTemporalDecoder": Normalised.FACTOR,
-    "AutoencoderKLWan": Normalised.CHANNELS,
-    "AutoencoderRAE": Normalised.INSIDE,
-    "AutoencoderTiny": Normalised.FACTOR,
-    "AutoencoderVidTok": Normalised.NONE,
-    "Kandinsky6SRVAE": Normalised.FACTOR,
-    "LTX2VideoDiffusionDecoderModel": Normalised.BUFFERS,
-    "VQModel": Normalised.FACTOR,
-}
-
-
-def normalisation_of(module: DiffusersModel) -> Normalised:
-    """Return how latents of a model are normalised: by its class or a base class, `NONE` for an unknown one."""
-    for name in class_names(type(module)):
-        if name in NORMALISATIONS:
-            return NORMALISATIONS[name]
-    return Normalised.NONE
-
-
-def read_normalisation(module: DiffusersModel) -> Normalisation:
+def read_normalisation(module: DiffusersModel, kind: Normalised) -> Normalisation:
     """Return the present numbers by name; of a batch norm, mean and deviation of each of its channels."""
-    kind = normalisation_of(module)
     if kind == Normalised.BUFFERS:
         return {
             MEAN_KEY: module.get_buffer(MEAN_KEY).tolist(),
@@ -100,12 +58,18 @@ def read_normalisation(module: DiffusersModel) -> Normalisation:
     return normalisation
 
 
-def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) -> None:
+def write_normalisation(
+    module: DiffusersModel, kind: Normalised, statistics: LatentStatistics
+) -> None:
     """Replace the numbers, in memory; `save_pretrained` writes them.
 
     The positions of a patch, which a batch norm keeps apart, get the same: those of their channel.
+
+    Args:
+        module: The model.
+        kind: How its pipelines normalise the latent.
+        statistics: The new numbers.
     """
-    kind = normalisation_of(module)
     if kind == Normalised.BUFFERS:
         module.get_buffer(MEAN_KEY).copy_(torch.tensor(statistics.mean, dtype=torch.float64))
         module.get_buffer(STD_KEY).copy_(torch.tensor(statistics.std, dtype=torch.float64))

@@ -1,6 +1,6 @@
 """How the networks of some classes of diffusers compute rows of clips, for processes that share each clip.
 
-Every class of layers is declared; classes are known by name, as in `families`.
+Every class of layers is declared by name, as in `families`.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ def _without_last_row(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (frames[..., :-1, :],)
 
 
-_WAN = RowLayers(
+WAN = RowLayers(
     unchanged=_CONTAINERS_AND_ACTIVATIONS
     | {
         "AvgDown3D",
@@ -83,7 +83,7 @@ _WAN = RowLayers(
     },
     is_patched_outside=True,
 )
-_LTX = RowLayers(
+LTX = RowLayers(
     unchanged=_CONTAINERS_AND_ACTIVATIONS
     | {
         "LTXVideo095DownBlock3D",
@@ -103,7 +103,7 @@ _LTX = RowLayers(
         "Timesteps",
     }
 )
-_COGVIDEOX = RowLayers(
+COGVIDEOX = RowLayers(
     unchanged=_CONTAINERS_AND_ACTIVATIONS
     | {
         "CogVideoXCausalConv3d",
@@ -121,27 +121,19 @@ _COGVIDEOX = RowLayers(
         "GroupNorm": normalise_all_rows,
     },
 )
-ROW_LAYERS = {
-    "AutoencoderKLCogVideoX": _COGVIDEOX,
-    "AutoencoderKLLTXVideo": _LTX,
-    "AutoencoderKLWan": _WAN,
-}
-"""The classes whose encoder and decoder can compute rows of clips."""
 
 
-def row_split_of(module: DiffusersModel, spatial_compression: int) -> RowSplit | None:
-    """Return how several processes share a clip; None for a class that is not in `ROW_LAYERS`.
+def row_split_of(module: DiffusersModel, layers: RowLayers, spatial_compression: int) -> RowSplit:
+    """Return how several processes share a clip.
 
     Args:
         module: The model.
+        layers: Those of its class.
         spatial_compression: Rows of a clip for each row of its latent.
 
     Raises:
         ValueError: An option of the model depends on whole frames.
     """
-    layers = ROW_LAYERS.get(type(module).__name__)
-    if layers is None:
-        return None
     _check_options(module)
     rows_per_latent_row = spatial_compression
     if layers.is_patched_outside:

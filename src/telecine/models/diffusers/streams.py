@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from telecine.base.shapes import Video
-from telecine.models.diffusers.checkpointing import ANY_CHUNK, CHUNKS, MAGVIT_CACHE
-from telecine.models.diffusers.families import clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.wan import options_of_first_call, patched, unpatched
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian, Posterior
 from telecine.models.stream import ChunkSizes, StreamDecoder, StreamEncoder
+
+MAGVIT_CACHE = "prev_features"
+"""The attribute of layers of Magvit with the frames that they keep. Others keep them among the arguments."""
 
 
 @dataclass(frozen=True)
@@ -22,29 +23,32 @@ class Streaming:
 
     new_cache: Callable[[DiffusersModel, str], Any]
     """From the model and "encoder" or "decoder" to what that part keeps before the first chunk."""
-    call: Callable[[DiffusersModel, str, Tensor, Any, bool], Tensor]
-    """From the model, "encoder" or "decoder", a chunk, what is kept, which changes, and whether the chunk is the first
-    one, to the output."""
+    call: Callable[[DiffusersModel, Tensor, Any, bool], Tensor]
+    """From the encoder or the decoder, a chunk, what is kept, which changes, and whether the chunk is the first one, to
+    the output."""
     time: int
     """Frames of a latent frame."""
+    chunk: int
+    """Frames of a chunk in which the class computes long clips. The first one has one more, or is the first frame."""
     multiple: int
     """A video has a multiple of so many frames after the first one."""
     first: int = 1
     """Frames of the first chunk."""
+    accepts_multiples: bool = False
+    """Whether chunks may also be multiples of `chunk`. The norms of other classes depend on the chunk."""
     has_variance: bool = True
     """Whether the second half of the encoder's channels are log-variances; else they are left out."""
 
-    def frames(self, module: DiffusersModel, num_frames: int | None) -> ChunkSizes:
+    def frames(self, num_frames: int | None) -> ChunkSizes:
         """Return the chunks of a video, of at most `num_frames` frames if the class has a choice."""
-        name = type(module).__name__
-        others = CHUNKS[name]
-        if name in ANY_CHUNK and num_frames is not None:
+        others = self.chunk
+        if self.accepts_multiples and num_frames is not None:
             others *= max(num_frames // others, 1)
         return ChunkSizes(self.first, others, self.multiple, offset=1)
 
-    def latent_frames(self, module: DiffusersModel, num_frames: int | None) -> ChunkSizes:
+    def latent_frames(self, num_frames: int | None) -> ChunkSizes:
         """Return the chunks of the latent of `frames`."""
-        frames = self.frames(module, num_frames)
+        frames = self.frames(num_frames)
         first = 1 + (self.first - 1) // self.time
         return ChunkSizes(first, frames.others // self.time, self.multiple // self.time, offset=1)
 
@@ -52,19 +56,19 @@ class Streaming:
         """Return a stream of the model's encoder."""
         cache = self.new_cache(module, "encoder")
         compute = partial(self._encode, module, cache)
-        return StreamEncoder(compute, self.frames(module, num_frames))
+        return StreamEncoder(compute, self.frames(num_frames))
 
     def decoder(self, module: DiffusersModel, num_frames: int | None) -> StreamDecoder:
         """Return a stream of the model's decoder."""
         cache = self.new_cache(module, "decoder")
         compute = partial(self._decode, module, cache)
-        return StreamDecoder(compute, self.latent_frames(module, num_frames))
+        return StreamDecoder(compute, self.latent_frames(num_frames))
 
     def _encode(
         self, module: DiffusersModel, cache: Any, video: Video, num_before: int
     ) -> Posterior:
         video = patched(module, video.to(next(module.parameters()).dtype))
-        moments = self.call(module, "encoder", video, cache, num_before == 0)
+        moments = self.call(module.encoder, video, cache, num_before == 0)
         if getattr(module, "quant_conv", None) is not None:
             moments = module.quant_conv(moments)
         mean, logvar = moments.chunk(2, dim=1)
@@ -76,7 +80,7 @@ class Streaming:
         latent = latent.to(next(module.parameters()).dtype)
         if getattr(module, "post_quant_conv", None) is not None:
             latent = module.post_quant_conv(latent)
-        video = self.call(module, "decoder", latent, cache, num_before == 0)
+        video = self.call(module.decoder, latent, cache, num_before == 0)
         return unpatched(module, video)
 
 
@@ -85,11 +89,11 @@ def _new_list(module: DiffusersModel, part: str) -> list[Any]:
 
 
 def _call_with_list(
-    module: DiffusersModel, part: str, chunk: Tensor, cache: list[Any], is_first: bool
+    network: DiffusersModel, chunk: Tensor, cache: list[Any], is_first: bool
 ) -> Tensor:
-    """Call Wan or QwenImage; decoders that want to know are told which chunk is the first."""
-    options = options_of_first_call(module) if is_first and part == "decoder" else {}
-    return getattr(module, part)(chunk, feat_cache=cache, feat_idx=[0], **options)
+    """Call a network of Wan or QwenImage; those that want to know are told which chunk is the first."""
+    options = options_of_first_call(network) if is_first else {}
+    return network(chunk, feat_cache=cache, feat_idx=[0], **options)
 
 
 def _new_dict(module: DiffusersModel, part: str) -> dict[str, Any]:
@@ -97,10 +101,10 @@ def _new_dict(module: DiffusersModel, part: str) -> dict[str, Any]:
 
 
 def _call_with_dict(
-    module: DiffusersModel, part: str, chunk: Tensor, cache: dict[str, Any], is_first: bool
+    network: DiffusersModel, chunk: Tensor, cache: dict[str, Any], is_first: bool
 ) -> Tensor:
-    """Call CogVideoX, which returns what it keeps."""
-    output, kept = getattr(module, part)(chunk, conv_cache=cache or None)
+    """Call a network of CogVideoX, which returns what it keeps."""
+    output, kept = network(chunk, conv_cache=cache or None)
     cache.update(kept)
     return output
 
@@ -111,41 +115,37 @@ def _new_tree(module: DiffusersModel, part: str) -> Any:
     return getattr(module, part).make_cache()
 
 
-def _call_with_tree(
-    module: DiffusersModel, part: str, chunk: Tensor, cache: Any, is_first: bool
-) -> Tensor:
-    return getattr(module, part)(chunk, cache)
+def _call_with_tree(network: DiffusersModel, chunk: Tensor, cache: Any, is_first: bool) -> Tensor:
+    return network(chunk, cache)
 
 
 def _call_with_layers(
-    module: DiffusersModel, part: str, chunk: Tensor, cache: dict[str, Tensor], is_first: bool
+    network: DiffusersModel, chunk: Tensor, cache: dict[str, Tensor], is_first: bool
 ) -> Tensor:
-    """Call Magvit, whose layers keep the frames: those of the stream are put in before, and taken out after."""
-    clear_caches(module)
+    """Call a network of Magvit, whose layers keep frames: put in those of the stream, and take out the new ones."""
     layers = {
-        name: layer
-        for name, layer in getattr(module, part).named_modules()
-        if hasattr(layer, MAGVIT_CACHE)
+        name: layer for name, layer in network.named_modules() if hasattr(layer, MAGVIT_CACHE)
     }
-    for name, frames in cache.items():
-        setattr(layers[name], MAGVIT_CACHE, frames)
+    for name, layer in layers.items():
+        setattr(layer, MAGVIT_CACHE, cache.get(name))
     try:
-        output = getattr(module, part)(chunk)
+        output = network(chunk)
         for name, layer in layers.items():
             cache[name] = getattr(layer, MAGVIT_CACHE)
         return output
     finally:
-        clear_caches(module)
+        for layer in layers.values():
+            setattr(layer, MAGVIT_CACHE, None)
 
 
-STREAMS = {
-    "AutoencoderKLCogVideoX": Streaming(_new_dict, _call_with_dict, time=4, multiple=8, first=9),
-    "AutoencoderKLKVAEVideo": Streaming(
-        _new_tree, _call_with_tree, time=4, multiple=8, first=17, has_variance=False
-    ),
-    "AutoencoderKLMagvit": Streaming(_new_dict, _call_with_layers, time=4, multiple=4),
-    "AutoencoderKLQwenImage": Streaming(_new_list, _call_with_list, time=4, multiple=4),
-    "AutoencoderKLWan": Streaming(_new_list, _call_with_list, time=4, multiple=4),
-    "Kandinsky6SRVAE": Streaming(_new_tree, _call_with_tree, time=4, multiple=4, first=17),
-}
-"""The classes that keep frames between chunks, by name. KVAE-Video returns three frames less for a last chunk of 4."""
+COGVIDEOX = Streaming(_new_dict, _call_with_dict, time=4, multiple=8, chunk=8, first=9)
+KANDINSKY_6_SR = Streaming(_new_tree, _call_with_tree, time=4, multiple=4, chunk=16, first=17)
+# It returns three frames less for a last chunk of 4.
+KVAE_VIDEO = Streaming(
+    _new_tree, _call_with_tree, time=4, multiple=8, chunk=16, first=17, has_variance=False
+)
+MAGVIT = Streaming(
+    _new_dict, _call_with_layers, time=4, multiple=4, chunk=4, accepts_multiples=True
+)
+WAN = Streaming(_new_list, _call_with_list, time=4, multiple=4, chunk=4, accepts_multiples=True)
+"""Of QwenImage, too."""

@@ -83,7 +83,7 @@ def decode(module: DiffusersModel, latent: Tensor) -> Decoded:
 def decode_whole(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Return the video of a latent `(B, C, t, h, w)`, in one call."""
     latent = module.post_quant_conv(latent)
-    video = module.decoder(latent, **options_of_first_call(module))
+    video = module.decoder(latent, **options_of_first_call(module.decoder))
     return unpatched(module, video), {}
 
 
@@ -97,16 +97,16 @@ def decode_in_chunks(module: DiffusersModel, latent: Tensor, *, num_latent_frame
     """
     first, *chunks = _first_and_chunks(module.post_quant_conv(latent), num_latent_frames)
     kept_frames = [None] * module._cached_conv_counts["decoder"]
-    options = options_of_first_call(module)
+    options = options_of_first_call(module.decoder)
     parts = [module.decoder(first, feat_cache=kept_frames, feat_idx=[0], **options)]
     for chunk in chunks:
         parts.append(module.decoder(chunk, feat_cache=kept_frames, feat_idx=[0]))
     return unpatched(module, torch.cat(parts, dim=2)), {}
 
 
-def options_of_first_call(module: DiffusersModel) -> dict[str, bool]:
+def options_of_first_call(network: DiffusersModel) -> dict[str, bool]:
     """Return the argument with which some decoders are told that they are called for the first chunk."""
-    if "first_chunk" in inspect.signature(type(module.decoder).forward).parameters:
+    if "first_chunk" in inspect.signature(type(network).forward).parameters:
         return {"first_chunk": True}
     return {}
 

@@ -56,15 +56,15 @@ def distill(
     check_type("config", config, DistillConfig, 'Use `DistillConfig(teacher="runs/mine")`.')
     if config.teacher is None:
         raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
-    name = absolute_if_exists(config.teacher)
-    teacher = load_teacher(name, config.teacher_decode_steps)
+    teacher_name = absolute_if_exists(config.teacher)
+    teacher = load_teacher(teacher_name, config.teacher_decode_steps)
     if config.train_encoder:
-        start = _new_autoencoder(config, name, teacher)
+        start = _new_autoencoder(config, teacher_name, teacher)
     elif config.init is not None:
-        start = _pruned_model(config, name, teacher)
+        start = _pruned_model(config, teacher_name, teacher)
     else:
-        start = _new_decoder(config, name, teacher)
-    terms = _terms_of_teacher(config, teacher, name, start)
+        start = _new_decoder(config, teacher_name, teacher)
+    terms = _terms_of_teacher(config, teacher, teacher_name, start)
     nested = start.settings["causal_vae"].nested_channels
     if (terms or start.imitates) and not set(nested) <= set(teacher.nested_channels):
         contract = f"those of the teacher, {list(teacher.nested_channels)}"
@@ -92,7 +92,9 @@ class StudentStart:
     student: VideoAutoencoder | None
     """The autoencoder, or None if `train` builds it from the settings."""
     settings: dict[str, Any]
-    """The settings of `DistillConfig` that change. `teacher` and `model` are names; see `Student.teacher`."""
+    """The settings of `DistillConfig` that change, as a run saves them: `teacher` is the name of the model that has the
+    encoder of the student; `model` that of the model in the place of `CausalVAE`, or None; `student` that of what a
+    pruned model starts from."""
     channels: list[int]
     """Channels of the levels of the student's decoder, see `CausalVAEConfig.channels`; empty for other decoders."""
     report: Path | None = None
@@ -101,18 +103,22 @@ class StudentStart:
     """Whether the student learns the samples of its teacher instead of the videos."""
 
 
-def _new_autoencoder(config: DistillConfig, name: str, teacher: VideoAutoencoder) -> StudentStart:
+def _new_autoencoder(
+    config: DistillConfig, teacher_name: str, teacher: VideoAutoencoder
+) -> StudentStart:
     """Return the start of a run that trains a new encoder and decoder.
 
     Raises:
         ValueError: The student cannot have the teacher's compression.
     """
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    settings = {"teacher": name, "model": None, "causal_vae": architecture}
+    settings = {"teacher": teacher_name, "model": None, "causal_vae": architecture}
     return StudentStart(None, settings, architecture.channels)
 
 
-def _new_decoder(config: DistillConfig, name: str, teacher: VideoAutoencoder) -> StudentStart:
+def _new_decoder(
+    config: DistillConfig, teacher_name: str, teacher: VideoAutoencoder
+) -> StudentStart:
     """Return the start of a run that trains a new decoder for the teacher's latents.
 
     A decoder that generates learns the samples of a teacher that generates, in one step.
@@ -125,11 +131,12 @@ def _new_decoder(config: DistillConfig, name: str, teacher: VideoAutoencoder) ->
     if imitates:
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
     set_seed(config.seed)
-    student = StudentAutoencoder.of(teacher, name, load_autoencoder, architecture)
+    student = StudentAutoencoder.of(teacher, teacher_name, load_autoencoder, architecture)
+    # If the teacher is a student itself, the new student has the encoder of that one's teacher.
+    encoder_name = absolute_if_exists(student.teacher)
     settings: dict[str, Any] = {
-        # The teacher of a student is that student's own teacher.
-        "teacher": absolute_if_exists(student.teacher),
-        "model": name,
+        "teacher": encoder_name,
+        "model": teacher_name,
         "causal_vae": architecture,
     }
     if imitates and generates(teacher) and student.imitate(teacher):
@@ -137,7 +144,9 @@ def _new_decoder(config: DistillConfig, name: str, teacher: VideoAutoencoder) ->
     return StudentStart(student, settings, architecture.channels, imitates=imitates)
 
 
-def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -> StudentStart:
+def _pruned_model(
+    config: DistillConfig, teacher_name: str, teacher: VideoAutoencoder
+) -> StudentStart:
     """Return the start of a run that trains the decoder of a pruned model.
 
     Raises:
@@ -150,8 +159,8 @@ def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -
         contract = "a model with the encoder of `teacher`"
         remedy = "Prune the decoder of that model: `telecine prune TEACHER`."
         raise argument_error("init", contract, f"{config.init}, whose encoder differs", remedy)
-    init = absolute_if_exists(str(config.init))
-    report = None if _trains_projections(config) else _find_report(Path(init))
+    pruned_name = absolute_if_exists(str(config.init))
+    report = None if _trains_projections(config) else _find_report(Path(pruned_name))
     if config.feature_weight > 0 and report is None and not isinstance(pruned, CausalAutoencoder):
         contract = "0 for a student of diffusers without the file of `telecine prune`"
         remedy = (
@@ -159,17 +168,17 @@ def _pruned_model(config: DistillConfig, name: str, teacher: VideoAutoencoder) -
         )
         raise argument_error("feature_weight", contract, config.feature_weight, remedy)
     settings: dict[str, Any] = {
-        "teacher": name,
-        "student": init,
+        "teacher": teacher_name,
+        "student": pruned_name,
         "init": None,
         "linear_start": False,
     }
     channels = pruned.config.channels if isinstance(pruned, CausalAutoencoder) else []
     if isinstance(pruned, StudentAutoencoder):
-        settings["model"] = name
+        settings["model"] = teacher_name
         settings["causal_vae"] = pruned.config
         return StudentStart(pruned, settings, channels, report)
-    settings["model"] = init
+    settings["model"] = pruned_name
     settings["causal_vae"] = config.causal_vae
     settings["trainable"] = replace(config.trainable, weights="decoder")
     return StudentStart(None, settings, channels, report)
@@ -205,31 +214,38 @@ def _find_report(folder: Path) -> Path | None:
 
 
 def _terms_of_teacher(
-    config: DistillConfig, teacher: VideoAutoencoder, name: str, start: StudentStart
+    config: DistillConfig, teacher: VideoAutoencoder, teacher_name: str, start: StudentStart
 ) -> dict[str, Term]:
-    """Return the terms of the objective that look at the teacher of this name."""
+    """Return the terms of the objective that look at the teacher.
+
+    Args:
+        config: The settings of the run.
+        teacher: The teacher.
+        teacher_name: Its name.
+        start: What the run trains.
+    """
     terms: dict[str, Term] = {}
     params: dict[str, object]
     if config.train_encoder and config.latent_weight > 0:
         terms[LATENT_TERM] = Term(
-            "telecine.tools.distill.TeacherLatent", config.latent_weight, {"teacher": name}
+            "telecine.tools.distill.TeacherLatent", config.latent_weight, {"teacher": teacher_name}
         )
     if config.train_encoder and config.decoding_weight > 0:
-        params = {"teacher": name, "perceptual_weight": config.decoding_perceptual_weight}
+        params = {"teacher": teacher_name, "perceptual_weight": config.decoding_perceptual_weight}
         if generates(teacher):
             params["decode_steps"] = config.teacher_decode_steps
         terms[DECODING_TERM] = Term(
             "telecine.tools.distill.TeacherDecoding", config.decoding_weight, params
         )
     if config.teacher_weight > 0:
-        params = {"teacher": name}
+        params = {"teacher": teacher_name}
         if generates(teacher):
             params["decode_steps"] = config.teacher_decode_steps
         terms[RECONSTRUCTION_TERM] = Term(
             "telecine.tools.distill.TeacherReconstruction", config.teacher_weight, params
         )
     if config.feature_weight > 0:
-        params = {"teacher": name, "layers": list(config.feature_layers)}
+        params = {"teacher": teacher_name, "layers": list(config.feature_layers)}
         if start.report is not None:
             params["pruned"] = str(start.report)
             target = "telecine.tools.distill.PrunedFeatures"

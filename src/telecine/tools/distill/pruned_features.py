@@ -50,11 +50,10 @@ class PrunedFeatures(nn.Module):
     def __init__(self, teacher: str, pruned: str, layers: Sequence[str] = ()) -> None:
         super().__init__()
         self.teacher = Frozen(load_teacher(teacher))
-        model = self.teacher.module
         report = read_json(Path(pruned))
-        _check_pruned_model(report, pruned, teacher, model)
-        features, scales = features_of_smallest_clip(model)
-        kept = _kept_channels(decoder_of(model), features, report)
+        _check_teacher(self.teacher.module, teacher, report, pruned)
+        features, scales = features_of_smallest_clip(self.teacher.module)
+        kept = _kept_channels(decoder_of(self.teacher.module), features, report)
         names = list(layers)
         if not names:
             last = {scales[name]: name for name in features if name in kept}
@@ -96,35 +95,35 @@ class PrunedFeatures(nn.Module):
         with torch.no_grad():
             targets = decoder_features(teacher, latent, list(self.layers.values()), noise)
         errors = []
-        for student_layer, layer in self.layers.items():
+        for student_layer, teacher_layer in self.layers.items():
             x = at_least_float32(features[student_layer])
-            y = at_least_float32(targets[layer][:, self.kept[layer]])
+            y = at_least_float32(targets[teacher_layer][:, self.kept[teacher_layer]])
             std = y.std((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(SMALLEST_STD)
             errors.append(weighted_mean(((x - y) / std).square(), weight))
         return torch.stack(errors).mean()
 
 
-def _check_pruned_model(
-    report: Mapping[str, Any], path: str, teacher: str, model: VideoAutoencoder
+def _check_teacher(
+    teacher: VideoAutoencoder, teacher_name: str, report: Mapping[str, Any], report_path: str
 ) -> None:
-    """Check that channels and blocks of the teacher are those that a file counts.
+    """Check that a teacher is the model whose channels and blocks a report of `telecine prune` counts.
 
     Args:
-        report: What `telecine prune` wrote.
-        path: The file.
-        teacher: The teacher's name.
-        model: The teacher.
+        teacher: The teacher.
+        teacher_name: Its name.
+        report: The report.
+        report_path: Its file.
 
     Raises:
-        ValueError: They are those of another model, or the file does not say of which.
+        ValueError: It is another model, or the report does not say of which it is.
     """
     digest = report.get("decoder_sha256")
     if digest is None:
         contract = "a file of this version of `telecine prune`"
-        raise argument_error("pruned", contract, path, "Prune the model again.")
-    if digest != digest_of_decoder(model):
-        contract = f"the model that `telecine prune` got for {path}"
-        got = f"{teacher}, whose decoder differs"
+        raise argument_error("pruned", contract, report_path, "Prune the model again.")
+    if digest != digest_of_decoder(teacher):
+        contract = f"the model that `telecine prune` got for {report_path}"
+        got = f"{teacher_name}, whose decoder differs"
         remedy = "Use that model: of one that was pruned twice, the one that was pruned once."
         raise argument_error("teacher", contract, got, remedy)
 
@@ -132,32 +131,39 @@ def _check_pruned_model(
 def _kept_channels(
     decoder: nn.Module, features: Mapping[str, Tensor], report: Mapping[str, Any]
 ) -> dict[str, list[int]]:
-    """Return the kept channels of each layer whose output is that of a pruned convolution inside it.
+    """Return the kept channels of each layer of the teacher that ends with a pruned convolution.
+
+    Layers inside a convolution that became a cheaper one are left out: the student does not have them.
 
     Args:
         decoder: The teacher's.
         features: Outputs of its layers by name.
         report: What `telecine prune` wrote.
     """
-    outputs: dict[str, list[int]] = {}
-    for student_conv, channels in report["kept_outputs"].items():
-        outputs[_name_in_teacher(student_conv, report)] = channels
+    kept_of_convolutions: dict[str, list[int]] = {}
+    for student_name, channels in report["kept_outputs"].items():
+        kept_of_convolutions[_name_in_teacher(student_name, report)] = channels
+    replaced = []
+    for fit in report.get("convolutions", []):
+        replaced.append(_name_in_teacher(fit["layer"], report) + ".")
     kept = {}
-    for name, x in features.items():
-        convolutions = []
-        for inner, layer in decoder.get_submodule(name).named_modules():
-            if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
-                convolutions.append(f"{name}.{inner}" if inner else name)
-        if not convolutions or convolutions[-1] not in outputs:
+    for layer_name, output in features.items():
+        if layer_name.startswith(tuple(replaced)):
             continue
-        last = decoder.get_parameter(f"{convolutions[-1]}.weight")
-        if len(last) == x.shape[1]:
-            kept[name] = outputs[convolutions[-1]]
+        last_convolution = None
+        for name, layer in decoder.get_submodule(layer_name).named_modules(prefix=layer_name):
+            if isinstance(layer, (nn.Conv2d, nn.Conv3d)):
+                last_convolution = name
+        if last_convolution not in kept_of_convolutions:
+            continue
+        weight = decoder.get_parameter(f"{last_convolution}.weight")
+        if len(weight) == output.shape[1]:  # else what follows it shuffles channels
+            kept[layer_name] = kept_of_convolutions[last_convolution]
     return kept
 
 
 def _name_in_teacher(name: str, report: Mapping[str, Any]) -> str:
-    """Return the name that a layer of a pruned decoder has in its teacher, which has the removed blocks, too."""
+    """Return the name that a layer of the student has in the teacher's decoder, which has the removed blocks, too."""
     for container, removed in report["removed_blocks"].items():
         prefix = container.removeprefix("decoder.") + "."
         if name.startswith(prefix):
@@ -171,7 +177,7 @@ def _name_in_teacher(name: str, report: Mapping[str, Any]) -> str:
 
 
 def _name_in_student(name: str, report: Mapping[str, Any]) -> str:
-    """Return the name that a layer of the teacher's decoder has in the pruned one."""
+    """Return the name that a layer of the teacher's decoder has in the student, for a layer that was not removed."""
     for container, removed in report["removed_blocks"].items():
         prefix = container.removeprefix("decoder.") + "."
         if name.startswith(prefix):

@@ -21,7 +21,7 @@ To keep slices 0 and 2 is to keep the entries [0, 2] of these axes: `conv1.weigh
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -94,11 +94,8 @@ def find_groups(
     Raises:
         ValueError: The shapes of the class do not follow its configuration.
     """
-    hidden: dict[str, list[ChannelAxis]] = {}
-    streams: dict[str, list[ChannelAxis]] = {}
-    num_channels: dict[str, int] = {}
+    collected: dict[str, _CollectedGroup] = {}
     seen: set[tuple[str, int]] = set()
-    places: dict[str, int] = {}
     for place, stages in enumerate(widths.stages(config)):
         wider_config, factor = widths.with_wider_stages(config, stages.indices)
         wider = build_on_meta(build, wider_config)
@@ -112,33 +109,41 @@ def find_groups(
             size = weights[weight].shape[dim] // axis.num_sets
             block = _block_of_hidden(weight, dim, widths)
             if block is not None:
-                name = block
-                hidden.setdefault(name, []).append(axis)
-                num_channels[name] = size
+                group = collected.setdefault(block, _CollectedGroup(is_hidden=True))
             elif stages.by_size:
-                name = f"{size} channels"
-                streams.setdefault(name, []).append(axis)
-                num_channels[name] = size
+                group = collected.setdefault(f"{size} channels", _CollectedGroup())
             else:
-                name = stages.name
-                streams.setdefault(name, []).append(axis)
-                common = num_channels.get(name, stages.num_channels)
-                num_channels[name] = math.gcd(common, size)
-            places[name] = place
+                whole_stages = _CollectedGroup(num_channels=stages.num_channels)
+                group = collected.setdefault(stages.name, whole_stages)
+            group.axes.append(axis)
+            group.num_channels = math.gcd(group.num_channels, size)
+            group.stages = place
     groups = []
-    for name, axes in (streams | hidden).items():
-        num_slices, num_norm_groups = widths.slices(config, num_channels[name])
+    for name, group in sorted(collected.items(), key=lambda item: item[1].is_hidden):
+        num_slices, num_norm_groups = widths.slices(config, group.num_channels)
         groups.append(
             ChannelGroup(
                 name,
-                num_channels=num_channels[name],
+                num_channels=group.num_channels,
                 num_slices=num_slices,
                 num_norm_groups=num_norm_groups,
-                axes=tuple(axes),
-                stages=places[name],
+                axes=tuple(group.axes),
+                stages=group.stages,
             )
         )
     return groups
+
+
+@dataclass
+class _CollectedGroup:
+    """A group whose axes are still collected."""
+
+    is_hidden: bool = False
+    """Whether it has hidden channels of a residual block. These groups come last."""
+    num_channels: int = 0
+    """The largest number that divides those of all its axes, and of its stages."""
+    axes: list[ChannelAxis] = field(default_factory=list)
+    stages: int = 0
 
 
 def num_parts_of_stages(groups: Sequence[ChannelGroup]) -> list[int]:

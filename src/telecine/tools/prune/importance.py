@@ -111,19 +111,21 @@ def score_by_loss(
         num_missing = num_removed * (number + 1) // _ROUNDS - num_before
         if num_missing == 0:
             continue
-        mask = removed[group.name]
+        before_round = removed[group.name]
         losses = torch.full((group.num_slices,), torch.inf, dtype=torch.float64)
-        for index in (~mask).nonzero().flatten().tolist():
-            mask[index] = True
-            _set_to_zero(weights, original, group, mask, squares)
+        for index in (~before_round).nonzero().flatten().tolist():
+            without_one_more = before_round.clone()
+            without_one_more[index] = True
+            _set_to_zero(weights, original, group, without_one_more, squares)
             losses[index] = loss()
-            mask[index] = False
+        after_round = before_round.clone()
         for start in range(0, group.num_slices, in_norm_group):
             members = slice(start, start + in_norm_group)
             chosen = losses[members].topk(num_missing, largest=False).indices + start
-            mask[chosen] = True
+            after_round[chosen] = True
             scores[group.name][chosen] = number
-        _set_to_zero(weights, original, group, mask, squares)
+        _set_to_zero(weights, original, group, after_round, squares)
+        removed[group.name] = after_round
     for name, tensor in original.items():
         weights[name].copy_(tensor)
     return scores

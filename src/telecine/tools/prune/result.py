@@ -74,7 +74,7 @@ class PruneResult:
             console.print(self._convolutions_table())
 
     def _convolutions_table(self) -> Table:
-        table = Table("replaced", "by", "operations", "error, fitted", "trivial", "random")
+        table = Table("error of", "by", "operations", "fitted", "trivial", "random")
         for fit in self.convolutions:
             table.add_row(
                 fit.layer,
