@@ -87,7 +87,7 @@ def run(command):
 
 @pytest.mark.slow
 def test_the_commands(folder, cached_weights):
-    assert len(COMMANDS) == 16
+    assert len(COMMANDS) == 19
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for command in COMMANDS:

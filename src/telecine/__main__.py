@@ -45,7 +45,7 @@ def _run(typed: Sequence[str]) -> int:
             error = ImportError(f"{error}. {how_to_install('train')}")
         return _fail([error], typed)
     except SettingsError as error:
-        return _fail(error.mistakes, typed)
+        return _fail(error.errors, typed)
     except (ValueError, OSError, OutputError, TrainingError) as error:
         return _fail([error], typed)
     except (Interrupted, KeyboardInterrupt) as interruption:

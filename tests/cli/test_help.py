@@ -16,6 +16,7 @@ WITH_SETTINGS = {
     "distill",
     "plan",
     "data",
+    "data index",
     "evaluate",
     "reconstruct",
     "encode",

@@ -1,4 +1,4 @@
-"""Streams: any division into pieces has the result of the whole, and streams of one model do not disturb each other."""
+"""Streams: any division has the result of the whole, and streams of one model do not disturb each other."""
 
 import random
 import re
@@ -48,7 +48,7 @@ def video_of(frames, size=(16, 24), seed=0):
     return 2 * torch.rand(1, 3, frames, *size, generator=generator) - 1
 
 
-def random_pieces(frames, seed):
+def random_chunks(frames, seed):
     rng = random.Random(seed)
     sizes = []
     while sum(sizes) < frames.shape[2]:
@@ -60,13 +60,13 @@ def finished(outputs):
     return [output for output in outputs if output is not None]
 
 
-def encoded(stream, pieces):
-    posteriors = finished([*map(stream.push, pieces), stream.flush()])
+def encoded(stream, chunks):
+    posteriors = finished([*map(stream.push, chunks), stream.flush()])
     return torch.cat([posterior.mode() for posterior in posteriors], dim=2)
 
 
-def decoded(stream, pieces):
-    return torch.cat(finished([*map(stream.push, pieces), stream.flush()]), dim=2)
+def decoded(stream, chunks):
+    return torch.cat(finished([*map(stream.push, chunks), stream.flush()]), dim=2)
 
 
 @torch.no_grad()
@@ -82,14 +82,14 @@ def test_random_divisions_have_the_same_bits_and_the_result_of_the_whole(setting
         whole = decoded(model.stream_decoder(), [latent])
         torch.testing.assert_close(whole, model.decode(latent), **ROUNDING)
         for seed in range(4):
-            pieces = random_pieces(video, seed)
-            assert torch.equal(encoded(model.stream_encoder(), pieces), latent)
-            pieces = random_pieces(latent, seed)
-            assert torch.equal(decoded(model.stream_decoder(), pieces), whole)
+            chunks = random_chunks(video, seed)
+            assert torch.equal(encoded(model.stream_encoder(), chunks), latent)
+            chunks = random_chunks(latent, seed)
+            assert torch.equal(decoded(model.stream_decoder(), chunks), whole)
         for num_frames in (3, 9, 100):
-            larger = encoded(model.stream_encoder(num_frames), random_pieces(video, 0))
+            larger = encoded(model.stream_encoder(num_frames), random_chunks(video, 0))
             torch.testing.assert_close(larger, latent, **ROUNDING)
-            larger = decoded(model.stream_decoder(num_frames), random_pieces(latent, 0))
+            larger = decoded(model.stream_decoder(num_frames), random_chunks(latent, 0))
             torch.testing.assert_close(larger, whole, **ROUNDING)
         model.enable_temporal_chunks(model.smallest_temporal_chunk)
         assert torch.equal(model.encode(video).mode(), latent)
@@ -122,10 +122,10 @@ def test_every_class_that_caches_has_the_result_of_the_whole(name):
     abandoned = model.stream_encoder()
     posteriors = []
     others = []
-    for piece, other_piece in zip(*map(lambda video: video.split(3, dim=2), videos), strict=True):
-        posteriors.append(encoder.push(piece))
-        abandoned.push(other_piece)
-        others.append(other.push(other_piece))
+    for chunk, other_chunk in zip(*map(lambda video: video.split(3, dim=2), videos), strict=True):
+        posteriors.append(encoder.push(chunk))
+        abandoned.push(other_chunk)
+        others.append(other.push(other_chunk))
     posteriors.append(encoder.flush())
     others.append(other.flush())
     for parts, latent in ((posteriors, latents[0]), (others, latents[1])):
@@ -133,7 +133,7 @@ def test_every_class_that_caches_has_the_result_of_the_whole(name):
         assert (result - latent).abs().max() <= 1e-10
     for latent, whole in zip(latents, wholes, strict=True):
         for seed in range(2):
-            result = decoded(model.stream_decoder(), random_pieces(latent, seed))
+            result = decoded(model.stream_decoder(), random_chunks(latent, seed))
             assert (result - whole).abs().max() <= 1e-10
 
 
@@ -150,11 +150,11 @@ def test_two_streams_alternate_and_one_breaks():
     streams = [model.stream_encoder(), model.stream_encoder()]
     broken = model.stream_encoder()
     parts = ([], [])
-    for pieces in zip(*[video.split(2, dim=2) for video in videos], strict=True):
-        for stream, piece, outputs in zip(streams, pieces, parts, strict=True):
-            outputs.append(stream.push(piece))
+    for chunks in zip(*[video.split(2, dim=2) for video in videos], strict=True):
+        for stream, chunk, outputs in zip(streams, chunks, parts, strict=True):
+            outputs.append(stream.push(chunk))
         with pytest.raises(ValueError, match="`video` must be RGB"):
-            broken.push(pieces[0][:, :1])
+            broken.push(chunks[0][:, :1])
     for outputs, latent in zip(parts, latents, strict=True):
         result = torch.cat([posterior.mode() for posterior in finished(outputs)], dim=2)
         assert torch.equal(result, latent)
@@ -192,10 +192,10 @@ def test_the_first_frame_is_there_at_once_and_nothing_is_lost():
         encoder.push(video_of(1))
 
 
-def test_a_piece_of_another_size_raises():
+def test_a_chunk_of_another_size_raises():
     encoder = causal().stream_encoder()
     encoder.push(video_of(2))
-    with pytest.raises(ValueError, match="`video` must be of the shape of the pieces before"):
+    with pytest.raises(ValueError, match="`video` must be of the shape of the frames before"):
         encoder.push(video_of(2, size=(24, 16)))
 
 

@@ -230,11 +230,11 @@ def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str 
 
 
 class SettingsError(ArgumentError):
-    """Settings have mistakes, each with the dotted name of its setting. The message is that of the first."""
+    """Settings have errors, each with the dotted name of its setting. The message is that of the first."""
 
-    def __init__(self, mistakes: Sequence[ArgumentError]) -> None:
-        super().__init__(mistakes[0].text, mistakes[0].name)
-        self.mistakes = mistakes
+    def __init__(self, errors: Sequence[ArgumentError]) -> None:
+        super().__init__(errors[0].text, errors[0].name)
+        self.errors = errors
 
 
 class OutputError(TypeError):

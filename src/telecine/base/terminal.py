@@ -105,7 +105,7 @@ def with_progress(
         total = len(items)  # type: ignore[arg-type]
     progress_console = Console(stderr=True)
     if progress_console.is_terminal:
-        # Takes time that help and mistakes on the command line must not spend.
+        # Takes time that help and errors of the command line must not spend.
         from rich.progress import track
 
         yield from track(items, description, total=total, console=progress_console, transient=True)

@@ -153,9 +153,9 @@ def line_of(path: Path, name: str) -> int | None:
     except ValueError:
         return None
     # A group can be written as one number, such as the weight of a term. Its settings are then on its line.
-    place = name
-    while place and place not in document.lines:
-        place = place.rpartition(".")[0]
-    if place != name and place in document.groups:
+    written_name = name
+    while written_name and written_name not in document.lines:
+        written_name = written_name.rpartition(".")[0]
+    if written_name != name and written_name in document.groups:
         return None
-    return document.lines.get(place)
+    return document.lines.get(written_name)

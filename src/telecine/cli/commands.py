@@ -1,6 +1,6 @@
 """The commands, see `FUNCTIONS`. The signature of each is its command line, and its docstring is its help.
 
-What needs PyTorch is imported where it is used, so that help and mistakes need not wait for it.
+What needs PyTorch is imported where it is used, so that help and errors need not wait for it.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from telecine.tools.data_report.command import data
 from telecine.tools.decode.command import decode
 from telecine.tools.distill.command import distill
 from telecine.tools.encode.command import encode
+from telecine.tools.index.command import data_index
 from telecine.tools.latents.command import latents
 from telecine.tools.plan.command import plan
 from telecine.tools.prune.command import prune
@@ -42,15 +43,17 @@ def run(words: Sequence[str]) -> None:
     Raises:
         ValueError: The words are not a command with its arguments.
     """
-    if not words or words[0] not in COMMANDS:
+    num_words = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name = " ".join(words[:num_words])
+    if name not in COMMANDS:
         _run_without_command(words)
-    command = COMMANDS[words[0]]
+    command = COMMANDS[name]
     console.escape_logs()
     console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     environment = from_environment() if command.trains else []
     if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
-    arguments, recipes, options = command.parse(words[1:])
+    arguments, recipes, options = command.parse(words[num_words:])
     settings = arguments.get("settings")
     if isinstance(settings, TrainConfig):
         if recipes == ["demo"] and "config" not in options:
@@ -94,6 +97,8 @@ def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS.values():
+        if with_arguments and " " in command.name:  # shells complete one word
+            continue
         subparser = subparsers.add_parser(
             command.name, help=command.summary, conflict_handler="resolve"
         )
@@ -380,6 +385,7 @@ FUNCTIONS: list[Callable[..., None]] = [
     prune,
     plan,
     data,
+    data_index,
     evaluate,
     reconstruct,
     encode,
@@ -392,4 +398,4 @@ FUNCTIONS: list[Callable[..., None]] = [
     checkpoint,
     weights,
 ]
-COMMANDS = {function.__name__: Command(function) for function in FUNCTIONS}
+COMMANDS = {command.name: command for command in map(Command, FUNCTIONS)}

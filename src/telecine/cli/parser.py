@@ -98,7 +98,7 @@ class Command:
 
     def __init__(self, run: Callable[..., None]) -> None:
         self.run = run
-        self.name = run.__name__
+        self.name = run.__name__.replace("_", " ")
         self.summary = (inspect.getdoc(run) or "").partition("\n\n")[0]
         self.settings: type | None = None
         self.data: str | None = None  # the argument that is `Data`

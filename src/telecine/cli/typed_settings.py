@@ -20,17 +20,17 @@ from telecine.settings.validate import settings_of, union_members
 _ENVIRONMENT = "TELECINE__"
 
 
-# What argparse says of a mistake.
+# An error message of argparse.
 _INVALID_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)")
 _WITHOUT_VALUE = re.compile(r"argument (\S+): expected (?:one|at least one) argument")
 _MISSING = re.compile(r"the following arguments are required: (.*)")
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises a `ValueError` about a mistake, instead of ending the process."""
+    """Raises a `ValueError`, instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Report a mistake.
+        """Report an error.
 
         Raises:
             ValueError: Always.

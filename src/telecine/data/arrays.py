@@ -183,7 +183,7 @@ def _load_header(source: Path | TarMember) -> Any:
             shape, _, dtype = read(member)
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes > _MAX_UNPACKED:
-        raise ValueError(f"it says an array of {num_bytes} bytes")
+        raise ValueError(f"its header claims an array of {num_bytes} bytes")
     return np.broadcast_to(np.empty((), dtype), shape)
 
 

@@ -151,6 +151,25 @@ def find_segments(
     Raises:
         DataError: nothing is found at `path`, or a list is not valid.
     """
+    is_empty = True
+    for file in find_files(path, name=name):
+        for segment in segments_of(file, cache, keep_columns=keep_columns):
+            is_empty = False
+            yield segment
+    if is_empty:
+        raise nothing_found(path, name)
+
+
+def find_files(path: str | PathLike[str], *, name: str = "data") -> list[File]:
+    """List the videos, images, arrays, lists and tar files at `path`, each once; there may be none.
+
+    Args:
+        path: Where the data is.
+        name: Name of the argument in error messages.
+
+    Raises:
+        DataError: `path`, or a part of a pattern with braces, does not exist.
+    """
     check_path(path, name)
     roots: list[File] = []
     for pattern in expand_braces(path):
@@ -164,22 +183,40 @@ def find_segments(
     files: list[File] = []
     for root in roots:
         files.extend(_media_at(root))
-    is_empty = True
-    for file in dict.fromkeys(files):  # each once: a pattern may match a file and its folder
-        suffix = file.suffix.lower()
-        if suffix in LIST_SUFFIXES:
-            timeout = cache.config.timeout
-            group_column = cache.config.group_column
-            segments = read_list(file, timeout, group_column, keep_columns=keep_columns)
-        elif suffix == _ARCHIVE_SUFFIX:
-            segments = [Segment(member) for member in cache.members(file)]
-        else:
-            segments = [Segment(file)]
-        is_empty = is_empty and not segments
-        yield from segments
-    if is_empty:
-        suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
-        raise _nothing_found(f"a path with videos, images or arrays ({suffixes})", path, name)
+    return list(dict.fromkeys(files))  # a pattern may match a file and its folder
+
+
+def is_archive(file: File) -> bool:
+    """Return whether a file is a tar file by its suffix."""
+    return file.suffix.lower() == _ARCHIVE_SUFFIX
+
+
+def segments_of(file: File, cache: IndexCache, *, keep_columns: bool = False) -> Iterable[Segment]:
+    """Return the segments of a list, the members of a tar file, or all of another file.
+
+    Args:
+        file: The file.
+        cache: The index of the data, for the members of tar files.
+        keep_columns: Whether segments have the other columns of lists.
+    """
+    if file.suffix.lower() in LIST_SUFFIXES:
+        timeout = cache.config.timeout
+        group_column = cache.config.group_column
+        return read_list(file, timeout, group_column, keep_columns=keep_columns)
+    if is_archive(file):
+        return [Segment(member) for member in cache.members(file)]
+    return [Segment(file)]
+
+
+def nothing_found(path: str | PathLike[str], name: str) -> Exception:
+    """Return the error of a path without videos, images and arrays.
+
+    Args:
+        path: Where the data is.
+        name: Name of the argument in error messages.
+    """
+    suffixes = ", ".join(sorted({*SUFFIXES, _ARCHIVE_SUFFIX}))
+    return _nothing_found(f"a path with videos, images or arrays ({suffixes})", path, name)
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from telecine.base.files import partial_path
 from telecine.data.hdr import BT2020, HLG, PQ
@@ -21,6 +21,7 @@ from telecine.data.source import VideoInfo
 FORMAT = "1"
 DAMAGE_ERRORS = (OSError, SafetensorError, ValueError, KeyError, IndexError, OverflowError)
 _HDR = ("", PQ, HLG, BT2020)
+_DIGEST_BYTES = 32  # of a SHA-256
 
 
 def save_tensors(
@@ -28,13 +29,11 @@ def save_tensors(
 ) -> None:
     """Write arrays as safetensors. Readers see the old or the new file, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+    content = save(arrays, {"format": FORMAT, **metadata})
     partial = partial_path(path)
     try:
-        save_file(
-            {name: np.ascontiguousarray(column) for name, column in columns.items()},
-            partial,
-            {"format": FORMAT, **metadata},
-        )
+        partial.write_bytes(content)
         os.replace(partial, path)  # without a flush: a damaged file is replaced
     finally:
         partial.unlink(missing_ok=True)
@@ -73,7 +72,7 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
         "exact.seekable": np.array([info.seekable for info in infos], np.bool_),
         "exact.is_image": np.array([info.is_image for info in infos], np.bool_),
         "exact.hdr": np.array([_HDR.index(info.hdr) for info in infos], np.uint8),
-        "exact.digest": np.array(digests, np.uint8).reshape(len(infos), -1),
+        "exact.digest": np.array(digests, np.uint8).reshape(len(infos), _DIGEST_BYTES),
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,12 @@ from telecine.data.index_cache import fingerprint_of, index_path
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.paths import deepest_folder
 from telecine.data.remote import look_up
+from telecine.data.sidecar import Sidecar, open_sidecar, read_sidecar
 from telecine.data.source import (
+    File,
     RemotePath,
     Source,
+    TarMember,
     VideoInfo,
     check_frame,
     is_address,
@@ -35,6 +39,9 @@ FOLDER_SUFFIX = ".d"
 _HEADERS = "headers"
 _SHARDS = "shards"
 _NUM_RECENT = 256  # indices that a process keeps
+_NUM_OPEN = 64  # sidecars that a process keeps open
+_ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
+_MAX_KEY = 2**63 - 1
 
 
 class SavedHeaders(NamedTuple):
@@ -78,10 +85,12 @@ class IndexStore:
         self._prefix = os.path.join(self._root, "")
         self._recent: dict[int, VideoInfo] = {}
         self._shards: list[IndexFile] | None = None
+        self._with_sidecar: set[File] = set()  # tar files
+        self._sidecars: dict[File, IndexFile | None] = {}  # that are open
         self._is_writable = True
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_recent": {}, "_shards": None}
+        return {**self.__dict__, "_recent": {}, "_shards": None, "_sidecars": {}}
 
     def key_of(self, source: Source, fingerprint: Sequence[int]) -> int:
         """Return the key of a source, in 63 bits.
@@ -90,6 +99,9 @@ class IndexStore:
             source: The source.
             fingerprint: Its `fingerprint_of`.
         """
+        if isinstance(source, TarMember):
+            *of_archive, offset, _ = fingerprint
+            return self.key_of_member(self.key_of(source.archive, of_archive), offset)
         name = str(source)
         if name.startswith(self._prefix):
             name = name.removeprefix(self._prefix)
@@ -98,6 +110,23 @@ class IndexStore:
         text = f"{name}\n{tuple(fingerprint)}"
         digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1
+
+    @staticmethod
+    def key_of_member(archive_key: int, offset: int) -> int:
+        """Return the key of a member of a tar file.
+
+        Args:
+            archive_key: The key of the tar file.
+            offset: Of the first byte of the member.
+        """
+        return archive_key ^ (offset * _ODD_NUMBER & _MAX_KEY)
+
+    def sidecar(self, archive: File) -> Sidecar | None:
+        """Return the members of a tar file by its sidecar, from which their indices are then read; None without one."""
+        sidecar = read_sidecar(archive)
+        if sidecar is not None:
+            self._with_sidecar.add(archive)
+        return sidecar
 
     def info(self, source: Source) -> VideoInfo:
         """Return the exact index of a source. It is made, and kept for all processes, when it is first asked for.
@@ -131,6 +160,10 @@ class IndexStore:
             key: The key of the source.
             source: The source.
         """
+        if isinstance(source, TarMember) and source.archive in self._with_sidecar:
+            info = self._info_of_member(source)
+            if info is not None:
+                return info
         for shard in self.shards():
             try:
                 info = shard.info(key, source)
@@ -146,6 +179,17 @@ class IndexStore:
         except DAMAGE_ERRORS:
             return None
 
+    def _info_of_member(self, member: TarMember) -> VideoInfo | None:
+        if member.archive not in self._sidecars:
+            if len(self._sidecars) == _NUM_OPEN:
+                del self._sidecars[next(iter(self._sidecars))]
+            self._sidecars[member.archive] = open_sidecar(member.archive)
+        file = self._sidecars[member.archive]
+        try:
+            return None if file is None else file.info(member.offset, member)
+        except DAMAGE_ERRORS:
+            return None
+
     def shards(self) -> list[IndexFile]:
         """Return the files that `telecine data index` has written; those of another version or damaged are left out."""
         if self._shards is None:
@@ -157,17 +201,28 @@ class IndexStore:
                     logger.warning("%s is not used: %s", path, error)
         return self._shards
 
-    def write_shard(self, keys: list[int], infos: list[VideoInfo]) -> Path:
-        """Write exact indices of many files into a new file, and return its path.
+    def saved_keys(self) -> NDArray[np.int64]:
+        """Return the keys of the files in all shards, sorted."""
+        keys = [shard.column("key") for shard in self.shards()]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *keys]))
+
+    def write_shard(
+        self, keys: NDArray[np.int64], headers: NDArray[Any], infos: Mapping[int, VideoInfo]
+    ) -> None:
+        """Write the headers and exact indices of many files into a new file.
 
         Args:
             keys: The key of each file.
-            infos: The index of each file.
+            headers: The header of each file, of type `HEADER`.
+            infos: Exact indices by key. Files that cannot be decoded have none.
+
+        Raises:
+            OSError: the file cannot be written.
         """
-        name = hashlib.blake2b(repr(sorted(keys)).encode(), digest_size=8).hexdigest()
-        path = self.folder / _SHARDS / name
-        save_tensors(path, columns_of_infos(keys, infos), {})
-        return path
+        columns = columns_of_infos(list(infos), list(infos.values()))
+        columns |= _header_columns(keys, headers)
+        name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
+        save_tensors(self.folder / _SHARDS / name, columns, {})
 
     def _save(self, key: int, info: VideoInfo) -> None:
         if not self._is_writable:
@@ -183,16 +238,24 @@ class IndexStore:
         return self.folder / name[-2:] / name
 
     def saved_headers(self) -> SavedHeaders:
-        """Return what an earlier run has read of headers."""
-        try:
-            file = IndexFile(self.folder / _HEADERS)
-            keys = file.column("key")
-            headers = np.zeros(len(keys), HEADER)
-            for name in HEADER.names or ():
-                headers[name] = file.column(name)
-            return SavedHeaders(keys, headers)
-        except DAMAGE_ERRORS:
-            return SavedHeaders(np.empty(0, np.int64), np.empty(0, HEADER))
+        """Return what earlier runs, and `telecine data index`, have read of headers."""
+        files = self.shards()
+        with suppress(*DAMAGE_ERRORS):
+            files = [*files, IndexFile(self.folder / _HEADERS)]
+        all_keys = [np.empty(0, np.int64)]
+        all_headers = [np.empty(0, HEADER)]
+        for file in files:
+            try:
+                keys = file.column("key")
+                headers = np.zeros(len(keys), HEADER)
+                for name in HEADER.names or ():
+                    headers[name] = file.column(name)
+            except DAMAGE_ERRORS:
+                continue
+            all_keys.append(keys)
+            all_headers.append(headers)
+        keys, places = np.unique(np.concatenate(all_keys), return_index=True)
+        return SavedHeaders(keys, np.concatenate(all_headers)[places])
 
     def save_headers(self, keys: NDArray[np.int64], headers: NDArray[Any]) -> None:
         """Replace the headers that are kept. A failure is logged.
@@ -201,12 +264,17 @@ class IndexStore:
             keys: The key of each file.
             headers: The header of each file, of type `HEADER`.
         """
-        order = np.argsort(keys)
-        columns: dict[str, NDArray[Any]] = {"key": keys[order]}
-        for name in HEADER.names or ():
-            columns[name] = headers[name][order]
         try:
-            save_tensors(self.folder / _HEADERS, columns, {})
+            save_tensors(self.folder / _HEADERS, _header_columns(keys, headers), {})
         except OSError as error:
             text = "headers cannot be saved, so that the next run reads them again: %s"
             logger.warning(text, error)
+
+
+def _header_columns(keys: NDArray[np.int64], headers: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return headers as columns, sorted by the keys of their files."""
+    order = np.argsort(keys)
+    columns: dict[str, NDArray[Any]] = {"key": keys[order]}
+    for name in HEADER.names or ():
+        columns[name] = headers[name][order]
+    return columns

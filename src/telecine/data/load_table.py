@@ -6,10 +6,9 @@ import logging
 import math
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -19,14 +18,15 @@ from numpy.typing import NDArray
 from telecine.base.checks import argument_error
 from telecine.data.clip_frames import ClipFrames, warn_of_short
 from telecine.data.errors import DataError, DecodeError, thread_errors
-from telecine.data.find import find_segments
+from telecine.data.find import find_files, is_archive, nothing_found, segments_of
 from telecine.data.header import Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
 from telecine.data.index_store import IndexStore
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
-from telecine.data.source import RemotePath, Skipped, Source, TarMember
+from telecine.data.sidecar import Sidecar
+from telecine.data.source import File, RemotePath, Skipped, Source, TarMember, check_frame
 from telecine.data.table import FileTable, SpanTable
 from telecine.settings import ClipConfig
 
@@ -52,10 +52,8 @@ class DataTable:
         with_clip = spans.file[spans.num_starts(frames) > 0]
         short = np.setdiff1d(videos, with_clip)
         texts = []
-        for row in short.tolist():
-            header = spans.files.headers[row]
-            reason = f"{header['num_frames']} frames at {header['fps']:.3g} a second"
-            texts.append(f"{spans.files.text(row)} ({reason})")
+        for path, header in zip(spans.files.paths(short), spans.files.headers[short], strict=True):
+            texts.append(f"{path} ({header['num_frames']} frames at {header['fps']:.3g} a second)")
         warn_of_short(texts, len(videos), frames)
         return len(short)
 
@@ -85,15 +83,17 @@ def load_table(
     reader = _TableReader(store, config, counts_once=len(paths) > 1)
     for one_path in paths:
         cache = IndexCache(one_path, config)
-        segments = find_segments(one_path, cache, name=name, keep_columns=True)
-        while True:
-            chunk = list(islice(segments, _CHUNK))
-            if not chunk:
-                break
-            reader.read(chunk)
+        for file in find_files(one_path, name=name):
+            sidecar = store.sidecar(file) if is_archive(file) else None
+            if sidecar is not None:
+                reader.add_members(file, sidecar)
+            else:
+                reader.add(segments_of(file, cache, keep_columns=True))
         cache.save(is_complete=False)
     table = reader.table()
     if len(table.spans) == 0:
+        if not table.skipped:
+            raise nothing_found(paths[0], name)
         got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
         remedy = "Check that they are complete and that other programs show them."
         raise argument_error(name, "at least one decodable file", got, remedy, DataError)
@@ -114,13 +114,40 @@ class _TableReader:
         self._keys = array("q")  # of all files
         self._row_of: dict[Source, int] = {}  # of the files of the last chunk
         self._skipped: list[Skipped] = []
+        self._pending: list[Segment] = []  # segments whose files are not in the table yet
         # Of all segments:
         self._files = array("q")
-        self._bounds = array("d")
-        self._groups: list[str] = []
+        self._bounds = array("d")  # four of each segment; empty as long as no segment has one
+        self._groups = array("i")
+        self._group_names: dict[str, int] = {"": 0}
 
-    def read(self, segments: Sequence[Segment]) -> None:
-        """Add segments, and read the headers of their files that are not known."""
+    def add(self, segments: Iterable[Segment]) -> None:
+        """Add segments. The headers of their files are read some thousands at a time."""
+        for segment in segments:
+            self._pending.append(segment)
+            if len(self._pending) == _CHUNK:
+                self._read_pending()
+
+    def add_members(self, archive: File, sidecar: Sidecar) -> None:
+        """Add all members of a tar file."""
+        self._read_pending()
+        archive_key = self._store.key_of(archive, fingerprint_of(archive))
+        begin = len(self._keys)
+        for offset in sidecar.members.places["offset"].tolist():
+            self._keys.append(self._store.key_of_member(archive_key, offset))
+        count = len(sidecar.members)
+        self._files.extend(range(begin, begin + count))
+        self._groups.extend(array("i", [0]) * count)
+        if self._bounds:
+            self._bounds.extend(array("d", [math.nan]) * (4 * count))
+        self._skipped.extend(sidecar.skipped)
+        self._leave_out_refused(sidecar.members, sidecar.members.headers)
+        self._parts.append(sidecar.members)
+
+    def _read_pending(self) -> None:
+        """Read the headers of the files of pending segments that are not known."""
+        segments = self._pending
+        self._pending = []
         sources: list[Source] = []
         versions: list[str] = []
         stated: list[Header | None] = []
@@ -142,10 +169,13 @@ class _TableReader:
                 stated.append(_stated_header(segment.columns))
                 self._keys.append(self._store.key_of(source, fingerprint))
             self._row_of[source] = row
+            bounds = [segment.start, segment.end, segment.start_frame, segment.end_frame]
+            if bounds.count(None) < len(bounds) and not self._bounds:
+                self._bounds = array("d", [math.nan]) * (len(bounds) * len(self._files))
             self._files.append(row)
-            for bound in (segment.start, segment.end, segment.start_frame, segment.end_frame):
-                self._bounds.append(math.nan if bound is None else bound)
-            self._groups.append(segment.group)
+            if bounds.count(None) < len(bounds) or self._bounds:
+                self._bounds.extend(math.nan if bound is None else bound for bound in bounds)
+            self._groups.append(self._group_names.setdefault(segment.group, len(self._group_names)))
         keys = np.array(self._keys[begin:], np.int64)
         headers = self._saved.find(keys)
         for row, header in enumerate(stated):
@@ -172,15 +202,26 @@ class _TableReader:
                     headers[row] = _UNREADABLE
                 else:
                     headers[row] = result
-        # Saved headers may be of a run with another limit.
-        num_pixels = headers["width"].astype(np.int64) * headers["height"]
-        for row in np.flatnonzero(num_pixels > self._config.max_pixels).tolist():
-            reason = f"more than the {self._config.max_pixels} pixels of `clips.max_pixels`"
-            self._skipped.append(Skipped(sources[row], reason))
-            headers[row] = _UNREADABLE
+        self._leave_out_refused(sources, headers)
+
+    def _leave_out_refused(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
+        """Mark files that the settings refuse, in place: saved headers may be of a run with others."""
+        is_checked = headers["width"].astype(np.int64) * headers["height"] > self._config.max_pixels
+        if not self._config.has_colours:
+            is_checked[:] = True
+        for row in np.flatnonzero(is_checked & (headers["num_frames"] > 0)).tolist():
+            source = sources[row]
+            try:
+                width = int(headers["width"][row])
+                height = int(headers["height"][row])
+                check_frame(source, width, height, self._config)
+            except DecodeError as error:
+                self._skipped.append(Skipped(source, str(error).removeprefix(f"{source}: ")))
+                headers[row] = _UNREADABLE
 
     def table(self) -> DataTable:
         """Return all that was read, and keep the headers for the next run."""
+        self._read_pending()
         files = FileTable.joined(self._parts)
         keys = np.array(self._keys, np.int64)
         is_read = files.headers["digest"] != 0
@@ -188,8 +229,11 @@ class _TableReader:
         # A file that several paths or distant lines of a list name has several rows. The first one counts.
         _, first_rows, row_numbers = np.unique(keys, return_index=True, return_inverse=True)
         file = first_rows[row_numbers][np.array(self._files, np.int64)]
-        bounds = np.array(self._bounds, np.float64).reshape(len(file), 4)
-        spans = SpanTable.of_segments(files, file, bounds, self._groups)
+        bounds = None
+        if self._bounds:
+            bounds = np.array(self._bounds, np.float64).reshape(len(file), 4)
+        group = np.array(self._groups, np.int32)
+        spans = SpanTable.of_segments(files, file, bounds, group, list(self._group_names))
         is_readable = files.headers["num_frames"][spans.file] > 0
         is_empty = is_readable & (spans.num_frames <= 0)
         for span in spans.take(is_empty):

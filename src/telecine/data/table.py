@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import compress
 from pathlib import Path
 from typing import Any, overload
 
@@ -73,6 +74,13 @@ class Texts(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        content = self.content.tobytes()
+        begin = 0
+        for end in self.ends.tolist():
+            yield content[begin:end].decode("utf-8", "surrogateescape")
+            begin = end
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -161,12 +169,18 @@ class FileTable(Sequence[Source]):
             return RemotePath(name, None if size < 0 else size, self.versions[index])
         return Path(name)
 
-    def text(self, index: int) -> str:
-        """Return the path or the address of a file, that of a member with the one of its tar file."""
-        archive = self.places["archive"][index]
-        if archive == _NO_ARCHIVE:
-            return self.names[index]
-        return f"{self.archives[archive]}/{self.names[index]}"
+    def paths(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        """Yield the path or the address of files in order, those of members with the one of their tar file.
+
+        Args:
+            rows: The files, in increasing order.
+        """
+        is_used = np.zeros(len(self), np.bool_)
+        is_used[rows] = True
+        prefixes = [f"{archive}/" for archive in self.archives]
+        codes = self.places["archive"][is_used].tolist()
+        for code, name in zip(codes, compress(self.names, is_used.tolist()), strict=True):
+            yield name if code == _NO_ARCHIVE else prefixes[code] + name
 
     def info(self, index: int) -> VideoInfo:
         """Return the index that a file would have if its header were exact, with evenly spaced frames."""
@@ -213,8 +227,9 @@ class SpanTable(Sequence[EstimatedSpan]):
         cls,
         files: FileTable,
         file: NDArray[np.int64],
-        bounds: NDArray[np.float64],
-        groups: Iterable[str],
+        bounds: NDArray[np.float64] | None,
+        group: NDArray[np.int32],
+        groups: Sequence[str],
     ) -> SpanTable:
         """Return the spans of segments. Those without a frame have a last frame before the first.
 
@@ -222,24 +237,27 @@ class SpanTable(Sequence[EstimatedSpan]):
             files: The files.
             file: The row in `files` of each segment.
             bounds: See `SpanTable.bounds`, shape `(N, 4)`.
-            groups: The text of each segment, by which data is held out.
+            group: See `SpanTable.group`.
+            groups: See `SpanTable.groups`.
         """
-        names: dict[str, int] = {"": 0}
-        codes = np.array([names.setdefault(group, len(names)) for group in groups], np.int32)
         num_frames = files.headers["num_frames"][file]
         fps = files.headers["fps"][file]
-        start, end, start_frame, end_frame = bounds.T
-        first = np.where(np.isnan(start), np.nan_to_num(start_frame), _frame_at(start, fps))
-        stop = np.where(np.isnan(end), end_frame, _frame_at(end, fps))
-        stop = np.fmin(stop, num_frames)
+        first = np.zeros(len(file), np.int64)
+        stop = num_frames
+        if bounds is not None:
+            start, end, start_frame, end_frame = bounds.T
+            by_time = _frame_at(start, fps)
+            first = np.where(np.isnan(start), np.nan_to_num(start_frame), by_time).astype(np.int64)
+            ends = np.where(np.isnan(end), end_frame, _frame_at(end, fps))
+            stop = np.fmin(ends, num_frames).astype(np.int64)
         return cls(
             files,
             file=file,
-            first_frame=first.astype(np.int64),
-            last_frame=stop.astype(np.int64) - 1,
-            group=codes,
-            groups=tuple(names),
-            bounds=None if np.isnan(bounds).all() else bounds,
+            first_frame=first,
+            last_frame=stop - 1,
+            group=group,
+            groups=tuple(groups),
+            bounds=bounds,
         )
 
     def __len__(self) -> int:
@@ -295,18 +313,18 @@ class SpanTable(Sequence[EstimatedSpan]):
 
         A file whose header was not read counts by its time of change or version.
         """
+        rows = np.unique(self.file)
         files = sha256()
-        content = sha256()
-        file_rows = np.unique(self.file)
-        for row in file_rows.tolist():
-            name = self.files.names[row].rpartition("/")[2]
+        for path in self.files.paths(rows):
+            name = path.rpartition("/")[2]
             files.update(f"{name}\n".encode("utf-8", "surrogateescape"))
-            if self.files.headers["digest"][row] == 0:
-                content.update(f"{self.files.versions[row]}\n".encode("utf-8", "surrogateescape"))
-        content.update(self.files.headers["digest"][file_rows].tobytes())
-        files.update(self.files.places["size"][file_rows].tobytes())
-        for column in (np.searchsorted(file_rows, self.file), self.first_frame, self.last_frame):
+        files.update(self.files.places["size"][rows].tobytes())
+        for column in (np.searchsorted(rows, self.file), self.first_frame, self.last_frame):
             files.update(np.ascontiguousarray(column, np.int64).tobytes())
+        digests = self.files.headers["digest"][rows]
+        content = sha256(digests.tobytes())
+        for row in rows[digests == 0].tolist():
+            content.update(f"{self.files.versions[row]}\n".encode("utf-8", "surrogateescape"))
         return files.hexdigest(), content.hexdigest()
 
     def take(self, rows: NDArray[Any]) -> SpanTable:

@@ -11,10 +11,12 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.holdout import MIN_VIDEOS, choose_groups, no_clip_error
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
 from telecine.data.source import is_address
-from telecine.data.table import FileTable, SpanTable
+from telecine.data.table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
+
+_NUM_LENGTHS = 4  # beginnings of names of so many lengths are compared at once
 
 
 def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTable] | None:
@@ -123,36 +125,47 @@ def _name_labels(spans: SpanTable, holdout: str) -> NDArray[np.int64] | None:
     """Return a hash for each span of what names in one group have in common; None if names do not count."""
     files, codes = np.unique(spans.file, return_inverse=True)
     if holdout == "folder":
-        folders = (os.path.dirname(spans.files.text(file)) for file in files.tolist())
+        folders = (os.path.dirname(path) for path in spans.files.paths(files))
         return np.fromiter((hash(folder) for folder in folders), np.int64)[codes]
     if holdout != "auto" or spans.group.any() or len(files) == 0:
         return None
-    names = _Names(spans.files, files)
+    common = next(spans.files.paths(files))
+    for path in spans.files.paths(files):
+        if not path.startswith(common):
+            common = os.path.commonprefix([common, path])  # noqa: RUF071 - of any characters
     # Shorter beginnings are common to all names, longer ones have more groups than are looked for.
-    common = os.path.commonprefix([min(names), max(names)])  # noqa: RUF071 - of any characters
-    longest = max(len(words_of(name)) for name in names)
+    first = max(1, len(words_of(common)))
     counts: dict[int, int] = {}
-    for length in range(max(1, len(words_of(common))), longest):
-        counts[length] = len(np.unique(names.beginnings(length)))
-        if counts[length] >= MAX_GROUPS:
-            break
-    chosen = common_length(counts, len(files))
-    return None if chosen is None else names.beginnings(chosen)[codes]
+    while True:
+        beginnings, longest = _beginnings(spans.files.paths(files), len(files), first)
+        for place, labels in enumerate(beginnings):
+            length = first + place
+            if length >= longest or max(counts.values(), default=0) >= MAX_GROUPS:
+                chosen = common_length(counts, len(files))
+                if chosen is None:
+                    return None
+                beginnings, _ = _beginnings(spans.files.paths(files), len(files), chosen)
+                return beginnings[0][codes]
+            counts[length] = len(np.unique(labels))
+        first += len(beginnings)
 
 
-class _Names:
-    """The paths of some files of a table, made when they are iterated over."""
+def _beginnings(paths: Iterator[str], num_paths: int, first: int) -> tuple[NDArray[np.int64], int]:
+    """Return hashes of the first words of paths, shape `(L, N)`, of L numbers of words; and the most words of a path.
 
-    def __init__(self, files: FileTable, rows: NDArray[np.int64]) -> None:
-        self._files = files
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._files.text(row) for row in self._rows.tolist())
-
-    def beginnings(self, num_words: int) -> NDArray[np.int64]:
-        """Return a hash of the first words of each path."""
-        return np.fromiter((hash(words_of(name)[:num_words]) for name in self), np.int64)
+    Args:
+        paths: The paths.
+        num_paths: The number of paths.
+        first: The smallest number of words.
+    """
+    hashes = np.empty((_NUM_LENGTHS, num_paths), np.int64)
+    longest = 0
+    for place, path in enumerate(paths):
+        words = words_of(path)
+        longest = max(longest, len(words))
+        for row in range(_NUM_LENGTHS):
+            hashes[row, place] = hash(words[: first + row])
+    return hashes, longest
 
 
 def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
@@ -162,12 +175,12 @@ def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
         spans: The frames to train on.
         held_out: The frames to leave out; files with some of them are left out whole.
     """
-    paths = {_absolute(held_out.files.text(row)) for row in np.unique(held_out.file).tolist()}
+    paths = {_absolute(path) for path in held_out.files.paths(np.unique(held_out.file))}
     digests = held_out.files.headers["digest"][held_out.file]
     digest = spans.files.headers["digest"][spans.file]
     is_held_out = np.isin(digest, digests[digests != 0])
     rows = np.unique(spans.file)
-    is_named = [_absolute(spans.files.text(row)) in paths for row in rows.tolist()]
+    is_named = [_absolute(path) in paths for path in spans.files.paths(rows)]
     is_held_out |= np.isin(spans.file, rows[is_named])
     if is_held_out.all():
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")

@@ -361,17 +361,19 @@ def plot_passes(curves: Mapping[str, Sequence[float]], path: Path) -> None:
     metrics = [name for name in curves if name in METRICS]
     channels = [name for name in curves if name not in METRICS]
     figure = Figure(figsize=(3.6 * (1 + len(metrics)), 3), dpi=100, layout="constrained")
-    panels = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
-    for name, axes in zip(metrics, panels[1:], strict=True):
+    subplots = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
+    for name, axes in zip(metrics, subplots[1:], strict=True):
         axes.plot(range(1, 1 + len(curves[name])), curves[name], marker="o", markersize=3)
         axes.set_title(f"{name}, {METRICS[name].better} is better", fontsize=9)
     for name in channels:
         colour = name if name in ("red", "green", "blue") else None
         positions = range(1, 1 + len(curves[name]))
-        panels[0].plot(positions, curves[name], marker="o", markersize=3, label=name, color=colour)
-    panels[0].set_title("change of the mean, levels of 8 bits", fontsize=9)
-    panels[0].legend(fontsize=8)
-    for axes in panels:
+        subplots[0].plot(
+            positions, curves[name], marker="o", markersize=3, label=name, color=colour
+        )
+    subplots[0].set_title("change of the mean, levels of 8 bits", fontsize=9)
+    subplots[0].legend(fontsize=8)
+    for axes in subplots:
         axes.set_xlabel("pass", fontsize=8)
         axes.locator_params(axis="x", integer=True)
         axes.tick_params(labelsize=8)

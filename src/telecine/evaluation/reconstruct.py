@@ -51,8 +51,8 @@ def reconstruct(
     for videos of any length and size. Chunks and tiles are padded to sizes that it accepts by repeating the last frame,
     row and column, and cropped afterwards.
 
-    The sound of a video is copied without decoding it. An MP4 gets none of codecs that MP4s rarely have, such as PCM,
-    which a warning says; an MKV gets nearly all. Subtitles are not copied.
+    The sound of a video is copied without decoding it. An MKV can hold nearly every codec. Sound that MP4s rarely
+    have, such as PCM, is left out of an MP4, with a warning. Subtitles are not copied.
 
     With `compare`, a video of depth is read twice: first for its range of values.
 

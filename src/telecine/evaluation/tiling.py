@@ -155,7 +155,7 @@ def reconstructed_chunks(
 
 
 class TiledStream:
-    """Reconstructs a video of any length piece by piece, in tiles: each has streams of its own, see `telecine.models`.
+    """Reconstructs a video of any length, in tiles: each tile has streams of its own, see `telecine.models`.
 
     Args:
         model: A model that streams.

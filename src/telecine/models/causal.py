@@ -99,7 +99,7 @@ class CausalVAE(CausalAutoencoder):
         return self.bottleneck.posterior(mean)
 
     def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
-        """Return a stream that encodes a video piece by piece; see `VideoAutoencoder.stream_encoder`."""
+        """Return a stream that encodes a video a few frames at a time; see `VideoAutoencoder.stream_encoder`."""
         first = int(self.config.first_frame_apart)
         sizes = ChunkSizes(
             first=first or self._time,

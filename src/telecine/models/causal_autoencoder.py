@@ -136,7 +136,7 @@ class CausalAutoencoder(LatentAutoencoder):
         return True
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
-        """Return a stream that decodes a latent piece by piece; see `VideoAutoencoder.stream_decoder`."""
+        """Return a stream that decodes a latent a few frames at a time; see `VideoAutoencoder.stream_decoder`."""
         sizes = ChunkSizes(first=1, others=self._chunk_frames(num_frames) // self._time)
         num_passes = 1 if self.sampler is None else self.sampler.steps
         passes: list[EarlierFrames] = [{} for _ in range(num_passes)]

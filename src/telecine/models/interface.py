@@ -305,7 +305,7 @@ class VideoAutoencoder(nn.Module, ABC):
         )
 
     def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
-        """Return a stream that encodes a video of any length piece by piece, with the result of the whole video.
+        """Return a stream that encodes a video of any length, a few frames at a time, as if it were whole.
 
         Args:
             num_frames: At most so many frames are computed at once, as far as the class has a choice. Default: as few
@@ -317,7 +317,7 @@ class VideoAutoencoder(nn.Module, ABC):
         raise self._streams_not("stream_encoder")
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
-        """Return a stream that decodes a latent of any length piece by piece, with the result of the whole latent.
+        """Return a stream that decodes a latent of any length, a few frames at a time, as if it were whole.
 
         A decoder that draws noise takes the stream's first frame from `position`.
 

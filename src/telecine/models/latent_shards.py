@@ -362,13 +362,13 @@ class LatentShards(Dataset[dict[str, Any]]):
         return batch
 
 
-def _read_member(file: Any, name: str, place: tuple[int, int]) -> bytes:
+def _read_member(file: Any, name: str, extent: tuple[int, int]) -> bytes:
     """Return the content of a member of a tar file, whose header comes before it.
 
     Raises:
         ValueError: It has another name.
     """
-    start, num_bytes = place
+    start, num_bytes = extent
     file.seek(start - tarfile.BLOCKSIZE)
     content: bytes = file.read(tarfile.BLOCKSIZE + num_bytes)
     if content[:_NAME_BYTES].rstrip(b"\0") != name.encode():

@@ -1,4 +1,4 @@
-"""Streams: a video is encoded, or a latent decoded, piece by piece, with the result of the whole."""
+"""Streams: a video is encoded, or a latent decoded, a few frames at a time, with the result of the whole."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ChunkSizes:
 class Stream(ABC, Generic[Output]):
     """One pass over a video or a latent, which holds all state: several streams of a model may alternate.
 
-    The input is computed in chunks of fixed sizes, without gradients. Its division into pieces therefore changes no
-    bit of the output. A stream whose chunk raised an error cannot be continued.
+    The input is computed in chunks of fixed sizes, without gradients. How many frames each `push` gets therefore
+    changes no bit of the output. A stream whose chunk raised an error cannot be continued.
 
     Args:
         compute: Called with each chunk in order.
@@ -66,33 +66,33 @@ class Stream(ABC, Generic[Output]):
         return self.sizes.num_missing(self.num_pushed)
 
     @torch.no_grad()
-    def push(self, piece: Tensor) -> Output | None:
-        """Return the output of all chunks that are complete with the next piece; None if no chunk is.
+    def push(self, frames: Tensor) -> Output | None:
+        """Return the output of all chunks that are complete with the next frames; None if no chunk is.
 
         Args:
-            piece: The next frames, `(B, C, T, H, W)`, any number of them, or none.
+            frames: The next ones, `(B, C, T, H, W)`, any number of them, or none.
 
         Raises:
-            ValueError: The stream was flushed, or the piece has another shape than those before.
+            ValueError: The stream was flushed, or the frames have another shape than those before.
         """
-        if piece.ndim == 5 and piece.shape[2] == 0:
+        if frames.ndim == 5 and frames.shape[2] == 0:
             return None
-        check_video(self.name, piece)
+        check_video(self.name, frames)
         if self._is_flushed:
             remedy = "Start a new stream for another video."
             raise argument_error(self.name, "pushed before `flush`", "more after it", remedy)
-        self.num_pushed += piece.shape[2]
+        self.num_pushed += frames.shape[2]
         if self._pending is not None:
-            if piece[:, :, :0].shape != self._pending[:, :, :0].shape:
-                contract = f"of the shape of the pieces before, {tuple(self._pending.shape)}"
-                raise argument_error(self.name, contract, piece, "Use one stream for each video.")
-            piece = torch.cat([self._pending.to(piece), piece], dim=2)
+            if frames[:, :, :0].shape != self._pending[:, :, :0].shape:
+                contract = f"of the shape of the frames before, {tuple(self._pending.shape)}"
+                raise argument_error(self.name, contract, frames, "Use one stream for each video.")
+            frames = torch.cat([self._pending.to(frames), frames], dim=2)
         outputs = []
-        while piece.shape[2] >= self._next_size:
+        while frames.shape[2] >= self._next_size:
             size = self._next_size
-            outputs.append(self._compute_chunk(piece[:, :, :size]))
-            piece = piece[:, :, size:]
-        self._pending = piece.clone()  # a view would keep the chunks in memory
+            outputs.append(self._compute_chunk(frames[:, :, :size]))
+            frames = frames[:, :, size:]
+        self._pending = frames.clone()  # a view would keep the chunks in memory
         return self._join(outputs)
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class Stream(ABC, Generic[Output]):
 
 
 class StreamEncoder(Stream[Posterior]):
-    """Encodes a video piece by piece: `push(frames)` returns the posterior of the latent frames that are complete."""
+    """Encodes a video in steps: `push(frames)` returns the posterior of the latent frames that are complete."""
 
     name = "video"
 
@@ -140,7 +140,7 @@ class StreamEncoder(Stream[Posterior]):
 
 
 class StreamDecoder(Stream[Video]):
-    """Decodes a latent piece by piece: `push(latent)` returns the frames that are complete, not clamped."""
+    """Decodes a latent in steps: `push(latent)` returns the frames that are complete, not clamped."""
 
     name = "latent"
 
@@ -150,19 +150,19 @@ class StreamDecoder(Stream[Video]):
         return torch.cat(list(outputs), dim=2)
 
 
-def run_stream(stream: Stream[Output], pieces: Iterable[Tensor]) -> Iterator[Output]:
-    """Push all pieces of an input, and yield the outputs that are complete; the last ones come from `flush`.
+def run_stream(stream: Stream[Output], inputs: Iterable[Tensor]) -> Iterator[Output]:
+    """Push all frames of an input, and yield the outputs that are complete; the last ones come from `flush`.
 
     The last frame is repeated until the input is a whole one.
 
     Args:
         stream: A stream that nothing was pushed to.
-        pieces: Consecutive frames, `(B, C, T, H, W)`, at least one.
+        inputs: Consecutive frames, `(B, C, T, H, W)`, at least one.
     """
     last_frame: Tensor | None = None
-    for piece in pieces:
-        last_frame = piece[:, :, -1:]
-        output = stream.push(piece)
+    for frames in inputs:
+        last_frame = frames[:, :, -1:]
+        output = stream.push(frames)
         if output is not None:
             yield output
     assert last_frame is not None

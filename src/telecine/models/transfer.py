@@ -18,7 +18,7 @@ _OUTPUT = "output"
 
 
 @dataclass(frozen=True)
-class _Place:
+class _LayerPosition:
     """Where a layer is, which does not depend on the model's depth."""
 
     module: str
@@ -59,7 +59,7 @@ def load_source(name: str, into: nn.Module) -> CausalVAE:
 
 @torch.no_grad()
 def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int, int]]:
-    """Copy the weights of all layers that have the same place and the same shapes in another model, which is new.
+    """Copy the weights of all layers that have the same position and the same shapes in another model, which is new.
 
     The other layers keep their weights. The output layer of a network is copied only if all layers before it are copied
     or are residual blocks that the source does not have. A new output layer is 0: the network then adds nothing to the
@@ -70,63 +70,65 @@ def copy_matching(source: CausalVAE, *, into: CausalVAE) -> dict[str, tuple[int,
     """
     old_layers = _layers(source)
     new_layers = _layers(into)
-    matching: set[_Place] = set()
-    for place, layer in new_layers.items():
-        if place in old_layers and not mismatches(
-            layer.state_dict(), old_layers[place].state_dict()
+    matching: set[_LayerPosition] = set()
+    for position, layer in new_layers.items():
+        if position in old_layers and not mismatches(
+            layer.state_dict(), old_layers[position].state_dict()
         ):
-            matching.add(place)
+            matching.add(position)
     predicts_same = True
     if source.generates and into.generates:
         predicts_same = source.config.flow.prediction == into.config.flow.prediction
     counts: dict[str, tuple[int, int]] = {}
-    for place, layer in new_layers.items():
-        is_copied = place in matching
-        if is_copied and place.name == _OUTPUT:
-            is_copied = _feeds_output_alike(place, old_layers, new_layers, matching)
-            if place.module == "decoder.network" and not predicts_same:
+    for position, layer in new_layers.items():
+        is_copied = position in matching
+        if is_copied and position.name == _OUTPUT:
+            is_copied = _feeds_output_alike(position, old_layers, new_layers, matching)
+            if position.module == "decoder.network" and not predicts_same:
                 is_copied = False
         if is_copied:
-            layer.load_state_dict(old_layers[place].state_dict())
-        copied, total = counts.get(place.module, (0, 0))
+            layer.load_state_dict(old_layers[position].state_dict())
+        copied, total = counts.get(position.module, (0, 0))
         size = sum(weight.numel() for weight in layer.parameters())
         if is_copied:
             copied += size
-        counts[place.module] = (copied, total + size)
+        counts[position.module] = (copied, total + size)
     return counts
 
 
 def _feeds_output_alike(
-    output: _Place,
-    old: Mapping[_Place, nn.Module],
-    new: Mapping[_Place, nn.Module],
-    matching: set[_Place],
+    output: _LayerPosition,
+    old: Mapping[_LayerPosition, nn.Module],
+    new: Mapping[_LayerPosition, nn.Module],
+    matching: set[_LayerPosition],
 ) -> bool:
     """Return whether the layers before an output are those of the source, and additional residual blocks."""
     part = output.module.removesuffix("network")
-    for place in old.keys() | new.keys():
-        is_before = place.module.startswith(part) and place.name != _OUTPUT
-        if not is_before or place in matching:
+    for position in old.keys() | new.keys():
+        is_before = position.module.startswith(part) and position.name != _OUTPUT
+        if not is_before or position in matching:
             continue
-        if place in old or not isinstance(new[place], ResidualBlock):
+        if position in old or not isinstance(new[position], ResidualBlock):
             return False
     return True
 
 
-def _layers(model: CausalVAE) -> dict[_Place, nn.Module]:
-    """Return the layers of the networks and the linear maps by their place."""
-    layers: dict[_Place, nn.Module] = {}
+def _layers(model: CausalVAE) -> dict[_LayerPosition, nn.Module]:
+    """Return the layers of the networks and the linear maps by their position."""
+    layers: dict[_LayerPosition, nn.Module] = {}
     for name, module in model.named_modules():
         is_part = name.count(".") == 1 and name.startswith(("encoder.", "decoder."))
         if is_part and isinstance(module, (CausalSequential, nn.ModuleList)):
             layers |= _layers_of_network(name, list(module), model.config.patch_size)
         elif is_part:
-            layers[_Place(name, f"{type(module).__name__} 0", pixels=1)] = module
+            layers[_LayerPosition(name, f"{type(module).__name__} 0", pixels=1)] = module
     return layers
 
 
-def _layers_of_network(name: str, network: list[nn.Module], pixels: int) -> dict[_Place, nn.Module]:
-    """Return the layers of a network by their place.
+def _layers_of_network(
+    name: str, network: list[nn.Module], pixels: int
+) -> dict[_LayerPosition, nn.Module]:
+    """Return the layers of a network by their position.
 
     Args:
         name: The network's.
@@ -135,12 +137,12 @@ def _layers_of_network(name: str, network: list[nn.Module], pixels: int) -> dict
     """
     output = network[-1] if name.endswith(".network") else None
     from_pixels = reversed(network) if name == "decoder.network" else network
-    layers: dict[_Place, nn.Module] = {}
+    layers: dict[_LayerPosition, nn.Module] = {}
     numbers: Counter[str] = Counter()
     for layer in from_pixels:
         kind = type(layer).__name__
         place_name = _OUTPUT if layer is output else f"{kind} {numbers[kind]}"
-        layers[_Place(name, place_name, pixels)] = layer
+        layers[_LayerPosition(name, place_name, pixels)] = layer
         numbers[kind] += 1
         if isinstance(layer, (Downsample, Upsample)):
             pixels *= 2

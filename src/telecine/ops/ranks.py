@@ -38,7 +38,7 @@ class ContextGroup(NamedTuple):
     size: int = 1
     """The number of ranks; 1 if each rank has whole clips."""
     rank: int = 0
-    """The place of this process among them. Place 0 has the top of the frames."""
+    """The rank of this process among them. Rank 0 has the top of the frames."""
     process_group: dist.ProcessGroup | None = None
     """Through which they communicate. None sends nothing, as in a plan: rows of other ranks are 0."""
     latent_rows: int = 0

@@ -9,7 +9,8 @@ from typing import Annotated, TypeAlias
 
 @dataclass(frozen=True)
 class Output:
-    """The file or folder that a command writes, also called `-o`. It must not be or hold the data that it reads."""
+    """The file or folder that a command writes, also called `-o`. It must be another path than
+    the data, and no folder above it."""
 
     help: str
 
@@ -22,7 +23,7 @@ class Data:
 
 
 StealLock: TypeAlias = Annotated[
-    bool, "Train although another process seems to train there: it is gone, with its machine."
+    bool, "Take the lock of the run's folder from a process whose machine is gone."
 ]
 ChangeData: TypeAlias = Annotated[
     bool, "Resume although --data is other data than before. Without it, such a run is refused."

@@ -59,7 +59,8 @@ class FlowConfig:
     level_std: Positive = 1.0
     """Standard deviation of that logit."""
     shift: Positive = 4.0
-    """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and decoding: above 1, more have much noise.
+    """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and decoding. Values above 1 move levels
+    towards noise.
     Source: LTX-Video's trainer shifts the logit by 0.95 to 2.05, the more the larger the video: from 2.6 to 7.8.
     Drawback: with 1, 0.2 % of clips have a level above 0.95, and one step decodes from 1: 0.3 dB less for the demo."""
     shift_pixels: Count | None = None

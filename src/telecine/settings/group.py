@@ -1,4 +1,4 @@
-"""What settings are: frozen dataclasses that pydantic checks, with a sentence for each mistake."""
+"""What settings are: frozen dataclasses that pydantic checks, with a sentence for each error."""
 
 import functools
 import os
@@ -25,7 +25,7 @@ def group(kind: type[T]) -> type[T]:
     Values are checked when an instance is created or replaced.
 
     Raises:
-        SettingsError: An instance is created with a wrong value. It is a `ValueError` of one line for each mistake.
+        SettingsError: An instance is created with a wrong value. It is a `ValueError` of one line for each error.
     """
     made = pydantic.dataclasses.dataclass(kind, frozen=True, config=_CONFIG)
     check = made.__init__

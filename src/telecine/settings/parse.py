@@ -138,9 +138,9 @@ def read_layer(source: Source) -> Layer:
     layer = Layer(nested(values.items()), file)
     for setting, value in drop_removed(layer.values).items():
         contract = f"left out (it is {REMOVED[setting]!r} now)"
-        mistake = argument_error(setting, contract, repr(value), "Remove it.")
-        assert isinstance(mistake, ArgumentError)
-        raise _with_origins([mistake], [layer])
+        error = argument_error(setting, contract, repr(value), "Remove it.")
+        assert isinstance(error, ArgumentError)
+        raise _with_origins([error], [layer])
     return layer
 
 
@@ -153,7 +153,7 @@ def read_config(source: Source, *others: Source) -> TrainConfig:
 
     Raises:
         FileNotFoundError: There is no such file.
-        SettingsError: A setting is unknown or wrong. It has all mistakes, each with its line.
+        SettingsError: A setting is unknown or wrong. It has all errors, each with its line.
     """
     layers = [read_layer(layer) for layer in (source, *others)]
     names = {name for layer in layers for name in layer.values}
@@ -169,7 +169,7 @@ def settings_from(kind: type[T], layers: Sequence[Layer]) -> T:
         layers: Where they are from. Later ones override earlier ones.
 
     Raises:
-        SettingsError: It has all mistakes, each with its origin.
+        SettingsError: It has all errors, each with its origin.
     """
     try:
         values: Nested = {}
@@ -177,7 +177,7 @@ def settings_from(kind: type[T], layers: Sequence[Layer]) -> T:
             values = merged([values, _without_presets(layer.values)])
         return validate(kind, values)
     except SettingsError as error:
-        raise _with_origins(error.mistakes, layers) from None
+        raise _with_origins(error.errors, layers) from None
     except ArgumentError as error:
         raise _with_origins([error], layers) from None
 
@@ -190,24 +190,24 @@ def _without_presets(settings: Nested) -> Nested:
     return {**settings, "causal_vae": with_presets(model)}
 
 
-def _with_origins(mistakes: Iterable[ArgumentError], layers: Sequence[Layer]) -> SettingsError:
-    """Return an error that says of each mistake where the last layer with that setting is from, in order of lines."""
+def _with_origins(errors: Iterable[ArgumentError], layers: Sequence[Layer]) -> SettingsError:
+    """Return an error that says of each error where the last layer with that setting is from, in order of lines."""
     located = []
-    for mistake in mistakes:
+    for error in errors:
         line = 0
         origin = ""
         for layer in reversed(layers):
-            if layer.has(mistake.name):
-                line, origin = layer.origin_of(mistake.name)
+            if layer.has(error.name):
+                line, origin = layer.origin_of(error.name)
                 break
-        text = f"{mistake.text} {origin}".rstrip()
-        located.append((line, ArgumentError(text, mistake.name)))
+        text = f"{error.text} {origin}".rstrip()
+        located.append((line, ArgumentError(text, error.name)))
     located.sort(key=lambda item: item[0])
-    return SettingsError([mistake for _, mistake in located])
+    return SettingsError([error for _, error in located])
 
 
 def launcher_settings() -> Nested:
-    """Return the settings that `accelerate launch` passes on from the file of `accelerate config`, if they are on."""
+    """Return the settings in the environment variables of `accelerate launch`, which reads `accelerate config`."""
     settings: Nested = {}
     for name in ("mixed_precision", "dynamo_backend"):
         value = os.environ.get(f"ACCELERATE_{name.upper()}", "no").lower()
@@ -215,7 +215,7 @@ def launcher_settings() -> Nested:
             settings[name] = value
     if _is_on("ACCELERATE_USE_CPU"):
         settings["device"] = "cpu"
-    # A kind that is none of the values of `sharding` is refused as such.
+    # `sharding` refuses kinds other than its own values.
     if _is_on("ACCELERATE_USE_FSDP"):
         settings["sharding"] = "fsdp" + os.environ.get("FSDP_VERSION", "1")
     if _is_on("ACCELERATE_USE_DEEPSPEED"):

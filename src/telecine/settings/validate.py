@@ -1,4 +1,4 @@
-"""Settings from nested values, the list of all settings, and one sentence for each mistake."""
+"""Settings from nested values, the list of all settings, and one sentence for each error."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -63,7 +63,7 @@ def validate(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         prefix: Stands before the names of settings in errors.
 
     Raises:
-        SettingsError: It has all mistakes.
+        SettingsError: It has all errors.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -94,12 +94,12 @@ def settings_of(kind: Any, prefix: str = "", *, inside_values: bool = False) -> 
                 field.annotation, f"{prefix}{name}.", inside_values=inside_values
             )
         elif inside_values:
-            for place, group in _groups_inside(field.annotation):
-                yield from settings_of(group, f"{prefix}{name}.{place}", inside_values=True)
+            for suffix, group in _groups_inside(field.annotation):
+                yield from settings_of(group, f"{prefix}{name}.{suffix}", inside_values=True)
 
 
 def _groups_inside(kind: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the groups that a value of a type may be or hold, each with its place in the value."""
+    """Yield the groups that a value of a type may be or hold, each with the suffix of its dotted name."""
     for member in union_members(kind):
         if is_dataclass(member):
             yield "", member
@@ -133,7 +133,7 @@ def choices_of(kind: Any) -> list[Any]:
 def settings_error(
     error: ValidationError, kind: Any, values: Mapping[str, Any], prefix: str = ""
 ) -> SettingsError:
-    """Return the error about all mistakes that pydantic found in settings.
+    """Return one error with all that pydantic found in settings.
 
     Args:
         error: What pydantic raised.
@@ -152,12 +152,12 @@ def settings_error(
         by_path.setdefault(path, []).append(details)
         if details["type"] in _UNKNOWN:
             misspelt.add(path[:-1])
-    mistakes = []
+    errors = []
     for path, wrong in by_path.items():
         # Of a group with a misspelt name, another one is often missing only for that reason.
         if wrong[0]["type"] != "missing" or path not in misspelt:
-            mistakes.append(_mistake(kind, prefix, path, wrong))
-    return SettingsError(mistakes)
+            errors.append(_describe_error(kind, prefix, path, wrong))
+    return SettingsError(errors)
 
 
 def _path(location: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _path(location: tuple[int | str, ...], values: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _mistake(
+def _describe_error(
     kind: Any, prefix: str, path: tuple[str, ...], wrong: list[ErrorDetails]
 ) -> ArgumentError:
     """Return what is wrong with the value at a path, or with the name of no setting."""

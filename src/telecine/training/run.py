@@ -112,7 +112,7 @@ def train(
             checked. `clips.val_fraction` of them, evenly spaced, are held out. A run that resumes asks for the same
             indices in the same order, and its held-out clips are compared with those of before.
         console: Where to show progress; standard output by default. Only the first process prints.
-        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
+        steal_lock: Take the lock of the folder from a process whose machine is gone.
         change_data: Resume although `config.data` is other data than that of the checkpoint.
 
     Raises:

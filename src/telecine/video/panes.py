@@ -24,7 +24,7 @@ def side_by_side(
 ) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
-    Small clips are enlarged by an integer factor (nearest neighbour) until a panel has 192 rows or more. What no video
+    Small clips are enlarged by an integer factor (nearest neighbour) until a pane has 192 rows or more. What no video
     can show is shrunk.
 
     Args:
@@ -39,8 +39,8 @@ def side_by_side(
     limits = limits or depth_range(torch.cat(list(inputs)))
     rows = []
     for target, reconstruction in zip(inputs, reconstructions, strict=True):
-        panels = _panels(target, reconstruction, limits)
-        row = _join([_enlarge(panel, factor) for panel in panels], dim=2)
+        panes = _make_panes(target, reconstruction, limits)
+        row = _join([_enlarge(pane, factor) for pane in panes], dim=2)
         rows.append(row)
     picture = _join(rows, dim=1)
     bar = _label_bar(picture.shape[2], limits).expand(len(picture), -1, -1, -1)
@@ -49,15 +49,14 @@ def side_by_side(
 
 
 def lay_out_panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
-    """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
+    """Lay out the panes of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
     # The format has half the resolution of colours: the full one of a clip that is enlarged.
     factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
-    panels = _panels(target, reconstruction, depth_range(target))
-    panes = [pad_to_even(_enlarge(panel, factor)) for panel in panels]
-    return torch.cat(panes, dim=2)
+    panes = _make_panes(target, reconstruction, depth_range(target))
+    return torch.cat([pad_to_even(_enlarge(pane, factor)) for pane in panes], dim=2)
 
 
-def _panels(
+def _make_panes(
     target: Tensor, reconstruction: Tensor, limits: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     target = target.cpu()
@@ -79,13 +78,13 @@ def _enlarge(frames: Tensor, factor: int) -> Tensor:
     return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 
-def _join(panels: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenate panels with black gaps between them."""
-    gap = torch.zeros_like(panels[0].narrow(dim, 0, 1)).repeat_interleave(_GAP, dim)
-    parts = [panels[0]]
-    for panel in panels[1:]:
+def _join(panes: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate panes with black gaps between them."""
+    gap = torch.zeros_like(panes[0].narrow(dim, 0, 1)).repeat_interleave(_GAP, dim)
+    parts = [panes[0]]
+    for pane in panes[1:]:
         parts.append(gap)
-        parts.append(panel)
+        parts.append(pane)
     return torch.cat(parts, dim=dim)
 
 

@@ -55,7 +55,7 @@ def test_kept_frames_are_not_read_again(report, config, train):
 
 def test_frames_that_do_not_fit_into_memory_are_not_kept(report, config):
     quiet = replace(
-        report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[]
+        report, clips=[replace(clip, flaws=()) for clip in report.clips], files=[], copies=[]
     )
     sentences = give_advice(quiet, config.clips, [], LITTLE)
     assert len(sentences) == 2

@@ -11,7 +11,7 @@ from telecine.tools.data_report.measures import (
     brightness,
     changes,
     find_cuts,
-    find_remarks,
+    find_flaws,
     frame_hash,
     group_copies,
 )
@@ -32,7 +32,7 @@ def test_brightness_is_that_of_the_picture():
 
 
 @pytest.mark.parametrize(
-    ("frames", "remarks"),
+    ("frames", "flaws"),
     [
         (moving_frames(6), []),
         (moving_frames(1).expand(6, -1, -1, -1), ["static"]),
@@ -41,8 +41,8 @@ def test_brightness_is_that_of_the_picture():
         (torch.cat([moving_frames(7, seed=1), moving_frames(5, seed=2)]), ["cut before frame 7"]),
     ],
 )
-def test_what_is_unusual_about_a_clip(frames, remarks):
-    assert find_remarks(frames) == remarks
+def test_what_is_unusual_about_a_clip(frames, flaws):
+    assert find_flaws(frames) == flaws
 
 
 def test_cuts_are_found_where_they_are():

@@ -22,7 +22,7 @@ def test_the_page_shows_clips_and_files_and_needs_no_network(report):
     page = render_data(report)
     assert page.count('<img src="data:image/jpeg;base64,') == 20
     assert page.count('<span class="badge worst">') == sum(
-        bool(clip.remarks) for clip in report.clips
+        bool(clip.flaws) for clip in report.clips
     )
     for row in report.files:
         assert f'<th scope="row">{Path(row.path).name}</th>' in page.replace("<wbr>", "")
@@ -72,7 +72,7 @@ def test_clips_of_several_sizes_share_a_picture(report):
 
 
 def test_a_clip_with_two_cuts_counts_once_and_the_video_has_a_limited_height(report, tmp_path):
-    twice = replace(report.clips[0], remarks=("cut before frame 2", "cut before frame 4"))
+    twice = replace(report.clips[0], flaws=("cut before frame 2", "cut before frame 4"))
     assert summarize(replace(report, clips=[twice]))["cut among them"] == "1"
     left_out = replace(twice, fps=50.0)
     page = write_data(replace(report, clips=[*[twice] * MAX_IN_VIDEO, left_out]), tmp_path)

@@ -227,7 +227,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return self.family.stream is not None
 
     def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
-        """Return a stream that encodes a video piece by piece.
+        """Return a stream that encodes a video a few frames at a time.
 
         Raises:
             ValueError: The class keeps no frames between chunks.
@@ -237,7 +237,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return self.family.stream.encoder(self.module, num_frames)
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
-        """Return a stream that decodes a latent piece by piece.
+        """Return a stream that decodes a latent a few frames at a time.
 
         Raises:
             ValueError: The class keeps no frames between chunks.

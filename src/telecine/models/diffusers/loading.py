@@ -59,9 +59,9 @@ def load_module(
         FileNotFoundError: The folder has no weights.
         ValueError: The configuration is wrong, or weights are missing or of another shape.
     """
-    config, place = find_config(source, subfolder, revision)
+    config, config_subfolder = find_config(source, subfolder, revision)
     cls = _class_of(config, source)
-    folder = Path(source, place or "")
+    folder = Path(source, config_subfolder or "")
     files = list(folder.glob("diffusion_pytorch_model*"))
     if folder.is_dir() and not files:
         raise _weights_error(source, "one without a file of them", FileNotFoundError)
@@ -73,7 +73,7 @@ def load_module(
         cls.from_pretrained,
         source,
         output_loading_info=True,
-        subfolder=place,
+        subfolder=config_subfolder,
         revision=revision,
         variant="fp16" if is_half else None,
         torch_dtype=torch.float32,

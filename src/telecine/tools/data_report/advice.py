@@ -33,7 +33,7 @@ def give_advice(
         sentences.extend(_reading_advice(report, clips))
     sentences.append(_cache_advice(report, clips, free_memory))
 
-    num_unusual = sum(bool(clip.remarks) for clip in report.clips)
+    num_unusual = sum(bool(clip.flaws) for clip in report.clips)
     if num_unusual:
         sentences.append(
             f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips."

@@ -39,7 +39,7 @@ from telecine.tools.data_report.measures import (
     brightness,
     changes,
     find_cuts,
-    find_remarks,
+    find_flaws,
     frame_hash,
     group_copies,
 )
@@ -156,7 +156,7 @@ def _sample(
             start=clip["start"],
             fps=clip["fps"],
             seconds=seconds,
-            remarks=tuple(find_remarks(frames)),
+            flaws=tuple(find_flaws(frames)),
             orientation=spec.orientation,
         )
 

@@ -55,18 +55,18 @@ def find_cuts(frame_changes: Sequence[float]) -> list[int]:
     return cuts
 
 
-def find_remarks(frames: Tensor) -> list[str]:
+def find_flaws(frames: Tensor) -> list[str]:
     """Return what is unusual about a clip of uint8 frames `(T, H, W, 3)`. A single frame is not static."""
     grid = brightness(frames)
     frame_changes = changes(grid)
-    remarks = []
+    flaws = []
     if grid.mean(dim=(1, 2)).max() < _DARK:
-        remarks.append("black")
+        flaws.append("black")
     elif len(grid) > 1 and frame_changes.max() < _STILL:
-        remarks.append("static")
+        flaws.append("static")
     for position in find_cuts(frame_changes.tolist()):
-        remarks.append(f"cut before frame {position}")
-    return remarks
+        flaws.append(f"cut before frame {position}")
+    return flaws
 
 
 def frame_hash(frame: Tensor) -> int | None:

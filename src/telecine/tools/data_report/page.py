@@ -100,9 +100,7 @@ def summarize(report: DataReport) -> dict[str, str]:
         "clips read": str(len(report.clips)),
     }
     for kind in ("black", "static", "cut"):
-        num_clips = sum(
-            any(remark.startswith(kind) for remark in clip.remarks) for clip in report.clips
-        )
+        num_clips = sum(any(flaw.startswith(kind) for flaw in clip.flaws) for clip in report.clips)
         rows[f"{kind} among them"] = str(num_clips)
     rows["groups of copies"] = str(len(report.copies))
     rows["clips a core reads in a second"] = f"{report.clips_per_second:.3g}"

@@ -23,7 +23,7 @@ class SampledClip:
     fps: float
     seconds: float
     """Reading time on one core."""
-    remarks: tuple[str, ...]
+    flaws: tuple[str, ...]
     """What is unusual about it: black, static, a cut."""
     orientation: str
     """How it was mirrored and turned, in words; empty if it was not."""

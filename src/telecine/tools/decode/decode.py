@@ -31,8 +31,8 @@ from telecine.models.stream import run_stream
 from telecine.tools.decode.settings import DecodeConfig
 from telecine.video.write import write_video
 
-# Latent frames of a piece.
-_PIECE = 16
+# Latent frames that are decoded at once.
+_CHUNK = 16
 
 
 def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path) -> int:
@@ -149,7 +149,7 @@ def _decoded(model: VideoAutoencoder, latent: Tensor, chunk_frames: int) -> Iter
     if not model.streams:
         yield model.decode(latent)
         return
-    yield from run_stream(model.stream_decoder(chunk_frames), latent.split(_PIECE, dim=2))
+    yield from run_stream(model.stream_decoder(chunk_frames), latent.split(_CHUNK, dim=2))
 
 
 def _write_image(path: Path, frames: Tensor) -> None:

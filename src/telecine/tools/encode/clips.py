@@ -1,4 +1,4 @@
-"""The clips of a data set in a fixed order, and their frames piece by piece."""
+"""The clips of a data set in a fixed order, and their frames a few at a time."""
 
 import logging
 from bisect import bisect_right
@@ -21,7 +21,7 @@ from telecine.tools.encode.settings import EncodeConfig
 logger = logging.getLogger(__name__)
 
 # Frames that are read at once.
-_PIECE = 16
+_CHUNK = 16
 # More frames than a clip has.
 _MANY = 2**31
 
@@ -120,7 +120,7 @@ def _longest(span: Span, config: EncodeConfig) -> int:
     return bisect_right(range(1, _MANY), span.last_frame, key=last_index)
 
 
-def read_pieces(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
+def read_chunks(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
     """Yield the frames of a clip, `(C, T, H, W)` in [-1, 1], a few at once.
 
     Args:
@@ -146,12 +146,12 @@ def _decoded(clip: SourceClip, config: ClipConfig) -> Iterator[Tensor]:
     if clip.is_whole:  # in order, without a seek
         frames = iterate_frames(info, size, config.pixel_format)
         while True:
-            piece = list(islice(frames, _PIECE))
-            if not piece:
+            chunk = list(islice(frames, _CHUNK))
+            if not chunk:
                 return
-            yield torch.stack(piece)
+            yield torch.stack(chunk)
     indices = clip.frames.indices(info, clip.first_frame)
-    for offset in range(0, clip.num_frames, _PIECE):
+    for offset in range(0, clip.num_frames, _CHUNK):
         yield read_frames(
-            info, indices[offset : offset + _PIECE], size, config.max_pixels, config.pixel_format
+            info, indices[offset : offset + _CHUNK], size, config.max_pixels, config.pixel_format
         )

@@ -45,7 +45,7 @@ from telecine.models.pretrained import digest_of_encoder
 from telecine.models.stream import run_stream
 from telecine.settings import ClipConfig
 from telecine.tools.encode.card import dataset_card
-from telecine.tools.encode.clips import SourceClip, list_clips, read_pieces
+from telecine.tools.encode.clips import SourceClip, list_clips, read_chunks
 from telecine.tools.encode.settings import EncodeConfig
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class _Encoder:
             clip: The clip.
         """
         parts: dict[str, list[Tensor]] = {}
-        for posterior in self._posteriors(in_background(read_pieces(clip, self.clips)), clip):
+        for posterior in self._posteriors(in_background(read_chunks(clip, self.clips)), clip):
             for name, tensor in self._written(posterior).items():
                 parts.setdefault(name, []).append(tensor)
         tensors = {}
@@ -248,16 +248,16 @@ class _Encoder:
             tensors[name] = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
         return tensors
 
-    def _posteriors(self, pieces: Iterator[Video], clip: SourceClip) -> Iterator[Posterior]:
+    def _posteriors(self, chunks: Iterator[Video], clip: SourceClip) -> Iterator[Posterior]:
         """Yield the posteriors of consecutive chunks; the last frame, row and column are repeated where needed."""
         size = self.model.covering_clip(clip.num_frames, clip.height, clip.width)
         if not self.model.streams:
-            video = torch.cat(list(pieces), dim=1).to(self.device)
+            video = torch.cat(list(chunks), dim=1).to(self.device)
             yield self.model.latent_model.encode(pad_to(video, size)[None])
             return
         stream = self.model.stream_encoder(self.config.chunk_frames)
         videos = (
-            pad_to(piece.to(self.device), (piece.shape[1], *size[1:]))[None] for piece in pieces
+            pad_to(chunk.to(self.device), (chunk.shape[1], *size[1:]))[None] for chunk in chunks
         )
         yield from run_stream(stream, videos)
 

@@ -36,7 +36,7 @@ from telecine.settings import LatentsConfig
 from telecine.tools.latents.clips import ClipsOnDisk, encode_clips
 from telecine.tools.latents.decoding import decode_changes
 from telecine.tools.latents.denoising import LEVELS, LatentProbe
-from telecine.tools.latents.forecasts import (
+from telecine.tools.latents.generator_quality import (
     features_of_clips,
     measure_frechet,
     velocity_irreducible_variance,

@@ -95,6 +95,6 @@ def _shares_of_stages(
             raise argument_error("keep_stages", contract, share, "Keep more of it.")
         shares.append(Fraction(num_kept, number))
     if part.widths.needs_equal_shares:
-        # Equal shares of parts of different sizes: the coarsest decides.
+        # Shares of parts of different sizes were rounded differently: all parts take the smallest.
         shares = [min(shares)] * len(shares)
     return shares

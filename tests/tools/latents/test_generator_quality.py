@@ -8,7 +8,7 @@ import torch
 from telecine.evaluation.metrics.frechet import frechet_distance
 from telecine.evaluation.metrics.registry import Metric
 from telecine.settings import LatentsConfig
-from telecine.tools.latents.forecasts import (
+from telecine.tools.latents.generator_quality import (
     INTERPOLATED,
     RECONSTRUCTIONS,
     interpolated_latents,

@@ -1,4 +1,4 @@
-"""Measures that foretell a generator without training one: the interpolated Frechet distance, and VIV."""
+"""Measures that predict generator quality without training one: the interpolated Frechet distance, and VIV."""
 
 import math
 

@@ -1,0 +1,186 @@
+"""Index the files of a data set, each process a part of them, into sidecars of tar files and shards of other files."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+
+from telecine.base.checks import count
+from telecine.base.terminal import with_progress
+from telecine.data import DecodeError, VideoInfo, index_video
+from telecine.data.errors import thread_errors
+from telecine.data.find import find_files, is_archive, segments_of
+from telecine.data.header import Header, read_header
+from telecine.data.index_cache import IndexCache, fingerprint_of
+from telecine.data.index_store import IndexStore
+from telecine.data.sidecar import open_sidecar, write_sidecar
+from telecine.data.source import File, Skipped, Source, TarMember, kind_of
+from telecine.data.table import HEADER, FileTable
+from telecine.settings import ClipConfig
+
+_FILES_PER_SHARD = 1000  # a process that is killed loses the indices of fewer files
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What one process has done of its part."""
+
+    num_indexed: int
+    """Files that it has indexed now."""
+    num_known: int
+    """Files, and tar files, that were indexed before."""
+    skipped: list[Skipped]
+    """Files that cannot be indexed, and tar files with arrays."""
+
+    def print_to(self, console: Console) -> None:
+        """Print it in a line or two."""
+        text = f"indexed {count(self.num_indexed, 'file')}; {self.num_known} were indexed before"
+        console.print(text, soft_wrap=True)
+        if self.skipped:
+            console.print(f"skipped: {Skipped.listed(self.skipped)}", soft_wrap=True)
+
+
+def part_of_process() -> tuple[int, int]:
+    """Return the number of this process and that of all processes, as torchrun sets them; 0 and 1 without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def index_data(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
+    """Index a part of a data set. The same call again indexes what is missing.
+
+    Args:
+        path: The data, as `TrainConfig.data`.
+        config: The limits of files.
+        part: The number of the part.
+        num_parts: The number of all parts.
+
+    Raises:
+        DataError: nothing is found at `path`, or a file is not read in time.
+        OSError: an index cannot be written.
+    """
+    indexer = _Indexer(path, config)
+    archives: list[File] = []
+    sources: dict[Source, None] = {}
+    for file in find_files(path, name="path"):
+        if is_archive(file):
+            archives.append(file)
+        else:
+            for segment in segments_of(file, indexer.cache):
+                sources[segment.source] = None
+    for archive in archives[part::num_parts]:
+        indexer.index_archive(archive)
+    files = list(sources)[part::num_parts]
+    for begin in range(0, len(files), _FILES_PER_SHARD):
+        indexer.index_files(files[begin : begin + _FILES_PER_SHARD])
+    return Indexed(indexer.num_indexed, indexer.num_known, indexer.skipped)
+
+
+class _Indexer:
+    """Indexes files in threads, and counts them."""
+
+    def __init__(self, path: str, config: ClipConfig) -> None:
+        self.cache = IndexCache(path, config)
+        self.num_indexed = 0
+        self.num_known = 0
+        self.skipped: list[Skipped] = []
+        self._config = config
+        self._store = IndexStore(path, config)
+        self._known_keys = self._store.saved_keys()
+
+    def index_archive(self, archive: File) -> None:
+        """Write the sidecar of a tar file, unless it has one that fits."""
+        if open_sidecar(archive) is not None:
+            self.num_known += 1
+            return
+        members = [
+            segment.source
+            for segment in segments_of(archive, self.cache)
+            if isinstance(segment.source, TarMember)
+        ]
+        if any(kind_of(member) == "arrays" for member in members):
+            reason = "has arrays, whose axes are settings of a run"
+            self.skipped.append(Skipped(archive, reason))
+            return
+        results = self._index(members, f"indexing {archive.name}")
+        readable = []
+        headers = []
+        infos = {}
+        skipped = []
+        for member, (header, info) in zip(members, results, strict=True):
+            if isinstance(header, Skipped):
+                skipped.append(header)
+                continue
+            readable.append(member)
+            headers.append(tuple(header))
+            if isinstance(info, VideoInfo):
+                infos[member.offset] = info
+        table = FileTable.of(readable, [""] * len(readable), np.array(headers, HEADER))
+        write_sidecar(archive, table, infos, skipped)
+
+    def index_files(self, sources: Sequence[Source]) -> None:
+        """Write a shard with the indices of files that have none yet."""
+        missing = []
+        keys = []
+        for source in sources:
+            if kind_of(source) == "arrays":
+                continue
+            try:
+                key = self._store.key_of(source, fingerprint_of(source))
+            except OSError as error:
+                self.skipped.append(Skipped(source, error.strerror or str(error)))
+                continue
+            place = int(np.searchsorted(self._known_keys, key))
+            if place < len(self._known_keys) and self._known_keys[place] == key:
+                self.num_known += 1
+                continue
+            missing.append(source)
+            keys.append(key)
+        readable_keys = []
+        headers = []
+        infos = {}
+        results = self._index(missing, "indexing files")
+        for key, (header, info) in zip(keys, results, strict=True):
+            if isinstance(header, Skipped):
+                continue
+            readable_keys.append(key)
+            headers.append(tuple(header))
+            if isinstance(info, VideoInfo):
+                infos[key] = info
+        if readable_keys:
+            self._store.write_shard(
+                np.array(readable_keys, np.int64), np.array(headers, HEADER), infos
+            )
+
+    def _index(
+        self, sources: Sequence[Source], description: str
+    ) -> list[tuple[Header | Skipped, VideoInfo | Skipped | None]]:
+        """Return the header and the exact index of each file, or why it has none."""
+        results = []
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            indexed = pool.map(self._index_one, sources)
+            for header, info in with_progress(indexed, description, total=len(sources)):
+                results.append((header, info))
+                if isinstance(info, VideoInfo):
+                    self.num_indexed += 1
+                elif isinstance(header, Skipped):
+                    self.skipped.append(header)
+                elif info is not None:
+                    self.skipped.append(info)
+        return results
+
+    def _index_one(self, source: Source) -> tuple[Header | Skipped, VideoInfo | Skipped | None]:
+        try:
+            header = read_header(source, self._config)
+        except DecodeError as error:
+            return _skipped(source, error), None
+        try:
+            return header, index_video(source, self._config)
+        except DecodeError as error:
+            return header, _skipped(source, error)
+
+
+def _skipped(source: Source, error: DecodeError) -> Skipped:
+    return Skipped(source, str(error).removeprefix(f"{source}: "))

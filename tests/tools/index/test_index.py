@@ -1,0 +1,80 @@
+"""`telecine data index`: training then reads no header and no packet, and its clips are the same."""
+
+import shutil
+
+import pytest
+
+from telecine.cli.commands import run
+from telecine.data import ClipDataset
+from telecine.data.load_table import load_table
+from telecine.data.table_holdout import split_table
+from telecine.settings import ClipConfig
+
+from ...data.videos import assert_same_clips, moving_frames, write_shard, write_video
+
+CONFIG = ClipConfig(num_frames=5, height=16, width=16, index="lazy", num_workers=0)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twelve videos, some of them in two tar files; one has damaged frames, another one no header."""
+    folder = tmp_path / "data"
+    files = []
+    for number in range(12):
+        frames = moving_frames(10 + number, 16, 24, seed=number)
+        files.append(write_video(tmp_path / f"film{number // 2}-{number}.mp4", frames, g="4"))
+    content = files[7].read_bytes()
+    begin = content.index(b"mdat") + 4
+    files[7].write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+    files[8].write_bytes(files[8].read_bytes()[:50])
+    write_shard(folder / "0.tar", files[:3])
+    write_shard(folder / "1.tar", files[6:9])
+    for file in (*files[3:6], *files[9:]):
+        shutil.copy(file, folder)
+    return folder
+
+
+def clips_of(data):
+    table = load_table(str(data), CONFIG)
+    train, _ = split_table(table.spans, CONFIG)
+    dataset = ClipDataset(train, CONFIG, store=table.store)
+    return [dataset[index] for index in range(20)], len(table.skipped), train.sha256()
+
+
+def test_clips_are_the_same_with_an_index_by_several_processes(data, tmp_path, capsys):
+    clips, num_skipped, sha256 = clips_of(data)
+    folder = data / ".telecine-index.d"
+    shutil.rmtree(folder)
+    for shard in ("0/3", "2/3"):
+        run(["data", "index", str(data), "--shard", shard])
+    run(["data", "index", str(data)])  # what a killed process has left
+    output = capsys.readouterr().out
+    assert "film3-7.mp4" in output
+    assert "film4-8.mp4" in output
+    run(["data", "index", str(data)])
+    assert "indexed 0 files; 8 were indexed before" in capsys.readouterr().out
+    indexed, *others = clips_of(data)
+    assert_same_clips(indexed, clips)
+    assert others == [num_skipped, sha256]
+    assert not list(folder.glob("??/*")), "all was indexed ahead"
+
+
+def test_sidecars_move_with_their_tar_files_and_others_are_not_used(data, tmp_path):
+    run(["data", "index", str(data)])
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("0.tar", ".0.tar.telecine-index"):
+        shutil.copyfile(data / name, moved / name)
+    assert len(load_table(str(moved), CONFIG).spans) == 3
+    assert not (moved / ".telecine-index").exists(), "the tar file was not scanned"
+    shutil.copyfile(data / "1.tar", moved / "0.tar")
+    names = {span.info.source.name for span in load_table(str(moved), CONFIG).spans}
+    assert names == {"film3-6.mp4", "film3-7.mp4"}
+    (moved / ".0.tar.telecine-index").write_bytes(b"damaged")
+    assert len(load_table(str(moved), CONFIG).spans) == 2
+
+
+@pytest.mark.parametrize("shard", ["8/8", "1", "-1/2"])
+def test_a_part_that_does_not_exist_is_refused(data, shard):
+    with pytest.raises(ValueError, match=r"`shard` must be a number and the number of parts"):
+        run(["data", "index", str(data), f"--shard={shard}"])
