@@ -1,12 +1,14 @@
 """Time, memory and bytes until the first update of a run whose clips are in tar shards on an S3 server on loopback.
 
     python benchmarks/cold_start.py make DATA --clips 1000000
+    python benchmarks/cold_start.py sidecars DATA
     python benchmarks/cold_start.py start DATA --index ahead
     python benchmarks/cold_start.py start DATA --index lazy
     python benchmarks/cold_start.py clips DATA --index lazy
     python benchmarks/cold_start.py reads DATA
 
 `make` writes shards of 10 000 clips of 3 kB: three encoded videos, each copy with a number of its own behind it.
+`sidecars` writes the index of each shard as `telecine data index` would, but from the indices of these three videos.
 `start` begins a run three times, each time until its first update: without an index, with that of the time before, and
 with an empty cache of files, too. `clips` compares clips of one process with those of four, and with those of a process
 that begins in the middle. `reads` reads clips of a video of 200 MB and of members of tar files of 1 GB. To measure an
@@ -16,6 +18,7 @@ earlier checkout, set `PYTHONPATH` to its `src`, and leave out `--index`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import multiprocessing
 import os
@@ -110,6 +113,33 @@ def make(data: Path, num_clips: int) -> None:
     print(f"{num_clips} clips, {size / MEGABYTE:.0f} MB")
 
 
+def add_sidecars(data: Path) -> None:
+    """Write the indices of all shards."""
+    from telecine.data.header import Header  # which an earlier checkout does not have
+    from telecine.data.sidecar import write_sidecar
+    from telecine.data.table import HEADER, FileTable
+
+    infos = [
+        index_video(path) for path in sorted(data.glob("s*.mp4"), key=lambda path: len(path.name))
+    ]
+    headers = [Header.of(info) for info in infos]
+    num_members = 0
+    for archive in sorted((data / "bucket" / "shards").glob("*.tar")):
+        members = list(tar_members(archive))
+        rows = np.zeros(len(members), HEADER)
+        exact = {}
+        for row, member in enumerate(members):
+            kind = (num_members + row) % len(infos)
+            # The digest only tells members apart here.
+            digest = hashlib.sha256(member.name.encode()).digest()
+            rows[row] = headers[kind]._replace(digest=1 + num_members + row)
+            exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
+        num_members += len(members)
+        table = FileTable.of(members, [""] * len(members), rows)
+        write_sidecar(archive, table, exact, [])
+    print(f"indices of {num_members} clips")
+
+
 def report(name: str, seconds: float, server: Server, extra: str = "") -> None:
     """Print a row of a table: time, bytes and requests since the last one."""
     counts = server.counts()
@@ -184,8 +214,13 @@ def hash_clips(index: str | None, items: list[int]) -> list[str]:
     """Return the hashes of clips with these numbers, read by a process that finds the data by itself."""
     options = {} if index is None else {"index": index}
     config = ClipConfig(**CLIP, **options)
-    spans, _ = load_spans("s3://bucket/shards", config)
-    dataset = ClipDataset(spans, config, seed=0)
+    if index == "lazy":
+        from telecine.data.load_table import load_table
+
+        table = load_table("s3://bucket/shards", config)
+        dataset = ClipDataset(table.spans, config, seed=0, store=table.store)
+    else:
+        dataset = ClipDataset(load_spans("s3://bucket/shards", config)[0], config, seed=0)
     hashes = []
     for item in items:
         clip = dataset[item // 2, item]
@@ -257,7 +292,7 @@ def reads(data: Path, server: Server) -> None:
 def main() -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("make", "start", "clips", "reads"))
+    parser.add_argument("command", choices=("make", "sidecars", "start", "clips", "reads"))
     parser.add_argument("data", type=Path)
     parser.add_argument("--clips", type=int, default=1_000_000)
     parser.add_argument("--index", help="`clips.index` of the run")
@@ -265,6 +300,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "make":
         make(arguments.data, arguments.clips)
+        return
+    if arguments.command == "sidecars":
+        add_sidecars(arguments.data)
         return
     print(f"telecine of {Path(telecine.__file__).parents[2]}")
     server = Server(arguments.data, arguments.milliseconds)
