@@ -91,8 +91,8 @@ WAN_RESIDUAL: Settings = {
 LTX: Settings = {
     "_class_name": "AutoencoderKLLTXVideo",
     "latent_channels": 4,
-    "block_out_channels": [4, 4, 4, 4],
-    "decoder_block_out_channels": [4, 4, 4, 4],
+    "block_out_channels": [8, 8, 8, 8],
+    "decoder_block_out_channels": [8, 8, 8, 8],
     "layers_per_block": [1, 1, 1, 1, 1],
     "decoder_layers_per_block": [1, 1, 1, 1, 1],
 }
