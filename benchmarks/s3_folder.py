@@ -124,24 +124,25 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         is_counted = urlsplit(self.path).path != "/"
         num_bytes = 0
-        if self.command == "GET":
+        if self.command == "GET" and isinstance(content, bytes):
             num_bytes = end - begin
-            if isinstance(content, bytes):
-                self.wfile.write(content[begin:end])
-            else:
-                self.wfile.flush()
-                with content.open("rb") as file:
-                    self.send_file(file.fileno(), begin, end)
+            self.wfile.write(content[begin:end])
+        elif self.command == "GET":
+            self.wfile.flush()
+            with content.open("rb") as file:
+                num_bytes = self.send_file(file.fileno(), begin, end)
         if is_counted:
             with self.lock:
                 self.counts["requests"] += 1
                 self.counts["bytes"] += num_bytes
 
-    def send_file(self, source: int, begin: int, end: int) -> None:
-        """Send a part of an opened file."""
+    def send_file(self, source: int, begin: int, end: int) -> int:
+        """Send a part of an opened file, and return how many bytes the client took."""
+        position = begin
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has what it needs
-            while begin < end:
-                begin += os.sendfile(self.connection.fileno(), source, begin, end - begin)
+            while position < end:
+                position += os.sendfile(self.connection.fileno(), source, position, end - position)
+        return position - begin
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""

@@ -15,6 +15,7 @@ import time
 import zlib
 from array import array
 from dataclasses import fields, replace
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +25,7 @@ from telecine.data.errors import Deadline
 from telecine.data.index import index_video
 from telecine.data.paths import deepest_folder
 from telecine.data.remote import look_up
+from telecine.data.remote_cache import max_cache_bytes
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
     LocalSource,
@@ -43,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".telecine-index"
 _SECONDS_BETWEEN_SAVES = 60.0
+# A tar file at an address is fetched whole if its first members are smaller on average: a request for each header
+# would take longer.
+_SMALL_MEMBER = 2**18
+_NUM_SAMPLED = 16
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
 _FORMAT_VERSION = 11
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
@@ -216,15 +222,28 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     def scan(local: LocalSource) -> None:
         locations.clear()
         members = deadline.limit(tar_members(archive, open_file(local)))
-        locations.extend(
-            (member.name, member.offset, member.size) for member in members
-        )  # until an error
+        for member in members:
+            locations.append((member.name, member.offset, member.size))  # until an error
 
     try:
-        open_local(archive, scan, deadline, in_order=True)
+        whole = isinstance(archive, RemotePath) and _has_small_members(archive, deadline)
+        open_local(archive, scan, deadline, whole=whole, in_order=True)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations
+
+
+def _has_small_members(archive: RemotePath, deadline: Deadline) -> bool:
+    """Return whether to fetch a tar file whole to find its members, because their headers are close to each other."""
+
+    def mean_size(local: LocalSource) -> float:
+        members = list(islice(tar_members(archive, open_file(local)), _NUM_SAMPLED))
+        if len(members) < _NUM_SAMPLED:
+            return _SMALL_MEMBER
+        return members[-1].offset / _NUM_SAMPLED
+
+    fits = fingerprint_of(archive)[0] <= max_cache_bytes()
+    return fits and open_local(archive, mean_size, deadline, in_order=True) < _SMALL_MEMBER
 
 
 def _write(path: Path, archives: _Archives, infos: _Infos) -> None:

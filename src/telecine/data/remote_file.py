@@ -12,8 +12,7 @@ from fsspec.caching import BaseCache, BlockCache, ReadAheadCache
 _BLOCKS_IN_MEMORY = (
     4  # of each open file: of its tables, and of the streams between which a reader jumps
 )
-_MIN_WINDOW = 2**16  # bytes that are read ahead in a tar file: the headers of one sample
-_MAX_WINDOW = 2**23
+_WINDOW_BYTES = 2**16  # that are read ahead in a tar file: the headers of one sample
 
 ReadRange = Callable[[int, int], bytes]  # gets the positions of the first byte and after the last
 
@@ -85,19 +84,4 @@ def open_windows(size: int, read_range: ReadRange, name: str) -> BinaryIO:
         read_range: Fetches bytes.
         name: What libraries show as its name.
     """
-    return io.BufferedReader(RemoteFile(_GrowingWindow(_MIN_WINDOW, read_range, size), name))
-
-
-class _GrowingWindow(ReadAheadCache):
-    """Reads ahead: little where the parts are far apart, and more and more where little would be left out."""
-
-    blocksize: int
-
-    def _fetch(self, start: int, end: int) -> bytes:
-        skipped = start - self.end
-        if skipped > self.blocksize:
-            self.blocksize = _MIN_WINDOW
-        elif end > self.end:
-            self.blocksize = min(2 * self.blocksize, _MAX_WINDOW)
-        content: bytes = super()._fetch(start, end)
-        return content
+    return io.BufferedReader(RemoteFile(ReadAheadCache(_WINDOW_BYTES, read_range, size), name))

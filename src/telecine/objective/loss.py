@@ -302,7 +302,8 @@ class VideoAutoencoderLoss(nn.Module):
             options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
 
         Returns:
-            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.
+            The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors. Terms that are
+            not computed are left out.
 
         Raises:
             ValueError: If an argument is not as above.
@@ -384,7 +385,9 @@ class VideoAutoencoderLoss(nn.Module):
             options: See `BatchOptions`.
 
         Returns:
-            Both losses and logs. Call `backward()` on both, in any order, before an optimizer's step.
+            Both losses and logs. Call `backward()` on both, in any order, before an optimizer's step. With
+            `eager_gradients`, the gradients of the discriminators' parameters are computed already: `backward()` of
+            `disc_loss` scales and adds them.
 
         Raises:
             ValueError: If an argument is not as in a call, or there are no discriminators.

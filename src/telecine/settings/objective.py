@@ -202,7 +202,7 @@ class GANConfig:
     loss: Literal["hinge", "vanilla", "least_squares", "relativistic"] | Function = "hinge"
     """The GAN loss: "hinge" has no gradient beyond its margin, "vanilla" (non-saturating) always has one,
     "least_squares" pulls logits to 0 and 1, "relativistic" compares each clip with its reconstruction. Or a
-    function of `real` and `fake` logits that returns `GANLosses`, see `GANLoss`.
+    `SeparableGANLoss`, or a function of `real` and `fake` logits that returns `GANLosses`.
     Source: "hinge" in CogVideo and most others; "relativistic" in R3GAN.
     Drawback: "hinge" stops training a discriminator that separates all clips by the margin. "vanilla" overshoots
     without a penalty. "relativistic" has a convergence proof only with the penalty "r1_and_r2"."""

@@ -177,8 +177,10 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         Raises:
             ValueError: An option of the model depends on whole frames.
         """
+        if self.family.row_layers is None:
+            return None
         grid = self.latent_grid(*self.sizes.smallest)
-        if grid is None or self.family.row_layers is None:
+        if grid is None:
             return None
         return row_split_of(self.module, self.family.row_layers, grid.spatial_compression)
 

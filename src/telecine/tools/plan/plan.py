@@ -214,9 +214,12 @@ def _with_shared_clips(
 ) -> list[PlannedUpdate]:
     """Return plans of the settings, with clips on more processes and no other switch; none if refused."""
     height = min(bucket.height for bucket in config.clips.train_buckets)
+    most = 1
+    if num_processes > 1:
+        most = min(num_processes, most_processes(model, height))
     plans = []
     for size in _CONTEXT_SIZES:
-        if config.context_parallel < size <= min(num_processes, most_processes(model, height)):
+        if config.context_parallel < size <= most:
             shared = _changed(config, {"context_parallel": size})
             if shared is None:
                 continue

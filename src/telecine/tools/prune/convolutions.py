@@ -10,6 +10,7 @@ On the inputs that it has for clips, the cheaper ones are fitted to its outputs,
   map of the channels is fitted.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -32,7 +33,8 @@ from telecine.models.pretrained import mismatches
 from telecine.settings.autoencoder import ConvolutionKind
 from telecine.tools.prune.parts import Prunable
 
-# Positions of a fit are at most this many, evenly spread.
+# Clips and positions are at most this many, evenly spread: all activations of a layer are held at once.
+_MAX_CLIPS = 32
 _MAX_POSITIONS = 20_000
 # Added to the diagonal of the normal equations, over its mean: inputs may be linearly dependent.
 _RIDGE = 1e-6
@@ -118,12 +120,13 @@ def with_convolutions(
     weights = model.state_dict()
     same = {name: weights[name] for name in weights if shapes.get(name) == weights[name].shape}
     student.load_state_dict(same, strict=False)
+    some_videos = videos[:: math.ceil(len(videos) / _MAX_CLIPS)]
     fits = []
     for replaced in with_progress(replaced_convolutions(model, student), "fitting convolutions"):
-        activations = record_convolution(model, replaced.layer, videos[::2])
+        activations = record_convolution(model, replaced.layer, some_videos[::2])
         set_fitted(replaced, activations)
-        if len(videos) > 1:
-            activations = record_convolution(model, replaced.layer, videos[1::2])
+        if len(some_videos) > 1:
+            activations = record_convolution(model, replaced.layer, some_videos[1::2])
         fits.append(measure_fit(replaced, activations))
     return student, fits
 
@@ -147,7 +150,13 @@ def replaced_convolutions(
 def record_convolution(
     model: CausalAutoencoder, layer: CausalConv, videos: Sequence[Video]
 ) -> Activations:
-    """Return what a convolution of a model gets and returns for clips of one size."""
+    """Return what a convolution gets and returns when a model decodes clips.
+
+    Args:
+        model: The model.
+        layer: A convolution of its decoder.
+        videos: Clips `(1, C, T, H, W)` of one size.
+    """
     inputs = []
     outputs = []
 
