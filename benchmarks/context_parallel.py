@@ -481,9 +481,8 @@ def measure_memory(num_processes: int) -> None:
         config = config_of(memory_case(size), num_processes, num_processes)
         state = build(config, torch.float32)
         (batch,) = micro_batches(config, 0, torch.float32, is_image=False)
-        weights = state.objective.schedule.at(0)
         with MemoryCounter("all") as counter:
-            compute_gradients(state, [batch], weights)
+            compute_gradients(state, [batch])
         tensors = counter.largest_by_part["all"] / 2**20
         leave_context_group()
         planned = plan_update(config, device_type="cpu").largest_by_part[AUTOENCODER] / 2**20

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from telecine.base.checks import Interrupted
-from telecine.data.loader import STOP_SIGNALS
+from telecine.data.worker_process import STOP_SIGNALS
 from telecine.training import interrupt
 from telecine.training.interrupt import stop_on_signal
 

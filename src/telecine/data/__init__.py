@@ -38,6 +38,7 @@ from telecine.data.index import index_videos as index_videos
 from telecine.data.loader import ClipBatchSampler as ClipBatchSampler
 from telecine.data.loader import ClipLoader as ClipLoader
 from telecine.data.loader import ReadingStopped as ReadingStopped
+from telecine.data.loader import TrainingClips as TrainingClips
 from telecine.data.samples import sample_videos as sample_videos
 from telecine.data.source import Span as Span
 from telecine.data.source import TarMember as TarMember

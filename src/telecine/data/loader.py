@@ -1,33 +1,30 @@
 """Batches of clips from worker processes. Workers that die or do not answer are replaced.
 
-Two pollers look once a second while the training process waits for a batch:
+PyTorch's loader and the thread of `_Workers` look once a second while the training process waits for a batch:
 
 | what happens | who detects it |
 |---|---|
 | a worker dies, or the thread that pins memory | PyTorch's loader, in `next`: a `RuntimeError` with a known beginning |
 | a connection breaks because a worker dies | `next`, before PyTorch's loader does: an `OSError`, and `_dead_pids` |
-| no batch in `clips.timeout` seconds | `_Watchdog`: it kills the workers, and `next` raises one of the errors above |
-| a signal asks the run to stop | `_Watchdog`, likewise |
-| PyTorch's loader waits without a limit for a worker that is stopped | `_Watchdog`, likewise |
-| the training process dies | the system kills the workers, see `_initialise_worker` |
+| no batch in `clips.timeout` seconds | the thread: it kills the workers, and `next` raises one of the errors above |
+| a signal asks the run to stop | the thread, likewise |
+| PyTorch's loader waits without a limit for a worker that is stopped | the thread, likewise |
+| the training process dies | the system kills the workers, see `worker_process.py` |
 """
 
 import atexit
-import ctypes
 import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TypeAlias, TypedDict
+from typing import Protocol, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -36,25 +33,20 @@ from torch.utils.data._utils import signal_handling
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
-from telecine.data.dataset import ClipDataset, Item
+from telecine.data.dataset import Item
 from telecine.data.errors import DataError, thread_errors
-from telecine.data.mapped import MappedClips
-from telecine.settings import MAX_FAILURES
+from telecine.data.source import Span
+from telecine.data.worker_process import initialise_worker
+from telecine.settings import MAX_FAILURES, ClipConfig
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
 _KILL_SECONDS = 5.0  # a killed process ends at once, unless the kernel waits for a disk
-# They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
-# only the first two.
-_STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
 _WORKER_DEATH = "DataLoader worker (pid"
 _PIN_MEMORY_DEATH = "Pin memory thread exited unexpectedly"
 _TIME_OUT = "DataLoader timed out after"
-# From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
-_PR_SET_PDEATHSIG = 1
 
 _Stop: TypeAlias = Callable[[], bool]  # whether to stop waiting
 
@@ -72,6 +64,31 @@ class _ClipBatch(TypedDict):
     source: list[str]  # the file of each clip
     start: Tensor  # index of the first frame of each clip in its file, int64, shape `(B,)`
     fps: Tensor  # of each clip, float64, shape `(B,)`
+
+
+class TrainingClips(Protocol):
+    """Clips by item `(step, index)`, each a function of the item alone: those of files, or of a map-style data set."""
+
+    @property
+    def config(self) -> ClipConfig:
+        """The length and size of clips, and how they are read."""
+
+    @property
+    def seed(self) -> int:
+        """What determines the order of clips."""
+
+    @property
+    def spans(self) -> Sequence[Span]:
+        """The parts of files that clips are drawn from; empty for a map-style data set."""
+
+    def __getitem__(self, item: Item, /) -> Clip:
+        """Return the clip of an item."""
+
+    def names_of(self, items: Sequence[Item]) -> list[str]:
+        """Return the names of items of one step. Clips of one name are equal."""
+
+    def source_at(self, step: int, index: int) -> str:
+        """Return where the clip of an item is from, for errors."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ class ClipLoader:
 
     def __init__(
         self,
-        dataset: ClipDataset | MappedClips,
+        dataset: TrainingClips,
         sampler: ClipBatchSampler,
         should_stop: _Stop = lambda: False,
     ) -> None:
@@ -183,7 +200,7 @@ class ClipLoader:
 class _RecordedRequests(Dataset[Clip]):
     """A dataset that records in shared memory the last item that each worker was asked for."""
 
-    def __init__(self, dataset: ClipDataset | MappedClips) -> None:
+    def __init__(self, dataset: TrainingClips) -> None:
         self.dataset = dataset
         self._last_items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
 
@@ -203,121 +220,126 @@ class _RecordedRequests(Dataset[Clip]):
 def _read_batches(
     requests: _RecordedRequests, sampler: ClipBatchSampler, should_stop: _Stop
 ) -> Iterator[_ClipBatch]:
-    config = requests.dataset.config
-    poll_seconds = min(POLL_SECONDS, config.timeout)
-    loader: DataLoader[Clip] = DataLoader(
-        requests,
-        batch_sampler=sampler,
-        num_workers=config.num_workers,
-        timeout=poll_seconds if config.num_workers > 0 else 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(_initialise_worker, os.getpid()),
-        # A loader draws the seeds of its workers when it starts. With its own generator it leaves the global one
-        # unchanged, so a resumed run, which starts one more loader, draws the same numbers as an uninterrupted run.
-        generator=torch.Generator(),
-    )
-    other_processes = set(multiprocessing.active_children())
-    try:
-        with thread_errors():
-            batches = iter(loader)
-            _remove_sigchld_handler()
-            workers = set(multiprocessing.active_children()) - other_processes
-            watchdog = _Watchdog(workers, poll_seconds, config.timeout, should_stop)
-    except BaseException:
-        _kill(set(multiprocessing.active_children()) - other_processes)
-        raise
-    # The interpreter waits at exit for workers of a loader that is still alive, and they ignore SIGTERM.
-    kill_workers = partial(_kill, workers)
-    atexit.register(kill_workers)
+    workers = _Workers(requests, sampler, should_stop)
     try:
         for _ in range(len(sampler)):
-            watchdog.begin_wait()
-            batch = _next_batch(batches, watchdog)
-            watchdog.end_wait()
-            yield batch
-    except (OSError, EOFError, _WorkerError) as error:
-        if watchdog.error is not None:
-            raise watchdog.error from error
-        if not isinstance(error, _WorkerError):
-            # The connection to a dying worker breaks shortly before PyTorch notices its death.
-            pids = _dead_pids(workers)
-            if pids:
-                raise _WorkerError(f"{_WORKER_DEATH} {pids}) exited unexpectedly") from error
-        raise
+            yield workers.next_batch()
     finally:
-        watchdog.close()
-        kill_workers()
-        atexit.unregister(kill_workers)
+        workers.close()
 
 
-def _next_batch(batches: Iterator[_ClipBatch], watchdog: "_Watchdog") -> _ClipBatch:
-    """Return the next batch, or raise the error of the watchdog. PyTorch's loader can be asked again after a wait."""
-    while watchdog.error is None:
-        try:
-            return next(batches)
-        except RuntimeError as error:
-            message = str(error)
-            if message.startswith((_WORKER_DEATH, _PIN_MEMORY_DEATH)):
-                raise _WorkerError(message) from error
-            if not message.startswith(_TIME_OUT):
-                raise
-    raise watchdog.error
+class _Workers:
+    """The worker processes of a loader of PyTorch, and a thread that watches them while a batch is awaited.
 
+    The thread kills the workers if no batch comes in time, or if waiting should stop, and keeps the reason: PyTorch
+    waits without a limit for a worker that is stopped before it has handed over the memory of a batch.
 
-class _Watchdog:
-    """A thread that kills the workers and keeps the reason: no batch came in time, or waiting should stop.
-
-    PyTorch waits without a limit for a worker that is stopped before it has handed over the memory of a batch.
+    Args:
+        requests: What the workers read.
+        sampler: The items of each batch.
+        should_stop: Asked at each poll.
     """
 
     def __init__(
-        self,
-        workers: Iterable[BaseProcess],
-        poll_seconds: float,
-        timeout: float,
-        should_stop: _Stop,
+        self, requests: _RecordedRequests, sampler: ClipBatchSampler, should_stop: _Stop
     ) -> None:
-        self.error: _WorkerError | ReadingStopped | None = None
-        self._workers = list(workers)
-        self._poll_seconds = poll_seconds
-        self._timeout = timeout
+        config = requests.dataset.config
+        self._timeout = config.timeout
+        self._poll_seconds = min(POLL_SECONDS, config.timeout)
         self._should_stop = should_stop
-        self._wait_id: int | None = None  # of the present wait; None between waits
-        self._last_wait_id = 0
+        self._error: _WorkerError | ReadingStopped | None = None
+        self._lock = threading.Lock()
+        self._num_polls: int | None = None  # of the present wait; None between waits
         self._is_closed = threading.Event()
-        if self._workers:
-            threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
+        loader: DataLoader[Clip] = DataLoader(
+            requests,
+            batch_sampler=sampler,
+            num_workers=config.num_workers,
+            timeout=self._poll_seconds if config.num_workers > 0 else 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(initialise_worker, os.getpid()),
+            # A loader draws the seeds of its workers when it starts. With its own generator it leaves the global one
+            # unchanged, so a resumed run, which starts one more loader, draws the same numbers as an uninterrupted run.
+            generator=torch.Generator(),
+        )
+        other_processes = set(multiprocessing.active_children())
+        try:
+            with thread_errors():
+                self._batches = iter(loader)
+                _remove_sigchld_handler()
+                self._processes = set(multiprocessing.active_children()) - other_processes
+                if self._processes:
+                    threading.Thread(
+                        target=self._watch, name="telecine workers", daemon=True
+                    ).start()
+        except BaseException:
+            _kill(set(multiprocessing.active_children()) - other_processes)
+            raise
+        # The interpreter waits at exit for workers of a loader that is still alive, and they ignore SIGTERM.
+        atexit.register(self.close)
 
-    def begin_wait(self) -> None:
-        """Note that the training process waits for a batch now."""
-        self._last_wait_id += 1
-        self._wait_id = self._last_wait_id
+    def next_batch(self) -> _ClipBatch:
+        """Return the next batch.
 
-    def end_wait(self) -> None:
-        """Note that the batch has come."""
-        self._wait_id = None
+        Raises:
+            _WorkerError: A worker died, or no batch came in time.
+            ReadingStopped: Waiting should stop.
+        """
+        with self._lock:
+            self._num_polls = 0
+        try:
+            while self._error is None:
+                batch = self._poll()
+                if batch is not None:
+                    return batch
+        finally:
+            with self._lock:
+                self._num_polls = None
+        raise self._error
+
+    def _poll(self) -> _ClipBatch | None:
+        """Return the next batch; None if the loader can be asked again, or if the thread killed the workers."""
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            message = str(error)
+            if message.startswith(_TIME_OUT):
+                return None
+            if not message.startswith((_WORKER_DEATH, _PIN_MEMORY_DEATH)):
+                raise
+            if self._error is not None:
+                return None
+            raise _WorkerError(message) from error
+        except (OSError, EOFError) as error:
+            if self._error is not None:
+                return None
+            # The connection to a dying worker breaks shortly before PyTorch notices its death.
+            pids = _dead_pids(self._processes)
+            if not pids:
+                raise
+            raise _WorkerError(f"{_WORKER_DEATH} {pids}) exited unexpectedly") from error
+
+    def _watch(self) -> None:
+        while self._error is None and not self._is_closed.wait(self._poll_seconds):
+            with self._lock:
+                if self._num_polls is None:
+                    continue
+                # Polls are counted, not seconds: this process may have been stopped.
+                seconds = self._num_polls * self._poll_seconds
+                self._num_polls += 1
+            if self._should_stop():
+                self._error = ReadingStopped()
+            elif seconds >= self._timeout:
+                self._error = _WorkerError(f"no batch in {self._timeout:g} seconds")
+        if self._error is not None:
+            for process in self._processes:
+                process.kill()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread and the workers."""
         self._is_closed.set()
-
-    def _run(self) -> None:
-        waited_polls = 0  # of the present wait. They are counted, not seconds: this process may have been stopped.
-        polled_wait_id = None
-        while self.error is None and not self._is_closed.wait(self._poll_seconds):
-            wait_id = self._wait_id
-            is_same_wait = wait_id == polled_wait_id
-            polled_wait_id = wait_id
-            if wait_id is None:
-                continue
-            waited_polls = waited_polls + 1 if is_same_wait else 0
-            if self._should_stop():
-                self.error = ReadingStopped()
-            elif waited_polls * self._poll_seconds >= self._timeout:
-                self.error = _WorkerError(f"no batch in {self._timeout:g} seconds")
-        if self.error is not None:
-            for worker in self._workers:
-                worker.kill()
+        _kill(self._processes)
+        atexit.unregister(self.close)
 
 
 def _dead_pids(workers: Iterable[BaseProcess]) -> str:
@@ -348,23 +370,3 @@ def _remove_sigchld_handler() -> None:
     handler = signal.getsignal(number)
     if getattr(handler, "__module__", None) == signal_handling.__name__:
         signal.signal(number, signal.SIG_DFL)
-
-
-def _address_without_file(family: str) -> str:
-    """Return a new address of a Unix socket that is no file: Linux' abstract ones end with the socket."""
-    return f"\0telecine-{uuid.uuid4().hex}"
-
-
-def _initialise_worker(parent: int, worker: int) -> None:
-    """Let a worker ignore `STOP_SIGNALS`, at which training saves a checkpoint, and end with the training process.
-
-    PyTorch's workers look for their parent every five seconds, and never while they are stopped.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # Python's sockets between processes have files in the temporary folder, which a killed worker would leave.
-        multiprocessing.connection.arbitrary_address = _address_without_file  # type: ignore[attr-defined]
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # which has ended already
-            os._exit(1)

@@ -45,7 +45,6 @@ class MappedClips(Dataset[Clip]):
     """
 
     spans: Sequence[Span] = ()
-    image_ratio = 0.0
 
     def __init__(
         self, dataset: MapDataset, indices: Sequence[int], config: ClipConfig, *, seed: int = 0

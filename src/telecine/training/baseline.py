@@ -84,7 +84,7 @@ def training_clips(
         description: The text beside the progress.
     """
     for index in with_progress(range(NUM_CLIPS), description):
-        yield clips.train[index]["video"][None]
+        yield clips.train[index, index]["video"][None]
 
 
 def measure_baseline(

@@ -19,6 +19,7 @@ from telecine.data import (
     DataError,
     ReadingStopped,
     Span,
+    TrainingClips,
     whole_video,
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 class Clips:
     """The clips of a run, for training and for validation."""
 
-    train: ClipDataset | MappedClips
+    train: TrainingClips
     val: list[Clip]
     num_videos: int
     num_images: int
@@ -227,8 +228,11 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         "val_data": config.val_data,
         "latent_cache": config.latent_cache,
     }
+    defaults = ClipConfig()
     for name in settings_marked(FILES):
-        for_files[f"clips.{name}"] = getattr(clips, name)
+        value = getattr(clips, name)
+        if value != getattr(defaults, name):
+            for_files[f"clips.{name}"] = value
     for name, value in for_files.items():
         if value:
             remedy = "It is for data in files."
@@ -237,8 +241,8 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
     check_buckets(clips.train_buckets, model, images=False)
     train, held_out = split_indices(len(dataset), clips.val_fraction)
     chosen = [
-        held_out[place]
-        for place in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
+        held_out[index]
+        for index in evenly_spaced(len(held_out), min(config.val_clips, len(held_out)))
     ]
     val = [read_mapped(dataset, index, clips) for index in chosen]
     if min(float(clip["video"].min()) for clip in val) >= 0:
@@ -333,7 +337,7 @@ def check_same_data(recorded: Mapping[str, Any]) -> None:
 def read_batches(
     config: TrainConfig,
     state: TrainState,
-    clips: ClipDataset | MappedClips,
+    clips: TrainingClips,
     latent_cache: LatentCache | None,
     *,
     should_stop: Callable[[], bool],

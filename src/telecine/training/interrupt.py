@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from telecine.base.checks import Interrupted
-from telecine.data.loader import STOP_SIGNALS
+from telecine.data.worker_process import STOP_SIGNALS
 
 # Slurm signals every process of a job's step, and torchrun passes its signal on to the processes that it started: each
 # gets two. A repetition within so many seconds is the same request. It is not so for Ctrl-C, which a person repeats.

@@ -18,10 +18,9 @@ from rich.console import Console
 from telecine.base.checks import argument_error
 from telecine.base.devices import in_gib
 from telecine.base.terminal import with_progress
-from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
+from telecine.data import ClipBatchSampler, ClipLoader, DataError, TrainingClips
 from telecine.data.find import check_is_local
 from telecine.data.index_cache import fingerprint_of
-from telecine.data.mapped import MappedClips
 from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent_shards import (
     LatentShard,
@@ -140,7 +139,7 @@ def _data_errors() -> Iterator[None]:
 def open_cache(
     folder: str | None,
     model: VideoAutoencoder,
-    clips: ClipDataset | MappedClips,
+    clips: TrainingClips,
     accelerator: Accelerator,
 ) -> LatentCache | None:
     """Return the cache in a folder, which is created if needed. Every process has to call this.
@@ -172,7 +171,7 @@ def open_cache(
 
 
 def identity_of(
-    encoder: VideoAutoencoder, clips: ClipDataset | MappedClips, mixed_precision: str
+    encoder: VideoAutoencoder, clips: TrainingClips, mixed_precision: str
 ) -> dict[str, object]:
     """Return what the latents of clips depend on, by name.
 
@@ -204,7 +203,7 @@ def identity_of(
 
 
 def find_missing_batches(
-    cache: LatentCache, clips: ClipDataset | MappedClips, sampler: ClipBatchSampler
+    cache: LatentCache, clips: TrainingClips, sampler: ClipBatchSampler
 ) -> tuple[list[int], int, int]:
     """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips.
 
@@ -229,7 +228,7 @@ def find_missing_batches(
 def fill_latent_cache(
     cache: LatentCache,
     state: TrainState,
-    clips: ClipDataset | MappedClips,
+    clips: TrainingClips,
     sampler: ClipBatchSampler,
     console: Console,
     *,

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from accelerate import Accelerator
 
-from telecine.data import ClipDataset, DataError
-from telecine.data.mapped import MappedClips
+from telecine.data import DataError, TrainingClips
 from telecine.models import VideoAutoencoder
 from telecine.models.latent import ChannelMoments, LatentStatistics
 from telecine.ops.ranks import data_rank, num_data_ranks
@@ -19,7 +18,7 @@ _NUM_SHOWN = 4
 @torch.no_grad()
 def measure_latents(
     model: VideoAutoencoder,
-    clips: ClipDataset | MappedClips,
+    clips: TrainingClips,
     num_clips: int,
     accelerator: Accelerator,
     check: Callable[[Exception | None], None],
@@ -46,7 +45,8 @@ def measure_latents(
         for index in range(data_rank(), num_steps * num_ranks, num_ranks):
             error: DataError | OSError | None = None
             try:
-                video = clips[index % num_clips]["video"][None].to(accelerator.device)
+                number = index % num_clips
+                video = clips[number, number]["video"][None].to(accelerator.device)
             except (DataError, OSError) as unreadable:
                 error = unreadable
             check(error)
