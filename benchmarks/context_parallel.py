@@ -99,7 +99,7 @@ LTX: Settings = {
 # As of 0.9.5, but for its sizes.
 LTX_095: Settings = {
     **LTX,
-    "block_out_channels": [4, 8, 8, 16, 32],
+    "block_out_channels": [8, 8, 8, 16, 32],
     "down_block_types": ["LTXVideo095DownBlock3D"] * 4,
     "decoder_block_out_channels": [8, 16, 32],
     "decoder_layers_per_block": [1, 1, 1, 1],
