@@ -3,6 +3,7 @@ from .discriminators import Discriminator as Discriminator
 from .discriminators import Discriminator3D as Discriminator3D
 from .discriminators import Discriminator3DWithfirstframe as Discriminator3DWithfirstframe
 from .discriminators import DiscriminatorOutput as DiscriminatorOutput
+from .discriminators import FeatureDiscriminator as FeatureDiscriminator
 from .discriminators import PatchDiscriminator as PatchDiscriminator
 from .discriminators import PatchDiscriminator3D as PatchDiscriminator3D
 from .evaluation.evaluate import evaluate as evaluate

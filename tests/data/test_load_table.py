@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from torch.utils.data import DataLoader
 
-from telecine.data import ClipDataset, DataError, index_video, load_spans, split_videos
+from telecine.data import ClipDataset, DataError, DecodeError, index_video, load_spans, split_videos
 from telecine.data.header import read_header
 from telecine.data.load_table import load_table
 from telecine.data.table_holdout import split_table, without_held_out_files
@@ -175,3 +175,13 @@ def test_headers_tell_what_the_index_does(tmp_path, suffix):
     info = index_video(path)
     assert header[:2] == (info.num_frames, pytest.approx(info.fps))
     assert header[2:5] == (info.width, info.height, info.is_image)
+
+
+def test_tables_that_claim_more_frames_than_bytes_are_refused(tmp_path):
+    path = write_video(tmp_path / "a.mp4", moving_frames(5, 16, 24))
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"stsz") + 4
+    content[begin + 4 : begin + 12] = bytes(4) + (2**22 - 1).to_bytes(4, "big")
+    path.write_bytes(content)
+    with pytest.raises(DecodeError, match=r"its tables claim 4194303 frames in \d+ bytes"):
+        read_header(path, CONFIG)

@@ -30,6 +30,7 @@ from telecine.data import (
 from telecine.data.errors import Deadline, DecodeError
 from telecine.data.index_cache import IndexCache, index_path
 from telecine.data.lists import read_list
+from telecine.data.load_table import load_table
 from telecine.data.remote_cache import cache_folder
 from telecine.data.source import PROTOCOLS, RemotePath
 from telecine.settings import ClipConfig
@@ -120,6 +121,23 @@ def test_a_folder_has_the_files_of_a_local_one(folder, address, fetched, caplog)
     assert isinstance(spans[-1].info.source, TarMember)
     assert sorted(fetched) == ["0.png", "a.mp4", "b.MKV", "deep.mp4", "shard.tar"]
     assert [path.name for path in find_videos(f"{address}/")] == ["a.mp4", "b.MKV", "deep.mp4"]
+
+
+def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address):
+    config = replace(CONFIG, index="lazy")
+
+    def clips_of(data):
+        table = load_table(str(data), config)
+        dataset = ClipDataset(table.spans, config, store=table.store)
+        return torch.stack([dataset[index]["video"] for index in range(12)])
+
+    local = clips_of(folder)
+    assert torch.equal(clips_of(address), local)
+    empty_cache()
+    shutil.rmtree(index_path(address).parent)
+    s3.put(folder, "set")  # with the sidecar of the tar file
+    assert torch.equal(clips_of(address), local)
+    assert not list(index_path(address).parent.glob("*.tar.telecine-index"))
 
 
 def test_only_what_changed_is_indexed_again(s3, folder, address, fetched):

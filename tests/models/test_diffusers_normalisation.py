@@ -118,9 +118,9 @@ def test_pipelines_of_sdxl_use_the_numbers_of_each_channel_if_they_are_set(tmp_p
     assert (config["scaling_factor"], config["shift_factor"]) == (0.5, 0.1)
 
 
-def test_a_subclass_is_normalised_as_its_class_and_others_not():
+def test_a_subclass_has_the_facts_of_its_class_and_others_are_not_normalised():
     mine = type("Mine", (diffusers.AutoencoderKLWan,), {})
-    assert family_of(mine.__new__(mine)).normalised == Normalised.CHANNELS
+    assert family_of(mine.__new__(mine)) is FAMILIES["AutoencoderKLWan"]
     methods = dict.fromkeys(("encode", "decode"), torch.nn.Module.forward)
     other = type("Other", (torch.nn.Module,), methods)
     assert family_of(other()).normalised == Normalised.NONE

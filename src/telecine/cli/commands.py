@@ -14,7 +14,7 @@ from telecine import __version__
 from telecine.base.checks import argument_error, nearest
 from telecine.base.terminal import console
 from telecine.cli.parser import Command
-from telecine.cli.typed_settings import from_environment
+from telecine.cli.typed_settings import describe_environment
 from telecine.settings import DistillConfig, EvaluateConfig, ReconstructConfig, TrainConfig
 from telecine.settings.arguments import ChangeData, Data, Output, StealLock
 from telecine.settings.parse import describe_recipes, find_recipe, read_config
@@ -50,7 +50,7 @@ def run(words: Sequence[str]) -> None:
     command = COMMANDS[name]
     console.escape_logs()
     console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
-    environment = from_environment() if command.trains else []
+    environment = describe_environment() if command.trains else []
     if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
     arguments, recipes, options = command.parse(words[num_words:])

@@ -4,8 +4,8 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, get_origin
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, get_origin
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -83,10 +83,7 @@ def parse_words(
 
 def _options_inside_dicts(words: Sequence[str], settings: type) -> list[str]:
     """Return the options that no parser can list, such as `--objective.terms.wavelet.weight`."""
-    dicts = []
-    for setting in settings_of(settings):
-        if any(get_origin(member) in (dict, Mapping) for member in union_members(setting.kind)):
-            dicts.append(setting.name)
+    dicts = [setting.name for setting in settings_of(settings) if setting.is_mapping]
     options: dict[str, None] = {}  # a set in order
     for word in words:
         option = word.partition("=")[0]
@@ -121,14 +118,7 @@ class SettingsReader(CliSettingsSource[Any]):
         Raises:
             ValueError: A text is empty, or is no list or group where one is needed.
         """
-        lists = set()
-        texts_or_lists = set()
-        for setting in settings_of(self.settings_cls):
-            members = union_members(setting.kind)
-            if get_origin(setting.kind) is tuple:
-                lists.add(setting.name)
-            elif str in members and any(get_origin(member) is tuple for member in members):
-                texts_or_lists.add(setting.name)
+        kinds = {setting.name: setting.kind for setting in settings_of(self.settings_cls)}
         json_options: dict[str, Any] = {}
         other_values: list[tuple[str, Any]] = []  # that pydantic-settings does not read
         for name, text in options.items():
@@ -136,14 +126,14 @@ class SettingsReader(CliSettingsSource[Any]):
             if not all(part.strip() for part in texts):
                 remedy = "Check the variable of the shell, or type null for none."
                 raise argument_error(name, "a value", "an empty text", remedy)
-            has_free_name = not FREE_NAMES.isdisjoint(name.split(".")[:-1])
+            syntax = _syntax_of(name, kinds.get(name))
             is_single_text = len(texts) == 1 and not texts[0].startswith("[")
-            if has_free_name:  # names that users choose have values of any type
+            if syntax == "any":
                 other_values.append((name, parse_yaml(text)))
-            elif name in texts_or_lists and is_single_text:  # it would make them lists
+            elif syntax == "text or list" and is_single_text:  # pydantic-settings makes it a list
                 other_values.append((name, None if texts[0] == "null" else texts[0]))
             else:
-                json_texts = [_as_json(part, is_list=name in lists) for part in texts]
+                json_texts = [_as_json(part, is_list=syntax == "list") for part in texts]
                 json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
         try:
             self(parsed_args=json_options)  # pydantic-settings: this call takes the texts
@@ -160,6 +150,23 @@ def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:
     }
     model = create_model("Settings", __base__=_Settings, **fields)
     return SettingsReader(model, root_parser=parser)
+
+
+def _syntax_of(name: str, kind: Any) -> Literal["any", "list", "text or list", "JSON"]:
+    """Return how a typed setting is read.
+
+    Args:
+        name: The dotted name.
+        kind: Its type; None for a setting inside a value, such as `objective.terms.wavelet.weight`.
+    """
+    if not FREE_NAMES.isdisjoint(name.split(".")[:-1]):
+        return "any"
+    if get_origin(kind) is tuple:
+        return "list"
+    members = union_members(kind)
+    if str in members and any(get_origin(member) is tuple for member in members):
+        return "text or list"
+    return "JSON"
 
 
 def _as_json(text: str, *, is_list: bool) -> str:
@@ -204,7 +211,7 @@ def environment_settings(kind: Any) -> Nested:
     return source.read(options)
 
 
-def from_environment() -> list[str]:
+def describe_environment() -> list[str]:
     """Return "name=value" for each setting of a training run that the launcher or the environment has."""
     lines = [f"{name}={value} (accelerate launch)" for name, value in launcher_settings().items()]
     variables = sorted(name for name in os.environ if name.startswith(_ENVIRONMENT))

@@ -99,10 +99,10 @@ class ClipFrames:
         return self.num_starts(span) > 0
 
     def describe(self) -> str:
-        """Return how long a clip is, for errors: "a clip of 33 frames", or "a clip of 17 frames at 12 a second"."""
+        """Return how long a clip is, for errors: "clip of 33 frames", or "clip of 17 frames at 12 a second"."""
         if self.fps is None:
-            return f"a clip of {(self.num_frames - 1) * self.stride + 1} frames"
-        return f"a clip of {self.num_frames} frames at {self.fps:g} a second"
+            return f"clip of {(self.num_frames - 1) * self.stride + 1} frames"
+        return f"clip of {self.num_frames} frames at {self.fps:g} a second"
 
     def rule(self) -> str:
         """Return what a video must have for a clip, for errors."""
@@ -146,5 +146,5 @@ def warn_of_short(short: Sequence[str], num_files: int, frames: ClipFrames) -> N
     """
     if short:
         text = "%d of %d files have no %s, and are not used: %s"
-        clip = frames.describe().removeprefix("a ")
+        clip = frames.describe()
         logger.warning(text, len(short), num_files, clip, first_few(short))

@@ -71,7 +71,7 @@ class _SpanPool:
         rows = candidates[num_starts > 0]
         num_starts = num_starts[num_starts > 0]
         if len(rows) == 0:
-            contract = f"at least one span with {frames.describe()}, {frames.rule()}"
+            contract = f"at least one span with a {frames.describe()}, {frames.rule()}"
             remedy = "Use fewer frames or a smaller stride."
             got = f"{len(candidates)} shorter ones"
             raise argument_error("spans", contract, got, remedy, DataError)

@@ -2,13 +2,13 @@
 
 import hashlib
 import struct
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from telecine.data.arrays import index_array
 from telecine.data.decode import VIDEO_ERRORS, open_video
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.index import index_image, index_video
-from telecine.data.mp4_tables import MAX_FRAMES, iterate_boxes
+from telecine.data.mp4_tables import MAX_FRAMES, check_tables, iterate_boxes
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
     LocalSource,
@@ -62,42 +62,60 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     deadline = Deadline(source, config.timeout)
     if kind_of(source) == "arrays":
         return Header.of(index_array(source, config, deadline))
-    header = None
+
+    def read(local: LocalSource) -> Header:
+        with open_file(local) as file:
+            begin, size = extent(local, file)
+            return read_mp4_header(file, begin, size, source, config)
+
     with decode_errors(source, VIDEO_ERRORS):
-        digest = open_local(source, _digest_ends, deadline)
-        if kind_of(source) == "images":
-            info = index_image(source, config, deadline)
-            header = None if info is None else Header.of(info)
-        if header is None:
-            header = open_local(source, lambda local: _read_tables(local, deadline), deadline)
-    if header is None:
-        header = _read_container(source, config, deadline)
-    if header is None:
-        header = Header.of(index_video(source, config))
+        header = open_local(source, read, deadline)
+    if header.num_frames > 0:
+        return header
+    digest = header.digest
+    info = None
+    if kind_of(source) == "images":
+        info = index_image(source, config, deadline)
+    if info is None:
+        with decode_errors(source, VIDEO_ERRORS):
+            open_local(source, lambda local: check_tables(local, deadline), deadline)
+        header = _read_container(source, config, deadline) or Header.of(index_video(source, config))
+    else:
+        header = Header.of(info)
     check_frame(source, header.width, header.height, config)
     return header._replace(digest=digest)
 
 
-def _digest_ends(source: LocalSource) -> int:
-    with open_file(source) as file:
-        begin, size = extent(source, file)
-        if size == 0:
-            raise DecodeError(f"{source}: an empty file")
-        digest = hashlib.sha256(str(size).encode())
-        file.seek(begin)
-        digest.update(file.read(min(size, _DIGEST_BYTES)))
-        file.seek(begin + max(0, size - _DIGEST_BYTES))
-        digest.update(file.read(min(size, _DIGEST_BYTES)))
-    return int.from_bytes(digest.digest()[:8], "big") >> 1
+def read_mp4_header(
+    file: BinaryIO, begin: int, size: int, source: Source, config: ClipConfig
+) -> Header:
+    """Read the header of an MP4 file, or only the digest of another one, or of one with fragments.
 
+    Args:
+        file: The opened file that holds it.
+        begin: Position of its first byte.
+        size: Its size in bytes.
+        source: The source, for errors.
+        config: Its `max_pixels` is the limit of a frame, its `timeout` that of the time.
 
-def _read_tables(source: LocalSource, deadline: Deadline) -> Header | None:
-    """Return what the tables of an MP4 file say of its first video; None if it is another file, or has fragments."""
-    with open_file(source) as file:
-        begin, size = extent(source, file)
-        file.seek(begin)
-        if file.read(8)[4:] not in _MP4_KINDS:
-            return None
+    Returns:
+        A header, without frames if the tables do not tell any.
+
+    Raises:
+        DecodeError: the file is empty, its tables claim too many frames, or these are refused.
+        DataError: it is not read within `config.timeout` seconds.
+    """
+    if size == 0:
+        raise DecodeError(f"{source}: an empty file")
+    file.seek(begin)
+    first = file.read(min(size, _DIGEST_BYTES))
+    file.seek(begin + max(0, size - _DIGEST_BYTES))
+    last = file.read(min(size, _DIGEST_BYTES))
+    content = f"{size}".encode() + first + last
+    digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+    header = None
+    if first[4:8] in _MP4_KINDS:
+        deadline = Deadline(source, config.timeout)
         track = _Track()
         for box in deadline.limit(iterate_boxes(file, begin, begin + size)):
             if box.kind == b"trak":
@@ -105,7 +123,13 @@ def _read_tables(source: LocalSource, deadline: Deadline) -> Header | None:
                     break
                 track = _Track()
             track.read(box.kind, box.content)
-    return track.header()
+        header = track.header()
+    if header is None:
+        return Header(0, 1.0, 1, 1, digest=digest)
+    if header.num_frames > size:
+        raise DecodeError(f"{source}: its tables claim {header.num_frames} frames in {size} bytes")
+    check_frame(source, header.width, header.height, config)
+    return header._replace(digest=digest)
 
 
 class _Track:

@@ -342,7 +342,7 @@ def no_clip_error(videos: Sequence[Span], config: ClipConfig) -> Exception:
     remedy = "Use fewer frames or a smaller stride."
     if config.fps is not None:
         remedy = "Use fewer frames, or another `clips.fps`."
-    contract = f"long enough for {frames.describe()}, {frames.rule()}"
+    contract = f"long enough for a {frames.describe()}, {frames.rule()}"
     return _too_short(contract, videos, remedy)
 
 

@@ -19,7 +19,14 @@ from telecine.data.index_cache import fingerprint_of, index_path
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.paths import deepest_folder
 from telecine.data.remote import look_up
-from telecine.data.sidecar import Sidecar, open_sidecar, read_sidecar
+from telecine.data.sidecar import (
+    Sidecar,
+    has_arrays,
+    open_sidecar,
+    read_sidecar,
+    scan_archive,
+    write_sidecar,
+)
 from telecine.data.source import (
     File,
     RemotePath,
@@ -85,7 +92,7 @@ class IndexStore:
         self._prefix = os.path.join(self._root, "")
         self._recent: dict[int, VideoInfo] = {}
         self._shards: list[IndexFile] | None = None
-        self._with_sidecar: set[File] = set()  # tar files
+        self._with_indices: set[File] = set()  # tar files
         self._sidecars: dict[File, IndexFile | None] = {}  # that are open
         self._is_writable = True
 
@@ -121,11 +128,22 @@ class IndexStore:
         """
         return archive_key ^ (offset * _ODD_NUMBER & _MAX_KEY)
 
-    def sidecar(self, archive: File) -> Sidecar | None:
-        """Return the members of a tar file by its sidecar, from which their indices are then read; None without one."""
+    def members(self, archive: File) -> Sidecar:
+        """Return the members of a tar file by its sidecar, which is written if there is none.
+
+        Raises:
+            DataError: the tar file is not read in time.
+        """
         sidecar = read_sidecar(archive)
-        if sidecar is not None:
-            self._with_sidecar.add(archive)
+        if sidecar is None:
+            sidecar = scan_archive(archive, self.config)
+            if not has_arrays(sidecar):
+                try:
+                    write_sidecar(archive, sidecar)
+                except OSError as error:
+                    logger.warning("the headers of %s cannot be saved: %s", archive, error)
+        if sidecar.has_indices:
+            self._with_indices.add(archive)
         return sidecar
 
     def info(self, source: Source) -> VideoInfo:
@@ -160,7 +178,7 @@ class IndexStore:
             key: The key of the source.
             source: The source.
         """
-        if isinstance(source, TarMember) and source.archive in self._with_sidecar:
+        if isinstance(source, TarMember) and source.archive in self._with_indices:
             info = self._info_of_member(source)
             if info is not None:
                 return info

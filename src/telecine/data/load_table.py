@@ -84,12 +84,10 @@ def load_table(
     for one_path in paths:
         cache = IndexCache(one_path, config)
         for file in find_files(one_path, name=name):
-            sidecar = store.sidecar(file) if is_archive(file) else None
-            if sidecar is not None:
-                reader.add_members(file, sidecar)
+            if is_archive(file):
+                reader.add_members(file, store.members(file))
             else:
                 reader.add(segments_of(file, cache, keep_columns=True))
-        cache.save(is_complete=False)
     table = reader.table()
     if len(table.spans) == 0:
         if not table.skipped:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from telecine.base.files import user_cache_folder
-from telecine.data.errors import DecodeError
+from telecine.data.errors import Deadline, DecodeError
+from telecine.data.header import Header, read_header, read_mp4_header
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
@@ -23,14 +26,21 @@ from telecine.data.source import (
     TarMember,
     VideoInfo,
     extent,
+    kind_of,
     open_file,
+    tar_members,
 )
 from telecine.data.table import HEADER, PLACE, FileTable, Texts
+from telecine.settings import ClipConfig
 
 SUFFIX = ".telecine-index"
 _DIGEST_BYTES = 4096  # of the beginning of a tar file: names, sizes and times of its first members
 _FITS = "archive"
 _SKIPPED = "skipped"
+_HAS_INDICES = "has_indices"
+_UNKNOWN = Header(0, 1.0, 1, 1)
+
+logger = logging.getLogger(__name__)
 
 
 class Sidecar(NamedTuple):
@@ -39,26 +49,87 @@ class Sidecar(NamedTuple):
     members: FileTable
     skipped: list[Skipped]
     """Members whose header cannot be read."""
+    has_indices: bool
+    """Whether `telecine data index` has written it."""
+
+
+def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
+    """Read the headers of the videos, images and arrays of a tar file in one pass, up to any damage.
+
+    Args:
+        archive: The tar file.
+        config: The limits of files.
+
+    Raises:
+        DataError: the tar file is not read in time.
+    """
+    deadline = Deadline(archive, config.timeout)
+    members: list[TarMember] = []
+    headers: list[Header | Skipped] = []
+
+    def scan(local: LocalSource) -> None:
+        members.clear()
+        headers.clear()
+        opened = open_file(local)
+        for member in tar_members(archive, opened):
+            header: Header | Skipped = _UNKNOWN
+            if kind_of(member) != "arrays":
+                try:
+                    header = read_mp4_header(opened, member.offset, member.size, member, config)
+                except DecodeError as error:
+                    header = _skipped(member, error)
+            members.append(member)
+            headers.append(header)
+
+    try:
+        open_local(archive, scan, deadline, in_order=True)
+    except (OSError, tarfile.TarError) as error:
+        logger.warning("%s: damaged after its first %d members: %s", archive, len(members), error)
+        del members[len(headers) :]
+    readable: list[TarMember] = []
+    records: list[Header] = []
+    skipped: list[Skipped] = []
+    for member, header in zip(members, headers, strict=True):
+        if isinstance(header, Header) and header.num_frames == 0:
+            try:
+                header = read_header(member, config)
+            except DecodeError as error:
+                header = _skipped(member, error)
+        if isinstance(header, Skipped):
+            skipped.append(header)
+        else:
+            readable.append(member)
+            records.append(header)
+    table = FileTable.of(readable, [""] * len(readable), np.array(records, HEADER))
+    return Sidecar(table, skipped, has_indices=False)
+
+
+def _skipped(source: TarMember, error: DecodeError) -> Skipped:
+    return Skipped(source, str(error).removeprefix(f"{source}: "))
+
+
+def has_arrays(sidecar: Sidecar) -> bool:
+    """Return whether a member is an array, of which settings of a run say the axes: there is no sidecar of such."""
+    return any(kind_of(Path(name)) == "arrays" for name in sidecar.members.names)
 
 
 def write_sidecar(
-    archive: File,
-    members: FileTable,
-    infos: Mapping[int, VideoInfo],
-    skipped: Sequence[Skipped],
+    archive: File, sidecar: Sidecar, infos: Mapping[int, VideoInfo] | None = None
 ) -> None:
     """Write the sidecar of a tar file beside it, or into the user's cache folder if that is not possible.
 
     Args:
         archive: The tar file.
-        members: Its videos, images and arrays.
+        sidecar: Its members.
         infos: Their exact indices by offset. Members that cannot be decoded have none.
-        skipped: Members whose header cannot be read.
 
     Raises:
         OSError: the file cannot be written.
     """
-    columns = columns_of_infos(list(infos), list(infos.values()))
+    columns = {}
+    if infos is not None:
+        columns = columns_of_infos(list(infos), list(infos.values()))
+    members = sidecar.members
     columns["name.content"] = members.names.content
     columns["name.end"] = members.names.ends
     for name in PLACE.names or ():
@@ -66,10 +137,14 @@ def write_sidecar(
     for name in HEADER.names or ():
         columns[f"header.{name}"] = members.headers[name]
     reasons = []
-    for skip in skipped:
+    for skip in sidecar.skipped:
         assert isinstance(skip.path, TarMember)
         reasons.append((skip.path.name, skip.path.offset, skip.path.size, skip.reason))
-    metadata = {_FITS: open_local(archive, _digest, in_order=True), _SKIPPED: json.dumps(reasons)}
+    metadata = {
+        _FITS: open_local(archive, _digest, in_order=True),
+        _SKIPPED: json.dumps(reasons),
+        _HAS_INDICES: json.dumps(infos is not None),
+    }
     beside, cached = _places(archive)
     path = cached
     if isinstance(beside, Path) and os.access(beside.parent, os.W_OK):
@@ -108,7 +183,7 @@ def read_sidecar(archive: File) -> Sidecar | None:
         skipped = []
         for name, offset, size, reason in json.loads(file.metadata[_SKIPPED]):
             skipped.append(Skipped(TarMember(archive, name, offset, size), reason))
-        return Sidecar(members, skipped)
+        return Sidecar(members, skipped, json.loads(file.metadata[_HAS_INDICES]))
     except (TypeError, *DAMAGE_ERRORS):
         return None
 

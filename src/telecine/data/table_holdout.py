@@ -136,18 +136,18 @@ def _name_labels(spans: SpanTable, holdout: str) -> NDArray[np.int64] | None:
     # Shorter beginnings are common to all names, longer ones have more groups than are looked for.
     first = max(1, len(words_of(common)))
     counts: dict[int, int] = {}
-    while True:
-        beginnings, longest = _beginnings(spans.files.paths(files), len(files), first)
-        for place, labels in enumerate(beginnings):
-            length = first + place
-            if length >= longest or max(counts.values(), default=0) >= MAX_GROUPS:
-                chosen = common_length(counts, len(files))
-                if chosen is None:
-                    return None
-                beginnings, _ = _beginnings(spans.files.paths(files), len(files), chosen)
-                return beginnings[0][codes]
+    labels_of: dict[int, NDArray[np.int64]] = {}
+    longest = first + 1
+    length = first
+    while length < longest and max(counts.values(), default=0) < MAX_GROUPS:
+        beginnings, longest = _beginnings(spans.files.paths(files), len(files), length)
+        for labels in beginnings[: longest - length]:
             counts[length] = len(np.unique(labels))
-        first += len(beginnings)
+            if counts[length] > 1:
+                labels_of[length] = labels
+            length += 1
+    chosen = common_length(counts, len(files))
+    return None if chosen is None else labels_of[chosen][codes]
 
 
 def _beginnings(paths: Iterator[str], num_paths: int, first: int) -> tuple[NDArray[np.int64], int]:

@@ -79,7 +79,7 @@ def read_validation_clips(
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
         frames = ClipFrames.of(config.val_bucket, config)
-        contract = f"held-out files with a decodable {frames.describe().removeprefix('a ')}"
+        contract = f"held-out files with a decodable {frames.describe()}"
         got = "none"
         if spans:
             longest = max(spans, key=lambda span: span.num_frames)

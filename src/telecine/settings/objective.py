@@ -322,8 +322,8 @@ class ObjectiveConfig:
     # The functions by their names are in `losses/additional_terms.py`: a new one needs no setting.
     terms: dict[str, TermOrWeight] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
-    built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or one of
-    the latent, such as "equivariance" and "alignment"; the error about an unknown name lists them all.
+    built-in term, such as "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or
+    of the latent "equivariance"; the error about an unknown name lists them all.
     Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos; of the latent, equivariance 1 in EQ-VAE.
     Drawback: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts, and "gram" no positions.
     Compare the logged values before choosing weights: those of "gram" are much larger."""

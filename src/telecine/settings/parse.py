@@ -13,7 +13,7 @@ from telecine.base.yaml_files import line_of, read_yaml
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.train import DistillConfig, TrainConfig
 from telecine.settings.upgrade import REMOVED, drop_removed
-from telecine.settings.validate import validate
+from telecine.settings.validate import settings_of, validate
 
 T = TypeVar("T")
 # Settings as YAML has them.
@@ -35,8 +35,12 @@ _RECIPE_GROUPS = {
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
 PUBLISHED = RECIPES / "models" / "published.json"
-# Settings whose values have names of their own.
-FREE_NAMES = frozenset({"params", "model_arguments", "tracker_options"})
+# The last names of settings in whose values users choose all names, such as `params`.
+FREE_NAMES = frozenset(
+    setting.name.rpartition(".")[2]
+    for setting in settings_of(DistillConfig, inside_values=True)
+    if setting.is_free
+)
 
 
 @cache

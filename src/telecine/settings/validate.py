@@ -53,6 +53,16 @@ class Setting:
         """Whether it is a group of settings."""
         return is_dataclass(self.kind)
 
+    @property
+    def is_mapping(self) -> bool:
+        """Whether users choose names in its value."""
+        return any(get_origin(member) in (dict, Mapping) for member in union_members(self.kind))
+
+    @property
+    def is_free(self) -> bool:
+        """Whether users choose all names in its value, such as those of a function's arguments."""
+        return self.is_mapping and not any(_groups_inside(self.kind))
+
 
 def validate(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Return settings as their dataclass.

@@ -138,9 +138,8 @@ def _count_update(
     counter.restart()
     with counter.counting(DATA):
         batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
-    weights = state.objective.schedule.at(state.step)
     with counter.counting(LOSSES):
-        compute_gradients(state, batches, weights)
+        compute_gradients(state, batches)
     with counter.counting(OPTIMIZER):
         for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
             for group in optimizer.param_groups:  # as `adamw` chooses

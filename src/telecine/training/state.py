@@ -137,6 +137,13 @@ class TrainState:
             optimizers["disc_optimizer"] = self.disc_optimizer
         return optimizers
 
+    @property
+    def discriminators_train(self) -> bool:
+        """Whether the discriminators train in the next update."""
+        return self.disc_optimizer is not None and (
+            self.step >= self.objective.schedule.disc_train_start
+        )
+
     @contextmanager
     def gradient_sync(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:
         """Run the forward and backward pass of a micro-batch in the `with` block.

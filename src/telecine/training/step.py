@@ -16,7 +16,6 @@ from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.weights import Weights
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
@@ -76,8 +75,7 @@ def train_step(
     Raises:
         TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it.
     """
-    weights = state.objective.schedule.at(state.step)
-    logs = compute_gradients(state, batches, weights)
+    logs = compute_gradients(state, batches)
     try:
         log = finite_values(_mean_over_batches(logs), state.step)
     except DivergenceError:
@@ -86,7 +84,7 @@ def train_step(
 
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
-    if state.disc_optimizer is not None and weights.discriminators_train:
+    if state.disc_optimizer is not None and state.discriminators_train:
         average_gradients(parameters_of(state.disc_optimizer))
         log |= _optimizer_step(
             state, state.disc_optimizer, prefix="disc_", measure_update_ratio=measure_update_ratio
@@ -97,15 +95,12 @@ def train_step(
     return log
 
 
-def compute_gradients(
-    state: TrainState, batches: Sequence[MicroBatch], weights: Weights
-) -> list[dict[str, Tensor]]:
+def compute_gradients(state: TrainState, batches: Sequence[MicroBatch]) -> list[dict[str, Tensor]]:
     """Compute the gradients of both networks for the mean loss of micro-batches.
 
     Args:
         state: The networks, which have no gradients yet.
         batches: The micro-batches of this process.
-        weights: The weights of all terms at this step.
 
     Returns:
         The log of each micro-batch, in float32.
@@ -117,14 +112,12 @@ def compute_gradients(
     with shared_spectral_norms():
         for batch in batches:
             is_last = batch is batches[-1]
-            logs.append(
-                _accumulate_gradients(state, batch, weights, 1 / len(batches), is_last=is_last)
-            )
+            logs.append(_accumulate_gradients(state, batch, 1 / len(batches), is_last=is_last))
     return logs
 
 
 def _accumulate_gradients(
-    state: TrainState, batch: MicroBatch, weights: Weights, scale: float, *, is_last: bool
+    state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool
 ) -> dict[str, Tensor]:
     """Add `scale` times the gradients of a micro-batch to those of the networks, and return its log.
 
@@ -142,7 +135,7 @@ def _accumulate_gradients(
         with state.accelerator.autocast():
             output = _reconstruct(state, batch, generators)
             gradient = ReconstructionGradient()
-            losses, log = _compute_losses(state, batch, output, weights, generators, gradient)
+            losses, log = _compute_losses(state, batch, output, generators, gradient)
         check_names_of_objective(log)
         # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
         # on latents alone returns latents.
@@ -182,7 +175,6 @@ def _compute_losses(
     state: TrainState,
     batch: MicroBatch,
     output: Reconstruction,
-    weights: Weights,
     generators: list[torch.Generator],
     gradient: ReconstructionGradient,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -203,7 +195,7 @@ def _compute_losses(
         sample_weight=output.weight,
         is_decoded=True,
     )
-    if state.disc_optimizer is not None and weights.discriminators_train:
+    if state.discriminators_train:
         update = state.objective.update(
             target, output.video, state.step, output.aux, state.last_layer, **options
         )

@@ -46,7 +46,7 @@ class ConfiguredClips:
             longest = max(infos, key=lambda info: info.num_frames)
             got = f"at most {longest.num_frames} frames, in {longest.source}"
             remedy = "Set a smaller `num_frames` or `stride`."
-            raise argument_error("data", f"files with {frames.describe()}", got, remedy)
+            raise argument_error("data", f"files with a {frames.describe()}", got, remedy)
         log_too_short(videos, frames)
         spans = []
         for video in videos:

@@ -103,7 +103,7 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
         needed = ClipFrames(config.num_frames or 1, config.stride, config.fps).describe()
         longest = max(span.num_frames for span in spans)
         raise DataError(
-            f"must have videos for {needed}, but the longest has {longest} frames. "
+            f"must have videos for a {needed}, but the longest has {longest} frames. "
             "Set a smaller `num_frames`.",
             "data",
         )

@@ -16,9 +16,9 @@ from telecine.data.find import find_files, is_archive, segments_of
 from telecine.data.header import Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
 from telecine.data.index_store import IndexStore
-from telecine.data.sidecar import open_sidecar, write_sidecar
+from telecine.data.sidecar import has_arrays, read_sidecar, scan_archive, write_sidecar
 from telecine.data.source import File, Skipped, Source, TarMember, kind_of
-from telecine.data.table import HEADER, FileTable
+from telecine.data.table import HEADER
 from telecine.settings import ClipConfig
 
 _FILES_PER_SHARD = 1000  # a process that is killed loses the indices of fewer files
@@ -92,33 +92,24 @@ class _Indexer:
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
-        if open_sidecar(archive) is not None:
+        sidecar = read_sidecar(archive)
+        if sidecar is not None and sidecar.has_indices:
             self.num_known += 1
             return
-        members = [
-            segment.source
-            for segment in segments_of(archive, self.cache)
-            if isinstance(segment.source, TarMember)
-        ]
-        if any(kind_of(member) == "arrays" for member in members):
+        if sidecar is None:
+            sidecar = scan_archive(archive, self._config)
+        if has_arrays(sidecar):
             reason = "has arrays, whose axes are settings of a run"
             self.skipped.append(Skipped(archive, reason))
             return
+        members = list(sidecar.members)
         results = self._index(members, f"indexing {archive.name}")
-        readable = []
-        headers = []
         infos = {}
-        skipped = []
-        for member, (header, info) in zip(members, results, strict=True):
-            if isinstance(header, Skipped):
-                skipped.append(header)
-                continue
-            readable.append(member)
-            headers.append(tuple(header))
-            if isinstance(info, VideoInfo):
+        for member, (_, info) in zip(members, results, strict=True):
+            if isinstance(info, VideoInfo) and isinstance(member, TarMember):
                 infos[member.offset] = info
-        table = FileTable.of(readable, [""] * len(readable), np.array(headers, HEADER))
-        write_sidecar(archive, table, infos, skipped)
+        self.skipped.extend(sidecar.skipped)
+        write_sidecar(archive, sidecar, infos)
 
     def index_files(self, sources: Sequence[Source]) -> None:
         """Write a shard with the indices of files that have none yet."""

@@ -20,7 +20,7 @@ def prune(
         str, Output("Folder for the pruned model and prune.json, by default `pruned`.")
     ] = "pruned",
 ) -> None:
-    """Remove the channels that matter least from a decoder; `telecine distill --init` then trains what is left."""
+    """Remove the channels of a decoder that matter least, or make its convolutions cheaper, before it is distilled."""
     from telecine.base.files import write_json
     from telecine.tools.prune.pruning import prune
 

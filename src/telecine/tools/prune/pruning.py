@@ -1,6 +1,6 @@
 """A pruned model of an autoencoder: blocks, then channels are removed, then convolutions become cheaper."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from statistics import median
 
@@ -83,10 +83,8 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
         raise argument_error("model", "one with a latent", type(original).__name__, remedy)
     if config.decoder_convolutions:
         check_convolutions(original, config.decoder_convolutions)
-    videos = [
-        clip.to(device)
-        for clip in _read_clips(ConfiguredClips(measured.clips, config.clip_limit), infos)
-    ]
+    protocol = ConfiguredClips(measured.clips, config.clip_limit)
+    videos = _read_clips(protocol, infos, device)
     latent = _latent_of(original, videos[0])
     name = absolute_if_exists(model)
     original_part = prunable(original, name, config.part)
@@ -99,18 +97,14 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
         with_all_channels.to(device).eval()
 
     part = prunable(with_all_channels, name, config.part)
-    weights = part.network.state_dict()
-    groups = find_groups(part.build, part.config, part.widths, weights)
+    groups = find_groups(part.build, part.config, part.widths, part.network.state_dict())
     shares = kept_shares(part, groups, config, latent, cost_before)
     scores, squares = _importance(
         config.importance, with_all_channels, part, groups, shares, videos
     )
     kept = {}
-    channels_of_groups = {}
     for group in groups:
         kept[group.name] = kept_slices(group, scores[group.name], shares[group.stages])
-        num_kept = len(kept[group.name]) * group.num_channels // group.num_slices
-        channels_of_groups[group.name] = (group.num_channels, num_kept)
     pruned_config = part.widths.scaled(part.config, shares)
     pruned = part.wrap(pruned_config, pruned_weights(part.network, groups, kept, squares))
     pruned.to(device).eval()
@@ -129,10 +123,10 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
         shares=[float(share) for share in shares],
         channels_before=original_part.widths.stage_channels(original_part.config),
         channels_after=original_part.widths.stage_channels(pruned_config),
-        groups=channels_of_groups,
+        groups=_sizes_of_groups(groups, kept),
         removed_blocks=removed,
         convolutions=fits,
-        kept_outputs=kept_outputs(groups, kept, weights),
+        kept_outputs=kept_outputs(groups, kept, part.network.state_dict()),
         decoder_sha256=digest_of_decoder(original),
         cost_before=cost_before,
         cost_after=cost_of(part, pruned_config, latent),
@@ -143,8 +137,15 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
     )
 
 
-def _read_clips(protocol: ConfiguredClips, infos: Sequence[VideoInfo]) -> list[Video]:
+def _read_clips(
+    protocol: ConfiguredClips, infos: Sequence[VideoInfo], device: torch.device
+) -> list[Video]:
     """Return the clips of videos that can be decoded, `(1, C, T, H, W)`.
+
+    Args:
+        protocol: Selects and reads the clips.
+        infos: The videos.
+        device: Where the clips are put.
 
     Raises:
         ValueError: There are none.
@@ -153,10 +154,21 @@ def _read_clips(protocol: ConfiguredClips, infos: Sequence[VideoInfo]) -> list[V
     for span in with_progress(protocol.select(infos), "reading"):
         clip = protocol.read(span)
         if clip is not None:
-            clips.append(clip["video"][None])
+            clips.append(clip["video"][None].to(device))
     if not clips:
         raise argument_error("data", "files with a decodable clip", "none", "See the log.")
     return clips
+
+
+def _sizes_of_groups(
+    groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]
+) -> dict[str, tuple[int, int]]:
+    """Return the channels of each group before and after, by its name."""
+    sizes = {}
+    for group in groups:
+        num_kept = len(kept[group.name]) * group.num_channels // group.num_slices
+        sizes[group.name] = (group.num_channels, num_kept)
+    return sizes
 
 
 def _without_blocks(
