@@ -4,13 +4,24 @@ import csv
 import pickle
 import shutil
 from dataclasses import replace
+from errno import EIO
+from itertools import islice
 
 import pytest
 from torch.utils.data import DataLoader
 
-from telecine.data import ClipDataset, DataError, DecodeError, index_video, load_spans, split_videos
+from telecine.data import (
+    ClipDataset,
+    DataError,
+    DecodeError,
+    index_video,
+    load_spans,
+    sidecar,
+    split_videos,
+)
 from telecine.data.header import read_header
 from telecine.data.load_table import load_table
+from telecine.data.source import tar_members
 from telecine.data.table_holdout import split_table, without_held_out_files
 from telecine.settings import ClipConfig
 
@@ -134,6 +145,26 @@ def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     assert 0 < len(names) == len(set(names))
     other = lazy_dataset(data)
     assert_same_clips([other[23]], [clips[23]])
+
+
+@pytest.mark.parametrize("first", [{"max_pixels": 300}, {"channels": 5}, "error"])
+def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, first):
+    shards = write_shards(data)
+
+    def fail_once(archive, opened):
+        yield from islice(tar_members(archive, opened), 5)
+        monkeypatch.undo()
+        raise OSError(EIO, "Input/output error")
+
+    if first == "error":
+        monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        assert len(load_table(str(shards), CONFIG).spans) == 11
+    else:
+        with pytest.raises(DataError, match="12 that cannot be read"):
+            load_table(str(shards), replace(CONFIG, **first))
+    table = load_table(str(shards), CONFIG)
+    assert (len(table.spans), table.skipped) == (12, [])
+    assert len(list(shards.glob(".*.tar.telecine-index"))) == 2
 
 
 def test_changed_files_are_noticed_and_copies_are_not(data, tmp_path):

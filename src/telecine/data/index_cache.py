@@ -226,15 +226,22 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
             locations.append((member.name, member.offset, member.size))  # until an error
 
     try:
-        whole = isinstance(archive, RemotePath) and _has_small_members(archive, deadline)
+        whole = has_small_members(archive, deadline)
         open_local(archive, scan, deadline, whole=whole, in_order=True)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations
 
 
-def _has_small_members(archive: RemotePath, deadline: Deadline) -> bool:
-    """Return whether to fetch a tar file whole to find its members, because their headers are close to each other."""
+def has_small_members(archive: Path | RemotePath, deadline: Deadline) -> bool:
+    """Return whether to fetch a tar file whole to find its members, because their headers are close to each other.
+
+    Args:
+        archive: The tar file. One on this machine is not fetched.
+        deadline: The time by which its first members must be found.
+    """
+    if isinstance(archive, Path):
+        return False
 
     def mean_size(local: LocalSource) -> float:
         members = list(islice(tar_members(archive, open_file(local)), _NUM_SAMPLED))

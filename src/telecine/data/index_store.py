@@ -137,7 +137,7 @@ class IndexStore:
         sidecar = read_sidecar(archive)
         if sidecar is None:
             sidecar = scan_archive(archive, self.config)
-            if not has_arrays(sidecar):
+            if sidecar.is_complete and not has_arrays(sidecar):
                 try:
                     write_sidecar(archive, sidecar)
                 except OSError as error:
