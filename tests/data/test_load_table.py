@@ -157,6 +157,29 @@ def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog)
     assert "validation is on what is trained on" in caplog.text
 
 
+def test_links_to_a_file_are_the_file(folder, tmp_path):
+    (tmp_path / "links").symlink_to(folder)
+    rows = ["path,num_frames,fps"]
+    for number in range(12):
+        name = f"film{number // 2}/scene{number}.mp4,{10 + number},25"
+        rows += [f"{folder}/{name}", f"links/{name}"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    config = replace(CONFIG, holdout="file")
+    table = load_table(str(path), config)
+    train, held_out = split_table(table.spans, config)
+
+    def real_files(spans):
+        return {span.info.source.resolve() for span in spans}
+
+    assert real_files(train).isdisjoint(real_files(held_out))
+    linked = load_table(str(tmp_path / "links" / "film0"), CONFIG).spans
+    left = real_files(without_held_out_files(table.spans, linked))
+    assert left == real_files(table.spans) - real_files(linked)
+    videos = load_table([str(folder / "film0"), str(tmp_path / "links" / "film0")], CONFIG).spans
+    assert len(videos) == 2
+
+
 def test_nothing_to_read_is_an_error(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"one decodable file, but got 1 that cannot be read"):

@@ -238,7 +238,9 @@ class _TableReader:
             self._skipped.append(Skipped(span.info.source, "a segment without frames"))
         spans = spans.take(is_readable & ~is_empty)
         if self._counts_once:
-            places = np.stack([spans.file, spans.first_frame, spans.last_frame])
+            rows, codes = np.unique(spans.file, return_inverse=True)
+            identities = files.identities(rows)[codes]
+            places = np.stack([identities, spans.first_frame, spans.last_frame])
             _, first_rows = np.unique(places, axis=1, return_index=True)
             spans = spans.take(np.sort(first_rows))
         return DataTable(spans, self._store, self._skipped)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.holdout import MIN_VIDEOS, choose_groups, no_clip_error
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
-from telecine.data.source import is_address
 from telecine.data.table import SpanTable
 from telecine.settings import ClipConfig
 
@@ -90,7 +89,7 @@ def _choose(
 def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
     """Return the group of each span, as `group_spans`: the index of its first span.
 
-    Files are of one content if their sizes, beginnings and ends are equal.
+    Files are of one content if their sizes, beginnings and ends are equal, or if links lead to one of them.
 
     Args:
         spans: The spans, of any files.
@@ -99,6 +98,9 @@ def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
     labels = [_codes(spans.file)]
     digest = spans.files.headers["digest"][spans.file]
     labels.append(_codes(np.where(digest == 0, -1 - spans.file, digest)))
+    if (digest == 0).any():  # of files that a list describes
+        rows, codes = np.unique(spans.file, return_inverse=True)
+        labels.append(_codes(spans.files.identities(rows))[codes])
     if spans.group.any():
         labels.append(_codes(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group)))
     names = _name_labels(spans, holdout)
@@ -175,12 +177,12 @@ def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
         spans: The frames to train on.
         held_out: The frames to leave out; files with some of them are left out whole.
     """
-    paths = {_absolute(path) for path in held_out.files.paths(np.unique(held_out.file))}
+    identities = held_out.files.identities(np.unique(held_out.file))
     digests = held_out.files.headers["digest"][held_out.file]
     digest = spans.files.headers["digest"][spans.file]
     is_held_out = np.isin(digest, digests[digests != 0])
     rows = np.unique(spans.file)
-    is_named = [_absolute(path) in paths for path in spans.files.paths(rows)]
+    is_named = np.isin(spans.files.identities(rows), identities)
     is_held_out |= np.isin(spans.file, rows[is_named])
     if is_held_out.all():
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")
@@ -189,7 +191,3 @@ def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
         num_files = len(np.unique(spans.file[is_held_out]))
         logger.warning("%d files are in `val_data`, and not trained on", num_files)
     return spans.take(~is_held_out)
-
-
-def _absolute(path: str) -> str:
-    return path if is_address(path) else os.path.abspath(path)
