@@ -5,6 +5,7 @@ import pickle
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
@@ -178,6 +179,17 @@ def test_links_to_a_file_are_the_file(folder, tmp_path):
     assert left == real_files(table.spans) - real_files(linked)
     videos = load_table([str(folder / "film0"), str(tmp_path / "links" / "film0")], CONFIG).spans
     assert len(videos) == 2
+
+
+def test_only_videos_are_as_a_list_states(folder, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((6, 16, 24, 3), np.uint8))
+    rows = ["path,num_frames,fps", f"{folder}/film0/scene0.mp4,70,25", "a.npy,60,25"]
+    rows += [f"{folder}/stills/0.png,1,", f"{folder}/stills/1.png,7,25"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    spans = load_table(str(path), CONFIG).spans
+    assert spans.num_frames.tolist() == [70, 6, 1, 1]
+    assert spans.is_image.tolist() == [False, False, True, True]
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
@@ -26,7 +26,15 @@ from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
 from telecine.data.sidecar import Sidecar
-from telecine.data.source import File, RemotePath, Skipped, Source, TarMember, check_frame
+from telecine.data.source import (
+    File,
+    RemotePath,
+    Skipped,
+    Source,
+    TarMember,
+    check_frame,
+    kind_of,
+)
 from telecine.data.table import FileTable, SpanTable
 from telecine.settings import ClipConfig
 
@@ -164,7 +172,7 @@ class _TableReader:
                 row = begin + len(sources)
                 sources.append(source)
                 versions.append(_version(source, fingerprint))
-                stated.append(_stated_header(segment.columns))
+                stated.append(_stated_header(segment))
                 self._keys.append(self._store.key_of(source, fingerprint))
             self._row_of[source] = row
             bounds = [segment.start, segment.end, segment.start_frame, segment.end_frame]
@@ -261,15 +269,19 @@ def _version(source: Source, fingerprint: Sequence[int]) -> str:
     return str(fingerprint[1])
 
 
-def _stated_header(columns: Mapping[str, object]) -> Header | None:
-    """Return what the line of a list says of its file; None if that is no number of frames and rate."""
+def _stated_header(segment: Segment) -> Header | None:
+    """Return what the line of a list says of its video or image; None if that is not enough, and of an array."""
+    columns = segment.columns
+    kind = kind_of(segment.source)
     try:
         num_frames = int(str(columns["num_frames"]))
-        fps = float(str(columns["fps"]))
+        fps = 1.0 if kind == "images" else float(str(columns["fps"]))
         width = int(str(columns.get("width", 1)))
         height = int(str(columns.get("height", 1)))
     except (KeyError, ValueError):
         return None
     if not 0 < num_frames <= MAX_FRAMES or not 0 < fps < math.inf or min(width, height) < 1:
         return None
-    return Header(num_frames, fps, width, height)
+    if kind == "arrays" or (kind == "images" and num_frames > 1):
+        return None
+    return Header(num_frames, fps, width, height, is_image=kind == "images")
