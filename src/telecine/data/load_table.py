@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
 from telecine.data.clip_frames import ClipFrames, warn_of_short
-from telecine.data.errors import DataError, DecodeError, thread_errors
+from telecine.data.errors import DataError, Deadline, DecodeError, thread_errors
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
 from telecine.data.header import Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
@@ -25,6 +25,7 @@ from telecine.data.index_store import IndexStore
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
+from telecine.data.remote import look_up
 from telecine.data.sidecar import Sidecar
 from telecine.data.source import (
     File,
@@ -119,6 +120,7 @@ class _TableReader:
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of all files
         self._row_of: dict[Source, int] = {}  # of the files of the last chunk
+        self._missing: set[Source] = set()  # files that do not exist
         self._skipped: list[Skipped] = []
         self._pending: list[Segment] = []  # segments whose files are not in the table yet
         # Of all segments:
@@ -154,41 +156,70 @@ class _TableReader:
         """Read the headers of the files of pending segments that are not known."""
         segments = self._pending
         self._pending = []
-        sources: list[Source] = []
-        versions: list[str] = []
-        stated: list[Header | None] = []
+        stated: dict[Source, Header | None] = {}
+        for segment in segments:
+            source = segment.source
+            if source not in self._row_of and source not in self._missing:
+                stated.setdefault(source, _stated_header(segment))
         begin = len(self._keys)
         earlier_rows = self._row_of
         self._row_of = {}
+        sources: list[Source] = []
+        versions: list[str] = []
+        looked_up = self._look_up([source for source, header in stated.items() if header is None])
+        for named in stated:
+            source = looked_up.get(named, named)
+            try:
+                if source is None:
+                    raise FileNotFoundError("No such file")
+                fingerprint = _fingerprint(source)
+            except OSError as error:
+                self._missing.add(named)
+                self._skipped.append(Skipped(named, error.strerror or str(error)))
+                continue
+            self._row_of[named] = begin + len(sources)
+            sources.append(source)
+            versions.append(_version(source, fingerprint))
+            self._keys.append(self._store.key_of(source, fingerprint))
         for segment in segments:
-            source = segment.source
-            row = self._row_of.get(source, earlier_rows.get(source, -1))
-            if row < 0:
-                try:
-                    fingerprint = _fingerprint(source)
-                except OSError as error:
-                    self._skipped.append(Skipped(source, error.strerror or str(error)))
-                    continue
-                row = begin + len(sources)
-                sources.append(source)
-                versions.append(_version(source, fingerprint))
-                stated.append(_stated_header(segment))
-                self._keys.append(self._store.key_of(source, fingerprint))
-            self._row_of[source] = row
-            bounds = [segment.start, segment.end, segment.start_frame, segment.end_frame]
-            if bounds.count(None) < len(bounds) and not self._bounds:
-                self._bounds = array("d", [math.nan]) * (len(bounds) * len(self._files))
-            self._files.append(row)
-            if bounds.count(None) < len(bounds) or self._bounds:
-                self._bounds.extend(math.nan if bound is None else bound for bound in bounds)
-            self._groups.append(self._group_names.setdefault(segment.group, len(self._group_names)))
+            if segment.source in self._missing:
+                continue
+            row = self._row_of.get(segment.source)
+            if row is None:
+                row = earlier_rows[segment.source]
+                self._row_of[segment.source] = row
+            self._add_segment(segment, row)
         keys = np.array(self._keys[begin:], np.int64)
         headers = self._saved.find(keys)
-        for row, header in enumerate(stated):
+        for row, source in enumerate(sources):
+            header = stated[source]
             if header is not None:
                 headers[row] = header
         self._read_missing(sources, headers)
         self._parts.append(FileTable.of(sources, versions, headers))
+
+    def _look_up(self, sources: Sequence[Source]) -> dict[Source, RemotePath | None]:
+        """Return files at addresses with what their servers say of them; None for one that does not exist."""
+
+        def ask(file: RemotePath) -> RemotePath | None:
+            try:
+                return look_up(file, Deadline(file, self._config.timeout))
+            except FileNotFoundError:
+                return None
+
+        files = [source for source in sources if isinstance(source, RemotePath)]
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(files, pool.map(ask, files), strict=True))
+
+    def _add_segment(self, segment: Segment, row: int) -> None:
+        """Add a segment of the file in a row."""
+        bounds = [segment.start, segment.end, segment.start_frame, segment.end_frame]
+        if bounds.count(None) < len(bounds) and not self._bounds:
+            self._bounds = array("d", [math.nan]) * (len(bounds) * len(self._files))
+        self._files.append(row)
+        if bounds.count(None) < len(bounds) or self._bounds:
+            self._bounds.extend(math.nan if bound is None else bound for bound in bounds)
+        self._groups.append(self._group_names.setdefault(segment.group, len(self._group_names)))
 
     def _read_missing(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
         """Read the headers that have no frames yet, in place."""
@@ -255,7 +286,7 @@ class _TableReader:
 
 
 def _fingerprint(source: Source) -> tuple[int, ...]:
-    """Return the fingerprint of a source, without asking a server for a file that a list names."""
+    """Return the fingerprint of a source, without asking a server for a file that a list describes."""
     if isinstance(source, RemotePath) and source.size is None:
         return (-1, 0)
     return fingerprint_of(source)
