@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.holdout import MIN_VIDEOS, choose_groups, no_clip_error
+from telecine.data.holdout import MIN_VIDEOS, asks_for_groups, choose_groups, no_clip_error
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
 from telecine.data.table import SpanTable
 from telecine.settings import ClipConfig
@@ -29,7 +29,7 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
         The spans to train on, and the held-out spans; None if the end of each video has to be held out, as of few.
 
     Raises:
-        DataError: no video is long enough for a clip.
+        DataError: no video is long enough for a clip, or there is only one group of a column or of folders.
     """
     train_rows = []
     held_out_rows = []
@@ -41,11 +41,16 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
         if not fits.any():
             raise no_clip_error([videos[int(videos.num_frames.argmax())]], config)
         group = group_table(videos, config.holdout)
-        is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
+        num_groups = len(np.unique(group[fits]))
+        is_asked_for = asks_for_groups(config, num_groups)
         has_column = config.holdout == "auto" and bool(videos.group.any())
         are_many = len(np.unique(videos.file[fits])) >= MIN_VIDEOS
-        num_groups = len(np.unique(group[fits]))
-        if num_groups < 2 or not (is_asked_for or has_column or are_many):
+        if not (is_asked_for or has_column or are_many):
+            logger.info("all videos are indexed: the end of each is held out, because they are few")
+            return None
+        if num_groups < 2:
+            text = "all videos are indexed: the end of each is held out, because all of them are in one group"
+            logger.info(text)
             return None
         held_out = _choose(group[fits], videos.num_frames[fits], config.val_fraction)
         is_held_out = np.isin(group, held_out)
