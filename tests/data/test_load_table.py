@@ -10,6 +10,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from telecine.data import ClipDataset, DataError, DecodeError, index_video, load_spans, split_videos
+from telecine.data import load_table as load_table_module
 from telecine.data.header import read_header
 from telecine.data.load_table import load_table
 from telecine.data.table_holdout import split_table, without_held_out_files
@@ -190,6 +191,37 @@ def test_only_videos_are_as_a_list_states(folder, tmp_path):
     spans = load_table(str(path), CONFIG).spans
     assert spans.num_frames.tolist() == [70, 6, 1, 1]
     assert spans.is_image.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "num_frames"),
+    [
+        (("12.0", "25", "24.0", "16"), 12),
+        (("12.5", "25", "24", "16"), 10),
+        (("12", "25", "10000000000", "16"), 10),
+        (("nan", "25", "24", "16"), 10),
+    ],
+)
+def test_numbers_that_a_list_states_are_whole_and_bounded(folder, tmp_path, numbers, num_frames):
+    row = ",".join((f"{folder}/film0/scene0.mp4", *numbers))
+    path = tmp_path / "list.csv"
+    path.write_text(f"path,num_frames,fps,width,height\n{row}\n")
+    assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [num_frames]
+
+
+def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 2)
+    first, second = (f"{folder}/film0/scene{number}.mp4" for number in range(2))
+    line = f"{first},5,12,25\n"
+    # In one chunk of lines, in two that follow each other, and in two that do not.
+    for rows in (line, f"{second},0,11,25\n{line}", 3 * f"{second},0,11,25\n" + line):
+        path = tmp_path / "list.csv"
+        path.write_text(f"path,start_frame,num_frames,fps\n{first},0,10,25.001\n{rows}")
+        match = (
+            r"`num_frames` must be the same .*, but got 10 and 12 for .*scene0.mp4. .* whole file"
+        )
+        with pytest.raises(DataError, match=match):
+            load_table(str(path), CONFIG)
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
