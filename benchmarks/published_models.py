@@ -28,7 +28,7 @@ from telecine.settings import DiscriminatorConfig, TrainConfig
 from telecine.settings.parse import PUBLISHED as CONFIGURATIONS
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.memory import fake_autoencoder, plan_update, step_with_most_terms
+from telecine.training.memory import fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.update_memory import DATA, UpdateMemory
 
@@ -175,7 +175,7 @@ def make_update(config: TrainConfig) -> Step:
     video = (
         2 * torch.rand(config.clips_per_pass, 3, clips.num_frames, clips.height, clips.width) - 1
     )
-    step = step_with_most_terms(state.objective.schedule)
+    step = state.objective.schedule.step_with_most_terms()
 
     def update() -> None:
         state.step = step

@@ -38,6 +38,7 @@ LATER: Settings = {
         "holdout": "earlier",
         "colour_matrix": "bt601",
         "order": "independent",
+        "index": "ahead",
     },
     "optimizer": {"name": "adamw"},
     "causal_vae": {
@@ -45,6 +46,7 @@ LATER: Settings = {
         "first_frame_apart": True,
         "in_channels": 3,
         "decoder": "direct",
+        "decoder_convolutions": [],
         "flow": {
             "prediction": "x0",
             "level_mean": 0.0,

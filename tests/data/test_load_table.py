@@ -244,6 +244,14 @@ def test_headers_tell_what_the_index_does(tmp_path, suffix):
     assert header[2:5] == (info.width, info.height, info.is_image)
 
 
+@pytest.mark.parametrize("flags", ["frag_keyframe", "frag_keyframe+empty_moov+skip_trailer"])
+def test_headers_count_all_fragments(tmp_path, flags):
+    frames = moving_frames(30, 16, 24)
+    options = {"movflags": flags}
+    path = write_video(tmp_path / "a.mp4", frames, g="10", container_options=options)
+    assert read_header(path, CONFIG)[:2] == (30, 25)
+
+
 def test_tables_that_claim_more_frames_than_bytes_are_refused(tmp_path):
     path = write_video(tmp_path / "a.mp4", moving_frames(5, 16, 24))
     content = bytearray(path.read_bytes())

@@ -379,7 +379,7 @@ class Processes:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_processes_measures_the_same(world):
-    clips = [{"video": torch.randn(3, 2, 4, 4) + index} for index in range(5)]
+    clips = {(index, index): {"video": torch.randn(3, 2, 4, 4) + index} for index in range(5)}
     alone = measure_latents(Colours().train(), clips, 5, Processes(0, 1), no_error)
     accelerators = [Processes(rank, world) for rank in range(world)]
     for accelerator in accelerators:
@@ -393,10 +393,8 @@ def test_any_number_of_processes_measures_the_same(world):
 def test_a_model_without_a_latent_is_not_measured():
     model = Colours()
     model.has_latent = False
-    assert (
-        measure_latents(model, [{"video": torch.zeros(3, 1, 8, 8)}], 1, Processes(0, 1), no_error)
-        is None
-    )
+    clips = {(0, 0): {"video": torch.zeros(3, 1, 8, 8)}}
+    assert measure_latents(model, clips, 1, Processes(0, 1), no_error) is None
     assert model.training
 
 

@@ -116,14 +116,18 @@ def read_mp4_header(
     header = None
     if first[4:8] in _MP4_KINDS:
         deadline = Deadline(source, config.timeout)
-        track = _Track()
+        tracks = [_Track()]
         for box in deadline.limit(iterate_boxes(file, begin, begin + size)):
+            if box.kind in (
+                b"mvex",
+                b"moof",
+            ):  # tables of a file with fragments are those of the first
+                tracks = []
+                break
             if box.kind == b"trak":
-                if track.header() is not None:
-                    break
-                track = _Track()
-            track.read(box.kind, box.content)
-        header = track.header()
+                tracks.append(_Track())
+            tracks[-1].read(box.kind, box.content)
+        header = next(filter(None, [track.header() for track in tracks]), None)
     if header is None:
         return Header(0, 1.0, 1, 1, digest=digest)
     if header.num_frames > size:
@@ -177,7 +181,10 @@ def _read_container(source: Source, config: ClipConfig, deadline: Deadline) -> H
         elif container.duration is not None:
             seconds = container.duration / 1e6
         states_duration = not _WITH_DURATION.isdisjoint(container.format.name.split(","))
-        num_frames = stream.frames or round(seconds * fps)
+        num_in_time = round(seconds * fps)
+        num_frames = stream.frames or num_in_time
+        if container.format.name.startswith("mov") and num_frames != num_in_time:
+            return None  # of an MP4 with fragments, FFmpeg may count the first one
         width = stream.codec_context.width
         height = stream.codec_context.height
     if (
