@@ -141,6 +141,25 @@ def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address)
     assert not list(index_path(address).parent.glob("*.tar.telecine-index"))
 
 
+def test_headers_of_addresses_in_a_list_are_read_again_if_they_change(s3, address, fetched, folder):
+    path = folder / "local.csv"
+    path.write_text(f"path\n{address}/a.mp4\n{address}/none.mp4\n{address}/none.mp4\n")
+    config = replace(CONFIG, index="lazy")
+    table = load_table(str(path), config)
+    assert [(skip.path.name, skip.reason) for skip in table.skipped] == [
+        ("none.mp4", "No such file")
+    ]
+    empty_cache()
+    fetched.clear()
+    assert load_table(str(path), config).spans.sha256() == table.spans.sha256()
+    assert fetched == []
+    write_video(folder / "a.mp4", moving_frames(9, seed=9))
+    s3.put(folder, "set")
+    again = load_table(str(path), config).spans
+    assert again.num_frames.tolist() == [9]
+    assert again.sha256()[1] != table.spans.sha256()[1]
+
+
 def test_only_what_changed_is_indexed_again(s3, folder, address, fetched):
     first, _ = load_spans(address)
     assert index_path(address).parent == cache_folder().parent / "indices"
