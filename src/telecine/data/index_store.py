@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from telecine.data.errors import Deadline
 from telecine.data.index import index_video
-from telecine.data.index_cache import fingerprint_of, index_path
+from telecine.data.index_cache import fingerprint_of, index_paths
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.paths import deepest_folder
 from telecine.data.remote import look_up
@@ -70,6 +70,8 @@ class SavedHeaders(NamedTuple):
 class IndexStore:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
+    If the data cannot be written to, the folder is in the cache, and one beside the data is read, too.
+
     | file | content |
     |---|---|
     | `headers` | what the headers of all files say |
@@ -81,13 +83,16 @@ class IndexStore:
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
         config: The limits of `index_video`.
+        others: Other paths, whose exact indices are read where the first path has none.
     """
 
-    def __init__(self, data: str, config: ClipConfig) -> None:
-        path = index_path(data)
-        self.folder = path.with_name(path.name + FOLDER_SUFFIX)
+    def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
+        paths = index_paths(data)
+        self._folders = [path.with_name(path.name + FOLDER_SUFFIX) for path in paths]
+        self.folder = self._folders[0]
         self.config = config
-        root = path.parent if is_address(data) else deepest_folder(Path(data))
+        self._others = [IndexStore(other, config) for other in others]
+        root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
         self._recent: dict[int, VideoInfo] = {}
@@ -158,10 +163,14 @@ class IndexStore:
         try:
             if isinstance(source, RemotePath):
                 source = look_up(source, Deadline(source, self.config.timeout))
-            key = self.key_of(source, fingerprint_of(source))
+            fingerprint = fingerprint_of(source)
         except OSError:
             return index_video(source, self.config)  # raises an error with the reason
+        key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
+        for other in self._others:
+            if info is None:
+                info = other.saved_info(other.key_of(source, fingerprint), source)
         if info is None:
             info = index_video(source, self.config)
             self._save(key, info)
@@ -189,13 +198,20 @@ class IndexStore:
                 continue
             if info is not None:
                 return info
-        path = self._path_of(key)
-        if not path.is_file():
-            return None
-        try:
-            return IndexFile(path).info(key, source)
-        except DAMAGE_ERRORS:
-            return None
+        for file in self._files_of(key):
+            with suppress(*DAMAGE_ERRORS):
+                info = file.info(key, source)
+                if info is not None:
+                    return info
+        return None
+
+    def _files_of(self, key: int) -> Iterator[IndexFile]:
+        """Yield what runs have saved of a file."""
+        for folder in self._folders:
+            path = _path_of(folder, key)
+            if path.is_file():
+                with suppress(*DAMAGE_ERRORS):
+                    yield IndexFile(path)
 
     def _info_of_member(self, member: TarMember) -> VideoInfo | None:
         if member.archive not in self._sidecars:
@@ -212,11 +228,12 @@ class IndexStore:
         """Return the files that `telecine data index` has written; those of another version or damaged are left out."""
         if self._shards is None:
             self._shards = []
-            for path in sorted((self.folder / _SHARDS).glob("[!.]*")):
-                try:
-                    self._shards.append(IndexFile(path))
-                except DAMAGE_ERRORS as error:
-                    logger.warning("%s is not used: %s", path, error)
+            for folder in self._folders:
+                for path in sorted((folder / _SHARDS).glob("[!.]*")):
+                    try:
+                        self._shards.append(IndexFile(path))
+                    except DAMAGE_ERRORS as error:
+                        logger.warning("%s is not used: %s", path, error)
         return self._shards
 
     def saved_keys(self) -> NDArray[np.int64]:
@@ -246,20 +263,17 @@ class IndexStore:
         if not self._is_writable:
             return
         try:
-            save_tensors(self._path_of(key), columns_of_infos([key], [info]), {})
+            save_tensors(_path_of(self.folder, key), columns_of_infos([key], [info]), {})
         except OSError as error:
             self._is_writable = False
             logger.warning("indices cannot be saved, so that videos are indexed again: %s", error)
 
-    def _path_of(self, key: int) -> Path:
-        name = f"{key:016x}"
-        return self.folder / name[-2:] / name
-
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
-        files = self.shards()
-        with suppress(*DAMAGE_ERRORS):
-            files = [*files, IndexFile(self.folder / _HEADERS)]
+        files = list(self.shards())
+        for folder in self._folders:
+            with suppress(*DAMAGE_ERRORS):
+                files.append(IndexFile(folder / _HEADERS))
         all_keys = [np.empty(0, np.int64)]
         all_headers = [np.empty(0, HEADER)]
         for file in files:
@@ -287,6 +301,11 @@ class IndexStore:
         except OSError as error:
             text = "headers cannot be saved, so that the next run reads them again: %s"
             logger.warning(text, error)
+
+
+def _path_of(folder: Path, key: int) -> Path:
+    name = f"{key:016x}"
+    return folder / name[-2:] / name
 
 
 def _header_columns(keys: NDArray[np.int64], headers: NDArray[Any]) -> dict[str, NDArray[Any]]:
