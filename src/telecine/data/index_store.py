@@ -10,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.data.errors import Deadline
+from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index import index_video
 from telecine.data.index_cache import fingerprint_of, index_paths
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
@@ -45,6 +46,8 @@ logger = logging.getLogger(__name__)
 FOLDER_SUFFIX = ".d"
 _HEADERS = "headers"
 _SHARDS = "shards"
+_FAILURE = "failure"
+_LIMITS = "limits"
 _NUM_RECENT = 256  # indices that a process keeps
 _NUM_OPEN = 64  # sidecars that a process keeps open
 _ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
@@ -76,7 +79,7 @@ class IndexStore:
     |---|---|
     | `headers` | what the headers of all files say |
     | `shards/*` | exact indices that `telecine data index` has made |
-    | `ab/ab01...` | the exact index of one file that a run has drawn from |
+    | `ab/ab01...` | the exact index of one file that a run has drawn from, or why it has none |
 
     A file is found by a key: a hash of its path relative to the data, its size and its time of change or version.
 
@@ -96,6 +99,7 @@ class IndexStore:
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
         self._recent: dict[int, VideoInfo] = {}
+        self._failures: dict[int, str] = {}  # why files have no index
         self._shards: list[IndexFile] | None = None
         self._with_indices: set[File] = set()  # tar files
         self._sidecars: dict[File, IndexFile | None] = {}  # that are open
@@ -172,13 +176,45 @@ class IndexStore:
             if info is None:
                 info = other.saved_info(other.key_of(source, fingerprint), source)
         if info is None:
-            info = index_video(source, self.config)
-            self._save(key, info)
+            info = self._index(key, source)
         check_frame(source, info.width, info.height, self.config)
         if len(self._recent) == _NUM_RECENT:
             del self._recent[next(iter(self._recent))]
         self._recent[key] = info
         return info
+
+    def _index(self, key: int, source: Source) -> VideoInfo:
+        """Index a source, unless that has failed before, and keep the result or the reason.
+
+        Raises:
+            DecodeError: see `index_video`.
+            DataError: see `index_video`.
+        """
+        reason = self._failures.get(key) or self._saved_failure(key)
+        if reason is not None:
+            self._failures[key] = reason
+            raise DecodeError(f"{source}: {reason}")
+        try:
+            info = index_video(source, self.config)
+        except DecodeError as error:
+            if not is_of_system(error):
+                reason = str(error).removeprefix(f"{source}: ")
+                self._failures[key] = reason
+                self._save(key, {}, {_FAILURE: reason, _LIMITS: self._limits()})
+            raise
+        self._save(key, columns_of_infos([key], [info]), {})
+        return info
+
+    def _saved_failure(self, key: int) -> str | None:
+        """Return why a source has no index by the settings of this run; None if that is not known."""
+        for file in self._files_of(key):
+            if file.metadata.get(_LIMITS) == self._limits():
+                return file.metadata.get(_FAILURE)
+        return None
+
+    def _limits(self) -> str:
+        """Return what decides whether a file can be indexed, besides its content."""
+        return f"{self.config.max_pixels} {self.config.has_colours} {av.__version__}"
 
     def saved_info(self, key: int, source: Source) -> VideoInfo | None:
         """Return the index of a source from the folder; None if it is not there, or damaged.
@@ -259,11 +295,14 @@ class IndexStore:
         name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
         save_tensors(self.folder / _SHARDS / name, columns, {})
 
-    def _save(self, key: int, info: VideoInfo) -> None:
+    def _save(
+        self, key: int, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+    ) -> None:
+        """Write the file of one source. A failure is logged once."""
         if not self._is_writable:
             return
         try:
-            save_tensors(_path_of(self.folder, key), columns_of_infos([key], [info]), {})
+            save_tensors(_path_of(self.folder, key), columns, metadata)
         except OSError as error:
             self._is_writable = False
             logger.warning("indices cannot be saved, so that videos are indexed again: %s", error)
