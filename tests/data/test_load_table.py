@@ -4,13 +4,27 @@ import csv
 import pickle
 import shutil
 from dataclasses import replace
+from errno import EIO
+from itertools import islice
 
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from telecine.data import ClipDataset, DataError, DecodeError, index_video, load_spans, split_videos
+from telecine.data import (
+    ClipDataset,
+    DataError,
+    DecodeError,
+    index_store,
+    index_video,
+    load_spans,
+    sidecar,
+    split_videos,
+)
+from telecine.data import load_table as load_table_module
 from telecine.data.header import read_header
 from telecine.data.load_table import load_table
+from telecine.data.source import tar_members
 from telecine.data.table_holdout import split_table, without_held_out_files
 from telecine.settings import ClipConfig
 
@@ -136,6 +150,50 @@ def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     assert_same_clips([other[23]], [clips[23]])
 
 
+def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkeypatch):
+    for path in sorted(data.rglob("*.mp4"))[:-1]:
+        content = path.read_bytes()
+        begin = content.index(b"mdat") + 4
+        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+    tried = []
+
+    def index_and_note(source, config):
+        tried.append(source)
+        return index_video(source, config)
+
+    monkeypatch.setattr(index_store, "index_video", index_and_note)
+    dataset = lazy_dataset(data)
+    clips = [dataset[index] for index in range(12)]
+    assert len({clip["source"] for clip in clips}) == 1
+    again = lazy_dataset(data)
+    assert_same_clips([again[index] for index in range(12)], clips)
+    assert len(tried) == len(set(tried))
+    small = load_table(str(data), replace(CONFIG, max_pixels=10**6))
+    with pytest.raises(DecodeError):
+        small.store.info(tried[0])
+    assert len(tried) > len(set(tried)), "a failure is that of its settings"
+
+
+@pytest.mark.parametrize("first", [{"max_pixels": 300}, {"channels": 5}, "error"])
+def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, first):
+    shards = write_shards(data)
+
+    def fail_once(archive, opened):
+        yield from islice(tar_members(archive, opened), 5)
+        monkeypatch.undo()
+        raise OSError(EIO, "Input/output error")
+
+    if first == "error":
+        monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        assert len(load_table(str(shards), CONFIG).spans) == 11
+    else:
+        with pytest.raises(DataError, match="12 that cannot be read"):
+            load_table(str(shards), replace(CONFIG, **first))
+    table = load_table(str(shards), CONFIG)
+    assert (len(table.spans), table.skipped) == (12, [])
+    assert len(list(shards.glob(".*.tar.telecine-index"))) == 2
+
+
 def test_changed_files_are_noticed_and_copies_are_not(data, tmp_path):
     before = load_table(str(data), CONFIG).spans.sha256()
     shutil.copytree(data, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
@@ -155,6 +213,71 @@ def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog)
     assert "scene0.mp4" not in names
     assert without_held_out_files(held_out, held_out) is held_out
     assert "validation is on what is trained on" in caplog.text
+
+
+def test_links_to_a_file_are_the_file(folder, tmp_path):
+    (tmp_path / "links").symlink_to(folder)
+    rows = ["path,num_frames,fps"]
+    for number in range(12):
+        name = f"film{number // 2}/scene{number}.mp4,{10 + number},25"
+        rows += [f"{folder}/{name}", f"links/{name}"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    config = replace(CONFIG, holdout="file")
+    table = load_table(str(path), config)
+    train, held_out = split_table(table.spans, config)
+
+    def real_files(spans):
+        return {span.info.source.resolve() for span in spans}
+
+    assert real_files(train).isdisjoint(real_files(held_out))
+    linked = load_table(str(tmp_path / "links" / "film0"), CONFIG).spans
+    left = real_files(without_held_out_files(table.spans, linked))
+    assert left == real_files(table.spans) - real_files(linked)
+    videos = load_table([str(folder / "film0"), str(tmp_path / "links" / "film0")], CONFIG).spans
+    assert len(videos) == 2
+
+
+def test_only_videos_are_as_a_list_states(folder, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((6, 16, 24, 3), np.uint8))
+    rows = ["path,num_frames,fps", f"{folder}/film0/scene0.mp4,70,25", "a.npy,60,25"]
+    rows += [f"{folder}/stills/0.png,1,", f"{folder}/stills/1.png,7,25"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    spans = load_table(str(path), CONFIG).spans
+    assert spans.num_frames.tolist() == [70, 6, 1, 1]
+    assert spans.is_image.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "num_frames"),
+    [
+        (("12.0", "25", "24.0", "16"), 12),
+        (("12.5", "25", "24", "16"), 10),
+        (("12", "25", "10000000000", "16"), 10),
+        (("nan", "25", "24", "16"), 10),
+    ],
+)
+def test_numbers_that_a_list_states_are_whole_and_bounded(folder, tmp_path, numbers, num_frames):
+    row = ",".join((f"{folder}/film0/scene0.mp4", *numbers))
+    path = tmp_path / "list.csv"
+    path.write_text(f"path,num_frames,fps,width,height\n{row}\n")
+    assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [num_frames]
+
+
+def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 2)
+    first, second = (f"{folder}/film0/scene{number}.mp4" for number in range(2))
+    line = f"{first},5,12,25\n"
+    # In one chunk of lines, in two that follow each other, and in two that do not.
+    for rows in (line, f"{second},0,11,25\n{line}", 3 * f"{second},0,11,25\n" + line):
+        path = tmp_path / "list.csv"
+        path.write_text(f"path,start_frame,num_frames,fps\n{first},0,10,25.001\n{rows}")
+        match = (
+            r"`num_frames` must be the same .*, but got 10 and 12 for .*scene0.mp4. .* whole file"
+        )
+        with pytest.raises(DataError, match=match):
+            load_table(str(path), CONFIG)
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

@@ -18,7 +18,7 @@ from telecine.data.hdr import BT2020, HLG, PQ
 from telecine.data.source import VideoInfo
 
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-FORMAT = "1"
+FORMAT = "2"
 DAMAGE_ERRORS = (OSError, SafetensorError, ValueError, KeyError, IndexError, OverflowError)
 _HDR = ("", PQ, HLG, BT2020)
 _DIGEST_BYTES = 32  # of a SHA-256

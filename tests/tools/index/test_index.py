@@ -1,11 +1,12 @@
 """`telecine data index`: training then reads no header and no packet, and its clips are the same."""
 
+import os
 import shutil
 
 import pytest
 
 from telecine.cli.commands import run
-from telecine.data import ClipDataset
+from telecine.data import ClipDataset, index_store
 from telecine.data.load_table import load_table
 from telecine.data.table_holdout import split_table
 from telecine.settings import ClipConfig
@@ -72,6 +73,29 @@ def test_sidecars_move_with_their_tar_files_and_others_are_not_used(data, tmp_pa
     assert names == {"film3-6.mp4", "film3-7.mp4"}
     (moved / ".0.tar.telecine-index").write_bytes(b"damaged")
     assert len(load_table(str(moved), CONFIG).spans) == 2
+
+
+@pytest.mark.parametrize("case", ["read-only data", "second path", "read-only before", "cached"])
+def test_an_index_is_used_wherever_it_was_written(data, tmp_path, monkeypatch, case):
+    """Of files, and of tar files that a run without an index has scanned."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    can_write = {"now": case != "cached"}
+    monkeypatch.setattr(os, "access", lambda path, mode: can_write["now"])
+    if case == "read-only before":
+        load_table(str(data), CONFIG)
+        can_write["now"] = False
+    run(["data", "index", str(data)])
+    can_write["now"] = case not in ("read-only data", "read-only before")
+    paths = [str(data)]
+    if case == "second path":
+        first = shutil.copytree(data, tmp_path / "first", ignore=lambda *_: ["0.tar", "1.tar"])
+        paths.insert(0, str(first))
+    store = load_table(paths, CONFIG).store
+    monkeypatch.setattr(index_store, "index_video", lambda *_: pytest.fail("indexed again"))
+    table = load_table(str(data), CONFIG)
+    for span in table.spans:
+        if span.info.source.name != "film3-7.mp4":  # damaged
+            assert store.info(span.info.source).num_frames > 0
 
 
 @pytest.mark.parametrize("shard", ["8/8", "1", "-1/2"])

@@ -102,6 +102,10 @@ class _Indexer:
             reason = "has arrays, whose axes are settings of a run"
             self.skipped.append(Skipped(archive, reason))
             return
+        if not sidecar.is_complete:
+            reason = "is read up to an error of the system; index it again"
+            self.skipped.append(Skipped(archive, reason))
+            return
         members = list(sidecar.members)
         results = self._index(members, f"indexing {archive.name}")
         infos = {}
