@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from telecine.base.files import remove_partial
 from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index import index_video
 from telecine.data.index_cache import fingerprint_of, index_paths
@@ -48,6 +50,7 @@ _HEADERS = "headers"
 _SHARDS = "shards"
 _FAILURE = "failure"
 _LIMITS = "limits"
+_SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
 _NUM_OPEN = 64  # sidecars that a process keeps open
 _ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
@@ -293,6 +296,7 @@ class IndexStore:
         columns = columns_of_infos(list(infos), list(infos.values()))
         columns |= _header_columns(keys, headers)
         name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
+        _remove_left(self.folder / _SHARDS)
         save_tensors(self.folder / _SHARDS / name, columns, {})
 
     def _save(
@@ -336,6 +340,7 @@ class IndexStore:
             headers: The header of each file, of type `HEADER`.
         """
         try:
+            _remove_left(self.folder)
             save_tensors(self.folder / _HEADERS, _header_columns(keys, headers), {})
         except OSError as error:
             text = "headers cannot be saved, so that the next run reads them again: %s"
@@ -345,6 +350,12 @@ class IndexStore:
 def _path_of(folder: Path, key: int) -> Path:
     name = f"{key:016x}"
     return folder / name[-2:] / name
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what processes that were killed have left."""
+    with suppress(OSError):  # another process removes it, too
+        remove_partial(folder, time.time() - _SECONDS_OF_A_WRITE)
 
 
 def _header_columns(keys: NDArray[np.int64], headers: NDArray[Any]) -> dict[str, NDArray[Any]]:
