@@ -15,6 +15,7 @@ from telecine.data import (
     ClipDataset,
     DataError,
     DecodeError,
+    index_store,
     index_video,
     load_spans,
     sidecar,
@@ -147,6 +148,30 @@ def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     assert 0 < len(names) == len(set(names))
     other = lazy_dataset(data)
     assert_same_clips([other[23]], [clips[23]])
+
+
+def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkeypatch):
+    for path in sorted(data.rglob("*.mp4"))[:-1]:
+        content = path.read_bytes()
+        begin = content.index(b"mdat") + 4
+        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+    tried = []
+
+    def index_and_note(source, config):
+        tried.append(source)
+        return index_video(source, config)
+
+    monkeypatch.setattr(index_store, "index_video", index_and_note)
+    dataset = lazy_dataset(data)
+    clips = [dataset[index] for index in range(12)]
+    assert len({clip["source"] for clip in clips}) == 1
+    again = lazy_dataset(data)
+    assert_same_clips([again[index] for index in range(12)], clips)
+    assert len(tried) == len(set(tried))
+    small = load_table(str(data), replace(CONFIG, max_pixels=10**6))
+    with pytest.raises(DecodeError):
+        small.store.info(tried[0])
+    assert len(tried) > len(set(tried)), "a failure is that of its settings"
 
 
 @pytest.mark.parametrize("first", [{"max_pixels": 300}, {"channels": 5}, "error"])

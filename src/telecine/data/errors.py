@@ -12,7 +12,16 @@ from telecine.settings import TIMEOUT
 T = TypeVar("T")
 
 _ERRORS_OF_SYSTEM = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+    {
+        errno.EACCES,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOENT,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
 )
 
 

@@ -172,17 +172,24 @@ def write_sidecar(
 
 
 def open_sidecar(archive: File) -> IndexFile | None:
-    """Return the sidecar of a tar file; None if there is none that fits, or it is damaged."""
+    """Return the sidecar of a tar file; None if there is none that fits, or it is damaged.
+
+    One with exact indices is preferred to one without.
+    """
+    found = None
     for place in _places(archive):
         if isinstance(place, Path) and not place.is_file():
             continue
         try:
             file = open_local(place, IndexFile, whole=True)
-            if file.metadata[_FITS] == open_local(archive, _digest, in_order=True):
+            if file.metadata[_FITS] != open_local(archive, _digest, in_order=True):
+                continue
+            if json.loads(file.metadata[_HAS_INDICES]):
                 return file
         except (DecodeError, *DAMAGE_ERRORS):
             continue
-    return None
+        found = found or file
+    return found
 
 
 def read_sidecar(archive: File) -> Sidecar | None:
