@@ -295,7 +295,7 @@ def test_convolutions_that_cheaper_ones_can_compute_are_met(
 
 
 def test_a_fit_to_some_positions_is_one_to_all_columns():
-    """With twice as many positions as a fit takes, and a convolution that returns three times as much on odd columns."""
+    """With twice as many positions as a fit takes, and outputs three times as large on odd columns."""
     padded = torch.randn(1, 1, 5, 128, 64, generator=torch.Generator().manual_seed(0))
     output = padded.clone()
     output[..., 1::2] *= 3
