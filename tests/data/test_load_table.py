@@ -14,6 +14,7 @@ from telecine.data import load_table as load_table_module
 from telecine.data.header import read_header
 from telecine.data.load_table import load_table
 from telecine.data.table_holdout import split_table, without_held_out_files
+from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
 
 from .videos import (
@@ -70,6 +71,13 @@ def write_shards(folder):
     return folder / "shards"
 
 
+def spoil(path):
+    """Damage the frames of a video, but not its header."""
+    content = path.read_bytes()
+    begin = content.index(b"mdat") + 4
+    path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+
+
 @pytest.mark.parametrize("changes", [{}, {"weighting": "files", "holdout": "folder"}, {"fps": 12}])
 @pytest.mark.parametrize("kind", [lambda folder: folder, write_list, write_shards])
 def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
@@ -121,10 +129,7 @@ def test_only_files_that_clips_are_drawn_from_are_indexed(data):
 
 def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     for number in range(0, 12, 2):
-        path = data / f"film{number // 2}" / f"scene{number}.mp4"
-        content = path.read_bytes()
-        begin = content.index(b"mdat") + 4
-        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+        spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
     truncate(data / "film0" / "scene1.mp4", 0.1)
     table = load_table(str(data), CONFIG)
     assert [skipped.path.name for skipped in table.skipped] == ["scene1.mp4"]
@@ -222,6 +227,23 @@ def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_pa
         )
         with pytest.raises(DataError, match=match):
             load_table(str(path), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "expected"), [([], [6]), ([6], [7]), ([6, 7, 8, 9, 10, 11], [0])]
+)
+def test_another_held_out_file_is_validated_on_in_place_of_a_damaged_one(data, spoiled, expected):
+    for number in spoiled:
+        spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
+    table = load_table(str(data), CONFIG)
+    spans = index_validation_spans(table.spans, table.store, CONFIG, 1)
+    names = [f"scene{number}.mp4" for number in expected]
+    assert [span.info.source.name for span in spans] == names
+
+
+def test_each_of_several_paths_has_files(folder, tmp_path):
+    with pytest.raises(DataError, match=f"with videos, images or arrays .*, but got {tmp_path}"):
+        load_table([str(folder), str(tmp_path)], CONFIG)
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

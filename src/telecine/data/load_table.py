@@ -85,7 +85,7 @@ def load_table(
         name: Name of the argument in error messages.
 
     Raises:
-        DataError: nothing is found at `path`, no header can be read, or a list is not valid.
+        DataError: nothing is found at one of the paths, no header can be read, or a list is not valid.
     """
     paths = paths_of(path)
     if not paths:
@@ -94,15 +94,16 @@ def load_table(
     reader = _TableReader(store, config, counts_once=len(paths) > 1)
     for one_path in paths:
         cache = IndexCache(one_path, config)
+        num_before = reader.num_found
         for file in find_files(one_path, name=name):
             if is_archive(file):
                 reader.add_members(file, store.members(file))
             else:
                 reader.add(segments_of(file, cache, keep_columns=True))
+        if reader.num_found == num_before:
+            raise nothing_found(one_path, name)
     table = reader.table()
     if len(table.spans) == 0:
-        if not table.skipped:
-            raise nothing_found(paths[0], name)
         got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
         remedy = "Check that they are complete and that other programs show them."
         raise argument_error(name, "at least one decodable file", got, remedy, DataError)
@@ -115,6 +116,7 @@ class _TableReader:
     """Reads the headers of segments' files into columns."""
 
     def __init__(self, store: IndexStore, config: ClipConfig, *, counts_once: bool) -> None:
+        self.num_found = 0  # files, members and segments
         self._store = store
         self._counts_once = counts_once  # whether equal spans count once
         self._config = config
@@ -135,6 +137,7 @@ class _TableReader:
     def add(self, segments: Iterable[Segment]) -> None:
         """Add segments. The headers of their files are read some thousands at a time."""
         for segment in segments:
+            self.num_found += 1
             self._pending.append(segment)
             if len(self._pending) == _CHUNK:
                 self._read_pending()
@@ -152,6 +155,7 @@ class _TableReader:
         if self._bounds:
             self._bounds.extend(array("d", [math.nan]) * (4 * count))
         self._skipped.extend(sidecar.skipped)
+        self.num_found += count + len(sidecar.skipped)
         self._leave_out_refused(sidecar.members, sidecar.members.headers)
         self._parts.append(sidecar.members)
 
