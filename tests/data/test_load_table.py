@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from telecine.data import ClipDataset, DataError, DecodeError, index_video, load_spans, split_videos
 from telecine.data import load_table as load_table_module
 from telecine.data.header import read_header
+from telecine.data.index_store import IndexStore
 from telecine.data.load_table import load_table
 from telecine.data.table_holdout import split_table, without_held_out_files
 from telecine.data.validation import index_validation_spans
@@ -243,7 +244,39 @@ def test_another_held_out_file_is_validated_on_in_place_of_a_damaged_one(data, s
 
 def test_each_of_several_paths_has_files(folder, tmp_path):
     with pytest.raises(DataError, match=f"with videos, images or arrays .*, but got {tmp_path}"):
-        load_table([str(folder), str(tmp_path)], CONFIG)
+        load_table([str(tmp_path), str(folder)], CONFIG)
+    assert list(tmp_path.iterdir()) == [], "no headers of nothing are kept"
+
+
+def test_headers_are_kept_after_an_interrupt(data, monkeypatch):
+    read = []
+    limit = 5
+
+    def read_some(source, config):
+        if len(read) == limit:
+            raise KeyboardInterrupt
+        read.append(source)
+        return read_header(source, config)
+
+    monkeypatch.setattr(load_table_module, "read_header", read_some)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        load_table(str(data), CONFIG)
+    limit = 9
+    with pytest.raises(KeyboardInterrupt):
+        load_table(str(data), CONFIG)
+    limit = 99
+    assert len(load_table(str(data), CONFIG).spans) == 16
+    assert len(read) == len(set(read)) == 16
+
+
+def test_headers_are_kept_each_minute(data, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 4)
+    monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
+    saved = []
+    monkeypatch.setattr(IndexStore, "save_headers", lambda store, keys, _: saved.append(len(keys)))
+    load_table(str(data), CONFIG)
+    assert saved == [4, 8, 12, 16, 16]
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
