@@ -6,6 +6,8 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from torch.utils.data import DataLoader
 
@@ -277,6 +279,27 @@ def test_headers_are_kept_each_minute(data, monkeypatch):
     monkeypatch.setattr(IndexStore, "save_headers", lambda store, keys, _: saved.append(len(keys)))
     load_table(str(data), CONFIG)
     assert saved == [4, 8, 12, 16, 16]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_only_columns_that_describe_files_are_read(folder, tmp_path, caplog, monkeypatch, suffix):
+    path = tmp_path / f"list{suffix}"
+    columns = {"path": [f"{folder}/film0/scene0.mp4"], "num_frames": [12], "fps": [25.0]}
+    columns |= {"width": [24], "height": [16], "caption": ["a film"]}
+    table = pyarrow.table(columns)
+    write = pyarrow.csv.write_csv if suffix == ".csv" else pyarrow.parquet.write_table
+    write(table, path)
+    asked = []
+    read_batches = pyarrow.parquet.ParquetFile.iter_batches
+
+    def record(file, *arguments, columns, **options):
+        asked.extend(columns)
+        return read_batches(file, *arguments, columns=columns, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", record)
+    assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [12]
+    assert caplog.messages == [f"{path}: left out 1 column that no clip needs: `caption`"]
+    assert "caption" not in asked
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

@@ -43,6 +43,7 @@ from telecine.settings import ClipConfig
 logger = logging.getLogger(__name__)
 
 _CHUNK = 4096  # files whose headers are read at once
+_STATED = ("num_frames", "fps", "width", "height")  # columns that describe a file
 _MAX_SIDE = 2**31 - 1  # pixels, of a frame that a list describes
 _FPS_TOLERANCE = 1e-3  # of rates in two lines of a list, as a fraction
 _SECONDS_BETWEEN_SAVES = 60.0
@@ -148,7 +149,7 @@ class _TableReader:
             if is_archive(file):
                 self._add_members(file, self._store.members(file))
             else:
-                self._add(segments_of(file, cache, keep_columns=True))
+                self._add(segments_of(file, cache, keep_columns=_STATED))
 
     def _add(self, segments: Iterable[Segment]) -> None:
         """Add segments. The headers of their files are read some thousands at a time."""
@@ -422,7 +423,7 @@ def _check_agreement(source: Source, first: Header | None, other: Header | None)
     """
     if first is None or other is None:
         return
-    for name in ("num_frames", "fps", "width", "height"):
+    for name in _STATED:
         values = (getattr(first, name), getattr(other, name))
         if not math.isclose(*values, rel_tol=_FPS_TOLERANCE if name == "fps" else 0.0):
             contract = "the same in all lines of one file"
