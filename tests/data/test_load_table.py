@@ -4,6 +4,8 @@ import csv
 import pickle
 import shutil
 from dataclasses import replace
+from errno import EIO
+from itertools import islice
 
 import numpy as np
 import pyarrow.csv
@@ -11,11 +13,21 @@ import pyarrow.parquet
 import pytest
 from torch.utils.data import DataLoader
 
-from telecine.data import ClipDataset, DataError, DecodeError, index_video, load_spans, split_videos
+from telecine.data import (
+    ClipDataset,
+    DataError,
+    DecodeError,
+    index_store,
+    index_video,
+    load_spans,
+    sidecar,
+    split_videos,
+)
 from telecine.data import load_table as load_table_module
 from telecine.data.header import read_header
 from telecine.data.index_store import IndexStore
 from telecine.data.load_table import load_table
+from telecine.data.source import tar_members
 from telecine.data.table_holdout import split_table, without_held_out_files
 from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
@@ -144,6 +156,50 @@ def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     assert 0 < len(names) == len(set(names))
     other = lazy_dataset(data)
     assert_same_clips([other[23]], [clips[23]])
+
+
+def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkeypatch):
+    for path in sorted(data.rglob("*.mp4"))[:-1]:
+        content = path.read_bytes()
+        begin = content.index(b"mdat") + 4
+        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+    tried = []
+
+    def index_and_note(source, config):
+        tried.append(source)
+        return index_video(source, config)
+
+    monkeypatch.setattr(index_store, "index_video", index_and_note)
+    dataset = lazy_dataset(data)
+    clips = [dataset[index] for index in range(12)]
+    assert len({clip["source"] for clip in clips}) == 1
+    again = lazy_dataset(data)
+    assert_same_clips([again[index] for index in range(12)], clips)
+    assert len(tried) == len(set(tried))
+    small = load_table(str(data), replace(CONFIG, max_pixels=10**6))
+    with pytest.raises(DecodeError):
+        small.store.info(tried[0])
+    assert len(tried) > len(set(tried)), "a failure is that of its settings"
+
+
+@pytest.mark.parametrize("first", [{"max_pixels": 300}, {"channels": 5}, "error"])
+def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, first):
+    shards = write_shards(data)
+
+    def fail_once(archive, opened):
+        yield from islice(tar_members(archive, opened), 5)
+        monkeypatch.undo()
+        raise OSError(EIO, "Input/output error")
+
+    if first == "error":
+        monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        assert len(load_table(str(shards), CONFIG).spans) == 11
+    else:
+        with pytest.raises(DataError, match="12 that cannot be read"):
+            load_table(str(shards), replace(CONFIG, **first))
+    table = load_table(str(shards), CONFIG)
+    assert (len(table.spans), table.skipped) == (12, [])
+    assert len(list(shards.glob(".*.tar.telecine-index"))) == 2
 
 
 def test_changed_files_are_noticed_and_copies_are_not(data, tmp_path):

@@ -93,7 +93,7 @@ def load_table(
     paths = paths_of(path)
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
-    store = IndexStore(paths[0], config)
+    store = IndexStore(paths[0], config, paths[1:])
     reader = _TableReader(store, config, counts_once=len(paths) > 1)
     try:
         for one_path in paths:
