@@ -116,7 +116,7 @@ def make(data: Path, num_clips: int) -> None:
 def add_sidecars(data: Path) -> None:
     """Write the indices of all shards."""
     from telecine.data.header import Header  # which an earlier checkout does not have
-    from telecine.data.sidecar import write_sidecar
+    from telecine.data.sidecar import Sidecar, write_sidecar
     from telecine.data.table import HEADER, FileTable
 
     infos = [
@@ -136,7 +136,7 @@ def add_sidecars(data: Path) -> None:
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
         table = FileTable.of(members, [""] * len(members), rows)
-        write_sidecar(archive, table, exact, [])
+        write_sidecar(archive, Sidecar(table, [], has_indices=True), exact)
     print(f"indices of {num_members} clips")
 
 

@@ -20,7 +20,7 @@ from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.losses.perceptual import LPIPS
 from telecine.models import CausalVAE, VideoAutoencoder
 from telecine.models.paired import PairedAutoencoder
-from telecine.models.student import student_config
+from telecine.models.student_config import student_config
 from telecine.settings import ClipConfig
 from telecine.tools.distill import TeacherDecoding, TeacherLatent
 

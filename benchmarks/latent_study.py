@@ -27,7 +27,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
-from telecine.tools.latents.forecasts import interpolated_latents, velocity_irreducible_variance
 from torch import Tensor, nn
 from torchmetrics.functional import spearman_corrcoef
 
@@ -54,6 +53,10 @@ from telecine.models.linear import LinearAutoencoder
 from telecine.settings import PredictiveConfig, TrainableConfig, TrainConfig
 from telecine.settings.parse import read_config
 from telecine.tools.latents.denoising import LEVELS, WienerFilter, velocity_losses
+from telecine.tools.latents.generator_quality import (
+    interpolated_latents,
+    velocity_irreducible_variance,
+)
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.prediction import FilledPosterior
 from telecine.training.state import TrainState

@@ -4,14 +4,32 @@ import csv
 import pickle
 import shutil
 from dataclasses import replace
+from errno import EIO
+from itertools import islice
 
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from torch.utils.data import DataLoader
 
-from telecine.data import ClipDataset, DataError, DecodeError, index_video, load_spans, split_videos
+from telecine.data import (
+    ClipDataset,
+    DataError,
+    DecodeError,
+    index_store,
+    index_video,
+    load_spans,
+    sidecar,
+    split_videos,
+)
+from telecine.data import load_table as load_table_module
 from telecine.data.header import read_header
+from telecine.data.index_store import IndexStore
 from telecine.data.load_table import load_table
+from telecine.data.source import tar_members
 from telecine.data.table_holdout import split_table, without_held_out_files
+from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
 
 from .videos import (
@@ -68,6 +86,13 @@ def write_shards(folder):
     return folder / "shards"
 
 
+def spoil(path):
+    """Damage the frames of a video, but not its header."""
+    content = path.read_bytes()
+    begin = content.index(b"mdat") + 4
+    path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+
+
 @pytest.mark.parametrize("changes", [{}, {"weighting": "files", "holdout": "folder"}, {"fps": 12}])
 @pytest.mark.parametrize("kind", [lambda folder: folder, write_list, write_shards])
 def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
@@ -119,10 +144,7 @@ def test_only_files_that_clips_are_drawn_from_are_indexed(data):
 
 def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     for number in range(0, 12, 2):
-        path = data / f"film{number // 2}" / f"scene{number}.mp4"
-        content = path.read_bytes()
-        begin = content.index(b"mdat") + 4
-        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+        spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
     truncate(data / "film0" / "scene1.mp4", 0.1)
     table = load_table(str(data), CONFIG)
     assert [skipped.path.name for skipped in table.skipped] == ["scene1.mp4"]
@@ -134,6 +156,50 @@ def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     assert 0 < len(names) == len(set(names))
     other = lazy_dataset(data)
     assert_same_clips([other[23]], [clips[23]])
+
+
+def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkeypatch):
+    for path in sorted(data.rglob("*.mp4"))[:-1]:
+        content = path.read_bytes()
+        begin = content.index(b"mdat") + 4
+        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+    tried = []
+
+    def index_and_note(source, config):
+        tried.append(source)
+        return index_video(source, config)
+
+    monkeypatch.setattr(index_store, "index_video", index_and_note)
+    dataset = lazy_dataset(data)
+    clips = [dataset[index] for index in range(12)]
+    assert len({clip["source"] for clip in clips}) == 1
+    again = lazy_dataset(data)
+    assert_same_clips([again[index] for index in range(12)], clips)
+    assert len(tried) == len(set(tried))
+    small = load_table(str(data), replace(CONFIG, max_pixels=10**6))
+    with pytest.raises(DecodeError):
+        small.store.info(tried[0])
+    assert len(tried) > len(set(tried)), "a failure is that of its settings"
+
+
+@pytest.mark.parametrize("first", [{"max_pixels": 300}, {"channels": 5}, "error"])
+def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, first):
+    shards = write_shards(data)
+
+    def fail_once(archive, opened):
+        yield from islice(tar_members(archive, opened), 5)
+        monkeypatch.undo()
+        raise OSError(EIO, "Input/output error")
+
+    if first == "error":
+        monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        assert len(load_table(str(shards), CONFIG).spans) == 11
+    else:
+        with pytest.raises(DataError, match="12 that cannot be read"):
+            load_table(str(shards), replace(CONFIG, **first))
+    table = load_table(str(shards), CONFIG)
+    assert (len(table.spans), table.skipped) == (12, [])
+    assert len(list(shards.glob(".*.tar.telecine-index"))) == 2
 
 
 def test_changed_files_are_noticed_and_copies_are_not(data, tmp_path):
@@ -155,6 +221,141 @@ def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog)
     assert "scene0.mp4" not in names
     assert without_held_out_files(held_out, held_out) is held_out
     assert "validation is on what is trained on" in caplog.text
+
+
+def test_links_to_a_file_are_the_file(folder, tmp_path):
+    (tmp_path / "links").symlink_to(folder)
+    rows = ["path,num_frames,fps"]
+    for number in range(12):
+        name = f"film{number // 2}/scene{number}.mp4,{10 + number},25"
+        rows += [f"{folder}/{name}", f"links/{name}"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    config = replace(CONFIG, holdout="file")
+    table = load_table(str(path), config)
+    train, held_out = split_table(table.spans, config)
+
+    def real_files(spans):
+        return {span.info.source.resolve() for span in spans}
+
+    assert real_files(train).isdisjoint(real_files(held_out))
+    linked = load_table(str(tmp_path / "links" / "film0"), CONFIG).spans
+    left = real_files(without_held_out_files(table.spans, linked))
+    assert left == real_files(table.spans) - real_files(linked)
+    videos = load_table([str(folder / "film0"), str(tmp_path / "links" / "film0")], CONFIG).spans
+    assert len(videos) == 2
+
+
+def test_only_videos_are_as_a_list_states(folder, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((6, 16, 24, 3), np.uint8))
+    rows = ["path,num_frames,fps", f"{folder}/film0/scene0.mp4,70,25", "a.npy,60,25"]
+    rows += [f"{folder}/stills/0.png,1,", f"{folder}/stills/1.png,7,25"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(rows))
+    spans = load_table(str(path), CONFIG).spans
+    assert spans.num_frames.tolist() == [70, 6, 1, 1]
+    assert spans.is_image.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "num_frames"),
+    [
+        (("12.0", "25", "24.0", "16"), 12),
+        (("12.5", "25", "24", "16"), 10),
+        (("12", "25", "10000000000", "16"), 10),
+        (("nan", "25", "24", "16"), 10),
+    ],
+)
+def test_numbers_that_a_list_states_are_whole_and_bounded(folder, tmp_path, numbers, num_frames):
+    row = ",".join((f"{folder}/film0/scene0.mp4", *numbers))
+    path = tmp_path / "list.csv"
+    path.write_text(f"path,num_frames,fps,width,height\n{row}\n")
+    assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [num_frames]
+
+
+def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 2)
+    first, second = (f"{folder}/film0/scene{number}.mp4" for number in range(2))
+    line = f"{first},5,12,25\n"
+    # In one chunk of lines, in two that follow each other, and in two that do not.
+    for rows in (line, f"{second},0,11,25\n{line}", 3 * f"{second},0,11,25\n" + line):
+        path = tmp_path / "list.csv"
+        path.write_text(f"path,start_frame,num_frames,fps\n{first},0,10,25.001\n{rows}")
+        match = (
+            r"`num_frames` must be the same .*, but got 10 and 12 for .*scene0.mp4. .* whole file"
+        )
+        with pytest.raises(DataError, match=match):
+            load_table(str(path), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "expected"), [([], [6]), ([6], [7]), ([6, 7, 8, 9, 10, 11], [0])]
+)
+def test_another_held_out_file_is_validated_on_in_place_of_a_damaged_one(data, spoiled, expected):
+    for number in spoiled:
+        spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
+    table = load_table(str(data), CONFIG)
+    spans = index_validation_spans(table.spans, table.store, CONFIG, 1)
+    names = [f"scene{number}.mp4" for number in expected]
+    assert [span.info.source.name for span in spans] == names
+
+
+def test_each_of_several_paths_has_files(folder, tmp_path):
+    with pytest.raises(DataError, match=f"with videos, images or arrays .*, but got {tmp_path}"):
+        load_table([str(tmp_path), str(folder)], CONFIG)
+    assert list(tmp_path.iterdir()) == [], "no headers of nothing are kept"
+
+
+def test_headers_are_kept_after_an_interrupt(data, monkeypatch):
+    read = []
+    limit = 5
+
+    def read_some(source, config):
+        if len(read) == limit:
+            raise KeyboardInterrupt
+        read.append(source)
+        return read_header(source, config)
+
+    monkeypatch.setattr(load_table_module, "read_header", read_some)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        load_table(str(data), CONFIG)
+    limit = 9
+    with pytest.raises(KeyboardInterrupt):
+        load_table(str(data), CONFIG)
+    limit = 99
+    assert len(load_table(str(data), CONFIG).spans) == 16
+    assert len(read) == len(set(read)) == 16
+
+
+def test_headers_are_kept_each_minute(data, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 4)
+    monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
+    saved = []
+    monkeypatch.setattr(IndexStore, "save_headers", lambda store, keys, _: saved.append(len(keys)))
+    load_table(str(data), CONFIG)
+    assert saved == [4, 8, 12, 16, 16]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_only_columns_that_describe_files_are_read(folder, tmp_path, caplog, monkeypatch, suffix):
+    path = tmp_path / f"list{suffix}"
+    columns = {"path": [f"{folder}/film0/scene0.mp4"], "num_frames": [12], "fps": [25.0]}
+    columns |= {"width": [24], "height": [16], "caption": ["a film"]}
+    table = pyarrow.table(columns)
+    write = pyarrow.csv.write_csv if suffix == ".csv" else pyarrow.parquet.write_table
+    write(table, path)
+    asked = []
+    read_batches = pyarrow.parquet.ParquetFile.iter_batches
+
+    def record(file, *arguments, columns, **options):
+        asked.extend(columns)
+        return read_batches(file, *arguments, columns=columns, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", record)
+    assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [12]
+    assert caplog.messages == [f"{path}: left out 1 column that no clip needs: `caption`"]
+    assert "caption" not in asked
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

@@ -112,6 +112,31 @@ def test_sample_videos_have_no_other_number_of_channels(tiny, small_video, monke
         Spans.find(None, None, config)
 
 
+@pytest.mark.parametrize("holdout", ["folder", "column:film", "file"])
+def test_one_group_is_refused_before_anything_is_indexed(
+    tiny, small_video, tmp_path, monkeypatch, caplog, holdout
+):
+    rows = ["path,num_frames,fps,film"]
+    for number in range(10):
+        (tmp_path / f"{number}.mp4").symlink_to(small_video)
+        rows.append(f"{number}.mp4,60,25,one")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+
+    def refuse(*arguments, **options):
+        raise AssertionError("indexed")
+
+    monkeypatch.setattr("telecine.training.clips.load_spans", refuse)
+    config = replace(tiny().clips, index="lazy", holdout=holdout)
+    if holdout != "file":
+        match = f"`clips.holdout` must be a column or folders of two groups .*, but got {holdout}"
+        with pytest.raises(DataError, match=match):
+            Spans.find(str(tmp_path / "list.csv"), None, config)
+        return
+    with pytest.raises(AssertionError, match="indexed"), caplog.at_level("INFO"):
+        Spans.find(str(tmp_path / "list.csv"), None, config)
+    assert "because all of them are in one group" in caplog.text
+
+
 def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
     for number in range(12):
         folder = tmp_path / f"film{number // 2}"

@@ -114,6 +114,36 @@ def with_undeclared_layer():
     return model
 
 
+class Upsample(Sharpen):
+    """A layer that nobody has declared, of the name of one of telecine's."""
+
+
+def with_trilinear_layer():
+    model = CausalVAE(TINY)
+    model.decoder.network.insert(1, torch.nn.Upsample(scale_factor=1, mode="trilinear"))
+    return model
+
+
+def with_namesake():
+    model = CausalVAE(TINY)
+    model.decoder.network.insert(1, Upsample())
+    return model
+
+
+def with_namesake_of_diffusers():
+    model = DiffusersAutoencoder(tiny_model("wan"))
+    namesake = type("WanRMS_norm", (Sharpen,), {})
+    model.module.decoder.norm_out = namesake()
+    return model
+
+
+def with_own_convolution():
+    model = DiffusersAutoencoder(tiny_model("wan"))
+    convolution = model.module.decoder.conv_out
+    convolution.__class__ = type("OwnConv3d", (type(convolution),), {})
+    return model
+
+
 def with_tiling():
     model = DiffusersAutoencoder(tiny_model("wan"))
     model.module.enable_tiling()
@@ -149,6 +179,10 @@ def with_tiling():
             r"`context_parallel` must be 1 for a model with a layer that cannot be split, but got decoder.network.1, a "
             "Sharpen",
         ),
+        (with_trilinear_layer, [32], r"cannot be split, but got decoder.network.1, a Upsample"),
+        (with_namesake, [32], r"cannot be split, but got decoder.network.1, a Upsample"),
+        (with_namesake_of_diffusers, [32], r"cannot be split, but got decoder.norm_out, a WanRMS"),
+        (with_own_convolution, [32], r"cannot be split, but got decoder.conv_out, a OwnConv3d"),
         (
             lambda: CausalVAE(TINY),
             [32, 4],

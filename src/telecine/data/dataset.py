@@ -38,6 +38,9 @@ from telecine.settings import Bucket, ClipConfig
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 16
+_MAX_DRAWS = (
+    1000  # with those of files that cannot be indexed, which costs little from the second time on
+)
 _MAX_MEMORY_FRACTION = 0.8  # the rest is left to the model and to other processes
 
 Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
@@ -136,7 +139,7 @@ class ClipDataset(Dataset[Clip]):
     `config.order` "epochs", clips are drawn without repetition: each of as many clips as spans, or files, is drawn from
     another part of the data, in an order that depends on the seed and the number of the epoch. A clip
     that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16
-    in a row, reading raises a `DataError`.
+    in a row, or 1000 of files without an index, reading raises a `DataError`.
 
     With a table of spans, a file and a position are drawn by the headers alone; the file is then indexed, and the
     position becomes a frame. So a clip does not depend on what was indexed before.
@@ -196,15 +199,20 @@ class ClipDataset(Dataset[Clip]):
         """Return the arguments of `make_clip` for an item: frames `(T, H, W, C)`, the spec and the size.
 
         Raises:
-            DataError: 16 clips in a row cannot be decoded.
+            DataError: 16 clips in a row cannot be decoded, or 1000 with those of files that cannot be indexed.
         """
         step, index = (item, item) if isinstance(item, int) else item
         pool, bucket = self._draw_pool(step)
-        for attempt in range(_MAX_ATTEMPTS):
-            spec = self._draw_spec(pool, index, attempt)
+        num_failures = 0
+        num_draws = 0
+        while num_failures < _MAX_ATTEMPTS and num_draws < _MAX_DRAWS:
+            spec = self._draw_spec(pool, index, attempt=num_draws)
+            num_draws += 1
+            is_indexed = False
             try:
                 if isinstance(spec.span, EstimatedSpan):
                     spec = self._exact_spec(spec, bucket)
+                is_indexed = True
                 frames = None
                 if self.cache is not None:
                     frames = self.cache.read(spec.span, spec.start, bucket)
@@ -215,14 +223,17 @@ class ClipDataset(Dataset[Clip]):
                     frames = resize_frames(frames, size)
                 return frames, spec, bucket
             except DecodeError as error:
-                path = spec.span.info.source
-                if path not in self._logged:
-                    self._logged.add(path)
-                    logger.warning("replacing clips that cannot be decoded: %s", error)
-        got = f"{_MAX_ATTEMPTS} clips in a row that cannot be decoded"
+                num_failures += is_indexed
+                self._log_once(spec.span.info.source, error)
+        got = f"{num_draws} clips in a row that cannot be decoded"
         raise argument_error(
             "data", "decodable", got, "Remove the files named in the log.", DataError
         )
+
+    def _log_once(self, source: Source, error: DecodeError) -> None:
+        if source not in self._logged:
+            self._logged.add(source)
+            logger.warning("replacing clips that cannot be decoded: %s", error)
 
     def _exact_spec(self, spec: ClipSpec, bucket: Bucket) -> ClipSpec:
         """Return a spec by the exact index of its file: at the same fraction of the positions that the header tells.

@@ -1,5 +1,6 @@
 """Errors of data that cannot be used, and the deadline for reading a file."""
 
+import errno
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,19 @@ from telecine.base.checks import ArgumentError
 from telecine.settings import TIMEOUT
 
 T = TypeVar("T")
+
+_ERRORS_OF_SYSTEM = frozenset(
+    {
+        errno.EACCES,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOENT,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
 
 
 class DataError(ArgumentError):
@@ -25,6 +39,11 @@ class DataError(ArgumentError):
 
 class DecodeError(DataError):
     """One file, or one part of it, cannot be decoded."""
+
+
+def is_of_system(error: DecodeError) -> bool:
+    """Return whether an error tells nothing of the file: another attempt may read it."""
+    return getattr(error.__cause__, "errno", None) in _ERRORS_OF_SYSTEM
 
 
 @contextmanager
@@ -85,7 +104,10 @@ class Deadline:
         left = self._end - time.monotonic()
         if left > 0:
             return left
-        remedy = "Remove the file, or if it is only slow, index it once with `telecine data --clips.timeout`."
+        command = (
+            "`telecine data --clips.timeout` (with `--clips.index lazy`, `telecine data index`)"
+        )
+        remedy = f"Remove the file, or if it is only slow, index it once with {command}."
         raise DataError(f"{self._source}: not read within {self._seconds:g} seconds. {remedy}")
 
     def limit(self, items: Iterable[T]) -> Iterator[T]:

@@ -202,11 +202,7 @@ def _split_by_holdout(
         if spans:
             groups.append(group)
             long_enough.append(spans)
-    is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
-    if is_asked_for and len(groups) < 2:
-        contract = "a column or folders of two groups or more"
-        remedy = "Use another column, folders or `auto`, or set `val_data`."
-        raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
+    is_asked_for = asks_for_groups(config, len(groups))
     files = {resolve_source(span.info.source) for group in long_enough for span in group}
     are_many = len(files) >= MIN_VIDEOS
     prefers_groups = is_asked_for or are_many or has_column(videos, config.holdout)
@@ -217,6 +213,24 @@ def _split_by_holdout(
         chosen = choose_groups(_lengths(long_enough), config.val_fraction)
         split = _hold_out_groups(groups, chosen, frames)
     return split
+
+
+def asks_for_groups(config: ClipConfig, num_groups: int) -> bool:
+    """Return whether `config.holdout` names a column or folders.
+
+    Args:
+        config: The settings.
+        num_groups: The number of groups with a video that is long enough.
+
+    Raises:
+        DataError: it does, but there are not two groups.
+    """
+    is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
+    if is_asked_for and num_groups < 2:
+        contract = "a column or folders of two groups or more"
+        remedy = "Use another column, folders or `auto`, or set `val_data`."
+        raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
+    return is_asked_for
 
 
 def _split_as_earlier(

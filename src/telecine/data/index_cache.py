@@ -180,15 +180,33 @@ class IndexCache:
 
 def index_path(data: str | PathLike[str]) -> Path:
     """Return the file of the index of a data set: hidden and next to the data, or in the user's cache folder."""
-    identity = str(data)
-    if not is_address(identity):
-        path = Path(data)
-        root = deepest_folder(path)
-        if os.access(root, os.W_OK):
-            if root == path:
-                return root / INDEX_NAME
-            return root / f".{_short_hash(os.path.relpath(path, root))}{INDEX_NAME}"
-        identity = str(path.absolute())
+    path = _path_beside(data)
+    if path is not None and os.access(path.parent, os.W_OK):
+        return path
+    return _path_in_cache(data)
+
+
+def index_paths(data: str | PathLike[str]) -> list[Path]:
+    """Return `index_path`, and where the index is if the data can be written to in another run only."""
+    paths = [index_path(data)]
+    for path in (_path_beside(data), _path_in_cache(data)):
+        if path is not None and path not in paths:
+            paths.append(path)
+    return paths
+
+
+def _path_beside(data: str | PathLike[str]) -> Path | None:
+    if is_address(str(data)):
+        return None
+    path = Path(data)
+    root = deepest_folder(path)
+    if root == path:
+        return root / INDEX_NAME
+    return root / f".{_short_hash(os.path.relpath(path, root))}{INDEX_NAME}"
+
+
+def _path_in_cache(data: str | PathLike[str]) -> Path:
+    identity = str(data) if is_address(str(data)) else str(Path(data).absolute())
     return user_cache_folder() / "indices" / f"{_short_hash(identity)}{INDEX_NAME}"
 
 
@@ -226,15 +244,22 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
             locations.append((member.name, member.offset, member.size))  # until an error
 
     try:
-        whole = isinstance(archive, RemotePath) and _has_small_members(archive, deadline)
+        whole = has_small_members(archive, deadline)
         open_local(archive, scan, deadline, whole=whole, in_order=True)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
     return locations
 
 
-def _has_small_members(archive: RemotePath, deadline: Deadline) -> bool:
-    """Return whether to fetch a tar file whole to find its members, because their headers are close to each other."""
+def has_small_members(archive: Path | RemotePath, deadline: Deadline) -> bool:
+    """Return whether to fetch a tar file whole to find its members, because their headers are close to each other.
+
+    Args:
+        archive: The tar file. One on this machine is not fetched.
+        deadline: The time by which its first members must be found.
+    """
+    if isinstance(archive, Path):
+        return False
 
     def mean_size(local: LocalSource) -> float:
         members = list(islice(tar_members(archive, open_file(local)), _NUM_SAMPLED))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.data.errors import Deadline
+from telecine.base.files import remove_partial
+from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index import index_video
-from telecine.data.index_cache import fingerprint_of, index_path
+from telecine.data.index_cache import fingerprint_of, index_paths
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.paths import deepest_folder
 from telecine.data.remote import look_up
@@ -45,6 +48,9 @@ logger = logging.getLogger(__name__)
 FOLDER_SUFFIX = ".d"
 _HEADERS = "headers"
 _SHARDS = "shards"
+_FAILURE = "failure"
+_LIMITS = "limits"
+_SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
 _NUM_OPEN = 64  # sidecars that a process keeps open
 _ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
@@ -70,27 +76,33 @@ class SavedHeaders(NamedTuple):
 class IndexStore:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
+    If the data cannot be written to, the folder is in the cache, and one beside the data is read, too.
+
     | file | content |
     |---|---|
     | `headers` | what the headers of all files say |
     | `shards/*` | exact indices that `telecine data index` has made |
-    | `ab/ab01...` | the exact index of one file that a run has drawn from |
+    | `ab/ab01...` | the exact index of one file that a run has drawn from, or why it has none |
 
     A file is found by a key: a hash of its path relative to the data, its size and its time of change or version.
 
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
         config: The limits of `index_video`.
+        others: Other paths. What is saved of them is read where the first path has nothing.
     """
 
-    def __init__(self, data: str, config: ClipConfig) -> None:
-        path = index_path(data)
-        self.folder = path.with_name(path.name + FOLDER_SUFFIX)
+    def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
+        paths = index_paths(data)
+        self._folders = [path.with_name(path.name + FOLDER_SUFFIX) for path in paths]
+        self.folder = self._folders[0]
         self.config = config
-        root = path.parent if is_address(data) else deepest_folder(Path(data))
+        self.others = [IndexStore(other, config) for other in others]
+        root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
         self._recent: dict[int, VideoInfo] = {}
+        self._failures: dict[int, str] = {}  # why files have no index
         self._shards: list[IndexFile] | None = None
         self._with_indices: set[File] = set()  # tar files
         self._sidecars: dict[File, IndexFile | None] = {}  # that are open
@@ -137,7 +149,7 @@ class IndexStore:
         sidecar = read_sidecar(archive)
         if sidecar is None:
             sidecar = scan_archive(archive, self.config)
-            if not has_arrays(sidecar):
+            if sidecar.is_complete and not has_arrays(sidecar):
                 try:
                     write_sidecar(archive, sidecar)
                 except OSError as error:
@@ -158,18 +170,54 @@ class IndexStore:
         try:
             if isinstance(source, RemotePath):
                 source = look_up(source, Deadline(source, self.config.timeout))
-            key = self.key_of(source, fingerprint_of(source))
+            fingerprint = fingerprint_of(source)
         except OSError:
             return index_video(source, self.config)  # raises an error with the reason
+        key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
+        for other in self.others:
+            if info is None:
+                info = other.saved_info(other.key_of(source, fingerprint), source)
         if info is None:
-            info = index_video(source, self.config)
-            self._save(key, info)
+            info = self._index(key, source)
         check_frame(source, info.width, info.height, self.config)
         if len(self._recent) == _NUM_RECENT:
             del self._recent[next(iter(self._recent))]
         self._recent[key] = info
         return info
+
+    def _index(self, key: int, source: Source) -> VideoInfo:
+        """Index a source, unless that has failed before, and keep the result or the reason.
+
+        Raises:
+            DecodeError: see `index_video`.
+            DataError: see `index_video`.
+        """
+        reason = self._failures.get(key) or self._saved_failure(key)
+        if reason is not None:
+            self._failures[key] = reason
+            raise DecodeError(f"{source}: {reason}")
+        try:
+            info = index_video(source, self.config)
+        except DecodeError as error:
+            if not is_of_system(error):
+                reason = str(error).removeprefix(f"{source}: ")
+                self._failures[key] = reason
+                self._save(key, {}, {_FAILURE: reason, _LIMITS: self._limits()})
+            raise
+        self._save(key, columns_of_infos([key], [info]), {})
+        return info
+
+    def _saved_failure(self, key: int) -> str | None:
+        """Return why a source has no index by the settings of this run; None if that is not known."""
+        for file in self._files_of(key):
+            if file.metadata.get(_LIMITS) == self._limits():
+                return file.metadata.get(_FAILURE)
+        return None
+
+    def _limits(self) -> str:
+        """Return what decides whether a file can be indexed, besides its content."""
+        return f"{self.config.max_pixels} {self.config.has_colours} {av.__version__}"
 
     def saved_info(self, key: int, source: Source) -> VideoInfo | None:
         """Return the index of a source from the folder; None if it is not there, or damaged.
@@ -189,13 +237,20 @@ class IndexStore:
                 continue
             if info is not None:
                 return info
-        path = self._path_of(key)
-        if not path.is_file():
-            return None
-        try:
-            return IndexFile(path).info(key, source)
-        except DAMAGE_ERRORS:
-            return None
+        for file in self._files_of(key):
+            with suppress(*DAMAGE_ERRORS):
+                info = file.info(key, source)
+                if info is not None:
+                    return info
+        return None
+
+    def _files_of(self, key: int) -> Iterator[IndexFile]:
+        """Yield what runs have saved of a file."""
+        for folder in self._folders:
+            path = _path_of(folder, key)
+            if path.is_file():
+                with suppress(*DAMAGE_ERRORS):
+                    yield IndexFile(path)
 
     def _info_of_member(self, member: TarMember) -> VideoInfo | None:
         if member.archive not in self._sidecars:
@@ -212,11 +267,12 @@ class IndexStore:
         """Return the files that `telecine data index` has written; those of another version or damaged are left out."""
         if self._shards is None:
             self._shards = []
-            for path in sorted((self.folder / _SHARDS).glob("[!.]*")):
-                try:
-                    self._shards.append(IndexFile(path))
-                except DAMAGE_ERRORS as error:
-                    logger.warning("%s is not used: %s", path, error)
+            for folder in self._folders:
+                for path in sorted((folder / _SHARDS).glob("[!.]*")):
+                    try:
+                        self._shards.append(IndexFile(path))
+                    except DAMAGE_ERRORS as error:
+                        logger.warning("%s is not used: %s", path, error)
         return self._shards
 
     def saved_keys(self) -> NDArray[np.int64]:
@@ -240,26 +296,27 @@ class IndexStore:
         columns = columns_of_infos(list(infos), list(infos.values()))
         columns |= _header_columns(keys, headers)
         name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
+        _remove_left(self.folder / _SHARDS)
         save_tensors(self.folder / _SHARDS / name, columns, {})
 
-    def _save(self, key: int, info: VideoInfo) -> None:
+    def _save(
+        self, key: int, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+    ) -> None:
+        """Write the file of one source. A failure is logged once."""
         if not self._is_writable:
             return
         try:
-            save_tensors(self._path_of(key), columns_of_infos([key], [info]), {})
+            save_tensors(_path_of(self.folder, key), columns, metadata)
         except OSError as error:
             self._is_writable = False
             logger.warning("indices cannot be saved, so that videos are indexed again: %s", error)
 
-    def _path_of(self, key: int) -> Path:
-        name = f"{key:016x}"
-        return self.folder / name[-2:] / name
-
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
-        files = self.shards()
-        with suppress(*DAMAGE_ERRORS):
-            files = [*files, IndexFile(self.folder / _HEADERS)]
+        files = list(self.shards())
+        for folder in self._folders:
+            with suppress(*DAMAGE_ERRORS):
+                files.append(IndexFile(folder / _HEADERS))
         all_keys = [np.empty(0, np.int64)]
         all_headers = [np.empty(0, HEADER)]
         for file in files:
@@ -283,10 +340,22 @@ class IndexStore:
             headers: The header of each file, of type `HEADER`.
         """
         try:
+            _remove_left(self.folder)
             save_tensors(self.folder / _HEADERS, _header_columns(keys, headers), {})
         except OSError as error:
             text = "headers cannot be saved, so that the next run reads them again: %s"
             logger.warning(text, error)
+
+
+def _path_of(folder: Path, key: int) -> Path:
+    name = f"{key:016x}"
+    return folder / name[-2:] / name
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what processes that were killed have left."""
+    with suppress(OSError):  # another process removes it, too
+        remove_partial(folder, time.time() - _SECONDS_OF_A_WRITE)
 
 
 def _header_columns(keys: NDArray[np.int64], headers: NDArray[Any]) -> dict[str, NDArray[Any]]:

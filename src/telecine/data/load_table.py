@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
 from telecine.data.clip_frames import ClipFrames, warn_of_short
-from telecine.data.errors import DataError, DecodeError, thread_errors
+from telecine.data.errors import DataError, Deadline, DecodeError, thread_errors
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
 from telecine.data.header import Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
@@ -25,14 +26,27 @@ from telecine.data.index_store import IndexStore
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
+from telecine.data.remote import look_up
 from telecine.data.sidecar import Sidecar
-from telecine.data.source import File, RemotePath, Skipped, Source, TarMember, check_frame
-from telecine.data.table import FileTable, SpanTable
+from telecine.data.source import (
+    File,
+    RemotePath,
+    Skipped,
+    Source,
+    TarMember,
+    check_frame,
+    kind_of,
+)
+from telecine.data.table import HEADER, FileTable, SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 4096  # files whose headers are read at once
+_STATED = ("num_frames", "fps", "width", "height")  # columns that describe a file
+_MAX_SIDE = 2**31 - 1  # pixels, of a frame that a list describes
+_FPS_TOLERANCE = 1e-3  # of rates in two lines of a list, as a fraction
+_SECONDS_BETWEEN_SAVES = 60.0
 _UNREADABLE = Header(0, 1.0, 1, 1)
 
 
@@ -74,24 +88,23 @@ def load_table(
         name: Name of the argument in error messages.
 
     Raises:
-        DataError: nothing is found at `path`, no header can be read, or a list is not valid.
+        DataError: nothing is found at one of the paths, no header can be read, or a list is not valid.
     """
     paths = paths_of(path)
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
-    store = IndexStore(paths[0], config)
+    store = IndexStore(paths[0], config, paths[1:])
     reader = _TableReader(store, config, counts_once=len(paths) > 1)
-    for one_path in paths:
-        cache = IndexCache(one_path, config)
-        for file in find_files(one_path, name=name):
-            if is_archive(file):
-                reader.add_members(file, store.members(file))
-            else:
-                reader.add(segments_of(file, cache, keep_columns=True))
-    table = reader.table()
+    try:
+        for one_path in paths:
+            num_before = reader.num_found
+            reader.add_path(one_path, name)
+            if reader.num_found == num_before:
+                raise nothing_found(one_path, name)
+        table = reader.table()
+    finally:
+        reader.save()  # also after an interrupt, so that finished work is kept
     if len(table.spans) == 0:
-        if not table.skipped:
-            raise nothing_found(paths[0], name)
         got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
         remedy = "Check that they are complete and that other programs show them."
         raise argument_error(name, "at least one decodable file", got, remedy, DataError)
@@ -104,13 +117,19 @@ class _TableReader:
     """Reads the headers of segments' files into columns."""
 
     def __init__(self, store: IndexStore, config: ClipConfig, *, counts_once: bool) -> None:
+        self.num_found = 0  # files, members and segments
         self._store = store
         self._counts_once = counts_once  # whether equal spans count once
         self._config = config
         self._saved = store.saved_headers()
+        self._saved_of_others = [(other, other.saved_headers()) for other in store.others]
+        self._last_save = time.monotonic()
+        self._is_complete = False  # whether all files are in the table
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of all files
         self._row_of: dict[Source, int] = {}  # of the files of the last chunk
+        self._stated: dict[Source, Header | None] = {}  # of the files of the last chunk
+        self._missing: set[Source] = set()  # files that do not exist
         self._skipped: list[Skipped] = []
         self._pending: list[Segment] = []  # segments whose files are not in the table yet
         # Of all segments:
@@ -119,14 +138,29 @@ class _TableReader:
         self._groups = array("i")
         self._group_names: dict[str, int] = {"": 0}
 
-    def add(self, segments: Iterable[Segment]) -> None:
+    def add_path(self, path: str, name: str) -> None:
+        """Add all files at a path.
+
+        Args:
+            path: A path, a pattern or an address.
+            name: Name of the argument in error messages.
+        """
+        cache = IndexCache(path, self._config)
+        for file in find_files(path, name=name):
+            if is_archive(file):
+                self._add_members(file, self._store.members(file))
+            else:
+                self._add(segments_of(file, cache, keep_columns=_STATED))
+
+    def _add(self, segments: Iterable[Segment]) -> None:
         """Add segments. The headers of their files are read some thousands at a time."""
         for segment in segments:
+            self.num_found += 1
             self._pending.append(segment)
             if len(self._pending) == _CHUNK:
                 self._read_pending()
 
-    def add_members(self, archive: File, sidecar: Sidecar) -> None:
+    def _add_members(self, archive: File, sidecar: Sidecar) -> None:
         """Add all members of a tar file."""
         self._read_pending()
         archive_key = self._store.key_of(archive, fingerprint_of(archive))
@@ -139,48 +173,113 @@ class _TableReader:
         if self._bounds:
             self._bounds.extend(array("d", [math.nan]) * (4 * count))
         self._skipped.extend(sidecar.skipped)
+        self.num_found += count + len(sidecar.skipped)
         self._leave_out_refused(sidecar.members, sidecar.members.headers)
         self._parts.append(sidecar.members)
 
     def _read_pending(self) -> None:
         """Read the headers of the files of pending segments that are not known."""
+        if not self._pending:
+            return
         segments = self._pending
         self._pending = []
-        sources: list[Source] = []
-        versions: list[str] = []
-        stated: list[Header | None] = []
+        stated = self._stated_headers(segments)
         begin = len(self._keys)
         earlier_rows = self._row_of
         self._row_of = {}
+        sources, versions = self._add_files(stated)
         for segment in segments:
-            source = segment.source
-            row = self._row_of.get(source, earlier_rows.get(source, -1))
-            if row < 0:
-                try:
-                    fingerprint = _fingerprint(source)
-                except OSError as error:
-                    self._skipped.append(Skipped(source, error.strerror or str(error)))
-                    continue
-                row = begin + len(sources)
-                sources.append(source)
-                versions.append(_version(source, fingerprint))
-                stated.append(_stated_header(segment.columns))
-                self._keys.append(self._store.key_of(source, fingerprint))
-            self._row_of[source] = row
-            bounds = [segment.start, segment.end, segment.start_frame, segment.end_frame]
-            if bounds.count(None) < len(bounds) and not self._bounds:
-                self._bounds = array("d", [math.nan]) * (len(bounds) * len(self._files))
-            self._files.append(row)
-            if bounds.count(None) < len(bounds) or self._bounds:
-                self._bounds.extend(math.nan if bound is None else bound for bound in bounds)
-            self._groups.append(self._group_names.setdefault(segment.group, len(self._group_names)))
+            if segment.source in self._missing:
+                continue
+            row = self._row_of.get(segment.source)
+            if row is None:
+                row = earlier_rows[segment.source]
+                self._row_of[segment.source] = row
+            self._add_segment(segment, row)
         keys = np.array(self._keys[begin:], np.int64)
         headers = self._saved.find(keys)
-        for row, header in enumerate(stated):
+        for other, saved in self._saved_of_others:
+            rows = np.flatnonzero(headers["num_frames"] == 0)
+            keys_there = []
+            for row in rows.tolist():
+                keys_there.append(other.key_of(sources[row], _fingerprint(sources[row])))
+            headers[rows] = saved.find(np.array(keys_there, np.int64))
+        for row, source in enumerate(sources):
+            header = stated[source]
             if header is not None:
                 headers[row] = header
-        self._read_missing(sources, headers)
-        self._parts.append(FileTable.of(sources, versions, headers))
+        try:
+            self._read_missing(sources, headers)
+        finally:
+            self._parts.append(FileTable.of(sources, versions, headers))
+        if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def _stated_headers(self, segments: Sequence[Segment]) -> dict[Source, Header | None]:
+        """Return what the first line of each file that is not in the table yet says of it.
+
+        Raises:
+            DataError: another line of a file says something else.
+        """
+        stated: dict[Source, Header | None] = {}
+        of_chunk: dict[Source, Header | None] = {}
+        for segment in segments:
+            source = segment.source
+            if source in self._missing:
+                continue
+            header = _stated_header(segment)
+            if source not in of_chunk:
+                of_chunk[source] = self._stated.get(source, header)
+            if source not in self._row_of:
+                stated.setdefault(source, header)
+            _check_agreement(source, of_chunk[source], header)
+        self._stated = of_chunk
+        return stated
+
+    def _add_files(self, stated: Mapping[Source, Header | None]) -> tuple[list[Source], list[str]]:
+        """Add the keys and rows of files, and return the files that exist, with their versions."""
+        begin = len(self._keys)
+        sources: list[Source] = []
+        versions: list[str] = []
+        looked_up = self._look_up([source for source, header in stated.items() if header is None])
+        for named in stated:
+            try:
+                source = looked_up.get(named, named)
+                if source is None:
+                    raise FileNotFoundError("No such file")
+                fingerprint = _fingerprint(source)
+            except OSError as error:
+                self._missing.add(named)
+                self._skipped.append(Skipped(named, error.strerror or str(error)))
+                continue
+            self._row_of[named] = begin + len(sources)
+            sources.append(source)
+            versions.append(_version(source, fingerprint))
+            self._keys.append(self._store.key_of(source, fingerprint))
+        return sources, versions
+
+    def _look_up(self, sources: Sequence[Source]) -> dict[Source, Source | None]:
+        """Return files at addresses with what their servers say of them; None for one that does not exist."""
+
+        def ask(file: RemotePath) -> Source | None:
+            try:
+                return look_up(file, Deadline(file, self._config.timeout))
+            except FileNotFoundError:
+                return None
+
+        files = [source for source in sources if isinstance(source, RemotePath)]
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(files, pool.map(ask, files), strict=True))
+
+    def _add_segment(self, segment: Segment, row: int) -> None:
+        """Add a segment of the file in a row."""
+        bounds = [segment.start, segment.end, segment.start_frame, segment.end_frame]
+        if bounds.count(None) < len(bounds) and not self._bounds:
+            self._bounds = array("d", [math.nan]) * (len(bounds) * len(self._files))
+        self._files.append(row)
+        if bounds.count(None) < len(bounds) or self._bounds:
+            self._bounds.extend(math.nan if bound is None else bound for bound in bounds)
+        self._groups.append(self._group_names.setdefault(segment.group, len(self._group_names)))
 
     def _read_missing(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
         """Read the headers that have no frames yet, in place."""
@@ -217,16 +316,34 @@ class _TableReader:
                 self._skipped.append(Skipped(source, str(error).removeprefix(f"{source}: ")))
                 headers[row] = _UNREADABLE
 
+    def save(self) -> None:
+        """Keep the headers for the next run: also those of earlier runs, until all files are in the table."""
+        self._last_save = time.monotonic()
+        all_headers = [part.headers for part in self._parts]
+        headers = np.concatenate([np.empty(0, HEADER), *all_headers])
+        keys = np.array(self._keys[: len(headers)], np.int64)
+        is_read = headers["digest"] != 0
+        keys = keys[is_read]
+        headers = headers[is_read]
+        if len(keys) == 0:
+            return
+        if not self._is_complete:
+            is_other = ~np.isin(self._saved.keys, keys)
+            keys = np.concatenate([keys, self._saved.keys[is_other]])
+            headers = np.concatenate([headers, self._saved.headers[is_other]])
+        self._store.save_headers(keys, headers)
+
     def table(self) -> DataTable:
-        """Return all that was read, and keep the headers for the next run."""
+        """Return all that was read."""
         self._read_pending()
+        self._is_complete = True
         files = FileTable.joined(self._parts)
         keys = np.array(self._keys, np.int64)
-        is_read = files.headers["digest"] != 0
-        self._store.save_headers(keys[is_read], files.headers[is_read])
         # A file that several paths or distant lines of a list name has several rows. The first one counts.
         _, first_rows, row_numbers = np.unique(keys, return_index=True, return_inverse=True)
-        file = first_rows[row_numbers][np.array(self._files, np.int64)]
+        first_rows = first_rows[row_numbers]
+        _check_distant_lines(files, first_rows)
+        file = first_rows[np.array(self._files, np.int64)]
         bounds = None
         if self._bounds:
             bounds = np.array(self._bounds, np.float64).reshape(len(file), 4)
@@ -238,14 +355,16 @@ class _TableReader:
             self._skipped.append(Skipped(span.info.source, "a segment without frames"))
         spans = spans.take(is_readable & ~is_empty)
         if self._counts_once:
-            places = np.stack([spans.file, spans.first_frame, spans.last_frame])
+            rows, codes = np.unique(spans.file, return_inverse=True)
+            identities = files.identities(rows)[codes]
+            places = np.stack([identities, spans.first_frame, spans.last_frame])
             _, first_rows = np.unique(places, axis=1, return_index=True)
             spans = spans.take(np.sort(first_rows))
         return DataTable(spans, self._store, self._skipped)
 
 
 def _fingerprint(source: Source) -> tuple[int, ...]:
-    """Return the fingerprint of a source, without asking a server for a file that a list names."""
+    """Return the fingerprint of a source, without asking a server for a file that a list describes."""
     if isinstance(source, RemotePath) and source.size is None:
         return (-1, 0)
     return fingerprint_of(source)
@@ -259,15 +378,62 @@ def _version(source: Source, fingerprint: Sequence[int]) -> str:
     return str(fingerprint[1])
 
 
-def _stated_header(columns: Mapping[str, object]) -> Header | None:
-    """Return what the line of a list says of its file; None if that is no number of frames and rate."""
+def _stated_header(segment: Segment) -> Header | None:
+    """Return what the line of a list says of its video or image; None if that is not enough, and of an array."""
+    columns = segment.columns
+    kind = kind_of(segment.source)
     try:
-        num_frames = int(str(columns["num_frames"]))
-        fps = float(str(columns["fps"]))
-        width = int(str(columns.get("width", 1)))
-        height = int(str(columns.get("height", 1)))
+        num_frames = _whole_number(columns["num_frames"])
+        fps = 1.0 if kind == "images" else float(str(columns["fps"]))
+        width = _whole_number(columns.get("width", 1))
+        height = _whole_number(columns.get("height", 1))
     except (KeyError, ValueError):
         return None
-    if not 0 < num_frames <= MAX_FRAMES or not 0 < fps < math.inf or min(width, height) < 1:
+    has_frames = 0 < num_frames <= MAX_FRAMES and 0 < fps < math.inf
+    if not has_frames or not 1 <= min(width, height) <= max(width, height) <= _MAX_SIDE:
         return None
-    return Header(num_frames, fps, width, height)
+    if kind == "arrays" or (kind == "images" and num_frames > 1):
+        return None
+    return Header(num_frames, fps, width, height, is_image=kind == "images")
+
+
+def _check_distant_lines(files: FileTable, first_rows: NDArray[np.int64]) -> None:
+    """Check that lists say the same of a file in all its rows of a table.
+
+    Args:
+        files: The table.
+        first_rows: For each row, the first one of the same file.
+
+    Raises:
+        DataError: They do not.
+    """
+    is_stated = (files.headers["digest"] == 0) & (files.headers["num_frames"] > 0)
+    is_later = first_rows < np.arange(len(first_rows))
+    for row in np.flatnonzero(is_later & is_stated & is_stated[first_rows]).tolist():
+        first = Header(*files.headers[first_rows[row]].item())
+        _check_agreement(files[row], first, Header(*files.headers[row].item()))
+
+
+def _whole_number(value: object) -> int:
+    """Return a number that may be written as 12.0; raise a `ValueError` for another one."""
+    number = float(str(value))
+    if not number.is_integer():
+        raise ValueError(f"{value} is not a whole number")
+    return int(number)
+
+
+def _check_agreement(source: Source, first: Header | None, other: Header | None) -> None:
+    """Check that two lines of a list say the same of a file, or one of them nothing.
+
+    Raises:
+        DataError: They do not.
+    """
+    if first is None or other is None:
+        return
+    for name in _STATED:
+        values = (getattr(first, name), getattr(other, name))
+        if not math.isclose(*values, rel_tol=_FPS_TOLERANCE if name == "fps" else 0.0):
+            contract = "the same in all lines of one file"
+            got = f"{values[0]} and {values[1]} for {source}"
+            remedy = "Columns of a list describe the whole file, also in the lines of its segments."
+            raise argument_error(name, contract, got, remedy, DataError)

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from glob import glob, has_magic
 from os import PathLike
 from pathlib import Path
@@ -41,6 +41,21 @@ def deepest_folder(data: Path) -> Path:
     if data.is_dir():
         return data
     return next(parent for parent in data.parents if not has_magic(str(parent)) and parent.is_dir())
+
+
+def real_paths(paths: Iterable[str]) -> Iterator[str]:
+    """Yield paths without links and `..`, so that all names of one file are equal; addresses stay as they are."""
+    real_folders: dict[str, str] = {}
+    for path in paths:
+        if is_address(path):
+            yield path
+        elif os.path.islink(path):
+            yield os.path.realpath(path)
+        else:
+            folder, name = os.path.split(path)
+            if folder not in real_folders:
+                real_folders[folder] = os.path.realpath(folder)
+            yield os.path.join(real_folders[folder], name)
 
 
 def files_below(folder: File, *, log: bool = True) -> list[File]:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from telecine.base.files import user_cache_folder
-from telecine.data.errors import Deadline, DecodeError
+from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.header import Header, read_header, read_mp4_header
+from telecine.data.index_cache import has_small_members
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
@@ -32,6 +33,7 @@ from telecine.data.source import (
 )
 from telecine.data.table import HEADER, PLACE, FileTable, Texts
 from telecine.settings import ClipConfig
+from telecine.settings.data import PILLOW_MAX_PIXELS
 
 SUFFIX = ".telecine-index"
 _DIGEST_BYTES = 4096  # of the beginning of a tar file: names, sizes and times of its first members
@@ -51,19 +53,25 @@ class Sidecar(NamedTuple):
     """Members whose header cannot be read."""
     has_indices: bool
     """Whether `telecine data index` has written it."""
+    is_complete: bool = True
+    """Whether no error of the system has left out members that another attempt may read."""
 
 
 def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     """Read the headers of the videos, images and arrays of a tar file in one pass, up to any damage.
 
+    What limits of a run refuse is among the members: other runs read the same sidecar.
+
     Args:
         archive: The tar file.
-        config: The limits of files.
+        config: Its `timeout` is for all headers. Its other settings are for arrays.
 
     Raises:
         DataError: the tar file is not read in time.
     """
     deadline = Deadline(archive, config.timeout)
+    of_any_run = ClipConfig(max_pixels=PILLOW_MAX_PIXELS, timeout=config.timeout)
+    is_complete = True
     members: list[TarMember] = []
     headers: list[Header | Skipped] = []
 
@@ -71,37 +79,46 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
         members.clear()
         headers.clear()
         opened = open_file(local)
-        for member in tar_members(archive, opened):
+        for member in deadline.limit(tar_members(archive, opened)):
             header: Header | Skipped = _UNKNOWN
             if kind_of(member) != "arrays":
                 try:
-                    header = read_mp4_header(opened, member.offset, member.size, member, config)
+                    header = read_mp4_header(opened, member.offset, member.size, member, of_any_run)
                 except DecodeError as error:
                     header = _skipped(member, error)
             members.append(member)
             headers.append(header)
 
     try:
-        open_local(archive, scan, deadline, in_order=True)
+        whole = has_small_members(archive, deadline)
+        open_local(archive, scan, deadline, whole=whole, in_order=True)
     except (OSError, tarfile.TarError) as error:
+        is_complete = not isinstance(error, OSError)
         logger.warning("%s: damaged after its first %d members: %s", archive, len(members), error)
-        del members[len(headers) :]
     readable: list[TarMember] = []
     records: list[Header] = []
     skipped: list[Skipped] = []
     for member, header in zip(members, headers, strict=True):
         if isinstance(header, Header) and header.num_frames == 0:
-            try:
-                header = read_header(member, config)
-            except DecodeError as error:
-                header = _skipped(member, error)
+            header, is_final = _read_member(
+                member, config if kind_of(member) == "arrays" else of_any_run
+            )
+            is_complete = is_complete and is_final
         if isinstance(header, Skipped):
             skipped.append(header)
         else:
             readable.append(member)
             records.append(header)
     table = FileTable.of(readable, [""] * len(readable), np.array(records, HEADER))
-    return Sidecar(table, skipped, has_indices=False)
+    return Sidecar(table, skipped, has_indices=False, is_complete=is_complete)
+
+
+def _read_member(member: TarMember, config: ClipConfig) -> tuple[Header | Skipped, bool]:
+    """Return the header of a member, or why it has none, and whether another attempt will tell the same."""
+    try:
+        return read_header(member, config), True
+    except DecodeError as error:
+        return _skipped(member, error), not is_of_system(error)
 
 
 def _skipped(source: TarMember, error: DecodeError) -> Skipped:
@@ -110,6 +127,8 @@ def _skipped(source: TarMember, error: DecodeError) -> Skipped:
 
 def has_arrays(sidecar: Sidecar) -> bool:
     """Return whether a member is an array, of which settings of a run say the axes: there is no sidecar of such."""
+    if any(kind_of(skip.path) == "arrays" for skip in sidecar.skipped):
+        return True
     return any(kind_of(Path(name)) == "arrays" for name in sidecar.members.names)
 
 
@@ -153,17 +172,24 @@ def write_sidecar(
 
 
 def open_sidecar(archive: File) -> IndexFile | None:
-    """Return the sidecar of a tar file; None if there is none that fits, or it is damaged."""
+    """Return the sidecar of a tar file; None if there is none that fits, or it is damaged.
+
+    One with exact indices is preferred to one without.
+    """
+    found = None
     for place in _places(archive):
         if isinstance(place, Path) and not place.is_file():
             continue
         try:
             file = open_local(place, IndexFile, whole=True)
-            if file.metadata[_FITS] == open_local(archive, _digest, in_order=True):
+            if file.metadata[_FITS] != open_local(archive, _digest, in_order=True):
+                continue
+            if json.loads(file.metadata[_HAS_INDICES]):
                 return file
         except (DecodeError, *DAMAGE_ERRORS):
             continue
-    return None
+        found = found or file
+    return found
 
 
 def read_sidecar(archive: File) -> Sidecar | None:

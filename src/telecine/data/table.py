@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.header import Header
 from telecine.data.lists import Segment
+from telecine.data.paths import real_paths
 from telecine.data.source import (
     File,
     RemotePath,
@@ -181,6 +182,19 @@ class FileTable(Sequence[Source]):
         codes = self.places["archive"][is_used].tolist()
         for code, name in zip(codes, compress(self.names, is_used.tolist()), strict=True):
             yield name if code == _NO_ARCHIVE else prefixes[code] + name
+
+    def identities(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return a hash for each file, equal for all names of one, as `resolve_source` tells them.
+
+        Args:
+            rows: The files, in increasing order.
+        """
+        paths = real_paths(self.paths(rows))
+        offsets = self.places["offset"][
+            rows
+        ].tolist()  # a tar file may have two members of one name
+        hashes = (hash(place) for place in zip(paths, offsets, strict=True))
+        return np.fromiter(hashes, np.int64, count=len(rows))
 
     def info(self, index: int) -> VideoInfo:
         """Return the index that a file would have if its header were exact, with evenly spaced frames."""

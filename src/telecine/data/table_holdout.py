@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.holdout import MIN_VIDEOS, choose_groups, no_clip_error
+from telecine.data.holdout import MIN_VIDEOS, asks_for_groups, choose_groups, no_clip_error
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
-from telecine.data.source import is_address
 from telecine.data.table import SpanTable
 from telecine.settings import ClipConfig
 
@@ -30,7 +29,7 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
         The spans to train on, and the held-out spans; None if the end of each video has to be held out, as of few.
 
     Raises:
-        DataError: no video is long enough for a clip.
+        DataError: no video is long enough for a clip, or there is only one group of a column or of folders.
     """
     train_rows = []
     held_out_rows = []
@@ -42,11 +41,16 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
         if not fits.any():
             raise no_clip_error([videos[int(videos.num_frames.argmax())]], config)
         group = group_table(videos, config.holdout)
-        is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
+        num_groups = len(np.unique(group[fits]))
+        is_asked_for = asks_for_groups(config, num_groups)
         has_column = config.holdout == "auto" and bool(videos.group.any())
         are_many = len(np.unique(videos.file[fits])) >= MIN_VIDEOS
-        num_groups = len(np.unique(group[fits]))
-        if num_groups < 2 or not (is_asked_for or has_column or are_many):
+        if not (is_asked_for or has_column or are_many):
+            logger.info("all videos are indexed: the end of each is held out, because they are few")
+            return None
+        if num_groups < 2:
+            text = "all videos are indexed: the end of each is held out, because all of them are in one group"
+            logger.info(text)
             return None
         held_out = _choose(group[fits], videos.num_frames[fits], config.val_fraction)
         is_held_out = np.isin(group, held_out)
@@ -90,7 +94,7 @@ def _choose(
 def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
     """Return the group of each span, as `group_spans`: the index of its first span.
 
-    Files are of one content if their sizes, beginnings and ends are equal.
+    Files are of one content if their sizes, beginnings and ends are equal, or if links lead to one of them.
 
     Args:
         spans: The spans, of any files.
@@ -99,6 +103,9 @@ def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
     labels = [_codes(spans.file)]
     digest = spans.files.headers["digest"][spans.file]
     labels.append(_codes(np.where(digest == 0, -1 - spans.file, digest)))
+    if (digest == 0).any():  # of files that a list describes
+        rows, codes = np.unique(spans.file, return_inverse=True)
+        labels.append(_codes(spans.files.identities(rows))[codes])
     if spans.group.any():
         labels.append(_codes(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group)))
     names = _name_labels(spans, holdout)
@@ -175,12 +182,12 @@ def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
         spans: The frames to train on.
         held_out: The frames to leave out; files with some of them are left out whole.
     """
-    paths = {_absolute(path) for path in held_out.files.paths(np.unique(held_out.file))}
+    identities = held_out.files.identities(np.unique(held_out.file))
     digests = held_out.files.headers["digest"][held_out.file]
     digest = spans.files.headers["digest"][spans.file]
     is_held_out = np.isin(digest, digests[digests != 0])
     rows = np.unique(spans.file)
-    is_named = [_absolute(path) in paths for path in spans.files.paths(rows)]
+    is_named = np.isin(spans.files.identities(rows), identities)
     is_held_out |= np.isin(spans.file, rows[is_named])
     if is_held_out.all():
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")
@@ -189,7 +196,3 @@ def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
         num_files = len(np.unique(spans.file[is_held_out]))
         logger.warning("%d files are in `val_data`, and not trained on", num_files)
     return spans.take(~is_held_out)
-
-
-def _absolute(path: str) -> str:
-    return path if is_address(path) else os.path.abspath(path)

@@ -113,19 +113,21 @@ def _is_convolution(layer: nn.Module) -> bool:
 
 
 def _check_layer(layer: nn.Module, name: str, split: RowSplit) -> None:
-    class_name = parametrize.type_before_parametrizations(layer).__name__
-    if class_name in split.replaced or class_name in split.unchanged:
+    cls = parametrize.type_before_parametrizations(layer)
+    if cls in split.replaced:
         return
-    if not _is_convolution(layer):
+    # A subclass of a convolution may read other rows.
+    if cls not in split.unchanged and cls not in (nn.Conv2d, nn.Conv3d):
         contract = "1 for a model with a layer that cannot be split"
-        raise argument_error("context_parallel", contract, f"{name}, a {class_name}", _REMEDY)
-    rows_around(layer, name)
+        raise argument_error("context_parallel", contract, f"{name}, a {cls.__name__}", _REMEDY)
+    if _is_convolution(layer):
+        rows_around(layer, name)
 
 
 def _replace_layer(layer: nn.Module, name: str, split: RowSplit) -> None:
-    class_name = parametrize.type_before_parametrizations(layer).__name__
-    if class_name in split.replaced:
-        split.replaced[class_name](layer)
+    cls = parametrize.type_before_parametrizations(layer)
+    if cls in split.replaced:
+        split.replaced[cls](layer)
     elif _is_convolution(layer):
         pad_convolution(layer, name)
 

@@ -152,7 +152,6 @@ class Spans:
             spans = cls._find_lazily(data, val_data, config)
             if spans is not None:
                 return spans
-            logger.info("all videos are indexed: the end of each is held out, because they are few")
         usable: Sequence[Span]
         if data is None:
             infos, skipped = index_videos(

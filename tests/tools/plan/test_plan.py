@@ -23,7 +23,11 @@ from telecine.training.update_memory import UpdateMemory
 
 MB = 10**6
 TINY = CausalVAEConfig(
-    base_channels=8, blocks_per_level=1, latent_channels=4, channel_multipliers=(1, 2)
+    spatial_compression=4,
+    base_channels=8,
+    blocks_per_level=1,
+    latent_channels=4,
+    channel_multipliers=(1,),
 )
 CONFIG = TrainConfig(
     causal_vae=TINY,
@@ -97,6 +101,7 @@ def test_with_sharding_all_rows_are_of_sharded_weights(plan):
 @pytest.mark.slow
 def test_a_penalty_at_some_steps_counts_for_its_share():
     discriminator = DiscriminatorConfig(video="patch", dim=4)
+    one_row = {"dynamo_backend": "inductor", "mixed_precision": "bf16"}
     flops = {}
     for every in (1, 4):
         penalty = PenaltyConfig(every=every)
@@ -106,9 +111,8 @@ def test_a_penalty_at_some_steps_counts_for_its_share():
             "perceptual_weight": 0.0,
         }
         objective = ObjectiveConfig(penalty=penalty, **weights)
-        flops[every] = telecine.plan(
-            replace(CONFIG, discriminator=discriminator, objective=objective), 900 * MB, 1
-        )
+        config = replace(CONFIG, discriminator=discriminator, objective=objective, **one_row)
+        flops[every] = telecine.plan(config, 900 * MB, 1)
     assert flops[1].mean_flops == flops[1].update.flops == flops[4].update.flops
     assert 0.3 * flops[1].mean_flops < flops[4].mean_flops < flops[1].mean_flops
 
@@ -135,7 +139,7 @@ def test_a_memory_that_nothing_fits():
     with pytest.raises(
         ValueError, match=r"`memory` must be enough for one clip, but got 0\.00 GiB, and"
     ):
-        telecine.plan(CONFIG, MB, 1)
+        telecine.plan(replace(CONFIG, dynamo_backend="inductor"), MB, 1)
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])
