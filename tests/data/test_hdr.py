@@ -10,6 +10,8 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from telecine.data import index_video, load_spans, read_clip
 from telecine.data.hdr import BT2020, HLG, PQ, tone_map
+from telecine.data.load_table import load_table
+from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig, PixelFormat
 from telecine.video.write import write_video as write_output
 
@@ -47,6 +49,14 @@ def test_hdr_is_named_before_training_unless_it_is_converted(tmp_path, caplog, h
     caplog.clear()
     assert load_spans(tmp_path, ClipConfig(hdr="tone_map"))[0][1].info.hdr == hdr, "from the index"
     assert caplog.messages == []
+
+
+def test_hdr_of_validation_files_is_named_if_nothing_is_indexed_ahead(tmp_path, caplog):
+    write_hdr(tmp_path / "a.mkv", PQ)
+    config = ClipConfig(num_frames=1, index="lazy")
+    table = load_table(str(tmp_path), config)
+    index_validation_spans(table.spans, table.store, config, 1)
+    assert "1 of 1 videos have a high dynamic range" in caplog.text
 
 
 @pytest.mark.parametrize("bit_depth", [8, 16])

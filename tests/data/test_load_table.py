@@ -8,6 +8,8 @@ from errno import EIO
 from itertools import islice
 
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from torch.utils.data import DataLoader
 
@@ -23,9 +25,11 @@ from telecine.data import (
 )
 from telecine.data import load_table as load_table_module
 from telecine.data.header import read_header
+from telecine.data.index_store import IndexStore
 from telecine.data.load_table import load_table
 from telecine.data.source import tar_members
 from telecine.data.table_holdout import split_table, without_held_out_files
+from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
 
 from .videos import (
@@ -82,6 +86,13 @@ def write_shards(folder):
     return folder / "shards"
 
 
+def spoil(path):
+    """Damage the frames of a video, but not its header."""
+    content = path.read_bytes()
+    begin = content.index(b"mdat") + 4
+    path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+
+
 @pytest.mark.parametrize("changes", [{}, {"weighting": "files", "holdout": "folder"}, {"fps": 12}])
 @pytest.mark.parametrize("kind", [lambda folder: folder, write_list, write_shards])
 def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
@@ -133,10 +144,7 @@ def test_only_files_that_clips_are_drawn_from_are_indexed(data):
 
 def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     for number in range(0, 12, 2):
-        path = data / f"film{number // 2}" / f"scene{number}.mp4"
-        content = path.read_bytes()
-        begin = content.index(b"mdat") + 4
-        path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
+        spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
     truncate(data / "film0" / "scene1.mp4", 0.1)
     table = load_table(str(data), CONFIG)
     assert [skipped.path.name for skipped in table.skipped] == ["scene1.mp4"]
@@ -278,6 +286,76 @@ def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_pa
         )
         with pytest.raises(DataError, match=match):
             load_table(str(path), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "expected"), [([], [6]), ([6], [7]), ([6, 7, 8, 9, 10, 11], [0])]
+)
+def test_another_held_out_file_is_validated_on_in_place_of_a_damaged_one(data, spoiled, expected):
+    for number in spoiled:
+        spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
+    table = load_table(str(data), CONFIG)
+    spans = index_validation_spans(table.spans, table.store, CONFIG, 1)
+    names = [f"scene{number}.mp4" for number in expected]
+    assert [span.info.source.name for span in spans] == names
+
+
+def test_each_of_several_paths_has_files(folder, tmp_path):
+    with pytest.raises(DataError, match=f"with videos, images or arrays .*, but got {tmp_path}"):
+        load_table([str(tmp_path), str(folder)], CONFIG)
+    assert list(tmp_path.iterdir()) == [], "no headers of nothing are kept"
+
+
+def test_headers_are_kept_after_an_interrupt(data, monkeypatch):
+    read = []
+    limit = 5
+
+    def read_some(source, config):
+        if len(read) == limit:
+            raise KeyboardInterrupt
+        read.append(source)
+        return read_header(source, config)
+
+    monkeypatch.setattr(load_table_module, "read_header", read_some)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        load_table(str(data), CONFIG)
+    limit = 9
+    with pytest.raises(KeyboardInterrupt):
+        load_table(str(data), CONFIG)
+    limit = 99
+    assert len(load_table(str(data), CONFIG).spans) == 16
+    assert len(read) == len(set(read)) == 16
+
+
+def test_headers_are_kept_each_minute(data, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 4)
+    monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
+    saved = []
+    monkeypatch.setattr(IndexStore, "save_headers", lambda store, keys, _: saved.append(len(keys)))
+    load_table(str(data), CONFIG)
+    assert saved == [4, 8, 12, 16, 16]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_only_columns_that_describe_files_are_read(folder, tmp_path, caplog, monkeypatch, suffix):
+    path = tmp_path / f"list{suffix}"
+    columns = {"path": [f"{folder}/film0/scene0.mp4"], "num_frames": [12], "fps": [25.0]}
+    columns |= {"width": [24], "height": [16], "caption": ["a film"]}
+    table = pyarrow.table(columns)
+    write = pyarrow.csv.write_csv if suffix == ".csv" else pyarrow.parquet.write_table
+    write(table, path)
+    asked = []
+    read_batches = pyarrow.parquet.ParquetFile.iter_batches
+
+    def record(file, *arguments, columns, **options):
+        asked.extend(columns)
+        return read_batches(file, *arguments, columns=columns, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", record)
+    assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [12]
+    assert caplog.messages == [f"{path}: left out 1 column that no clip needs: `caption`"]
+    assert "caption" not in asked
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

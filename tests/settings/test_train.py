@@ -335,12 +335,18 @@ def test_every_recipe_is_valid():
         assert config.objective.adversarial_loss_weight == objective["adversarial_loss_weight"] > 0
 
 
+def test_a_preset_that_does_not_exist_is_named_once():
+    with pytest.raises(ValueError, match=r"^`causal_vae\.size` must be one of 'tiny'"):
+        TrainConfig(causal_vae={"size": "huge"})
+
+
 @pytest.mark.parametrize(("latent", "channels"), [("4x8x8", 16), ("4x16x16", 48), ("8x32x32", 128)])
 def test_presets_have_the_latents_of_published_models(latent, channels):
     sizes = []
     for size in ("tiny", "small", "base", "large"):
         config = read_config({"causal_vae": {"size": size, "latent": latent}}).causal_vae
         assert config == CausalVAEConfig(size=size, latent=latent)
+        assert config == TrainConfig(causal_vae={"size": size, "latent": latent}).causal_vae
         compression = (
             config.time_compression,
             config.spatial_compression,

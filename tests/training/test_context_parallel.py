@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from telecine.models import CausalVAE
-from telecine.models.context_parallel import split_over_processes
+from telecine.models.context_parallel import most_processes, split_over_processes
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.ops.ranks import ContextGroup, using_context_group
 from telecine.ops.rows import rows_of_ranks
@@ -114,6 +114,36 @@ def with_undeclared_layer():
     return model
 
 
+class Upsample(Sharpen):
+    """A layer that nobody has declared, of the name of one of telecine's."""
+
+
+def with_trilinear_layer():
+    model = CausalVAE(TINY)
+    model.decoder.network.insert(1, torch.nn.Upsample(scale_factor=1, mode="trilinear"))
+    return model
+
+
+def with_namesake():
+    model = CausalVAE(TINY)
+    model.decoder.network.insert(1, Upsample())
+    return model
+
+
+def with_namesake_of_diffusers():
+    model = DiffusersAutoencoder(tiny_model("wan"))
+    namesake = type("WanRMS_norm", (Sharpen,), {})
+    model.module.decoder.norm_out = namesake()
+    return model
+
+
+def with_own_convolution():
+    model = DiffusersAutoencoder(tiny_model("wan"))
+    convolution = model.module.decoder.conv_out
+    convolution.__class__ = type("OwnConv3d", (type(convolution),), {})
+    return model
+
+
 def with_tiling():
     model = DiffusersAutoencoder(tiny_model("wan"))
     model.module.enable_tiling()
@@ -149,6 +179,10 @@ def with_tiling():
             r"`context_parallel` must be 1 for a model with a layer that cannot be split, but got decoder.network.1, a "
             "Sharpen",
         ),
+        (with_trilinear_layer, [32], r"cannot be split, but got decoder.network.1, a Upsample"),
+        (with_namesake, [32], r"cannot be split, but got decoder.network.1, a Upsample"),
+        (with_namesake_of_diffusers, [32], r"cannot be split, but got decoder.norm_out, a WanRMS"),
+        (with_own_convolution, [32], r"cannot be split, but got decoder.conv_out, a OwnConv3d"),
         (
             lambda: CausalVAE(TINY),
             [32, 4],
@@ -159,6 +193,12 @@ def with_tiling():
 def test_what_cannot_be_split_is_refused_by_its_name(make, heights, error):
     with pytest.raises(ValueError, match=error):
         split_over_processes(make(), 2, heights)
+
+
+def test_a_model_with_a_layer_that_is_refused_is_planned_for_one_process():
+    assert most_processes(CausalVAE(TINY), 32) == 8
+    assert most_processes(with_undeclared_layer(), 32) == 1
+    assert most_processes(with_own_convolution(), 32) == 1
 
 
 def test_a_model_that_is_split_already_stays_as_it_is():

@@ -263,7 +263,7 @@ def test_processes_share_the_batches(cached):
     run.close()
 
 
-def test_a_stale_cache_is_refused(cached, tmp_path):
+def test_a_stale_cache_is_refused(cached, tmp_path, monkeypatch):
     _, config = cached()
     run = prepare(config, quiet())
     same = identity_of(run.state.autoencoder, run.clips.train, "no")
@@ -273,6 +273,13 @@ def test_a_stale_cache_is_refused(cached, tmp_path):
     assert identity_of(run.state.autoencoder, run.clips.train, "no") == same, (
         "decoders do not matter"
     )
+    looked_up = []
+    clips = run.clips.train
+    clips.spans = [*clips.spans, *clips.spans]
+    with monkeypatch.context() as patch:
+        patch.setattr("telecine.training.latent_cache.fingerprint_of", looked_up.append)
+        identity_of(run.state.autoencoder, clips, "no")
+    assert len(looked_up) == len({span.info.source for span in clips.spans}), "each file once"
     run.close()
     prepare(config, quiet()).close()
     changes = {

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from glob import has_magic
 from os import PathLike
 from pathlib import Path
@@ -191,13 +191,15 @@ def is_archive(file: File) -> bool:
     return file.suffix.lower() == _ARCHIVE_SUFFIX
 
 
-def segments_of(file: File, cache: IndexCache, *, keep_columns: bool = False) -> Iterable[Segment]:
+def segments_of(
+    file: File, cache: IndexCache, *, keep_columns: bool | Collection[str] = False
+) -> Iterable[Segment]:
     """Return the segments of a list, the members of a tar file, or all of another file.
 
     Args:
         file: The file.
         cache: The index of the data, for the members of tar files.
-        keep_columns: Whether segments have the other columns of lists.
+        keep_columns: Whether segments have the other columns of lists, or the names of those they have.
     """
     if file.suffix.lower() in LIST_SUFFIXES:
         timeout = cache.config.timeout

@@ -48,22 +48,15 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
     """
     order = np.argsort(np.array(keys, np.int64))
     infos = [infos[place] for place in order]
-    pts = array("q")
-    keyframes = array("q")
-    pts_ends = []
-    keyframe_ends = []
-    for info in infos:
-        pts.extend(info.pts)
-        keyframes.extend(info.keyframes)
-        pts_ends.append(len(pts))
-        keyframe_ends.append(len(keyframes))
+    pts_ends = np.cumsum([len(info.pts) for info in infos], dtype=np.int64)
+    keyframe_ends = np.cumsum([len(info.keyframes) for info in infos], dtype=np.int64)
     digests = [np.frombuffer(bytes.fromhex(info.digest), np.uint8) for info in infos]
     return {
         "exact.key": np.array(keys, np.int64)[order],
-        "exact.pts": np.array(pts, np.int64),
-        "exact.pts_end": np.array(pts_ends, np.int64),
-        "exact.keyframes": np.array(keyframes, np.int64),
-        "exact.keyframes_end": np.array(keyframe_ends, np.int64),
+        "exact.pts": _joined([info.pts for info in infos]),
+        "exact.pts_end": pts_ends,
+        "exact.keyframes": _joined([info.keyframes for info in infos]),
+        "exact.keyframes_end": keyframe_ends,
         "exact.width": np.array([info.width for info in infos], np.int64),
         "exact.height": np.array([info.height for info in infos], np.int64),
         "exact.fps": np.array([info.fps for info in infos], np.float64),
@@ -74,6 +67,11 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
         "exact.hdr": np.array([_HDR.index(info.hdr) for info in infos], np.uint8),
         "exact.digest": np.array(digests, np.uint8).reshape(len(infos), _DIGEST_BYTES),
     }
+
+
+def _joined(numbers: Sequence[array[int]]) -> NDArray[np.int64]:
+    views = [np.frombuffer(one, np.int64) for one in numbers]
+    return np.concatenate([np.empty(0, np.int64), *views])
 
 
 class IndexFile:

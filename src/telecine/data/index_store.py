@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from telecine.base.files import remove_partial
 from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index import index_video
 from telecine.data.index_cache import fingerprint_of, index_paths
@@ -48,6 +50,7 @@ _HEADERS = "headers"
 _SHARDS = "shards"
 _FAILURE = "failure"
 _LIMITS = "limits"
+_SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
 _NUM_OPEN = 64  # sidecars that a process keeps open
 _ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
@@ -86,7 +89,7 @@ class IndexStore:
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
         config: The limits of `index_video`.
-        others: Other paths, whose exact indices are read where the first path has none.
+        others: Other paths. What is saved of them is read where the first path has nothing.
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
@@ -94,7 +97,7 @@ class IndexStore:
         self._folders = [path.with_name(path.name + FOLDER_SUFFIX) for path in paths]
         self.folder = self._folders[0]
         self.config = config
-        self._others = [IndexStore(other, config) for other in others]
+        self.others = [IndexStore(other, config) for other in others]
         root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
@@ -172,7 +175,7 @@ class IndexStore:
             return index_video(source, self.config)  # raises an error with the reason
         key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
-        for other in self._others:
+        for other in self.others:
             if info is None:
                 info = other.saved_info(other.key_of(source, fingerprint), source)
         if info is None:
@@ -293,6 +296,7 @@ class IndexStore:
         columns = columns_of_infos(list(infos), list(infos.values()))
         columns |= _header_columns(keys, headers)
         name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
+        _remove_left(self.folder / _SHARDS)
         save_tensors(self.folder / _SHARDS / name, columns, {})
 
     def _save(
@@ -336,6 +340,7 @@ class IndexStore:
             headers: The header of each file, of type `HEADER`.
         """
         try:
+            _remove_left(self.folder)
             save_tensors(self.folder / _HEADERS, _header_columns(keys, headers), {})
         except OSError as error:
             text = "headers cannot be saved, so that the next run reads them again: %s"
@@ -345,6 +350,12 @@ class IndexStore:
 def _path_of(folder: Path, key: int) -> Path:
     name = f"{key:016x}"
     return folder / name[-2:] / name
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what processes that were killed have left."""
+    with suppress(OSError):  # another process removes it, too
+        remove_partial(folder, time.time() - _SECONDS_OF_A_WRITE)
 
 
 def _header_columns(keys: NDArray[np.int64], headers: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -84,7 +84,7 @@ def read_list(
     timeout: float = TIMEOUT,
     group_column: str | None = None,
     *,
-    keep_columns: bool = False,
+    keep_columns: bool | Collection[str] = False,
 ) -> Iterable[Segment]:
     """Read a list with one segment of a video, or one image, per line of CSV or JSONL, or per row of Parquet.
 
@@ -96,7 +96,7 @@ def read_list(
         path: The list.
         timeout: Seconds that reading may take; of Parquet, that the list may take to arrive.
         group_column: The column with the groups of which some are held out; it may be missing.
-        keep_columns: Whether segments have the other columns, such as captions.
+        keep_columns: Whether segments have the other columns, such as captions; or the names of those they have.
 
     Returns:
         The segments. Those of Parquet are read while they are iterated over, once, and errors are raised then.
@@ -194,29 +194,31 @@ class _OtherColumns:
 
     Args:
         group: The column with the groups.
-        keep: Whether segments have the columns.
+        keep: Whether segments have the columns, or the names of those they have.
     """
 
-    def __init__(self, group: str | None, *, keep: bool) -> None:
+    def __init__(self, group: str | None, *, keep: bool | Collection[str]) -> None:
         self.group = group
-        self.keep = keep
+        self._keeps_all = keep is True
+        self._kept = frozenset() if isinstance(keep, bool) else frozenset(keep)
         self._left_out: dict[str, None] = {}  # in their order
 
     def needed(self, names: Collection[str]) -> list[str]:
         """Return those of the columns of a list that are read, and note the others."""
-        if self.keep:
+        if self._keeps_all:
             return list(names)
-        needed = {*_COLUMNS, self.group}
+        needed = {*_COLUMNS, self.group, *self._kept}
         self._left_out.update(dict.fromkeys(name for name in names if name not in needed))
         return [name for name in names if name in needed]
 
     def of_segment(self, row: _Row) -> _Row:
         """Return the columns that a segment has."""
         others = {name: value for name, value in row.items() if name not in _COLUMNS}
-        if self.keep:
+        if self._keeps_all:
             return others
+        kept = {name: others.pop(name) for name in self._kept if name in others}
         self._left_out.update(dict.fromkeys(others))
-        return {}
+        return kept
 
     def log_left_out(self, path: File) -> None:
         """Log the columns that were left out of the list at a path."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,14 +37,16 @@ from telecine.data.source import (
     check_frame,
     kind_of,
 )
-from telecine.data.table import FileTable, SpanTable
+from telecine.data.table import HEADER, FileTable, SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 4096  # files whose headers are read at once
+_STATED = ("num_frames", "fps", "width", "height")  # columns that describe a file
 _MAX_SIDE = 2**31 - 1  # pixels, of a frame that a list describes
 _FPS_TOLERANCE = 1e-3  # of rates in two lines of a list, as a fraction
+_SECONDS_BETWEEN_SAVES = 60.0
 _UNREADABLE = Header(0, 1.0, 1, 1)
 
 
@@ -85,24 +88,23 @@ def load_table(
         name: Name of the argument in error messages.
 
     Raises:
-        DataError: nothing is found at `path`, no header can be read, or a list is not valid.
+        DataError: nothing is found at one of the paths, no header can be read, or a list is not valid.
     """
     paths = paths_of(path)
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
     store = IndexStore(paths[0], config, paths[1:])
     reader = _TableReader(store, config, counts_once=len(paths) > 1)
-    for one_path in paths:
-        cache = IndexCache(one_path, config)
-        for file in find_files(one_path, name=name):
-            if is_archive(file):
-                reader.add_members(file, store.members(file))
-            else:
-                reader.add(segments_of(file, cache, keep_columns=True))
-    table = reader.table()
+    try:
+        for one_path in paths:
+            num_before = reader.num_found
+            reader.add_path(one_path, name)
+            if reader.num_found == num_before:
+                raise nothing_found(one_path, name)
+        table = reader.table()
+    finally:
+        reader.save()  # also after an interrupt, so that finished work is kept
     if len(table.spans) == 0:
-        if not table.skipped:
-            raise nothing_found(paths[0], name)
         got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
         remedy = "Check that they are complete and that other programs show them."
         raise argument_error(name, "at least one decodable file", got, remedy, DataError)
@@ -115,10 +117,14 @@ class _TableReader:
     """Reads the headers of segments' files into columns."""
 
     def __init__(self, store: IndexStore, config: ClipConfig, *, counts_once: bool) -> None:
+        self.num_found = 0  # files, members and segments
         self._store = store
         self._counts_once = counts_once  # whether equal spans count once
         self._config = config
         self._saved = store.saved_headers()
+        self._saved_of_others = [(other, other.saved_headers()) for other in store.others]
+        self._last_save = time.monotonic()
+        self._is_complete = False  # whether all files are in the table
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of all files
         self._row_of: dict[Source, int] = {}  # of the files of the last chunk
@@ -132,14 +138,29 @@ class _TableReader:
         self._groups = array("i")
         self._group_names: dict[str, int] = {"": 0}
 
-    def add(self, segments: Iterable[Segment]) -> None:
+    def add_path(self, path: str, name: str) -> None:
+        """Add all files at a path.
+
+        Args:
+            path: A path, a pattern or an address.
+            name: Name of the argument in error messages.
+        """
+        cache = IndexCache(path, self._config)
+        for file in find_files(path, name=name):
+            if is_archive(file):
+                self._add_members(file, self._store.members(file))
+            else:
+                self._add(segments_of(file, cache, keep_columns=_STATED))
+
+    def _add(self, segments: Iterable[Segment]) -> None:
         """Add segments. The headers of their files are read some thousands at a time."""
         for segment in segments:
+            self.num_found += 1
             self._pending.append(segment)
             if len(self._pending) == _CHUNK:
                 self._read_pending()
 
-    def add_members(self, archive: File, sidecar: Sidecar) -> None:
+    def _add_members(self, archive: File, sidecar: Sidecar) -> None:
         """Add all members of a tar file."""
         self._read_pending()
         archive_key = self._store.key_of(archive, fingerprint_of(archive))
@@ -152,11 +173,14 @@ class _TableReader:
         if self._bounds:
             self._bounds.extend(array("d", [math.nan]) * (4 * count))
         self._skipped.extend(sidecar.skipped)
+        self.num_found += count + len(sidecar.skipped)
         self._leave_out_refused(sidecar.members, sidecar.members.headers)
         self._parts.append(sidecar.members)
 
     def _read_pending(self) -> None:
         """Read the headers of the files of pending segments that are not known."""
+        if not self._pending:
+            return
         segments = self._pending
         self._pending = []
         stated = self._stated_headers(segments)
@@ -174,12 +198,22 @@ class _TableReader:
             self._add_segment(segment, row)
         keys = np.array(self._keys[begin:], np.int64)
         headers = self._saved.find(keys)
+        for other, saved in self._saved_of_others:
+            rows = np.flatnonzero(headers["num_frames"] == 0)
+            keys_there = []
+            for row in rows.tolist():
+                keys_there.append(other.key_of(sources[row], _fingerprint(sources[row])))
+            headers[rows] = saved.find(np.array(keys_there, np.int64))
         for row, source in enumerate(sources):
             header = stated[source]
             if header is not None:
                 headers[row] = header
-        self._read_missing(sources, headers)
-        self._parts.append(FileTable.of(sources, versions, headers))
+        try:
+            self._read_missing(sources, headers)
+        finally:
+            self._parts.append(FileTable.of(sources, versions, headers))
+        if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
+            self.save()
 
     def _stated_headers(self, segments: Sequence[Segment]) -> dict[Source, Header | None]:
         """Return what the first line of each file that is not in the table yet says of it.
@@ -282,13 +316,29 @@ class _TableReader:
                 self._skipped.append(Skipped(source, str(error).removeprefix(f"{source}: ")))
                 headers[row] = _UNREADABLE
 
+    def save(self) -> None:
+        """Keep the headers for the next run: also those of earlier runs, until all files are in the table."""
+        self._last_save = time.monotonic()
+        all_headers = [part.headers for part in self._parts]
+        headers = np.concatenate([np.empty(0, HEADER), *all_headers])
+        keys = np.array(self._keys[: len(headers)], np.int64)
+        is_read = headers["digest"] != 0
+        keys = keys[is_read]
+        headers = headers[is_read]
+        if len(keys) == 0:
+            return
+        if not self._is_complete:
+            is_other = ~np.isin(self._saved.keys, keys)
+            keys = np.concatenate([keys, self._saved.keys[is_other]])
+            headers = np.concatenate([headers, self._saved.headers[is_other]])
+        self._store.save_headers(keys, headers)
+
     def table(self) -> DataTable:
-        """Return all that was read, and keep the headers for the next run."""
+        """Return all that was read."""
         self._read_pending()
+        self._is_complete = True
         files = FileTable.joined(self._parts)
         keys = np.array(self._keys, np.int64)
-        is_read = files.headers["digest"] != 0
-        self._store.save_headers(keys[is_read], files.headers[is_read])
         # A file that several paths or distant lines of a list name has several rows. The first one counts.
         _, first_rows, row_numbers = np.unique(keys, return_index=True, return_inverse=True)
         first_rows = first_rows[row_numbers]
@@ -380,7 +430,7 @@ def _check_agreement(source: Source, first: Header | None, other: Header | None)
     """
     if first is None or other is None:
         return
-    for name in ("num_frames", "fps", "width", "height"):
+    for name in _STATED:
         values = (getattr(first, name), getattr(other, name))
         if not math.isclose(*values, rel_tol=_FPS_TOLERANCE if name == "fps" else 0.0):
             contract = "the same in all lines of one file"

@@ -11,13 +11,16 @@ from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
+from telecine.data.hdr import log_hdr
 from telecine.data.index_store import IndexStore
 from telecine.data.source import Skipped, Source, Span, resolve_source
 from telecine.data.spacing import evenly_spaced
-from telecine.data.table import SpanTable, exact_span
+from telecine.data.table import EstimatedSpan, SpanTable, exact_span
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 16  # to find a held-out span with a clip
 
 
 def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Span]:
@@ -93,6 +96,8 @@ def index_validation_spans(
 ) -> list[Span]:
     """Index the files of the validation clips, see `read_validation_clips`, and return their spans.
 
+    In place of a span without a clip, the next one that is not used is tried.
+
     Args:
         spans: The held-out frames, by the headers of their files.
         store: Indexes the files.
@@ -104,22 +109,42 @@ def index_validation_spans(
     if config.image_ratio == 1 or not is_usable.any():
         bucket = bucket.as_image()
         is_usable = spans.is_image
-    fits = spans.num_starts(ClipFrames.of(bucket, config)) > 0
-    rows = np.flatnonzero(is_usable & fits)
+    frames = ClipFrames.of(bucket, config)
+    rows = np.flatnonzero(is_usable & (spans.num_starts(frames) > 0))
+    chosen = rows
     if len(rows) > max_clips:
-        rows = rows[evenly_spaced(len(rows), max_clips)]
-    indexed = []
-    for row in rows.tolist():
-        try:
-            span = exact_span(spans[row], store.info(spans[row].info.source))
-        except DecodeError as error:
-            logger.warning("skipping a validation clip: %s", error)
-            continue
-        if isinstance(span, Skipped):
-            logger.warning("skipping a validation clip: %s: %s", span.path, span.reason)
-        else:
-            indexed.append(span)
-    return indexed
+        chosen = rows[evenly_spaced(len(rows), max_clips)]
+    spare = np.setdiff1d(rows, chosen)
+    indexed: dict[int, Span] = {}
+    for row in chosen.tolist():
+        for _ in range(_MAX_ATTEMPTS):
+            try:
+                indexed[row] = _index_span(spans[row], store, frames)
+                break
+            except DecodeError as error:
+                logger.warning("skipping a validation clip: %s", error)
+            if len(spare) == 0:
+                break
+            place = int(np.searchsorted(spare, row)) % len(spare)
+            row = int(spare[place])
+            spare = np.delete(spare, place)
+    in_order = [indexed[row] for row in sorted(indexed)]
+    log_hdr([span.info for span in in_order], config)
+    return in_order
+
+
+def _index_span(span: EstimatedSpan, store: IndexStore, frames: ClipFrames) -> Span:
+    """Return a span by the exact index of its file.
+
+    Raises:
+        DecodeError: the file cannot be indexed, or the span is too short for a clip.
+    """
+    exact = exact_span(span, store.info(span.info.source))
+    if isinstance(exact, Skipped):
+        raise DecodeError(f"{exact.path}: {exact.reason}")
+    if not frames.fits(exact):
+        raise DecodeError(f"{exact.info.source}: {exact.num_frames} frames, too few for a clip")
+    return exact
 
 
 def iterate_validation_clips(

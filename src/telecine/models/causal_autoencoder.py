@@ -19,6 +19,7 @@ from telecine.models.causal_blocks import (
     ResidualBlock,
 )
 from telecine.models.causal_networks import Decoder, Encoder, FlowDecoder, build_decoder
+from telecine.models.channels import RGBAConv3d
 from telecine.models.clip_sizes import check_multiple
 from telecine.models.flow import FEW_STEPS, DenoisedClips, Sampler, denoised_clips, integrate
 from telecine.models.interface import ClipPosition, Reconstruction, clip_position
@@ -31,23 +32,26 @@ from telecine.models.row_layers import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamDecoder
 from telecine.settings import CausalVAEConfig
 
-# Layers whose output rows need no other rows than their own, apart from those that layers inside them need.
-_LAYERS_OF_ROWS = (
-    nn.Linear,
-    nn.ModuleList,
-    nn.Sequential,
-    nn.SiLU,
-    causal_networks.Decoder,
-    causal_networks.Encoder,
-    causal_networks.FlowDecoder,
-    causal_blocks.CausalConv,
-    causal_blocks.CausalSequential,
-    causal_blocks.ChannelNorm,
-    causal_blocks.Downsample,
-    causal_blocks.ResidualBlock,
-    causal_blocks.Upsample,
-    linear.PatchDecoder,
-    linear.PatchEncoder,
+# See `RowSplit.unchanged`.
+_LAYERS_OF_ROWS: frozenset[type] = frozenset(
+    {
+        nn.Linear,
+        nn.ModuleList,
+        nn.Sequential,
+        nn.SiLU,
+        causal_networks.Decoder,
+        causal_networks.Encoder,
+        causal_networks.FlowDecoder,
+        causal_blocks.CausalConv,
+        causal_blocks.CausalSequential,
+        causal_blocks.ChannelNorm,
+        causal_blocks.Downsample,
+        causal_blocks.ResidualBlock,
+        causal_blocks.Upsample,
+        linear.PatchDecoder,
+        linear.PatchEncoder,
+        RGBAConv3d,
+    }
 )
 
 
@@ -80,7 +84,7 @@ class CausalAutoencoder(LatentAutoencoder):
         return RowSplit(
             spatial_compression=self.config.spatial_compression,
             networks={"decoder": RowNetwork(self.decoder, 1)},
-            unchanged=frozenset(layer.__name__ for layer in _LAYERS_OF_ROWS),
+            unchanged=_LAYERS_OF_ROWS,
             replaced={},
         )
 

@@ -32,10 +32,11 @@ class RowSplit:
     """Rows of a clip for each row of its latent."""
     networks: Mapping[str, RowNetwork]
     """By name."""
-    unchanged: frozenset[str]
-    """Classes whose output rows need no other rows than their own, apart from those that layers inside them need."""
-    replaced: Mapping[str, Callable[[Any], None]]
-    """By class: from a layer, which is changed in place. Other convolutions get `pad_convolution`."""
+    unchanged: frozenset[type]
+    """Classes whose output rows need no other rows than their own, apart from those that layers inside them need, and
+    classes of convolutions beside PyTorch's, which get `pad_convolution` as well."""
+    replaced: Mapping[type, Callable[[Any], None]]
+    """By class: from a layer, which is changed in place."""
 
 
 def rows_around(convolution: Any, name: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import InitVar, asdict, field
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -158,6 +158,8 @@ class CausalVAEConfig:
 
         Only from Python: in files, `settings.parse` has replaced presets layer by layer.
         """
+        if isinstance(values, Mapping):
+            return with_presets(dict(values), prefix="")  # the error of a group adds its own
         if not isinstance(values, ArgsKwargs):
             return values
         names = list(cls.__dataclass_fields__)
@@ -290,14 +292,22 @@ class CausalVAEConfig:
         return itertools.pairwise(self.channels)
 
 
-def with_presets(values: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place."""
+def with_presets(values: dict[str, Any], prefix: str = "causal_vae.") -> dict[str, Any]:
+    """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place.
+
+    Args:
+        values: Settings and presets.
+        prefix: Of the names of settings, for an error.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
     presets: dict[str, Any] = {}
     size = values.get("size")
     if size is not None:
-        presets |= SIZES[check_choice("causal_vae.size", size, SIZES)]
+        presets |= SIZES[check_choice(f"{prefix}size", size, SIZES)]
     latent = values.get("latent")
     if latent is not None:
-        presets |= LATENTS[check_choice("causal_vae.latent", latent, LATENTS)]
+        presets |= LATENTS[check_choice(f"{prefix}latent", latent, LATENTS)]
     others = {name: value for name, value in values.items() if name not in ("size", "latent")}
     return presets | others

@@ -21,6 +21,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipLoader, DataError, TrainingClips
 from telecine.data.find import check_is_local
 from telecine.data.index_cache import fingerprint_of
+from telecine.data.source import Source
 from telecine.models import Posterior, VideoAutoencoder
 from telecine.models.latent_shards import (
     LatentShard,
@@ -184,11 +185,13 @@ def identity_of(
         mixed_precision: The precision of the encoder, `TrainConfig.mixed_precision`.
     """
     data = sha256()
+    fingerprints: dict[Source, tuple[int, ...]] = {}
     for span in clips.spans:
         source = span.info.source
-        data.update(
-            repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode()
-        )
+        if source not in fingerprints:  # a server is asked for each file once
+            fingerprints[source] = fingerprint_of(source)
+        place = (source.name, fingerprints[source], span.first_frame, span.last_frame)
+        data.update(repr(place).encode())
     identity: dict[str, object] = {
         "format": _FORMAT,
         "architecture": architecture_of(encoder),

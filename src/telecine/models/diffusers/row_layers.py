@@ -1,6 +1,7 @@
 """How the networks of some classes of diffusers compute rows of clips, for processes that share each clip.
 
-Every class of layers is declared by name, as in `families`.
+Every class of layers of diffusers and PyTorch is declared by name, as in `families`. A class of the same name from
+elsewhere is not declared.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from telecine.base.checks import argument_error
 from telecine.models.diffusers.outputs import DiffusersModel
@@ -27,7 +29,7 @@ _CONTAINERS_AND_ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True)
 class RowLayers:
-    """The layers of a class of models, see `RowSplit`."""
+    """The layers of a class of models, by name, see `RowSplit`."""
 
     unchanged: frozenset[str]
     replaced: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
@@ -112,6 +114,7 @@ COGVIDEOX = RowLayers(
         "CogVideoXEncoder3D",
         "CogVideoXMidBlock3D",
         "CogVideoXResnetBlock3D",
+        "CogVideoXSafeConv3d",
         "CogVideoXSpatialNorm3D",
         "CogVideoXUpBlock3D",
         "CogVideoXUpsample3D",
@@ -138,15 +141,24 @@ def row_split_of(module: DiffusersModel, layers: RowLayers, spatial_compression:
     rows_per_latent_row = spatial_compression
     if layers.is_patched_outside:
         rows_per_latent_row //= module.config.patch_size or 1
+    classes = _library_classes(module)
     return RowSplit(
         spatial_compression=spatial_compression,
         networks={
             "encoder": RowNetwork(module.encoder, rows_per_latent_row),
             "decoder": RowNetwork(module.decoder, 1),
         },
-        unchanged=layers.unchanged,
-        replaced=layers.replaced,
+        unchanged=frozenset(cls for cls in classes if cls.__name__ in layers.unchanged),
+        replaced={
+            cls: layers.replaced[cls.__name__] for cls in classes if cls.__name__ in layers.replaced
+        },
     )
+
+
+def _library_classes(module: DiffusersModel) -> set[type]:
+    """Return the classes of a model's layers that are of diffusers or PyTorch."""
+    classes = {parametrize.type_before_parametrizations(layer) for layer in module.modules()}
+    return {cls for cls in classes if cls.__module__.startswith(("diffusers.", "torch.nn."))}
 
 
 def _check_options(module: DiffusersModel) -> None:

@@ -1,9 +1,10 @@
 """Index the files of a data set, each process a part of them, into sidecars of tar files and shards of other files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +22,11 @@ from telecine.data.source import File, Skipped, Source, TarMember, kind_of
 from telecine.data.table import HEADER
 from telecine.settings import ClipConfig
 
-_FILES_PER_SHARD = 1000  # a process that is killed loses the indices of fewer files
+# A process that is killed loses the indices of fewer files, and of fewer timestamps.
+_FILES_PER_SHARD = 1000
+_TIMESTAMPS_PER_SHARD = 2**22
+
+_Result: TypeAlias = tuple[Header | Skipped, VideoInfo | Skipped | None]
 
 
 @dataclass(frozen=True)
@@ -133,40 +138,50 @@ class _Indexer:
                 continue
             missing.append(source)
             keys.append(key)
-        readable_keys = []
+        shard: dict[int, _Result] = {}
+        num_timestamps = 0
+        try:
+            for key, result in zip(keys, self._index(missing, "indexing files"), strict=True):
+                shard[key] = result
+                _, info = result
+                if isinstance(info, VideoInfo):
+                    num_timestamps += info.num_frames
+                if num_timestamps >= _TIMESTAMPS_PER_SHARD:
+                    self._write_shard(shard)
+                    shard.clear()
+                    num_timestamps = 0
+        finally:  # also what was indexed before a file that is not read in time
+            self._write_shard(shard)
+
+    def _write_shard(self, results: Mapping[int, _Result]) -> None:
+        """Write what was found of files, by their keys; nothing if no header was read."""
+        keys = []
         headers = []
         infos = {}
-        results = self._index(missing, "indexing files")
-        for key, (header, info) in zip(keys, results, strict=True):
+        for key, (header, info) in results.items():
             if isinstance(header, Skipped):
                 continue
-            readable_keys.append(key)
+            keys.append(key)
             headers.append(tuple(header))
             if isinstance(info, VideoInfo):
                 infos[key] = info
-        if readable_keys:
-            self._store.write_shard(
-                np.array(readable_keys, np.int64), np.array(headers, HEADER), infos
-            )
+        if keys:
+            self._store.write_shard(np.array(keys, np.int64), np.array(headers, HEADER), infos)
 
-    def _index(
-        self, sources: Sequence[Source], description: str
-    ) -> list[tuple[Header | Skipped, VideoInfo | Skipped | None]]:
-        """Return the header and the exact index of each file, or why it has none."""
-        results = []
+    def _index(self, sources: Sequence[Source], description: str) -> Iterator[_Result]:
+        """Yield the header and the exact index of each file, or why it has none."""
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
             indexed = pool.map(self._index_one, sources)
             for header, info in with_progress(indexed, description, total=len(sources)):
-                results.append((header, info))
                 if isinstance(info, VideoInfo):
                     self.num_indexed += 1
                 elif isinstance(header, Skipped):
                     self.skipped.append(header)
                 elif info is not None:
                     self.skipped.append(info)
-        return results
+                yield header, info
 
-    def _index_one(self, source: Source) -> tuple[Header | Skipped, VideoInfo | Skipped | None]:
+    def _index_one(self, source: Source) -> _Result:
         try:
             header = read_header(source, self._config)
         except DecodeError as error:
