@@ -373,7 +373,8 @@ def test_trackers(tmp_path):
 def test_hardware(folder, capsys):
     (command,) = commands("hardware.md")
     assert command[:2] == ["telecine", "plan"]
-    assert main([*command[1:], "--config", "small.yaml"]) == 0
+    few_rows = ["--dynamo_backend=inductor"]  # it refuses most switches
+    assert main([*command[1:], "--config", "small.yaml", *few_rows]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in (
         "fits 80.00 GiB, of which 90% are used",
