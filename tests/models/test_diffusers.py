@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import ModelMixin
 from diffusers.models import autoencoders
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from safetensors import SafetensorError
 
 from telecine.losses import posterior_kl
@@ -371,6 +372,34 @@ def test_enabling_gradient_checkpointing_compares_gradients_and_changes_no_state
     model.enable_gradient_checkpointing()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_blocks_of_subclasses_are_checkpointed_too():
+    model = adapter("wan")
+    calls = []
+
+    class OwnBlock(WanResidualBlock):
+        def forward(self, *inputs, **keywords):
+            calls.append(self)
+            return super().forward(*inputs, **keywords)
+
+    blocks = [block for block in model.module.modules() if type(block) is WanResidualBlock]
+    for block in blocks:
+        block.__class__ = OwnBlock
+    model.enable_gradient_checkpointing()
+    calls.clear()
+    video = model(torch.zeros(1, 3, 1, 16, 16), sample_posterior=False).video
+    assert len(calls) == len(blocks) > 0
+    video.sum().backward()
+    assert len(calls) == 2 * len(blocks)
+
+
+def test_a_model_without_the_blocks_of_its_class_is_not_checkpointed():
+    model = adapter("wan")
+    model.family = replace(model.family, checkpointed_blocks=("Missing",))
+    message = "got one without the blocks of its class, Missing. Train it without"
+    with pytest.raises(ValueError, match=message):
+        model.enable_gradient_checkpointing()
 
 
 def test_gradient_checkpointing_of_a_frozen_model_is_compared_too():

@@ -257,6 +257,21 @@ def test_probing_does_not_change_buffers():
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+class WithOwnCheckpointing(NotDiffusers):
+    """Enables gradient checkpointing without an argument, unlike classes of diffusers."""
+
+    is_checkpointed = False
+
+    def enable_gradient_checkpointing(self):
+        self.is_checkpointed = True
+
+
+def test_a_method_that_enables_gradient_checkpointing_needs_no_parameter():
+    model = DiffusersAutoencoder(WithOwnCheckpointing())
+    model.enable_gradient_checkpointing()
+    assert model.module.is_checkpointed
+
+
 def test_gradient_checkpointing_without_support_is_refused():
     with pytest.raises(ValueError, match="one without it"):
         DiffusersAutoencoder(NotDiffusers()).enable_gradient_checkpointing()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from telecine import Ramp, Term
 from telecine.losses import GAN_LOSSES, JointGANLoss, hinge
 from telecine.objective.log import discriminator_log, logit_statistics
 from telecine.objective.weights import mean, total
@@ -145,6 +146,32 @@ def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip):
         message = rf"`aux_losses` must be named unlike .*'{name}'. Rename it.*'quantizer_{name}"
         with pytest.raises(ValueError, match=message):
             loss(clip(), clip(), 0, 0, aux_losses={name: 1.0})
+
+
+def test_names_of_what_is_logged_later_are_refused_from_the_first_step(
+    make_loss, make_feature_discriminator, clip, pair
+):
+    ramp = Ramp(1.0, start=5, steps=2)
+    loss = make_loss(
+        disc_start=5,
+        adversarial_loss_weight=1,
+        multiscale_adversarial_loss_weight=1,
+        perceptual_weight=ramp,
+        reconstruction={"learn_logvar": True},
+        terms={"temporal": Term("temporal", ramp), "wavelet": 0},
+        discr_3d_kwargs=make_feature_discriminator(),
+        multiscale_discr_kwargs=[make_feature_discriminator()],
+        gan={"feature_matching_loss_weight": ramp},
+        adaptive_weight={"reference": "none"},
+    )
+    log = loss(*pair, 0, 10)[1]
+    names = {name.removeprefix("train/") for name in log}
+    later = {"perceptual_loss", "temporal_loss", "feature_matching_loss", "gen_loss_discr_3d"}
+    assert later < names
+    for name in names:
+        with pytest.raises(ValueError, match=rf"`aux_losses` must be named unlike .*'{name}'"):
+            loss(clip(), clip(), 0, 0, aux_losses={name: 1.0})
+    loss(clip(), clip(), 0, 0, aux_losses={"wavelet_loss": 1.0})  # its term is always off
 
 
 def test_other_names_of_auxiliary_losses(make_loss, clip):

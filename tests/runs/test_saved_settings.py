@@ -9,7 +9,8 @@ import yaml
 from rich.console import Console
 
 from telecine import Term
-from telecine.losses import mse
+from telecine.losses import SeparableGANLoss, mse
+from telecine.losses.adversarial import hinge, relativistic, vanilla
 from telecine.losses.penalty import Penalty, r1
 from telecine.runs.saved_settings import (
     as_yaml,
@@ -18,7 +19,7 @@ from telecine.runs.saved_settings import (
     side_by_side_settings,
     write_settings,
 )
-from telecine.settings import ObjectiveConfig, PenaltyConfig, TrainConfig
+from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, TrainConfig
 from telecine.settings.parse import read_config
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 from telecine.training import train
@@ -94,6 +95,27 @@ def test_functions_are_saved_by_the_path_that_imports_them():
     saved = yaml.safe_load(as_yaml(with_term(TrainConfig(), mse)))["objective"]["terms"]["extra"]
     assert saved["target"] == f"{mse.__module__}.mse"
     assert saved["weight"] == 0.1
+
+
+MIXED = SeparableGANLoss(vanilla.real, vanilla.fake, hinge.generator)
+
+
+@pytest.mark.parametrize(
+    ("loss", "path"),
+    [
+        (hinge, "telecine.losses.adversarial.hinge"),
+        (relativistic, "telecine.losses.adversarial.relativistic"),
+        (MIXED, f"{__name__}.MIXED"),
+    ],
+)
+def test_gan_losses_are_saved_by_the_path_that_imports_them(loss, path):
+    config = TrainConfig(objective=ObjectiveConfig(gan=GANConfig(loss=loss)))
+    assert yaml.safe_load(as_yaml(config))["objective"]["gan"]["loss"] == path
+    unnamed = replace(loss, boundary=0.25)
+    config = TrainConfig(objective=ObjectiveConfig(gan=GANConfig(loss=unnamed)))
+    message = r"^`objective.gan.loss` must be a plain value or an importable function, but got"
+    with pytest.raises(ValueError, match=message):
+        train(config, console=Console(quiet=True))
 
 
 def test_functions_that_cannot_be_imported_are_refused():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from telecine.models import CausalVAE
-from telecine.models.context_parallel import split_over_processes
+from telecine.models.context_parallel import most_processes, split_over_processes
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.ops.ranks import ContextGroup, using_context_group
 from telecine.ops.rows import rows_of_ranks
@@ -193,6 +193,12 @@ def with_tiling():
 def test_what_cannot_be_split_is_refused_by_its_name(make, heights, error):
     with pytest.raises(ValueError, match=error):
         split_over_processes(make(), 2, heights)
+
+
+def test_a_model_with_a_layer_that_is_refused_is_planned_for_one_process():
+    assert most_processes(CausalVAE(TINY), 32) == 8
+    assert most_processes(with_undeclared_layer(), 32) == 1
+    assert most_processes(with_own_convolution(), 32) == 1
 
 
 def test_a_model_that_is_split_already_stays_as_it_is():

@@ -9,7 +9,13 @@ from telecine import Ramp, Term
 from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationClips
 from telecine.runs.saved_settings import as_yaml, plain_settings
-from telecine.settings import CausalVAEConfig, GANConfig, ReconstructionConfig, TrainConfig
+from telecine.settings import (
+    CausalVAEConfig,
+    ClipConfig,
+    GANConfig,
+    ReconstructionConfig,
+    TrainConfig,
+)
 from telecine.settings.autoencoder import FlowConfig
 from telecine.training.resume import SavedSettings
 
@@ -279,6 +285,15 @@ def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
     change_saved(saved, "discriminator.init_optimizer", True)
     SavedSettings(saved).check_networks(tiny())
     assert SavedSettings(saved).changes(tiny()) == ["objective.gan.lecam_decay 0.99 -> 0.999"]
+
+
+def test_a_run_that_keeps_its_earlier_hold_out_is_not_indexed_lazily(tmp_path):
+    """Its hold-out cannot change: the remedy is the index alone."""
+    settings = plain_settings(TrainConfig(clips=ClipConfig(holdout="earlier")))
+    (tmp_path / "config.yaml").write_text(as_yaml(settings))
+    message = r"`clips\.index` must be ahead .* got 'lazy'.*\. Set `clips\.index` to `ahead`\.$"
+    with pytest.raises(ValueError, match=message):
+        SavedSettings(tmp_path).as_started(TrainConfig(clips=ClipConfig(index="lazy")))
 
 
 @pytest.mark.parametrize("decoder", ["direct", "flow"])

@@ -21,7 +21,7 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.logging import check_names_of_objective
+from telecine.training.logging import check_names_in_training
 from telecine.training.step import (
     FINAL_LR_SCALE,
     MicroBatch,
@@ -453,8 +453,25 @@ def test_what_is_logged_of_gradients_and_updates(build, video):
 
     def check_name(name):
         check_names_of_aux_losses({name: torch.ones(())}, [])
-        check_names_of_objective([name])
+        check_names_in_training([name])
 
     for name in names:
         with pytest.raises(ValueError, match="`aux_losses` must be named unlike all else in the"):
             check_name(name.removeprefix("train/"))
+
+
+def test_only_auxiliary_losses_must_be_named_unlike_what_training_logs(build, video):
+    terms = {"frame_gradient_l1": Term(value_of_apart), "grad_norm": Term(value_of_apart)}
+    objective = ObjectiveConfig(perceptual_weight=0.0, terms=terms)
+    state = build(objective=objective, discriminator=DiscriminatorConfig("none"))
+    values = update(state, video, step=0)
+    assert values["train/frame_gradient_l1_loss"] == values["train/grad_norm_loss"] == 1
+    model = state.model
+
+    def with_another_loss(*args, **options):
+        output = model(*args, **options)
+        return output._replace(aux={**output.aux, "grad_norm_loss_of_mine": torch.ones(())})
+
+    state.model = with_another_loss
+    with pytest.raises(ValueError, match=r"must be named unlike .*'grad_norm_loss_of_mine'"):
+        update(state, video, step=0)

@@ -89,7 +89,7 @@ class IndexStore:
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
         config: The limits of `index_video`.
-        others: Other paths, whose exact indices are read where the first path has none.
+        others: Other paths. What is saved of them is read where the first path has nothing.
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
@@ -97,7 +97,7 @@ class IndexStore:
         self._folders = [path.with_name(path.name + FOLDER_SUFFIX) for path in paths]
         self.folder = self._folders[0]
         self.config = config
-        self._others = [IndexStore(other, config) for other in others]
+        self.others = [IndexStore(other, config) for other in others]
         root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
@@ -175,7 +175,7 @@ class IndexStore:
             return index_video(source, self.config)  # raises an error with the reason
         key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
-        for other in self._others:
+        for other in self.others:
             if info is None:
                 info = other.saved_info(other.key_of(source, fingerprint), source)
         if info is None:

@@ -122,6 +122,7 @@ class _TableReader:
         self._counts_once = counts_once  # whether equal spans count once
         self._config = config
         self._saved = store.saved_headers()
+        self._saved_of_others = [(other, other.saved_headers()) for other in store.others]
         self._last_save = time.monotonic()
         self._is_complete = False  # whether all files are in the table
         self._parts: list[FileTable] = []
@@ -197,6 +198,12 @@ class _TableReader:
             self._add_segment(segment, row)
         keys = np.array(self._keys[begin:], np.int64)
         headers = self._saved.find(keys)
+        for other, saved in self._saved_of_others:
+            rows = np.flatnonzero(headers["num_frames"] == 0)
+            keys_there = []
+            for row in rows.tolist():
+                keys_there.append(other.key_of(sources[row], _fingerprint(sources[row])))
+            headers[rows] = saved.find(np.array(keys_there, np.int64))
         for row, source in enumerate(sources):
             header = stated[source]
             if header is not None:

@@ -26,7 +26,7 @@ A network that gets fewer rows than processes, such as a decoder for a latent th
 whole clips on each process.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -67,18 +67,13 @@ def split_over_processes(
         raise argument_error("context_parallel", contract, got, _REMEDY)
     for height in heights:
         _check_height(height, split, num_processes)
-    networks = []
-    layers: list[tuple[str, nn.Module]] = []
-    for name, network in split.networks.items():
-        if not getattr(network.module, "is_split_over_processes", False):
-            networks.append(network)
-            layers.extend(_layers(network.module, name))
+    networks = _whole_networks(split)
     # All layers are checked before any is changed: a model that is refused stays as it is.
-    for name, layer in layers:
-        _check_layer(layer, name, split)
-    for name, layer in layers:
-        _replace_layer(layer, name, split)
-    for network in networks:
+    _check_layers(networks, split)
+    for name, network in networks.items():
+        for layer_name, layer in _layers(network.module, name):
+            _replace_layer(layer, layer_name, split)
+    for network in networks.values():
         _replace_network(network)
 
 
@@ -86,9 +81,10 @@ def most_processes(model: VideoAutoencoder, height: int) -> int:
     """Return how many processes can share clips of a height; 1 for a model that cannot be split."""
     try:
         split = model.row_split()
+        if split is None:
+            return 1
+        _check_layers(_whole_networks(split), split)
     except ValueError:
-        return 1
-    if split is None:
         return 1
     return height // split.spatial_compression
 
@@ -99,6 +95,21 @@ def _check_height(height: int, split: RowSplit, num_processes: int) -> None:
         contract = f"at most {latent_rows}, the rows of the latent"
         remedy = "Use fewer processes for each clip, or higher clips."
         raise argument_error("context_parallel", contract, num_processes, remedy)
+
+
+def _whole_networks(split: RowSplit) -> dict[str, RowNetwork]:
+    """Return the networks that are not split already, by name."""
+    return {
+        name: network
+        for name, network in split.networks.items()
+        if not getattr(network.module, "is_split_over_processes", False)
+    }
+
+
+def _check_layers(networks: Mapping[str, RowNetwork], split: RowSplit) -> None:
+    for name, network in networks.items():
+        for layer_name, layer in _layers(network.module, name):
+            _check_layer(layer, layer_name, split)
 
 
 def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -1,6 +1,6 @@
 """The logs of both steps, as callers get them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
 from telecine.objective.terms import Terms
 from telecine.objective.weights import Weights, mean, total
+from telecine.settings import Ramp, TermSchedule
 
 Log: TypeAlias = dict[str, Tensor]
 """Detached values by name."""
@@ -35,6 +36,8 @@ _DISCRIMINATOR_PREFIXES = (
     "accuracy_fake",
     "hinge_active",
 )
+# Terms without an entry "..._loss": the log has "gen_loss" and "aux_losses".
+_LOGGED_AS_OTHERS = ("adversarial", "multiscale_adversarial", "quantizer_aux")
 
 
 def autoencoder_log(
@@ -54,9 +57,6 @@ def autoencoder_log(
         aux: The auxiliary losses by name.
         weights: The weights at this step; those that are ramps are logged.
         split: The prefix of each name.
-
-    Raises:
-        ValueError: An auxiliary loss has the name of another entry.
     """
     like = losses["total_loss"]
     log = {
@@ -70,8 +70,31 @@ def autoencoder_log(
         log |= {f"adaptive_weight_{key}": value for key, value in adaptive_weights.items()}
     for name, weight in weights.ramps.items():
         log[name] = torch.full((), weight, device=like.device)
-    check_names_of_aux_losses(aux, [*log])
     return detached_copies({**log, **{name: value for name, value in aux.items() if name}}, split)
+
+
+def names_in_autoencoder_log(
+    terms: Iterable[TermSchedule], discriminators: Sequence[str], *, has_logvar: bool
+) -> list[str]:
+    """Return all names that `autoencoder_log` has at any step, beside those of auxiliary losses.
+
+    Args:
+        terms: All terms of the objective.
+        discriminators: The names of the discriminators.
+        has_logvar: Whether the variance is learned.
+    """
+    names = ["recon_loss", "total_loss", "aux_losses", "gen_loss", "adaptive_weight"]
+    if has_logvar:
+        names += ["nll_loss", "logvar"]
+    for term in terms:
+        if term.ramp.is_ever_on and term.name not in _LOGGED_AS_OTHERS:
+            names.append(f"{term.name}_loss")
+        if isinstance(term.weight, Ramp):
+            names.append(term.weight_key)
+    if len(discriminators) > 1:
+        for key in discriminators:
+            names += [f"gen_loss_{key}", f"adaptive_weight_{key}"]
+    return names
 
 
 def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) -> None:

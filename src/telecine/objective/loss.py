@@ -31,7 +31,12 @@ from telecine.objective.gradients import (
     generator_step,
 )
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.log import COGVIDEO_LOG, Log
+from telecine.objective.log import (
+    COGVIDEO_LOG,
+    Log,
+    check_names_of_aux_losses,
+    names_in_autoencoder_log,
+)
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
 from telecine.objective.sums import VideoLosses, sum_autoencoder_losses, sum_discriminator_losses
 from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
@@ -157,6 +162,11 @@ class VideoAutoencoderLoss(nn.Module):
             for d in self.discriminators:
                 self.lecam[d.key] = LeCam()
         self.gan_terms = build_gan_terms(self.config, self.gan_loss)
+        self._logged_names = names_in_autoencoder_log(
+            self.schedule.terms.values(),
+            [d.name for d in self.discriminators],
+            has_logvar=self.logvar is not None,
+        )
         # For callers who wrap this module in DDP, as telecine's own loop does not: DDP would wait for gradients of the
         # autoencoder's parameters in the discriminators' step. It looks names up with a leading dot and without.
         of_discriminators = set(self.get_trainable_parameters())
@@ -311,6 +321,7 @@ class VideoAutoencoderLoss(nn.Module):
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
+        check_names_of_aux_losses(batch.aux, self._logged_names)
         weights = self.schedule.at(global_step)
         gan = self._gan_batch(batch, weights)
         strategy = choose_strategy(gan, self.config, is_update=False)
@@ -397,6 +408,7 @@ class VideoAutoencoderLoss(nn.Module):
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
+        check_names_of_aux_losses(batch.aux, self._logged_names)
         weights = self.schedule.at(global_step)
         gan = self._gan_batch(batch, weights)
         strategy = choose_strategy(gan, self.config, is_update=True)

@@ -1,8 +1,10 @@
 """The settings of a run: as its folder and its checkpoints hold them, as text by name, and beside those of others."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -67,22 +69,68 @@ def as_yaml(settings: object) -> str:
 
 def plain_settings(settings: object) -> dict[str, Any]:
     """Return settings as they come back from a file: tuples become lists."""
-    return cast(dict[str, Any], json.loads(json.dumps(settings, default=_plain)))
+    return cast(dict[str, Any], json.loads(json.dumps(_plain(settings, ""))))
 
 
-def _plain(value: object) -> dict[str, Any] | str:
-    """Return a group of settings as a dict, and a function, such as a term's, as the path that imports it again."""
+def _plain(value: object, setting: str) -> object:
+    """Return a group of settings as a dict, and a function, such as a term's, as the path that imports it again.
+
+    Args:
+        value: The group, or a value in it.
+        setting: The dotted name of the value.
+
+    Raises:
+        ValueError: A value is neither plain nor importable.
+    """
     if is_pydantic_dataclass(type(value)):
-        return {item.name: getattr(value, item.name) for item in fields(value)}  # type: ignore[arg-type]
-    name = getattr(value, "__qualname__", "<none>")
-    if "<" in name or getattr(value, "__module__", "__main__") == "__main__":
+        value = {item.name: getattr(value, item.name) for item in fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, dict):
+        group = {}
+        for name, item in value.items():
+            group[name] = _plain(item, f"{setting}.{name}" if setting else str(name))
+        return group
+    if isinstance(value, list | tuple):
+        return [_plain(item, setting) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    path = _path_of(value)
+    if path is None:
+        contract = "a plain value or an importable function"
         remedy = (
             "Move it to the top level of a module that can be imported, and pass its dotted path."
         )
-        raise argument_error(
-            "a setting", "a plain value or an importable function", describe(value), remedy
-        )
-    return f"{value.__module__}.{name}"
+        raise argument_error(setting or "a setting", contract, describe(value), remedy)
+    return path
+
+
+def _path_of(value: object) -> str | None:
+    """Return the dotted path of a function or a class, or of a GAN loss or the like; None if it cannot be imported."""
+    name = getattr(value, "__qualname__", None)
+    if name is None:
+        return _path_of_instance(value) if is_dataclass(value) else None
+    module = getattr(value, "__module__", "__main__")
+    return None if module == "__main__" or "<" in name else f"{module}.{name}"
+
+
+def _path_of_instance(value: Any) -> str | None:
+    """Return the dotted path of a module's variable that is an instance; None if there is none.
+
+    The modules that define the functions in its fields come first: others may have imported it from there.
+    """
+    modules = []
+    for item in fields(value):
+        function = getattr(value, item.name)
+        while isinstance(function, partial):
+            function = function.func
+        modules.append(getattr(function, "__module__", None))
+    for module in [*modules, *sys.modules]:
+        if module in (None, "__main__", "__mp_main__"):
+            continue
+        variables = getattr(sys.modules.get(module), "__dict__", {})
+        for name, variable in list(variables.items()):
+            if variable is value:
+                return f"{module}.{name}"
+    return None
 
 
 def check_encoding(settings: object) -> None:

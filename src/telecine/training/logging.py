@@ -56,14 +56,13 @@ def describe_metrics(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
-def check_names_of_objective(log: Iterable[str]) -> None:
-    """Check that no value of the objective, such as an auxiliary loss, has the name of a value that training logs.
+def check_names_in_training(aux_losses: Iterable[str]) -> None:
+    """Check that no auxiliary loss has the name of a value that training logs beside the objective's.
 
     Raises:
         ValueError: One has.
     """
-    for key in log:
-        name = key.removeprefix("train/")
+    for name in aux_losses:
         if name in _NAMES or name.removeprefix("disc_").startswith(_PREFIXES):
             raise name_error(name)
 

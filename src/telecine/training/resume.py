@@ -72,6 +72,9 @@ class SavedSettings:
 
         Args:
             config: The settings of the run that resumes.
+
+        Raises:
+            ValueError: A setting of the run does not go with a value that it keeps.
         """
         disc_init = self.values.get("discriminator", {}).get("init")
         causal_vae = replace(config.causal_vae, flow=self._flow_as_started(config.causal_vae.flow))
@@ -97,13 +100,21 @@ class SavedSettings:
         return as_started, warnings, notes
 
     def _clips_as_started(self, clips: ClipConfig) -> ClipConfig:
-        """Return settings of clips with the values that stand for what older versions did, if the run has them."""
+        """Return settings of clips with the values that stand for what older versions did, if the run has them.
+
+        Raises:
+            ValueError: The run keeps a hold-out that needs all indices ahead, and they would not be made ahead.
+        """
         saved = self.values.get("clips", {})
         kept: dict[str, Any] = {
             name: earlier
             for name, earlier in DEFAULTS_OF_OLD_RUNS.items()
             if saved.get(name) == earlier
         }
+        if clips.index == "lazy" and kept.get("holdout") == "earlier":
+            contract = f"ahead as the run in {self.folder} keeps its `clips.holdout` of earlier"
+            remedy = "Set `clips.index` to `ahead`."
+            raise argument_error("clips.index", contract, repr(clips.index), remedy)
         return replace(clips, **kept)
 
     def _flow_as_started(self, flow: FlowConfig) -> FlowConfig:

@@ -21,7 +21,7 @@ from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import (
     ReconstructionGradient,
-    check_names_of_objective,
+    check_names_in_training,
     is_share_of_gradient,
 )
 from telecine.training.optimizers import parameters_of
@@ -134,9 +134,9 @@ def _accumulate_gradients(
     with state.gradient_sync(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
             output = _reconstruct(state, batch, generators)
+            check_names_in_training(output.aux)
             gradient = ReconstructionGradient()
             losses, log = _compute_losses(state, batch, output, generators, gradient)
-        check_names_of_objective(log)
         # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
         # on latents alone returns latents.
         compared_with = batch.inputs

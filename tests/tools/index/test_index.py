@@ -8,7 +8,9 @@ import pytest
 from telecine.base.files import partial_path
 from telecine.cli.commands import run
 from telecine.data import ClipDataset, DataError, index_store, index_video
+from telecine.data import load_table as load_table_module
 from telecine.data.errors import Deadline
+from telecine.data.header import read_header
 from telecine.data.load_table import load_table
 from telecine.data.table_holdout import split_table
 from telecine.settings import ClipConfig
@@ -118,10 +120,19 @@ def test_an_index_is_used_wherever_it_was_written(data, tmp_path, monkeypatch, c
     can_write["now"] = case not in ("read-only data", "read-only before")
     paths = [str(data)]
     if case == "second path":
-        first = shutil.copytree(data, tmp_path / "first", ignore=lambda *_: ["0.tar", "1.tar"])
-        paths.insert(0, str(first))
+        (tmp_path / "first").mkdir()
+        shutil.copy(data / "film1-3.mp4", tmp_path / "first" / "new.mp4")
+        paths.insert(0, str(tmp_path / "first"))
+    read = []
+
+    def read_and_note(source, config):
+        read.append(source.name)
+        return read_header(source, config)
+
+    monkeypatch.setattr(load_table_module, "read_header", read_and_note)
     store = load_table(paths, CONFIG).store
     monkeypatch.setattr(index_store, "index_video", lambda *_: pytest.fail("indexed again"))
+    assert read == ["new.mp4"] * (case == "second path")
     table = load_table(str(data), CONFIG)
     for span in table.spans:
         if span.info.source.name != "film3-7.mp4":  # damaged

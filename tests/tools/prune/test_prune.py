@@ -21,6 +21,7 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
+from telecine.tools.prune.convolutions import Activations, fit_depthwise
 from telecine.tools.prune.importance import recorded_squares, score_by_loss
 from telecine.tools.prune.parts import prunable
 from telecine.tools.prune.settings import PruneConfig
@@ -289,6 +290,15 @@ def test_convolutions_that_cheaper_ones_can_compute_are_met(
     message = r"`model` must be one whose decoder has \"3d\" convolutions, but got one with"
     with pytest.raises(ValueError, match=message):
         prune("cheaper", config)
+
+
+def test_a_fit_to_some_positions_is_one_to_all_columns():
+    """With twice as many positions as a fit takes, and outputs three times as large on odd columns."""
+    padded = torch.randn(1, 1, 5, 128, 64, generator=torch.Generator().manual_seed(0))
+    output = padded.clone()
+    output[..., 1::2] *= 3
+    (kernel, channels), _ = fit_depthwise(torch.ones(1, 1, 1, 1, 1), Activations(padded, output))
+    assert (kernel * channels).item() == pytest.approx(2, abs=0.05)
 
 
 def test_greedy_importance_measures_nothing_where_nothing_is_removed():

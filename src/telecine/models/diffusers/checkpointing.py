@@ -4,6 +4,7 @@ Chunks are for classes that keep frames from one chunk to the next: their encode
 and each call is computed again in the backward pass, see `checkpoint_call`.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from telecine.base.precision import autocast_off
 from telecine.base.randomness import keep_random_state
 from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
 from telecine.models.diffusers import wan
-from telecine.models.diffusers.families import Family, clear_caches
+from telecine.models.diffusers.families import Family, class_names, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.streams import MAGVIT, MAGVIT_CACHE, WAN
 from telecine.ops.checkpointing import checkpoint_call, checkpoint_module
@@ -29,6 +30,8 @@ _MAX_DIFFERENCE = 1e-2
 _NUM_FRAMES = 5
 # Frames of a latent frame of Magvit.
 _MAGVIT_TIME_COMPRESSION = 4
+# The parameter of `ModelMixin.enable_gradient_checkpointing`.
+_FUNCTION = "gradient_checkpointing_func"
 
 
 def enable_checked(module: DiffusersModel, blocks: Sequence[str], sizes: ClipSizes) -> None:
@@ -45,10 +48,7 @@ def enable_checked(module: DiffusersModel, blocks: Sequence[str], sizes: ClipSiz
     if not hasattr(module, "enable_gradient_checkpointing"):
         raise _unsupported(module, "one without it")
     expected = _gradients(sizes)
-    try:
-        enable(module, blocks)
-    except ValueError as error:
-        raise _unsupported(module, "one that does not support it") from error
+    enable(module, blocks)
     try:
         gradients = _gradients(sizes)
     except RuntimeError as error:
@@ -64,12 +64,37 @@ def enable_checked(module: DiffusersModel, blocks: Sequence[str], sizes: ClipSiz
 
 
 def enable(module: DiffusersModel, blocks: Sequence[str]) -> None:
-    """Enable checkpointing: of the classes of blocks, `Family.checkpointed_blocks`, or without any, the model's own."""
+    """Enable gradient checkpointing.
+
+    Args:
+        module: The model.
+        blocks: The classes of blocks that are recomputed, `Family.checkpointed_blocks`; without any, the model's own
+            checkpointing is used.
+
+    Raises:
+        ValueError: The class does not support it.
+    """
     if not blocks:
-        # Ours remembers the processes that share a clip.
-        module.enable_gradient_checkpointing(checkpoint_call)
-    for block in _modules_of(module, blocks):
+        _enable_own(module)
+        return
+    found = _modules_of(module, blocks)
+    if not found:
+        raise _unsupported(module, f"one without the blocks of its class, {', '.join(blocks)}")
+    for block in found:
         checkpoint_module(block, MAGVIT_CACHE)
+
+
+def _enable_own(module: DiffusersModel) -> None:
+    """Enable the model's own checkpointing, with our function if it takes one, as classes of diffusers do."""
+    enable_own = module.enable_gradient_checkpointing
+    arguments = {}
+    if _FUNCTION in inspect.signature(enable_own).parameters:
+        # Ours remembers the processes that share a clip.
+        arguments[_FUNCTION] = checkpoint_call
+    try:
+        enable_own(**arguments)
+    except ValueError as error:
+        raise _unsupported(module, "one that does not support it") from error
 
 
 def _disable(module: DiffusersModel, blocks: Sequence[str]) -> None:
@@ -82,7 +107,7 @@ def _disable(module: DiffusersModel, blocks: Sequence[str]) -> None:
 
 
 def _modules_of(module: DiffusersModel, classes: Sequence[str]) -> list[nn.Module]:
-    return [block for block in module.modules() if type(block).__name__ in classes]
+    return [block for block in module.modules() if set(classes) & set(class_names(type(block)))]
 
 
 def _unsupported(module: DiffusersModel, got: str) -> Exception:

@@ -33,8 +33,9 @@ from telecine.models.pretrained import mismatches
 from telecine.settings.autoencoder import ConvolutionKind
 from telecine.tools.prune.parts import Prunable
 
-# Clips and positions are at most this many, evenly spread: all activations of a layer are held at once.
+# Clips are at most this many, evenly spread: all activations of a layer are held at once.
 _MAX_CLIPS = 32
+# Positions of a fit are at most this many, drawn at random: those of a fixed stride are often all in a few columns.
 _MAX_POSITIONS = 20_000
 # Added to the diagonal of the normal equations, over its mean: inputs may be linearly dependent.
 _RIDGE = 1e-6
@@ -282,9 +283,12 @@ def _convolve_frames(video: Tensor, kernels: Tensor, groups: int = 1) -> Tensor:
 
 
 def _positions(video: Tensor) -> Tensor:
-    """Return the channels `(N, C)` of positions of a video `(B, C, T, H, W)`."""
+    """Return the channels `(N, C)` of positions of a video `(B, C, T, H, W)`, the same ones of all videos of a size."""
     positions = video.movedim(1, -1).flatten(0, -2)
-    return positions[:: max(1, len(positions) // _MAX_POSITIONS)]
+    if len(positions) <= _MAX_POSITIONS:
+        return positions
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    return positions[order[:_MAX_POSITIONS]]
 
 
 def _least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
