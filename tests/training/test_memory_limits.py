@@ -125,7 +125,9 @@ def test_an_automatic_batch_size_needs_a_model_by_name(tiny):
 
 
 LARGE = TrainConfig(
-    causal_vae=CausalVAEConfig(base_channels=128, blocks_per_level=1),
+    causal_vae=CausalVAEConfig(
+        spatial_compression=4, base_channels=256, channel_multipliers=(1,), blocks_per_level=1
+    ),
     clips=ClipConfig(num_frames=17, height=256, width=256),
     batch_size=1,
     objective=ObjectiveConfig(perceptual_weight=0.0),
@@ -140,7 +142,7 @@ def test_a_large_run_on_a_cpu_says_what_an_update_needs(free):
     model = CausalVAE(LARGE.causal_vae)
     line = describe_on_cpu(LARGE, model, num_processes=1)
     assert re.fullmatch(r"on this CPU an update needs 0\.\d\d GiB and 0\.\d+ TFLOP", line)
-    larger = replace(LARGE, gradient_accumulation_steps=32)
+    larger = replace(LARGE, gradient_accumulation_steps=4)
     warning = describe_on_cpu(larger, model, num_processes=1)
     assert warning.startswith("warning: on this CPU an update needs ")
     assert "`--config demo`" in warning

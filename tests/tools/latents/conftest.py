@@ -1,4 +1,4 @@
-"""A tiny autoencoder and moving videos."""
+"""A tiny autoencoder and moving videos, with the fixtures of tiny runs."""
 
 import runpy
 from pathlib import Path
@@ -10,6 +10,9 @@ from telecine.models import CausalVAE
 from telecine.settings import CausalVAEConfig
 from telecine.video.write import write_video
 
+from ...training.conftest import one_thread, recorded_once, without_pictures
+
+__all__ = ["one_thread", "recorded_once", "without_pictures"]
 waves = runpy.run_path(str(Path(__file__).parents[2] / "evaluation" / "videos.py"))["waves"]
 
 
