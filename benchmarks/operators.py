@@ -57,7 +57,7 @@ def main() -> None:
                         fit.layer,
                         fit.kind,
                         f"{fit.operations:.2f}",
-                        f"{fit.error:.4f}",
+                        "n/a" if fit.error is None else f"{fit.error:.4f}",
                         f"{fit.error_trivial:.4f}",
                         f"{fit.error_random:.4f}",
                         f"{result.psnr_before - result.psnr_after:.2f}",

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -231,6 +232,24 @@ def test_a_function_must_return_two_scalars(result):
         JointGANLoss(custom)(**logits(1, 0))
     with pytest.raises(TypeError, match=message.format("the GAN loss")):
         JointGANLoss(partial(custom))(**logits(1, 0))
+
+
+@pytest.mark.parametrize("part", ["real", "fake", "generator"])
+def test_a_part_must_return_a_scalar(part):
+    def unreduced(logits):
+        return logits.relu()
+
+    loss = replace(GAN_LOSSES["hinge"], **{part: unreduced})
+    alone = {"real_logits": None, "fake_logits": None, f"{part}_logits": torch.zeros(2)}
+    calls = [lambda: loss(**logits(1, 0))]
+    if part == "generator":
+        calls.append(lambda: loss.compute_generator_loss(fake_logits=torch.zeros(2)))
+    else:
+        calls.append(lambda: loss.compute_discriminator_loss(**alone))
+    message = r"^the result of unreduced must be a 0-d tensor, but got .*tensor of shape .*`{}`\. Reduce it"
+    for call in calls:
+        with pytest.raises(TypeError, match=message.format(part)):
+            call()
 
 
 def maps(seed):

@@ -381,6 +381,8 @@ def _version(source: Source, fingerprint: Sequence[int]) -> str:
 def _stated_header(segment: Segment) -> Header | None:
     """Return what the line of a list says of its video or image; None if that is not enough, and of an array."""
     columns = segment.columns
+    if "num_frames" not in columns:
+        return None
     kind = kind_of(segment.source)
     try:
         num_frames = _whole_number(columns["num_frames"])

@@ -45,24 +45,30 @@ class SeparableGANLoss:
     """Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`."""
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
-        """Return the losses of both sides."""
+        """Return the losses of both sides.
+
+        Raises:
+            TypeError: A part returns anything else than a 0-d tensor.
+        """
         discriminator = self.compute_discriminator_loss(real_logits=real, fake_logits=fake)
-        return GANLosses(discriminator=discriminator, generator=self.generator(fake))
+        generator = self.compute_generator_loss(fake_logits=fake)
+        return GANLosses(discriminator=discriminator, generator=generator)
 
     def compute_generator_loss(self, *, fake_logits: Tensor) -> Scalar:
         """Return the generator's loss."""
-        return self.generator(fake_logits)
+        return _call_part("generator", self.generator, fake_logits)
 
     def compute_discriminator_loss(
         self, *, real_logits: Tensor | None, fake_logits: Tensor | None
     ) -> Scalar:
         """Return the discriminator's loss; only its part of real or of fake logits if the others are None."""
-        if fake_logits is None:
-            assert real_logits is not None
-            return self.real(real_logits)
         if real_logits is None:
-            return self.fake(fake_logits)
-        return self.real(real_logits) + self.fake(fake_logits)
+            assert fake_logits is not None
+            return _call_part("fake", self.fake, fake_logits)
+        real = _call_part("real", self.real, real_logits)
+        if fake_logits is None:
+            return real
+        return real + _call_part("fake", self.fake, fake_logits)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,25 @@ GANLoss: TypeAlias = SeparableGANLoss | JointGANLoss
 
 def _is_scalar(loss: object) -> bool:
     return isinstance(loss, Tensor) and loss.ndim == 0
+
+
+def _call_part(name: str, function: Callable[[Tensor], Scalar], logits: Tensor) -> Scalar:
+    """Return the loss that a part of a `SeparableGANLoss` computes.
+
+    Args:
+        name: The field of the part.
+        function: The part.
+        logits: Its argument.
+
+    Raises:
+        TypeError: It is no 0-d tensor.
+    """
+    loss = function(logits)
+    if not _is_scalar(loss):
+        title = f"the result of {getattr(function, '__name__', 'the GAN loss')}"
+        got = f"{describe(loss)} of the part `{name}`"
+        raise argument_error(title, "a 0-d tensor", got, "Reduce it with `.mean()`.", OutputError)
+    return loss
 
 
 def _hinge_real(logits: Tensor) -> Scalar:

@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from fractions import Fraction
+from io import StringIO
 from math import gcd
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from rich.console import Console
 
 from telecine.__main__ import main
 from telecine.base.files import write_json
@@ -299,6 +301,28 @@ def test_a_fit_to_some_positions_is_one_to_all_columns():
     output[..., 1::2] *= 3
     (kernel, channels), _ = fit_depthwise(torch.ones(1, 1, 1, 1, 1), Activations(padded, output))
     assert (kernel * channels).item() == pytest.approx(2, abs=0.05)
+
+
+def test_a_fit_to_fewer_positions_than_unknowns_is_refused_and_one_clip_has_no_error(
+    tmp_path, monkeypatch, small_video
+):
+    monkeypatch.chdir(tmp_path)
+    with_random_weights(CausalVAE(SMALL)).save_pretrained("model")
+    settings = CLIPS | {"data": str(small_video), "max_clips": 1, "num_frames": 1}
+    config = PruneConfig(
+        **settings, device="cpu", keep=1, importance="first", decoder_convolutions=("2d", "2d")
+    )
+    result = prune("model", config)
+    assert {fit.error for fit in result.convolutions} == {None}
+    console = Console(file=StringIO(), width=120)
+    result.print_to(console)
+    assert "n/a" in console.file.getvalue()
+    few = replace(config, height=8, width=8, decoder_convolutions=("depthwise", "2+1d"))
+    message = (
+        r"^`data` must be clips with at least \d+ positions .*, but got \d+\. Raise `max_clips`"
+    )
+    with pytest.raises(ValueError, match=message):
+        prune("model", few)
 
 
 def test_greedy_importance_measures_nothing_where_nothing_is_removed():

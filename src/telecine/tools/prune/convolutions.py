@@ -46,7 +46,7 @@ class ConvolutionFit:
     """A convolution that was replaced, and how well others compute the same.
 
     An error is the squared one over the variance of the convolution's output: 1 for a constant. It is that of every
-    second clip, which the fit does not see, unless there is one clip alone.
+    second clip, which the fit does not see.
     """
 
     layer: str
@@ -55,8 +55,8 @@ class ConvolutionFit:
     """See `CausalVAEConfig.decoder_convolutions`."""
     operations: float
     """Multiplications at a position over those of the replaced one."""
-    error: float
-    """Of the fit."""
+    error: float | None
+    """Of the fit; None with one clip alone, which the fit sees."""
     error_trivial: float
     """Of the kernel summed over time, and, for "depthwise", over space: exact for videos that are still, and flat."""
     error_random: float
@@ -113,6 +113,9 @@ def with_convolutions(
         part: Its part that is pruned.
         kinds: The kind of each level, see `CausalVAEConfig.decoder_convolutions`.
         videos: Clips `(1, C, T, H, W)` in [-1, 1].
+
+    Raises:
+        ValueError: The clips have fewer positions than a fit has unknowns.
     """
     config = {**part.config, "decoder_convolutions": tuple(kinds)}
     student = cast(CausalAutoencoder, part.wrap(config, part.build(config).state_dict()))
@@ -126,9 +129,11 @@ def with_convolutions(
     for replaced in with_progress(replaced_convolutions(model, student), "fitting convolutions"):
         activations = record_convolution(model, replaced.layer, some_videos[::2])
         set_fitted(replaced, activations)
-        if len(some_videos) > 1:
-            activations = record_convolution(model, replaced.layer, some_videos[1::2])
-        fits.append(measure_fit(replaced, activations))
+        if len(some_videos) == 1:
+            fits.append(replace(measure_fit(replaced, activations), error=None))
+            continue
+        unseen = record_convolution(model, replaced.layer, some_videos[1::2])
+        fits.append(measure_fit(replaced, unseen))
     return student, fits
 
 
@@ -297,7 +302,17 @@ def _least_squares(inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         inputs: `(..., N, in)`.
         outputs: `(..., N, out)`.
+
+    Raises:
+        ValueError: There are fewer positions than unknowns of an output.
     """
+    num_positions, num_inputs = inputs.shape[-2:]
+    if num_positions <= num_inputs:
+        contract = f"clips with at least {num_inputs + 1} positions for the fit of a convolution"
+        remedy = (
+            "Raise `max_clips`, half of which are fitted to, `num_frames`, or `height` and `width`."
+        )
+        raise argument_error("data", contract, str(num_positions), remedy)
     x = inputs.double()
     y = outputs.double()
     mean_x = x.mean(-2, keepdim=True)

@@ -80,7 +80,7 @@ class PruneResult:
                 fit.layer,
                 fit.kind,
                 f"{fit.operations:.0%}",
-                f"{fit.error:.3f}",
+                "n/a" if fit.error is None else f"{fit.error:.3f}",
                 f"{fit.error_trivial:.3f}",
                 f"{fit.error_random:.3f}",
             )
