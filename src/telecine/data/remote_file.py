@@ -57,7 +57,8 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read bytes into a buffer, fewer only at the end of the file. Return their number."""
-        content = self._cache._fetch(self._position, self._position + len(buffer))
+        end = min(self._position + len(buffer), self._cache.size)  # fsspec 2025.9 needs the minimum
+        content = self._cache._fetch(self._position, end)
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
