@@ -176,7 +176,7 @@ def open_sidecar(archive: File) -> IndexFile | None:
 
     One with exact indices is preferred to one without.
     """
-    found = None
+    without_indices = None
     for place in _places(archive):
         if isinstance(place, Path) and not place.is_file():
             continue
@@ -188,8 +188,9 @@ def open_sidecar(archive: File) -> IndexFile | None:
                 return file
         except (DecodeError, *DAMAGE_ERRORS):
             continue
-        found = found or file
-    return found
+        if without_indices is None:
+            without_indices = file
+    return without_indices
 
 
 def read_sidecar(archive: File) -> Sidecar | None:

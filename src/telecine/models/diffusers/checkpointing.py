@@ -77,10 +77,10 @@ def enable(module: DiffusersModel, blocks: Sequence[str]) -> None:
     if not blocks:
         _enable_own(module)
         return
-    found = _modules_of(module, blocks)
-    if not found:
+    recomputed = _modules_of(module, blocks)
+    if not recomputed:
         raise _unsupported(module, f"one without the blocks of its class, {', '.join(blocks)}")
-    for block in found:
+    for block in recomputed:
         checkpoint_module(block, MAGVIT_CACHE)
 
 
