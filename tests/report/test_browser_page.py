@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page
 
 from telecine.report.chart_data import Chart, Series, charts_data, make_curve
-from telecine.report.clips import ValidationClip, write_clips
+from telecine.report.clips import ReconstructedClip, write_clips
 from telecine.report.html import render_page
 from telecine.report.page import write_report
 from telecine.runs import Run
@@ -94,7 +94,7 @@ def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
     clips = [
-        ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
+        ReconstructedClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
         for name, value in values.items()
     ]
     clips.append(replace(clips[0], metrics={}, source="without"))

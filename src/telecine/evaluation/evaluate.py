@@ -13,6 +13,7 @@ from torch import nn
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import device_of_process
 from telecine.base.files import atomic_write, named_errors, read_json, write_json
+from telecine.base.plain_values import as_dataclass
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
 from telecine.evaluation.load_model import Model
@@ -37,7 +38,6 @@ from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
 from telecine.evaluation.speed import SPEED_FILE, Speed, describe_speed, measure_speed
 from telecine.models import VideoAutoencoder
-from telecine.runs.history import as_dataclass
 from telecine.settings import EvaluateConfig, Tiling
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.data.arrays import write_array
-from telecine.data.find import check_output
+from telecine.data.outputs import check_output
 from telecine.data.source import is_address
-from telecine.evaluation.load_model import Model, clips_to_read, index_data, load_model
+from telecine.evaluation.load_model import Model, clips_to_read, load_infos, load_model
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.reconstruction_sources import by_name
 from telecine.evaluation.tiling import (
@@ -83,7 +83,7 @@ def reconstruct(
     files: list[tuple[VideoInfo, Path]] = []
     if Path(video).is_dir():
         _check_is_folder(Path(output), Path(video))
-        for name, info in by_name(index_data(video, clips, name="video"), video).items():
+        for name, info in by_name(load_infos(video, clips, name="video"), video).items():
             files.append(
                 (info, Path(output, name + _default_suffix(info, model.in_channels, config)))
             )

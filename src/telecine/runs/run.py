@@ -14,8 +14,9 @@ from pydantic import Field, InstanceOf
 
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
+from telecine.base.plain_values import as_dataclass
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
-from telecine.runs.history import History, NonNegativeInt, Warnings, as_dataclass
+from telecine.runs.history import History, NonNegativeInt, Warnings
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
 from telecine.runs.saved_settings import SETTINGS_FILE
 
@@ -28,7 +29,7 @@ _Positive = Annotated[_Finite, Field(gt=0)]
 
 
 @dataclass(frozen=True)
-class ValidationClips:
+class ValidationSet:
     """The clips that a run validates on. Metrics of other clips do not compare."""
 
     num_clips: _Size
@@ -49,7 +50,7 @@ class RunSummary:
     num_skipped: NonNegativeInt  # files that are not used
     num_frames: NonNegativeInt  # to train on
     clips_per_update: _Size
-    validation: ValidationClips
+    validation: ValidationSet
     seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
     peak_memory: NonNegativeInt | None  # bytes of the first process, see `base.devices.peak_memory`
     num_images: NonNegativeInt = 0  # that are used

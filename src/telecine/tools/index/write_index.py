@@ -53,7 +53,7 @@ def part_of_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def index_data(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
+def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
     """Index a part of a data set. The same call again indexes what is missing.
 
     Args:
