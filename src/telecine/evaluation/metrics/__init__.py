@@ -24,7 +24,7 @@ from telecine.evaluation.metrics import (  # noqa: F401
     pixels,
     published_pixels,
     round_trips,
-    tiling,
+    seams,
 )
 from telecine.evaluation.metrics.reconstruction_metrics import (
     ReconstructionMetrics,
