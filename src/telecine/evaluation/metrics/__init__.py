@@ -9,7 +9,7 @@
 | `flow` | the warping error |
 | `flat` | of clips of one colour |
 | `round_trips` | of clips that are reconstructed again and again |
-| `tiling` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
+| `seams` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
 
 `registry` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
 `metric_set` has those of one evaluation.
