@@ -77,7 +77,9 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
         config = ClipConfig()
     deadline = Deadline(source, config.timeout)
     with decode_errors(source, VIDEO_ERRORS):
-        if open_local(source, _num_bytes, deadline, whole=True) == 0:
+        # A file at an address is fetched whole: what follows reads the copy.
+        num_bytes = open_local(source, _num_bytes, deadline, whole=True)
+        if num_bytes == 0:
             raise DecodeError(f"{source}: an empty file")
     info = None
     if kind_of(source) == "arrays":
@@ -188,7 +190,7 @@ def index_videos(
         try:
             return index(source)
         except DecodeError as error:
-            return Skipped(source, str(error).removeprefix(f"{source}: "))
+            return Skipped.of(source, error)
 
     sources = [as_source(path) for path in paths]
     infos: list[VideoInfo] = []

@@ -238,7 +238,7 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     locations: list[_MemberLocation] = []
 
     def scan(local: LocalSource) -> None:
-        locations.clear()
+        locations.clear()  # `open_local` may call this again
         members = deadline.limit(tar_members(archive, open_file(local)))
         for member in members:
             locations.append((member.name, member.offset, member.size))  # until an error

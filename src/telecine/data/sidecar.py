@@ -60,7 +60,7 @@ class Sidecar(NamedTuple):
 def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     """Read the headers of the videos, images and arrays of a tar file in one pass, up to any damage.
 
-    What limits of a run refuse is among the members: other runs read the same sidecar.
+    Members that the limits of one run refuse are in it, too: other runs read the same sidecar.
 
     Args:
         archive: The tar file.
@@ -76,6 +76,7 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     headers: list[Header | Skipped] = []
 
     def scan(local: LocalSource) -> None:
+        # `open_local` may call this again.
         members.clear()
         headers.clear()
         opened = open_file(local)
@@ -85,7 +86,7 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
                 try:
                     header = read_mp4_header(opened, member.offset, member.size, member, of_any_run)
                 except DecodeError as error:
-                    header = _skipped(member, error)
+                    header = Skipped.of(member, error)
             members.append(member)
             headers.append(header)
 
@@ -118,11 +119,7 @@ def _read_member(member: TarMember, config: ClipConfig) -> tuple[Header | Skippe
     try:
         return read_header(member, config), True
     except DecodeError as error:
-        return _skipped(member, error), not is_of_system(error)
-
-
-def _skipped(source: TarMember, error: DecodeError) -> Skipped:
-    return Skipped(source, str(error).removeprefix(f"{source}: "))
+        return Skipped.of(member, error), not is_of_system(error)
 
 
 def has_arrays(sidecar: Sidecar) -> bool:

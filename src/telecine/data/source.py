@@ -177,6 +177,11 @@ class Skipped:
     reason: str
 
     @staticmethod
+    def of(path: Source, error: DecodeError) -> Skipped:
+        """Return the file with the reason of an error, whose message is `PATH: REASON`."""
+        return Skipped(path, str(error).removeprefix(f"{path}: "))
+
+    @staticmethod
     def listed(skipped: Sequence[Skipped]) -> str:
         """List the first few skipped files with their reasons, and the number of the others."""
         return first_few([f"{skip.path} ({skip.reason})" for skip in skipped])

@@ -185,12 +185,8 @@ class _Indexer:
         try:
             header = read_header(source, self._config)
         except DecodeError as error:
-            return _skipped(source, error), None
+            return Skipped.of(source, error), None
         try:
             return header, index_video(source, self._config)
         except DecodeError as error:
-            return header, _skipped(source, error)
-
-
-def _skipped(source: Source, error: DecodeError) -> Skipped:
-    return Skipped(source, str(error).removeprefix(f"{source}: "))
+            return header, Skipped.of(source, error)
