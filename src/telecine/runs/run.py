@@ -164,10 +164,29 @@ class Run:
         self.settings_file = self.folder / SETTINGS_FILE
         self.report_file = self.folder / "report.html"
         self.video_file = self.folder / "side_by_side.mp4"
+        self._tensorboard = self.folder / "tensorboard"
         self._environment_file = self.folder / "environment.json"
         self._summary_file = self.folder / "summary.json"
+        self._tracker_file = self.folder / "tracker.json"
         self._validations = self.folder / "validation"
         self._videos = self.folder / f"{self.report_file.stem}_videos"
+        # All but `best`, a link, and the page, which is replaced without following a link.
+        self._checked_paths = (
+            self.checkpoints.folder,
+            self._validations,
+            self._videos,
+            self._tensorboard,
+            self.history.path,
+            self.warnings.path,
+            self.settings_file,
+            self.video_file,
+            self._environment_file,
+            self._summary_file,
+            self._tracker_file,
+            self.folder / LOCK_FILE,
+            self.folder / OWNER_FILE,
+            self.folder / OUTPUT_MARKER,
+        )
 
     def exists(self) -> bool:
         """Return whether the folder is that of a run, which may be damaged."""
@@ -177,23 +196,9 @@ class Run:
         """Check that the files are in the folder itself: a link of somebody else's could lead anywhere.
 
         Raises:
-            ValueError: A file or a folder, except `best`, is a symbolic link, or a video is too large.
+            ValueError: A file or a folder is a symbolic link, or a video is too large. `best` may be one, and the page.
         """
-        self._check_paths(
-            self.checkpoints.folder,
-            self._validations,
-            self._videos,
-            self.folder / "tensorboard",
-            self.history.path,
-            self.warnings.path,
-            self.settings_file,
-            self.video_file,
-            self._environment_file,
-            self._summary_file,
-            self.folder / LOCK_FILE,
-            self.folder / OWNER_FILE,
-            self.folder / OUTPUT_MARKER,
-        )
+        self._check_paths(*self._checked_paths)
         for folder in (self.checkpoints.folder, self._validations):
             self._check_paths(*folder.glob("*"))  # before what is in these
             self._check_paths(*folder.glob("*/*"))
@@ -304,7 +309,7 @@ class Run:
         Raises:
             ValueError: The recorded id is damaged.
         """
-        path = self.folder / "tracker.json"
+        path = self._tracker_file
         if is_new or not path.exists():
             write_json(path, {"id": secrets.token_hex(4)})
         tracker_id = read_json(path).get("id")
