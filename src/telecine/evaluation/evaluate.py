@@ -29,8 +29,8 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.metrics.flat import measure_flat_colours
 from telecine.evaluation.metrics.flow import DISFlow, WarpingError
 from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
+from telecine.evaluation.metrics.metric import METRICS
 from telecine.evaluation.metrics.metric_set import ClipMeasure, Measure, MetricSet, ModelMeasure
-from telecine.evaluation.metrics.registry import METRICS
 from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrips
 from telecine.evaluation.metrics.seams import TilingDifference
 from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips

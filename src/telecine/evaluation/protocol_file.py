@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from telecine.base.shapes import VALUE_RANGE
-from telecine.evaluation.metrics.registry import Better
+from telecine.evaluation.metrics.metric import Better
 
 
 def _versions() -> dict[str, str]:

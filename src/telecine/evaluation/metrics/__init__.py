@@ -11,7 +11,7 @@
 | `round_trips` | of clips that are reconstructed again and again |
 | `seams` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
 
-`registry` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
+`metric` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
 `metric_set` has those of one evaluation.
 """
 
@@ -26,11 +26,11 @@ from telecine.evaluation.metrics import (  # noqa: F401
     round_trips,
     seams,
 )
+from telecine.evaluation.metrics.metric import METRICS
 from telecine.evaluation.metrics.reconstruction_metrics import (
     ReconstructionMetrics,
     default_metrics,
     mean_over_clips,
 )
-from telecine.evaluation.metrics.registry import METRICS
 
 __all__ = ["METRICS", "ReconstructionMetrics", "default_metrics", "mean_over_clips"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from telecine.base.shapes import Video
 from telecine.evaluation.metrics.frechet import FeatureNetwork
-from telecine.evaluation.metrics.registry import Metric
+from telecine.evaluation.metrics.metric import Metric
 from telecine.evaluation.metrics.round_trips import RoundTrips
 
 

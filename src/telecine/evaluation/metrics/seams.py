@@ -9,8 +9,8 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.evaluation.metrics.metric import Metric, register
 from telecine.evaluation.metrics.pixels import psnr
-from telecine.evaluation.metrics.registry import Metric, register
 from telecine.evaluation.tiling import (
     count_chunks,
     reconstruct_clip,
