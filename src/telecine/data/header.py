@@ -36,8 +36,8 @@ class Header(NamedTuple):
     height: int
     is_image: bool = False
     digest: int = 0
-    """Of the size, the beginning and the end of the file, in 63 bits; 0 if it was not read, and of arrays, many of
-    which begin and end with zeros."""
+    """A hash of the size, the beginning and the end of the file, in 63 bits. 0 for a file that a list describes, which
+    is not read, and for arrays, many of which begin and end with zeros."""
 
     @classmethod
     def of(cls, info: VideoInfo) -> "Header":

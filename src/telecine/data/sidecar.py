@@ -123,7 +123,7 @@ def _read_member(member: TarMember, config: ClipConfig) -> tuple[Header | Skippe
 
 
 def has_arrays(sidecar: Sidecar) -> bool:
-    """Return whether a member is an array, of which settings of a run say the axes: there is no sidecar of such."""
+    """Return whether a member is an array. Their axes are settings of a run, so such a tar file has no sidecar."""
     if any(kind_of(skip.path) == "arrays" for skip in sidecar.skipped):
         return True
     return any(kind_of(Path(name)) == "arrays" for name in sidecar.members.names)

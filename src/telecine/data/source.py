@@ -282,15 +282,13 @@ class VideoInfo:
     seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
     time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
-    sample_aspect_ratio: float = (
-        1.0  # width of a stored pixel divided by its height, after rotation
-    )
+    sample_aspect_ratio: float = 1.0
+    """Width of a stored pixel divided by its height, after rotation."""
     layout: str = ""  # axes of an array, as `clips.layout`; empty for others
     range: tuple[float, ...] = ()  # values of an array that are black and white
     hdr: str = ""  # "PQ", "HLG" or "BT.2020", see `telecine.data.hdr`; empty for ordinary video
-    digest: str = field(
-        default="", repr=False, compare=False
-    )  # of the content, see `telecine.data.index`
+    digest: str = field(default="", repr=False, compare=False)
+    """SHA-256 of the size of the file and of its bytes; of a large file, of blocks of them, see `telecine.data.index`."""
 
     @property
     def num_frames(self) -> int:

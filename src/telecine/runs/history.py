@@ -180,7 +180,8 @@ class History(_JSONLines):
             ValueError: A line is not a record.
         """
         last_line = next(self._lines(self._end - len(self._last_line)), b"")
-        if last_line != self._last_line:  # a run that goes back cuts its file
+        # A run that goes back to a checkpoint cuts its file: another line is then where the last one was.
+        if last_line != self._last_line:
             self._validations.clear()
             self._num_read = 0
             self._last_line = b""
