@@ -288,7 +288,7 @@ class VideoInfo:
     range: tuple[float, ...] = ()  # values of an array that are black and white
     hdr: str = ""  # "PQ", "HLG" or "BT.2020", see `telecine.data.hdr`; empty for ordinary video
     digest: str = field(default="", repr=False, compare=False)
-    """SHA-256 of the size of the file and of its bytes, of a large file of blocks of them, see `telecine.data.index`."""
+    """SHA-256 of the size of the file and of its bytes, of a large file of blocks, see `telecine.data.index`."""
 
     @property
     def num_frames(self) -> int:

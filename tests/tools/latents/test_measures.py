@@ -252,7 +252,7 @@ def test_every_measure_of_several_values_has_a_chart_with_a_curve_of_each_model(
     assert charts["Noise"]["series"][0]["curves"][0]["steps"] == [
         float(level) for level in first.noise_psnr
     ]
-    assert charts["Equivariance"]["x_names"] == ["none", *TRANSFORMS]
+    assert charts["Equivariance"]["x"]["names"] == ["none", *TRANSFORMS]
     assert sum(charts["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(
         1, abs=1e-4
     )
