@@ -97,9 +97,8 @@ def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS.values():
-        if (
-            with_arguments and " " in command.name
-        ):  # a shell completes its second word after the first
+        # A shell completes the second word of a command after the first.
+        if with_arguments and " " in command.name:
             continue
         subparser = subparsers.add_parser(
             command.name, help=command.summary, conflict_handler="resolve"

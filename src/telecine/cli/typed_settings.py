@@ -133,9 +133,8 @@ class SettingsReader(CliSettingsSource[Any]):
             is_single_text = len(texts) == 1 and not texts[0].startswith("[")
             if syntax is _Syntax.YAML:
                 other_values.append((name, parse_yaml(text)))
-            elif (
-                syntax is _Syntax.TEXT_OR_LIST and is_single_text
-            ):  # pydantic-settings makes it a list
+            elif syntax is _Syntax.TEXT_OR_LIST and is_single_text:
+                # pydantic-settings would make it a list.
                 other_values.append((name, None if texts[0] == "null" else texts[0]))
             else:
                 is_list = syntax is _Syntax.LIST

@@ -92,9 +92,8 @@ def _load_spans_at(
         infos, skipped = index_videos(sources, index=cache.info)
         is_complete = True
     finally:
-        cache.save(
-            is_complete=is_complete
-        )  # also after an interrupt, so that finished work is kept
+        # Also after an interrupt, so that finished work is kept.
+        cache.save(is_complete=is_complete)
     log_hdr(infos, cache.config)
     info_of = {info.source: info for info in infos}
     spans: list[Span] = []

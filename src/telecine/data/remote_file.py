@@ -9,10 +9,10 @@ from typing import Any, BinaryIO
 
 from fsspec.caching import BaseCache, BlockCache, ReadAheadCache
 
-_BLOCKS_IN_MEMORY = (
-    4  # of each open file: of its tables, and of the streams between which a reader jumps
-)
-_WINDOW_BYTES = 2**16  # that are read ahead in a tar file: the headers of one sample
+# Of each open file: those of its tables, and of the streams between which a reader jumps.
+_BLOCKS_IN_MEMORY = 4
+# Bytes that are read ahead in a tar file: the headers of one sample.
+_WINDOW_BYTES = 2**16
 
 ReadRange = Callable[[int, int], bytes]  # gets the positions of the first byte and after the last
 

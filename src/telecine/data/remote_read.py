@@ -88,9 +88,8 @@ def _local_source(
     """Return a copy of a source at an address, or an open file of its bytes, see `open_local`."""
     part = range(reader.size)
     if isinstance(source, TarMember):
-        part = part[
-            source.offset : source.offset + source.size
-        ]  # a damaged tar file may be shorter
+        # A damaged tar file may be shorter.
+        part = part[source.offset : source.offset + source.size]
     at_once = whole or len(part) <= BLOCK_BYTES
     is_whole_file = at_once and len(part) == reader.size
     sends_parts = reader.server not in _SERVERS_OF_WHOLE_FILES

@@ -63,12 +63,10 @@ class RemotePath:
     """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
-    size: int | None = field(
-        default=None, compare=False
-    )  # in bytes; None until the server is asked
-    version: str = field(
-        default="", compare=False
-    )  # ETag or modification time; empty if the server sends none
+    size: int | None = field(default=None, compare=False)
+    """Size in bytes; None until the server is asked."""
+    version: str = field(default="", compare=False)
+    """ETag or modification time; empty if the server sends none."""
     is_folder: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -323,9 +321,8 @@ class VideoInfo:
             return min(index, self.num_frames)
         time = self.pts[start] + seconds / self.time_base
         tie = TIE_SECONDS / self.time_base
-        end = (
-            self.pts[last] + 0.5 / self.fps / self.time_base
-        )  # the last frame is displayed until then, and longer
+        # The last frame is displayed until then, and longer.
+        end = self.pts[last] + 0.5 / self.fps / self.time_base
         if time > end + tie:
             return self.num_frames
         after = bisect_left(self.pts, time, lo=start)
@@ -353,9 +350,8 @@ class Span:
     first_frame: int
     last_frame: int  # inclusive
     group: str = ""  # spans of one group are held out together; empty if the data names none
-    columns: Mapping[str, object] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # those of a list that are kept, such as a caption
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+    """Columns of a list that are kept, such as a caption."""
 
     @property
     def num_frames(self) -> int:
