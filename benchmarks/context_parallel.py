@@ -193,10 +193,8 @@ WINDOW_AUGMENT_R1: Settings = {
     },
     "discriminator": {"video": "patch", "num_layers": 2, "norm": "none"},
 }
-LFQ_R2: Settings = {
-    "causal_vae": {"bottleneck": "lfq", "lfq_bits": 4},
+ALL_FRAMES_R2: Settings = {
     "objective": {
-        "quantizer_aux_loss_weight": 1.0,
         "perceptual": {"num_frames": "all"},
         "penalty": {"kind": "r2"},
     },
@@ -229,7 +227,7 @@ FLOW_VELOCITY: Settings = {
 OPTION_CASES: dict[str, Case] = {
     "sum_least_squares": Case(SUM_LEAST_SQUARES),
     "window_augment_r1": Case(WINDOW_AUGMENT_R1),
-    "lfq_r2": Case(LFQ_R2),
+    "all_frames_r2": Case(ALL_FRAMES_R2),
     "other_latent_terms": Case({"objective": {"terms": OTHER_LATENT_TERMS}}),
     "features": Case({"discriminator": {"video": "features", "features": {"net": "alex"}}}),
     "without_colours": Case(WITHOUT_COLOURS),
