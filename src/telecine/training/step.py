@@ -196,10 +196,10 @@ def _compute_losses(
         is_decoded=True,
     )
     if state.discriminators_train:
-        update = state.objective.update(
+        both = state.objective.both_losses(
             target, output.video, state.step, output.aux, state.last_layer, **options
         )
-        return [update.loss, update.disc_loss], update.log | update.disc_log
+        return [both.loss, both.disc_loss], both.log | both.disc_log
     loss, log = state.objective.autoencoder_loss(
         target, output.video, state.step, output.aux, state.last_layer, **options
     )
