@@ -10,8 +10,8 @@ import torch
 
 from telecine import VideoAutoencoderLoss
 from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
-from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import gradient_penalty
+from telecine.ops.pass_options import shared_spectral_norms
 
 features = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))["features"]
 NETWORKS = [

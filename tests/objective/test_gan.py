@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from telecine.losses import GAN_LOSSES, GANLosses
 from telecine.losses.penalty import gradient_penalty
-from telecine.ops.convolution import is_differentiated_twice
+from telecine.ops.pass_options import pass_options
 
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
 
@@ -234,7 +234,7 @@ class TestPenalty:
         class Recorded(Cubic):
             def forward(self, x):
                 has_autocast.append(torch.is_autocast_enabled("cpu"))
-                is_announced.append(is_differentiated_twice())
+                is_announced.append(pass_options().is_differentiated_twice)
                 return super().forward(x)
 
         has_autocast = []

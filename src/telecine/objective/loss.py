@@ -15,7 +15,6 @@ from telecine.discriminators import (
     DiscriminatorSpec,
     build_discriminator,
 )
-from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import AuxLoss, AuxLosses
 from telecine.losses.lecam import LeCam
 from telecine.losses.perceptual import WeightsSource
@@ -41,6 +40,7 @@ from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weight
 from telecine.objective.sums import VideoLosses, sum_autoencoder_losses, sum_discriminator_losses
 from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
 from telecine.objective.weights import Weights, WeightSchedule
+from telecine.ops.pass_options import shared_spectral_norms
 from telecine.settings import (
     AdaptiveWeightConfig,
     GANConfig,

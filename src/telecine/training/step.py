@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from telecine.base.checks import TrainingError, argument_error
 from telecine.base.randomness import clip_generators
-from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
+from telecine.ops.pass_options import shared_spectral_norms
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
