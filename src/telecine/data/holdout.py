@@ -190,8 +190,7 @@ def _strategy(
 ) -> Literal["groups", "ends"]:
     """Return whether whole groups of videos are held out, or the end of each file.
 
-    Groups are held out of many files, and if a column or a setting names them. If no file is long enough for both
-    parts, groups of few files are.
+    Groups of few files are held out, too, if no file is long enough for both parts.
 
     Args:
         videos: The frames to split.
@@ -206,14 +205,12 @@ def _strategy(
     num_files = 0
     for group in groups:
         num_files += len({resolve_source(span.info.source) for span in group})
-    are_many = num_files >= MIN_VIDEOS
-    if is_earlier:
-        prefers_groups = are_many
-    else:
-        is_asked_for = asks_for_groups(config, len(groups))
-        has_reason = is_asked_for or are_many or has_column(videos, config.holdout)
-        prefers_groups = has_reason and len(groups) > 1
-    if prefers_groups:
+    if prefers_groups(
+        config,
+        num_files=num_files,
+        num_groups=len(groups),
+        has_column=has_column(videos, config.holdout),
+    ):
         return "groups"
     for file in _files(videos, config, frames):
         if _cut(file, config, frames) is not None:
@@ -230,22 +227,27 @@ def _strategy(
     raise _too_short(contract, videos, remedy)
 
 
-def asks_for_groups(config: ClipConfig, num_groups: int) -> bool:
-    """Return whether `config.holdout` names a column or folders.
+def prefers_groups(
+    config: ClipConfig, *, num_files: int, num_groups: int, has_column: bool
+) -> bool:
+    """Return whether whole groups of videos are held out, even if the end of each is long enough.
 
     Args:
         config: The settings.
-        num_groups: The number of groups with a video that is long enough.
+        num_files: The number of videos that are long enough for a validation clip.
+        num_groups: The number of groups that have such a video.
+        has_column: Whether a list says by a column what is held out together.
 
     Raises:
-        DataError: it does, but there are not two groups.
+        DataError: `config.holdout` names a column or folders, but there are not two groups.
     """
     is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
     if is_asked_for and num_groups < 2:
         contract = "a column or folders of two groups or more"
         remedy = "Use another column, folders or `auto`, or set `val_data`."
         raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
-    return is_asked_for
+    has_reason = is_asked_for or has_column or num_files >= MIN_VIDEOS
+    return has_reason and num_groups > 1
 
 
 def _group_by_file(spans: Sequence[Span]) -> list[list[Span]]:
