@@ -267,7 +267,9 @@ class ClipDataset(Dataset[Clip]):
         if info.hdr == "" or self.config.hdr != "as_stored" or bool(self._has_named_hdr):
             return
         self._has_named_hdr.fill_(True)
-        text = "%s has a high dynamic range or wide colours (%s), which look grey as ordinary video; "
+        text = (
+            "%s has a high dynamic range or wide colours (%s), which look grey as ordinary video; "
+        )
         text += "`--clips.hdr tone_map` converts this one and others"
         logger.warning(text, info.source, info.hdr)
 
