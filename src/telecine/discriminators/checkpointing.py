@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from telecine.ops.convolution import differentiated_twice, is_differentiated_twice
+from telecine.ops.pass_options import differentiated_twice, pass_options
 
 
 @contextmanager
@@ -41,7 +41,7 @@ class GradientCheckpointing(nn.Module):
         """Return `block(*args)`."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return block(*args)
-        is_twice = is_differentiated_twice()
+        is_twice = pass_options().is_differentiated_twice
         is_frozen = not any(parameter.requires_grad for parameter in block.parameters())
 
         def run(*args: Any) -> Any:
