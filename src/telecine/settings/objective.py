@@ -106,9 +106,11 @@ class Term:
     The function is called with those of these arguments that it has parameters for:
 
     - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
-    - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. For a function with
-      `reconstruction` and no `mask` it is divided by the fraction of pixels that count, so that a mean is right;
+    - `weight`: the factor `(B,)` of each clip's mean error over all pixels, or `None` for 1: `sample_weight` divided by
+      the fraction of pixels that the mask of the call keeps;
     - `mask`: bool, broadcasts to the videos, or `None`;
+    - `sample_weight`: the weight of each clip `(B,)` as it was passed, or `None` for 1. It takes the place of `weight`
+      in a function that has `mask`, or has no `reconstruction`;
     - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
     - `encode`: the encoder, from a video to the mode of its posterior;
     - `first_frame_apart`: whether the first latent frame encodes the first frame alone;
