@@ -89,7 +89,8 @@ class GradientSum:
     """Runs several backwards, and keeps the sum of their gradients for the same parameters.
 
     In a backward, a hook on each parameter adds its earlier gradient as soon as its new one is computed, and frees
-    both, so that memory never holds two complete sets.
+    both, so that memory never holds two complete sets. `gradients` lacks those that a running backward has taken: it
+    is valid between backwards, and after one that raised an error it is not.
 
     Args:
         parameters: The parameters.

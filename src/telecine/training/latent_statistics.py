@@ -46,7 +46,7 @@ def measure_latents(
             error: DataError | OSError | None = None
             try:
                 number = index % num_clips
-                video = clips[number, number]["video"][None].to(accelerator.device)
+                video = clips[number]["video"][None].to(accelerator.device)
             except (DataError, OSError) as unreadable:
                 error = unreadable
             check(error)
