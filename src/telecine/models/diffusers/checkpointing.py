@@ -168,7 +168,9 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
     check_count("temporal_chunk", num_frames)
     if stream.set_chunk is not None:
         check_multiple("temporal_chunk", num_frames, step=stream.chunk)
-        family = replace(family, **stream.set_chunk(module, num_frames))
+        calls = stream.set_chunk(module, num_frames)
+        if calls is not None:
+            family = replace(family, encoder=calls.encoder, decoder=calls.decoder)
     elif num_frames != stream.chunk:
         accepted = str(stream.chunk)
         raise size_error("temporal_chunk", num_frames, accepted=accepted, nearest=stream.chunk)

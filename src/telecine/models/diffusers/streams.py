@@ -1,15 +1,15 @@
 """Streams of the diffusers classes that keep frames from one chunk of a clip to the next."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from telecine.base.shapes import Video
 from telecine.models.diffusers import wan
-from telecine.models.diffusers.outputs import DiffusersModel
+from telecine.models.diffusers.outputs import Decoded, DiffusersModel, LatentPosterior
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian, Posterior
 from telecine.models.stream import ChunkSizes, StreamDecoder, StreamEncoder
 
@@ -17,6 +17,13 @@ CACHE_ATTRIBUTE = "prev_features"
 """The attribute of layers of Magvit with the frames that they keep. Others keep them among the arguments."""
 # Frames of a latent frame of Magvit.
 _MAGVIT_TIME_COMPRESSION = 4
+
+
+class ChunkedCalls(NamedTuple):
+    """How a model computes a clip in chunks of another length than its own: the fields of `Family` of these names."""
+
+    encoder: Callable[..., LatentPosterior]
+    decoder: Callable[..., Decoded]
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,9 @@ class Streaming:
     """A video has a multiple of so many frames after the first one."""
     first: int = 1
     """Frames of the first chunk."""
-    set_chunk: Callable[[DiffusersModel, int], Mapping[str, Callable[..., Any]]] | None = None
+    set_chunk: Callable[[DiffusersModel, int], ChunkedCalls | None] | None = None
     """For classes whose chunks may also be multiples of `chunk`: let the model compute chunks of so many frames, and
-    return the fields of its `Family` that change. The norms of other classes depend on the chunk."""
+    return how it is called now, or None if that stays. The norms of other classes depend on the chunk."""
     has_variance: bool = True
     """Whether the second half of the encoder's channels are log-variances; else they are left out."""
 
@@ -146,21 +153,18 @@ def _call_with_layers(
             setattr(layer, CACHE_ATTRIBUTE, None)
 
 
-def _set_chunk_of_magvit(
-    module: DiffusersModel, num_frames: int
-) -> Mapping[str, Callable[..., Any]]:
+def _set_chunk_of_magvit(module: DiffusersModel, num_frames: int) -> None:
     module.num_sample_frames_batch_size = num_frames
     module.num_latent_frames_batch_size = num_frames // _MAGVIT_TIME_COMPRESSION
-    return {}
 
 
-def _set_chunk_of_wan(module: DiffusersModel, num_frames: int) -> Mapping[str, Callable[..., Any]]:
+def _set_chunk_of_wan(module: DiffusersModel, num_frames: int) -> ChunkedCalls:
     """Return calls with larger chunks than those of the class."""
     num_latent_frames = num_frames // wan.TIME_COMPRESSION
-    return {
-        "encoder": partial(wan.encode_in_chunks, num_frames=num_frames),
-        "decoder": partial(wan.decode_in_chunks, num_latent_frames=num_latent_frames),
-    }
+    return ChunkedCalls(
+        encoder=partial(wan.encode_in_chunks, num_frames=num_frames),
+        decoder=partial(wan.decode_in_chunks, num_latent_frames=num_latent_frames),
+    )
 
 
 COGVIDEOX = Streaming(_new_dict, _call_with_dict, time=4, multiple=8, chunk=8, first=9)
