@@ -22,7 +22,7 @@ from telecine.settings import (
     PerceptualConfig,
     Term,
 )
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 
 RESERVED = {
     "total",

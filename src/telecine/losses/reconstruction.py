@@ -73,7 +73,8 @@ def charbonnier(
     return weighted_mean((d.square() + epsilon**2).sqrt() - epsilon, weight)
 
 
-# The one pixel loss, by the values of `objective.reconstruction.loss`. `additional_terms.py` has those with a weight.
+# The one pixel loss, by the values of `objective.reconstruction.loss`. Others have a weight, see
+# `objective/term_functions.py`.
 RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {
     "mse": mse,
     "l1": l1,

@@ -40,8 +40,8 @@ from telecine.models.pretrained import (
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
+from telecine.settings.errors import validate
 from telecine.settings.upgrade import upgrade_autoencoder
-from telecine.settings.validate import validate
 
 # Keys of `config.json`.
 DECODER_KEY = "decoder"

@@ -322,7 +322,7 @@ class ObjectiveConfig:
     """The gradient penalty."""
     adaptive_weight: AdaptiveWeightConfig = field(default_factory=AdaptiveWeightConfig)
     """The adaptive weight."""
-    # The functions by their names are in `losses/additional_terms.py`: a new one needs no setting.
+    # The functions by their names are in `objective/term_functions.py`: a new one needs no setting.
     terms: dict[str, TermOrWeight] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
     built-in term, such as "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or
