@@ -50,7 +50,9 @@ def detached_leaf(x: Tensor) -> Tensor:
 def with_gradients_of_each(
     values: Mapping[str, Scalar], leaves: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> dict[str, Scalar]:
-    """Return scalars whose `backward()` passes `inputs` the gradients that each has for `leaves`; free the graph.
+    """Return scalars without graphs, whose `backward()` passes the gradients of the leaves to `inputs`.
+
+    The gradients are computed here, and the graph is freed.
 
     Args:
         values: Scalars by name. One without a graph is returned as it is.

@@ -142,8 +142,9 @@ def read_layer(source: Source) -> Layer:
         raise argument_error("allow_code", "an argument of the command", got, remedy)
     layer = Layer(nested(values.items()), file)
     for setting, value in drop_removed(layer.values).items():
-        contract = f"left out (it is {REMOVED[setting]!r} now)"
-        error = argument_error(setting, contract, repr(value), "Remove it.")
+        contract = "left out"
+        remedy = f"Remove it: this version does what {REMOVED[setting]!r} did."
+        error = argument_error(setting, contract, repr(value), remedy)
         assert isinstance(error, ArgumentError)
         raise _with_origins([error], [layer])
     return layer
