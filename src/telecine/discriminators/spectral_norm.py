@@ -1,14 +1,14 @@
 """Spectral norms (arXiv:1802.05957) of all layers of a network at once, as a batch of matrices padded with zeros."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from telecine.ops.pass_options import pass_options
 
 
 class _SpectralNorms(NamedTuple):
@@ -20,31 +20,13 @@ class _SpectralNorms(NamedTuple):
     sigma: Tensor  # `(layers,)`
 
 
-# By the first layer; None outside of `shared_spectral_norms`.
-_shared: ContextVar[dict[nn.Module, _SpectralNorms] | None] = ContextVar("shared", default=None)
-
-
-@contextmanager
-def shared_spectral_norms() -> Iterator[None]:
-    """Let all passes of a network inside share its normalised weights, after one step of the power iteration.
-
-    The weights must not change inside. Contexts inside others have no effect.
-    """
-    outer = _shared.get()
-    token = _shared.set({} if outer is None else outer)
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-
-
 def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
     """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms.
 
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
     """
     norms = [layer.parametrizations.weight for layer in layers]
-    shared = _shared.get()
+    shared: dict[nn.Module, _SpectralNorms] | None = pass_options().spectral_norms
     if shared is None:
         normalised = _normalise(norms)
     else:

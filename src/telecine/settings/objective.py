@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 from pydantic import Discriminator, Tag
 
 from telecine.base.checks import argument_error
+from telecine.base.logged_values import LOGGED_VALUES
 from telecine.settings.group import Count, CountOrZero, Function, NonNegative, Positive, group
 
-# Log keys `{name}_loss` that are not those of a term.
-_OTHER_LOSSES = ("total", "recon", "nll", "gen", "total_disc", "discr")
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 
@@ -72,6 +71,7 @@ class TermSchedule:
     first_step: int = 0  # its weight is 0 before; the default of `Ramp.start`
     step: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
     needs: DiscriminatorKind | None = None  # the kind of discriminator that it is computed with
+    part_of: str | None = None  # the logged value that has it, if the log has no `{name}_loss`
     is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
 
     @property
@@ -341,7 +341,14 @@ class ObjectiveConfig:
     Drawback: costs one more forward in each backward."""
 
     def __post_init__(self) -> None:
-        reserved = [*_OTHER_LOSSES, *(term.name for term in self._built_in_terms())]
+        # A term is logged as `{name}_loss`. The objective logs other values under such names, too.
+        names_of_losses = []
+        for value in LOGGED_VALUES.values():
+            is_of_objective = value.logged_by in ("autoencoder", "discriminators")
+            if is_of_objective and value.name.endswith("_loss"):
+                names_of_losses.append(value.name.removesuffix("_loss"))
+        built_in_terms = [term.name for term in self._built_in_terms()]
+        reserved = list(dict.fromkeys(names_of_losses + built_in_terms))
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
                 contract = f"named by an identifier other than {', '.join(reserved)}"
@@ -371,6 +378,7 @@ class ObjectiveConfig:
                 self.adversarial_loss_weight,
                 first_step=self.disc_start,
                 needs="discriminator",
+                part_of="gen_loss",
                 is_saved=True,
             ),
             TermSchedule(
@@ -379,6 +387,7 @@ class ObjectiveConfig:
                 self.multiscale_adversarial_loss_weight,
                 first_step=self.disc_start,
                 needs="multiscale discriminator",
+                part_of="gen_loss",
                 is_saved=True,
             ),
             TermSchedule(
@@ -388,7 +397,10 @@ class ObjectiveConfig:
                 step="discriminators",
             ),
             TermSchedule(
-                "quantizer_aux", "quantizer_aux_loss_weight", self.quantizer_aux_loss_weight
+                "quantizer_aux",
+                "quantizer_aux_loss_weight",
+                self.quantizer_aux_loss_weight,
+                part_of="aux_losses",
             ),
             TermSchedule(
                 "feature_matching",
