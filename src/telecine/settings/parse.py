@@ -36,7 +36,7 @@ _RECIPE_GROUPS = {
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
 PUBLISHED = RECIPES / "models" / "published.json"
-# The last names of settings in whose values users choose all names, such as `params`.
+# The last names of settings in whose values users choose all names, such as `params`. No other setting has such a name.
 FREE_NAMES = frozenset(
     setting.name.rpartition(".")[2]
     for setting in settings_of(DistillConfig, inside_values=True)
