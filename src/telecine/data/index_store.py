@@ -31,6 +31,7 @@ from telecine.data.sidecar import (
 )
 from telecine.data.source import (
     File,
+    RemotePath,
     Source,
     TarMember,
     VideoInfo,
