@@ -36,7 +36,7 @@ from telecine.models import CausalVAE, StudentAutoencoder, VideoAutoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.ops.ranks import data_rank, num_data_ranks
 from telecine.settings import TrainConfig
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.distributed import full_tensor, leave_context_group
 from telecine.training.memory import plan_update

@@ -9,9 +9,9 @@ import torch
 
 import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.losses.additional_terms import TERMS
+from telecine.objective.term_functions import TERMS
 from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Term, TrainConfig
-from telecine.settings.validate import settings_of
+from telecine.settings.listing import settings_of
 from telecine.training.diagnostics import RULES
 
 from .test_readme import Model

@@ -29,9 +29,9 @@ from telecine.losses import (
     mse,
     r1,
 )
-from telecine.losses.additional_terms import TERMS
 from telecine.losses.perceptual import LPIPS
 from telecine.objective.log import COGVIDEO_LOG
+from telecine.objective.term_functions import TERMS
 from telecine.settings import ObjectiveConfig, Term
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from telecine.ops.pass_options import pass_options
 
 
-class _SpectralNorms(NamedTuple):
+class _NormalisedLayers(NamedTuple):
     """The normalised weights of several layers, and what they were divided by."""
 
     weights: list[Tensor]
@@ -25,27 +25,28 @@ def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
 
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
     """
-    norms = [layer.parametrizations.weight for layer in layers]
-    shared: dict[nn.Module, _SpectralNorms] | None = pass_options().spectral_norms
+    parametrizations = [layer.parametrizations.weight for layer in layers]
+    shared: dict[nn.Module, _NormalisedLayers] | None = pass_options().spectral_norms
     if shared is None:
-        normalised = _normalise(norms)
+        normalised = _power_iteration(parametrizations)
     else:
-        if layers[0] not in shared:
-            shared[layers[0]] = _normalise(norms)
+        if layers[0] not in shared:  # which stands for all layers of its network
+            shared[layers[0]] = _power_iteration(parametrizations)
         normalised = shared[layers[0]]
-    return _Normalise.apply(normalised, *[norm.original for norm in norms])
+    originals = [parametrization.original for parametrization in parametrizations]
+    return _DivideBySigma.apply(normalised, *originals)
 
 
 @torch.no_grad()
-def _normalise(norms: Sequence[Any]) -> _SpectralNorms:
+def _power_iteration(parametrizations: Sequence[Any]) -> _NormalisedLayers:
     """Normalise the weights of several layers; in training mode, after one step of the power iteration."""
-    originals = [norm.original for norm in norms]
-    us = [norm[0]._u for norm in norms]
-    vs = [norm[0]._v for norm in norms]
-    eps = norms[0][0].eps
+    originals = [parametrization.original for parametrization in parametrizations]
+    us = [parametrization[0]._u for parametrization in parametrizations]
+    vs = [parametrization[0]._v for parametrization in parametrizations]
+    eps = parametrizations[0][0].eps
     matrix = _padded([original.flatten(1) for original in originals])
     v = _padded([vector[:, None] for vector in vs])
-    if norms[0].training:
+    if parametrizations[0].training:
         u = F.normalize(matrix @ v, dim=1, eps=eps)
         v = F.normalize(matrix.mT @ u, dim=1, eps=eps)
         new_us = [row[: len(vector), 0] for row, vector in zip(u, us, strict=True)]
@@ -55,7 +56,7 @@ def _normalise(norms: Sequence[Any]) -> _SpectralNorms:
         u = _padded([vector[:, None] for vector in us])
     sigma = (u * (matrix @ v)).sum((1, 2))
     weights = list(torch._foreach_div(originals, sigma.unbind()))
-    return _SpectralNorms(weights, u, v, sigma)
+    return _NormalisedLayers(weights, u, v, sigma)
 
 
 def _padded(matrices: Sequence[Tensor]) -> Tensor:
@@ -76,13 +77,17 @@ def _without_padding(batch: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
     return views
 
 
-class _Normalise(torch.autograd.Function):
-    """The normalised weights as a function of the weights; u and v are constants. Differentiable once."""
+class _DivideBySigma(torch.autograd.Function):
+    """The normalised weights as a function of the weights; u and v are constants. Differentiable once.
+
+    That is enough for a penalty with a double backward. It differentiates logits for the input, which does not run this
+    backward; the gradient of the penalty for the weights runs it once.
+    """
 
     @staticmethod
-    def forward(ctx: Any, norms: _SpectralNorms, *originals: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(norms.u, norms.v, norms.sigma, *norms.weights)
-        return tuple(weight.detach() for weight in norms.weights)
+    def forward(ctx: Any, layers: _NormalisedLayers, *originals: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(layers.u, layers.v, layers.sigma, *layers.weights)
+        return tuple(weight.detach() for weight in layers.weights)
 
     @staticmethod
     @once_differentiable

@@ -78,16 +78,23 @@ class Strategy:
 def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, are_both_computed: bool) -> Strategy:
     """Return the strategy that needs least memory and time, and is correct for the terms of this call.
 
-    With `eager_gradients` it depends on autocast, and on whether the penalty has a double backward, for which
-    `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the autoencoder's:
+    With `eager_gradients` it depends on autocast, and on whether this step has a penalty with a double backward, for
+    which `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the
+    autoencoder's. With `penalty.every` above 1, the steps differ:
 
-    | autocast | double backward | autoencoder's terms | discriminators' losses | one pass for both steps |
+    | autocast | double backward in this step | autoencoder's terms | discriminators' losses | one pass for both steps |
     |---|---|---|---|---|
     | off | yes or no | eager | eager | yes |
     | bfloat16 | no | eager | eager | yes |
     | bfloat16 | yes | eager | eager, in float32 | no: the steps differ in precision |
     | float16 | no | through the graph | through the graph | no |
     | float16 | yes | through the graph | eager, in float32 | no |
+
+    The discriminators' losses are further taken
+
+    - through the graph, if a parameter of a discriminator has a hook;
+    - whole, if eager, with a joint GAN loss, with LeCam, or with a penalty that reads reconstructions;
+    - in parts instead of one pass, if the call is not `update`, or if not both steps train.
 
     Args:
         gan: What this call computes with discriminators.
@@ -192,8 +199,8 @@ def compute_losses_in_one_pass(
     gan: GANBatch,
 ) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
-    # `compute_discriminator_losses` enters `gan.precision_of_discriminators()`. Here it would change nothing: this is
-    # used in steps in which the discriminators train, without autocast or without a double backward.
+    # As `choose_strategy` decided: the discriminators have one precision in both steps.
+    assert autocast_dtype(gan.fake.device) is None or not gan.has_double_backward
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     # Random frames are drawn in the order of two calls.

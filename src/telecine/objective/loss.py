@@ -51,7 +51,7 @@ from telecine.settings import (
     Term,
     Weight,
 )
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 
 
 class BothLosses(NamedTuple):
