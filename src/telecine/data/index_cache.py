@@ -114,14 +114,10 @@ class IndexCache:
 
     def info(self, source: Source) -> VideoInfo:
         """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept."""
-        if kind_of(source) == "arrays":
+        looked_up = look_up_source(source, self.config)
+        if looked_up is None:
             return index_video(source, self.config)
-        try:
-            if isinstance(source, RemotePath):
-                source = look_up(source, Deadline(source, self.config.timeout))
-            fingerprint = fingerprint_of(source)
-        except OSError:
-            return index_video(source, self.config)  # raises an error with the reason
+        source, fingerprint = looked_up
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
@@ -226,6 +222,27 @@ def fingerprint_of(source: Source) -> _Fingerprint:
         return file.size or 0, int(version[:15], 16)
     status = source.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def look_up_source(source: Source, config: ClipConfig) -> tuple[Source, _Fingerprint] | None:
+    """Return a source whose index can be kept, as it is now, and its fingerprint.
+
+    Args:
+        source: The source. One at an address is looked up.
+        config: Its `timeout` limits the time.
+
+    Returns:
+        None for an array, whose index is not kept, and for a source that cannot be looked up: `index_video` raises an
+        error with the reason.
+    """
+    if kind_of(source) == "arrays":
+        return None
+    try:
+        if isinstance(source, RemotePath):
+            source = look_up(source, Deadline(source, config.timeout))
+        return source, fingerprint_of(source)
+    except OSError:
+        return None
 
 
 def num_bytes(source: Source) -> int:
