@@ -392,7 +392,7 @@ def count_starts(spans: Sequence[Span], frames: ClipFrames) -> NDArray[np.int64]
 
 
 def _frame_at(seconds: NDArray[np.float64], fps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the indices of the first frames displayed at or after times, of evenly spaced ones."""
+    """Return the index of the first frame at or after each time, where frames are evenly spaced."""
     return np.ceil(seconds * fps - _TOLERANCE)
 
 
