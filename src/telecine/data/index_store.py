@@ -32,6 +32,7 @@ from telecine.data.sidecar import (
 from telecine.data.source import (
     File,
     RemotePath,
+    Skipped,
     Source,
     TarMember,
     VideoInfo,
