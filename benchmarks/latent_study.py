@@ -137,9 +137,9 @@ def read_unseen(videos: Path, shape: tuple[int, int, int], num_clips: int) -> li
     return [clips[0, number]["video"][None] for number in range(num_clips)]
 
 
-def read_data(videos: Path) -> Data:
+def read_data(videos: Path, shape: tuple[int, int, int], num_unseen: int) -> Data:
     """Read the clips."""
-    num_frames, height, width = SHAPE
+    num_frames, height, width = shape
     demo = replace(
         read_config("demo").clips,
         num_frames=num_frames,
@@ -151,7 +151,7 @@ def read_data(videos: Path) -> Data:
     spans, _ = load_spans(str(videos / "seen"), demo)
     clips = ClipDataset(spans, demo)
     train = [clips[0, number]["video"][None] for number in range(NUM_TRAINING)]
-    return Data(train, read_unseen(videos, SHAPE, NUM_UNSEEN))
+    return Data(train, read_unseen(videos, shape, num_unseen))
 
 
 def settings_of(arm: Arm, steps: int, seed: int) -> TrainConfig:
@@ -302,17 +302,9 @@ def probe_figures(model: CausalVAE, data: Data, seed: int, num_steps: int) -> di
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return shares_of(denoiser, linear, encoded(model, data.unseen[:NUM_UNSEEN]), seed)
-
-
-@torch.no_grad()
-def shares_of(
-    denoiser: LatentDenoiser, linear: WienerFilter, latents: Tensor, seed: int
-) -> dict[str, float]:
-    """Return the figures of a trained probe on unseen latents."""
     denoiser.eval()
-    unseen = denoiser.normalised(latents).split(20)
-    losses = velocity_losses(denoiser.velocity, unseen, seed=seed)
+    unseen = denoiser.normalised(encoded(model, data.unseen[:NUM_UNSEEN])).split(20)
+    losses = velocity_losses(torch.no_grad()(denoiser.velocity), unseen, seed=seed)
     linear_losses = velocity_losses(linear.velocity, unseen, seed=seed)
     level = LEVELS.index(0.8)
     return {
@@ -527,7 +519,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     if options.picture is not None:
-        clips = read_data(options.videos)
+        clips = read_data(options.videos, SHAPE, NUM_UNSEEN)
         write_picture(options.picture, clips, options.steps)
         print("the codec alone", round_trip_figures(None, clips))
         return
@@ -540,7 +532,7 @@ def main() -> None:
             continue  # it does not depend on the seed
         if not file.is_file() and not options.tables:
             if data is None:
-                data = read_data(options.videos)
+                data = read_data(options.videos, SHAPE, NUM_UNSEEN)
             until_psnr = rows["predictive"][-1]["PSNR"] if arms[arm].until_equal else None
             figures = measured(
                 arms[arm], seed, options.steps, options.probe_steps, data, until_psnr

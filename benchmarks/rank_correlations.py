@@ -1,30 +1,26 @@
-"""Rank correlations of figures of latents with those of the probes that `probe.py` trained on them.
+"""Rank correlations of figures of latents with the shares of the probe, over thirteen models of several seeds.
 
-    python benchmarks/probe.py RUN-0 ... --data runs/videos/seen --val_data runs/videos/unseen -o ... --seed 0 > LOG-0
-    python benchmarks/rank_correlations.py LOG-0 [LOG-1 ...] --videos runs/videos -o FIGURES
+    python benchmarks/rank_correlations.py runs/none-0 runs/equivariance-0 ... --videos runs/videos -o FIGURES
 
-A log has the models of a seed, whose names end with it. Clips have 5 x 64 x 64 pixels, as those of the probes, and are
-of videos that neither models nor probes saw. Figures are written to a JSON file for each model; a second call computes
-what is missing, and prints the tables.
+The runs are those of `results/2026-11-28-probe-order.md`, whose shares are the means over three seeds; their names are
+those of `SHARES` with a seed. Figures are of clips of 5 x 64 x 64 pixels of the unseen videos. They are written to a
+JSON file for each run; a second call computes what is missing, and prints the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from latent_study import (
-    NUM_UNSEEN,
     Data,
     correlations,
     encoded,
     figures_of,
     read_unseen,
-    shares_of,
     table_of,
 )
 from torch import Tensor
@@ -34,20 +30,31 @@ from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.evaluation.load_model import load_model
 from telecine.evaluation.metrics.frechet import TransNetFeatures, frechet_distance
 from telecine.models import CausalVAE
-from telecine.models.diffusers.denoiser import LatentDenoiser
-from telecine.models.latent_shards import LatentShards
 from telecine.settings import EvaluateConfig
-from telecine.settings.parse import read_config
-from telecine.tools.latents.denoising import WienerFilter
 from telecine.tools.latents.generator_quality import interpolated_latents
-from telecine.training.tensor_files import EMA
 
-PROBE = re.compile(r"training a generator on the latents of (\S+), weights ema, in (\S+)")
-NAMES = ["PSNR", "rFD", "iFD", "VIV", "neighbours, space", "high frequencies", "effective rank"]
 SHAPE = (5, 64, 64)
 TIME_COMPRESSION = 4
 NUM_CLIPS = 264  # more than the 256 features of TransNet V2
-SHARES = ["velocity loss", "share", "share at 0.8"]
+NAMES = ["PSNR", "rFD", "iFD", "VIV", "neighbours, space", "high frequencies", "effective rank"]
+PROBED = ("velocity loss", "share", "share at 0.8")
+SHARES = {
+    "none": (1.279, 0.946, 0.906),
+    "equivariance": (1.270, 0.933, 0.814),
+    "scale_equivariance": (1.288, 0.951, 0.907),
+    "local_correlation": (0.885, 0.883, 0.698),
+    "latent_masking": (1.278, 0.925, 0.818),
+    "latent_noise": (1.298, 0.954, 0.900),
+    "alignment": (1.269, 0.930, 0.805),
+    "kl8": (1.279, 0.946, 0.906),
+    "kl4": (1.279, 0.946, 0.906),
+    "kl2": (1.289, 0.954, 0.913),
+    "ch4": (1.171, 0.777, 0.736),
+    "ch8": (1.268, 1.131, 0.971),
+    "ch64": (1.291, 0.977, 0.970),
+}
+OTHER_CHANNELS = ("ch4", "ch8", "ch64")
+SAME_AS_NONE = ("kl8", "kl4")
 
 
 @torch.no_grad()
@@ -58,26 +65,16 @@ def features_of(network: TransNetFeatures, videos: Iterable[Video]) -> Tensor:
 
 @torch.no_grad()
 def measured(
-    run: str, probe: Path, unseen: list[Video], network: TransNetFeatures, reference: Tensor
+    model: CausalVAE, unseen: list[Video], network: TransNetFeatures, reference: Tensor
 ) -> dict[str, float]:
-    """Return the figures of a model, and of the probe that was trained on its latents."""
-    model = load_model(run, EvaluateConfig(device="cpu"), torch.device("cpu")).eval()
-    assert isinstance(model, CausalVAE)
+    """Return the figures of a model."""
     figures = figures_of(model, Data([], unseen))
     latents = encoded(model, unseen)
     for name, changed in {"rFD": latents, "iFD": interpolated_latents(latents)}.items():
         decoded = [model.decode(latent).clamp(*VALUE_RANGE) for latent in changed.split(8)]
         features = features_of(network, decoded)
         figures[name] = frechet_distance(features=features, reference=reference)
-    settings = read_config(str(probe / "config.yaml"))
-    assert settings.latent_cache is not None
-    shards = LatentShards(settings.latent_cache)
-    trained_on = shards.stacked(shards.names)["mean"]
-    denoiser = LatentDenoiser(model, trained_on)
-    denoiser.load_weights(max((probe / "checkpoints").iterdir()) / EMA)
-    linear = WienerFilter.fit(denoiser.normalised(trained_on))
-    figures |= shares_of(denoiser, linear, latents[:NUM_UNSEEN], settings.seed)
-    return {**figures, "channels": latents.shape[1]}
+    return figures
 
 
 def main() -> None:
@@ -85,27 +82,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("logs", type=Path, nargs="+", help="what probe.py printed, for each seed")
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--videos", type=Path, required=True, help="folder of videos.py")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the figures")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    unseen = read_unseen(options.videos, SHAPE, NUM_CLIPS)
-    network = TransNetFeatures(torch.device("cpu"))
-    reference = features_of(network, unseen)
+    files = {run: options.output / f"{run.name}.json" for run in options.runs}
+    missing = [run for run, file in files.items() if not file.is_file()]
+    if missing:
+        unseen = read_unseen(options.videos, SHAPE, NUM_CLIPS)
+        network = TransNetFeatures(torch.device("cpu"))
+        reference = features_of(network, unseen)
+    for run in missing:
+        model = load_model(run, EvaluateConfig(device="cpu"), torch.device("cpu")).eval()
+        assert isinstance(model, CausalVAE)
+        write_json(files[run], measured(model, unseen, network, reference))
+        print(run, files[run].read_text(), flush=True)
     rows: dict[str, list[dict[str, float]]] = {}
-    for log in options.logs:
-        for run, probe in PROBE.findall(log.read_text()):
-            name = Path(run).name
-            file = options.output / f"{name}.json"
-            if not file.is_file():
-                write_json(file, measured(run, Path(probe), unseen, network, reference))
-                print(name, file.read_text(), flush=True)
-            rows.setdefault(name.rpartition("-")[0], []).append(json.loads(file.read_text()))
+    for run, file in files.items():
+        name = run.name.rpartition("-")[0]
+        shares = dict(zip(PROBED, SHARES[name], strict=True))
+        rows.setdefault(name, []).append({**json.loads(file.read_text()), **shares})
     print(table_of(NAMES, rows, "model"), "\n")
-    print(table_of(["PSNR", *SHARES], rows, "model"), "\n")
-    alike = [name for name, figures in rows.items() if figures[0]["channels"] == 16]
-    for names in (list(rows), alike):
+    alike = [name for name in rows if name not in OTHER_CHANNELS]
+    different = [name for name in alike if name not in SAME_AS_NONE]
+    for names in (list(rows), different):
         print(correlations(rows, names), "\n")
 
 
