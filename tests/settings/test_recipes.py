@@ -133,16 +133,6 @@ def test_the_clips_are_those_that_the_model_reproduces(model):
     shared(MODELS[model]).check_clip(values_of(model)["clips"]["num_frames"], 64, 64)
 
 
-def test_later_recipes_override_earlier_ones():
-    config = read_config("wan2.1", "scratch_256", "24gb")
-    assert (config.model, config.clips.height, config.mixed_precision) == (
-        "runs/scratch_128",
-        256,
-        "bf16",
-    )
-    assert read_config(*map(values_of, ("wan2.1", "scratch_256", "24gb"))) == config
-
-
 # Instead of the sizes that the recipes have.
 SMALL = {
     "device": "cpu",
@@ -268,22 +258,3 @@ def test_recipes_are_listed_and_shown(capsys):
     assert listed == list(recipes())
     assert main(["recipes", "show", "decoder"]) == 0
     assert capsys.readouterr().out == find_recipe("decoder").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [
-        (["show", "decodr"], "Did you mean `decoder`?"),
-        (["show"], "`name` must be given, but got nothing. `telecine recipes list`"),
-        (
-            ["shwo", "cpu"],
-            "`action` must be one of list, show, but got 'shwo'. Did you mean `show`?",
-        ),
-        ([], "missing: action. `telecine recipes --help` explains all arguments."),
-    ],
-)
-def test_mistakes(typed, message, capsys):
-    assert main(["recipes", *typed]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1

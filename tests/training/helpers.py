@@ -92,7 +92,7 @@ def resumed_copy(config, folder):
     resumed = replace(config, output_dir=str(folder))
     shutil.copytree(config.output_dir, folder, symlinks=True)
     shutil.rmtree(last_checkpoint(resumed))
-    train(resumed, console=quiet())
+    train(resumed)
     return resumed
 
 

@@ -331,7 +331,6 @@ def test_a_model_of_rgb_for_other_channels(light, tmp_path):
     CausalVAE(light().causal_vae).save_pretrained(tmp_path / "model")
     config = light(model=str(tmp_path / "model"), clips=replace(light().clips, channels="rgba"))
     assert fake_autoencoder(config).in_channels == 4
-    assert plan(config).flops > 0
 
 
 def test_frozen_features_are_planned_without_their_weights(light):

@@ -108,15 +108,3 @@ def test_what_cannot_be_predicted_is_refused(tiny, module, num_frames, max_dropp
     config = PredictiveConfig(max_dropped=max_dropped)
     with pytest.raises(ValueError, match=f"`predictive.max_dropped` must be {message}"):
         build_prediction(config, model, [Bucket(num_frames, 32, 32)])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"latent_cache": "latents"}, "`latent_cache` must be left out with `predictive"),
-        ({"sharding": "fsdp2"}, '`sharding` must be "none" with `predictive'),
-    ],
-)
-def test_what_needs_whole_clips_is_refused(predictive, settings, message):
-    with pytest.raises(ValueError, match=message):
-        replace(predictive, **settings)

@@ -282,16 +282,6 @@ def test_gradients_are_clipped_with_those_of_parameters_of_the_loss(
     assert values.get("train/logvar") == before, "the log is of the value before the update"
 
 
-@pytest.mark.parametrize("recon_loss", ["mse", "l1"])
-def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, recon_loss):
-    state = build(objective=ObjectiveConfig(reconstruction=ReconstructionConfig(loss=recon_loss)))
-    values = update(state, video, step=0)
-    assert 0.1 < values["train/mse"] < 2
-    assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (
-        recon_loss == "mse"
-    )
-
-
 def test_ddp_does_not_wait_for_weights_that_are_not_used(build, video, monkeypatch):
     state = build()
     without_sync = []

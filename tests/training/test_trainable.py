@@ -143,15 +143,6 @@ def test_frozen_normalisation_and_dropout_stay_in_eval_mode():
         assert learner.module.decoder[2].training
 
 
-@pytest.mark.parametrize("setting", [{"lora_rank": 4}, {"lora_alpha": 4.0}])
-@pytest.mark.parametrize("weights", ["all", "decoder"])
-def test_settings_of_lora_need_lora(setting, weights):
-    (name,) = setting
-    with pytest.raises(ValueError, match=f'`{name}` must be left out unless `weights` is "lora"'):
-        TrainableConfig(weights=weights, **setting)
-    TrainableConfig(weights="lora", **setting)
-
-
 class PartlyFrozen(nn.Module):
     """A pretrained network with a new layer, which alone is trained."""
 

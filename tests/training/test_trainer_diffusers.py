@@ -208,7 +208,7 @@ def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_pa
     config = diffusers_config(
         "wan", trainable=trainable, **{**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1}
     )
-    train(config, console=quiet())
+    train(config)
     resumed = resumed_copy(config, tmp_path / "resumed")
     assert_equal_runs(config, resumed, num_files=7 if weights == "lora" else 5)
 
@@ -217,7 +217,7 @@ def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_pa
 def test_the_base_model_may_move_but_not_change(diffusers_config, tmp_path):
     """The second change does not change the shape of a weight."""
     config = diffusers_config("wan", **LIGHT)
-    train(config, console=quiet())
+    train(config)
     values = json.loads((tmp_path / "wan" / "config.json").read_text())
     for name, value in (("base_dim", 8), ("scale_factor_spatial", 16)):
         (tmp_path / "other.json").write_text(json.dumps(values | {name: value}))
@@ -235,7 +235,7 @@ def test_lora_refuses_a_base_model_that_has_changed(diffusers_config):
     config = diffusers_config(
         "wan", trainable=TrainableConfig(weights="lora", lora_rank=2), **LIGHT
     )
-    train(config, console=quiet())
+    train(config)
     other = AutoModel.from_pretrained(config.model)
     other.encoder.conv_in.bias.data += 1
     other.save_pretrained(config.model)
