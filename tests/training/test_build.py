@@ -31,13 +31,12 @@ from telecine.training.build import (
     build_accelerator,
     build_autoencoder,
     build_objective,
-    build_state,
     to_channels_last,
 )
 from telecine.training.step import set_learning_rates
 from telecine.training.tensor_files import save_tensors
 
-from .helpers import assert_equal, checkpoint_steps
+from .helpers import assert_equal, checkpoint_steps, new_state
 
 
 def objective_of(config):
@@ -152,7 +151,7 @@ def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):
         adversarial_loss_weight=0.5, reconstruction=ReconstructionConfig(learn_logvar=True)
     )
     config = tiny(objective=objective, optimizer=settings)
-    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    state = new_state(config)
     network, logvar = state.optimizer.param_groups
     assert logvar["params"] == [state.objective.logvar]
     assert (network["weight_decay"], logvar["weight_decay"]) == (0.1, 0.0)
@@ -188,7 +187,7 @@ def other_run(tiny, tmp_path):
 
 def with_discriminators_of(tiny, run, **settings):
     config = tiny(discriminator=DiscriminatorConfig(init=run, **settings))
-    return build_state(config, build_accelerator(config), build_autoencoder(config)).objective
+    return new_state(config).objective
 
 
 def test_discriminators_of_another_run(tiny, other_run):

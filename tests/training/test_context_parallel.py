@@ -58,7 +58,7 @@ def test_updates_equal_those_of_one_process(benchmark, cached_weights, forks, tm
         case = benchmark["ALL_CASES"][name]
         ours = benchmark["train"](case, 1, 1, torch.float64, NUM_UPDATES)
         theirs = torch.load(tmp_path / f"{name}-2-2.pt")
-        assert len(ours["gradients"]) > 100
+        assert len(ours["gradients"]) > 50
         assert any("adaptive_weight" in key for key in ours["log"])
         for difference in benchmark["differences"](ours, theirs, is_divided=False):
             # Logs are float32.

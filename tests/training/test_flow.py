@@ -24,12 +24,12 @@ from telecine.settings.autoencoder import FlowConfig
 from telecine.tools.distill import TeacherReconstruction, distill
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.build import build_autoencoder
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
 from ..models.tiny_models import tiny_model
-from .helpers import LIGHT, assert_equal_runs, last_checkpoint, resumed_copy
+from .helpers import LIGHT, assert_equal_runs, last_checkpoint, new_state, resumed_copy
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_an_update_has_the_errors_of_the_levels(tiny_flow):
         noise = randn(video.shape, generator=generators, device=video.device)
         denoised = model.decoder(latent, (1 - t) * video + t * noise, level)
         errors = (denoised - video).square().mean((1, 2, 3, 4))
-    state = build_state(config, build_accelerator(config), model)
+    state = new_state(config, model)
     log = train_step(state, [MicroBatch(video, range(2))])
     weights = level_weights(config.causal_vae.flow, level)
     assert log["train/recon_loss"] == pytest.approx((weights * errors).mean().item(), rel=1e-4)
@@ -233,7 +233,7 @@ def test_terms_that_decode_see_the_noise_of_the_run(tiny_flow):
     )
     model = build_autoencoder(config)
     torch.nn.init.normal_(model.last_layer, std=0.1)
-    state = build_state(config, build_accelerator(config), model)
+    state = new_state(config, model)
     video = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert train_step(state, [MicroBatch(video, range(2))])["train/spread_loss"] > 1e-3
 

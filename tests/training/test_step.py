@@ -20,7 +20,6 @@ from telecine.settings import (
     OptimizerConfig,
     ReconstructionConfig,
 )
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.logging import check_names_in_training
 from telecine.training.step import (
     FINAL_LR_SCALE,
@@ -31,6 +30,8 @@ from telecine.training.step import (
     set_learning_rates,
     train_step,
 )
+
+from .helpers import new_state
 
 CONSTANT = OptimizerConfig(lr=1.0, disc_lr=3.0, warmup_steps=0)
 COSINE = replace(CONSTANT, warmup_steps=10, schedule="cosine")
@@ -104,7 +105,7 @@ def build(tiny):
     def make(**changes):
         torch.manual_seed(0)
         config = tiny(**changes)
-        return build_state(config, build_accelerator(config), build_autoencoder(config))
+        return new_state(config)
 
     return make
 
