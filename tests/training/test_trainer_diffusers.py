@@ -83,9 +83,9 @@ def diffusers_config(tiny, tmp_path):
     return make
 
 
-# Two of videos, and one of frames; `tests/models` tests every class.
+# One of videos, and one of frames; `tests/models` tests every class.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cogvideox", "temporal_decoder", "wan"])
+@pytest.mark.parametrize("name", ["temporal_decoder", "wan"])
 def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, name):
     config = diffusers_config(name)
     trainer = prepare(config, quiet())
