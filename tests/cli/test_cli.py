@@ -27,8 +27,8 @@ from telecine.evaluation.metrics import default_metrics
 from telecine.models import CausalVAE
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, DistillConfig, TrainConfig
+from telecine.settings.listing import json_schema
 from telecine.settings.parse import recipes
-from telecine.settings.validate import json_schema
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 

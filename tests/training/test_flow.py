@@ -221,7 +221,7 @@ def test_an_update_has_the_errors_of_the_levels(tiny_flow):
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
 
 
-def spread_of_clips(*, latent, decode, weight):
+def spread_of_clips(*, latent, decode, sample_weight):
     """Return how far the videos that are decoded of one latent differ."""
     return decode(latent[:1].expand_as(latent)).std(0).mean()
 

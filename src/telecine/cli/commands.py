@@ -16,9 +16,9 @@ from telecine.base.terminal import console
 from telecine.cli.parser import Command
 from telecine.cli.typed_settings import describe_environment
 from telecine.settings import DistillConfig, EvaluateConfig, ReconstructConfig, TrainConfig
-from telecine.settings.arguments import ChangeData, Data, Output, StealLock
+from telecine.settings.argument_kinds import ChangeData, Data, Output, StealLock
+from telecine.settings.listing import json_schema
 from telecine.settings.parse import describe_recipes, find_recipe, read_config
-from telecine.settings.validate import json_schema
 from telecine.tools.data_report.command import data
 from telecine.tools.decode.command import decode
 from telecine.tools.distill.command import distill

@@ -13,8 +13,8 @@ from pydantic_settings import SettingsError as UnreadableError
 
 from telecine.base.checks import argument_error, nearest
 from telecine.base.yaml_files import parse_yaml
+from telecine.settings.listing import settings_of, union_members
 from telecine.settings.parse import FREE_NAMES, Nested, launcher_settings, merged, nested
-from telecine.settings.validate import settings_of, union_members
 
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height` of a training run.
 _ENVIRONMENT = "TELECINE__"

@@ -15,7 +15,6 @@ import time
 import zlib
 from array import array
 from dataclasses import fields, replace
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -261,14 +260,16 @@ def has_small_members(archive: Path | RemotePath, deadline: Deadline) -> bool:
     if isinstance(archive, Path):
         return False
 
-    def mean_size(local: LocalSource) -> float:
-        members = list(islice(tar_members(archive, open_file(local)), _NUM_SAMPLED))
-        if len(members) < _NUM_SAMPLED:
-            return _SMALL_MEMBER
-        return members[-1].offset / _NUM_SAMPLED
+    def are_small(local: LocalSource) -> bool:
+        for number, member in enumerate(tar_members(archive, open_file(local)), start=1):
+            if member.offset >= _NUM_SAMPLED * _SMALL_MEMBER:
+                return False
+            if number == _NUM_SAMPLED:
+                return True
+        return False
 
     fits = fingerprint_of(archive)[0] <= max_cache_bytes()
-    return fits and open_local(archive, mean_size, deadline, in_order=True) < _SMALL_MEMBER
+    return fits and open_local(archive, are_small, deadline, in_order=True)
 
 
 def _write(path: Path, archives: _Archives, infos: _Infos) -> None:

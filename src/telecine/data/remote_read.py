@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from telecine.data.errors import DataError, Deadline, DecodeError
+from telecine.data.errors import ChangedError, DataError, Deadline, DecodeError
 from telecine.data.remote import RefusedError, info_of, look_up, time_limit, with_retries
 from telecine.data.remote_cache import SIZE_VARIABLE, RemoteCache, cache_folder, max_cache_bytes
 from telecine.data.source import LocalSource, RemotePath, Source, TarMember, file_of, kind_of
@@ -250,10 +250,10 @@ def read_part(
         content = fs.cat_file(name, start=part.start, end=part.stop)
     if len(content) > len(part):
         raise _NoPartsError(f"{file}: its server sends no parts of files")
+    _check_unchanged(file, fs, deadline)  # also where fewer bytes come: the file may be shorter now
     if len(content) < len(part):
         text = f"the connection ended after {len(content)} of {len(part)} bytes"
         raise OSError(errno.EIO, text)
-    _check_unchanged(file, fs, deadline)
     return content
 
 
@@ -318,10 +318,10 @@ def download(
         callback=callback,
         **time_limit(file.url, deadline),
     )
+    _check_unchanged(file, fs, deadline)  # also where fewer bytes come: the file may be shorter now
     num_bytes = path.stat().st_size
     if num_bytes != file.size:
         raise OSError(errno.EIO, f"the connection ended after {num_bytes} of {file.size} bytes")
-    _check_unchanged(file, fs, deadline)
 
 
 def _check_unchanged(file: RemotePath, fs: AbstractFileSystem, deadline: Deadline | None) -> None:
@@ -330,7 +330,7 @@ def _check_unchanged(file: RemotePath, fs: AbstractFileSystem, deadline: Deadlin
         raise _changed(file)
 
 
-def _changed(file: RemotePath) -> DataError:
-    return DataError(
+def _changed(file: RemotePath) -> ChangedError:
+    return ChangedError(
         f"{file}: was changed or removed after it was listed. Run the same command again."
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error
-from telecine.ops.convolution import differentiated_twice, is_differentiated_twice
+from telecine.ops.pass_options import differentiated_twice, pass_options
 
 Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
@@ -94,7 +94,7 @@ class GradientCheckpointing(nn.Module):
         """Return `block(*args)`."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return block(*args)
-        is_twice = is_differentiated_twice()
+        is_twice = pass_options().is_differentiated_twice
         is_frozen = not any(parameter.requires_grad for parameter in block.parameters())
 
         def run(*args: Any) -> Any:

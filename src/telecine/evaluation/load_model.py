@@ -19,8 +19,8 @@ from telecine.models.paired import PairedAutoencoder
 from telecine.runs import find_checkpoint
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips
+from telecine.settings.errors import validate
 from telecine.settings.evaluate import ModelUse
-from telecine.settings.validate import validate
 
 Model: TypeAlias = str | Path | nn.Module
 """A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""

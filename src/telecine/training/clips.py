@@ -24,6 +24,7 @@ from telecine.data import (
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames, log_too_short
+from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
 from telecine.data.index import index_video, index_videos
@@ -280,11 +281,16 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
         held_out = spans.held_out
-        if isinstance(held_out, SpanTable) and spans.val_store is not None:
-            held_out = index_validation_spans(
-                held_out, spans.val_store, val_config, config.val_clips
-            )
-        val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
+        try:
+            if isinstance(held_out, SpanTable) and spans.val_store is not None:
+                held_out = index_validation_spans(
+                    held_out, spans.val_store, val_config, config.val_clips
+                )
+            val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
+        except ChangedError:
+            if spans.val_store is not None:
+                spans.val_store.forget_addresses()
+            raise
         train = ClipDataset(spans.train, config.clips, seed=config.seed, store=spans.store)
         # Again, as data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from telecine.base.terminal import console
 from telecine.settings import TrainConfig
-from telecine.settings.arguments import Data, Output
+from telecine.settings.argument_kinds import Data, Output
 
 
 def data(

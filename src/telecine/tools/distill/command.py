@@ -2,7 +2,7 @@
 
 from telecine.base.terminal import console
 from telecine.settings import DistillConfig
-from telecine.settings.arguments import ChangeData, StealLock
+from telecine.settings.argument_kinds import ChangeData, StealLock
 
 
 def distill(

@@ -6,7 +6,7 @@ from typing import Annotated
 from telecine.base.checks import argument_error
 from telecine.base.terminal import console
 from telecine.settings import TrainConfig
-from telecine.settings.arguments import Data
+from telecine.settings.argument_kinds import Data
 
 _SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
 

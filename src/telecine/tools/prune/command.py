@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from telecine.base.terminal import console
-from telecine.settings.arguments import Output
+from telecine.settings.argument_kinds import Output
 from telecine.tools.prune.settings import PruneConfig
 
 
