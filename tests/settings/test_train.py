@@ -229,7 +229,7 @@ CHOICES = {
     (PerceptualConfig, "net"): BACKBONES,
     (GANConfig, "loss"): GAN_LOSSES,
     (PenaltyConfig, "kind"): GRAD_PENALTIES,
-    (DiscriminatorConfig, "video"): VIDEO,
+    (DiscriminatorConfig, "video"): [*VIDEO, "none"],
     (DiscriminatorConfig, "image"): [*IMAGE, "none"],
     (DiscriminatorConfig, "time_weighting"): get_args(TimeWeighting),
     (DiscriminatorConfig, "norm"): get_args(Norm),
