@@ -716,7 +716,10 @@ def test_a_list_can_be_typed_in_several_options_or_is_refused():
     if Version(pydantic_settings.__version__) >= Version("2.16"):
         assert settings_of("--data a --data b").data == ("a", "b")
     else:
-        with pytest.raises(ValueError, match="`--data` must be given once with Python"):
+        with pytest.raises(
+            ValueError,
+            match="`--data` must be typed once: the installed",
+        ):
             settings_of("--data a --data b")
 
 

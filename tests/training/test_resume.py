@@ -7,7 +7,7 @@ import yaml
 
 from telecine import Ramp, Term
 from telecine.losses import mse
-from telecine.runs.run import RunSummary, ValidationClips
+from telecine.runs.run import RunSummary, ValidationSet
 from telecine.runs.saved_settings import as_yaml, plain_settings
 from telecine.settings import (
     CausalVAEConfig,
@@ -160,7 +160,7 @@ def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     assert SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA) == []
 
 
-CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
+CLIPS_BEFORE = ValidationSet(2, 5, 16, 24, "ab")
 SUMMARY = RunSummary(
     9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd", content_sha256="ij"
 )
