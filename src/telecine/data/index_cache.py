@@ -1,4 +1,4 @@
-"""The index of a data set, kept in a file, so that the next run does not index the same videos again."""
+"""The index of `clips.index: ahead`: all exact indices of a data set in one file, which the next run reads."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class IndexCache:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
-    one is replaced. It is saved once a minute. Several threads may index.
+    one is replaced. `members` and `info` save it once a minute. Several threads may index.
 
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
@@ -109,7 +109,7 @@ class IndexCache:
             with self._lock:
                 self._archives[key] = (fingerprint, locations)
                 self._is_changed = True
-        self._note_use(key)
+        self._mark_used_and_maybe_save(key)
         return [TarMember(archive, *location) for location in locations]
 
     def info(self, source: Source) -> VideoInfo:
@@ -126,10 +126,10 @@ class IndexCache:
                 self._infos[key] = (fingerprint, info)
                 self._is_changed = True
         check_frame(source, info.width, info.height, self.config)
-        self._note_use(key)
+        self._mark_used_and_maybe_save(key)
         return replace(info, source=source)
 
-    def _note_use(self, key: str) -> None:
+    def _mark_used_and_maybe_save(self, key: str) -> None:
         """Keep an entry in the file, and save the file if that was long ago."""
         with self._lock:
             self._used.add(key)
@@ -254,7 +254,7 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     locations: list[_MemberLocation] = []
 
     def scan(local: LocalSource) -> None:
-        locations.clear()
+        locations.clear()  # `open_local` may call this again
         members = deadline.limit(tar_members(archive, open_file(local)))
         for member in members:
             locations.append((member.name, member.offset, member.size))  # until an error

@@ -1,4 +1,4 @@
-"""Exact indices of single videos, made when they are first asked for, and shared by processes and later runs."""
+"""The index of `clips.index: lazy`: exact indices, made when a video is first drawn, and shared with later runs."""
 
 from __future__ import annotations
 
