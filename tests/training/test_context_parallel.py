@@ -26,7 +26,7 @@ from ..models.tiny_models import adapter, tiny_model
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "context_parallel.py"
 CASES = ["short_every_term", "short_flow", "wan", "ltx", "cogvideox"]
-NUM_UPDATES = 2
+NUM_UPDATES = 1  # with all terms
 TINY = CausalVAEConfig(
     time_compression=4,
     spatial_compression=4,
@@ -58,7 +58,7 @@ def test_updates_equal_those_of_one_process(benchmark, cached_weights, forks, tm
         case = benchmark["ALL_CASES"][name]
         ours = benchmark["train"](case, 1, 1, torch.float64, NUM_UPDATES)
         theirs = torch.load(tmp_path / f"{name}-2-2.pt")
-        assert len(ours["gradients"]) > 100
+        assert len(ours["gradients"]) > 50
         assert any("adaptive_weight" in key for key in ours["log"])
         for difference in benchmark["differences"](ours, theirs, is_divided=False):
             # Logs are float32.
@@ -144,6 +144,14 @@ def with_own_convolution():
     return model
 
 
+def with_bilinear_upsampling():
+    model = DiffusersAutoencoder(tiny_model("wan"))
+    for layer in model.module.decoder.modules():
+        if isinstance(layer, torch.nn.Upsample):
+            layer.mode = "bilinear"
+    return model
+
+
 def with_tiling():
     model = DiffusersAutoencoder(tiny_model("wan"))
     model.module.enable_tiling()
@@ -183,6 +191,11 @@ def with_tiling():
         (with_namesake, [32], r"cannot be split, but got decoder.network.1, a Upsample"),
         (with_namesake_of_diffusers, [32], r"cannot be split, but got decoder.norm_out, a WanRMS"),
         (with_own_convolution, [32], r"cannot be split, but got decoder.conv_out, a OwnConv3d"),
+        (
+            with_bilinear_upsampling,
+            [32],
+            r"neighbouring rows, but got decoder\..*resample.0, a WanUpsample with `mode` 'bilinear'. Set its `mode`",
+        ),
         (
             lambda: CausalVAE(TINY),
             [32, 4],

@@ -29,7 +29,7 @@ from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
-from telecine.evaluation.tiling import reconstruct_padded
+from telecine.evaluation.tiling import reconstruct_clip
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_channels, clip_position
 from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName
@@ -85,7 +85,7 @@ class PublishedProtocol:
     metrics: tuple[str, ...]
     """Names in `METRICS`."""
     needs_features: bool = False
-    """Whether `features` must be given, or "none". It decides about an error, and not about a figure."""
+    """Whether a call without `features` is an error. Figures do not depend on it."""
     sources: tuple[str, ...]
     """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
@@ -250,15 +250,17 @@ class PublishedProtocol:
         """Return the reconstruction of a clip, `(1, 3, T, H, W)`. A sample of the posterior depends on the clip only.
 
         Args:
-            model: The autoencoder.
+            model: The autoencoder, whose `position` is that of the clip.
             span: Where the clip is in its video.
             target: The clip, `(1, 3, T, H, W)` in [-1, 1].
         """
         if self.chunk is not None:
             parts = []
-            for number, part in enumerate(target[0].split(self.chunk, dim=1)):
-                with clip_position(model, first_frame=number * self.chunk):
-                    parts.append(reconstruct_padded(model, part))
+            first_frame = model.position.first_frame
+            for part in target[0].split(self.chunk, dim=1):
+                with clip_position(model, first_frame=first_frame):
+                    parts.append(reconstruct_clip(model, part))
+                first_frame += part.shape[1]
             return torch.cat(parts, dim=1)[None]
         if self.posterior == "mode":
             return model(target, sample_posterior=False).video

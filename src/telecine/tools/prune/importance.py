@@ -14,7 +14,7 @@ from telecine.models import VideoAutoencoder
 from telecine.models.causal_blocks import ChannelNorm
 from telecine.models.diffusers.families import RMS_NORMS
 from telecine.tools.prune.channels import ChannelGroup
-from telecine.tools.prune.surgery import MeanSquares, norm_gain
+from telecine.tools.prune.surgery import MeanSquares, gain_with_zeros, is_norm_gain
 
 _RMS_NORMS = {*RMS_NORMS, ChannelNorm.__name__, "Kandinsky6VAERMSNorm"}
 """Norms that divide by the root mean square of the channels, and then multiply by `gamma` or `scale`."""
@@ -91,7 +91,7 @@ def score_by_loss(
     Args:
         network: The network, whose weights are the same afterwards.
         groups: The groups of channels.
-        shares: The share of the slices that stays, for each of `Widths.stages`.
+        shares: The share of the slices that stays, for each of `Widths.stage_groups`.
         squares: Those of the input of norms, see `recorded_squares`.
         loss: Measures the loss with the network as it is.
     """
@@ -106,7 +106,7 @@ def score_by_loss(
     for number, group in with_progress(work, "measuring without each channel"):
         # As many of each group of the norms in a round.
         in_norm_group = group.num_slices // group.num_norm_groups
-        num_removed = in_norm_group - int(in_norm_group * shares[group.stages])
+        num_removed = in_norm_group - int(in_norm_group * shares[group.stage_group])
         num_before = num_removed * number // _ROUNDS
         num_missing = num_removed * (number + 1) // _ROUNDS - num_before
         if num_missing == 0:
@@ -155,8 +155,9 @@ def _set_to_zero(
         is_kept = torch.zeros(len(tensor), dtype=tensor.dtype, device=tensor.device)
         entries = axis.indices(len(tensor), group.num_slices, kept)
         is_kept[entries.to(tensor.device)] = 1
-        gain = norm_gain(axis, entries, squares)
-        weights[axis.weight].copy_(tensor * gain * is_kept.view(-1, *[1] * (tensor.ndim - 1)))
+        if is_norm_gain(axis.weight, squares):
+            tensor = tensor * gain_with_zeros(axis.weight, entries, squares)
+        weights[axis.weight].copy_(tensor * is_kept.view(-1, *[1] * (tensor.ndim - 1)))
 
 
 def _squared_effects(group: ChannelGroup, parameters: dict[str, nn.Parameter]) -> Tensor:

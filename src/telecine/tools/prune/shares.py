@@ -1,5 +1,6 @@
 """How many channels of each stage stay."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd
@@ -20,7 +21,7 @@ def kept_shares(
     latent: Tensor,
     cost_before: Cost,
 ) -> list[Fraction]:
-    """Return the share of the channels that stays, for each of `Widths.stages`.
+    """Return the share of the channels that stays, for each of `Widths.stage_groups`.
 
     Args:
         part: The part that is pruned.
@@ -52,14 +53,8 @@ def kept_shares(
             f"at least {share:.2g}, as {common} equal parts of the channels can be kept or removed"
         )
         raise argument_error("keep", contract, config.keep, f"Use {share:.2g} or more.")
-    num_kept = 1  # the most that is known to fit
-    upper = common + 1
-    while upper - num_kept > 1:
-        middle = (num_kept + upper) // 2
-        if flops_of(middle) <= largest:
-            num_kept = middle
-        else:
-            upper = middle
+    # Operations grow with the number of parts that stay: the most that fit.
+    num_kept = 1 + bisect_right(range(2, common + 1), largest, key=flops_of)
     return [Fraction(num_kept, common)] * len(num_parts)
 
 
@@ -70,18 +65,18 @@ def _shares_of_stages(
 
     Args:
         part: The part that is pruned.
-        num_parts: Into how many parts the channels of each of `Widths.stages` are cut.
+        num_parts: Into how many parts the channels of each of `Widths.stage_groups` are cut.
         keep_stages: The largest shares.
 
     Raises:
         ValueError: There are more or fewer stages, they need equal shares, or a stage would have no channel.
     """
-    stages = part.widths.stages(part.config)
+    stage_groups = part.widths.stage_groups(part.config)
     names = []
-    for stage, number in zip(stages, num_parts, strict=True):
-        names.append(f"{stage.name} ({stage.num_channels} channels in {number} parts)")
+    for stage_group, number in zip(stage_groups, num_parts, strict=True):
+        names.append(f"{stage_group.name} ({stage_group.num_channels} channels in {number} parts)")
     got = list(keep_stages)
-    if len(got) != len(stages):
+    if len(got) != len(stage_groups):
         contract = f"a share for each of: {'; '.join(names)}"
         raise argument_error("keep_stages", contract, got, "Use `--keep` for equal shares.")
     if part.widths.needs_equal_shares and len(set(got)) > 1:

@@ -15,7 +15,7 @@ Configuration: TypeAlias = Mapping[str, Any]
 Grouping: TypeAlias = Literal["stage", "size", "all"]
 """Which channels are one group: those of neighbouring stages with the same number; all of the same number, where the
 output of a stage has the number of the next one; or all, where shortcuts without weights copy or average the channels
-of one stage in the next."""
+of one stage in the next, or where other layers have numbers that follow from those of two stages."""
 
 
 def _tied_if_residual(config: Configuration) -> Grouping:
@@ -23,7 +23,7 @@ def _tied_if_residual(config: Configuration) -> Grouping:
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageGroup:
     """Stages of a network that keep the same share of their channels."""
 
     name: str
@@ -73,20 +73,20 @@ class Widths:
             return list(value)
         return [value * multiplier for multiplier in config[self.multipliers]]
 
-    def stages(self, config: Configuration) -> list[Stages]:
+    def stage_groups(self, config: Configuration) -> list[StageGroup]:
         """Return the stages whose channels are removed together, in the order of the configuration."""
         channels = self.stage_channels(config)
         indices = range(len(channels))
         grouping = self.grouping(config) if callable(self.grouping) else self.grouping
         if grouping != "stage":
             number = math.gcd(*channels)
-            return [Stages("all stages", tuple(indices), number, by_size=grouping == "size")]
-        stages = []
+            return [StageGroup("all stages", tuple(indices), number, by_size=grouping == "size")]
+        groups = []
         for number, run in groupby(indices, key=channels.__getitem__):
             members = tuple(run)
             name = "stage " + ", ".join(str(index) for index in members)
-            stages.append(Stages(name, members, number))
-        return stages
+            groups.append(StageGroup(name, members, number))
+        return groups
 
     @property
     def needs_equal_shares(self) -> bool:
@@ -114,7 +114,7 @@ class Widths:
             wider.append(factor * number if stage in stages else number)
         return {**config, self.setting: wider}, factor
 
-    def slices(self, config: Configuration, num_channels: int) -> tuple[int, int]:
+    def slices_and_norm_groups(self, config: Configuration, num_channels: int) -> tuple[int, int]:
         """Return `num_slices` and `num_norm_groups` of a `ChannelGroup` with a number of channels."""
         if self.norm_groups_setting is None:
             return num_channels, math.gcd(num_channels, self.norm_groups)
@@ -124,13 +124,13 @@ class Widths:
         return num_channels, num_groups
 
     def scaled(self, config: Configuration, shares: Sequence[Fraction]) -> dict[str, Any]:
-        """Return a configuration with shares of the channels, one for each of `stages`."""
+        """Return a configuration with shares of the channels, one for each of `stage_groups`."""
         value = self._value(config)
         scaled: list[int] | int
         if self.multipliers is None:
             scaled = list(value)
-            for stages, share in zip(self.stages(config), shares, strict=True):
-                for index in stages.indices:
+            for group, share in zip(self.stage_groups(config), shares, strict=True):
+                for index in group.indices:
                     scaled[index] = int(value[index] * share)
         else:
             scaled = int(value * shares[0])
@@ -174,6 +174,7 @@ WIDTHS = {
         "up_block_out_channels",
         prefix="decoder.",
         norm_groups_setting="norm_num_groups",
+        grouping="all",  # its encoder of masks has channels of the first stage, doubled up to those of the last one
         blocks_setting="layers_per_up_block",
     ),
     "AutoencoderKL": _SHARED,
