@@ -7,7 +7,7 @@ import torch
 from torch import distributed as dist
 
 from telecine.base.devices import device_of_process
-from telecine.evaluation.load_model import index_data
+from telecine.evaluation.load_model import load_infos
 from telecine.evaluation.measure_clips import measure_clips, process_group
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.protocols.configured import ConfiguredClips
@@ -71,7 +71,7 @@ def test_each_process_measures_other_clips_and_has_all_results_in_order(
     second_of_two, videos, monkeypatch
 ):
     clips = ConfiguredClips(ClipConfig(num_frames=5, height=16, width=16), 5)
-    spans = clips.select(index_data(videos))
+    spans = clips.select(load_infos(videos))
     metric_set = MetricSet(["psnr"], {}, None, {}, {})
     alone = measure_clips(Same(clips), metric_set, spans, torch.device("cpu"), 0, 1)
 

@@ -13,7 +13,7 @@ from telecine.losses import posterior_kl
 from telecine.models import CausalVAE, DiagonalGaussian
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
-from telecine.settings.validate import settings_of
+from telecine.settings.listing import settings_of
 
 from .helpers import add_noise_to_weights, last_frames_read
 

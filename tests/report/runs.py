@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.clips import ValidationClip, write_clips
+from telecine.report.clips import ReconstructedClip, write_clips
 from telecine.runs import Run
 
 FPS = 25.0
@@ -80,7 +80,7 @@ def real_clip(which: int = 0, start: int = 10, num_frames: int = 9, size: int = 
     ].contiguous()
 
 
-def validation_clips(noise: float) -> list[ValidationClip]:
+def validation_clips(noise: float) -> list[ReconstructedClip]:
     """Return a stamped clip and two real ones, with increasingly noisy reconstructions."""
     generator = torch.Generator().manual_seed(0)
     clips = []
@@ -93,7 +93,7 @@ def validation_clips(noise: float) -> list[ValidationClip]:
             "lpips_alex": 0.1 + index / 10,
         }
         clips.append(
-            ValidationClip(
+            ReconstructedClip(
                 target, reconstruction, metrics, f"videos/clip {index}.mp4", 10 * index, FPS
             )
         )
@@ -102,7 +102,7 @@ def validation_clips(noise: float) -> list[ValidationClip]:
 
 def write_stamped_clip(run: Path, metrics: dict[str, float], source: str = "a.mp4") -> None:
     """Write a validation at step 20 with a clip of two frames."""
-    clip = ValidationClip(stamped(2), stamped(2), metrics, source, 0, FPS)
+    clip = ReconstructedClip(stamped(2), stamped(2), metrics, source, 0, FPS)
     write_clips(Run(run), 20, [clip], fps=FPS)
 
 

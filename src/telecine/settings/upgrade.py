@@ -1,4 +1,7 @@
-"""Settings of older versions as those of this one: what runs and models have saved, and what files of users have."""
+"""Settings of older versions as those of this one: what runs and models have saved, and what files of users have.
+
+Paths of functions in modules that moved are in `base/moved_modules.py`.
+"""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -22,6 +25,8 @@ DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
 }
 # The same for settings of `causal_vae.flow`.
 _FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
+# Settings of `causal_vae.flow` with another default in older versions, and that default.
+OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
 
 
 def upgrade_run(values: Mapping[str, Any]) -> dict[str, Any]:
