@@ -16,7 +16,7 @@ from telecine.tools.data_report.measures import (
     group_copies,
 )
 
-from .conftest import moving_frames
+from ...data.videos import moving_frames
 
 
 def cuts_of(frames):
