@@ -23,6 +23,9 @@ LINES = {
     "telecine train --optim": {"--optimizer.lr", "--optimizer.disc_lr"},
     "telecine train --dry": {"--dry_run"},
     "telecine recipes ": {"list", "show"},
+    "telecine data in": {"index"},
+    "telecine data index --sh": {"--shard"},
+    "telecine data videos/ --shardi": {"--sharding"},
     "telecine evaluate --me": set(),
 }
 

@@ -211,6 +211,25 @@ def test_the_file_that_does_not_answer_is_named(spans):
 
 
 @pytest.mark.usefixtures("short_waits")
+def test_a_loader_whose_workers_failed_is_gone_before_others_start(spans):
+    """Else each new worker has a copy of it, whose end prints "can only test a child process" there."""
+    gc.collect()
+    gc.disable()
+    try:
+        dataset = ClipDataset(spans, replace(ONE_WORKER, timeout=1.0))
+        batches = iter(ClipLoader(dataset, ClipBatchSampler(range(3), 1)))
+        next(batches)
+        stop_the_worker()
+        next(batches)
+        objects = gc.get_objects()
+        loaders = [one for one in objects if isinstance(one, _MultiProcessingDataLoaderIter)]
+        assert len(loaders) == 1
+        assert len(list(batches)) == 1
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("short_waits")
 def test_waiting_for_a_batch_can_be_stopped(spans):
     answers = iter([False, False, True])
     with pytest.raises(ReadingStopped):

@@ -144,6 +144,14 @@ def with_own_convolution():
     return model
 
 
+def with_bilinear_upsampling():
+    model = DiffusersAutoencoder(tiny_model("wan"))
+    for layer in model.module.decoder.modules():
+        if isinstance(layer, torch.nn.Upsample):
+            layer.mode = "bilinear"
+    return model
+
+
 def with_tiling():
     model = DiffusersAutoencoder(tiny_model("wan"))
     model.module.enable_tiling()
@@ -183,6 +191,11 @@ def with_tiling():
         (with_namesake, [32], r"cannot be split, but got decoder.network.1, a Upsample"),
         (with_namesake_of_diffusers, [32], r"cannot be split, but got decoder.norm_out, a WanRMS"),
         (with_own_convolution, [32], r"cannot be split, but got decoder.conv_out, a OwnConv3d"),
+        (
+            with_bilinear_upsampling,
+            [32],
+            r"neighbouring rows, but got decoder\..*resample.0, a WanUpsample with `mode` 'bilinear'. Set its `mode`",
+        ),
         (
             lambda: CausalVAE(TINY),
             [32, 4],

@@ -97,14 +97,31 @@ def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS.values():
-        if with_arguments and " " in command.name:  # shells complete one word
+        if (
+            with_arguments and " " in command.name
+        ):  # a shell completes its second word after the first
             continue
         subparser = subparsers.add_parser(
             command.name, help=command.summary, conflict_handler="resolve"
         )
         if with_arguments:
+            _add_second_words(subparser, command)
             command.add_arguments(subparser)
     return parser
+
+
+def _add_second_words(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Add the commands of two words that begin with the name of a command to its parser."""
+    prefix = f"{command.name} "
+    longer = [other for other in COMMANDS.values() if other.name.startswith(prefix)]
+    if not longer:
+        return
+    subparsers = parser.add_subparsers()
+    for other in longer:
+        subparser = subparsers.add_parser(
+            other.name.removeprefix(prefix), help=other.summary, conflict_handler="resolve"
+        )
+        other.add_arguments(subparser)
 
 
 def _check_options(settings: TrainConfig, options: Sequence[str]) -> None:

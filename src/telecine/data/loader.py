@@ -183,9 +183,9 @@ class ClipLoader:
         unfinished = requests.unfinished(self.sampler.items(position))
         files = ", ".join(sorted({self.dataset.source_at(*item) for item in unfinished}))
         if num_failures < MAX_FAILURES:
-            logger.warning(
-                "%s while reading step %d, %s; restarting the workers", error, step, files
-            )
+            # Its text alone: a record that is kept must not keep the traceback, see `_Workers`.
+            message = "%s while reading step %d, %s; restarting the workers"
+            logger.warning(message, str(error), step, files)
             return
         got = (
             f"workers that failed {num_failures} times in a row while reading step {step}: {error}"
@@ -247,7 +247,9 @@ class _Workers:
         self._timeout = config.timeout
         self._poll_seconds = min(POLL_SECONDS, config.timeout)
         self._should_stop = should_stop
-        self._error: _WorkerError | ReadingStopped | None = None
+        # Makes the error of a wait that the thread has ended. An error that is kept would keep its traceback, and with
+        # it this object: workers that start later would have a copy of PyTorch's loader, and end it a second time.
+        self._make_error: Callable[[], _WorkerError | ReadingStopped] | None = None
         self._lock = threading.Lock()
         self._num_polls: int | None = None  # of the present wait; None between waits
         self._is_closed = threading.Event()
@@ -288,14 +290,14 @@ class _Workers:
         with self._lock:
             self._num_polls = 0
         try:
-            while self._error is None:
+            while self._make_error is None:
                 batch = self._poll()
                 if batch is not None:
                     return batch
         finally:
             with self._lock:
                 self._num_polls = None
-        raise self._error
+        raise self._make_error()
 
     def _poll(self) -> _ClipBatch | None:
         """Return the next batch; None if the loader can be asked again, or if the thread killed the workers."""
@@ -307,11 +309,11 @@ class _Workers:
                 return None
             if not message.startswith((_WORKER_DEATH, _PIN_MEMORY_DEATH)):
                 raise
-            if self._error is not None:
+            if self._make_error is not None:
                 return None
             raise _WorkerError(message) from error
         except (OSError, EOFError) as error:
-            if self._error is not None:
+            if self._make_error is not None:
                 return None
             # The connection to a dying worker breaks shortly before PyTorch notices its death.
             pids = _dead_pids(self._processes)
@@ -320,7 +322,7 @@ class _Workers:
             raise _WorkerError(f"{_WORKER_DEATH} {pids}) exited unexpectedly") from error
 
     def _watch(self) -> None:
-        while self._error is None and not self._is_closed.wait(self._poll_seconds):
+        while self._make_error is None and not self._is_closed.wait(self._poll_seconds):
             with self._lock:
                 if self._num_polls is None:
                     continue
@@ -328,10 +330,11 @@ class _Workers:
                 seconds = self._num_polls * self._poll_seconds
                 self._num_polls += 1
             if self._should_stop():
-                self._error = ReadingStopped()
+                self._make_error = ReadingStopped
             elif seconds >= self._timeout:
-                self._error = _WorkerError(f"no batch in {self._timeout:g} seconds")
-        if self._error is not None:
+                message = f"no batch in {self._timeout:g} seconds"
+                self._make_error = partial(_WorkerError, message)
+        if self._make_error is not None:
             for process in self._processes:
                 process.kill()
 

@@ -248,7 +248,7 @@ class StoredClip:
 class LatentShards(Dataset[dict[str, Any]]):
     """The clips of all shards of a folder, by number or name; a `torch.utils.data.Dataset` of dicts.
 
-    A dict has `mean`, perhaps `logvar`, `(C, t, h, w)`, `name` and `facts`. Of a clip only its own bytes are read.
+    A dict has `mean`, perhaps `logvar`, `(C, t, h, w)`, `name` and `metadata`. Of a clip only its own bytes are read.
 
     Args:
         folder: The folder.
@@ -303,7 +303,7 @@ class LatentShards(Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         name = self.names[number]
         tensors, metadata = self.read(name)
-        return {**tensors, "name": name, "facts": metadata}
+        return {**tensors, "name": name, "metadata": metadata}
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors of a clip, ordered in memory as the encoder's, and its metadata.

@@ -32,6 +32,9 @@ from telecine.evaluation.protocols.papers import (
     WF_VAE_33,
 )
 from telecine.evaluation.protocols.published import CLIP_CHOICES, VALUES
+from telecine.evaluation.reconstruction_sources import ModelSource
+from telecine.models import Reconstruction
+from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, ProtocolName
 from telecine.video.write import write_video
 
@@ -423,6 +426,27 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
         )
         with pytest.raises(ValueError, match=message):
             evaluate(tmp_path, EvaluateConfig(**settings | changes))
+
+
+class PositionAsVideo:
+    """An autoencoder whose reconstruction of a frame is the number of the frame in the video, by its position."""
+
+    position = ClipPosition()
+
+    def covering_clip(self, *size):
+        return size
+
+    def __call__(self, video, sample_posterior):
+        numbers = self.position.first_frame + torch.arange(video.shape[2])
+        return Reconstruction(numbers.view(1, 1, -1, 1, 1).expand_as(video).float(), {})
+
+
+@pytest.mark.parametrize("chunk", [None, 2, 5])
+def test_chunks_do_not_change_the_position_of_frames_in_the_video(chunk, infos):
+    """Noise of a decoder that generates is a function of it."""
+    source = ModelSource(PositionAsVideo(), replace(small(UCF101), chunk=chunk), "")
+    reconstruction = source.reconstruct(Span(infos[0], 3, 7), torch.zeros(1, 3, 5, 2, 2))
+    assert reconstruction[0, 0, :, 0, 0].tolist() == [3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("protocol", [WF_VAE_25, DAVIS])  # resized by torchvision and by Pillow

@@ -50,7 +50,7 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
         posterior = model.encode(F.pad(video[None], (0, 2, 0, 2, 0, 0), mode="replicate"))
     torch.testing.assert_close(sample["mean"], posterior.mean[0], **ROUNDING)
     torch.testing.assert_close(sample["logvar"], posterior.logvar[0], **ROUNDING)
-    assert sample["facts"] == {
+    assert sample["metadata"] == {
         "source": "b.mkv",
         "first_frame": 0,
         "num_frames": 9,
@@ -61,8 +61,8 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
         "columns": {"caption": "wave b", "rating": 1},
     }
     part = shards[5]
-    assert part["facts"]["columns"] == {"caption": "part"}
-    assert (part["facts"]["first_frame"], part["facts"]["num_frames"]) == (10, 7)
+    assert part["metadata"]["columns"] == {"caption": "part"}
+    assert (part["metadata"]["first_frame"], part["metadata"]["num_frames"]) == (10, 7)
     frames = read_clip(index_video(data / "videos" / "a.mkv"), 10, 7)
     last = frames[-1:].expand(2, -1, -1, -1)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_the_mode_in_half_precision_normalised(model, data, tmp_path, dtype):
         expected = (mean - torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1)) / torch.tensor(
             [2.0, 3, 4, 5]
         ).view(4, 1, 1, 1)
-        assert set(sample) == {"mean", "name", "facts"}
+        assert set(sample) == {"mean", "name", "metadata"}
         assert sample["mean"].dtype == getattr(torch, dtype)
         torch.testing.assert_close(sample["mean"].float(), expected, rtol=1e-2, atol=1e-2)
         model.save_pretrained(tmp_path / "model")
@@ -199,7 +199,9 @@ def test_clips_of_videos(model, data, tmp_path):
     config = settings(data / "videos", num_frames=5, height=16, width=24, stride=2)
     encode_data(model, config, tmp_path)
     shards = LatentShards(tmp_path)
-    places = [(sample["facts"]["source"], sample["facts"]["first_frame"]) for sample in shards]
+    places = [
+        (sample["metadata"]["source"], sample["metadata"]["first_frame"]) for sample in shards
+    ]
     expected = [("a.mkv", 0), ("a.mkv", 9), ("b.mkv", 0), ("d.mkv", 0), ("image.png", 0)]
     assert places == expected
     assert {tuple(sample["mean"].shape) for sample in shards} == {(4, 2, 4, 6), (4, 1, 4, 6)}
@@ -220,12 +222,12 @@ def test_clips_of_a_frame_rate_have_the_frames_nearest_in_time(model, data, tmp_
         LatentShards(folders["stride"]), LatentShards(folders["fps"]), strict=True
     ):
         assert torch.equal(by_stride["mean"], by_time["mean"])
-        assert by_stride["facts"].pop("stride", 2) == 2
-        assert by_stride["facts"] == by_time["facts"]
+        assert by_stride["metadata"].pop("stride", 2) == 2
+        assert by_stride["metadata"] == by_time["metadata"]
     at_ten = LatentShards(folders["ten"])
-    assert [at_ten[number]["facts"]["first_frame"] for number in (0, 1)] == [0, 11]
+    assert [at_ten[number]["metadata"]["first_frame"] for number in (0, 1)] == [0, 11]
     encode_data(model, settings(data / "videos" / "c.mkv", fps=12.5), tmp_path / "whole")
-    assert LatentShards(tmp_path / "whole")[0]["facts"]["num_frames"] == 3
+    assert LatentShards(tmp_path / "whole")[0]["metadata"]["num_frames"] == 3
     with pytest.raises(DataError, match="at 30 a second"):
         encode_data(model, settings(data / "videos" / "a.mkv", fps=30, **size), tmp_path / "fast")
     assert "a.mkv, which has 25 frames a second" in caplog.text

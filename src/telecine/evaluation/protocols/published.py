@@ -85,7 +85,7 @@ class PublishedProtocol:
     metrics: tuple[str, ...]
     """Names in `METRICS`."""
     needs_features: bool = False
-    """Whether `features` must be given, or "none". It decides about an error, and not about a figure."""
+    """Whether a call without `features` is an error. Figures do not depend on it."""
     sources: tuple[str, ...]
     """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
@@ -250,15 +250,17 @@ class PublishedProtocol:
         """Return the reconstruction of a clip, `(1, 3, T, H, W)`. A sample of the posterior depends on the clip only.
 
         Args:
-            model: The autoencoder.
+            model: The autoencoder, whose `position` is that of the clip.
             span: Where the clip is in its video.
             target: The clip, `(1, 3, T, H, W)` in [-1, 1].
         """
         if self.chunk is not None:
             parts = []
-            for number, part in enumerate(target[0].split(self.chunk, dim=1)):
-                with clip_position(model, first_frame=number * self.chunk):
+            first_frame = model.position.first_frame
+            for part in target[0].split(self.chunk, dim=1):
+                with clip_position(model, first_frame=first_frame):
                     parts.append(reconstruct_padded(model, part))
+                first_frame += part.shape[1]
             return torch.cat(parts, dim=1)[None]
         if self.posterior == "mode":
             return model(target, sample_posterior=False).video

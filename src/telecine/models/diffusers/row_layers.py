@@ -25,6 +25,8 @@ from telecine.models.row_layers import (
 _CONTAINERS_AND_ACTIVATIONS = frozenset(
     {"Dropout", "GELU", "Identity", "Linear", "Mish", "ModuleList", "ReLU", "Sequential", "SiLU"}
 )
+# How an `nn.Upsample` copies values. In other modes it mixes those of neighbouring rows.
+_MODES_OF_COPIES = ("nearest", "nearest-exact")
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,12 @@ def _check_options(module: DiffusersModel) -> None:
         contract = "1 for a model with `decoder_inject_noise`, which is drawn for whole frames"
         remedy = "Use --temporal_chunk, --model_gradient_checkpointing or smaller clips."
         raise argument_error("context_parallel", contract, name, remedy)
-    for layer in module.modules():
+    for layer_name, layer in module.named_modules():
         if isinstance(layer, nn.Dropout) and layer.p > 0:
             remedy = "Set `dropout` to 0 in its configuration."
             raise argument_error("context_parallel", "1 for a model with dropout", name, remedy)
+        if isinstance(layer, nn.Upsample) and layer.mode not in _MODES_OF_COPIES:
+            contract = "1 for a model with an upsampling that reads neighbouring rows"
+            got = f"{layer_name}, a {type(layer).__name__} with `mode` {layer.mode!r}"
+            remedy = f"Set its `mode` to one of {', '.join(_MODES_OF_COPIES)}."
+            raise argument_error("context_parallel", contract, got, remedy)

@@ -17,6 +17,7 @@ from telecine.losses.reconstruction import weighted_mean
 from telecine.models import VideoAutoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.pretrained import digest_of_decoder
+from telecine.models.removed_blocks import RemovedBlocks
 from telecine.tools.distill.features import (
     SMALLEST_STD,
     decoder_features,
@@ -53,7 +54,8 @@ class PrunedFeatures(nn.Module):
         report = read_json(Path(pruned))
         _check_teacher(self.teacher.module, teacher, report, pruned)
         features, scales = features_of_smallest_clip(self.teacher.module)
-        kept = _kept_channels(decoder_of(self.teacher.module), features, report)
+        removed = RemovedBlocks(report["removed_blocks"]).of_decoder()
+        kept = _kept_channels(decoder_of(self.teacher.module), features, report, removed)
         names = list(layers)
         if not names:
             last = {scales[name]: name for name in features if name in kept}
@@ -62,7 +64,11 @@ class PrunedFeatures(nn.Module):
             if name not in kept:
                 raise layer_error(name, {layer: features[layer] for layer in kept})
         self.kept = {name: kept[name] for name in names}
-        self.layers = {_name_in_student(name, report): name for name in names}
+        self.layers = {}
+        for name in names:
+            student_name = removed.to_pruned(name)
+            assert student_name is not None  # a layer with kept channels
+            self.layers[student_name] = name
 
     def forward(
         self,
@@ -129,7 +135,10 @@ def _check_teacher(
 
 
 def _kept_channels(
-    decoder: nn.Module, features: Mapping[str, Tensor], report: Mapping[str, Any]
+    decoder: nn.Module,
+    features: Mapping[str, Tensor],
+    report: Mapping[str, Any],
+    removed: RemovedBlocks,
 ) -> dict[str, list[int]]:
     """Return the kept channels of each layer of the teacher that ends with a pruned convolution.
 
@@ -139,13 +148,14 @@ def _kept_channels(
         decoder: The teacher's.
         features: Outputs of its layers by name.
         report: What `telecine prune` wrote.
+        removed: The blocks of the decoder that the student lacks.
     """
     kept_of_convolutions: dict[str, list[int]] = {}
     for student_name, channels in report["kept_outputs"].items():
-        kept_of_convolutions[_name_in_teacher(student_name, report)] = channels
+        kept_of_convolutions[removed.to_teacher(student_name)] = channels
     replaced = []
     for fit in report.get("convolutions", []):
-        replaced.append(_name_in_teacher(fit["layer"], report) + ".")
+        replaced.append(removed.to_teacher(fit["layer"]) + ".")
     kept = {}
     for layer_name, output in features.items():
         if layer_name.startswith(tuple(replaced)):
@@ -160,28 +170,3 @@ def _kept_channels(
         if len(weight) == output.shape[1]:  # else what follows it shuffles channels
             kept[layer_name] = kept_of_convolutions[last_convolution]
     return kept
-
-
-def _name_in_teacher(name: str, report: Mapping[str, Any]) -> str:
-    """Return the name that a layer of the student has in the teacher's decoder, which has the removed blocks, too."""
-    for container, removed in report["removed_blocks"].items():
-        prefix = container.removeprefix("decoder.") + "."
-        if name.startswith(prefix):
-            number, separator, rest = name.removeprefix(prefix).partition(".")
-            index = int(number)
-            for block in removed:
-                if block <= index:
-                    index += 1
-            name = f"{prefix}{index}{separator}{rest}"
-    return name
-
-
-def _name_in_student(name: str, report: Mapping[str, Any]) -> str:
-    """Return the name that a layer of the teacher's decoder has in the student, for a layer that was not removed."""
-    for container, removed in report["removed_blocks"].items():
-        prefix = container.removeprefix("decoder.") + "."
-        if name.startswith(prefix):
-            number, separator, rest = name.removeprefix(prefix).partition(".")
-            index = int(number) - sum(block < int(number) for block in removed)
-            name = f"{prefix}{index}{separator}{rest}"
-    return name

@@ -39,7 +39,7 @@ import glob, json, webdataset
 from safetensors.torch import load
 
 for sample in webdataset.WebDataset(sorted(glob.glob("latents-*.tar")), shardshuffle=False):
-    latent, facts = load(sample["safetensors"])["mean"], json.loads(sample["json"])
+    latent, metadata = load(sample["safetensors"])["mean"], json.loads(sample["json"])
 ```
 """
 # The names of the Hub for numbers of samples.
@@ -62,7 +62,7 @@ def dataset_card(manifest: dict[str, Any], shards: LatentShards) -> str:
     if len(shards) > 0:
         first = shards[0]
         shape = " x ".join(str(number) for number in first[MEAN].shape)
-        tensors = ", ".join(name for name in first if name not in ("name", "facts"))
+        tensors = ", ".join(name for name in first if name not in ("name", "metadata"))
     statistics = manifest["statistics"] or {"mean": [], "std": []}
     normalised = "no"
     if manifest["settings"]["normalise"]:

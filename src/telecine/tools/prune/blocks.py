@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
+from telecine.models.removed_blocks import RemovedBlocks
 from telecine.tools.prune.widths import Configuration, Widths
 
 
@@ -96,10 +97,10 @@ def _runs_of_kinds(container: nn.Module) -> list[tuple[object, tuple[int, ...]]]
     return [(kind, tuple(run)) for kind, run in groupby(places, key=kinds.__getitem__)]
 
 
-def removed_blocks(
+def choose_removed_blocks(
     network: nn.Module, runs: list[BlockRun], loss: Callable[[], float]
-) -> dict[str, list[int]]:
-    """Return the blocks that are removed, by the name of their list: those whose removal raises a loss least.
+) -> RemovedBlocks:
+    """Return the blocks whose removal raises a loss least.
 
     They are chosen one after the other: the loss is measured without each of the others that can be removed.
 
@@ -125,7 +126,7 @@ def removed_blocks(
             removed[run.container].append(index)
         for handle in handles:
             handle.remove()
-    return {name: sorted(indices) for name, indices in removed.items()}
+    return RemovedBlocks({name: sorted(indices) for name, indices in removed.items()})
 
 
 def _return_input(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> object:
@@ -134,21 +135,11 @@ def _return_input(layer: nn.Module, inputs: tuple[Any, ...], output: object) -> 
     return inputs[0]
 
 
-def without_blocks(
-    weights: Mapping[str, Tensor], removed: Mapping[str, list[int]]
-) -> dict[str, Tensor]:
-    """Return a state dict without some blocks; those after them are numbered anew."""
+def without_blocks(weights: Mapping[str, Tensor], removed: RemovedBlocks) -> dict[str, Tensor]:
+    """Return a state dict without the weights of removed blocks, named as in the pruned model."""
     kept = {}
     for name, tensor in weights.items():
-        new_name: str | None = name
-        for container, indices in removed.items():
-            prefix = f"{container}."
-            if not name.startswith(prefix):
-                continue
-            number, _, rest = name.removeprefix(prefix).partition(".")
-            index = int(number)
-            num_before = sum(other < index for other in indices)
-            new_name = None if index in indices else f"{prefix}{index - num_before}.{rest}"
-        if new_name is not None:
-            kept[new_name] = tensor
+        pruned_name = removed.to_pruned(name)
+        if pruned_name is not None:
+            kept[pruned_name] = tensor
     return kept

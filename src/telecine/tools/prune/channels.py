@@ -72,8 +72,8 @@ class ChannelGroup:
     num_norm_groups: int
     """The groups of the group norms that keep their number: each keeps the same number of slices. Else 1."""
     axes: tuple[ChannelAxis, ...]
-    stages: int
-    """Which of `Widths.stages` it belongs to."""
+    stage_group: int
+    """The index of its stages in `Widths.stage_groups`."""
 
 
 def find_groups(
@@ -96,8 +96,8 @@ def find_groups(
     """
     collected: dict[str, _CollectedGroup] = {}
     seen: set[tuple[str, int]] = set()
-    for place, stages in enumerate(widths.stages(config)):
-        wider_config, factor = widths.with_wider_stages(config, stages.indices)
+    for index, stage_group in enumerate(widths.stage_groups(config)):
+        wider_config, factor = widths.with_wider_stages(config, stage_group.indices)
         wider = build_on_meta(build, wider_config)
         for weight, dim in _longer_axes(weights, wider, factor):
             if not weight.startswith(widths.prefix):
@@ -110,14 +110,14 @@ def find_groups(
             block = _block_of_hidden(weight, dim, widths)
             if block is not None:
                 group = collected.setdefault(block, _CollectedGroup(is_hidden=True))
-            elif stages.by_size:
+            elif stage_group.by_size:
                 group = collected.setdefault(f"{size} channels", _CollectedGroup())
             else:
-                whole_stages = _CollectedGroup(num_channels=stages.num_channels)
-                group = collected.setdefault(stages.name, whole_stages)
+                whole_stages = _CollectedGroup(num_channels=stage_group.num_channels)
+                group = collected.setdefault(stage_group.name, whole_stages)
             group.axes.append(axis)
             group.num_channels = math.gcd(group.num_channels, size)
-            group.stages = place
+            group.stage_group = index
     groups = []
     for name, group in sorted(collected.items(), key=lambda item: item[1].is_hidden):
         num_slices, num_norm_groups = widths.slices(config, group.num_channels)
@@ -128,7 +128,7 @@ def find_groups(
                 num_slices=num_slices,
                 num_norm_groups=num_norm_groups,
                 axes=tuple(group.axes),
-                stages=group.stages,
+                stage_group=group.stage_group,
             )
         )
     return groups
@@ -143,16 +143,16 @@ class _CollectedGroup:
     num_channels: int = 0
     """The largest number that divides those of all its axes, and of its stages."""
     axes: list[ChannelAxis] = field(default_factory=list)
-    stages: int = 0
+    stage_group: int = 0
 
 
 def num_parts_of_stages(groups: Sequence[ChannelGroup]) -> list[int]:
-    """Return, for each of `Widths.stages`, into how many equal parts its channels are cut, of which some stay."""
+    """Return, for each of `Widths.stage_groups`, into how many equal parts its channels are cut, of which some stay."""
     num_parts: dict[int, int] = {}
     for group in groups:
         in_group = group.num_slices // group.num_norm_groups
-        num_parts[group.stages] = math.gcd(num_parts.get(group.stages, 0), in_group)
-    return [num_parts[place] for place in sorted(num_parts)]
+        num_parts[group.stage_group] = math.gcd(num_parts.get(group.stage_group, 0), in_group)
+    return [num_parts[index] for index in sorted(num_parts)]
 
 
 def build_on_meta(build: Build, config: Configuration) -> nn.Module:

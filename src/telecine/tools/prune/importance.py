@@ -91,7 +91,7 @@ def score_by_loss(
     Args:
         network: The network, whose weights are the same afterwards.
         groups: The groups of channels.
-        shares: The share of the slices that stays, for each of `Widths.stages`.
+        shares: The share of the slices that stays, for each of `Widths.stage_groups`.
         squares: Those of the input of norms, see `recorded_squares`.
         loss: Measures the loss with the network as it is.
     """
@@ -106,7 +106,7 @@ def score_by_loss(
     for number, group in with_progress(work, "measuring without each channel"):
         # As many of each group of the norms in a round.
         in_norm_group = group.num_slices // group.num_norm_groups
-        num_removed = in_norm_group - int(in_norm_group * shares[group.stages])
+        num_removed = in_norm_group - int(in_norm_group * shares[group.stage_group])
         num_before = num_removed * number // _ROUNDS
         num_missing = num_removed * (number + 1) // _ROUNDS - num_before
         if num_missing == 0:

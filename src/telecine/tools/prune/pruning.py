@@ -1,8 +1,10 @@
 """A pruned model of an autoencoder: blocks, then channels are removed, then convolutions become cheaper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +24,10 @@ from telecine.models import VideoAutoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.pretrained import digest_of_decoder
+from telecine.models.removed_blocks import RemovedBlocks
 from telecine.tools.prune.blocks import (
+    choose_removed_blocks,
     find_runs,
-    removed_blocks,
     with_fewer_blocks,
     without_blocks,
 )
@@ -34,7 +37,7 @@ from telecine.tools.prune.convolutions import (
     check_convolutions,
     with_convolutions,
 )
-from telecine.tools.prune.cost import cost_of
+from telecine.tools.prune.cost import Cost, cost_of
 from telecine.tools.prune.importance import (
     Scores,
     measure,
@@ -55,6 +58,27 @@ from telecine.tools.prune.surgery import (
 )
 
 
+@dataclass(frozen=True)
+class _Narrower:
+    """A model with fewer channels, and which of them it has."""
+
+    model: VideoAutoencoder
+    config: dict[str, Any]
+    groups: list[ChannelGroup]
+    shares: list[Fraction]
+    """The share of the channels that stays, for each of `Widths.stage_groups`."""
+    kept: dict[str, Tensor]
+    """The kept slices of each group, by its name."""
+
+    def sizes_of_groups(self) -> dict[str, tuple[int, int]]:
+        """Return the channels of each group before and after, by its name."""
+        sizes = {}
+        for group in self.groups:
+            num_kept = len(self.kept[group.name]) * group.num_channels // group.num_slices
+            sizes[group.name] = (group.num_channels, num_kept)
+        return sizes
+
+
 @tf32(False)
 def prune(model: str, config: PruneConfig) -> PruneResult:
     """Return a model with the most important channels of another one, and their weights.
@@ -68,6 +92,59 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
 
     Raises:
         ValueError: The model, the part or the data does not fit, or `keep` is too small for the model.
+    """
+    original, videos = _load(model, config)
+    name = absolute_if_exists(model)
+    latent = _latent_of(original, videos[0])
+    original_part = prunable(original, name, config.part)
+    cost_before = cost_of(original_part, original_part.config, latent)
+
+    shallower = original
+    removed_blocks = RemovedBlocks({})
+    if config.blocks is not None:
+        shallower, removed_blocks = _without_blocks(original, original_part, config.blocks, videos)
+
+    part = prunable(shallower, name, config.part)
+    narrower = _without_channels(shallower, part, config, videos, cost_before)
+
+    pruned = narrower.model
+    pruned_config = narrower.config
+    fits: list[ConvolutionFit] = []
+    if config.decoder_convolutions:
+        assert isinstance(pruned, CausalAutoencoder)
+        pruned_part = prunable(pruned, name, config.part)
+        pruned, fits = with_convolutions(pruned, pruned_part, config.decoder_convolutions, videos)
+        pruned_config = {**pruned_config, "decoder_convolutions": config.decoder_convolutions}
+
+    seconds_before, seconds_after = _seconds(original, pruned, latent)
+    return PruneResult(
+        model=pruned,
+        shares=[float(share) for share in narrower.shares],
+        channels_before=original_part.widths.stage_channels(original_part.config),
+        channels_after=original_part.widths.stage_channels(pruned_config),
+        groups=narrower.sizes_of_groups(),
+        removed_blocks=removed_blocks.indices,
+        convolutions=fits,
+        kept_outputs=kept_outputs(narrower.groups, narrower.kept, part.network.state_dict()),
+        decoder_sha256=digest_of_decoder(original),
+        cost_before=cost_before,
+        cost_after=cost_of(part, pruned_config, latent),
+        seconds_before=seconds_before,
+        seconds_after=seconds_after,
+        psnr_before=_mean_psnr(original, videos),
+        psnr_after=_mean_psnr(pruned, videos),
+    )
+
+
+def _load(model: str, config: PruneConfig) -> tuple[LatentAutoencoder, list[Video]]:
+    """Return the model in evaluation mode, and clips `(1, C, T, H, W)`, on the device of the settings.
+
+    Args:
+        model: Its name or folder.
+        config: The settings.
+
+    Raises:
+        ValueError: The settings or the data do not fit the model.
     """
     check_type("config", config, PruneConfig, 'Use `PruneConfig(data="my_videos")`.')
     check_choice("part", config.part, ("decoder", "both"))
@@ -84,57 +161,7 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
     if config.decoder_convolutions:
         check_convolutions(original, config.decoder_convolutions)
     protocol = ConfiguredClips(measured.clips, config.clip_limit)
-    videos = _read_clips(protocol, infos, device)
-    latent = _latent_of(original, videos[0])
-    name = absolute_if_exists(model)
-    original_part = prunable(original, name, config.part)
-    cost_before = cost_of(original_part, original_part.config, latent)
-
-    with_all_channels = original
-    removed: dict[str, list[int]] = {}
-    if config.blocks is not None:
-        with_all_channels, removed = _without_blocks(original, original_part, config.blocks, videos)
-        with_all_channels.to(device).eval()
-
-    part = prunable(with_all_channels, name, config.part)
-    groups = find_groups(part.build, part.config, part.widths, part.network.state_dict())
-    shares = kept_shares(part, groups, config, latent, cost_before)
-    scores, squares = _importance(
-        config.importance, with_all_channels, part, groups, shares, videos
-    )
-    kept = {}
-    for group in groups:
-        kept[group.name] = kept_slices(group, scores[group.name], shares[group.stages])
-    pruned_config = part.widths.scaled(part.config, shares)
-    pruned = part.wrap(pruned_config, pruned_weights(part.network, groups, kept, squares))
-    pruned.to(device).eval()
-
-    fits: list[ConvolutionFit] = []
-    if config.decoder_convolutions:
-        assert isinstance(pruned, CausalAutoencoder)
-        pruned, fits = with_convolutions(
-            pruned, prunable(pruned, name, config.part), config.decoder_convolutions, videos
-        )
-        pruned_config["decoder_convolutions"] = config.decoder_convolutions
-
-    seconds_before, seconds_after = _seconds(original, pruned, latent)
-    return PruneResult(
-        model=pruned,
-        shares=[float(share) for share in shares],
-        channels_before=original_part.widths.stage_channels(original_part.config),
-        channels_after=original_part.widths.stage_channels(pruned_config),
-        groups=_sizes_of_groups(groups, kept),
-        removed_blocks=removed,
-        convolutions=fits,
-        kept_outputs=kept_outputs(groups, kept, part.network.state_dict()),
-        decoder_sha256=digest_of_decoder(original),
-        cost_before=cost_before,
-        cost_after=cost_of(part, pruned_config, latent),
-        seconds_before=seconds_before,
-        seconds_after=seconds_after,
-        psnr_before=_mean_psnr(original, videos),
-        psnr_after=_mean_psnr(pruned, videos),
-    )
+    return original, _read_clips(protocol, infos, device)
 
 
 def _read_clips(
@@ -160,21 +187,10 @@ def _read_clips(
     return clips
 
 
-def _sizes_of_groups(
-    groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]
-) -> dict[str, tuple[int, int]]:
-    """Return the channels of each group before and after, by its name."""
-    sizes = {}
-    for group in groups:
-        num_kept = len(kept[group.name]) * group.num_channels // group.num_slices
-        sizes[group.name] = (group.num_channels, num_kept)
-    return sizes
-
-
 def _without_blocks(
     model: LatentAutoencoder, part: Prunable, num_blocks: int, videos: Sequence[Video]
-) -> tuple[LatentAutoencoder, dict[str, list[int]]]:
-    """Return a model with at most a number of blocks in each stage, and the removed ones by the name of their list.
+) -> tuple[LatentAutoencoder, RemovedBlocks]:
+    """Return a model with at most a number of blocks in each stage, in evaluation mode, and what it lacks.
 
     Args:
         model: The model.
@@ -187,10 +203,42 @@ def _without_blocks(
     """
     config = with_fewer_blocks(part.config, part.widths, num_blocks)
     runs = find_runs(part.network, build_on_meta(part.build, config))
-    removed = removed_blocks(part.network, runs, lambda: _mean_error(model, videos))
+    removed = choose_removed_blocks(part.network, runs, lambda: _mean_error(model, videos))
     shallower = part.wrap(config, without_blocks(part.network.state_dict(), removed))
     assert isinstance(shallower, LatentAutoencoder)
-    return shallower, removed
+    return shallower.to(videos[0].device).eval(), removed
+
+
+def _without_channels(
+    model: LatentAutoencoder,
+    part: Prunable,
+    config: PruneConfig,
+    videos: Sequence[Video],
+    cost_before: Cost,
+) -> _Narrower:
+    """Return a model with the most important channels of another one, in evaluation mode.
+
+    Args:
+        model: The model.
+        part: Its part that is pruned.
+        config: The settings.
+        videos: Clips on which importance is measured.
+        cost_before: The cost of the model with all channels and blocks.
+
+    Raises:
+        ValueError: `keep` or `keep_stages` does not fit the model.
+    """
+    groups = find_groups(part.build, part.config, part.widths, part.network.state_dict())
+    latent = _latent_of(model, videos[0])
+    shares = kept_shares(part, groups, config, latent, cost_before)
+    scores, squares = _importance(config.importance, model, part, groups, shares, videos)
+    kept = {}
+    for group in groups:
+        kept[group.name] = kept_slices(group, scores[group.name], shares[group.stage_group])
+    smaller = part.widths.scaled(part.config, shares)
+    narrower = part.wrap(smaller, pruned_weights(part.network, groups, kept, squares))
+    narrower.to(videos[0].device).eval()
+    return _Narrower(narrower, smaller, groups, shares, kept)
 
 
 def _importance(
@@ -208,7 +256,7 @@ def _importance(
         model: The model.
         part: Its part that is pruned.
         groups: The groups of its channels.
-        shares: The share of the channels that stays, for each of `Widths.stages`.
+        shares: The share of the channels that stays, for each of `Widths.stage_groups`.
         videos: Clips.
     """
 

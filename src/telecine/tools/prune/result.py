@@ -1,5 +1,6 @@
 """A pruned autoencoder, what was removed, and what was measured."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,13 +18,13 @@ class PruneResult:
 
     model: VideoAutoencoder
     shares: list[float]
-    """The share of the channels that stays, for each of `Widths.stages`."""
+    """The share of the channels that stays, for each of `Widths.stage_groups`."""
     channels_before: list[int]
     channels_after: list[int]
     """Channels of each stage."""
     groups: dict[str, tuple[int, int]]
     """Channels before and after of each group of channels that are kept or removed together."""
-    removed_blocks: dict[str, list[int]]
+    removed_blocks: Mapping[str, Sequence[int]]
     """The removed blocks, by the name of their list."""
     convolutions: list[ConvolutionFit]
     """The convolutions of the decoder that were replaced by cheaper ones."""

@@ -20,7 +20,7 @@ def kept_shares(
     latent: Tensor,
     cost_before: Cost,
 ) -> list[Fraction]:
-    """Return the share of the channels that stays, for each of `Widths.stages`.
+    """Return the share of the channels that stays, for each of `Widths.stage_groups`.
 
     Args:
         part: The part that is pruned.
@@ -70,18 +70,18 @@ def _shares_of_stages(
 
     Args:
         part: The part that is pruned.
-        num_parts: Into how many parts the channels of each of `Widths.stages` are cut.
+        num_parts: Into how many parts the channels of each of `Widths.stage_groups` are cut.
         keep_stages: The largest shares.
 
     Raises:
         ValueError: There are more or fewer stages, they need equal shares, or a stage would have no channel.
     """
-    stages = part.widths.stages(part.config)
+    stage_groups = part.widths.stage_groups(part.config)
     names = []
-    for stage, number in zip(stages, num_parts, strict=True):
-        names.append(f"{stage.name} ({stage.num_channels} channels in {number} parts)")
+    for stage_group, number in zip(stage_groups, num_parts, strict=True):
+        names.append(f"{stage_group.name} ({stage_group.num_channels} channels in {number} parts)")
     got = list(keep_stages)
-    if len(got) != len(stages):
+    if len(got) != len(stage_groups):
         contract = f"a share for each of: {'; '.join(names)}"
         raise argument_error("keep_stages", contract, got, "Use `--keep` for equal shares.")
     if part.widths.needs_equal_shares and len(set(got)) > 1:

@@ -23,7 +23,7 @@ def _tied_if_residual(config: Configuration) -> Grouping:
 
 
 @dataclass(frozen=True)
-class Stages:
+class StageGroup:
     """Stages of a network that keep the same share of their channels."""
 
     name: str
@@ -73,20 +73,20 @@ class Widths:
             return list(value)
         return [value * multiplier for multiplier in config[self.multipliers]]
 
-    def stages(self, config: Configuration) -> list[Stages]:
+    def stage_groups(self, config: Configuration) -> list[StageGroup]:
         """Return the stages whose channels are removed together, in the order of the configuration."""
         channels = self.stage_channels(config)
         indices = range(len(channels))
         grouping = self.grouping(config) if callable(self.grouping) else self.grouping
         if grouping != "stage":
             number = math.gcd(*channels)
-            return [Stages("all stages", tuple(indices), number, by_size=grouping == "size")]
-        stages = []
+            return [StageGroup("all stages", tuple(indices), number, by_size=grouping == "size")]
+        groups = []
         for number, run in groupby(indices, key=channels.__getitem__):
             members = tuple(run)
             name = "stage " + ", ".join(str(index) for index in members)
-            stages.append(Stages(name, members, number))
-        return stages
+            groups.append(StageGroup(name, members, number))
+        return groups
 
     @property
     def needs_equal_shares(self) -> bool:
@@ -124,13 +124,13 @@ class Widths:
         return num_channels, num_groups
 
     def scaled(self, config: Configuration, shares: Sequence[Fraction]) -> dict[str, Any]:
-        """Return a configuration with shares of the channels, one for each of `stages`."""
+        """Return a configuration with shares of the channels, one for each of `stage_groups`."""
         value = self._value(config)
         scaled: list[int] | int
         if self.multipliers is None:
             scaled = list(value)
-            for stages, share in zip(self.stages(config), shares, strict=True):
-                for index in stages.indices:
+            for group, share in zip(self.stage_groups(config), shares, strict=True):
+                for index in group.indices:
                     scaled[index] = int(value[index] * share)
         else:
             scaled = int(value * shares[0])
