@@ -132,8 +132,8 @@ class Telecine:
         return self.loss(real, fake, 1, PENALTY_STEP if penalty else PLAIN_STEP)[0]
 
     def update(self, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool) -> None:
-        """Run forward and backward of both steps, with `VideoAutoencoderLoss.update`."""
-        both = self.loss.update(
+        """Run forward and backward of both steps, with `VideoAutoencoderLoss.both_losses`."""
+        both = self.loss.both_losses(
             real, fake, PENALTY_STEP if penalty else PLAIN_STEP, last_layer=last_layer
         )
         both.loss.backward()

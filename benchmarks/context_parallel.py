@@ -36,7 +36,7 @@ from telecine.models import CausalVAE, StudentAutoencoder, VideoAutoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.ops.ranks import data_rank, num_data_ranks
 from telecine.settings import TrainConfig
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.distributed import full_tensor, leave_context_group
 from telecine.training.memory import plan_update
@@ -181,9 +181,84 @@ MORE_CASES: dict[str, Case] = {
         }
     ),
 }
+# Values of options of the objective and of the model that the cases above lack.
+SUM_LEAST_SQUARES: Settings = merged(
+    CASES["bfloat16"].changes, {"mixed_precision": "no", "channels_last": True}
+)
+WINDOW_AUGMENT_R1: Settings = {
+    "clips": {"num_frames": 9},
+    "objective": {
+        "gan": {"window": 5, "augment": ["color", "translation", "cutout"]},
+        "penalty": {"kind": "r1"},
+    },
+    "discriminator": {"video": "patch", "num_layers": 2, "norm": "none"},
+}
+ALL_FRAMES_R2: Settings = {
+    "objective": {
+        "perceptual": {"num_frames": "all"},
+        "penalty": {"kind": "r2"},
+    },
+}
+OTHER_LATENT_TERMS: Settings = {
+    "local_correlation": 0.1,
+    "latent_masking": 0.1,
+    "alignment": {"target": "alignment", "weight": 0.1, "params": {"latent_channels": 4}},
+}
+WITHOUT_COLOURS: Settings = {
+    "clips": {"channels": "grey"},
+    "causal_vae": {"in_channels": 1},
+    "objective": {
+        "perceptual_weight": 0.0,
+        "adaptive_weight": {"reference": "recon_and_perceptual"},
+    },
+}
+FLOW_VELOCITY: Settings = {
+    "causal_vae": {
+        "decoder": "flow",
+        "decoder_convolutions": ["2d", "3d"],
+        "flow": {
+            "prediction": "velocity",
+            "weighting": "velocity",
+            "noise_fraction": 0.5,
+            "shift_pixels": 512,
+        },
+    }
+}
+OPTION_CASES: dict[str, Case] = {
+    "sum_least_squares": Case(SUM_LEAST_SQUARES),
+    "window_augment_r1": Case(WINDOW_AUGMENT_R1),
+    "all_frames_r2": Case(ALL_FRAMES_R2),
+    "other_latent_terms": Case({"objective": {"terms": OTHER_LATENT_TERMS}}),
+    "features": Case({"discriminator": {"video": "features", "features": {"net": "alex"}}}),
+    "without_colours": Case(WITHOUT_COLOURS),
+    "flow_velocity": Case(FLOW_VELOCITY),
+    "flow_one_step": Case({"causal_vae": {"decoder": "flow", "flow": {"one_step": True}}}),
+    "decoder_alone": Case({"trainable": {"weights": "decoder"}}),
+    "some_weights": Case({"trainable": {"patterns": ["decoder.network.*"]}}),
+    "predictive_zero": Case(
+        {
+            "batch_size": 1,
+            "clips": {"num_frames": 9, "height": 40},
+            "predictive": {"max_dropped": 0.9, "fill": "zero"},
+        }
+    ),
+    "wan_images": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"height": 40}}), images=True, model=WAN
+    ),
+    "cogvideox_images": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 40}}),
+        images=True,
+        model=COGVIDEOX,
+    ),
+    "ltx_images": Case(
+        merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 160}}),
+        images=True,
+        model=LTX,
+    ),
+}
 # Not run unless named: autocast rounds to 8 bits, and does not take float64.
 LEFT_OUT = {"bfloat16"}
-ALL_CASES = {**CASES, **MORE_CASES}
+ALL_CASES = {**CASES, **MORE_CASES, **OPTION_CASES}
 # Processes, and those of them that share a clip.
 LAYOUTS = [(2, 2), (4, 4), (4, 2)]
 # A weight of LTX whose gradient diffusers computes in float32.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from telecine import settings
 from telecine.base.checks import argument_error
-from telecine.settings.validate import settings_of
+from telecine.settings.listing import settings_of
 
 PAGE = Path(__file__).parent / "choosing.md"
 BLOCK = re.compile(r"(<!-- settings: (\w+) (\S*) ?-->\n).*?(<!-- end -->)", re.DOTALL)

@@ -155,7 +155,7 @@ def command_line() -> str:
 def settings() -> str:
     """Return the page of all settings."""
     from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
-    from telecine.settings.validate import settings_of
+    from telecine.settings.listing import settings_of
     from telecine.tools.decode.settings import DecodeConfig
     from telecine.tools.encode.settings import EncodeConfig
     from telecine.tools.prune.settings import PruneConfig

@@ -9,9 +9,9 @@ import torch
 
 import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.losses.additional_terms import TERMS
+from telecine.objective.term_functions import TERMS
 from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Term, TrainConfig
-from telecine.settings.validate import settings_of
+from telecine.settings.listing import settings_of
 from telecine.training.diagnostics import RULES
 
 from .test_readme import Model
@@ -80,10 +80,10 @@ def test_code_runs(name, cached_weights):
             )  # as training passes them
             assert total.isfinite()
             total.backward()
-        update = names.pop("update", None)
-        if update is not None:
-            assert update.disc_loss.isfinite()
-            assert "train/adaptive_weight" in update.log
+        both = names.pop("both", None)
+        if both is not None:
+            assert both.disc_loss.isfinite()
+            assert "train/adaptive_weight" in both.log
 
 
 def test_the_term_that_is_added_counts(cached_weights):

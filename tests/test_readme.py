@@ -43,7 +43,7 @@ def test_the_example_trains_a_model(cached_weights):
     exec(compile(small, "README.md", "exec"), names)
     assert names["step"] == 1
     assert torch.isfinite(names["loss"])
-    assert "train/total_disc_loss" in names["update"].disc_log
+    assert "train/total_disc_loss" in names["both"].disc_log
     assert not torch.equal(before, model.decoder.conv_out.weight)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from telecine.losses.perceptual import LPIPS
 from telecine.settings import ObjectiveConfig
-from telecine.settings.validate import settings_of
+from telecine.settings.listing import settings_of
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_every_setting_is_measured(benchmark_module):
         for name in options
         if name.startswith("terms.")
     }
-    assert terms == set(benchmark_module("telecine.losses.additional_terms").TERMS)
+    assert terms == set(benchmark_module("telecine.objective.term_functions").TERMS)
     groups = ("reconstruction", "perceptual", "gan", "penalty", "adaptive_weight")
     names = {
         item.name for item in settings_of(ObjectiveConfig) if item.name.partition(".")[0] in groups

@@ -27,8 +27,8 @@ from telecine.evaluation.metrics import default_metrics
 from telecine.models import CausalVAE
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, DistillConfig, TrainConfig
+from telecine.settings.listing import json_schema
 from telecine.settings.parse import recipes
-from telecine.settings.validate import json_schema
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 
@@ -669,7 +669,8 @@ def test_every_mistake_of_settings_files_is_named_with_its_line(tmp_path, capsys
 def test_a_removed_setting_has_its_only_value(tmp_path, capsys):
     path = tmp_path / "old.yaml"
     path.write_text("steps: 3\ndiscriminator.pad_mode: zeros\n")
-    said = "`discriminator.pad_mode` must be left out (it is 'first' now), but got 'zeros'. Remove it. See line 2 of"
+    said = "`discriminator.pad_mode` must be left out, but got 'zeros'. "
+    said += "Remove it: this version does what 'first' did. See line 2 of"
     assert said in error_of(capsys, f"config validate {path}")
 
 
@@ -715,7 +716,10 @@ def test_a_list_can_be_typed_in_several_options_or_is_refused():
     if Version(pydantic_settings.__version__) >= Version("2.16"):
         assert settings_of("--data a --data b").data == ("a", "b")
     else:
-        with pytest.raises(ValueError, match="`--data` must be given once with Python"):
+        with pytest.raises(
+            ValueError,
+            match="`--data` must be typed once: the installed",
+        ):
             settings_of("--data a --data b")
 
 

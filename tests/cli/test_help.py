@@ -9,7 +9,7 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.cli.commands import COMMANDS
-from telecine.settings.validate import settings_of
+from telecine.settings.listing import settings_of
 
 WITH_SETTINGS = {
     "train",

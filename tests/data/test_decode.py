@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from telecine.data import DataError, DecodeError, index_video, iterate_frames, pixels, read_clip
-from telecine.data.decode import decoded_frames, open_video
+from telecine.data.decode import decode_packets, open_video
 from telecine.settings import ClipConfig, PixelFormat
 
 from .videos import (
@@ -369,7 +369,7 @@ def test_frames_that_are_not_needed_are_not_decoded(tmp_path):
     with open_video(info.source) as (container, stream):
         frames = [
             frame.pts
-            for frame in decoded_frames(container.demux(stream), needed=set(info.pts[17:20]))
+            for frame in decode_packets(container.demux(stream), needed=set(info.pts[17:20]))
         ]
     assert set(info.pts[17:20]) < set(frames)
     assert len(frames) < 35

@@ -1,6 +1,7 @@
 """Data at addresses, read from a real S3 server on loopback."""
 
 import shutil
+import struct
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -33,6 +34,7 @@ from telecine.data.index_cache import IndexCache, index_path
 from telecine.data.lists import read_list
 from telecine.data.load_table import load_table
 from telecine.data.remote_cache import cache_folder
+from telecine.data.sidecar import scan_archive
 from telecine.data.source import PROTOCOLS, RemotePath
 from telecine.settings import ClipConfig
 
@@ -141,23 +143,39 @@ def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address)
     assert not list(index_path(address).parent.glob("*.tar.telecine-index"))
 
 
-def test_headers_of_addresses_in_a_list_are_read_again_if_they_change(s3, address, fetched, folder):
+def test_servers_are_asked_once_about_addresses_in_a_list(
+    s3, address, fetched, folder, monkeypatch
+):
+    """A file that changes is noticed when it is read; the next run asks again."""
     path = folder / "local.csv"
     path.write_text(f"path\n{address}/a.mp4\n{address}/none.mp4\n{address}/none.mp4\n")
     config = replace(CONFIG, index="lazy")
+    asked = []
+    info_of = remote.info_of
+
+    def record(url, *rest):
+        asked.append(url.rpartition("/")[2])
+        return info_of(url, *rest)
+
+    monkeypatch.setattr(remote, "info_of", record)
     table = load_table(str(path), config)
     assert [(skip.path.name, skip.reason) for skip in table.skipped] == [
         ("none.mp4", "No such file")
     ]
+    assert sorted(asked) == ["a.mp4", "none.mp4"]
     empty_cache()
+    asked.clear()
     fetched.clear()
-    assert load_table(str(path), config).spans.sha256() == table.spans.sha256()
-    assert fetched == []
+    again = load_table(str(path), config)
+    assert again.spans.sha256() == table.spans.sha256()
+    assert (asked, fetched) == (["none.mp4"], [])
     write_video(folder / "a.mp4", moving_frames(9, seed=9))
     s3.put(folder, "set")
-    again = load_table(str(path), config).spans
-    assert again.num_frames.tolist() == [9]
-    assert again.sha256()[1] != table.spans.sha256()[1]
+    with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
+        ClipDataset(again.spans, config, store=again.store)[0]
+    changed = load_table(str(path), config).spans
+    assert changed.num_frames.tolist() == [9]
+    assert changed.sha256()[1] != table.spans.sha256()[1]
 
 
 def test_only_what_changed_is_indexed_again(s3, folder, address, fetched):
@@ -389,6 +407,26 @@ def test_the_members_of_a_tar_file_are_found_by_its_headers(s3, tmp_path, fetche
     ]
     assert sum(len(part) for _, part in blocks) < 5 * 10**5
     assert fetched == []
+
+
+@pytest.mark.parametrize("tables_at", ["end", "start"])
+def test_headers_of_large_members_of_a_tar_file_need_about_a_request_each(
+    s3, tmp_path, blocks, tables_at
+):
+    files = []
+    for number in range(8):
+        path = tmp_path / f"{number}.mp4"
+        options = {"movflags": "faststart"} if tables_at == "start" else {}
+        write_video(path, moving_frames(8, seed=number), container_options=options)
+        content = path.read_bytes()
+        place = content.index(b"mdat") - 4
+        padding = struct.pack(">I4s", 10**6, b"free") + bytes(10**6 - 8)
+        path.write_bytes(content[:place] + padding + content[place:])
+        files.append(path)
+    address = s3.put(write_shard(tmp_path / "large" / "a.tar", files).parent, "large")
+    sidecar = scan_archive(RemotePath(f"{address}/a.tar"), CONFIG)
+    assert sidecar.members.headers["num_frames"].tolist() == [8] * 8
+    assert len(blocks) <= 16, "34 with windows of one size"
 
 
 def test_a_tar_file_of_small_members_is_fetched_whole_for_their_headers(

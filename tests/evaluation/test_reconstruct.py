@@ -20,7 +20,7 @@ from telecine.data import (
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.load_model import load_model
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
-from telecine.evaluation.tiling import reconstruct_tiled, rounded_tiling
+from telecine.evaluation.tiling import reconstruct_clip_in_tiles, rounded_tiling
 from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig, Tiling
 from telecine.tools.latents.measures import measure_latent_spaces
@@ -80,7 +80,7 @@ def test_a_model_that_streams_has_the_reconstruction_of_the_whole_video(tiny_mod
     frames, reconstruction = run(tiny_model, info, num_frames=9, tile=tile)
     video = frames.transpose(0, 1)
     tiling = rounded_tiling(Tiling.of(tile, None), tiny_model)
-    whole = reconstruct_tiled(tiny_model, video, tiling).clamp(-1, 1)
+    whole = reconstruct_clip_in_tiles(tiny_model, video, tiling).clamp(-1, 1)
     torch.testing.assert_close(reconstruction.transpose(0, 1), whole, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="`overlap_frames` must be 0 for a model that keeps"):
         run(tiny_model, info, overlap_frames=2)

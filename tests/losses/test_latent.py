@@ -29,7 +29,7 @@ def example(seed):
         "target": random((2, 1, 1, 4, 8), seed + 100),
     }
     if seed % 2:
-        inputs["weight"] = 1 + random((2,), seed + 200)
+        inputs["sample_weight"] = 1 + random((2,), seed + 200)
     if seed % 4 > 1:
         inputs["mask"] = random((2, 1, 1, 4, 8) if seed % 2 else (1, 1, 1, 4, 1), seed + 300) > -0.9
     return inputs
@@ -64,11 +64,11 @@ def error(fake, real, weight=None, kept=None):
     return errors.mean() / max(kept.double().mean(), 1e-12)
 
 
-def changed_pair(change, latent, target, weight=None, mask=None):
+def changed_pair(change, latent, target, sample_weight=None, mask=None):
     """Return the error between what is decoded from a changed latent and the video, changed in the same way."""
     z = change(latent, 1)
     kept = None if mask is None else change(mask.expand_as(target).double(), 2) > 1 - 1e-6
-    return error(up(z), change(target, 2), weight, kept)
+    return error(up(z), change(target, 2), sample_weight, kept)
 
 
 def turned_and_scaled(x, factor):
@@ -89,22 +89,22 @@ def halved(x, factor):
     return resized(x, [size // 2 for size in x.shape[-2:]])
 
 
-def masked(latent, target, weight=None, mask=None):
+def masked(latent, target, sample_weight=None, mask=None):
     generator = torch.Generator().manual_seed(SEED)
     ratio = 0.75 * torch.rand(2, 1, 1, 1, 1, generator=generator)
     mean = latent.mean((2, 3, 4), keepdim=True)
     z = torch.where(torch.rand(2, 1, 1, 2, 4, generator=generator) < ratio, mean, latent)
-    return error(up(z), target, weight, None if mask is None else mask.expand_as(target))
+    return error(up(z), target, sample_weight, None if mask is None else mask.expand_as(target))
 
 
-def noised(latent, target, weight=None, mask=None):
+def noised(latent, target, sample_weight=None, mask=None):
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
     std = latent.std((2, 3, 4), correction=0, keepdim=True)
     z = latent + 0.2 * draw(2, 1, 1, 1, 1).abs() * std * draw(2, 1, 1, 2, 4)
-    return error(up(z), target, weight, None if mask is None else mask.expand_as(target))
+    return error(up(z), target, sample_weight, None if mask is None else mask.expand_as(target))
 
 
-def correlation_of_pairs(latent, weight=None, threshold=0.75):
+def correlation_of_pairs(latent, sample_weight=None, threshold=0.75):
     """Loop over windows and pairs."""
     axes = (2, 3, 4)
     z = (latent - latent.mean(axes, keepdim=True)) / latent.std(axes, keepdim=True, correction=0)
@@ -114,7 +114,7 @@ def correlation_of_pairs(latent, weight=None, threshold=0.75):
         if clip.shape[1] > 1:
             means.append(mean_correlation(clip[:, 1:], min(2, clip.shape[1] - 1)))
         value = torch.relu(threshold - torch.stack(means).mean())
-        total += value * (1 if weight is None else weight[index])
+        total += value * (1 if sample_weight is None else sample_weight[index])
     return total / len(z)
 
 
@@ -133,7 +133,7 @@ def correlation_example(seed):
     shape = [(2, 3, 3, 2, 3), (1, 3, 1, 2, 2), (2, 3, 2, 3, 2)][seed % 3]
     inputs = {"latent": random(shape, seed)}
     if seed % 2:
-        inputs["weight"] = 1 + random(shape[:1], seed + 200)
+        inputs["sample_weight"] = 1 + random(shape[:1], seed + 200)
     return inputs
 
 
@@ -145,7 +145,7 @@ class TestRegularisers(LossTester):
                 loss=seeded(loss, **options),
                 example=example,
                 reference=reference,
-                learns=("latent", "weight"),
+                learns=("latent", "sample_weight"),
                 num_examples=4,
                 half_rel=float("inf") if loss is latent_noise else 2e-2,
                 function=loss,
@@ -166,7 +166,7 @@ class TestRegularisers(LossTester):
             loss=local_correlation,
             example=correlation_example,
             reference=correlation_of_pairs,
-            learns=("latent", "weight"),
+            learns=("latent", "sample_weight"),
             known=(
                 # Channel values (1, -1) and (-1, 1) alternate like a checkerboard: of 6 pairs, 2 are equal, 4 opposite.
                 (
@@ -201,7 +201,7 @@ class TestRegularisers(LossTester):
 def trip_example(seed):
     inputs = {"latent": random((2, 2, 1, 2, 4), seed)}
     if seed % 2:
-        inputs["weight"] = 1 + random((2,), seed + 200)
+        inputs["sample_weight"] = 1 + random((2,), seed + 200)
     return inputs
 
 
@@ -210,10 +210,10 @@ def pooled(video):
     return 2 * video.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).mean((-1, -3))
 
 
-def difference_after_a_trip(latent, weight=None):
+def difference_after_a_trip(latent, sample_weight=None):
     """`up` copies the sine of a position to a patch, and `pooled` returns its double."""
     errors = (2 * latent.sin() - latent).abs().flatten(1).mean(1)
-    return (errors * (1 if weight is None else weight)).mean()
+    return (errors * (1 if sample_weight is None else sample_weight)).mean()
 
 
 class TestRoundTrip(LossTester):
@@ -223,7 +223,7 @@ class TestRoundTrip(LossTester):
             loss=partial(round_trip, decode=up, encode=pooled, trains="both"),
             example=trip_example,
             reference=difference_after_a_trip,
-            learns=("latent", "weight"),
+            learns=("latent", "sample_weight"),
             known=(
                 ({"latent": torch.full((1, 1, 1, 1, 1), torch.pi / 2).double()}, 2 - torch.pi / 2),
             ),
@@ -239,7 +239,7 @@ def test_a_round_trip_trains_the_decoder_alone_with_the_gradient_of_both(dtype):
     decoder = torch.nn.ConvTranspose3d(4, 3, (1, 2, 2), (1, 2, 2)).to(dtype)
     encoder = torch.nn.Conv3d(3, 4, (1, 2, 2), (1, 2, 2)).to(dtype)
     latent = random((2, 4, 3, 4, 4), 0).to(dtype).requires_grad_()
-    inputs = {"decode": decoder, "encode": encoder, "weight": torch.tensor([0.5, 2.0])}
+    inputs = {"decode": decoder, "encode": encoder, "sample_weight": torch.tensor([0.5, 2.0])}
     value = round_trip(latent=latent, **inputs)
     expected = round_trip(latent=latent.detach(), **inputs, trains="both")
     torch.testing.assert_close(value, expected)

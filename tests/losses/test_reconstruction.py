@@ -110,8 +110,8 @@ def pixel_case(name, *, maximum, errors=()):
             *(
                 (
                     {"weight": torch.ones(shape)},
-                    f"`weight` must be of shape (3,), but got a torch.float32 tensor of shape {shape} on cpu. "
-                    "Pass one weight per sample.",
+                    f"the sample weights must be of shape (3,), but got a torch.float32 tensor of shape {shape} on "
+                    "cpu. Pass one weight per sample.",
                 )
                 for shape in ((2,), (3, 1), ())
             ),

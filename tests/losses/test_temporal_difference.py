@@ -21,7 +21,7 @@ def example(seed):
     shape = SHAPES[seed % len(SHAPES)]
     inputs = {"reconstruction": random(shape, seed), "target": random(shape, seed + 100)}
     if seed % 2:
-        inputs["weight"] = 1 + random(shape[:1], seed + 200)
+        inputs["sample_weight"] = 1 + random(shape[:1], seed + 200)
     if seed % 4 > 1:
         # Of every frame, or of every pixel.
         mask_shape = (shape[0], 1, *shape[2:]) if seed % 2 else (1, 1, 1, *shape[3:])
@@ -29,8 +29,8 @@ def example(seed):
     return inputs
 
 
-def loop_over_frames(reconstruction, target, weight=None, mask=None):
-    weights = [1.0] * len(target) if weight is None else weight.tolist()
+def loop_over_frames(reconstruction, target, sample_weight=None, mask=None):
+    weights = [1.0] * len(target) if sample_weight is None else sample_weight.tolist()
     kept = torch.ones_like(target) if mask is None else mask.expand_as(target)
     total, count = 0.0, 0
     for x, y, m, w in zip(reconstruction, target, kept, weights, strict=True):
@@ -54,7 +54,7 @@ class TestTemporalDifference(LossTester):
             loss=temporal_difference,
             example=example,
             reference=loop_over_frames,
-            learns=("reconstruction", "target", "weight"),
+            learns=("reconstruction", "target", "sample_weight"),
             known=(
                 ({"reconstruction": video(0, 1, -1), "target": video(0, 0.5, 0.5)}, (0.5 + 2) / 2),
                 ({"reconstruction": video(1, -1, 1), "target": video(-1, 1, -1)}, 4.0),
@@ -102,8 +102,8 @@ class TestTemporalDifference(LossTester):
                     "shape (2, 3, 1, 3, 2) on cpu. Crop or pad one to match the other.",
                 ),
                 (
-                    {"weight": torch.ones(3)},
-                    "`weight` must be of shape (2,), but got a torch.float32 tensor of shape (3,) on cpu. "
+                    {"sample_weight": torch.ones(3)},
+                    "the sample weights must be of shape (2,), but got a torch.float32 tensor of shape (3,) on cpu. "
                     "Pass one weight per sample.",
                 ),
             ),

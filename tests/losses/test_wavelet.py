@@ -101,7 +101,7 @@ class TestWavelet(LossTester):
                 ),
                 (
                     {"weight": torch.ones(3)},
-                    "`weight` must be of shape (2,), but got a torch.float32 tensor of shape (3,) on cpu. "
+                    "the sample weights must be of shape (2,), but got a torch.float32 tensor of shape (3,) on cpu. "
                     "Pass one weight per sample.",
                 ),
             ),

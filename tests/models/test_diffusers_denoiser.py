@@ -7,7 +7,7 @@ from torch import nn
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.models.diffusers.denoiser import DENOISER_SIZES, LatentDenoiser
 from telecine.settings import CausalVAEConfig, ProbeConfig
-from telecine.settings.validate import choices_of, settings_of
+from telecine.settings.listing import choices_of, settings_of
 
 CONFIG = CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)
 SHAPE = (4, 3, 4, 4)

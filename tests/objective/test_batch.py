@@ -89,7 +89,7 @@ class TestChecks:
         for name, value in mistakes.items():
             arguments = {"inputs": clip(), "reconstructions": clip(), "global_step": 0, name: value}
             with pytest.raises(ValueError, match=f"`{name}` must be a"):
-                loss.update(**arguments) if step == "update" else loss(
+                loss.both_losses(**arguments) if step == "update" else loss(
                     optimizer_idx=step, **arguments
                 )
 

@@ -100,9 +100,9 @@ def test_discriminators_see_all_channels(channels, video):
     loss = build_objective(objective, config, size)
     number = size.num_channels
     real, fake = (torch.rand(2, number, 3, 16, 16) for _ in range(2))
-    update = loss.update(real - 0.5, (fake - 0.5).requires_grad_(), 0)
-    assert torch.isfinite(update.loss)
-    update.disc_loss.backward()
+    both = loss.both_losses(real - 0.5, (fake - 0.5).requires_grad_(), 0)
+    assert torch.isfinite(both.loss)
+    both.disc_loss.backward()
     first = next(p for p in loss.get_trainable_parameters() if p.ndim > 1)
     assert first.shape[1] == number
     assert (first.grad.flatten(2).abs().sum((0, 2)) > 0).all(), "a channel has no gradient"

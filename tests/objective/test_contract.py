@@ -487,7 +487,7 @@ def test_line_14_a_missing_discriminator_is_named(make_loss, pair):
     with pytest.raises(ValueError, match=message):
         loss(*pair, 1, 0)
     with pytest.raises(ValueError, match=message):
-        loss.update(*pair, 0)
+        loss.both_losses(*pair, 0)
 
 
 @pytest.mark.parametrize("value", [2, -1, "0", None])
@@ -579,7 +579,7 @@ def test_line_15_no_value_is_read_on_the_host(make_loss, clip, autoencoder):
             )
             total.backward()
             assert {value.device.type for value in log.values()} == {"meta"}
-        both = loss.update(real, autoencoder(real), 0, {"b": 0.5}, autoencoder.last_layer)
+        both = loss.both_losses(real, autoencoder(real), 0, {"b": 0.5}, autoencoder.last_layer)
         for total in (both.loss, both.disc_loss):
             total.backward()
     assert mode.count > 800

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from telecine.losses import GAN_LOSSES, GANLosses
 from telecine.losses.penalty import gradient_penalty
-from telecine.ops.convolution import is_differentiated_twice
+from telecine.ops.pass_options import pass_options
 
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
 
@@ -24,12 +24,12 @@ def doubling(*, real, fake):
 
 
 def discriminator_gradients(loss, real, fake, **options):
-    """Return the gradients of the discriminators, first of their step alone, then of `update`."""
+    """Return the gradients of the discriminators, first of their step alone, then of `both_losses`."""
     gradients = []
     for in_update in (False, True):
         loss.zero_grad()
         if in_update:
-            total = loss.update(real, fake, 0, **options).disc_loss
+            total = loss.both_losses(real, fake, 0, **options).disc_loss
         else:
             total = loss(real, fake, 1, 0, **options)[0]
         total.backward()
@@ -234,7 +234,7 @@ class TestPenalty:
         class Recorded(Cubic):
             def forward(self, x):
                 has_autocast.append(torch.is_autocast_enabled("cpu"))
-                is_announced.append(is_differentiated_twice())
+                is_announced.append(pass_options().is_differentiated_twice)
                 return super().forward(x)
 
         has_autocast = []
@@ -295,7 +295,7 @@ class TestCallArguments:
         real, fake = pair
         gradients = []
         if update:
-            total = loss.update(real, fake, 0, grad_hook=gradients.append).loss
+            total = loss.both_losses(real, fake, 0, grad_hook=gradients.append).loss
         else:
             total, _ = loss(real, fake, 0, 0, grad_hook=gradients.append)
         total.backward()
@@ -323,7 +323,7 @@ class TestCallArguments:
         x = clip()
         for in_update in 5 * (False, True):
             if in_update:
-                loss.update(x, (-x).requires_grad_(), 0)
+                loss.both_losses(x, (-x).requires_grad_(), 0)
             else:
                 loss(x, -x, 1, 0)
             real, fake = loss.discr.inputs[-2:]
@@ -403,8 +403,8 @@ class TestAugment:
             loss = build("color", "translation", "cutout")
             generators = [torch.Generator().manual_seed(3) for _ in range(2)]
             if in_update:
-                update = loss.update(real, fake, 0, generator=generators[0])
-                totals = [update.loss, update.disc_loss]
+                both = loss.both_losses(real, fake, 0, generator=generators[0])
+                totals = [both.loss, both.disc_loss]
             else:
                 totals = [
                     loss(real, fake, index, 0, generator=generators[index])[0] for index in (0, 1)
@@ -423,7 +423,7 @@ class TestAugment:
         loss = build("cutout")
         real = clip()
         fake = clip(seed=2).requires_grad_()
-        loss.update(real, fake, 0).loss.backward()
+        loss.both_losses(real, fake, 0).loss.backward()
         adversarial = fake.grad - 2 * (fake - real).detach() / fake.numel()
         hidden = (loss.discr_3d.inputs[0] == 0).all(1, keepdim=True).expand_as(fake)
         assert 0 < hidden.float().mean() < 0.3

@@ -59,7 +59,7 @@ def probe(make_loss, pair, *, step=0, autocast=None, networks=None, in_update=Tr
     loss = make_loss(**{**settings, "discr_3d_kwargs": discriminator, **options})
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         if in_update:
-            loss.update(*pair, step)
+            loss.both_losses(*pair, step)
         else:
             loss(*pair, 1, step)
     return discriminator

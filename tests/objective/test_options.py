@@ -29,9 +29,9 @@ from telecine.losses import (
     mse,
     r1,
 )
-from telecine.losses.additional_terms import TERMS
 from telecine.losses.perceptual import LPIPS
 from telecine.objective.log import COGVIDEO_LOG
+from telecine.objective.term_functions import TERMS
 from telecine.settings import ObjectiveConfig, Term
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
@@ -387,8 +387,8 @@ def results_of(loss, autoencoder, real, step, *, in_update=False, autocast=None,
     torch.manual_seed(step)
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         if in_update:
-            update = call(loss.update, autoencoder, real, step)
-            calls = [(update.loss, update.log), (update.disc_loss, update.disc_log)]
+            both = call(loss.both_losses, autoencoder, real, step)
+            calls = [(both.loss, both.log), (both.disc_loss, both.disc_log)]
             for index, (_, log) in enumerate(calls):
                 for name in COGVIDEO_LOG[index]:  # an update leaves out what it does not compute
                     log.setdefault(f"train/{name}", torch.zeros(()))

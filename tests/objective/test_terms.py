@@ -22,7 +22,7 @@ from telecine.settings import (
     PerceptualConfig,
     Term,
 )
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 
 RESERVED = {
     "total",
@@ -357,15 +357,15 @@ class TestArguments:
             weights["without mask"] = weight
             return torch.zeros(())
 
-        def of_masked_videos(*, reconstruction, weight, mask):
-            weights["with mask"] = weight
+        def of_masked_videos(*, reconstruction, sample_weight, mask):
+            weights["with mask"] = sample_weight
             assert mask is MASK
             return torch.zeros(())
 
         def of_latents(
-            *, latent, target, weight=None
+            *, latent, target, sample_weight=None
         ):  # as "alignment", whose error is not 0 where pixels are masked
-            weights["without pixels"] = weight
+            weights["without pixels"] = sample_weight
             return torch.zeros(())
 
         batch = batch_of(mask=MASK, sample_weight=WEIGHT, latent=torch.zeros(2, 4))
@@ -373,6 +373,19 @@ class TestArguments:
             compute_on_batch(term_of(Term(function)), batch)
         weights = {name: weight.tolist() for name, weight in weights.items()}
         assert weights == {"without mask": [4, 12], "with mask": [1, 3], "without pixels": [1, 3]}
+
+    @pytest.mark.parametrize(
+        ("function", "wrong", "right"),
+        [
+            (lambda reconstruction, weight, mask=None: weight, "weight", "sample_weight"),
+            (lambda latent, weight: weight, "weight", "sample_weight"),
+            (lambda reconstruction, sample_weight=None: 0, "sample_weight", "weight"),
+        ],
+    )
+    def test_the_weight_of_another_scale_is_refused(self, function, wrong, right):
+        message = rf"`terms\.edges\.target` must be a function with `weight` if it averages .*`{wrong}` to `{right}`"
+        with pytest.raises(ValueError, match=message):
+            term_of(Term(function))
 
     def test_features(self):
         def compare(*, reconstruction_features, target_features):
@@ -551,7 +564,7 @@ class TestCheckFunctions:
             check_functions(config, sharding="fsdp2")
 
     def test_a_posterior_of_fewer_frames_than_the_latent(self):
-        def likelihood(latent, posterior=None, weight=None):
+        def likelihood(latent, posterior=None, sample_weight=None):
             return latent.mean()
 
         config = ObjectiveConfig(terms={"likelihood": Term(likelihood), "wavelet": 1.0})

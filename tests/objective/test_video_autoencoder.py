@@ -262,7 +262,7 @@ class TestLearnedVariance:
             discr_3d_kwargs=VIDEO,
             eager_gradients=eager,
         )
-        both = loss.update(real, fake, 0)
+        both = loss.both_losses(real, fake, 0)
         both.loss.backward()
         assert loss.logvar.grad is not None
         assert all(parameter.grad is None for parameter in loss.discr_3d.parameters())
@@ -313,7 +313,7 @@ class TestLog:
             check_log_values(loss(clip(), clip(seed=2), 0, 0)[1], AUTOENCODER_LOG)
 
     def test_the_split_of_an_update(self, make_loss, pair, everything):
-        both = make_loss(**everything).update(*pair, 0, split="val")
+        both = make_loss(**everything).both_losses(*pair, 0, split="val")
         check_log_values(both.log, AUTOENCODER_LOG, "val")
         check_log_values(both.disc_log, DISCRIMINATOR_LOG, "val")
         assert both.loss == both.log["val/total_loss"]
@@ -361,7 +361,7 @@ class TestCalls:
             names_of_update = DISCRIMINATOR_LOG if trains else {"total_disc_loss"}
             calls = [
                 (*loss(*pair, 1, step), DISCRIMINATOR_LOG),
-                (*loss.update(*pair, step)[2:], names_of_update),
+                (*loss.both_losses(*pair, step)[2:], names_of_update),
             ]
             for total, log, names in calls:
                 assert (total != 0) == trains
@@ -593,7 +593,7 @@ def test_a_compiled_model_whose_graph_is_used_by_more_terms_later():
         for step in range(2):
             torch.manual_seed(0)
             network.zero_grad()
-            loss.update(video, network(video), step, last_layer=last_layer).loss.backward()
+            loss.both_losses(video, network(video), step, last_layer=last_layer).loss.backward()
         gradients.append([weight.grad for weight in network.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
@@ -609,4 +609,4 @@ def test_an_update_with_reconstructions_without_gradients_is_refused():
     with pytest.raises(
         ValueError, match=r"^`reconstructions` must be .* Remove `torch.no_grad` and"
     ):
-        loss.update(video, reconstruction, 0, last_layer=layer.weight)
+        loss.both_losses(video, reconstruction, 0, last_layer=layer.weight)

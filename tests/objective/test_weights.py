@@ -5,7 +5,7 @@ import pytest
 from telecine import Ramp
 from telecine.objective.weights import WeightSchedule
 from telecine.settings import ObjectiveConfig
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 
 
 @pytest.mark.parametrize(

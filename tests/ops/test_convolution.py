@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from telecine.losses import gradient_penalty
-from telecine.ops.convolution import convolve, differentiated_twice, is_differentiated_twice
+from telecine.ops.convolution import convolve
 from telecine.ops.convolution_kernels import SLOW_UP_TO, Geometry, has_faster_kernel, segments_of
+from telecine.ops.pass_options import differentiated_twice, pass_options
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN"
@@ -46,7 +47,7 @@ CLIPS = [
 def twice():
     with differentiated_twice():
         yield
-    assert not is_differentiated_twice()
+    assert not pass_options().is_differentiated_twice
 
 
 def leaves(shape, kernel, with_bias=True, dtype=torch.float64):
@@ -210,7 +211,7 @@ def test_threads_are_independent():
         results = list(pool.map(gradients, [convolve] * 2, [Meet.apply] * 2))
     torch.testing.assert_close(results, [gradients(theirs, torch.clone)] * 2)
     with ThreadPoolExecutor(1) as pool, differentiated_twice():
-        assert not pool.submit(is_differentiated_twice).result()
+        assert not pool.submit(pass_options).result().is_differentiated_twice
 
 
 def test_uses_pytorchs_function_elsewhere():
@@ -229,8 +230,8 @@ def test_uses_pytorchs_function_elsewhere():
         with torch.no_grad():
             assert not convolve(x, weight, bias, **geometry).requires_grad
         with differentiated_twice(False):
-            assert not is_differentiated_twice()
-        assert is_differentiated_twice()
+            assert not pass_options().is_differentiated_twice
+        assert pass_options().is_differentiated_twice
 
 
 def test_a_third_derivative_raises(twice):

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.clips import ValidationClip, write_clips
+from telecine.report.clips import ReconstructedClip, write_clips
 from telecine.runs import Run
 
 FPS = 25.0
@@ -85,7 +85,7 @@ def validation_clips(noise):
             "lpips_alex": 0.1 + index / 10,
         }
         clips.append(
-            ValidationClip(
+            ReconstructedClip(
                 target, reconstruction, metrics, f"videos/clip {index}.mp4", 10 * index, FPS
             )
         )
@@ -94,7 +94,7 @@ def validation_clips(noise):
 
 def write_stamped_clip(run, metrics, source="a.mp4"):
     """Write a validation at step 20 with a clip of two frames."""
-    clip = ValidationClip(stamped(2), stamped(2), metrics, source, 0, FPS)
+    clip = ReconstructedClip(stamped(2), stamped(2), metrics, source, 0, FPS)
     write_clips(Run(run), 20, [clip], fps=FPS)
 
 

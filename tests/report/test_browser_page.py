@@ -10,8 +10,8 @@ pytest.importorskip("playwright.sync_api")
 
 from PIL import Image
 
-from telecine.report.chart_data import Chart, Series, charts_data, make_curve
-from telecine.report.clips import ValidationClip, write_clips
+from telecine.report.chart_data import Chart, Series, XAxis, charts_data, make_curve
+from telecine.report.clips import ReconstructedClip, write_clips
 from telecine.report.html import render_page
 from telecine.report.page import write_report
 from telecine.runs import Run
@@ -90,7 +90,7 @@ def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
     clips = [
-        ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
+        ReconstructedClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
         for name, value in values.items()
     ]
     clips.append(replace(clips[0], metrics={}, source="without"))
@@ -490,7 +490,7 @@ def test_copied_values_have_no_formula(browser, tmp_path):
     """A spreadsheet would run names of runs and of clips; numbers below 0 stay numbers."""
     curve = make_curve(0, [(0, -0.5), (1, 0.25)])
     series = [Series(name, "latent", [curve]) for name in ("=1+1", "@SUM(1)", "plain")]
-    chart_of_names = Chart("Names", series, x="clip", x_names=("+file.mp4", '-"a", b.mp4'))
+    chart_of_names = Chart("Names", series, x=XAxis("clip", names=("+file.mp4", '-"a", b.mp4')))
     path = write_charts(tmp_path / "page.html", [chart_of_names])
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     page = context.new_page()
@@ -510,12 +510,11 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
     numbers = Series("latent", "noise", [make_curve(0, [(0.0, 30.0), (0.2, 25.0)])])
     named = Series("latent", "transform", [make_curve(0, [(0, 0.1), (1, 0.2), (2, 0.3)])])
     charts = [
-        Chart("Noise", [numbers], x="noise"),
+        Chart("Noise", [numbers], x=XAxis("noise")),
         Chart(
             "Equivariance",
             [named],
-            x="transform",
-            x_names=["none", "flip", "<b>turn"],
+            x=XAxis("transform", names=["none", "flip", "<b>turn"]),
             explanation="What it is.",
         ),
     ]

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from telecine.report.charts import chart_definitions, charts_of_runs, label_of
+from telecine.base.logged_values import LOGGED_VALUES
+from telecine.report.charts import TRAINING_CHARTS, chart_definitions, charts_of_runs, label_of
 from telecine.report.reported_run import ReportedRun
 from telecine.settings import ObjectiveConfig
 
@@ -40,6 +41,12 @@ def test_each_logged_value_is_in_a_chart():
     assert next(iter(charts)) == "all losses"
     assert labels(charts["all losses"]) == ["KL loss", "mean squared error", "perceptual loss"]
     assert charts["health accuracy real"].series[0].curves[0].values == [0.5]
+
+
+def test_charts_of_training_draw_logged_values():
+    drawn = {name for definition in TRAINING_CHARTS for name in definition.names}
+    assert len(drawn) > 18
+    assert drawn <= {value.key for value in LOGGED_VALUES.values()}
 
 
 def test_a_value_has_one_label_in_all_charts():

@@ -9,7 +9,7 @@ import pytest
 
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning
-from telecine.runs.run import RunSummary, ValidationClips
+from telecine.runs.run import RunSummary, ValidationSet
 
 FILES = ("metrics.jsonl", "health.jsonl")
 
@@ -165,7 +165,7 @@ def test_the_first_and_the_last_validation(tmp_path):
 
 def test_validations_on_other_clips_do_not_count(tmp_path):
     run = validated(tmp_path, [{"step": step, "val/psnr": 40.0 - step} for step in (1, 2, 3, 4)])
-    clips = ValidationClips(2, 5, 16, 24, "a")
+    clips = ValidationSet(2, 5, 16, 24, "a")
     summary = RunSummary(9, 7, 3, 2, 1, 42, 4, clips, seconds=1.5, peak_memory=None)
     for start, first in ((0, 1), (3, 3), (5, 1)):
         run.write_summary(replace(summary, validated_from=start))

@@ -10,10 +10,10 @@ import pytest
 from telecine.base.files import partial_path
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
-from telecine.runs.run import RunSummary, SavedValidation, ValidationClips
+from telecine.runs.run import RunSummary, SavedValidation, ValidationSet
 
 SUMMARY = RunSummary(
-    9, 7, 3, 2, 1, 42, 4, ValidationClips(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None
+    9, 7, 3, 2, 1, 42, 4, ValidationSet(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None
 )
 
 

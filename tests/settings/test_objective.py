@@ -16,7 +16,7 @@ from telecine.settings import (
     ReconstructionConfig,
     Term,
 )
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 
 GROUPS = {
     "reconstruction": ReconstructionConfig,

@@ -6,8 +6,16 @@ import pytest
 
 from telecine import Ramp, Term
 from telecine.cli.commands import COMMANDS
-from telecine.settings import Bucket, TrainConfig
-from telecine.settings.parse import launcher_settings, merged, nested, read_config, read_layer
+from telecine.settings import Bucket, DistillConfig, TrainConfig
+from telecine.settings.listing import settings_of
+from telecine.settings.parse import (
+    FREE_NAMES,
+    launcher_settings,
+    merged,
+    nested,
+    read_config,
+    read_layer,
+)
 from telecine.settings.upgrade import REMOVED
 
 
@@ -263,7 +271,8 @@ def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_hav
     for name, value in REMOVED.items():
         other = "constant" if isinstance(value, str) else not value
         with pytest.raises(
-            ValueError, match=f"`{name}` must be left out .it is .* now., but got {other!r}. Remove"
+            ValueError,
+            match=f"`{name}` must be left out, but got {other!r}. Remove it: this version",
         ):
             read_config(nested([(name, other)]))
 
@@ -275,3 +284,10 @@ def test_a_recipe_is_a_layer():
     assert isinstance(
         read_layer(Path(__file__).parents[2] / "benchmarks" / "gan.yaml").values, dict
     )
+
+
+def test_no_group_is_called_like_a_setting_in_whose_value_all_names_are_free():
+    assert len(FREE_NAMES) == 3
+    for setting in settings_of(DistillConfig, inside_values=True):
+        if setting.name.rpartition(".")[2] in FREE_NAMES:
+            assert setting.is_free, setting.name

@@ -21,7 +21,7 @@ from telecine.settings import (
     PerceptualConfig,
     TrainConfig,
 )
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 from telecine.video.write import write_video
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))[

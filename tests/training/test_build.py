@@ -313,10 +313,10 @@ def losses_and_gradients(loss):
     results = []
     for step in range(2):
         fake = (0.5 * real).requires_grad_()
-        update = loss.update(real, fake, step)
-        update.loss.backward()
-        update.disc_loss.backward()
-        results += [update.loss, update.disc_loss, fake.grad]
+        both = loss.both_losses(real, fake, step)
+        both.loss.backward()
+        both.disc_loss.backward()
+        results += [both.loss, both.disc_loss, fake.grad]
         results += [weight.grad for weight in loss.get_trainable_parameters()]
         loss.zero_grad()
     return results

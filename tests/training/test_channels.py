@@ -21,7 +21,7 @@ from telecine.settings import (
     PixelFormat,
     ReconstructConfig,
 )
-from telecine.tools.data_report.examine import inspect_data
+from telecine.tools.data_report.examine import examine_data
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
 from telecine.training.build import build_autoencoder
@@ -140,7 +140,7 @@ def test_a_run_on_arrays_and_all_that_reads_it(
     stored = np.load(tmp_path / "out" / "0.npy")
     assert (stored.shape, stored.dtype) == ((number, 48, 64, 12), np.float32)
     assert -1 <= stored.min() < stored.max() <= 3
-    assert [row.codec for row in inspect_data(config, num_clips=2).files] == ["array"] * 2
+    assert [row.codec for row in examine_data(config, num_clips=2).files] == ["array"] * 2
     with pytest.raises(ValueError, match=r"`clips.channels` must be one of"):
         dry_run(replace(config, clips=replace(clips, channels="rgb")), console=quiet())
 

@@ -48,19 +48,19 @@ def values_of(model, loss, autocast=None):
         video = torch.rand(2, 3, 5, 16, 16) * 2 - 1
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
             output = model(video, generator=torch.Generator().manual_seed(step))
-            update = loss.update(video, output.video, step, output.aux, model.last_layer)
-        update.loss.backward()
-        update.disc_loss.backward()
+            both = loss.both_losses(video, output.video, step, output.aux, model.last_layer)
+        both.loss.backward()
+        both.disc_loss.backward()
         values += [
-            update.loss.detach(),
-            *update.log.values(),
-            update.disc_loss.detach(),
-            *update.disc_log.values(),
+            both.loss.detach(),
+            *both.log.values(),
+            both.disc_loss.detach(),
+            *both.disc_log.values(),
         ]
         for weight in [*model.parameters(), *loss.parameters()]:
             values.append(weight.grad)
             weight.grad = None
-        assert update.log["train/adaptive_weight"] not in (0, 1)
+        assert both.log["train/adaptive_weight"] not in (0, 1)
     return values
 
 

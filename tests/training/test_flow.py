@@ -9,7 +9,7 @@ import torch
 
 from telecine.__main__ import main
 from telecine.base.randomness import clip_generators, randn
-from telecine.evaluation.load_model import index_data, load_with_clips
+from telecine.evaluation.load_model import load_infos, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.evaluation.reconstruction_sources import ModelSource
@@ -114,7 +114,7 @@ def test_it_is_evaluated_in_one_step_and_in_four(run, tmp_path):
 def test_the_same_video_has_the_same_bits(run, tmp_path):
     """Also in another order; another seed, other steps and the frames after it have other noise."""
     protocol = ConfiguredClips(run.clips, 2)
-    first, second = protocol.select(index_data(run.data))
+    first, second = protocol.select(load_infos(run.data))
     settings = EvaluateConfig(data=str(run.data), device="cpu", decode_steps=2)
     model = load_with_clips(run.output_dir, settings, torch.device("cpu")).model
     source = ModelSource(model, protocol, "flow")
@@ -236,7 +236,7 @@ def test_an_update_has_the_errors_of_the_levels(tiny_flow):
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
 
 
-def spread_of_clips(*, latent, decode, weight):
+def spread_of_clips(*, latent, decode, sample_weight):
     """Return how far the videos that are decoded of one latent differ."""
     return decode(latent[:1].expand_as(latent)).std(0).mean()
 

@@ -22,8 +22,8 @@ from telecine.settings import (
     Term,
     TrainConfig,
 )
+from telecine.settings.errors import validate
 from telecine.settings.parse import RECIPES, read_config
-from telecine.settings.validate import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda

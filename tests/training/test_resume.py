@@ -7,7 +7,7 @@ import yaml
 
 from telecine import Ramp, Term
 from telecine.losses import mse
-from telecine.runs.run import RunSummary, ValidationClips
+from telecine.runs.run import RunSummary, ValidationSet
 from telecine.runs.saved_settings import as_yaml, plain_settings
 from telecine.settings import (
     CausalVAEConfig,
@@ -160,7 +160,7 @@ def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     assert SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA) == []
 
 
-CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
+CLIPS_BEFORE = ValidationSet(2, 5, 16, 24, "ab")
 SUMMARY = RunSummary(
     9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd", content_sha256="ij"
 )
@@ -307,10 +307,31 @@ def test_a_run_with_the_levels_of_an_older_version_keeps_them(tmp_path, decoder)
     saved = SavedSettings(tmp_path)
     resumed, warnings, notes = saved.as_started(config)
     assert warnings == []
-    assert len(notes) == (decoder == "flow")
+    expected = []
+    if decoder == "flow":
+        expected = [
+            "`causal_vae.flow.shift` stays 1.0, as the run started",
+            "`causal_vae.flow.noise_fraction` stays 0.0, as the run started",
+        ]
+    assert notes == expected
     assert (resumed.causal_vae.flow.shift, resumed.causal_vae.flow.noise_fraction) == (1.0, 0.0)
     saved.check_networks(resumed)
     assert saved.changes(resumed) == []
     other = CausalVAEConfig(decoder=decoder, flow=FlowConfig(shift=2.0))
     with pytest.raises(ValueError, match=r"`causal_vae\.flow\.shift` must be 1\.0 as in"):
         saved.check_networks(saved.as_started(TrainConfig(causal_vae=other))[0])
+
+
+def test_levels_that_were_typed_for_a_run_are_not_replaced(tmp_path):
+    """As for every other setting of the networks, another value is refused, also if it is the default."""
+    started = TrainConfig(
+        causal_vae=CausalVAEConfig(decoder="flow", flow=FlowConfig(level_mean=0.5))
+    )
+    (tmp_path / "config.yaml").write_text(as_yaml(plain_settings(started)))
+    saved = SavedSettings(tmp_path)
+    now = TrainConfig(causal_vae=CausalVAEConfig(decoder="flow", flow=FlowConfig(level_mean=0.0)))
+    resumed, _, notes = saved.as_started(now)
+    assert notes == []
+    assert resumed.causal_vae.flow.level_mean == 0.0
+    with pytest.raises(ValueError, match=r"`causal_vae\.flow\.level_mean` must be 0\.5 as in"):
+        saved.check_networks(resumed)

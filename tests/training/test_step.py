@@ -470,8 +470,8 @@ def test_only_auxiliary_losses_must_be_named_unlike_what_training_logs(build, vi
 
     def with_another_loss(*args, **options):
         output = model(*args, **options)
-        return output._replace(aux={**output.aux, "grad_norm_loss_of_mine": torch.ones(())})
+        return output._replace(aux={**output.aux, "disc_grad_norm": torch.ones(())})
 
     state.model = with_another_loss
-    with pytest.raises(ValueError, match=r"must be named unlike .*'grad_norm_loss_of_mine'"):
+    with pytest.raises(ValueError, match=r"must be named unlike .*'disc_grad_norm'"):
         update(state, video, step=0)

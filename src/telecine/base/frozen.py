@@ -16,7 +16,7 @@ def freeze(module: nn.Module) -> None:
     """Freeze the parameters of a module in place; parameters and buffers of half precision become float32."""
     for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
         parameter.requires_grad_(False)
-    # Tensors without values, as in plans, cannot be replaced by themselves.
+    # Only if a dtype changes: `_apply` fails on tensors without values, as in plans.
     tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors):
         module._apply(at_least_float32)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from telecine.base.checks import argument_error, describe, nearest, suggestion
+from telecine.base.moved_modules import MOVED_MODULES
 
 T = TypeVar("T")
 # What the code of a module raises if it is wrong or does not find what it needs. The line that failed is part of the
@@ -27,27 +28,6 @@ CODE_ERRORS = (
     ValueError,
 )
 _MISSING = object()
-# Modules that moved: what dotted paths in settings of older runs begin with, and what they begin with now.
-_MOVED = {
-    "telecine.autoencoders.": "telecine.models.",
-    "telecine.perceptual.": "telecine.losses.perceptual.",
-    "telecine.training.distillation.": "telecine.tools.distill.",
-    "telecine.tools.distill.run.": "telecine.tools.distill.distillation.",
-    "telecine.runs.settings.": "telecine.runs.saved_settings.",
-    "telecine.report.run.": "telecine.report.reported_run.",
-    "telecine.evaluation.flat.": "telecine.evaluation.metrics.flat.",
-    "telecine.evaluation.flow.": "telecine.evaluation.metrics.flow.",
-    "telecine.evaluation.frechet.": "telecine.evaluation.metrics.frechet.",
-    "telecine.evaluation.latent_measures.": "telecine.evaluation.latent_statistics.",
-    "telecine.evaluation.lpips.": "telecine.evaluation.metrics.lpips.",
-    "telecine.evaluation.measure.": "telecine.evaluation.measure_clips.",
-    "telecine.evaluation.metric.": "telecine.evaluation.metrics.registry.",
-    "telecine.evaluation.pixel_metrics.": "telecine.evaluation.metrics.pixels.",
-    "telecine.evaluation.protocol.": "telecine.evaluation.protocol_file.",
-    "telecine.evaluation.published.": "telecine.evaluation.protocols.published.",
-    "telecine.evaluation.published_metrics.": "telecine.evaluation.metrics.published_pixels.",
-    "telecine.evaluation.source.": "telecine.evaluation.reconstruction_sources.",
-}
 # Names of packages and modules; what is below one is allowed as well.
 allowed_packages = {"telecine"}
 
@@ -92,7 +72,7 @@ def import_allowed(path: str, name: str) -> object:
     Raises:
         ValueError: The object cannot be imported, or is not allowed.
     """
-    for old, new in _MOVED.items():
+    for old, new in MOVED_MODULES.items():
         if path.startswith(old):
             path = new + path.removeprefix(old)
     module, _, attribute = path.rpartition(".")

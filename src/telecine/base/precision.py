@@ -80,9 +80,9 @@ def _save_tf32() -> Callable[[], None]:
 def call_with_cast_weights(
     module: nn.Module, *inputs: Any, separately: nn.Module | None = None
 ) -> Any:
-    """Return `module(*inputs)`; autocast's casts of the weights of linear layers and convolutions are one operator.
+    """Return `module(*inputs)`. Under autocast, one operator casts the weights of all linear layers and convolutions.
 
-    The first input is a tensor. Differentiating one of these weights runs the backward of all of them. The layers in
+    The first input is a tensor. The gradient of one of these weights costs the backward of all casts. The layers in
     `separately` are cast by themselves, as are all in compiled code, which fuses casts, and all if some are sharded
     over processes.
     """

@@ -15,7 +15,8 @@ from telecine.cli.typed_settings import (
     environment_settings,
     parse_words,
 )
-from telecine.settings.arguments import Data, Output
+from telecine.settings.argument_kinds import Data, Output
+from telecine.settings.listing import settings_of, union_members
 from telecine.settings.parse import (
     Layer,
     Nested,
@@ -25,7 +26,6 @@ from telecine.settings.parse import (
     settings_from,
 )
 from telecine.settings.train import TrainConfig
-from telecine.settings.validate import settings_of, union_members
 
 _CONFIG_HELP = (
     "A YAML file of settings. It can be given several times: later ones override earlier ones, and settings typed "
@@ -53,7 +53,7 @@ def _types_of(run: Callable[..., None]) -> dict[str, Any]:
 
 
 def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any) -> None:
-    """Add an argument of a function to a parser. Its type is `Annotated` with its help, see `settings.arguments`."""
+    """Add an argument of a function to a parser. Its type is `Annotated`, see `settings.argument_kinds`."""
     kind, about = get_args(hint)
     text = about.help if isinstance(about, (Data, Output)) else about
     kind = union_members(kind)[0]

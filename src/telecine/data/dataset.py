@@ -22,9 +22,9 @@ from telecine.base.terminal import with_progress
 from telecine.data.clip import Clip, ClipSpec, decode_clip, decoded_size, make_clip, resize_frames
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import read_clip
-from telecine.data.errors import DataError, DecodeError
+from telecine.data.errors import ChangedError, DataError, DecodeError
 from telecine.data.index_store import IndexStore
-from telecine.data.source import Skipped, Source, Span
+from telecine.data.source import Skipped, Source, Span, VideoInfo
 from telecine.data.table import (
     EstimatedSpan,
     are_images,
@@ -38,10 +38,10 @@ from telecine.settings import Bucket, ClipConfig
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 16
-_MAX_DRAWS = (
-    1000  # with those of files that cannot be indexed, which costs little from the second time on
-)
-_MAX_MEMORY_FRACTION = 0.8  # the rest is left to the model and to other processes
+# Draws for one clip. Of a file that cannot be indexed, only the first draw takes time.
+_MAX_DRAWS = 1000
+# The rest is left to the model and to other processes.
+_MAX_MEMORY_FRACTION = 0.8
 
 Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
 
@@ -190,6 +190,8 @@ class ClipDataset(Dataset[Clip]):
         self.cache = DecodedCache(self.spans, config) if config.cache else None
         self._store = store
         self._logged: set[Source] = set()
+        # In memory that worker processes share.
+        self._has_named_hdr = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, item: int | Item) -> Clip:
         frames, spec, bucket = self.decode(item)
@@ -225,6 +227,10 @@ class ClipDataset(Dataset[Clip]):
             except DecodeError as error:
                 num_failures += is_indexed
                 self._log_once(spec.span.info.source, error)
+            except ChangedError:
+                if self._store is not None:
+                    self._store.forget_addresses()
+                raise
         got = f"{num_draws} clips in a row that cannot be decoded"
         raise argument_error(
             "data", "decodable", got, "Remove the files named in the log.", DataError
@@ -244,7 +250,9 @@ class ClipDataset(Dataset[Clip]):
         assert self._store is not None
         assert isinstance(spec.span, EstimatedSpan)
         frames = ClipFrames.of(bucket, self.config)
-        span = exact_span(spec.span, self._store.info(spec.span.info.source))
+        info = self._store.info(spec.span.info.source)
+        self._name_hdr(info)
+        span = exact_span(spec.span, info)
         if isinstance(span, Skipped):
             raise DecodeError(f"{span.path}: {span.reason}")
         num_starts = frames.num_starts(span)
@@ -253,6 +261,17 @@ class ClipDataset(Dataset[Clip]):
         offset = spec.start - spec.span.first_frame
         estimated = max(offset + 1, frames.num_starts(spec.span))
         return replace(spec, span=span, start=span.first_frame + offset * num_starts // estimated)
+
+    def _name_hdr(self, info: VideoInfo) -> None:
+        """Log the first video with a high dynamic range, unless such are converted."""
+        if info.hdr == "" or self.config.hdr != "as_stored" or bool(self._has_named_hdr):
+            return
+        self._has_named_hdr.fill_(True)
+        text = (
+            "%s has a high dynamic range or wide colours (%s), which look grey as ordinary video; "
+        )
+        text += "`--clips.hdr tone_map` converts this one and others"
+        logger.warning(text, info.source, info.hdr)
 
     def names_of(self, items: Sequence[Item]) -> list[str]:
         """Return the names of items `(step, index)` of one step. Clips of one name are equal."""

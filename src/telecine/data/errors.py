@@ -41,6 +41,10 @@ class DecodeError(DataError):
     """One file, or one part of it, cannot be decoded."""
 
 
+class ChangedError(DataError):
+    """A file at an address has another size or version than its server has told before, or does not exist any more."""
+
+
 def is_of_system(error: DecodeError) -> bool:
     """Return whether an error tells nothing of the file: another attempt may read it."""
     return getattr(error.__cause__, "errno", None) in _ERRORS_OF_SYSTEM

@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -26,16 +27,6 @@ _MAX_FRACTION = 0.3  # of all frames; a larger held-out part is warned about
 # Numbers of groups that are tried around the expected one, to come close to the fraction of frames.
 _NUM_TRIED = 5
 _NUM_NAMED = 5
-
-
-@dataclass
-class _Split:
-    """Spans to train on, and held-out spans."""
-
-    train: list[Span] = field(default_factory=list)
-    held_out: list[Span] = field(default_factory=list)
-    train_ends: dict[Source, int] = field(default_factory=dict)
-    """Of each file with held-out frames, the first frame that is not trained on."""
 
 
 def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span], list[Span]]:
@@ -68,19 +59,17 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
         raise argument_error(
             "data", "a video or two images", got, "Add some, or set `val_data`.", DataError
         )
-    split = _Split()
+    train: list[Span] = []
+    held_out: list[Span] = []
     if videos:
-        split = _split_videos(videos, config)
+        train, held_out = _split_videos(videos, config)
     if len(image_groups) < 2:
-        return split.train + images, split.held_out
-    if is_earlier:
-        chosen = _choose_files(len(image_groups), config.val_fraction)
-    else:
-        chosen = choose_groups(_lengths(image_groups), config.val_fraction)
+        return train + images, held_out
+    chosen = _choose(image_groups, config)
     for index, group in enumerate(image_groups):
-        part = split.held_out if index in chosen else split.train
+        part = held_out if index in chosen else train
         part.extend(group)
-    return split.train, split.held_out
+    return train, held_out
 
 
 @dataclass(frozen=True)
@@ -162,85 +151,104 @@ def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fracti
         logger.warning(text, 100 * fraction, describe_held_out(train, held_out), remedy)
 
 
-def _split_videos(videos: Sequence[Span], config: ClipConfig) -> _Split:
+def _split_videos(videos: Sequence[Span], config: ClipConfig) -> tuple[list[Span], list[Span]]:
+    """Return spans of videos to train on and held-out spans, see `split_videos`."""
     frames = ClipFrames.of(config.val_bucket, config)
     if not any(frames.fits(span) for span in videos):
         raise no_clip_error(videos, config)
-    if config.holdout == _OLD_HOLDOUT:
-        split = _split_as_earlier(videos, config.val_fraction, frames)
-    else:
-        split = _split_by_holdout(videos, config, frames)
-    if split is None:
-        contract = (
-            "long enough for a training and a held-out clip, and for another one between them"
-        )
-        if config.fps is None:
-            num_frames = frames.num_source_frames(videos[0].info)
-            num_clips = 2 if config.holdout == _OLD_HOLDOUT else 3
-            contract = f"long enough for a training and a held-out clip of {num_frames} frames, "
-            contract += f"{num_clips * num_frames} together"
-        remedy = f"Use fewer frames or a smaller stride, or {MIN_VIDEOS} videos or more."
-        raise _too_short(contract, videos, remedy)
-    # Train on spans that are too short for a validation clip, which may be long enough for clips of another size.
-    for span in videos:
-        if frames.fits(span):
-            continue
-        end = split.train_ends.get(resolve_source(span.info.source), span.last_frame + 1)
-        if span.first_frame < end:
-            split.train.append(replace(span, last_frame=min(span.last_frame, end - 1)))
-    return split
-
-
-def _split_by_holdout(
-    videos: Sequence[Span], config: ClipConfig, frames: ClipFrames
-) -> _Split | None:
-    """Hold out whole groups of named groups or of many videos, else the end of each; None if all are too short."""
-    groups: list[list[Span]] = []
-    long_enough: list[list[Span]] = []
-    for group in group_spans(videos, config.holdout):
+    groups: list[list[Span]] = []  # those with a span that is long enough
+    long_enough: list[list[Span]] = []  # these spans of each
+    for group in _groups(videos, config, frames):
         spans = [span for span in group if frames.fits(span)]
         if spans:
             groups.append(group)
             long_enough.append(spans)
-    is_asked_for = asks_for_groups(config, len(groups))
-    files = {resolve_source(span.info.source) for group in long_enough for span in group}
-    are_many = len(files) >= MIN_VIDEOS
-    prefers_groups = is_asked_for or are_many or has_column(videos, config.holdout)
-    split: _Split | None = None
-    if not prefers_groups or len(groups) < 2:
-        split = _hold_out_ends(group_spans(videos, "file"), config.val_fraction, frames)
-    if split is None and len(groups) > 1:
-        chosen = choose_groups(_lengths(long_enough), config.val_fraction)
-        split = _hold_out_groups(groups, chosen, frames)
-    return split
+    if _strategy(videos, long_enough, config, frames) == "ends":
+        return _hold_out_ends(videos, config, frames)
+    return _hold_out_groups(videos, groups, _choose(long_enough, config), frames)
 
 
-def asks_for_groups(config: ClipConfig, num_groups: int) -> bool:
-    """Return whether `config.holdout` names a column or folders.
+def _groups(videos: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> list[list[Span]]:
+    """Return the spans of videos in groups that are held out together."""
+    if config.holdout == _OLD_HOLDOUT:
+        return _group_by_file([span for span in videos if frames.fits(span)])
+    return group_spans(videos, config.holdout)
+
+
+def _files(videos: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> list[list[Span]]:
+    """Return the spans of each video, and of its copies."""
+    if config.holdout == _OLD_HOLDOUT:
+        return _group_by_file([span for span in videos if frames.fits(span)])
+    return group_spans(videos, "file")
+
+
+def _strategy(
+    videos: Sequence[Span],
+    groups: Sequence[Sequence[Span]],
+    config: ClipConfig,
+    frames: ClipFrames,
+) -> Literal["groups", "ends"]:
+    """Return whether whole groups of videos are held out, or the end of each file.
+
+    Groups of few files are held out, too, if no file is long enough for both parts.
+
+    Args:
+        videos: The frames to split.
+        groups: Of each group with spans that are long enough for a validation clip, these spans.
+        config: The settings.
+        frames: The frames of a validation clip.
+
+    Raises:
+        DataError: The videos are too short, or there is only one group of a column or of folders.
+    """
+    is_earlier = config.holdout == _OLD_HOLDOUT
+    num_files = len(groups)
+    if not is_earlier:  # in earlier versions a file was a group
+        files = {resolve_source(span.info.source) for group in groups for span in group}
+        num_files = len(files)
+    if prefers_groups(
+        config,
+        num_files=num_files,
+        num_groups=len(groups),
+        has_column=has_column(videos, config.holdout),
+    ):
+        return "groups"
+    for file in _files(videos, config, frames):
+        if _cut(file, config, frames) is not None:
+            return "ends"
+    if len(groups) > 1 and not is_earlier:
+        return "groups"
+    contract = "long enough for a training and a held-out clip, and for another one between them"
+    if config.fps is None:
+        num_frames = frames.num_source_frames(videos[0].info)
+        num_clips = 2 if is_earlier else 3
+        contract = f"long enough for a training and a held-out clip of {num_frames} frames, "
+        contract += f"{num_clips * num_frames} together"
+    remedy = f"Use fewer frames or a smaller stride, or {MIN_VIDEOS} videos or more."
+    raise _too_short(contract, videos, remedy)
+
+
+def prefers_groups(
+    config: ClipConfig, *, num_files: int, num_groups: int, has_column: bool
+) -> bool:
+    """Return whether whole groups of videos are held out, even if the end of each is long enough.
 
     Args:
         config: The settings.
-        num_groups: The number of groups with a video that is long enough.
+        num_files: The number of videos that are long enough for a validation clip.
+        num_groups: The number of groups that have such a video.
+        has_column: Whether a list says by a column what is held out together.
 
     Raises:
-        DataError: it does, but there are not two groups.
+        DataError: `config.holdout` names a column or folders, but there are not two groups.
     """
     is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
     if is_asked_for and num_groups < 2:
         contract = "a column or folders of two groups or more"
         remedy = "Use another column, folders or `auto`, or set `val_data`."
         raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
-    return is_asked_for
-
-
-def _split_as_earlier(
-    videos: Sequence[Span], val_fraction: float, frames: ClipFrames
-) -> _Split | None:
-    """Split videos as earlier versions did; None if none is long enough."""
-    files = _group_by_file([span for span in videos if frames.fits(span)])
-    if len(files) < MIN_VIDEOS:
-        return _hold_out_ends(files, val_fraction, frames, has_gap=False)
-    return _hold_out_groups(files, _choose_files(len(files), val_fraction), frames)
+    has_reason = is_asked_for or has_column or num_files >= MIN_VIDEOS
+    return has_reason and num_groups > 1
 
 
 def _group_by_file(spans: Sequence[Span]) -> list[list[Span]]:
@@ -251,79 +259,125 @@ def _group_by_file(spans: Sequence[Span]) -> list[list[Span]]:
     return list(files.values())
 
 
-def _choose_files(num_files: int, val_fraction: float) -> set[int]:
-    """Return the indices of files to hold out, evenly spaced, a fraction of their number."""
-    return set(evenly_spaced(num_files, max(1, round(num_files * val_fraction))))
+def _choose(groups: Sequence[Sequence[Span]], config: ClipConfig) -> set[int]:
+    """Return the indices of groups to hold out, evenly spaced; earlier versions count files instead of frames."""
+    if config.holdout == _OLD_HOLDOUT:
+        num_held_out = max(1, round(len(groups) * config.val_fraction))
+        return set(evenly_spaced(len(groups), num_held_out))
+    lengths = [sum(span.num_frames for span in group) for group in groups]
+    return choose_groups(lengths, config.val_fraction)
 
 
 def _hold_out_groups(
-    groups: Sequence[Sequence[Span]], chosen: Collection[int], frames: ClipFrames
-) -> _Split:
+    videos: Sequence[Span],
+    groups: Sequence[Sequence[Span]],
+    chosen: Collection[int],
+    frames: ClipFrames,
+) -> tuple[list[Span], list[Span]]:
     """Hold out whole groups.
 
     Args:
-        groups: The spans of each group.
+        videos: All spans. One that is too short for a validation clip is trained on, if its file is not held out: it
+            may be long enough for clips of another size.
+        groups: The spans of each group with one that is long enough.
         chosen: The indices of the groups to hold out.
-        frames: The frames of a validation clip. Spans that are too short for one are left out.
+        frames: The frames of a validation clip.
+
+    Returns:
+        The spans to train on, and the held-out spans.
     """
-    split = _Split()
+    train: list[Span] = []
+    held_out: list[Span] = []
+    held_out_files: set[Source] = set()
     for index, group in enumerate(groups):
-        long_enough = [span for span in group if frames.fits(span)]
-        if index not in chosen:
-            split.train.extend(long_enough)
-            continue
-        split.held_out.extend(long_enough)
-        for span in group:
-            split.train_ends[resolve_source(span.info.source)] = 0
-    return split
+        part = held_out if index in chosen else train
+        part.extend(span for span in group if frames.fits(span))
+        if index in chosen:
+            held_out_files.update(resolve_source(span.info.source) for span in group)
+    for span in videos:
+        if not frames.fits(span) and resolve_source(span.info.source) not in held_out_files:
+            train.append(span)
+    return train, held_out
 
 
 def _hold_out_ends(
-    files: Sequence[Sequence[Span]],
-    val_fraction: float,
-    frames: ClipFrames,
-    *,
-    has_gap: bool = True,
-) -> _Split | None:
-    """Hold out the end of each file that is long enough for a clip in each part; None if no file is.
+    videos: Sequence[Span], config: ClipConfig, frames: ClipFrames
+) -> tuple[list[Span], list[Span]]:
+    """Hold out the end of each file that is long enough for a clip in each part.
 
     Args:
-        files: The spans of each file, and of its copies.
-        val_fraction: The fraction of frames to hold out.
+        videos: All spans. Of one that is too short for a validation clip, the frames before the end are trained on.
+        config: The settings.
         frames: The frames of a validation clip.
-        has_gap: Whether the frames of one clip before the held-out ones are not used at all.
+
+    Returns:
+        The spans to train on, and the held-out spans.
     """
-    split = _Split()
-    for file in files:
-        spans = [span for span in file if frames.fits(span)]
-        if not spans:
+    train: list[Span] = []
+    held_out: list[Span] = []
+    train_ends: dict[Source, int] = {}  # of files with a held-out end
+    for file in _files(videos, config, frames):
+        cut = _cut(file, config, frames)
+        if cut is None:
+            train.extend(span for span in file if frames.fits(span))
             continue
-        numbers: set[int] = set()
-        for span in spans:
-            numbers.update(range(span.first_frame, span.last_frame + 1))
-        last = max(spans, key=lambda span: span.last_frame)
-        last_start = last.first_frame + frames.num_starts(last) - 1
-        cut = min(last_start, last.last_frame + 1 - round(len(numbers) * val_fraction))
-        gap = frames.num_source_frames(last.info) if has_gap else 0
-        before = [replace(span, last_frame=min(span.last_frame, cut - gap - 1)) for span in spans]
-        after = [replace(span, first_frame=max(span.first_frame, cut)) for span in spans]
-        before = [span for span in before if frames.fits(span)]
-        after = [span for span in after if frames.fits(span)]
-        if not before:
-            split.train.extend(spans)
+        train.extend(cut.train)
+        held_out.extend(cut.held_out)
+        for span in file:
+            train_ends[resolve_source(span.info.source)] = cut.train_end
+    for span in videos:
+        if frames.fits(span):
             continue
-        split.train.extend(before)
-        split.held_out.extend(after)
-        if after:
-            train_end = min(span.first_frame for span in after) - gap
-            for span in file:
-                split.train_ends[resolve_source(span.info.source)] = train_end
-    return split if split.held_out else None
+        last_frame = span.last_frame
+        train_end = train_ends.get(resolve_source(span.info.source))
+        if train_end is not None:
+            last_frame = min(last_frame, train_end - 1)
+        if span.first_frame <= last_frame:
+            train.append(replace(span, last_frame=last_frame))
+    return train, held_out
 
 
-def _lengths(groups: Sequence[Sequence[Span]]) -> list[int]:
-    """Return the number of frames of each group."""
-    return [sum(span.num_frames for span in group) for group in groups]
+@dataclass(frozen=True)
+class _Cut:
+    """A file that is trained on up to a frame, and whose end is held out."""
+
+    train: list[Span]
+    held_out: list[Span]
+    train_end: int
+    """The first frame that is not trained on."""
+
+
+def _cut(file: Sequence[Span], config: ClipConfig, frames: ClipFrames) -> _Cut | None:
+    """Return the two parts of a file; None if it is too short for a clip in each. See `_hold_out_ends`.
+
+    The frames of one clip before the held-out ones are not used at all, unlike in earlier versions.
+    """
+    spans = [span for span in file if frames.fits(span)]
+    if not spans:
+        return None
+    numbers: set[int] = set()
+    for span in spans:
+        numbers.update(range(span.first_frame, span.last_frame + 1))
+    last = max(spans, key=lambda span: span.last_frame)
+    last_start = last.first_frame + frames.num_starts(last) - 1
+    first_held_out = min(
+        last_start, last.last_frame + 1 - round(len(numbers) * config.val_fraction)
+    )
+    is_earlier = config.holdout == _OLD_HOLDOUT
+    gap = 0 if is_earlier else frames.num_source_frames(last.info)
+    train = []
+    held_out = []
+    for span in spans:
+        before = replace(span, last_frame=min(span.last_frame, first_held_out - gap - 1))
+        if frames.fits(before):
+            train.append(before)
+        after = replace(span, first_frame=max(span.first_frame, first_held_out))
+        if frames.fits(after):
+            held_out.append(after)
+    if not train:
+        return None
+    train_end = min(span.first_frame for span in held_out) - gap
+    return _Cut(train, held_out, train_end)
 
 
 def choose_groups(lengths: Sequence[int], val_fraction: float) -> set[int]:

@@ -1,4 +1,4 @@
-"""Exact indices of single videos, made when they are first asked for, and shared by processes and later runs."""
+"""The index of `clips.index: lazy`: exact indices, made when a video is first drawn, and shared with later runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.files import remove_partial
-from telecine.data.errors import Deadline, DecodeError, is_of_system
+from telecine.data.errors import DecodeError, is_of_system
 from telecine.data.index import index_video
-from telecine.data.index_cache import fingerprint_of, index_paths
+from telecine.data.index_cache import index_paths, look_up_source
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.paths import deepest_folder
-from telecine.data.remote import look_up
 from telecine.data.sidecar import (
     Sidecar,
     has_arrays,
@@ -38,15 +37,15 @@ from telecine.data.source import (
     VideoInfo,
     check_frame,
     is_address,
-    kind_of,
 )
-from telecine.data.table import HEADER
+from telecine.data.table import HEADER, Texts
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 FOLDER_SUFFIX = ".d"
 _HEADERS = "headers"
+_ADDRESSES = "addresses"
 _SHARDS = "shards"
 _FAILURE = "failure"
 _LIMITS = "limits"
@@ -73,6 +72,39 @@ class SavedHeaders(NamedTuple):
         return headers
 
 
+class SavedAddresses(NamedTuple):
+    """What servers have said of single files, by the keys of their addresses, which are sorted."""
+
+    keys: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    versions: Texts
+
+    @classmethod
+    def of(cls, files: Sequence[RemotePath]) -> SavedAddresses:
+        """Return what files with their sizes and versions say."""
+        keys = np.array([_key_of_address(file.url) for file in files], np.int64)
+        order = np.argsort(keys)
+        sizes = np.array([files[place].size for place in order], np.int64)
+        return cls(keys[order], sizes, Texts.of(files[place].version for place in order))
+
+    @classmethod
+    def joined(cls, parts: Sequence[SavedAddresses]) -> SavedAddresses:
+        """Return what several say. Of an address that is in two, the first counts."""
+        keys = np.concatenate([np.empty(0, np.int64), *(part.keys for part in parts)])
+        sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
+        versions = Texts.joined([part.versions for part in parts])
+        keys, places = np.unique(keys, return_index=True)
+        return cls(keys, sizes[places], Texts.of(versions[place] for place in places.tolist()))
+
+    def find(self, file: RemotePath) -> RemotePath | None:
+        """Return a file with its size and version; None if they are not known."""
+        key = _key_of_address(file.url)
+        row = int(np.searchsorted(self.keys, key))
+        if row == len(self.keys) or self.keys[row] != key:
+            return None
+        return RemotePath(file.url, int(self.sizes[row]), self.versions[row])
+
+
 class IndexStore:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
@@ -81,6 +113,7 @@ class IndexStore:
     | file | content |
     |---|---|
     | `headers` | what the headers of all files say |
+    | `addresses` | sizes and versions of files that lists name by their addresses |
     | `shards/*` | exact indices that `telecine data index` has made |
     | `ab/ab01...` | the exact index of one file that a run has drawn from, or why it has none |
 
@@ -165,14 +198,10 @@ class IndexStore:
             DecodeError: see `index_video`.
             DataError: see `index_video`.
         """
-        if kind_of(source) == "arrays":
+        looked_up = look_up_source(source, self.config)
+        if looked_up is None:
             return index_video(source, self.config)
-        try:
-            if isinstance(source, RemotePath):
-                source = look_up(source, Deadline(source, self.config.timeout))
-            fingerprint = fingerprint_of(source)
-        except OSError:
-            return index_video(source, self.config)  # raises an error with the reason
+        source, fingerprint = looked_up
         key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
         for other in self.others:
@@ -345,6 +374,41 @@ class IndexStore:
         except OSError as error:
             text = "headers cannot be saved, so that the next run reads them again: %s"
             logger.warning(text, error)
+
+    def saved_addresses(self) -> SavedAddresses:
+        """Return what earlier runs have asked servers about single files."""
+        for folder in self._folders:
+            with suppress(*DAMAGE_ERRORS):
+                file = IndexFile(folder / _ADDRESSES)
+                versions = Texts(file.column("version.content"), file.column("version.end"))
+                return SavedAddresses(file.column("key"), file.column("size"), versions)
+        return SavedAddresses.of([])
+
+    def save_addresses(self, addresses: SavedAddresses) -> None:
+        """Replace the sizes and versions that are kept. A failure is logged."""
+        columns: dict[str, NDArray[Any]] = {
+            "key": addresses.keys,
+            "size": addresses.sizes,
+            "version.content": addresses.versions.content,
+            "version.end": addresses.versions.ends,
+        }
+        try:
+            save_tensors(self.folder / _ADDRESSES, columns, {})
+        except OSError as error:
+            text = "sizes of files cannot be saved, so that the next run asks servers again: %s"
+            logger.warning(text, error)
+
+    def forget_addresses(self) -> None:
+        """Remove the sizes and versions that are kept, so that the next run asks servers again."""
+        for store in (self, *self.others):
+            for folder in store._folders:
+                with suppress(OSError):  # there are none, or another process removes them
+                    (folder / _ADDRESSES).unlink()
+
+
+def _key_of_address(url: str) -> int:
+    digest = hashlib.blake2b(url.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _path_of(folder: Path, key: int) -> Path:

@@ -18,11 +18,17 @@ from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
 from telecine.data.clip_frames import ClipFrames, warn_of_short
-from telecine.data.errors import DataError, Deadline, DecodeError, thread_errors
+from telecine.data.errors import (
+    ChangedError,
+    DataError,
+    Deadline,
+    DecodeError,
+    thread_errors,
+)
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
 from telecine.data.header import Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
-from telecine.data.index_store import IndexStore
+from telecine.data.index_store import IndexStore, SavedAddresses
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
@@ -102,6 +108,9 @@ def load_table(
             if reader.num_found == num_before:
                 raise nothing_found(one_path, name)
         table = reader.table()
+    except ChangedError:
+        reader.forget_addresses()
+        raise
     finally:
         reader.save()  # also after an interrupt, so that finished work is kept
     if len(table.spans) == 0:
@@ -122,6 +131,9 @@ class _TableReader:
         self._counts_once = counts_once  # whether equal spans count once
         self._config = config
         self._saved = store.saved_headers()
+        self._addresses = store.saved_addresses()
+        self._used_addresses: list[SavedAddresses] = []  # of files that lists name
+        self._asks_servers = False  # whether the addresses that are kept lack some
         self._saved_of_others = [(other, other.saved_headers()) for other in store.others]
         self._last_save = time.monotonic()
         self._is_complete = False  # whether all files are in the table
@@ -261,15 +273,41 @@ class _TableReader:
     def _look_up(self, sources: Sequence[Source]) -> dict[Source, Source | None]:
         """Return files at addresses with what their servers say of them; None for one that does not exist."""
 
-        def ask(file: RemotePath) -> Source | None:
+        def ask(file: RemotePath) -> RemotePath | None:
             try:
                 return look_up(file, Deadline(file, self._config.timeout))
             except FileNotFoundError:
                 return None
 
-        files = [source for source in sources if isinstance(source, RemotePath)]
+        answers: dict[Source, Source | None] = {}
+        unknown = []
+        answered = []  # about which a server was asked now or in an earlier run
+        for source in sources:
+            if not isinstance(source, RemotePath):
+                continue
+            if source.size is not None:  # a folder was listed
+                answers[source] = source
+                continue
+            saved = self._addresses.find(source)
+            if saved is None:
+                unknown.append(source)
+            else:
+                answers[source] = saved
+                answered.append(saved)
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            return dict(zip(files, pool.map(ask, files), strict=True))
+            for source, answer in zip(unknown, pool.map(ask, unknown), strict=True):
+                answers[source] = answer
+                if answer is not None and answer.size is not None:
+                    answered.append(answer)
+                    self._asks_servers = True
+        self._used_addresses.append(SavedAddresses.of(answered))
+        return answers
+
+    def forget_addresses(self) -> None:
+        """Ask servers again in the next run: a file is not as they have said."""
+        self._used_addresses.clear()
+        self._asks_servers = False
+        self._store.forget_addresses()
 
     def _add_segment(self, segment: Segment, row: int) -> None:
         """Add a segment of the file in a row."""
@@ -319,6 +357,12 @@ class _TableReader:
     def save(self) -> None:
         """Keep the headers for the next run: also those of earlier runs, until all files are in the table."""
         self._last_save = time.monotonic()
+        if self._asks_servers:
+            addresses = list(self._used_addresses)
+            if not self._is_complete:
+                addresses.append(self._addresses)
+            self._store.save_addresses(SavedAddresses.joined(addresses))
+            self._asks_servers = False
         all_headers = [part.headers for part in self._parts]
         headers = np.concatenate([np.empty(0, HEADER), *all_headers])
         keys = np.array(self._keys[: len(headers)], np.int64)

@@ -81,8 +81,9 @@ class TrainingClips(Protocol):
     def spans(self) -> Sequence[Span]:
         """The parts of files that clips are drawn from; empty for a map-style data set."""
 
-    def __getitem__(self, item: Item, /) -> Clip:
-        """Return the clip of an item."""
+    def __getitem__(self, item: int | Item, /) -> Clip:
+        """Return the clip of an item. A number is the item of that step and that index: sizes of clips, and images,
+        alternate as in training."""
 
     def names_of(self, items: Sequence[Item]) -> list[str]:
         """Return the names of items of one step. Clips of one name are equal."""

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from fsspec.caching import BaseCache, BlockCache, ReadAheadCache
+from fsspec.caching import BaseCache, BlockCache
 
-_BLOCKS_IN_MEMORY = (
-    4  # of each open file: of its tables, and of the streams between which a reader jumps
-)
-_WINDOW_BYTES = 2**16  # that are read ahead in a tar file: the headers of one sample
+# Of each open file: those of its tables, and of the streams between which a reader jumps.
+_BLOCKS_IN_MEMORY = 4
+# Bytes that are read ahead in a tar file at first: the headers of one sample.
+_WINDOW_BYTES = 2**16
+_MAX_WINDOW_BYTES = 2**20
+# Of headers: at the beginning of a member, at its end, and between.
+_WINDOWS_IN_MEMORY = 4
 
 ReadRange = Callable[[int, int], bytes]  # gets the positions of the first byte and after the last
 
@@ -77,12 +80,70 @@ def open_blocks(size: int, block_bytes: int, read_block: ReadRange, name: str) -
     return io.BufferedReader(RemoteFile(cache, name))
 
 
+class WindowCache(BaseCache):
+    """Keeps the last few ranges of a file. How much it fetches beside what is read follows from earlier reads.
+
+    Who reads on after a range is sent twice as much ahead from then on. Who reads a little before a range, as tables at
+    the end of a video, is sent as much before each position to which it jumps from then on.
+
+    Args:
+        read_range: Fetches bytes.
+        size: The size of the file in bytes.
+    """
+
+    name = "windows"
+
+    def __init__(self, read_range: ReadRange, size: int) -> None:
+        super().__init__(_WINDOW_BYTES, read_range, size)
+        self._windows: list[tuple[int, bytes]] = []  # start and content, the newest last
+        self._bytes_before = 0
+        self._bytes_ahead = _WINDOW_BYTES
+
+    def _fetch(self, start: int | None, end: int | None) -> bytes:
+        start = start or 0
+        end = self.size if end is None else min(end, self.size)
+        content = b""
+        while start < end:
+            part = self._held(start, end)
+            if not part:
+                self._add_window(start, end)
+                part = self._held(start, end)
+            content += part
+            start += len(part)
+        return content
+
+    def _held(self, start: int, end: int) -> bytes:
+        """Return the bytes from `start` on that a window has, at most to `end`."""
+        for begin, content in self._windows:
+            if begin <= start < begin + len(content):
+                return content[start - begin : end - begin]
+        return b""
+
+    def _add_window(self, start: int, end: int) -> None:
+        """Fetch a range with at least the byte at `start`, which no window has."""
+        begins = [begin for begin, _ in self._windows if 0 < begin - start <= _MAX_WINDOW_BYTES]
+        follows = any(begin + len(content) == start for begin, content in self._windows)
+        if follows:
+            self._bytes_ahead = min(2 * self._bytes_ahead, _MAX_WINDOW_BYTES)
+            stop = end + self._bytes_ahead
+        elif begins:
+            stop = min(begins)
+            distance = 2 * (stop - start)
+            self._bytes_before = min(max(self._bytes_before, distance), _MAX_WINDOW_BYTES)
+        else:
+            stop = end + self._bytes_ahead
+            start = max(0, start - self._bytes_before)
+        content = self.fetcher(start, min(stop, self.size))
+        self._windows.append((start, content))
+        del self._windows[:-_WINDOWS_IN_MEMORY]
+
+
 def open_windows(size: int, read_range: ReadRange, name: str) -> BinaryIO:
-    """Open a file of which small parts are read in order, such as the headers of a tar file.
+    """Open a file of which small parts are read about in order, such as the headers of a tar file and of its members.
 
     Args:
         size: Its size in bytes.
         read_range: Fetches bytes.
         name: What libraries show as its name.
     """
-    return io.BufferedReader(RemoteFile(ReadAheadCache(_WINDOW_BYTES, read_range, size), name))
+    return io.BufferedReader(RemoteFile(WindowCache(read_range, size), name))

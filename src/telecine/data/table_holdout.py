@@ -1,4 +1,7 @@
-"""The part of a table of spans that is held out: whole groups of files, the same ones as of indexed spans."""
+"""The part of a table of spans that is held out: whole groups of files, the same ones as of indexed spans.
+
+It is apart from `holdout.py`, because a loop over spans is slow where these are rows of a table.
+"""
 
 import logging
 import os
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.holdout import MIN_VIDEOS, asks_for_groups, choose_groups, no_clip_error
+from telecine.data.holdout import choose_groups, no_clip_error, prefers_groups
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
 from telecine.data.table import SpanTable
 from telecine.settings import ClipConfig
@@ -42,15 +45,14 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
             raise no_clip_error([videos[int(videos.num_frames.argmax())]], config)
         group = group_table(videos, config.holdout)
         num_groups = len(np.unique(group[fits]))
-        is_asked_for = asks_for_groups(config, num_groups)
-        has_column = config.holdout == "auto" and bool(videos.group.any())
-        are_many = len(np.unique(videos.file[fits])) >= MIN_VIDEOS
-        if not (is_asked_for or has_column or are_many):
-            logger.info("all videos are indexed: the end of each is held out, because they are few")
-            return None
-        if num_groups < 2:
-            text = "all videos are indexed: the end of each is held out, because all of them are in one group"
-            logger.info(text)
+        if not prefers_groups(
+            config,
+            num_files=len(np.unique(videos.file[fits])),
+            num_groups=num_groups,
+            has_column=config.holdout == "auto" and bool(videos.group.any()),
+        ):
+            reason = "they are few" if num_groups > 1 else "all of them are in one group"
+            logger.info("all videos are indexed: the end of each is held out, because %s", reason)
             return None
         held_out = _choose(group[fits], videos.num_frames[fits], config.val_fraction)
         is_held_out = np.isin(group, held_out)

@@ -140,7 +140,7 @@ class SpaceToDepthConv(nn.Sequential):
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions, `net`, and a skip, both halved; `antialiased_time` blurs time as well as space before that."""
+    """Two convolutions, `net`, and a skip, both halved; `blurs` blurs space before that."""
 
     skip_name = "conv_res"  # in published checkpoints
 
@@ -150,13 +150,11 @@ class _ResidualBlock(nn.Module):
         net: nn.Module,
         downsample: nn.Module | None,
         blurs: bool,
-        antialiased_time: bool = False,
     ) -> None:
         super().__init__()
         self.add_module(self.skip_name, skip)
         self.net = net
         self.maybe_blur = Blur() if blurs else None
-        self.antialiased_time = antialiased_time
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,7 +162,7 @@ class _ResidualBlock(nn.Module):
         x = self.net(x)
         if self.downsample is not None:
             if self.maybe_blur is not None:
-                x = self.maybe_blur(x, space_only=not self.antialiased_time)
+                x = self.maybe_blur(x, space_only=True)
             x = self.downsample(x)
         return (x + skip) * 2**-0.5
 
@@ -195,7 +193,7 @@ class DiscriminatorBlock3D(_ResidualBlock):
     """Two 3x3x3 convolutions with a strided 1x1x1 convolution as skip, halving time, height and width.
 
     Maps `(B, input_channels, T, H, W)` to `(B, filters, ceil(T / 2), ceil(H / 2), ceil(W / 2))`.
-    `antialiased_downsample` blurs space before the stride, as the reference's weights expect, `antialiased_time` time.
+    `antialiased_downsample` blurs space before the stride, as the reference's weights expect.
     """
 
     def __init__(
@@ -203,16 +201,12 @@ class DiscriminatorBlock3D(_ResidualBlock):
         input_channels: int,
         filters: int,
         antialiased_downsample: bool = True,
-        *,
-        antialiased_time: bool = False,
     ) -> None:
         skip = _Conv3d(input_channels, filters, 1, stride=2)
         net = _activated(
             _Conv3d(input_channels, filters, 3, padding=1), _Conv3d(filters, filters, 3, padding=1)
         )
-        super().__init__(
-            skip, net, SpaceToDepthConv(filters, dims=3), antialiased_downsample, antialiased_time
-        )
+        super().__init__(skip, net, SpaceToDepthConv(filters, dims=3), antialiased_downsample)
 
 
 class CausalConv3d(nn.Module):
@@ -309,8 +303,7 @@ class DiscriminatorBlock3DWithfirstframe(_ResidualBlock):
     """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
     Maps `(B, input_channels, T, H, W)` to `(B, filters, 1 + ceil((T - 1) / 2), H // 2, W // 2)`.
-    `antialiased_downsample` blurs space before the stride, `antialiased_time` time as well, including the first frame.
-    Copies of that pad the convolutions.
+    `antialiased_downsample` blurs space before the stride. Copies of the first frame pad the convolutions.
     """
 
     skip_name = "downsample_res"
@@ -320,8 +313,6 @@ class DiscriminatorBlock3DWithfirstframe(_ResidualBlock):
         input_channels: int,
         filters: int,
         antialiased_downsample: bool = True,
-        *,
-        antialiased_time: bool = False,
     ) -> None:
         skip = DownSample3D(input_channels, True, compress_time=True, out_channels=filters)
         net = _activated(
@@ -329,7 +320,7 @@ class DiscriminatorBlock3DWithfirstframe(_ResidualBlock):
             CausalConv3d(filters, filters, 3, pad_mode="first"),
         )
         downsample = DownSample3D(filters, True, compress_time=True, out_channels=filters)
-        super().__init__(skip, net, downsample, antialiased_downsample, antialiased_time)
+        super().__init__(skip, net, downsample, antialiased_downsample)
 
 
 def _activated(*convolutions: nn.Module) -> nn.Sequential:

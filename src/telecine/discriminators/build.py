@@ -24,11 +24,15 @@ from telecine.settings import ClipConfig, DiscriminatorConfig
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 
 
-def _image_attention(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module:
-    return Discriminator(**_residual_options(config, clips, 1))
+def _image_attention(
+    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
+) -> nn.Module:
+    return Discriminator(**_residual_options(config, clips, factor))
 
 
-def _image_patch(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module:
+def _image_patch(
+    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
+) -> nn.Module:
     return PatchDiscriminator(
         base_channels=4 * config.dim,
         channels=clips.num_channels,
@@ -39,25 +43,19 @@ def _image_patch(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module:
 
 
 def _first_frame(
-    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
-) -> list[nn.Module]:
-    return [
-        Discriminator3DWithfirstframe(
-            **_residual_options(config, clips, factor),
-            frame_num=clips.num_frames,
-            time_weighting=config.time_weighting,
-        )
-        for factor in factors
-    ]
+    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
+) -> nn.Module:
+    return Discriminator3DWithfirstframe(
+        **_residual_options(config, clips, factor),
+        frame_num=clips.num_frames,
+        time_weighting=config.time_weighting,
+    )
 
 
 def _plain(
-    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
-) -> list[nn.Module]:
-    return [
-        Discriminator3D(**_residual_options(config, clips, factor), frame_num=clips.num_frames)
-        for factor in factors
-    ]
+    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
+) -> nn.Module:
+    return Discriminator3D(**_residual_options(config, clips, factor), frame_num=clips.num_frames)
 
 
 def _residual_options(
@@ -65,74 +63,53 @@ def _residual_options(
 ) -> dict[str, Any]:
     return {
         "dim": config.dim,
-        "image_size": (math.ceil(clips.height / factor), math.ceil(clips.width / factor)),
+        "image_size": _image_size(clips, factor),
         "channels": clips.num_channels,
         "max_dim": config.max_dim,
         "antialiased_downsample": config.antialiased_downsample,
     }
 
 
+def _image_size(clips: ClipConfig, factor: int) -> tuple[int, int]:
+    return math.ceil(clips.height / factor), math.ceil(clips.width / factor)
+
+
 def _patch(
-    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
-) -> list[nn.Module]:
-    return [
-        PatchDiscriminator3D(
-            base_channels=4 * config.dim,
-            channels=clips.num_channels,
-            num_layers=config.num_layers,
-            num_temporal_layers=config.num_temporal_layers,
-            max_dim=config.max_dim,
-            norm=config.norm,
-        )
-        for _ in factors
-    ]
+    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
+) -> nn.Module:
+    return PatchDiscriminator3D(
+        base_channels=4 * config.dim,
+        channels=clips.num_channels,
+        num_layers=config.num_layers,
+        num_temporal_layers=config.num_temporal_layers,
+        max_dim=config.max_dim,
+        norm=config.norm,
+    )
 
 
 def _features(
-    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
-) -> list[nn.Module]:
-    """Build discriminators with heads on the layers of one frozen network, which they share."""
-    if not factors:
-        return []
-    features = config.features
-    shared = build_maps(
-        features.net,
-        features.weights,
-        features.layers,
-        load=load,
-        prefix="discriminator.features.",
+    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
+) -> nn.Module:
+    assert backbone is not None
+    return FeatureDiscriminator(
+        net=backbone, base_channels=4 * config.dim, size=config.features.size
     )
-    return [
-        FeatureDiscriminator(net=shared, base_channels=4 * config.dim, size=features.size)
-        for _ in factors
-    ]
 
 
-def _none(
-    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], load: bool
-) -> list[nn.Module]:
-    return []
-
-
-BuildImage: TypeAlias = Callable[[DiscriminatorConfig, ClipConfig], nn.Module]
-"""From the settings to the discriminator of single frames."""
-BuildVideos: TypeAlias = Callable[
-    [DiscriminatorConfig, ClipConfig, Sequence[int], bool], list[nn.Module]
-]
-"""From the settings, the numbers by which the height and width of clips are divided, and whether a frozen network gets
-its weights, to one discriminator of clips for each of these numbers."""
-# By the names that the settings have. `dim` is a quarter of the channels of the first block, in the settings and in the
-# residual networks, as in CogVideo.
-IMAGE: Mapping[str, BuildImage] = {
+Build: TypeAlias = Callable[[DiscriminatorConfig, ClipConfig, int, nn.Module | None], nn.Module]
+"""From the settings, the number by which the height and width of the clips are divided, and the frozen network of
+"features", to a discriminator."""
+# By the names that the settings have, without "none". `dim` is a quarter of the channels of the first block, in the
+# settings and in the residual networks, as in CogVideo.
+IMAGE: Mapping[str, Build] = {
     "attention": _image_attention,
     "patch": _image_patch,
 }
-VIDEO: Mapping[str, BuildVideos] = {
+VIDEO: Mapping[str, Build] = {
     "first_frame": _first_frame,
     "plain": _plain,
     "patch": _patch,
     "features": _features,
-    "none": _none,
 }
 
 
@@ -150,17 +127,29 @@ def build_discriminators(
     Returns:
         The discriminator of single frames, `None` without one or if 1 is no factor; and those of clips, by factor.
     """
-    build_videos = choose_video(config)
-    videos = build_videos(config, clips, factors, load)
+    build_video = choose_video(config)
+    backbone: nn.Module | None = None
+    if config.video == "features" and factors:
+        features = config.features  # one network, which all of them share
+        backbone = build_maps(
+            features.net,
+            features.weights,
+            features.layers,
+            load=load,
+            prefix="discriminator.features.",
+        )
+    videos: list[nn.Module] = []
+    if build_video is not None:
+        videos = [build_video(config, clips, factor, backbone) for factor in factors]
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
-        image = IMAGE[config.image](config, clips)
+        image = IMAGE[config.image](config, clips, 1, backbone)
     return image, videos
 
 
-def choose_video(config: DiscriminatorConfig) -> BuildVideos:
-    """Return the function that builds the discriminators of clips.
+def choose_video(config: DiscriminatorConfig) -> Build | None:
+    """Return the function that builds a discriminator of clips; None without one.
 
     Raises:
         ValueError: `video` is a path that cannot be imported, or that of something else; or `params` are not its
@@ -168,11 +157,13 @@ def choose_video(config: DiscriminatorConfig) -> BuildVideos:
     """
     name = "discriminator.video"
     kind = config.video
+    if kind == "none":
+        return None
     if isinstance(kind, str) and kind in VIDEO:
         return VIDEO[kind]
     cls = import_allowed(kind, name) if isinstance(kind, str) else kind
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        names = ", ".join(VIDEO)
+        names = ", ".join([*VIDEO, "none"])
         contract = f"one of {names}, or the dotted path of a class of modules"
         raise argument_error(name, contract, f"{kind}, which is another object", "Check the path.")
     if getattr(cls, "sees", "video") != "video":
@@ -186,29 +177,24 @@ def _custom(
     cls: type[nn.Module],
     config: DiscriminatorConfig,
     clips: ClipConfig,
-    factors: Sequence[int],
-    load: bool,
-) -> list[nn.Module]:
+    factor: int,
+    backbone: nn.Module | None,
+) -> nn.Module:
     """Build a class with the size of its clips and with settings that are arguments of it; `params` count more."""
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     options["channels"] = clips.num_channels
     options["frame_num"] = clips.num_frames
+    options["image_size"] = _image_size(clips, factor)
     parameters = inspect.signature(cls).parameters
-    discriminators: list[nn.Module] = []
-    for factor in factors:
-        options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
-        arguments = {name: value for name, value in options.items() if name in parameters}
-        arguments |= config.params
-        try:
-            discriminators.append(cls(**arguments))
-        except CODE_ERRORS as error:
-            raised = f"{type(error).__name__} with {shorten(repr(arguments))}: {error}"
-            remedy = "Set its arguments by `discriminator.params`, or correct it."
-            got = f"{config.video}, which raises {raised}"
-            raise argument_error(
-                "discriminator.video", "a class of modules", got, remedy
-            ) from error
-    return discriminators
+    arguments = {name: value for name, value in options.items() if name in parameters}
+    arguments |= config.params
+    try:
+        return cls(**arguments)
+    except CODE_ERRORS as error:
+        raised = f"{type(error).__name__} with {shorten(repr(arguments))}: {error}"
+        remedy = "Set its arguments by `discriminator.params`, or correct it."
+        got = f"{config.video}, which raises {raised}"
+        raise argument_error("discriminator.video", "a class of modules", got, remedy) from error
 
 
 def build_discriminator(spec: object, *, default: type[nn.Module], name: str) -> nn.Module:

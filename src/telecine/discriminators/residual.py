@@ -9,12 +9,6 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice, check_count, describe
 from telecine.discriminators.attention import with_attention
-from telecine.discriminators.base import (
-    DiscriminatorOutput,
-    GradientCheckpointing,
-    Sees,
-    check_batch,
-)
 from telecine.discriminators.blocks import (
     CausalConv3d,
     DiscriminatorBlock,
@@ -23,6 +17,8 @@ from telecine.discriminators.blocks import (
     Head,
     PadMode,
 )
+from telecine.discriminators.checkpointing import GradientCheckpointing
+from telecine.discriminators.output import DiscriminatorOutput, Sees, check_batch
 
 TimeWeighting: TypeAlias = Literal["positions", "frames"]
 
@@ -51,7 +47,6 @@ class _ResidualDiscriminator(GradientCheckpointing):
     linear_attn_heads: int = 16
     ff_mult: int = 4
     antialiased_downsample: bool = False
-    antialiased_time: bool = False
     time_weighting: TimeWeighting = field(init=False, default="positions")
 
     def __post_init__(self) -> None:
@@ -66,11 +61,6 @@ class _ResidualDiscriminator(GradientCheckpointing):
             "linear_attn_heads",
         ):
             check_count(name, getattr(self, name))
-        if self.antialiased_time and not self.antialiased_downsample:
-            remedy = "Set `antialiased_downsample=True` as well."
-            raise argument_error(
-                "antialiased_time", "False without `antialiased_downsample`", True, remedy
-            )
         height, width = _as_image_size(self.image_size)
         # They reduce the shorter side to at least 4 and below 8.
         num_halvings = min(height, width).bit_length() - 3
@@ -81,12 +71,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
         for level in range(num_blocks):
             width_out = min(4 * self.dim * 2**level, self.max_dim)
             if level < self.temporal_num_layers:
-                block = self.video_block(
-                    width_in,
-                    width_out,
-                    self.antialiased_downsample,
-                    antialiased_time=self.antialiased_time,
-                )
+                block = self.video_block(width_in, width_out, self.antialiased_downsample)
             else:
                 is_last = level == num_blocks - 1
                 block = DiscriminatorBlock(
@@ -187,7 +172,6 @@ class Discriminator(_ResidualDiscriminator):
     sees = "frames"
 
     frame_num: int = field(init=False, default=1)
-    antialiased_time: bool = field(init=False, default=False)
     attn_heads: int = 8
     attn_dim_head: int = 32
 
@@ -202,7 +186,6 @@ class Discriminator3D(_ResidualDiscriminator):
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
         frame_num: Number of frames that it is built for; time is halved at most `floor(log2(frame_num))` times.
         antialiased_downsample: Blur space before each stride.
-        antialiased_time: Blur time as well before each temporal stride; only with `antialiased_downsample`.
 
     Raises:
         ValueError: If a size is not a positive int, or `image_size` is below 4.
@@ -222,7 +205,7 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
 
     Args:
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
-        frame_num, antialiased_downsample, antialiased_time: See `Discriminator3D`.
+        frame_num, antialiased_downsample: See `Discriminator3D`.
         time_weighting: Weights of the mean over the remaining time: equal for all "positions", as published, or equal
             for all "frames" of the video, so that a position is weighted by the number of frames pooled into it.
         pad_mode: Padding of the causal convolutions before the first frame: copies of the "first" frame, as published,

@@ -1,8 +1,6 @@
 """Spectral norms (arXiv:1802.05957) of all layers of a network at once, as a batch of matrices padded with zeros."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +8,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from telecine.ops.pass_options import pass_options
 
-class _SpectralNorms(NamedTuple):
+
+class _NormalisedLayers(NamedTuple):
     """The normalised weights of several layers, and what they were divided by."""
 
     weights: list[Tensor]
@@ -20,50 +20,33 @@ class _SpectralNorms(NamedTuple):
     sigma: Tensor  # `(layers,)`
 
 
-# By the first layer; None outside of `shared_spectral_norms`.
-_shared: ContextVar[dict[nn.Module, _SpectralNorms] | None] = ContextVar("shared", default=None)
-
-
-@contextmanager
-def shared_spectral_norms() -> Iterator[None]:
-    """Let all passes of a network inside share its normalised weights, after one step of the power iteration.
-
-    The weights must not change inside. Contexts inside others have no effect.
-    """
-    outer = _shared.get()
-    token = _shared.set({} if outer is None else outer)
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-
-
 def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
     """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms.
 
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
     """
-    norms = [layer.parametrizations.weight for layer in layers]
-    shared = _shared.get()
+    parametrizations = [layer.parametrizations.weight for layer in layers]
+    shared: dict[nn.Module, _NormalisedLayers] | None = pass_options().spectral_norms
     if shared is None:
-        normalised = _normalise(norms)
+        normalised = _power_iteration(parametrizations)
     else:
-        if layers[0] not in shared:
-            shared[layers[0]] = _normalise(norms)
+        if layers[0] not in shared:  # which stands for all layers of its network
+            shared[layers[0]] = _power_iteration(parametrizations)
         normalised = shared[layers[0]]
-    return _Normalise.apply(normalised, *[norm.original for norm in norms])
+    originals = [parametrization.original for parametrization in parametrizations]
+    return _DivideBySigma.apply(normalised, *originals)
 
 
 @torch.no_grad()
-def _normalise(norms: Sequence[Any]) -> _SpectralNorms:
+def _power_iteration(parametrizations: Sequence[Any]) -> _NormalisedLayers:
     """Normalise the weights of several layers; in training mode, after one step of the power iteration."""
-    originals = [norm.original for norm in norms]
-    us = [norm[0]._u for norm in norms]
-    vs = [norm[0]._v for norm in norms]
-    eps = norms[0][0].eps
+    originals = [parametrization.original for parametrization in parametrizations]
+    us = [parametrization[0]._u for parametrization in parametrizations]
+    vs = [parametrization[0]._v for parametrization in parametrizations]
+    eps = parametrizations[0][0].eps
     matrix = _padded([original.flatten(1) for original in originals])
     v = _padded([vector[:, None] for vector in vs])
-    if norms[0].training:
+    if parametrizations[0].training:
         u = F.normalize(matrix @ v, dim=1, eps=eps)
         v = F.normalize(matrix.mT @ u, dim=1, eps=eps)
         new_us = [row[: len(vector), 0] for row, vector in zip(u, us, strict=True)]
@@ -73,7 +56,7 @@ def _normalise(norms: Sequence[Any]) -> _SpectralNorms:
         u = _padded([vector[:, None] for vector in us])
     sigma = (u * (matrix @ v)).sum((1, 2))
     weights = list(torch._foreach_div(originals, sigma.unbind()))
-    return _SpectralNorms(weights, u, v, sigma)
+    return _NormalisedLayers(weights, u, v, sigma)
 
 
 def _padded(matrices: Sequence[Tensor]) -> Tensor:
@@ -94,13 +77,17 @@ def _without_padding(batch: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
     return views
 
 
-class _Normalise(torch.autograd.Function):
-    """The normalised weights as a function of the weights; u and v are constants. Differentiable once."""
+class _DivideBySigma(torch.autograd.Function):
+    """The normalised weights as a function of the weights; u and v are constants. Differentiable once.
+
+    That is enough for a penalty with a double backward. It differentiates logits for the input, which does not run this
+    backward; the gradient of the penalty for the weights runs it once.
+    """
 
     @staticmethod
-    def forward(ctx: Any, norms: _SpectralNorms, *originals: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(norms.u, norms.v, norms.sigma, *norms.weights)
-        return tuple(weight.detach() for weight in norms.weights)
+    def forward(ctx: Any, layers: _NormalisedLayers, *originals: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(layers.u, layers.v, layers.sigma, *layers.weights)
+        return tuple(weight.detach() for weight in layers.weights)
 
     @staticmethod
     @once_differentiable

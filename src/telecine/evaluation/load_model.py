@@ -19,8 +19,8 @@ from telecine.models.paired import PairedAutoencoder
 from telecine.runs import find_checkpoint
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips
+from telecine.settings.errors import validate
 from telecine.settings.evaluate import ModelUse
-from telecine.settings.validate import validate
 
 Model: TypeAlias = str | Path | nn.Module
 """A folder of a run, of a checkpoint or of a saved autoencoder, a name on the Hub; or a module, as it is."""
@@ -36,7 +36,7 @@ class MeasuredModel:
     """Its folder, and which of its weights."""
 
 
-def index_data(
+def load_infos(
     path: str | Path, clips: ClipConfig | None = None, *, name: str = "data"
 ) -> list[VideoInfo]:
     """Return the videos and arrays at a path, or the images without one. Their index is saved, for training, too.
@@ -67,7 +67,7 @@ def load_with_data(
         device: Where the autoencoder is.
     """
     measured = load_with_clips(checkpoint, config, device)
-    infos = index_data(str(config.data), measured.clips)
+    infos = load_infos(str(config.data), measured.clips)
     return replace(measured, clips=one_frame_of_images(infos, measured.clips, config)), infos
 
 

@@ -47,7 +47,7 @@ def equivariance(
     latent: Tensor,
     decode: Decode,
     target: Video,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
     generator: Generators = None,
     min_scale: float = 0.25,
@@ -66,7 +66,7 @@ def equivariance(
     Args:
         latent, decode: z, `(B, C, t, h, w)`, and D; the graph is kept.
         target: x, `(B, 3, T, H, W)` in [-1, 1].
-        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        sample_weight: Non-negative weights of the clips `(B,)`, see `weighted_mean`.
         mask: Bool, broadcasts to `target`. A pixel counts if all pixels that it was made of do.
         generator: Source of the transformation; of several, the first's seed. One on an accelerator costs a host sync.
         min_scale: Smallest scale, in (0, 1]. The largest is just below 1; with 1, nothing is scaled.
@@ -104,7 +104,7 @@ def equivariance(
         turned_mask = None
         if mask is not None:
             turned_mask = _oriented(mask.expand_as(target), orientation)
-        errors.append(_compare(decoded, turned_target, turned_mask, weight, loss))
+        errors.append(_compare(decoded, turned_target, turned_mask, sample_weight, loss))
     return torch.stack(errors).mean()
 
 
@@ -113,7 +113,7 @@ def scale_equivariance(
     latent: Tensor,
     decode: Decode,
     target: Video,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
     generator: Generators = None,
     factors: Sequence[int] = (2, 4),
@@ -126,7 +126,7 @@ def scale_equivariance(
     position. It costs a pass of the decoder over a latent of 1/4 or 1/16 of the size.
 
     Args:
-        latent, decode, target, weight, mask, generator, loss: See `equivariance`.
+        latent, decode, target, sample_weight, mask, generator, loss: See `equivariance`.
         factors: Whole numbers, at least one.
 
     Raises:
@@ -146,7 +146,7 @@ def scale_equivariance(
     factor = factors[int(len(factors) * draw)]
     height, width = latent.shape[-2:]
     small = resized(latent, [max(height // factor, 1), max(width // factor, 1)])
-    return _compare(decode(small.to(latent.dtype)), target, mask, weight, loss)
+    return _compare(decode(small.to(latent.dtype)), target, mask, sample_weight, loss)
 
 
 def latent_masking(
@@ -154,7 +154,7 @@ def latent_masking(
     latent: Tensor,
     decode: Decode,
     target: Video,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
     generator: Generators = None,
     max_ratio: float = 0.75,
@@ -168,7 +168,7 @@ def latent_masking(
     gets the clip's mean of its channel, where the paper learns a token. It costs a full pass of the decoder.
 
     Args:
-        latent, decode, target, weight, mask, generator, loss: See `equivariance`.
+        latent, decode, target, sample_weight, mask, generator, loss: See `equivariance`.
         max_ratio: The largest ratio, from 0 to below 1.
         block: Side of the cubes of positions that are masked together.
 
@@ -187,7 +187,7 @@ def latent_masking(
         is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, latent.shape[axis])
     mean, _ = _channel_statistics(latent)
     masked = torch.where(is_masked, mean.to(latent.dtype), latent)
-    return _compare(decode(masked), target, mask, weight, loss)
+    return _compare(decode(masked), target, mask, sample_weight, loss)
 
 
 def latent_noise(
@@ -195,7 +195,7 @@ def latent_noise(
     latent: Tensor,
     decode: Decode,
     target: Video,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
     generator: Generators = None,
     scale: float = 0.2,
@@ -208,7 +208,7 @@ def latent_noise(
     standard deviation of each channel of the clip. It costs a full pass of the decoder.
 
     Args:
-        latent, decode, target, weight, mask, generator, loss: See `equivariance`.
+        latent, decode, target, sample_weight, mask, generator, loss: See `equivariance`.
         scale: Above 0; 0.8 in the paper, whose latents are of high dimension.
 
     Raises:
@@ -220,7 +220,7 @@ def latent_noise(
     _, std = _channel_statistics(latent)
     size = scale * draw((len(latent), 1, 1, 1, 1)).abs()
     noisy = latent + size * std.to(latent.dtype) * draw(latent.shape)
-    return _compare(decode(noisy), target, mask, weight, loss)
+    return _compare(decode(noisy), target, mask, sample_weight, loss)
 
 
 def round_trip(
@@ -228,7 +228,7 @@ def round_trip(
     latent: Tensor,
     decode: Decode,
     encode: Encode,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     trains: Literal["decoder", "both"] = "decoder",
 ) -> Scalar:
     """Return the mean absolute difference of a latent from that of its decoded video, `|E(D(z)) - z|`.
@@ -240,7 +240,7 @@ def round_trip(
     Args:
         latent: z, `(B, C, t, h, w)`.
         decode, encode: D and E. The decoded video is not clamped.
-        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        sample_weight: Non-negative weights of the clips `(B,)`, see `weighted_mean`.
         trains: "decoder": the gradient passes through the encoder and reaches the decoder alone; it is computed with
             the value, without second derivatives. "both": it reaches the weights of both, and the latent.
 
@@ -249,13 +249,13 @@ def round_trip(
     """
     check_choice("trains", trains, ("decoder", "both"))
     if trains == "both":
-        return weighted_mean(_absolute_difference(encode(decode(latent)), latent), weight)
+        return weighted_mean(_absolute_difference(encode(decode(latent)), latent), sample_weight)
     z = latent.detach()
     decoded = decode(z)
     if not decoded.requires_grad:
-        return weighted_mean(_absolute_difference(encode(decoded), z), weight)
+        return weighted_mean(_absolute_difference(encode(decoded), z), sample_weight)
     leaf = decoded.detach().requires_grad_()
-    value = weighted_mean(_absolute_difference(encode(leaf), z), weight)
+    value = weighted_mean(_absolute_difference(encode(leaf), z), sample_weight)
     # Scaled by the number of values: small gradients would underflow in half precision.
     (gradient,) = gradients_of(z.numel() * value, [leaf])
     assert gradient is not None
@@ -273,7 +273,7 @@ def _absolute_difference(encoded: Tensor, latent: Tensor) -> Tensor:
 def local_correlation(
     *,
     latent: Tensor,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     threshold: float = 0.75,
     first_frame_apart: bool = True,
 ) -> Scalar:
@@ -287,7 +287,7 @@ def local_correlation(
 
     Args:
         latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
-        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        sample_weight: Non-negative weights of the clips `(B,)`, see `weighted_mean`.
         threshold: From 0 to below 1; 0.75 in the paper. The result is in [0, 1 + threshold], at least float32.
         first_frame_apart: Whether the first latent frame has windows of its own: it encodes one frame alone. Without
             it, its windows reach over time, as those of the others. Training passes what the autoencoder says.
@@ -311,7 +311,7 @@ def local_correlation(
             rest = z[:, :, 1:]
         if rest.shape[2] > 0:
             parts.append(_window_correlation(rest, min(2, rest.shape[2])))
-        return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
+        return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), sample_weight)
 
 
 def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
@@ -360,7 +360,7 @@ def _random_side(side: int, min_scale: float, draw: float) -> int:
 
 
 def _compare(
-    decoded: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, loss: str
+    decoded: Tensor, target: Tensor, mask: Tensor | None, sample_weight: Tensor | None, loss: str
 ) -> Scalar:
     """Return the error of a decoded video against the target, resized to its size, over the pixels that count."""
     distance = choose("loss", loss, RECONSTRUCTION_LOSSES)
@@ -370,10 +370,10 @@ def _compare(
         fake = at_least_float32(decoded)
         real = target if has_same_size else resized(target, size)
         if mask is None:
-            return distance(reconstruction=fake, target=real, weight=weight)
+            return distance(reconstruction=fake, target=real, weight=sample_weight)
         counts = mask.expand_as(target)
         if not has_same_size:  # a pixel counts if all pixels that it was made of do
             counts = resized(counts.to(fake.dtype), size) > 1 - _EPSILON
         fake = torch.where(counts, fake, real.to(fake.dtype))
-        value = distance(reconstruction=fake, target=real, weight=weight)
+        value = distance(reconstruction=fake, target=real, weight=sample_weight)
         return mean_of_counted(value, counts)

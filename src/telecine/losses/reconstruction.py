@@ -73,7 +73,8 @@ def charbonnier(
     return weighted_mean((d.square() + epsilon**2).sqrt() - epsilon, weight)
 
 
-# The one pixel loss, by the values of `objective.reconstruction.loss`. `additional_terms.py` has those with a weight.
+# The one pixel loss, by the values of `objective.reconstruction.loss`. Others have a weight, see
+# `objective/term_functions.py`.
 RECONSTRUCTION_LOSSES: dict[str, Callable[..., Scalar]] = {
     "mse": mse,
     "l1": l1,
@@ -85,7 +86,7 @@ def temporal_difference(
     *,
     reconstruction: Video,
     target: Video,
-    weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Scalar:
     """Return the mean of `|(x[t+1] - x[t]) - (y[t+1] - y[t])|` over all pairs of consecutive frames.
@@ -95,22 +96,22 @@ def temporal_difference(
 
     Args:
         reconstruction, target: x and y, `(B, C, T, H, W)`.
-        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        sample_weight: Non-negative weights of the clips `(B,)`, see `weighted_mean`.
         mask: Bool, broadcasts to the videos. The mean is over the changes with True in both frames; 0 without any.
 
     Raises:
-        ValueError: If the shapes differ, or `weight` is not `(B,)`.
+        ValueError: If the shapes differ, or `sample_weight` is not `(B,)`.
     """
     # Both steps are linear.
     changes = difference(reconstruction=reconstruction, target=target).diff(dim=2)
     if changes.shape[2] == 0:
         return changes.sum()  # a mean over no elements would be NaN; the sum is 0 and has a graph
     if mask is None:
-        return weighted_mean(changes.abs(), weight)
+        return weighted_mean(changes.abs(), sample_weight)
     mask = mask.expand_as(reconstruction)
     counts = mask[:, :, 1:] & mask[:, :, :-1]
     errors = torch.where(counts, changes.abs(), torch.zeros_like(changes))
-    return mean_of_counted(weighted_mean(errors, weight), counts)
+    return mean_of_counted(weighted_mean(errors, sample_weight), counts)
 
 
 def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:
@@ -142,7 +143,10 @@ def weighted_mean(error: Tensor, weight: Tensor | None) -> Scalar:
         return error.mean()
     if weight.shape != error.shape[:1]:
         raise argument_error(
-            "weight", f"of shape {tuple(error.shape[:1])}", weight, "Pass one weight per sample."
+            "the sample weights",
+            f"of shape {tuple(error.shape[:1])}",
+            weight,
+            "Pass one weight per sample.",
         )
     return (weight.to(error.dtype) * error.reshape(len(error), -1).mean(1)).mean()
 

@@ -44,8 +44,8 @@ from telecine.models.pretrained import (
 from telecine.models.row_layers import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamEncoder
 from telecine.settings import CausalVAEConfig
+from telecine.settings.errors import validate
 from telecine.settings.upgrade import upgrade_autoencoder
-from telecine.settings.validate import validate
 
 # Key and value in `config.json`. The first version wrote none: its models have other layers.
 _ARCHITECTURE_KEY = "_architecture"

@@ -233,7 +233,7 @@ class CausalAutoencoder(LatentAutoencoder):
         return FEW_STEPS if self.generates and not self.config.flow.one_step else {}
 
     def _call_decoder(self, *inputs: Any) -> Any:
-        # The adaptive weight needs the gradient of the last layer alone.
+        # The adaptive weight differentiates the last layer alone: cast with the others, it would cost their backward.
         return call_with_cast_weights(self.decoder, *inputs, separately=self.decoder.network[-1])
 
     @property

@@ -90,7 +90,7 @@ class FrozenEncoderModel(LatentAutoencoder):
         return self.latent_model.codebook
 
 
-class Student(FrozenEncoderModel):
+class TeacherEncoderModel(FrozenEncoderModel):
     """The frozen encoder of a named teacher; a subclass has the decoder that is trained for its latents.
 
     The teacher is in no checkpoint: a loaded student decodes without it, and loads it to encode the first video.
@@ -125,7 +125,7 @@ class Student(FrozenEncoderModel):
         """
         if self._frozen is None:
             loaded = self.load_teacher()
-            if isinstance(loaded, Student) or digest_of_encoder(loaded) != self.digest:
+            if isinstance(loaded, TeacherEncoderModel) or digest_of_encoder(loaded) != self.digest:
                 got = f"{self.teacher}, whose encoder differs"
                 remedy = f"Set `{self.teacher_key}` in its config.json to that one."
                 raise argument_error(

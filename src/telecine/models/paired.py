@@ -126,7 +126,12 @@ class PairedAutoencoder(LatentAutoencoder):
         Raises:
             ValueError: Always: both models are saved already.
         """
-        raise argument_error("model", "one autoencoder", "two", "Save each of them.")
+        raise argument_error(
+            "model",
+            "a single autoencoder",
+            "the encoder of one and the decoder of another",
+            "Save both.",
+        )
 
     def load_weights(self, folder: str | PathLike[str]) -> Self:
         """Load nothing.
@@ -134,4 +139,9 @@ class PairedAutoencoder(LatentAutoencoder):
         Raises:
             ValueError: Always: both models are loaded already.
         """
-        raise argument_error("model", "one autoencoder", "two", "Load each of them.")
+        raise argument_error(
+            "model",
+            "a single autoencoder",
+            "the encoder of one and the decoder of another",
+            "Load both.",
+        )

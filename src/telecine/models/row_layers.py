@@ -33,8 +33,8 @@ class RowSplit:
     networks: Mapping[str, RowNetwork]
     """By name."""
     unchanged: frozenset[type]
-    """Classes whose output rows need no other rows than their own, apart from those that layers inside them need, and
-    classes of convolutions beside PyTorch's, which get `pad_convolution` as well."""
+    """Classes that stay as they are: each of their output rows depends on the same input row alone, apart from what
+    layers inside them read; and classes of convolutions beside PyTorch's, which get `pad_convolution` as well."""
     replaced: Mapping[type, Callable[[Any], None]]
     """By class: from a layer, which is changed in place."""
 

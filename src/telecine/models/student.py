@@ -18,7 +18,7 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_networks import build_decoder
-from telecine.models.frozen_encoder import TEACHER_KEY, LoadTeacher, Student
+from telecine.models.frozen_encoder import TEACHER_KEY, LoadTeacher, TeacherEncoderModel
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import (
     NORMALISATION_KEYS,
@@ -40,15 +40,15 @@ from telecine.models.pretrained import (
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
+from telecine.settings.errors import validate
 from telecine.settings.upgrade import upgrade_autoencoder
-from telecine.settings.validate import validate
 
 # Keys of `config.json`.
 DECODER_KEY = "decoder"
 DIGEST_KEY = "teacher_encoder_sha256"
 
 
-class StudentAutoencoder(Student, CausalAutoencoder):
+class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
     """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`, see `student_config`.
 
     The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
@@ -88,7 +88,7 @@ class StudentAutoencoder(Student, CausalAutoencoder):
             load: Called with this name when a loaded student needs the teacher.
             config: The architecture of the decoder.
         """
-        if isinstance(loaded, Student):
+        if isinstance(loaded, TeacherEncoderModel):
             teacher = loaded.teacher
         digest = digest_of_encoder(loaded.latent_model)
         student = cls(
@@ -249,7 +249,7 @@ def _find_teacher(folder: Path, teacher: str) -> str:
     path = read_saved_settings(folder.parent).get(TEACHER_KEY)
     if (
         isinstance(path, str)
-        and Student.public_name(path) == teacher
+        and TeacherEncoderModel.public_name(path) == teacher
         and (Path(path).exists() or not is_beside)
     ):
         return path

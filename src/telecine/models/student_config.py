@@ -12,7 +12,7 @@ from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.interface import VideoAutoencoder
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.
 DECODER_SIZES = ("tiny", "small")

@@ -1,5 +1,5 @@
 """The objective: its terms, their weights, and its two steps."""
 
-from telecine.objective.loss import Update, VideoAutoencoderLoss
+from telecine.objective.loss import BothLosses, VideoAutoencoderLoss
 
-__all__ = ["Update", "VideoAutoencoderLoss"]
+__all__ = ["BothLosses", "VideoAutoencoderLoss"]

@@ -13,7 +13,7 @@ from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Video
 from telecine.discriminators import DiscriminatorOutput, as_output
 from telecine.losses.perceptual import pick_frames
-from telecine.ops.convolution import differentiated_twice
+from telecine.ops.pass_options import differentiated_twice
 from telecine.settings import DiscriminatorKind, TermSchedule
 
 

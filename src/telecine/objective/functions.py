@@ -1,4 +1,7 @@
-"""The functions and modules that settings name beside terms: imported and checked."""
+"""The functions and modules that settings name for the pixel loss, LPIPS, the GAN and the penalty: imported, checked.
+
+Those of `terms` are imported by `terms.py`.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence

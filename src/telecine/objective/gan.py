@@ -43,12 +43,12 @@ class GANBatch:
 
     @property
     def has_double_backward(self) -> bool:
-        """Whether the penalty differentiates a gradient of the discriminator."""
+        """Whether this step has a penalty that differentiates a gradient of the discriminator."""
         return self.penalty is not None and self.penalty.double_backward
 
     @property
     def regularisers_read_fake(self) -> bool:
-        """Whether a term of the discriminators' loss beside the GAN loss reads fake inputs or logits."""
+        """Whether a term of the discriminators' loss in this step, beside the GAN loss, reads fake inputs or logits."""
         return self.lecam is not None or (self.penalty is not None and self.penalty.reads_fake)
 
     def draw_frame_of_each_clip(self) -> Tensor:

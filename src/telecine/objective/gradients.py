@@ -75,13 +75,14 @@ class Strategy:
     """How the gradients of the discriminators' losses are taken."""
 
 
-def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) -> Strategy:
+def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, are_both_computed: bool) -> Strategy:
     """Return the strategy that needs least memory and time, and is correct for the terms of this call.
 
-    With `eager_gradients` it depends on autocast, and on whether the penalty has a double backward, for which
-    `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the autoencoder's:
+    With `eager_gradients` it depends on autocast, and on whether this step has a penalty with a double backward, for
+    which `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the
+    autoencoder's. With `penalty.every` above 1, the steps differ:
 
-    | autocast | double backward | autoencoder's terms | discriminators' losses | one pass for both steps |
+    | autocast | double backward in this step | autoencoder's terms | discriminators' losses | one pass for both steps |
     |---|---|---|---|---|
     | off | yes or no | eager | eager | yes |
     | bfloat16 | no | eager | eager | yes |
@@ -89,10 +90,16 @@ def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) 
     | float16 | no | through the graph | through the graph | no |
     | float16 | yes | through the graph | eager, in float32 | no |
 
+    The discriminators' losses are further taken
+
+    - through the graph, if a parameter of a discriminator has a hook;
+    - whole, if eager, with a joint GAN loss, with LeCam, or with a penalty that reads reconstructions;
+    - in parts instead of one pass, if the call is not `update`, or if not both steps train.
+
     Args:
         gan: What this call computes with discriminators.
         config: The settings. Without `eager_gradients`, all gradients are taken through the graph.
-        is_update: Whether the call computes both steps.
+        are_both_computed: Whether the call computes the losses of both steps.
     """
     autocast = autocast_dtype(gan.fake.device)
     # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
@@ -112,17 +119,17 @@ def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, is_update: bool) 
         discriminators = DiscriminatorGradients.THROUGH_GRAPH
     elif isinstance(gan.loss, JointGANLoss) or gan.regularisers_read_fake:
         discriminators = DiscriminatorGradients.EAGER_WHOLE
-    elif is_update and both_train and same_precision:
+    elif are_both_computed and both_train and same_precision:
         discriminators = DiscriminatorGradients.ONE_PASS
     else:
         discriminators = DiscriminatorGradients.EAGER_PARTS
     return Strategy(autoencoder_is_eager, discriminators)
 
 
-def generator_step(gan: GANBatch, *, eager: bool) -> GeneratorLosses:
+def compute_generator_losses(gan: GANBatch, *, eager: bool) -> GeneratorLosses:
     """Return the terms of the autoencoder's loss from all discriminators, which get no gradient."""
     losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
-    for d in discriminators_of_generator_step(gan):
+    for d in discriminators_of_generator_losses(gan):
         fake = d.input_of(gan.fake)
         compute_terms = partial(_compute_terms_of_fake, d, gan)
         with frozen(d.module):
@@ -136,7 +143,9 @@ def _compute_terms_of_fake(d: BoundDiscriminator, gan: GANBatch, fake: Tensor) -
     return compute_generator_terms(d, gan, d_fake=d(fake))
 
 
-def discriminator_step(gan: GANBatch, how: DiscriminatorGradients) -> dict[str, DiscriminatorLoss]:
+def compute_discriminator_losses(
+    gan: GANBatch, how: DiscriminatorGradients
+) -> dict[str, DiscriminatorLoss]:
     """Return the loss of each discriminator that trains at this step, by name. The autoencoder gets no gradient."""
     # Drawn even if no discriminator trains, so that later random numbers do not depend on it.
     frame_indices = gan.draw_frame_of_each_clip()
@@ -154,7 +163,7 @@ def discriminator_step(gan: GANBatch, how: DiscriminatorGradients) -> dict[str, 
     return losses
 
 
-def discriminators_of_generator_step(gan: GANBatch) -> list[BoundDiscriminator]:
+def discriminators_of_generator_losses(gan: GANBatch) -> list[BoundDiscriminator]:
     """Return the discriminators that terms of the autoencoder's loss need, each with a random frame of each clip."""
     discriminators = []
     for d in gan.discriminators:
@@ -186,18 +195,20 @@ def _eager_parts(d: BoundDiscriminator, gan: GANBatch) -> DiscriminatorLoss:
     return _sum_of_parts(gan, real, fake, gradient_sum)
 
 
-def both_steps(gan: GANBatch) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
+def compute_losses_in_one_pass(
+    gan: GANBatch,
+) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
-    # `discriminator_step` enters `gan.precision_of_discriminators()`. Here it would change nothing: this is used in
-    # steps in which the discriminators train, without autocast or without a double backward.
+    # As `choose_strategy` decided: the discriminators have one precision in both steps.
+    assert autocast_dtype(gan.fake.device) is None or not gan.has_double_backward
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     # Random frames are drawn in the order of two calls.
-    in_generator_step = {d.name: d for d in discriminators_of_generator_step(gan)}
+    for_generator = {d.name: d for d in discriminators_of_generator_losses(gan)}
     frame_indices = gan.draw_frame_of_each_clip()
     for d in gan.discriminators:
-        if d.name in in_generator_step:
-            terms, discriminator_losses[d.name] = _one_pass(in_generator_step[d.name], gan)
+        if d.name in for_generator:
+            terms, discriminator_losses[d.name] = _one_pass(for_generator[d.name], gan)
             for name, term in terms.items():
                 generator_losses[name][d.name] = term
         else:

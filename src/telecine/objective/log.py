@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from telecine.base.checks import argument_error
+from telecine.base.logged_values import find_logged_value
 from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
 from telecine.objective.terms import Terms
@@ -21,23 +22,6 @@ COGVIDEO_LOG = {
     1: ("discr_loss", "grad_penalty_loss", "logits_real", "logits_fake"),
 }
 """What CogVideo's loss logs in the step of each `optimizer_idx`, as 0 while it is not computed."""
-
-# No auxiliary loss may have a name of the discriminators' step, whose values are logged beside those of the
-# autoencoder's step.
-# How names of the discriminators' step begin, with the name of a discriminator behind if there are several:
-_DISCRIMINATOR_PREFIXES = (
-    "total_disc_loss",
-    "discr_loss",
-    "lecam_loss",
-    "grad_penalty_loss",
-    "logits_real",
-    "logits_fake",
-    "accuracy_real",
-    "accuracy_fake",
-    "hinge_active",
-)
-# Terms without an entry "..._loss": the log has "gen_loss" and "aux_losses".
-_LOGGED_AS_OTHERS = ("adversarial", "multiscale_adversarial", "quantizer_aux")
 
 
 def autoencoder_log(
@@ -87,7 +71,7 @@ def names_in_autoencoder_log(
     if has_logvar:
         names += ["nll_loss", "logvar"]
     for term in terms:
-        if term.ramp.is_ever_on and term.name not in _LOGGED_AS_OTHERS:
+        if term.ramp.is_ever_on and term.part_of is None:
             names.append(f"{term.name}_loss")
         if isinstance(term.weight, Ramp):
             names.append(term.weight_key)
@@ -104,7 +88,9 @@ def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) 
         ValueError: One has the name of an entry of `logged` or of the discriminators' step.
     """
     for name in aux:
-        if name in logged or name.startswith(_DISCRIMINATOR_PREFIXES):
+        value = find_logged_value(name)
+        is_of_discriminators = value is not None and value.logged_by == "discriminators"
+        if name in logged or is_of_discriminators:
             raise name_error(name)
 
 

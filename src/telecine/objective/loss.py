@@ -15,7 +15,6 @@ from telecine.discriminators import (
     DiscriminatorSpec,
     build_discriminator,
 )
-from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import AuxLoss, AuxLosses
 from telecine.losses.lecam import LeCam
 from telecine.losses.perceptual import WeightsSource
@@ -25,10 +24,10 @@ from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GANBatch
 from telecine.objective.gradients import (
     DiscriminatorGradients,
-    both_steps,
     choose_strategy,
-    discriminator_step,
-    generator_step,
+    compute_discriminator_losses,
+    compute_generator_losses,
+    compute_losses_in_one_pass,
 )
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.log import (
@@ -41,6 +40,7 @@ from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weight
 from telecine.objective.sums import VideoLosses, sum_autoencoder_losses, sum_discriminator_losses
 from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
 from telecine.objective.weights import Weights, WeightSchedule
+from telecine.ops.pass_options import shared_spectral_norms
 from telecine.settings import (
     AdaptiveWeightConfig,
     GANConfig,
@@ -51,10 +51,10 @@ from telecine.settings import (
     Term,
     Weight,
 )
-from telecine.settings.validate import validate
+from telecine.settings.errors import validate
 
 
-class Update(NamedTuple):
+class BothLosses(NamedTuple):
     """The losses of both steps on one batch, and their logs."""
 
     loss: Scalar
@@ -80,8 +80,8 @@ class VideoAutoencoderLoss(nn.Module):
     over all discriminators, by default with `discr = mean(relu(1 + D(fake))) + mean(relu(1 - D(real)))` and
     `gp = mean_b (|d sum D(real) / d real_b| - 1)^2`.
 
-    `update` computes both on one batch and is faster than two calls. A weight is a number, a `Ramp`, or a dict of a
-    ramp's fields; a term is not computed while its weight is 0. The state dict holds what is learned and the running
+    `both_losses` computes both on one batch and is faster than two calls. A weight is a number, a `Ramp`, or a dict of
+    a ramp's fields; a term is not computed while its weight is 0. The state dict holds what is learned and the running
     averages. It loads checkpoints of the reference, whose frozen LPIPS is skipped.
 
     Args:
@@ -324,11 +324,11 @@ class VideoAutoencoderLoss(nn.Module):
         check_names_of_aux_losses(batch.aux, self._logged_names)
         weights = self.schedule.at(global_step)
         gan = self._gan_batch(batch, weights)
-        strategy = choose_strategy(gan, self.config, is_update=False)
+        strategy = choose_strategy(gan, self.config, are_both_computed=False)
         video_losses = self.compute_video_losses(
             batch, weights, eager=strategy.autoencoder_is_eager
         )
-        generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
+        generator_losses = compute_generator_losses(gan, eager=strategy.autoencoder_is_eager)
         loss, log = sum_autoencoder_losses(
             self.config.adaptive_weight,
             batch,
@@ -367,12 +367,12 @@ class VideoAutoencoderLoss(nn.Module):
         self._check_has_discriminators()
         batch = make_batch(self.config, inputs, reconstructions, {}, None, split, **options)
         gan = self._gan_batch(batch, self.schedule.at(global_step))
-        strategy = choose_strategy(gan, self.config, is_update=False)
-        discriminator_losses = discriminator_step(gan, strategy.discriminators)
+        strategy = choose_strategy(gan, self.config, are_both_computed=False)
+        discriminator_losses = compute_discriminator_losses(gan, strategy.discriminators)
         return sum_discriminator_losses(batch, discriminator_losses)
 
     @shared_spectral_norms()
-    def update(
+    def both_losses(
         self,
         inputs: Tensor,
         reconstructions: Tensor,
@@ -381,7 +381,7 @@ class VideoAutoencoderLoss(nn.Module):
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
-    ) -> Update:
+    ) -> BothLosses:
         """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
 
         Values are those of two calls, except for random numbers: where one pass serves both steps, which
@@ -411,15 +411,15 @@ class VideoAutoencoderLoss(nn.Module):
         check_names_of_aux_losses(batch.aux, self._logged_names)
         weights = self.schedule.at(global_step)
         gan = self._gan_batch(batch, weights)
-        strategy = choose_strategy(gan, self.config, is_update=True)
+        strategy = choose_strategy(gan, self.config, are_both_computed=True)
         video_losses = self.compute_video_losses(
             batch, weights, eager=strategy.autoencoder_is_eager
         )
         if strategy.discriminators is DiscriminatorGradients.ONE_PASS:
-            generator_losses, discriminator_losses = both_steps(gan)
+            generator_losses, discriminator_losses = compute_losses_in_one_pass(gan)
         else:
-            generator_losses = generator_step(gan, eager=strategy.autoencoder_is_eager)
-            discriminator_losses = discriminator_step(gan, strategy.discriminators)
+            generator_losses = compute_generator_losses(gan, eager=strategy.autoencoder_is_eager)
+            discriminator_losses = compute_discriminator_losses(gan, strategy.discriminators)
         loss, log = sum_autoencoder_losses(
             self.config.adaptive_weight,
             batch,
@@ -430,7 +430,7 @@ class VideoAutoencoderLoss(nn.Module):
         )
         batch.register_grad_hook()
         disc_loss, disc_log = sum_discriminator_losses(batch, discriminator_losses)
-        return Update(loss, log, disc_loss, disc_log)
+        return BothLosses(loss, log, disc_loss, disc_log)
 
     def compute_video_losses(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoLosses:
         """Return the terms of the autoencoder's loss that need no discriminator. Those of weight 0 are not computed.

@@ -102,29 +102,41 @@ class PerceptualTerm(nn.Module):
         for name in names:
             if name != "perceptual":
                 trained += self.feature_terms[name].trained_parameters().values()
-        size = len(frames)
-        if eager:
-            size = self.chunk_size or len(batch.fake)
+        if not eager:
+            return self._compare(
+                frames,
+                target=targets,
+                frame_weights=frame_weights,
+                names=names,
+                chunk_size=self.chunk_size,
+            )
+        size = self.chunk_size or len(batch.fake)
         chunks = []
         for x, y, w in zip(
             frames.split(size), targets.split(size), frame_weights.split(size), strict=True
         ):
-            compare = partial(self._compare, target=y, frame_weights=w, names=names)
-            chunks.append(eager_backward(compare, x, trained) if eager else compare(x))
+            compare = partial(
+                self._compare, target=y, frame_weights=w, names=names, chunk_size=None
+            )
+            chunks.append(eager_backward(compare, x, trained))
         return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
 
     def _compare(
-        self, frames: Frames, *, target: Frames, frame_weights: Tensor, names: list[str]
+        self,
+        frames: Frames,
+        *,
+        target: Frames,
+        frame_weights: Tensor,
+        names: list[str],
+        chunk_size: int | None,
     ) -> dict[str, Scalar]:
-        """Return the weighted sum over the frames of the distance and of each term of features."""
+        """Return the weighted sum over the frames of the distance and of each term of features, see `in_chunks`."""
         assert self.distance is not None
         feature_terms = [self.feature_terms[name] for name in names if name != "perceptual"]
         compare: Callable[..., Any] = self.distance
         if feature_terms:
             compare = partial(self.distance, feature_terms=feature_terms)
-        output = in_chunks(
-            compare, reconstruction=frames, target=target, chunk_size=self.chunk_size
-        )
+        output = in_chunks(compare, reconstruction=frames, target=target, chunk_size=chunk_size)
         distance, *values = output if isinstance(output, tuple) else (output,)
         by_name = {"perceptual": distance}
         for term, value in zip(feature_terms, values, strict=True):

@@ -42,55 +42,62 @@ def sum_autoencoder_losses(
         batch: The videos.
         weights: The weights at this step.
         video_losses: The terms that need no discriminator.
-        generator_losses: The terms that discriminators cause, by name and discriminator.
+        generator_losses: The terms that discriminators cause, by name and discriminator: `g_d`, and `w_d` its adaptive
+            weight.
         logvar: The logarithm of the learned variance, 0-d, or None without one.
     """
-    recon, terms = video_losses
-    lpips = terms.get("perceptual")
-    values = {name: value for name, value in terms.items() if name != "perceptual"}
-    losses = {"recon_loss": recon}  # for the log
-    for name, value in terms.items():
-        losses[f"{name}_loss"] = value
+    recon = video_losses.recon
+    lpips = video_losses.terms.get("perceptual")
+    logged = {"recon_loss": recon}
+    for name, value in video_losses.terms.items():
+        logged[f"{name}_loss"] = value
 
-    # The error of the reconstruction, and what the gradients of adversarial terms are compared with.
+    # The error of the reconstruction; with a learned variance, the negative log-likelihood, up to a constant.
     distance = recon
-    references = {}
     if lpips is not None:
         distance = recon + weights["perceptual"] * lpips
-        references["perceptual"] = batch.num_elements * lpips
-    if logvar is not None:  # the negative log-likelihood per element, up to a constant
+    if logvar is not None:
         distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(logvar))
     nll = batch.num_elements * distance
-    references["recon_and_perceptual"] = nll
     if logvar is not None:
-        losses |= {"nll_loss": nll, "logvar": logvar}
+        logged["nll_loss"] = nll
+        logged["logvar"] = logvar
 
-    # The terms that discriminators cause.
-    g = generator_losses.get("adversarial", {}) | generator_losses.get("multiscale_adversarial", {})
+    # What the gradients of adversarial terms are compared with: LPIPS without its weight, as in CogVideo, or the
+    # weighted sum, as in VQGAN.
+    references = {"recon_and_perceptual": nll}
+    if lpips is not None:
+        references["perceptual"] = batch.num_elements * lpips
+
+    # The terms beside `nll`, whose weights the sum applies.
+    terms = {name: value for name, value in video_losses.terms.items() if name != "perceptual"}
+    adversarial = generator_losses.get("adversarial", {})
+    multiscale = generator_losses.get("multiscale_adversarial", {})
+    g = adversarial | multiscale
     w = adaptive_weights(config, g, references, batch.grad_at)
-    for name in ("adversarial", "multiscale_adversarial"):
-        discriminators = generator_losses.get(name, {})
-        if discriminators:
-            values[name] = total([w[d] * g[d] for d in discriminators], like=recon)
+    if adversarial:
+        terms["adversarial"] = total([w[d] * g[d] for d in adversarial], like=recon)
+    if multiscale:
+        terms["multiscale_adversarial"] = total([w[d] * g[d] for d in multiscale], like=recon)
     features = generator_losses.get("feature_matching", {})
     if features:
-        values["feature_matching"] = mean(features.values(), like=recon)
-        losses["feature_matching_loss"] = values["feature_matching"]
-
+        terms["feature_matching"] = mean(features.values(), like=recon)
+        logged["feature_matching_loss"] = terms["feature_matching"]
     if batch.aux:
-        values["quantizer_aux"] = total(batch.aux.values(), like=recon)
-    loss = nll + weights.sum(values)
-    losses["total_loss"] = loss
-    return loss, autoencoder_log(losses, g, w, batch.aux, weights, batch.split)
+        terms["quantizer_aux"] = total(batch.aux.values(), like=recon)
+
+    loss = nll + weights.sum(terms)
+    logged["total_loss"] = loss
+    return loss, autoencoder_log(logged, g, w, batch.aux, weights, batch.split)
 
 
 def sum_discriminator_losses(
     batch: Batch, discriminator_losses: Mapping[str, DiscriminatorLoss]
 ) -> tuple[Scalar, Log]:
     """Return the sum of the losses of the discriminators that train at this step, and its log."""
-    loss = total([d.loss for d in discriminator_losses.values()], like=batch.real)
+    loss = total([losses.loss for losses in discriminator_losses.values()], like=batch.real)
     if torch.is_grad_enabled() and not loss.requires_grad:
         loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-    terms = {name: d.terms for name, d in discriminator_losses.items()}
-    statistics = {name: d.statistics for name, d in discriminator_losses.items()}
+    terms = {name: losses.terms for name, losses in discriminator_losses.items()}
+    statistics = {name: losses.statistics for name, losses in discriminator_losses.items()}
     return loss, discriminator_log(loss, terms, statistics, like=batch.real, split=batch.split)

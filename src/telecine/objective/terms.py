@@ -1,4 +1,7 @@
-"""The terms of the objective: one kind of `LossTerm`, and how it is built and called."""
+"""The terms of the objective: one kind of `LossTerm`, and how it is built and called.
+
+To add a term, add a line to `term_functions.py`; nothing here changes.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +15,6 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.imports import check_arguments, choose
 from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss, SeparableGANLoss, feature_matching
-from telecine.losses.additional_terms import TERMS
 from telecine.objective.batch import Batch
 from telecine.objective.functions import (
     check_result,
@@ -21,6 +23,7 @@ from telecine.objective.functions import (
     name_of,
     signature_of,
 )
+from telecine.objective.term_functions import TERMS
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term, TermSchedule
 
@@ -32,6 +35,7 @@ BATCH_INPUTS = (
     "reconstruction",
     "target",
     "weight",
+    "sample_weight",
     "mask",
     "latent",
     "posterior",
@@ -66,6 +70,17 @@ class LossTerm:
     def reads_features(self) -> bool:
         """Whether it compares features of LPIPS' network."""
         return any(name in FEATURE_INPUTS for name in self.arguments)
+
+    @property
+    def weight_argument(self) -> str:
+        """The argument with the weights of the clips that fits its other arguments.
+
+        A mean over all pixels takes `weight`, which contains the fraction that a mask keeps. A function that takes the
+        mask, or that does not look at the reconstruction, takes `sample_weight`.
+        """
+        if "mask" in self.arguments or "reconstruction" not in self.arguments:
+            return "sample_weight"
+        return "weight"
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of its module that are not frozen, by name."""
@@ -158,7 +173,17 @@ def _import_term(term: Term, schedule: TermSchedule, setting: str) -> LossTerm:
             "one of none of them",
             "Add a parameter `reconstruction`.",
         )
-    return LossTerm(schedule, function, arguments, term.params)
+    loss_term = LossTerm(schedule, function, arguments, term.params)
+    other = "weight" if loss_term.weight_argument == "sample_weight" else "sample_weight"
+    if other in arguments:
+        contract = (
+            "a function with `weight` if it averages over all pixels of `reconstruction`, "
+            "or with `sample_weight` if it takes `mask` or no `reconstruction`"
+        )
+        got = f"{name_of(function)} of {listed(arguments)}"
+        remedy = f"Rename its parameter `{other}` to `{loss_term.weight_argument}`."
+        raise argument_error(f"{setting}.target", contract, got, remedy)
+    return loss_term
 
 
 def check_functions(config: ObjectiveConfig, *, sharding: str, max_dropped: float = 0.0) -> None:
@@ -218,18 +243,17 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         ValueError: The call lacks an input of the function, or the function lacks a parameter for the call's weights,
             or returns anything else than a 0-d tensor.
     """
-    if "weight" not in term.arguments and batch.clip_weight is not None:
-        contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
+    weight_argument = term.weight_argument
+    if weight_argument not in term.arguments and batch.clip_weight is not None:
+        contract = f"a function with the parameter `{weight_argument}` if a call has `mask` or `sample_weight`"
         remedy = "Add it, and multiply the error of each clip by it."
         raise argument_error(name_of(term.function), contract, "one without", remedy)
     options = batch.options
-    weight = batch.clip_weight
-    if "mask" in term.arguments or "reconstruction" not in term.arguments:
-        weight = batch.sample_weight  # the function looks at the mask itself, or not at pixels
     inputs = {
         "reconstruction": batch.fake,
         "target": batch.real,
-        "weight": weight,
+        "weight": batch.clip_weight,
+        "sample_weight": batch.sample_weight,
         "mask": batch.mask,
         "latent": options.get("latent"),
         "posterior": batch.posterior,

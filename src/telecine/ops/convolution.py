@@ -8,9 +8,7 @@ The layers of `discriminators/blocks.py` and the 3D convolutions of "patch" and 
 convolutions of "patch", and the frozen backbone below the heads of "features", call `F.conv2d`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -26,29 +24,7 @@ from telecine.ops.convolution_kernels import (
     fastest_convolution,
     has_faster_kernel,
 )
-
-# Whether what runs now is differentiated twice. It is a context, as autocast is: it concerns every layer of a pass, and
-# the `forward` of a user's discriminator has no argument for it. `BoundDiscriminator.__call__` enters it. Each thread
-# has its value.
-_differentiated_twice: ContextVar[bool] = ContextVar("differentiated_twice", default=False)
-
-
-@contextmanager
-def differentiated_twice(on: bool = True) -> Iterator[None]:
-    """Let layers inside prepare for a double backward; an ordinary backward becomes a few percent slower.
-
-    Convolutions take the kernels of this file, and frozen networks avoid fused kernels of attention.
-    """
-    before = _differentiated_twice.set(on)
-    try:
-        yield
-    finally:
-        _differentiated_twice.reset(before)
-
-
-def is_differentiated_twice() -> bool:
-    """Return whether the caller is inside `differentiated_twice`."""
-    return _differentiated_twice.get()
+from telecine.ops.pass_options import pass_options
 
 
 def convolve(
@@ -67,7 +43,7 @@ def convolve(
         padding: Likewise.
     """
     is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_dynamo_compiling()
-    if is_plain and (is_differentiated_twice() or has_faster_kernel(x)):
+    if is_plain and (pass_options().is_differentiated_twice or has_faster_kernel(x)):
         # Views, because the engine does not report whether a leaf's gradient is needed.
         x = x.view_as(x)
         weight = weight.view_as(weight)

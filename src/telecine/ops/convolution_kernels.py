@@ -59,7 +59,7 @@ def fastest_convolution(
         x = x.contiguous(memory_format=memory_layout(x, weight))
         return torch.ops.aten.convolution(x, weight, bias, *geometry.arguments())
     y = torch.ops.aten.convolution(segments.split(x), weight, bias, *segments.geometry.arguments())
-    return segments.join(y)
+    return segments.join_and_consume(y)
 
 
 def fastest_backward(
@@ -107,7 +107,7 @@ class Segments(NamedTuple):
     """How to split a single clip into a batch of temporal segments, each with the frames that its outputs depend on."""
 
     num_segments: int
-    length: int
+    length: int  # frames that the outputs of a segment depend on
     step: int  # frames from the start of one segment to the start of the next
     padding: int  # frames of zeros before and after the clip
     layout: torch.memory_format
@@ -120,7 +120,7 @@ class Segments(NamedTuple):
         segments = x[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3)
         return segments.contiguous(memory_format=self.layout)
 
-    def join(self, y: Tensor) -> Tensor:
+    def join_and_consume(self, y: Tensor) -> Tensor:
         """Map `(num_segments, C, n, H, W)` to `(1, C, num_segments * n, H, W)`; `y` must not be used afterwards."""
         if self.layout == torch.contiguous_format:
             return torch.cat(y.split(1), dim=2)
@@ -131,7 +131,7 @@ class Segments(NamedTuple):
         )
 
     def split_output(self, y: Tensor) -> Tensor:
-        """Undo `join`."""
+        """Undo `join_and_consume`."""
         segments = y[0].unflatten(1, (self.num_segments, -1)).transpose(0, 1)
         return segments.contiguous(memory_format=self.layout)
 
@@ -158,12 +158,13 @@ def segments_of(x: Tensor, weight: Tensor, geometry: Geometry) -> Segments | Non
     num_outputs = (num_frames + 2 * padding - weight.shape[2]) // stride + 1
     if batch != 1 or channels * num_frames * height > SLOW_UP_TO or num_outputs < 2:
         return None
-    num_segments = num_outputs if num_outputs % 2 else 2
-    step = num_outputs // num_segments * stride
+    # Segments of one length: two halves, or of an odd number of outputs one output each.
+    num_segments = 2 if num_outputs % 2 == 0 else num_outputs
+    outputs_of_segment = num_outputs // num_segments
     return Segments(
         num_segments,
-        length=step - stride + weight.shape[2],
-        step=step,
+        length=(outputs_of_segment - 1) * stride + weight.shape[2],
+        step=outputs_of_segment * stride,
         padding=padding,
         layout=memory_layout(x, weight),
         geometry=Geometry([stride, *strides], [0, *paddings]),

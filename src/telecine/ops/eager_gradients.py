@@ -50,7 +50,9 @@ def detached_leaf(x: Tensor) -> Tensor:
 def with_gradients_of_each(
     values: Mapping[str, Scalar], leaves: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> dict[str, Scalar]:
-    """Return scalars whose `backward()` passes `inputs` the gradients that each has for `leaves`; free the graph.
+    """Return scalars without graphs, whose `backward()` passes the gradients of the leaves to `inputs`.
+
+    The gradients are computed here, and the graph is freed.
 
     Args:
         values: Scalars by name. One without a graph is returned as it is.
@@ -89,7 +91,8 @@ class GradientSum:
     """Runs several backwards, and keeps the sum of their gradients for the same parameters.
 
     In a backward, a hook on each parameter adds its earlier gradient as soon as its new one is computed, and frees
-    both, so that memory never holds two complete sets.
+    both, so that memory never holds two complete sets. `gradients` lacks those that a running backward has taken: it
+    is valid between backwards, and after one that raised an error it is not.
 
     Args:
         parameters: The parameters.

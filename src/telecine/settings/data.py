@@ -1,5 +1,6 @@
 """Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from enum import Enum, auto
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -274,27 +275,31 @@ class ClipConfig:
         return self.random_flip or self.random_orientation or self.scale_jitter > 1
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that change what a clip is, by name, as plain values."""
-        values = asdict(self)
-        if self.channels == RGB.channels and self.bit_depth == RGB.bit_depth:
-            # Older versions had no other.
-            del values["channels"], values["bit_depth"]
-        for name, earlier in DEFAULTS_OF_OLD_RUNS.items():
-            if values[name] == earlier:
-                del values[name]
+        """Return the settings that change what a clip is, by name, as plain values.
+
+        Those of `_LEFT_OUT` are left out, so that latents that older versions have kept stay valid.
+        """
+        all_values = asdict(self)
+        values = {name: all_values[name] for name in settings_marked(CONTENT)}
+        for earlier in _LEFT_OUT:
+            if all(all_values[name] == value for name, value in earlier.items()):
+                for name in earlier:
+                    values.pop(name, None)
         if self.scale_jitter > 1:  # earlier versions resized these clips twice
             values["zoomed_from"] = "cached files" if self.cache else "file"
-        if self.fps is None:  # older versions had no other
-            del values["fps"]
-        if self.hdr == "as_stored":
-            del values["hdr"]
-        if self.index == "ahead":
-            del values["index"]
-        if not (self.layout or self.range):
-            del values["layout"], values["range"]
-        for name in settings_marked(READING):
-            values.pop(name, None)
         return values
+
+
+# What older versions did, which did not have these settings. A line is left out of the identity of clips if all of its
+# settings have these values.
+_LEFT_OUT: tuple[Mapping[str, object], ...] = (
+    *({name: value} for name, value in DEFAULTS_OF_OLD_RUNS.items()),
+    {"channels": RGB.channels, "bit_depth": RGB.bit_depth},
+    {"fps": None},
+    {"hdr": "as_stored"},
+    {"index": "ahead"},
+    {"layout": None, "range": ()},
+)
 
 
 def settings_marked(mark: Mark) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import dataclass_transform
 
 from telecine.base.imports import is_dotted
-from telecine.settings.validate import settings_error
+from telecine.settings.errors import settings_error
 
 T = TypeVar("T")
 _CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 from pydantic import Discriminator, Tag
 
 from telecine.base.checks import argument_error
+from telecine.base.logged_values import LOGGED_VALUES
 from telecine.settings.group import Count, CountOrZero, Function, NonNegative, Positive, group
 
-# Log keys `{name}_loss` that are not those of a term.
-_OTHER_LOSSES = ("total", "recon", "nll", "gen", "total_disc", "discr")
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 
@@ -72,6 +71,7 @@ class TermSchedule:
     first_step: int = 0  # its weight is 0 before; the default of `Ramp.start`
     step: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
     needs: DiscriminatorKind | None = None  # the kind of discriminator that it is computed with
+    part_of: str | None = None  # the logged value that has it, if the log has no `{name}_loss`
     is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
 
     @property
@@ -106,9 +106,11 @@ class Term:
     The function is called with those of these arguments that it has parameters for:
 
     - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
-    - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. For a function with
-      `reconstruction` and no `mask` it is divided by the fraction of pixels that count, so that a mean is right;
+    - `weight`: the factor `(B,)` of each clip's mean error over all pixels, or `None` for 1: `sample_weight` divided by
+      the fraction of pixels that the mask of the call keeps;
     - `mask`: bool, broadcasts to the videos, or `None`;
+    - `sample_weight`: the weight of each clip `(B,)` as it was passed, or `None` for 1. It takes the place of `weight`
+      in a function that has `mask`, or has no `reconstruction`;
     - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
     - `encode`: the encoder, from a video to the mode of its posterior;
     - `first_frame_apart`: whether the first latent frame encodes the first frame alone;
@@ -246,7 +248,8 @@ class PenaltyConfig:
     noisy and vanishes in bfloat16 weights: raise its `sigma` with `functools.partial`. With a map of logits the
     gradient is that of their sum, so a weight belongs to a resolution."""
     every: Count = 1
-    """Compute the penalty on every n-th step, with n times its weight (lazy regularisation, arXiv:1912.04958).
+    """Compute the penalty on every n-th step, with n times its weight (lazy regularisation, arXiv:1912.04958). Under
+    autocast the discriminators compute in float32 in steps with an exact penalty, and in half precision in the others.
     Source: 16 in StyleGAN2, 4 in MAGVIT-2.
     Drawback: a large n makes `disc_grad_norm` spike: clip gradients."""
 
@@ -319,7 +322,7 @@ class ObjectiveConfig:
     """The gradient penalty."""
     adaptive_weight: AdaptiveWeightConfig = field(default_factory=AdaptiveWeightConfig)
     """The adaptive weight."""
-    # The functions by their names are in `losses/additional_terms.py`: a new one needs no setting.
+    # The functions by their names are in `objective/term_functions.py`: a new one needs no setting.
     terms: dict[str, TermOrWeight] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
     built-in term, such as "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or
@@ -338,7 +341,14 @@ class ObjectiveConfig:
     Drawback: costs one more forward in each backward."""
 
     def __post_init__(self) -> None:
-        reserved = [*_OTHER_LOSSES, *(term.name for term in self._built_in_terms())]
+        # A term is logged as `{name}_loss`. The objective logs other values under such names, too.
+        names_of_losses = []
+        for value in LOGGED_VALUES.values():
+            is_of_objective = value.logged_by in ("autoencoder", "discriminators")
+            if is_of_objective and value.name.endswith("_loss"):
+                names_of_losses.append(value.name.removesuffix("_loss"))
+        built_in_terms = [term.name for term in self._built_in_terms()]
+        reserved = list(dict.fromkeys(names_of_losses + built_in_terms))
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
                 contract = f"named by an identifier other than {', '.join(reserved)}"
@@ -368,6 +378,7 @@ class ObjectiveConfig:
                 self.adversarial_loss_weight,
                 first_step=self.disc_start,
                 needs="discriminator",
+                part_of="gen_loss",
                 is_saved=True,
             ),
             TermSchedule(
@@ -376,6 +387,7 @@ class ObjectiveConfig:
                 self.multiscale_adversarial_loss_weight,
                 first_step=self.disc_start,
                 needs="multiscale discriminator",
+                part_of="gen_loss",
                 is_saved=True,
             ),
             TermSchedule(
@@ -385,7 +397,10 @@ class ObjectiveConfig:
                 step="discriminators",
             ),
             TermSchedule(
-                "quantizer_aux", "quantizer_aux_loss_weight", self.quantizer_aux_loss_weight
+                "quantizer_aux",
+                "quantizer_aux_loss_weight",
+                self.quantizer_aux_loss_weight,
+                part_of="aux_losses",
             ),
             TermSchedule(
                 "feature_matching",

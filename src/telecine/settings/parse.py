@@ -11,9 +11,10 @@ from typing import Any, TypeAlias, TypeVar
 from telecine.base.checks import ArgumentError, SettingsError, argument_error, nearest
 from telecine.base.yaml_files import line_of, read_yaml
 from telecine.settings.autoencoder import with_presets
+from telecine.settings.errors import validate
+from telecine.settings.listing import settings_of
 from telecine.settings.train import DistillConfig, TrainConfig
 from telecine.settings.upgrade import REMOVED, drop_removed
-from telecine.settings.validate import settings_of, validate
 
 T = TypeVar("T")
 # Settings as YAML has them.
@@ -35,7 +36,7 @@ _RECIPE_GROUPS = {
 # Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
 # Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
 PUBLISHED = RECIPES / "models" / "published.json"
-# The last names of settings in whose values users choose all names, such as `params`.
+# The last names of settings in whose values users choose all names, such as `params`. No other setting has such a name.
 FREE_NAMES = frozenset(
     setting.name.rpartition(".")[2]
     for setting in settings_of(DistillConfig, inside_values=True)
@@ -141,8 +142,9 @@ def read_layer(source: Source) -> Layer:
         raise argument_error("allow_code", "an argument of the command", got, remedy)
     layer = Layer(nested(values.items()), file)
     for setting, value in drop_removed(layer.values).items():
-        contract = f"left out (it is {REMOVED[setting]!r} now)"
-        error = argument_error(setting, contract, repr(value), "Remove it.")
+        contract = "left out"
+        remedy = f"Remove it: this version does what {REMOVED[setting]!r} did."
+        error = argument_error(setting, contract, repr(value), remedy)
         assert isinstance(error, ArgumentError)
         raise _with_origins([error], [layer])
     return layer

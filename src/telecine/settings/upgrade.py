@@ -22,6 +22,8 @@ DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
 }
 # The same for settings of `causal_vae.flow`.
 _FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
+# Settings of `causal_vae.flow` with another default in older versions, and that default.
+OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
 
 
 def upgrade_run(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def training_clips(
         clips: The clips of the run.
         description: The text beside the progress.
     """
-    for index in with_progress(range(NUM_CLIPS), description):
-        yield clips.train[index, index]["video"][None]
+    for number in with_progress(range(NUM_CLIPS), description):
+        yield clips.train[number]["video"][None]
 
 
 def measure_baseline(

@@ -17,7 +17,7 @@ from telecine.discriminators.build import build_discriminators
 from telecine.models import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.context_parallel import split_over_processes
 from telecine.models.custom import CustomAutoencoder, build_custom
-from telecine.models.frozen_encoder import Student
+from telecine.models.frozen_encoder import TeacherEncoderModel
 from telecine.models.load import is_custom
 from telecine.models.pretrained import check_tensors
 from telecine.objective import VideoAutoencoderLoss
@@ -131,7 +131,7 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
             model = CausalVAE.from_config(config.causal_vae, "causal_vae")
         else:
             model = load_autoencoder(config.model, with_weights=False)
-        if isinstance(model, Student):
+        if isinstance(model, TeacherEncoderModel):
             remedy = (
                 "Use `telecine distill`, or as `model` the config.json of a decoder of diffusers."
             )

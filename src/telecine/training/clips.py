@@ -24,6 +24,7 @@ from telecine.data import (
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames, log_too_short
+from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
 from telecine.data.index import index_video, index_videos
@@ -43,7 +44,7 @@ from telecine.data.validation import (
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
-from telecine.runs.run import ValidationClips
+from telecine.runs.run import ValidationSet
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.data import FILES, settings_marked
 from telecine.training.distributed import barrier_without_time_limit, rank
@@ -96,7 +97,7 @@ class Clips:
             "num_images": self.num_images,
             "num_skipped": self.num_skipped,
             "num_frames": num_frames_to_train,
-            "validation": ValidationClips(
+            "validation": ValidationSet(
                 len(hashes), num_frames, height, width, clips_sha256(hashes)
             ),
             "data_sha256": data_sha256,
@@ -280,11 +281,16 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
         held_out = spans.held_out
-        if isinstance(held_out, SpanTable) and spans.val_store is not None:
-            held_out = index_validation_spans(
-                held_out, spans.val_store, val_config, config.val_clips
-            )
-        val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
+        try:
+            if isinstance(held_out, SpanTable) and spans.val_store is not None:
+                held_out = index_validation_spans(
+                    held_out, spans.val_store, val_config, config.val_clips
+                )
+            val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
+        except ChangedError:
+            if spans.val_store is not None:
+                spans.val_store.forget_addresses()
+            raise
         train = ClipDataset(spans.train, config.clips, seed=config.seed, store=spans.store)
         # Again, as data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from rich.console import Console
 
+from telecine.base.logged_values import LOGGED_VALUES
 from telecine.evaluation.metrics import METRICS
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning
@@ -73,6 +74,16 @@ class RecentValues:
         values = [value for step, value in newest if step > after]
         return values if len(values) == count else []
 
+    def of_training(self, name: str, count: int = RECENT, *, after: int = 0) -> list[float]:
+        """Return the last values of one of `LOGGED_VALUES`, as `last` does.
+
+        Args:
+            name: Its name there, without `train/`.
+            count: See `last`.
+            after: See `last`.
+        """
+        return self.last(LOGGED_VALUES[name].key, count, after=after)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -90,15 +101,15 @@ def discriminator_saturated(values: RecentValues) -> Finding | None:
     max_hinge_active = 0.05
     max_loss = 0.1  # The same for a loss without a hinge, in nats or squared logits; guessing costs 0.5 to 1.4.
 
-    real = values.last("train/accuracy_real")
-    fake = values.last("train/accuracy_fake")
+    real = values.of_training("accuracy_real")
+    fake = values.of_training("accuracy_fake")
     name = "hinge_active"
     limit = max_hinge_active
-    signal = values.last("train/hinge_active")
+    signal = values.of_training("hinge_active")
     if not signal:
         name = "discr_loss"
         limit = max_loss
-        signal = values.last("train/discr_loss")
+        signal = values.of_training("discr_loss")
     if not real or not fake or not signal:
         return None
     if fmean(real) < min_accuracy or fmean(fake) < min_accuracy or fmean(signal) > limit:
@@ -123,10 +134,10 @@ def discriminator_collapsed(values: RecentValues) -> Finding | None:
     margin = 0.05  # Guessing is correct half of the time. A discriminator that learns is correct a little more often.
     max_gap = 0.05  # The hinge loss asks for logits 2 apart; a fortieth of that is no information.
 
-    accuracy_real = values.last("train/accuracy_real", LONG)
-    accuracy_fake = values.last("train/accuracy_fake", LONG)
-    logits_real = values.last("train/logits_real", LONG)
-    logits_fake = values.last("train/logits_fake", LONG)
+    accuracy_real = values.of_training("accuracy_real", LONG)
+    accuracy_fake = values.of_training("accuracy_fake", LONG)
+    logits_real = values.of_training("logits_real", LONG)
+    logits_fake = values.of_training("logits_fake", LONG)
     if not accuracy_real or not accuracy_fake or not logits_real or not logits_fake:
         return None
     accuracy = (fmean(accuracy_real) + fmean(accuracy_fake)) / 2
@@ -147,7 +158,7 @@ def adversarial_dominates(values: RecentValues) -> Finding | None:
     # (VQGAN, arXiv:2012.09841, equation 7); this share is measured at the reconstruction.
     max_share = 0.95
 
-    shares = values.last("train/adversarial_gradient_share")
+    shares = values.of_training("adversarial_gradient_share")
     if not shares or fmean(shares) < max_share:
         return None
     return Finding(
@@ -162,8 +173,8 @@ def adaptive_weight_at_bound(values: RecentValues) -> Finding | None:
     rounding = 0.99  # Weights above this fraction of the maximum are at the maximum.
     minimum = 1e-5  # VQGAN's weights are about 0.1 to 10; below this one the discriminators have no effect.
 
-    weights = values.last("train/adaptive_weight", after=values.objective.disc_start)
-    if not weights or 0.0 in values.last("train/gen_loss"):  # there is no adversarial term yet
+    weights = values.of_training("adaptive_weight", after=values.objective.disc_start)
+    if not weights or 0.0 in values.of_training("gen_loss"):  # there is no adversarial term yet
         return None
     maximum = values.objective.adaptive_weight.max
     if min(weights) >= rounding * maximum:
@@ -188,16 +199,15 @@ def perceptual_flat(values: RecentValues) -> Finding | None:
     patience = 0.2
     low = 0.1  # Fine-tuned autoencoders start below this LPIPS, which then has little left to fall.
 
-    name = "train/perceptual_loss"
     first_step = values.optimizer.warmup_steps + int(patience * values.num_steps)
-    last = values.last(name, LONG, after=first_step)
+    last = values.of_training("perceptual_loss", LONG, after=first_step)
     scheduled_weight = values.last("train/perceptual_weight", 1)
     weight = values.objective.term_schedules()["perceptual"].ramp.weight
     if scheduled_weight:
         weight = scheduled_weight[0]
     if not last or weight <= 0:
         return None
-    first = fmean(values.first[name])
+    first = fmean(values.first[LOGGED_VALUES["perceptual_loss"].key])
     now = fmean(last)
     if now <= low or now < flat * first:
         return None
@@ -261,7 +271,7 @@ def ema_behind(values: RecentValues) -> Finding | None:
     max_gap = 1.0
     num_validations = 2  # In a row: early in a run the average is behind weights that improve fast.
 
-    gaps = values.last(EMA_BEHIND, num_validations)
+    gaps = values.of_training("ema_psnr_behind", num_validations)
     if not gaps or min(gaps) < max_gap:
         return None
     return Finding(
@@ -281,8 +291,8 @@ def always_clipped(values: RecentValues) -> Finding | None:
     norm_factor = 10.0  # A norm this many times the threshold is outside of that range.
 
     limit = values.optimizer.grad_clip
-    clipped = values.last("train/grad_clipped", LONG, after=values.optimizer.warmup_steps)
-    norms = values.last("train/grad_norm", LONG, after=values.optimizer.warmup_steps)
+    clipped = values.of_training("grad_clipped", LONG, after=values.optimizer.warmup_steps)
+    norms = values.of_training("grad_norm", LONG, after=values.optimizer.warmup_steps)
     if not clipped or not norms:
         return None
     if fmean(clipped) < min_clipped or fmean(norms) < norm_factor * limit:
@@ -299,7 +309,7 @@ def gradients_overflow(values: RecentValues) -> Finding | None:
     max_skipped = 0.5  # PyTorch's gradient scaler skips a few steps until it has found its scale, then one in 2000.
 
     for prefix, network in _NETWORKS.items():
-        skipped = values.last(f"train/{prefix}grad_overflow")
+        skipped = values.of_training(f"{prefix}grad_overflow")
         if skipped and fmean(skipped) >= max_skipped:
             return Finding(
                 f"{fmean(skipped):.0%} of the updates of the {network} were skipped: the gradients were not finite",
@@ -316,7 +326,7 @@ def learns_nothing(values: RecentValues) -> Finding | None:
     min_ratio = 1e-6  # A thousandth of that: it would take a million updates to replace a network.
 
     for prefix, network in _NETWORKS.items():
-        ratios = values.last(f"train/{prefix}update_ratio", after=values.optimizer.warmup_steps)
+        ratios = values.of_training(f"{prefix}update_ratio", after=values.optimizer.warmup_steps)
         if ratios and fmean(ratios) <= min_ratio:
             return Finding(
                 f"an update changes the weights of the {network} by {fmean(ratios):.2g} of their norm",
@@ -330,7 +340,7 @@ def learns_too_fast(values: RecentValues) -> Finding | None:
     max_ratio = 0.1  # Ten such updates overwrite it.
 
     for prefix, network in _NETWORKS.items():
-        ratios = values.last(f"train/{prefix}update_ratio", after=values.optimizer.warmup_steps)
+        ratios = values.of_training(f"{prefix}update_ratio", after=values.optimizer.warmup_steps)
         if ratios and fmean(ratios) >= max_ratio:
             return Finding(
                 f"an update changes the weights of the {network} by {fmean(ratios):.2g} of their norm",

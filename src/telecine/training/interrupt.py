@@ -27,9 +27,9 @@ class StopRequest:
 def stop_on_signal(
     *, acknowledge: bool = True, at_once: Interrupted | KeyboardInterrupt | None = None
 ) -> Iterator[StopRequest]:
-    """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`; a second of the same acts as before.
+    """Yield a `StopRequest` that the first of `STOP_SIGNALS` sets; a second one of its kind acts as without this.
 
-    A signal other than that of Ctrl-C that comes again within `REPETITION_SECONDS` is still the first.
+    Slurm and torchrun send one signal twice: within `REPETITION_SECONDS` it counts once, unless it is that of Ctrl-C.
 
     Python handles signals in the main thread only; in other threads this does nothing.
 

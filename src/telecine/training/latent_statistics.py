@@ -21,7 +21,7 @@ def measure_latents(
     clips: TrainingClips,
     num_clips: int,
     accelerator: Accelerator,
-    check: Callable[[Exception | None], None],
+    stop_together: Callable[[Exception | None], None],
 ) -> LatentStatistics | None:
     """Return statistics of the posterior's mode over the first clips; None if the model offers no latent.
 
@@ -33,7 +33,7 @@ def measure_latents(
         clips: The clips to train on.
         num_clips: The number of clips to measure.
         accelerator: The device and the processes.
-        check: Called after reading each clip, with the error if that failed, which has to raise one everywhere.
+        stop_together: Called after reading each clip, with the error if that failed, which has to raise one everywhere.
     """
     was_training = model.training
     model.eval()
@@ -46,10 +46,10 @@ def measure_latents(
             error: DataError | OSError | None = None
             try:
                 number = index % num_clips
-                video = clips[number, number]["video"][None].to(accelerator.device)
+                video = clips[number]["video"][None].to(accelerator.device)
             except (DataError, OSError) as unreadable:
                 error = unreadable
-            check(error)
+            stop_together(error)
             latent = model(video, sample_posterior=False).latent
             if latent is None:
                 return None

@@ -14,25 +14,13 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from telecine.base.logged_values import TRAIN, find_logged_value
 from telecine.base.terminal import SECONDS_BETWEEN_LINES, NotebookBar, describe_duration
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.objective.log import name_error
 from telecine.runs.history import History
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
-# The names of what training logs beside the objective's values, which an auxiliary loss may not have. A test compares
-# them with the log of an update. Whole names:
-_NAMES = ("mse", "lr", "clips_per_second")
-# How the others begin, after "disc_" for the discriminators' optimizer:
-_PREFIXES = (
-    "grad_norm",
-    "grad_clipped",
-    "grad_overflow",
-    "update_ratio",
-    "frame_gradient_",
-    "adversarial_gradient_",
-    "ema_psnr_behind",
-)
 # With fewer columns than this, the bar has the most important numbers only.
 _WIDE = 110
 # Weight of the newest update in the moving average of the time that an update takes.
@@ -63,7 +51,10 @@ def check_names_in_training(aux_losses: Iterable[str]) -> None:
         ValueError: One has.
     """
     for name in aux_losses:
-        if name in _NAMES or name.removeprefix("disc_").startswith(_PREFIXES):
+        value = find_logged_value(name)
+        is_of_training = value is not None and value.logged_by == "training"
+        is_of_frame = History.frame_of(f"{TRAIN}{name}") is not None
+        if is_of_training or is_of_frame:
             raise name_error(name)
 
 

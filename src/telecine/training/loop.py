@@ -22,7 +22,7 @@ from telecine.training.prepare import TrainingRun
 from telecine.training.start import newest_checkpoint
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, set_learning_rates, train_step
-from telecine.training.stopping import CheckStop, stopping
+from telecine.training.stopping import StopTogether, saved_on_stop
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import Validation, validate_model
 
@@ -46,33 +46,33 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
     """
     config = run.config
     state = run.state
-    with stopping(run, stop) as check:
+    with saved_on_stop(run, stop) as stop_together:
         if not _is_validated(run):
             run.console.print(f"validating on {count(len(run.clips.val), 'clip')}")
-            validate(run, check)
+            validate(run, stop_together)
             # This validation may show that the checkpoint of a resumed run is the best one.
             if state.step > 0:
                 run.remove_old_checkpoints()
         # If the run was stopped before it had saved this step.
         if state.step > 0 and _is_due(run, config.save_every):
-            _save(run, check)
+            _save(run, stop_together)
         if state.step >= config.steps:
             run.console.print(
                 f"already trained for {state.step} steps; use a larger --steps to train further"
             )
         if run.latent_cache is not None:
-            _fill_latent_cache(run, run.latent_cache, check)
+            _fill_latent_cache(run, run.latent_cache, stop_together)
     while state.step < config.steps:
         try:
-            with stopping(run, stop) as check:
-                _update_until_the_end(run, stop, check)
+            with saved_on_stop(run, stop) as stop_together:
+                _update_until_the_end(run, stop, stop_together)
             run.checkpointer.wait()
         except DivergenceError as error:
             _go_back(run, error)
     run.checkpointer.wait()  # for that of a run that was finished before
 
 
-def _update_until_the_end(run: TrainingRun, stop: StopRequest, check: CheckStop) -> None:
+def _update_until_the_end(run: TrainingRun, stop: StopRequest, stop_together: StopTogether) -> None:
     config = run.config
     state = run.state
     if config.dynamo_backend != "no":
@@ -85,7 +85,7 @@ def _update_until_the_end(run: TrainingRun, stop: StopRequest, check: CheckStop)
     with closing(batches), monitor:
         while state.step < config.steps:
             micro_batches, error = read_next(batches)
-            check(error)
+            stop_together(error)
             lr = set_learning_rates(state, config.optimizer, config.steps)
             is_logged = _is_due(run, config.log_every, ahead=1)
             values = train_step(state, micro_batches, measure_update_ratio=is_logged)
@@ -97,9 +97,9 @@ def _update_until_the_end(run: TrainingRun, stop: StopRequest, check: CheckStop)
                 record["train/clips_per_second"] = monitor.clips_per_second
                 run.records.add(state, record)
             if _is_due(run, config.val_every):
-                validate(run, check)
+                validate(run, stop_together)
             if _is_due(run, config.save_every):
-                _save(run, check)
+                _save(run, stop_together)
             monitor.restart_clock()
 
 
@@ -109,11 +109,13 @@ def _is_due(run: TrainingRun, every: int, *, ahead: int = 0) -> bool:
     return step % every == 0 or step == run.config.steps
 
 
-def _fill_latent_cache(run: TrainingRun, cache: LatentCache, check: CheckStop) -> None:
+def _fill_latent_cache(run: TrainingRun, cache: LatentCache, stop_together: StopTogether) -> None:
     per_step = run.config.gradient_accumulation_steps * run.accelerator.num_processes
     numbers = range(run.state.step * per_step, run.config.steps * per_step)
     sampler = ClipBatchSampler(numbers, run.config.clips_per_pass, per_step)
-    fill_latent_cache(cache, run.state, run.clips.train, sampler, run.console, before_each=check)
+    fill_latent_cache(
+        cache, run.state, run.clips.train, sampler, run.console, before_each=stop_together
+    )
 
 
 def _is_validated(run: TrainingRun) -> bool:
@@ -125,14 +127,14 @@ def _is_validated(run: TrainingRun) -> bool:
     return any_rank(run.is_main and is_recorded, run.accelerator.device)
 
 
-def validate(run: TrainingRun, check: CheckStop) -> None:
+def validate(run: TrainingRun, stop_together: StopTogether) -> None:
     """Validate the averaged weights, record the result, and save a checkpoint if it is the best one.
 
     Every process has to call this.
 
     Args:
         run: The parts of the run.
-        check: That of `stopping`. If it ends the validation, nothing is recorded.
+        stop_together: That of `saved_on_stop`. If it ends the validation, nothing is recorded.
     """
     config = run.config
     state = run.state
@@ -142,7 +144,7 @@ def validate(run: TrainingRun, check: CheckStop) -> None:
     device = run.accelerator.device
     # What a model draws here must not change what the updates draw.
     with keep_random_state(device), state.ema.applied():
-        result = validate_model(model, clips, run.perceptual, bit_depth, before_each=check)
+        result = validate_model(model, clips, run.perceptual, bit_depth, before_each=stop_together)
     gap: dict[str, float] = {}
     if state.step > 0:
         with keep_random_state(device):
@@ -166,7 +168,7 @@ def validate(run: TrainingRun, check: CheckStop) -> None:
         and best_step(run.files, config.best_metric, state.step) == state.step
     )
     if any_rank(is_best, run.accelerator.device):
-        _save(run, check)
+        _save(run, stop_together)
 
 
 def _show(run: TrainingRun, result: Validation) -> None:
@@ -178,22 +180,22 @@ def _show(run: TrainingRun, result: Validation) -> None:
         print_lines(run.console, [f"step {step}: latent {describe_metrics(result.latent)}"])
 
 
-def _save(run: TrainingRun, check: CheckStop) -> None:
+def _save(run: TrainingRun, stop_together: StopTogether) -> None:
     """Save a checkpoint, with the statistics of the averaged weights' latent if the encoder is trained."""
     if run.config.latent_clips > 0 and trains_encoder(run.state.autoencoder):
         statistics = run.checkpointer.latents
         if statistics is None or statistics["step"] != run.state.step:
-            _measure_latents(run, check)
+            _measure_latents(run, stop_together)
     run.checkpointer.save(run.state)
 
 
-def _measure_latents(run: TrainingRun, check: CheckStop) -> None:
+def _measure_latents(run: TrainingRun, stop_together: StopTogether) -> None:
     config = run.config
     state = run.state
     device = run.accelerator.device
     with keep_random_state(device), state.ema.applied():
         statistics = measure_latents(
-            state.autoencoder, run.clips.train, config.latent_clips, run.accelerator, check
+            state.autoencoder, run.clips.train, config.latent_clips, run.accelerator, stop_together
         )
     if statistics is None:
         return

@@ -21,7 +21,7 @@ from telecine.base.memory_counter import MemoryCounter
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
-from telecine.models.frozen_encoder import FrozenEncoderModel, Student
+from telecine.models.frozen_encoder import FrozenEncoderModel, TeacherEncoderModel
 from telecine.models.interface import check_channels
 from telecine.models.load import is_custom, load_autoencoder
 from telecine.models.transfer import check_source
@@ -186,7 +186,9 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         if config.model is not None and random.in_channels != config.clips.num_channels:
             random = random.with_channels(config.clips.num_channels)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if config.model_gradient_checkpointing and isinstance(model, (CausalVAE, Student)):
+        if config.model_gradient_checkpointing and isinstance(
+            model, (CausalVAE, TeacherEncoderModel)
+        ):
             model.enable_gradient_checkpointing()
         elif config.model_gradient_checkpointing:
             from telecine.models.diffusers.checkpointing import enable

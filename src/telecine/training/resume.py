@@ -19,7 +19,7 @@ from telecine.settings.autoencoder import FlowConfig
 from telecine.settings.data import HELD_OUT, settings_marked
 from telecine.settings.parse import flat_items, nested
 from telecine.settings.train import NETWORK_SETTINGS, START_SETTINGS
-from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS, REMOVED
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS, OLD_FLOW_DEFAULTS, REMOVED
 
 
 def check_records(files: Run) -> list[str]:
@@ -66,9 +66,9 @@ class SavedSettings:
     def as_started(self, config: TrainConfig) -> tuple[TrainConfig, list[str], list[str]]:
         """Return `config` with the settings that a run keeps from its start, and warnings and notes about them.
 
-        These say where weights start, or have had other defaults in older versions. A value that is the default cannot
-        be told from one that was typed: the saved value takes its place, so that the same command resumes the run, and
-        a note says so. Weights to start from that differ were typed: a warning.
+        These say where weights start, or had other defaults in older versions. If the run has such an old default, it
+        takes the place of this version's default, so that the same command resumes the run, and a note says so.
+        Weights to start from that differ were typed: a warning.
 
         Args:
             config: The settings of the run that resumes.
@@ -77,13 +77,13 @@ class SavedSettings:
             ValueError: A setting of the run does not go with a value that it keeps.
         """
         disc_init = self.values.get("discriminator", {}).get("init")
-        causal_vae = replace(config.causal_vae, flow=self._flow_as_started(config.causal_vae.flow))
+        flow = self._flow_as_started(config.causal_vae.flow)
         as_started = replace(
             config,
             init=self.values.get("init"),
             discriminator=replace(config.discriminator, init=disc_init),
             clips=self._clips_as_started(config.clips),
-            causal_vae=causal_vae,
+            causal_vae=replace(config.causal_vae, flow=flow),
         )
         warnings: list[str] = []
         if as_started.init != config.init:
@@ -95,8 +95,11 @@ class SavedSettings:
             value = getattr(as_started.clips, name)
             if value != getattr(config.clips, name):
                 notes.append(f"`clips.{name}` stays {value!r}, as the run started")
-        if causal_vae != config.causal_vae and causal_vae.decoder == "flow":
-            notes.append("the levels of noise of `causal_vae.flow` stay as the run started")
+        if config.causal_vae.decoder == "flow":
+            for name in OLD_FLOW_DEFAULTS:
+                value = getattr(flow, name)
+                if value != getattr(config.causal_vae.flow, name):
+                    notes.append(f"`causal_vae.flow.{name}` stays {value!r}, as the run started")
         return as_started, warnings, notes
 
     def _clips_as_started(self, clips: ClipConfig) -> ClipConfig:
@@ -118,12 +121,16 @@ class SavedSettings:
         return replace(clips, **kept)
 
     def _flow_as_started(self, flow: FlowConfig) -> FlowConfig:
-        """Return the levels of noise with the saved values in place of defaults."""
+        """Return the levels of noise with defaults of older versions in place of this version's, if the run has them.
+
+        `check_networks` refuses other values than the saved ones.
+        """
+        saved = self.values.get("causal_vae", {}).get("flow", {})
         kept: dict[str, Any] = {}
-        for name, value in self.values.get("causal_vae", {}).get("flow", {}).items():
-            is_setting = hasattr(flow, name)  # otherwise of another version
-            if is_setting and getattr(flow, name) == getattr(FlowConfig, name):
-                kept[name] = value
+        for name, old_default in OLD_FLOW_DEFAULTS.items():
+            is_default = getattr(flow, name) == getattr(FlowConfig, name)
+            if is_default and saved.get(name) == old_default:
+                kept[name] = old_default
         return replace(flow, **kept)
 
     def changes(self, config: TrainConfig) -> list[str]:

@@ -17,8 +17,8 @@ from telecine.base.checks import Interrupted, check_type
 from telecine.base.devices import in_gib, peak_memory, pick_device
 from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole, describe_duration
-from telecine.data.find import check_output
 from telecine.data.mapped import MapDataset
+from telecine.data.outputs import check_output
 from telecine.discriminators.build import choose_video
 from telecine.models import VideoAutoencoder
 from telecine.objective.terms import check_functions
@@ -43,7 +43,7 @@ from telecine.training.loop import train_to_the_end, validate
 from telecine.training.memory_limits import out_of_memory
 from telecine.training.prepare import TrainingRun, prepare
 from telecine.training.step import set_learning_rates, train_step
-from telecine.training.stopping import stopping
+from telecine.training.stopping import saved_on_stop
 
 # Values of a clip up to which an update on a CPU takes seconds.
 _QUICK_ON_A_CPU = 2**20
@@ -258,8 +258,8 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
         run = prepare(changed, console)
         try:
             with tf32(config.allow_tf32), stop_on_signal(acknowledge=run.is_main) as stop:
-                with stopping(run, stop) as check:
-                    validate(run, check)
+                with saved_on_stop(run, stop) as stop_together:
+                    validate(run, stop_together)
                 return _update_once(run, stop)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(

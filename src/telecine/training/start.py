@@ -25,7 +25,7 @@ class Start:
     """Where a run starts: from new weights, or from a checkpoint."""
 
     config: TrainConfig
-    """The settings, with the batch size as a number and the start of the networks that the run had at first."""
+    """The settings, with the batch size as a number. What a run keeps from its start, such as `init`, is as saved."""
     module: nn.Module | None
     """The custom module to train; `None` for a model that `config.model` names."""
     checkpoint: Path | None

@@ -146,9 +146,9 @@ class TrainState:
 
     @contextmanager
     def gradient_sync(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:
-        """Run the forward and backward pass of a micro-batch in the `with` block.
+        """Average the gradients over the processes at the end of the last micro-batch of an update.
 
-        After the last micro-batch of an update, the gradients are averages over the processes.
+        The `with` block has the forward and the backward pass of a micro-batch.
 
         Args:
             is_last: Whether it is the last micro-batch.

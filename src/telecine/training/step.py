@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from telecine.base.checks import TrainingError, argument_error
 from telecine.base.randomness import clip_generators
-from telecine.discriminators.spectral_norm import shared_spectral_norms
 from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
+from telecine.ops.pass_options import shared_spectral_norms
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
@@ -196,10 +196,10 @@ def _compute_losses(
         is_decoded=True,
     )
     if state.discriminators_train:
-        update = state.objective.update(
+        both = state.objective.both_losses(
             target, output.video, state.step, output.aux, state.last_layer, **options
         )
-        return [update.loss, update.disc_loss], update.log | update.disc_log
+        return [both.loss, both.disc_loss], both.log | both.disc_log
     loss, log = state.objective.autoencoder_loss(
         target, output.video, state.step, output.aux, state.last_layer, **options
     )

@@ -12,18 +12,19 @@ from telecine.training.logging import print_lines
 from telecine.training.prepare import TrainingRun
 
 
-class CheckStop(Protocol):
-    """Ends a block of `stopping` on every process if one has to stop."""
+class StopTogether(Protocol):
+    """Ends a block of `saved_on_stop` on every process if one of them has to stop."""
 
     def __call__(self, error: Exception | None = None) -> None:
-        """Check whether a process has to stop. Every process has to call this equally often.
+        """Ask all processes, and end the block if one has to stop. Every process has to call this equally often: they
+        wait for each other here.
 
         Args:
             error: An error of this process, such as that of a clip that cannot be read.
         """
 
 
-class _Stopped(Exception):  # noqa: N818 - a message from `_check` to `stopping`
+class _Stopped(Exception):  # noqa: N818 - a message from `_stop_together` to `saved_on_stop`
     """All processes have agreed to stop.
 
     Args:
@@ -36,7 +37,7 @@ class _Stopped(Exception):  # noqa: N818 - a message from `_check` to `stopping`
 
 
 @contextmanager
-def stopping(run: TrainingRun, stop: StopRequest) -> Iterator[CheckStop]:
+def saved_on_stop(run: TrainingRun, stop: StopRequest) -> Iterator[StopTogether]:
     """Yield a function that ends the block on every process: on request, after an error, or if a checkpoint failed.
 
     The run is then saved. Contexts inside of the block, such as that of the averaged weights, have ended by then.
@@ -50,7 +51,7 @@ def stopping(run: TrainingRun, stop: StopRequest) -> Iterator[CheckStop]:
         Exception: The error of this process.
     """
     try:
-        yield partial(_check, run, stop)
+        yield partial(_stop_together, run, stop)
     except _Stopped as stopped:
         checkpoint = None
         if run.state.step > 0:
@@ -63,7 +64,7 @@ def stopping(run: TrainingRun, stop: StopRequest) -> Iterator[CheckStop]:
         raise stopped.error from stopped.error.__cause__  # not from `_Stopped`
 
 
-def _check(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
+def _stop_together(run: TrainingRun, stop: StopRequest, error: Exception | None = None) -> None:
     has_to_stop = stop.is_set or error is not None or run.checkpointer.has_failed
     if any_rank(has_to_stop, run.accelerator.device):
         raise _Stopped(error)

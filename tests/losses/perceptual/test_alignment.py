@@ -67,7 +67,7 @@ def test_known_values():
     assert identity()(latent=-latent_of(video), target=video).item() == pytest.approx(1.5)
     weight = torch.tensor([1.0, 3.0]).double()
     assert identity()(
-        latent=-latent_of(video), target=video, weight=weight
+        latent=-latent_of(video), target=video, sample_weight=weight
     ).item() == pytest.approx(3.0)
     # One direction at every position: point terms are relu(0.5 - cos), pair terms relu(|1 - cos(f_i, f_j)| - 0.25).
     z, f = torch.zeros(2, 3, 1, 2, 2).double(), F.normalize(latent_of(video[:, :, :1]), dim=1)
@@ -285,7 +285,7 @@ class TestWholeClips:
         assert value.item() == pytest.approx(sum(expected) / 2, rel=1e-9)
         weight = torch.tensor([1.0, 3.0]).double()
         value = term(
-            latent=z, target=video, weight=weight, generator=torch.Generator().manual_seed(0)
+            latent=z, target=video, sample_weight=weight, generator=torch.Generator().manual_seed(0)
         )
         assert value.item() == pytest.approx((expected[0] + 3 * expected[1]) / 2, rel=1e-9)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from telecine.settings import ClipConfig, TrainConfig
-from telecine.tools.data_report.examine import inspect_data
+from telecine.tools.data_report.examine import examine_data
 
 from ...data.videos import moving_frames, write_video
 
@@ -41,4 +41,4 @@ def config(data):
 
 @pytest.fixture(scope="session")
 def report(config):
-    return inspect_data(config, num_clips=20)
+    return examine_data(config, num_clips=20)

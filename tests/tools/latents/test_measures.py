@@ -16,7 +16,7 @@ from telecine.__main__ import main
 from telecine.data import DataError
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_statistics import latent_summary, radial_spectrum
-from telecine.evaluation.load_model import index_data
+from telecine.evaluation.load_model import load_infos
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.models import CausalVAE
 from telecine.report.chart_data import plotly_script
@@ -180,7 +180,7 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
 
 
 def test_clips_that_can_no_longer_be_read(videos, tmp_path):
-    infos = index_data(shutil.copytree(videos, tmp_path / "videos"))
+    infos = load_infos(shutil.copytree(videos, tmp_path / "videos"))
     protocol = ConfiguredClips(ClipConfig(5, 16, 24), 3)
     clips = ClipsOnDisk.find(infos, protocol)
     assert len(clips) == 3
@@ -208,7 +208,7 @@ def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_m
     space = measure_one(
         CausalVAE(replace(tiny_model.config, first_frame_apart=False)), num_frames=8
     )
-    (video,) = ClipsOnDisk.find(index_data(videos), ConfiguredClips(ClipConfig(8, 16, 24), 1))
+    (video,) = ClipsOnDisk.find(load_infos(videos), ConfiguredClips(ClipConfig(8, 16, 24), 1))
     _, expected = radial_spectrum(scaled_video(video, torch.zeros(1, 4, 2, 4, 6), False))
     assert space.spectrum.video == pytest.approx(expected)
 
@@ -254,7 +254,7 @@ def test_every_measure_of_several_values_has_a_chart_with_a_curve_of_each_model(
     assert charts["Noise"]["series"][0]["curves"][0]["steps"] == [
         float(level) for level in first.noise_psnr
     ]
-    assert charts["Equivariance"]["x_names"] == ["none", *TRANSFORMS]
+    assert charts["Equivariance"]["x"]["names"] == ["none", *TRANSFORMS]
     assert sum(charts["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(
         1, abs=1e-4
     )

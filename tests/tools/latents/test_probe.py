@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from telecine.cli.commands import run
-from telecine.evaluation.metrics.registry import Metric
+from telecine.evaluation.metrics.metric import Metric
 from telecine.models import CausalVAE
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig

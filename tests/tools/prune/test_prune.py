@@ -187,6 +187,20 @@ def test_surgery_of_each_class(name, tmp_path):
         torch.testing.assert_close(of_diffusers.state_dict()[key], tensor, rtol=0, atol=0)
 
 
+def test_surgery_of_an_asymmetric_decoder_with_stages_of_different_sizes():
+    """Its encoder of masks has channels of the first stage, doubled up to those of the last one."""
+    changes = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "down_block_out_channels": (4, 4, 4),
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "up_block_out_channels": (8, 8, 16),
+    }
+    module = with_random_weights(tiny_model("asymmetric", **changes))
+    model = DiffusersAutoencoder(module).eval()
+    half = check_surgery(model, "decoder", tiny_clip("asymmetric"), is_exact=False)
+    assert half.module.config.up_block_out_channels == [4, 4, 8]
+
+
 @pytest.mark.parametrize(
     ("decoder", "part"), [("direct", "decoder"), ("direct", "both"), ("flow", "decoder")]
 )

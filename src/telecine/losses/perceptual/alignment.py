@@ -101,7 +101,7 @@ class Alignment(nn.Module):
         *,
         latent: Tensor,
         target: Video,
-        weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
         generator: Generators = None,
     ) -> Scalar:
         """Return the sum of both losses, 0-d, at least float32; smaller is better. The graph reaches latent and W.
@@ -109,7 +109,7 @@ class Alignment(nn.Module):
         Args:
             latent: `(B, latent_channels, t, h, w)`.
             target: The encoded video `(B, C, T, H, W)` in [-1, 1].
-            weight: Non-negative sample weights `(B,)`.
+            sample_weight: Non-negative weights of the clips `(B,)`.
             generator: Draws the compared frames.
 
         Raises:
@@ -141,7 +141,7 @@ class Alignment(nn.Module):
             z = self.projection(latent_frames)
             z = z.unflatten(0, (num_clips, -1)).transpose(1, 2)
             features = self._features_like(z, as_rgb(frames))
-            return weighted_mean(self._distance(z, features, index), weight)
+            return weighted_mean(self._distance(z, features, index), sample_weight)
 
     @torch.no_grad()
     def _features_like(self, z: Video, frames: Frames | Video) -> Tensor:

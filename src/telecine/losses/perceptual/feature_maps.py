@@ -20,7 +20,7 @@ from telecine.losses.latent import resized
 from telecine.losses.perceptual.backbones import BACKBONES, FeatureMap
 from telecine.losses.perceptual.lpips import LPIPS
 from telecine.losses.perceptual.weights import WeightsSource, load_state
-from telecine.ops.convolution import is_differentiated_twice
+from telecine.ops.pass_options import pass_options
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], the training data of torchvision's networks.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -71,7 +71,11 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
             else:
                 x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
         # The fused kernels of attention have no double backward.
-        attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
+        attention = (
+            sdpa_kernel(SDPBackend.MATH)
+            if pass_options().is_differentiated_twice
+            else nullcontext()
+        )
         with autocast_off(frames.device), attention:
             outputs = net(x)
         if not isinstance(outputs, (list, tuple)):

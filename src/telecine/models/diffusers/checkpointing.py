@@ -7,7 +7,6 @@ and each call is computed again in the backward pass, see `checkpoint_call`.
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,9 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
 from telecine.base.randomness import keep_random_state
 from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
-from telecine.models.diffusers import wan
 from telecine.models.diffusers.families import Family, class_names, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.models.diffusers.streams import MAGVIT, MAGVIT_CACHE, WAN
+from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
 from telecine.ops.checkpointing import checkpoint_call, checkpoint_module
 from telecine.ops.ranks import ContextGroup, using_context_group
 
@@ -28,8 +26,6 @@ from telecine.ops.ranks import ContextGroup, using_context_group
 _MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 _NUM_FRAMES = 5
-# Frames of a latent frame of Magvit.
-_MAGVIT_TIME_COMPRESSION = 4
 # The parameter of `ModelMixin.enable_gradient_checkpointing`.
 _FUNCTION = "gradient_checkpointing_func"
 
@@ -81,7 +77,7 @@ def enable(module: DiffusersModel, blocks: Sequence[str]) -> None:
     if not recomputed:
         raise _unsupported(module, f"one without the blocks of its class, {', '.join(blocks)}")
     for block in recomputed:
-        checkpoint_module(block, MAGVIT_CACHE)
+        checkpoint_module(block, CACHE_ATTRIBUTE)
 
 
 def _enable_own(module: DiffusersModel) -> None:
@@ -170,21 +166,14 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
     stream = family.stream
     assert stream is not None
     check_count("temporal_chunk", num_frames)
-    if stream.accepts_multiples:
+    if stream.set_chunk is not None:
         check_multiple("temporal_chunk", num_frames, step=stream.chunk)
+        calls = stream.set_chunk(module, num_frames)
+        if calls is not None:
+            family = replace(family, encoder=calls.encoder, decoder=calls.decoder)
     elif num_frames != stream.chunk:
         accepted = str(stream.chunk)
         raise size_error("temporal_chunk", num_frames, accepted=accepted, nearest=stream.chunk)
-    if stream == MAGVIT:
-        module.num_sample_frames_batch_size = num_frames
-        module.num_latent_frames_batch_size = num_frames // _MAGVIT_TIME_COMPRESSION
-    elif stream == WAN:  # which is called with larger chunks than its own
-        num_latent_frames = num_frames // wan.TIME_COMPRESSION
-        family = replace(
-            family,
-            encoder=partial(wan.encode_in_chunks, num_frames=num_frames),
-            decoder=partial(wan.decode_in_chunks, num_latent_frames=num_latent_frames),
-        )
     for part in (module.encoder, module.decoder):
-        checkpoint_module(part, MAGVIT_CACHE)
+        checkpoint_module(part, CACHE_ATTRIBUTE)
     return family

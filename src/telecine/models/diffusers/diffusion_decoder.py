@@ -22,7 +22,7 @@ from telecine.models.diffusers.loading import build_module, load_module, save_mo
 from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
-from telecine.models.frozen_encoder import LoadTeacher, Student
+from telecine.models.frozen_encoder import LoadTeacher, TeacherEncoderModel
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import MEAN_KEY, STD_KEY, LatentGrid, Normalisation
 from telecine.models.linear import LinearAutoencoder
@@ -38,7 +38,7 @@ _DIGEST_KEY = "_teacher_encoder_sha256"
 _TILE = (8, 16, 16)
 
 
-class DiffusionDecoder(Student):
+class DiffusionDecoder(TeacherEncoderModel):
     """`LTX2VideoDiffusionDecoderModel` of diffusers, and the frozen encoder of its teacher, `AutoencoderKLLTX2Video`.
 
     It is trained at random levels of noise, those of `flow`, and sampled as `CausalVAE` with `decoder: flow` is. Saved

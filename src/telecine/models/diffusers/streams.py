@@ -3,18 +3,27 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from telecine.base.shapes import Video
-from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.models.diffusers.wan import options_of_first_call, patched, unpatched
+from telecine.models.diffusers import wan
+from telecine.models.diffusers.outputs import Decoded, DiffusersModel, LatentPosterior
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian, Posterior
 from telecine.models.stream import ChunkSizes, StreamDecoder, StreamEncoder
 
-MAGVIT_CACHE = "prev_features"
+CACHE_ATTRIBUTE = "prev_features"
 """The attribute of layers of Magvit with the frames that they keep. Others keep them among the arguments."""
+# Frames of a latent frame of Magvit.
+_MAGVIT_TIME_COMPRESSION = 4
+
+
+class ChunkedCalls(NamedTuple):
+    """How a model computes a clip in chunks of another length than its own: the fields of `Family` of these names."""
+
+    encoder: Callable[..., LatentPosterior]
+    decoder: Callable[..., Decoded]
 
 
 @dataclass(frozen=True)
@@ -34,10 +43,16 @@ class Streaming:
     """A video has a multiple of so many frames after the first one."""
     first: int = 1
     """Frames of the first chunk."""
-    accepts_multiples: bool = False
-    """Whether chunks may also be multiples of `chunk`. The norms of other classes depend on the chunk."""
+    set_chunk: Callable[[DiffusersModel, int], ChunkedCalls | None] | None = None
+    """For classes whose chunks may also be multiples of `chunk`: let the model compute chunks of so many frames, and
+    return how it is called now, or None if that stays. The norms of other classes depend on the chunk."""
     has_variance: bool = True
     """Whether the second half of the encoder's channels are log-variances; else they are left out."""
+
+    @property
+    def accepts_multiples(self) -> bool:
+        """Whether chunks may also be multiples of `chunk`."""
+        return self.set_chunk is not None
 
     def frames(self, num_frames: int | None) -> ChunkSizes:
         """Return the chunks of a video, of at most `num_frames` frames if the class has a choice."""
@@ -67,7 +82,7 @@ class Streaming:
     def _encode(
         self, module: DiffusersModel, cache: Any, video: Video, num_before: int
     ) -> Posterior:
-        video = patched(module, video.to(next(module.parameters()).dtype))
+        video = wan.patched(module, video.to(next(module.parameters()).dtype))
         moments = self.call(module.encoder, video, cache, num_before == 0)
         if getattr(module, "quant_conv", None) is not None:
             moments = module.quant_conv(moments)
@@ -81,7 +96,7 @@ class Streaming:
         if getattr(module, "post_quant_conv", None) is not None:
             latent = module.post_quant_conv(latent)
         video = self.call(module.decoder, latent, cache, num_before == 0)
-        return unpatched(module, video)
+        return wan.unpatched(module, video)
 
 
 def _new_list(module: DiffusersModel, part: str) -> list[Any]:
@@ -92,7 +107,7 @@ def _call_with_list(
     network: DiffusersModel, chunk: Tensor, cache: list[Any], is_first: bool
 ) -> Tensor:
     """Call a network of Wan or QwenImage; those that want to know are told which chunk is the first."""
-    options = options_of_first_call(network) if is_first else {}
+    options = wan.options_of_first_call(network) if is_first else {}
     return network(chunk, feat_cache=cache, feat_idx=[0], **options)
 
 
@@ -124,18 +139,32 @@ def _call_with_layers(
 ) -> Tensor:
     """Call a network of Magvit, whose layers keep frames: put in those of the stream, and take out the new ones."""
     layers = {
-        name: layer for name, layer in network.named_modules() if hasattr(layer, MAGVIT_CACHE)
+        name: layer for name, layer in network.named_modules() if hasattr(layer, CACHE_ATTRIBUTE)
     }
     for name, layer in layers.items():
-        setattr(layer, MAGVIT_CACHE, cache.get(name))
+        setattr(layer, CACHE_ATTRIBUTE, cache.get(name))
     try:
         output = network(chunk)
         for name, layer in layers.items():
-            cache[name] = getattr(layer, MAGVIT_CACHE)
+            cache[name] = getattr(layer, CACHE_ATTRIBUTE)
         return output
     finally:
         for layer in layers.values():
-            setattr(layer, MAGVIT_CACHE, None)
+            setattr(layer, CACHE_ATTRIBUTE, None)
+
+
+def _set_chunk_of_magvit(module: DiffusersModel, num_frames: int) -> None:
+    module.num_sample_frames_batch_size = num_frames
+    module.num_latent_frames_batch_size = num_frames // _MAGVIT_TIME_COMPRESSION
+
+
+def _set_chunk_of_wan(module: DiffusersModel, num_frames: int) -> ChunkedCalls:
+    """Return calls with larger chunks than those of the class."""
+    num_latent_frames = num_frames // wan.TIME_COMPRESSION
+    return ChunkedCalls(
+        encoder=partial(wan.encode_in_chunks, num_frames=num_frames),
+        decoder=partial(wan.decode_in_chunks, num_latent_frames=num_latent_frames),
+    )
 
 
 COGVIDEOX = Streaming(_new_dict, _call_with_dict, time=4, multiple=8, chunk=8, first=9)
@@ -145,7 +174,9 @@ KVAE_VIDEO = Streaming(
     _new_tree, _call_with_tree, time=4, multiple=8, chunk=16, first=17, has_variance=False
 )
 MAGVIT = Streaming(
-    _new_dict, _call_with_layers, time=4, multiple=4, chunk=4, accepts_multiples=True
+    _new_dict, _call_with_layers, time=4, multiple=4, chunk=4, set_chunk=_set_chunk_of_magvit
 )
-WAN = Streaming(_new_list, _call_with_list, time=4, multiple=4, chunk=4, accepts_multiples=True)
+WAN = Streaming(
+    _new_list, _call_with_list, time=4, multiple=4, chunk=4, set_chunk=_set_chunk_of_wan
+)
 """Of QwenImage, too."""

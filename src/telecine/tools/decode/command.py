@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from telecine.base.terminal import console
-from telecine.settings.arguments import Data, Output
+from telecine.settings.argument_kinds import Data, Output
 from telecine.tools.decode.settings import DecodeConfig
 
 

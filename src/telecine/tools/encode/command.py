@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from telecine.base.terminal import console
-from telecine.settings.arguments import Output
+from telecine.settings.argument_kinds import Output
 from telecine.tools.encode.settings import EncodeConfig
 
 

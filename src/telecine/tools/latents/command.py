@@ -7,7 +7,7 @@ from typing import Annotated
 from telecine.base.checks import argument_error
 from telecine.base.terminal import console
 from telecine.settings import LatentsConfig, ProbeConfig
-from telecine.settings.arguments import Output
+from telecine.settings.argument_kinds import Output
 
 
 def latents(

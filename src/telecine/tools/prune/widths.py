@@ -15,7 +15,7 @@ Configuration: TypeAlias = Mapping[str, Any]
 Grouping: TypeAlias = Literal["stage", "size", "all"]
 """Which channels are one group: those of neighbouring stages with the same number; all of the same number, where the
 output of a stage has the number of the next one; or all, where shortcuts without weights copy or average the channels
-of one stage in the next."""
+of one stage in the next, or where other layers have numbers that follow from those of two stages."""
 
 
 def _tied_if_residual(config: Configuration) -> Grouping:
@@ -114,7 +114,7 @@ class Widths:
             wider.append(factor * number if stage in stages else number)
         return {**config, self.setting: wider}, factor
 
-    def slices(self, config: Configuration, num_channels: int) -> tuple[int, int]:
+    def slices_and_norm_groups(self, config: Configuration, num_channels: int) -> tuple[int, int]:
         """Return `num_slices` and `num_norm_groups` of a `ChannelGroup` with a number of channels."""
         if self.norm_groups_setting is None:
             return num_channels, math.gcd(num_channels, self.norm_groups)
@@ -174,6 +174,7 @@ WIDTHS = {
         "up_block_out_channels",
         prefix="decoder.",
         norm_groups_setting="norm_num_groups",
+        grouping="all",  # its encoder of masks has channels of the first stage, doubled up to those of the last one
         blocks_setting="layers_per_up_block",
     ),
     "AutoencoderKL": _SHARED,

@@ -1,6 +1,6 @@
 """The functions that `objective.terms` can name: each is added to the loss with a weight, beside the one pixel loss.
 
-To add one, such as a further pixel loss, write the function in a file of this folder, and a line here. Its weight, log
+To add one, such as a further pixel loss, write the function in a file of `losses/`, and a line here. Its weight, log
 and plot follow. `settings.Term` lists the arguments that it may have.
 """
 

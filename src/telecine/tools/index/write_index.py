@@ -11,16 +11,16 @@ from rich.console import Console
 
 from telecine.base.checks import count
 from telecine.base.terminal import with_progress
-from telecine.data import DecodeError, VideoInfo, index_video
+from telecine.data import DataError, DecodeError, VideoInfo, index_video
 from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
 from telecine.data.header import Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
 from telecine.data.index_store import IndexStore
-from telecine.data.sidecar import has_arrays, read_sidecar, scan_archive, write_sidecar
+from telecine.data.sidecar import Sidecar, has_arrays, read_sidecar, scan_archive, write_sidecar
 from telecine.data.source import File, Skipped, Source, TarMember, kind_of
 from telecine.data.table import HEADER
-from telecine.settings import ClipConfig
+from telecine.settings import MAX_FAILURES, ClipConfig
 
 # A process that is killed loses the indices of fewer files, and of fewer timestamps.
 _FILES_PER_SHARD = 1000
@@ -53,7 +53,7 @@ def part_of_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def index_data(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
+def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
     """Index a part of a data set. The same call again indexes what is missing.
 
     Args:
@@ -111,14 +111,53 @@ class _Indexer:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
-        members = list(sidecar.members)
-        results = self._index(members, f"indexing {archive.name}")
-        infos = {}
-        for member, (_, info) in zip(members, results, strict=True):
-            if isinstance(info, VideoInfo) and isinstance(member, TarMember):
-                infos[member.offset] = info
+        archive_key = self._store.key_of(archive, fingerprint_of(archive))
+        infos: dict[int, VideoInfo] = {}  # by the offsets of members
+        missing = []
+        for row, offset in enumerate(sidecar.members.places["offset"].tolist()):
+            member = sidecar.members[row]
+            key = self._store.key_of_member(archive_key, offset)
+            info = self._store.saved_info(key, member) if self._is_known(key) else None
+            if info is None:
+                missing.append(member)
+            else:
+                infos[offset] = info
+        indexed = self._index(missing, f"indexing {archive.name}")
+        try:
+            for member, result in zip(missing, indexed, strict=True):
+                if result is not None and isinstance(result[1], VideoInfo):
+                    assert isinstance(member, TarMember)
+                    infos[member.offset] = result[1]
+        except DataError:
+            self._keep_members(archive_key, sidecar, infos)
+            write_sidecar(archive, sidecar)
+            raise
         self.skipped.extend(sidecar.skipped)
         write_sidecar(archive, sidecar, infos)
+
+    def _keep_members(
+        self, archive_key: int, sidecar: Sidecar, infos: Mapping[int, VideoInfo]
+    ) -> None:
+        """Write the indices of some members of a tar file into a shard, as those of files, for the next attempt.
+
+        Args:
+            archive_key: The key of the tar file.
+            sidecar: Its members.
+            infos: The indices, by the offsets of members.
+        """
+        keys = []
+        headers = []
+        infos_by_key = {}
+        for row, offset in enumerate(sidecar.members.places["offset"].tolist()):
+            if offset in infos:
+                key = self._store.key_of_member(archive_key, offset)
+                keys.append(key)
+                headers.append(sidecar.members.headers[row].item())
+                infos_by_key[key] = infos[offset]
+        if keys:
+            self._store.write_shard(
+                np.array(keys, np.int64), np.array(headers, HEADER), infos_by_key
+            )
 
     def index_files(self, sources: Sequence[Source]) -> None:
         """Write a shard with the indices of files that have none yet."""
@@ -132,8 +171,7 @@ class _Indexer:
             except OSError as error:
                 self.skipped.append(Skipped(source, error.strerror or str(error)))
                 continue
-            place = int(np.searchsorted(self._known_keys, key))
-            if place < len(self._known_keys) and self._known_keys[place] == key:
+            if self._is_known(key):
                 self.num_known += 1
                 continue
             missing.append(source)
@@ -142,6 +180,8 @@ class _Indexer:
         num_timestamps = 0
         try:
             for key, result in zip(keys, self._index(missing, "indexing files"), strict=True):
+                if result is None:
+                    continue
                 shard[key] = result
                 _, info = result
                 if isinstance(info, VideoInfo):
@@ -150,8 +190,13 @@ class _Indexer:
                     self._write_shard(shard)
                     shard.clear()
                     num_timestamps = 0
-        finally:  # also what was indexed before a file that is not read in time
+        finally:  # also what was indexed beside a file that is not read in time
             self._write_shard(shard)
+
+    def _is_known(self, key: int) -> bool:
+        """Return whether a shard has the file with a key."""
+        place = int(np.searchsorted(self._known_keys, key))
+        return place < len(self._known_keys) and int(self._known_keys[place]) == key
 
     def _write_shard(self, results: Mapping[int, _Result]) -> None:
         """Write what was found of files, by their keys; nothing if no header was read."""
@@ -168,11 +213,24 @@ class _Indexer:
         if keys:
             self._store.write_shard(np.array(keys, np.int64), np.array(headers, HEADER), infos)
 
-    def _index(self, sources: Sequence[Source], description: str) -> Iterator[_Result]:
-        """Yield the header and the exact index of each file, or why it has none."""
+    def _index(self, sources: Sequence[Source], description: str) -> Iterator[_Result | None]:
+        """Yield the header and the exact index of each file, or why it has none; None for one that is not read in time.
+
+        Raises:
+            DataError: After all files, if one was not read in time; or at once after several of them.
+        """
+        late = []
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
             indexed = pool.map(self._index_one, sources)
-            for header, info in with_progress(indexed, description, total=len(sources)):
+            for result in with_progress(indexed, description, total=len(sources)):
+                if isinstance(result, DataError):
+                    late.append(result)
+                    if len(late) == MAX_FAILURES:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        break
+                    yield None
+                    continue
+                header, info = result
                 if isinstance(info, VideoInfo):
                     self.num_indexed += 1
                 elif isinstance(header, Skipped):
@@ -180,17 +238,20 @@ class _Indexer:
                 elif info is not None:
                     self.skipped.append(info)
                 yield header, info
+        if late:
+            raise late[0]
 
-    def _index_one(self, source: Source) -> _Result:
+    def _index_one(self, source: Source) -> _Result | DataError:
+        """Return the header and the exact index of a file, or why it has none; or that it is not read in time."""
         try:
             header = read_header(source, self._config)
         except DecodeError as error:
-            return _skipped(source, error), None
+            return Skipped.of(source, error), None
+        except DataError as error:
+            return error
         try:
             return header, index_video(source, self._config)
         except DecodeError as error:
-            return header, _skipped(source, error)
-
-
-def _skipped(source: Source, error: DecodeError) -> Skipped:
-    return Skipped(source, str(error).removeprefix(f"{source}: "))
+            return header, Skipped.of(source, error)
+        except DataError as error:
+            return error

@@ -1,0 +1,24 @@
+"""Modules that moved: what dotted paths in settings of older runs begin with, and what they begin with now."""
+
+from collections.abc import Mapping
+
+MOVED_MODULES: Mapping[str, str] = {
+    "telecine.autoencoders.": "telecine.models.",
+    "telecine.perceptual.": "telecine.losses.perceptual.",
+    "telecine.training.distillation.": "telecine.tools.distill.",
+    "telecine.tools.distill.run.": "telecine.tools.distill.distillation.",
+    "telecine.runs.settings.": "telecine.runs.saved_settings.",
+    "telecine.report.run.": "telecine.report.reported_run.",
+    "telecine.evaluation.flat.": "telecine.evaluation.metrics.flat.",
+    "telecine.evaluation.flow.": "telecine.evaluation.metrics.flow.",
+    "telecine.evaluation.frechet.": "telecine.evaluation.metrics.frechet.",
+    "telecine.evaluation.latent_measures.": "telecine.evaluation.latent_statistics.",
+    "telecine.evaluation.lpips.": "telecine.evaluation.metrics.lpips.",
+    "telecine.evaluation.measure.": "telecine.evaluation.measure_clips.",
+    "telecine.evaluation.metric.": "telecine.evaluation.metrics.metric.",
+    "telecine.evaluation.pixel_metrics.": "telecine.evaluation.metrics.pixels.",
+    "telecine.evaluation.protocol.": "telecine.evaluation.protocol_file.",
+    "telecine.evaluation.published.": "telecine.evaluation.protocols.published.",
+    "telecine.evaluation.published_metrics.": "telecine.evaluation.metrics.published_pixels.",
+    "telecine.evaluation.source.": "telecine.evaluation.reconstruction_sources.",
+}

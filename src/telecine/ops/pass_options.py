@@ -1,0 +1,66 @@
+"""What holds for whole passes of networks, and reaches layers deep inside them.
+
+It is a context, as autocast is: the `forward` of a user's discriminator has no argument for it. Each thread has its
+own.
+
+| option | set by | read by |
+|---|---|---|
+| `is_differentiated_twice` | `BoundDiscriminator.__call__` | `convolve`, `FeatureMaps.forward` |
+| | `GradientCheckpointing.run_block`, for a pass that is computed again | |
+| `spectral_norms` | `train_step`, and the losses of `VideoAutoencoderLoss` | `normalised_weights` |
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """The options of the passes that run now."""
+
+    is_differentiated_twice: bool = False
+    """Whether gradients of the output are differentiated."""
+    spectral_norms: dict[nn.Module, Any] | None = None
+    """The normalised weights of networks by their first layer; None if passes do not share them."""
+
+
+_DEFAULTS = PassOptions()
+_OPTIONS: ContextVar[PassOptions] = ContextVar("pass_options", default=_DEFAULTS)
+
+
+def pass_options() -> PassOptions:
+    """Return the options of the passes that run now."""
+    return _OPTIONS.get()
+
+
+@contextmanager
+def differentiated_twice(on: bool = True) -> Iterator[None]:
+    """Let layers inside prepare for a double backward; an ordinary backward becomes a few percent slower.
+
+    Convolutions take the kernels of `ops/convolution.py`, and frozen networks avoid fused kernels of attention.
+    """
+    token = _OPTIONS.set(replace(_OPTIONS.get(), is_differentiated_twice=on))
+    try:
+        yield
+    finally:
+        _OPTIONS.reset(token)
+
+
+@contextmanager
+def shared_spectral_norms() -> Iterator[None]:
+    """Let all passes of a network inside share its normalised weights, after one step of the power iteration.
+
+    The weights must not change inside. Contexts inside others have no effect.
+    """
+    outer = _OPTIONS.get()
+    norms = {} if outer.spectral_norms is None else outer.spectral_norms
+    token = _OPTIONS.set(replace(outer, spectral_norms=norms))
+    try:
+        yield
+    finally:
+        _OPTIONS.reset(token)
