@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from telecine import load_autoencoder
 from telecine.evaluation import ReconstructionMetrics
-from telecine.evaluation.load_model import index_data
+from telecine.evaluation.load_model import load_infos
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.losses.perceptual import LPIPS
 from telecine.models import CausalVAE, VideoAutoencoder
@@ -109,7 +109,7 @@ def read_clips(data: str, max_clips: int, **size: int) -> Tensor:
     """Return clips `(N, 3, T, H, W)` of the videos of a folder."""
     clips = ConfiguredClips(ClipConfig(**(size or TRAINED_SIZE)), max_clips)
     videos = []
-    for span in clips.select(index_data(data)):
+    for span in clips.select(load_infos(data)):
         clip = clips.read(span)
         assert clip is not None
         videos.append(clip["video"])

@@ -110,7 +110,7 @@ def test_errors_give_the_reason(tmp_path, name):
     ],
 )
 def test_the_first_frame_is_decoded(tmp_path, monkeypatch, frames, reason):
-    monkeypatch.setattr(index, "decoded_frames", lambda packets: iter(frames))
+    monkeypatch.setattr(index, "decode_packets", lambda packets: iter(frames))
     with pytest.raises(DecodeError, match=rf"video\.mp4: {reason}"):
         index_video(write_video(tmp_path / "video.mp4", numbered_frames(3)))
 

@@ -302,3 +302,10 @@ def assert_same_clips(first, second):
     for a, b in zip(first, second, strict=True):
         assert (a["source"], int(a["start"])) == (b["source"], int(b["start"]))
         assert torch.equal(a["video"], b["video"])
+
+
+def touch(folder, *names):
+    """Write empty files into a folder."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()

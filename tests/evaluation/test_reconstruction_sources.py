@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
-from telecine.evaluation.load_model import index_data, load_with_clips
+from telecine.evaluation.load_model import load_infos, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruction_sources import contains_videos, open_source
 from telecine.runs import Run
@@ -83,7 +83,7 @@ class TestIndex:
         load_spans(copied_videos)
         indexed.clear()
         write_video(copied_videos / "new.mp4", waves(seed=3), fps=25)
-        assert len(index_data(str(copied_videos))) == 4
+        assert len(load_infos(str(copied_videos))) == 4
         assert indexed == ["new.mp4"]
         load_spans(copied_videos)
         assert indexed == ["new.mp4"]

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine.evaluation.tiling import (
-    blended_chunks,
     count_chunks,
-    overlapping_chunks,
-    reconstruct_tiled,
+    crossfade_chunks,
+    reconstruct_clip_in_tiles,
     rounded_tiling,
+    split_frames,
 )
 from telecine.models import Reconstruction
 from telecine.models.interface import ClipPosition
@@ -38,7 +38,7 @@ def numbers(chunk):
     ],
 )
 def test_chunks_overlap(total, overlap, expected):
-    chunks = [numbers(chunk) for chunk in overlapping_chunks(numbered(total), 4, overlap)]
+    chunks = [numbers(chunk) for chunk in split_frames(numbered(total), 4, overlap)]
     assert chunks == expected
     if total:
         assert count_chunks(total, 4, overlap) == len(expected)
@@ -53,8 +53,8 @@ def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
         return chunk.float() + 0.5
 
     for total in range(1, 15):
-        chunks = overlapping_chunks(numbered(total), 4, overlap)
-        pairs = list(blended_chunks(model, chunks, overlap, reconstruct))
+        chunks = split_frames(numbered(total), 4, overlap)
+        pairs = list(crossfade_chunks(model, chunks, overlap, reconstruct))
         frames, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         assert numbers(frames) == list(range(total))
         torch.testing.assert_close(reconstructions, frames.float() + 0.5)
@@ -62,8 +62,8 @@ def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
 
 def test_overlapping_chunks_are_blended_linearly():
     levels = iter([0.0, 1.0])
-    chunks = overlapping_chunks(numbered(9), 6, 3)
-    pairs = blended_chunks(
+    chunks = split_frames(numbered(9), 6, 3)
+    pairs = crossfade_chunks(
         CellMeans(), chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels))
     )
     values = torch.cat([reconstruction for _, reconstruction in pairs])[:, 0, 0, 0]
@@ -75,7 +75,7 @@ def test_an_overlap_as_long_as_the_chunk_raises(overlap):
     with pytest.raises(
         ValueError, match="`overlap_frames` must be at least 0 and below the chunk's 4"
     ):
-        list(overlapping_chunks(numbered(9), 4, overlap))
+        list(split_frames(numbered(9), 4, overlap))
 
 
 class CellMeans(nn.Module):
@@ -115,18 +115,18 @@ def random_clip(frames=5, height=40, width=56):
 def test_tiles_equal_whole_frames_if_the_receptive_field_is_one_cell(height, width, tile, overlap):
     model = CellMeans()
     video = random_clip(6, height, width)
-    tiled = reconstruct_tiled(model, video, rounded_tiling(Tiling(tile, overlap), model))
+    tiled = reconstruct_clip_in_tiles(model, video, rounded_tiling(Tiling(tile, overlap), model))
     assert set(model.shapes) == {(1, 3, 9, min(tile, 4 * -(-height // 4)), tile)}, "at most a tile"
     torch.testing.assert_close(
-        tiled, reconstruct_tiled(CellMeans(), video, Tiling()), atol=1e-6, rtol=0
+        tiled, reconstruct_clip_in_tiles(CellMeans(), video, Tiling()), atol=1e-6, rtol=0
     )
 
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 9), (4, 16)])
 def test_a_frame_that_fits_into_one_tile_is_not_tiled(tiny_model, size):
     video = random_clip(4, *size)
-    whole = reconstruct_tiled(tiny_model, video, Tiling())
-    assert torch.equal(reconstruct_tiled(tiny_model, video, Tiling(16, 8)), whole)
+    whole = reconstruct_clip_in_tiles(tiny_model, video, Tiling())
+    assert torch.equal(reconstruct_clip_in_tiles(tiny_model, video, Tiling(16, 8)), whole)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_the_stride_is_not_the_smallest_size(tile, overlap, expected):
     model = LargerThanACell()
     rounded = rounded_tiling(Tiling(tile, overlap), model)
     assert rounded == Tiling(max(tile, 12), expected)
-    whole = reconstruct_tiled(model, random_clip(), Tiling())
-    torch.testing.assert_close(reconstruct_tiled(model, random_clip(), rounded), whole)
+    whole = reconstruct_clip_in_tiles(model, random_clip(), Tiling())
+    torch.testing.assert_close(reconstruct_clip_in_tiles(model, random_clip(), rounded), whole)
 
 
 def test_tiles_of_one_cell_cannot_overlap():

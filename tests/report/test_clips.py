@@ -9,7 +9,7 @@ import torch
 
 from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
-from telecine.report.clips import ValidationClip, at_one_rate, write_clips
+from telecine.report.clips import ReconstructedClip, at_one_rate, write_clips
 from telecine.report.page_videos import VideoFolder, copy_videos
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
@@ -71,7 +71,7 @@ def test_psnr_of_each_frame(tmp_path):
     reconstruction[1] += 5
     reconstruction[2, 0, 0, 0] -= 100
     write_clips(
-        Run(tmp_path), 0, [ValidationClip(target, reconstruction, {}, "a.mp4", 0, FPS)], fps=FPS
+        Run(tmp_path), 0, [ReconstructedClip(target, reconstruction, {}, "a.mp4", 0, FPS)], fps=FPS
     )
     expected = [
         MAX_PSNR,
@@ -141,7 +141,9 @@ def test_clips_of_several_rates_play_at_their_own_speed_in_one_picture():
 
 def test_depth_says_what_its_colours_are(tmp_path):
     depth = torch.arange(1000, 1000 + 2 * 16 * 16).reshape(2, 16, 16, 1).to(torch.uint16)
-    write_clips(Run(tmp_path), 0, [ValidationClip(depth, depth, {}, "depth.npy", 0, FPS)], fps=FPS)
+    write_clips(
+        Run(tmp_path), 0, [ReconstructedClip(depth, depth, {}, "depth.npy", 0, FPS)], fps=FPS
+    )
     (saved,) = validations(tmp_path)
     assert saved.clips[0].colours == "1000 to 1511 of 65535"
     run = ReportedRun("run", [], {}, {}, None, [saved])

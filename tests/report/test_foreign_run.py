@@ -60,6 +60,7 @@ LINKS = (
     "config.yaml",
     "environment.json",
     "summary.json",
+    "tracker.json",
     "side_by_side.mp4",
     ".telecine-output",
     "report_videos",

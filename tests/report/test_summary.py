@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from telecine.report.reported_run import describe_training, not_comparable
-from telecine.runs.run import RunSummary, ValidationClips
+from telecine.runs.run import RunSummary, ValidationSet
 
-CLIPS = ValidationClips(num_clips=12, num_frames=9, height=64, width=80, sha256="a")
+CLIPS = ValidationSet(num_clips=12, num_frames=9, height=64, width=80, sha256="a")
 SUMMARY = RunSummary(
     num_parameters=1_500_000,
     num_trained=500_000,

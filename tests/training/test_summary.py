@@ -13,7 +13,7 @@ import torch
 from telecine.base.devices import peak_memory
 from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
-from telecine.runs.run import RunSummary, ValidationClips
+from telecine.runs.run import RunSummary, ValidationSet
 from telecine.training.clips import Clips
 from telecine.training.start import read_earlier_summary
 
@@ -83,7 +83,7 @@ def test_validation_clips_have_the_hash_of_evaluations():
         for clip in some.val
     ]
     combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    assert Clips.recorded(some)["validation"] == ValidationClips(2, 5, 16, 24, combined)
+    assert Clips.recorded(some)["validation"] == ValidationSet(2, 5, 16, 24, combined)
     some.val[0]["video"][0, 0, 0, 0] -= 0.5
     assert Clips.recorded(some)["validation"].sha256 != combined
 

@@ -15,7 +15,7 @@ MOVED_MODULES: Mapping[str, str] = {
     "telecine.evaluation.latent_measures.": "telecine.evaluation.latent_statistics.",
     "telecine.evaluation.lpips.": "telecine.evaluation.metrics.lpips.",
     "telecine.evaluation.measure.": "telecine.evaluation.measure_clips.",
-    "telecine.evaluation.metric.": "telecine.evaluation.metrics.registry.",
+    "telecine.evaluation.metric.": "telecine.evaluation.metrics.metric.",
     "telecine.evaluation.pixel_metrics.": "telecine.evaluation.metrics.pixels.",
     "telecine.evaluation.protocol.": "telecine.evaluation.protocol_file.",
     "telecine.evaluation.published.": "telecine.evaluation.protocols.published.",

@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> None:
             console.say("without --data and --config: the demo, on four sample videos")
         _check_options(settings, options)
     if command.output is not None and arguments.get(command.output) is not None:
-        from telecine.data.find import check_output
+        from telecine.data.outputs import check_output
 
         data_path = getattr(settings, "data", None)
         if command.data is not None:
@@ -97,9 +97,8 @@ def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS.values():
-        if (
-            with_arguments and " " in command.name
-        ):  # a shell completes its second word after the first
+        # A shell completes the second word of a command after the first.
+        if with_arguments and " " in command.name:
             continue
         subparser = subparsers.add_parser(
             command.name, help=command.summary, conflict_handler="resolve"
@@ -153,15 +152,16 @@ def train(
     ] = False,
 ) -> None:
     """Train an autoencoder of video or images. Run the same command again to resume from the newest checkpoint."""
-    from telecine.training import train
+    from telecine import training
     from telecine.training.run import dry_run as try_update
 
     if dry_run:
         try_update(settings, console=console).print_to(console)
-    else:
-        train(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(
-            console
-        )
+        return
+    result = training.train(
+        settings, console=console, steal_lock=steal_lock, change_data=change_data
+    )
+    result.print_to(console)
 
 
 def evaluate(
@@ -200,9 +200,9 @@ def evaluate(
             "checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions."
         )
     else:
-        from telecine.evaluation.evaluate import evaluate
+        from telecine.evaluation import evaluate as evaluation
 
-        evaluate(checkpoint, settings, output=output).print_to(console)
+        evaluation.evaluate(checkpoint, settings, output=output).print_to(console)
     if output is not None:
         console.say(f"written to {output}")
 
@@ -248,13 +248,13 @@ def reconstruct(
     ],
 ) -> None:
     """Encode and decode videos, images or arrays with an autoencoder, and write the results."""
-    from telecine.evaluation.reconstruct import reconstruct
+    from telecine.evaluation import reconstruct as reconstruction
     from telecine.training.interrupt import stop_on_signal
 
     # A signal such as SIGTERM would end the process at once, and leave the part that is written.
     interruption = KeyboardInterrupt(f"interrupted before {output} was complete")
     with stop_on_signal(at_once=interruption):
-        psnr = reconstruct(checkpoint, video, output, settings)
+        psnr = reconstruction.reconstruct(checkpoint, video, output, settings)
     console.say(f"wrote {output}, PSNR {psnr:.2f} dB")
 
 

@@ -5,7 +5,8 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, get_origin
+from enum import Enum, auto
+from typing import Any, NoReturn, get_origin
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -75,9 +76,11 @@ def parse_words(
         times = sum(word.partition("=")[0] == f"--{setting.name}" for word in words)
         is_list = any(get_origin(member) is tuple for member in union_members(setting.kind))
         if times > 1 and is_list and isinstance(values.get(setting.name), str):
-            # pydantic-settings before 2.16 keeps the last one.
+            # With Python 3.10, pydantic-settings is one before 2.16, which keeps the last value.
+            contract = "typed once: the installed pydantic-settings keeps the last value alone"
+            got = f"typed {times} times"
             remedy = f"Write a list: `--{setting.name} [a, b]`."
-            raise argument_error(f"--{setting.name}", "given once with Python 3.10", times, remedy)
+            raise argument_error(f"--{setting.name}", contract, got, remedy)
     return values, unknown
 
 
@@ -128,16 +131,19 @@ class SettingsReader(CliSettingsSource[Any]):
                 raise argument_error(name, "a value", "an empty text", remedy)
             syntax = _syntax_of(name, kinds.get(name))
             is_single_text = len(texts) == 1 and not texts[0].startswith("[")
-            if syntax == "any":
+            if syntax is _Syntax.YAML:
                 other_values.append((name, parse_yaml(text)))
-            elif syntax == "text or list" and is_single_text:  # pydantic-settings makes it a list
+            elif syntax is _Syntax.TEXT_OR_LIST and is_single_text:
+                # pydantic-settings would make it a list.
                 other_values.append((name, None if texts[0] == "null" else texts[0]))
             else:
-                json_texts = [_as_json(part, is_list=syntax == "list") for part in texts]
+                is_list = syntax is _Syntax.LIST
+                json_texts = [_as_json(part, is_list=is_list) for part in texts]
                 json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
         try:
-            self(parsed_args=json_options)  # pydantic-settings: this call takes the texts
-            values = self()  # and this one returns their values
+            # pydantic-settings: the first call stores the texts, the second one returns their values.
+            self(parsed_args=json_options)
+            values = self()
         except UnreadableError as error:
             raise ValueError(str(error)) from error
         return merged([values, nested(other_values)])
@@ -152,7 +158,20 @@ def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:
     return SettingsReader(model, root_parser=parser)
 
 
-def _syntax_of(name: str, kind: Any) -> Literal["any", "list", "text or list", "JSON"]:
+class _Syntax(Enum):
+    """How a typed setting is read."""
+
+    YAML = auto()
+    """Any value, of a name that users choose: `--tracker_options.wandb.entity my_team`."""
+    LIST = auto()
+    """Values with commas between them, or a YAML list: `--trackers wandb,tensorboard`."""
+    TEXT_OR_LIST = auto()
+    """A text, which may have commas, or a YAML list: `--data clips/`, `--data [a, b]`."""
+    JSON = auto()
+    """A number, a text, or a group in YAML: `--steps 100`, `--clips {height: 64}`."""
+
+
+def _syntax_of(name: str, kind: Any) -> _Syntax:
     """Return how a typed setting is read.
 
     Args:
@@ -160,13 +179,13 @@ def _syntax_of(name: str, kind: Any) -> Literal["any", "list", "text or list", "
         kind: Its type; None for a setting inside a value, such as `objective.terms.wavelet.weight`.
     """
     if not FREE_NAMES.isdisjoint(name.split(".")[:-1]):
-        return "any"
+        return _Syntax.YAML
     if get_origin(kind) is tuple:
-        return "list"
+        return _Syntax.LIST
     members = union_members(kind)
     if str in members and any(get_origin(member) is tuple for member in members):
-        return "text or list"
-    return "JSON"
+        return _Syntax.TEXT_OR_LIST
+    return _Syntax.JSON
 
 
 def _as_json(text: str, *, is_list: bool) -> str:

@@ -17,6 +17,17 @@ with BT.601.
 | clip frames | which frames of a video a clip has, by their number or their time: `ClipFrames` |
 | source frames | the frames of a video from the first to the last frame of a clip |
 | batch | clips of one size |
+
+What identifies a file:
+
+| identity | what it is a hash of | where |
+|---|---|---|
+| `VideoInfo.digest` | its size and bytes; of a large file, blocks of them | `index.py` |
+| `Header.ends_digest` | its size, its beginning and its end; the column `digest` of tables | `header.py` |
+| `fingerprint_of` | no hash: its size, and when it was changed or which version its server tells | `index_cache.py` |
+| `IndexStore.key_of` | its name and its fingerprint | `index_store.py` |
+| `FileTable.identities` | its path without links: equal for all names of a file | `table.py` |
+| `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `sidecar.py` |
 """
 
 from telecine.data.clip import Clip as Clip

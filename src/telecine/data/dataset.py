@@ -38,10 +38,10 @@ from telecine.settings import Bucket, ClipConfig
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 16
-_MAX_DRAWS = (
-    1000  # with those of files that cannot be indexed, which costs little from the second time on
-)
-_MAX_MEMORY_FRACTION = 0.8  # the rest is left to the model and to other processes
+# Draws for one clip. Of a file that cannot be indexed, only the first draw takes time.
+_MAX_DRAWS = 1000
+# The rest is left to the model and to other processes.
+_MAX_MEMORY_FRACTION = 0.8
 
 Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
 

@@ -150,7 +150,7 @@ def _moving_stream(container: InputContainer) -> VideoStream | None:
     return None
 
 
-def decoded_frames(
+def decode_packets(
     packets: Iterable[Packet[VideoStream]],
     *,
     alpha: bool = False,
@@ -216,7 +216,7 @@ def iterate_frames(
         path = path.source
     with open_video(path, whole=True) as (container, stream):
         converter = FrameConverter(pixels, size, stream.sample_aspect_ratio or Fraction(1))
-        for frame in decoded_frames(container.demux(stream), alpha=pixels.channels == "rgba"):
+        for frame in decode_packets(container.demux(stream), alpha=pixels.channels == "rgba"):
             _check_intact(frame, path)
             yield converter.frame(frame)
 
@@ -326,7 +326,7 @@ def _select_frames(
     needed = None
     if info.seekable:
         needed = {info.pts[index] for index in indices}
-    numbered = _numbered_frames(info, indices, decoded_frames(packets, alpha=alpha, needed=needed))
+    numbered = _numbered_frames(info, indices, decode_packets(packets, alpha=alpha, needed=needed))
     for index in indices:
         frame = _frame_of_index(numbered, index)
         if frame is None:

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from glob import has_magic
 from os import PathLike
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from telecine.data.index_cache import IndexCache
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.paths import (
     check_path,
-    deepest_folder,
     expand_braces,
     files_below,
     paths_matching,
@@ -94,9 +92,8 @@ def _load_spans_at(
         infos, skipped = index_videos(sources, index=cache.info)
         is_complete = True
     finally:
-        cache.save(
-            is_complete=is_complete
-        )  # also after an interrupt, so that finished work is kept
+        # Also after an interrupt, so that finished work is kept.
+        cache.save(is_complete=is_complete)
     log_hdr(infos, cache.config)
     info_of = {info.source: info for info in infos}
     spans: list[Span] = []
@@ -308,49 +305,3 @@ def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
 
 def _count_suffixes(files: Iterable[File]) -> Counter[str]:
     return Counter(file.suffix.lower() or "file without suffix" for file in files)
-
-
-def check_is_local(name: str, output: str | PathLike[str]) -> None:
-    """Check that a path to write to is local.
-
-    Args:
-        name: Name of the argument `output` in error messages.
-        output: The path.
-
-    Raises:
-        ValueError: It is an address.
-    """
-    if "://" in str(output):
-        raise argument_error(
-            name, "a path on this machine", repr(output), "Mount it, or copy the output afterwards."
-        )
-
-
-def check_output(
-    name: str,
-    data: str | PathLike[str] | Sequence[str | PathLike[str]] | None,
-    output: str | PathLike[str],
-) -> None:
-    """Check that a path to write to is local, and is no folder of the data; it may be inside one.
-
-    Args:
-        name: Name of the argument `output` in error messages.
-        data: Where the data is, or None for the sample videos.
-        output: The path to write to.
-
-    Raises:
-        ValueError: It is an address, or a folder that is searched for data.
-    """
-    check_is_local(name, output)
-    patterns = []
-    for data_path in paths_of(data):
-        patterns += expand_braces(data_path)
-    for pattern in patterns:
-        path = Path(pattern)
-        is_pattern = has_magic(pattern) and not is_address(pattern) and not path.is_file()
-        if not path.is_dir() and not is_pattern:
-            continue
-        if deepest_folder(path).resolve() == Path(output).resolve():
-            raise argument_error(
-                name, "another folder than the data", repr(str(output)), "Name a folder inside it."
-            )

@@ -35,14 +35,18 @@ class Header(NamedTuple):
     width: int
     height: int
     is_image: bool = False
-    digest: int = 0
-    """Of the size, the beginning and the end of the file, in 63 bits; 0 if it was not read, and of arrays, many of
-    which begin and end with zeros."""
+    ends_digest: int = 0
+    """A hash of the size, the beginning and the end of the file, in 63 bits. 0 for a file that a list describes, which
+    is not read, and for arrays, many of which begin and end with zeros."""
 
     @classmethod
     def of(cls, info: VideoInfo) -> "Header":
         """Return the header of an indexed source."""
         return cls(info.num_frames, info.fps, info.width, info.height, info.is_image)
+
+
+NO_HEADER = Header(0, 1.0, 1, 1)
+"""The header of a file that has no frames here: it was not read yet, cannot be read, is refused, or does not tell."""
 
 
 def read_header(source: Source, config: ClipConfig) -> Header:
@@ -72,7 +76,7 @@ def read_header(source: Source, config: ClipConfig) -> Header:
         header = open_local(source, read, deadline)
     if header.num_frames > 0:
         return header
-    digest = header.digest
+    ends_digest = header.ends_digest
     info = None
     if kind_of(source) == "images":
         info = index_image(source, config, deadline)
@@ -83,13 +87,13 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     else:
         header = Header.of(info)
     check_frame(source, header.width, header.height, config)
-    return header._replace(digest=digest)
+    return header._replace(ends_digest=ends_digest)
 
 
 def read_mp4_header(
     file: BinaryIO, begin: int, size: int, source: Source, config: ClipConfig
 ) -> Header:
-    """Read the header of an MP4 file, or only the digest of another one, or of one with fragments.
+    """Read the header of an MP4 file, or of another one, or one with fragments, `ends_digest` alone.
 
     Args:
         file: The opened file that holds it.
@@ -112,7 +116,7 @@ def read_mp4_header(
     file.seek(begin + max(0, size - _DIGEST_BYTES))
     last = file.read(min(size, _DIGEST_BYTES))
     content = f"{size}".encode() + first + last
-    digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+    ends_digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
     header = None
     if first[4:8] in _MP4_KINDS:
         deadline = Deadline(source, config.timeout)
@@ -129,11 +133,11 @@ def read_mp4_header(
             tracks[-1].read(box.kind, box.content)
         header = next(filter(None, [track.header() for track in tracks]), None)
     if header is None:
-        return Header(0, 1.0, 1, 1, digest=digest)
+        return NO_HEADER._replace(ends_digest=ends_digest)
     if header.num_frames > size:
         raise DecodeError(f"{source}: its tables claim {header.num_frames} frames in {size} bytes")
     check_frame(source, header.width, header.height, config)
-    return header._replace(digest=digest)
+    return header._replace(ends_digest=ends_digest)
 
 
 class _Track:

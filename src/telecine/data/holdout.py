@@ -202,9 +202,10 @@ def _strategy(
         DataError: The videos are too short, or there is only one group of a column or of folders.
     """
     is_earlier = config.holdout == _OLD_HOLDOUT
-    num_files = 0
-    for group in groups:
-        num_files += len({resolve_source(span.info.source) for span in group})
+    num_files = len(groups)
+    if not is_earlier:  # in earlier versions a file was a group
+        files = {resolve_source(span.info.source) for group in groups for span in group}
+        num_files = len(files)
     if prefers_groups(
         config,
         num_files=num_files,

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
 from telecine.data.arrays import index_array
-from telecine.data.decode import VIDEO_ERRORS, decoded_frames, open_video
+from telecine.data.decode import VIDEO_ERRORS, decode_packets, open_video
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
 from telecine.data.hdr import range_of
 from telecine.data.image import is_animated, open_image, upright_size
@@ -77,7 +77,9 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
         config = ClipConfig()
     deadline = Deadline(source, config.timeout)
     with decode_errors(source, VIDEO_ERRORS):
-        if open_local(source, _num_bytes, deadline, whole=True) == 0:
+        # A file at an address is fetched whole: what follows reads the copy.
+        num_bytes = open_local(source, _num_bytes, deadline, whole=True)
+        if num_bytes == 0:
             raise DecodeError(f"{source}: an empty file")
     info = None
     if kind_of(source) == "arrays":
@@ -188,7 +190,7 @@ def index_videos(
         try:
             return index(source)
         except DecodeError as error:
-            return Skipped(source, str(error).removeprefix(f"{source}: "))
+            return Skipped.of(source, error)
 
     sources = [as_source(path) for path in paths]
     infos: list[VideoInfo] = []
@@ -218,7 +220,7 @@ def _read_first_frame(
     with open_video(source, config.max_pixels, deadline) as (container, stream):
         codec = stream.codec_context
         check_frame(source, codec.width or 1, codec.height or 1, config)
-        frame = next(decoded_frames(deadline.limit(container.demux(stream))), None)
+        frame = next(decode_packets(deadline.limit(container.demux(stream))), None)
         aspect = stream.sample_aspect_ratio or Fraction(1)
     if frame is None:
         raise DecodeError(f"{source}: no frame can be decoded")
@@ -379,7 +381,7 @@ def _scan_frames(
         keeps_timestamps = stream.codec_context.name in _CODECS_WITH_PACKET_TIMESTAMPS
         times: list[int | None] = []
         are_keyframes: list[bool] = []
-        for frame in deadline.limit(decoded_frames(container.demux(stream))):
+        for frame in deadline.limit(decode_packets(container.demux(stream))):
             times.append(frame.pts)
             are_keyframes.append(bool(frame.key_frame))
     pts = [time for time in times if time is not None]

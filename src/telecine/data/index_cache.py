@@ -1,4 +1,4 @@
-"""The index of a data set, kept in a file, so that the next run does not index the same videos again."""
+"""The index of `clips.index: ahead`: all exact indices of a data set in one file, which the next run reads."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class IndexCache:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
-    one is replaced. It is saved once a minute. Several threads may index.
+    one is replaced. `members` and `info` save it once a minute. Several threads may index.
 
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
@@ -109,19 +109,15 @@ class IndexCache:
             with self._lock:
                 self._archives[key] = (fingerprint, locations)
                 self._is_changed = True
-        self._note_use(key)
+        self._mark_used_and_maybe_save(key)
         return [TarMember(archive, *location) for location in locations]
 
     def info(self, source: Source) -> VideoInfo:
         """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept."""
-        if kind_of(source) == "arrays":
+        looked_up = look_up_source(source, self.config)
+        if looked_up is None:
             return index_video(source, self.config)
-        try:
-            if isinstance(source, RemotePath):
-                source = look_up(source, Deadline(source, self.config.timeout))
-            fingerprint = fingerprint_of(source)
-        except OSError:
-            return index_video(source, self.config)  # raises an error with the reason
+        source, fingerprint = looked_up
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
@@ -130,10 +126,10 @@ class IndexCache:
                 self._infos[key] = (fingerprint, info)
                 self._is_changed = True
         check_frame(source, info.width, info.height, self.config)
-        self._note_use(key)
+        self._mark_used_and_maybe_save(key)
         return replace(info, source=source)
 
-    def _note_use(self, key: str) -> None:
+    def _mark_used_and_maybe_save(self, key: str) -> None:
         """Keep an entry in the file, and save the file if that was long ago."""
         with self._lock:
             self._used.add(key)
@@ -228,6 +224,27 @@ def fingerprint_of(source: Source) -> _Fingerprint:
     return status.st_size, status.st_mtime_ns
 
 
+def look_up_source(source: Source, config: ClipConfig) -> tuple[Source, _Fingerprint] | None:
+    """Return a source whose index can be kept, as it is now, and its fingerprint.
+
+    Args:
+        source: The source. One at an address is looked up.
+        config: Its `timeout` limits the time.
+
+    Returns:
+        None for an array, whose index is not kept, and for a source that cannot be looked up: `index_video` raises an
+        error with the reason.
+    """
+    if kind_of(source) == "arrays":
+        return None
+    try:
+        if isinstance(source, RemotePath):
+            source = look_up(source, Deadline(source, config.timeout))
+        return source, fingerprint_of(source)
+    except OSError:
+        return None
+
+
 def num_bytes(source: Source) -> int:
     """Return the size of a file or of a member of a tar file."""
     return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
@@ -237,7 +254,7 @@ def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_Membe
     locations: list[_MemberLocation] = []
 
     def scan(local: LocalSource) -> None:
-        locations.clear()
+        locations.clear()  # `open_local` may call this again
         members = deadline.limit(tar_members(archive, open_file(local)))
         for member in members:
             locations.append((member.name, member.offset, member.size))  # until an error

@@ -1,4 +1,4 @@
-"""Files of exact indices, of one video or of thousands, which are read without loading what is not asked for."""
+"""Files of the index of `clips.index: lazy`, of one video or of thousands, read without loading the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact indices of single videos, made when they are first asked for, and shared by processes and later runs."""
+"""The index of `clips.index: lazy`: exact indices, made when a video is first drawn, and shared with later runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.files import remove_partial
-from telecine.data.errors import Deadline, DecodeError, is_of_system
+from telecine.data.errors import DecodeError, is_of_system
 from telecine.data.index import index_video
-from telecine.data.index_cache import fingerprint_of, index_paths
+from telecine.data.index_cache import index_paths, look_up_source
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.paths import deepest_folder
-from telecine.data.remote import look_up
 from telecine.data.sidecar import (
     Sidecar,
     has_arrays,
@@ -38,7 +37,6 @@ from telecine.data.source import (
     VideoInfo,
     check_frame,
     is_address,
-    kind_of,
 )
 from telecine.data.table import HEADER, Texts
 from telecine.settings import ClipConfig
@@ -200,14 +198,10 @@ class IndexStore:
             DecodeError: see `index_video`.
             DataError: see `index_video`.
         """
-        if kind_of(source) == "arrays":
+        looked_up = look_up_source(source, self.config)
+        if looked_up is None:
             return index_video(source, self.config)
-        try:
-            if isinstance(source, RemotePath):
-                source = look_up(source, Deadline(source, self.config.timeout))
-            fingerprint = fingerprint_of(source)
-        except OSError:
-            return index_video(source, self.config)  # raises an error with the reason
+        source, fingerprint = looked_up
         key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
         for other in self.others:

@@ -53,9 +53,8 @@ class Segment:
     start_frame: int | None = None
     end_frame: int | None = None  # exclusive
     group: str = ""  # what the column says by which data is held out
-    columns: Mapping[str, object] = field(
-        default_factory=dict, compare=False
-    )  # the others of its line, if they are kept
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False)
+    """The other columns of its line, if they are kept."""
 
     def as_span(self, info: VideoInfo) -> Span | Skipped:
         """Return the span of the segment in the indexed video, or why it has no frame."""

@@ -18,9 +18,8 @@ from telecine.data.source import SUFFIXES
 FOLDER_VARIABLE = "TELECINE_REMOTE_CACHE"
 SIZE_VARIABLE = "TELECINE_REMOTE_CACHE_GB"
 DEFAULT_GB = 50.0
-_POLL_SECONDS = (
-    0.1  # between two looks for room, while other processes fetch files that fill the cache
-)
+# Between two looks for room, while other processes fetch files that fill the cache.
+_POLL_SECONDS = 0.1
 _PARTIAL = ".partial"
 _LOCK = ".lock"
 _FOLDER_LOCK = f"folder{_LOCK}"  # held while files of the folder are counted, added or removed
@@ -141,9 +140,8 @@ class RemoteCache:
         """Remove the least recently used copies until the others have at most `limit` bytes, and return their bytes."""
         copies = self._list_copies()
         total = sum(copy.size for copy in copies)
-        num_removed_at_least = (
-            len(copies) // 100
-        )  # more room: counting takes long in a large folder
+        # More room than is needed: counting takes long in a large folder.
+        num_removed_at_least = len(copies) // 100
         for number, copy in enumerate(copies):
             if total <= limit and number >= num_removed_at_least:
                 break

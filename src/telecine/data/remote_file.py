@@ -9,12 +9,13 @@ from typing import Any, BinaryIO
 
 from fsspec.caching import BaseCache, BlockCache
 
-_BLOCKS_IN_MEMORY = (
-    4  # of each open file: of its tables, and of the streams between which a reader jumps
-)
-_WINDOW_BYTES = 2**16  # that are read ahead in a tar file at first: the headers of one sample
+# Of each open file: those of its tables, and of the streams between which a reader jumps.
+_BLOCKS_IN_MEMORY = 4
+# Bytes that are read ahead in a tar file at first: the headers of one sample.
+_WINDOW_BYTES = 2**16
 _MAX_WINDOW_BYTES = 2**20
-_WINDOWS_IN_MEMORY = 4  # of headers: at the beginning of a member, at its end, and between
+# Of headers: at the beginning of a member, at its end, and between.
+_WINDOWS_IN_MEMORY = 4
 
 ReadRange = Callable[[int, int], bytes]  # gets the positions of the first byte and after the last
 

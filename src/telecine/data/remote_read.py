@@ -27,20 +27,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MAX_REMOVALS = (
-    10  # how often another process may remove a copy between its arrival and its opening
-)
+# How often another process may remove a copy between its arrival and its opening.
+_MAX_REMOVALS = 10
 # Bytes of a block of a file. A second of 720p takes about one; smaller ones would take as long to request.
 BLOCK_BYTES = 2**20
-_MAX_REQUEST = (
-    2**23
-)  # bytes of a part that one request asks for; it is in memory until it is written
-_SERVERS_OF_WHOLE_FILES: set[str] = set()  # that were found to send no parts
+# Bytes of a part that one request asks for; it is in memory until it is written.
+_MAX_REQUEST = 2**23
+# Servers that did not send the part that was requested.
+_SERVERS_OF_WHOLE_FILES: set[str] = set()
 
 
 def open_local(
     source: Source,
-    opening: Callable[[Any], T],
+    open_source: Callable[[Any], T],
     deadline: Deadline | None = None,
     *,
     whole: bool = False,
@@ -50,14 +49,15 @@ def open_local(
 
     Args:
         source: The source.
-        opening: The function that opens it. It gets the source. Of one at an address it gets a local copy, which may be
-            removed as soon as the function has returned, or an open binary file.
+        open_source: The function that opens it. It gets the source. Of one at an address it gets a local copy, which
+            may be removed as soon as the function has returned, or an open binary file. It is called again, and must
+            start anew, if another process removes the copy before it is opened.
         deadline: The time by which what is read of a file at an address must arrive.
         whole: Whether most of the source is read, or its path is needed. It is then fetched at once.
         in_order: Whether small parts are read in order and once, such as the headers of a tar file.
 
     Returns:
-        What `opening` returns.
+        What `open_source` returns.
 
     Raises:
         DecodeError: a file at an address does not exist.
@@ -65,7 +65,7 @@ def open_local(
     """
     file = file_of(source)
     if isinstance(file, Path):
-        return opening(source)
+        return open_source(source)
     try:
         file = look_up(file, deadline)
     except FileNotFoundError as error:
@@ -77,7 +77,7 @@ def open_local(
     reader = _RemoteReader(file, deadline)
 
     def open_again() -> T:
-        return opening(_local_source(source, reader, whole=whole, in_order=in_order))
+        return open_source(_local_source(source, reader, whole=whole, in_order=in_order))
 
     return _until_not_removed(file, open_again)
 
@@ -88,9 +88,8 @@ def _local_source(
     """Return a copy of a source at an address, or an open file of its bytes, see `open_local`."""
     part = range(reader.size)
     if isinstance(source, TarMember):
-        part = part[
-            source.offset : source.offset + source.size
-        ]  # a damaged tar file may be shorter
+        # A damaged tar file may be shorter.
+        part = part[source.offset : source.offset + source.size]
     at_once = whole or len(part) <= BLOCK_BYTES
     is_whole_file = at_once and len(part) == reader.size
     sends_parts = reader.server not in _SERVERS_OF_WHOLE_FILES

@@ -15,7 +15,7 @@ import numpy as np
 
 from telecine.base.files import user_cache_folder
 from telecine.data.errors import Deadline, DecodeError, is_of_system
-from telecine.data.header import Header, read_header, read_mp4_header
+from telecine.data.header import NO_HEADER, Header, read_header, read_mp4_header
 from telecine.data.index_cache import has_small_members
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.remote_read import open_local
@@ -40,7 +40,6 @@ _DIGEST_BYTES = 4096  # of the beginning of a tar file: names, sizes and times o
 _FITS = "archive"
 _SKIPPED = "skipped"
 _HAS_INDICES = "has_indices"
-_UNKNOWN = Header(0, 1.0, 1, 1)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class Sidecar(NamedTuple):
 def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     """Read the headers of the videos, images and arrays of a tar file in one pass, up to any damage.
 
-    What limits of a run refuse is among the members: other runs read the same sidecar.
+    Members that the limits of one run refuse are in it, too: other runs read the same sidecar.
 
     Args:
         archive: The tar file.
@@ -76,16 +75,17 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     headers: list[Header | Skipped] = []
 
     def scan(local: LocalSource) -> None:
+        # `open_local` may call this again.
         members.clear()
         headers.clear()
         opened = open_file(local)
         for member in deadline.limit(tar_members(archive, opened)):
-            header: Header | Skipped = _UNKNOWN
+            header: Header | Skipped = NO_HEADER
             if kind_of(member) != "arrays":
                 try:
                     header = read_mp4_header(opened, member.offset, member.size, member, of_any_run)
                 except DecodeError as error:
-                    header = _skipped(member, error)
+                    header = Skipped.of(member, error)
             members.append(member)
             headers.append(header)
 
@@ -118,15 +118,11 @@ def _read_member(member: TarMember, config: ClipConfig) -> tuple[Header | Skippe
     try:
         return read_header(member, config), True
     except DecodeError as error:
-        return _skipped(member, error), not is_of_system(error)
-
-
-def _skipped(source: TarMember, error: DecodeError) -> Skipped:
-    return Skipped(source, str(error).removeprefix(f"{source}: "))
+        return Skipped.of(member, error), not is_of_system(error)
 
 
 def has_arrays(sidecar: Sidecar) -> bool:
-    """Return whether a member is an array, of which settings of a run say the axes: there is no sidecar of such."""
+    """Return whether a member is an array. Their axes are settings of a run, so such a tar file has no sidecar."""
     if any(kind_of(skip.path) == "arrays" for skip in sidecar.skipped):
         return True
     return any(kind_of(Path(name)) == "arrays" for name in sidecar.members.names)
@@ -160,7 +156,7 @@ def write_sidecar(
         assert isinstance(skip.path, TarMember)
         reasons.append((skip.path.name, skip.path.offset, skip.path.size, skip.reason))
     metadata = {
-        _FITS: open_local(archive, _digest, in_order=True),
+        _FITS: open_local(archive, _archive_digest, in_order=True),
         _SKIPPED: json.dumps(reasons),
         _HAS_INDICES: json.dumps(infos is not None),
     }
@@ -182,7 +178,7 @@ def open_sidecar(archive: File) -> IndexFile | None:
             continue
         try:
             file = open_local(place, IndexFile, whole=True)
-            if file.metadata[_FITS] != open_local(archive, _digest, in_order=True):
+            if file.metadata[_FITS] != open_local(archive, _archive_digest, in_order=True):
                 continue
             if json.loads(file.metadata[_HAS_INDICES]):
                 return file
@@ -229,7 +225,7 @@ def _places(archive: File) -> tuple[File, Path]:
     return beside, user_cache_folder() / "indices" / f"{digest}{name}"
 
 
-def _digest(archive: LocalSource) -> str:
+def _archive_digest(archive: LocalSource) -> str:
     """Return a hash of the size and the beginning of a tar file: a copy keeps its sidecar."""
     with open_file(archive) as file:
         _, size = extent(archive, file)

@@ -63,12 +63,10 @@ class RemotePath:
     """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
-    size: int | None = field(
-        default=None, compare=False
-    )  # in bytes; None until the server is asked
-    version: str = field(
-        default="", compare=False
-    )  # ETag or modification time; empty if the server sends none
+    size: int | None = field(default=None, compare=False)
+    """Size in bytes; None until the server is asked."""
+    version: str = field(default="", compare=False)
+    """ETag or modification time; empty if the server sends none."""
     is_folder: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -177,6 +175,11 @@ class Skipped:
     reason: str
 
     @staticmethod
+    def of(path: Source, error: DecodeError) -> Skipped:
+        """Return the file with the reason of an error, whose message is `PATH: REASON`."""
+        return Skipped(path, str(error).removeprefix(f"{path}: "))
+
+    @staticmethod
     def listed(skipped: Sequence[Skipped]) -> str:
         """List the first few skipped files with their reasons, and the number of the others."""
         return first_few([f"{skip.path} ({skip.reason})" for skip in skipped])
@@ -277,15 +280,13 @@ class VideoInfo:
     seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
     time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
-    sample_aspect_ratio: float = (
-        1.0  # width of a stored pixel divided by its height, after rotation
-    )
+    sample_aspect_ratio: float = 1.0
+    """Width of a stored pixel divided by its height, after rotation."""
     layout: str = ""  # axes of an array, as `clips.layout`; empty for others
     range: tuple[float, ...] = ()  # values of an array that are black and white
     hdr: str = ""  # "PQ", "HLG" or "BT.2020", see `telecine.data.hdr`; empty for ordinary video
-    digest: str = field(
-        default="", repr=False, compare=False
-    )  # of the content, see `telecine.data.index`
+    digest: str = field(default="", repr=False, compare=False)
+    """SHA-256 of the size of the file and of its bytes, of a large file of blocks, see `telecine.data.index`."""
 
     @property
     def num_frames(self) -> int:
@@ -320,9 +321,8 @@ class VideoInfo:
             return min(index, self.num_frames)
         time = self.pts[start] + seconds / self.time_base
         tie = TIE_SECONDS / self.time_base
-        end = (
-            self.pts[last] + 0.5 / self.fps / self.time_base
-        )  # the last frame is displayed until then, and longer
+        # The last frame is displayed until then, and longer.
+        end = self.pts[last] + 0.5 / self.fps / self.time_base
         if time > end + tie:
             return self.num_frames
         after = bisect_left(self.pts, time, lo=start)
@@ -350,9 +350,8 @@ class Span:
     first_frame: int
     last_frame: int  # inclusive
     group: str = ""  # spans of one group are held out together; empty if the data names none
-    columns: Mapping[str, object] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # those of a list that are kept, such as a caption
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+    """Columns of a list that are kept, such as a caption."""
 
     @property
     def num_frames(self) -> int:

@@ -10,12 +10,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from telecine.base.checks import check_count
 from telecine.base.shapes import Video
-from telecine.discriminators.base import (
-    DiscriminatorOutput,
-    GradientCheckpointing,
-    Sees,
-    check_batch,
-)
+from telecine.discriminators.checkpointing import GradientCheckpointing
+from telecine.discriminators.output import DiscriminatorOutput, Sees, check_batch
 from telecine.discriminators.patch import ConvParameters, conv_parameters, convolved
 from telecine.losses.perceptual import as_rgb
 from telecine.losses.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps

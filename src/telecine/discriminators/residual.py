@@ -9,12 +9,6 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice, check_count, describe
 from telecine.discriminators.attention import with_attention
-from telecine.discriminators.base import (
-    DiscriminatorOutput,
-    GradientCheckpointing,
-    Sees,
-    check_batch,
-)
 from telecine.discriminators.blocks import (
     CausalConv3d,
     DiscriminatorBlock,
@@ -23,6 +17,8 @@ from telecine.discriminators.blocks import (
     Head,
     PadMode,
 )
+from telecine.discriminators.checkpointing import GradientCheckpointing
+from telecine.discriminators.output import DiscriminatorOutput, Sees, check_batch
 
 TimeWeighting: TypeAlias = Literal["positions", "frames"]
 

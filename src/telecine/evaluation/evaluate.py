@@ -13,6 +13,7 @@ from torch import nn
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import device_of_process
 from telecine.base.files import atomic_write, named_errors, read_json, write_json
+from telecine.base.plain_values import as_dataclass
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
 from telecine.evaluation.load_model import Model
@@ -28,16 +29,15 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.metrics.flat import measure_flat_colours
 from telecine.evaluation.metrics.flow import DISFlow, WarpingError
 from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
-from telecine.evaluation.metrics.metric_set import ClipMeasure, MetricSet
-from telecine.evaluation.metrics.registry import METRICS
+from telecine.evaluation.metrics.metric import METRICS
+from telecine.evaluation.metrics.metric_set import ClipMeasure, Measure, MetricSet, ModelMeasure
 from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrips
-from telecine.evaluation.metrics.tiling import TilingDifference
+from telecine.evaluation.metrics.seams import TilingDifference
 from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
 from telecine.evaluation.speed import SPEED_FILE, Speed, describe_speed, measure_speed
 from telecine.models import VideoAutoencoder
-from telecine.runs.history import as_dataclass
 from telecine.settings import EvaluateConfig, Tiling
 
 if TYPE_CHECKING:
@@ -237,23 +237,30 @@ def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
 ) -> MetricSet:
     """Return the metrics with those that options request: `flow`, `chunk` or `tile`, and `round_trips`."""
-    measures: list[ClipMeasure] = []
+    clip_measures: list[ClipMeasure] = []
+    model_measures: list[ModelMeasure] = []
     round_trips: RoundTrips | None = None
     if config.flow is not None:
-        measures.append(WarpingError(DISFlow()))
+        clip_measures.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
         tiling = Tiling.of(config.tile, config.tile_overlap)
-        measures.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
+        model_measures.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
+    measures: list[Measure] = [*clip_measures, *model_measures]
     if config.round_trips is not None:
         model = _model_of("round_trips", source)
         round_trips = RoundTrips(model, config.round_trips, config.through)
+        measures.append(round_trips)
     methods = dict(metric_set.methods)
     for measure in measures:
         methods.update((metric.name, measure.method) for metric in measure.metrics)
-    if round_trips is not None:
-        methods.update((metric.name, round_trips.method) for metric in round_trips.metrics)
-    return replace(metric_set, measures=measures, round_trips=round_trips, methods=methods)
+    return replace(
+        metric_set,
+        clip_measures=clip_measures,
+        model_measures=model_measures,
+        round_trips=round_trips,
+        methods=methods,
+    )
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:

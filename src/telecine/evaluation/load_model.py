@@ -36,7 +36,7 @@ class MeasuredModel:
     """Its folder, and which of its weights."""
 
 
-def index_data(
+def load_infos(
     path: str | Path, clips: ClipConfig | None = None, *, name: str = "data"
 ) -> list[VideoInfo]:
     """Return the videos and arrays at a path, or the images without one. Their index is saved, for training, too.
@@ -67,7 +67,7 @@ def load_with_data(
         device: Where the autoencoder is.
     """
     measured = load_with_clips(checkpoint, config, device)
-    infos = index_data(str(config.data), measured.clips)
+    infos = load_infos(str(config.data), measured.clips)
     return replace(measured, clips=one_frame_of_images(infos, measured.clips, config)), infos
 
 

@@ -119,8 +119,10 @@ def _measure_clip(
         if metric_set.per_clip_frechet:
             distance = (recon_features.double() - target_features.double()).square().sum()
             values[FVD_SINGLE.name] = float(distance)
-    for measure in metric_set.measures:
-        values |= measure(reconstruction=reconstruction, target=target)
+    for clip_measure in metric_set.clip_measures:
+        values |= clip_measure(reconstruction=reconstruction, target=target)
+    for model_measure in metric_set.model_measures:
+        values |= model_measure(target)
     per_pass: dict[str, list[float]] = {}
     if metric_set.round_trips is not None:
         per_pass = metric_set.round_trips(target)

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from telecine.base.shapes import VALUE_RANGE
-from telecine.evaluation.metrics.registry import Better
+from telecine.evaluation.metrics.metric import Better
 
 
 def _versions() -> dict[str, str]:
@@ -58,7 +58,7 @@ class EvaluationRecord:
     frame_stride: int = 1
     """Distance between the frames of a clip in the video."""
     backbones: Mapping[str, str] = field(default_factory=dict)
-    """The source or hash of the weights of each metric's network."""
+    """How each metric is measured: the source or hash of the weights of its network, or its method."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """The reason for each metric that is not reported."""
     reconstruction: str = "clamped to the value range before measuring"

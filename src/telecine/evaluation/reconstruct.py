@@ -17,16 +17,16 @@ from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.data.arrays import write_array
-from telecine.data.find import check_output
+from telecine.data.outputs import check_output
 from telecine.data.source import is_address
-from telecine.evaluation.load_model import Model, clips_to_read, index_data, load_model
+from telecine.evaluation.load_model import Model, clips_to_read, load_infos, load_model
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.reconstruction_sources import by_name
 from telecine.evaluation.tiling import (
     count_chunks,
-    overlapping_chunks,
-    reconstructed_chunks,
+    iterate_reconstruction,
     rounded_tiling,
+    split_frames,
 )
 from telecine.models import VideoAutoencoder
 from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
@@ -83,7 +83,7 @@ def reconstruct(
     files: list[tuple[VideoInfo, Path]] = []
     if Path(video).is_dir():
         _check_is_folder(Path(output), Path(video))
-        for name, info in by_name(index_data(video, clips, name="video"), video).items():
+        for name, info in by_name(load_infos(video, clips, name="video"), video).items():
             files.append(
                 (info, Path(output, name + _default_suffix(info, model.in_channels, config)))
             )
@@ -109,23 +109,15 @@ def _reconstruct_file(
         config = replace(config, height=info.height, width=info.width)
         keeps_size = False
     limits = _depth_range(model, info, config) if config.compare else None
-    frame_psnr: list[Tensor] = []
     pairs = reconstruct_frames(model, info, config, device)
-    measured_chunks = in_background(
-        _written_chunks(pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES)
+    chunks = _MeasuredChunks(
+        in_background(_written_chunks(pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES))
     )
-
-    def chunks_to_write() -> Iterator[Tensor]:
-        for chunk, chunk_psnr in measured_chunks:
-            frame_psnr.append(chunk_psnr)
-            yield chunk
-
-    chunks = chunks_to_write()
     output.parent.mkdir(parents=True, exist_ok=True)
     if suffix in _ARRAY_SUFFIXES:
         atomic_write(output, lambda partial: write_array(partial, info, chunks))
     elif suffix in _IMAGE_SUFFIXES:
-        frame = next(chunks)[0]
+        (frame,) = torch.cat(list(chunks))
         image = Image.fromarray(frame.squeeze(-1).numpy())
         atomic_write(output, lambda partial: image.save(partial, format="PNG"))
     else:
@@ -141,7 +133,28 @@ def _reconstruct_file(
             sound_start=min(info.pts) * info.time_base,
             hdr=info.hdr,  # frames are read as they are stored
         )
-    return float(torch.cat(frame_psnr).mean())
+    return chunks.mean_psnr()
+
+
+class _MeasuredChunks:
+    """Chunks to write, once, and the PSNR of the frames of those that were iterated over.
+
+    Args:
+        chunks: Each chunk with the PSNR of its frames, see `_written_chunks`.
+    """
+
+    def __init__(self, chunks: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self._chunks = chunks
+        self._frame_psnr: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for chunk, frame_psnr in self._chunks:
+            self._frame_psnr.append(frame_psnr)
+            yield chunk
+
+    def mean_psnr(self) -> float:
+        """Return the mean over frames in dB, after all chunks were written."""
+        return float(torch.cat(self._frame_psnr).mean())
 
 
 def _written_chunks(
@@ -179,7 +192,7 @@ def reconstruct_frames(
     tiles = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *output_size(info, config))
     overlap = config.overlap_frames
-    chunks = overlapping_chunks(_input_frames(model, info, config), num_frames, overlap)
+    chunks = split_frames(_input_frames(model, info, config), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
 
     def videos() -> Iterator[Tensor]:
@@ -187,7 +200,7 @@ def reconstruct_frames(
             video = video_from_bytes(frames).to(device)
             yield video.transpose(0, 1)
 
-    for video, recon in reconstructed_chunks(model, videos(), num_frames, overlap, tiles):
+    for video, recon in iterate_reconstruction(model, videos(), num_frames, overlap, tiles):
         yield video, recon.clamp_(*VALUE_RANGE)
 
 
@@ -270,7 +283,10 @@ def _check_output(output: Path, video: Path, suffixes: Sequence[str]) -> None:
 
 
 def output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
-    """Return the height and width of a reconstruction: those of `config`, or from the video's aspect ratio, or its."""
+    """Return the height and width of a reconstruction.
+
+    A side that `config` leaves out follows from the video's aspect ratio; without both, the stored size is kept.
+    """
     if config.height is not None:
         return config.height, config.width or round(info.width * config.height / info.height)
     if config.width is not None:

@@ -24,7 +24,7 @@ from telecine.data.source import as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.load_model import (
     Model,
     checkpoint_of,
-    index_data,
+    load_infos,
     load_model,
     load_with_data,
     one_frame_of_images,
@@ -99,7 +99,7 @@ def open_source(
     """
     data = str(config.data)
     if not isinstance(checkpoint, nn.Module) and contains_videos(Path(checkpoint)):
-        infos = index_data(data)
+        infos = load_infos(data)
         return _video_source(Path(checkpoint), infos, config), infos
     if config.protocol is None:
         measured, infos = load_with_data(checkpoint, config, device)
@@ -110,7 +110,7 @@ def open_source(
         protocol = PROTOCOLS[config.protocol]
         protocol.check_model(model)
         source = ModelSource(model, protocol, title_of(checkpoint, config))
-        infos = index_data(data)
+        infos = load_infos(data)
     _log_trained_on(checkpoint_of(checkpoint), data, infos)
     return source, infos
 
@@ -196,7 +196,7 @@ def _match_videos(
     Videos in folders match by their relative path without the suffix. Two single files match with any names.
     """
     inputs = by_name(infos, data)
-    others = by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
+    others = by_name(load_infos(reconstructions, name="checkpoint"), reconstructions)
     lacking = []
     for folder, missing in (
         (reconstructions, sorted(inputs.keys() - others.keys())),

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from telecine.base.files import read_json
 from telecine.base.memory_counter import MemoryCounter
+from telecine.base.plain_values import as_dataclass
 from telecine.models import VideoAutoencoder
 from telecine.models.pretrained import DECODER
 from telecine.runs.environment import device_name
-from telecine.runs.history import as_dataclass
 
 SPEED_FILE = "speed.json"
 

@@ -1,4 +1,15 @@
-"""Reconstruction in chunks of time and tiles of space, which bound memory."""
+"""Reconstruction in chunks of time and tiles of space, which bound memory.
+
+| function | does |
+|---|---|
+| `split_frames` | yields the chunks of a video, which may overlap |
+| `reconstruct_clip` | returns the reconstruction of a clip, padded to a size that the model accepts |
+| `reconstruct_clip_in_tiles` | the same, tile by tile |
+| `iterate_reconstruction` | yields the chunks of a video with their reconstructions in tiles: streamed, or crossfaded |
+| `reconstruct_video` | returns what that yields, for a clip |
+| `crossfade_chunks` | blends the reconstructions of chunks where they overlap |
+| `merge_tiles` | blends the reconstructions of tiles where they overlap |
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -13,7 +24,7 @@ from telecine.models.tiles import Tile, tiles_of_frame
 from telecine.settings import Tiling, check_overlap
 
 
-def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:
+def split_frames(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:
     """Yield chunks `(T, ...)` of a video; neighbours share frames.
 
     Args:
@@ -36,7 +47,7 @@ def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) 
 
 
 def count_chunks(total: int, num_frames: int, overlap: int) -> int:
-    """Return how many chunks `overlapping_chunks` makes of `total` frames.
+    """Return how many chunks `split_frames` makes of `total` frames.
 
     Args:
         total: Frames of the video.
@@ -47,17 +58,17 @@ def count_chunks(total: int, num_frames: int, overlap: int) -> int:
     return 1 + -(-num_after_first // (num_frames - overlap))
 
 
-def blended_chunks(
+def crossfade_chunks(
     model: VideoAutoencoder,
     chunks: Iterable[Tensor],
     overlap: int,
     reconstruct: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the frames of `overlapping_chunks` once, with their reconstructions, blended linearly; both `(T, ...)`.
+    """Yield the frames of `split_frames` once, with their reconstructions, blended linearly; both `(T, ...)`.
 
     Args:
         model: The autoencoder. While `reconstruct` is called, its `position` is that of the chunk in the video.
-        chunks: Chunks `(T, ...)`, as `overlapping_chunks` yields them.
+        chunks: Chunks `(T, ...)`, as `split_frames` yields them.
         overlap: Frames that neighbours share.
         reconstruct: Maps a chunk to its reconstruction `(T, ...)`.
     """
@@ -86,7 +97,7 @@ def _crossfade(first: Tensor, second: Tensor) -> Tensor:
     return torch.lerp(first, second, weight.view(shape))
 
 
-def reconstruct_in_chunks(
+def reconstruct_video(
     model: VideoAutoencoder, video: Tensor, num_frames: int, *, overlap: int, tiling: Tiling
 ) -> Tensor:
     """Return the reconstruction of a clip in chunks and in tiles, `(C, T, H, W)`, not clamped.
@@ -99,26 +110,26 @@ def reconstruct_in_chunks(
         tiling: The tiles, of sizes of `rounded_tiling`.
     """
     parts = []
-    chunks = overlapping_chunks(video.transpose(0, 1), num_frames, overlap)
-    for _, recon in reconstructed_chunks(model, chunks, num_frames, overlap, tiling):
+    chunks = split_frames(video.transpose(0, 1), num_frames, overlap)
+    for _, recon in iterate_reconstruction(model, chunks, num_frames, overlap, tiling):
         parts.append(recon)
     return torch.cat(parts).transpose(0, 1)
 
 
-def reconstructed_chunks(
+def iterate_reconstruction(
     model: VideoAutoencoder,
     chunks: Iterable[Tensor],
     num_frames: int,
     overlap: int,
     tiling: Tiling,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the frames of `overlapping_chunks` once, with their reconstructions, not clamped; both `(T, C, H, W)`.
+    """Yield the frames of `split_frames` once, with their reconstructions, not clamped; both `(T, C, H, W)`.
 
     A model that streams has the reconstruction of the whole video. Others reconstruct each chunk by itself.
 
     Args:
         model: The autoencoder.
-        chunks: Chunks `(T, C, H, W)` in [-1, 1], as `overlapping_chunks` yields them.
+        chunks: Chunks `(T, C, H, W)` in [-1, 1], as `split_frames` yields them.
         num_frames: Frames in a chunk.
         overlap: Frames that neighbours share.
         tiling: The tiles, of sizes of `rounded_tiling`.
@@ -129,9 +140,9 @@ def reconstructed_chunks(
     if not model.streams:
 
         def reconstruct(chunk: Tensor) -> Tensor:
-            return reconstruct_tiled(model, chunk.transpose(0, 1), tiling).transpose(0, 1)
+            return reconstruct_clip_in_tiles(model, chunk.transpose(0, 1), tiling).transpose(0, 1)
 
-        yield from blended_chunks(model, chunks, overlap, reconstruct)
+        yield from crossfade_chunks(model, chunks, overlap, reconstruct)
         return
     if overlap > 0:
         contract = "0 for a model that keeps frames between chunks, which have no seam"
@@ -155,7 +166,7 @@ def reconstructed_chunks(
 
 
 class TiledStream:
-    """Reconstructs a video of any length, in tiles: each tile has streams of its own, see `telecine.models`.
+    """Reconstructs a video of any length, in tiles. Each tile has its encoder stream and its decoder stream.
 
     Args:
         model: A model that streams.
@@ -176,8 +187,10 @@ class TiledStream:
         for tile in self.tiles:
             with clip_position(model, frame_size=full_size, corner=tile.corner):
                 self.decoders.append(model.stream_decoder(num_frames))
-        self.num_frames = 0  # that were pushed
+        self.num_frames = 0
+        """Frames that were pushed."""
         self.num_done = 0
+        """Frames whose reconstruction was returned."""
         self._last_frame: Tensor | None = None
 
     def push(self, video: Tensor) -> Tensor | None:
@@ -188,36 +201,49 @@ class TiledStream:
         """
         self.num_frames += video.shape[1]
         self._last_frame = video[:, -1:].clone()
-        return self._push(video, is_last=False)
+        padded = pad_to(video, (video.shape[1], self.full_height, self.full_width))
+        parts = []
+        for tile, encoder, decoder in zip(self.tiles, self.encoders, self.decoders, strict=True):
+            posterior = encoder.push(padded[None, :, :, tile.rows, tile.columns])
+            if posterior is None:
+                continue
+            output = decoder.push(posterior.mode())
+            if output is not None:
+                parts.append(output[0])
+        return self._merge(parts)
 
     def flush(self) -> Tensor | None:
         """Return the reconstruction of the frames that are left: the video ends with copies of its last frame."""
         num_missing = self.encoders[0].num_missing
         assert self._last_frame is not None
-        return self._push(self._last_frame.expand(-1, num_missing, -1, -1), is_last=True)
-
-    def _push(self, video: Tensor, *, is_last: bool) -> Tensor | None:
+        end = self._last_frame.expand(-1, num_missing, -1, -1)
         parts = []
         for tile, encoder, decoder in zip(self.tiles, self.encoders, self.decoders, strict=True):
+            posteriors = []
+            if num_missing > 0:
+                padded = pad_to(end, (num_missing, self.full_height, self.full_width))
+                posteriors.append(encoder.push(padded[None, :, :, tile.rows, tile.columns]))
+            posteriors.append(encoder.flush())
             outputs = []
-            posterior = None
-            if video.shape[1] > 0:
-                padded = pad_to(video, (video.shape[1], self.full_height, self.full_width))
-                posterior = encoder.push(padded[None, :, :, tile.rows, tile.columns])
-            if posterior is not None:
-                outputs.append(decoder.push(posterior.mode()))
-            if is_last:
-                posterior = encoder.flush()
+            for posterior in posteriors:
                 if posterior is not None:
                     outputs.append(decoder.push(posterior.mode()))
-                outputs.append(decoder.flush())
+            outputs.append(decoder.flush())
             videos = [output for output in outputs if output is not None]
             if videos:
                 parts.append(torch.cat(videos, dim=2)[0])
+        return self._merge(parts)
+
+    def _merge(self, parts: Sequence[Tensor]) -> Tensor | None:
+        """Return the next frames `(C, T, H, W)` without their padding.
+
+        Args:
+            parts: The video of each tile, `(C, T, h, w)`; empty if no frame is complete.
+        """
         if not parts:
             return None
         height, width = self.frame_size
-        recon = blended_tiles(parts, self.tiles, self.full_height, self.full_width)
+        recon = merge_tiles(parts, self.tiles, self.full_height, self.full_width)
         num_left = self.num_frames - self.num_done
         recon = recon[:, :num_left, :height, :width]
         self.num_done += recon.shape[1]
@@ -248,8 +274,8 @@ def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
 
 
 @torch.no_grad()
-def reconstruct_padded(model: VideoAutoencoder, video: Tensor) -> Tensor:
-    """Return the reconstruction of a clip without tiles: it is padded and cropped as by `reconstruct_tiled`.
+def reconstruct_clip(model: VideoAutoencoder, video: Tensor) -> Tensor:
+    """Return the reconstruction of a clip without tiles: it is padded and cropped as by `reconstruct_clip_in_tiles`.
 
     Args:
         model: The autoencoder.
@@ -260,7 +286,7 @@ def reconstruct_padded(model: VideoAutoencoder, video: Tensor) -> Tensor:
     return model(padded[None], sample_posterior=False).video[0, :, :num_frames, :height, :width]
 
 
-def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) -> Tensor:
+def reconstruct_clip_in_tiles(model: VideoAutoencoder, video: Tensor, tiling: Tiling) -> Tensor:
     """Return the reconstruction of a clip from the mode of its posterior, `(C, T, H, W)`, not clamped.
 
     The clip may have any length and size: it is padded to one that the autoencoder accepts by repeating the last frame,
@@ -277,19 +303,17 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     _, full_height, full_width = full_size
     tiles = list(tiles_of_frame(full_height, full_width, tiling))
     if len(tiles) == 1:
-        return reconstruct_padded(model, video)
+        return reconstruct_clip(model, video)
     padded = pad_to(video, full_size)
     parts = []
     for tile in tiles:
         with clip_position(model, frame_size=(full_height, full_width), corner=tile.corner):
             inputs = padded[None, :, :, tile.rows, tile.columns]
             parts.append(model(inputs, sample_posterior=False).video[0])
-    return blended_tiles(parts, tiles, full_height, full_width)[:, :num_frames, :height, :width]
+    return merge_tiles(parts, tiles, full_height, full_width)[:, :num_frames, :height, :width]
 
 
-def blended_tiles(
-    parts: Sequence[Tensor], tiles: Sequence[Tile], height: int, width: int
-) -> Tensor:
+def merge_tiles(parts: Sequence[Tensor], tiles: Sequence[Tile], height: int, width: int) -> Tensor:
     """Return the video `(C, T, H, W)` of its tiles, which are blended linearly.
 
     Args:

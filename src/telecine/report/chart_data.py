@@ -56,6 +56,22 @@ class Series:
 
 
 @dataclass(frozen=True)
+class XAxis:
+    """The horizontal axis of a chart. Charts whose axes have the same label zoom together."""
+
+    label: str
+    scale: str = "linear"
+    """"linear" or "log"."""
+    names: Sequence[str] = ()
+    """Names of the positions 0, 1, ..., whose values are not joined by lines; empty for numbers."""
+    is_steps: bool = False
+    """Whether positions are steps of a run, where its warnings are marked."""
+
+
+STEPS = XAxis("step", is_steps=True)
+
+
+@dataclass(frozen=True)
 class Chart:
     """One chart of a page."""
 
@@ -69,12 +85,8 @@ class Chart:
     """Why its curves do not compare; empty if they do."""
     is_smoothed: bool = True
     """Whether the page may smooth values of training. Schedules are drawn as they are."""
-    x: str = "step"
-    """Name of the horizontal axis. Charts with the same one zoom together."""
-    x_scale: str = "linear"
-    """Horizontal axis: "linear" or "log"."""
-    x_names: list[str] = field(default_factory=list)
-    """Names of the positions 0, 1, ..., whose values are not joined by lines; empty for numbers."""
+    x: XAxis = STEPS
+    """The horizontal axis."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ _NUM_GIF_COLOURS = 64
 
 
 @dataclass(frozen=True)
-class ValidationClip:
+class ReconstructedClip:
     """One clip of a validation."""
 
     target: Tensor
@@ -61,7 +61,7 @@ class ValidationClip:
     fps: float
 
 
-def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
+def write_clips(run: Run, step: int, clips: Iterable[ReconstructedClip], *, fps: float) -> Path:
     """Write the clips of a validation, see `Run.write_validation`.
 
     Args:
@@ -81,7 +81,7 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
     return run.write_validation(step, write, fps=fps, amplification=AMPLIFICATION)
 
 
-def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
+def _write_clip(folder: Path, index: int, clip: ReconstructedClip) -> SavedClip:
     check_same_shape("reconstruction", clip.reconstruction, "target", clip.target)
     name = f"clip-{index:02d}.mp4"
     panes = lay_out_panes(target=clip.target, reconstruction=clip.reconstruction)

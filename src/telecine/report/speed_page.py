@@ -9,7 +9,7 @@ from telecine.evaluation.compare_speed import ComparedSpeeds
 from telecine.evaluation.evaluate import METRICS_FILE, SavedEvaluation
 from telecine.evaluation.protocol_file import describe_clips
 from telecine.evaluation.speed import SPEED_FILE, PartSpeed, Speed
-from telecine.report.chart_data import Chart, Curve, Series, charts_data, make_curve
+from telecine.report.chart_data import Chart, Curve, Series, XAxis, charts_data, make_curve
 from telecine.report.charts import metric_label
 from telecine.report.html import render_page, short
 
@@ -126,6 +126,5 @@ def _chart(name: str, evaluations: Sequence[SavedEvaluation], speeds: Sequence[S
             Series("Pareto front", name, [make_curve(_NO_RUN, front)], is_front=True),
             Series(metric_label(name), name, curves),
         ],
-        x="milliseconds to decode a frame",
-        x_scale="log",
+        x=XAxis("milliseconds to decode a frame", scale="log"),
     )

@@ -5,14 +5,14 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import named_errors, open_regular, write_text
+from telecine.base.plain_values import as_dataclass
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,6 @@ _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE = 2**20
 _MAX_BYTES = 2**30
-_adapter: Any = cache(TypeAdapter)
-T = TypeVar("T")
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
@@ -182,7 +180,8 @@ class History(_JSONLines):
             ValueError: A line is not a record.
         """
         last_line = next(self._lines(self._end - len(self._last_line)), b"")
-        if last_line != self._last_line:  # a run that goes back cuts its file
+        # A run that goes back to a checkpoint cuts its file: another line is then where the last one was.
+        if last_line != self._last_line:
             self._validations.clear()
             self._num_read = 0
             self._last_line = b""
@@ -205,31 +204,6 @@ class History(_JSONLines):
         """Return the frame of which a logged value is the gradient; None for other values."""
         match = re.fullmatch(rf"{_FRAME_GRADIENT}(\d{{1,9}})", name)
         return int(match[1]) if match else None
-
-
-def as_dataclass(
-    kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str
-) -> T:
-    """Return plain values as a dataclass.
-
-    Args:
-        kind: The dataclass, whose fields may have pydantic's constraints.
-        values: The values by field.
-        name: What has the values, for the error, such as the path of a file.
-        contract: What it must be.
-        remedy: What to do otherwise.
-
-    Raises:
-        ValueError: A value is missing, or its type or range is wrong.
-    """
-    try:
-        return cast(T, _adapter(kind).validate_python(values))
-    except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        value = "no value" if details["type"] == "missing" else describe(details["input"])
-        field = ".".join(str(part) for part in details["loc"])
-        message = details["msg"][:1].lower() + details["msg"][1:]
-        raise argument_error(name, contract, f"{value} as `{field}` ({message})", remedy) from None
 
 
 def validation_records(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:

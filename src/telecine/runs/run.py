@@ -14,8 +14,9 @@ from pydantic import Field, InstanceOf
 
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
+from telecine.base.plain_values import as_dataclass
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
-from telecine.runs.history import History, NonNegativeInt, Warnings, as_dataclass
+from telecine.runs.history import History, NonNegativeInt, Warnings
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
 from telecine.runs.saved_settings import SETTINGS_FILE
 
@@ -28,7 +29,7 @@ _Positive = Annotated[_Finite, Field(gt=0)]
 
 
 @dataclass(frozen=True)
-class ValidationClips:
+class ValidationSet:
     """The clips that a run validates on. Metrics of other clips do not compare."""
 
     num_clips: _Size
@@ -49,7 +50,7 @@ class RunSummary:
     num_skipped: NonNegativeInt  # files that are not used
     num_frames: NonNegativeInt  # to train on
     clips_per_update: _Size
-    validation: ValidationClips
+    validation: ValidationSet
     seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
     peak_memory: NonNegativeInt | None  # bytes of the first process, see `base.devices.peak_memory`
     num_images: NonNegativeInt = 0  # that are used
@@ -163,10 +164,29 @@ class Run:
         self.settings_file = self.folder / SETTINGS_FILE
         self.report_file = self.folder / "report.html"
         self.video_file = self.folder / "side_by_side.mp4"
+        self._tensorboard = self.folder / "tensorboard"
         self._environment_file = self.folder / "environment.json"
         self._summary_file = self.folder / "summary.json"
+        self._tracker_file = self.folder / "tracker.json"
         self._validations = self.folder / "validation"
         self._videos = self.folder / f"{self.report_file.stem}_videos"
+        # All but `best`, a link, and the page, which is replaced without following a link.
+        self._checked_paths = (
+            self.checkpoints.folder,
+            self._validations,
+            self._videos,
+            self._tensorboard,
+            self.history.path,
+            self.warnings.path,
+            self.settings_file,
+            self.video_file,
+            self._environment_file,
+            self._summary_file,
+            self._tracker_file,
+            self.folder / LOCK_FILE,
+            self.folder / OWNER_FILE,
+            self.folder / OUTPUT_MARKER,
+        )
 
     def exists(self) -> bool:
         """Return whether the folder is that of a run, which may be damaged."""
@@ -176,23 +196,9 @@ class Run:
         """Check that the files are in the folder itself: a link of somebody else's could lead anywhere.
 
         Raises:
-            ValueError: A file or a folder, except `best`, is a symbolic link, or a video is too large.
+            ValueError: A file or a folder is a symbolic link, or a video is too large. `best` may be one, and the page.
         """
-        self._check_paths(
-            self.checkpoints.folder,
-            self._validations,
-            self._videos,
-            self.folder / "tensorboard",
-            self.history.path,
-            self.warnings.path,
-            self.settings_file,
-            self.video_file,
-            self._environment_file,
-            self._summary_file,
-            self.folder / LOCK_FILE,
-            self.folder / OWNER_FILE,
-            self.folder / OUTPUT_MARKER,
-        )
+        self._check_paths(*self._checked_paths)
         for folder in (self.checkpoints.folder, self._validations):
             self._check_paths(*folder.glob("*"))  # before what is in these
             self._check_paths(*folder.glob("*/*"))
@@ -303,7 +309,7 @@ class Run:
         Raises:
             ValueError: The recorded id is damaged.
         """
-        path = self.folder / "tracker.json"
+        path = self._tracker_file
         if is_new or not path.exists():
             write_json(path, {"id": secrets.token_hex(4)})
         tracker_id = read_json(path).get("id")

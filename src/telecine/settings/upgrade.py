@@ -1,4 +1,7 @@
-"""Settings of older versions as those of this one: what runs and models have saved, and what files of users have."""
+"""Settings of older versions as those of this one: what runs and models have saved, and what files of users have.
+
+Paths of functions in modules that moved are in `base/moved_modules.py`.
+"""
 
 from collections.abc import Mapping
 from copy import deepcopy

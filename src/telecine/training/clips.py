@@ -44,7 +44,7 @@ from telecine.data.validation import (
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
-from telecine.runs.run import ValidationClips
+from telecine.runs.run import ValidationSet
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.data import FILES, settings_marked
 from telecine.training.distributed import barrier_without_time_limit, rank
@@ -97,7 +97,7 @@ class Clips:
             "num_images": self.num_images,
             "num_skipped": self.num_skipped,
             "num_frames": num_frames_to_train,
-            "validation": ValidationClips(
+            "validation": ValidationSet(
                 len(hashes), num_frames, height, width, clips_sha256(hashes)
             ),
             "data_sha256": data_sha256,

@@ -6,7 +6,7 @@ from functools import partial
 from accelerate import Accelerator
 
 from telecine.base.files import mark_output
-from telecine.data.find import check_output
+from telecine.data.outputs import check_output
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.training.distributed import on_first_process

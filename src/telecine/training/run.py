@@ -17,8 +17,8 @@ from telecine.base.checks import Interrupted, check_type
 from telecine.base.devices import in_gib, peak_memory, pick_device
 from telecine.base.precision import tf32
 from telecine.base.terminal import PlainConsole, describe_duration
-from telecine.data.find import check_output
 from telecine.data.mapped import MapDataset
+from telecine.data.outputs import check_output
 from telecine.discriminators.build import choose_video
 from telecine.models import VideoAutoencoder
 from telecine.objective.terms import check_functions

@@ -17,7 +17,7 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import decoding_options
 from telecine.ops.ranks import data_rank, num_data_ranks
-from telecine.report.clips import ValidationClip, at_one_rate
+from telecine.report.clips import ReconstructedClip, at_one_rate
 from telecine.video.panes import side_by_side
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Validation:
     """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed."""
     fps: float
     """Of the picture: that of its fastest clip."""
-    clips: list[ValidationClip]
+    clips: list[ReconstructedClip]
     """Up to `NUM_KEPT` clips for the report."""
 
 
@@ -80,7 +80,7 @@ def validate_model(
         more_metrics[suffix] = ReconstructionMetrics(perceptual, is_decoded=True)
     indices = _clips_of_rank(len(clips), data_rank(), num_data_ranks())
     positions_kept = _starts_of_parts(len(indices), NUM_KEPT)
-    kept: list[ValidationClip] = []
+    kept: list[ReconstructedClip] = []
     latents: list[Tensor] = []
     try:
         for position, index in enumerate(indices):
@@ -97,7 +97,7 @@ def validate_model(
                 more_metrics[suffix].update(reconstruction=reconstruction, target=target)
             if position in positions_kept:
                 kept.append(
-                    ValidationClip(
+                    ReconstructedClip(
                         bytes_from_video(target[0], bit_depth).cpu(),
                         bytes_from_video(output.video[0], bit_depth).cpu(),
                         metrics.per_clip()[-1],

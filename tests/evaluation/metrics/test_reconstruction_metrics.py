@@ -8,8 +8,8 @@ from torch import nn
 
 from telecine.evaluation import ReconstructionMetrics, mean_over_clips
 from telecine.evaluation.metrics import default_metrics
+from telecine.evaluation.metrics.metric import METRICS, ClipMetric, register
 from telecine.evaluation.metrics.pixels import GRID_PERIODS
-from telecine.evaluation.metrics.registry import METRICS, ClipMetric, register
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.settings import ClipConfig, EvaluateConfig
 

@@ -1,17 +1,14 @@
 """A folder with every kind of file that the report tells apart."""
 
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 
 from telecine.settings import ClipConfig, TrainConfig
-from telecine.tools.data_report.examine import inspect_data
+from telecine.tools.data_report.examine import examine_data
 
-VIDEOS = runpy.run_path(str(Path(__file__).parents[2] / "data" / "videos.py"))
-write_video, moving_frames = VIDEOS["write_video"], VIDEOS["moving_frames"]
+from ...data.videos import moving_frames, write_video
 
 
 @pytest.fixture(scope="session")
@@ -44,4 +41,4 @@ def config(data):
 
 @pytest.fixture(scope="session")
 def report(config):
-    return inspect_data(config, num_clips=20)
+    return examine_data(config, num_clips=20)

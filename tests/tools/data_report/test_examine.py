@@ -12,11 +12,11 @@ from PIL import Image
 
 from telecine.__main__ import main
 from telecine.data import ClipDataset, DataError, bytes_from_video, load_spans
-from telecine.tools.data_report.examine import inspect_data
+from telecine.tools.data_report.examine import examine_data
 from telecine.tools.data_report.page import render_data, summarize, write_data
 from telecine.training.clips import Spans
 
-from .conftest import moving_frames, write_video
+from ...data.videos import moving_frames, write_video
 
 
 def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally_often(
@@ -80,7 +80,7 @@ def test_frames_are_counted(report):
 def test_a_folder_of_images_is_used_without_image_ratio(config, tmp_path):
     for number in range(3):
         Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
-    report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
+    report = examine_data(replace(config, data=str(tmp_path)), num_clips=2)
     assert summarize(report)["files used"] == "3 images, of 3 files"
     assert sorted(row.use for row in report.files) == ["held out", "training", "training"]
     assert (report.num_train, report.num_held_out) == (2, 1)
@@ -95,7 +95,7 @@ def test_images_are_counted_as_images(config, data, tmp_path):
         changed = replace(
             config, data=str(tmp_path), clips=replace(config.clips, image_ratio=ratio)
         )
-        reports[ratio] = inspect_data(changed, num_clips=2)
+        reports[ratio] = examine_data(changed, num_clips=2)
         assert summarize(reports[ratio])["files used"] == f"{counted}, of 4 files"
     uses = {
         ratio: {Path(row.path).name: row.use for row in report.files}
@@ -113,11 +113,11 @@ def test_images_are_counted_as_images(config, data, tmp_path):
 def test_clips_say_how_they_were_turned(config):
     config = replace(config, data=f"{config.data}/scene.mp4")
     square = replace(config.clips, height=32, width=32, random_orientation=True)
-    report = inspect_data(replace(config, clips=square), num_clips=20)
+    report = examine_data(replace(config, clips=square), num_clips=20)
     assert len({clip.orientation for clip in report.clips}) > 4
     still = replace(square, random_orientation=False, random_flip=False)
     assert {
-        clip.orientation for clip in inspect_data(replace(config, clips=still), num_clips=4).clips
+        clip.orientation for clip in examine_data(replace(config, clips=still), num_clips=4).clips
     } == {""}
     page = render_data(report)
     for clip in report.clips:
@@ -128,9 +128,9 @@ def test_clips_say_how_they_were_turned(config):
 
 def test_errors(config, tmp_path):
     with pytest.raises(ValueError, match="`num_clips` must be a positive int"):
-        inspect_data(config, num_clips=0)
+        examine_data(config, num_clips=0)
     with pytest.raises(DataError, match="does not exist"):
-        inspect_data(replace(config, data=str(tmp_path / "none")))
+        examine_data(replace(config, data=str(tmp_path / "none")))
 
 
 def test_data_on_a_server_has_the_same_report(s3, config, data, tmp_path):
@@ -139,7 +139,7 @@ def test_data_on_a_server_has_the_same_report(s3, config, data, tmp_path):
     for name in ("scene.mp4", "copy.mp4", "broken.mp4", "notes.txt"):
         shutil.copy(data / name, folder)
     here, there = (
-        inspect_data(replace(config, data=path), num_clips=2)
+        examine_data(replace(config, data=path), num_clips=2)
         for path in (str(folder), s3.put(folder, "v"))
     )
     names = [[Path(row.path).name for row in rows.files] for rows in (here, there)]
@@ -164,7 +164,7 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     write_video(folder / "one, scene.mp4", moving_frames(30, seed=2), g="10")
     Image.new("RGB", (64, 48)).save(folder / "0.png")
     config = replace(config, data=str(folder))
-    report = inspect_data(config, num_clips=2)
+    report = examine_data(config, num_clips=2)
     write_data(report, tmp_path / "out")
     found = [(span.info.source.name, span.first_frame, span.last_frame) for span in report.scenes]
     expected = [
@@ -196,7 +196,7 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     printed = capsys.readouterr().out
     assert f"--data '{tmp_path}/my data/scenes.csv'`" in printed
     assert "; 1 worker (" in printed
-    few = inspect_data(config, num_clips=2, max_frames=29)
+    few = examine_data(config, num_clips=2, max_frames=29)
     assert (few.scenes, few.num_searched) == ([], 0)
     assert any(line.startswith("Searched for cuts: 0 of 2 videos.") for line in few.advice)
 
@@ -207,7 +207,7 @@ def test_a_damaged_video_is_not_one_that_more_frames_would_search(config, data, 
     content[middle : middle + 4000] = b"\xff" * 4000
     (tmp_path / "damaged.mp4").write_bytes(content)
     shutil.copy(data / "scene.mp4", tmp_path)
-    report = inspect_data(replace(config, data=str(tmp_path)), num_clips=1)
+    report = examine_data(replace(config, data=str(tmp_path)), num_clips=1)
     assert (report.num_searched, report.num_left) == (1, 0)
     assert not any("--max_frames" in line for line in report.advice)
 
@@ -221,7 +221,7 @@ def test_clips_of_arrays_have_their_own_shape(config, tmp_path):
     clips = replace(config.clips, channels=5)
     objective = replace(config.objective, perceptual_weight=0.0)
     config = replace(config, data=str(tmp_path), clips=clips, objective=objective)
-    report = inspect_data(config, num_clips=1)
+    report = examine_data(config, num_clips=1)
     assert list(report.as_dict()["clips"][0]["shape"]) == [5, 32, 40, 5]
     assert "5 x 32 x 40" in render_data(report)
 
@@ -234,11 +234,11 @@ def test_scenes_in_tar_files_are_not_in_the_list(config, tmp_path):
     )
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         archive.add(cuts, "inside.mp4")
-    report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
+    report = examine_data(replace(config, data=str(tmp_path)), num_clips=2)
     assert [span.info.source.name for span in report.scenes] == ["cuts.mp4", "cuts.mp4"]
     assert any("leaves it out: 1 videos and images" in line for line in report.advice)
     cuts.unlink()
-    report = inspect_data(replace(config, data=str(tmp_path)), num_clips=2)
+    report = examine_data(replace(config, data=str(tmp_path)), num_clips=2)
     assert report.scenes == []
     assert not any("scenes.csv" in line for line in report.advice)
     write_data(report, tmp_path / "out")
@@ -249,7 +249,7 @@ def test_a_file_that_is_held_out_by_another_name(config, data, tmp_path, monkeyp
     for name in ("scene.mp4", "still.mp4"):
         shutil.copy(data / name, tmp_path)
     monkeypatch.chdir(tmp_path.parent)
-    report = inspect_data(
+    report = examine_data(
         replace(config, data=str(tmp_path), val_data=f"{tmp_path.name}/scene.mp4"), num_clips=1
     )
     assert {Path(row.path).name: row.use for row in report.files}["scene.mp4"] == "held out"

@@ -14,7 +14,7 @@ from telecine.data.header import read_header
 from telecine.data.load_table import load_table
 from telecine.data.table_holdout import split_table
 from telecine.settings import ClipConfig
-from telecine.tools.index import index_data as index_module
+from telecine.tools.index import write_index as index_module
 
 from ...data.videos import assert_same_clips, moving_frames, write_shard, write_video
 
@@ -91,7 +91,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
     monkeypatch.setattr(index_store, "_SECONDS_OF_A_WRITE", -1.0)
     if ends == "timestamps":
         monkeypatch.setattr(index_module, "_TIMESTAMPS_PER_SHARD", 30)
-        index_module.index_data(str(data), CONFIG)
+        index_module.write_index(str(data), CONFIG)
     else:
 
         def index_or_fail(source, config):
@@ -100,7 +100,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
 
         monkeypatch.setattr(index_module, "index_video", index_or_fail)
         with pytest.raises(DataError, match="data index"):
-            index_module.index_data(str(data), CONFIG)
+            index_module.write_index(str(data), CONFIG)
     store = load_table(str(data), CONFIG).store
     assert len(store.shards()) == (1 if ends == "a late file" else 3)
     assert sum(len(shard.keys) for shard in store.shards()) == (5 if ends == "a late file" else 6)
@@ -118,11 +118,11 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
 
     monkeypatch.setattr(index_module, "index_video", index_or_fail)
     with pytest.raises(DataError, match=r"film0-0\.mp4: not read within"):
-        index_module.index_data(str(data / "0.tar"), CONFIG)
+        index_module.write_index(str(data / "0.tar"), CONFIG)
     assert sorted(indexed) == ["film0-1.mp4", "film1-2.mp4"]
     late.clear()
     indexed.clear()
-    index_module.index_data(str(data / "0.tar"), CONFIG)
+    index_module.write_index(str(data / "0.tar"), CONFIG)
     assert indexed == ["film0-0.mp4"]
     monkeypatch.setattr(index_store, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data / "0.tar"), CONFIG)

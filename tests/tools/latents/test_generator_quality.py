@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from telecine.evaluation.metrics.frechet import frechet_distance
-from telecine.evaluation.metrics.registry import Metric
+from telecine.evaluation.metrics.metric import Metric
 from telecine.settings import LatentsConfig
 from telecine.tools.latents.generator_quality import (
     INTERPOLATED,

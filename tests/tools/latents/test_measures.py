@@ -16,7 +16,7 @@ from telecine.__main__ import main
 from telecine.data import DataError
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_statistics import latent_summary, radial_spectrum
-from telecine.evaluation.load_model import index_data
+from telecine.evaluation.load_model import load_infos
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.models import CausalVAE
 from telecine.report.chart_data import plotly_script
@@ -100,15 +100,15 @@ def test_the_measures_are_those_of_the_latents(report):
         ),
     ],
 )
-def test_figures_of_other_latents(measure_one, tiny_config, settings, figures):
-    space = measure_one(CausalVAE(replace(tiny_config, **settings)))
+def test_figures_of_other_latents(measure_one, tiny_model, settings, figures):
+    space = measure_one(CausalVAE(replace(tiny_model.config, **settings)))
     assert figures <= space.figures().keys()
 
 
 def test_a_base_of_another_latent_is_refused_before_anything_is_measured(
-    tiny_config, tiny_model, videos, tmp_path
+    tiny_model, videos, tmp_path
 ):
-    CausalVAE(replace(tiny_config, latent_channels=8)).save_pretrained(tmp_path)
+    CausalVAE(replace(tiny_model.config, latent_channels=8)).save_pretrained(tmp_path)
     config = LatentsConfig(data=str(videos), base=str(tmp_path), **SIZE)
     message = r"`base` must be a model with latents of shape \(4, 2, 4, 6\), but got one with \(8, 2, 4, 6\)"
     with pytest.raises(ValueError, match=message):
@@ -180,7 +180,7 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
 
 
 def test_clips_that_can_no_longer_be_read(videos, tmp_path):
-    infos = index_data(shutil.copytree(videos, tmp_path / "videos"))
+    infos = load_infos(shutil.copytree(videos, tmp_path / "videos"))
     protocol = ConfiguredClips(ClipConfig(5, 16, 24), 3)
     clips = ClipsOnDisk.find(infos, protocol)
     assert len(clips) == 3
@@ -203,10 +203,12 @@ def test_the_video_at_the_size_of_its_latent():
     assert without_first[0, 0, :, 0, 0].tolist() == pytest.approx([3, 7])
 
 
-def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_config, videos):
+def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_model, videos):
     """Of 8 frames the latent has 2, each of 4."""
-    space = measure_one(CausalVAE(replace(tiny_config, first_frame_apart=False)), num_frames=8)
-    (video,) = ClipsOnDisk.find(index_data(videos), ConfiguredClips(ClipConfig(8, 16, 24), 1))
+    space = measure_one(
+        CausalVAE(replace(tiny_model.config, first_frame_apart=False)), num_frames=8
+    )
+    (video,) = ClipsOnDisk.find(load_infos(videos), ConfiguredClips(ClipConfig(8, 16, 24), 1))
     _, expected = radial_spectrum(scaled_video(video, torch.zeros(1, 4, 2, 4, 6), False))
     assert space.spectrum.video == pytest.approx(expected)
 
@@ -252,7 +254,7 @@ def test_every_measure_of_several_values_has_a_chart_with_a_curve_of_each_model(
     assert charts["Noise"]["series"][0]["curves"][0]["steps"] == [
         float(level) for level in first.noise_psnr
     ]
-    assert charts["Equivariance"]["x_names"] == ["none", *TRANSFORMS]
+    assert charts["Equivariance"]["x"]["names"] == ["none", *TRANSFORMS]
     assert sum(charts["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(
         1, abs=1e-4
     )
@@ -266,9 +268,9 @@ class LargeClips(CausalVAE):
 
 
 def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(
-    measure_one, report, tiny_config
+    measure_one, report, tiny_model
 ):
-    small = measure_one(LargeClips(tiny_config))
+    small = measure_one(LargeClips(tiny_model.config))
     assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
     assert "equivariance error without scale_1/2, MSE" in small.figures()
     assert "equivariance error, MSE" in report.models[0].figures()

@@ -9,9 +9,9 @@
 | `flow` | the warping error |
 | `flat` | of clips of one colour |
 | `round_trips` | of clips that are reconstructed again and again |
-| `tiling` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
+| `seams` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
 
-`registry` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
+`metric` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
 `metric_set` has those of one evaluation.
 """
 
@@ -24,13 +24,13 @@ from telecine.evaluation.metrics import (  # noqa: F401
     pixels,
     published_pixels,
     round_trips,
-    tiling,
+    seams,
 )
+from telecine.evaluation.metrics.metric import METRICS
 from telecine.evaluation.metrics.reconstruction_metrics import (
     ReconstructionMetrics,
     default_metrics,
     mean_over_clips,
 )
-from telecine.evaluation.metrics.registry import METRICS
 
 __all__ = ["METRICS", "ReconstructionMetrics", "default_metrics", "mean_over_clips"]

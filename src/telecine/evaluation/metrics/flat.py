@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.shapes import VALUE_RANGE
-from telecine.evaluation.metrics.registry import Metric, register
+from telecine.evaluation.metrics.metric import Metric, register
 from telecine.models import VideoAutoencoder
 
 # Grey, and the corners of a cube inside the colours, which a ringing reconstruction can leave on both sides.

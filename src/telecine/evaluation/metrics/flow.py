@@ -12,7 +12,7 @@ from telecine.base.checks import argument_error
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.metrics.registry import Metric, register
+from telecine.evaluation.metrics.metric import Metric, register
 from telecine.losses.perceptual import as_rgb
 
 # arXiv 1604.08610, equation 5: a pixel is occluded if |w + w'|^2 exceeds 0.01 (|w|^2 + |w'|^2) + 0.5.

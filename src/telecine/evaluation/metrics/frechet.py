@@ -14,7 +14,7 @@ from telecine.base.files import digest_of, named_errors
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
 from telecine.data.samples import installed_file
-from telecine.evaluation.metrics.registry import Metric, register
+from telecine.evaluation.metrics.metric import Metric, register
 from telecine.losses.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 

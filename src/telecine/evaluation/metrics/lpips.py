@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from telecine.evaluation.metrics.registry import Metric, register
+from telecine.evaluation.metrics.metric import Metric, register
 from telecine.losses.perceptual import LPIPS, load_backbone
 from telecine.losses.perceptual.weights import tensor_sha256
 

@@ -8,12 +8,12 @@ from torch import nn
 
 from telecine.base.shapes import Video
 from telecine.evaluation.metrics.frechet import FeatureNetwork
-from telecine.evaluation.metrics.registry import Metric
+from telecine.evaluation.metrics.metric import Metric
 from telecine.evaluation.metrics.round_trips import RoundTrips
 
 
-class ClipMeasure(Protocol):
-    """Measures one clip at a time, on request, such as `WarpingError`."""
+class Measure(Protocol):
+    """Measures something on request."""
 
     @property
     def metrics(self) -> Sequence[Metric]:
@@ -23,12 +23,27 @@ class ClipMeasure(Protocol):
     def method(self) -> str:
         """How it measures, for `protocol.json`."""
 
+
+class ClipMeasure(Measure, Protocol):
+    """Compares the reconstruction of one clip with its input, such as `WarpingError`."""
+
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
         """Return the value of each metric by name.
 
         Args:
             reconstruction: The reconstruction of the clip, `(1, C, T, H, W)` in [-1, 1].
             target: The clip, of the same shape.
+        """
+
+
+class ModelMeasure(Measure, Protocol):
+    """Reconstructs one clip in its way, such as `TilingDifference`."""
+
+    def __call__(self, target: Video) -> dict[str, float]:
+        """Return the value of each metric by name.
+
+        Args:
+            target: The clip, `(1, C, T, H, W)` in [-1, 1].
         """
 
 
@@ -43,12 +58,15 @@ class MetricSet:
     features: FeatureNetwork | None
     """The network of the Frechet distance."""
     methods: Mapping[str, str]
-    """The weights of a metric's network, or its method, by metric name: `backbones` in `protocol.json`."""
+    """How a metric is measured: the weights of its network, or its method, by metric name; in `protocol.json`, the key
+    is `backbones`."""
     absent: Mapping[str, str]
     """The reason for each metric that cannot be measured."""
     per_clip_frechet: bool = False
     """Whether the Frechet distance is that of sets of one clip each."""
-    measures: Sequence[ClipMeasure] = ()
-    """What is measured on request."""
+    clip_measures: Sequence[ClipMeasure] = ()
+    """What is measured of reconstructions, on request."""
+    model_measures: Sequence[ModelMeasure] = ()
+    """What is measured of the model, on request."""
     round_trips: RoundTrips | None = None
-    """Measures several passes, on request. Its values form a curve."""
+    """Measures the model in several passes, on request. Its values form a curve."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from telecine.base.shapes import Frames, Video
-from telecine.evaluation.metrics.registry import ClipMetric, FrameMetric, register
+from telecine.evaluation.metrics.metric import ClipMetric, FrameMetric, register
 from telecine.losses import temporal_difference
 from telecine.losses.perceptual import as_rgb
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse

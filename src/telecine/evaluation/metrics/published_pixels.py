@@ -5,8 +5,8 @@ from torch import Tensor
 
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
+from telecine.evaluation.metrics.metric import ClipMetric, FrameMetric, register
 from telecine.evaluation.metrics.pixels import SSIM_WINDOW, psnr, ssim_map, unit_range
-from telecine.evaluation.metrics.registry import ClipMetric, FrameMetric, register
 from telecine.losses.reconstruction import MAX_PSNR
 
 _PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]

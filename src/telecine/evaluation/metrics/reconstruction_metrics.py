@@ -17,7 +17,7 @@ from telecine.base.shapes import (
     check_same_shape,
     check_video,
 )
-from telecine.evaluation.metrics.registry import METRICS, ClipMetric, FrameMetric, PixelMetric
+from telecine.evaluation.metrics.metric import METRICS, ClipMetric, FrameMetric, PixelMetric
 from telecine.losses.perceptual import as_rgb
 
 FRAMES_PER_CHUNK = 8  # of metrics of frames and distances; bounds memory

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from telecine.base.shapes import Video
+from telecine.evaluation.metrics.metric import Metric, register
 from telecine.evaluation.metrics.pixels import psnr, sharpness
-from telecine.evaluation.metrics.registry import Metric, register
 from telecine.evaluation.round_trips import CODECS, round_trips
 from telecine.losses.reconstruction import MAX_PSNR
 from telecine.models import VideoAutoencoder

@@ -29,7 +29,7 @@ from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
-from telecine.evaluation.tiling import reconstruct_padded
+from telecine.evaluation.tiling import reconstruct_clip
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_channels, clip_position
 from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName
@@ -259,7 +259,7 @@ class PublishedProtocol:
             first_frame = model.position.first_frame
             for part in target[0].split(self.chunk, dim=1):
                 with clip_position(model, first_frame=first_frame):
-                    parts.append(reconstruct_padded(model, part))
+                    parts.append(reconstruct_clip(model, part))
                 first_frame += part.shape[1]
             return torch.cat(parts, dim=1)[None]
         if self.posterior == "mode":

@@ -110,7 +110,7 @@ function isLogarithmic(chart, values) {
 
 /** Return where a value is on the horizontal axis, in plotly's units. */
 function position(chart, x) {
-  return chart.x_scale === "log" ? Math.log10(x) : x;
+  return chart.x.scale === "log" ? Math.log10(x) : x;
 }
 
 /** Return the name of a curve: that of its series and, if the chart has several runs, of its run. A front has no run. */
@@ -120,7 +120,7 @@ function curveName({ label, is_front: isFront }, run) {
 
 /** Return the values that the vertical axis covers: all lines, and logged values without outliers, in the zoomed part. */
 function valuesInside(chart, curves) {
-  const [first, last] = chosen.ranges[chart.x] ?? [-Infinity, Infinity];
+  const [first, last] = chosen.ranges[chart.x.label] ?? [-Infinity, Infinity];
   return curves.flatMap(({ curve, weight, line }) => {
     const inside = (values) => values.filter((_, index) => first <= position(chart, curve.steps[index]) && position(chart, curve.steps[index]) <= last);
     const logged = [curve.values, curve.low, curve.high].flatMap(inside).sort((a, b) => a - b);
@@ -159,18 +159,19 @@ function tracesOf(chart, shown, axis) {
       continue;
     }
     const isFew = curve.steps.length < FEW_POINTS && !weight;
-    const isMarked = chart.x_names.length > 0 || isFew || curve.steps.length === 1;
+    let mode = isFew || curve.steps.length === 1 ? "lines+markers" : "lines";
+    if (chart.x.names.length) mode = "markers";
     traces.push({
       x: curve.steps,
       y: line,
       name: weight ? `${name}, smoothed` : name,
-      mode: chart.x_names.length ? "markers" : isMarked ? "lines+markers" : "lines",
+      mode,
       line: { color, dash, width: 1.75 },
       marker: { color, size: chart.series.some((one) => one.is_front) ? 9 : 5 },
       hovertemplate: "%{y:.4g}",
     });
   }
-  const events = chart.x === "step" ? DATA.events.filter(({ run }) => !chosen.hiddenRuns.includes(run)) : [];
+  const events = chart.x.is_steps ? DATA.events.filter(({ run }) => !chosen.hiddenRuns.includes(run)) : [];
   if (events.length) {
     const [low, high] = axis.range;
     const height = low + 0.02 * (high - low);
@@ -192,12 +193,19 @@ function tracesOf(chart, shown, axis) {
 function layoutOf(chart, axis, height) {
   const grid = colours.line;
   const shared = { gridcolor: grid, linecolor: grid, zeroline: false, tickcolor: grid };
-  const names = chart.x_names;
+  const names = chart.x.names;
   const labels = names.length ? { tickvals: [...names.keys()], ticktext: names.map(plain) } : { nticks: 7 };
-  const hover = { hoverformat: chart.x === "step" ? "d" : ".4g", unifiedhovertitle: { text: `${plain(chart.x)} %{x}` }, spikecolor: colours.muted, spikethickness: 1, spikedash: "solid" };
+  const hover = {
+    hoverformat: chart.x.is_steps ? "d" : ".4g",
+    unifiedhovertitle: { text: `${plain(chart.x.label)} %{x}` },
+    spikecolor: colours.muted,
+    spikethickness: 1,
+    spikedash: "solid",
+  };
   // A label for each power of ten, where a logarithmic axis has two of them or more.
   const powers = axis.type === "log" && axis.range[1] - axis.range[0] >= 2 ? { dtick: 1 } : {};
-  const range = [...(chosen.ranges[chart.x] ?? wholeRanges[chart.x])]; // a copy, which plotly changes while a reader drags
+  // A copy, which plotly changes while a reader drags.
+  const range = [...(chosen.ranges[chart.x.label] ?? wholeRanges[chart.x.label])];
   return {
     height,
     autosize: true,
@@ -210,7 +218,15 @@ function layoutOf(chart, axis, height) {
     // On a touch screen, a finger on a chart scrolls the page.
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: false,
-    xaxis: { ...shared, ...labels, ...hover, type: chart.x_scale, automargin: true, range, title: { text: plain(chart.x), standoff: 4 } },
+    xaxis: {
+      ...shared,
+      ...labels,
+      ...hover,
+      type: chart.x.scale,
+      automargin: true,
+      range,
+      title: { text: plain(chart.x.label), standoff: 4 },
+    },
     yaxis: { ...shared, ...powers, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
   };
 }
@@ -218,10 +234,10 @@ function layoutOf(chart, axis, height) {
 /** Return the ends of the horizontal axis of some charts, which zoom together. */
 function wholeRange(charts) {
   const [chart] = charts;
-  if (chart.x_names.length) return [-0.5, chart.x_names.length - 0.5];
+  if (chart.x.names.length) return [-0.5, chart.x.names.length - 0.5];
   const curves = charts.flatMap(({ series }) => series.flatMap((one) => one.curves));
   const [first, last] = extent(curves.flatMap(({ steps }) => steps.map((x) => position(chart, x))));
-  const margin = (chart.x_scale === "log" ? 0.08 : 0.02) * (last - first) || 1;
+  const margin = (chart.x.scale === "log" ? 0.08 : 0.02) * (last - first) || 1;
   return [first - margin, last + margin];
 }
 
@@ -255,7 +271,7 @@ function makeCard(chart, index) {
     const style = lineStyle(chart, series, 0);
     if (severalRuns) style.colour = "muted";
     const button = legendButton(() => chosen.hiddenSeries, seriesName(chart, series), series.label, `${series.key} in ${DATA.file}`, style);
-    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !chart.x_names.length && !series.is_front)) {
+    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !chart.x.names.length && !series.is_front)) {
       button.append(html("b", { style: severalRuns ? `color: var(--c${run % NUM_COLOURS})` : "" }, short(last)));
     }
     legend.append(button);
@@ -308,8 +324,8 @@ function csvOf(chart) {
     values: new Map(curve.steps.map((step, index) => [step, curve.values[index]])),
   })));
   const steps = [...new Set(columns.flatMap(({ values }) => [...values.keys()]))].sort((a, b) => a - b);
-  const rows = steps.map((step) => [chart.x_names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
-  return [[chart.x, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(csvCell).join(",")}\n`).join("");
+  const rows = steps.map((step) => [chart.x.names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
+  return [[chart.x.label, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(csvCell).join(",")}\n`).join("");
 }
 
 /** Copy the values. Browsers have no clipboard for pages of a server without encryption: save them there. */
@@ -346,7 +362,7 @@ async function draw(card) {
   card.hidesValues.hidden = !axis.hides;
   await Plotly.react(canvas, tracesOf(chart, shown, axis), layoutOf(chart, axis, height), { displayModeBar: false, responsive: true, doubleClick: "autosize" });
   card.redraws = drawing;
-  if (!card.listens) canvas.on("plotly_relayout", (change) => onZoom(chart.x, change));
+  if (!card.listens) canvas.on("plotly_relayout", (change) => onZoom(chart.x.label, change));
   card.listens = true;
 }
 
@@ -380,7 +396,7 @@ function showControls() {
 }
 
 function makeCharts() {
-  for (const { x } of DATA.charts) wholeRanges[x] ??= wholeRange(DATA.charts.filter((chart) => chart.x === x));
+  for (const { x } of DATA.charts) wholeRanges[x.label] ??= wholeRange(DATA.charts.filter((chart) => chart.x.label === x.label));
   DATA.charts.forEach((chart, index) => cards.push(makeCard(chart, index)));
   for (const [run, name] of severalRuns ? DATA.runs.entries() : []) {
     byId("run-legend").append(legendButton(() => chosen.hiddenRuns, run, name, name, { colour: `c${run % NUM_COLOURS}`, dash: "solid" }));

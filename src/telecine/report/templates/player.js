@@ -148,11 +148,18 @@ class Player {
     this.panes.classList.toggle("pair", isPair);
     this.panes.style.setProperty("--aspect", this.clip.width / this.clip.height);
     this.layout.forEach(({ shown, column }, pane) => {
-      const text = ["Input", "Reconstruction", `Difference × ${shown.amplification}`][column];
-      const metrics = isPair && column === 1 ? Object.entries(shown.clip.metrics).map(([name, value]) => `${nameOf(name)} ${even(value)}`).join(", ") : "";
-      const caption = isPair && column ? [html("b", { class: `curve-${this.shown.indexOf(shown)}` }, shown.name), ` ${column === 1 ? metrics : text}`] : [text];
-      this.canvases[pane].previousSibling.replaceChildren(...caption);
+      this.canvases[pane].previousSibling.replaceChildren(...this.captionOf(shown, column));
     });
+  }
+
+  /** Return the content of the caption of a pane. Of two clips, the panes of each have the name of its source. */
+  captionOf(shown, column) {
+    const title = ["Input", "Reconstruction", `Difference × ${shown.amplification}`][column];
+    if (this.shown.length === 1 || column === 0) return [title];
+    const name = html("b", { class: `curve-${this.shown.indexOf(shown)}` }, shown.name);
+    if (column !== 1) return [name, ` ${title}`];
+    const metrics = Object.entries(shown.clip.metrics).map(([metric, value]) => `${nameOf(metric)} ${even(value)}`);
+    return [name, ` ${metrics.join(", ")}`];
   }
 
   makeTable() {

@@ -28,10 +28,10 @@ def data(
     ] = 100_000,
 ) -> None:
     """Show what training will see: clips of all files, the files, copies, cuts, reading speed; nothing is trained."""
-    from telecine.tools.data_report.examine import inspect_data
+    from telecine.tools.data_report.examine import examine_data
     from telecine.tools.data_report.page import print_data, write_data
 
-    report = inspect_data(replace(settings, data=path), num_clips, max_frames)
+    report = examine_data(replace(settings, data=path), num_clips, max_frames)
     page = write_data(report, Path(output))
     print_data(console, report)
     if report.scenes:

@@ -55,7 +55,7 @@ _SEARCHED_SIZE = (64, 64)  # of frames that are searched for cuts
 logger = logging.getLogger(__name__)
 
 
-def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100_000) -> DataReport:
+def examine_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100_000) -> DataReport:
     """Read clips as a training run does that draws all files equally often, and list the files of its data.
 
     Args:

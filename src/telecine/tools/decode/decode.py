@@ -69,7 +69,7 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
     for name, path in clips:
         tensors, metadata = shards.read(name)
         latent = denormalised(tensors[MEAN][None].float().to(device), normalisation)
-        frames = decoded_frames(model, latent, metadata, config.chunk_frames)
+        frames = decode_latent(model, latent, metadata, config.chunk_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
         if metadata["is_image"]:
             _write_image(path, next(frames))
@@ -126,7 +126,7 @@ def name_files(shards: LatentShards, output: Path, video_format: str) -> dict[st
 
 
 @torch.no_grad()
-def decoded_frames(
+def decode_latent(
     model: VideoAutoencoder, latent: Tensor, metadata: dict[str, Any], chunk_frames: int
 ) -> Iterator[Tensor]:
     """Yield the frames of a clip, uint8 `(T, H, W, C)` on the CPU, a few at once.

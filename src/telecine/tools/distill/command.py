@@ -12,8 +12,9 @@ def distill(
     change_data: ChangeData = False,
 ) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
-    from telecine.tools.distill.distillation import distill
+    from telecine.tools.distill import distillation
 
-    distill(settings, console=console, steal_lock=steal_lock, change_data=change_data).print_to(
-        console
+    result = distillation.distill(
+        settings, console=console, steal_lock=steal_lock, change_data=change_data
     )
+    result.print_to(console)

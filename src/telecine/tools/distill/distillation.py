@@ -1,5 +1,6 @@
 """Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from telecine.models.student import StudentAutoencoder
 from telecine.models.student_config import student_config
 from telecine.runs import Run
 from telecine.runs.saved_settings import read_saved_settings
-from telecine.settings import DistillConfig, Term
+from telecine.settings import CausalVAEConfig, DistillConfig, ObjectiveConfig, Term
 from telecine.tools.distill.teacher import generates, load_teacher
 from telecine.training import TrainResult, train
 
@@ -65,18 +66,19 @@ def distill(
     else:
         start = _new_decoder(config, teacher_name, teacher)
     terms = _terms_of_teacher(config, teacher, teacher_name, start)
-    nested = start.settings["causal_vae"].nested_channels
-    if (terms or start.imitates) and not set(nested) <= set(teacher.nested_channels):
-        contract = f"those of the teacher, {list(teacher.nested_channels)}"
-        remedy = "Use a teacher with them, or leave out what learns from it."
-        raise argument_error("nested_channels", contract, str(list(nested)), remedy)
     # The terms of settings that a run has saved are replaced.
     others = dict(config.objective.terms)
     for term in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM, DECODING_TERM):
         others.pop(term, None)
-    objective = replace(config.objective, terms=others | terms)
+    run_config = start.apply(config, replace(config.objective, terms=others | terms))
+    nested = run_config.causal_vae.nested_channels
+    learns_from_teacher = bool(terms) or start.learns_samples
+    if learns_from_teacher and not set(nested) <= set(teacher.nested_channels):
+        contract = f"those of the teacher, {list(teacher.nested_channels)}"
+        remedy = "Use a teacher with them, or leave out what learns from it."
+        raise argument_error("nested_channels", contract, str(list(nested)), remedy)
     return train(
-        replace(config, objective=objective, **start.settings),
+        run_config,
         autoencoder=start.student,
         teacher=teacher,
         console=console,
@@ -85,22 +87,51 @@ def distill(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudentStart:
-    """What a run trains, and the settings that follow from it."""
+    """What a run trains, and what its settings follow from."""
 
-    student: VideoAutoencoder | None
+    student: VideoAutoencoder | None = None
     """The autoencoder, or None if `train` builds it from the settings."""
-    settings: dict[str, Any]
-    """The settings of `DistillConfig` that change, as a run saves them: `teacher` is the name of the model that has the
-    encoder of the student; `model` that of the model in the place of `CausalVAE`, or None; `student` that of what a
-    pruned model starts from."""
-    channels: list[int]
-    """Channels of the levels of the student's decoder, see `CausalVAEConfig.channels`; empty for other decoders."""
+    encoder_name: str
+    """The model that has the encoder of the student, or with an encoder of its own, the teacher."""
+    base_model: str | None = None
+    """The model whose class the student has, or whose decoder the student's replaces. None for a `CausalVAE`."""
+    architecture: CausalVAEConfig | None = None
+    """The settings of the parts of `CausalVAE`; None without any."""
+    pruned_model: str | None = None
+    """The model of `telecine prune` whose weights the student has."""
     report: Path | None = None
-    """The file of `telecine prune` with the channels of a pruned model that stayed."""
-    imitates: bool = False
+    """The file of `telecine prune` with the channels of the pruned model that stayed."""
+    channels: Sequence[int] = ()
+    """Channels of the levels of the student's decoder, see `CausalVAEConfig.channels`; empty for other decoders."""
+    may_start_linear: bool = True
+    """Whether `linear_start` applies. Weights that come from another model stay as they are."""
+    trains_decoder_only: bool = False
+    """Whether `train` has to freeze the encoder, which the student has inside."""
+    learns_samples: bool = False
     """Whether the student learns the samples of its teacher instead of the videos."""
+
+    def apply(self, config: DistillConfig, objective: ObjectiveConfig) -> DistillConfig:
+        """Return the settings of the run, as it saves them.
+
+        Saved, `teacher` is the model with the student's encoder, and `student` the absolute path of a pruned model.
+
+        Args:
+            config: The settings as they were typed.
+            objective: The objective with the terms that look at the teacher.
+        """
+        changes: dict[str, Any] = {"teacher": self.encoder_name, "model": self.base_model}
+        if self.architecture is not None:
+            changes["causal_vae"] = self.architecture
+        if self.pruned_model is not None:
+            changes["student"] = self.pruned_model
+            changes["init"] = None
+        if not self.may_start_linear:
+            changes["linear_start"] = False
+        if self.trains_decoder_only:
+            changes["trainable"] = replace(config.trainable, weights="decoder")
+        return replace(config, objective=objective, **changes)
 
 
 def _new_autoencoder(
@@ -112,8 +143,9 @@ def _new_autoencoder(
         ValueError: The student cannot have the teacher's compression.
     """
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    settings = {"teacher": teacher_name, "model": None, "causal_vae": architecture}
-    return StudentStart(None, settings, architecture.channels)
+    return StudentStart(
+        encoder_name=teacher_name, architecture=architecture, channels=architecture.channels
+    )
 
 
 def _new_decoder(
@@ -127,21 +159,24 @@ def _new_decoder(
         ValueError: The student cannot have the teacher's compression.
     """
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    imitates = generates(teacher) and architecture.decoder == "flow"
-    if imitates:
+    learns_samples = generates(teacher) and architecture.decoder == "flow"
+    if learns_samples:
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, teacher_name, load_autoencoder, architecture)
-    # If the teacher is a student itself, the new student has the encoder of that one's teacher.
-    encoder_name = absolute_if_exists(student.teacher)
-    settings: dict[str, Any] = {
-        "teacher": encoder_name,
-        "model": teacher_name,
-        "causal_vae": architecture,
-    }
-    if imitates and generates(teacher) and student.imitate(teacher):
-        settings["linear_start"] = False
-    return StudentStart(student, settings, architecture.channels, imitates=imitates)
+    has_weights_of_teacher = False
+    if learns_samples and generates(teacher):
+        has_weights_of_teacher = student.imitate(teacher)
+    return StudentStart(
+        student=student,
+        # If the teacher is a student itself, the new student has the encoder of that one's teacher.
+        encoder_name=absolute_if_exists(student.teacher),
+        base_model=teacher_name,
+        architecture=architecture,
+        channels=architecture.channels,
+        may_start_linear=not has_weights_of_teacher,
+        learns_samples=learns_samples,
+    )
 
 
 def _pruned_model(
@@ -167,21 +202,27 @@ def _pruned_model(
             "Use the folder that it wrote, or `teacher_weight`, which compares the reconstructions."
         )
         raise argument_error("feature_weight", contract, config.feature_weight, remedy)
-    settings: dict[str, Any] = {
-        "teacher": teacher_name,
-        "student": pruned_name,
-        "init": None,
-        "linear_start": False,
-    }
     channels = pruned.config.channels if isinstance(pruned, CausalAutoencoder) else []
     if isinstance(pruned, StudentAutoencoder):
-        settings["model"] = teacher_name
-        settings["causal_vae"] = pruned.config
-        return StudentStart(pruned, settings, channels, report)
-    settings["model"] = pruned_name
-    settings["causal_vae"] = config.causal_vae
-    settings["trainable"] = replace(config.trainable, weights="decoder")
-    return StudentStart(None, settings, channels, report)
+        return StudentStart(
+            student=pruned,
+            encoder_name=teacher_name,
+            base_model=teacher_name,
+            architecture=pruned.config,
+            pruned_model=pruned_name,
+            report=report,
+            channels=channels,
+            may_start_linear=False,
+        )
+    return StudentStart(
+        encoder_name=teacher_name,
+        base_model=pruned_name,
+        pruned_model=pruned_name,
+        report=report,
+        channels=channels,
+        may_start_linear=False,
+        trains_decoder_only=True,
+    )
 
 
 def _trains_projections(config: DistillConfig) -> bool:
@@ -196,9 +237,10 @@ def _trains_projections(config: DistillConfig) -> bool:
 
 
 def _find_report(folder: Path) -> Path | None:
-    """Return the file of `telecine prune` of a pruned model, or of what a run of it started from.
+    """Return the file of `telecine prune` of a pruned model; of a run, that of the model from which it started.
 
-    A run saves the absolute path of a model that it started from; other values of `student` are names.
+    Args:
+        folder: That of the model or the run.
     """
     visited: set[Path] = set()
     while folder.is_dir() and folder not in visited:
@@ -206,10 +248,11 @@ def _find_report(folder: Path) -> Path | None:
         if path.exists():
             return path
         visited.add(folder)
-        start = read_saved_settings(folder).get("student")
-        if not isinstance(start, str) or not Path(start).is_absolute():
+        # The absolute path of a pruned model, see `StudentStart.apply`; else a size or a file of settings.
+        student = read_saved_settings(folder).get("student")
+        if not isinstance(student, str) or not Path(student).is_absolute():
             return None
-        folder = Path(start)
+        folder = Path(student)
     return None
 
 

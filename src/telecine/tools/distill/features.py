@@ -41,7 +41,8 @@ class TeacherFeatures(nn.Module):
 
     A trained projection maps the student's features at the end of each of its resolutions to the channels of a layer of
     the teacher, whose features are averaged over the frames of a latent frame, and standardised for each channel over
-    the batch. The term is the mean over layers, and 1 without knowledge of the video. An update decodes once more.
+    the batch. The term is the mean over layers. It is 1 if the student's features tell nothing about the teacher's. An
+    update decodes once more.
 
     `pairs` are the layers that are compared, in the order of `projections`.
 

@@ -26,7 +26,7 @@ def data_index(
     Raises:
         ValueError: `shard` is not a part.
     """
-    from telecine.tools.index.index_data import index_data, part_of_process
+    from telecine.tools.index.write_index import part_of_process, write_index
 
     part, num_parts = part_of_process()
     if shard is not None:
@@ -36,4 +36,4 @@ def data_index(
             raise argument_error("shard", contract, repr(shard), "Write for example 0/8 to 7/8.")
         part = int(match[1])
         num_parts = int(match[2])
-    index_data(path, settings.clips, part, num_parts).print_to(console)
+    write_index(path, settings.clips, part, num_parts).print_to(console)

@@ -1,6 +1,6 @@
 """Which measures of latent spaces the page draws: titles, axes and points."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,6 +12,10 @@ Points: TypeAlias = list[tuple[float, float]]
 TRANSFORM_NAMES = [NO_TRANSFORM, *TRANSFORMS]
 
 
+def _no_names(spaces: Sequence[LatentSpace]) -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True)
 class LatentChart:
     """The chart of one measure, with a curve for each model."""
@@ -19,7 +23,7 @@ class LatentChart:
     name: str
     title: str
     x: str
-    """The horizontal axis. The positions of "transform" and "channel" have names."""
+    """The label of the horizontal axis."""
     definition: str
     points: Callable[[LatentSpace], Points]
     """Returns the positions and values of a model; none if it does not have the measure."""
@@ -27,6 +31,18 @@ class LatentChart:
     """The same of the scaled-down video."""
     scale: str = "linear"
     """The vertical axis: "linear" or "log"."""
+    x_names: Callable[[Sequence[LatentSpace]], Sequence[str]] = _no_names
+    """Returns the names of the positions 0, 1, ... in the charts of some models; none for numbers."""
+
+
+def channel_names(spaces: Sequence[LatentSpace]) -> list[str]:
+    """Return a name for each channel of the model that has the most."""
+    max_channels = max(len(space.channels.std) for space in spaces)
+    return [str(index) for index in range(max_channels)]
+
+
+def _transform_names(spaces: Sequence[LatentSpace]) -> Sequence[str]:
+    return TRANSFORM_NAMES
 
 
 def _numbered(values: list[float], start: int = 1) -> Points:
@@ -95,6 +111,7 @@ LATENT_CHARTS = [
         name="equivariance",
         title="Equivariance, smaller is better",
         x="transform",
+        x_names=_transform_names,
         definition=DEFINITIONS["equivariance"],
         points=_equivariance,
         scale="log",
@@ -117,6 +134,7 @@ LATENT_CHARTS = [
         name="drift",
         title="Drift: correlation with the base",
         x="channel",
+        x_names=channel_names,
         definition=DEFINITIONS["drift"],
         points=_drift,
     ),

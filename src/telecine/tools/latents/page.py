@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from telecine.base.files import write_json, write_text
-from telecine.report.chart_data import Chart, Series, charts_data, make_curve
+from telecine.report.chart_data import Chart, Series, XAxis, charts_data, make_curve
 from telecine.report.html import render_page, short
-from telecine.tools.latents.charts import LATENT_CHARTS, TRANSFORM_NAMES, LatentChart
+from telecine.tools.latents.charts import LATENT_CHARTS, LatentChart, channel_names
 from telecine.tools.latents.space import DEFINITIONS, Channels, LatentReport, LatentSpace
 
 
@@ -23,10 +23,8 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
 def render_latents(report: LatentReport) -> str:
     """Return the page about latent spaces as HTML."""
     titles = [space.title for space in report.models]
-    max_channels = max(len(space.channels.std) for space in report.models)
-    channel_names = [str(index) for index in range(max_channels)]
     channel_rows = []
-    for index, name in enumerate(channel_names):
+    for index, name in enumerate(channel_names(report.models)):
         channel_rows.append((name, [_channel(space.channels, index) for space in report.models]))
     protocol = []
     no_samplers: list[object] = [{} for _ in report.models]
@@ -36,7 +34,7 @@ def render_latents(report: LatentReport) -> str:
     return render_page(
         "latents.html",
         titles=titles,
-        data=charts_data(_charts(report.models, channel_names), runs=titles, file="latents.json"),
+        data=charts_data(_charts(report.models), runs=titles, file="latents.json"),
         summary=report.summary(),
         probes=[(space.title, space.probe) for space in report.models if space.probe is not None],
         channels=channel_rows,
@@ -53,9 +51,8 @@ def _channel(channels: Channels, index: int) -> str:
     return f"{text}, dead" if index in channels.dead else text
 
 
-def _charts(spaces: Sequence[LatentSpace], channel_names: list[str]) -> list[Chart]:
+def _charts(spaces: Sequence[LatentSpace]) -> list[Chart]:
     """Return a chart for each measure that a model has."""
-    x_names = {"transform": TRANSFORM_NAMES, "channel": channel_names}
     charts = []
     for definition in LATENT_CHARTS:
         series = _series(definition, spaces)
@@ -65,8 +62,7 @@ def _charts(spaces: Sequence[LatentSpace], channel_names: list[str]) -> list[Cha
                 series=series,
                 scale=definition.scale,
                 explanation=f"{definition.definition[0].upper()}{definition.definition[1:]}.",
-                x=definition.x,
-                x_names=x_names.get(definition.x, []),
+                x=XAxis(definition.x, names=definition.x_names(spaces)),
             )
             charts.append(chart)
     return charts

@@ -18,7 +18,7 @@ def plan(
     ] = 8,
 ) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
-    from telecine.tools.plan.plan import plan
+    from telecine.tools.plan import plan as planning
 
     console.say("counting the memory and the operations of an update, without computing it")
-    plan(settings, memory, num_processes).print_to(console)
+    planning.plan(settings, memory, num_processes).print_to(console)

@@ -14,7 +14,7 @@ from telecine.tools.prune.widths import Configuration, Widths
 
 
 @dataclass(frozen=True)
-class BlockRun:
+class RemovableBlocks:
     """Neighbouring layers of a network of the same shapes, of which any can be removed."""
 
     container: str
@@ -45,7 +45,7 @@ def with_fewer_blocks(config: Configuration, widths: Widths, num_blocks: int) ->
     return {**config, setting: fewer[0] if isinstance(value, int) else fewer}
 
 
-def find_runs(network: nn.Module, smaller: nn.Module) -> list[BlockRun]:
+def find_removable_blocks(network: nn.Module, smaller: nn.Module) -> list[RemovableBlocks]:
     """Return the layers of a network of which some are missing in a smaller one with fewer blocks.
 
     Layers correspond by their shapes, in order. A layer that changes the number of channels, such as the first block of
@@ -58,7 +58,7 @@ def find_runs(network: nn.Module, smaller: nn.Module) -> list[BlockRun]:
     Raises:
         ValueError: The layers of the two networks do not correspond.
     """
-    runs = []
+    removable = []
     others = dict(smaller.named_modules())
     for name, container in network.named_modules():
         if not isinstance(container, (nn.ModuleList, nn.Sequential)):
@@ -67,18 +67,18 @@ def find_runs(network: nn.Module, smaller: nn.Module) -> list[BlockRun]:
         if not isinstance(other, (nn.ModuleList, nn.Sequential)) or len(other) == len(container):
             continue
         remaining = _kinds(other)
-        for kind, indices in _runs_of_kinds(container):
+        for kind, indices in _neighbours_of_kinds(container):
             num_kept = 0
             while num_kept < len(indices) and remaining[num_kept : num_kept + 1] == [kind]:
                 num_kept += 1
             remaining = remaining[num_kept:]
             if num_kept < len(indices):
-                runs.append(BlockRun(name, indices, num_kept))
+                removable.append(RemovableBlocks(name, indices, num_kept))
         if remaining:
             contract = "a model whose stages have blocks of the same shapes"
             got = f"one with others in {name}"
             raise argument_error("model", contract, got, "Leave out `--blocks`.")
-    return runs
+    return removable
 
 
 def _kinds(container: nn.Module) -> list[object]:
@@ -90,15 +90,15 @@ def _kinds(container: nn.Module) -> list[object]:
     return kinds
 
 
-def _runs_of_kinds(container: nn.Module) -> list[tuple[object, tuple[int, ...]]]:
+def _neighbours_of_kinds(container: nn.Module) -> list[tuple[object, tuple[int, ...]]]:
     """Return the neighbouring layers of each kind, with their places in the list."""
     kinds = _kinds(container)
     places = range(len(kinds))
-    return [(kind, tuple(run)) for kind, run in groupby(places, key=kinds.__getitem__)]
+    return [(kind, tuple(members)) for kind, members in groupby(places, key=kinds.__getitem__)]
 
 
 def choose_removed_blocks(
-    network: nn.Module, runs: list[BlockRun], loss: Callable[[], float]
+    network: nn.Module, removable: list[RemovableBlocks], loss: Callable[[], float]
 ) -> RemovedBlocks:
     """Return the blocks whose removal raises a loss least.
 
@@ -106,16 +106,16 @@ def choose_removed_blocks(
 
     Args:
         network: The network.
-        runs: Where blocks can be removed, and how many stay.
+        removable: Where blocks can be removed, and how many stay.
         loss: Measures the loss with the network as it is.
     """
-    removed: dict[str, list[int]] = {run.container: [] for run in runs}
-    for run in with_progress(runs, "measuring without each block"):
-        container = network.get_submodule(run.container)
+    removed: dict[str, list[int]] = {blocks.container: [] for blocks in removable}
+    for blocks in with_progress(removable, "measuring without each block"):
+        container = network.get_submodule(blocks.container)
         assert isinstance(container, (nn.ModuleList, nn.Sequential))
-        remaining = list(run.indices)
+        remaining = list(blocks.indices)
         handles = []
-        while len(remaining) > run.num_kept:
+        while len(remaining) > blocks.num_kept:
             losses = []
             for index in remaining:
                 handle = container[index].register_forward_hook(_return_input)
@@ -123,7 +123,7 @@ def choose_removed_blocks(
                 handle.remove()
             index = remaining.pop(losses.index(min(losses)))
             handles.append(container[index].register_forward_hook(_return_input))
-            removed[run.container].append(index)
+            removed[blocks.container].append(index)
         for handle in handles:
             handle.remove()
     return RemovedBlocks({name: sorted(indices) for name, indices in removed.items()})

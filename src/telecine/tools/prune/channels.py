@@ -120,7 +120,7 @@ def find_groups(
             group.stage_group = index
     groups = []
     for name, group in sorted(collected.items(), key=lambda item: item[1].is_hidden):
-        num_slices, num_norm_groups = widths.slices(config, group.num_channels)
+        num_slices, num_norm_groups = widths.slices_and_norm_groups(config, group.num_channels)
         groups.append(
             ChannelGroup(
                 name,

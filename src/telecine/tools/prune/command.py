@@ -22,10 +22,10 @@ def prune(
 ) -> None:
     """Remove the channels of a decoder that matter least, or make its convolutions cheaper, before it is distilled."""
     from telecine.base.files import write_json
-    from telecine.tools.prune.pruning import prune
+    from telecine.tools.prune import pruning
 
     console.say(f"finding the channels of {model} that matter least")
-    result = prune(model, settings)
+    result = pruning.prune(model, settings)
     folder = Path(output)
     result.model.save_pretrained(folder)
     write_json(folder / "prune.json", result.report())

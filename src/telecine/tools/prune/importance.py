@@ -14,7 +14,7 @@ from telecine.models import VideoAutoencoder
 from telecine.models.causal_blocks import ChannelNorm
 from telecine.models.diffusers.families import RMS_NORMS
 from telecine.tools.prune.channels import ChannelGroup
-from telecine.tools.prune.surgery import MeanSquares, norm_gain
+from telecine.tools.prune.surgery import MeanSquares, gain_with_zeros, is_norm_gain
 
 _RMS_NORMS = {*RMS_NORMS, ChannelNorm.__name__, "Kandinsky6VAERMSNorm"}
 """Norms that divide by the root mean square of the channels, and then multiply by `gamma` or `scale`."""
@@ -155,8 +155,9 @@ def _set_to_zero(
         is_kept = torch.zeros(len(tensor), dtype=tensor.dtype, device=tensor.device)
         entries = axis.indices(len(tensor), group.num_slices, kept)
         is_kept[entries.to(tensor.device)] = 1
-        gain = norm_gain(axis, entries, squares)
-        weights[axis.weight].copy_(tensor * gain * is_kept.view(-1, *[1] * (tensor.ndim - 1)))
+        if is_norm_gain(axis.weight, squares):
+            tensor = tensor * gain_with_zeros(axis.weight, entries, squares)
+        weights[axis.weight].copy_(tensor * is_kept.view(-1, *[1] * (tensor.ndim - 1)))
 
 
 def _squared_effects(group: ChannelGroup, parameters: dict[str, nn.Parameter]) -> Tensor:

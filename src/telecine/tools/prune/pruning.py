@@ -27,7 +27,7 @@ from telecine.models.pretrained import digest_of_decoder
 from telecine.models.removed_blocks import RemovedBlocks
 from telecine.tools.prune.blocks import (
     choose_removed_blocks,
-    find_runs,
+    find_removable_blocks,
     with_fewer_blocks,
     without_blocks,
 )
@@ -202,8 +202,8 @@ def _without_blocks(
         ValueError: Its configuration cannot state fewer blocks.
     """
     config = with_fewer_blocks(part.config, part.widths, num_blocks)
-    runs = find_runs(part.network, build_on_meta(part.build, config))
-    removed = choose_removed_blocks(part.network, runs, lambda: _mean_error(model, videos))
+    removable = find_removable_blocks(part.network, build_on_meta(part.build, config))
+    removed = choose_removed_blocks(part.network, removable, lambda: _mean_error(model, videos))
     shallower = part.wrap(config, without_blocks(part.network.state_dict(), removed))
     assert isinstance(shallower, LatentAutoencoder)
     return shallower.to(videos[0].device).eval(), removed

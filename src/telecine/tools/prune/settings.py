@@ -19,8 +19,8 @@ class PruneConfig(MeasuredClips):
     """Instead of `keep`: the largest share of its channels that each stage keeps, e.g. [1, 0.5, 0.5], in the order of
     the model's configuration. Neighbouring stages with the same number of channels have one number."""
     blocks: Count | None = None
-    """Residual blocks of each stage that stay: at most this many, those without which the error on the clips grows
-    most. Left out, all of them. They are removed first, and count for `keep`."""
+    """The largest number of residual blocks that each stage keeps. Blocks are removed before channels, and
+    count for `keep`; first are those whose removal raises the error on the clips least. Left out, all blocks stay."""
     decoder_convolutions: tuple[ConvolutionKind, ...] = ()
     """Convolutions of the residual blocks of a decoder of telecine, one kind for each level, see
     `causal_vae.decoder_convolutions`: e.g. ["depthwise", "2+1d"]. They are fitted to the clips by least squares after

@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from telecine.tools.prune.channels import ChannelAxis, ChannelGroup
+from telecine.tools.prune.channels import ChannelGroup
 from telecine.tools.prune.widths import QUERIES
 
 MeanSquares = Mapping[str, Tensor]
@@ -50,27 +50,42 @@ def kept_outputs(
     return outputs
 
 
-def norm_gain(axis: ChannelAxis, kept: Tensor, squares: MeanSquares) -> float:
-    """Return the factor of a norm's gain whose removed inputs are 0, so that the others are normalised as before.
+def is_norm_gain(weight: str, squares: MeanSquares) -> bool:
+    """Return whether a weight is the gain of a norm that divides by the root mean square of its channels."""
+    layer, _, parameter = weight.rpartition(".")
+    return layer in squares and parameter in ("gamma", "scale")
+
+
+def gain_with_zeros(weight: str, kept: Tensor, squares: MeanSquares) -> float:
+    """Return the factor of a norm's gain if removed channels are 0 and count in the mean: `sqrt(kept / total)`.
+
+    `kept` and `total` are sums of mean squares over the kept and over all channels. With the factor, kept channels are
+    normalised as they were before the others became 0.
 
     Args:
-        axis: The axis of a weight. The factor is 1 if it is no gain of a norm that divides by a root mean square, or
-            of one whose input is 0.
-        kept: The kept entries of the axis.
-        squares: Those of the input of norms.
+        weight: The name of the gain, see `is_norm_gain`.
+        kept: The kept channels.
+        squares: Those of the input of norms. The factor is 1 if they are all 0.
     """
-    if not _is_norm_gain(axis.weight, squares):
-        return 1.0
-    values = squares[axis.weight.rpartition(".")[0]]
+    values = squares[weight.rpartition(".")[0]]
     total = values.sum()
     if total == 0:
         return 1.0
     return math.sqrt(values[kept].sum() / total)
 
 
-def _is_norm_gain(weight: str, squares: MeanSquares) -> bool:
-    layer, _, parameter = weight.rpartition(".")
-    return layer in squares and parameter in ("gamma", "scale")
+def gain_without(weight: str, kept: Tensor, squares: MeanSquares) -> float:
+    """Return the factor of a norm's gain if removed channels are no longer in the mean.
+
+    It is `gain_with_zeros` times `sqrt(C / K)`: the mean is over K instead of C channels.
+
+    Args:
+        weight: The name of the gain, see `is_norm_gain`.
+        kept: The kept channels.
+        squares: Those of the input of norms.
+    """
+    num_channels = len(squares[weight.rpartition(".")[0]])
+    return math.sqrt(num_channels / len(kept)) * gain_with_zeros(weight, kept, squares)
 
 
 def pruned_weights(
@@ -93,21 +108,22 @@ def pruned_weights(
         squares: Those of the input of norms, see `recorded_squares`.
     """
     weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    gains: dict[str, float] = {}
+    for group in groups:
+        for axis in group.axes:
+            if axis.dim > 0:
+                continue
+            tensor = weights[axis.weight]
+            entries = axis.indices(len(tensor), group.num_slices, kept[group.name])
+            if is_norm_gain(axis.weight, squares):
+                tensor *= gain_without(axis.weight, entries, squares)
+            layer = axis.weight.rpartition(".")[0]
+            if layer.rpartition(".")[2] in QUERIES:
+                num_queries = len(tensor) // axis.num_sets
+                num_kept = len(entries) // axis.num_sets
+                tensor[:num_queries] *= math.sqrt(num_kept / num_queries)
     for group in groups:
         for axis in group.axes:
             tensor = weights[axis.weight]
             entries = axis.indices(tensor.shape[axis.dim], group.num_slices, kept[group.name])
-            if axis.dim == 0 and _is_norm_gain(axis.weight, squares):
-                # A root mean square over fewer channels; in `score_by_loss` they are 0 and count.
-                fewer = math.sqrt(tensor.shape[0] / len(entries))
-                gains[axis.weight] = fewer * norm_gain(axis, entries, squares)
-            layer = axis.weight.rpartition(".")[0]
-            if layer.rpartition(".")[2] in QUERIES and axis.dim == 0:
-                num_queries = tensor.shape[0] // axis.num_sets
-                num_kept = len(entries) // axis.num_sets
-                tensor[:num_queries] *= math.sqrt(num_kept / num_queries)
             weights[axis.weight] = tensor.index_select(axis.dim, entries.to(tensor.device))
-    for name, gain in gains.items():
-        weights[name] *= gain
     return weights

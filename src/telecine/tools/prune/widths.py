@@ -114,7 +114,7 @@ class Widths:
             wider.append(factor * number if stage in stages else number)
         return {**config, self.setting: wider}, factor
 
-    def slices(self, config: Configuration, num_channels: int) -> tuple[int, int]:
+    def slices_and_norm_groups(self, config: Configuration, num_channels: int) -> tuple[int, int]:
         """Return `num_slices` and `num_norm_groups` of a `ChannelGroup` with a number of channels."""
         if self.norm_groups_setting is None:
             return num_channels, math.gcd(num_channels, self.norm_groups)

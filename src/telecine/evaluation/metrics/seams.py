@@ -9,12 +9,12 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.evaluation.metrics.metric import Metric, register
 from telecine.evaluation.metrics.pixels import psnr
-from telecine.evaluation.metrics.registry import Metric, register
 from telecine.evaluation.tiling import (
     count_chunks,
-    reconstruct_in_chunks,
-    reconstruct_padded,
+    reconstruct_clip,
+    reconstruct_video,
     rounded_tiling,
 )
 from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
@@ -67,11 +67,10 @@ class TilingDifference:
             tiles = f"tiles of {self.tiling.size} pixels, {self.tiling.overlap} shared"
         return f"{frames}; {tiles}"
 
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
+    def __call__(self, target: Video) -> dict[str, float]:
         """Return both values of a clip, reconstructed from its posterior's mode.
 
         Args:
-            reconstruction: Not used: the clip is reconstructed as `telecine reconstruct` does.
             target: The clip, `(1, C, T, H, W)` in [-1, 1].
 
         Raises:
@@ -84,8 +83,8 @@ class TilingDifference:
             chunk_frames = self.model.covering_clip(self.chunk, height, width)[0]
         tiling = rounded_tiling(self.tiling, self.model)
         at_seam = self._at_seam((num_frames, height, width), chunk_frames, tiling).to(video.device)
-        whole = reconstruct_padded(self.model, video).clamp(*VALUE_RANGE)
-        tiled = reconstruct_in_chunks(
+        whole = reconstruct_clip(self.model, video).clamp(*VALUE_RANGE)
+        tiled = reconstruct_video(
             self.model, video, chunk_frames, overlap=self.overlap_frames, tiling=tiling
         )
         tiled = tiled.clamp(*VALUE_RANGE)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.metrics.tiling import TilingDifference, seams
+from telecine.evaluation.metrics.seams import TilingDifference, seams
 from telecine.models import Reconstruction
 from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, Tiling
@@ -37,7 +37,7 @@ class Fake(nn.Module):
 
 def measured(model, chunk=None, overlap=0, tiling=WHOLE_FRAMES, size=(6, 16, 24)):
     clip = torch.zeros(1, 3, *size)
-    return TilingDifference(model, chunk, overlap, tiling)(reconstruction=clip, target=clip)
+    return TilingDifference(model, chunk, overlap, tiling)(clip)
 
 
 def test_tiles_that_do_not_depend_on_their_edges_are_the_whole():
@@ -76,7 +76,7 @@ def test_an_error_on_the_first_column_of_a_tile():
     ("starts", "size", "expected"),
     [([0], 8, []), ([0, 4], 4, [3, 4]), ([0, 3], 5, [3, 4]), ([0, 4, 7], 4, [3, 4, 7])],
 )
-def testseams(starts, size, expected):
+def test_seams(starts, size, expected):
     assert seams(starts, size, 8).nonzero()[:, 0].tolist() == expected
 
 

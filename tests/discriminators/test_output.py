@@ -16,7 +16,7 @@ from telecine.discriminators import (
     as_output,
     frozen,
 )
-from telecine.discriminators.base import check_batch
+from telecine.discriminators.output import check_batch
 
 SIZED = {"dim": 1, "image_size": 32}
 FRAMES, VIDEO = (2, 3, 32, 48), (2, 3, 5, 32, 48)

@@ -53,7 +53,7 @@ def part_of_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def index_data(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
+def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
     """Index a part of a data set. The same call again indexes what is missing.
 
     Args:
@@ -246,16 +246,12 @@ class _Indexer:
         try:
             header = read_header(source, self._config)
         except DecodeError as error:
-            return _skipped(source, error), None
+            return Skipped.of(source, error), None
         except DataError as error:
             return error
         try:
             return header, index_video(source, self._config)
         except DecodeError as error:
-            return header, _skipped(source, error)
+            return header, Skipped.of(source, error)
         except DataError as error:
             return error
-
-
-def _skipped(source: Source, error: DecodeError) -> Skipped:
-    return Skipped(source, str(error).removeprefix(f"{source}: "))
