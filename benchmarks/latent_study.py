@@ -1,12 +1,14 @@
-"""Three small studies of latents on one set of runs: round trips, predictive reconstruction, measures that foretell.
+"""Two small studies of latents: round trips and predictive reconstruction; predictive reconstruction at equal PSNR.
 
     python benchmarks/videos.py runs/videos
-    python benchmarks/latent_study.py --videos runs/videos -o runs/latent_study --steps 100 --seeds 0 1 2
+    python benchmarks/latent_study.py round_trips --videos runs/videos -o runs/latent_study
+    python benchmarks/latent_study.py equal_psnr --videos runs/videos -o runs/equal_psnr --probe_steps 400 --steps 300
 
 Each arm is the model of the demo, trained without a GAN on clips of 9 x 32 x 32 of the demo's videos, and measured on
 clips of five other videos. The update is that of `telecine train`; there is no validation and no checkpoint. The arm
-"predictive" trains two thirds of the updates with dropped frames, then the decoder alone with all frames. The probe
-is the smallest of `telecine latents --probe`. Figures are written to a JSON file for each arm and seed; a second call
+"predictive" trains two thirds of the updates with dropped frames, then the decoder alone with all frames. In the second
+study all arms start at random, and the others stop when they have the PSNR of the predictive one. The probe is the
+smallest of `telecine latents --probe`. Figures are written to a JSON file for each arm and seed; a second call
 computes what is missing, and prints the tables.
 """
 
@@ -41,7 +43,6 @@ from telecine.evaluation.latent_statistics import (
     high_frequency_share,
 )
 from telecine.evaluation.metrics import ReconstructionMetrics
-from telecine.evaluation.metrics.frechet import TransNetFeatures, frechet_distance
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.metrics.round_trips import RoundTrips
 from telecine.evaluation.round_trips import round_trips, through_h264
@@ -49,14 +50,10 @@ from telecine.losses import mse
 from telecine.losses.perceptual import LPIPS
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.models.diffusers.denoiser import LatentDenoiser
-from telecine.models.linear import LinearAutoencoder
 from telecine.settings import PredictiveConfig, TrainableConfig, TrainConfig
 from telecine.settings.parse import read_config
 from telecine.tools.latents.denoising import LEVELS, WienerFilter, velocity_losses
-from telecine.tools.latents.generator_quality import (
-    interpolated_latents,
-    velocity_irreducible_variance,
-)
+from telecine.tools.latents.generator_quality import velocity_irreducible_variance
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.prediction import FilledPosterior
 from telecine.training.state import TrainState
@@ -65,12 +62,11 @@ from telecine.training.step import MicroBatch, set_learning_rates, train_step
 SHAPE = (9, 32, 32)
 NUM_TRAINING = 256
 NUM_UNSEEN = 120
-NUM_FRECHET = 264  # more than the 256 features of TransNet V2
 NUM_MEASURED = 24
 NUM_PASSES = 10
 NUM_ROUND_TRIPS = 6
-PROBE_STEPS = 200
 PROBE_BATCH = 16
+STEPS_BETWEEN_PSNR = 5
 NO_LPIPS = {"perceptual_weight": 0.0}
 PREDICTS = PredictiveConfig(max_dropped=1.0)
 TEMPORAL = {"terms": {"temporal": 1.0}}
@@ -82,22 +78,34 @@ class Arm:
 
     objective: dict[str, Any] = field(default_factory=dict)
     predictive: PredictiveConfig = field(default_factory=PredictiveConfig)
-    time_kernel: int = 2
     is_trained: bool = True
+    linear_start: bool = True
+    until_equal: bool = False
+    """Whether to stop at the PSNR of the arm "predictive"."""
+    trainable: str = "all"
     round_trips: bool = False
     probe: bool = True
 
 
-ARMS = {
-    "nothing": Arm(round_trips=True),
-    "round_trip": Arm({"terms": {"round_trip": 1.0}}, round_trips=True, probe=False),
-    "no LPIPS": Arm(NO_LPIPS, round_trips=True, probe=False),
-    "no LPIPS, round_trip": Arm(
-        {**NO_LPIPS, "terms": {"round_trip": 1.0}}, round_trips=True, probe=False
-    ),
-    "predictive": Arm(TEMPORAL, PREDICTS),
-    "local_correlation": Arm({"terms": {"local_correlation": 0.02}}),
-    "linear": Arm(is_trained=False, round_trips=True, probe=False),
+LOCAL_CORRELATION = {"terms": {"local_correlation": 0.02}}
+STUDIES = {
+    "round_trips": {
+        "nothing": Arm(round_trips=True),
+        "round_trip": Arm({"terms": {"round_trip": 1.0}}, round_trips=True, probe=False),
+        "no LPIPS": Arm(NO_LPIPS, round_trips=True, probe=False),
+        "no LPIPS, round_trip": Arm(
+            {**NO_LPIPS, "terms": {"round_trip": 1.0}}, round_trips=True, probe=False
+        ),
+        "predictive": Arm(TEMPORAL, PREDICTS),
+        "local_correlation": Arm(LOCAL_CORRELATION),
+        "linear": Arm(is_trained=False, round_trips=True, probe=False),
+    },
+    "equal_psnr": {
+        "predictive": Arm(TEMPORAL, PREDICTS, linear_start=False),
+        "nothing": Arm(linear_start=False, until_equal=True),
+        "local_correlation": Arm(LOCAL_CORRELATION, linear_start=False, until_equal=True),
+        "decoder alone": Arm(linear_start=False, until_equal=True, trainable="decoder"),
+    },
 }
 
 
@@ -108,39 +116,42 @@ class Data:
     train: list[Video]
     """Each `(1, C, T, H, W)`."""
     unseen: list[Video]
-    features: Tensor | None
-    """Of unseen clips, by TransNet V2."""
-    network: TransNetFeatures | None
 
 
-def read_data(videos: Path, *, frechet: bool) -> Data:
-    """Read the clips."""
-    num_unseen = NUM_FRECHET if frechet else NUM_UNSEEN
-    _, height, width = SHAPE
-    demo = replace(read_config("demo").clips, height=height, width=width, cache=False)
-    spans, _ = load_spans(str(videos / "seen"), demo)
-    train = ClipDataset(spans, replace(demo, num_clips=NUM_TRAINING))
-    plain = replace(
-        demo,
+def read_unseen(videos: Path, shape: tuple[int, int, int], num_clips: int) -> list[Video]:
+    """Return clips of the videos that no run sees, each `(1, C, T, H, W)`."""
+    num_frames, height, width = shape
+    config = replace(
+        read_config("demo").clips,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        cache=False,
         scale_jitter=1.0,
         random_orientation=False,
         random_flip=False,
-        num_clips=num_unseen,
+        num_clips=num_clips,
     )
-    spans, _ = load_spans(str(videos / "unseen"), plain)
-    held_out = ClipDataset(spans, plain, seed=1)
-    unseen = [held_out[0, number]["video"][None] for number in range(num_unseen)]
-    network = None
-    features = None
-    if frechet:
-        network = TransNetFeatures(torch.device("cpu"))
-        features = torch.cat([network(video) for video in unseen])
-    return Data(
-        [train[0, number]["video"][None] for number in range(NUM_TRAINING)],
-        unseen,
-        features,
-        network,
+    spans, _ = load_spans(str(videos / "unseen"), config)
+    clips = ClipDataset(spans, config, seed=1)
+    return [clips[0, number]["video"][None] for number in range(num_clips)]
+
+
+def read_data(videos: Path, shape: tuple[int, int, int], num_unseen: int) -> Data:
+    """Read the clips."""
+    num_frames, height, width = shape
+    demo = replace(
+        read_config("demo").clips,
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        cache=False,
+        num_clips=NUM_TRAINING,
     )
+    spans, _ = load_spans(str(videos / "seen"), demo)
+    clips = ClipDataset(spans, demo)
+    train = [clips[0, number]["video"][None] for number in range(NUM_TRAINING)]
+    return Data(train, read_unseen(videos, shape, num_unseen))
 
 
 def settings_of(arm: Arm, steps: int, seed: int) -> TrainConfig:
@@ -155,10 +166,10 @@ def settings_of(arm: Arm, steps: int, seed: int) -> TrainConfig:
         device="cpu",
         trackers=(),
         clips=clips,
-        causal_vae=replace(config.causal_vae, time_kernel=arm.time_kernel),
         objective=replace(config.objective, adversarial_loss_weight=0.0, **arm.objective),
         discriminator=replace(config.discriminator, video="none"),
         predictive=arm.predictive,
+        trainable=TrainableConfig(weights=arm.trainable),
     )
 
 
@@ -169,8 +180,13 @@ def train(
     accelerator: Accelerator,
     first: int,
     num_steps: int,
+    *,
+    until_psnr: float | None = None,
 ) -> TrainState:
-    """Train a model on clips in an order that the seed decides, and return the state, whose averages are the result."""
+    """Train a model on clips in an order that the seed decides, and return the state, whose averages are the result.
+
+    With `until_psnr`, it stops when unseen clips have it.
+    """
     state = build_state(config, accelerator, model)
     order = torch.Generator().manual_seed(config.seed)
     numbers = torch.randint(len(data.train), (config.steps, config.clips_per_pass), generator=order)
@@ -180,6 +196,11 @@ def train(
         inputs = torch.cat([data.train[number] for number in numbers[step].tolist()])
         clips = range(2 * step, 2 * step + len(inputs))
         train_step(state, [MicroBatch(inputs, clips)])
+        if until_psnr is not None and state.step % STEPS_BETWEEN_PSNR == 0:
+            with state.ema.applied():
+                reached = psnr_of(model, data)
+            if reached >= until_psnr:
+                break
     return state
 
 
@@ -187,6 +208,16 @@ def train(
 def encoded(model: CausalVAE, videos: list[Video]) -> Tensor:
     """Return the latents of clips."""
     return torch.cat([model.encode(video).mode() for video in videos])
+
+
+@torch.no_grad()
+def psnr_of(model: CausalVAE, data: Data) -> float:
+    """Return the PSNR on unseen clips."""
+    values = []
+    for video in data.unseen[:NUM_MEASURED]:
+        reconstruction = model(video, sample_posterior=False).video.clamp(*VALUE_RANGE)
+        values.append(float(psnr(reconstruction=reconstruction, target=video)))
+    return sum(values) / len(values)
 
 
 @torch.no_grad()
@@ -220,13 +251,6 @@ def figures_of(model: CausalVAE, data: Data) -> dict[str, float]:
     viv = velocity_irreducible_variance(latents)
     assert viv is not None
     figures["VIV"] = viv
-    if data.network is None or data.features is None:
-        return figures
-    for name, changed in {"rFD": latents, "iFD": interpolated_latents(latents)}.items():
-        features = []
-        for latent in changed.split(8):
-            features.append(data.network(model.decode(latent).clamp(*VALUE_RANGE)))
-        figures[name] = frechet_distance(features=torch.cat(features), reference=data.features)
     return figures
 
 
@@ -256,7 +280,7 @@ def round_trip_figures(model: CausalVAE | None, data: Data) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in figures.items()}
 
 
-def probe_figures(model: CausalVAE, data: Data, seed: int) -> dict[str, float]:
+def probe_figures(model: CausalVAE, data: Data, seed: int, num_steps: int) -> dict[str, float]:
     """Train the probe on the latents of the training clips, and return its figures on unseen ones."""
     latents = encoded(model, data.train)
     set_seed(seed)
@@ -267,9 +291,9 @@ def probe_figures(model: CausalVAE, data: Data, seed: int) -> dict[str, float]:
     )
     order = torch.Generator().manual_seed(seed)
     denoiser.train()
-    for step in range(PROBE_STEPS):
-        warmup = min(1.0, (step + 1) / (PROBE_STEPS // 10))
-        cosine = 0.5 * (1 + math.cos(math.pi * step / PROBE_STEPS))
+    for step in range(num_steps):
+        warmup = min(1.0, (step + 1) / (num_steps // 10))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
         optimizer.param_groups[0]["lr"] = 2e-3 * warmup * (0.05 + 0.95 * cosine)
         numbers = torch.randint(len(latents), (PROBE_BATCH,), generator=order)
         posterior = DeterministicPosterior(latents[numbers])
@@ -332,16 +356,22 @@ def prediction_figures(model: CausalVAE, data: Data, state: TrainState) -> dict[
     return {name: sum(values) / len(values) for name, values in errors.items()}
 
 
-def write_picture(path: Path, data: Data, steps: int, linear: LinearAutoencoder) -> None:
+def start_from_linear(model: CausalVAE, data: Data) -> None:
+    """Start a model from the best linear autoencoder of the training clips."""
+    linear = model.linear_autoencoder(*SHAPE)
+    model.start_from(linear.fit(data.train))
+
+
+def write_picture(path: Path, data: Data, steps: int) -> None:
     """Write a frame of unseen clips, and below it that frame after ten passes of "nothing" and of "round_trip"."""
     videos = data.unseen[: 8 * 10 : 10]
     rows = [torch.cat([video[0, :, 4] for video in videos], 2)]
     for name in ("nothing", "round_trip"):
-        config = settings_of(ARMS[name], steps, 0)
+        config = settings_of(STUDIES["round_trips"][name], steps, 0)
         set_seed(0)
         model = build_autoencoder(config)
         assert isinstance(model, CausalVAE)
-        model.start_from(linear)
+        start_from_linear(model, data)
         state = train(config, model, data, build_accelerator(config), 0, steps)
         with state.ema.applied():
             model.eval()
@@ -355,27 +385,29 @@ def write_picture(path: Path, data: Data, steps: int, linear: LinearAutoencoder)
     Image.fromarray(picture.numpy()).resize(size, Image.Resampling.NEAREST).save(path)
 
 
-def measured(name: str, seed: int, steps: int, data: Data, linear: LinearAutoencoder) -> Any:
+def measured(
+    arm: Arm, seed: int, steps: int, probe_steps: int, data: Data, until_psnr: float | None
+) -> dict[str, float]:
     """Train and measure an arm."""
-    arm = ARMS[name]
     start = time.process_time()
     config = settings_of(arm, steps, seed)
     set_seed(seed)
     accelerator = build_accelerator(config)
     model = build_autoencoder(config)
     assert isinstance(model, CausalVAE)
-    model.start_from(linear)
+    if arm.linear_start:
+        start_from_linear(model, data)
     figures = {}
     if arm.is_trained:
         is_predictive = arm.predictive.max_dropped > 0
         num_first = steps * 2 // 3 if is_predictive else steps
-        state = train(config, model, data, accelerator, 0, num_first)
+        state = train(config, model, data, accelerator, 0, num_first, until_psnr=until_psnr)
+        figures["updates"] = state.step
         with state.ema.applied():
             model = copy.deepcopy(model)
         if is_predictive:
             figures |= prediction_figures(model.eval(), data, state)
-            means = quality_of(model, data)
-            figures["PSNR before the decoder's updates"] = means["psnr"]
+            figures["PSNR before the decoder's updates"] = psnr_of(model, data)
             second = replace(
                 config,
                 predictive=PredictiveConfig(),
@@ -393,7 +425,7 @@ def measured(name: str, seed: int, steps: int, data: Data, linear: LinearAutoenc
     if arm.round_trips:
         figures |= round_trip_figures(model, data)
     if arm.probe:
-        figures |= probe_figures(model, data, seed)
+        figures |= probe_figures(model, data, seed, probe_steps)
     figures["all seconds"] = time.process_time() - start
     return figures
 
@@ -408,9 +440,11 @@ def table_of(names: list[str], rows: dict[str, list[dict[str, float]]], title: s
     return measure.table([title, "seeds", *names], lines)
 
 
-def correlations(rows: dict[str, list[dict[str, float]]], seeds: int) -> str:
-    """Return the rank correlations of the figures with those of the probe, for each seed."""
+def correlations(rows: dict[str, list[dict[str, float]]], arms: list[str]) -> str:
+    """Return the rank correlations of the figures of arms with those of the probe, for each seed and their mean."""
     names = [
+        "iFD",
+        "rFD",
         "VIV",
         "neighbours, space",
         "neighbours, time",
@@ -421,70 +455,26 @@ def correlations(rows: dict[str, list[dict[str, float]]], seeds: int) -> str:
         "LPIPS",
     ]
     probed = ["share at 0.8", "share", "velocity loss"]
-    arms = [arm for arm, figures in rows.items() if figures and "share" in figures[0]]
+    num_seeds = min(len(rows[arm]) for arm in arms)
     lines = []
     for name in names:
+        if not all(name in rows[arm][0] for arm in arms):
+            continue
         cells = []
         for target in probed:
             values = []
-            for seed in range(seeds):
-                figures = [rows[arm][seed] for arm in arms if len(rows[arm]) > seed]
-                x = torch.tensor([one[name] for one in figures])
-                y = torch.tensor([one[target] for one in figures])
-                values.append(f"{float(spearman_corrcoef(x, y)):+.2f}")
-            cells.append(", ".join(values))
+            for seed in range(num_seeds):
+                x = torch.tensor([rows[arm][seed][name] for arm in arms])
+                y = torch.tensor([rows[arm][seed][target] for arm in arms])
+                values.append(float(spearman_corrcoef(x, y)))
+            mean = sum(values) / num_seeds
+            cells.append(", ".join(f"{value:+.2f}" for value in values) + f" ({mean:+.2f})")
         lines.append([name, *cells])
-    return f"{len(arms)} arms\n\n" + measure.table(["rank correlation with", *probed], lines)
+    return measure.table([f"rank correlation over {len(arms)} arms with", *probed], lines)
 
 
-def main() -> None:
-    """Train and measure what is missing, and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--videos", type=Path, required=True, help="folder of videos.py")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the figures")
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument(
-        "--frechet", action="store_true", help="also measure Frechet distances, of 264 clips"
-    )
-    parser.add_argument(
-        "--picture",
-        type=Path,
-        help="only write a picture of tenth passes, and print those of the codec",
-    )
-    parser.add_argument("--tables", action="store_true", help="compute nothing")
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    if options.picture is not None:
-        clips = read_data(options.videos, frechet=False)
-        untrained = build_autoencoder(settings_of(ARMS["nothing"], 1, 0))
-        start = untrained.linear_autoencoder(*SHAPE)
-        assert start is not None
-        write_picture(options.picture, clips, options.steps, start.fit(clips.train))
-        print("the codec alone", round_trip_figures(None, clips))
-        return
-    data = None
-    rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms}
-    linear = None
-    for seed, arm in itertools.product(options.seeds, options.arms):
-        file = options.output / f"{arm.replace(' ', '_').replace(',', '')}-{seed}.json"
-        if arm == "linear" and seed != options.seeds[0]:
-            continue  # it does not depend on the seed
-        if not file.is_file() and not options.tables:
-            if data is None:
-                data = read_data(options.videos, frechet=options.frechet)
-            if linear is None:
-                model = build_autoencoder(settings_of(ARMS["nothing"], 1, 0))
-                linear = model.linear_autoencoder(*SHAPE)
-                assert linear is not None
-                linear.fit(data.train)
-            write_json(file, measured(arm, seed, options.steps, data, linear))
-            print(arm, seed, file.read_text(), flush=True)
-        if file.is_file():
-            rows[arm].append(json.loads(file.read_text()))
+def print_tables(rows: dict[str, list[dict[str, float]]]) -> None:
+    """Print the tables of the figures that are there."""
     quality = ["PSNR", "LPIPS", "seconds"]
     passes = ["PSNR", "colour", "sharpness", "latent"]
     for suffix in ("", " h264"):
@@ -494,6 +484,7 @@ def main() -> None:
     shares = ["VIV", "velocity loss", "share", "share at 0.8"]
     print(table_of(["PSNR", "LPIPS", *latent], rows, "latent"), "\n")
     print(table_of(["PSNR", *shares], rows, "probe"), "\n")
+    print(table_of(["PSNR", "updates", "PSNR, noise 0.2"], rows, "quality"), "\n")
     predicted = [
         "PSNR before the decoder's updates",
         "prediction",
@@ -502,7 +493,55 @@ def main() -> None:
         "linear prediction",
     ]
     print(table_of(predicted, rows, "PSNR of dropped frames"), "\n")
-    print(correlations(rows, len(options.seeds)))
+    probed = [arm for arm, figures in rows.items() if figures and "share" in figures[0]]
+    if len(probed) > 2:
+        print(correlations(rows, probed))
+
+
+def main() -> None:
+    """Train and measure what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--videos", type=Path, required=True, help="folder of videos.py")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--probe_steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", help="some of the study; default: all")
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        help="only write a picture of tenth passes, and print those of the codec",
+    )
+    parser.add_argument("--tables", action="store_true", help="compute nothing")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.picture is not None:
+        clips = read_data(options.videos, SHAPE, NUM_UNSEEN)
+        write_picture(options.picture, clips, options.steps)
+        print("the codec alone", round_trip_figures(None, clips))
+        return
+    arms = STUDIES[options.study]
+    data = None
+    rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms or arms}
+    for seed, arm in itertools.product(options.seeds, rows):
+        file = options.output / f"{arm.replace(' ', '_').replace(',', '')}-{seed}.json"
+        if arm == "linear" and seed != options.seeds[0]:
+            continue  # it does not depend on the seed
+        if not file.is_file() and not options.tables:
+            if data is None:
+                data = read_data(options.videos, SHAPE, NUM_UNSEEN)
+            until_psnr = rows["predictive"][-1]["PSNR"] if arms[arm].until_equal else None
+            figures = measured(
+                arms[arm], seed, options.steps, options.probe_steps, data, until_psnr
+            )
+            write_json(file, figures)
+            print(arm, seed, file.read_text(), flush=True)
+        if file.is_file():
+            rows[arm].append(json.loads(file.read_text()))
+    print_tables(rows)
 
 
 if __name__ == "__main__":

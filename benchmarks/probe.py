@@ -2,8 +2,9 @@
 
     python benchmarks/probe.py MODEL [MODEL ...] --data DIR --val_data DIR -o FOLDER [--steps 3000] [--seed 0]
 
-Other models are probed beside the first one, on clips of its size. With three models or more, the last table has the
-rank correlation (Spearman's) of each figure of `telecine latents`, on clips of `--data`, with the probe's.
+Other models are probed beside the first one, on clips of its size. All figures are of clips of `--val_data`, which
+the probes do not see. With three models or more, the last table has the rank correlation (Spearman's) of each figure of
+`telecine latents` with the probe's.
 """
 
 from __future__ import annotations
@@ -136,7 +137,9 @@ def main() -> None:
         **{name: getattr(first, name) for name in ("num_frames", "height", "width", "stride")},
     )
     report = measure_latent_spaces(
-        [*models, *controls(models[0], config)], config, partial(train_one, config=config)
+        [*models, *controls(models[0], config)],
+        replace(config, data=probe.val_data),
+        partial(train_one, config=config),
     )
     report.print_to(PlainConsole())
     if len(models) > 2:

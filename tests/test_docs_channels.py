@@ -15,9 +15,10 @@ from telecine.models import CausalVAE
 from telecine.settings import CausalVAEConfig
 from telecine.video.write import write_video
 
-from .test_docs_data import SMALL
+from .test_docs_data import SMALL, recorded_once
 from .training.no_pictures import leave_pictures_out
 
+__all__ = ["recorded_once"]
 PAGE = (Path(__file__).parent.parent / "docs" / "channels.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^telecine .*", PAGE.replace("\\\n", ""), flags=re.MULTILINE)
 

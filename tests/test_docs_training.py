@@ -28,8 +28,10 @@ from telecine.settings.parse import read_config
 from telecine.video.write import write_video
 
 from .models.tiny_models import tiny_model
+from .training.conftest import recorded_once
 from .training.no_pictures import leave_pictures_out
 
+__all__ = ["recorded_once"]
 ROOT = Path(__file__).parent.parent
 NO_PICTURES = ROOT / "tests" / "training" / "no_pictures.py"
 HUB_NAME = "zai-org/CogVideoX-2b"

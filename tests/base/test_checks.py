@@ -6,14 +6,11 @@ import pytest
 import torch
 
 from telecine.base.checks import (
-    argument_error,
     check_choice,
     check_count,
     check_fraction,
     check_positive,
-    count_files,
     describe,
-    in_millions,
     nearest,
     suggestion,
 )
@@ -29,14 +26,6 @@ def test_describe():
     assert describe(None) == "None (NoneType)"
     assert describe("x" * 78) == f"'{'x' * 78}' (str)"
     assert describe("x" * 79) == f"'{'x' * 76}... (str)"
-
-
-def test_argument_error():
-    error = argument_error("size", "even", 3, "Add one.")
-    assert isinstance(error, ValueError)
-    assert str(error) == "`size` must be even, but got 3 (int). Add one."
-    assert isinstance(argument_error("size", "even", "a text", "x", TypeError), TypeError)
-    assert str(argument_error("size", "even", "a text")) == "`size` must be even, but got a text."
 
 
 def test_the_nearest_word_is_suggested():
@@ -112,18 +101,3 @@ def test_choices():
         check_choice("mode", None, ("mean", "sum"))
     with pytest.raises(ValueError, match=r"but got 3 \(int\). Change it.$"):
         check_choice("mode", 3, ("mean", "sum"), remedy="Change it.")
-
-
-@pytest.mark.parametrize(
-    ("counts", "text"),
-    [((1, 0), "1 video"), ((0, 1), "1 image"), ((2, 3), "2 videos and 3 images")],
-)
-def test_files_are_counted_by_kind(counts, text):
-    assert count_files(*counts) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(0, "0"), (1264, "1264"), (10_000, "0.01 M"), (1_384_211, "1.38 M")]
-)
-def test_parameters_are_counted_in_millions(number, text):
-    assert in_millions(number) == text

@@ -10,13 +10,10 @@ def test_casts_together_are_casts_of_each(dtype):
     others = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     together = cast_together(tensors, dtype)
     one_by_one = [tensor.to(dtype) for tensor in others]
-    for ours, theirs in zip(together, one_by_one, strict=True):
-        assert ours.dtype == dtype
-        assert torch.equal(ours, theirs)
+    torch.testing.assert_close(list(together), one_by_one, rtol=0, atol=0)
     for cast in (together, one_by_one):
-        (
-            cast[0].square().sum() - 3 * cast[2].sum()
-        ).backward()  # the second has no gradient, or zeros
+        # The second has no gradient, or zeros.
+        (cast[0].square().sum() - 3 * cast[2].sum()).backward()
     for ours, theirs in zip(tensors[::2], others[::2], strict=True):
         assert ours.grad.dtype == torch.float32
         assert torch.equal(ours.grad, theirs.grad)

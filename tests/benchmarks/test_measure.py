@@ -29,10 +29,6 @@ def test_interleaved_runs_all_steps_in_each_round(benchmark_module):
     assert set(seconds["a"] + seconds["b"]) == {1}
 
 
-def test_median_ratio_compares_within_rounds(benchmark_module):
-    assert benchmark_module("measure").median_ratio([2.0, 8.0, 3.0], [1.0, 2.0, 3.0]) == 2
-
-
 def test_flops_include_gradients_taken_in_the_step(benchmark_module):
     x = torch.ones(2, 3)
     w = torch.ones(3, 5, requires_grad=True)

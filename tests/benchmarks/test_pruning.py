@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from torch import nn
 
@@ -37,29 +35,18 @@ def test_inherited_decoders_beside_one_from_nothing(
     unseen = tmp_path / "unseen"
     unseen.mkdir()
     (unseen / "face.mp4").symlink_to(sample_videos()[0])
-    settings = tmp_path / "few.yaml"
-    settings.write_text(SETTINGS)
-    options = {
-        "--data": sample_videos()[1],
-        "--unseen": unseen,
-        "--runs": tmp_path / "runs",
-        "--config": settings,
-        "--unseen_clips": 1,
-        "--prune_clips": 1,
-        "--keep": 0.25,
-        "--steps": 1,
-        "--device": "cpu",
-    }
-    command = ["pruning.py", "tiny"]
-    for name, value in options.items():
-        command += [name, str(value)]
-    printed = run_here(*command, "--importance", "gradient", "none")
+    (tmp_path / "few.yaml").write_text(SETTINGS)
+    runs = tmp_path / "runs"
+    command = f"pruning.py tiny --data {sample_videos()[1]} --unseen {unseen} --runs {runs}"
+    command += f" --config {tmp_path}/few.yaml --unseen_clips 1 --prune_clips 1 --keep 0.25"
+    command += " --steps 1 --device cpu --importance gradient none"
+    printed = run_here(*command.split())
     assert " of the operations, channels [40, 80] of [96, 192], 1 updates" in printed
     ((header, rows),) = tables_in(printed)
     assert header[3:8] == ["psnr", "lpips_alex", "lpips_vgg", "dists", "flicker"]
     assert [row[0] for row in rows] == ["teacher", "linear", "0.25, gradient", "0.25, none"]
-    times = {path: path.stat().st_mtime_ns for path in Path(tmp_path / "runs").glob("*.json")}
-    ((_, again),) = tables_in(run_here(*command, "--importance", "gradient", "none"))
+    times = {path: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    ((_, again),) = tables_in(run_here(*command.split()))
     assert [row[:8] for row in again] == [row[:8] for row in rows]
     for path, time in times.items():
         assert path.stat().st_mtime_ns == time, "nothing is trained twice"

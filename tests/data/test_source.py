@@ -15,15 +15,12 @@ from torch._utils import ExceptionWrapper
 from telecine.data import (
     DataError,
     DecodeError,
-    Span,
     VideoInfo,
     index_video,
     iterate_frames,
     read_clip,
     tar_members,
-    whole_video,
 )
-from telecine.data.clip_frames import ClipFrames
 from telecine.data.source import RemotePath, as_source, is_hidden, kind_of, resolve_source
 
 from .videos import (
@@ -159,15 +156,6 @@ def info_of(pts):
     return VideoInfo(Path("a.mp4"), 64, 48, 25.0, pts, array("q", [0]), time_base=0.004)
 
 
-INFO = info_of(array("q", range(100, 1100, 10)))
-
-
-def test_infos_compare_by_value():
-    assert replace(INFO) == INFO == pickle.loads(pickle.dumps(INFO))
-    assert hash(replace(INFO)) == hash(INFO)
-    assert info_of(INFO.pts[:99]) != INFO
-
-
 @pytest.mark.parametrize("shift", [0, 1], ids=["in display order", "in decoding order"])
 def test_times_of_frames(shift):
     pts = CountedArray("q", [5 + 10 * (number ^ shift) for number in range(100)])
@@ -175,18 +163,6 @@ def test_times_of_frames(shift):
     assert [info.frame_at(number / 25) for number in range(100)] == list(range(100))
     assert pts.num_scans <= 2, "scanned once for any number of segments"
     assert [info.frame_at(seconds) for seconds in (0.05, 3.96, 4.0, 1e3)] == [2, 99, 100, 100]
-
-
-def test_spans_count_frames_and_starts():
-    span = Span(INFO, 10, 19)
-    assert span.num_frames == 10
-    assert [ClipFrames(num_frames).num_starts(span) for num_frames in (1, 9, 10, 11)] == [
-        10,
-        2,
-        1,
-        0,
-    ]
-    assert whole_video(INFO) == Span(INFO, 0, 99)
 
 
 def header(name, kind=tarfile.REGTYPE, size=0, pax=None):

@@ -16,7 +16,7 @@ from telecine.runs.saved_settings import as_yaml
 from telecine.settings import ClipConfig
 from telecine.training import train
 
-from ..training.helpers import checkpoint_steps, last_checkpoint, quiet, recorder
+from ..training.helpers import checkpoint_steps, last_checkpoint, recorder
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -43,7 +43,7 @@ def test_two_runs_in_one_folder_are_refused(tiny, tmp_path, forks):
     with forks.start(*command(config, tmp_path)) as run:
         wait_for_checkpoint(run, config, 2)
         with pytest.raises(ValueError, match=rf"used by one run at a time.*process {run.pid} on"):
-            train(config, console=quiet())
+            train(config)
         assert not run.has_ended()
 
 

@@ -1,27 +1,21 @@
 """Worker processes that crash, and processes that end before their workers."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from telecine.data import (
-    Clip,
     ClipBatchSampler,
     ClipDataset,
     ClipLoader,
     DataError,
-    Span,
     index_video,
     sample_videos,
     whole_video,
@@ -34,22 +28,20 @@ CONFIG = ClipConfig(num_frames=5, height=32, width=40)
 
 
 @pytest.fixture(scope="module")
-def spans() -> list[Span]:
+def spans():
     return [whole_video(index_video(sample_videos()[0]))]
 
 
 class Crashing(ClipDataset):
     """Kills the worker that reads a certain item, like a decoder that crashes."""
 
-    def __getitem__(self, item: Any) -> Clip:
+    def __getitem__(self, item):
         if item == (1, 1):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(item)
 
 
-def test_workers_that_keep_dying_end_the_run(
-    spans: list[Span], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_workers_that_keep_dying_end_the_run(spans, caplog):
     dataset = Crashing(spans, replace(CONFIG, num_workers=1))
     batches = iter(ClipLoader(dataset, ClipBatchSampler(range(3), 1)))
     assert torch.equal(next(batches)["video"][0], dataset[0]["video"])
@@ -78,7 +70,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_with_a_killed_parent(spans: list[Span]) -> None:
+def test_workers_end_with_a_killed_parent(spans):
     command = [sys.executable, "-c", KILLED_PARENT, str(spans[0].info.source)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -107,9 +99,7 @@ for number, batch in enumerate(ClipLoader(dataset, ClipBatchSampler(range(6), 1)
 
 
 @pytest.mark.parametrize("end", ["normal", "stopped", "killed"])
-def test_workers_leave_nothing_in_the_temporary_folder(
-    spans: list[Span], tmp_path: Path, end: str
-) -> None:
+def test_workers_leave_nothing_in_the_temporary_folder(spans, tmp_path, end):
     """Tensors are handed over through sockets, whose names are files by default."""
     command = [sys.executable, "-c", WITH_WORKERS, str(spans[0].info.source), end]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -130,7 +120,7 @@ raise SystemError("with a loader that is still open")
 """
 
 
-def test_an_error_with_an_open_loader_exits_the_process(spans: list[Span]) -> None:
+def test_an_error_with_an_open_loader_exits_the_process(spans):
     command = [sys.executable, "-c", OPEN_LOADER, str(spans[0].info.source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 1

@@ -44,20 +44,7 @@ def git(folder, *arguments):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_git_does_not_run_what_a_repository_names(tmp_path):
-    git(tmp_path, "init")
-    (tmp_path / "file").touch()
-    git(tmp_path, "add", "file")
-    git(tmp_path, "commit", "-m", "a")
-    (tmp_path / "monitor").write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
-    (tmp_path / "monitor").chmod(0o755)
-    git(tmp_path, "config", "core.fsmonitor", str(tmp_path / "monitor"))
-    assert len(git_revision(tmp_path)) == 40
-    assert not (tmp_path / "was_run").exists()
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_git_revision_tells_changed_files(tmp_path):
+def test_the_git_revision_tells_changed_files_and_runs_nothing_that_the_repository_names(tmp_path):
     assert git_revision(tmp_path) == ""
     git(tmp_path, "init")
     (tmp_path / "file").write_text("a")
@@ -66,7 +53,11 @@ def test_the_git_revision_tells_changed_files(tmp_path):
     revision = git_revision(tmp_path)
     assert len(revision) == 40
     (tmp_path / "file").write_text("b")
+    (tmp_path / "monitor").write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    (tmp_path / "monitor").chmod(0o755)
+    git(tmp_path, "config", "core.fsmonitor", str(tmp_path / "monitor"))
     assert git_revision(tmp_path) == f"{revision} + changes"
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_without_git_there_is_no_revision(tmp_path, monkeypatch):

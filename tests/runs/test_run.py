@@ -10,22 +10,11 @@ import pytest
 from telecine.base.files import partial_path
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
-from telecine.runs.run import RunSummary, SavedValidation, ValidationSet
-
-SUMMARY = RunSummary(
-    9, 7, 3, 2, 1, 42, 4, ValidationSet(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None
-)
+from telecine.runs.run import SavedValidation
 
 
 def validations(folder):
     return [SavedValidation.read(path) for _, path in Run(folder).validation_folders()]
-
-
-def test_the_summary_is_written_and_read(tmp_path):
-    run = Run(tmp_path)
-    assert run.summary() is None
-    run.write_summary(SUMMARY)
-    assert run.summary() == SUMMARY
 
 
 def leave(path):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from telecine import Term
 from telecine.losses import SeparableGANLoss, mse
@@ -81,7 +80,7 @@ def test_a_name_that_a_file_of_settings_cannot_hold_is_refused_at_once():
     for setting in ("data", "output_dir"):
         message = rf"`{setting}` must be text in UTF-8, .* but got 'caf\\udce9'\. Rename it"
         with pytest.raises(ValueError, match=message):
-            train(TrainConfig(**{setting: name}), console=Console(quiet=True))
+            train(TrainConfig(**{setting: name}))
     assert not Path(name).exists()
 
 
@@ -89,12 +88,6 @@ def with_term(config, function):
     return replace(
         config, objective=replace(config.objective, terms={"extra": Term(function, weight=0.1)})
     )
-
-
-def test_functions_are_saved_by_the_path_that_imports_them():
-    saved = yaml.safe_load(as_yaml(with_term(TrainConfig(), mse)))["objective"]["terms"]["extra"]
-    assert saved["target"] == f"{mse.__module__}.mse"
-    assert saved["weight"] == 0.1
 
 
 MIXED = SeparableGANLoss(vanilla.real, vanilla.fake, hinge.generator)
@@ -115,7 +108,7 @@ def test_gan_losses_are_saved_by_the_path_that_imports_them(loss, path):
     config = TrainConfig(objective=ObjectiveConfig(gan=GANConfig(loss=unnamed)))
     message = r"^`objective.gan.loss` must be a plain value or an importable function, but got"
     with pytest.raises(ValueError, match=message):
-        train(config, console=Console(quiet=True))
+        train(config)
 
 
 def test_functions_that_cannot_be_imported_are_refused():

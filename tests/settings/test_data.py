@@ -1,9 +1,6 @@
 """Settings of clips."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +24,7 @@ BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
         ("weight", float("inf")),
     ],
 )
-def test_invalid_bucket(name: str, value: Any) -> None:
+def test_invalid_bucket(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be .*, but got {value}"):
         Bucket(**{"num_frames": 1, "height": 8, "width": 8, name: value})
 
@@ -55,17 +52,17 @@ def test_invalid_bucket(name: str, value: Any) -> None:
         ("image_ratio", 1.5),
     ],
 )
-def test_invalid_setting(name: str, value: Any) -> None:
+def test_invalid_setting(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be .*, but got {value}"):
         ClipConfig(**{name: value.strip("'") if isinstance(value, str) else value})
 
 
-def test_limits_are_valid() -> None:
+def test_limits_are_valid():
     ClipConfig(num_workers=0, scale_jitter=8.0, val_fraction=0.5, image_ratio=1.0)
     Bucket(1, 1, 1)
 
 
-def test_the_buckets_must_include_the_validation_size() -> None:
+def test_the_buckets_must_include_the_validation_size():
     assert ClipConfig(num_frames=5, height=32, width=40, buckets=BUCKETS).train_buckets == BUCKETS
     assert ClipConfig().train_buckets == (ClipConfig().val_bucket,) == (Bucket(17, 256, 256),)
     message = r"`buckets` must be clip sizes that include 17x256x256, but got 5x32x40, .*Set num_frames, height and"
@@ -73,23 +70,23 @@ def test_the_buckets_must_include_the_validation_size() -> None:
         ClipConfig(buckets=BUCKETS)
 
 
-def test_only_square_clips_are_turned() -> None:
+def test_only_square_clips_are_turned():
     with pytest.raises(
         ValueError, match=r"`random_orientation` must be false for clips that are not square"
     ):
         ClipConfig(height=64, width=48, random_orientation=True)
 
 
-def test_buckets_are_instances_or_dicts() -> None:
+def test_buckets_are_instances_or_dicts():
     buckets = [{"num_frames": 17, "height": 256, "width": 256}]
-    assert ClipConfig(buckets=buckets).buckets == (Bucket(17, 256, 256),)  # type: ignore[arg-type]
+    assert ClipConfig(buckets=buckets).buckets == (Bucket(17, 256, 256),)
     with pytest.raises(
         ValueError, match=r"`buckets.0.heigth` is not a setting. Did you mean `buckets.0.height`"
     ):
-        ClipConfig(buckets=[{"num_frames": 17, "heigth": 256, "width": 256}])  # type: ignore[list-item]
+        ClipConfig(buckets=[{"num_frames": 17, "heigth": 256, "width": 256}])
 
 
-def test_frames_are_chosen_by_time_or_by_number() -> None:
+def test_frames_are_chosen_by_time_or_by_number():
     with pytest.raises(
         ValueError, match="`fps` must be left out with a `stride` above 1, but got 24"
     ):
@@ -102,9 +99,7 @@ def test_frames_are_chosen_by_time_or_by_number() -> None:
     crop=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     zoom=st.floats(1, 2),
 )
-def test_the_decode_size_covers_the_crop(
-    size: tuple[int, int], crop: tuple[int, int], zoom: float
-) -> None:
+def test_the_decode_size_covers_the_crop(size, crop, zoom):
     height, width = Bucket(1, *crop).decode_size(*size, zoom)
     assert height >= crop[0]
     assert width >= crop[1]
@@ -118,14 +113,14 @@ def test_the_decode_size_covers_the_crop(
     )
 
 
-def test_whether_pixels_are_varied() -> None:
+def test_whether_pixels_are_varied():
     assert not ClipConfig(random_flip=False).augments
     for change in ({"random_flip": True}, {"random_orientation": True}, {"scale_jitter": 1.5}):
         assert ClipConfig(**{"random_flip": False, **change}).augments
 
 
 @pytest.mark.parametrize("other", [{"cache": True}, {"holdout": "earlier"}])
-def test_what_needs_all_videos_is_refused_with_a_lazy_index(other: dict[str, Any]) -> None:
+def test_what_needs_all_videos_is_refused_with_a_lazy_index(other):
     with pytest.raises(
         ValueError, match=f"`index` must be ahead with `{next(iter(other))}`.* 'lazy'"
     ):

@@ -14,11 +14,11 @@ from telecine.__main__ import main
 from telecine.data import sample_videos
 from telecine.objective.weights import WeightSchedule
 from telecine.settings.parse import RECIPES, find_recipe, read_config, recipes
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import DECODER
 
 from ..models.tiny_models import CLIPS, shared, tiny_model
+from ..training.helpers import new_state
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 # The tiny model of the class of each recipe of a model.
@@ -133,16 +133,6 @@ def test_the_clips_are_those_that_the_model_reproduces(model):
     shared(MODELS[model]).check_clip(values_of(model)["clips"]["num_frames"], 64, 64)
 
 
-def test_later_recipes_override_earlier_ones():
-    config = read_config("wan2.1", "scratch_256", "24gb")
-    assert (config.model, config.clips.height, config.mixed_precision) == (
-        "runs/scratch_128",
-        256,
-        "bf16",
-    )
-    assert read_config(*map(values_of, ("wan2.1", "scratch_256", "24gb"))) == config
-
-
 # Instead of the sizes that the recipes have.
 SMALL = {
     "device": "cpu",
@@ -196,7 +186,7 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
         {"model": str(tmp_path / "config.json")},
     ]
     config = read_config(*values)
-    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    state = new_state(config)
     before = {name: weight.clone() for name, weight in state.autoencoder.named_parameters()}
     state.step = WeightSchedule(config.objective).step_with_most_terms()
     clips = config.clips
@@ -221,7 +211,7 @@ def test_an_update_with_each_objective(name):
     model = {"base_channels": 8, "blocks_per_level": 1, "latent_channels": 4}
     values = {**SMALL, "clips": {**SMALL["clips"], **size}, "causal_vae": model}
     config = read_config(*map(values_of, ("gpu", name)), values)
-    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    state = new_state(config)
     state.step = WeightSchedule(config.objective).step_with_most_terms()
     log = train_step(state, [MicroBatch(torch.rand(1, 3, 5, 32, 32) * 2 - 1, [0])])
     logged = {
@@ -268,22 +258,3 @@ def test_recipes_are_listed_and_shown(capsys):
     assert listed == list(recipes())
     assert main(["recipes", "show", "decoder"]) == 0
     assert capsys.readouterr().out == find_recipe("decoder").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [
-        (["show", "decodr"], "Did you mean `decoder`?"),
-        (["show"], "`name` must be given, but got nothing. `telecine recipes list`"),
-        (
-            ["shwo", "cpu"],
-            "`action` must be one of list, show, but got 'shwo'. Did you mean `show`?",
-        ),
-        ([], "missing: action. `telecine recipes --help` explains all arguments."),
-    ],
-)
-def test_mistakes(typed, message, capsys):
-    assert main(["recipes", *typed]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from telecine.runs import Run
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig
 from telecine.training import Interrupted, train
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.interrupt import StopRequest
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
@@ -36,6 +37,11 @@ def quiet():
 def recorder():
     """Return a console whose text can be exported."""
     return Console(record=True, width=1000, file=io.StringIO())
+
+
+def new_state(config, model=None):
+    """Return the state of a new run with this model, or with that of its settings."""
+    return build_state(config, build_accelerator(config), model or build_autoencoder(config))
 
 
 class StopAfter:
@@ -92,7 +98,7 @@ def resumed_copy(config, folder):
     resumed = replace(config, output_dir=str(folder))
     shutil.copytree(config.output_dir, folder, symlinks=True)
     shutil.rmtree(last_checkpoint(resumed))
-    train(resumed, console=quiet())
+    train(resumed)
     return resumed
 
 

@@ -131,7 +131,7 @@ def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clip
     trainer.close()
     monkeypatch.setattr("telecine.training.prepare.fit_linear", None)
     assert recorded_linear(Run(config.output_dir)) == before
-    result = train(config, console=quiet())
+    result = train(config)
     assert Run(result.run).history.read()[-1]["linear/psnr"] == before["linear/psnr"]
 
 

@@ -30,9 +30,7 @@ from telecine.training.memory import plan_update
 from telecine.training.run import dry_run
 from telecine.video.write import write_video
 
-from .helpers import quiet, recorder
-
-CASES = [("grey", 16, 1), ("rgba", 8, 4)]
+from .helpers import recorder
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +66,7 @@ def test_a_run_and_all_that_reads_it(
 ):
     config = with_channels(tiny(steps=2, val_every=2, **everything), alpha_video, "rgba", 16, 4)
     config = replace(config, linear_start=True, linear_baseline=True)
-    result = train(config, console=quiet())
+    result = train(config)
     names = {"psnr", "ssim", "lpips_alex", "psnr_alpha", "psnr_composite"}
     assert set(result.last) == names
     assert load_autoencoder(str(result.run)).in_channels == 4
@@ -142,23 +140,14 @@ def test_a_run_on_arrays_and_all_that_reads_it(
     assert -1 <= stored.min() < stored.max() <= 3
     assert [row.codec for row in examine_data(config, num_clips=2).files] == ["array"] * 2
     with pytest.raises(ValueError, match=r"`clips.channels` must be one of"):
-        dry_run(replace(config, clips=replace(clips, channels="rgb")), console=quiet())
-
-
-def test_terms_that_know_rgb_are_refused_for_other_channels(tiny):
-    config = tiny()
-    clips = replace(config.clips, channels=2)
-    objective = replace(config.objective, perceptual_weight=0.0, terms={"gram": 0.1})
-    with pytest.raises(ValueError, match=r"`clips.channels` must be grey, rgb or rgba for gram"):
-        replace(config, clips=clips, objective=objective)
+        dry_run(replace(config, clips=replace(clips, channels="rgb")))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("channels", "bit_depth", "number"), CASES)
-def test_a_plan_and_a_dry_run(tiny, alpha_video, channels, bit_depth, number):
+def test_a_plan_and_a_dry_run(tiny, alpha_video):
     objective = replace(tiny().objective, grad_penalty_loss_weight=0.0)
-    config = with_channels(tiny(objective=objective), alpha_video, channels, bit_depth, number)
-    assert dry_run(config, console=quiet()).values["train/total_loss"] > 0
+    config = with_channels(tiny(objective=objective), alpha_video, "grey", 16, 1)
+    assert dry_run(config).values["train/total_loss"] > 0
     assert plan_update(config, device_type="cpu").peak > 0
     wrong = replace(config, causal_vae=replace(config.causal_vae, in_channels=3))
     for run in (dry_run, partial(plan_update, device_type="cpu")):

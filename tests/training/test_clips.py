@@ -88,12 +88,6 @@ def test_reading_that_was_stopped_is_no_error():
     assert read_next(stopped()) == ([], None)
 
 
-def test_channels_that_do_not_fit_are_an_error_before_anything_is_read(tiny):
-    config = tiny(data="nowhere", clips=replace(tiny().clips, channels="rgba"))
-    with pytest.raises(ValueError, match=r"`clips.channels` must be one of 3 channels"):
-        build_clips(config, build_autoencoder(config))
-
-
 def test_videos_that_are_not_used_need_not_be_long_enough(tiny, tmp_path):
     write_video(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
     for number in range(3):

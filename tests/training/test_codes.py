@@ -10,7 +10,7 @@ from telecine.__main__ import main
 from telecine.runs import Run, find_checkpoint
 from telecine.training import train
 
-from .helpers import quiet, resumed_copy
+from .helpers import resumed_copy
 
 pytestmark = pytest.mark.usefixtures("few_clips")
 
@@ -31,8 +31,8 @@ def discrete(tiny, **changes):
 
 def latents_page(run, small_video, folder):
     """Measure the latents of a run with the command line; return its figures and its page."""
-    options = ["--data", str(small_video), "--max_clips", "1", "--device", "cpu", "-o", str(folder)]
-    assert main(["latents", str(run), *options]) == 0
+    command = f"latents {run} --data {small_video} --max_clips 1 --device cpu -o {folder}"
+    assert main(command.split()) == 0
     (figures,) = json.loads((folder / "latents.json").read_text())["models"]
     return figures, (folder / "latents.html").read_text()
 
@@ -40,8 +40,8 @@ def latents_page(run, small_video, folder):
 @pytest.mark.slow
 def test_a_run_with_finite_scalar_quantization(tiny, small_video, tmp_path):
     config = discrete(tiny, bottleneck="fsq", fsq_levels=(5, 4))
-    train(config, console=quiet())
-    run = train(replace(config, steps=2), console=quiet()).run
+    train(config)
+    run = train(replace(config, steps=2)).run
     first, *_, last = Run(run).history.read()
     assert first["val/psnr"] == pytest.approx(first["linear/psnr"], rel=1e-5)
     assert last["step"] == 2
@@ -54,7 +54,7 @@ def test_a_run_with_finite_scalar_quantization(tiny, small_video, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_lookup_free_quantization(tiny):
-    run = train(discrete(tiny, bottleneck="lfq", lfq_bits=4), console=quiet()).run
+    run = train(discrete(tiny, bottleneck="lfq", lfq_bits=4)).run
     records = Run(run).history.read()
     losses = {name for record in records for name in record if name.startswith("train/")}
     assert {"train/entropy_loss", "train/commitment_loss"} <= losses
@@ -66,7 +66,7 @@ def test_a_run_with_nested_channels_resumes_to_the_bit(tiny, small_video, tmp_pa
     channels = tiny().causal_vae.latent_channels
     config = discrete(tiny, nested_channels=(channels // 2,))
     config = replace(config, steps=2, save_every=1, latent_clips=0)
-    whole = train(config, console=quiet()).run
+    whole = train(config).run
     resumed = Path(resumed_copy(config, tmp_path / "part").output_dir)
     files = [find_checkpoint(run) / "model" / "model.safetensors" for run in (whole, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -26,7 +26,7 @@ from ..models.tiny_models import adapter, tiny_model
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "context_parallel.py"
 CASES = ["short_every_term", "short_flow", "wan", "ltx", "cogvideox"]
-NUM_UPDATES = 2
+NUM_UPDATES = 1  # with all terms
 TINY = CausalVAEConfig(
     time_compression=4,
     spatial_compression=4,
@@ -58,7 +58,7 @@ def test_updates_equal_those_of_one_process(benchmark, cached_weights, forks, tm
         case = benchmark["ALL_CASES"][name]
         ours = benchmark["train"](case, 1, 1, torch.float64, NUM_UPDATES)
         theirs = torch.load(tmp_path / f"{name}-2-2.pt")
-        assert len(ours["gradients"]) > 100
+        assert len(ours["gradients"]) > 50
         assert any("adaptive_weight" in key for key in ours["log"])
         for difference in benchmark["differences"](ours, theirs, is_divided=False):
             # Logs are float32.

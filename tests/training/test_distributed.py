@@ -74,17 +74,6 @@ def test_a_launcher_that_starts_one_process_of_several_is_reported(monkeypatch, 
     ] == [True] * warns
 
 
-def test_several_processes_and_sharding_are_printed():
-    accelerator = SimpleNamespace(
-        num_processes=2, device=torch.device("cpu"), mixed_precision="bf16"
-    )
-    (line,) = describe_processes(accelerator, sharding="fsdp2")
-    assert (
-        line
-        == "computing on cpu in each of 2 processes, weights sharded by fsdp2, mixed precision: bf16"
-    )
-
-
 class OtherRank:
     """Replaces the collectives of two processes: this one, and another whose tensors are those of this one plus 1."""
 

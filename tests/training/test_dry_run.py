@@ -13,7 +13,7 @@ from telecine.training import Interrupted
 from telecine.training.clips import read_next
 from telecine.training.run import DryRunResult, dry_run
 
-from .helpers import LIGHT, quiet, recorder
+from .helpers import LIGHT, recorder
 
 
 def files_below(folder):
@@ -66,13 +66,13 @@ def test_it_prints_whether_every_term_is_on():
 
 
 def test_a_short_run_is_tried_at_its_last_step(tiny):
-    assert dry_run(tiny(steps=2), console=quiet()).step == 1
+    assert dry_run(tiny(steps=2)).step == 1
 
 
 def test_an_output_folder_that_cannot_be_used_is_found(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"`output_dir` must be a folder that can be made"):
-        dry_run(tiny(output_dir=str(tmp_path / "file" / "run")), console=quiet())
+        dry_run(tiny(output_dir=str(tmp_path / "file" / "run")))
 
 
 def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
@@ -87,11 +87,11 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
 
     lock = RunLock(Path(config.output_dir))
     with pytest.raises(ValueError, match="used by one run at a time"):
-        dry_run(config, console=quiet())
+        dry_run(config)
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
     monkeypatch.setattr("telecine.training.run.prepare", stop)
     with pytest.raises(ReachedError):
-        dry_run(config, console=quiet())
+        dry_run(config)
     lock.release()
 
 
@@ -107,7 +107,7 @@ def test_it_stops_if_another_process_cannot_read_its_clips(tiny, monkeypatch):
     monkeypatch.setattr("telecine.training.run.validate", lambda *_: None)
     monkeypatch.setattr("telecine.training.run.any_rank", lambda *_: bool(read), raising=False)
     with pytest.raises(Interrupted):
-        dry_run(tiny(**LIGHT), console=quiet())
+        dry_run(tiny(**LIGHT))
     assert len(read) == 1
 
 

@@ -24,12 +24,12 @@ from telecine.settings.autoencoder import FlowConfig
 from telecine.tools.distill import TeacherReconstruction, distill
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.training import train
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.build import build_autoencoder
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
 from ..models.tiny_models import tiny_model
-from .helpers import LIGHT, assert_equal_runs, last_checkpoint, quiet, resumed_copy
+from .helpers import LIGHT, assert_equal_runs, last_checkpoint, new_state, resumed_copy
 
 
 @pytest.fixture
@@ -54,34 +54,21 @@ def run(tiny_flow, folder):
     """Return the folder of a finished run, one for all tests."""
     config = tiny_flow(output_dir=str(folder / "run"), steps=4, val_every=2, save_every=2)
     if not Path(config.output_dir).exists():
-        train(config, console=quiet())
+        train(config)
     return config
 
 
-def evaluated(model, config, folder, *options):
+def evaluated(model, config, folder, options=""):
     """Evaluate one clip with the command line, and return the metrics and the sampler of the protocol."""
-    command = [
-        "evaluate",
-        model,
-        "--data",
-        str(config.data),
-        "-o",
-        str(folder),
-        "--device",
-        "cpu",
-        "--max_clips",
-        "1",
-    ]
-    assert main([*command, *options]) == 0
+    command = f"evaluate {model} --data {config.data} -o {folder} --device cpu --max_clips 1"
+    assert main(f"{command} {options}".split()) == 0
     metrics = json.loads((folder / "metrics.json").read_text())
     return metrics, json.loads((folder / "protocol.json").read_text())["sampler"]
 
 
 def check_refused(capsys, model, config, option, message):
     """Check that a command refuses an option of decoding."""
-    assert (
-        main(["evaluate", model, "--data", str(config.data), "--device", "cpu", option, "4"]) == 2
-    )
+    assert main(f"evaluate {model} --data {config.data} --device cpu {option} 4".split()) == 2
     error = capsys.readouterr().err
     assert f"`{option}` must be left out" in error
     assert message in error
@@ -103,9 +90,7 @@ def test_a_run_resumes_to_the_bit_and_logs_one_step_and_four(run, tmp_path):
 def test_it_is_evaluated_in_one_step_and_in_four(run, tmp_path):
     one, sampler = evaluated(run.output_dir, run, tmp_path)
     assert sampler == {"name": "euler", "steps": 1, "seed": 0}
-    four, sampler = evaluated(
-        run.output_dir, run, tmp_path, "--decode_steps", "4", "--decode_seed", "3"
-    )
+    four, sampler = evaluated(run.output_dir, run, tmp_path, "--decode_steps 4 --decode_seed 3")
     assert sampler == {"name": "euler", "steps": 4, "seed": 3}
     assert one["psnr"] != four["psnr"]
 
@@ -161,14 +146,14 @@ def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys
         "clips": replace(tiny().clips, num_frames=9),
     }
     run = tiny(model=str(tmp_path / "ltx"), output_dir=str(tmp_path / "run"), **changes)
-    train(run, console=quiet())
+    train(run)
     check_resumed_equals_whole(run, tmp_path, num_files=5)
     trained = type(model).from_pretrained(last_checkpoint(run) / "model")
     embedding = "decoder.time_embedder.timestep_embedder.linear_1.weight"
     assert not torch.equal(trained.get_parameter(embedding), model.get_parameter(embedding))
     first, _ = evaluated(run.output_dir, run, tmp_path)
     again, _ = evaluated(run.output_dir, run, tmp_path)
-    other, sampler = evaluated(run.output_dir, run, tmp_path, "--decode_level", "0.5")
+    other, sampler = evaluated(run.output_dir, run, tmp_path, "--decode_level 0.5")
     assert first["psnr"] == again["psnr"] != other["psnr"]
     assert sampler == {"name": "noise of the latent", "level": 0.5, "seed": 0}
     check_refused(
@@ -192,14 +177,14 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     )
     run = replace(run, causal_vae=replace(run.causal_vae, flow=FlowConfig(level_mean=1.5)))
     assert build_autoencoder(run).flow.level_mean == 1.5
-    train(run, console=quiet())
+    train(run)
     check_resumed_equals_whole(run, tmp_path, num_files=5)
     assert {"val/psnr", "val/psnr_4_steps"} < set(Run("run").history.validations()[-1])
     trained = type(tiny_model("ltx2_diffusion_decoder")).from_pretrained(
         last_checkpoint(run) / "ema"
     )
     assert trained.config["_teacher"] == "vae"
-    _, sampler = evaluated("run", run, tmp_path, "--decode_steps", "2")
+    _, sampler = evaluated("run", run, tmp_path, "--decode_steps 2")
     assert sampler == {"name": "euler", "steps": 2, "seed": 0}
     check_refused(capsys, "run", run, "--decode_level", " without")
     with pytest.raises(ValueError, match="`random_weights` must be false for a student"):
@@ -228,7 +213,7 @@ def test_an_update_has_the_errors_of_the_levels(tiny_flow):
         noise = randn(video.shape, generator=generators, device=video.device)
         denoised = model.decoder(latent, (1 - t) * video + t * noise, level)
         errors = (denoised - video).square().mean((1, 2, 3, 4))
-    state = build_state(config, build_accelerator(config), model)
+    state = new_state(config, model)
     log = train_step(state, [MicroBatch(video, range(2))])
     weights = level_weights(config.causal_vae.flow, level)
     assert log["train/recon_loss"] == pytest.approx((weights * errors).mean().item(), rel=1e-4)
@@ -248,7 +233,7 @@ def test_terms_that_decode_see_the_noise_of_the_run(tiny_flow):
     )
     model = build_autoencoder(config)
     torch.nn.init.normal_(model.last_layer, std=0.1)
-    state = build_state(config, build_accelerator(config), model)
+    state = new_state(config, model)
     video = torch.rand(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert train_step(state, [MicroBatch(video, range(2))])["train/spread_loss"] > 1e-3
 
@@ -288,7 +273,7 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
         **shared,
         **{"steps": 2, "batch_size": 1, "val_clips": 1, "save_every": 1, "trackers": ()},
     )
-    result = distill(config, console=quiet())
+    result = distill(config)
     assert read_saved_settings(result.checkpoint)["causal_vae"]["flow"]["one_step"]
     teacher = load_autoencoder(last_checkpoint(run) / "ema")
     student = load_autoencoder(result.checkpoint / "ema")

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from telecine.models import CausalVAE
 from telecine.training import hub, train
 
-from .helpers import assert_equal, quiet
+from .helpers import assert_equal
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def uploads(server, folder):
 
 @pytest.mark.slow
 def test_the_averaged_weights_are_uploaded_with_a_card(tiny, server, tmp_path):
-    result = train(tiny(steps=1, push_to_hub=True, hub_model_id="faces"), console=quiet())
+    result = train(tiny(steps=1, push_to_hub=True, hub_model_id="faces"))
     assert {token for _, token, _ in server.requests} == {"Bearer hf_secret"}
     path, _, body = server.requests[0]
     assert (path, json.loads(body)["name"]) == ("/api/repos/create", "faces")
@@ -111,8 +111,8 @@ def test_a_finished_run_repeats_an_upload_that_failed(tiny, server, tmp_path, mo
         with pytest.raises(
             ValueError, match=r"the network is down.*The run is complete.*same command again"
         ):
-            train(config, console=quiet())
-    train(config, console=quiet())
+            train(config)
+    train(config)
     assert uploads(server, tmp_path / "sent") == [("me/run", "Weights after 1 updates")]
 
 
@@ -123,7 +123,7 @@ def test_a_hub_that_refuses_or_cannot_be_reached_is_reported_before_training(tin
         ValueError,
         match=r"`push_to_hub` must be false without .*, but got ConnectError: .*refused.* Check the connection to ",
     ):
-        train(tiny(push_to_hub=True), console=quiet())
+        train(tiny(push_to_hub=True))
     assert not Path(tiny().output_dir).exists()
     with pytest.raises(
         ValueError, match=r"`push_to_hub` must be false without .*'my run'.* Check `hub_model_id`"
@@ -138,27 +138,26 @@ def test_a_hub_that_refuses_asks_for_a_login(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("model", "base"),
-    [(None, "telecine."), ("Wan-AI/Wan2.1", "telecine from Wan-AI/Wan2.1."), ("here", "telecine.")],
-)
-@pytest.mark.parametrize(
-    ("written", "library"),
+    ("model", "base", "written", "library"),
     [
-        ({"_class_name": "CausalVAE"}, "telecine"),
-        ({"_diffusers_version": "0.35.0"}, "diffusers"),
-        (None, "telecine"),
+        (None, "telecine.", {"_class_name": "CausalVAE"}, "telecine"),
+        (
+            "Wan-AI/Wan2.1",
+            "telecine from Wan-AI/Wan2.1.",
+            {"_diffusers_version": "0.35.0"},
+            "diffusers",
+        ),
+        ("local/folder", "telecine.", None, "telecine"),
     ],
 )
 def test_the_card_names_the_library_and_no_local_path(
-    tmp_path, monkeypatch, server, written, library, model, base
+    tmp_path, monkeypatch, server, model, base, written, library
 ):
     monkeypatch.chdir(tmp_path)
     Path("checkpoint/ema").mkdir(parents=True)
+    Path("local/folder").mkdir(parents=True)
     if written is not None:
         Path("checkpoint/ema/config.json").write_text(json.dumps(written))
-    Path("local/folder").mkdir(parents=True)
-    if model == "here":
-        model = "local/folder"
     hub.upload("me/faces", Path("checkpoint"), model, {"psnr": 30.0}, steps=7)
     uploads(server, Path("sent"))
     text = Path("sent/README.md").read_text()

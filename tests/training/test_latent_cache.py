@@ -32,7 +32,7 @@ from telecine.training.latent_cache import (
     identity_of,
     open_cache,
 )
-from telecine.training.latent_statistics import describe_change, measure_latents
+from telecine.training.latent_statistics import measure_latents
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
 from telecine.training.trainable import select_trainable, trains_encoder
@@ -423,21 +423,6 @@ def test_whether_the_encoder_is_trained(config, expected):
     assert trains_encoder(model) is expected
 
 
-def test_the_line_about_a_change():
-    before = {"latents_mean": [0.0, 1.0], "scaling_factor": 1.0, "shift_factor": None}
-    after = {
-        "latents_mean": [0.5, 1.25, 2.0, 3.0, 4.0],
-        "scaling_factor": 0.25,
-        "shift_factor": None,
-    }
-    expected = "latents_mean 0 1 -> 0.5 1.25 2 3 ...; scaling_factor 1 -> 0.25"
-    assert describe_change(before, after) == expected
-    assert describe_change(before, before) == "nothing"
-    assert (
-        describe_change({"latents_mean": None}, {"latents_mean": [1.0]}) == "latents_mean none -> 1"
-    )
-
-
 @pytest.mark.slow
 def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, tmp_path):
     console = recorder()
@@ -465,13 +450,13 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
     tuned = tiny(
         steps=1, model=config.output_dir, output_dir=str(tmp_path / "tuned"), trainable=DECODER
     )
-    train(tuned, console=quiet())
+    train(tuned)
     kept = last_checkpoint(tuned)
     assert (kept / "ema" / "config.json").read_bytes() == (
         checkpoint / "ema" / "config.json"
     ).read_bytes()
     assert json.loads((kept / "state.json").read_text())["latents"] is None
-    train(tiny(steps=3, latent_clips=0), console=quiet())
+    train(tiny(steps=3, latent_clips=0))
     checkpoint = last_checkpoint(config)
     assert json.loads((checkpoint / "state.json").read_text())["latents"] is None, (
         "they would be those of step 2"

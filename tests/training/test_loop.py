@@ -50,10 +50,10 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_pa
     straight, resumed = (
         tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "resumed")
     )
-    train(straight, console=quiet())
+    train(straight)
     run_to(resumed, 1)  # between two records, each a mean over two updates
     run_to(resumed, 2)
-    train(resumed, console=quiet())
+    train(resumed)
     assert assert_equal_runs(straight, resumed) > 200
 
 
@@ -68,7 +68,7 @@ def test_a_resumed_run_restores_its_loss_scale(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr("telecine.training.prepare.build_accelerator", with_scaler)
     straight = tiny(steps=3, save_every=2)
-    train(straight, console=quiet())
+    train(straight)
     resumed = resumed_copy(straight, tmp_path / "resumed")
     assert_equal_runs(straight, resumed)
     scalers = [
@@ -89,7 +89,7 @@ def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp
         "latent_clips": 1,
     }
     straight = tiny(output_dir=str(tmp_path / "straight"), **settings)
-    train(straight, console=quiet())
+    train(straight)
     config = tiny(**settings)
     run_to(config, 0).close()
     assert checkpoint_steps(config) == []
@@ -97,7 +97,7 @@ def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp
     assert [record["step"] for record in Run(config.output_dir).history.validations()] == [0]
     assert checkpoint_steps(config) == [2]
     run_to(config, 3)  # in the last validation
-    train(config, console=quiet())
+    train(config)
     assert statistics_in(checkpoint_folder(config, 3))[0]["step"] == 3
     assert_equal_runs(straight, config, num_files=5)
     console = recorder()
@@ -214,7 +214,7 @@ def full_disk(monkeypatch):
 def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, full_disk):
     """Every way out of the run waits for the thread that writes."""
     with pytest.raises(OSError, match="no space for step 2"):
-        train(tiny(steps=5, save_every=2, val_every=5, **LIGHT), console=quiet())
+        train(tiny(steps=5, save_every=2, val_every=5, **LIGHT))
     assert full_disk == [2]
     console = recorder()
     run = prepare(tiny(), console)
@@ -227,10 +227,10 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, fu
 def test_an_error_of_writing_a_finished_run_again_ends_it(tiny, request):
     """It is saved again with statistics of the latent."""
     config = tiny(steps=1, save_every=1, **LIGHT)
-    train(config, console=quiet())
+    train(config)
     request.getfixturevalue("full_disk")
     with pytest.raises(OSError, match="no space"):
-        train(replace(config, latent_clips=2), console=quiet())
+        train(replace(config, latent_clips=2))
 
 
 class Diverging:
@@ -281,7 +281,7 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     assert warning.message.endswith(text)
     shutil.copytree(run.folder, resumed.output_dir)
     shutil.rmtree(checkpoint_folder(resumed, 4))
-    train(resumed, console=quiet(), autoencoder=diverging.model)
+    train(resumed, autoencoder=diverging.model)
     assert_equal_runs(straight, resumed)
     lines = [(tmp_path / name / "health.jsonl").read_text() for name in ("straight", "resumed")]
     assert lines[0] == lines[1]
@@ -295,12 +295,10 @@ def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny):
     with pytest.raises(
         TrainingError, match=rf"`train/\w+` must be .* at step 1\..*{re.escape(remedy)}"
     ):
-        train(config, console=quiet(), autoencoder=diverging.model)
+        train(config, autoencoder=diverging.model)
     remedy = r"off\. It went back 3 times already\. Run .*lr 6\.25e-05 .* step 1\."
     with pytest.raises(TrainingError, match=remedy):
-        train(
-            replace(config, on_divergence="rollback"), console=quiet(), autoencoder=diverging.model
-        )
+        train(replace(config, on_divergence="rollback"), autoencoder=diverging.model)
     assert diverging.num_passes == 1 + 1 + 4
 
 
@@ -328,7 +326,7 @@ def test_no_worker_outlives_an_error_that_is_kept(tiny):
     config = tiny(**LIGHT)
     config = replace(config, clips=replace(config.clips, num_workers=1))
     with pytest.raises(TrainingError) as raised:
-        train(config, console=quiet(), autoencoder=Diverging(config, 1).model)
+        train(config, autoencoder=Diverging(config, 1).model)
     assert raised.value.__traceback__ is not None
     assert multiprocessing.active_children() == []
 

@@ -11,7 +11,7 @@ from telecine.data.mapped import MappedClips, read_mapped, split_indices
 from telecine.settings import ClipConfig
 from telecine.training import train
 
-from .helpers import LIGHT, last_checkpoint, quiet
+from .helpers import LIGHT, last_checkpoint
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=32)
 
@@ -38,18 +38,18 @@ def weights(config):
 def test_a_run_on_a_data_set_resumes_exactly(tiny, tmp_path):
     config = tiny(data=None, steps=4, save_every=2, **LIGHT)
     whole = replace(config, output_dir=str(tmp_path / "whole"))
-    train(whole, dataset=Noise(), console=quiet())
-    train(replace(config, steps=2), dataset=Noise(), console=quiet())
-    train(config, dataset=Noise(), console=quiet())
+    train(whole, dataset=Noise())
+    train(replace(config, steps=2), dataset=Noise())
+    train(config, dataset=Noise())
     expected = weights(whole)
     resumed = weights(config)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
     other = Noise()
     other.offset = 100
     with pytest.raises(ValueError, match="but got other held-out clips"):
-        train(replace(config, steps=5), dataset=other, console=quiet())
+        train(replace(config, steps=5), dataset=other)
     with pytest.raises(ValueError, match=r"other held-out clips|`data` must be"):
-        train(replace(config, steps=5), console=quiet())
+        train(replace(config, steps=5))
 
 
 class Bright(Noise):
@@ -60,14 +60,14 @@ class Bright(Noise):
 def test_clips_in_0_to_1_are_warned_of_once(tiny):
     config = tiny(data=None, steps=1, **LIGHT)
     with pytest.warns(UserWarning, match="no value below 0") as warned:
-        train(config, dataset=Bright(), console=quiet())
+        train(config, dataset=Bright())
     (warning,) = [warning for warning in warned if "no value below 0" in str(warning.message)]
     assert str(warning.message).startswith("`dataset` has no value below 0 in its held-out clips.")
 
 
 def test_settings_of_files_are_refused(tiny):
     with pytest.raises(ValueError, match="`data` must be left out with `dataset`"):
-        train(tiny(**LIGHT), dataset=Noise(), console=quiet())
+        train(tiny(**LIGHT), dataset=Noise())
 
 
 def test_each_epoch_has_all_clips_in_an_order_of_its_own():

@@ -16,7 +16,7 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.optimizers import OPTIMIZERS, load_optimizer, optimizer_tensors
 from telecine.training.tensor_files import save_tensors
 
-from .helpers import assert_equal, quiet
+from .helpers import assert_equal
 
 
 def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
@@ -54,12 +54,12 @@ def test_a_run_with_states_of_eight_bits_resumes(tiny):
     config = tiny(
         optimizer=OptimizerConfig(name="adamw_8bit", warmup_steps=0), steps=1, trackers=()
     )
-    train(config, console=quiet())
+    train(config)
     with pytest.raises(
         ValueError, match=r"`optimizer.name` must be 'adamw_8bit' as in .*, but got 'adamw'"
     ):
-        train(replace(config, optimizer=OptimizerConfig()), console=quiet())
-    assert train(replace(config, steps=2), console=quiet()).last["psnr"] > 5
+        train(replace(config, optimizer=OptimizerConfig()))
+    assert train(replace(config, steps=2)).last["psnr"] > 5
 
 
 class Scaled(nn.Module):

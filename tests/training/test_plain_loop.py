@@ -15,8 +15,9 @@ from torch.optim import AdamW
 from telecine.base.randomness import clip_generators
 from telecine.losses.perceptual import LPIPS
 from telecine.settings.parse import read_config
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, train_step
+
+from .helpers import new_state
 
 MODELS = {
     "decoder.conv_out.weight": {
@@ -144,7 +145,7 @@ def test_losses_and_weights_are_those_of_a_plain_loop(cached_weights, tmp_path, 
     values = MODELS[last_layer]
     (tmp_path / "model.json").write_text(json.dumps(values))
     config = read_config(SETTINGS, {"model": str(tmp_path / "model.json")})
-    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    state = new_state(config)
     with torch.no_grad():
         state.autoencoder.last_layer.mul_(
             0.4

@@ -8,7 +8,7 @@ from torch import nn
 
 from telecine.settings import PredictiveConfig
 from telecine.settings.data import Bucket
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.build import build_autoencoder
 from telecine.training.prediction import Prediction, build_prediction
 from telecine.training.step import MicroBatch, train_step
 
@@ -16,6 +16,7 @@ from .helpers import (
     assert_equal,
     assert_equal_runs,
     last_checkpoint,
+    new_state,
     resumed_copy,
     tensors,
     train_all,
@@ -34,7 +35,7 @@ def predictive(tiny):
 
 def state_and_batch(config):
     torch.manual_seed(0)
-    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    state = new_state(config)
     return state, MicroBatch(torch.rand(2, 3, *SHAPE) * 2 - 1, [0, 1])
 
 
@@ -108,15 +109,3 @@ def test_what_cannot_be_predicted_is_refused(tiny, module, num_frames, max_dropp
     config = PredictiveConfig(max_dropped=max_dropped)
     with pytest.raises(ValueError, match=f"`predictive.max_dropped` must be {message}"):
         build_prediction(config, model, [Bucket(num_frames, 32, 32)])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"latent_cache": "latents"}, "`latent_cache` must be left out with `predictive"),
-        ({"sharding": "fsdp2"}, '`sharding` must be "none" with `predictive'),
-    ],
-)
-def test_what_needs_whole_clips_is_refused(predictive, settings, message):
-    with pytest.raises(ValueError, match=message):
-        replace(predictive, **settings)

@@ -15,7 +15,6 @@ from .helpers import (
     assert_equal_tensors,
     checkpoint_steps,
     last_checkpoint,
-    quiet,
     recorder,
     tensors,
 )
@@ -44,7 +43,7 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(
     monkeypatch.setattr(
         remote, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: 0.0)
     )
-    train(local, console=quiet())
+    train(local)
 
     read = ClipDataset.__getitem__
 
@@ -58,7 +57,7 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(
     with pytest.raises(
         DataError, match=r"^s3://bucket/videos/[ab]\.mp4: cannot be read after 7 attempts"
     ):
-        train(there, console=quiet())
+        train(there)
     assert checkpoint_steps(there) == [2]
 
     s3.start()
@@ -75,4 +74,4 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(
         ValueError,
         match=r"`data` must be 's3://bucket/videos' as in .*, but got 's3://bucket/other'",
     ):
-        train(other, console=quiet())
+        train(other)

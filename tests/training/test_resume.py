@@ -100,17 +100,6 @@ def test_settings_that_an_older_version_did_not_have_had_their_defaults(tiny, sa
         SavedSettings(saved).check_networks(discrete)
 
 
-def test_other_settings_may_change(tiny, saved):
-    objective = replace(
-        tiny().objective,
-        terms={"gram": 1.0},
-        adversarial_loss_weight=0.1,
-        reconstruction=ReconstructionConfig(loss="l1"),
-        disc_start=3,
-    )
-    SavedSettings(saved).check_networks(tiny(objective=objective, seed=3, output_dir="elsewhere"))
-
-
 def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
     change_saved(saved, "objective", {"recon_loss": "mse", "disc_train_start": 1})
     message = r"must be .* of this version, but got .* an older version\. Use another --output_dir"
@@ -134,12 +123,12 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     SavedSettings(tmp_path).check_networks(config)
 
 
-@pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
+@pytest.mark.parametrize(
+    ("before", "now"), [("a", "b"), (None, "a"), ("a", None), (["a", "b"], ("a", "c"))]
+)
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
-    with pytest.raises(
-        ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"
-    ):
+    with pytest.raises(ValueError, match=r"`data` must be .* as in .*, but got .*--change_data"):
         SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA)
 
 

@@ -110,18 +110,6 @@ def test_a_file_of_whole_tensors_is_read_by_any_number_of_processes(tmp_path):
         assert_equal(tensors, placed(mesh, changed))
 
 
-def test_a_process_copies_its_shards_only():
-    with rank_of(3, 4) as mesh:
-        host = HostCopy(is_main=False)
-        host.update(placed(mesh, WHOLE))
-        assert {name: tuple(tensor.shape) for name, tensor in host.tensors.items()} == {
-            "weight": (1, 3),
-            "norm": (0,),
-        }
-        assert host.offsets == {"weight": [9, 0], "norm": [3]}
-        assert all(not isinstance(tensor, DTensor) for tensor in host.tensors.values())
-
-
 def test_copies_keep_their_values_and_their_memory():
     weight = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last)
     host = HostCopy(is_main=True)

@@ -18,8 +18,6 @@ from telecine.training import train
 from telecine.training.build import build_accelerator
 from telecine.training.trackers import drop_after, start_trackers
 
-from .helpers import quiet
-
 
 class FakeAccelerator:
     """Starts fake trackers, as Accelerate does: `started` has the project and the options of each, by its name."""
@@ -186,8 +184,8 @@ def test_a_resumed_run_is_one_run_of_wandb(tiny, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = tiny(steps=1, trackers=("wandb",), tracker_options={"wandb": {"group": "study"}})
-    folder = train(config, console=quiet()).run
-    train(replace(config, steps=2), console=quiet())
+    folder = train(config).run
+    train(replace(config, steps=2))
     run_id = json.loads((folder / "tracker.json").read_text())["id"]
     offline = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(offline) == 2
@@ -205,8 +203,8 @@ def test_a_resumed_run_is_one_run_of_wandb(tiny, monkeypatch):
 def test_a_resumed_run_is_one_run_of_trackio(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
     config = tiny(steps=1, trackers=("trackio",), tracker_project=f"test-{os.getpid()}")
-    folder = train(config, console=quiet()).run
-    train(replace(config, steps=2), console=quiet())
+    folder = train(config).run
+    train(replace(config, steps=2))
     import trackio
 
     run_id = json.loads((folder / "tracker.json").read_text())["id"]

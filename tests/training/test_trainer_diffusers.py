@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers import AutoModel
 
 from telecine.models.diffusers import DiffusersAutoencoder
@@ -23,7 +22,7 @@ from telecine.settings import (
     TrainableConfig,
 )
 from telecine.training import train
-from telecine.training.build import build_autoencoder, build_state
+from telecine.training.build import build_autoencoder
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.interrupt import StopRequest
 from telecine.training.loop import train_to_the_end
@@ -36,6 +35,7 @@ from .helpers import (
     assert_equal,
     assert_equal_runs,
     last_checkpoint,
+    new_state,
     quiet,
     recorder,
     resumed_copy,
@@ -83,9 +83,9 @@ def diffusers_config(tiny, tmp_path):
     return make
 
 
-# Two of videos, and one of frames; `tests/models` tests every class.
+# One of videos, and one of frames; `tests/models` tests every class.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cogvideox", "temporal_decoder", "wan"])
+@pytest.mark.parametrize("name", ["temporal_decoder", "wan"])
 def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, name):
     config = diffusers_config(name)
     trainer = prepare(config, quiet())
@@ -125,21 +125,14 @@ def check_statistics(trainer, config):
         latents = torch.cat([model.encode(clip).mode() for clip in clips])
     saved = model.latent_normalisation()
     if "latents_mean" in saved:
-        mean, std = (
-            torch.tensor(saved[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std")
-        )
-        normalised = (latents - mean) / std  # as a pipeline does
-        assert normalised.mean((0, 2, 3, 4)).tolist() == pytest.approx(
-            [0.0] * mean.numel(), abs=0.01
-        )
-        assert normalised.std((0, 2, 3, 4), correction=0).tolist() == pytest.approx(
-            [1.0] * mean.numel(), rel=0.01
-        )
-        torch.testing.assert_close(normalised * std + mean, latents)
+        channels = latents.transpose(0, 1).flatten(1)
+        std = channels.std(1, correction=0)
+        assert saved["latents_std"] == pytest.approx(std.tolist(), rel=0.01)
+        error = channels.mean(1) - torch.tensor(saved["latents_mean"])
+        assert (error.abs() < 0.01 * std).all()
     else:
-        assert (latents * saved["scaling_factor"]).std(correction=0).item() == pytest.approx(
-            1.0, rel=0.01
-        )
+        std = latents.std(correction=0).item()
+        assert saved["scaling_factor"] == pytest.approx(1 / std, rel=0.01)
         assert saved["scaling_factor"] != trainer.first_normalisation["scaling_factor"]
 
 
@@ -194,7 +187,7 @@ def start(config):
         path.touch()
     model = build_autoencoder(config)
     checkpointer = Checkpointer(config, model, is_main=True)
-    return build_state(config, Accelerator(cpu=True), model), checkpointer
+    return new_state(config, model), checkpointer
 
 
 def copied(module):
@@ -208,7 +201,7 @@ def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_pa
     config = diffusers_config(
         "wan", trainable=trainable, **{**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1}
     )
-    train(config, console=quiet())
+    train(config)
     resumed = resumed_copy(config, tmp_path / "resumed")
     assert_equal_runs(config, resumed, num_files=7 if weights == "lora" else 5)
 
@@ -217,7 +210,7 @@ def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_pa
 def test_the_base_model_may_move_but_not_change(diffusers_config, tmp_path):
     """The second change does not change the shape of a weight."""
     config = diffusers_config("wan", **LIGHT)
-    train(config, console=quiet())
+    train(config)
     values = json.loads((tmp_path / "wan" / "config.json").read_text())
     for name, value in (("base_dim", 8), ("scale_factor_spatial", 16)):
         (tmp_path / "other.json").write_text(json.dumps(values | {name: value}))
@@ -235,7 +228,7 @@ def test_lora_refuses_a_base_model_that_has_changed(diffusers_config):
     config = diffusers_config(
         "wan", trainable=TrainableConfig(weights="lora", lora_rank=2), **LIGHT
     )
-    train(config, console=quiet())
+    train(config)
     other = AutoModel.from_pretrained(config.model)
     other.encoder.conv_in.bias.data += 1
     other.save_pretrained(config.model)
@@ -280,7 +273,7 @@ def test_temporal_chunks_train_the_same_weights(diffusers_config):
         config = diffusers_config(
             "wan", clips=clips, optimizer=optimizer, temporal_chunk=temporal_chunk
         )
-        state = build_state(config, Accelerator(cpu=True), build_autoencoder(config))
+        state = new_state(config)
         for step in range(2):
             video = (
                 2 * torch.rand(1, 3, 13, 32, 32, generator=torch.Generator().manual_seed(step)) - 1

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.base.frozen import Frozen
 from telecine.models import CausalVAE, CustomAutoencoder
 from telecine.models.latent import LatentStatistics
 from telecine.models.lora import add_low_rank
@@ -103,16 +102,6 @@ def test_weights_are_saved_from_copies(tmp_path):
     for name, expected in (("model", copies), ("ema", averaged)):
         files.load(model, tmp_path, name)
         assert_equal(dict(model.state_dict()), expected)
-
-
-def test_frozen_networks_are_not_copied():
-    class Uncopied(nn.Linear):
-        def __deepcopy__(self, memo):
-            raise AssertionError
-
-    model = CustomAutoencoder(Normalised())
-    model.module.teacher = Frozen(Uncopied(2, 2))
-    files_of(model)
 
 
 def write_shards(folder, groups):

@@ -1,5 +1,6 @@
 """How many channels of each stage stay."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd
@@ -52,14 +53,8 @@ def kept_shares(
             f"at least {share:.2g}, as {common} equal parts of the channels can be kept or removed"
         )
         raise argument_error("keep", contract, config.keep, f"Use {share:.2g} or more.")
-    num_kept = 1  # the most that is known to fit
-    upper = common + 1
-    while upper - num_kept > 1:
-        middle = (num_kept + upper) // 2
-        if flops_of(middle) <= largest:
-            num_kept = middle
-        else:
-            upper = middle
+    # Operations grow with the number of parts that stay: the most that fit.
+    num_kept = 1 + bisect_right(range(2, common + 1), largest, key=flops_of)
     return [Fraction(num_kept, common)] * len(num_parts)
 
 
