@@ -74,11 +74,6 @@ class TestHead:
             logits, (features.flatten(1) @ head[3].weight.T + head[3].bias)[:, 0]
         )
 
-    def test_nothing_is_averaged_at_the_size_it_is_built_for(self):
-        head = Head(1, (2, 3))
-        x = torch.randn(1, 1, 2, 3)
-        assert torch.equal(head[2](x), x.flatten(1))
-
 
 class TestSizes:
     @pytest.mark.parametrize("size", [16, (16, 16), [16, 16], torch.Size([16, 16])])

@@ -1,8 +1,6 @@
 """The discriminator on frozen features: its formula, golden values, what is frozen, where networks come from."""
 
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +15,7 @@ from telecine.losses import gradient_penalty
 from telecine.losses.perceptual.backbones import BACKBONES
 from telecine.losses.perceptual.feature_maps import FeatureMaps, build_maps
 
-SMALL = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
-SmallNet = SMALL["SmallNet"]
-features = SMALL["features"]
+from .small_networks import SmallNet, features, frame_gradients
 
 NET = "shufflenet_v2_x0_5"
 
@@ -138,7 +134,7 @@ def test_flicker_is_seen_although_the_network_sees_single_frames():
     assert not torch.allclose(
         network(video).logits[:, :, order], network(video[:, :, order]).logits
     )
-    assert (SMALL["frame_gradients"](network, video) > 0.3).all()
+    assert (frame_gradients(network, video) > 0.3).all()
 
 
 class TestFrozen:

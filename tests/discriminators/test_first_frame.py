@@ -89,12 +89,6 @@ class TestDownSample3D:
         assert torch.autograd.gradcheck(layer, (x,))
         assert torch.autograd.gradgradcheck(lambda x: layer(x) ** 2, (x,))
 
-    def test_frames_of_a_pair_have_equal_weight_and_none_is_dropped(self):
-        x = torch.ones(1, 1, 6, 2, 2, requires_grad=True)
-        out = DownSample3D(1, with_conv=False, compress_time=True)(x)
-        (gradient,) = torch.autograd.grad(out.sum(), x)
-        assert gradient[0, 0, :, 0, 0].tolist() == [0.25, 0.125, 0.125, 0.125, 0.125, 0.25]
-
 
 class TestBlock:
     @pytest.mark.parametrize("blurred", [False, True])

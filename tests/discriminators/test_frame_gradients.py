@@ -1,16 +1,11 @@
 """The relative gradient of each frame."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
 
 from telecine.discriminators import Discriminator3DWithfirstframe, PatchDiscriminator3D
 
-frame_gradients = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))[
-    "frame_gradients"
-]
+from .small_networks import frame_gradients
 
 
 def first_to_others(make, time, seeds=3):

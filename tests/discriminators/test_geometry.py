@@ -1,8 +1,6 @@
 """Any batch, number of frames, height and width: the logits depend on every pixel, and samples are independent."""
 
-import runpy
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +14,8 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
+
+from .small_networks import features
 
 SMALL = {"dim": 1, "linear_attn_heads": 2, "linear_attn_dim_head": 4, "max_dim": 8}
 EVEN = {"time_weighting": "frames", "pad_mode": "constant"}
@@ -40,8 +40,6 @@ VIDEO = {
     **PATCHES,
 }
 # On frozen features.
-SMALL_NETWORKS = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
-features = SMALL_NETWORKS["features"]
 VIDEO["features"] = features
 IMAGE = {"residual": partial(Discriminator, image_size=16, **SMALL), **IMAGE_PATCHES}
 

@@ -104,14 +104,6 @@ class TestLayers:
         logits = network(sample(PatchDiscriminator3D, time=time)).logits
         assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
 
-    @pytest.mark.parametrize(
-        ("num_layers", "size"), [(1, (33, 47)), (3, (32, 32)), (3, (60, 90)), (5, (33, 47))]
-    )
-    def test_the_map_of_an_image(self, num_layers, size):
-        network = build(PatchDiscriminator, num_layers=num_layers)
-        logits = network(sample(PatchDiscriminator, size=size)).logits
-        assert logits.shape == (2, *(length >> num_layers for length in size))
-
     @both
     def test_group_norm_leaves_a_gradient_on_the_smallest_map(self, cls):
         network = build(cls, base_channels=64)

@@ -1,9 +1,7 @@
 """Spectral norms of all layers at once, against PyTorch's parametrization of each; one step for many passes."""
 
 import copy
-import runpy
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,8 @@ from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
 from telecine.losses import gradient_penalty
 from telecine.ops.pass_options import shared_spectral_norms
 
-features = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))["features"]
+from .small_networks import features
+
 NETWORKS = [
     partial(PatchDiscriminator, base_channels=4, norm="spectral"),
     partial(PatchDiscriminator3D, base_channels=4, norm="spectral"),

@@ -15,7 +15,6 @@ from telecine.discriminators.blocks import (
     DiscriminatorBlock3D,
     DiscriminatorBlock3DWithfirstframe,
 )
-from telecine.discriminators.residual import mean_over_frames
 
 CLASSES = {
     Discriminator3D: DiscriminatorBlock3D,
@@ -97,16 +96,6 @@ class TestTimeWeighting:
     def build(self, **options):
         torch.manual_seed(0)
         return Discriminator3DWithfirstframe(**{**self.CONFIG, **options}).double()
-
-    @pytest.mark.parametrize("num_poolings", range(5))
-    def test_the_mean_over_frames(self, num_poolings):
-        for time in (*range(1, 20), 33, 49):
-            counts = torch.tensor(frames_in_positions(time, num_poolings), dtype=torch.float64)
-            assert counts.sum() == time
-            x = torch.randn(2, 3, len(counts), 2, 3, dtype=torch.float64)
-            expected = (x * counts.view(-1, 1, 1)).sum(2) / time
-            torch.testing.assert_close(mean_over_frames(x, time, num_poolings), expected)
-            assert mean_over_frames(x.half(), time, num_poolings).dtype == torch.float16
 
     @pytest.mark.parametrize(
         "option",

@@ -21,7 +21,7 @@ from telecine.evaluation.compare import (
     compare,
     plot_differences,
 )
-from telecine.evaluation.evaluate import Evaluation, SavedEvaluation, plot_frames
+from telecine.evaluation.evaluate import Evaluation, SavedEvaluation
 from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.paper_table import make_table
 
@@ -318,18 +318,6 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", record)
     return saved
-
-
-def test_one_panel_per_metric_and_one_line_per_evaluation(figures, tmp_path):
-    """The range of values is at least 1 dB."""
-    curves = {"A": {"psnr": [30.0, 30.01], "ssim": [0.9, 0.5]}, "B": {"psnr": [30.2, 30.1]}}
-    plot_frames(curves, tmp_path / "frames.png")
-    psnr, ssim = figures[0].axes
-    assert [line.get_label() for line in psnr.lines] == ["A", "B"]
-    assert [list(line.get_ydata()) for line in psnr.lines] == [[30.0, 30.01], [30.2, 30.1]]
-    assert [list(line.get_ydata()) for line in ssim.lines] == [[0.9, 0.5]]
-    assert psnr.get_title() == "psnr, larger is better"
-    assert [np.ptp(axes.get_ylim()) for axes in (psnr, ssim)] == pytest.approx([1.0, 0.44])
 
 
 @pytest.mark.parametrize(

@@ -16,60 +16,14 @@ COMMANDS = [
     for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
     for line in block.splitlines()
 ]
+TINY = "--height 16 --width 16 --device cpu"
 SMALL = {
-    "evaluate": [
-        "--num_frames",
-        "5",
-        "--height",
-        "16",
-        "--width",
-        "16",
-        "--max_clips",
-        "2",
-        "--device",
-        "cpu",
-    ],
+    "evaluate": f"{TINY} --num_frames 5 --max_clips 2",
     # The Frechet distance of I3D's features needs more frames, and more clips than features.
-    "--features": [
-        "--num_frames",
-        "13",
-        "--height",
-        "16",
-        "--width",
-        "16",
-        "--max_clips",
-        "5",
-        "--device",
-        "cpu",
-    ],
-    "transnetv2": [
-        "--num_frames",
-        "5",
-        "--height",
-        "16",
-        "--width",
-        "16",
-        "--max_clips",
-        "1",
-        "--device",
-        "cpu",
-    ],
-    "--chunk": [
-        *(
-            "--num_frames",
-            "9",
-            "--height",
-            "32",
-            "--width",
-            "32",
-            "--max_clips",
-            "1",
-            "--device",
-            "cpu",
-        ),
-        *("--chunk", "5", "--tile", "16"),
-    ],
-    "reconstruct": ["--device", "cpu"],
+    "--features": f"{TINY} --num_frames 13 --max_clips 5",
+    "transnetv2": f"{TINY} --num_frames 5 --max_clips 1",
+    "--chunk": "--num_frames 9 --height 32 --width 32 --max_clips 1 --device cpu --chunk 5 --tile 16",
+    "reconstruct": "--device cpu",
 }
 
 
@@ -99,7 +53,7 @@ def run(line):
             command,
         )
     ]
-    return main([command, *words, *([] if words[0] == "--compare" else small)])
+    return main([command, *words, *([] if words[0] == "--compare" else small.split())])
 
 
 @pytest.mark.slow

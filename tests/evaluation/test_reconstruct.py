@@ -74,22 +74,6 @@ def test_every_frame_is_reconstructed_from_bounded_inputs(tiny_model, videos, se
     assert max(model.shapes) == (1, 3, *largest)
 
 
-def test_a_tile_as_large_as_the_frame_changes_nothing(tiny_model, videos):
-    info = index_video(videos / "one.mp4")
-    _, plain = run(tiny_model, info, num_frames=9)
-    _, tiled = run(tiny_model, info, num_frames=9, tile=64)
-    assert torch.equal(plain, tiled)
-
-
-def test_overlapping_chunks_differ_only_after_the_first_overlap(tiny_model, videos):
-    info = index_video(videos / "one.mp4")
-    model = Recorder(tiny_model)
-    _, plain = run(model, info, num_frames=9)
-    _, blended = run(model, info, num_frames=9, overlap_frames=2)
-    assert torch.equal(plain[:7], blended[:7])
-    assert not torch.equal(plain[7:], blended[7:])
-
-
 @pytest.mark.parametrize("tile", [None, 32])
 def test_a_model_that_streams_has_the_reconstruction_of_the_whole_video(tiny_model, videos, tile):
     info = index_video(videos / "one.mp4")

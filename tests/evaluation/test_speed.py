@@ -125,22 +125,8 @@ def two_models(model_folder, videos, tmp_path, monkeypatch, no_plots):
 def test_several_models_in_turns_on_a_page(two_models, tmp_path, capsys):
     assert main(["evaluate", "--compare", *two_models, "-o", "out"]) == 0
     assert not (tmp_path / "out" / "speed.html").exists(), "only one has a speed"
-    assert (
-        main(
-            [
-                "evaluate",
-                "--compare",
-                *two_models,
-                "--speed",
-                "true",
-                "--device",
-                "cpu",
-                "-o",
-                "out",
-            ]
-        )
-        == 0
-    )
+    typed = ["evaluate", "--compare", *two_models, "--speed=true", "--device=cpu", "-o", "out"]
+    assert main(typed) == 0
     values = json.loads((tmp_path / "out" / "speed.json").read_text())
     narrow, wide = (values["models"][name]["decode"] for name in two_models)
     assert narrow["weights"] < wide["weights"]

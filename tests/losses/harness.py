@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class LossCase:
     unchecked: Callable[..., Tensor] | None = None
     """The loss without the run-time check of its types, which would raise before the loss does."""
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return self.name
 
 
@@ -60,14 +60,14 @@ class Item:
     expected: Any
     index: int = field(default=0)
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"{self.case.name}-{self.index}"
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+def map_tensors(function, inputs):
     """Apply a function to every floating-point tensor of the inputs."""
 
-    def apply(value: Any) -> Any:
+    def apply(value):
         if isinstance(value, list | tuple):
             return [apply(item) for item in value]
         return function(value) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -75,18 +75,18 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return {name: apply(value) for name, value in inputs.items()}
 
 
-def tensors_of(value: Any) -> list[Tensor]:
+def tensors_of(value):
     """Return the floating-point tensors in one input."""
     values = value if isinstance(value, list | tuple) else [value]
     return [item for item in values if isinstance(item, Tensor) and item.is_floating_point()]
 
 
-def with_gradients(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
+def with_gradients(inputs, dtype=torch.float64):
     """Return copies of all tensors that require gradients."""
     return map_tensors(lambda tensor: tensor.detach().to(dtype, copy=True).requires_grad_(), inputs)
 
 
-def gradients(inputs: Inputs) -> Iterator[tuple[str, Tensor | None]]:
+def gradients(inputs):
     """Yield the name of every tensor and its gradient."""
     for name, value in inputs.items():
         for tensor in tensors_of(value):
@@ -98,7 +98,7 @@ class LossTester:
 
     cases: tuple[LossCase, ...] = ()
 
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+    def pytest_generate_tests(self, metafunc):
         """Parametrise each check by the cases, or by what they declare."""
         lists = {
             "case": list(self.cases),
@@ -113,7 +113,7 @@ class LossTester:
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values, ids=repr)
 
-    def items(self, attribute: str) -> list[Item]:
+    def items(self, attribute):
         """Return every entry of one attribute of the cases."""
         return [
             Item(case, inputs, expected, index)
@@ -121,12 +121,12 @@ class LossTester:
             for index, (inputs, expected) in enumerate(getattr(case, attribute))
         ]
 
-    def test_known_values(self, known: Item) -> None:
+    def test_known_values(self, known):
         value = known.case.loss(**known.inputs)
         assert value.shape == ()
         assert value.item() == pytest.approx(known.expected, rel=1e-6, abs=1e-12)
 
-    def test_equals_the_reference(self, case: LossCase) -> None:
+    def test_equals_the_reference(self, case):
         for seed in range(case.num_examples):
             inputs = case.example(seed)
             value = case.loss(**inputs)
@@ -136,7 +136,7 @@ class LossTester:
                 float(case.reference(**inputs)), rel=1e-8, abs=1e-12
             ), f"seed {seed}"
 
-    def test_gradient_is_zero_at_an_optimum(self, optimum: Item) -> None:
+    def test_gradient_is_zero_at_an_optimum(self, optimum):
         inputs = with_gradients(optimum.inputs)
         value = optimum.case.loss(**inputs)
         value.backward()
@@ -144,25 +144,25 @@ class LossTester:
         for name, gradient in gradients(inputs):
             assert gradient is None or gradient.eq(0).all(), name
 
-    def test_grows(self, ordered_case: LossCase) -> None:
+    def test_grows(self, ordered_case):
         values = [ordered_case.loss(**inputs).item() for inputs in ordered_case.increasing]
         assert len(values) > 1
         assert values == sorted(set(values))
 
-    def test_gradcheck(self, case: LossCase) -> None:
+    def test_gradcheck(self, case):
         for seed in range(2):
             inputs = with_gradients(case.example(seed))
             checked = [tensor for name in case.learns for tensor in tensors_of(inputs.get(name))]
             assert checked
 
-            def loss(*tensors: Tensor, inputs: Inputs = inputs) -> Tensor:
+            def loss(*tensors, inputs=inputs):
                 perturbed = iter(tensors)
                 learned = {name: inputs[name] for name in case.learns if name in inputs}
                 return case.loss(**{**inputs, **map_tensors(lambda _: next(perturbed), learned)})
 
             assert torch.autograd.gradcheck(loss, checked, fast_mode=seed > 0)
 
-    def test_only_the_inputs_that_learn_get_a_gradient(self, case: LossCase) -> None:
+    def test_only_the_inputs_that_learn_get_a_gradient(self, case):
         for seed in range(2):
             inputs = with_gradients(case.example(seed))
             case.loss(**inputs).backward()
@@ -174,7 +174,7 @@ class LossTester:
                     assert gradient is None, name
 
     @pytest.mark.parametrize("fill", [-1.0, 0.0, 1.0])
-    def test_gradients_of_constant_inputs_are_finite(self, case: LossCase, fill: float) -> None:
+    def test_gradients_of_constant_inputs_are_finite(self, case, fill):
         inputs = with_gradients(
             map_tensors(lambda tensor: torch.full_like(tensor, fill), case.example(0))
         )
@@ -186,7 +186,7 @@ class LossTester:
 
     @pytest.mark.parametrize("autocast", [False, True])
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    def test_at_least_float32(self, case: LossCase, dtype: torch.dtype, autocast: bool) -> None:
+    def test_at_least_float32(self, case, dtype, autocast):
         for seed in range(2):
             inputs = with_gradients(case.example(seed), dtype)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -202,16 +202,14 @@ class LossTester:
             )
 
     @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-    def test_half_precision_does_not_overflow(
-        self, large_case: LossCase, dtype: torch.dtype
-    ) -> None:
+    def test_half_precision_does_not_overflow(self, large_case, dtype):
         inputs = map_tensors(lambda tensor: tensor.to(dtype), large_case.large)
         value = large_case.loss(**inputs)
         expected = float(large_case.reference(**map_tensors(Tensor.double, inputs)))
         assert expected > torch.finfo(torch.float16).max
         assert value.item() == pytest.approx(expected, rel=1e-3)
 
-    def test_nothing_waits_for_the_device(self, case: LossCase) -> None:
+    def test_nothing_waits_for_the_device(self, case):
         for seed in range(2):
             # The device "meta" has no values, so that reading one raises.
             inputs = map_tensors(
@@ -221,7 +219,7 @@ class LossTester:
             value.backward()
             assert (value.shape, value.device.type) == ((), "meta")
 
-    def test_inputs_are_not_modified(self, case: LossCase) -> None:
+    def test_inputs_are_not_modified(self, case):
         inputs, before = case.example(0), case.example(0)
         case.loss(**inputs)
         for name, value in inputs.items():
@@ -229,28 +227,28 @@ class LossTester:
                 assert torch.equal(tensor, original), name
                 assert tensor.requires_grad == original.requires_grad, name
 
-    def test_pairs_are_keyword_only(self, paired_case: LossCase) -> None:
+    def test_pairs_are_keyword_only(self, paired_case):
         with pytest.raises(TypeError):
             (paired_case.function or paired_case.loss)(*paired_case.example(0).values())
 
-    def test_errors(self, invalid: Item) -> None:
+    def test_errors(self, invalid):
         loss = invalid.case.unchecked or invalid.case.loss
         with pytest.raises(ValueError, match="must be") as error:
             loss(**{**invalid.case.example(0), **invalid.inputs})
         assert str(error.value) == invalid.expected
 
 
-def to_meta(value: Any) -> Any:
+def to_meta(value):
     """Move a mask to the device "meta", too."""
     return value.to("meta") if isinstance(value, Tensor) and value.dtype == torch.bool else value
 
 
-def random(shape: tuple[int, ...], seed: int) -> Tensor:
+def random(shape, seed):
     """Return float64 numbers in [-1, 1)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
 
 
-def normal(shape: tuple[int, ...], seed: int) -> Tensor:
+def normal(shape, seed):
     """Return float64 numbers with a standard normal distribution."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

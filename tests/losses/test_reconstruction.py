@@ -193,19 +193,16 @@ def test_the_result_has_the_wider_input_type_whatever_the_type_of_the_weight():
     assert mse(reconstruction=x, target=x, weight=y).dtype == torch.float32
 
 
-def test_nll_of_l1_is_that_of_a_laplace_distribution():
+@pytest.mark.parametrize(
+    ("error", "distribution", "power", "area"), [(l1, Laplace, 1, 2), (mse, Normal, 2, 2 * math.pi)]
+)
+def test_nll_is_that_of_a_laplace_distribution_or_twice_that_of_a_gaussian(
+    error, distribution, power, area
+):
     inputs, logvar = pair((2, 3, 4)), torch.tensor(-0.7, dtype=torch.float64)
-    expected = -Laplace(inputs["reconstruction"], logvar.exp()).log_prob(
-        inputs["target"]
-    ).mean() - math.log(2)
-    torch.testing.assert_close(gaussian_nll(distance=l1(**inputs), logvar=logvar), expected)
-
-
-def test_nll_of_mse_is_twice_that_of_a_gaussian():
-    inputs, logvar = pair((2, 3, 4)), torch.tensor(-0.7, dtype=torch.float64)
-    gaussian = Normal(inputs["reconstruction"], (0.5 * logvar).exp())
-    expected = -2 * gaussian.log_prob(inputs["target"]).mean() - math.log(2 * math.pi)
-    torch.testing.assert_close(gaussian_nll(distance=mse(**inputs), logvar=logvar), expected)
+    density = distribution(inputs["reconstruction"], (logvar / power).exp())
+    expected = -power * density.log_prob(inputs["target"]).mean() - math.log(area)
+    torch.testing.assert_close(gaussian_nll(distance=error(**inputs), logvar=logvar), expected)
 
 
 def test_shape_types_are_checked_in_tests():

@@ -120,12 +120,6 @@ class TestWavelet(LossTester):
     )
 
 
-def test_filters_by_hand():
-    x = torch.arange(1.0, 9.0).reshape(1, 1, 2, 2, 2)  # width counts by 1, height by 2, time by 4
-    expected = torch.tensor([36.0, -4.0, -8.0, 0.0, -16.0, 0.0, 0.0, 0.0]) / math.sqrt(8)
-    torch.testing.assert_close(haar(x).flatten(), expected)
-
-
 @settings(max_examples=15, deadline=None)
 @given(size=sizes, seed=st.integers(0, 9))
 def test_haar_equals_a_loop_over_blocks(size, seed):

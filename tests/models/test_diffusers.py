@@ -1,7 +1,5 @@
 """Every autoencoder of images and video of the installed diffusers can be trained; models are tiny and random."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import re

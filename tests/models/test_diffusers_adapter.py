@@ -1,7 +1,5 @@
 """Sizes, inputs and classes that the adapter accepts and refuses."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin

@@ -1,7 +1,5 @@
 """Where single diffusers classes differ from the rest. Each test first shows the class's own behaviour."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

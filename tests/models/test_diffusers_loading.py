@@ -1,7 +1,5 @@
 """Diffusers models are loaded whole, in training mode, and errors name what is missing."""
 
-from __future__ import annotations
-
 import json
 
 import diffusers

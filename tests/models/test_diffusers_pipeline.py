@@ -15,13 +15,13 @@ from .tiny_models import CLIPS, tiny_model
 pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 
 
-def student_of(name):
+def student_of(name, module=None):
     """Return a student of a tiny model, with random weights, which cannot load its teacher."""
 
     def load(name):
         raise AssertionError("the teacher is not needed")
 
-    teacher = DiffusersAutoencoder(tiny_model(name))
+    teacher = DiffusersAutoencoder(module or tiny_model(name))
     torch.manual_seed(0)
     return StudentAutoencoder.of(
         teacher, name, load, student_config("tiny", teacher, CLIPS[name])
@@ -76,10 +76,7 @@ def pipe():
 
 def test_a_student_decodes_in_the_place_of_its_teacher(pipe):
     before = pipe(5, 16, 16)
-    teacher = DiffusersAutoencoder(pipe.vae)
-    student = StudentAutoencoder.of(
-        teacher, "wan", str, student_config("tiny", teacher, CLIPS["wan"])
-    ).eval()
+    student = student_of("wan", pipe.vae)
     pipe.vae = PipelineVAE(student)
     for pipeline in (pipe, Pipeline(PipelineVAE(student), pipe.transformer, pipe.scheduler)):
         after = pipeline(5, 16, 16)
@@ -90,10 +87,7 @@ def test_a_student_decodes_in_the_place_of_its_teacher(pipe):
 
 
 def test_a_pipeline_with_a_student_is_saved_and_loaded(pipe, tmp_path):
-    teacher = DiffusersAutoencoder(pipe.vae)
-    student = StudentAutoencoder.of(
-        teacher, "wan", str, student_config("tiny", teacher, CLIPS["wan"])
-    ).eval()
+    student = student_of("wan", pipe.vae)
     pipe.vae = PipelineVAE(student)
     pipe.save_pretrained(tmp_path / "pipe")
     loaded = Pipeline.from_pretrained(tmp_path / "pipe")

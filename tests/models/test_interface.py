@@ -10,16 +10,8 @@ from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
 
 def test_a_model_is_checked_for_every_bucket():
-    model = CausalVAE(
-        CausalVAEConfig(
-            time_compression=4,
-            spatial_compression=4,
-            latent_channels=4,
-            patch_size=2,
-            base_channels=8,
-            blocks_per_level=1,
-        )
-    )
+    config = CausalVAEConfig(4, 4, 4, patch_size=2, base_channels=8, blocks_per_level=1)
+    model = CausalVAE(config)
     valid = [Bucket(17, 32, 32), Bucket(1, 64, 32)]
     check_buckets(valid, model, images=True)
     with pytest.raises(

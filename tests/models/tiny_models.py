@@ -10,7 +10,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import ModelMixin
 from torch import nn
 
 from telecine.models.diffusers import DiffusersAutoencoder, loading
@@ -47,7 +46,7 @@ KL_IMAGE = {
 }
 
 
-def for_both(**settings: object) -> dict[str, object]:
+def for_both(**settings):
     """Return settings that an encoder and a decoder have separately."""
     return {
         f"{side}_{name}": value
@@ -276,16 +275,16 @@ DIFFUSION_DECODER = TinyModel(
 class Encoder(nn.Module):
     """Stands in for a network of transformers, which tests need not have: patches of 14 x 14 pixels become tokens."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size):
         super().__init__()
         self.embed = nn.Conv2d(3, hidden_size, 14, stride=14)
 
 
-def tokens_of(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+def tokens_of(encoder, images):
     return encoder.embed(images).flatten(2).transpose(1, 2)
 
 
-def replace_transformers() -> None:
+def replace_transformers():
     """Let `AutoencoderRAE` have an `Encoder`."""
     module = pytest.importorskip("diffusers.models.autoencoders.autoencoder_rae")
     module._build_encoder = lambda hidden_size, **_: Encoder(hidden_size).requires_grad_(False)
@@ -293,7 +292,7 @@ def replace_transformers() -> None:
     loading.is_transformers_available = lambda: True
 
 
-def tiny_model(name: str, seed: int = 0, **changes: object) -> ModelMixin:
+def tiny_model(name, seed=0, **changes):
     """Return the model of this name with the weights of a seed, or skip the test: diffusers 0.36 lacks some."""
     model = DIFFUSION_DECODER if name == "ltx2_diffusion_decoder" else TINY_MODELS[name]
     cls = getattr(diffusers, model.cls, None) or pytest.skip(
@@ -305,7 +304,7 @@ def tiny_model(name: str, seed: int = 0, **changes: object) -> ModelMixin:
     return cls(**{**model.settings, **changes})
 
 
-def tiny_clip(name: str, batch: int = 1, seed: int = 0) -> torch.Tensor:
+def tiny_clip(name, batch=1, seed=0):
     """Return random clips of the model's size, in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return 2 * torch.rand(batch, 3, *CLIPS[name], generator=generator) - 1
@@ -338,11 +337,11 @@ STREAMED = {
     "kandinsky6_sr": 21,
     "kvae_video": 25,
 }
-BEFORE_AND_AFTER_PROBING: dict[str, tuple[dict[str, object], dict[str, object]]] = {}
+BEFORE_AND_AFTER_PROBING = {}
 
 
 @cache
-def shared(name: str) -> DiffusersAutoencoder:
+def shared(name):
     """Return a model for tests that do not change it. Accepted sizes and the last layer are probed only once."""
     model = DiffusersAutoencoder(tiny_model(name))
     before = state_of(model)
@@ -354,7 +353,7 @@ def shared(name: str) -> DiffusersAutoencoder:
     return model
 
 
-def state_of(model: DiffusersAutoencoder) -> dict[str, object]:
+def state_of(model):
     """Return copies of what probing must not change."""
     return {
         "random numbers": torch.get_rng_state(),
@@ -365,13 +364,13 @@ def state_of(model: DiffusersAutoencoder) -> dict[str, object]:
 
 
 @cache
-def pickled(name: str) -> bytes:
+def pickled(name):
     """Return `shared(name)` pickled, which is copied several times as fast."""
     return pickle.dumps(shared(name))
 
 
-def adapter(name: str) -> DiffusersAutoencoder:
+def adapter(name):
     """Return a copy of `shared(name)` for tests that change it."""
-    model: DiffusersAutoencoder = pickle.loads(pickled(name))
+    model = pickle.loads(pickled(name))
     torch.manual_seed(0)  # the same whether `shared` had to build the model or not
     return model

@@ -41,24 +41,6 @@ def test_inputs_are_cast_to_the_parameters_type():
     assert build()(x.half()).logits.dtype == torch.float16, "there are no parameters"
 
 
-def test_names(make_loss, make_discriminator):
-    class Frames(make_discriminator):
-        sees = "frames"
-
-    loss = make_loss(
-        discr_kwargs=make_discriminator(),
-        discr_3d_kwargs=make_discriminator(),
-        multiscale_discr_kwargs=[make_discriminator(), Frames()],
-    )
-    every = loss.discriminators
-    assert [(d.name, d.key, d.sees, d.factor) for d in every] == [
-        ("discr", "discr", "frames", 1),
-        ("discr_3d", "discr_3d", "video", 1),
-        ("multiscale_discrs.0", "multiscale_discrs_0", "video", 2),
-        ("multiscale_discrs.1", "multiscale_discrs_1", "frames", 4),
-    ]
-
-
 def test_a_discriminator_of_the_wrong_kind(make_loss):
     with pytest.raises(
         ValueError,

@@ -5,18 +5,8 @@ import torch
 
 from telecine import Ramp, Term
 from telecine.losses import GAN_LOSSES, JointGANLoss, hinge
-from telecine.objective.log import discriminator_log, logit_statistics
-from telecine.objective.weights import mean, total
+from telecine.objective.log import logit_statistics
 
-STATISTICS = (
-    "logits_real",
-    "logits_fake",
-    "logits_real_std",
-    "logits_fake_std",
-    "accuracy_real",
-    "accuracy_fake",
-    "hinge_active",
-)
 REAL = torch.tensor([[2.0, 0.7], [0.2, -1.0]])
 FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])
 
@@ -77,56 +67,6 @@ def test_logits_on_the_boundary_are_wrong(gan_loss):
 
 def test_a_single_logit_has_no_spread():
     assert statistics("hinge", torch.ones(1), torch.ones(1))["logits_real_std"] == 0.0
-
-
-def test_total_and_mean():
-    terms = [torch.tensor(1.0), torch.tensor(4.0)]
-    like = torch.zeros(3, device="meta")
-    assert total(iter(terms), like=like).item() == 5
-    assert mean(iter(terms), like=like).item() == 2.5
-    for empty in (total([], like=like), mean([], like=like)):
-        assert (empty.shape, empty.device.type) == ((), "meta")
-    assert total([], like=terms[0]) == mean([], like=terms[0]) == 0
-
-
-def step_log(real, fake, **terms):
-    """Return the terms and the statistics of a discriminator."""
-    terms = {name: torch.tensor(value) for name, value in terms.items()}
-    return terms, logit_statistics(real=real, fake=fake, gan_loss=hinge)
-
-
-def log_of(logs):
-    terms = {name: log[0] for name, log in logs.items()}
-    statistics = {name: log[1] for name, log in logs.items()}
-    log = discriminator_log(torch.zeros(()), terms, statistics, like=REAL, split="train")
-    assert log.pop("train/total_disc_loss") == 0
-    return {name.removeprefix("train/"): value for name, value in log.items()}
-
-
-def test_sums_means_and_each_discriminator():
-    first = step_log(REAL, FAKE, gan=1.0, grad_penalty=2.0, lecam=3.0)
-    second = step_log(FAKE, REAL, gan=10.0, grad_penalty=20.0, lecam=30.0)
-    log = log_of({"discr": first, "discr_3d": second})
-    log = {name: value.item() for name, value in log.items()}
-    assert (log["discr_loss"], log["discr_loss_discr"], log["discr_loss_discr_3d"]) == (11, 1, 10)
-    assert (log["grad_penalty_loss"], log["lecam_loss"]) == (22, 33)
-    assert (log["accuracy_real"], log["accuracy_real_discr"], log["accuracy_real_discr_3d"]) == (
-        0.5,
-        0.75,
-        0.25,
-    )
-    names = {
-        f"{name}{suffix}"
-        for name in (*STATISTICS, "discr_loss")
-        for suffix in ("", "_discr", "_discr_3d")
-    }
-    assert set(log) == {*names, "grad_penalty_loss", "lecam_loss"}
-
-
-def test_one_discriminator_and_none():
-    log = log_of({"discr": step_log(REAL, FAKE, gan=1.0)})
-    assert set(log) == {"discr_loss", *STATISTICS}
-    assert log_of({}) == {}
 
 
 def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip):

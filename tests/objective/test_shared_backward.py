@@ -23,11 +23,10 @@ class TanhDiscriminator(nn.Module):
         return self.net(x).flatten() + self.biases.to(x.dtype)
 
 
-def both_gradients(loss, logits, x, parameters, *, others=None):
+def both_gradients(loss, logits, x, parameters):
     generator = loss.compute_generator_loss(fake_logits=logits)
     discriminator = loss.compute_discriminator_loss(real_logits=None, fake_logits=logits)
     gradient_sum = GradientSum(parameters)
-    gradient_sum.gradients = others or gradient_sum.gradients
     grad_x = shared_backward(generator, discriminator, logits, x, gradient_sum, retain_graph=False)
     return grad_x, gradient_sum.gradients
 
@@ -59,20 +58,6 @@ def test_both_gradients_are_those_of_two_backwards(name, biases, dtype, rtol):
     largest = max(gradient.abs().max().item() for gradient in expected)
     assert (largest > 0) == (name != "hinge" or max(biases) > -1)
     torch.testing.assert_close(gradients, list(expected), rtol=rtol, atol=1e-10)
-
-
-def test_gradients_of_the_real_part_are_added():
-    discriminator = TanhDiscriminator([0.0, 2.0])
-    x = torch.randn(2, 3, 8, 8, requires_grad=True)
-    unused = nn.Parameter(torch.ones(2))
-    parameters = [*discriminator.parameters(), unused]
-    plain = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters)[1]
-    others = [torch.full_like(parameter, 5.0) for parameter in parameters]
-    added = both_gradients(GAN_LOSSES["hinge"], discriminator(x), x, parameters, others=others)[1]
-    assert plain[-1] is None
-    torch.testing.assert_close(
-        added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)]
-    )
 
 
 def test_no_gradient_of_either_loss():

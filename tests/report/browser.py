@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from playwright.sync_api import BrowserContext, Locator, Page
+from playwright.sync_api import Page
 
 from .runs import number_of
 
@@ -23,7 +20,7 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
 
-def open_page(context: BrowserContext, path: Path) -> Opened:
+def open_page(context, path):
     """Open a file in a new tab."""
     page = context.new_page()
     opened = Opened(page)
@@ -34,7 +31,7 @@ def open_page(context: BrowserContext, path: Path) -> Opened:
     return opened
 
 
-def check_page(context: BrowserContext, path: Path, check: Callable[[Page], None]) -> list[str]:
+def check_page(context, path, check):
     """Open a file, call `check` with its page, and return the messages of its console."""
     opened = open_page(context, path)
     check(opened.page)
@@ -42,7 +39,7 @@ def check_page(context: BrowserContext, path: Path, check: Callable[[Page], None
     return opened.messages
 
 
-def wait_for_frame(page: Page, number: int) -> None:
+def wait_for_frame(page, number):
     """Wait until the player shows a frame."""
     # A function is evaluated at every frame of the screen, a selector only twice a second.
     page.wait_for_function(
@@ -50,14 +47,14 @@ def wait_for_frame(page: Page, number: int) -> None:
     )
 
 
-def pane_image(page: Page, pane: int) -> Image.Image:
+def pane_image(page, pane):
     """Return what a pane shows, without its border, which may be covered by the focus ring."""
     content = page.locator("#panes canvas").nth(pane).screenshot()
     image = Image.open(io.BytesIO(content)).convert("RGB")
     return image.crop((8, 8, image.width - 8, image.height - 8))
 
 
-def shown_numbers(page: Page) -> tuple[int, int]:
+def shown_numbers(page):
     """Return the numbers of the stamped frames in the pixels of the first two panes, from one screenshot."""
     whole = page.locator("#panes")
     box = whole.bounding_box()
@@ -72,25 +69,25 @@ def shown_numbers(page: Page) -> tuple[int, int]:
     return number_of(left), number_of(right)
 
 
-def shown_number(page: Page, pane: int = 0) -> int:
+def shown_number(page, pane=0):
     """Return the number of the stamped frame in the pixels of a pane."""
     image = pane_image(page, pane)
     return number_of(image.getpixel((image.width // 2, image.height // 2))[0])
 
 
-def stable_box(page: Page, selector: str) -> dict[str, float]:
+def stable_box(page, selector):
     """Return the bounding box of an element after scrolling it into view."""
     element = page.locator(selector).first
     element.scroll_into_view_if_needed()
     return element.bounding_box()
 
 
-def evaluate(page: Page, selector: str, expression: str) -> object:
+def evaluate(page, selector, expression):
     """Return the value of a JavaScript function of the first matching element."""
     return page.locator(selector).first.evaluate(expression)
 
 
-def chart(page: Page, title: str) -> Locator:
+def chart(page, title):
     """Return the figure of a chart, which is drawn once it is scrolled into view."""
     figure = page.locator("#charts figure").filter(
         has=page.get_by_role("heading", name=title, exact=True)
@@ -104,7 +101,7 @@ def chart(page: Page, title: str) -> Locator:
     return figure
 
 
-def drawn(page: Page, title: str) -> dict[str, Any]:
+def drawn(page, title):
     """Return what plotly draws: `names` of curves with their `values`, `dashes`, and `colours`; `x` and `y` axes."""
     return (
         chart(page, title)

@@ -1,7 +1,5 @@
 """A browser (Debian's Chromium, driven by playwright, which needs no browser of its own) and a page in it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,13 +1,9 @@
 """Folders of runs for reports, written without training."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.clips import ReconstructedClip, write_clips
@@ -17,12 +13,10 @@ FPS = 25.0
 STAMPED_FRAMES = 12
 
 
-def records(num: int, *, every: int = 1, val_every: int = 20) -> list[dict[str, float]]:
+def records(num, *, every=1, val_every=20):
     """Return records that look like those of a run."""
     linear = {"linear/psnr": 25.4}
-    lines: list[dict[str, float]] = [
-        {"step": 0, "val/psnr": 11.0, "val/ssim": 0.04, "val/lpips_alex": 0.97, **linear}
-    ]
+    lines = [{"step": 0, "val/psnr": 11.0, "val/ssim": 0.04, "val/lpips_alex": 0.97, **linear}]
     for step in range(every, num * every + 1, every):
         progress = step / (num * every)
         noise = ((step * 7919) % 13 - 6) / 40
@@ -49,9 +43,7 @@ def records(num: int, *, every: int = 1, val_every: int = 20) -> list[dict[str, 
     return lines
 
 
-def write_run(
-    folder: Path, lines: list[dict[str, float]], settings: str = "steps: 60\nclips:\n  height: 64\n"
-) -> Path:
+def write_run(folder, lines, settings="steps: 60\nclips:\n  height: 64\n"):
     """Write the folder of a run without clips, environment and warnings."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -59,13 +51,13 @@ def write_run(
     return folder
 
 
-def stamped(num_frames: int = STAMPED_FRAMES, height: int = 48, width: int = 64) -> Tensor:
+def stamped(num_frames=STAMPED_FRAMES, height=48, width=64):
     """Return uint8 frames `(T, H, W, 3)` of one grey value each, which encodes their number; see `number_of`."""
     grey = (20 + 18 * torch.arange(num_frames)).to(torch.uint8)
     return grey.view(-1, 1, 1, 1).expand(-1, height, width, 3).contiguous()
 
 
-def number_of(grey: float) -> int:
+def number_of(grey):
     """Return the number of a frame of `stamped` from its grey value."""
     number = round((grey - 20) / 18)
     assert abs(grey - 20 - 18 * number) < 4, f"no frame has the grey value {grey}"
@@ -73,14 +65,14 @@ def number_of(grey: float) -> int:
 
 
 @cache  # the index of a sample video takes longer than all else
-def real_clip(which: int = 0, start: int = 10, num_frames: int = 9, size: int = 64) -> Tensor:
+def real_clip(which=0, start=10, num_frames=9, size=64):
     """Return uint8 frames of a sample clip."""
     return read_clip(index_video(sample_videos()[which]), start, num_frames)[
         :, :size, :size
     ].contiguous()
 
 
-def validation_clips(noise: float) -> list[ReconstructedClip]:
+def validation_clips(noise):
     """Return a stamped clip and two real ones, with increasingly noisy reconstructions."""
     generator = torch.Generator().manual_seed(0)
     clips = []
@@ -100,13 +92,13 @@ def validation_clips(noise: float) -> list[ReconstructedClip]:
     return clips
 
 
-def write_stamped_clip(run: Path, metrics: dict[str, float], source: str = "a.mp4") -> None:
+def write_stamped_clip(run, metrics, source="a.mp4"):
     """Write a validation at step 20 with a clip of two frames."""
     clip = ReconstructedClip(stamped(2), stamped(2), metrics, source, 0, FPS)
     write_clips(Run(run), 20, [clip], fps=FPS)
 
 
-def write_clips_of(run: Path, steps: tuple[int, ...] = (0, 60)) -> None:
+def write_clips_of(run, steps=(0, 60)):
     """Write the clips of validations into a run's folder."""
     for step in steps:
         write_clips(Run(run), step, validation_clips(noise=12.0 if step == 0 else 4.0), fps=FPS)

@@ -1,18 +1,14 @@
 """Charts, tables, themes and accessibility of the page in a real browser."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("playwright.sync_api")
 
 from PIL import Image
-from playwright.sync_api import Page
 
 from telecine.report.chart_data import Chart, Series, XAxis, charts_data, make_curve
 from telecine.report.clips import ReconstructedClip, write_clips
@@ -27,13 +23,13 @@ pytestmark = pytest.mark.slow
 LOGITS = "discriminator: logits"
 
 
-def zoom(page: Page, title: str, first: float, last: float) -> None:
+def zoom(page, title, first, last):
     """Zoom a chart as dragging over it does."""
     relayout = "(plot, ends) => Plotly.relayout(plot, { 'xaxis.range[0]': ends[0], 'xaxis.range[1]': ends[1] })"
     chart(page, title).locator(".plot").evaluate(relayout, [first, last])
 
 
-def write_charts(path: Path, charts: list[Chart]) -> Path:
+def write_charts(path, charts):
     """Write a page of charts alone."""
     data = charts_data(charts, runs=["model"], file="latents.json")
     values = {
@@ -66,7 +62,7 @@ def test_the_figures_of_two_unfinished_runs_are_seen_whole(context, tmp_path):
         for name in ("first", "second")
     ]
 
-    def check(page: Page) -> None:
+    def check(page):
         table = page.locator("[aria-labelledby='summary-title']")
         assert "of 2400, measured at 1920" in table.inner_text()
         assert table.evaluate("e => e.scrollWidth - e.clientWidth") == 0
@@ -100,7 +96,7 @@ def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
     clips.append(replace(clips[0], metrics={}, source="without"))
     write_clips(Run(run), 20, clips, fps=FPS)
 
-    def check(page: Page) -> None:
+    def check(page):
         wait_for_frame(page, 0)
         cells = page.locator("#clip-table tbody tr td:nth-child(2)")
         assert cells.all_inner_texts() == ["30.00", "\u2013", "20.00", "\u2013"]
@@ -138,7 +134,7 @@ def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves
     lines[50]["train/grad_norm"] = 1e6
     lines[60]["train/lr"] = 5.0
 
-    def check(page: Page) -> None:
+    def check(page):
         norms = drawn(page, "adaptive weight and gradient norms")["y"]
         assert norms["type"] == "log"
         assert 5 < norms["range"][1] < 6, "the smoothed spike is inside, the logged one is not"
@@ -180,7 +176,7 @@ def test_the_linear_baseline_has_one_line_style(context, tmp_path, num_runs):
     lines = [{**line, "linear/ssim": 0.5} if "val/ssim" in line else line for line in records(40)]
     runs = [write_run(tmp_path / name, lines) for name in "ab"[:num_runs]]
 
-    def check(page: Page) -> None:
+    def check(page):
         for title in ("PSNR (dB)", "SSIM"):
             shown = drawn(page, title)
             is_baseline = ["linear baseline" in name for name in shown["names"]]
@@ -221,7 +217,7 @@ def test_warnings_are_marked_and_names_are_shown_as_they_are(context, tmp_path):
     warning = {"step": 5, "rule": "rule", "message": "<i>won</i>", "remedy": "Wait."}
     (run / "health.jsonl").write_text(json.dumps(warning) + "\n")
 
-    def check(page: Page) -> None:
+    def check(page):
         box = chart(page, "all losses").locator(".nsewdrag").bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
         text = chart(page, "all losses").locator(".hoverlayer")
@@ -231,7 +227,7 @@ def test_warnings_are_marked_and_names_are_shown_as_they_are(context, tmp_path):
     assert check_page(context, write_report([run]), check) == []
 
 
-def luminance(colour: str) -> float:
+def luminance(colour):
     """Return the relative luminance (WCAG 2.2) of a colour as browsers compute it."""
     values = [int(value) / 255 for value in colour[colour.index("(") + 1 : -1].split(",")[:3]]
     linear = [
@@ -240,11 +236,11 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def style(page: Page, selector: str, name: str) -> str:
+def style(page, selector, name):
     return evaluate(page, selector, f"e => getComputedStyle(e)['{name}']")
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(one, other):
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
@@ -371,7 +367,7 @@ def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
         write_stamped_clip(run, {"psnr": 1.0})
     (runs[2] / "metrics.jsonl").write_text("[]\n")
 
-    def check(page: Page) -> None:
+    def check(page):
         page.set_viewport_size({"width": 360, "height": 700})
         page.locator("#run-0").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -394,8 +390,8 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
     write_stamped_clip(run, {"psnr": 1.0})
     page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
 
-    def check(page: Page) -> None:
-        def shows_the_same() -> None:
+    def check(page):
+        def shows_the_same():
             page.locator("#charts").wait_for()
             assert page.input_value("#smoothing") == "0.9"
             assert page.get_by_label("Log", exact=True).is_checked()
@@ -524,7 +520,7 @@ def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context,
     ]
     path = write_charts(tmp_path / "page.html", charts)
 
-    def check(page: Page) -> None:
+    def check(page):
         assert drawn(page, "Equivariance")["modes"] == ["markers"]
         figure = chart(page, "Equivariance")
         assert figure.locator(".xtick text").all_text_contents() == ["none", "flip", "<b>turn"]
@@ -546,7 +542,7 @@ def test_a_chart_of_many_long_curves_is_drawn(context, tmp_path):
         for name in "ab"
     ]
 
-    def check(page: Page) -> None:
+    def check(page):
         shown = drawn(page, "gradient of each frame / mean")
         assert len(shown["names"]) == 80
         assert shown["y"]["range"] == pytest.approx([0.95, 2.02], abs=0.01)

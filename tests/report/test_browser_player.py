@@ -1,14 +1,11 @@
 """The player of the page in a real browser."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest
 
 pytest.importorskip("playwright.sync_api")
 
-from playwright.sync_api import Page
 
 from telecine.report.page import write_report
 
@@ -235,7 +232,7 @@ def test_a_missing_video_shows_an_error(context, tmp_path):
     page_file = write_report([run])
     shutil.rmtree(tmp_path / "run" / "report_videos")
 
-    def check(page: Page) -> None:
+    def check(page):
         page.wait_for_selector("#player-error:visible")
         assert "cannot be played. Is the folder of videos beside this page?" in page.inner_text(
             "#player-error"

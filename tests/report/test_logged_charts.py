@@ -136,15 +136,6 @@ def test_several_runs_share_charts():
     assert [curve.run for curve in other.curves] == [2]
 
 
-def test_schedules_are_not_smoothed():
-    lines = [
-        {"step": step, "train/lr": 1e-3, "train/lecam_weight": step, "train/mse": 0.5}
-        for step in (1, 2)
-    ]
-    not_smoothed = [title for title, chart in charts_of(lines).items() if not chart.is_smoothed]
-    assert not_smoothed == ["learning rate", "scheduled weights"]
-
-
 def test_other_losses_and_weights_have_their_charts():
     weights = {f"train/{term.weight_key}" for term in ObjectiveConfig().term_schedules().values()}
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}

@@ -12,7 +12,6 @@ from urllib.parse import unquote
 import pytest
 
 from telecine.report.chart_data import MAX_POINTS, plotly_script
-from telecine.report.html import breakable
 from telecine.report.page import write_report
 from telecine.runs import Run
 
@@ -144,19 +143,6 @@ def test_runs_on_other_held_out_clips_are_marked(tmp_path):
     assert "wall time 1 min 15 s 1 min 15 s" in text
     Run(runs[1]).write_summary(SUMMARY)
     assert "Not comparable" not in text_of(write_report(runs, tmp_path / "report.html"))
-
-
-@pytest.mark.parametrize(
-    ("name", "html"),
-    [
-        ("steps", "steps"),
-        ("gan.disc_train_start", "gan.<wbr>disc_<wbr>train_<wbr>start"),
-        ("a/b & <c>.mp4", "a/<wbr>b &amp; &lt;c&gt;.<wbr>mp4"),
-        ("_x", "_<wbr>x"),
-    ],
-)
-def test_names_break_after_their_parts(name, html):
-    assert breakable(name) == html
 
 
 def test_the_page_of_one_run_is_in_its_folder_and_that_of_several_in_the_current_one(

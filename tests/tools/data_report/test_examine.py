@@ -16,7 +16,7 @@ from telecine.tools.data_report.examine import examine_data
 from telecine.tools.data_report.page import render_data, summarize, write_data
 from telecine.training.clips import Spans
 
-from .conftest import moving_frames, write_video
+from ...data.videos import moving_frames, write_video
 
 
 def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally_often(

@@ -7,7 +7,6 @@ import torch
 
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.tools.data_report.measures import (
-    DEFINITIONS,
     brightness,
     changes,
     find_cuts,
@@ -16,7 +15,7 @@ from telecine.tools.data_report.measures import (
     group_copies,
 )
 
-from .conftest import moving_frames
+from ...data.videos import moving_frames
 
 
 def cuts_of(frames):
@@ -73,13 +72,3 @@ def test_copies_are_found_by_their_frames():
     assert group_copies([video, (eight_bits << 1 | 1, 0, 0)]) == []
     assert group_copies([video[:1], (eight_bits,)]) == [], "an image has one frame alone"
     assert frame_hash(torch.full((72, 64, 3), 9, dtype=torch.uint8)) is None
-
-
-def test_the_definitions_state_the_limits():
-    assert DEFINITIONS["black"] == "no frame has a mean brightness above 5%"
-    assert "by more than 0.2% on average" in DEFINITIONS["static"]
-    assert (
-        "by more than 6% on average, and by more than 2.5 times the changes before"
-        in DEFINITIONS["cut"]
-    )
-    assert DEFINITIONS["copies"].endswith("at most 8 bits each; for images 4")

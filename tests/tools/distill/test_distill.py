@@ -37,50 +37,35 @@ from ...models.tiny_models import tiny_model
 from ...training.helpers import tensors
 
 
-@pytest.mark.slow
-def test_a_student_of_a_run_of_a_student(folder):
-    command = ["distill", "--config", "distill.yaml", "--steps", "1"]
-    assert main([*command, "--teacher", "wan", "--output_dir", "first"]) == 0
-    assert main([*command, "--teacher", "first", "--output_dir", "second"]) == 0
-    assert load_autoencoder("second").encode(torch.zeros(1, 3, 5, 32, 32)).mode().isfinite().all()
+def run(typed):
+    """Run `telecine distill` with the settings of the folder, and return its exit code."""
+    return main(["distill", "--config", "distill.yaml", *typed.split()])
 
 
 @pytest.mark.slow
 def test_a_decoder_for_a_tiny_wan(folder, capsys):
-    command = [
-        "distill",
-        "--config",
-        "distill.yaml",
-        "--teacher",
-        "wan",
-        "--output_dir",
-        "run",
-        "--latent_cache",
-        "latents",
-    ]
-    assert main([*command, "--teacher_weight", "0.5", "--steps", "1"]) == 0
+    typed = "--teacher wan --output_dir run --latent_cache latents --teacher_weight 0.5"
+    assert run(f"{typed} --steps 1") == 0
     assert "teacher: held-out psnr " in capsys.readouterr().out
-    assert main([*command, "--teacher_weight", "0.5"]) == 0
+    assert run(typed) == 0
     assert "resuming from" in capsys.readouterr().out
     assert len(list(Path("latents").glob("*.tar"))) == 2, "a clip was encoded in each run"
-    run = folder / "run"
+    output = Run(folder / "run")
     (means,) = (
         record
-        for record in Run(run).history.read()
+        for record in output.history.read()
         if record.get("step") == 2 and "train/lr" in record
     )
     assert {"train/teacher_reconstruction_loss", "train/wavelet_loss", "train/gen_loss"} < set(
         means
     )
-    checkpoint = Run(run).checkpoints.all()[-1][1]
+    checkpoint = output.checkpoints.all()[-1][1]
     config = json.loads((checkpoint / "ema" / "config.json").read_text())
     wan = DiffusersAutoencoder.from_pretrained("wan")
-    teachers = [
-        record["teacher/psnr"] for record in Run(run).history.read() if "val/psnr" in record
-    ]
+    teachers = [record["teacher/psnr"] for record in output.history.read() if "val/psnr" in record]
     assert len(set(teachers)) == 1
     assert len(teachers) == 3, "before, at 1 and at 2"
-    page = write_report([run]).read_text()
+    page = write_report([folder / "run"]).read_text()
     assert "<small>teacher " in page
     assert "teacher/psnr" in page, "a curve"
     assert config["teacher"] == "wan", "not where it is on this machine"
@@ -96,11 +81,11 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     latent = wan.encode(torch.zeros(1, 3, 5, 32, 32)).mode()
     assert loaded.decode(latent).shape == (1, 3, 5, 32, 32)
     assert (
-        main(
-            ["reconstruct", "run", "clip.mp4", "-o", "out.mp4", "--device", "cpu", "--height", "32"]
-        )
+        main(["reconstruct", "run", "clip.mp4", "-o", "out.mp4", "--device=cpu", "--height=32"])
         == 0
     )
+    assert run("--teacher run --output_dir second --steps 1") == 0, "a student of a student"
+    assert load_autoencoder("second").encode(torch.zeros(1, 3, 5, 32, 32)).mode().isfinite().all()
 
 
 @pytest.mark.slow
@@ -109,27 +94,27 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
 def test_teachers_with_other_rules_of_frames(folder, name, frames):
     """Mochi has a latent frame of six frames, and Allegro none of the first frame alone. A resumed run is the same."""
     tiny_model(name).save_pretrained(name)
-    command = [
-        "distill",
-        "--config",
-        "distill.yaml",
-        "--teacher",
-        name,
-        "--clips.num_frames",
-        str(frames),
-    ]
-    command += ["--teacher_weight", "0.5", "--feature_weight", "0.1"]
-    assert main([*command, "--output_dir", "whole"]) == 0
+    typed = (
+        f"--teacher {name} --clips.num_frames {frames} --teacher_weight 0.5 --feature_weight 0.1"
+    )
+    assert run(f"{typed} --output_dir whole") == 0
     shutil.copytree("whole", "parts")
     shutil.rmtree(Run(Path("parts")).checkpoints.all()[-1][1])
-    assert main([*command, "--output_dir", "parts"]) == 0
-    whole, parts = (Run(Path(output)).checkpoints.all()[-1][1] for output in ("whole", "parts"))
+    assert run(f"{typed} --output_dir parts") == 0
+    (_, before), (_, whole) = Run(Path("whole")).checkpoints.all()
+    parts = Run(Path("parts")).checkpoints.all()[-1][1]
     ours = tensors(whole)
     theirs = tensors(parts)
     assert len(ours) == 6
     assert all(
         torch.equal(ours[file][key], theirs[file][key]) for file in ours for key in ours[file]
     )
+    first, last = (load_file(path / "objective.safetensors") for path in (before, whole))
+    projections = [key for key in last if "projections" in key]
+    assert len(projections) == 4
+    assert not any("teacher." in key for key in last)
+    assert any(not torch.equal(first[key], last[key]) for key in projections)
+    assert "train/teacher_features_loss" in Run(Path("whole")).history.path.read_text()
     student = load_autoencoder(whole / "ema")
     teacher = DiffusersAutoencoder.from_pretrained(name).eval()
     video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
@@ -211,14 +196,14 @@ def test_the_term_of_the_teachers_decoding(folder):
 
 def test_a_run_whose_teacher_has_changed_does_not_resume(folder, capsys):
     """It would be trained on two teachers."""
-    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--train_encoder", "true"]
-    assert main([*command, "--steps", "1", "--output_dir", "run"]) == 0
+    typed = "--teacher wan --train_encoder true --output_dir run"
+    assert run(f"{typed} --steps 1") == 0
     before = Run(Path("run")).summary().networks
     assert [name for name in before if "teacher_latent" in name]
-    assert main([*command, "--steps", "2", "--output_dir", "run"]) == 0
+    assert run(f"{typed} --steps 2") == 0
     assert Run(Path("run")).summary().networks == before
     tiny_model("wan", seed=1).save_pretrained("wan")
-    assert main([*command, "--steps", "3", "--output_dir", "run"]) == 2
+    assert run(f"{typed} --steps 3") == 2
     assert "the frozen networks must be those that the run in" in capsys.readouterr().err
 
 
@@ -261,10 +246,7 @@ def trained(monkeypatch):
 
 
 def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
-    assert (
-        main(["distill", "--config", "distill.yaml", "--teacher", "wan", "--teacher_weight", "0.5"])
-        == 0
-    )
+    assert run("--teacher wan --teacher_weight 0.5") == 0
     write_settings(folder, trained[0])
     for weight in ("0.5", "0"):
         assert main(["distill", "--config", "config.yaml", "--teacher_weight", weight]) == 0
@@ -276,9 +258,8 @@ def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
 
 
 def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, trained):
-    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--train_encoder", "true"]
-    weights = ["--latent_weight", "2", "--feature_weight", "0.1", "--decoding_weight", "3"]
-    assert main([*command, *weights]) == 0
+    typed = "--latent_weight 2 --feature_weight 0.1 --decoding_weight 3"
+    assert run(f"--teacher wan --train_encoder true {typed}") == 0
     (config,) = trained
     assert (config.model, config.teacher) == (None, str(folder / "wan"))
     weights = {name: term.weight for name, term in config.objective.terms.items()}
@@ -302,8 +283,7 @@ def test_the_channels_of_another_folder_are_not_compared(generating, trained, is
         students = {"first": str(Path("second").resolve()), "second": str(Path("first").resolve())}
     for folder, student in students.items():
         Path(folder, "config.yaml").write_text(f"student: {student}\n")
-    command = ["distill", "--config", "distill.yaml", "--teacher", "generates", "--init", "first"]
-    assert main([*command, "--feature_weight", "1"]) == 0
+    assert run("--teacher generates --init first --feature_weight 1") == 0
     (config,) = trained
     target = config.objective.terms["teacher_features"].target
     assert target == "telecine.tools.distill.TeacherFeatures"
@@ -313,9 +293,8 @@ def test_a_resumed_run_of_a_pruned_model_keeps_its_term_of_features(generating, 
     """A run of an older version has trained projections to the features of the teacher."""
     shutil.copytree("generates", "pruned")
     Path("pruned/prune.json").write_text("{}")
-    command = ["distill", "--config", "distill.yaml", "--teacher", "generates", "--init", "pruned"]
-    command += ["--feature_weight", "1", "--output_dir", "run"]
-    assert main(command) == 0
+    typed = "--teacher generates --init pruned --feature_weight 1 --output_dir run"
+    assert run(typed) == 0
     new = trained[0].objective.terms["teacher_features"]
     assert new.target == "telecine.tools.distill.PrunedFeatures"
     old = Term("telecine.tools.distill.TeacherFeatures", 1, {"teacher": "generates"})
@@ -324,7 +303,7 @@ def test_a_resumed_run_of_a_pruned_model_keeps_its_term_of_features(generating, 
     checkpoint.mkdir(parents=True)
     Checkpoints.write_state(checkpoint, {})
     write_settings(checkpoint, replace(trained[0], objective=objective))
-    assert main(command) == 0
+    assert run(typed) == 0
     assert trained[1].objective.terms["teacher_features"].target == old.target
 
 
@@ -334,16 +313,8 @@ def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(
 ):
     """It starts as the teacher if their decoders are alike, otherwise as a linear map."""
     Path("flow.yaml").write_text("decoder: flow\nbase_channels: 16\nblocks_per_level: 1\n")
-    command = [
-        "distill",
-        "--config",
-        "distill.yaml",
-        "--teacher",
-        "generates",
-        "--student",
-        student,
-    ]
-    assert main([*command, "--teacher_weight", "0.5", "--teacher_decode_steps", "3"]) == 0
+    typed = f"--teacher generates --student {student}"
+    assert run(f"{typed} --teacher_weight 0.5 --teacher_decode_steps 3") == 0
     (config,) = trained
     assert config.causal_vae.flow.one_step
     assert config.linear_start == linear_start
@@ -355,28 +326,19 @@ def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(
     ("typed", "message"),
     [
         (
-            ["--model", "wan"],
-            "`--model` must be left out, but got a value. A student is new, and learns from its `--t",
+            "--model wan",
+            "`--model` must be left out, but got a value. A student is new, and learns",
         ),
-        (["--random_weights", "true"], "`--random_weights` must be left out, but got a value"),
+        ("--random_weights true", "`--random_weights` must be left out, but got a value"),
         (
-            ["--trainable.weights", "lora"],
+            "--trainable.weights lora",
             "`--trainable.weights` must be all or decoder for a student, but got lora.",
         ),
     ],
 )
 def test_what_a_student_does_not_start_from_is_refused(folder, trained, capsys, typed, message):
     Path("of_model.yaml").write_text("model: wan\nrandom_weights: true\n")
-    command = [
-        "distill",
-        "--config",
-        "of_model.yaml",
-        "--config",
-        "distill.yaml",
-        "--teacher",
-        "wan",
-    ]
-    assert main([*command, *typed]) == 2
+    assert run(f"--config of_model.yaml --config distill.yaml --teacher wan {typed}") == 2
     assert message in capsys.readouterr().err
     assert trained == []
     assert DistillConfig(init="run", train_encoder=True).init == "run", "which starts both parts"

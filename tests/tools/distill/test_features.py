@@ -1,23 +1,16 @@
 """The term that compares features inside the decoders of student and teacher."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from telecine.__main__ import main
 from telecine.models import CausalVAE
 from telecine.models.load import load_autoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.models.student_config import student_config
-from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 from telecine.tools.distill.features import TeacherFeatures, average_frames
 
 from ...models.tiny_models import tiny_model
-from ...training.helpers import tensors
 
 CONFIG = CausalVAEConfig(
     spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1
@@ -141,25 +134,3 @@ def test_a_student_of_another_library_is_refused(vae):
     term = TeacherFeatures("vae", CONFIG.channels)
     with pytest.raises(ValueError, match="`model` must be one with a decoder of telecine"):
         term(latent=torch.zeros(1, 4, 1, 2, 2), model=load_autoencoder("wan"))
-
-
-@pytest.mark.slow
-def test_projections_are_trained_saved_and_resumed(folder):
-    command = ["distill", "--config", "distill.yaml", "--teacher", "wan", "--feature_weight", "0.5"]
-    assert main([*command, "--output_dir", "whole"]) == 0
-    shutil.copytree("whole", "parts")
-    shutil.rmtree(Run(Path("parts")).checkpoints.all()[-1][1])
-    assert main([*command, "--output_dir", "parts"]) == 0
-    whole, parts = (Run(Path(name)).checkpoints.all() for name in ("whole", "parts"))
-    first, last = (load_file(path / "objective.safetensors") for _, path in (parts[0], parts[-1]))
-    names = [name for name in last if "projections" in name]
-    assert len(names) == 4
-    assert not any("teacher." in name for name in last)
-    assert any(not torch.equal(first[name], last[name]) for name in names)
-    ours = tensors(whole[-1][1])
-    theirs = tensors(parts[-1][1])
-    assert len(ours) == 6
-    assert all(
-        torch.equal(ours[file][name], theirs[file][name]) for file in ours for name in ours[file]
-    )
-    assert "train/teacher_features_loss" in Run(Path("whole")).history.path.read_text()

@@ -1,36 +1,23 @@
 """A tiny autoencoder, and a list of videos and an image with captions."""
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from telecine.models import CausalVAE
-from telecine.settings import CausalVAEConfig
 from telecine.video.write import write_video
 
-waves = runpy.run_path(str(Path(__file__).parents[2] / "evaluation" / "videos.py"))["waves"]
+from ...evaluation.conftest import TINY
+from ...evaluation.videos import waves
+from ...models.helpers import add_noise_to_weights
 
 
 @pytest.fixture(scope="session")
 def model():
     torch.manual_seed(0)
-    config = CausalVAEConfig(
-        time_compression=4,
-        spatial_compression=4,
-        latent_channels=4,
-        patch_size=2,
-        base_channels=8,
-        blocks_per_level=1,
-    )
-    vae = CausalVAE(config).eval()
-    with torch.no_grad():
-        for weight in vae.parameters():
-            weight += 0.02 * torch.randn_like(weight)
-    return vae
+    return add_noise_to_weights(CausalVAE(TINY).eval(), 0.02)
 
 
 @pytest.fixture(scope="session")

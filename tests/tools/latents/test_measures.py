@@ -100,15 +100,15 @@ def test_the_measures_are_those_of_the_latents(report):
         ),
     ],
 )
-def test_figures_of_other_latents(measure_one, tiny_config, settings, figures):
-    space = measure_one(CausalVAE(replace(tiny_config, **settings)))
+def test_figures_of_other_latents(measure_one, tiny_model, settings, figures):
+    space = measure_one(CausalVAE(replace(tiny_model.config, **settings)))
     assert figures <= space.figures().keys()
 
 
 def test_a_base_of_another_latent_is_refused_before_anything_is_measured(
-    tiny_config, tiny_model, videos, tmp_path
+    tiny_model, videos, tmp_path
 ):
-    CausalVAE(replace(tiny_config, latent_channels=8)).save_pretrained(tmp_path)
+    CausalVAE(replace(tiny_model.config, latent_channels=8)).save_pretrained(tmp_path)
     config = LatentsConfig(data=str(videos), base=str(tmp_path), **SIZE)
     message = r"`base` must be a model with latents of shape \(4, 2, 4, 6\), but got one with \(8, 2, 4, 6\)"
     with pytest.raises(ValueError, match=message):
@@ -203,9 +203,11 @@ def test_the_video_at_the_size_of_its_latent():
     assert without_first[0, 0, :, 0, 0].tolist() == pytest.approx([3, 7])
 
 
-def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_config, videos):
+def test_frames_of_a_latent_without_a_frame_of_the_first_one(measure_one, tiny_model, videos):
     """Of 8 frames the latent has 2, each of 4."""
-    space = measure_one(CausalVAE(replace(tiny_config, first_frame_apart=False)), num_frames=8)
+    space = measure_one(
+        CausalVAE(replace(tiny_model.config, first_frame_apart=False)), num_frames=8
+    )
     (video,) = ClipsOnDisk.find(load_infos(videos), ConfiguredClips(ClipConfig(8, 16, 24), 1))
     _, expected = radial_spectrum(scaled_video(video, torch.zeros(1, 4, 2, 4, 6), False))
     assert space.spectrum.video == pytest.approx(expected)
@@ -266,9 +268,9 @@ class LargeClips(CausalVAE):
 
 
 def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(
-    measure_one, report, tiny_config
+    measure_one, report, tiny_model
 ):
-    small = measure_one(LargeClips(tiny_config))
+    small = measure_one(LargeClips(tiny_model.config))
     assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
     assert "equivariance error without scale_1/2, MSE" in small.figures()
     assert "equivariance error, MSE" in report.models[0].figures()

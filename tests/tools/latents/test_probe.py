@@ -15,19 +15,8 @@ from telecine.tools.latents.denoising import LEVELS
 from telecine.training import TrainingError
 from telecine.video.write import write_video
 
-CLIPS = [
-    "--num_frames",
-    "5",
-    "--height",
-    "32",
-    "--width",
-    "32",
-    "--max_clips",
-    "4",
-    "--device",
-    "cpu",
-]
-PROBE = ["--probe", "--probe.steps", "4", "--probe.batch_size", "2", "--probe.num_clips", "4"]
+CLIPS = "--num_frames 5 --height 32 --width 32 --max_clips 4 --device cpu"
+PROBE = "--probe --probe.steps 4 --probe.batch_size 2 --probe.num_clips 4"
 DISTANCES = [
     "reconstructions to unseen clips",
     "samples to unseen clips",
@@ -52,17 +41,8 @@ def arguments(tmp_path):
     CausalVAE(CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)).save_pretrained(
         tmp_path / "model"
     )
-    output = str(tmp_path / "latents")
-    return [
-        "latents",
-        str(tmp_path / "model"),
-        "--data",
-        str(tmp_path / "data"),
-        *CLIPS,
-        *PROBE,
-        "-o",
-        output,
-    ]
+    folders = f"{tmp_path}/model --data {tmp_path}/data -o {tmp_path}/latents"
+    return f"latents {folders} {CLIPS} {PROBE}".split()
 
 
 @pytest.mark.slow
@@ -76,13 +56,7 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(
 
     network.metric = Metric(name="a network", definition="", min_frames=2)
     monkeypatch.setattr("telecine.evaluation.metrics.frechet.TransNetFeatures", lambda _: network)
-    options = [
-        *arguments,
-        "--probe.val_data",
-        str(tmp_path / "unseen"),
-        "--probe.features",
-        "transnetv2",
-    ]
+    options = [*arguments, f"--probe.val_data={tmp_path}/unseen", "--probe.features=transnetv2"]
     same_encoder = tmp_path / "same_encoder"
     model = CausalVAE.from_pretrained(tmp_path / "model")
     model.decoder.linear.maps[0].bias.data.add_(0.1)
@@ -132,13 +106,7 @@ def test_what_the_probe_cannot_do_is_refused_before_it_trains(arguments, monkeyp
     def network(video):
         return torch.zeros(len(video), 6)
 
-    unseen = [
-        *arguments,
-        "--probe.val_data",
-        str(tmp_path / "unseen"),
-        "--probe.features",
-        "transnetv2",
-    ]
+    unseen = [*arguments, f"--probe.val_data={tmp_path}/unseen", "--probe.features=transnetv2"]
     monkeypatch.setattr("telecine.evaluation.metrics.frechet.TransNetFeatures", lambda _: network)
     monkeypatch.setattr("telecine.tools.latents.probe.train", None)
     network.metric = Metric(name="a network", definition="", min_frames=10)

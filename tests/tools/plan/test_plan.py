@@ -99,22 +99,20 @@ def test_with_sharding_all_rows_are_of_sharded_weights(plan):
 
 
 @pytest.mark.slow
-def test_a_penalty_at_some_steps_counts_for_its_share():
-    discriminator = DiscriminatorConfig(video="patch", dim=4)
+def test_a_penalty_at_some_steps_counts_for_its_share(plan):
+    assert plan.mean_flops == plan.update.flops, "there is no penalty"
+    discriminator = DiscriminatorConfig(video="patch", dim=4, num_layers=1)
+    objective = ObjectiveConfig(
+        penalty=PenaltyConfig(every=4),
+        adversarial_loss_weight=1.0,
+        grad_penalty_loss_weight=10.0,
+        perceptual_weight=0.0,
+    )
+    # A single row: with these no switch is left.
     one_row = {"dynamo_backend": "inductor", "mixed_precision": "bf16"}
-    flops = {}
-    for every in (1, 4):
-        penalty = PenaltyConfig(every=every)
-        weights = {
-            "adversarial_loss_weight": 1.0,
-            "grad_penalty_loss_weight": 10.0,
-            "perceptual_weight": 0.0,
-        }
-        objective = ObjectiveConfig(penalty=penalty, **weights)
-        config = replace(CONFIG, discriminator=discriminator, objective=objective, **one_row)
-        flops[every] = telecine.plan(config, 900 * MB, 1)
-    assert flops[1].mean_flops == flops[1].update.flops == flops[4].update.flops
-    assert 0.3 * flops[1].mean_flops < flops[4].mean_flops < flops[1].mean_flops
+    config = replace(CONFIG, discriminator=discriminator, objective=objective, **one_row)
+    planned = telecine.plan(config, 900 * MB, 1)
+    assert 0.3 * planned.update.flops < planned.mean_flops < planned.update.flops
 
 
 @pytest.mark.parametrize(

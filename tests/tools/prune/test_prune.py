@@ -220,12 +220,36 @@ def test_surgery_of_our_models(decoder, part):
         torch.testing.assert_close(half.decode(latent), whole, rtol=1e-5, atol=1e-6)
 
 
+CLIPS = {
+    "data": "clip.mp4",
+    "num_frames": 5,
+    "height": 32,
+    "width": 32,
+    "max_clips": 2,
+    "device": "cpu",
+}
+
+
+def pruned(name, **settings):
+    return prune(name, PruneConfig(**CLIPS | settings))
+
+
 @pytest.fixture
-def teacher(tmp_path, monkeypatch, small_video):
-    """Have a model whose first channels are 0, and a video, in the working directory."""
+def folder(tmp_path, monkeypatch, small_video):
+    """Have a video in the working directory."""
     monkeypatch.chdir(tmp_path)
     Path("clip.mp4").symlink_to(small_video)
-    model = with_random_weights(CausalVAE(SMALL))
+
+
+@pytest.fixture
+def model(folder):
+    """Return a small model with random weights."""
+    return with_random_weights(CausalVAE(SMALL))
+
+
+@pytest.fixture
+def teacher(model):
+    """Return the name of a saved model whose first channels are 0."""
     what = prunable(model, "teacher", "decoder")
     groups = groups_of(what)
     last = {
@@ -237,12 +261,9 @@ def teacher(tmp_path, monkeypatch, small_video):
     return "teacher"
 
 
-CLIPS = {"data": "clip.mp4", "num_frames": 5, "height": 32, "width": 32, "max_clips": 2}
-
-
 @pytest.mark.parametrize("importance", ["gradient", "greedy", "weight", "first"])
 def test_channels_that_matter_are_kept(teacher, importance):
-    result = prune(teacher, PruneConfig(**CLIPS, device="cpu", keep=0.4, importance=importance))
+    result = pruned(teacher, keep=0.4, importance=importance)
     assert result.shares == [0.5]
     assert result.groups["all stages"] == (8, 4)
     assert result.channels_after == [4, 8]
@@ -275,11 +296,7 @@ def kernels_of(kind, like):
     ("kinds", "num_replaced"),
     [(("depthwise", "2+1d"), 3), (("3d", "2d"), 1), (("3d", "depthwise"), 2)],
 )
-def test_convolutions_that_cheaper_ones_can_compute_are_met(
-    tmp_path, monkeypatch, small_video, kinds, num_replaced
-):
-    monkeypatch.chdir(tmp_path)
-    model = with_random_weights(CausalVAE(SMALL))
+def test_convolutions_that_cheaper_ones_can_compute_are_met(model, kinds, num_replaced):
     for block in model.decoder.modules():
         if isinstance(block, ResidualBlock):
             level = SMALL.channels.index(len(block.branch[0].scale))
@@ -287,9 +304,7 @@ def test_convolutions_that_cheaper_ones_can_compute_are_met(
                 weight = block.branch[index].conv.weight
                 weight.data = 0.1 * kernels_of(kinds[level], weight)
     model.save_pretrained("model")
-    settings = CLIPS | {"data": str(small_video)}
-    config = PruneConfig(**settings, device="cpu", keep=1, decoder_convolutions=kinds)
-    result = prune("model", config)
+    result = pruned("model", keep=1, decoder_convolutions=kinds)
     assert result.model.config.decoder_convolutions == kinds
     assert len(result.convolutions) == num_replaced
     for fit in result.convolutions:
@@ -305,7 +320,7 @@ def test_convolutions_that_cheaper_ones_can_compute_are_met(
         PrunedFeatures("model", "prune.json", [layer])
     message = r"`model` must be one whose decoder has \"3d\" convolutions, but got one with"
     with pytest.raises(ValueError, match=message):
-        prune("cheaper", config)
+        pruned("cheaper", keep=1, decoder_convolutions=kinds)
 
 
 def test_a_fit_to_some_positions_is_one_to_all_columns():
@@ -317,26 +332,20 @@ def test_a_fit_to_some_positions_is_one_to_all_columns():
     assert (kernel * channels).item() == pytest.approx(2, abs=0.05)
 
 
-def test_a_fit_to_fewer_positions_than_unknowns_is_refused_and_one_clip_has_no_error(
-    tmp_path, monkeypatch, small_video
-):
-    monkeypatch.chdir(tmp_path)
-    with_random_weights(CausalVAE(SMALL)).save_pretrained("model")
-    settings = CLIPS | {"data": str(small_video), "max_clips": 1, "num_frames": 1}
-    config = PruneConfig(
-        **settings, device="cpu", keep=1, importance="first", decoder_convolutions=("2d", "2d")
-    )
-    result = prune("model", config)
+def test_a_fit_to_fewer_positions_than_unknowns_is_refused_and_one_clip_has_no_error(model):
+    model.save_pretrained("model")
+    settings = {"max_clips": 1, "num_frames": 1, "keep": 1, "importance": "first"}
+    result = pruned("model", **settings, decoder_convolutions=("2d", "2d"))
     assert {fit.error for fit in result.convolutions} == {None}
     console = Console(file=StringIO(), width=120)
     result.print_to(console)
     assert "n/a" in console.file.getvalue()
-    few = replace(config, height=8, width=8, decoder_convolutions=("depthwise", "2+1d"))
+    few = {"height": 8, "width": 8, "decoder_convolutions": ("depthwise", "2+1d")}
     message = (
         r"^`data` must be clips with at least \d+ positions .*, but got \d+\. Raise `max_clips`"
     )
     with pytest.raises(ValueError, match=message):
-        prune("model", few)
+        pruned("model", **settings, **few)
 
 
 def test_greedy_importance_measures_nothing_where_nothing_is_removed():
@@ -346,31 +355,25 @@ def test_greedy_importance_measures_nothing_where_nothing_is_removed():
     assert {group.name for group in groups} == set(scores)
 
 
-def test_a_norm_of_an_input_of_0_stays_finite(tmp_path, monkeypatch, small_video):
-    monkeypatch.chdir(tmp_path)
-    model = with_random_weights(CausalVAE(SMALL))
+def test_a_norm_of_an_input_of_0_stays_finite(model):
     for name, parameter in model.decoder.named_parameters():
         if ".branch.2." in name:
             torch.nn.init.zeros_(parameter)
     model.save_pretrained("model")
-    settings = CLIPS | {"data": str(small_video), "max_clips": 1}
-    result = prune("model", PruneConfig(**settings, device="cpu", keep_stages=[0.5]))
+    result = pruned("model", max_clips=1, keep_stages=[0.5])
     assert all(parameter.isfinite().all() for parameter in result.model.decoder.parameters())
 
 
-def test_blocks_are_removed_by_measured_error(tmp_path, monkeypatch, small_video):
+def test_blocks_are_removed_by_measured_error(folder):
     """Of two blocks of each stage, the second one is 0: what is removed is that, or a random block that does harm."""
-    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)  # a random block may even lower the error of untrained weights
-    model = CausalVAE(replace(SMALL, blocks_per_level=2))
-    with_random_weights(model)
+    model = with_random_weights(CausalVAE(replace(SMALL, blocks_per_level=2)))
     for name in ("2", "5"):
         block = model.decoder.network.get_submodule(name)
         torch.nn.init.zeros_(block.branch[-1].conv.weight)
         torch.nn.init.zeros_(block.branch[-1].conv.bias)
     model.save_pretrained("model")
-    settings = CLIPS | {"data": str(small_video)}
-    result = prune("model", PruneConfig(**settings, device="cpu", keep=1, blocks=1))
+    result = pruned("model", keep=1, blocks=1)
     (first, second) = result.removed_blocks["network"]
     assert first in (1, 2)
     assert second in (4, 5)
@@ -378,32 +381,19 @@ def test_blocks_are_removed_by_measured_error(tmp_path, monkeypatch, small_video
     assert result.psnr_after > result.psnr_before - 0.1, "by the error, which is not squared"
 
 
-def test_blocks_and_stages_of_a_class_of_diffusers(tmp_path, monkeypatch, small_video):
-    monkeypatch.chdir(tmp_path)
-    module = tiny_model("ltx_video", decoder_layers_per_block=(3, 2, 1, 1, 1))
-    DiffusersAutoencoder(with_random_weights(module)).save_pretrained("ltx")
+def test_stages_of_a_class_of_diffusers(folder):
     tiny_model("mochi", decoder_block_out_channels=(32, 32, 64, 64)).save_pretrained("mochi")
-    settings = {"data": str(small_video), "max_clips": 1, "device": "cpu"}
-    clips = {"num_frames": 9, "height": 32, "width": 32}
-    ltx = prune("ltx", PruneConfig(**settings, **clips, keep=1, blocks=2))
-    assert tuple(ltx.model.module.config.decoder_layers_per_block) == (2, 2, 1, 1, 1)
-    ltx.model.save_pretrained("fewer")
-    diffusers.AutoencoderKLLTXVideo.from_pretrained("fewer")
-    clips = {"num_frames": 7, "height": 16, "width": 16}
-    config = PruneConfig(**settings, **clips, keep_stages=(1, 0.6), importance="first")
-    mochi = prune("mochi", config)
-    assert mochi.channels_after == [32, 32, 32, 32]
-    assert mochi.shares == [1, 0.5]
+    size = {"max_clips": 1, "num_frames": 7, "height": 16, "width": 16}
+    result = pruned("mochi", **size, keep_stages=(1, 0.6), importance="first")
+    assert result.channels_after == [32, 32, 32, 32]
+    assert result.shares == [1, 0.5]
 
 
-def test_all_blocks_of_one_shape_are_removed(tmp_path, monkeypatch, small_video):
+def test_all_blocks_of_one_shape_are_removed(folder):
     """The first block of a stage changes the number of channels, so the second one is the only one of its shapes."""
-    monkeypatch.chdir(tmp_path)
     module = tiny_model("kl_image", block_out_channels=(32, 64), layers_per_block=2)
     DiffusersAutoencoder(with_random_weights(module)).save_pretrained("model")
-    settings = {"data": str(small_video), "num_frames": 1, "height": 32, "width": 32}
-    config = PruneConfig(**settings, max_clips=1, device="cpu", part="both", keep=1, blocks=1)
-    result = prune("model", config)
+    result = pruned("model", num_frames=1, max_clips=1, part="both", keep=1, blocks=1)
     assert result.removed_blocks["encoder.down_blocks.1.resnets"] == [1]
     assert result.model.module.config.layers_per_block == 1
     whole = module.state_dict()
@@ -416,7 +406,7 @@ def test_all_blocks_of_one_shape_are_removed(tmp_path, monkeypatch, small_video)
 def test_a_pruned_decoder_is_trained_and_resumed(teacher, cached_weights, capsys):
     options = [f"--{name}={value}" for name, value in CLIPS.items()]
     options += ["--keep", "0.5", "--decoder_convolutions", "depthwise,2+1d"]
-    assert main(["prune", teacher, *options, "--device", "cpu", "-o", "pruned"]) == 0
+    assert main(["prune", teacher, *options, "-o", "pruned"]) == 0
     assert "channels of the stages" in capsys.readouterr().out
     report = json.loads(Path("pruned/prune.json").read_text())
     assert report["channels_before"] == [8, 16]
@@ -439,17 +429,13 @@ def test_a_pruned_decoder_is_trained_and_resumed(teacher, cached_weights, capsys
     assert "`--init` must be a model with the encoder of `teacher`" in capsys.readouterr().err
 
 
-def test_features_of_a_pruned_decoder_are_those_that_stayed(tmp_path, monkeypatch, small_video):
+def test_features_of_a_pruned_decoder_are_those_that_stayed(folder):
     """Of a model of diffusers. The term is 0 if nothing was removed, and trains every layer of a pruned one."""
-    monkeypatch.chdir(tmp_path)
-    module = tiny_model("ltx_video", decoder_layers_per_block=(2, 2, 1, 1, 1))
-    teacher = DiffusersAutoencoder(with_random_weights(module))
-    teacher.save_pretrained("ltx")
-    settings = {"data": str(small_video), "num_frames": 9, "height": 32, "width": 32}
+    module = tiny_model("ltx_video", decoder_layers_per_block=(3, 2, 1, 1, 1))
+    DiffusersAutoencoder(with_random_weights(module)).save_pretrained("ltx")
     latent = torch.randn(1, 8, 2, 1, 1, generator=torch.Generator().manual_seed(0))
-    for options, is_whole in (({"keep": 1}, True), ({"keep": 0.5, "blocks": 1}, False)):
-        config = PruneConfig(**settings, max_clips=1, device="cpu", importance="first", **options)
-        result = prune("ltx", config)
+    for options, is_whole in (({"keep": 1}, True), ({"keep": 0.5, "blocks": 2}, False)):
+        result = pruned("ltx", num_frames=9, max_clips=1, importance="first", **options)
         write_json(Path("prune.json"), result.report())
         term = PrunedFeatures("ltx", "prune.json")
         assert list(term.parameters()) == []
@@ -458,14 +444,16 @@ def test_features_of_a_pruned_decoder_are_those_that_stayed(tmp_path, monkeypatc
         assert (error < 1e-9) == is_whole
     error.backward()
     assert result.model.module.decoder.conv_in.conv.weight.grad.any()
+    assert tuple(result.model.module.config.decoder_layers_per_block) == (2, 2, 1, 1, 1)
+    result.model.save_pretrained("fewer")
+    diffusers.AutoencoderKLLTXVideo.from_pretrained("fewer")
 
 
 def test_features_are_compared_with_the_pruned_model_only(teacher):
     """The channels of a model that is pruned twice are counted in the model between."""
-    settings = {"device": "cpu", "importance": "first", "num_frames": 5}
-    clips = CLIPS | settings
-    prune(teacher, PruneConfig(**clips, keep_stages=[0.5])).model.save_pretrained("once")
-    report = prune("once", PruneConfig(**clips, keep_stages=[0.5])).report()
+    settings = {"importance": "first", "keep_stages": [0.5]}
+    pruned(teacher, **settings).model.save_pretrained("once")
+    report = pruned("once", **settings).report()
     write_json(Path("prune.json"), report)
     assert PrunedFeatures("once", "prune.json").layers
     message = (
@@ -485,7 +473,7 @@ def test_three_phases_of_distillation(teacher, cached_weights):
     """Each recipe trains what the one before it made; features are compared in all, and a GAN is last."""
     options = [f"--{name}={value}" for name, value in CLIPS.items()]
     options += ["--keep", "0.5", "--decoder_convolutions", "depthwise,2+1d"]
-    assert main(["prune", teacher, *options, "--device", "cpu", "-o", "pruned"]) == 0
+    assert main(["prune", teacher, *options, "-o", "pruned"]) == 0
     Path("few.yaml").write_text(
         "{steps: 1, batch_size: 1, save_every: 1, val_clips: 1, device: cpu, trackers: [], latent_clips: 1,"
         " clips: {num_frames: 5, height: 32, width: 32, num_workers: 0, num_clips: 2}, data: clip.mp4,"
@@ -526,20 +514,9 @@ def test_three_phases_of_distillation(teacher, cached_weights):
         ),
     ],
 )
-def test_what_cannot_be_pruned_is_refused(
-    tmp_path, monkeypatch, small_video, name, options, message
-):
-    monkeypatch.chdir(tmp_path)
-    tiny_model(name).save_pretrained(tmp_path / name)
+def test_what_cannot_be_pruned_is_refused(folder, name, options, message):
+    tiny_model(name).save_pretrained(name)
     frames, height, width = TINY_MODELS[name].clip
-    config = PruneConfig(
-        data=str(small_video),
-        num_frames=frames,
-        height=height,
-        width=width,
-        max_clips=1,
-        device="cpu",
-        **options,
-    )
+    size = {"num_frames": frames, "height": height, "width": width, "max_clips": 1}
     with pytest.raises(ValueError, match=message):
-        prune(name, config)
+        pruned(name, **size, **options)
