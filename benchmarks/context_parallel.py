@@ -1,7 +1,7 @@
 """Context parallel training against one process: values, memory and messages.
 
     python benchmarks/context_parallel.py values             # ten updates of each case in float64
-    python benchmarks/context_parallel.py values --float32
+    python benchmarks/context_parallel.py values --float32 --processes 2 --cases wan ltx
     python benchmarks/context_parallel.py memory             # the largest memory of a process at three sizes
     python benchmarks/context_parallel.py messages           # bytes sent and operators of an update
 
@@ -491,14 +491,23 @@ def train_cases(
             torch.save(result, folder / f"{name}-{num_processes}-{context_parallel}.pt")
 
 
-def compare(names: list[str], dtype: torch.dtype, num_updates: int) -> bool:
-    """Print the differences of cases, and return whether all are small."""
+def compare(
+    names: list[str], dtype: torch.dtype, num_updates: int, layouts: list[tuple[int, int]]
+) -> bool:
+    """Print the differences of cases from one process, and return whether all are small.
+
+    Args:
+        names: Of `ALL_CASES`.
+        dtype: Of networks and clips.
+        num_updates: Updates of each case.
+        layouts: All processes, and those of them that share a clip.
+    """
     bound = 1e-10 if dtype == torch.float64 else 2e-3
     is_small = True
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
         train_cases(names, folder, 1, 1, dtype, num_updates)
-        for num_processes, context_parallel in LAYOUTS:
+        for num_processes, context_parallel in layouts:
             num_groups = num_processes // context_parallel
             divisible = [name for name in names if is_divisible(ALL_CASES[name], num_groups)]
             if not divisible:
@@ -626,7 +635,10 @@ def main() -> int:
     torch.set_num_threads(1)
     dtype = torch.float32 if arguments.float32 else torch.float64
     if arguments.command == "values":
-        return 0 if compare(arguments.cases, dtype, arguments.updates) else 1
+        layouts = list(LAYOUTS)
+        if arguments.processes is not None:
+            layouts = [layout for layout in layouts if layout[0] == arguments.processes]
+        return 0 if compare(arguments.cases, dtype, arguments.updates, layouts) else 1
     if arguments.command == "work":
         train_cases(
             arguments.cases,
