@@ -1,6 +1,7 @@
 """Training from headers: the clips are those of an index, whatever is indexed first."""
 
 import csv
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -28,6 +29,7 @@ from telecine.data.header import read_header
 from telecine.data.index_store import IndexStore
 from telecine.data.load_table import load_table
 from telecine.data.source import tar_members
+from telecine.data.table import Texts
 from telecine.data.table_holdout import split_table, without_held_out_files
 from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
@@ -86,6 +88,12 @@ def write_shards(folder):
     return folder / "shards"
 
 
+def write_shards_of_scenes(folder):
+    for number, file in enumerate(sorted(folder.rglob("*.mp4"))):
+        write_shard(folder / "shards" / f"{number:03d}.tar", [file])
+    return folder / "shards"
+
+
 def spoil(path):
     """Damage the frames of a video, but not its header."""
     content = path.read_bytes()
@@ -94,7 +102,9 @@ def spoil(path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"weighting": "files", "holdout": "folder"}, {"fps": 12}])
-@pytest.mark.parametrize("kind", [lambda folder: folder, write_list, write_shards])
+@pytest.mark.parametrize(
+    "kind", [lambda folder: folder, write_list, write_shards, write_shards_of_scenes]
+)
 def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
     path = kind(data)
     config = replace(CONFIG, image_ratio=0.0, **changes)
@@ -200,6 +210,40 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
     table = load_table(str(shards), CONFIG)
     assert (len(table.spans), table.skipped) == (12, [])
     assert len(list(shards.glob(".*.tar.telecine-index"))) == 2
+
+
+def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
+    shards = write_shards(data)
+    first = lazy_dataset(shards)
+    clips = [first[index] for index in range(8)]
+    read = []
+
+    def read_and_note(archive):
+        read.append(archive)
+        return sidecar.read_sidecar(archive)
+
+    monkeypatch.setattr(index_store, "read_sidecar", read_and_note)
+    again = lazy_dataset(shards)
+    assert again.spans.sha256() == first.spans.sha256()
+    again.spans.files.release_pages()
+    assert_same_clips([again[index] for index in range(8)], clips)
+    assert read == []
+    write_shard(shards / "1.tar", sorted(data.rglob("*.mp4"))[:4])
+    assert len(load_table(str(shards), CONFIG).spans) == 10
+    assert len(read) == 2
+    for mapped in (shards / ".telecine-index.d" / "members").iterdir():
+        mapped.write_bytes(mapped.read_bytes()[:-9])
+        os.utime(mapped, (0, 0))
+    assert len(load_table(str(shards), CONFIG).spans) == 10
+    assert len(read) == 4
+    assert len(list((shards / ".telecine-index.d" / "members").iterdir())) == 1
+
+
+@pytest.mark.parametrize("names", [["a.mp4", "b/c.mp4", "/d/e/f.mp4", "g.mp4"], ["é/ü.mp4", "ö"]])
+def test_file_names_are_what_follows_the_last_slash(names):
+    texts = Texts.of(names)
+    expected = "".join(f"{name.rpartition('/')[2]}\n" for name in names)
+    assert b"".join(texts.file_names(np.arange(len(names)))) == expected.encode()
 
 
 def test_changed_files_are_noticed_and_copies_are_not(data, tmp_path):

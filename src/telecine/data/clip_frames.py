@@ -4,6 +4,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +79,8 @@ class ClipFrames:
         )
 
     def count_starts(
-        self, num_frames: NDArray[np.int64], fps: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
+        self, num_frames: NDArray[np.integer[Any]], fps: NDArray[np.float64]
+    ) -> NDArray[np.integer[Any]]:
         """Return `num_starts` of spans of videos with evenly spaced frames.
 
         Args:

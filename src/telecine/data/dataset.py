@@ -71,7 +71,7 @@ class _SpanPool:
         weighting: str = "frames",
     ) -> None:
         num_starts = count_starts(select(spans, candidates), frames)
-        rows = candidates[num_starts > 0]
+        rows = candidates[num_starts > 0].astype(np.int32)
         num_starts = num_starts[num_starts > 0]
         if len(rows) == 0:
             contract = f"at least one span with a {frames.describe()}, {frames.rule()}"
@@ -185,7 +185,7 @@ class ClipDataset(Dataset[Clip]):
             is_used[pool.rows] = True
         if self._images is not None:
             is_used[self._images.rows] = True
-        self.spans = select(spans, np.flatnonzero(is_used))
+        self.spans = spans if is_used.all() else select(spans, np.flatnonzero(is_used))
         """The spans that clips are drawn from, in their order."""
         self.cache = DecodedCache(self.spans, config) if config.cache else None
         self._store = store

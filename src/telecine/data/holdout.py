@@ -13,7 +13,7 @@ from telecine.data.errors import DataError
 from telecine.data.holdout_groups import group_spans, has_column
 from telecine.data.source import Source, Span, resolve_source
 from telecine.data.spacing import evenly_spaced
-from telecine.data.table import SpanTable
+from telecine.data.table import SpanTable, distinct, first_of_each
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -88,18 +88,20 @@ class _Extent:
     def of(cls, train: Sequence[Span], held_out: Sequence[Span]) -> "_Extent":
         """Return that of spans, or of two parts of one table."""
         if isinstance(train, SpanTable) and isinstance(held_out, SpanTable):
-            rows, first_places = np.unique(held_out.file, return_index=True)
+            rows = distinct(held_out.file)
+            first_places = first_of_each(held_out.file)
+            is_trained_on = np.zeros(len(train.files), np.bool_)
+            is_trained_on[train.file] = True
+            num_common = int(is_trained_on[rows].sum())
             num_frames = int(held_out.num_frames.sum())
             return cls(
                 num_files=len(rows),
-                num_all_files=len(np.union1d(rows, train.file)),
-                has_ends=bool(np.isin(rows, train.file).any()),
+                num_all_files=len(rows) + int(is_trained_on.sum()) - num_common,
+                has_ends=num_common > 0,
                 are_images=bool(held_out.is_image.all()),
                 num_frames=num_frames,
                 num_all_frames=num_frames + int(train.num_frames.sum()),
-                first_files=[
-                    held_out[place].info.source for place in np.sort(first_places)[:_NUM_NAMED]
-                ],
+                first_files=[held_out[place].info.source for place in first_places[:_NUM_NAMED]],
             )
         train_files = {resolve_source(span.info.source) for span in train}
         files = {resolve_source(span.info.source): span.info for span in held_out}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
+import threading
+import weakref
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from telecine.base.files import partial_path
@@ -19,7 +22,19 @@ from telecine.data.source import VideoInfo
 
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
 FORMAT = "2"
-DAMAGE_ERRORS = (OSError, SafetensorError, ValueError, KeyError, IndexError, OverflowError)
+DAMAGE_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+)
+_LENGTH = struct.Struct("<Q")  # of the description at the beginning of a file of safetensors
+_MAX_DESCRIPTION = 2**27  # bytes; that of a tar file lists members that cannot be read
+_DTYPES: dict[str, Any] = {"BOOL": "?", "U8": "u1", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
 _HDR = ("", PQ, HLG, BT2020)
 _DIGEST_BYTES = 32  # of a SHA-256
 
@@ -74,30 +89,112 @@ def _joined(numbers: Sequence[array[int]]) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *views])
 
 
-class IndexFile:
-    """A file with exact indices. Only their keys are kept in memory.
+class Column(NamedTuple):
+    """Where the values of a column are in a file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    begin: int  # of its first byte in the file
+
+
+class Description(NamedTuple):
+    """What stands at the beginning of a file of safetensors."""
+
+    metadata: dict[str, str]
+    columns: dict[str, Column]
+
+
+def read_description(file: BinaryIO) -> Description:
+    """Read the beginning of a file of safetensors. The library would map the whole file.
 
     Raises:
-        ValueError: It has another format.
-        SafetensorError: It is damaged.
+        ValueError: It is damaged. So are the other errors of `DAMAGE_ERRORS`.
+    """
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    if length > _MAX_DESCRIPTION:
+        raise ValueError(f"a description of {length} bytes")
+    described = json.loads(file.read(length))
+    size = file.seek(0, os.SEEK_END)
+    metadata = described.pop("__metadata__", {})
+    columns = {}
+    for name, one in described.items():
+        dtype = np.dtype(_DTYPES[one["dtype"]])
+        shape = tuple(one["shape"])
+        begin, end = (_LENGTH.size + length + offset for offset in one["data_offsets"])
+        if end - begin != dtype.itemsize * int(np.prod(shape)) or not 0 < begin <= end <= size:
+            raise ValueError(f"column {name} is damaged")
+        columns[name] = Column(dtype, shape, begin)
+    return Description(metadata, columns)
+
+
+def write_columns(
+    file: BinaryIO, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
+) -> None:
+    """Write arrays of any type as bytes in the layout of safetensors, each in parts that follow each other.
+
+    Args:
+        file: The file.
+        columns: The parts of each array.
+        metadata: What else to write.
+    """
+    described: dict[str, Any] = {"__metadata__": dict(metadata)}
+    begin = 0
+    for name, parts in columns.items():
+        end = begin + sum(part.nbytes for part in parts)
+        described[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+        begin = end
+    content = json.dumps(described).encode()
+    content += b" " * (-len(content) % _LENGTH.size)  # so that the first column is aligned
+    file.write(_LENGTH.pack(len(content)))
+    file.write(content)
+    for parts in columns.values():
+        for part in parts:
+            file.write(part.tobytes())
+
+
+class IndexFile:
+    """A file with exact indices. Only their keys are kept in memory: a mapped file would count as memory, too.
+
+    Raises:
+        ValueError: It has another format, or is damaged. So are the other errors of `DAMAGE_ERRORS`.
         OSError: It cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, framework="numpy")
-        self._file.__enter__()
-        self.metadata: dict[str, str] = self._file.metadata() or {}
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with this object
+        weakref.finalize(self, self._file.close)
+        self._lock = threading.Lock()
+        self.metadata, self._columns = read_description(self._file)
         if self.metadata.get("format") != FORMAT:
             raise ValueError(f"{path} has another format")
-        self.names = set(self._file.keys())
         self.keys: NDArray[np.int64] = np.empty(0, np.int64)
-        if "exact.key" in self.names:
+        if "exact.key" in self._columns:
             self.keys = self.column("exact.key")
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column."""
-        column: NDArray[Any] = self._file.get_tensor(name)
-        return column
+        return self._rows(name, 0, self._columns[name].shape[0])
+
+    def _rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Return the values of a column in some rows.
+
+        Raises:
+            ValueError: The file is shorter.
+        """
+        column = self._columns[name]
+        row_shape = column.shape[1:]
+        row_bytes = column.dtype.itemsize * int(np.prod(row_shape))
+        begin = min(begin, column.shape[0])
+        end = min(end, column.shape[0])
+        content = self._read(column.begin + begin * row_bytes, (end - begin) * row_bytes)
+        return np.frombuffer(content, column.dtype).reshape(-1, *row_shape)
+
+    def _read(self, begin: int, count: int) -> bytes:
+        if hasattr(os, "pread"):  # processes that were forked share the position in the file
+            return os.pread(self._file.fileno(), count, begin)
+        with self._lock:
+            self._file.seek(begin)
+            return self._file.read(count)
 
     def info(self, key: int, source: Any) -> VideoInfo | None:
         """Return the index with a key as that of a source; None if it has none.
@@ -110,7 +207,7 @@ class IndexFile:
             return None
         values = {}
         for name in _FIELDS:
-            values[name] = self._file.get_slice(f"exact.{name}")[row : row + 1][0]
+            values[name] = self._rows(f"exact.{name}", row, row + 1)[0]
         info = VideoInfo(
             source,
             width=int(values["width"]),
@@ -138,11 +235,12 @@ class IndexFile:
         return info
 
     def _numbers(self, name: str, row: int) -> array[int]:
-        ends = self._file.get_slice(f"exact.{name}_end")
-        begin = int(ends[row - 1 : row][0]) if row > 0 else 0
-        end = int(ends[row : row + 1][0])
+        begin = 0
+        if row > 0:
+            begin = int(self._rows(f"exact.{name}_end", row - 1, row)[0])
+        end = int(self._rows(f"exact.{name}_end", row, row + 1)[0])
         numbers = array("q")
-        numbers.frombytes(self._file.get_slice(f"exact.{name}")[begin:end].tobytes())
+        numbers.frombytes(self._rows(f"exact.{name}", begin, end).tobytes())
         return numbers
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.files import remove_partial
-from telecine.data.errors import DecodeError, is_of_system
+from telecine.data.errors import DecodeError, is_of_system, thread_errors
 from telecine.data.index import index_video
 from telecine.data.index_cache import index_paths, look_up_source
 from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
+from telecine.data.mapped_members import (
+    key_of_archives,
+    map_members,
+    remove_unused,
+    write_members,
+)
 from telecine.data.paths import deepest_folder
 from telecine.data.sidecar import (
     Sidecar,
@@ -32,13 +39,14 @@ from telecine.data.sidecar import (
 from telecine.data.source import (
     File,
     RemotePath,
+    Skipped,
     Source,
     TarMember,
     VideoInfo,
     check_frame,
     is_address,
 )
-from telecine.data.table import HEADER, Texts
+from telecine.data.table import HEADER, FileTable, Texts, keys_of_members
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -47,13 +55,12 @@ FOLDER_SUFFIX = ".d"
 _HEADERS = "headers"
 _ADDRESSES = "addresses"
 _SHARDS = "shards"
+_MEMBERS = "members"
 _FAILURE = "failure"
 _LIMITS = "limits"
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
 _NUM_OPEN = 64  # sidecars that a process keeps open
-_ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
-_MAX_KEY = 2**63 - 1
 
 
 class SavedHeaders(NamedTuple):
@@ -113,6 +120,7 @@ class IndexStore:
     | file | content |
     |---|---|
     | `headers` | what the headers of all files say |
+    | `members/*` | the members of all tar files, as their sidecars have them |
     | `addresses` | sizes and versions of files that lists name by their addresses |
     | `shards/*` | exact indices that `telecine data index` has made |
     | `ab/ab01...` | the exact index of one file that a run has drawn from, or why it has none |
@@ -137,8 +145,8 @@ class IndexStore:
         self._recent: dict[int, VideoInfo] = {}
         self._failures: dict[int, str] = {}  # why files have no index
         self._shards: list[IndexFile] | None = None
-        self._with_indices: set[File] = set()  # tar files
-        self._sidecars: dict[File, IndexFile | None] = {}  # that are open
+        self._without_indices: set[File] = set()  # tar files whose sidecars have none
+        self._sidecars: dict[File, IndexFile] = {}  # that are open
         self._is_writable = True
 
     def __getstate__(self) -> dict[str, object]:
@@ -153,7 +161,8 @@ class IndexStore:
         """
         if isinstance(source, TarMember):
             *of_archive, offset, _ = fingerprint
-            return self.key_of_member(self.key_of(source.archive, of_archive), offset)
+            archive_key = self.key_of(source.archive, of_archive)
+            return int(keys_of_members(np.array([archive_key]), np.array([offset]))[0])
         name = str(source)
         if name.startswith(self._prefix):
             name = name.removeprefix(self._prefix)
@@ -163,22 +172,36 @@ class IndexStore:
         digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 1
 
-    @staticmethod
-    def key_of_member(archive_key: int, offset: int) -> int:
-        """Return the key of a member of a tar file.
+    def members(self, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
+        """Return the members of tar files by their sidecars. A sidecar is written where there is none.
 
-        Args:
-            archive_key: The key of the tar file.
-            offset: Of the first byte of the member.
-        """
-        return archive_key ^ (offset * _ODD_NUMBER & _MAX_KEY)
+        All are kept in one file, which later runs map into memory.
 
-    def members(self, archive: File) -> Sidecar:
-        """Return the members of a tar file by its sidecar, which is written if there is none.
+        Returns:
+            The members, and those whose header cannot be read.
 
         Raises:
-            DataError: the tar file is not read in time.
+            DataError: a tar file is not read in time.
         """
+        name = key_of_archives(archives)
+        for folder in self._folders:
+            with suppress(*DAMAGE_ERRORS):
+                return map_members(folder / _MEMBERS / name, archives)
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            sidecars = list(pool.map(self._sidecar, archives))
+        if all(sidecar.is_complete and not has_arrays(sidecar) for sidecar in sidecars):
+            try:
+                remove_unused(self.folder / _MEMBERS)
+                write_members(self.folder / _MEMBERS / name, sidecars)
+                return map_members(self.folder / _MEMBERS / name, archives)
+            except (OSError, ValueError) as error:
+                logger.warning("the members of tar files cannot be saved: %s", error)
+        skipped = []
+        for sidecar in sidecars:
+            skipped.extend(sidecar.skipped)
+        return FileTable.joined([sidecar.members for sidecar in sidecars]), skipped
+
+    def _sidecar(self, archive: File) -> Sidecar:
         sidecar = read_sidecar(archive)
         if sidecar is None:
             sidecar = scan_archive(archive, self.config)
@@ -187,8 +210,6 @@ class IndexStore:
                     write_sidecar(archive, sidecar)
                 except OSError as error:
                     logger.warning("the headers of %s cannot be saved: %s", archive, error)
-        if sidecar.has_indices:
-            self._with_indices.add(archive)
         return sidecar
 
     def info(self, source: Source) -> VideoInfo:
@@ -255,7 +276,7 @@ class IndexStore:
             key: The key of the source.
             source: The source.
         """
-        if isinstance(source, TarMember) and source.archive in self._with_indices:
+        if isinstance(source, TarMember):
             info = self._info_of_member(source)
             if info is not None:
                 return info
@@ -282,13 +303,18 @@ class IndexStore:
                     yield IndexFile(path)
 
     def _info_of_member(self, member: TarMember) -> VideoInfo | None:
+        if member.archive in self._without_indices:
+            return None
         if member.archive not in self._sidecars:
+            sidecar = open_sidecar(member.archive)
+            if sidecar is None or len(sidecar.keys) == 0:
+                self._without_indices.add(member.archive)
+                return None
             if len(self._sidecars) == _NUM_OPEN:
                 del self._sidecars[next(iter(self._sidecars))]
-            self._sidecars[member.archive] = open_sidecar(member.archive)
-        file = self._sidecars[member.archive]
+            self._sidecars[member.archive] = sidecar
         try:
-            return None if file is None else file.info(member.offset, member)
+            return self._sidecars[member.archive].info(member.offset, member)
         except DAMAGE_ERRORS:
             return None
 

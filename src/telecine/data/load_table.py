@@ -9,7 +9,9 @@ import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
 from os import PathLike
 from typing import Any
 
@@ -28,12 +30,11 @@ from telecine.data.errors import (
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
 from telecine.data.header import Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
-from telecine.data.index_store import IndexStore, SavedAddresses
+from telecine.data.index_store import IndexStore, SavedAddresses, SavedHeaders
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
 from telecine.data.remote import look_up
-from telecine.data.sidecar import Sidecar
 from telecine.data.source import (
     File,
     RemotePath,
@@ -43,7 +44,7 @@ from telecine.data.source import (
     check_frame,
     kind_of,
 )
-from telecine.data.table import HEADER, FileTable, SpanTable
+from telecine.data.table import HEADER, FileTable, SpanTable, keys_of_members
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -68,13 +69,15 @@ class DataTable:
     def log_too_short(self, frames: ClipFrames) -> int:
         """Log and count the videos that are too short for a clip by their headers, as `clip_frames.log_too_short`."""
         spans = self.spans
-        videos = np.unique(spans.file[~spans.is_image])
-        with_clip = spans.file[spans.num_starts(frames) > 0]
-        short = np.setdiff1d(videos, with_clip)
+        is_video = np.zeros(len(spans.files), np.bool_)
+        is_video[spans.file] = ~spans.is_image
+        is_short = is_video.copy()
+        is_short[spans.file[spans.num_starts(frames) > 0]] = False
+        short = np.flatnonzero(is_short)
         texts = []
         for path, header in zip(spans.files.paths(short), spans.files.headers[short], strict=True):
             texts.append(f"{path} ({header['num_frames']} frames at {header['fps']:.3g} a second)")
-        warn_of_short(texts, len(videos), frames)
+        warn_of_short(texts, int(is_video.sum()), frames)
         return len(short)
 
 
@@ -130,11 +133,9 @@ class _TableReader:
         self._store = store
         self._counts_once = counts_once  # whether equal spans count once
         self._config = config
-        self._saved = store.saved_headers()
         self._addresses = store.saved_addresses()
         self._used_addresses: list[SavedAddresses] = []  # of files that lists name
         self._asks_servers = False  # whether the addresses that are kept lack some
-        self._saved_of_others = [(other, other.saved_headers()) for other in store.others]
         self._last_save = time.monotonic()
         self._is_complete = False  # whether all files are in the table
         self._parts: list[FileTable] = []
@@ -150,6 +151,14 @@ class _TableReader:
         self._groups = array("i")
         self._group_names: dict[str, int] = {"": 0}
 
+    @cached_property
+    def _saved(self) -> SavedHeaders:
+        return self._store.saved_headers()
+
+    @cached_property
+    def _saved_of_others(self) -> list[tuple[IndexStore, SavedHeaders]]:
+        return [(other, other.saved_headers()) for other in self._store.others]
+
     def add_path(self, path: str, name: str) -> None:
         """Add all files at a path.
 
@@ -158,10 +167,11 @@ class _TableReader:
             name: Name of the argument in error messages.
         """
         cache = IndexCache(path, self._config)
-        for file in find_files(path, name=name):
-            if is_archive(file):
-                self._add_members(file, self._store.members(file))
-            else:
+        for are_archives, files in groupby(find_files(path, name=name), key=is_archive):
+            if are_archives:
+                self._add_members(list(files))
+                continue
+            for file in files:
                 self._add(segments_of(file, cache, keep_columns=_STATED))
 
     def _add(self, segments: Iterable[Segment]) -> None:
@@ -172,22 +182,22 @@ class _TableReader:
             if len(self._pending) == _CHUNK:
                 self._read_pending()
 
-    def _add_members(self, archive: File, sidecar: Sidecar) -> None:
-        """Add all members of a tar file."""
+    def _add_members(self, archives: Sequence[File]) -> None:
+        """Add all members of tar files."""
         self._read_pending()
-        archive_key = self._store.key_of(archive, fingerprint_of(archive))
+        members, skipped = self._store.members(archives)
+        archive_keys = [self._store.key_of(file, fingerprint_of(file)) for file in archives]
+        key_of_each = np.array(archive_keys, np.int64)[members.places["archive"]]
         begin = len(self._keys)
-        for offset in sidecar.members.places["offset"].tolist():
-            self._keys.append(self._store.key_of_member(archive_key, offset))
-        count = len(sidecar.members)
-        self._files.extend(range(begin, begin + count))
+        count = len(members)
+        self._keys.frombytes(keys_of_members(key_of_each, members.places["offset"]).tobytes())
+        self._files.frombytes(np.arange(begin, begin + count, dtype=np.int64).tobytes())
         self._groups.extend(array("i", [0]) * count)
         if self._bounds:
             self._bounds.extend(array("d", [math.nan]) * (4 * count))
-        self._skipped.extend(sidecar.skipped)
-        self.num_found += count + len(sidecar.skipped)
-        self._leave_out_refused(sidecar.members, sidecar.members.headers)
-        self._parts.append(sidecar.members)
+        self._skipped.extend(skipped)
+        self.num_found += count + len(skipped)
+        self._parts.append(self._leave_out_refused(members))
 
     def _read_pending(self) -> None:
         """Read the headers of the files of pending segments that are not known."""
@@ -223,7 +233,8 @@ class _TableReader:
         try:
             self._read_missing(sources, headers)
         finally:
-            self._parts.append(FileTable.of(sources, versions, headers))
+            files = FileTable.of(sources, versions, headers)
+            self._parts.append(self._leave_out_refused(files))
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save()
 
@@ -337,22 +348,25 @@ class _TableReader:
                     headers[row] = _UNREADABLE
                 else:
                     headers[row] = result
-        self._leave_out_refused(sources, headers)
 
-    def _leave_out_refused(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
-        """Mark files that the settings refuse, in place: saved headers may be of a run with others."""
+    def _leave_out_refused(self, files: FileTable) -> FileTable:
+        """Mark files that the settings refuse: saved headers may be of a run with others."""
+        headers = files.headers
         is_checked = headers["width"].astype(np.int64) * headers["height"] > self._config.max_pixels
         if not self._config.has_colours:
             is_checked[:] = True
         for row in np.flatnonzero(is_checked & (headers["num_frames"] > 0)).tolist():
-            source = sources[row]
+            source = files[row]
             try:
                 width = int(headers["width"][row])
                 height = int(headers["height"][row])
                 check_frame(source, width, height, self._config)
             except DecodeError as error:
                 self._skipped.append(Skipped(source, str(error).removeprefix(f"{source}: ")))
+                if headers is files.headers:  # which may be mapped from a file
+                    headers = headers.copy()
                 headers[row] = _UNREADABLE
+        return replace(files, headers=headers)
 
     def save(self) -> None:
         """Keep the headers for the next run: also those of earlier runs, until all files are in the table."""
@@ -363,9 +377,17 @@ class _TableReader:
                 addresses.append(self._addresses)
             self._store.save_addresses(SavedAddresses.joined(addresses))
             self._asks_servers = False
-        all_headers = [part.headers for part in self._parts]
-        headers = np.concatenate([np.empty(0, HEADER), *all_headers])
-        keys = np.array(self._keys[: len(headers)], np.int64)
+        all_keys = [np.empty(0, np.int64)]
+        all_headers = [np.empty(0, HEADER)]
+        begin = 0
+        for part in self._parts:
+            end = begin + len(part)
+            if not part.archives:  # sidecars have the headers of members
+                all_keys.append(np.array(self._keys[begin:end], np.int64))
+                all_headers.append(part.headers)
+            begin = end
+        keys = np.concatenate(all_keys)
+        headers = np.concatenate(all_headers)
         is_read = headers["digest"] != 0
         keys = keys[is_read]
         headers = headers[is_read]

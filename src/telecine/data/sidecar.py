@@ -125,7 +125,9 @@ def has_arrays(sidecar: Sidecar) -> bool:
     """Return whether a member is an array. Their axes are settings of a run, so such a tar file has no sidecar."""
     if any(kind_of(skip.path) == "arrays" for skip in sidecar.skipped):
         return True
-    return any(kind_of(Path(name)) == "arrays" for name in sidecar.members.names)
+    members = sidecar.members
+    without_digest = np.flatnonzero(members.headers["digest"] == 0).tolist()
+    return any(kind_of(members[row]) == "arrays" for row in without_digest)
 
 
 def write_sidecar(
@@ -202,12 +204,12 @@ def read_sidecar(archive: File) -> Sidecar | None:
         headers = np.zeros(len(names), HEADER)
         for name in HEADER.names or ():
             headers[name] = file.column(f"header.{name}")
-        members = FileTable(names, Texts.of([""] * len(names)), places, (archive,), headers)
+        members = FileTable(names, Texts.empty(len(names)), places, (archive,), headers)
         skipped = []
         for name, offset, size, reason in json.loads(file.metadata[_SKIPPED]):
             skipped.append(Skipped(TarMember(archive, name, offset, size), reason))
         return Sidecar(members, skipped, json.loads(file.metadata[_HAS_INDICES]))
-    except (TypeError, *DAMAGE_ERRORS):
+    except DAMAGE_ERRORS:
         return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ from telecine.data.source import (
 
 _NO_ARCHIVE = -1
 _TOLERANCE = 1e-3  # frames
+_NUM_AT_ONCE = 2**16  # texts
+_ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
+_MAX_KEY = 2**63 - 1
 # What a row has of each field of `Header`.
 HEADER = np.dtype(
     [
@@ -73,6 +78,11 @@ class Texts(Sequence[str]):
         contents = [part.content for part in parts]
         return cls(_joined(contents, np.uint8), _joined(ends, np.int64))
 
+    @classmethod
+    def empty(cls, count: int) -> Texts:
+        """Return empty texts. They take no memory."""
+        return cls(np.empty(0, np.uint8), np.broadcast_to(np.int64(0), count))
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -93,6 +103,30 @@ class Texts(Sequence[str]):
         begin = self.ends[index - 1] if index > 0 else 0
         text = self.content[begin : self.ends[index]].tobytes()
         return text.decode("utf-8", "surrogateescape")
+
+    def file_names(self, rows: NDArray[np.integer[Any]]) -> Iterator[bytes]:
+        """Yield what follows the last slash of paths, with a newline after each path; some thousands at a time.
+
+        Args:
+            rows: The indices of the paths.
+        """
+        slashes = np.flatnonzero(self.content == ord("/"))
+        for start in range(0, len(rows), _NUM_AT_ONCE):
+            part = rows[start : start + _NUM_AT_ONCE]
+            ends = self.ends[part]
+            begins = np.where(part > 0, self.ends[part - 1], 0)
+            if len(slashes) > 0:
+                last = np.searchsorted(slashes, ends) - 1
+                after_slash = np.where(last >= 0, slashes[last] + 1, 0)
+                begins = np.maximum(begins, after_slash)
+            lengths = ends - begins
+            line_ends = np.cumsum(lengths + 1)
+            lines = np.full(line_ends[-1], ord("\n"), np.uint8)
+            is_name = np.ones(len(lines), np.bool_)
+            is_name[line_ends - 1] = False
+            shifts = np.repeat(begins - (np.cumsum(lengths) - lengths), lengths)
+            lines[is_name] = self.content[np.arange(len(shifts)) + shifts]
+            yield lines.tobytes()
 
 
 @dataclass(frozen=True)
@@ -137,6 +171,8 @@ class FileTable(Sequence[Source]):
     @classmethod
     def joined(cls, parts: Sequence[FileTable]) -> FileTable:
         """Return the files of several tables, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
         archives: list[File] = []
         places = []
         for part in parts:
@@ -170,7 +206,7 @@ class FileTable(Sequence[Source]):
             return RemotePath(name, None if size < 0 else size, self.versions[index])
         return Path(name)
 
-    def paths(self, rows: NDArray[np.int64]) -> Iterator[str]:
+    def paths(self, rows: NDArray[np.integer[Any]]) -> Iterator[str]:
         """Yield the path or the address of files in order, those of members with the one of their tar file.
 
         Args:
@@ -183,18 +219,49 @@ class FileTable(Sequence[Source]):
         for code, name in zip(codes, compress(self.names, is_used.tolist()), strict=True):
             yield name if code == _NO_ARCHIVE else prefixes[code] + name
 
-    def identities(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def common_beginning(self, rows: NDArray[np.integer[Any]]) -> str:
+        """Return the longest beginning that the paths of files have in common.
+
+        Args:
+            rows: The files, one or more, in increasing order.
+        """
+        archives = distinct(self.places["archive"][rows])
+        if archives[0] != _NO_ARCHIVE:
+            prefixes = [f"{self.archives[number]}/" for number in archives]
+            common = os.path.commonprefix(prefixes)  # noqa: RUF071 - of any characters
+            if common not in prefixes:  # they differ before the names of members
+                return common
+        common = next(self.paths(rows))
+        for path in self.paths(rows):
+            if not path.startswith(common):
+                common = os.path.commonprefix([common, path])  # noqa: RUF071 - of any characters
+        return common
+
+    def release_pages(self) -> None:
+        """Free the memory of columns that are mapped from a file. They are read again when they are asked for."""
+        view: object = self.headers.base
+        if not isinstance(view, memoryview) or not isinstance(view.obj, mmap.mmap):
+            return
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            view.obj.madvise(mmap.MADV_DONTNEED)
+
+    def identities(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return a hash for each file, equal for all names of one, as `resolve_source` tells them.
 
         Args:
             rows: The files, in increasing order.
         """
-        paths = real_paths(self.paths(rows))
-        offsets = self.places["offset"][
-            rows
-        ].tolist()  # a tar file may have two members of one name
-        hashes = (hash(place) for place in zip(paths, offsets, strict=True))
-        return np.fromiter(hashes, np.int64, count=len(rows))
+        archive = self.places["archive"][rows]
+        is_member = archive != _NO_ARCHIVE
+        identities = np.empty(len(rows), np.int64)
+        paths = real_paths(self.paths(rows[~is_member]))
+        identities[~is_member] = np.fromiter((hash(path) for path in paths), np.int64)
+        archives = real_paths(str(archive) for archive in self.archives)
+        keys = np.array([hash(path) for path in archives], np.int64)
+        # A tar file may have two members of one name, but not at one place.
+        offsets = self.places["offset"][rows[is_member]]
+        identities[is_member] = keys_of_members(keys[archive[is_member]], offsets)
+        return identities
 
     def info(self, index: int) -> VideoInfo:
         """Return the index that a file would have if its header were exact, with evenly spaced frames."""
@@ -225,10 +292,10 @@ class SpanTable(Sequence[EstimatedSpan]):
     """Spans by the headers of their files, one a row."""
 
     files: FileTable
-    file: NDArray[np.int64]
+    file: NDArray[np.integer[Any]]
     """The row of `files`."""
-    first_frame: NDArray[np.int64]
-    last_frame: NDArray[np.int64]
+    first_frame: NDArray[np.integer[Any]]
+    last_frame: NDArray[np.integer[Any]]
     """Inclusive."""
     group: NDArray[np.int32]
     """The index in `groups` of what the column of a list says, by which data is held out."""
@@ -255,10 +322,11 @@ class SpanTable(Sequence[EstimatedSpan]):
             groups: See `SpanTable.groups`.
         """
         num_frames = files.headers["num_frames"][file]
-        fps = files.headers["fps"][file]
-        first = np.zeros(len(file), np.int64)
-        stop = num_frames
-        if bounds is not None:
+        if bounds is None:
+            first = np.zeros(len(file), np.int32)
+            stop = num_frames.astype(np.int32)  # at most `MAX_FRAMES`
+        else:
+            fps = files.headers["fps"][file]
             start, end, start_frame, end_frame = bounds.T
             by_time = _frame_at(start, fps)
             first = np.where(np.isnan(start), np.nan_to_num(start_frame), by_time).astype(np.int64)
@@ -266,7 +334,7 @@ class SpanTable(Sequence[EstimatedSpan]):
             stop = np.fmin(ends, num_frames).astype(np.int64)
         return cls(
             files,
-            file=file,
+            file=file.astype(np.int32),
             first_frame=first,
             last_frame=stop - 1,
             group=group,
@@ -314,35 +382,40 @@ class SpanTable(Sequence[EstimatedSpan]):
         return self.files.headers["is_image"][self.file]
 
     @property
-    def num_frames(self) -> NDArray[np.int64]:
+    def num_frames(self) -> NDArray[np.integer[Any]]:
         """The number of frames of each span."""
         return self.last_frame - self.first_frame + 1
 
-    def num_starts(self, frames: ClipFrames) -> NDArray[np.int64]:
+    def num_starts(self, frames: ClipFrames) -> NDArray[np.integer[Any]]:
         """Return the number of positions for a clip in each span, see `ClipFrames.num_starts`."""
         return frames.count_starts(self.num_frames, self.files.headers["fps"][self.file])
 
     def sha256(self) -> tuple[str, str]:
         """Return hashes of the names, sizes and frames of the files, and of what their headers say.
 
-        A file whose header was not read counts by its time of change or version.
+        A file whose header was not read counts by its time of change or version. Of a mapped table, only a part is in
+        memory at once.
         """
-        rows = np.unique(self.file)
+        rows = distinct(self.file)
         files = sha256()
-        for path in self.files.paths(rows):
-            name = path.rpartition("/")[2]
-            files.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+        for names in self.files.names.file_names(rows):
+            files.update(names)
+        self.files.release_pages()
         files.update(self.files.places["size"][rows].tobytes())
+        self.files.release_pages()
         for column in (np.searchsorted(rows, self.file), self.first_frame, self.last_frame):
             files.update(np.ascontiguousarray(column, np.int64).tobytes())
         digests = self.files.headers["digest"][rows]
         content = sha256(digests.tobytes())
+        self.files.release_pages()
         for row in rows[digests == 0].tolist():
             content.update(f"{self.files.versions[row]}\n".encode("utf-8", "surrogateescape"))
         return files.hexdigest(), content.hexdigest()
 
     def take(self, rows: NDArray[Any]) -> SpanTable:
         """Return the spans at indices, or where a mask is true; of the same table of files."""
+        if rows.dtype == np.bool_ and rows.all():
+            return self
         return SpanTable(
             self.files,
             file=self.file[rows],
@@ -354,6 +427,19 @@ class SpanTable(Sequence[EstimatedSpan]):
         )
 
 
+def keys_of_members(
+    archive_keys: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return a number for each member of tar files, which depends on its place.
+
+    Args:
+        archive_keys: The key of the tar file of each member.
+        offsets: Of the first byte of each member.
+    """
+    spread = offsets.astype(np.uint64) * np.uint64(_ODD_NUMBER) & np.uint64(_MAX_KEY)
+    return archive_keys ^ spread.astype(np.int64)
+
+
 def exact_span(span: EstimatedSpan, info: VideoInfo) -> Span | Skipped:
     """Return the frames of a span in the indexed file, or why there are none."""
     if span.segment is None:
@@ -361,7 +447,7 @@ def exact_span(span: EstimatedSpan, info: VideoInfo) -> Span | Skipped:
     return span.segment.as_span(info)
 
 
-def select(spans: Sequence[Span], rows: NDArray[np.int64]) -> Sequence[Span]:
+def select(spans: Sequence[Span], rows: NDArray[np.integer[Any]]) -> Sequence[Span]:
     """Return the spans at indices; of a table as a table."""
     if isinstance(spans, SpanTable):
         return spans.take(rows)
@@ -375,7 +461,7 @@ def are_images(spans: Sequence[Span]) -> NDArray[np.bool_]:
     return np.array([span.info.is_image for span in spans], np.bool_)
 
 
-def file_numbers(spans: Sequence[Span]) -> NDArray[np.int64]:
+def file_numbers(spans: Sequence[Span]) -> NDArray[np.integer[Any]]:
     """Return a number for each span, equal for spans of one file."""
     if isinstance(spans, SpanTable):
         return spans.file
@@ -384,11 +470,34 @@ def file_numbers(spans: Sequence[Span]) -> NDArray[np.int64]:
     return np.array(rows, np.int64)
 
 
-def count_starts(spans: Sequence[Span], frames: ClipFrames) -> NDArray[np.int64]:
+def count_starts(spans: Sequence[Span], frames: ClipFrames) -> NDArray[np.integer[Any]]:
     """Return the number of positions for a clip in each span."""
     if isinstance(spans, SpanTable):
         return spans.num_starts(frames)
     return np.array([frames.num_starts(span) for span in spans], np.int64)
+
+
+def is_increasing(numbers: NDArray[np.integer[Any]]) -> bool:
+    """Return whether each number is larger than the one before."""
+    return bool((numbers[1:] > numbers[:-1]).all())
+
+
+def distinct(numbers: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Return the different numbers, sorted. `numpy.unique` hashes them, which takes ten times as long for a million."""
+    if is_increasing(numbers):
+        return numbers
+    in_order = np.sort(numbers)
+    is_first = np.ones(len(in_order), np.bool_)
+    is_first[1:] = in_order[1:] != in_order[:-1]
+    return in_order[is_first]
+
+
+def first_of_each(numbers: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return where each number is first, in the order of these places."""
+    if is_increasing(numbers):
+        return np.arange(len(numbers))
+    _, places = np.unique(numbers, return_index=True)
+    return np.sort(places)
 
 
 def _frame_at(seconds: NDArray[np.float64], fps: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ It is apart from `holdout.py`, because a loop over spans is slow where these are
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.holdout import choose_groups, no_clip_error, prefers_groups
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
-from telecine.data.table import SpanTable
+from telecine.data.table import FileTable, SpanTable, distinct
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,10 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
         if not fits.any():
             raise no_clip_error([videos[int(videos.num_frames.argmax())]], config)
         group = group_table(videos, config.holdout)
-        num_groups = len(np.unique(group[fits]))
+        num_groups = len(distinct(group[fits]))
         if not prefers_groups(
             config,
-            num_files=len(np.unique(videos.file[fits])),
+            num_files=len(distinct(videos.file[fits])),
             num_groups=num_groups,
             has_column=config.holdout == "auto" and bool(videos.group.any()),
         ):
@@ -64,7 +65,7 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
     image_rows = np.flatnonzero(spans.is_image)
     images = spans.take(image_rows)
     image_group = group_table(images, config.holdout)
-    if len(np.unique(image_group)) < 2:
+    if len(distinct(image_group)) < 2:
         if len(video_rows) == 0:
             return None
         train_rows.append(image_rows)
@@ -78,7 +79,7 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
 
 
 def _choose(
-    group: NDArray[np.int64], num_frames: NDArray[np.int64], val_fraction: float
+    group: NDArray[np.int64], num_frames: NDArray[np.integer[Any]], val_fraction: float
 ) -> NDArray[np.int64]:
     """Return the groups to hold out.
 
@@ -102,21 +103,26 @@ def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
         spans: The spans, of any files.
         holdout: What else is in one group, see `ClipConfig.holdout`.
     """
-    labels = [_codes(spans.file)]
+    labels: list[NDArray[np.integer[Any]]] = [spans.file]
     digest = spans.files.headers["digest"][spans.file]
-    labels.append(_codes(np.where(digest == 0, -1 - spans.file, digest)))
+    labels.append(np.where(digest == 0, -1 - spans.file, digest))
     if (digest == 0).any():  # of files that a list describes
         rows, codes = np.unique(spans.file, return_inverse=True)
-        labels.append(_codes(spans.files.identities(rows))[codes])
+        labels.append(spans.files.identities(rows)[codes])
     if spans.group.any():
-        labels.append(_codes(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group)))
+        labels.append(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group))
     names = _name_labels(spans, holdout)
     if names is not None:
-        labels.append(_codes(names))
+        labels.append(names)
+    all_codes = []
+    for one in labels:
+        if len(distinct(one)) < len(one):  # else it joins no spans
+            _, codes = np.unique(one, return_inverse=True)
+            all_codes.append(codes)
     group = np.arange(len(spans))
     while True:
         before = group
-        for codes in labels:
+        for codes in all_codes:
             smallest = np.full(len(spans), len(spans))
             np.minimum.at(smallest, codes, group)
             group = smallest[codes]
@@ -124,24 +130,18 @@ def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
             return group
 
 
-def _codes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the number of each label, from 0."""
-    _, codes = np.unique(labels, return_inverse=True)
-    return codes
-
-
 def _name_labels(spans: SpanTable, holdout: str) -> NDArray[np.int64] | None:
     """Return a hash for each span of what names in one group have in common; None if names do not count."""
-    files, codes = np.unique(spans.file, return_inverse=True)
+    if holdout not in ("auto", "folder") or len(spans) == 0:
+        return None
+    if holdout == "auto" and spans.group.any():
+        return None
+    files = distinct(spans.file)
+    codes = np.searchsorted(files, spans.file)
     if holdout == "folder":
         folders = (os.path.dirname(path) for path in spans.files.paths(files))
         return np.fromiter((hash(folder) for folder in folders), np.int64)[codes]
-    if holdout != "auto" or spans.group.any() or len(files) == 0:
-        return None
-    common = next(spans.files.paths(files))
-    for path in spans.files.paths(files):
-        if not path.startswith(common):
-            common = os.path.commonprefix([common, path])  # noqa: RUF071 - of any characters
+    common = spans.files.common_beginning(files)
     # Shorter beginnings are common to all names, longer ones have more groups than are looked for.
     first = max(1, len(words_of(common)))
     counts: dict[int, int] = {}
@@ -149,14 +149,43 @@ def _name_labels(spans: SpanTable, holdout: str) -> NDArray[np.int64] | None:
     longest = first + 1
     length = first
     while length < longest and max(counts.values(), default=0) < MAX_GROUPS:
-        beginnings, longest = _beginnings(spans.files.paths(files), len(files), length)
+        of_archives = _beginnings_of_archives(spans.files, files, length)
+        if of_archives is None:
+            beginnings, longest = _beginnings(spans.files.paths(files), len(files), length)
+        else:
+            beginnings = of_archives[None]
+            longest = length + 2  # or more: the next round looks
         for labels in beginnings[: longest - length]:
-            counts[length] = len(np.unique(labels))
+            counts[length] = len(distinct(labels))
             if counts[length] > 1:
                 labels_of[length] = labels
             length += 1
     chosen = common_length(counts, len(files))
     return None if chosen is None else labels_of[chosen][codes]
+
+
+def _beginnings_of_archives(
+    files: FileTable, rows: NDArray[np.integer[Any]], length: int
+) -> NDArray[np.int64] | None:
+    """Return a hash for each file of the first words of its path, all of which the path of its tar file has.
+
+    Args:
+        files: The files.
+        rows: Those that count.
+        length: The number of words.
+
+    Returns:
+        The hashes; None if names of members are needed, too, or if no path has more words.
+    """
+    codes = files.places["archive"][rows]
+    words = [words_of(f"{archive}/") for archive in files.archives]
+    used = distinct(codes)
+    if used[0] < 0:  # a file by itself
+        return None
+    counts = [len(words[code]) for code in used]
+    if min(counts) < length or max(counts) == length:
+        return None
+    return np.array([hash(one[:length]) for one in words], np.int64)[codes]
 
 
 def _beginnings(paths: Iterator[str], num_paths: int, first: int) -> tuple[NDArray[np.int64], int]:
@@ -184,17 +213,17 @@ def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
         spans: The frames to train on.
         held_out: The frames to leave out; files with some of them are left out whole.
     """
-    identities = held_out.files.identities(np.unique(held_out.file))
+    identities = held_out.files.identities(distinct(held_out.file))
     digests = held_out.files.headers["digest"][held_out.file]
     digest = spans.files.headers["digest"][spans.file]
     is_held_out = np.isin(digest, digests[digests != 0])
-    rows = np.unique(spans.file)
+    rows = distinct(spans.file)
     is_named = np.isin(spans.files.identities(rows), identities)
     is_held_out |= np.isin(spans.file, rows[is_named])
     if is_held_out.all():
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")
         return spans
     if is_held_out.any():
-        num_files = len(np.unique(spans.file[is_held_out]))
+        num_files = len(distinct(spans.file[is_held_out]))
         logger.warning("%d files are in `val_data`, and not trained on", num_files)
     return spans.take(~is_held_out)

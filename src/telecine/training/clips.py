@@ -34,7 +34,7 @@ from telecine.data.load_table import load_table
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
-from telecine.data.table import SpanTable, are_images, file_numbers, select
+from telecine.data.table import SpanTable, are_images, file_numbers, first_of_each, select
 from telecine.data.table_holdout import split_table, without_held_out_files
 from telecine.data.validation import (
     index_validation_spans,
@@ -191,6 +191,7 @@ class Spans:
             val_store = val_table.store
             train = without_held_out_files(table.spans, held_out)
         num_short = table.log_too_short(ClipFrames.shortest(config))
+        table.spans.files.release_pages()
         return cls(
             table.spans,
             train,
@@ -294,7 +295,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         train = ClipDataset(spans.train, config.clips, seed=config.seed, store=spans.store)
         # Again, as data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
-    _, first_places = np.unique(file_numbers(spans.usable), return_index=True)
+    first_places = first_of_each(file_numbers(spans.usable))
     num_images = int(are_images(spans.usable)[first_places].sum())
     num_videos = len(first_places) - num_images - spans.num_short
     if train.image_ratio == 0:

@@ -19,7 +19,7 @@ from telecine.data.index_cache import IndexCache, fingerprint_of
 from telecine.data.index_store import IndexStore
 from telecine.data.sidecar import Sidecar, has_arrays, read_sidecar, scan_archive, write_sidecar
 from telecine.data.source import File, Skipped, Source, TarMember, kind_of
-from telecine.data.table import HEADER
+from telecine.data.table import HEADER, keys_of_members
 from telecine.settings import MAX_FAILURES, ClipConfig
 
 # A process that is killed loses the indices of fewer files, and of fewer timestamps.
@@ -114,9 +114,10 @@ class _Indexer:
         archive_key = self._store.key_of(archive, fingerprint_of(archive))
         infos: dict[int, VideoInfo] = {}  # by the offsets of members
         missing = []
-        for row, offset in enumerate(sidecar.members.places["offset"].tolist()):
+        offsets = sidecar.members.places["offset"]
+        keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
+        for row, (offset, key) in enumerate(zip(offsets.tolist(), keys, strict=True)):
             member = sidecar.members[row]
-            key = self._store.key_of_member(archive_key, offset)
             info = self._store.saved_info(key, member) if self._is_known(key) else None
             if info is None:
                 missing.append(member)
@@ -148,9 +149,10 @@ class _Indexer:
         keys = []
         headers = []
         infos_by_key = {}
-        for row, offset in enumerate(sidecar.members.places["offset"].tolist()):
+        offsets = sidecar.members.places["offset"]
+        all_keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
+        for row, (offset, key) in enumerate(zip(offsets.tolist(), all_keys, strict=True)):
             if offset in infos:
-                key = self._store.key_of_member(archive_key, offset)
                 keys.append(key)
                 headers.append(sidecar.members.headers[row].item())
                 infos_by_key[key] = infos[offset]

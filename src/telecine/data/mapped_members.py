@@ -1,0 +1,118 @@
+"""The members of all tar files of a data set, in one file whose columns are mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.base.files import atomic_write
+from telecine.data.index_cache import fingerprint_of
+from telecine.data.index_files import FORMAT, read_description, write_columns
+from telecine.data.sidecar import Sidecar
+from telecine.data.source import File, Skipped, TarMember
+from telecine.data.table import HEADER, PLACE, FileTable, Texts
+
+_SKIPPED = "skipped"
+_SECONDS_KEPT = 30 * 24 * 3600.0  # after its last use
+# Of columns that are written as bytes.
+_DTYPES: dict[str, Any] = {"name.end": np.int64, "place": PLACE, "header": HEADER, "name": np.uint8}
+
+
+def key_of_archives(archives: Sequence[File]) -> str:
+    """Return a hash of tar files, which is another one if one of them has changed: the name of their file."""
+    text = f"{FORMAT} {sys.byteorder}"
+    for archive in archives:
+        text += f"\n{archive}\n{fingerprint_of(archive)}"
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
+
+
+def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
+    """Write the members of tar files, one after the other.
+
+    Args:
+        path: The file.
+        sidecars: The members of each tar file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _DTYPES}
+    skipped = []
+    name_begin = 0
+    for number, sidecar in enumerate(sidecars):
+        members = sidecar.members
+        places = members.places.copy()
+        places["archive"] = number
+        columns["place"].append(places)
+        columns["header"].append(members.headers)
+        columns["name"].append(members.names.content)
+        columns["name.end"].append(members.names.ends + name_begin)
+        name_begin += len(members.names.content)
+        for skip in sidecar.skipped:
+            assert isinstance(skip.path, TarMember)
+            skipped.append((number, skip.path.name, skip.path.offset, skip.path.size, skip.reason))
+    metadata = {_SKIPPED: json.dumps(skipped)}
+
+    def write(partial: Path) -> None:
+        with open(partial, "wb") as file:
+            write_columns(file, columns, metadata)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, write)
+
+
+def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
+    """Return the members of tar files, and those whose header cannot be read. Note that the file is used now.
+
+    Args:
+        path: The file.
+        archives: The tar files that it was written for.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged. So are the other errors of `DAMAGE_ERRORS`.
+    """
+    with open(path, "rb") as file:
+        metadata, described = read_description(file)
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with suppress(OSError):  # of another user
+        os.utime(path)
+    columns: dict[str, NDArray[Any]] = {}
+    for name, dtype in _DTYPES.items():
+        (num_bytes,) = described[name].shape
+        count = num_bytes // np.dtype(dtype).itemsize
+        columns[name] = np.frombuffer(content, dtype, count, described[name].begin)
+    table = FileTable(
+        names=Texts(columns["name"], columns["name.end"]),
+        versions=Texts.empty(len(columns["header"])),
+        places=columns["place"],
+        archives=tuple(archives),
+        headers=columns["header"],
+    )
+    skipped = []
+    for number, name, offset, size, reason in json.loads(metadata[_SKIPPED]):
+        skipped.append(Skipped(TarMember(archives[number], name, offset, size), reason))
+    return table, skipped
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove files of tar files that have changed since: those that were not used for a month.
+
+    Others stay, because processes on other machines may have mapped them.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.stat().st_mtime < time.time() - _SECONDS_KEPT:
+            path.unlink(missing_ok=True)
