@@ -2,7 +2,7 @@
 
     python benchmarks/context_parallel.py values             # ten updates of each case in float64
     python benchmarks/context_parallel.py values --float32 --processes 2 --cases wan ltx
-    python benchmarks/context_parallel.py memory             # the largest memory of a process at three sizes
+    python benchmarks/context_parallel.py memory             # the largest memory of a process at four sizes
     python benchmarks/context_parallel.py messages           # bytes sent and operators of an update
 
 Trainings are the cases of `same_bits_cases.py` and those of `MORE_CASES`, on random clips, around the step at which the
@@ -536,7 +536,7 @@ def compare(
 
 
 # Frames, height and width of the clips whose memory is measured, with telecine's own model as it is by default.
-MEMORY_SIZES = [(9, 128, 128), (9, 192, 192), (9, 256, 256)]
+MEMORY_SIZES = [(9, 128, 128), (9, 192, 192), (9, 256, 256), (9, 384, 384)]
 RECONSTRUCTION_ALONE: Settings = {
     "batch_size": 1,
     "causal_vae": {
