@@ -34,9 +34,9 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
 
     Of ten videos or more, whole groups of them are held out, evenly spaced in their order, so that a folder sorted by
     subject is sampled across subjects. Files with the same content are in one group. Of fewer videos, the end of each
-    is held out, and the frames of a clip before it are left out; one that is too short for that is used for training
-    only. If all are, whole groups are held out. All held-out spans of videos are at least one clip long. Images are
-    always whole.
+    is held out, and the frames of a clip before it are left out. A video that is too short for both parts is used for
+    training only. If all videos are too short, whole groups are held out. All held-out spans of videos are at least one
+    clip long. Images are always whole.
 
     Args:
         spans: The frames to split. Spans of one video may overlap.

@@ -251,7 +251,7 @@ class IndexStore:
             info = index_video(source, self.config)
         except DecodeError as error:
             if not is_of_system(error):
-                reason = str(error).removeprefix(f"{source}: ")
+                reason = Skipped.of(source, error).reason
                 self._failures[key] = reason
                 self._save(key, {}, {_FAILURE: reason, _LIMITS: self._limits()})
             raise

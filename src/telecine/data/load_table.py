@@ -28,7 +28,7 @@ from telecine.data.errors import (
     thread_errors,
 )
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
-from telecine.data.header import Header, read_header
+from telecine.data.header import NO_HEADER, Header, read_header
 from telecine.data.index_cache import IndexCache, fingerprint_of
 from telecine.data.index_store import IndexStore, SavedAddresses, SavedHeaders
 from telecine.data.lists import Segment
@@ -54,7 +54,6 @@ _STATED = ("num_frames", "fps", "width", "height")  # columns that describe a fi
 _MAX_SIDE = 2**31 - 1  # pixels, of a frame that a list describes
 _FPS_TOLERANCE = 1e-3  # of rates in two lines of a list, as a fraction
 _SECONDS_BETWEEN_SAVES = 60.0
-_UNREADABLE = Header(0, 1.0, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -337,7 +336,7 @@ class _TableReader:
             try:
                 return read_header(source, self._config)
             except DecodeError as error:
-                return Skipped(source, str(error).removeprefix(f"{source}: "))
+                return Skipped.of(source, error)
 
         missing = np.flatnonzero(headers["num_frames"] == 0).tolist()
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -345,7 +344,7 @@ class _TableReader:
             for row, result in zip(missing, results, strict=True):
                 if isinstance(result, Skipped):
                     self._skipped.append(result)
-                    headers[row] = _UNREADABLE
+                    headers[row] = NO_HEADER
                 else:
                     headers[row] = result
 
@@ -362,10 +361,10 @@ class _TableReader:
                 height = int(headers["height"][row])
                 check_frame(source, width, height, self._config)
             except DecodeError as error:
-                self._skipped.append(Skipped(source, str(error).removeprefix(f"{source}: ")))
+                self._skipped.append(Skipped.of(source, error))
                 if headers is files.headers:  # which may be mapped from a file
                     headers = headers.copy()
-                headers[row] = _UNREADABLE
+                headers[row] = NO_HEADER
         return replace(files, headers=headers)
 
     def save(self) -> None:

@@ -501,7 +501,7 @@ def first_of_each(numbers: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 
 def _frame_at(seconds: NDArray[np.float64], fps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the indices of the first frames displayed at or after times, of evenly spaced ones."""
+    """Return the index of the first frame at or after each time, where frames are evenly spaced."""
     return np.ceil(seconds * fps - _TOLERANCE)
 
 

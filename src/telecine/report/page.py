@@ -11,8 +11,8 @@ from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.metrics import METRICS
 from telecine.report.chart_data import Event, charts_data
-from telecine.report.charts import METRIC_LABELS, charts_of_runs, metric_label
 from telecine.report.html import render_page
+from telecine.report.logged_charts import METRIC_LABELS, charts_of_runs, metric_label
 from telecine.report.page_videos import VideoFolder, copy_videos
 from telecine.report.reported_run import ReportedRun, describe_training, not_comparable, read_runs
 from telecine.runs import Run

@@ -10,8 +10,8 @@ from telecine.evaluation.evaluate import METRICS_FILE, SavedEvaluation
 from telecine.evaluation.protocol_file import describe_clips
 from telecine.evaluation.speed import SPEED_FILE, PartSpeed, Speed
 from telecine.report.chart_data import Chart, Curve, Series, XAxis, charts_data, make_curve
-from telecine.report.charts import metric_label
 from telecine.report.html import render_page, short
+from telecine.report.logged_charts import metric_label
 
 PAGE_FILE = "speed.html"
 _NO_RUN = -1

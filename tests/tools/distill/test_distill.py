@@ -139,7 +139,7 @@ def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder)
     assert term(latent=of_teacher, target=target) == pytest.approx(0.0, abs=1e-8)
     loss = term(latent=mean, target=target)
     assert loss.item() == pytest.approx(1.0, rel=1e-3)
-    half = term(latent=mean, target=target, weight=torch.tensor([0.5, 0.5]))
+    half = term(latent=mean, target=target, sample_weight=torch.tensor([0.5, 0.5]))
     assert half.item() == pytest.approx(0.5, rel=1e-3)
     loss.backward()
     assert mean.grad.any()
@@ -190,7 +190,7 @@ def test_the_term_of_the_teachers_decoding(folder):
     perceptual = TeacherDecoding("wan", perceptual_weight=0.5)
     arguments = {"latent": latent, "target": target, "generator": torch.Generator().manual_seed(0)}
     assert perceptual(**arguments) > value
-    halved = perceptual(**arguments, weight=torch.tensor([0.5, 0.5]))
+    halved = perceptual(**arguments, sample_weight=torch.tensor([0.5, 0.5]))
     assert 0 < halved < value
 
 

@@ -45,7 +45,7 @@ def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
             weight.zero_()
         error = term(latent=latent, model=student)
         assert error == pytest.approx(1.0, rel=1e-4)
-        halved = term(latent=latent, model=student, weight=torch.tensor([0.5, 0.5]))
+        halved = term(latent=latent, model=student, sample_weight=torch.tensor([0.5, 0.5]))
         assert halved == pytest.approx(float(error) / 2, rel=1e-4)
 
 

@@ -35,7 +35,7 @@ class TeacherDecoding(nn.Module):
         latent: Tensor,
         target: Video,
         generator: Generators = None,
-        weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Scalar:
         """Return the error, 0-d.
 
@@ -44,14 +44,14 @@ class TeacherDecoding(nn.Module):
             target: The video that it encodes, `(B, C, T, H, W)` in [-1, 1].
             generator: Of the frames, and of the noise of a teacher that generates: one, or one for each clip; PyTorch's
                 default generator if None.
-            weight: Weight of each clip, `(B,)`; None for 1.
+            sample_weight: Weight of each clip, `(B,)`; None for 1.
         """
         teacher = self.teacher.module
         if draws_noise(teacher):
             decoded = teacher.decode(latent, generator=generator)
         else:
             decoded = teacher.decode(latent)
-        error = l1(reconstruction=decoded, target=target, weight=weight)
+        error = l1(reconstruction=decoded, target=target, weight=sample_weight)
         if self.perceptual is None:
             return error
         indices = sample_frame_indices(target, 1, generator)
@@ -59,4 +59,4 @@ class TeacherDecoding(nn.Module):
             reconstruction=as_rgb(pick_frames(decoded, indices)),
             target=as_rgb(pick_frames(target, indices)),
         )
-        return error + self.perceptual_weight * weighted_mean(distance, weight)
+        return error + self.perceptual_weight * weighted_mean(distance, sample_weight)

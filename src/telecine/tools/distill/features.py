@@ -84,7 +84,7 @@ class TeacherFeatures(nn.Module):
         latent: Tensor,
         model: nn.Module,
         generator: Generators = None,
-        weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Scalar:
         """Return the error, 0-d.
 
@@ -93,7 +93,7 @@ class TeacherFeatures(nn.Module):
             model: The student.
             generator: Draws the noise that student and teacher share if one of them generates: one, or one for each
                 clip; PyTorch's default generator if None.
-            weight: Weight of each clip, `(B,)`; None for 1.
+            sample_weight: Weight of each clip, `(B,)`; None for 1.
 
         Raises:
             ValueError: The student has no decoder of telecine.
@@ -120,7 +120,7 @@ class TeacherFeatures(nn.Module):
             y = at_least_float32(y)
             std, mean = torch.std_mean(y, (0, 2, 3, 4), correction=0, keepdim=True)
             standardised = (y - mean) / std.clamp_min(SMALLEST_STD)
-            errors.append(weighted_mean((x - standardised).square(), weight))
+            errors.append(weighted_mean((x - standardised).square(), sample_weight))
         return torch.stack(errors).mean()
 
     @torch.no_grad()

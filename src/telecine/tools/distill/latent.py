@@ -36,7 +36,7 @@ class TeacherLatent(nn.Module):
         latent: Tensor,
         target: Video,
         posterior: Gaussian | None = None,
-        weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Scalar:
         """Return the distance, 0-d.
 
@@ -44,7 +44,7 @@ class TeacherLatent(nn.Module):
             latent: The student's, `(B, C, t, h, w)`.
             target: The video that it encodes, `(B, C, T, H, W)` in [-1, 1].
             posterior: The student's posterior, of the latent's shape; None if the latent is not sampled.
-            weight: Weight of each clip, `(B,)`; None for 1.
+            sample_weight: Weight of each clip, `(B,)`; None for 1.
         """
         with torch.no_grad():
             expected = self.teacher.module.encode(target)
@@ -53,9 +53,9 @@ class TeacherLatent(nn.Module):
                 _SMALLEST_VARIANCE
             )
         if posterior is None:
-            return weighted_mean((latent - mean).square() / variance, weight)
+            return weighted_mean((latent - mean).square() / variance, sample_weight)
         distance = (posterior.mean - mean).square()
         if isinstance(expected, DiagonalGaussian):
             std = (0.5 * expected.logvar).exp()
             distance = distance + ((0.5 * posterior.logvar).exp() - std).square()
-        return weighted_mean(distance / variance, weight)
+        return weighted_mean(distance / variance, sample_weight)

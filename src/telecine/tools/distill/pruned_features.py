@@ -76,7 +76,7 @@ class PrunedFeatures(nn.Module):
         latent: Tensor,
         model: nn.Module,
         generator: Generators = None,
-        weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Scalar:
         """Return the error, 0-d.
 
@@ -85,7 +85,7 @@ class PrunedFeatures(nn.Module):
             model: The student.
             generator: Draws the noise that student and teacher share if they generate: one, or one for each clip;
                 PyTorch's default generator if None.
-            weight: Weight of each clip, `(B,)`; None for 1.
+            sample_weight: Weight of each clip, `(B,)`; None for 1.
 
         Raises:
             ValueError: The student is no autoencoder of telecine or diffusers.
@@ -105,7 +105,7 @@ class PrunedFeatures(nn.Module):
             x = at_least_float32(features[student_layer])
             y = at_least_float32(targets[teacher_layer][:, self.kept[teacher_layer]])
             std = y.std((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(SMALLEST_STD)
-            errors.append(weighted_mean(((x - y) / std).square(), weight))
+            errors.append(weighted_mean(((x - y) / std).square(), sample_weight))
         return torch.stack(errors).mean()
 
 

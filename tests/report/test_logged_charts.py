@@ -5,7 +5,12 @@ import math
 import pytest
 
 from telecine.base.logged_values import LOGGED_VALUES
-from telecine.report.charts import TRAINING_CHARTS, chart_definitions, charts_of_runs, label_of
+from telecine.report.logged_charts import (
+    TRAINING_CHARTS,
+    chart_definitions,
+    charts_of_runs,
+    label_of,
+)
 from telecine.report.reported_run import ReportedRun
 from telecine.settings import ObjectiveConfig
 
