@@ -175,9 +175,9 @@ def evaluate(
         str | None,
         Output(
             "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) "
-            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json and its plot, with "
-            "--speed for speed.json; with --compare, for table.tex, table.md, of two comparison.json and plots, and "
-            "speed.html if all have a speed."
+            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json, its plot and its "
+            "page; with --speed for speed.json; with --compare, for table.tex, table.md, of two comparison.json and "
+            "plots, and speed.html if all have a speed."
         ),
     ] = None,
     compare: Annotated[
@@ -202,7 +202,13 @@ def evaluate(
     else:
         from telecine.evaluation import evaluate as evaluation
 
-        evaluation.evaluate(checkpoint, settings, output=output).print_to(console)
+        result = evaluation.evaluate(checkpoint, settings, output=output)
+        result.print_to(console)
+        is_main_process = os.environ.get("RANK", "0") == "0"
+        if output is not None and result.per_pass and is_main_process:
+            from telecine.report.round_trips_page import write_round_trips
+
+            write_round_trips(result, output)
     if output is not None:
         console.say(f"written to {output}")
 

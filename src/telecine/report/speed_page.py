@@ -66,6 +66,7 @@ def render_speeds(
     return render_page(
         "speed.html",
         titles=titles,
+        columns=titles,
         data=charts_data(charts, runs=titles, file=METRICS_FILE),
         rows=rows,
         clips=describe_clips(protocol),
