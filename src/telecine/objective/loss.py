@@ -382,10 +382,12 @@ class VideoAutoencoderLoss(nn.Module):
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> BothLosses:
-        """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
+        """Compute the losses of both steps on one batch, where possible with one pass of each discriminator.
 
-        Values are those of two calls, except for random numbers: where one pass serves both steps, which
-        `choose_strategy` decides, a discriminator of frames sees the same frames in both.
+        Values are those of two calls, except for random numbers: where one pass serves both steps, a discriminator of
+        frames sees the same frames in both. It needs `eager_gradients`, a GAN loss and regularisers that do not read
+        real and fake videos together, and one precision in both steps: not float16, and not bfloat16 with a penalty
+        that is differentiated twice. `choose_strategy` in `objective/gradients.py` has the reasons.
 
         Args:
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
