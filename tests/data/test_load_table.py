@@ -152,6 +152,23 @@ def test_only_files_that_clips_are_drawn_from_are_indexed(data):
     assert_same_clips([again[0], again[1]], [dataset[0], dataset[1]])
 
 
+@pytest.mark.parametrize(
+    "described", [b"3", b"null", b'"text"', b'{"__metadata__": null}', b'{"__metadata__": "x"}']
+)
+def test_descriptions_that_are_no_objects_are_damage(data, described):
+    shards = write_shards(data)
+    before = load_table(str(data), CONFIG).spans.sha256()
+    shard = data / ".telecine-index.d" / "shards" / "0"
+    shard.parent.mkdir()
+    content = len(described).to_bytes(8, "little") + described
+    members = data / ".telecine-index.d" / "members"
+    for path in (data / ".telecine-index.d" / "headers", *members.iterdir()):
+        path.write_bytes(content)
+    for path in (shard, *shards.glob(".*.telecine-index")):
+        path.write_bytes(content)
+    assert load_table(str(data), CONFIG).spans.sha256() == before
+
+
 def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     for number in range(0, 12, 2):
         spoil(data / f"film{number // 2}" / f"scene{number}.mp4")

@@ -60,7 +60,7 @@ _FAILURE = "failure"
 _LIMITS = "limits"
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
-_NUM_OPEN = 64  # sidecars that a process keeps open
+_NUM_OPEN = 64  # sidecars and shards that a process keeps open
 
 
 class SavedHeaders(NamedTuple):
@@ -112,6 +112,14 @@ class SavedAddresses(NamedTuple):
         return RemotePath(file.url, int(self.sizes[row]), self.versions[row])
 
 
+class Shard(NamedTuple):
+    """A file that `telecine data index` has written."""
+
+    path: Path
+    keys: NDArray[np.int64]
+    """The keys of its exact indices, sorted."""
+
+
 class IndexStore:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
@@ -144,13 +152,15 @@ class IndexStore:
         self._prefix = os.path.join(self._root, "")
         self._recent: dict[int, VideoInfo] = {}
         self._failures: dict[int, str] = {}  # why files have no index
-        self._shards: list[IndexFile] | None = None
+        self._shards: list[Shard] | None = None
         self._without_indices: set[File] = set()  # tar files whose sidecars have none
-        self._sidecars: dict[File, IndexFile] = {}  # that are open
+        self._open: dict[
+            File, IndexFile
+        ] = {}  # shards by their paths, and sidecars by those of their tar files
         self._is_writable = True
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_recent": {}, "_shards": None, "_sidecars": {}}
+        return {**self.__dict__, "_recent": {}, "_shards": None, "_open": {}}
 
     def key_of(self, source: Source, fingerprint: Sequence[int]) -> int:
         """Return the key of a source, in 63 bits.
@@ -281,12 +291,15 @@ class IndexStore:
             if info is not None:
                 return info
         for shard in self.shards():
-            try:
-                info = shard.info(key, source)
-            except DAMAGE_ERRORS:
+            row = int(np.searchsorted(shard.keys, key))
+            if row == len(shard.keys) or shard.keys[row] != key:
                 continue
-            if info is not None:
-                return info
+            with suppress(*DAMAGE_ERRORS):
+                if shard.path not in self._open:
+                    self._keep_open(shard.path, IndexFile(shard.path))
+                info = self._open[shard.path].info(key, source)
+                if info is not None:
+                    return info
         for file in self._files_of(key):
             with suppress(*DAMAGE_ERRORS):
                 info = file.info(key, source)
@@ -305,34 +318,41 @@ class IndexStore:
     def _info_of_member(self, member: TarMember) -> VideoInfo | None:
         if member.archive in self._without_indices:
             return None
-        if member.archive not in self._sidecars:
+        if member.archive not in self._open:
             sidecar = open_sidecar(member.archive)
             if sidecar is None or len(sidecar.keys) == 0:
                 self._without_indices.add(member.archive)
                 return None
-            if len(self._sidecars) == _NUM_OPEN:
-                del self._sidecars[next(iter(self._sidecars))]
-            self._sidecars[member.archive] = sidecar
+            self._keep_open(member.archive, sidecar)
         try:
-            return self._sidecars[member.archive].info(member.offset, member)
+            return self._open[member.archive].info(member.offset, member)
         except DAMAGE_ERRORS:
             return None
 
-    def shards(self) -> list[IndexFile]:
+    def _keep_open(self, path: File, file: IndexFile) -> None:
+        """Keep a file open for later calls, in place of the one that was opened first if there are many."""
+        if len(self._open) >= _NUM_OPEN:
+            self._open.pop(next(iter(self._open)), None)
+        self._open[path] = file
+
+    def shards(self) -> list[Shard]:
         """Return the files that `telecine data index` has written; those of another version or damaged are left out."""
         if self._shards is None:
             self._shards = []
             for folder in self._folders:
                 for path in sorted((folder / _SHARDS).glob("[!.]*")):
                     try:
-                        self._shards.append(IndexFile(path))
+                        self._shards.append(Shard(path, IndexFile(path).keys))
                     except DAMAGE_ERRORS as error:
                         logger.warning("%s is not used: %s", path, error)
         return self._shards
 
     def saved_keys(self) -> NDArray[np.int64]:
         """Return the keys of the files in all shards, sorted."""
-        keys = [shard.column("key") for shard in self.shards()]
+        keys = []
+        for shard in self.shards():
+            with suppress(*DAMAGE_ERRORS):
+                keys.append(IndexFile(shard.path).column("key"))
         return np.unique(np.concatenate([np.empty(0, np.int64), *keys]))
 
     def write_shard(
@@ -368,14 +388,13 @@ class IndexStore:
 
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
-        files = list(self.shards())
-        for folder in self._folders:
-            with suppress(*DAMAGE_ERRORS):
-                files.append(IndexFile(folder / _HEADERS))
+        paths = [shard.path for shard in self.shards()]
+        paths += [folder / _HEADERS for folder in self._folders]
         all_keys = [np.empty(0, np.int64)]
         all_headers = [np.empty(0, HEADER)]
-        for file in files:
+        for path in paths:
             try:
+                file = IndexFile(path)
                 keys = file.column("key")
                 headers = np.zeros(len(keys), HEADER)
                 for name in HEADER.names or ():
