@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ _FAILURE = "failure"
 _LIMITS = "limits"
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
+_NUM_SCANS = 4  # tar files that are scanned at once
 _NUM_OPEN = 64  # sidecars and shards that a process keeps open
 
 
@@ -197,30 +199,55 @@ class IndexStore:
         for folder in self._folders:
             with suppress(*DAMAGE_ERRORS):
                 return map_members(folder / _MEMBERS / name, archives)
-        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            sidecars = list(pool.map(self._sidecar, archives))
-        if all(sidecar.is_complete and not has_arrays(sidecar) for sidecar in sidecars):
+        sidecars = self._sidecars_of(archives)
+        changing = [archive for archive, sidecar in sidecars.items() if not _is_lasting(sidecar)]
+        if not changing:
+            path = self.folder / _MEMBERS / name
+            with suppress(*DAMAGE_ERRORS):  # another process may have written it meanwhile
+                return map_members(path, archives)
             try:
-                remove_unused(self.folder / _MEMBERS)
-                write_members(self.folder / _MEMBERS / name, sidecars)
-                return map_members(self.folder / _MEMBERS / name, archives)
+                _remove_left(path.parent)
+                remove_unused(path.parent)
+                path.unlink(missing_ok=True)  # it is damaged
+                write_members(path, list(sidecars.values()))
+                return map_members(path, archives)
             except (OSError, ValueError) as error:
                 logger.warning("the members of tar files cannot be saved: %s", error)
+        elif len(changing) < len(archives):
+            text = "each run reads the sidecars of all tar files, as %d have arrays or cannot be read whole: %s"
+            logger.warning(text, len(changing), changing[0])
+        parts = []
         skipped = []
-        for sidecar in sidecars:
+        for archive, sidecar in sidecars.items():
+            parts.append(replace(sidecar.members, archives=(archive,)))
             skipped.extend(sidecar.skipped)
-        return FileTable.joined([sidecar.members for sidecar in sidecars]), skipped
+        return FileTable.joined(parts), skipped
 
-    def _sidecar(self, archive: File) -> Sidecar:
-        sidecar = read_sidecar(archive)
-        if sidecar is None:
-            sidecar = scan_archive(archive, self.config)
-            if sidecar.is_complete and not has_arrays(sidecar):
+    def _sidecars_of(self, archives: Sequence[File]) -> dict[File, Sidecar]:
+        """Return the sidecars of tar files. Those that have none are scanned, some at once, and get one.
+
+        Raises:
+            DataError: a tar file is not read in time.
+        """
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            saved = dict(zip(archives, pool.map(read_sidecar, archives), strict=True))
+        missing = [archive for archive, sidecar in saved.items() if sidecar is None]
+        num_threads = min(_NUM_SCANS, os.cpu_count() or 1, len(missing))
+        # Scans share the processor and the disk: all of them together may take as long as one after the other.
+        config = replace(self.config, timeout=self.config.timeout * max(num_threads, 1))
+
+        def scan(archive: File) -> Sidecar:
+            sidecar = scan_archive(archive, config)
+            if _is_lasting(sidecar):
                 try:
                     write_sidecar(archive, sidecar)
                 except OSError as error:
                     logger.warning("the headers of %s cannot be saved: %s", archive, error)
-        return sidecar
+            return sidecar
+
+        with thread_errors(), ThreadPoolExecutor(max(num_threads, 1)) as pool:
+            scanned = dict(zip(missing, pool.map(scan, missing), strict=True))
+        return {archive: sidecar or scanned[archive] for archive, sidecar in saved.items()}
 
     def info(self, source: Source) -> VideoInfo:
         """Return the exact index of a source. It is made, and kept for all processes, when it is first asked for.
@@ -449,6 +476,11 @@ class IndexStore:
             for folder in store._folders:
                 with suppress(OSError):  # there are none, or another process removes them
                     (folder / _ADDRESSES).unlink()
+
+
+def _is_lasting(sidecar: Sidecar) -> bool:
+    """Return whether a sidecar holds for other runs, too."""
+    return sidecar.is_complete and not has_arrays(sidecar)
 
 
 def _key_of_address(url: str) -> int:
