@@ -17,7 +17,7 @@ MOVED_MODULES: Mapping[str, str] = {
     "telecine.evaluation.measure.": "telecine.evaluation.measure_clips.",
     "telecine.evaluation.metric.": "telecine.evaluation.metrics.metric.",
     "telecine.evaluation.pixel_metrics.": "telecine.evaluation.metrics.pixels.",
-    "telecine.evaluation.protocol.": "telecine.evaluation.protocol_file.",
+    "telecine.evaluation.protocol.": "telecine.evaluation.evaluation_record.",
     "telecine.evaluation.published.": "telecine.evaluation.protocols.published.",
     "telecine.evaluation.published_metrics.": "telecine.evaluation.metrics.published_pixels.",
     "telecine.evaluation.source.": "telecine.evaluation.reconstruction_sources.",

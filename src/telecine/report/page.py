@@ -84,7 +84,7 @@ def watch_runs(
         with suppress(FileNotFoundError):  # a run that resumes removes its later validations
             state = [_state_of(Run(run)) for run in runs]
             if state != state_before:
-                is_live = any(trains(Run(run)) for run in runs)
+                is_live = any(is_unfinished(Run(run)) for run in runs)
                 written(write_report(runs, output, is_live=is_live))
                 if not is_live:
                     return
@@ -102,8 +102,12 @@ def _state_of(run: Run) -> list[object]:
     return state
 
 
-def trains(run: Run) -> bool:
-    """Return whether a run has not yet made its last validation. One that is damaged is not waited for."""
+def is_unfinished(run: Run) -> bool:
+    """Return whether a run has not yet made its last validation. One that is damaged is not waited for.
+
+    Raises:
+        FileNotFoundError: A file is missing, perhaps because the run is writing it again.
+    """
     try:
         num_steps = read_saved_settings(run.folder).get("steps")
         validated = run.history.validations()
