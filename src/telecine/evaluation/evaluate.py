@@ -326,8 +326,8 @@ def _summarize(
     absent = dict(metric_set.absent)
     if metric_set.round_trips is not None and ROUND_TRIP_LATENT.name not in metrics:
         absent[ROUND_TRIP_LATENT.name] = "the model does not return its latent"
-    if metric_set.features is not None and not metric_set.per_clip_frechet:
-        metric = metric_set.features.metric
+    if metric_set.feature_network is not None and not metric_set.per_clip_frechet:
+        metric = metric_set.feature_network.metric
         features, reference = stack_features(results)
         reason = frechet_undefined(features, reference)
         if reason is None:
