@@ -124,7 +124,8 @@ def clips_of_run(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
 
 
 def clips_to_read(checkpoint: Model, model: VideoAutoencoder, config: ModelUse) -> ClipConfig:
-    """Return how files are read for a model: with its channels; arrays as `config` says, else as in its run.
+    """Return how `encode` and `reconstruct` read whole files: as the run of a model does, but for arrays that `config`
+    describes. Sizes, times and settings of training are the defaults.
 
     Args:
         checkpoint: What the model was loaded from.
@@ -134,6 +135,11 @@ def clips_to_read(checkpoint: Model, model: VideoAutoencoder, config: ModelUse) 
     run_clips = clips_of_run(checkpoint, model)
     return ClipConfig(
         channels=model.in_channels,
+        bit_depth=run_clips.bit_depth,
+        colour_matrix=run_clips.colour_matrix,
+        hdr=run_clips.hdr,
+        max_pixels=run_clips.max_pixels,
+        timeout=run_clips.timeout,
         layout=config.layout or run_clips.layout,
         range=config.range or run_clips.range,
     )

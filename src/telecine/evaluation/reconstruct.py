@@ -93,7 +93,10 @@ def reconstruct(
         files.append((info, Path(output)))
     for _, path in files:
         _check_keeps(path, model.in_channels, config)
-    return mean([_reconstruct_file(model, info, path, config, device) for info, path in files])
+    pixels = clips.pixel_format._replace(bit_depth=config.bit_depth)
+    return mean(
+        [_reconstruct_file(model, info, path, config, pixels, device) for info, path in files]
+    )
 
 
 def _reconstruct_file(
@@ -101,6 +104,7 @@ def _reconstruct_file(
     info: VideoInfo,
     output: Path,
     config: ReconstructConfig,
+    pixels: PixelFormat,
     device: torch.device,
 ) -> float:
     suffix = output.suffix.lower()
@@ -108,8 +112,8 @@ def _reconstruct_file(
     if suffix == ".mkv" and keeps_size:  # its pixels are square
         config = replace(config, height=info.height, width=info.width)
         keeps_size = False
-    limits = _depth_range(model, info, config) if config.compare else None
-    pairs = reconstruct_frames(model, info, config, device)
+    limits = _depth_range(info, config, pixels) if config.compare else None
+    pairs = reconstruct_frames(model, info, config, device, pixels)
     chunks = _MeasuredChunks(
         in_background(_written_chunks(pairs, config, limits, is_array=suffix in _ARRAY_SUFFIXES))
     )
@@ -131,7 +135,7 @@ def _reconstruct_file(
             sample_aspect_ratio=info.sample_aspect_ratio if keeps_size else 1.0,
             sound=info.source,
             sound_start=min(info.pts) * info.time_base,
-            hdr=info.hdr,  # frames are read as they are stored
+            hdr=info.hdr if pixels.hdr == "as_stored" else "",
         )
     return chunks.mean_psnr()
 
@@ -179,7 +183,11 @@ def _written_chunks(
 
 
 def reconstruct_frames(
-    model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
+    model: VideoAutoencoder,
+    info: VideoInfo,
+    config: ReconstructConfig,
+    device: torch.device,
+    pixels: PixelFormat | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames and their reconstructions, both `(T, C, H, W)` in [-1, 1], while a thread reads ahead.
 
@@ -188,11 +196,14 @@ def reconstruct_frames(
         info: The video.
         config: The chunks, tiles and size.
         device: Where frames are reconstructed.
+        pixels: What is read of a pixel. None: the channels of the model and the bits of `config`.
     """
+    if pixels is None:
+        pixels = PixelFormat(channels_named(model.in_channels), config.bit_depth)
     tiles = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *output_size(info, config))
     overlap = config.overlap_frames
-    chunks = split_frames(_input_frames(model, info, config), num_frames, overlap)
+    chunks = split_frames(_input_frames(info, config, pixels), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
 
     def videos() -> Iterator[Tensor]:
@@ -205,21 +216,20 @@ def reconstruct_frames(
 
 
 def _input_frames(
-    model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig
+    info: VideoInfo, config: ReconstructConfig, pixels: PixelFormat
 ) -> Iterator[Tensor]:
-    pixels = PixelFormat(channels_named(model.in_channels), config.bit_depth)
     return iterate_frames(info, output_size(info, config), pixels)
 
 
 def _depth_range(
-    model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig
+    info: VideoInfo, config: ReconstructConfig, pixels: PixelFormat
 ) -> tuple[int, int] | None:
     """Read a video of depth, and return its least and largest value; None for others, which are not read."""
-    if (model.in_channels, config.bit_depth) != (1, 16):
+    if (pixels.channels, pixels.bit_depth) != ("grey", 16):
         return None
     lows = []
     highs = []
-    for frame in _input_frames(model, info, config):
+    for frame in _input_frames(info, config, pixels):
         limits = depth_range(bytes_from_video(video_from_bytes(frame[None]), 16))
         assert limits is not None
         lows.append(limits[0])

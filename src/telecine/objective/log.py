@@ -26,7 +26,7 @@ COGVIDEO_LOG = {
 
 def autoencoder_log(
     losses: Terms,
-    generator_losses: Terms,
+    generator_losses: Mapping[str, Scalar],
     adaptive_weights: Log,
     aux: Mapping[str, Scalar],
     weights: Weights,
@@ -36,8 +36,8 @@ def autoencoder_log(
 
     Args:
         losses: The loss, named "total_loss", and its terms.
-        generator_losses: The generator's loss for each discriminator.
-        adaptive_weights: Their adaptive weights.
+        generator_losses: The generator's losses by discriminator.
+        adaptive_weights: Their adaptive weights by discriminator.
         aux: The auxiliary losses by name.
         weights: The weights at this step; those that are ramps are logged.
         split: The prefix of each name.

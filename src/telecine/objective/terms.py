@@ -102,6 +102,11 @@ class LossTerm:
         return self.function(**arguments, **self.params)
 
 
+def module_name(term: str) -> str:
+    """Return the name of a term's module in `VideoAutoencoderLoss.term_modules` and in the state dict."""
+    return f"{term}_loss"
+
+
 def build_terms(config: ObjectiveConfig) -> dict[str, LossTerm]:
     """Return the terms of `config.terms` by name; classes of modules are built.
 

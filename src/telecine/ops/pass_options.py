@@ -3,11 +3,17 @@
 It is a context, as autocast is: the `forward` of a user's discriminator has no argument for it. Each thread has its
 own.
 
-| option | set by | read by |
+| option | function | what it does |
 |---|---|---|
-| `is_differentiated_twice` | `BoundDiscriminator.__call__` | `convolve`, `FeatureMaps.forward` |
-| | `GradientCheckpointing.run_block`, for a pass that is computed again | |
-| `spectral_norms` | `train_step`, and the losses of `VideoAutoencoderLoss` | `normalised_weights` |
+| `is_differentiated_twice` | `BoundDiscriminator.__call__` | sets it, if a penalty differentiates the output twice |
+| `is_differentiated_twice` | `GradientCheckpointing.run_block` | reads it, sets it where a block is computed again |
+| `is_differentiated_twice` | `convolve` | reads it, to choose the kernels |
+| `is_differentiated_twice` | `FeatureMaps.forward` | reads it, to choose the kernels of attention |
+| `spectral_norms` | `compute_gradients` | sets it, for all micro-batches of an update |
+| `spectral_norms` | `VideoAutoencoderLoss.both_losses` | sets it, for a call by itself |
+| `spectral_norms` | `VideoAutoencoderLoss.autoencoder_loss` | sets it, for a call by itself |
+| `spectral_norms` | `VideoAutoencoderLoss.discriminator_loss` | sets it, for a call by itself |
+| `spectral_norms` | `normalised_weights` | reads it, and adds the weights of a network |
 """
 
 from collections.abc import Iterator

@@ -118,7 +118,12 @@ class MeasuredClips(ModelUse):
         return 100 if self.max_clips is None else self.max_clips
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
-        """Return `base` with the length, size and times that are set here, and without training-only settings."""
+        """Return `base` with the length, size and times that are set here, to read clips at fixed places.
+
+        Clips have one size, are no images among videos, and are neither turned nor zoomed, nor kept in memory. What
+        random draws depend on stays: `random_flip`, `weighting`, `order`, `num_clips`. Fixed places need none of it,
+        and `telecine latents --probe`, which draws clips, sets two of them and draws by the others.
+        """
         values: dict[str, Any] = {}
         for item in fields(ClipConfig):
             value = getattr(self, item.name, None)  # of a setting that both have

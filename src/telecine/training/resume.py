@@ -12,6 +12,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.data.paths import paths_of
 from telecine.models.pretrained import digest_of_tensors
+from telecine.objective.terms import module_name
 from telecine.runs.run import Run, RunSummary
 from telecine.runs.saved_settings import (
     flat_settings,
@@ -255,7 +256,7 @@ class SavedSettings:
             replaced.append("objective.perceptual.")
         for term, settings in now["terms"].items():
             if saved["terms"].get(term) != settings:
-                replaced.append(f"objective.term_modules.{term}.")
+                replaced.append(f"objective.term_modules.{module_name(term)}.")
         changed = []
         for name, digest in networks.items():
             is_other = before.networks.get(name, digest) != digest

@@ -9,17 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
 from telecine.data import DataError, index_video, iterate_frames, read_clip
 from telecine.data.clip import video_from_bytes
+from telecine.data.hdr import PQ
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.models.latent_shards import LatentShards, ShardError
-from telecine.settings import ReconstructConfig
+from telecine.runs import Run
+from telecine.settings import PixelFormat, ReconstructConfig
 from telecine.tools.decode.decode import decode_latents, name_files
 from telecine.tools.decode.settings import DecodeConfig
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
+from telecine.video.write import write_video
+
+from ...evaluation.videos import waves
 
 # A stream computes chunks, and convolutions choose their order of sums by the number of frames.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
@@ -68,6 +74,63 @@ def test_a_clip_has_the_posterior_of_the_model_and_what_is_known_about_it(model,
     with torch.no_grad():
         mean = model.encode(video_from_bytes(torch.cat([frames, last]))[None]).mean
     torch.testing.assert_close(part["mean"], mean[0], **ROUNDING)
+
+
+@pytest.fixture(scope="session")
+def tone_mapped_run(model, tmp_path_factory):
+    """A run that was trained on tone-mapped videos of 16 bits."""
+    run = Run(tmp_path_factory.mktemp("tone_mapped"))
+    checkpoint = run.checkpoints.path(1)
+    model.save_pretrained(checkpoint / "ema")
+    (checkpoint / "state.json").write_text("{}")
+    clips = {"hdr": "tone_map", "bit_depth": 16, "colour_matrix": "auto"}
+    (checkpoint / "config.yaml").write_text(yaml.safe_dump({"clips": clips}))
+    return run.folder
+
+
+@pytest.fixture(scope="session")
+def wide_video(tmp_path_factory):
+    """A video with a high dynamic range."""
+    path = tmp_path_factory.mktemp("wide") / "wide.mkv"
+    write_video(path, waves(5, 24, 32, 0), 25, hdr=PQ)
+    return path
+
+
+def test_a_run_encodes_the_pixels_that_it_was_trained_on(
+    model, tone_mapped_run, wide_video, tmp_path
+):
+    encode_data(tone_mapped_run, settings(wide_video), tmp_path)
+    frames = iterate_frames(wide_video, pixels=PixelFormat("rgb", 16, hdr="tone_map"))
+    video = video_from_bytes(torch.stack(list(frames)))
+    with torch.no_grad():
+        mean = model.encode(video[None]).mean
+    torch.testing.assert_close(LatentShards(tmp_path)[0]["mean"], mean[0], **ROUNDING)
+
+
+def test_shards_of_other_pixels_are_not_continued(model, tone_mapped_run, wide_video, tmp_path):
+    encode_data(tone_mapped_run, settings(wide_video), tmp_path)
+    (settings_file,) = tone_mapped_run.glob("**/config.yaml")
+    before = settings_file.read_text()
+    try:
+        settings_file.write_text("clips: {colour_matrix: auto}")
+        with pytest.raises(ValueError, match="another value of settings"):
+            encode_data(tone_mapped_run, settings(wide_video), tmp_path)
+    finally:
+        settings_file.write_text(before)
+
+
+def test_a_run_reconstructs_the_pixels_that_it_was_trained_on(
+    tone_mapped_run, wide_video, tmp_path
+):
+    frames = iterate_frames(wide_video, pixels=PixelFormat(hdr="tone_map"))
+    write_video(tmp_path / "mapped.mkv", frames, 25)
+    written = []
+    for number, video in enumerate((wide_video, tmp_path / "mapped.mkv")):
+        path = tmp_path / f"{number}.mkv"
+        reconstruct(tone_mapped_run, video, path, ReconstructConfig(device="cpu"))
+        assert index_video(path).hdr == ""
+        written.append(torch.stack(list(iterate_frames(path))))
+    assert torch.equal(*written)
 
 
 @pytest.mark.parametrize("place", range(1, 11))

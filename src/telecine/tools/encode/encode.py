@@ -43,7 +43,7 @@ from telecine.models.latent_shards import (
 )
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.stream import run_stream
-from telecine.settings import ClipConfig
+from telecine.settings import ClipConfig, PixelFormat
 from telecine.tools.encode.card import dataset_card
 from telecine.tools.encode.clips import SourceClip, list_clips, read_chunks
 from telecine.tools.encode.settings import EncodeConfig
@@ -100,7 +100,11 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
     _check_model(model, config)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = check_identity(folder, identity_of(checkpoint, model, spans, config), name="output")
+    identity = check_identity(
+        folder,
+        identity_of(checkpoint, model, spans, config, clip_config.pixel_format),
+        name="output",
+    )
     encoder = _Encoder(model, device, config, clip_config)
     missing: list[_ClipOfShard] = []
     for number, first in enumerate(range(0, len(clips), config.clips_per_shard)):
@@ -144,7 +148,11 @@ def _check_model(model: VideoAutoencoder, config: EncodeConfig) -> None:
 
 
 def identity_of(
-    checkpoint: Model, model: VideoAutoencoder, spans: Sequence[Span], config: EncodeConfig
+    checkpoint: Model,
+    model: VideoAutoencoder,
+    spans: Sequence[Span],
+    config: EncodeConfig,
+    pixels: PixelFormat,
 ) -> dict[str, Any]:
     """Return what the bytes of all shards depend on, by name.
 
@@ -153,6 +161,7 @@ def identity_of(
         model: The model.
         spans: The data.
         config: The settings.
+        pixels: What is read of a pixel.
     """
     data = sha256()
     for span in spans:
@@ -165,6 +174,9 @@ def identity_of(
     settings = asdict(config)
     for key in ("data", "device"):
         del settings[key]
+    # Earlier versions read the pixels of every run by the default.
+    if pixels != PixelFormat(pixels.channels):
+        settings["pixels"] = pixels
     return {
         "format": FORMAT,
         "model": name,
