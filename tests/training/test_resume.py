@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from torch import nn
 
-from telecine import Ramp, Term
+from telecine import Ramp, Term, VideoAutoencoderLoss
 from telecine.losses import mse
 from telecine.runs.run import RunSummary, ValidationSet
 from telecine.runs.saved_settings import as_yaml, plain_settings
@@ -13,11 +14,13 @@ from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,
     GANConfig,
+    ObjectiveConfig,
     ReconstructionConfig,
     TrainConfig,
 )
 from telecine.settings.autoencoder import FlowConfig
-from telecine.training.resume import SavedSettings
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
+from telecine.training.resume import SavedSettings, frozen_digests
 
 
 @pytest.fixture
@@ -324,3 +327,74 @@ def test_levels_that_were_typed_for_a_run_are_not_replaced(tmp_path):
     assert resumed.causal_vae.flow.level_mean == 0.0
     with pytest.raises(ValueError, match=r"`causal_vae\.flow\.level_mean` must be 0\.5 as in"):
         saved.check_networks(resumed)
+
+
+def test_levels_of_an_older_version_are_kept_each_time_the_run_resumes(tmp_path):
+    """A checkpoint that this version has written of the run has all settings."""
+    config = TrainConfig(causal_vae=CausalVAEConfig(decoder="flow"))
+    settings = plain_settings(config)
+    settings["causal_vae"]["flow"]["shift"] = 1.0
+    del settings["causal_vae"]["flow"]["noise_fraction"]
+    for name in DEFAULTS_OF_OLD_RUNS:
+        del settings["clips"][name]
+    (tmp_path / "config.yaml").write_text(as_yaml(settings))
+    resumed, _, _ = SavedSettings(tmp_path).as_started(config)
+    (tmp_path / "config.yaml").write_text(as_yaml(resumed))
+    saved = SavedSettings(tmp_path)
+    again, _, _ = saved.as_started(config)
+    assert again.causal_vae.flow == resumed.causal_vae.flow == FlowConfig(shift=1, noise_fraction=0)
+    saved.check_networks(again)
+
+
+@pytest.mark.parametrize(("name", "value"), [("shift", 1.0), ("noise_fraction", 0.0)])
+def test_a_default_of_an_older_version_that_this_one_saved_is_not_kept(tmp_path, name, value):
+    """It was typed, so that another value is refused, as for every other setting of the networks."""
+    flow = FlowConfig(**{name: value})
+    started = TrainConfig(causal_vae=CausalVAEConfig(decoder="flow", flow=flow))
+    (tmp_path / "config.yaml").write_text(as_yaml(started))
+    saved = SavedSettings(tmp_path)
+    saved.check_networks(saved.as_started(started)[0])
+    now = TrainConfig(causal_vae=CausalVAEConfig(decoder="flow"))
+    resumed, _, notes = saved.as_started(now)
+    assert notes == []
+    with pytest.raises(ValueError, match=rf"`causal_vae\.flow\.{name}` must be {value} as in"):
+        saved.check_networks(resumed)
+
+
+class Coarse(nn.Conv2d):
+    """Features of frames."""
+
+    def __init__(self):
+        super().__init__(3, 4, 8, 8)
+
+
+class Fine(nn.Conv2d):
+    """Other features of frames."""
+
+    def __init__(self):
+        super().__init__(3, 4, 4, 4)
+
+
+def aligned_with(net):
+    """Return settings with a term that a network belongs to."""
+    params = {"latent_channels": 4, "net": f"{__name__}.{net.__name__}"}
+    terms = {"alignment": Term(weight=0.5, params=params)}
+    return TrainConfig(data="a", objective=ObjectiveConfig(perceptual_weight=0, terms=terms))
+
+
+def digests_of(config):
+    """Return the digests of the frozen networks of an objective."""
+    return frozen_digests({"objective": VideoAutoencoderLoss(**config.objective.arguments())})
+
+
+def test_a_term_may_get_another_network_on_purpose(tmp_path, monkeypatch):
+    """Its settings say so. With the settings of before, other weights are an error."""
+    monkeypatch.setattr("telecine.base.imports.allowed_packages", {"telecine", __name__})
+    before = aligned_with(Coarse)
+    (tmp_path / "config.yaml").write_text(as_yaml(before))
+    saved = SavedSettings(tmp_path)
+    summary = replace(SUMMARY, networks=digests_of(before))
+    now = aligned_with(Fine)
+    saved.check_frozen_networks(now, summary, digests_of(now))
+    with pytest.raises(ValueError, match=r"other weights of objective\.term_modules\.align"):
+        saved.check_frozen_networks(before, summary, digests_of(now))

@@ -361,6 +361,19 @@ def test_a_value_that_is_not_finite_is_named_and_no_weight_changes(build, video,
     assert not any(changed(before, state.model.parameters()))
 
 
+def test_an_error_about_the_discriminators_says_that_the_autoencoder_was_updated(build, video):
+    state = build()
+    weight = next(state.objective.discr_3d.parameters())
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    before = snapshot(state.objective.get_trainable_parameters())
+    message = (
+        "`train/disc_grad_norm` must be finite.* Only the autoencoder was updated at this step"
+    )
+    with pytest.raises(TrainingError, match=message):
+        update(state, video, step=4)
+    assert not any(changed(before, state.objective.get_trainable_parameters()))
+
+
 def test_the_term_that_is_not_finite_is_named_before_the_total():
     log = {"train/total_loss": torch.tensor(math.inf), "train/recon_loss": torch.tensor(1.0)}
     log["train/perceptual_loss"] = torch.tensor(math.inf)

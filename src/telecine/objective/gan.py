@@ -86,9 +86,10 @@ def compute_generator_terms(
 
 
 class DiscriminatorTerms(NamedTuple):
-    """The terms of one discriminator's loss by name, and the logits of both sides."""
+    """The terms of one discriminator's loss, and the logits of both sides."""
 
     terms: Terms
+    """By name: the GAN loss, named "gan" and logged as "discr_loss", then "grad_penalty" and "lecam" if they are on."""
     real_logits: Tensor | None
     fake_logits: Tensor | None
 

@@ -37,8 +37,8 @@ from telecine.ops.eager_gradients import (
 )
 from telecine.settings import ObjectiveConfig
 
-GeneratorLosses: TypeAlias = dict[str, Terms]
-"""The terms of the autoencoder's loss by name, then by discriminator."""
+GeneratorLosses: TypeAlias = dict[str, dict[str, Scalar]]
+"""The terms of the autoencoder's loss by the term's name, then by the discriminator's."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DiscriminatorLoss:
 
     loss: Scalar
     terms: Log
-    """Its terms by name, detached."""
+    """Its terms by name, detached, as in `DiscriminatorTerms`."""
     statistics: Log
     """Those of its logits by name."""
 
@@ -78,52 +78,53 @@ class Strategy:
 def choose_strategy(gan: GANBatch, config: ObjectiveConfig, *, are_both_computed: bool) -> Strategy:
     """Return the strategy that needs least memory and time, and is correct for the terms of this call.
 
-    With `eager_gradients` it depends on autocast, and on whether this step has a penalty with a double backward, for
-    which `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, but not in the
-    autoencoder's. With `penalty.every` above 1, the steps differ:
-
-    | autocast | double backward in this step | autoencoder's terms | discriminators' losses | one pass for both steps |
-    |---|---|---|---|---|
-    | off | yes or no | eager | eager | yes |
-    | bfloat16 | no | eager | eager | yes |
-    | bfloat16 | yes | eager | eager, in float32 | no: the steps differ in precision |
-    | float16 | no | through the graph | through the graph | no |
-    | float16 | yes | through the graph | eager, in float32 | no |
-
-    The discriminators' losses are further taken
-
-    - through the graph, if a parameter of a discriminator has a hook;
-    - whole, if eager, with a joint GAN loss, with LeCam, or with a penalty that reads reconstructions;
-    - in parts instead of one pass, if the call is not `update`, or if not both steps train.
+    With a double backward, `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, and
+    leaves it on in the autoencoder's. With `penalty.every` above 1, some steps have one and some do not.
 
     Args:
         gan: What this call computes with discriminators.
         config: The settings. Without `eager_gradients`, all gradients are taken through the graph.
-        are_both_computed: Whether the call computes the losses of both steps.
+        are_both_computed: Whether the call computes the losses of both steps, as `both_losses` does.
     """
+    is_float16 = autocast_dtype(gan.fake.device) == torch.float16
+    # Eager gradients in float16 would underflow: only the caller's scaler knows a suitable loss scale.
+    autoencoder_is_eager = config.eager_gradients and not is_float16
+    discriminators = _choose_for_discriminators(gan, config, are_both_computed=are_both_computed)
+    return Strategy(autoencoder_is_eager, discriminators)
+
+
+def _choose_for_discriminators(
+    gan: GANBatch, config: ObjectiveConfig, *, are_both_computed: bool
+) -> DiscriminatorGradients:
+    """Return how the gradients of the discriminators' losses are taken; the first reason decides."""
+    if not config.eager_gradients:
+        return DiscriminatorGradients.THROUGH_GRAPH
+
+    # With a double backward the discriminators compute in float32, where eager gradients do not underflow.
     autocast = autocast_dtype(gan.fake.device)
-    # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
-    autoencoder_is_eager = config.eager_gradients and autocast != torch.float16
-    discriminators_are_eager = config.eager_gradients and (
-        autocast != torch.float16 or gan.has_double_backward
-    )
-    same_precision = autocast is None or not gan.has_double_backward
+    if autocast == torch.float16 and not gan.has_double_backward:
+        return DiscriminatorGradients.THROUGH_GRAPH
+
+    # Hooks on parameters would run for eager gradients and again in the caller's backward.
+    for d in gan.discriminators:
+        if any(parameter._backward_hooks for parameter in d.module.parameters()):
+            return DiscriminatorGradients.THROUGH_GRAPH
+
+    # A joint GAN loss compares real with fake logits; LeCam and some penalties read both, too.
+    if isinstance(gan.loss, JointGANLoss) or gan.regularisers_read_fake:
+        return DiscriminatorGradients.EAGER_WHOLE
+
+    # One pass serves both steps only if the call computes both, and both take gradients of it.
     both_train = (
         gan.fake.requires_grad and gan.weights.discriminators_train and torch.is_grad_enabled()
     )
-    # Hooks on parameters would run for eager gradients and again in the caller's backward.
-    have_hooks = any(
-        parameter._backward_hooks for d in gan.discriminators for parameter in d.module.parameters()
-    )
-    if not discriminators_are_eager or have_hooks:
-        discriminators = DiscriminatorGradients.THROUGH_GRAPH
-    elif isinstance(gan.loss, JointGANLoss) or gan.regularisers_read_fake:
-        discriminators = DiscriminatorGradients.EAGER_WHOLE
-    elif are_both_computed and both_train and same_precision:
-        discriminators = DiscriminatorGradients.ONE_PASS
-    else:
-        discriminators = DiscriminatorGradients.EAGER_PARTS
-    return Strategy(autoencoder_is_eager, discriminators)
+    if not (are_both_computed and both_train):
+        return DiscriminatorGradients.EAGER_PARTS
+
+    # Under autocast a double backward makes the precision of the steps differ.
+    if autocast is not None and gan.has_double_backward:
+        return DiscriminatorGradients.EAGER_PARTS
+    return DiscriminatorGradients.ONE_PASS
 
 
 def compute_generator_losses(gan: GANBatch, *, eager: bool) -> GeneratorLosses:
@@ -199,8 +200,7 @@ def compute_losses_in_one_pass(
     gan: GANBatch,
 ) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
-    # As `choose_strategy` decided: the discriminators have one precision in both steps.
-    assert autocast_dtype(gan.fake.device) is None or not gan.has_double_backward
+    # `choose_strategy` takes one pass only if the discriminators have one precision in both steps.
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     # Random frames are drawn in the order of two calls.

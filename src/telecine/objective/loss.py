@@ -38,7 +38,7 @@ from telecine.objective.log import (
 )
 from telecine.objective.perceptual_term import PerceptualTerm, drop_lpips_weights
 from telecine.objective.sums import VideoLosses, sum_autoencoder_losses, sum_discriminator_losses
-from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch
+from telecine.objective.terms import build_gan_terms, build_terms, compute_on_batch, module_name
 from telecine.objective.weights import Weights, WeightSchedule
 from telecine.ops.pass_options import shared_spectral_norms
 from telecine.settings import (
@@ -150,7 +150,7 @@ class VideoAutoencoderLoss(nn.Module):
         self.term_modules = nn.ModuleDict()
         for name, term in self.terms.items():
             if isinstance(term.function, nn.Module):
-                self.term_modules[f"{name}_loss"] = term.function
+                self.term_modules[module_name(name)] = term.function
         self.logvar: nn.Parameter | None = None
         if self.config.reconstruction.learn_logvar:
             self.logvar = nn.Parameter(torch.zeros(()))
@@ -382,10 +382,12 @@ class VideoAutoencoderLoss(nn.Module):
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> BothLosses:
-        """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
+        """Compute the losses of both steps on one batch, where possible with one pass of each discriminator.
 
-        Values are those of two calls, except for random numbers: where one pass serves both steps, which
-        `choose_strategy` decides, a discriminator of frames sees the same frames in both.
+        Values are those of two calls, except for random numbers: where one pass serves both steps, a discriminator of
+        frames sees the same frames in both. It needs `eager_gradients`, a GAN loss and regularisers that do not read
+        real and fake videos together, and one precision in both steps: not float16, and not bfloat16 with a penalty
+        that is differentiated twice. `choose_strategy` in `objective/gradients.py` has the reasons.
 
         Args:
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].

@@ -42,8 +42,7 @@ def sum_autoencoder_losses(
         batch: The videos.
         weights: The weights at this step.
         video_losses: The terms that need no discriminator.
-        generator_losses: The terms that discriminators cause, by name and discriminator: `g_d`, and `w_d` its adaptive
-            weight.
+        generator_losses: The terms that are computed with discriminators, by term, then by discriminator.
         logvar: The logarithm of the learned variance, 0-d, or None without one.
     """
     recon = video_losses.recon
@@ -73,12 +72,14 @@ def sum_autoencoder_losses(
     terms = {name: value for name, value in video_losses.terms.items() if name != "perceptual"}
     adversarial = generator_losses.get("adversarial", {})
     multiscale = generator_losses.get("multiscale_adversarial", {})
-    g = adversarial | multiscale
-    w = adaptive_weights(config, g, references, batch.grad_at)
+    by_discriminator = adversarial | multiscale
+    adaptive = adaptive_weights(config, by_discriminator, references, batch.grad_at)
     if adversarial:
-        terms["adversarial"] = total([w[d] * g[d] for d in adversarial], like=recon)
+        weighted = [adaptive[d] * loss for d, loss in adversarial.items()]
+        terms["adversarial"] = total(weighted, like=recon)
     if multiscale:
-        terms["multiscale_adversarial"] = total([w[d] * g[d] for d in multiscale], like=recon)
+        weighted = [adaptive[d] * loss for d, loss in multiscale.items()]
+        terms["multiscale_adversarial"] = total(weighted, like=recon)
     features = generator_losses.get("feature_matching", {})
     if features:
         terms["feature_matching"] = mean(features.values(), like=recon)
@@ -88,7 +89,9 @@ def sum_autoencoder_losses(
 
     loss = nll + weights.sum(terms)
     logged["total_loss"] = loss
-    return loss, autoencoder_log(logged, g, w, batch.aux, weights, batch.split)
+    return loss, autoencoder_log(
+        logged, by_discriminator, adaptive, batch.aux, weights, batch.split
+    )
 
 
 def sum_discriminator_losses(

@@ -3,11 +3,17 @@
 It is a context, as autocast is: the `forward` of a user's discriminator has no argument for it. Each thread has its
 own.
 
-| option | set by | read by |
+| option | function | what it does |
 |---|---|---|
-| `is_differentiated_twice` | `BoundDiscriminator.__call__` | `convolve`, `FeatureMaps.forward` |
-| | `GradientCheckpointing.run_block`, for a pass that is computed again | |
-| `spectral_norms` | `train_step`, and the losses of `VideoAutoencoderLoss` | `normalised_weights` |
+| `is_differentiated_twice` | `BoundDiscriminator.__call__` | sets it, if a penalty differentiates the output twice |
+| `is_differentiated_twice` | `GradientCheckpointing.run_block` | reads it, sets it where a block is computed again |
+| `is_differentiated_twice` | `convolve` | reads it, to choose the kernels |
+| `is_differentiated_twice` | `FeatureMaps.forward` | reads it, to choose the kernels of attention |
+| `spectral_norms` | `compute_gradients` | sets it, for all micro-batches of an update |
+| `spectral_norms` | `VideoAutoencoderLoss.both_losses` | sets it, for a call by itself |
+| `spectral_norms` | `VideoAutoencoderLoss.autoencoder_loss` | sets it, for a call by itself |
+| `spectral_norms` | `VideoAutoencoderLoss.discriminator_loss` | sets it, for a call by itself |
+| `spectral_norms` | `normalised_weights` | reads it, and adds the weights of a network |
 """
 
 from collections.abc import Iterator
@@ -44,11 +50,13 @@ def differentiated_twice(on: bool = True) -> Iterator[None]:
 
     Convolutions take the kernels of `ops/convolution.py`, and frozen networks avoid fused kernels of attention.
     """
-    token = _OPTIONS.set(replace(_OPTIONS.get(), is_differentiated_twice=on))
+    before = _OPTIONS.get().is_differentiated_twice
+    _OPTIONS.set(replace(_OPTIONS.get(), is_differentiated_twice=on))
     try:
         yield
     finally:
-        _OPTIONS.reset(token)
+        # Other options may have changed meanwhile.
+        _OPTIONS.set(replace(_OPTIONS.get(), is_differentiated_twice=before))
 
 
 @contextmanager
@@ -57,10 +65,10 @@ def shared_spectral_norms() -> Iterator[None]:
 
     The weights must not change inside. Contexts inside others have no effect.
     """
-    outer = _OPTIONS.get()
-    norms = {} if outer.spectral_norms is None else outer.spectral_norms
-    token = _OPTIONS.set(replace(outer, spectral_norms=norms))
+    before = _OPTIONS.get().spectral_norms
+    norms = {} if before is None else before
+    _OPTIONS.set(replace(_OPTIONS.get(), spectral_norms=norms))
     try:
         yield
     finally:
-        _OPTIONS.reset(token)
+        _OPTIONS.set(replace(_OPTIONS.get(), spectral_norms=before))

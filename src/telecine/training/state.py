@@ -95,8 +95,9 @@ class Rollback(NamedTuple):
 class TrainState:
     """Everything that training changes. A checkpoint saves it.
 
-    The discriminators have no data-parallel wrapper: their gradients are complete before the autoencoder's backward
-    starts, so no communication could overlap with it.
+    The discriminators have no data-parallel wrapper: `train_step` averages their gradients over the processes, after
+    the backward of all micro-batches. With `eager_gradients` they are complete before the autoencoder's backward, so a
+    wrapper would have no computation to overlap its communication with.
     """
 
     accelerator: Accelerator
@@ -150,20 +151,27 @@ class TrainState:
 
         The `with` block has the forward and the backward pass of a micro-batch.
 
+        | micro-batch | weights | the gradients are averaged |
+        |---|---|---|
+        | not the last one | any | not at all |
+        | the last one | sharded | by FSDP2, in the backward |
+        | the last one | whole, each gets a gradient | by DDP, in the backward |
+        | the last one | whole, some may get none | here, after the backward: DDP would wait for those |
+
         Args:
             is_last: Whether it is the last micro-batch.
             has_unused: Whether some trained weights may get no gradient.
         """
-        if self.is_sharded:  # FSDP2 averages in the backward
+        if self.is_sharded:
             cast(Any, self.model).set_requires_gradient_sync(is_last)
             yield
             return
-        if is_last and not has_unused:  # DDP averages in the backward, while it computes
+        if is_last and not has_unused:
             yield
             return
         with self.accelerator.no_sync(self.model):
             yield
-        if is_last:  # DDP would wait for the gradients of unused weights
+        if is_last:
             average_gradients(parameters_of(self.optimizer))
             if isinstance(self.model, DistributedDataParallel):
                 # The next forward sends the buffers of the first process, as after a backward that averages.

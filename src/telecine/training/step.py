@@ -29,6 +29,7 @@ from telecine.training.state import LR_FACTOR, TrainState
 
 # The cosine schedule ends at this fraction of the learning rate.
 FINAL_LR_SCALE = 0.05
+_NOT_UPDATED = "The weights were not updated with it."
 
 
 class DivergenceError(TrainingError):
@@ -73,7 +74,8 @@ def train_step(
         The log, averaged over micro-batches and processes.
 
     Raises:
-        TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it.
+        TrainingError: If a value of the log or a gradient is not finite. The weights are not updated with it. If it is
+            the gradient of the discriminators, the autoencoder has been updated.
     """
     logs = compute_gradients(state, batches)
     try:
@@ -123,7 +125,14 @@ def _accumulate_gradients(
 
     With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: all those of
     the discriminators, with the double backward of a penalty, and those of LPIPS and of the generator's loss for the
-    reconstruction. `accelerator.backward` then scales and adds them, and runs through the autoencoder alone.
+    reconstruction. The backward of a loss then has little to do:
+
+    | loss | what its backward does with eager gradients |
+    |---|---|
+    | of the autoencoder | adds the gradients for the reconstruction, and runs through the autoencoder |
+    | of the discriminators | multiplies the stored gradients by the scale and adds them: no network runs |
+
+    Without them, and in the cases of `choose_strategy` in `objective/gradients.py`, it runs through their graphs.
     """
     if isinstance(state.last_layer, LayerActivations):
         state.last_layer.clear()
@@ -137,16 +146,14 @@ def _accumulate_gradients(
             check_names_in_training(output.aux)
             gradient = ReconstructionGradient()
             losses, log = _compute_losses(state, batch, output, generators, gradient)
-        # The PSNR of the log is that of the video, also if the losses compare with the sample of a teacher. What trains
-        # on latents alone returns latents.
+        # The PSNR of the log compares with the input video, also where the losses compare with the sample of a teacher.
+        # An autoencoder that trains on latents returns a latent in place of the video, and a latent as its target.
         compared_with = batch.inputs
         if state.autoencoder.trains_on_latents and output.target is not None:
             compared_with = output.target
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
         gradient.measure_at(output.video)
         for loss in losses:
-            # With eager gradients this runs through the autoencoder alone: those of the discriminators, which were
-            # computed with their loss, are scaled and added.
             state.accelerator.backward(scale * loss)
     log |= gradient.log
     return {name: value.float() for name, value in log.items()}
@@ -231,7 +238,10 @@ def _optimizer_step(
     # A gradient scaler skips the step if half-precision gradients overflow, and lowers its scale: that is no error.
     is_finite = math.isfinite(norm)
     if not is_finite and scaler is None:
-        raise divergence_error(f"train/{prefix}grad_norm", norm, state.step)
+        outcome = _NOT_UPDATED
+        if optimizer is state.disc_optimizer:
+            outcome = "Only the autoencoder was updated at this step."
+        raise divergence_error(f"train/{prefix}grad_norm", norm, state.step, outcome)
     log: dict[str, float] = {}
     if is_finite:
         log[f"train/{prefix}grad_norm"] = norm
@@ -324,15 +334,18 @@ def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     return values
 
 
-def divergence_error(name: str, value: float, step: int) -> DivergenceError:
+def divergence_error(
+    name: str, value: float, step: int, outcome: str = _NOT_UPDATED
+) -> DivergenceError:
     """Return the error of a value that is not finite.
 
     Args:
         name: The logged value.
         value: Infinite or NaN.
         step: The number of updates before it.
+        outcome: Which weights were updated.
     """
-    problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
+    problem = f"`{name}` must be finite, but got {value} at step {step}. {outcome}"
     remedy = "Lower the learning rates or the weight of that term, or turn mixed precision off."
     return DivergenceError(f"{problem} {remedy}", name)
 
@@ -342,7 +355,7 @@ def _check_data(batches: Sequence[MicroBatch], step: int) -> None:
     means = torch.stack([batch.inputs.mean() for batch in batches])
     mean = float(average_over_ranks(means.mean()))
     if not math.isfinite(mean):
-        problem = f"`data` must be finite, but got {mean} at step {step}. The weights were not updated with it."
+        problem = f"`data` must be finite, but got {mean} at step {step}. {_NOT_UPDATED}"
         remedy = (
             "Check the data. Then run the same command again: it resumes from the last checkpoint."
         )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +106,19 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
     assert len(store.shards()) == (1 if ends == "a late file" else 3)
     assert sum(len(shard.keys) for shard in store.shards()) == (5 if ends == "a late file" else 6)
     assert not left.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted")
+def test_few_shards_are_open_at_once(data, monkeypatch):
+    monkeypatch.setattr(index_store, "_NUM_OPEN", 2)
+    monkeypatch.setattr(index_module, "_FILES_PER_SHARD", 1)
+    index_module.write_index(str(data), CONFIG)
+    num_open = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(index_store, "index_video", lambda *_: pytest.fail("indexed again"))
+    table = load_table(str(data), CONFIG)
+    infos = [table.store.info(file) for file in sorted(data.glob("*.mp4"))]
+    assert len(table.store.shards()) == len(infos) == 6
+    assert len(os.listdir("/proc/self/fd")) <= num_open + 2
 
 
 def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, monkeypatch):
