@@ -133,7 +133,7 @@ class _Indexer:
     def _kept_members(
         self, archive_key: int, sidecar: Sidecar
     ) -> tuple[dict[int, VideoInfo], list[TarMember]]:
-        """Return the indices of members of a tar file that earlier attempts have kept, by offset, and the other members.
+        """Return the indices of members that earlier attempts have kept, by their offsets, and the other members.
 
         Args:
             archive_key: The key of the tar file.
