@@ -4,6 +4,8 @@ import csv
 import os
 import pickle
 import shutil
+import threading
+import time
 from dataclasses import replace
 from errno import EIO
 from itertools import islice
@@ -152,6 +154,23 @@ def test_only_files_that_clips_are_drawn_from_are_indexed(data):
     assert_same_clips([again[0], again[1]], [dataset[0], dataset[1]])
 
 
+@pytest.mark.parametrize(
+    "described", [b"3", b"null", b'"text"', b'{"__metadata__": null}', b'{"__metadata__": "x"}']
+)
+def test_descriptions_that_are_no_objects_are_damage(data, described):
+    shards = write_shards(data)
+    before = load_table(str(data), CONFIG).spans.sha256()
+    shard = data / ".telecine-index.d" / "shards" / "0"
+    shard.parent.mkdir()
+    content = len(described).to_bytes(8, "little") + described
+    members = data / ".telecine-index.d" / "members"
+    for path in (data / ".telecine-index.d" / "headers", *members.iterdir()):
+        path.write_bytes(content)
+    for path in (shard, *shards.glob(".*.telecine-index")):
+        path.write_bytes(content)
+    assert load_table(str(data), CONFIG).spans.sha256() == before
+
+
 def test_damaged_files_are_replaced_and_logged_once(data, caplog):
     for number in range(0, 12, 2):
         spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
@@ -225,6 +244,7 @@ def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
     monkeypatch.setattr(index_store, "read_sidecar", read_and_note)
     again = lazy_dataset(shards)
     assert again.spans.sha256() == first.spans.sha256()
+    assert not again.spans.files.headers.flags.writeable, "columns are mapped"
     again.spans.files.release_pages()
     assert_same_clips([again[index] for index in range(8)], clips)
     assert read == []
@@ -237,6 +257,66 @@ def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
     assert len(load_table(str(shards), CONFIG).spans) == 10
     assert len(read) == 4
     assert len(list((shards / ".telecine-index.d" / "members").iterdir())) == 1
+
+
+@pytest.mark.parametrize("has_arrays", [False, True])
+def test_members_of_tar_files_between_others_are_looked_up_at_once(data, has_arrays):
+    files = sorted(data.rglob("*.mp4"))
+    for number in range(0, 12, 4):
+        write_shard(data / f"film{number // 2}" / "first.tar", files[number : number + 2])
+    write_shard(data / "a.tar", [])
+    if has_arrays:
+        np.save(data / "a.npy", np.zeros((6, 16, 24, 3), np.uint8))
+        write_shard(data / "stills" / "b.tar", [data / "a.npy"])
+    config = replace(CONFIG, holdout="file")
+    table = load_table(str(data), config)
+    lazy = [(span.info.source, span.num_frames) for span in table.spans]
+    ahead = [(span.info.source, span.num_frames) for span in load_spans(data, config)[0]]
+    assert lazy == ahead
+    members = data / ".telecine-index.d" / "members"
+    assert len(list(members.glob("*"))) == (0 if has_arrays else 1)
+    again = load_table(str(data), config)
+    assert [(span.info.source, span.num_frames) for span in again.spans] == ahead
+
+
+def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch):
+    shards = write_shards_of_scenes(data)
+    disk = threading.Lock()
+
+    def read_slowly(archive, opened):
+        with disk:
+            time.sleep(0.02)
+        yield from tar_members(archive, opened)
+
+    monkeypatch.setattr(sidecar, "tar_members", read_slowly)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert len(load_table(str(shards), replace(CONFIG, timeout=0.1)).spans) == 12
+
+
+def test_the_file_of_members_that_another_process_has_written_meanwhile_stays(data, monkeypatch):
+    """It may be mapped, and so may one that was looked up a month ago; what others remove meanwhile is left out."""
+    shards = write_shards(data)
+    members = shards / ".telecine-index.d" / "members"
+    members.mkdir(parents=True)
+    (members / "removed").symlink_to("nowhere")
+    old = members / "old"
+    old.touch()
+    month_ago = time.time() - 40 * 24 * 3600
+    os.utime(old, (month_ago, month_ago))
+    written = {}
+
+    def read_after_another_process(archive):
+        monkeypatch.undo()
+        load_table(str(shards), CONFIG)
+        (path,) = set(members.iterdir()) - {old, members / "removed"}
+        written[path] = path.stat().st_ino
+        return sidecar.read_sidecar(archive)
+
+    monkeypatch.setattr(index_store, "read_sidecar", read_after_another_process)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    load_table(str(shards), CONFIG)
+    assert {path: path.stat().st_ino for path in written} == written
+    assert old.exists()
 
 
 @pytest.mark.parametrize("names", [["a.mp4", "b/c.mp4", "/d/e/f.mp4", "g.mp4"], ["é/ü.mp4", "ö"]])
@@ -379,6 +459,25 @@ def test_headers_are_kept_each_minute(data, monkeypatch):
     monkeypatch.setattr(IndexStore, "save_headers", lambda store, keys, _: saved.append(len(keys)))
     load_table(str(data), CONFIG)
     assert saved == [4, 8, 12, 16, 16]
+
+
+def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch):
+    path = tmp_path / "list.csv"
+    path.write_text("path\ns3://b/a.mp4\ns3://b/c.mp4\n")
+    asked = []
+
+    def answer_or_fail(file, deadline):
+        asked.append(file.name)
+        if file.name == "c.mp4":
+            raise DataError("no answer")
+        return replace(file, size=1, version="v")
+
+    monkeypatch.setattr(load_table_module, "look_up", answer_or_fail)
+    for names in (["a.mp4", "c.mp4"], ["c.mp4"]):
+        asked.clear()
+        with pytest.raises(DataError, match="no answer"):
+            load_table(str(path), CONFIG)
+        assert sorted(asked) == names
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

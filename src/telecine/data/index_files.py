@@ -115,7 +115,11 @@ def read_description(file: BinaryIO) -> Description:
         raise ValueError(f"a description of {length} bytes")
     described = json.loads(file.read(length))
     size = file.seek(0, os.SEEK_END)
+    if not isinstance(described, dict):
+        raise ValueError("the description is no object")
     metadata = described.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("the metadata is no object")
     columns = {}
     for name, one in described.items():
         dtype = np.dtype(_DTYPES[one["dtype"]])
@@ -154,6 +158,8 @@ def write_columns(
 
 class IndexFile:
     """A file with exact indices. Only their keys are kept in memory: a mapped file would count as memory, too.
+
+    It is open until this object is freed.
 
     Raises:
         ValueError: It has another format, or is damaged. So are the other errors of `DAMAGE_ERRORS`.

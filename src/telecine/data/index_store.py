@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,8 @@ _FAILURE = "failure"
 _LIMITS = "limits"
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
-_NUM_OPEN = 64  # sidecars that a process keeps open
+_NUM_SCANS = 4  # tar files that are scanned at once
+_NUM_OPEN = 64  # sidecars and shards that a process keeps open
 
 
 class SavedHeaders(NamedTuple):
@@ -112,6 +114,14 @@ class SavedAddresses(NamedTuple):
         return RemotePath(file.url, int(self.sizes[row]), self.versions[row])
 
 
+class Shard(NamedTuple):
+    """A file that `telecine data index` has written."""
+
+    path: Path
+    keys: NDArray[np.int64]
+    """The keys of its exact indices, sorted."""
+
+
 class IndexStore:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
@@ -144,13 +154,15 @@ class IndexStore:
         self._prefix = os.path.join(self._root, "")
         self._recent: dict[int, VideoInfo] = {}
         self._failures: dict[int, str] = {}  # why files have no index
-        self._shards: list[IndexFile] | None = None
+        self._shards: list[Shard] | None = None
         self._without_indices: set[File] = set()  # tar files whose sidecars have none
-        self._sidecars: dict[File, IndexFile] = {}  # that are open
+        self._open: dict[
+            File, IndexFile
+        ] = {}  # shards by their paths, and sidecars by those of their tar files
         self._is_writable = True
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_recent": {}, "_shards": None, "_sidecars": {}}
+        return {**self.__dict__, "_recent": {}, "_shards": None, "_open": {}}
 
     def key_of(self, source: Source, fingerprint: Sequence[int]) -> int:
         """Return the key of a source, in 63 bits.
@@ -187,30 +199,55 @@ class IndexStore:
         for folder in self._folders:
             with suppress(*DAMAGE_ERRORS):
                 return map_members(folder / _MEMBERS / name, archives)
-        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            sidecars = list(pool.map(self._sidecar, archives))
-        if all(sidecar.is_complete and not has_arrays(sidecar) for sidecar in sidecars):
+        sidecars = self._sidecars_of(archives)
+        changing = [archive for archive, sidecar in sidecars.items() if not _is_lasting(sidecar)]
+        if not changing:
+            path = self.folder / _MEMBERS / name
+            with suppress(*DAMAGE_ERRORS):  # another process may have written it meanwhile
+                return map_members(path, archives)
             try:
-                remove_unused(self.folder / _MEMBERS)
-                write_members(self.folder / _MEMBERS / name, sidecars)
-                return map_members(self.folder / _MEMBERS / name, archives)
+                _remove_left(path.parent)
+                remove_unused(path.parent)
+                path.unlink(missing_ok=True)  # it is damaged
+                write_members(path, list(sidecars.values()))
+                return map_members(path, archives)
             except (OSError, ValueError) as error:
                 logger.warning("the members of tar files cannot be saved: %s", error)
+        elif len(changing) < len(archives):
+            text = "each run reads the sidecars of all tar files, as %d have arrays or cannot be read whole: %s"
+            logger.warning(text, len(changing), changing[0])
+        parts = []
         skipped = []
-        for sidecar in sidecars:
+        for archive, sidecar in sidecars.items():
+            parts.append(replace(sidecar.members, archives=(archive,)))
             skipped.extend(sidecar.skipped)
-        return FileTable.joined([sidecar.members for sidecar in sidecars]), skipped
+        return FileTable.joined(parts), skipped
 
-    def _sidecar(self, archive: File) -> Sidecar:
-        sidecar = read_sidecar(archive)
-        if sidecar is None:
-            sidecar = scan_archive(archive, self.config)
-            if sidecar.is_complete and not has_arrays(sidecar):
+    def _sidecars_of(self, archives: Sequence[File]) -> dict[File, Sidecar]:
+        """Return the sidecars of tar files. Those that have none are scanned, some at once, and get one.
+
+        Raises:
+            DataError: a tar file is not read in time.
+        """
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            saved = dict(zip(archives, pool.map(read_sidecar, archives), strict=True))
+        missing = [archive for archive, sidecar in saved.items() if sidecar is None]
+        num_threads = min(_NUM_SCANS, os.cpu_count() or 1, len(missing))
+        # Scans share the processor and the disk: all of them together may take as long as one after the other.
+        config = replace(self.config, timeout=self.config.timeout * max(num_threads, 1))
+
+        def scan(archive: File) -> Sidecar:
+            sidecar = scan_archive(archive, config)
+            if _is_lasting(sidecar):
                 try:
                     write_sidecar(archive, sidecar)
                 except OSError as error:
                     logger.warning("the headers of %s cannot be saved: %s", archive, error)
-        return sidecar
+            return sidecar
+
+        with thread_errors(), ThreadPoolExecutor(max(num_threads, 1)) as pool:
+            scanned = dict(zip(missing, pool.map(scan, missing), strict=True))
+        return {archive: sidecar or scanned[archive] for archive, sidecar in saved.items()}
 
     def info(self, source: Source) -> VideoInfo:
         """Return the exact index of a source. It is made, and kept for all processes, when it is first asked for.
@@ -281,12 +318,15 @@ class IndexStore:
             if info is not None:
                 return info
         for shard in self.shards():
-            try:
-                info = shard.info(key, source)
-            except DAMAGE_ERRORS:
+            row = int(np.searchsorted(shard.keys, key))
+            if row == len(shard.keys) or shard.keys[row] != key:
                 continue
-            if info is not None:
-                return info
+            with suppress(*DAMAGE_ERRORS):
+                if shard.path not in self._open:
+                    self._keep_open(shard.path, IndexFile(shard.path))
+                info = self._open[shard.path].info(key, source)
+                if info is not None:
+                    return info
         for file in self._files_of(key):
             with suppress(*DAMAGE_ERRORS):
                 info = file.info(key, source)
@@ -305,34 +345,41 @@ class IndexStore:
     def _info_of_member(self, member: TarMember) -> VideoInfo | None:
         if member.archive in self._without_indices:
             return None
-        if member.archive not in self._sidecars:
+        if member.archive not in self._open:
             sidecar = open_sidecar(member.archive)
             if sidecar is None or len(sidecar.keys) == 0:
                 self._without_indices.add(member.archive)
                 return None
-            if len(self._sidecars) == _NUM_OPEN:
-                del self._sidecars[next(iter(self._sidecars))]
-            self._sidecars[member.archive] = sidecar
+            self._keep_open(member.archive, sidecar)
         try:
-            return self._sidecars[member.archive].info(member.offset, member)
+            return self._open[member.archive].info(member.offset, member)
         except DAMAGE_ERRORS:
             return None
 
-    def shards(self) -> list[IndexFile]:
+    def _keep_open(self, path: File, file: IndexFile) -> None:
+        """Keep a file open for later calls, in place of the one that was opened first if there are many."""
+        if len(self._open) >= _NUM_OPEN:
+            self._open.pop(next(iter(self._open)), None)
+        self._open[path] = file
+
+    def shards(self) -> list[Shard]:
         """Return the files that `telecine data index` has written; those of another version or damaged are left out."""
         if self._shards is None:
             self._shards = []
             for folder in self._folders:
                 for path in sorted((folder / _SHARDS).glob("[!.]*")):
                     try:
-                        self._shards.append(IndexFile(path))
+                        self._shards.append(Shard(path, IndexFile(path).keys))
                     except DAMAGE_ERRORS as error:
                         logger.warning("%s is not used: %s", path, error)
         return self._shards
 
     def saved_keys(self) -> NDArray[np.int64]:
         """Return the keys of the files in all shards, sorted."""
-        keys = [shard.column("key") for shard in self.shards()]
+        keys = []
+        for shard in self.shards():
+            with suppress(*DAMAGE_ERRORS):
+                keys.append(IndexFile(shard.path).column("key"))
         return np.unique(np.concatenate([np.empty(0, np.int64), *keys]))
 
     def write_shard(
@@ -354,6 +401,23 @@ class IndexStore:
         _remove_left(self.folder / _SHARDS)
         save_tensors(self.folder / _SHARDS / name, columns, {})
 
+    def remove_shards(self, keys: NDArray[np.int64]) -> None:
+        """Remove the shards whose files, one or more, all have their indices elsewhere now.
+
+        Args:
+            keys: The keys of these files.
+        """
+        kept = []
+        for shard in self.shards():
+            is_own = shard.path.parent.parent == self.folder
+            has_indices = len(shard.keys) > 0  # not headers alone
+            if is_own and has_indices and np.isin(shard.keys, keys).all():
+                with suppress(OSError):  # another process removes it, too
+                    shard.path.unlink()
+            else:
+                kept.append(shard)
+        self._shards = kept
+
     def _save(
         self, key: int, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
     ) -> None:
@@ -368,14 +432,13 @@ class IndexStore:
 
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
-        files = list(self.shards())
-        for folder in self._folders:
-            with suppress(*DAMAGE_ERRORS):
-                files.append(IndexFile(folder / _HEADERS))
+        paths = [shard.path for shard in self.shards()]
+        paths += [folder / _HEADERS for folder in self._folders]
         all_keys = [np.empty(0, np.int64)]
         all_headers = [np.empty(0, HEADER)]
-        for file in files:
+        for path in paths:
             try:
+                file = IndexFile(path)
                 keys = file.column("key")
                 headers = np.zeros(len(keys), HEADER)
                 for name in HEADER.names or ():
@@ -430,6 +493,11 @@ class IndexStore:
             for folder in store._folders:
                 with suppress(OSError):  # there are none, or another process removes them
                     (folder / _ADDRESSES).unlink()
+
+
+def _is_lasting(sidecar: Sidecar) -> bool:
+    """Return whether a sidecar holds for other runs, too."""
+    return sidecar.is_complete and not has_arrays(sidecar)
 
 
 def _key_of_address(url: str) -> int:

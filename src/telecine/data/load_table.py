@@ -36,7 +36,6 @@ from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
 from telecine.data.remote import look_up
 from telecine.data.source import (
-    File,
     RemotePath,
     Skipped,
     Source,
@@ -166,11 +165,21 @@ class _TableReader:
             name: Name of the argument in error messages.
         """
         cache = IndexCache(path, self._config)
-        for are_archives, files in groupby(find_files(path, name=name), key=is_archive):
-            if are_archives:
-                self._add_members(list(files))
+        files = find_files(path, name=name)
+        archives = [file for file in files if is_archive(file)]
+        members = None
+        if archives:
+            members, skipped = self._store.members(archives)
+            self._skipped.extend(skipped)
+            self.num_found += len(members) + len(skipped)
+        num_added = 0  # tar files
+        for are_archives, group in groupby(files, key=is_archive):
+            if are_archives and members is not None:
+                begin = num_added
+                num_added += len(list(group))
+                self._add_members(members.of_archives(begin, num_added))
                 continue
-            for file in files:
+            for file in group:
                 self._add(segments_of(file, cache, keep_columns=_STATED))
 
     def _add(self, segments: Iterable[Segment]) -> None:
@@ -181,11 +190,12 @@ class _TableReader:
             if len(self._pending) == _CHUNK:
                 self._read_pending()
 
-    def _add_members(self, archives: Sequence[File]) -> None:
+    def _add_members(self, members: FileTable) -> None:
         """Add all members of tar files."""
         self._read_pending()
-        members, skipped = self._store.members(archives)
-        archive_keys = [self._store.key_of(file, fingerprint_of(file)) for file in archives]
+        archive_keys = []
+        for archive in members.archives:
+            archive_keys.append(self._store.key_of(archive, fingerprint_of(archive)))
         key_of_each = np.array(archive_keys, np.int64)[members.places["archive"]]
         begin = len(self._keys)
         count = len(members)
@@ -194,8 +204,6 @@ class _TableReader:
         self._groups.extend(array("i", [0]) * count)
         if self._bounds:
             self._bounds.extend(array("d", [math.nan]) * (4 * count))
-        self._skipped.extend(skipped)
-        self.num_found += count + len(skipped)
         self._parts.append(self._leave_out_refused(members))
 
     def _read_pending(self) -> None:
@@ -304,13 +312,15 @@ class _TableReader:
             else:
                 answers[source] = saved
                 answered.append(saved)
-        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            for source, answer in zip(unknown, pool.map(ask, unknown), strict=True):
-                answers[source] = answer
-                if answer is not None and answer.size is not None:
-                    answered.append(answer)
-                    self._asks_servers = True
-        self._used_addresses.append(SavedAddresses.of(answered))
+        try:
+            with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+                for source, answer in zip(unknown, pool.map(ask, unknown), strict=True):
+                    answers[source] = answer
+                    if answer is not None and answer.size is not None:
+                        answered.append(answer)
+                        self._asks_servers = True
+        finally:  # also if a server does not answer
+            self._used_addresses.append(SavedAddresses.of(answered))
         return answers
 
     def forget_addresses(self) -> None:

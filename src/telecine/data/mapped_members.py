@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.base.files import atomic_write
+from telecine.base.files import flush, partial_path
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.index_files import FORMAT, read_description, write_columns
 from telecine.data.sidecar import Sidecar
@@ -24,7 +24,7 @@ from telecine.data.source import File, Skipped, TarMember
 from telecine.data.table import HEADER, PLACE, FileTable, Texts
 
 _SKIPPED = "skipped"
-_SECONDS_KEPT = 30 * 24 * 3600.0  # after its last use
+_SECONDS_KEPT = 365 * 24 * 3600.0  # after a run has mapped it: longer than a run takes
 # Of columns that are written as bytes.
 _DTYPES: dict[str, Any] = {"name.end": np.int64, "place": PLACE, "header": HEADER, "name": np.uint8}
 
@@ -38,7 +38,9 @@ def key_of_archives(archives: Sequence[File]) -> str:
 
 
 def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
-    """Write the members of tar files, one after the other.
+    """Write the members of tar files, one after the other. A file that another process writes meanwhile stays.
+
+    On a shared disk, a process that has mapped a file ends if it is replaced.
 
     Args:
         path: The file.
@@ -63,13 +65,20 @@ def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
             assert isinstance(skip.path, TarMember)
             skipped.append((number, skip.path.name, skip.path.offset, skip.path.size, skip.reason))
     metadata = {_SKIPPED: json.dumps(skipped)}
-
-    def write(partial: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
         with open(partial, "wb") as file:
             write_columns(file, columns, metadata)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, write)
+        flush([partial])
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
@@ -107,12 +116,13 @@ def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[S
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove files of tar files that have changed since: those that were not used for a month.
+    """Remove files of tar files that have changed since: those that no run has mapped for a year.
 
     Others stay, because processes on other machines may have mapped them.
     """
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.stat().st_mtime < time.time() - _SECONDS_KEPT:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process has renamed or removed it
+            if path.stat().st_mtime < time.time() - _SECONDS_KEPT:
+                path.unlink()

@@ -188,6 +188,29 @@ class FileTable(Sequence[Source]):
             headers=_joined([part.headers for part in parts], HEADER),
         )
 
+    def of_archives(self, begin: int, end: int) -> FileTable:
+        """Return the members of tar files that follow each other, of a table that has those of one after the other.
+
+        Args:
+            begin: The number of the first tar file.
+            end: That of the last one, plus one.
+        """
+        if (begin, end) == (0, len(self.archives)):
+            return self
+        first, last = np.searchsorted(self.places["archive"], [begin, end])
+        places = self.places[first:last].copy()
+        places["archive"] -= begin
+        name_begin = self.names.ends[first - 1] if first > 0 else 0
+        ends = self.names.ends[first:last]
+        name_end = ends[-1] if len(ends) > 0 else name_begin
+        return FileTable(
+            names=Texts(self.names.content[name_begin:name_end], ends - name_begin),
+            versions=Texts.empty(len(places)),
+            places=places,
+            archives=self.archives[begin:end],
+            headers=self.headers[first:last],
+        )
+
     def __len__(self) -> int:
         return len(self.headers)
 
