@@ -13,6 +13,7 @@ import telecine
 from telecine import allow_code
 from telecine.__main__ import main
 from telecine.base.imports import choose, how_to_install, import_allowed
+from telecine.base.moved_modules import MOVED_MODULES
 from telecine.discriminators import Discriminator, build_discriminator
 from telecine.objective.terms import import_terms
 from telecine.settings import ObjectiveConfig, Term
@@ -288,3 +289,27 @@ def test_a_source_that_is_not_installed(monkeypatch):
 )
 def test_paths_of_older_versions_lead_to_the_same_objects(path):
     assert import_allowed(path, "target").__name__ == path.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "telecine.losses.additional_terms.temporal_difference",
+        "telecine.evaluation.metrics.registry.PixelMetric",
+        "telecine.evaluation.metrics.tiling.TilingDifference",
+        "telecine.discriminators.base.GradientCheckpointing",
+        "telecine.discriminators.base.frozen",
+        "telecine.discriminators.base.DiscriminatorOutput",
+    ],
+)
+def test_paths_of_modules_that_moved(path):
+    assert import_allowed(path, "target").__name__ == path.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("old", MOVED_MODULES)
+def test_each_moved_path_leads_somewhere(old):
+    if old.endswith("."):
+        with pytest.raises(ValueError, match=r": telecine\.[a-z_.]+ has no `nothing`"):
+            import_allowed(f"{old}nothing", "target")
+    else:
+        assert callable(import_allowed(old, "target"))

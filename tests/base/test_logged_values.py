@@ -1,5 +1,7 @@
 """The table of the values that training logs."""
 
+import pytest
+
 from telecine.base.logged_values import LOGGED_VALUES, find_logged_value
 from telecine.settings import ObjectiveConfig
 
@@ -17,3 +19,11 @@ def test_values_of_several_discriminators():
     assert find_logged_value("lecam_loss_discr_3d") is None, "only the sum is logged"
     assert find_logged_value("adaptive_weight_weight") is None
     assert find_logged_value("edges_loss") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["kl_loss", "entropy_loss", "commitment_loss", "quantizer_loss", "commit_loss"]
+)
+def test_the_auxiliary_losses_of_models_are_in_the_table(name):
+    value = find_logged_value(name)
+    assert (value.kind, value.logged_by) == ("loss", "model")

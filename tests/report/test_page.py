@@ -132,7 +132,9 @@ def test_runs_are_compared(page):
     ]
     validations = [(validation["run"], validation["step"]) for validation in data["validations"]]
     assert validations == [(0, 0), (0, 60), (1, 0), (1, 60)]
-    assert data["validations"][1]["best_and_worst"][:2] == [["best psnr", 0], ["worst psnr", 2]]
+    best, worst = data["validations"][1]["best_and_worst"][:2]
+    assert best == {"rank": "best", "metric": "psnr", "index": 0}
+    assert worst == {"rank": "worst", "metric": "psnr", "index": 2}
 
 
 def test_runs_on_other_held_out_clips_are_marked(tmp_path):

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from telecine.base.logged_values import label_and_kind
+from telecine.base.logged_values import TRAIN_LPIPS, label_and_kind
 from telecine.report.chart_data import Chart, Series, make_curve
-from telecine.report.columns import TRAIN_LPIPS, TRAIN_MSE, Column, columns_of_runs, kind_of
+from telecine.report.columns import TRAIN_MSE, Column, columns_of_runs, kind_of
 from telecine.report.reported_run import ReportedRun, not_comparable
 from telecine.runs.history import History
 

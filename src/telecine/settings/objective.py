@@ -249,7 +249,8 @@ class PenaltyConfig:
     gradient is that of their sum, so a weight belongs to a resolution."""
     every: Count = 1
     """Compute the penalty on every n-th step, with n times its weight (lazy regularisation, arXiv:1912.04958). Under
-    autocast the discriminators compute in float32 in steps with an exact penalty, and in half precision in the others.
+    autocast the discriminators' loss is computed in float32 in steps with an exact penalty, and in half precision in
+    the others.
     Source: 16 in StyleGAN2, 4 in MAGVIT-2.
     Drawback: a large n makes `disc_grad_norm` spike: clip gradients."""
 
