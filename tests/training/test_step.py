@@ -149,7 +149,8 @@ def test_gradients_are_those_of_the_mean_over_micro_batches(build, video):
     gradients = []
     for split in ([[0, 1]], [[0], [1]]):
         state = build(
-            objective=ObjectiveConfig(perceptual_weight=0.0), discriminator=DiscriminatorConfig("none")
+            objective=ObjectiveConfig(perceptual_weight=0.0),
+            discriminator=DiscriminatorConfig("none"),
         )
         batches = [MicroBatch(video[clips], clips) for clips in split]
         compute_gradients(state, batches)
