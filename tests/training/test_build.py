@@ -210,7 +210,7 @@ def test_discriminators_of_another_run(tiny, other_run):
             {"dim": 2},
             "a run with the same discriminators, but got no discr_3d",
         ),
-        ({"video": "none"}, {"dim": 2}, "given with discriminators of .*other, but got none"),
+        ({"video": "none"}, {"dim": 2}, "a run with discriminators, but got .*other.*, without"),
         (None, {"dim": 2}, "a run with a checkpoint, .*, without one"),
     ],
 )
