@@ -461,6 +461,25 @@ def test_headers_are_kept_each_minute(data, monkeypatch):
     assert saved == [4, 8, 12, 16, 16]
 
 
+def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch):
+    path = tmp_path / "list.csv"
+    path.write_text("path\ns3://b/a.mp4\ns3://b/c.mp4\n")
+    asked = []
+
+    def answer_or_fail(file, deadline):
+        asked.append(file.name)
+        if file.name == "c.mp4":
+            raise DataError("no answer")
+        return replace(file, size=1, version="v")
+
+    monkeypatch.setattr(load_table_module, "look_up", answer_or_fail)
+    for names in (["a.mp4", "c.mp4"], ["c.mp4"]):
+        asked.clear()
+        with pytest.raises(DataError, match="no answer"):
+            load_table(str(path), CONFIG)
+        assert sorted(asked) == names
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_only_columns_that_describe_files_are_read(folder, tmp_path, caplog, monkeypatch, suffix):
     path = tmp_path / f"list{suffix}"

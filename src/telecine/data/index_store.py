@@ -401,6 +401,23 @@ class IndexStore:
         _remove_left(self.folder / _SHARDS)
         save_tensors(self.folder / _SHARDS / name, columns, {})
 
+    def remove_shards(self, keys: NDArray[np.int64]) -> None:
+        """Remove the shards whose files, one or more, all have their indices elsewhere now.
+
+        Args:
+            keys: The keys of these files.
+        """
+        kept = []
+        for shard in self.shards():
+            is_own = shard.path.parent.parent == self.folder
+            has_indices = len(shard.keys) > 0  # not headers alone
+            if is_own and has_indices and np.isin(shard.keys, keys).all():
+                with suppress(OSError):  # another process removes it, too
+                    shard.path.unlink()
+            else:
+                kept.append(shard)
+        self._shards = kept
+
     def _save(
         self, key: int, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
     ) -> None:
