@@ -14,6 +14,7 @@ thread each.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -419,7 +420,7 @@ def tensors_of(state: TrainState, names: dict[Tensor, str]) -> dict[str, dict[st
 
 
 def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]:
-    """Return the largest difference of each kind.
+    """Return the largest difference of each kind; infinity if a difference is NaN.
 
     Args:
         ours: The result of `train` with one process.
@@ -446,7 +447,9 @@ def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]
                 continue
             scale = max(float(value.abs().max()), 1e-3)
             relative = float((value - other).abs().max()) / scale
-            if not relative <= worst.relative:
+            if math.isnan(relative):
+                relative = math.inf
+            if relative > worst.relative:
                 worst = Difference(kind, name, relative)
         result.append(worst)
     return result
