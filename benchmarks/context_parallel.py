@@ -512,7 +512,13 @@ def compare(
         train_cases(names, folder, 1, 1, dtype, num_updates)
         for num_processes, context_parallel in layouts:
             num_groups = num_processes // context_parallel
-            divisible = [name for name in names if is_divisible(ALL_CASES[name], num_groups)]
+            divisible = []
+            for name in names:
+                if is_divisible(ALL_CASES[name], num_groups):
+                    divisible.append(name)
+                else:
+                    row = f"{name:25} {num_processes} processes, {context_parallel} for a clip"
+                    print(f"{row}  skipped: {num_groups} does not divide its batch", flush=True)
             if not divisible:
                 continue
             words = ["work", "--folder", folder_name, "--context", str(context_parallel)]
@@ -641,6 +647,10 @@ def main() -> int:
         layouts = list(LAYOUTS)
         if arguments.processes is not None:
             layouts = [layout for layout in layouts if layout[0] == arguments.processes]
+            if not layouts:
+                numbers = sorted({num_processes for num_processes, _ in LAYOUTS})
+                contract = f"one of {', '.join(map(str, numbers))}, which have a layout"
+                parser.error(f"`--processes` must be {contract}, but got {arguments.processes}.")
         return 0 if compare(arguments.cases, dtype, arguments.updates, layouts) else 1
     if arguments.command == "work":
         train_cases(
