@@ -498,6 +498,28 @@ def print_tables(rows: dict[str, list[dict[str, float]]]) -> None:
         print(correlations(rows, probed))
 
 
+def check_arms(parser: argparse.ArgumentParser, arms: dict[str, Arm], names: list[str]) -> None:
+    """End the process if some names are not of arms of the study, or an arm lacks the one that it depends on."""
+    for name in names:
+        if name not in arms:
+            contract = f"some of {', '.join(arms)}"
+            parser.error(f"`--arms` must be {contract}, but got {name}.")
+        if arms[name].until_equal and "predictive" not in names:
+            remedy = f'"{name}" stops at its PSNR.'
+            parser.error(f"`--arms` must have predictive, but got {', '.join(names)}. {remedy}")
+
+
+def check_lengths(
+    parser: argparse.ArgumentParser, file: Path, figures: dict[str, float], lengths: dict[str, int]
+) -> None:
+    """End the process if figures were measured with other numbers of updates."""
+    for name, length in lengths.items():
+        if figures[name] != length:
+            contract = f"{figures[name]}, with which {file} was measured"
+            remedy = "Use another --output."
+            parser.error(f"`--{name}` must be {contract}, but got {length}. {remedy}")
+
+
 def main() -> None:
     """Train and measure what is missing, and print the tables."""
     parser = argparse.ArgumentParser(
@@ -519,13 +541,7 @@ def main() -> None:
     options = parser.parse_args()
     arms = STUDIES[options.study]
     names = options.arms or list(arms)
-    for name in names:
-        if name not in arms:
-            contract = f"some of {', '.join(arms)}"
-            parser.error(f"`--arms` must be {contract}, but got {name}.")
-        if arms[name].until_equal and "predictive" not in names:
-            remedy = f'"{name}" stops at its PSNR.'
-            parser.error(f"`--arms` must have predictive, but got {', '.join(names)}. {remedy}")
+    check_arms(parser, arms, names)
     if options.picture is not None:
         clips = read_data(options.videos, SHAPE, NUM_UNSEEN)
         write_picture(options.picture, clips, options.steps)
@@ -552,11 +568,7 @@ def main() -> None:
             print(arm, seed, file.read_text(), flush=True)
         if file.is_file():
             figures = json.loads(file.read_text())
-            for name, length in lengths.items():
-                if figures[name] != length:
-                    contract = f"{figures[name]}, with which {file} was measured"
-                    remedy = "Use another --output."
-                    parser.error(f"`--{name}` must be {contract}, but got {length}. {remedy}")
+            check_lengths(parser, file, figures, lengths)
             rows[arm].append(figures)
     print_tables(rows)
 

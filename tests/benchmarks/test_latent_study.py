@@ -8,8 +8,14 @@ from telecine.base.files import write_json
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
-        (["round_trip"], "`--arms` must be some of predictive, nothing, local_correlation, decoder"),
-        (["nothing"], '`--arms` must have predictive, but got nothing. "nothing" stops at its PSNR.'),
+        (
+            ["round_trip"],
+            "`--arms` must be some of predictive, nothing, local_correlation, decoder",
+        ),
+        (
+            ["nothing"],
+            '`--arms` must have predictive, but got nothing. "nothing" stops at its PSNR.',
+        ),
     ],
 )
 def test_arms_that_a_study_cannot_have_are_refused(run_here, tmp_path, arms, message):
