@@ -1,5 +1,6 @@
 """Settings import only what is telecine's own or was allowed. Errors name what to install."""
 
+import ast
 import importlib.metadata
 import re
 import sys
@@ -216,6 +217,22 @@ def test_a_function_of_neither_video_is_no_term(tmp_path):
 def test_only_names_of_packages_can_be_allowed(package):
     with pytest.raises(ValueError, match="`allow_code` must be the name of a package"):
         allow_code(package)
+
+
+def test_no_assert_checks_what_could_be_wrong():
+    """`python -O` skips asserts, so they only tell the type checker what is known."""
+    beginnings = ("isinstance(", "not isinstance(", "is_dataclass(")
+    num_asserts = 0
+    for path in Path(telecine.__file__).parent.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if "assert " not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assert):
+                test = ast.unparse(node.test)
+                assert test.startswith(beginnings) or test.endswith(" is not None"), (path, test)
+                num_asserts += 1
+    assert num_asserts > 5
 
 
 def test_a_name_or_a_function_is_chosen():

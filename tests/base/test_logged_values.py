@@ -11,7 +11,7 @@ def test_the_terms_of_the_objective_are_in_the_table():
     assert len(terms) == 7
     for term in terms:
         value = LOGGED_VALUES[term.part_of or f"{term.name}_loss"]
-        assert value.logged_by == term.step, term.name
+        assert value.logged_by == term.side, term.name
 
 
 def test_values_of_several_discriminators():

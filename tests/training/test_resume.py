@@ -1,5 +1,6 @@
 """Which settings may change when a run resumes."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -131,7 +132,8 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
 )
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
-    with pytest.raises(ValueError, match=r"`data` must be .* as in .*, but got .*--change_data"):
+    message = rf"`data` must be {re.escape(repr(before))} as in .*, but got {re.escape(repr(now))}\. .*--change_data"
+    with pytest.raises(ValueError, match=message):
         SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA)
 
 

@@ -50,6 +50,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
     time_weighting: TimeWeighting = field(init=False, default="positions")
 
     def __post_init__(self) -> None:
+        # The dataclass has set the fields: `nn.Module` allows plain values before its own `__init__`, which keeps them.
         super().__init__()
         for name in (
             "dim",
