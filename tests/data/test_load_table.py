@@ -222,6 +222,7 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
 
     if first == "error":
         monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
         assert len(load_table(str(shards), CONFIG).spans) == 11
     else:
         with pytest.raises(DataError, match="12 that cannot be read"):
