@@ -1,5 +1,6 @@
 """Settings import only what is telecine's own or was allowed. Errors name what to install."""
 
+import ast
 import importlib.metadata
 import re
 import sys
@@ -12,6 +13,7 @@ import telecine
 from telecine import allow_code
 from telecine.__main__ import main
 from telecine.base.imports import choose, how_to_install, import_allowed
+from telecine.base.moved_modules import MOVED_MODULES
 from telecine.discriminators import Discriminator, build_discriminator
 from telecine.objective.terms import import_terms
 from telecine.settings import ObjectiveConfig, Term
@@ -217,6 +219,22 @@ def test_only_names_of_packages_can_be_allowed(package):
         allow_code(package)
 
 
+def test_no_assert_checks_what_could_be_wrong():
+    """`python -O` skips asserts, so they only tell the type checker what is known."""
+    beginnings = ("isinstance(", "not isinstance(", "is_dataclass(")
+    num_asserts = 0
+    for path in Path(telecine.__file__).parent.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if "assert " not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Assert):
+                test = ast.unparse(node.test)
+                assert test.startswith(beginnings) or test.endswith(" is not None"), (path, test)
+                num_asserts += 1
+    assert num_asserts > 5
+
+
 def test_a_name_or_a_function_is_chosen():
     assert choose("loss", "first", {"first": 1}) == 1
     assert choose("loss", max, {"first": min}) is max
@@ -271,3 +289,27 @@ def test_a_source_that_is_not_installed(monkeypatch):
 )
 def test_paths_of_older_versions_lead_to_the_same_objects(path):
     assert import_allowed(path, "target").__name__ == path.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "telecine.losses.additional_terms.temporal_difference",
+        "telecine.evaluation.metrics.registry.PixelMetric",
+        "telecine.evaluation.metrics.tiling.TilingDifference",
+        "telecine.discriminators.base.GradientCheckpointing",
+        "telecine.discriminators.base.frozen",
+        "telecine.discriminators.base.DiscriminatorOutput",
+    ],
+)
+def test_paths_of_modules_that_moved(path):
+    assert import_allowed(path, "target").__name__ == path.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("old", MOVED_MODULES)
+def test_each_moved_path_leads_somewhere(old):
+    if old.endswith("."):
+        with pytest.raises(ValueError, match=r": telecine\.[a-z_.]+ has no `nothing`"):
+            import_allowed(f"{old}nothing", "target")
+    else:
+        assert callable(import_allowed(old, "target"))

@@ -1,5 +1,7 @@
 """The table of the values that training logs."""
 
+import pytest
+
 from telecine.base.logged_values import LOGGED_VALUES, find_logged_value
 from telecine.settings import ObjectiveConfig
 
@@ -9,7 +11,7 @@ def test_the_terms_of_the_objective_are_in_the_table():
     assert len(terms) == 7
     for term in terms:
         value = LOGGED_VALUES[term.part_of or f"{term.name}_loss"]
-        assert value.logged_by == term.step, term.name
+        assert value.logged_by == term.side, term.name
 
 
 def test_values_of_several_discriminators():
@@ -17,3 +19,11 @@ def test_values_of_several_discriminators():
     assert find_logged_value("lecam_loss_discr_3d") is None, "only the sum is logged"
     assert find_logged_value("adaptive_weight_weight") is None
     assert find_logged_value("edges_loss") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["kl_loss", "entropy_loss", "commitment_loss", "quantizer_loss", "commit_loss"]
+)
+def test_the_auxiliary_losses_of_models_are_in_the_table(name):
+    value = find_logged_value(name)
+    assert (value.kind, value.logged_by) == ("loss", "model")

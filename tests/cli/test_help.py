@@ -43,7 +43,7 @@ print(json.dumps(results))
 MISTAKES = [
     (
         ["train", "--stepss", "3"],
-        "`--stepss` is not an argument of this command. Did you mean `--s",
+        "`--stepss` is not an argument of this command. Did you mean `--steps`?",
     ),
     (["train", "--steps", "forty"], "`--steps` must be a whole number, but got 'forty' (str)."),
     (["distill", "--techer=x"], "Did you mean `--teacher`?"),

@@ -351,6 +351,23 @@ def test_frames_are_exact_if_seeks_fail(lossless, monkeypatch, refused):
         assert numbers_of(clip) == [start, start + 1, start + 2]
 
 
+def test_a_clip_is_sought_at_the_two_keyframes_before_it(lossless, monkeypatch):
+    seeks = []
+    open_container = av.open
+
+    class Noted(Container):
+        def seek(self, pts, stream):
+            seeks.append(pts)
+            super().seek(pts, stream)
+
+    monkeypatch.setattr(
+        av, "open", lambda *args, **options: Noted(open_container(*args, **options), refused=True)
+    )
+    info = lossless["b_frames.mp4"]
+    assert numbers_of(read_clip(info, 35, 3)) == [35, 36, 37]
+    assert seeks == [info.pts[30], info.pts[20]]
+
+
 def test_frames_that_are_not_needed_are_not_decoded(tmp_path):
     info = index_video(
         write_video(tmp_path / "video.mp4", moving_frames(40), "libx264", g="40", bf="3")

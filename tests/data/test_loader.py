@@ -27,6 +27,8 @@ from telecine.settings import Bucket, ClipConfig
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
 ONE_WORKER = replace(CONFIG, num_workers=1)
+# For workers that are stopped; those that replace them may start slowly on a busy machine.
+SHORT_TIMEOUT = replace(ONE_WORKER, timeout=2.0)
 TWO_SIZES = replace(CONFIG, buckets=(Bucket(5, 32, 40), Bucket(3, 48, 32)))
 
 
@@ -140,16 +142,17 @@ def stop_the_worker():
         ),
         (
             stop_the_worker,
-            r"no batch in 1 seconds while reading step \d, \S+\.mp4; restarting the workers",
+            r"no batch in 2 seconds while reading step \d, \S+\.mp4; restarting the workers",
         ),
     ],
 )
 def test_a_killed_or_stopped_worker_is_replaced(spans, caplog, harm, message):
-    dataset = ClipDataset(spans, replace(ONE_WORKER, timeout=1.0))
+    dataset = ClipDataset(spans, SHORT_TIMEOUT)
     batches = []
     for batch in ClipLoader(dataset, ClipBatchSampler(range(8), 1)):
         batches.append(batch)
         if len(batches) == 3:
+            dataset.config = ONE_WORKER
             harm()
     assert len(batches) == 8
     assert_clips(batches, dataset)
@@ -216,9 +219,10 @@ def test_a_loader_whose_workers_failed_is_gone_before_others_start(spans):
     gc.collect()
     gc.disable()
     try:
-        dataset = ClipDataset(spans, replace(ONE_WORKER, timeout=1.0))
+        dataset = ClipDataset(spans, SHORT_TIMEOUT)
         batches = iter(ClipLoader(dataset, ClipBatchSampler(range(3), 1)))
         next(batches)
+        dataset.config = ONE_WORKER
         stop_the_worker()
         next(batches)
         objects = gc.get_objects()

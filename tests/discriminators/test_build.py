@@ -154,3 +154,14 @@ def test_mistakes(spec, message):
 def test_errors_of_the_class_are_not_changed():
     with pytest.raises(ValueError, match="`image_size` must be at least 4, but got 2 x 2"):
         build({**PARAMS, "image_size": 2})
+
+
+@pytest.mark.parametrize("cls", [Discriminator3D, Discriminator3DWithfirstframe])
+def test_the_blur_over_time_of_older_configurations(cls):
+    target = f"telecine.{cls.__name__}"
+    spec = {"target": target, "params": {**PARAMS, "antialiased_time": False}}
+    assert build(spec).state_dict().keys() == cls(**PARAMS).state_dict().keys()
+    spec["params"]["antialiased_time"] = True
+    message = "`antialiased_time` must be False, as the blur over time was removed, but got True"
+    with pytest.raises(ValueError, match=message):
+        build(spec)

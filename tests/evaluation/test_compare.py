@@ -320,6 +320,28 @@ def figures(monkeypatch):
     return saved
 
 
+def test_the_lines_of_both_evaluations_are_their_values(figures, tmp_path):
+    folders = []
+    curves = {
+        "A": {"psnr": [30.0, 32.0, 31.0]},
+        "B": {"psnr": [20.0, 21.0, 25.0], "ssim": [0.5, 0.6, 0.9]},
+    }
+    for label, per_frame in curves.items():
+        folders.append(write_evaluation(tmp_path / label, [{"psnr": 1.0}] * 2, per_frame))
+    compare(*folders, output=tmp_path)
+    psnr, ssim = figures[-1].axes
+    first, second = psnr.lines
+    (only,) = ssim.lines
+    assert (first.get_label(), second.get_label(), only.get_label()) == ("A", "B", "B")
+    for line, values in (
+        (first, curves["A"]["psnr"]),
+        (second, curves["B"]["psnr"]),
+        (only, curves["B"]["ssim"]),
+    ):
+        assert list(line.get_ydata()) == values
+        assert list(line.get_xdata()) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("larger_is_better", "mean", "interval", "colour"),
     [

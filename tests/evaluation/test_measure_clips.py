@@ -16,7 +16,7 @@ def result(index, *psnr):
         per_frame={"psnr": list(psnr)},
         sha256=str(index),
         per_pass={},
-        features=(features, -features),
+        feature_pair=(features, -features),
     )
 
 

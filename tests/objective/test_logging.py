@@ -88,6 +88,15 @@ def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip):
             loss(clip(), clip(), 0, 0, aux_losses={name: 1.0})
 
 
+@pytest.mark.parametrize("name", ["kl", "entropy", "commitment", "commit", "quantizer", "temporal"])
+def test_a_term_that_has_the_name_of_an_auxiliary_loss(make_loss, clip, name):
+    """The loss may be that of a model, which users cannot rename."""
+    loss = make_loss(perceptual_weight=0, terms={name: Term("temporal")})
+    message = rf"'{name}_loss'\. Rename it, .*, or the term `{name}` of the objective\.$"
+    with pytest.raises(ValueError, match=message):
+        loss(clip(), clip(), 0, 0, aux_losses={f"{name}_loss": 1.0})
+
+
 def test_names_of_what_is_logged_later_are_refused_from_the_first_step(
     make_loss, make_feature_discriminator, clip, pair
 ):

@@ -384,8 +384,33 @@ class TestArguments:
     )
     def test_the_weight_of_another_scale_is_refused(self, function, wrong, right):
         message = rf"`terms\.edges\.target` must be a function with `weight` if it averages .*`{wrong}` to `{right}`"
+        message += ", or set it by `params` if it is an option of yours"
         with pytest.raises(ValueError, match=message):
             term_of(Term(function))
+
+    def test_the_weight_of_another_scale_beside_the_right_one_is_an_option(self):
+        def function(latent, sample_weight, weight=2.0):
+            return weight * latent.mean()
+
+        remedy = "Remove its parameter `weight`, or set it by `params` if it is an option of yours"
+        with pytest.raises(ValueError, match=remedy):
+            term_of(Term(function))
+        assert term_of(Term(function, params={"weight": 2.0})).arguments == (
+            "sample_weight",
+            "latent",
+        )
+
+    def test_the_weight_of_another_scale_in_a_class(self):
+        """Its `params` are arguments of the class, not of its `forward`."""
+
+        class Energy(torch.nn.Module):
+            def forward(self, latent, weight=None):
+                return latent.mean()
+
+        with pytest.raises(
+            ValueError, match=r"Rename its parameter `weight` to `sample_weight`\.$"
+        ):
+            term_of(Term(Energy))
 
     def test_features(self):
         def compare(*, reconstruction_features, target_features):

@@ -1,4 +1,4 @@
-"""The table of `ops/pass_options.py` against the source: who sets an option, and who reads it."""
+"""The options of passes, and the table of `ops/pass_options.py` against the source: who sets one, and who reads it."""
 
 import ast
 import re
@@ -55,3 +55,18 @@ def test_the_table_names_who_sets_and_who_reads_an_option():
             readers[option].add(function)
     assert len(rows) == 9
     assert (setters, readers) == uses()
+
+
+def test_the_end_of_one_context_leaves_the_options_of_others():
+    """They need not end in the order in which they began, as in generators."""
+    twice = pass_options.differentiated_twice()
+    shared = pass_options.shared_spectral_norms()
+    twice.__enter__()
+    shared.__enter__()
+    norms = pass_options.pass_options().spectral_norms
+    twice.__exit__(None, None, None)
+    assert not pass_options.pass_options().is_differentiated_twice
+    assert pass_options.pass_options().spectral_norms is norms
+    shared.__exit__(None, None, None)
+    assert not pass_options.pass_options().is_differentiated_twice
+    assert pass_options.pass_options().spectral_norms is None

@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 
-
 from telecine.report.page import write_report
 
 from .browser import (

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from telecine.report.chart_data import MAX_POINTS, plotly_script
+from telecine.report.html import breakable
 from telecine.report.page import write_report
 from telecine.runs import Run
 
@@ -131,7 +132,9 @@ def test_runs_are_compared(page):
     ]
     validations = [(validation["run"], validation["step"]) for validation in data["validations"]]
     assert validations == [(0, 0), (0, 60), (1, 0), (1, 60)]
-    assert data["validations"][1]["best_and_worst"][:2] == [["best psnr", 0], ["worst psnr", 2]]
+    best, worst = data["validations"][1]["best_and_worst"][:2]
+    assert best == {"rank": "best", "metric": "psnr", "index": 0}
+    assert worst == {"rank": "worst", "metric": "psnr", "index": 2}
 
 
 def test_runs_on_other_held_out_clips_are_marked(tmp_path):
@@ -279,3 +282,7 @@ def test_rows_of_the_table_describe_the_curves(tmp_path):
 def test_a_metric_without_a_label_has_its_own_name_and_no_arrow(tmp_path):
     run = write_run(tmp_path / "run", [{"step": 3, "val/psnr": 20.0, "val/my_metric": 1.0}])
     assert "Steps PSNR ↑ my_metric 3" in text_of(write_report([run]))
+
+
+def test_names_of_files_are_escaped_where_they_may_break():
+    assert breakable("a/b & <c>.mp4") == "a/<wbr>b &amp; &lt;c&gt;.<wbr>mp4"

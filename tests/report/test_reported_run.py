@@ -100,10 +100,10 @@ class TestBestAndWorst:
             self.clip(psnr=25.0, ssim=0.2, lpips_alex=0.2),
         ]
         expected = [
-            ("best psnr", 1),
-            ("worst psnr", 0),
-            ("best lpips_alex", 0),
-            ("worst lpips_alex", 1),
+            {"rank": "best", "metric": "psnr", "index": 1},
+            {"rank": "worst", "metric": "psnr", "index": 0},
+            {"rank": "best", "metric": "lpips_alex", "index": 0},
+            {"rank": "worst", "metric": "lpips_alex", "index": 1},
         ]
         assert best_and_worst(clips) == expected
         assert best_and_worst(clips[:1]) == []
@@ -117,6 +117,8 @@ class TestBestAndWorst:
             self.clip(psnr=30.0),
             self.clip(psnr=float("-inf"), lpips_alex=nan),
         ]
-        assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], (
-            "a single LPIPS is not compared"
-        )
+        expected = [
+            {"rank": "best", "metric": "psnr", "index": 2},
+            {"rank": "worst", "metric": "psnr", "index": 1},
+        ]
+        assert best_and_worst(clips) == expected, "a single LPIPS is not compared"

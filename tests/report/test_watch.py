@@ -6,7 +6,7 @@ import re
 import pytest
 
 from telecine.report import page as module
-from telecine.report.page import trains, watch_runs
+from telecine.report.page import is_unfinished, watch_runs
 from telecine.runs import Run
 
 from .runs import write_run
@@ -73,8 +73,8 @@ def test_files_that_disappear_meanwhile_are_read_again(run, meanwhile):
 
 def test_a_run_trains_until_its_last_validation(run):
     append(run, step=2, **{"train/lr": 0.1})
-    assert trains(Run(run))
+    assert is_unfinished(Run(run))
     append(run, step=2, **{"val/psnr": 12.0})
-    assert not trains(Run(run))
+    assert not is_unfinished(Run(run))
     (run / "config.yaml").unlink()
-    assert trains(Run(run))
+    assert is_unfinished(Run(run))

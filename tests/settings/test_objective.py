@@ -60,7 +60,6 @@ def test_a_group_is_a_class_or_a_dict(group, name, value):
         ("gan", "disc_train_start", 0.5, "a whole number"),
         ("gan", "augment", "color", "a list"),
         ("penalty", "kind", "R1", "'one_centered', 'r1', .* or the dotted path"),
-        ("adaptive_weight", "min_norm", 0, "above 0"),
         ("adaptive_weight", "max", float("inf"), "a finite number"),
     ],
 )
@@ -68,6 +67,24 @@ def test_bad_values_of_a_group(group, name, value, message):
     with pytest.raises(ValueError, match=rf"^`{name}` must be {message}.*, but got"):
         GROUPS[group](**{name: value})
     with pytest.raises(ValueError, match=rf"^`{group}.{name}` must be {message}.*, but got"):
+        VideoAutoencoderLoss(0, perceptual_weight=0, **{group: {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value", "message"),
+    [
+        ("perceptual", "chunk_size", 0, "at least 1"),
+        ("gan", "disc_train_start", -1, "at least 0"),
+        ("gan", "window", 0, "at least 1"),
+        ("gan", "feature_matching_loss_weight", -1, "at least 0"),
+        ("gan", "lecam_loss_weight", -1, "at least 0"),
+        ("penalty", "every", 0, "at least 1"),
+        ("adaptive_weight", "min_norm", 0, "above 0"),
+        ("adaptive_weight", "max", 0, "above 0"),
+    ],
+)
+def test_values_out_of_their_range(group, name, value, message):
+    with pytest.raises(ValueError, match=rf"^`{group}\.{name}` must be {message}, but got {value}"):
         VideoAutoencoderLoss(0, perceptual_weight=0, **{group: {name: value}})
 
 

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from telecine.data import DataError, ReadingStopped
+from telecine.data.index_store import IndexStore, SavedAddresses
+from telecine.data.source import RemotePath
 from telecine.training import clips as of_run
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import Spans, build_clips, check_same_data, read_next
@@ -65,6 +67,23 @@ def test_other_data_in_another_process_is_refused(monkeypatch, change):
     message = r"`data` must be the same in all processes, .* in process 1, 3 than in process 0"
     with pytest.raises(ValueError, match=message):
         check_same_data(recorded)
+
+
+def test_addresses_are_forgotten_if_another_process_has_other_data(
+    tiny, small_video, tmp_path, monkeypatch
+):
+    """Each machine may have kept what its server said of another version of a file."""
+    shutil.copy(small_video, tmp_path)
+    clips = replace(tiny().clips, index="lazy")
+    config = tiny(data=str(tmp_path), val_data=str(small_video), clips=clips)
+    store = IndexStore(str(tmp_path), config.clips)
+    store.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
+    assert len(store.saved_addresses().keys) == 1
+    monkeypatch.setattr(of_run, "num_ranks", lambda: 2)
+    monkeypatch.setattr(of_run, "gather_object", lambda own: [*own, "other"])
+    with pytest.raises(ValueError, match="run the same command again"):
+        build_clips(config, build_autoencoder(config))
+    assert len(store.saved_addresses().keys) == 0
 
 
 @pytest.mark.parametrize(
@@ -129,6 +148,17 @@ def test_one_group_is_refused_before_anything_is_indexed(
     with pytest.raises(AssertionError, match="indexed"), caplog.at_level("INFO"):
         Spans.find(str(tmp_path / "list.csv"), None, config)
     assert "because all of them are in one group" in caplog.text
+
+
+def test_images_alone_in_one_group_are_refused_before_anything_is_indexed(
+    tiny, tmp_path, monkeypatch
+):
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(of_run, "load_spans", lambda *_: pytest.fail("indexed"))
+    clips = replace(tiny().clips, index="lazy", holdout="folder")
+    with pytest.raises(DataError, match=r"`clips\.holdout` must be a column or folders of two"):
+        Spans.find(str(tmp_path), None, clips)
 
 
 def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):

@@ -16,6 +16,7 @@ from telecine.training.logging import (
     IntervalMeans,
     Monitor,
     ReconstructionGradient,
+    check_names_in_training,
 )
 from telecine.training.step import finite_values
 
@@ -136,3 +137,9 @@ def test_a_gradient_of_zero_has_shares_that_are_not_finite():
     assert all(value.isnan() for value in gradient.log.values())
     log = gradient.log | {ADVERSARIAL_SHARE: torch.tensor(math.nan), "train/mse": torch.tensor(0.5)}
     assert finite_values(log, 3) == {"train/mse": 0.5}
+
+
+@pytest.mark.parametrize("name", ["psnr", "lpips_vgg"])
+def test_auxiliary_losses_are_named_unlike_the_curves_that_a_report_computes(name):
+    with pytest.raises(ValueError, match=rf"`aux_losses` must be named unlike .*'{name}'"):
+        check_names_in_training([name])

@@ -1,5 +1,6 @@
 """Which settings may change when a run resumes."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from telecine.settings import (
     TrainConfig,
 )
 from telecine.settings.autoencoder import FlowConfig
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 from telecine.training.resume import SavedSettings, frozen_digests
 
 
@@ -130,7 +132,8 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
 )
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
-    with pytest.raises(ValueError, match=r"`data` must be .* as in .*, but got .*--change_data"):
+    message = rf"`data` must be {re.escape(repr(before))} as in .*, but got {re.escape(repr(now))}\. .*--change_data"
+    with pytest.raises(ValueError, match=message):
         SavedSettings(tmp_path).check_clips(TrainConfig(data=now), None, DATA)
 
 
@@ -325,6 +328,38 @@ def test_levels_that_were_typed_for_a_run_are_not_replaced(tmp_path):
     assert notes == []
     assert resumed.causal_vae.flow.level_mean == 0.0
     with pytest.raises(ValueError, match=r"`causal_vae\.flow\.level_mean` must be 0\.5 as in"):
+        saved.check_networks(resumed)
+
+
+def test_levels_of_an_older_version_are_kept_each_time_the_run_resumes(tmp_path):
+    """A checkpoint that this version has written of the run has all settings."""
+    config = TrainConfig(causal_vae=CausalVAEConfig(decoder="flow"))
+    settings = plain_settings(config)
+    settings["causal_vae"]["flow"]["shift"] = 1.0
+    del settings["causal_vae"]["flow"]["noise_fraction"]
+    for name in DEFAULTS_OF_OLD_RUNS:
+        del settings["clips"][name]
+    (tmp_path / "config.yaml").write_text(as_yaml(settings))
+    resumed, _, _ = SavedSettings(tmp_path).as_started(config)
+    (tmp_path / "config.yaml").write_text(as_yaml(resumed))
+    saved = SavedSettings(tmp_path)
+    again, _, _ = saved.as_started(config)
+    assert again.causal_vae.flow == resumed.causal_vae.flow == FlowConfig(shift=1, noise_fraction=0)
+    saved.check_networks(again)
+
+
+@pytest.mark.parametrize(("name", "value"), [("shift", 1.0), ("noise_fraction", 0.0)])
+def test_a_default_of_an_older_version_that_this_one_saved_is_not_kept(tmp_path, name, value):
+    """It was typed, so that another value is refused, as for every other setting of the networks."""
+    flow = FlowConfig(**{name: value})
+    started = TrainConfig(causal_vae=CausalVAEConfig(decoder="flow", flow=flow))
+    (tmp_path / "config.yaml").write_text(as_yaml(started))
+    saved = SavedSettings(tmp_path)
+    saved.check_networks(saved.as_started(started)[0])
+    now = TrainConfig(causal_vae=CausalVAEConfig(decoder="flow"))
+    resumed, _, notes = saved.as_started(now)
+    assert notes == []
+    with pytest.raises(ValueError, match=rf"`causal_vae\.flow\.{name}` must be {value} as in"):
         saved.check_networks(resumed)
 
 

@@ -26,6 +26,7 @@ from telecine.training.step import (
     MicroBatch,
     TrainingError,
     clip_gradients,
+    compute_gradients,
     finite_values,
     set_learning_rates,
     train_step,
@@ -142,6 +143,20 @@ def test_an_update_takes_one_step_of_the_power_iteration(build, video):
     assert len(names) == 8
     for name in names:
         torch.testing.assert_close(network.state_dict()[name], expected.state_dict()[name])
+
+
+def test_gradients_are_those_of_the_mean_over_micro_batches(build, video):
+    gradients = []
+    for split in ([[0, 1]], [[0], [1]]):
+        state = build(
+            objective=ObjectiveConfig(perceptual_weight=0.0),
+            discriminator=DiscriminatorConfig("none"),
+        )
+        batches = [MicroBatch(video[clips], clips) for clips in split]
+        compute_gradients(state, batches)
+        gradients.append([weight.grad for weight in state.model.parameters()])
+    assert len(gradients[0]) > 10
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_summed_likelihood_sums_the_divergence(build, video):

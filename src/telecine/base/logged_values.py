@@ -9,6 +9,10 @@ from typing import Literal, TypeAlias
 
 TRAIN = "train/"
 """The prefix of values of training in `metrics.jsonl`."""
+TRAIN_PSNR = "train/psnr"
+"""The PSNR of the mean squared error, which a report computes."""
+TRAIN_LPIPS = "train/lpips_"
+"""The perceptual loss in a report, with the name of its network behind this one."""
 Kind: TypeAlias = Literal["loss", "sum of losses", "weight", "other"]
 LoggedBy: TypeAlias = Literal["autoencoder", "discriminators", "model", "training"]
 """What computes a value: the objective, in the step of the autoencoder or of the discriminators; the model, as an
@@ -50,7 +54,12 @@ _ROWS = (
     LoggedValue("feature_matching_loss", "feature matching loss", "loss", "autoencoder"),
     LoggedValue("grad_penalty_loss", "gradient penalty", "loss", "discriminators"),
     LoggedValue("lecam_loss", "LeCam regularisation", "loss", "discriminators"),
+    # auxiliary losses of models
     LoggedValue("kl_loss", "KL loss", "loss", "model"),
+    LoggedValue("entropy_loss", "entropy loss", "loss", "model"),
+    LoggedValue("commitment_loss", "commitment loss", "loss", "model"),
+    LoggedValue("quantizer_loss", "quantizer loss", "loss", "model"),
+    LoggedValue("commit_loss", "commit loss", "loss", "model"),
     # the GAN
     LoggedValue(
         "adaptive_weight", "adaptive weight", "other", "autoencoder", is_of_discriminators=True

@@ -82,9 +82,9 @@ def call_with_cast_weights(
 ) -> Any:
     """Return `module(*inputs)`. Under autocast, one operator casts the weights of all linear layers and convolutions.
 
-    The first input is a tensor. The gradient of one of these weights costs the backward of all casts. The layers in
-    `separately` are cast by themselves, as are all in compiled code, which fuses casts, and all if some are sharded
-    over processes.
+    The first input is a tensor. To compute the gradient of only one of these weights, autograd runs the backward of all
+    casts. The layers in `separately` are cast one by one. So are all layers in compiled code, which fuses casts, and
+    all layers if some are sharded over processes.
     """
     dtype = autocast_dtype(inputs[0].device)
     if dtype is None or torch.compiler.is_compiling():

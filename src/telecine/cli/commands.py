@@ -50,7 +50,7 @@ def run(words: Sequence[str]) -> None:
     command = COMMANDS[name]
     console.escape_logs()
     console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
-    environment = describe_environment() if command.trains else []
+    environment = describe_environment() if command.has_run_settings else []
     if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
     arguments, recipes, options = command.parse(words[num_words:])

@@ -112,15 +112,15 @@ class Command:
                     self.data = name
                 elif isinstance(about, Output):
                     self.output = name
-        # Whether its settings are those of a training run, for which there are recipes.
-        self.trains = self.settings is not None and issubclass(self.settings, TrainConfig)
+        # Whether its settings are those of a training run, for which there are recipes. `plan` has them, too.
+        self.has_run_settings = self.settings is not None and issubclass(self.settings, TrainConfig)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> SettingsReader | None:
         """Add the settings and the arguments of the function to a parser; return what reads the settings."""
         reader = None
         if self.settings is not None:
             reader = add_settings(self.settings, parser)
-            text = _RECIPES_HELP if self.trains else _CONFIG_HELP
+            text = _RECIPES_HELP if self.has_run_settings else _CONFIG_HELP
             parser.add_argument("--config", action="append", metavar="FILE", default=[], help=text)
         hints = _types_of(self.run)
         for parameter in inspect.signature(self.run).parameters.values():
@@ -178,7 +178,7 @@ class Command:
         # Later layers override earlier ones: files, then the launcher, the environment and what is typed.
         typed = Layer(reader.read(texts))
         beside_files = [typed]
-        if self.trains:
+        if self.has_run_settings:
             launcher = Layer(launcher_settings(), origin="It is from `accelerate launch`.")
             environment = Layer(
                 environment_settings(self.settings), origin="It is from the environment."

@@ -312,13 +312,15 @@ class _TableReader:
             else:
                 answers[source] = saved
                 answered.append(saved)
-        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            for source, answer in zip(unknown, pool.map(ask, unknown), strict=True):
-                answers[source] = answer
-                if answer is not None and answer.size is not None:
-                    answered.append(answer)
-                    self._asks_servers = True
-        self._used_addresses.append(SavedAddresses.of(answered))
+        try:
+            with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+                for source, answer in zip(unknown, pool.map(ask, unknown), strict=True):
+                    answers[source] = answer
+                    if answer is not None and answer.size is not None:
+                        answered.append(answer)
+                        self._asks_servers = True
+        finally:  # also if a server does not answer
+            self._used_addresses.append(SavedAddresses.of(answered))
         return answers
 
     def forget_addresses(self) -> None:

@@ -1,7 +1,7 @@
 """A video discriminator that sees a video through a frozen network of images, and has a head for each of its layers."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +79,15 @@ class FeatureDiscriminator(GradientCheckpointing):
         x = as_rgb(x)
         check_batch(x, self.sees, channels=3)
         maps = self._normalised_maps(x)
-        convs = [conv for head in self.heads for conv in head.children()]
-        parameters = conv_parameters(convs, x)  # of all heads at once
+        heads = cast(Sequence[_Head], self.heads)
+        convs = [conv for head in heads for conv in head.convs()]
+        parameters = conv_parameters(convs, x)  # of all heads at once, in their order
         all_logits = []
         features: list[Tensor] = []
-        for index, (head, feature_map) in enumerate(zip(self.heads, maps, strict=True)):
-            first, second, last = parameters[3 * index : 3 * index + 3]
-            logits, activations = head(feature_map, first, second, last)
+        for head, feature_map in zip(heads, maps, strict=True):
+            num_convs = len(head.convs())
+            logits, activations = head(feature_map, *parameters[:num_convs])
+            parameters = parameters[num_convs:]
             all_logits.append(logits)
             features.extend(activations)
         smallest_height = min(logits.shape[-2] for logits in all_logits)
@@ -125,6 +127,10 @@ class _Head(nn.Module):
         self.conv_in = spectral_norm(nn.Conv3d(channels, base_channels, 1))
         self.conv = spectral_norm(nn.Conv3d(base_channels, base_channels, 3, padding=1))
         self.to_logits = spectral_norm(nn.Conv3d(base_channels, 1, 3, padding=1))
+
+    def convs(self) -> list[nn.Module]:
+        """Return the convolutions in the order of their parameters in `forward`. They are not called themselves."""
+        return [self.conv_in, self.conv, self.to_logits]
 
     def forward(
         self, x: Tensor, first: ConvParameters, second: ConvParameters, last: ConvParameters

@@ -67,6 +67,7 @@ class _PatchNetwork(GradientCheckpointing):
     norm: Norm = "group"
 
     def __post_init__(self) -> None:
+        # The dataclass has set the fields: `nn.Module` allows plain values before its own `__init__`, which keeps them.
         super().__init__()
         for name in ("base_channels", "channels", "num_layers", "max_dim"):
             check_count(name, getattr(self, name))
@@ -124,7 +125,7 @@ class _PatchNetwork(GradientCheckpointing):
 
 
 class _Layer(nn.Sequential):
-    """A convolution, whose parameters are arguments, and the layers that follow it."""
+    """A convolution, which is not called itself since its parameters are arguments, and the layers that follow it."""
 
     def forward(self, x: Tensor, parameters: ConvParameters) -> Tensor:  # type: ignore[override]
         conv, *others = self

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
     time_weighting: TimeWeighting = field(init=False, default="positions")
 
     def __post_init__(self) -> None:
+        # The dataclass has set the fields: `nn.Module` allows plain values before its own `__init__`, which keeps them.
         super().__init__()
         for name in (
             "dim",
@@ -133,6 +134,14 @@ def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
     return (x * weights).sum(2)
 
 
+def _check_antialiased_time(antialiased_time: bool) -> None:
+    """Raise a `ValueError` if time should be blurred, as an option did that was removed."""
+    if antialiased_time:
+        contract = "False, as the blur over time was removed"
+        remedy = "Leave it out, and start a new run."
+        raise argument_error("antialiased_time", contract, antialiased_time, remedy)
+
+
 def _as_image_size(image_size: object) -> tuple[int, int]:
     """Return `(height, width)`; raise a `ValueError` unless it is an int or a sequence of two ints, at least 4."""
     if isinstance(image_size, int):
@@ -176,6 +185,7 @@ class Discriminator(_ResidualDiscriminator):
     attn_dim_head: int = 32
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Discriminator3D(_ResidualDiscriminator):
     """Video discriminator of plain 3D convolutions that halve time and space together, then 2D blocks.
 
@@ -186,10 +196,17 @@ class Discriminator3D(_ResidualDiscriminator):
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
         frame_num: Number of frames that it is built for; time is halved at most `floor(log2(frame_num))` times.
         antialiased_downsample: Blur space before each stride.
+        antialiased_time: False, which older configurations may contain.
 
     Raises:
-        ValueError: If a size is not a positive int, or `image_size` is below 4.
+        ValueError: If a size is not a positive int, `image_size` is below 4, or `antialiased_time` is True.
     """
+
+    antialiased_time: InitVar[bool] = False
+
+    def __post_init__(self, antialiased_time: bool) -> None:
+        _check_antialiased_time(antialiased_time)
+        super().__post_init__()
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -205,22 +222,25 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
 
     Args:
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
-        frame_num, antialiased_downsample: See `Discriminator3D`.
+        frame_num, antialiased_downsample, antialiased_time: See `Discriminator3D`.
         time_weighting: Weights of the mean over the remaining time: equal for all "positions", as published, or equal
             for all "frames" of the video, so that a position is weighted by the number of frames pooled into it.
         pad_mode: Padding of the causal convolutions before the first frame: copies of the "first" frame, as published,
             or "constant" zeros.
 
     Raises:
-        ValueError: If a size is not a positive int, `image_size` is below 4, or an option is unknown.
+        ValueError: If a size is not a positive int, `image_size` is below 4, an option is unknown, or
+            `antialiased_time` is True.
     """
 
     video_block = DiscriminatorBlock3DWithfirstframe
 
     time_weighting: TimeWeighting = "positions"
     pad_mode: PadMode = "first"
+    antialiased_time: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, antialiased_time: bool) -> None:
+        _check_antialiased_time(antialiased_time)
         super().__post_init__()
         check_choice("time_weighting", self.time_weighting, get_args(TimeWeighting))
         check_choice("pad_mode", self.pad_mode, get_args(PadMode))

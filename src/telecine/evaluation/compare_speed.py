@@ -23,7 +23,7 @@ class ComparedSpeeds:
     """The speeds of several models, measured in the same way."""
 
     speeds: list[Speed]
-    protocol: Mapping[str, Any]
+    conditions: Mapping[str, Any]
     """How they were measured, see `describe_speed`."""
 
 
@@ -38,12 +38,12 @@ def recorded_speeds(folders: Sequence[str | Path]) -> ComparedSpeeds | None:
         ValueError: A file is damaged.
     """
     check_several(folders)
-    protocols = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
-    settings = [protocol.get("speed", {}) for protocol in protocols]
-    if not all(settings):
+    records = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
+    conditions = [record.get("speed", {}) for record in records]
+    if not all(conditions):
         return None
-    first = settings[0]
-    for folder, other in zip(folders[1:], settings[1:], strict=True):
+    first = conditions[0]
+    for folder, other in zip(folders[1:], conditions[1:], strict=True):
         for name in first:
             if other.get(name) != first[name]:
                 logger.warning(
@@ -73,20 +73,22 @@ def speeds_in_turns(folders: Sequence[str | Path], config: EvaluateConfig) -> Co
     """
     check_several(folders)
     device = pick_device(config.device)
-    protocols = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
+    records = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
     models = []
-    for folder, protocol in zip(folders, protocols, strict=True):
-        check_protocols(protocols[0], protocol)
-        if not protocol.get("checkpoint"):
-            contract = "false unless all evaluations are of models that a name or a folder has"
+    for folder, record in zip(folders, records, strict=True):
+        check_protocols(records[0], record)
+        if not record.get("checkpoint"):
+            contract = (
+                "false if an evaluation is of a model that cannot be loaded by a name or a folder"
+            )
             raise argument_error("speed", contract, f"true with {folder}", "Evaluate again.")
-        decoder = protocol.get("decoder") or None
-        use = replace(config, weights=protocol["weights"], decoder=decoder)
-        model = load_model(protocol["checkpoint"], use, device)
-        sampler = protocol.get("sampler", {})
+        decoder = record.get("decoder") or None
+        use = replace(config, weights=record["weights"], decoder=decoder)
+        model = load_model(record["checkpoint"], use, device)
+        sampler = record.get("sampler", {})
         options = {name: sampler[name] for name in ("steps", "seed", "level") if name in sampler}
         model.set_decoding(**options)
         models.append(model)
-    size = [protocols[0][name] for name in ("num_frames", "height", "width")]
+    size = [records[0][name] for name in ("num_frames", "height", "width")]
     speeds = measure_speed(models, *size)
     return ComparedSpeeds(speeds, describe_speed(models[0], size))

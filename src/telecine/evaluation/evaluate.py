@@ -16,6 +16,7 @@ from telecine.base.files import atomic_write, named_errors, read_json, write_jso
 from telecine.base.plain_values import as_dataclass
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
+from telecine.evaluation.evaluation_record import EvaluationRecord, describe_clips
 from telecine.evaluation.load_model import Model
 from telecine.evaluation.measure_clips import (
     ClipResult,
@@ -33,7 +34,6 @@ from telecine.evaluation.metrics.metric import METRICS
 from telecine.evaluation.metrics.metric_set import ClipMeasure, Measure, MetricSet, ModelMeasure
 from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrips
 from telecine.evaluation.metrics.seams import TilingDifference
-from telecine.evaluation.protocol_file import EvaluationRecord, describe_clips
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
 from telecine.evaluation.speed import SPEED_FILE, Speed, describe_speed, measure_speed
@@ -326,8 +326,8 @@ def _summarize(
     absent = dict(metric_set.absent)
     if metric_set.round_trips is not None and ROUND_TRIP_LATENT.name not in metrics:
         absent[ROUND_TRIP_LATENT.name] = "the model does not return its latent"
-    if metric_set.features is not None and not metric_set.per_clip_frechet:
-        metric = metric_set.features.metric
+    if metric_set.feature_network is not None and not metric_set.per_clip_frechet:
+        metric = metric_set.feature_network.metric
         features, reference = stack_features(results)
         reason = frechet_undefined(features, reference)
         if reason is None:
@@ -336,7 +336,7 @@ def _summarize(
             better[metric.name] = metric.better
         else:
             absent[metric.name] = reason
-    protocol = EvaluationRecord(
+    record = EvaluationRecord(
         num_clips=len(results),
         num_videos=len({result.source for result in results}),
         clips_sha256=clips_sha256(result.sha256 for result in results),
@@ -349,13 +349,13 @@ def _summarize(
     rows: list[dict[str, float | str]] = [
         {"source": result.source, "start": result.start, **result.metrics} for result in results
     ]
-    return Evaluation(metrics, rows, mean_per_frame(results), protocol, mean_per_pass(results))
+    return Evaluation(metrics, rows, mean_per_frame(results), record, mean_per_pass(results))
 
 
-def _speed_table(speed: Speed, protocol: Mapping[str, object]) -> Table:
-    size = f"{protocol['num_frames']} x {protocol['height']} x {protocol['width']}"
-    device = f"{protocol['device']}, threads: {protocol['threads']}"
-    title = f"speed of a clip of {size}, {protocol['dtype']}, {device}"
+def _speed_table(speed: Speed, conditions: Mapping[str, object]) -> Table:
+    size = f"{conditions['num_frames']} x {conditions['height']} x {conditions['width']}"
+    device = f"{conditions['device']}, threads: {conditions['threads']}"
+    title = f"speed of a clip of {size}, {conditions['dtype']}, {device}"
     table = Table("", "frames/s", "slowest to fastest", "GFLOP", "MiB", "weights", title=title)
     for name, part in speed.parts.items():
         table.add_row(

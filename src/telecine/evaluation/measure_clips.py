@@ -33,7 +33,7 @@ class ClipResult:
     """Hash of its input's pixels at 8 bits."""
     per_pass: Mapping[str, list[float]]
     """The values after each pass of round trips, by name; empty without them."""
-    features: tuple[Tensor, Tensor] | None = None
+    feature_pair: tuple[Tensor, Tensor] | None = None
     """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
 
 
@@ -111,11 +111,11 @@ def _measure_clip(
     )
     metrics.update(reconstruction=reconstruction, target=target)
     values = metrics.per_clip()[0]
-    features = None
-    if metric_set.features is not None:
-        recon_features = metric_set.features(as_rgb(reconstruction))[0].cpu()
-        target_features = metric_set.features(as_rgb(target))[0].cpu()
-        features = (recon_features, target_features)
+    feature_pair = None
+    if metric_set.feature_network is not None:
+        recon_features = metric_set.feature_network(as_rgb(reconstruction))[0].cpu()
+        target_features = metric_set.feature_network(as_rgb(target))[0].cpu()
+        feature_pair = (recon_features, target_features)
         if metric_set.per_clip_frechet:
             distance = (recon_features.double() - target_features.double()).square().sum()
             values[FVD_SINGLE.name] = float(distance)
@@ -137,7 +137,7 @@ def _measure_clip(
         per_frame=metrics.per_frame()[0],
         sha256=pixels_sha256(bytes_from_video(clip["video"])),
         per_pass=per_pass,
-        features=features,
+        feature_pair=feature_pair,
     )
 
 
@@ -167,7 +167,7 @@ def stack_features(results: Sequence[ClipResult]) -> tuple[Tensor, Tensor]:
     features = []
     reference = []
     for result in results:
-        assert result.features is not None
-        features.append(result.features[0])
-        reference.append(result.features[1])
+        assert result.feature_pair is not None
+        features.append(result.feature_pair[0])
+        reference.append(result.feature_pair[1])
     return torch.stack(features), torch.stack(reference)

@@ -73,7 +73,7 @@ def equivariance(
         flip: `tau` is one of all seven other orientations of a square, with flips, which the paper leaves out.
         num_orientations: How many different orientations are decoded, each in a pass of its own, and averaged: at most
             3, or 7 with `flip`. The paper has one. More of them have the same mean with less noise.
-        loss: The pixel loss: "mse", "l1" or "charbonnier".
+        loss: The pixel loss, by its name in `RECONSTRUCTION_LOSSES`.
 
     Raises:
         ValueError: An argument is out of range, or the decoded video is not a scaled `target`.

@@ -190,7 +190,7 @@ class CausalVAE(CausalAutoencoder):
         return {MEAN_KEY: self.latent_statistics.mean, STD_KEY: self.latent_statistics.std}
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Replace these numbers."""
+        """Replace the numbers that `latent_normalisation` returns."""
         self.latent_statistics = statistics
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:

@@ -235,7 +235,7 @@ class CustomAutoencoder(ProbedAutoencoder):
         return normalisation
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Replace these numbers, if the module has them."""
+        """Replace the numbers that `latent_normalisation` returns, if the module has them."""
         self._method("set_latent_statistics")(statistics)
 
     def enable_gradient_checkpointing(self) -> None:

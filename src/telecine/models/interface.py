@@ -290,7 +290,7 @@ class VideoAutoencoder(nn.Module, ABC):
         return {}
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Replace these numbers, in the form that the model has; by default nothing happens."""
+        """Replace the numbers that `latent_normalisation` returns; a model without any ignores them, as by default."""
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass to save memory.

@@ -43,8 +43,8 @@ def rows_around(convolution: Any, name: str) -> tuple[int, int]:
     """Return how many rows a convolution needs above and below those that it is called with.
 
     Args:
-        convolution: A 2D or 3D convolution. With a stride, it computes its rows from multiples of the stride on, and
-            frames are padded so far at the bottom that all rows divide evenly.
+        convolution: A 2D or 3D convolution. With a stride, it needs as many rows below as make its output
+            `rows / stride` rows high.
         name: Of the layer, for an error.
 
     Raises:

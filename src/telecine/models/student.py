@@ -151,7 +151,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         bias.sub_((weight * mean).sum((1, 2, 3, 4)))
 
     def latent_normalisation(self) -> Normalisation:
-        """Return the teacher's."""
+        """Return the numbers that normalise the teacher's latent, which is the student's, too."""
         return self.normalisation
 
     def to_json_string(self) -> str:

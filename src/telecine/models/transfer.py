@@ -102,7 +102,7 @@ def _feeds_output_alike(
     new: Mapping[_LayerPosition, nn.Module],
     matching: set[_LayerPosition],
 ) -> bool:
-    """Return whether the layers before an output are those of the source, and additional residual blocks."""
+    """Return whether each layer before an output is one of the source, or an additional residual block."""
     part = output.module.removesuffix("network")
     for position in old.keys() | new.keys():
         is_before = position.module.startswith(part) and position.name != _OUTPUT

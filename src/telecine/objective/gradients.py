@@ -200,8 +200,7 @@ def compute_losses_in_one_pass(
     gan: GANBatch,
 ) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Return the losses of both steps, with one pass of each discriminator over the reconstructions."""
-    # As `choose_strategy` decided: the discriminators have one precision in both steps.
-    assert autocast_dtype(gan.fake.device) is None or not gan.has_double_backward
+    # `choose_strategy` takes one pass only if the discriminators have one precision in both steps.
     generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
     discriminator_losses = {}
     # Random frames are drawn in the order of two calls.

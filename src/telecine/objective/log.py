@@ -90,14 +90,27 @@ def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) 
     for name in aux:
         value = find_logged_value(name)
         is_of_discriminators = value is not None and value.logged_by == "discriminators"
+        is_of_model = value is not None and value.logged_by == "model"
+        if name in logged and (value is None or is_of_model) and name.endswith("_loss"):
+            raise name_error(name, term=name.removesuffix("_loss"))
         if name in logged or is_of_discriminators:
             raise name_error(name)
 
 
-def name_error(aux_loss: str) -> Exception:
-    """Return the error of an auxiliary loss with the name of another entry of the log."""
-    remedy = f"Rename it, for instance to 'quantizer_{aux_loss}'."
-    return argument_error("aux_losses", "named unlike all else in the log", repr(aux_loss), remedy)
+def name_error(aux_loss: str, term: str | None = None) -> Exception:
+    """Return the error of an auxiliary loss with the name of another entry of the log.
+
+    Args:
+        aux_loss: The name of the auxiliary loss.
+        term: The name of the term of `terms` that is the other entry; `None` if it is another value.
+    """
+    remedy = f"Rename it, for instance to 'quantizer_{aux_loss}'"
+    if term is not None:
+        # Auxiliary losses of models in the library have fixed names.
+        remedy += f", or the term `{term}` of the objective"
+    return argument_error(
+        "aux_losses", "named unlike all else in the log", repr(aux_loss), f"{remedy}."
+    )
 
 
 def discriminator_log(

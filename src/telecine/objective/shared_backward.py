@@ -15,8 +15,8 @@ from telecine.ops.eager_gradients import GradientSum
 def can_share_backward(d: BoundDiscriminator, logits: Tensor, x: Tensor) -> bool:
     """Return whether `shared_backward` applies: independent samples, one logit each, and no float16 logits.
 
-    It does not for a map of logits, as the discriminators "patch" and "features" return it: a sample's input gradient
-    then depends on the gradients at several logits.
+    It does not for a map of logits, as discriminators of patches return it: a sample's input gradient then depends on
+    the gradients at several logits.
 
     Args:
         d: The discriminator.

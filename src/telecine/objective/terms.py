@@ -179,16 +179,27 @@ def _import_term(term: Term, schedule: TermSchedule, setting: str) -> LossTerm:
             "Add a parameter `reconstruction`.",
         )
     loss_term = LossTerm(schedule, function, arguments, term.params)
-    other = "weight" if loss_term.weight_argument == "sample_weight" else "sample_weight"
-    if other in arguments:
-        contract = (
-            "a function with `weight` if it averages over all pixels of `reconstruction`, "
-            "or with `sample_weight` if it takes `mask` or no `reconstruction`"
-        )
-        got = f"{name_of(function)} of {listed(arguments)}"
-        remedy = f"Rename its parameter `{other}` to `{loss_term.weight_argument}`."
-        raise argument_error(f"{setting}.target", contract, got, remedy)
+    _check_weight_argument(loss_term, setting)
     return loss_term
+
+
+def _check_weight_argument(term: LossTerm, setting: str) -> None:
+    """Raise a `ValueError` about the `setting` if a term takes the weights of clips that do not fit its arguments."""
+    right = term.weight_argument
+    other = "weight" if right == "sample_weight" else "sample_weight"
+    if other not in term.arguments:
+        return
+    contract = (
+        "a function with `weight` if it averages over all pixels of `reconstruction`, "
+        "or with `sample_weight` if it takes `mask` or no `reconstruction`"
+    )
+    got = f"{name_of(term.function)} of {listed(term.arguments)}"
+    remedy = f"Rename its parameter `{other}` to `{right}`"
+    if right in term.arguments:
+        remedy = f"Remove its parameter `{other}`"
+    if not isinstance(term.function, type):  # whose `params` are those of the class
+        remedy += ", or set it by `params` if it is an option of yours"
+    raise argument_error(f"{setting}.target", contract, got, f"{remedy}.")
 
 
 def check_functions(config: ObjectiveConfig, *, sharding: str, max_dropped: float = 0.0) -> None:

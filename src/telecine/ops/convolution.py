@@ -4,8 +4,8 @@ PyTorch computes the weight's part of a double backward as a convolution whose k
 which is slow everywhere. The weight's gradient in an ordinary backward is the same bilinear form, and libraries have a
 fast kernel for it.
 
-The layers of `discriminators/blocks.py` and the 3D convolutions of "patch" and "features" call `convolve`. The 2D
-convolutions of "patch", and the frozen backbone below the heads of "features", call `F.conv2d`.
+The layers of `discriminators/blocks.py` and `padded_conv3d` there call `convolve`, and with them the 3D convolutions of
+all discriminators. 2D convolutions that are not of that file, and frozen backbones, call PyTorch's kernels.
 """
 
 from collections.abc import Sequence

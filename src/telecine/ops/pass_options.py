@@ -50,11 +50,13 @@ def differentiated_twice(on: bool = True) -> Iterator[None]:
 
     Convolutions take the kernels of `ops/convolution.py`, and frozen networks avoid fused kernels of attention.
     """
-    token = _OPTIONS.set(replace(_OPTIONS.get(), is_differentiated_twice=on))
+    before = _OPTIONS.get().is_differentiated_twice
+    _OPTIONS.set(replace(_OPTIONS.get(), is_differentiated_twice=on))
     try:
         yield
     finally:
-        _OPTIONS.reset(token)
+        # Other options may have changed meanwhile.
+        _OPTIONS.set(replace(_OPTIONS.get(), is_differentiated_twice=before))
 
 
 @contextmanager
@@ -63,10 +65,10 @@ def shared_spectral_norms() -> Iterator[None]:
 
     The weights must not change inside. Contexts inside others have no effect.
     """
-    outer = _OPTIONS.get()
-    norms = {} if outer.spectral_norms is None else outer.spectral_norms
-    token = _OPTIONS.set(replace(outer, spectral_norms=norms))
+    before = _OPTIONS.get().spectral_norms
+    norms = {} if before is None else before
+    _OPTIONS.set(replace(_OPTIONS.get(), spectral_norms=norms))
     try:
         yield
     finally:
-        _OPTIONS.reset(token)
+        _OPTIONS.set(replace(_OPTIONS.get(), spectral_norms=before))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 from markupsafe import Markup
 
@@ -98,6 +98,19 @@ class Event:
     text: str
 
 
+class ChartsData(TypedDict):
+    """What `charts.js` reads, as plain values."""
+
+    runs: list[str]
+    """Names of the runs, or models, that curves belong to."""
+    file: str
+    """Name of the file that has the values."""
+    charts: list[dict[str, Any]]
+    """The fields of each `Chart`."""
+    events: list[dict[str, Any]]
+    """The fields of each `Event`."""
+
+
 def make_curve(run: int, points: Iterable[tuple[float, float]]) -> Curve:
     """Return points as a curve of at most `MAX_POINTS` values.
 
@@ -139,7 +152,7 @@ def _rounded(value: float) -> float:
 
 def charts_data(
     charts: Sequence[Chart], *, runs: Sequence[str], file: str, events: Sequence[Event] = ()
-) -> dict[str, Any]:
+) -> ChartsData:
     """Return what `charts.js` reads, as plain values.
 
     Args:

@@ -114,7 +114,8 @@ def _write_clip(folder: Path, index: int, clip: ReconstructedClip) -> SavedClip:
 def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
     """Repeat frames of clips `(T, H, W, 3)` so that all play at their own speed at the rate of the fastest.
 
-    Clips of less than an eighth of that rate are played at an eighth. Shorter ones start anew until the longest ends.
+    A clip slower than an eighth of that rate is played at an eighth. A clip that ends before the longest one starts
+    again from its first frame.
     """
     fastest = max(fps)
     repeats = [min(fastest / clip_fps, _MAX_REPEATS) for clip_fps in fps]

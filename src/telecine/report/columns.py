@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from telecine.base.logged_values import TRAIN, Kind, label_and_kind
+from telecine.base.logged_values import TRAIN, TRAIN_LPIPS, TRAIN_PSNR, Kind, label_and_kind
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.reported_run import ReportedRun
 
 TRAIN_MSE = "train/mse"
-TRAIN_LPIPS = "train/lpips_"
-"""The perceptual loss has the name of its network behind this one."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def _columns_of_run(index: int, run: ReportedRun) -> dict[str, Column]:
         steps = [step for step, _ in points]
         errors = torch.tensor([error for _, error in points], dtype=torch.float64)
         psnr_points = list(zip(steps, psnr_of_mse(errors).tolist(), strict=True))
-        columns["train/psnr"] = Column(index, TRAIN_MSE, psnr_points)
+        columns[TRAIN_PSNR] = Column(index, TRAIN_MSE, psnr_points)
     return columns
 
 

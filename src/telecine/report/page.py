@@ -10,7 +10,7 @@ from typing import Any
 from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.metrics import METRICS
-from telecine.report.chart_data import Event, charts_data
+from telecine.report.chart_data import ChartsData, Event, charts_data
 from telecine.report.html import render_page
 from telecine.report.logged_charts import METRIC_LABELS, charts_of_runs, metric_label
 from telecine.report.page_videos import VideoFolder, copy_videos
@@ -21,6 +21,17 @@ from telecine.runs.saved_settings import read_saved_settings, side_by_side_setti
 
 _ARROWS = {"larger": " ↑", "smaller": " ↓"}  # towards better values
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
+
+
+class PageData(ChartsData):
+    """What the scripts of the page of runs read: `charts.js`, `player.js` and `live.js`."""
+
+    metrics: dict[str, str]
+    """What metrics are called."""
+    validations: Sequence[dict[str, Any]]
+    """The clips of each validation, see `copy_videos`."""
+    live: dict[str, Any] | None
+    """The version of a page that loads itself again, and the URL of the script with the newest version; else None."""
 
 
 def write_report(
@@ -84,7 +95,7 @@ def watch_runs(
         with suppress(FileNotFoundError):  # a run that resumes removes its later validations
             state = [_state_of(Run(run)) for run in runs]
             if state != state_before:
-                is_live = any(trains(Run(run)) for run in runs)
+                is_live = any(is_unfinished(Run(run)) for run in runs)
                 written(write_report(runs, output, is_live=is_live))
                 if not is_live:
                     return
@@ -102,8 +113,12 @@ def _state_of(run: Run) -> list[object]:
     return state
 
 
-def trains(run: Run) -> bool:
-    """Return whether a run has not yet made its last validation. One that is damaged is not waited for."""
+def is_unfinished(run: Run) -> bool:
+    """Return whether a run has not yet made its last validation. One that is damaged is not waited for.
+
+    Raises:
+        FileNotFoundError: A file is missing, perhaps because the run is writing it again.
+    """
     try:
         num_steps = read_saved_settings(run.folder).get("steps")
         validated = run.history.validations()
@@ -130,10 +145,12 @@ def _render(
     for index, run in enumerate(runs):
         for warning in run.warnings or []:
             events.append(Event(index, warning.step, f"{warning.rule}, {warning.message}"))
-    data = charts_data(charts, runs=names, file=History.file, events=events)
-    data["metrics"] = METRIC_LABELS
-    data["validations"] = validations
-    data["live"] = live
+    data: PageData = {
+        **charts_data(charts, runs=names, file=History.file, events=events),
+        "metrics": METRIC_LABELS,
+        "validations": validations,
+        "live": live,
+    }
     training = [describe_training(run.summary, run.records) for run in runs]
     return render_page(
         "page.html",

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 from urllib.parse import quote
 
 from telecine.base.checks import argument_error
@@ -16,6 +16,15 @@ from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
+
+
+class RankedClip(TypedDict):
+    """A clip of a validation that is the best or the worst by a metric, as the player reads it."""
+
+    rank: Literal["best", "worst"]
+    metric: str
+    index: int
+
 
 _VERSION_FILE = "version.js"  # tells an open page that it was written again
 
@@ -123,11 +132,11 @@ def _clip_data(clip: SavedClip, url: str, default_fps: float) -> dict[str, Any]:
     }
 
 
-def best_and_worst(clips: Sequence[SavedClip]) -> list[tuple[str, int]]:
-    """Return the best and worst clips by PSNR and each LPIPS with two finite values, as ("best psnr", index) etc."""
+def best_and_worst(clips: Sequence[SavedClip]) -> list[RankedClip]:
+    """Return the best and worst clips by PSNR and each LPIPS with two finite values."""
     if not clips:
         return []
-    ranks = []
+    ranks: list[RankedClip] = []
     for name in clips[0].metrics:
         if name != "psnr" and name not in LPIPS_NETWORKS:
             continue
@@ -138,8 +147,8 @@ def best_and_worst(clips: Sequence[SavedClip]) -> list[tuple[str, int]]:
                 values[index] = value
         if len(values) > 1:
             order = sorted(values, key=values.__getitem__, reverse=METRICS[name].better == "larger")
-            ranks.append((f"best {name}", order[0]))
-            ranks.append((f"worst {name}", order[-1]))
+            ranks.append({"rank": "best", "metric": name, "index": order[0]})
+            ranks.append({"rank": "worst", "metric": name, "index": order[-1]})
     return ranks
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from telecine.base.files import write_json, write_text
 from telecine.evaluation.compare_speed import ComparedSpeeds
 from telecine.evaluation.evaluate import METRICS_FILE, SavedEvaluation
-from telecine.evaluation.protocol_file import describe_clips
+from telecine.evaluation.evaluation_record import describe_clips
 from telecine.evaluation.speed import SPEED_FILE, PartSpeed, Speed
 from telecine.report.chart_data import Chart, Curve, Series, XAxis, charts_data, make_curve
 from telecine.report.html import render_page, short
@@ -34,7 +34,7 @@ def write_speeds(folders: Sequence[str | Path], speeds: ComparedSpeeds, output: 
     values = [asdict(speed) for speed in speeds.speeds]
     Path(output).mkdir(parents=True, exist_ok=True)
     models = dict(zip(titles, values, strict=True))
-    write_json(Path(output) / SPEED_FILE, {"protocol": speeds.protocol, "models": models})
+    write_json(Path(output) / SPEED_FILE, {"protocol": speeds.conditions, "models": models})
     write_text(Path(output) / PAGE_FILE, render_speeds(titles, evaluations, speeds))
 
 
@@ -48,7 +48,7 @@ def render_speeds(
         evaluations: The evaluation of each model.
         speeds: Their speeds.
     """
-    protocol = evaluations[0].protocol
+    record = evaluations[0].protocol
     rows: list[tuple[str, list[str]]] = []
     for name in ("encode", "decode"):
         parts = [speed.parts[name] for speed in speeds.speeds]
@@ -59,7 +59,7 @@ def render_speeds(
     charts = []
     for name in _shared_metrics(evaluations):
         figures = [short(evaluation.metrics[name]) for evaluation in evaluations]
-        better = protocol["better"][name]
+        better = record["better"][name]
         rows.append((f"{metric_label(name)}, {better} is better", figures))
         if better in ("larger", "smaller"):
             charts.append(_chart(name, evaluations, speeds.speeds))
@@ -69,8 +69,8 @@ def render_speeds(
         columns=titles,
         data=charts_data(charts, runs=titles, file=METRICS_FILE),
         rows=rows,
-        clips=describe_clips(protocol),
-        protocol=speeds.protocol,
+        clips=describe_clips(record),
+        protocol=speeds.conditions,
     )
 
 

@@ -23,9 +23,9 @@ _STEP_NAME = re.compile(r"step-(\d+)")
 class Checkpoints:
     """The checkpoints in the folder of a run."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
-        self.folder = run / _FOLDER
+    def __init__(self, run_folder: Path) -> None:
+        self.run_folder = run_folder
+        self.folder = run_folder / _FOLDER
 
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint at `step`."""
@@ -69,8 +69,8 @@ class Checkpoints:
             damaged[folder] = error
         if damaged:
             errors = " ".join(str(error) for error in damaged.values())
-            remedy = f"To start again, move {self.run} away."
-            raise DamagedError(f"No checkpoint of {self.run} is intact. {errors} {remedy}")
+            remedy = f"To start again, move {self.run_folder} away."
+            raise DamagedError(f"No checkpoint of {self.run_folder} is intact. {errors} {remedy}")
         return None, notes
 
     @staticmethod
@@ -130,13 +130,13 @@ class Checkpoints:
         elif final.exists():
             _set_aside(final)
         os.replace(temporary, final)
-        flush([self.folder, self.run])
+        flush([self.folder, self.run_folder])
         self.remove_unfinished()
         self.remove_old(keep=keep, best=best)
 
     def remove_old(self, *, keep: int, best: int | None) -> None:
         """Delete all but the newest `keep` checkpoints and that of the link, which points to step `best` or stays."""
-        link = self.run / _BEST
+        link = self.run_folder / _BEST
         if best is not None:
             _point_to(link, self.path(best))
         elif not link.exists():

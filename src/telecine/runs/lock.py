@@ -25,7 +25,7 @@ class RunLock:
 
     Args:
         run: The folder of the run.
-        steal: Take the lock although another process holds it: it is gone, with its machine.
+        steal: Take the lock from another process. Only for a process that has ended, as when its machine is gone.
 
     Raises:
         ValueError: Another process holds the lock, or the folder cannot be created.

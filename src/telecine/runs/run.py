@@ -36,24 +36,33 @@ class ValidationSet:
     num_frames: _Size
     height: _Size
     width: _Size
-    sha256: str  # of the pixels of all clips, in order
+    sha256: str
+    """Hash of the pixels of all clips, in order."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """The size, data, time and memory of a run: `summary.json`."""
 
-    num_parameters: NonNegativeInt  # of the autoencoder
-    num_trained: NonNegativeInt  # those of them that are trained
+    num_parameters: NonNegativeInt
+    """Parameters of the autoencoder."""
+    num_trained: NonNegativeInt
+    """Those of them that are trained."""
     num_disc_parameters: NonNegativeInt
-    num_videos: NonNegativeInt  # that are used
-    num_skipped: NonNegativeInt  # files that are not used
-    num_frames: NonNegativeInt  # to train on
+    num_videos: NonNegativeInt
+    """Videos that are used."""
+    num_skipped: NonNegativeInt
+    """Files that are not used."""
+    num_frames: NonNegativeInt
+    """Frames to train on."""
     clips_per_update: _Size
     validation: ValidationSet
-    seconds: Annotated[_Finite, Field(ge=0)]  # with its validations, and before the run was resumed
-    peak_memory: NonNegativeInt | None  # bytes of the first process, see `base.devices.peak_memory`
-    num_images: NonNegativeInt = 0  # that are used
+    seconds: Annotated[_Finite, Field(ge=0)]
+    """Time of the run with its validations, and before it was resumed."""
+    peak_memory: NonNegativeInt | None
+    """Bytes of the first process, see `base.devices.peak_memory`."""
+    num_images: NonNegativeInt = 0
+    """Images that are used."""
     validated_from: NonNegativeInt = 0
     """The first step that counts for `validation`: before, the run may have had other clips."""
     data_sha256: str = ""
@@ -62,11 +71,11 @@ class RunSummary:
     """Hash of their content, see `telecine.data.VideoInfo.digest`; empty in older runs."""
     held_out: InstanceOf[str] = ""
     """Which files are held out; empty with `val_data`, and in older runs."""
-    # How many parameters of each module `init` gave, and how many it has.
     copied: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=dict)
-    # A digest of the weights of each network that the run reads and does not train: a teacher, the features of a
-    # discriminator, LPIPS, and `init`; empty in older runs.
+    """How many parameters of each module `init` gave, and how many it has."""
     networks: dict[str, str] = field(default_factory=dict)
+    """A digest of the weights of each network that the run reads and does not train: a teacher, the features of a
+    discriminator, LPIPS, and `init`; empty in older runs."""
 
     @staticmethod
     def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
@@ -107,16 +116,21 @@ class SavedClip:
 
     video: str
     """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
-    source: InstanceOf[str]  # its file in the data; a name may have bytes that are not UTF-8
-    start: NonNegativeInt  # position of its first frame in the file
+    source: InstanceOf[str]
+    """Its file in the data. A name may have bytes that are not UTF-8."""
+    start: NonNegativeInt
+    """The position of its first frame in the file."""
     num_frames: _Size
-    height: _Size  # pixels of the clip; in the video, small clips are enlarged by 2
+    height: _Size
+    """Pixels of the clip. In the video, small clips are enlarged by 2."""
     width: _Size
     metrics: dict[str, Annotated[float, Field(strict=True)]]
-    frame_psnr: list[_Finite]  # dB
+    frame_psnr: list[_Finite]
+    """PSNR of each frame in dB."""
     sha256: str = ""
     """Hash of the input's pixels: the same clip in other validations has it; empty in older runs."""
-    fps: _Positive | None = None  # None where older versions wrote one rate for all
+    fps: _Positive | None = None
+    """Frames per second; None in older runs, which have one rate for all clips."""
     colours: str = ""
     """The values of the least and the last colour of a colour map; empty without one."""
 
@@ -126,10 +140,13 @@ class SavedValidation:
     """The clips of one validation."""
 
     step: NonNegativeInt
-    fps: _Positive  # of the fastest clip
-    amplification: _Positive  # of the difference in the videos
+    fps: _Positive
+    """Frames per second of the fastest clip."""
+    amplification: _Positive
+    """The factor of the difference in the videos."""
     clips: list[SavedClip]
-    folder: Path  # of the videos
+    folder: Path
+    """The folder of the videos."""
 
     @classmethod
     def read(cls, folder: Path) -> "SavedValidation":

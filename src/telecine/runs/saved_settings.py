@@ -36,13 +36,22 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is damaged.
     """
+    return upgrade_run(read_settings_as_saved(folder))
+
+
+def read_settings_as_saved(folder: Path) -> dict[str, Any]:
+    """Return what `read_saved_settings` returns, but settings of an older version as it has saved them.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     path = folder / SETTINGS_FILE
     values = read_yaml(path) if path.exists() else {}
     if not isinstance(values, dict):
         raise argument_error(
             str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run."
         )
-    return upgrade_run(values)
+    return values
 
 
 def write_settings(folder: Path, settings: object) -> None:

@@ -90,8 +90,8 @@ class Mark(Enum):
     READING = auto()
     """How clips are read, or which of them: latents that are kept stay valid."""
     HELD_OUT = auto()
-    """Which clips are held out. A run that resumes with other data must change such a setting: metrics would not
-    compare."""
+    """Which clips are held out. If they change when a run resumes, and no such setting did, the run ends with an error:
+    its metrics would no longer compare."""
     FILES = auto()
     """Only data in files has it, no data set from Python."""
 
@@ -172,6 +172,7 @@ class ClipConfig:
     """What is held out together, so that validation sees nothing similar in training: files whose names begin alike, or
     have one value in the column `group` of a list ("auto"); those with one value in another column ("column:NAME"); all
     files of a folder ("folder"); or each file by itself ("file"). "earlier" splits as runs of earlier versions did."""
+    # `CONTENT`: with "lazy", the clip of a number may start at another frame if a header is not exact.
     index: Annotated[Literal["ahead", "lazy"], CONTENT, HELD_OUT, FILES] = "ahead"
     """Index all videos before training ("ahead"), or read their headers only, and index a video when a clip is first
     drawn from it ("lazy"). Of many files, training then starts sooner."""

@@ -69,7 +69,7 @@ class TermSchedule:
     setting: str  # the dotted name of the weight in `ObjectiveConfig`
     weight: Weight
     first_step: int = 0  # its weight is 0 before; the default of `Ramp.start`
-    step: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
+    side: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
     needs: DiscriminatorKind | None = None  # the kind of discriminator that it is computed with
     part_of: str | None = None  # the logged value that has it, if the log has no `{name}_loss`
     is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
@@ -249,7 +249,8 @@ class PenaltyConfig:
     gradient is that of their sum, so a weight belongs to a resolution."""
     every: Count = 1
     """Compute the penalty on every n-th step, with n times its weight (lazy regularisation, arXiv:1912.04958). Under
-    autocast the discriminators compute in float32 in steps with an exact penalty, and in half precision in the others.
+    autocast the discriminators' loss is computed in float32 in steps with an exact penalty, and in half precision in
+    the others.
     Source: 16 in StyleGAN2, 4 in MAGVIT-2.
     Drawback: a large n makes `disc_grad_norm` spike: clip gradients."""
 
@@ -347,8 +348,8 @@ class ObjectiveConfig:
             is_of_objective = value.logged_by in ("autoencoder", "discriminators")
             if is_of_objective and value.name.endswith("_loss"):
                 names_of_losses.append(value.name.removesuffix("_loss"))
-        built_in_terms = [term.name for term in self._built_in_terms()]
-        reserved = list(dict.fromkeys(names_of_losses + built_in_terms))
+        fixed_terms = [term.name for term in self._fixed_terms()]
+        reserved = list(dict.fromkeys(names_of_losses + fixed_terms))
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
                 contract = f"named by an identifier other than {', '.join(reserved)}"
@@ -363,12 +364,12 @@ class ObjectiveConfig:
 
     def term_schedules(self) -> dict[str, TermSchedule]:
         """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
-        terms = {term.name: term for term in self._built_in_terms()}
+        terms = {term.name: term for term in self._fixed_terms()}
         for name, term in self.named_terms.items():
             terms[name] = TermSchedule(name, f"terms.{name}.weight", term.weight)
         return terms
 
-    def _built_in_terms(self) -> list[TermSchedule]:
+    def _fixed_terms(self) -> list[TermSchedule]:
         """Return the terms whose weights are fields of this group and of `gan`."""
         return [
             TermSchedule("perceptual", "perceptual_weight", self.perceptual_weight),
@@ -394,7 +395,7 @@ class ObjectiveConfig:
                 "grad_penalty",
                 "grad_penalty_loss_weight",
                 self.grad_penalty_loss_weight,
-                step="discriminators",
+                side="discriminators",
             ),
             TermSchedule(
                 "quantizer_aux",
@@ -413,7 +414,7 @@ class ObjectiveConfig:
                 "lecam",
                 "gan.lecam_loss_weight",
                 self.gan.lecam_loss_weight,
-                step="discriminators",
+                side="discriminators",
                 needs="any discriminator",
                 is_saved=True,
             ),

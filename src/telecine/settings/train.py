@@ -259,7 +259,7 @@ class TrainConfig:
                 "process_timeout",
                 contract,
                 self.process_timeout,
-                "Lower `clips.timeout`, or raise it.",
+                "Raise `process_timeout`, or lower `clips.timeout`.",
             )
         if self.init is not None and (self.model is not None or self.trainable.weights == "lora"):
             contract = "left out with `model` or LoRA"

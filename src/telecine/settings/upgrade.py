@@ -23,9 +23,10 @@ DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
     "colour_matrix": "bt601",
     "order": "independent",
 }
-# The same for settings of `causal_vae.flow`.
+# The same for settings of `causal_vae.flow`. Older versions saved `shift`, so that no run lacks it.
 _FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
-# Settings of `causal_vae.flow` with another default in older versions, and that default.
+# Settings of `causal_vae.flow` with another default in older versions, and that default. For `noise_fraction`, which
+# they did not have, it is what they did.
 OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
 
 
@@ -47,6 +48,21 @@ def upgrade_run(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(upgraded.get("causal_vae"), dict):
         upgraded["causal_vae"] = upgrade_autoencoder(upgraded["causal_vae"])
     return upgraded
+
+
+def has_old_flow_defaults(values: Mapping[str, Any]) -> bool:
+    """Return whether a run was started by a version with the defaults of `OLD_FLOW_DEFAULTS`.
+
+    Such a version saved no `noise_fraction`. Checkpoints that this version has written of such a run have one, and
+    keep all of `DEFAULTS_OF_OLD_RUNS`.
+
+    Args:
+        values: The nested settings as they were saved, before `upgrade_run`.
+    """
+    flow = values.get("causal_vae", {}).get("flow", {})
+    clips = values.get("clips", {})
+    is_resumed = all(clips.get(name) == value for name, value in DEFAULTS_OF_OLD_RUNS.items())
+    return is_resumed or "noise_fraction" not in flow
 
 
 def upgrade_autoencoder(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -227,10 +227,14 @@ def _load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
         )
     weights = _discriminators_in(objective.state_dict())
     saved = _discriminators_in(load_tensors(checkpoint / OBJECTIVE_FILE))
-    for run, tensors in (("this run", weights), (source, saved)):
-        if not tensors:
-            remedy = "They are built only for `objective.adversarial_loss_weight`."
-            raise argument_error(setting, f"given with discriminators of {run}", "none", remedy)
+    if not weights:
+        remedy = "Set a weight that needs them, such as `objective.adversarial_loss_weight`."
+        raise argument_error(
+            setting, "left out in a run without discriminators", repr(source), remedy
+        )
+    if not saved:
+        remedy = "Name a run with a GAN."
+        raise argument_error(setting, "a run with discriminators", f"{source!r}, without", remedy)
     remedy = "Use the `discriminator` settings and the size of the clips of that run."
     check_tensors(
         weights, saved, name=setting, contract="a run with the same discriminators", remedy=remedy

@@ -314,15 +314,17 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         held_out=description,
     )
     if num_ranks() > 1:
-        check_same_data(clips.recorded())
+        check_same_data(clips.recorded(), [spans.store, spans.val_store])
     return clips
 
 
-def check_same_data(recorded: Mapping[str, Any]) -> None:
+def check_same_data(recorded: Mapping[str, Any], stores: Sequence[IndexStore | None] = ()) -> None:
     """Check that all processes have the same data. Every process has to call this.
 
     Args:
         recorded: What `Clips.recorded` returns in this process.
+        stores: Where it has saved what servers say. They forget it if one process has other data: a machine may have
+            saved it of another version of a file.
 
     Raises:
         ValueError: In every process, if one has other data than the first.
@@ -331,13 +333,13 @@ def check_same_data(recorded: Mapping[str, Any]) -> None:
     data_of_ranks = gather_object([data])
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]
     if others:
+        for store in stores:
+            if store is not None:
+                store.forget_addresses()
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
-        raise argument_error(
-            "data",
-            "the same in all processes",
-            got,
-            "Copy it to all machines, or to a shared disk.",
-        )
+        remedy = "Copy it to all machines, or to a shared disk. "
+        remedy += "If it is at addresses and was changed, run the same command again."
+        raise argument_error("data", "the same in all processes", got, remedy)
 
 
 def read_batches(

@@ -126,7 +126,7 @@ def discriminator_saturated(values: RecentValues) -> Finding | None:
 def _regularisers() -> list[str]:
     """Return the settings of the terms that regularise the discriminators."""
     terms = ObjectiveConfig().term_schedules().values()
-    return [term.setting for term in terms if term.step == "discriminators"]
+    return [term.setting for term in terms if term.side == "discriminators"]
 
 
 def discriminator_collapsed(values: RecentValues) -> Finding | None:

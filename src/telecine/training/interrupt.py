@@ -27,8 +27,9 @@ class StopRequest:
 def stop_on_signal(
     *, acknowledge: bool = True, at_once: Interrupted | KeyboardInterrupt | None = None
 ) -> Iterator[StopRequest]:
-    """Yield a `StopRequest` that the first of `STOP_SIGNALS` sets; a second one of its kind acts as without this.
+    """Yield a `StopRequest` that the first of `STOP_SIGNALS` sets.
 
+    A second signal of the same number acts as it would outside of this context: most end the process.
     Slurm and torchrun send one signal twice: within `REPETITION_SECONDS` it counts once, unless it is that of Ctrl-C.
 
     Python handles signals in the main thread only; in other threads this does nothing.

@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from telecine.base.logged_values import TRAIN, find_logged_value
+from telecine.base.logged_values import TRAIN, TRAIN_LPIPS, TRAIN_PSNR, find_logged_value
 from telecine.base.terminal import SECONDS_BETWEEN_LINES, NotebookBar, describe_duration
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.objective.log import name_error
@@ -47,14 +47,18 @@ def describe_metrics(metrics: Mapping[str, float]) -> str:
 def check_names_in_training(aux_losses: Iterable[str]) -> None:
     """Check that no auxiliary loss has the name of a value that training logs beside the objective's.
 
+    Those that a report computes from logged values count, too.
+
     Raises:
         ValueError: One has.
     """
     for name in aux_losses:
         value = find_logged_value(name)
         is_of_training = value is not None and value.logged_by == "training"
-        is_of_frame = History.frame_of(f"{TRAIN}{name}") is not None
-        if is_of_training or is_of_frame:
+        key = f"{TRAIN}{name}"
+        is_of_frame = History.frame_of(key) is not None
+        is_of_report = key == TRAIN_PSNR or key.startswith(TRAIN_LPIPS)
+        if is_of_training or is_of_frame or is_of_report:
             raise name_error(name)
 
 

@@ -202,23 +202,27 @@ def _build(
     start_time: float,
     change_data: bool,
 ) -> TrainingRun:
-    """Build the parts of a run, each from those before it."""
+    """Build the parts of a run, each from those before it.
+
+    The order matters: each block says what must precede it.
+    """
     config = start.config
     device = accelerator.device
     is_main = accelerator.is_main_process
     is_resumed = start.checkpoint is not None
 
+    # The repository comes first: without the right to upload, the run ends before anything is computed.
     hub_repository = None
     if config.push_to_hub and is_main:
         hub_repository = create_repository(
             config.hub_model_id or folder.files.folder.resolve().name
         )
 
-    # The model, on the CPU.
+    # The model, on the CPU: the next block takes the sizes of clips that it accepts from it.
     built = _build_model(start, console)
     model = built.autoencoder
 
-    # The data.
+    # The data, and a plan of the memory for its clips before anything large is allocated.
     clips, data = _read_data(
         start, model, accelerator, console, dataset=dataset, change_data=change_data
     )
@@ -228,7 +232,8 @@ def _build(
         if line is not None:
             print_lines(console, [line])
 
-    # The metrics of a validation, and the linear baseline, from which new weights start.
+    # The metrics of a validation, and the linear baseline, from which new weights start. The next block copies these
+    # weights to the other processes and into the moving average.
     perceptual = _perceptual_metrics(config, console, device)
     linear_metrics: dict[str, float] = {}
     teacher_metrics: dict[str, float] = {}
@@ -241,9 +246,10 @@ def _build(
                 linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
-    first_normalisation = model.latent_normalisation()
+    first_normalisation = model.latent_normalisation()  # before a checkpoint replaces it
 
-    # The state on the device, new or from the checkpoint.
+    # The state on the device, new or from the checkpoint. After it, the digests of frozen networks, and the cache,
+    # which needs the weights of the encoder.
     checkpointer = Checkpointer(config, model, is_main=is_main)
     state = build_state(config, accelerator, model, is_resumed=is_resumed)
     seed_other_processes(config.seed)
@@ -255,7 +261,7 @@ def _build(
     networks = on_first_process(partial(_digests_of_frozen, start, state), accelerator)
     latent_cache = open_cache(config.latent_cache, model, clips.train, accelerator)
 
-    # The records up to the state's step.
+    # The records up to the state's step, which the checkpoint decided.
     num_parameters, num_trained, num_disc_parameters = state.sizes()
     summary = RunSummary(
         num_parameters=num_parameters,
@@ -273,6 +279,7 @@ def _build(
     if is_main and is_resumed and summary.validated_from == 0:
         linear_metrics = recorded_linear(folder.files)
         teacher_metrics = recorded_teacher(folder.files)
+    # The run. Files of before are removed last, when all its parts exist.
     run = TrainingRun(
         config=config,
         accelerator=accelerator,

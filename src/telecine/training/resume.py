@@ -14,13 +14,24 @@ from telecine.data.paths import paths_of
 from telecine.models.pretrained import digest_of_tensors
 from telecine.objective.terms import module_name
 from telecine.runs.run import Run, RunSummary
-from telecine.runs.saved_settings import flat_settings, plain_settings, read_saved_settings
+from telecine.runs.saved_settings import (
+    flat_settings,
+    plain_settings,
+    read_saved_settings,
+    read_settings_as_saved,
+)
 from telecine.settings import ClipConfig, ObjectiveConfig, Ramp, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
 from telecine.settings.data import HELD_OUT, settings_marked
 from telecine.settings.parse import flat_items, nested
 from telecine.settings.train import NETWORK_SETTINGS, START_SETTINGS
-from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS, OLD_FLOW_DEFAULTS, REMOVED
+from telecine.settings.upgrade import (
+    DEFAULTS_OF_OLD_RUNS,
+    OLD_FLOW_DEFAULTS,
+    REMOVED,
+    has_old_flow_defaults,
+    upgrade_run,
+)
 
 
 def check_records(files: Run) -> list[str]:
@@ -62,7 +73,9 @@ class SavedSettings:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.values = read_saved_settings(folder)
+        as_saved = read_settings_as_saved(folder)
+        self.has_old_flow_defaults = has_old_flow_defaults(as_saved)
+        self.values = upgrade_run(as_saved)
 
     def as_started(self, config: TrainConfig) -> tuple[TrainConfig, list[str], list[str]]:
         """Return `config` with the settings that a run keeps from its start, and warnings and notes about them.
@@ -122,10 +135,13 @@ class SavedSettings:
         return replace(clips, **kept)
 
     def _flow_as_started(self, flow: FlowConfig) -> FlowConfig:
-        """Return the levels of noise with defaults of older versions in place of this version's, if the run has them.
+        """Return the levels of noise; for a run of an older version, with its defaults in place of this version's.
 
-        `check_networks` refuses other values than the saved ones.
+        `check_networks` refuses other values than the saved ones, and those that this version has saved and that
+        happen to be defaults of older versions are such values.
         """
+        if not self.has_old_flow_defaults:
+            return flow
         saved = self.values.get("causal_vae", {}).get("flow", {})
         kept: dict[str, Any] = {}
         for name, old_default in OLD_FLOW_DEFAULTS.items():

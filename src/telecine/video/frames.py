@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from telecine.base.shapes import RGBA
 
 MAX_PANE = 5456
-"""Most pixels of a side of one of three pictures beside each other, with gaps."""
+"""The largest side of a picture of which a video shows three side by side: a third of `MAX_VIDEO_SIDE` without gaps,
+rounded down to a multiple of 16."""
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
 _SQUARE = 8
 _LIGHT = 204.0

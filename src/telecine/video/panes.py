@@ -11,7 +11,7 @@ from telecine.video.write import MAX_VIDEO_SIDE
 
 AMPLIFICATION = 4.0
 """Factor of the differences that are shown."""
-_MIN_PANEL_HEIGHT = 192
+_MIN_PANE_HEIGHT = 192
 _LABEL_HEIGHT = 26
 _GAP = 4
 
@@ -35,7 +35,7 @@ def side_by_side(
     Returns:
         Frames with labels, `(T, H', W', 3)` with even `H'` and `W'`.
     """
-    factor = -(-_MIN_PANEL_HEIGHT // inputs[0].shape[1])
+    factor = -(-_MIN_PANE_HEIGHT // inputs[0].shape[1])
     limits = limits or depth_range(torch.cat(list(inputs)))
     rows = []
     for target, reconstruction in zip(inputs, reconstructions, strict=True):
@@ -51,7 +51,7 @@ def side_by_side(
 def lay_out_panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
     """Lay out the panes of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them."""
     # The format has half the resolution of colours: the full one of a clip that is enlarged.
-    factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
+    factor = 2 if target.shape[1] < _MIN_PANE_HEIGHT else 1
     panes = _make_panes(target, reconstruction, depth_range(target))
     return torch.cat([pad_to_even(_enlarge(pane, factor)) for pane in panes], dim=2)
 

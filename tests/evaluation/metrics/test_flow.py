@@ -11,6 +11,7 @@ from telecine.evaluation.metrics.flow import (
     DISFlow,
     WarpingError,
     visible_pixels,
+    warp,
     warping_error,
 )
 from telecine.settings import EvaluateConfig
@@ -105,7 +106,7 @@ def test_pixels_that_leave_the_frame_or_are_occluded_are_left_out():
     assert torch.equal(visible_pixels(forward, elsewhere)[0], expected)
 
 
-def test_the_error_is_the_mean_ofvisible_pixels():
+def test_the_error_is_the_mean_of_visible_pixels():
     frames = torch.zeros(2, 3, 2, 2)
     frames[1, :, 0, 0] = 1.0
     visible = torch.tensor([[[True, False], [False, True]]])
@@ -114,6 +115,18 @@ def test_the_error_is_the_mean_ofvisible_pixels():
     assert warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(
         0.25 / 4
     )
+
+
+def test_warping_takes_the_value_where_the_flow_leads():
+    frames = torch.arange(12.0).view(1, 1, 3, 4)
+    flow = torch.zeros(1, 2, 3, 4)
+    flow[:, 0] = 0.5
+    flow[:, 1] = 1.0
+    assert warp(frames, flow)[0, 0].tolist() == [
+        [4.5, 5.5, 6.5, 7],
+        [8.5, 9.5, 10.5, 11],
+        [8.5, 9.5, 10.5, 11],
+    ]
 
 
 def test_dis_without_opencv_says_how_to_install_it(monkeypatch):

@@ -52,6 +52,13 @@ def test_batches_do_not_matter():
         assert clip == pytest.approx(expected, rel=1e-5)
 
 
+def test_targets_that_may_be_of_another_range_are_warned_of():
+    target = torch.rand(1, 3, 2, 16, 16)
+    metrics = ReconstructionMetrics(metrics=["psnr"])
+    with pytest.warns(UserWarning, match="no value below 0"):
+        metrics.update(reconstruction=torch.zeros_like(target), target=target)
+
+
 def test_clips_of_different_lengths_have_equal_weights():
     metrics = ReconstructionMetrics()
     for frames, offset in ((1, 0.2), (9, 0.02)):

@@ -55,7 +55,7 @@ class MetricSet:
     """Names of metrics of pixel values."""
     perceptual: Mapping[str, nn.Module]
     """LPIPS modules by metric name."""
-    features: FeatureNetwork | None
+    feature_network: FeatureNetwork | None
     """The network of the Frechet distance."""
     methods: Mapping[str, str]
     """How a metric is measured: the weights of its network, or its method, by metric name; in `protocol.json`, the key

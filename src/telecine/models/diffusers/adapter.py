@@ -210,7 +210,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return read_normalisation(self.module, self.family.normalised)
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Replace these numbers."""
+        """Replace the numbers that `latent_normalisation` returns."""
         write_normalisation(self.module, self.family.normalised, statistics)
 
     def enable_gradient_checkpointing(self) -> None:

@@ -247,7 +247,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         )
 
     def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
-        """Return that of the teacher's latent.
+        """Return the grid of the teacher's latent.
 
         Args:
             num_frames: Frames of the clips.
@@ -259,7 +259,7 @@ class DiffusionDecoder(TeacherEncoderModel):
     def linear_autoencoder(
         self, num_frames: int, height: int, width: int
     ) -> LinearAutoencoder | None:
-        """Return that of the teacher's latent.
+        """Return an unfitted linear autoencoder with the teacher's latent.
 
         Args:
             num_frames: Frames of the clips.
@@ -269,7 +269,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         return self.latent_model.linear_autoencoder(num_frames, height, width)
 
     def latent_normalisation(self) -> Normalisation:
-        """Return the teacher's, which the decoder holds as well."""
+        """Return the numbers that normalise the teacher's latent, which the decoder holds as well."""
         return read_normalisation(self.module, Normalised.BUFFERS)
 
     def enable_gradient_checkpointing(self) -> None:

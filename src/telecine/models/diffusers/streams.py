@@ -40,7 +40,7 @@ class Streaming:
     chunk: int
     """Frames of a chunk in which the class computes long clips. The first one has one more, or is the first frame."""
     multiple: int
-    """A video has a multiple of so many frames after the first one."""
+    """The number of frames after the first one must be a multiple of this."""
     first: int = 1
     """Frames of the first chunk."""
     set_chunk: Callable[[DiffusersModel, int], ChunkedCalls | None] | None = None

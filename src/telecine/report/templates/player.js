@@ -90,14 +90,14 @@ class Player {
     this.listBestAndWorst();
     this.makeTable();
     const same = this.shown.length ? this.validation.clips.findIndex((clip) => isSame(clip, this.clip)) : -1;
-    const worst = this.validation.best_and_worst.find(([label]) => label === "worst psnr")?.[1] ?? 0;
+    const worst = this.validation.best_and_worst.find(({ rank, metric }) => rank === "worst" && metric === "psnr")?.index ?? 0;
     this.open(same < 0 ? worst : same, this.frame);
   }
 
   listBestAndWorst() {
-    const buttons = this.validation.best_and_worst.map(([label, index]) => {
-      const button = html("button", { type: "button" }, capitalized(readable(label)));
-      button.addEventListener("click", () => this.open(index, 0));
+    const buttons = this.validation.best_and_worst.map((ranked) => {
+      const button = html("button", { type: "button" }, capitalized(readable(ranked)));
+      button.addEventListener("click", () => this.open(ranked.index, 0));
       return button;
     });
     byId("best-and-worst").replaceChildren(...buttons);
@@ -177,7 +177,8 @@ class Player {
   makeRow(clip, index, metrics) {
     const button = html("button", { type: "button" }, clip.title);
     button.addEventListener("click", () => this.open(index, 0));
-    const badges = this.validation.best_and_worst.filter(([, other]) => other === index).map(([label]) => html("span", { class: `badge ${label.split(" ")[0]}` }, readable(label)));
+    const ranks = this.validation.best_and_worst.filter((ranked) => ranked.index === index);
+    const badges = ranks.map((ranked) => html("span", { class: `badge ${ranked.rank}` }, readable(ranked)));
     const cells = metrics.map((name) => html("td", {}, even(clip.metrics[name])));
     return html("tr", {}, html("th", { scope: "row" }, button), ...cells, html("td", {}, ...badges));
   }
@@ -383,9 +384,8 @@ function isSame(clip, other) {
   return clip === other || (clip.sha256 !== "" && clip.sha256 === other.sha256);
 }
 
-/** Return "worst lpips_alex" with the metric's readable name. */
-function readable(label) {
-  const [rank, metric] = label.split(" ");
+/** Return "worst LPIPS (Alex)" of a clip that is the best or the worst by a metric. */
+function readable({ rank, metric }) {
   return `${rank} ${nameOf(metric)}`;
 }
 

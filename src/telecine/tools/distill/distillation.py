@@ -165,7 +165,7 @@ def _new_decoder(
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, teacher_name, load_autoencoder, architecture)
     has_weights_of_teacher = False
-    if learns_samples and generates(teacher):
+    if learns_samples and generates(teacher):  # the second one tells the type of `teacher`
         has_weights_of_teacher = student.imitate(teacher)
     return StudentStart(
         student=student,

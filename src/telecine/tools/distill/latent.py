@@ -17,8 +17,9 @@ class TeacherLatent(nn.Module):
     """The mean squared distance of a posterior to a frozen teacher's, each channel in units of its variance.
 
     The distance of two normal distributions is that of Wasserstein, `(mean - mean')^2 + (std - std')^2`.
-    A sample compared with the teacher's mean would train the student's deviation to 0. Where the student or the teacher
-    is no normal distribution, means are compared alone, or the latent that is not sampled.
+    A sample compared with the teacher's mean would train the student's deviation to 0. If the
+    teacher's posterior is not normal, means are compared alone. A student's latent that is not sampled is compared with
+    the teacher's mode.
 
     The variance is that of the teacher's mean over the batch. Without knowledge of the video the term is at least 1.
 

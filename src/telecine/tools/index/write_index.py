@@ -112,29 +112,46 @@ class _Indexer:
             self.skipped.append(Skipped(archive, reason))
             return
         archive_key = self._store.key_of(archive, fingerprint_of(archive))
-        infos: dict[int, VideoInfo] = {}  # by the offsets of members
-        missing = []
-        offsets = sidecar.members.places["offset"]
-        keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
-        for row, (offset, key) in enumerate(zip(offsets.tolist(), keys, strict=True)):
-            member = sidecar.members[row]
-            info = self._store.saved_info(key, member) if self._is_known(key) else None
-            if info is None:
-                missing.append(member)
-            else:
-                infos[offset] = info
+        infos, missing = self._kept_members(archive_key, sidecar)
+        new_infos: dict[int, VideoInfo] = {}
         indexed = self._index(missing, f"indexing {archive.name}")
         try:
             for member, result in zip(missing, indexed, strict=True):
                 if result is not None and isinstance(result[1], VideoInfo):
-                    assert isinstance(member, TarMember)
-                    infos[member.offset] = result[1]
+                    new_infos[member.offset] = result[1]
         except DataError:
-            self._keep_members(archive_key, sidecar, infos)
+            self._keep_members(archive_key, sidecar, new_infos)
             write_sidecar(archive, sidecar)
             raise
         self.skipped.extend(sidecar.skipped)
-        write_sidecar(archive, sidecar, infos)
+        write_sidecar(archive, sidecar, infos | new_infos)
+        if infos:
+            offsets = sidecar.members.places["offset"]
+            keys = keys_of_members(np.full(len(offsets), archive_key), offsets)
+            self._store.remove_shards(keys)
+
+    def _kept_members(
+        self, archive_key: int, sidecar: Sidecar
+    ) -> tuple[dict[int, VideoInfo], list[TarMember]]:
+        """Return the indices of members that earlier attempts have kept, by their offsets, and the other members.
+
+        Args:
+            archive_key: The key of the tar file.
+            sidecar: Its members.
+        """
+        infos = {}
+        missing = []
+        offsets = sidecar.members.places["offset"]
+        keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
+        for row, key in enumerate(keys):
+            member = sidecar.members[row]
+            assert isinstance(member, TarMember)
+            info = self._store.saved_info(key, member) if self._is_known(key) else None
+            if info is None:
+                missing.append(member)
+            else:
+                infos[member.offset] = info
+        return infos, missing
 
     def _keep_members(
         self, archive_key: int, sidecar: Sidecar, infos: Mapping[int, VideoInfo]

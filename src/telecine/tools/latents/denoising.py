@@ -199,10 +199,10 @@ def measure_denoiser(
     latents = [denoiser.normalised(denoiser.encode(video).mode()) for video in videos()]
     num_samples = len(latents) if network is not None else min(len(latents), NUM_SHOWN)
     sampled = denoiser.samples(num_samples, _SAMPLE_STEPS, seed)
-    unseen_row, unseen_features = row_and_features(videos(), network)
-    recon_row, recon_features = row_and_features(map(denoiser.decode, latents), network)
-    sample_row, sample_features = row_and_features(map(denoiser.decode, sampled), network)
-    write_preview(samples, torch.cat([unseen_row, recon_row, sample_row], dim=1), _FPS)
+    unseen_strip, unseen_features = _strip_and_features(videos(), network)
+    recon_strip, recon_features = _strip_and_features(map(denoiser.decode, latents), network)
+    sample_strip, sample_features = _strip_and_features(map(denoiser.decode, sampled), network)
+    write_preview(samples, torch.cat([unseen_strip, recon_strip, sample_strip], dim=1), _FPS)
     features = {
         "unseen clips": unseen_features,
         "reconstructions": recon_features,
@@ -226,10 +226,20 @@ def measure_denoiser(
 
 
 @torch.no_grad()
-def row_and_features(
+def features_of(videos: Iterable[Video], network: FeatureNetwork) -> Tensor:
+    """Return the features of videos in [-1, 1], `(N, D)` on the CPU."""
+    features = [network(as_rgb(video.clamp(*VALUE_RANGE))).cpu() for video in videos]
+    return torch.cat(features) if features else torch.empty(0, 0)
+
+
+@torch.no_grad()
+def _strip_and_features(
     videos: Iterable[Video], network: FeatureNetwork | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the first videos beside each other, uint8 `(T, H, W, 3)`, and the features of all, on the CPU."""
+    """Return the first videos beside each other, uint8 `(T, H, W, 3)`, and the features of all, on the CPU.
+
+    Both at once, since videos are decoded one by one while they are iterated over.
+    """
     shown: list[Tensor] = []
     features: list[Tensor] = []
     for video in videos:

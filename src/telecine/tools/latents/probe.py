@@ -40,8 +40,8 @@ from telecine.tools.latents.denoising import (
     NUM_SHOWN,
     LatentProbe,
     WienerFilter,
+    features_of,
     measure_denoiser,
-    row_and_features,
 )
 from telecine.training.build import build_accelerator
 from telecine.training.clips import Spans
@@ -126,7 +126,7 @@ def _read_unseen(
 
 def _check_enough_clips(videos: Iterable[Video], network: FeatureNetwork, setting: str) -> None:
     """Raise a `ValueError` if there are too few clips for the Frechet distance of a network."""
-    _, features = row_and_features(videos, network)
+    features = features_of(videos, network)
     reason = frechet_undefined(features)
     if reason is not None:
         got = f"{setting}: {reason}"

@@ -42,14 +42,14 @@ def score_by_weight(network: nn.Module, groups: Sequence[ChannelGroup]) -> Score
     return scores
 
 
-def measure(
+def score_by_gradient(
     model: VideoAutoencoder,
     network: nn.Module,
     groups: Sequence[ChannelGroup],
     videos: Sequence[Video],
     reconstruct: Callable[[Video], Video],
-) -> tuple[Scores, MeanSquares]:
-    """Return the importance of channels by activation times gradient, and the squares of the input of norms.
+) -> Scores:
+    """Return the importance of channels by activation times gradient.
 
     To first order, removing a channel changes the loss by the sum of its activations times their gradients, which is
     that of the weights and biases that make it times theirs (equation 8 of arXiv:1906.10771). The score is the mean of
@@ -64,14 +64,13 @@ def measure(
     """
     scores = {group.name: torch.zeros(group.num_slices, dtype=torch.float64) for group in groups}
     model.zero_grad(set_to_none=True)
-    with recorded_squares(network) as squares:
-        for video in with_progress(videos, "measuring channels"):
-            (reconstruct(video) - video).abs().mean().backward()
-            parameters = dict(network.named_parameters())
-            for group in groups:
-                scores[group.name] += _squared_effects(group, parameters)
-            model.zero_grad(set_to_none=True)
-    return scores, squares
+    for video in with_progress(videos, "measuring channels"):
+        (reconstruct(video) - video).abs().mean().backward()
+        parameters = dict(network.named_parameters())
+        for group in groups:
+            scores[group.name] += _squared_effects(group, parameters)
+        model.zero_grad(set_to_none=True)
+    return scores
 
 
 @torch.no_grad()

@@ -40,8 +40,8 @@ from telecine.tools.prune.convolutions import (
 from telecine.tools.prune.cost import Cost, cost_of
 from telecine.tools.prune.importance import (
     Scores,
-    measure,
     recorded_squares,
+    score_by_gradient,
     score_by_loss,
     score_by_position,
     score_by_weight,
@@ -264,7 +264,9 @@ def _importance(
         return model.decode_with_losses(_latent_of(model, video))[0]
 
     if name == "gradient":
-        return measure(model, part.network, groups, videos, reconstruct)
+        with recorded_squares(part.network) as squares:
+            scores = score_by_gradient(model, part.network, groups, videos, reconstruct)
+        return scores, squares
     with recorded_squares(part.network) as squares:
         _mean_error(model, videos)
     if name == "greedy":

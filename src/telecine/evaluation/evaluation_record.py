@@ -76,17 +76,13 @@ class EvaluationRecord:
     versions: Mapping[str, str] = field(default_factory=_versions)
 
 
-def describe_clips(protocol: Mapping[str, Any]) -> str:
+def describe_clips(record: Mapping[str, Any]) -> str:
     """Return number, length and size of the clips of a `protocol.json`, and the name of the published protocol."""
-    num_frames = protocol["num_frames"]
+    num_frames = record["num_frames"]
     frames = "whole videos" if num_frames is None else f"{num_frames} frames"
-    size = (
-        "their size"
-        if protocol["height"] is None
-        else f"{protocol['height']} x {protocol['width']}"
-    )
-    text = f"{protocol['num_clips']} clips, {frames} of {size}"
-    published_name = protocol.get("published", {}).get("name")
+    size = "their size" if record["height"] is None else f"{record['height']} x {record['width']}"
+    text = f"{record['num_clips']} clips, {frames} of {size}"
+    published_name = record.get("published", {}).get("name")
     if published_name:
         text = f"{text}, protocol {published_name}"
     return text
