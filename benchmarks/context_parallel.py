@@ -14,6 +14,7 @@ thread each.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -420,7 +421,7 @@ def tensors_of(state: TrainState, names: dict[Tensor, str]) -> dict[str, dict[st
 
 
 def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]:
-    """Return the largest difference of each kind.
+    """Return the largest difference of each kind; infinity if a difference is NaN.
 
     Args:
         ours: The result of `train` with one process.
@@ -447,7 +448,9 @@ def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]
                 continue
             scale = max(float(value.abs().max()), 1e-3)
             relative = float((value - other).abs().max()) / scale
-            if not relative <= worst.relative:
+            if math.isnan(relative):
+                relative = math.inf
+            if relative > worst.relative:
                 worst = Difference(kind, name, relative)
         result.append(worst)
     return result
@@ -507,7 +510,13 @@ def compare(
         train_cases(num_updates, folder, 1, 1, dtype)
         for num_processes, context_parallel in layouts:
             num_groups = num_processes // context_parallel
-            divisible = [name for name in num_updates if is_divisible(ALL_CASES[name], num_groups)]
+            divisible = []
+            for name in num_updates:
+                if is_divisible(ALL_CASES[name], num_groups):
+                    divisible.append(name)
+                else:
+                    row = f"{name:25} {num_processes} processes, {context_parallel} for a clip"
+                    print(f"{row}  skipped: {num_groups} does not divide its batch", flush=True)
             if not divisible:
                 continue
             words = ["work", "--folder", folder_name, "--context", str(context_parallel)]
@@ -645,6 +654,10 @@ def main() -> int:
         layouts = list(LAYOUTS)
         if arguments.processes is not None:
             layouts = [layout for layout in layouts if layout[0] == arguments.processes]
+            if not layouts:
+                numbers = sorted({num_processes for num_processes, _ in LAYOUTS})
+                contract = f"one of {', '.join(map(str, numbers))}, which have a layout"
+                parser.error(f"`--processes` must be {contract}, but got {arguments.processes}.")
         return 0 if compare(num_updates, dtype, layouts) else 1
     if arguments.command == "work":
         train_cases(num_updates, arguments.folder, arguments.processes, arguments.context, dtype)

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from telecine.__main__ import main
-from telecine.evaluation.paper_table import clip_spread, in_latex, make_table, table_cells
+from telecine.evaluation.paper_table import (
+    confidence_half_widths,
+    in_latex,
+    make_table,
+    table_cells,
+)
 
 from .evaluations import write_evaluation
 
@@ -82,11 +87,11 @@ def test_clips_of_one_video_count_once():
         {"source": str(index), "start": 0, "psnr": value} for index, value in enumerate(values)
     ]
     alone = torch.tensor(values, dtype=torch.float64).std() / math.sqrt(len(values))
-    assert clip_spread(clips) == pytest.approx({"psnr": 1.96 * alone.item()})
-    assert clip_spread([clip for clip in clips for _ in range(5)]) == pytest.approx(
-        clip_spread(clips)
+    assert confidence_half_widths(clips) == pytest.approx({"psnr": 1.96 * alone.item()})
+    assert confidence_half_widths([clip for clip in clips for _ in range(5)]) == pytest.approx(
+        confidence_half_widths(clips)
     )
-    assert clip_spread([clip | {"source": "one"} for clip in clips]) == {}
+    assert confidence_half_widths([clip | {"source": "one"} for clip in clips]) == {}
 
 
 def testtable_cells():

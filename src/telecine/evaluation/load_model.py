@@ -1,4 +1,13 @@
-"""Loading of the models that commands use, and the clips that each of them is measured on."""
+"""Loading of the models that commands use, and the clips that each of them is measured on.
+
+| command | clips |
+|---|---|
+| `evaluate`, `latents`, `prune` | those of the run, with the sizes and times of the settings: `load_with_data` |
+| `evaluate --protocol` | those of the protocol: `load_model` alone |
+| `evaluate` of videos | those of the settings, by default of the size of the videos: `VideoSource` |
+| `encode`, `reconstruct` | whole files, whose pixels are read as in the run: `clips_to_read` |
+| `decode` | none: `load_model` alone |
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -40,7 +40,7 @@ def make_table(
 ) -> str:
     """Return a table of evaluations in Markdown. It has the metrics that all have, and the best figures are bold.
 
-    The spread is 1.96 standard errors of a mean over clips, from the variance between videos.
+    The figure behind "±" is 1.96 standard errors of a mean over clips, from the variance between videos.
 
     Args:
         folders: The output folders of two or more evaluations.
@@ -54,7 +54,7 @@ def make_table(
     check_several(folders)
     protocols: list[dict[str, Any]] = []
     means = []
-    spreads = []
+    half_widths = []
     nums_videos = []
     for folder in folders:
         evaluation = SavedEvaluation.read(Path(folder))
@@ -62,7 +62,7 @@ def make_table(
             check_protocols(protocols[0], evaluation.protocol)
         protocols.append(evaluation.protocol)
         means.append(evaluation.metrics)
-        spreads.append(clip_spread(evaluation.per_clip))
+        half_widths.append(confidence_half_widths(evaluation.per_clip))
         sources = {clip["source"] for clip in evaluation.per_clip}
         nums_videos.append(len(sources))
     first = protocols[0]
@@ -71,17 +71,20 @@ def make_table(
         if all(name in protocol["metrics"] for protocol in protocols):
             better = first["better"][name]
             column_means = [folder_means[name] for folder_means in means]
-            column_spreads = [spread.get(name) for spread in spreads]
+            column_half_widths = [half_width.get(name) for half_width in half_widths]
             columns.append(
-                [f"{name} {_ARROWS[better]}", *table_cells(column_means, column_spreads, better)]
+                [
+                    f"{name} {_ARROWS[better]}",
+                    *table_cells(column_means, column_half_widths, better),
+                ]
             )
     if speeds is not None:
         columns += _speed_columns(speeds)
     rows = list(zip(*columns, strict=True))
-    spread_text = ", ± 1.96 standard errors between videos" if any(spreads) else ""
+    half_width_text = ", ± 1.96 standard errors between videos" if any(half_widths) else ""
     caption = (
         f"{describe_clips(first)}, of {nums_videos[0]} videos in {first['data']}. "
-        f"Mean over clips{spread_text}; the best figures are bold."
+        f"Mean over clips{half_width_text}; the best figures are bold."
     )
     markdown = _in_markdown(rows, caption)
     if output is not None:
@@ -141,24 +144,26 @@ def _escaped(text: str) -> str:
     return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", escaped)
 
 
-def table_cells(means: Sequence[float], spreads: Sequence[float | None], better: str) -> list[str]:
+def table_cells(
+    means: Sequence[float], half_widths: Sequence[float | None], better: str
+) -> list[str]:
     """Return the cells of a metric. Figures that are printed alike are the best together.
 
     Args:
         means: The mean of each evaluation.
-        spreads: What follows `±`, or None without it.
+        half_widths: Those of the confidence intervals, which follow `±`; None without them.
         better: Which values are better, such as "larger", see `Metric`.
     """
     digits = 2 if any(abs(mean) >= 10 for mean in means) else 4
     texts = [f"{mean:.{digits}f}" for mean in means]
     badness = [_badness(float(text), better) for text in texts if text != "nan"]
     cells = []
-    for text, spread in zip(texts, spreads, strict=True):
+    for text, half_width in zip(texts, half_widths, strict=True):
         cell = text
         if text != "nan" and _badness(float(text), better) == min(badness):
             cell = f"**{text}**"
-        if spread is not None:
-            cell = f"{cell} ± {spread:.{digits}f}"
+        if half_width is not None:
+            cell = f"{cell} ± {half_width:.{digits}f}"
         cells.append(cell)
     return cells
 
@@ -172,8 +177,10 @@ def _badness(value: float, better: str) -> float:
     return abs(value) if better == "nearest to 0" else abs(value - 1)
 
 
-def clip_spread(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return 1.96 standard errors of the mean of each metric over clips; nothing for a single video.
+def confidence_half_widths(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return half the width of the 95 % confidence interval of each metric's mean: 1.96 standard errors.
+
+    Nothing is returned for a single video.
 
     Clips of one video are alike: the variance is that between the sums of the deviations of each video's clips (Liang &
     Zeger, doi 10.1093/biomet/73.1.13).

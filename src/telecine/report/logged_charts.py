@@ -9,7 +9,26 @@ from telecine.report.columns import TRAIN_MSE, Column, columns_of_runs, kind_of
 from telecine.report.reported_run import ReportedRun, not_comparable
 from telecine.runs.history import History
 
-_HELD_OUT = ("val/", "linear/", "teacher/", "latent/")  # prefixes of values of the held-out clips
+
+@dataclass(frozen=True)
+class MetricSource:
+    """What the values with one prefix are measured on, and by which model."""
+
+    label: str
+    is_held_out: bool = True
+    """Whether they are of the held-out clips, which may be others in another run."""
+    is_reference: bool = False
+    """Whether they are of a model that the trained one is compared with."""
+
+
+SOURCES = {
+    "train": MetricSource("training", is_held_out=False),
+    "val": MetricSource("held out"),
+    "linear": MetricSource("linear baseline", is_reference=True),
+    "teacher": MetricSource("teacher", is_reference=True),
+    "latent": MetricSource("latent"),
+}
+"""The prefixes of logged values, such as `val` of `val/psnr`."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +48,13 @@ class ChartDefinition:
 QUALITY_CHARTS = [
     ChartDefinition(
         title="PSNR",
-        names=["train/psnr", "val/psnr", "linear/psnr", "teacher/psnr"],
+        names=[f"{source}/psnr" for source in SOURCES],
         unit="dB",
         explanation="Peak signal-to-noise ratio of reconstructions. Larger is better.",
     ),
     ChartDefinition(
         title="SSIM",
-        names=["val/ssim", "linear/ssim", "teacher/ssim"],
+        names=[f"{source}/ssim" for source in SOURCES],
         explanation="Structural similarity of reconstructions. Larger is better.",
     ),
 ]
@@ -97,13 +116,6 @@ METRIC_LABELS = {
 }
 """What metrics are called."""
 
-_SOURCES = {
-    "train": "training",
-    "val": "held out",
-    "linear": "linear baseline",
-    "teacher": "teacher",
-}
-
 
 def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
     """Return the charts that have data.
@@ -126,7 +138,7 @@ def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
                 series.append(_series(name, columns[name]))
         if not series:
             continue
-        is_compared = any(one.key.startswith(_HELD_OUT) and len(one.curves) > 1 for one in series)
+        is_compared = any(_is_held_out(one.key) and len(one.curves) > 1 for one in series)
         title = definition.title
         if definition.unit:
             title = f"{title} ({definition.unit})"
@@ -154,7 +166,7 @@ def chart_definitions(names: Sequence[str]) -> list[ChartDefinition]:
     for metric in sorted({name.partition("/")[2] for name in names if _is_lpips(name)}):
         definition = ChartDefinition(
             title=metric_label(metric),
-            names=[f"{source}/{metric}" for source in _SOURCES],
+            names=[f"{source}/{metric}" for source in SOURCES],
             explanation="Perceptual distance of reconstructions. Smaller is better.",
         )
         lpips_charts.append(definition)
@@ -192,8 +204,8 @@ def label_of(name: str) -> str:
         return f"frame {frame}"
 
     source, _, metric = name.partition("/")
-    if source in _SOURCES and (metric in METRIC_LABELS or name.startswith(TRAIN_LPIPS)):
-        return f"{metric_label(metric)}, {_SOURCES[source]}"
+    if source in SOURCES and (metric in METRIC_LABELS or name.startswith(TRAIN_LPIPS)):
+        return f"{metric_label(metric)}, {SOURCES[source].label}"
     if source != "train":
         return name.replace("/", " ").replace("_", " ")
 
@@ -212,10 +224,17 @@ def metric_label(metric: str) -> str:
 
 def _series(name: str, columns: Sequence[Column]) -> Series:
     curves = [make_curve(column.run, column.points) for column in columns]
-    is_reference = name.startswith(("linear/", "teacher/"))
+    source = SOURCES.get(name.partition("/")[0])
+    is_reference = source is not None and source.is_reference
     return Series(label_of(name), columns[-1].logged_name, curves, is_reference=is_reference)
+
+
+def _is_held_out(key: str) -> bool:
+    source = SOURCES.get(key.partition("/")[0])
+    return source is not None and source.is_held_out
 
 
 def _is_lpips(name: str) -> bool:
     """Return whether a value is an LPIPS. Those of different networks do not compare, and are never on one axis."""
-    return name.startswith((TRAIN_LPIPS, "val/lpips_", "linear/lpips_", "teacher/lpips_"))
+    source, _, metric = name.partition("/")
+    return source in SOURCES and metric.startswith("lpips_")

@@ -13,9 +13,13 @@ from telecine.models.diffusers.families import class_names
 Part: TypeAlias = Literal["decoder", "both"]
 Configuration: TypeAlias = Mapping[str, Any]
 Grouping: TypeAlias = Literal["stage", "size", "all"]
-"""Which channels are one group: those of neighbouring stages with the same number; all of the same number, where the
-output of a stage has the number of the next one; or all, where shortcuts without weights copy or average the channels
-of one stage in the next, or where other layers have numbers that follow from those of two stages."""
+"""Which channels are one group.
+
+- "stage": those of neighbouring stages that have the same number of channels.
+- "size": those of all layers that have the same number of channels, since a stage outputs as many as the next one has.
+- "all": those of all stages. Shortcuts without weights copy or average the channels of a stage into those of the next,
+  or the channels of other layers follow from those of two stages.
+"""
 
 
 def _tied_if_residual(config: Configuration) -> Grouping:
