@@ -28,6 +28,6 @@ def test_a_number_of_processes_without_a_layout_is_refused(run_here):
 def test_cases_whose_batch_cannot_be_divided_are_said(benchmark_module, monkeypatch, capsys):
     module = benchmark_module("context_parallel")
     monkeypatch.setattr(module, "train_cases", lambda *arguments: None)
-    assert module.compare(["short_flow"], torch.float64, 1, [(4, 2)])
+    assert module.compare({"short_flow": 1}, torch.float64, [(4, 2)])
     row = "short_flow                4 processes, 2 for a clip"
     assert capsys.readouterr().out == f"{row}  skipped: 2 does not divide its batch\n"
