@@ -14,11 +14,13 @@ thread each.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -419,7 +421,7 @@ def tensors_of(state: TrainState, names: dict[Tensor, str]) -> dict[str, dict[st
 
 
 def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]:
-    """Return the largest difference of each kind.
+    """Return the largest difference of each kind; infinity if a difference is NaN.
 
     Args:
         ours: The result of `train` with one process.
@@ -446,7 +448,9 @@ def differences(ours: Any, theirs: Any, *, is_divided: bool) -> list[Difference]
                 continue
             scale = max(float(value.abs().max()), 1e-3)
             relative = float((value - other).abs().max()) / scale
-            if not relative <= worst.relative:
+            if math.isnan(relative):
+                relative = math.inf
+            if relative > worst.relative:
                 worst = Difference(kind, name, relative)
         result.append(worst)
     return result
@@ -468,53 +472,56 @@ def launch(num_processes: int, *words: str) -> None:
 
 
 def train_cases(
-    names: list[str],
+    num_updates: Mapping[str, int],
     folder: Path,
     num_processes: int,
     context_parallel: int,
     dtype: torch.dtype,
-    num_updates: int,
 ) -> None:
     """Train cases, and save the result of each; every process calls this.
 
     Args:
-        names: Of `ALL_CASES`.
+        num_updates: Updates of each case, by its name in `ALL_CASES`.
         folder: Where results are saved.
         num_processes: All processes.
         context_parallel: Those of them that share a clip.
         dtype: Of networks and clips.
-        num_updates: Updates of each case.
     """
-    for name in names:
-        result = train(ALL_CASES[name], num_processes, context_parallel, dtype, num_updates)
+    for name, number in num_updates.items():
+        result = train(ALL_CASES[name], num_processes, context_parallel, dtype, number)
         if not dist.is_initialized() or dist.get_rank() == 0:
             torch.save(result, folder / f"{name}-{num_processes}-{context_parallel}.pt")
 
 
 def compare(
-    names: list[str], dtype: torch.dtype, num_updates: int, layouts: list[tuple[int, int]]
+    num_updates: Mapping[str, int], dtype: torch.dtype, layouts: list[tuple[int, int]]
 ) -> bool:
     """Print the differences of cases from one process, and return whether all are small.
 
     Args:
-        names: Of `ALL_CASES`.
+        num_updates: Updates of each case, by its name in `ALL_CASES`.
         dtype: Of networks and clips.
-        num_updates: Updates of each case.
         layouts: All processes, and those of them that share a clip.
     """
     bound = 1e-10 if dtype == torch.float64 else 2e-3
     is_small = True
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
-        train_cases(names, folder, 1, 1, dtype, num_updates)
+        train_cases(num_updates, folder, 1, 1, dtype)
         for num_processes, context_parallel in layouts:
             num_groups = num_processes // context_parallel
-            divisible = [name for name in names if is_divisible(ALL_CASES[name], num_groups)]
+            divisible = []
+            for name in num_updates:
+                if is_divisible(ALL_CASES[name], num_groups):
+                    divisible.append(name)
+                else:
+                    row = f"{name:25} {num_processes} processes, {context_parallel} for a clip"
+                    print(f"{row}  skipped: {num_groups} does not divide its batch", flush=True)
             if not divisible:
                 continue
             words = ["work", "--folder", folder_name, "--context", str(context_parallel)]
-            words += ["--processes", str(num_processes), "--updates", str(num_updates)]
-            words += ["--cases", *divisible]
+            words += ["--processes", str(num_processes)]
+            words += ["--cases", *[f"{name}={num_updates[name]}" for name in divisible]]
             if dtype == torch.float32:
                 words.append("--float32")
             launch(num_processes, *words)
@@ -625,7 +632,12 @@ def main() -> int:
     """Run a command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=["values", "memory", "messages", "work"])
-    parser.add_argument("--cases", nargs="*", default=[n for n in ALL_CASES if n not in LEFT_OUT])
+    parser.add_argument(
+        "--cases",
+        nargs="*",
+        default=[name for name in ALL_CASES if name not in LEFT_OUT],
+        help="NAME, or NAME=UPDATES for another number of updates",
+    )
     parser.add_argument("--updates", type=int, default=NUM_UPDATES)
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--folder", type=Path)
@@ -634,20 +646,21 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     dtype = torch.float32 if arguments.float32 else torch.float64
+    num_updates = {}
+    for case in arguments.cases:
+        name, _, number = case.partition("=")
+        num_updates[name] = int(number or arguments.updates)
     if arguments.command == "values":
         layouts = list(LAYOUTS)
         if arguments.processes is not None:
             layouts = [layout for layout in layouts if layout[0] == arguments.processes]
-        return 0 if compare(arguments.cases, dtype, arguments.updates, layouts) else 1
+            if not layouts:
+                numbers = sorted({num_processes for num_processes, _ in LAYOUTS})
+                contract = f"one of {', '.join(map(str, numbers))}, which have a layout"
+                parser.error(f"`--processes` must be {contract}, but got {arguments.processes}.")
+        return 0 if compare(num_updates, dtype, layouts) else 1
     if arguments.command == "work":
-        train_cases(
-            arguments.cases,
-            arguments.folder,
-            arguments.processes,
-            arguments.context,
-            dtype,
-            arguments.updates,
-        )
+        train_cases(num_updates, arguments.folder, arguments.processes, arguments.context, dtype)
     elif arguments.processes is None:
         for num_processes in (1, 2, 4):
             launch(num_processes, arguments.command, "--processes", str(num_processes))

@@ -8,8 +8,8 @@ Each arm is the model of the demo, trained without a GAN on clips of 9 x 32 x 32
 clips of five other videos. The update is that of `telecine train`; there is no validation and no checkpoint. The arm
 "predictive" trains two thirds of the updates with dropped frames, then the decoder alone with all frames. In the second
 study all arms start at random, and the others stop when they have the PSNR of the predictive one. The probe is the
-smallest of `telecine latents --probe`. Figures are written to a JSON file for each arm and seed; a second call
-computes what is missing, and prints the tables.
+smallest of `telecine latents --probe`. Figures are written to a JSON file for each arm and seed, in a folder of the
+study; a second call computes what is missing, and prints the tables. Figures of other numbers of updates are refused.
 """
 
 from __future__ import annotations
@@ -498,6 +498,28 @@ def print_tables(rows: dict[str, list[dict[str, float]]]) -> None:
         print(correlations(rows, probed))
 
 
+def check_arms(parser: argparse.ArgumentParser, arms: dict[str, Arm], names: list[str]) -> None:
+    """End the process if some names are not of arms of the study, or an arm lacks the one that it depends on."""
+    for name in names:
+        if name not in arms:
+            contract = f"some of {', '.join(arms)}"
+            parser.error(f"`--arms` must be {contract}, but got {name}.")
+        if arms[name].until_equal and "predictive" not in names:
+            remedy = f'"{name}" stops at its PSNR.'
+            parser.error(f"`--arms` must have predictive, but got {', '.join(names)}. {remedy}")
+
+
+def check_lengths(
+    parser: argparse.ArgumentParser, file: Path, figures: dict[str, float], lengths: dict[str, int]
+) -> None:
+    """End the process if figures were measured with other numbers of updates."""
+    for name, length in lengths.items():
+        if figures[name] != length:
+            contract = f"{figures[name]}, with which {file} was measured"
+            remedy = "Use another --output."
+            parser.error(f"`--{name}` must be {contract}, but got {length}. {remedy}")
+
+
 def main() -> None:
     """Train and measure what is missing, and print the tables."""
     parser = argparse.ArgumentParser(
@@ -517,17 +539,22 @@ def main() -> None:
     )
     parser.add_argument("--tables", action="store_true", help="compute nothing")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+    arms = STUDIES[options.study]
+    names = options.arms or list(arms)
+    check_arms(parser, arms, names)
     if options.picture is not None:
         clips = read_data(options.videos, SHAPE, NUM_UNSEEN)
         write_picture(options.picture, clips, options.steps)
         print("the codec alone", round_trip_figures(None, clips))
         return
-    arms = STUDIES[options.study]
+    folder = options.output / options.study
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = {"steps": options.steps, "probe_steps": options.probe_steps}
     data = None
-    rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in options.arms or arms}
+    # In the order of the study: "predictive" comes before the arms that stop at its PSNR.
+    rows: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms if arm in names}
     for seed, arm in itertools.product(options.seeds, rows):
-        file = options.output / f"{arm.replace(' ', '_').replace(',', '')}-{seed}.json"
+        file = folder / f"{arm.replace(' ', '_').replace(',', '')}-{seed}.json"
         if arm == "linear" and seed != options.seeds[0]:
             continue  # it does not depend on the seed
         if not file.is_file() and not options.tables:
@@ -537,10 +564,12 @@ def main() -> None:
             figures = measured(
                 arms[arm], seed, options.steps, options.probe_steps, data, until_psnr
             )
-            write_json(file, figures)
+            write_json(file, {**lengths, **figures})
             print(arm, seed, file.read_text(), flush=True)
         if file.is_file():
-            rows[arm].append(json.loads(file.read_text()))
+            figures = json.loads(file.read_text())
+            check_lengths(parser, file, figures, lengths)
+            rows[arm].append(figures)
     print_tables(rows)
 
 

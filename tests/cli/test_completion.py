@@ -24,6 +24,7 @@ LINES = {
     "telecine train --dry": {"--dry_run"},
     "telecine recipes ": {"list", "show"},
     "telecine data in": {"index"},
+    "telecine data videos/ in": set(),
     "telecine data index --sh": {"--shard"},
     "telecine data videos/ --shardi": {"--sharding"},
     "telecine evaluate --me": set(),

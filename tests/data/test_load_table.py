@@ -222,6 +222,7 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
 
     if first == "error":
         monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
         assert len(load_table(str(shards), CONFIG).spans) == 11
     else:
         with pytest.raises(DataError, match="12 that cannot be read"):
@@ -229,6 +230,17 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
     table = load_table(str(shards), CONFIG)
     assert (len(table.spans), table.skipped) == (12, [])
     assert len(list(shards.glob(".*.tar.telecine-index"))) == 2
+
+
+def test_the_indices_that_were_used_last_stay_in_memory(data, monkeypatch):
+    monkeypatch.setattr(index_store, "_NUM_RECENT", 2)
+    store = IndexStore(str(data), CONFIG)
+    files = sorted(data.rglob("*.mp4"))
+    read = []
+    monkeypatch.setattr(store, "saved_info", lambda _, source: read.append(source))
+    for number in (0, 1, 1, 0, 2, 0):
+        store.info(files[number])
+    assert read == [files[0], files[1], files[2]]
 
 
 def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
@@ -260,7 +272,7 @@ def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
 
 
 @pytest.mark.parametrize("has_arrays", [False, True])
-def test_members_of_tar_files_between_others_are_looked_up_at_once(data, has_arrays):
+def test_members_of_tar_files_between_others_are_looked_up_at_once(data, caplog, has_arrays):
     files = sorted(data.rglob("*.mp4"))
     for number in range(0, 12, 4):
         write_shard(data / f"film{number // 2}" / "first.tar", files[number : number + 2])
@@ -275,6 +287,9 @@ def test_members_of_tar_files_between_others_are_looked_up_at_once(data, has_arr
     assert lazy == ahead
     members = data / ".telecine-index.d" / "members"
     assert len(list(members.glob("*"))) == (0 if has_arrays else 1)
+    assert ("each run reads the sidecars of all tar files, as 1 have arrays" in caplog.text) == (
+        has_arrays
+    )
     again = load_table(str(data), config)
     assert [(span.info.source, span.num_frames) for span in again.spans] == ahead
 

@@ -150,6 +150,17 @@ def test_one_group_is_refused_before_anything_is_indexed(
     assert "because all of them are in one group" in caplog.text
 
 
+def test_images_alone_in_one_group_are_refused_before_anything_is_indexed(
+    tiny, tmp_path, monkeypatch
+):
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(of_run, "load_spans", lambda *_: pytest.fail("indexed"))
+    clips = replace(tiny().clips, index="lazy", holdout="folder")
+    with pytest.raises(DataError, match=r"`clips\.holdout` must be a column or folders of two"):
+        Spans.find(str(tmp_path), None, clips)
+
+
 def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
     for number in range(12):
         folder = tmp_path / f"film{number // 2}"

@@ -116,6 +116,8 @@ def _add_second_words(parser: argparse.ArgumentParser, command: Command) -> None
     if not longer:
         return
     subparsers = parser.add_subparsers()
+    # One word: by default these take all words that follow, and completion offers their names for each.
+    subparsers.nargs = 1
     for other in longer:
         subparser = subparsers.add_parser(
             other.name.removeprefix(prefix), help=other.summary, conflict_handler="resolve"

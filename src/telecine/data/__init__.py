@@ -24,9 +24,9 @@ What identifies a file:
 |---|---|---|
 | `VideoInfo.digest` | its size and bytes; of a large file, blocks of them | `index.py` |
 | `Header.ends_digest` | its size, its beginning and its end; the column `digest` of tables | `header.py` |
-| `fingerprint_of` | no hash: its size, and when it was changed or which version its server tells | `index_cache.py` |
+| `fingerprint_of` | its size, and its server's version; of a local file its time, unhashed | `index_cache.py` |
 | `IndexStore.key_of` | its name and its fingerprint | `index_store.py` |
-| `FileTable.identities` | its path without links: equal for all names of a file | `table.py` |
+| `FileTable.identities` | its path without links: equal for all names of a file, in one process | `table.py` |
 | `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `sidecar.py` |
 """
 

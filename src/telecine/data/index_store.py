@@ -152,7 +152,7 @@ class IndexStore:
         root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
-        self._recent: dict[int, VideoInfo] = {}
+        self._recent: dict[int, VideoInfo] = {}  # in the order of their last use
         self._failures: dict[int, str] = {}  # why files have no index
         self._shards: list[Shard] | None = None
         self._without_indices: set[File] = set()  # tar files whose sidecars have none
@@ -268,9 +268,10 @@ class IndexStore:
         if info is None:
             info = self._index(key, source)
         check_frame(source, info.width, info.height, self.config)
+        self._recent.pop(key, None)
         if len(self._recent) == _NUM_RECENT:
             del self._recent[next(iter(self._recent))]
-        self._recent[key] = info
+        self._recent[key] = info  # as the last one
         return info
 
     def _index(self, key: int, source: Source) -> VideoInfo:

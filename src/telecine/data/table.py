@@ -271,6 +271,8 @@ class FileTable(Sequence[Source]):
     def identities(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return a hash for each file, equal for all names of one, as `resolve_source` tells them.
 
+        It is valid in this process only.
+
         Args:
             rows: The files, in increasing order.
         """

@@ -30,7 +30,8 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
         config: As of `split_videos`, but `holdout` is not "earlier".
 
     Returns:
-        The spans to train on, and the held-out spans; None if the end of each video has to be held out, as of few.
+        The spans to train on, and the held-out spans; None if all files have to be indexed: to hold out the end of each
+        video, as of few, or because images alone are in one group.
 
     Raises:
         DataError: no video is long enough for a clip, or there is only one group of a column or of folders.
@@ -67,6 +68,9 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
     image_group = group_table(images, config.holdout)
     if len(distinct(image_group)) < 2:
         if len(video_rows) == 0:
+            num_files = len(distinct(images.file))
+            prefers_groups(config, num_files=num_files, num_groups=1, has_column=False)
+            logger.info("all images are indexed, because by their headers they are in one group")
             return None
         train_rows.append(image_rows)
     else:

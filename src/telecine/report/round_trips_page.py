@@ -34,7 +34,7 @@ def write_round_trips(evaluation: Evaluation, output: str | Path) -> None:
         metric = METRICS[name]
         title = name.removeprefix("round_trip_")
         if metric.unit:
-            title = f"{title}, {metric.unit}"
+            title = f"{title} ({metric.unit})"
         charts.append(_chart(evaluation, f"{title}, {metric.better} is better", [name]))
     charts.append(_chart(evaluation, "change of the mean, levels of 8 bits", channels))
     clips = describe_clips(asdict(record))

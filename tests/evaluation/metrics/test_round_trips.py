@@ -155,6 +155,7 @@ def test_the_passes_are_drawn_on_a_page(model_folder, videos, tmp_path, no_plots
     page = (tmp_path / "round_trips.html").read_text(encoding="utf-8")
     text = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page)[1]
     drawn = {}
+    assert json.loads(text)["charts"][0]["title"] == "psnr (dB), larger is better"
     for chart in json.loads(text)["charts"]:
         assert chart["x"]["label"] == "pass"
         for series in chart["series"]:

@@ -505,6 +505,11 @@ def test_three_phases_of_distillation(teacher, cached_weights):
             {"keep_stages": (0.5, 0.5)},
             r"`keep_stages` must be a share for each of: stage 0, 1, 2, 3 \(32 channels in 1 parts\), but",
         ),
+        (
+            "mochi",
+            {"keep": 0.5},
+            "`keep` must be 1 or more, as the groups of the norms leave no channels to remove, but got",
+        ),
         ("kl_image", {"part": "both", "blocks": 2}, "`blocks` must be below 1, the largest number"),
         ("wan", {"blocks": 1}, "`blocks` must be left out for this class, whose configuration has"),
         (
@@ -520,3 +525,15 @@ def test_what_cannot_be_pruned_is_refused(folder, name, options, message):
     size = {"num_frames": frames, "height": height, "width": width, "max_clips": 1}
     with pytest.raises(ValueError, match=message):
         pruned(name, **size, **options)
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.5}, {"keep_stages": (0.5,)}])
+def test_a_decoder_whose_norms_leave_no_channels_to_remove_names_other_ways(folder, options):
+    changes = {"up_block_out_channels": (8, 8), "norm_num_groups": 8}
+    changes |= {"up_block_types": ("UpDecoderBlock2D",) * 2}
+    changes |= {"down_block_out_channels": (8, 8)}
+    changes |= {"down_block_types": ("DownEncoderBlock2D",) * 2}
+    tiny_model("asymmetric", **changes).save_pretrained("model")
+    remedy = "with `--blocks` and `--keep 1`, or distil a smaller model with `telecine distill`."
+    with pytest.raises(ValueError, match=f"leave no channels to remove, but got 0.5 .*{remedy}"):
+        pruned("model", num_frames=1, height=16, width=16, max_clips=1, **options)

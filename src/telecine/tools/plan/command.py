@@ -17,7 +17,7 @@ def plan(
         int, "Number of processes that sharding is planned for, and that may share a clip."
     ] = 8,
 ) -> None:
-    """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
+    """Print the memory and operations of an update, and what fits a device."""
     from telecine.tools.plan import plan as planning
 
     console.say("counting the memory and the operations of an update, without computing it")

@@ -49,6 +49,11 @@ def kept_shares(
     fewest = flops_of(1)
     if fewest > largest:
         share = fewest / cost_before.flops
+        if max(num_parts) == 1:
+            contract = (
+                f"{share:.2g} or more, as the groups of the norms leave no channels to remove"
+            )
+            raise argument_error("keep", contract, config.keep, _without_channels(part))
         contract = (
             f"at least {share:.2g}, as {common} equal parts of the channels can be kept or removed"
         )
@@ -56,6 +61,14 @@ def kept_shares(
     # Operations grow with the number of parts that stay: the most that fit.
     num_kept = 1 + bisect_right(range(2, common + 1), largest, key=flops_of)
     return [Fraction(num_kept, common)] * len(num_parts)
+
+
+def _without_channels(part: Prunable) -> str:
+    """Return what makes a part smaller whose channels cannot be removed."""
+    distill = "distil a smaller model with `telecine distill`"
+    if part.widths.blocks_setting is None:
+        return f"To have a faster decoder, {distill}."
+    return f"Remove residual blocks with `--blocks` and `--keep 1`, or {distill}."
 
 
 def _shares_of_stages(
@@ -87,6 +100,9 @@ def _shares_of_stages(
         num_kept = int(share * number + 1e-9)
         if num_kept == 0:
             contract = f"at least 1/{number} for {name}"
+            if max(num_parts) == 1:
+                contract = f"1 for {name}, as the groups of the norms leave no channels to remove"
+                raise argument_error("keep_stages", contract, share, _without_channels(part))
             raise argument_error("keep_stages", contract, share, "Keep more of it.")
         shares.append(Fraction(num_kept, number))
     if part.widths.needs_equal_shares:
