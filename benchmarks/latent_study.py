@@ -4,8 +4,8 @@
     python benchmarks/latent_study.py round_trips --videos runs/videos -o runs/latent_study
     python benchmarks/latent_study.py equal_psnr --videos runs/videos -o runs/equal_psnr --probe_steps 400 --steps 300
 
-Each arm is the model of the demo, trained without a GAN on clips of 9 x 32 x 32 of the demo's videos, and measured on
-clips of five other videos. The update is that of `telecine train`; there is no validation and no checkpoint. The arm
+Each arm but "GAN" is the model of the demo, trained without a GAN on clips of 9 x 32 x 32 of the demo's videos, and
+measured on clips of five other videos. The update is that of `telecine train`; there is no validation and no checkpoint. The arm
 "predictive" trains two thirds of the updates with dropped frames, then the decoder alone with all frames. In the second
 study all arms start at random, and the others stop when they have the PSNR of the predictive one. The probe is the
 smallest of `telecine latents --probe`. Figures are written to a JSON file for each arm and seed, in a folder of the
@@ -83,6 +83,8 @@ class Arm:
     until_equal: bool = False
     """Whether to stop at the PSNR of the arm "predictive"."""
     trainable: str = "all"
+    gan: bool = False
+    """Whether the demo's discriminator trains from the first update on."""
     round_trips: bool = False
     probe: bool = True
 
@@ -92,6 +94,7 @@ STUDIES = {
     "round_trips": {
         "nothing": Arm(round_trips=True),
         "round_trip": Arm({"terms": {"round_trip": 1.0}}, round_trips=True, probe=False),
+        "GAN": Arm(gan=True, round_trips=True, probe=False),
         "no LPIPS": Arm(NO_LPIPS, round_trips=True, probe=False),
         "no LPIPS, round_trip": Arm(
             {**NO_LPIPS, "terms": {"round_trip": 1.0}}, round_trips=True, probe=False
@@ -159,6 +162,13 @@ def settings_of(arm: Arm, steps: int, seed: int) -> TrainConfig:
     config = read_config("demo")
     num_frames, height, width = SHAPE
     clips = replace(config.clips, num_frames=num_frames, height=height, width=width)
+    discriminator = config.discriminator
+    if arm.gan:
+        gan = replace(config.objective.gan, disc_train_start=0)
+        objective = replace(config.objective, disc_start=0, gan=gan, **arm.objective)
+    else:
+        objective = replace(config.objective, adversarial_loss_weight=0.0, **arm.objective)
+        discriminator = replace(discriminator, video="none")
     return replace(
         config,
         steps=steps,
@@ -166,8 +176,8 @@ def settings_of(arm: Arm, steps: int, seed: int) -> TrainConfig:
         device="cpu",
         trackers=(),
         clips=clips,
-        objective=replace(config.objective, adversarial_loss_weight=0.0, **arm.objective),
-        discriminator=replace(config.discriminator, video="none"),
+        objective=objective,
+        discriminator=discriminator,
         predictive=arm.predictive,
         trainable=TrainableConfig(weights=arm.trainable),
     )
