@@ -5,11 +5,12 @@
     python benchmarks/latent_study.py equal_psnr --videos runs/videos -o runs/equal_psnr --probe_steps 400 --steps 300
 
 Each arm but "GAN" is the model of the demo, trained without a GAN on clips of 9 x 32 x 32 of the demo's videos, and
-measured on clips of five other videos. The update is that of `telecine train`; there is no validation and no checkpoint. The arm
-"predictive" trains two thirds of the updates with dropped frames, then the decoder alone with all frames. In the second
-study all arms start at random, and the others stop when they have the PSNR of the predictive one. The probe is the
-smallest of `telecine latents --probe`. Figures are written to a JSON file for each arm and seed, in a folder of the
-study; a second call computes what is missing, and prints the tables. Figures of other numbers of updates are refused.
+measured on clips of five other videos. The update is that of `telecine train`; there is no validation and no
+checkpoint. The arm "predictive" trains two thirds of the updates with dropped frames, then the decoder alone with all
+frames. In the second study all arms start at random, and the others stop when they have the PSNR of the predictive
+one. The probe is the smallest of `telecine latents --probe`. Figures are written to a JSON file for each arm and
+seed, in a folder of the study; a second call computes what is missing, and prints the tables. Figures of other
+numbers of updates are refused.
 """
 
 from __future__ import annotations
