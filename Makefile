@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test oldest newest faults check lint types docs package weights clean
+.PHONY: demo test oldest newest faults benchmarks check lint types docs package weights clean
 
 # What the tests need.
 $(VENV)/.installed: pyproject.toml
@@ -59,11 +59,15 @@ oldest newest:
 	$(VENV).$@/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(VENV).$@/bin/uv pip install --quiet --python $(VENV).$@ $(RELEASES) --editable '.[train,demo,dev]'
 	$(VENV).$@/bin/telecine weights fetch
-	$(TEST_ENV) $(VENV).$@/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not faults' $(PYTEST)
+	$(TEST_ENV) $(VENV).$@/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not faults and not benchmarks' $(PYTEST)
 
 # Runs that are killed, stopped and given damaged files, see docs/reliability.md.
 faults: weights
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m faults tests/faults
+
+# The scripts of benchmarks/, at small sizes.
+benchmarks: weights
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m benchmarks tests/benchmarks
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -97,7 +101,7 @@ package: $(VENV)/.release
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
-check: lint types docs package test faults
+check: lint types docs package test faults benchmarks
 
 clean:
 	rm -rf $(VENV) $(VENV).* runs site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -146,6 +146,7 @@ class TestGolden:
     [("video", 8), ("first frame", 1), ("both, blurred", 3)],
 )
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_autoencoder_step(benchmark_module, cached_weights, discriminators, num_perceptual_frames):
     pair = Pair(benchmark_module, discriminators, num_perceptual_frames)
     torch.manual_seed(5)
@@ -173,6 +174,7 @@ def test_autoencoder_step(benchmark_module, cached_weights, discriminators, num_
     ("discriminators", "penalty"), [("video", True), ("both, blurred", True), ("both", False)]
 )
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_discriminator_step(benchmark_module, discriminators, penalty):
     pair = Pair(benchmark_module, discriminators, perceptual_weight=0)
     fake = pair.autoencoder(pair.real).detach()

@@ -21,6 +21,7 @@ objective: {perceptual_weight: 0}
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("without_pictures")
 def test_each_seed_is_compared_with_the_baseline_on_each_set_of_clips(
     run_here, tables_in, tmp_path
@@ -44,6 +45,7 @@ def test_each_seed_is_compared_with_the_baseline_on_each_set_of_clips(
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_linear_autoencoders_with_more_channels_are_better_on_held_out_clips(
     run_here, tables_in, tmp_path
 ):

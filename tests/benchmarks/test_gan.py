@@ -70,6 +70,7 @@ def videos(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("without_pictures", "fast_distances")
 def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_path, videos):
     grid = tmp_path / "grid.yaml"
@@ -111,6 +112,7 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("without_pictures", "fast_distances")
 def test_a_decoder_that_generates_has_a_row_for_each_number_of_steps(
     run_here, tables_in, tmp_path, videos
@@ -183,6 +185,7 @@ def demo_with(benchmark_module, *changes):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_runs_equal_the_trainers_bit_for_bit(
     benchmark_module, run_until, without_pictures, tmp_path
 ):
@@ -196,6 +199,7 @@ def test_runs_equal_the_trainers_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_distances_of_frames(benchmark_module, cached_weights):
     distances = benchmark_module("image_distances")
     target = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -10,6 +10,7 @@ def own_accelerator():
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_tables(run_here, tables_in, own_accelerator):
     text = run_here("gpu.py", "--smoke")
     (header, rows), (_, updates) = tables_in(text)

@@ -12,6 +12,7 @@ LAZY_PENALTY = "update, penalty on every 16th step of telecine, every step of th
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_times(run_here, tables_in):
     text = run_here("objective.py", "--smoke", "--configs", "1,16,4,2", "--only", "time")
     assert text.count("## dim 1, 16 px, 4 frames, batch 2") == text.count("##") == 1

@@ -8,6 +8,7 @@ from telecine.settings.listing import settings_of
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_table(run_here, tables_in, monkeypatch):
     monkeypatch.setattr(
         "telecine.LPIPS", lambda net: LPIPS("alex")

@@ -25,6 +25,7 @@ class PixelDistance(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.usefixtures("without_pictures")
 def test_inherited_decoders_beside_one_from_nothing(
     run_here, tables_in, benchmark_module, tmp_path, monkeypatch

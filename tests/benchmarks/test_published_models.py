@@ -11,6 +11,7 @@ SMALL = read_config(
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_the_plan_of_a_model(benchmark_module, monkeypatch, tmp_path):
     module = benchmark_module("published_models")
     monkeypatch.setattr(module, "read_config", lambda name: SMALL)

@@ -109,6 +109,7 @@ def against_this_checkout(same_bits, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_two_trainings_of_one_checkout_are_the_same(
     against_this_checkout, trained_here, cached_weights
 ):
