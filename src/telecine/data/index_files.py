@@ -134,7 +134,7 @@ def read_description(file: BinaryIO) -> Description:
 def write_columns(
     file: BinaryIO, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
 ) -> None:
-    """Write arrays of any type as bytes in the layout of safetensors, each in parts that follow each other.
+    """Write arrays of any type as bytes in the layout of safetensors. An array may come in several parts.
 
     Args:
         file: The file.
