@@ -143,6 +143,10 @@ def test_runs_as_a_module(forks):
         ("train --config /", "but got /, a folder. Name the file in it."),
         ("train /", "`/` is not an argument of this command. Did you mean `--data /`?"),
         ("data x /", "`/` is not an argument of this command. Write a list"),
+        (
+            "decode --latents x -o y",
+            "`--latents` is not an argument of this command. Write its value without a name.",
+        ),
         ("train --config x", "a recipe (24gb, "),
         (
             "train --data x --clips 3",

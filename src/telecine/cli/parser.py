@@ -192,7 +192,12 @@ class Command:
 
     def _remedy(self, option: str) -> str:
         if option.startswith("-"):
-            names = [*inspect.signature(self.run).parameters]
+            names = []
+            for name, parameter in inspect.signature(self.run).parameters.items():
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    names.append(name)
+                elif option == f"--{name}":
+                    return "Write its value without a name."
             if self.settings is not None:
                 names.append("config")
                 names += [
