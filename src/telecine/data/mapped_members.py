@@ -74,7 +74,7 @@ def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
         try:
             os.link(partial, path)
         except FileExistsError:
-            pass
+            pass  # another process has written the same, and may have mapped it
         except OSError:  # a file system without links
             os.replace(partial, path)
     finally:
