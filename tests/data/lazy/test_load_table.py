@@ -23,6 +23,8 @@ from telecine.data import (
     index_video,
     load_spans,
     split_videos,
+    tar_files,
+    tar_members,
 )
 from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
@@ -32,7 +34,6 @@ from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.split_table import split_table, without_held_out_files
 from telecine.data.lazy.string_column import StringColumn
-from telecine.data.source import tar_members
 from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
 
@@ -221,7 +222,7 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
         raise OSError(EIO, "Input/output error")
 
     if first == "error":
-        monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        monkeypatch.setattr(tar_files, "tar_members", fail_once)
         monkeypatch.setattr(os, "cpu_count", lambda: 1)
         assert len(load_table(str(shards), CONFIG).spans) == 11
     else:
@@ -303,7 +304,7 @@ def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch
             time.sleep(0.02)
         yield from tar_members(archive, opened)
 
-    monkeypatch.setattr(sidecar, "tar_members", read_slowly)
+    monkeypatch.setattr(tar_files, "tar_members", read_slowly)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert len(load_table(str(shards), replace(CONFIG, timeout=0.1)).spans) == 12
 

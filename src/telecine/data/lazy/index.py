@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from telecine.base.files import remove_partial
 from telecine.data.errors import DecodeError, is_of_system, thread_errors
-from telecine.data.fingerprint import look_up_source
+from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
 from telecine.data.index_paths import index_paths
 from telecine.data.lazy.file_table import FileTable, keys_of_members
@@ -169,17 +169,16 @@ class LazyIndex:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_recent": {}, "_shards": None, "_open": {}}
 
-    def key_of(self, source: Source, fingerprint: Sequence[int]) -> int:
+    def key_of(self, source: Source, fingerprint: Fingerprint) -> int:
         """Return the key of a source, in 63 bits.
 
         Args:
             source: The source.
-            fingerprint: Its `fingerprint_of`.
+            fingerprint: That of its file.
         """
         if isinstance(source, TarMember):
-            *of_archive, offset, _ = fingerprint
-            archive_key = self.key_of(source.archive, of_archive)
-            return int(keys_of_members(np.array([archive_key]), np.array([offset]))[0])
+            archive_key = self.key_of(source.archive, fingerprint)
+            return int(keys_of_members(np.array([archive_key]), np.array([source.offset]))[0])
         name = str(source)
         if name.startswith(self._prefix):
             name = name.removeprefix(self._prefix)

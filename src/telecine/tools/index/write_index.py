@@ -12,10 +12,9 @@ from rich.console import Console
 from telecine.base.checks import count
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, DecodeError, VideoInfo, index_video
-from telecine.data.ahead_index import AheadIndex
 from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
-from telecine.data.fingerprint import fingerprint_of
+from telecine.data.fingerprint import Fingerprint
 from telecine.data.lazy.file_table import keys_of_members
 from telecine.data.lazy.header import HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
@@ -26,7 +25,7 @@ from telecine.data.lazy.sidecar import (
     scan_archive,
     write_sidecar,
 )
-from telecine.data.source import File, Skipped, Source, TarMember, kind_of
+from telecine.data.source import File, Skipped, Source, TarMember, file_of, kind_of
 from telecine.settings import MAX_FAILURES, ClipConfig
 
 # A process that is killed loses the indices of fewer files, and of fewer timestamps.
@@ -80,7 +79,7 @@ def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1
         if is_archive(file):
             archives.append(file)
         else:
-            for segment in segments_of(file, indexer.cache):
+            for segment in segments_of(file, config):
                 sources[segment.source] = None
     for archive in archives[part::num_parts]:
         indexer.index_archive(archive)
@@ -94,7 +93,6 @@ class _Indexer:
     """Indexes files in threads, and counts them."""
 
     def __init__(self, path: str, config: ClipConfig) -> None:
-        self.cache = AheadIndex(path, config)
         self.num_indexed = 0
         self.num_known = 0
         self.skipped: list[Skipped] = []
@@ -118,7 +116,7 @@ class _Indexer:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
-        archive_key = self._store.key_of(archive, fingerprint_of(archive))
+        archive_key = self._store.key_of(archive, Fingerprint.of(archive))
         infos, missing = self._kept_members(archive_key, sidecar)
         new_infos: dict[int, VideoInfo] = {}
         indexed = self._index(missing, f"indexing {archive.name}")
@@ -193,7 +191,7 @@ class _Indexer:
             if kind_of(source) == "arrays":
                 continue
             try:
-                key = self._store.key_of(source, fingerprint_of(source))
+                key = self._store.key_of(source, Fingerprint.of(file_of(source)))
             except OSError as error:
                 self.skipped.append(Skipped(source, error.strerror or str(error)))
                 continue
