@@ -23,11 +23,11 @@ What identifies a file:
 | identity | what it is a hash of | where |
 |---|---|---|
 | `VideoInfo.digest` | its size and bytes; of a large file, blocks of them | `index.py` |
-| `Header.ends_digest` | its size, its beginning and its end; the column `digest` of tables | `header.py` |
-| `fingerprint_of` | its size, and its server's version; of a local file its time, unhashed | `index_cache.py` |
-| `IndexStore.key_of` | its name and its fingerprint | `index_store.py` |
-| `FileTable.identities` | its path without links: equal for all names of a file, in one process | `table.py` |
-| `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `sidecar.py` |
+| `Header.ends_digest` | its size, its beginning and its end; the column `digest` of tables | `lazy/header.py` |
+| `fingerprint_of` | no hash: its size, and its time or a hash of its server's version | `fingerprint.py` |
+| `LazyIndex.key_of` | its name and its fingerprint | `lazy/index.py` |
+| `FileTable.identities` | its path without links; valid in this process only | `lazy/file_table.py` |
+| `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `lazy/sidecar.py` |
 """
 
 from telecine.data.clip import Clip as Clip

@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 
 from telecine.base.checks import argument_error
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.errors import DataError
 from telecine.data.hdr import log_hdr
 from telecine.data.index import index_videos
-from telecine.data.index_cache import IndexCache
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.paths import (
     check_path,
@@ -84,7 +84,7 @@ def _load_spans_at(
 ) -> tuple[list[Span], list[Skipped]]:
     """Find and index the videos, images and arrays at one path, see `load_spans`."""
     check_path(path, name)
-    cache = IndexCache(path, config)
+    cache = AheadIndex(path, config)
     is_complete = False
     try:
         segments = list(find_segments(path, cache, name=name, keep_columns=keep_columns))
@@ -126,13 +126,13 @@ def sources_of(data: str | Sequence[str] | None) -> set[Source]:
         return set(sample_videos())
     sources: set[Source] = set()
     for path in paths_of(data):
-        sources.update(segment.source for segment in find_segments(path, IndexCache(path)))
+        sources.update(segment.source for segment in find_segments(path, AheadIndex(path)))
     return sources
 
 
 def find_segments(
     path: str | PathLike[str],
-    cache: IndexCache,
+    cache: AheadIndex,
     *,
     name: str = "data",
     keep_columns: bool = False,
@@ -189,7 +189,7 @@ def is_archive(file: File) -> bool:
 
 
 def segments_of(
-    file: File, cache: IndexCache, *, keep_columns: bool | Collection[str] = False
+    file: File, cache: AheadIndex, *, keep_columns: bool | Collection[str] = False
 ) -> Iterable[Segment]:
     """Return the segments of a list, the members of a tar file, or all of another file.
 

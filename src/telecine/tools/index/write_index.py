@@ -12,14 +12,21 @@ from rich.console import Console
 from telecine.base.checks import count
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, DecodeError, VideoInfo, index_video
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
-from telecine.data.header import Header, read_header
-from telecine.data.index_cache import IndexCache, fingerprint_of
-from telecine.data.index_store import IndexStore
-from telecine.data.sidecar import Sidecar, has_arrays, read_sidecar, scan_archive, write_sidecar
+from telecine.data.fingerprint import fingerprint_of
+from telecine.data.lazy.file_table import keys_of_members
+from telecine.data.lazy.header import HEADER, Header, read_header
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.sidecar import (
+    Sidecar,
+    has_arrays,
+    read_sidecar,
+    scan_archive,
+    write_sidecar,
+)
 from telecine.data.source import File, Skipped, Source, TarMember, kind_of
-from telecine.data.table import HEADER, keys_of_members
 from telecine.settings import MAX_FAILURES, ClipConfig
 
 # A process that is killed loses the indices of fewer files, and of fewer timestamps.
@@ -87,12 +94,12 @@ class _Indexer:
     """Indexes files in threads, and counts them."""
 
     def __init__(self, path: str, config: ClipConfig) -> None:
-        self.cache = IndexCache(path, config)
+        self.cache = AheadIndex(path, config)
         self.num_indexed = 0
         self.num_known = 0
         self.skipped: list[Skipped] = []
         self._config = config
-        self._store = IndexStore(path, config)
+        self._store = LazyIndex(path, config)
         self._known_keys = self._store.saved_keys()
 
     def index_archive(self, archive: File) -> None:

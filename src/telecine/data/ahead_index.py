@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import logging
@@ -19,11 +18,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from telecine.base.files import atomic_write, read_bounded, user_cache_folder
+from telecine.base.files import atomic_write, read_bounded
 from telecine.data.errors import Deadline
+from telecine.data.fingerprint import Fingerprint, fingerprint_of, look_up_source
 from telecine.data.index import index_video
+from telecine.data.index_paths import index_path
 from telecine.data.paths import deepest_folder
-from telecine.data.remote import look_up
 from telecine.data.remote_cache import max_cache_bytes
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
@@ -34,7 +34,6 @@ from telecine.data.source import (
     VideoInfo,
     check_frame,
     is_address,
-    kind_of,
     open_file,
     tar_members,
 )
@@ -42,7 +41,6 @@ from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-INDEX_NAME = ".telecine-index"
 _SECONDS_BETWEEN_SAVES = 60.0
 # A tar file at an address is fetched whole if its first members are smaller on average: a request for each header
 # would take longer.
@@ -72,13 +70,12 @@ _LINE_FIELDS = [
     if field.name not in ("source", "pts", "keyframes", "layout", "range")
 ]
 
-_Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
 _MemberLocation: TypeAlias = tuple[str, int, int]  # name, offset and size of a tar member
-_Archives: TypeAlias = dict[str, tuple[_Fingerprint, list[_MemberLocation]]]
-_Infos: TypeAlias = dict[str, tuple[_Fingerprint, VideoInfo]]
+_Archives: TypeAlias = dict[str, tuple[Fingerprint, list[_MemberLocation]]]
+_Infos: TypeAlias = dict[str, tuple[Fingerprint, VideoInfo]]
 
 
-class IndexCache:
+class AheadIndex:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
@@ -171,83 +168,6 @@ class IndexCache:
         """Return the name of a source in the file: relative to the data, so that a moved folder keeps its index."""
         name = str(source)
         return name if is_address(name) else os.path.relpath(name, self._root)
-
-
-def index_path(data: str | PathLike[str]) -> Path:
-    """Return the file of the index of a data set: hidden and next to the data, or in the user's cache folder."""
-    path = _path_beside(data)
-    if path is not None and os.access(path.parent, os.W_OK):
-        return path
-    return _path_in_cache(data)
-
-
-def index_paths(data: str | PathLike[str]) -> list[Path]:
-    """Return `index_path`, and where the index is if the data can be written to in another run only."""
-    paths = [index_path(data)]
-    for path in (_path_beside(data), _path_in_cache(data)):
-        if path is not None and path not in paths:
-            paths.append(path)
-    return paths
-
-
-def _path_beside(data: str | PathLike[str]) -> Path | None:
-    if is_address(str(data)):
-        return None
-    path = Path(data)
-    root = deepest_folder(path)
-    if root == path:
-        return root / INDEX_NAME
-    return root / f".{_short_hash(os.path.relpath(path, root))}{INDEX_NAME}"
-
-
-def _path_in_cache(data: str | PathLike[str]) -> Path:
-    identity = str(data) if is_address(str(data)) else str(Path(data).absolute())
-    return user_cache_folder() / "indices" / f"{_short_hash(identity)}{INDEX_NAME}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
-
-
-def fingerprint_of(source: Source) -> _Fingerprint:
-    """Return integers that identify the content of a source: size, and time of change in ns or a hash of its version.
-
-    A tar member adds its offset and size.
-    """
-    if isinstance(source, TarMember):
-        return *fingerprint_of(source.archive), source.offset, source.size
-    if isinstance(source, RemotePath):
-        file = look_up(source)
-        version = hashlib.sha256(os.fsencode(file.version)).hexdigest()
-        return file.size or 0, int(version[:15], 16)
-    status = source.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def look_up_source(source: Source, config: ClipConfig) -> tuple[Source, _Fingerprint] | None:
-    """Return a source whose index can be kept, as it is now, and its fingerprint.
-
-    Args:
-        source: The source. One at an address is looked up.
-        config: Its `timeout` limits the time.
-
-    Returns:
-        None for an array, whose index is not kept, and for a source that cannot be looked up: `index_video` raises an
-        error with the reason.
-    """
-    if kind_of(source) == "arrays":
-        return None
-    try:
-        if isinstance(source, RemotePath):
-            source = look_up(source, Deadline(source, config.timeout))
-        return source, fingerprint_of(source)
-    except OSError:
-        return None
-
-
-def num_bytes(source: Source) -> int:
-    """Return the size of a file or of a member of a tar file."""
-    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
 
 
 def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_MemberLocation]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.clip_frames import ClipFrames, warn_of_short
 from telecine.data.errors import (
     ChangedError,
@@ -28,9 +29,11 @@ from telecine.data.errors import (
     thread_errors,
 )
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
-from telecine.data.header import NO_HEADER, Header, read_header
-from telecine.data.index_cache import IndexCache, fingerprint_of
-from telecine.data.index_store import IndexStore, SavedAddresses, SavedHeaders
+from telecine.data.fingerprint import fingerprint_of
+from telecine.data.lazy.file_table import FileTable, keys_of_members
+from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
+from telecine.data.lazy.index import LazyIndex, SavedAddresses, SavedHeaders
+from telecine.data.lazy.span_table import SpanTable
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
@@ -43,7 +46,6 @@ from telecine.data.source import (
     check_frame,
     kind_of,
 )
-from telecine.data.table import HEADER, FileTable, SpanTable, keys_of_members
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class DataTable:
     """A data set by the headers of its files, and the exact indices of those that were read."""
 
     spans: SpanTable
-    store: IndexStore
+    store: LazyIndex
     skipped: list[Skipped]
     """Files whose headers cannot be read, and segments without frames."""
 
@@ -100,7 +102,7 @@ def load_table(
     paths = paths_of(path)
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
-    store = IndexStore(paths[0], config, paths[1:])
+    store = LazyIndex(paths[0], config, paths[1:])
     reader = _TableReader(store, config, counts_once=len(paths) > 1)
     try:
         for one_path in paths:
@@ -126,7 +128,7 @@ def load_table(
 class _TableReader:
     """Reads the headers of segments' files into columns."""
 
-    def __init__(self, store: IndexStore, config: ClipConfig, *, counts_once: bool) -> None:
+    def __init__(self, store: LazyIndex, config: ClipConfig, *, counts_once: bool) -> None:
         self.num_found = 0  # files, members and segments
         self._store = store
         self._counts_once = counts_once  # whether equal spans count once
@@ -154,7 +156,7 @@ class _TableReader:
         return self._store.saved_headers()
 
     @cached_property
-    def _saved_of_others(self) -> list[tuple[IndexStore, SavedHeaders]]:
+    def _saved_of_others(self) -> list[tuple[LazyIndex, SavedHeaders]]:
         return [(other, other.saved_headers()) for other in self._store.others]
 
     def add_path(self, path: str, name: str) -> None:
@@ -164,7 +166,7 @@ class _TableReader:
             path: A path, a pattern or an address.
             name: Name of the argument in error messages.
         """
-        cache = IndexCache(path, self._config)
+        cache = AheadIndex(path, self._config)
         files = find_files(path, name=name)
         archives = [file for file in files if is_archive(file)]
         members = None
