@@ -31,7 +31,9 @@ from telecine.data.find import find_files, is_archive, nothing_found, segments_o
 from telecine.data.fingerprint import UNKNOWN, Fingerprint
 from telecine.data.lazy.file_table import FileTable, keys_of_members
 from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
-from telecine.data.lazy.index import LazyIndex, SavedAddresses, SavedHeaders
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_addresses import SavedAddresses
+from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.span_table import SpanTable
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
@@ -407,7 +409,7 @@ class _TableReader:
             is_other = ~np.isin(self._saved.keys, keys)
             keys = np.concatenate([keys, self._saved.keys[is_other]])
             headers = np.concatenate([headers, self._saved.headers[is_other]])
-        self._store.save_headers(keys, headers)
+        self._store.save_headers(SavedHeaders.of(keys, headers))
 
     def table(self) -> DataTable:
         """Return all that was read."""
