@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error
 from telecine.models.diffusers.families import class_names
+from telecine.settings.autoencoder import ConvolutionKind
 
 Part: TypeAlias = Literal["decoder", "both"]
 Configuration: TypeAlias = Mapping[str, Any]
@@ -40,6 +41,24 @@ class StageGroup:
 
 
 @dataclass(frozen=True)
+class InnerChannels:
+    """Channels between layers of a residual block: no other layer has them.
+
+    Layers are named as in the network, or by the end of their name in each block.
+    """
+
+    name: str
+    """Name of the channels, after the name of the block if layers are named in each block."""
+    outputs: tuple[str, ...]
+    """Layers that output them, and their norms."""
+    inputs: tuple[str, ...]
+    """Layers that take them as their input."""
+
+
+_BETWEEN_CONVOLUTIONS = InnerChannels("", outputs=("conv1", "norm2"), inputs=("conv2",))
+
+
+@dataclass(frozen=True)
 class Widths:
     """Where a configuration states how many channels a network has."""
 
@@ -64,9 +83,8 @@ class Widths:
     """The setting that adds shortcuts between stages that mix channels, so that no part of them can be removed."""
     channel_sets: Mapping[str, int] = field(default_factory=dict)
     """Names of layers that output all channels several times, such as queries, keys and values: how many times."""
-    hidden: tuple[str, str, str] | None = ("conv1", "norm2", "conv2")
-    """Names, in a residual block, of the layer that outputs its hidden channels, their norm, and the layer that takes
-    them as its input; None if other layers take them, too."""
+    inner: tuple[InnerChannels, ...] = (_BETWEEN_CONVOLUTIONS,)
+    """Channels inside of residual blocks that are removed by themselves; none if other layers take them, too."""
     blocks_setting: str | None = None
     """The setting with the number of residual blocks of each stage of `part`: a number, or one for each stage."""
 
@@ -169,10 +187,31 @@ CAUSAL_VAE_WIDTHS = Widths(
     multipliers="channel_multipliers",
     grouping="all",
     channel_sets={"modulation": 2},
-    hidden=("branch.2", "branch.3", "branch.5"),
     blocks_setting="blocks_per_level",
 )
-"""Of the encoder and the decoder of `CausalVAE`, and of the decoder of a student."""
+"""Of the encoder and the decoder of `CausalVAE`, and of the decoder of a student; without `inner`, see below."""
+
+
+def inner_channels_of_block(block: str, kind: ConvolutionKind) -> list[InnerChannels]:
+    """Return the inner channels of a residual block of `CausalVAE`.
+
+    Args:
+        block: Its name in the network.
+        kind: That of its convolutions, see `residual_convolution`.
+    """
+    first = f"{block}.branch.2"
+    norm = f"{block}.branch.3"
+    second = f"{block}.branch.5"
+    if kind == "depthwise":
+        # The first layer of each pair has a kernel for each channel of its input, and outputs the same channels.
+        return [InnerChannels(block, (f"{first}.1", norm, f"{second}.0"), (f"{second}.1",))]
+    if kind == "2+1d":
+        # The second convolution has no earlier frames, and stays a single layer.
+        between = InnerChannels(block, (f"{first}.1", norm), (second,))
+        return [between, InnerChannels(first, (f"{first}.0",), (f"{first}.1",))]
+    return [InnerChannels(block, (first, norm), (second,))]
+
+
 WIDTHS = {
     "AsymmetricAutoencoderKL": Widths(
         "up_block_out_channels",
@@ -187,7 +226,7 @@ WIDTHS = {
         part="both",
         norm_groups_setting="norm_num_groups",
         channel_sets={"temp_conv_up.conv1.2": 2},
-        hidden=None,
+        inner=(),
         blocks_setting="layers_per_block",
     ),
     "AutoencoderKLCogVideoX": _SHARED,
@@ -205,7 +244,7 @@ WIDTHS = {
         part="both",
         grouping="size",
         norm_groups=32,
-        hidden=None,
+        inner=(),
     ),
     "AutoencoderKLKVAEVideo": Widths(
         "ch",
@@ -213,7 +252,7 @@ WIDTHS = {
         part="both",
         grouping="size",
         norm_groups=32,
-        hidden=None,
+        inner=(),
         blocks_setting="num_res_blocks",
     ),
     "AutoencoderKLLTXVideo": Widths(
@@ -225,7 +264,7 @@ WIDTHS = {
             "decoder.time_embedder.timestep_embedder.linear_2": 2,
             "timestep_embedder.linear_2": 4,
         },
-        hidden=None,
+        inner=(),
         blocks_setting="decoder_layers_per_block",
     ),
     "AutoencoderKLMagvit": _SHARED,
@@ -249,7 +288,7 @@ WIDTHS = {
         _BLOCKS,
         part="both",
         norm_groups=32,
-        hidden=None,
+        inner=(),
         blocks_setting="layers_per_block",
     ),
     "AutoencoderKLWan": Widths(
@@ -270,7 +309,7 @@ WIDTHS = {
         multipliers="ch_mult",
         part="both",
         grouping="size",
-        hidden=None,
+        inner=(),
         blocks_setting="num_res_blocks",
     ),
     "Kandinsky6SRVAE": Widths(_DECODER_BLOCKS, prefix="decoder."),
