@@ -136,8 +136,9 @@ def _check_options(settings: TrainConfig, options: Sequence[str]) -> None:
                 )
                 break
     if isinstance(settings, DistillConfig):
-        for option in ("model", "random_weights"):
-            if option in options:  # files may have them, such as a recipe of that model
+        for option in options:
+            # Files may have them, such as a recipe of a model, or the settings of a run.
+            if option.partition(".")[0] in ("model", "random_weights", "resolved"):
                 remedy = "A student is new, and learns from its `--teacher`."
                 raise argument_error(option, "left out", "a value", remedy)
 
