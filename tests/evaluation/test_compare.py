@@ -21,9 +21,9 @@ from telecine.evaluation.compare import (
     compare,
     plot_differences,
 )
-from telecine.evaluation.evaluate import Evaluation, SavedEvaluation
 from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.paper_table import make_table
+from telecine.evaluation.result import Evaluation, SavedEvaluation
 
 from .evaluations import write_evaluation
 

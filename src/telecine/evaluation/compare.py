@@ -13,7 +13,8 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, count, shorten
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, SavedEvaluation, plot_frames
+from telecine.evaluation.plots import COLOURS, plot_frames
+from telecine.evaluation.result import FRAMES_FILE, SavedEvaluation
 
 _Fields: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
