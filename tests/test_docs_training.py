@@ -18,7 +18,7 @@ import telecine
 from telecine import training
 from telecine.__main__ import main
 from telecine.base.files import read_json
-from telecine.cli.commands import COMMANDS
+from telecine.cli.program import COMMANDS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.models import load_autoencoder
 from telecine.runs import Run

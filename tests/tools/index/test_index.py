@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from telecine.base.files import partial_path
-from telecine.cli.commands import run
+from telecine.cli.program import run
 from telecine.data import ClipDataset, DataError, index_store, index_video
 from telecine.data import load_table as load_table_module
 from telecine.data.errors import Deadline
