@@ -23,12 +23,12 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
+from telecine.tools.prune.class_widths import NOT_PRUNED, WIDTHS
 from telecine.tools.prune.convolutions import Activations, fit_depthwise
 from telecine.tools.prune.importance import recorded_squares, score_by_loss
 from telecine.tools.prune.parts import prunable
 from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
-from telecine.tools.prune.widths import NOT_PRUNED, WIDTHS
 
 from ...models.tiny_models import FAST, STREAMED, TINY_MODELS, tiny_clip, tiny_model
 

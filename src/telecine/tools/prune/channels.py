@@ -120,13 +120,13 @@ def find_groups(
             group.stage_group = index
     groups = []
     for name, group in sorted(collected.items(), key=lambda item: item[1].is_inner):
-        num_slices, num_norm_groups = widths.slices_and_norm_groups(config, group.num_channels)
+        slices = widths.slices(config, group.num_channels)
         groups.append(
             ChannelGroup(
                 name,
                 num_channels=group.num_channels,
-                num_slices=num_slices,
-                num_norm_groups=num_norm_groups,
+                num_slices=slices.num_slices,
+                num_norm_groups=slices.num_norm_groups,
                 axes=tuple(group.axes),
                 stage_group=group.stage_group,
             )

@@ -14,14 +14,12 @@ from telecine.models.causal_blocks import ResidualBlock
 from telecine.models.causal_networks import FlowDecoder, build_decoder
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import CausalVAEConfig
-from telecine.tools.prune.widths import (
+from telecine.tools.prune.class_widths import (
     CAUSAL_VAE_WIDTHS,
-    Configuration,
-    InnerChannels,
-    Widths,
     inner_channels_of_block,
     widths_of,
 )
+from telecine.tools.prune.widths import Configuration, InnerChannels, Widths
 
 
 @dataclass(frozen=True)
