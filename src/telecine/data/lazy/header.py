@@ -4,6 +4,8 @@ import hashlib
 import struct
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from telecine.data.arrays import index_array
 from telecine.data.decode import VIDEO_ERRORS, open_video
 from telecine.data.errors import Deadline, DecodeError, decode_errors
@@ -47,6 +49,17 @@ class Header(NamedTuple):
 
 NO_HEADER = Header(0, 1.0, 1, 1)
 """The header of a file that has no frames here: it was not read yet, cannot be read, is refused, or does not tell."""
+# What a row has of each field of `Header`.
+HEADER = np.dtype(
+    [
+        ("num_frames", np.int64),
+        ("fps", np.float64),
+        ("width", np.int32),
+        ("height", np.int32),
+        ("is_image", np.bool_),
+        ("digest", np.int64),
+    ]
+)
 
 
 def read_header(source: Source, config: ClipConfig) -> Header:

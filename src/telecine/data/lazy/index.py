@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 
 from telecine.base.files import remove_partial
 from telecine.data.errors import DecodeError, is_of_system, thread_errors
+from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
-from telecine.data.index_cache import index_paths, look_up_source
-from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
-from telecine.data.mapped_members import (
+from telecine.data.index_paths import index_paths
+from telecine.data.lazy.file_table import FileTable, keys_of_members
+from telecine.data.lazy.header import HEADER
+from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
+from telecine.data.lazy.mapped_members import (
     key_of_archives,
     map_members,
     remove_unused,
     write_members,
 )
-from telecine.data.paths import deepest_folder
-from telecine.data.sidecar import (
+from telecine.data.lazy.sidecar import (
     Sidecar,
     has_arrays,
     open_sidecar,
@@ -37,6 +39,8 @@ from telecine.data.sidecar import (
     scan_archive,
     write_sidecar,
 )
+from telecine.data.lazy.string_column import StringColumn
+from telecine.data.paths import deepest_folder
 from telecine.data.source import (
     File,
     RemotePath,
@@ -47,7 +51,6 @@ from telecine.data.source import (
     check_frame,
     is_address,
 )
-from telecine.data.table import HEADER, FileTable, Texts, keys_of_members
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -86,7 +89,7 @@ class SavedAddresses(NamedTuple):
 
     keys: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    versions: Texts
+    versions: StringColumn
 
     @classmethod
     def of(cls, files: Sequence[RemotePath]) -> SavedAddresses:
@@ -94,16 +97,18 @@ class SavedAddresses(NamedTuple):
         keys = np.array([_key_of_address(file.url) for file in files], np.int64)
         order = np.argsort(keys)
         sizes = np.array([files[place].size for place in order], np.int64)
-        return cls(keys[order], sizes, Texts.of(files[place].version for place in order))
+        return cls(keys[order], sizes, StringColumn.of(files[place].version for place in order))
 
     @classmethod
     def joined(cls, parts: Sequence[SavedAddresses]) -> SavedAddresses:
         """Return what several say. Of an address that is in two, the first counts."""
         keys = np.concatenate([np.empty(0, np.int64), *(part.keys for part in parts)])
         sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
-        versions = Texts.joined([part.versions for part in parts])
+        versions = StringColumn.joined([part.versions for part in parts])
         keys, places = np.unique(keys, return_index=True)
-        return cls(keys, sizes[places], Texts.of(versions[place] for place in places.tolist()))
+        return cls(
+            keys, sizes[places], StringColumn.of(versions[place] for place in places.tolist())
+        )
 
     def find(self, file: RemotePath) -> RemotePath | None:
         """Return a file with its size and version; None if they are not known."""
@@ -122,7 +127,7 @@ class Shard(NamedTuple):
     """The keys of its exact indices, sorted."""
 
 
-class IndexStore:
+class LazyIndex:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
     If the data cannot be written to, the folder is in the cache, and one beside the data is read, too.
@@ -148,7 +153,7 @@ class IndexStore:
         self._folders = [path.with_name(path.name + FOLDER_SUFFIX) for path in paths]
         self.folder = self._folders[0]
         self.config = config
-        self.others = [IndexStore(other, config) for other in others]
+        self.others = [LazyIndex(other, config) for other in others]
         root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
@@ -164,17 +169,16 @@ class IndexStore:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_recent": {}, "_shards": None, "_open": {}}
 
-    def key_of(self, source: Source, fingerprint: Sequence[int]) -> int:
+    def key_of(self, source: Source, fingerprint: Fingerprint) -> int:
         """Return the key of a source, in 63 bits.
 
         Args:
             source: The source.
-            fingerprint: Its `fingerprint_of`.
+            fingerprint: That of its file.
         """
         if isinstance(source, TarMember):
-            *of_archive, offset, _ = fingerprint
-            archive_key = self.key_of(source.archive, of_archive)
-            return int(keys_of_members(np.array([archive_key]), np.array([offset]))[0])
+            archive_key = self.key_of(source.archive, fingerprint)
+            return int(keys_of_members(np.array([archive_key]), np.array([source.offset]))[0])
         name = str(source)
         if name.startswith(self._prefix):
             name = name.removeprefix(self._prefix)
@@ -470,7 +474,7 @@ class IndexStore:
         for folder in self._folders:
             with suppress(*DAMAGE_ERRORS):
                 file = IndexFile(folder / _ADDRESSES)
-                versions = Texts(file.column("version.content"), file.column("version.end"))
+                versions = StringColumn(file.column("version.content"), file.column("version.end"))
                 return SavedAddresses(file.column("key"), file.column("size"), versions)
         return SavedAddresses.of([])
 

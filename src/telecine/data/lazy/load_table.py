@@ -28,9 +28,11 @@ from telecine.data.errors import (
     thread_errors,
 )
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
-from telecine.data.header import NO_HEADER, Header, read_header
-from telecine.data.index_cache import IndexCache, fingerprint_of
-from telecine.data.index_store import IndexStore, SavedAddresses, SavedHeaders
+from telecine.data.fingerprint import UNKNOWN, Fingerprint
+from telecine.data.lazy.file_table import FileTable, keys_of_members
+from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
+from telecine.data.lazy.index import LazyIndex, SavedAddresses, SavedHeaders
+from telecine.data.lazy.span_table import SpanTable
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
@@ -41,9 +43,9 @@ from telecine.data.source import (
     Source,
     TarMember,
     check_frame,
+    file_of,
     kind_of,
 )
-from telecine.data.table import HEADER, FileTable, SpanTable, keys_of_members
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class DataTable:
     """A data set by the headers of its files, and the exact indices of those that were read."""
 
     spans: SpanTable
-    store: IndexStore
+    store: LazyIndex
     skipped: list[Skipped]
     """Files whose headers cannot be read, and segments without frames."""
 
@@ -100,7 +102,7 @@ def load_table(
     paths = paths_of(path)
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
-    store = IndexStore(paths[0], config, paths[1:])
+    store = LazyIndex(paths[0], config, paths[1:])
     reader = _TableReader(store, config, counts_once=len(paths) > 1)
     try:
         for one_path in paths:
@@ -126,7 +128,7 @@ def load_table(
 class _TableReader:
     """Reads the headers of segments' files into columns."""
 
-    def __init__(self, store: IndexStore, config: ClipConfig, *, counts_once: bool) -> None:
+    def __init__(self, store: LazyIndex, config: ClipConfig, *, counts_once: bool) -> None:
         self.num_found = 0  # files, members and segments
         self._store = store
         self._counts_once = counts_once  # whether equal spans count once
@@ -154,7 +156,7 @@ class _TableReader:
         return self._store.saved_headers()
 
     @cached_property
-    def _saved_of_others(self) -> list[tuple[IndexStore, SavedHeaders]]:
+    def _saved_of_others(self) -> list[tuple[LazyIndex, SavedHeaders]]:
         return [(other, other.saved_headers()) for other in self._store.others]
 
     def add_path(self, path: str, name: str) -> None:
@@ -164,23 +166,22 @@ class _TableReader:
             path: A path, a pattern or an address.
             name: Name of the argument in error messages.
         """
-        cache = IndexCache(path, self._config)
         files = find_files(path, name=name)
         archives = [file for file in files if is_archive(file)]
-        members = None
+        members = FileTable.joined([])
         if archives:
             members, skipped = self._store.members(archives)
             self._skipped.extend(skipped)
             self.num_found += len(members) + len(skipped)
         num_added = 0  # tar files
         for are_archives, group in groupby(files, key=is_archive):
-            if are_archives and members is not None:
+            if are_archives:
                 begin = num_added
                 num_added += len(list(group))
                 self._add_members(members.of_archives(begin, num_added))
                 continue
             for file in group:
-                self._add(segments_of(file, cache, keep_columns=_STATED))
+                self._add(segments_of(file, self._config, keep_columns=_STATED))
 
     def _add(self, segments: Iterable[Segment]) -> None:
         """Add segments. The headers of their files are read some thousands at a time."""
@@ -195,7 +196,7 @@ class _TableReader:
         self._read_pending()
         archive_keys = []
         for archive in members.archives:
-            archive_keys.append(self._store.key_of(archive, fingerprint_of(archive)))
+            archive_keys.append(self._store.key_of(archive, Fingerprint.of(archive)))
         key_of_each = np.array(archive_keys, np.int64)[members.places["archive"]]
         begin = len(self._keys)
         count = len(members)
@@ -438,19 +439,19 @@ class _TableReader:
         return DataTable(spans, self._store, self._skipped)
 
 
-def _fingerprint(source: Source) -> tuple[int, ...]:
-    """Return the fingerprint of a source, without asking a server for a file that a list describes."""
+def _fingerprint(source: Source) -> Fingerprint:
+    """Return the fingerprint of the file of a source, without asking a server for a file that a list describes."""
     if isinstance(source, RemotePath) and source.size is None:
-        return (-1, 0)
-    return fingerprint_of(source)
+        return UNKNOWN
+    return Fingerprint.of(file_of(source))
 
 
-def _version(source: Source, fingerprint: Sequence[int]) -> str:
+def _version(source: Source, fingerprint: Fingerprint) -> str:
     if isinstance(source, TarMember):
         return ""
     if isinstance(source, RemotePath):
         return source.version
-    return str(fingerprint[1])
+    return str(fingerprint.version)
 
 
 def _stated_header(segment: Segment) -> Header | None:

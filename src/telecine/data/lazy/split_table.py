@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.holdout import choose_groups, no_clip_error, prefers_groups
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
-from telecine.data.table import FileTable, SpanTable, distinct
+from telecine.data.lazy.file_table import FileTable
+from telecine.data.lazy.sorted_numbers import distinct
+from telecine.data.lazy.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
