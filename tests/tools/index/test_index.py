@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from telecine.base.files import partial_path
-from telecine.cli.commands import run
+from telecine.cli.program import run
 from telecine.data import ClipDataset, DataError, index_video
 from telecine.data.errors import Deadline
 from telecine.data.lazy import index as lazy_index
