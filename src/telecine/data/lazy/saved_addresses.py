@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,7 @@ class SavedAddresses(NamedTuple):
         Raises:
             OSError: it cannot be written.
         """
-        columns = {
+        columns: dict[str, NDArray[Any]] = {
             "key": self.keys,
             "size": self.sizes,
             "version.content": self.versions.content,
