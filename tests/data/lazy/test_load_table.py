@@ -26,10 +26,10 @@ from telecine.data import (
     tar_files,
     tar_members,
 )
+from telecine.data.lazy import address_book, sidecar
 from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy import members as members_module
-from telecine.data.lazy import sidecar
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
@@ -491,7 +491,7 @@ def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch)
             raise DataError("no answer")
         return replace(file, size=1, version="v")
 
-    monkeypatch.setattr(load_table_module, "look_up", answer_or_fail)
+    monkeypatch.setattr(address_book, "look_up", answer_or_fail)
     for names in (["a.mp4", "c.mp4"], ["c.mp4"]):
         asked.clear()
         with pytest.raises(DataError, match="no answer"):
