@@ -9,7 +9,15 @@ import sys
 
 import pytest
 
-from telecine.data import DataError, DecodeError, ahead_index, index_video, load_spans, tar_members
+from telecine.data import (
+    DataError,
+    DecodeError,
+    ahead_index,
+    index_video,
+    load_spans,
+    tar_files,
+    tar_members,
+)
 from telecine.data.ahead_index import AheadIndex
 from telecine.data.fingerprint import num_bytes
 from telecine.data.index_paths import index_path
@@ -45,7 +53,7 @@ def indexed(monkeypatch):
         return tar_members(path, opened)
 
     monkeypatch.setattr(ahead_index, "index_video", index)
-    monkeypatch.setattr(ahead_index, "tar_members", members)
+    monkeypatch.setattr(tar_files, "tar_members", members)
     return names
 
 
@@ -101,9 +109,9 @@ def test_the_index_is_saved_now_and_then(folder, monkeypatch, indexed, seconds, 
 def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     write_shard(folder / "c.tar", [folder / "a.mp4"])
     with monkeypatch.context() as patch:
-        read = ahead_index.tar_members
+        read = tar_files.tar_members
         patch.setattr(
-            ahead_index,
+            tar_files,
             "tar_members",
             lambda path, opened: 1 / 0 if path.name == "c.tar" else read(path, opened),
         )

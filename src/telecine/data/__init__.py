@@ -24,7 +24,7 @@ What identifies a file:
 |---|---|---|
 | `VideoInfo.digest` | its size and bytes; of a large file, blocks of them | `index.py` |
 | `Header.ends_digest` | its size, its beginning and its end; the column `digest` of tables | `lazy/header.py` |
-| `fingerprint_of` | no hash: its size, and its time or a hash of its server's version | `fingerprint.py` |
+| `Fingerprint` | no hash: its size, and its time or a hash of its server's version | `fingerprint.py` |
 | `LazyIndex.key_of` | its name and its fingerprint | `lazy/index.py` |
 | `FileTable.identities` | its path without links; valid in this process only | `lazy/file_table.py` |
 | `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `lazy/sidecar.py` |
@@ -54,8 +54,8 @@ from telecine.data.samples import sample_videos as sample_videos
 from telecine.data.source import Span as Span
 from telecine.data.source import TarMember as TarMember
 from telecine.data.source import VideoInfo as VideoInfo
-from telecine.data.source import tar_members as tar_members
 from telecine.data.source import whole_video as whole_video
+from telecine.data.tar_files import tar_members as tar_members
 from telecine.data.validation import iterate_validation_clips as iterate_validation_clips
 from telecine.data.validation import read_validation_clips as read_validation_clips
 from telecine.data.validation import without_held_out as without_held_out

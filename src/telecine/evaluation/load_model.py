@@ -56,13 +56,13 @@ def load_infos(
         name: The setting that errors name.
     """
     videos = find_videos(path, name=name)
-    cache = AheadIndex(path, clips)
+    index = AheadIndex(path, clips)
     try:
-        infos, _ = index_videos(videos, index=cache.info)
+        infos, _ = index_videos(videos, index=index.info)
         return infos
     finally:
         # Keeps what only training uses: images, and members of tar files.
-        cache.save(is_complete=False)
+        index.save(is_complete=False)
 
 
 def load_with_data(

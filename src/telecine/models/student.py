@@ -246,7 +246,8 @@ def _find_teacher(folder: Path, teacher: str) -> str:
     beside = folder.parent / teacher
     is_part_of_checkpoint = teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent)
     is_beside = beside.is_dir() and not is_part_of_checkpoint
-    path = read_saved_settings(folder.parent).get(TEACHER_KEY)
+    resolved = read_saved_settings(folder.parent).get("resolved")
+    path = resolved.get("encoder") if isinstance(resolved, dict) else None
     if (
         isinstance(path, str)
         and TeacherEncoderModel.public_name(path) == teacher

@@ -45,7 +45,7 @@ from telecine.data.validation import (
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
-from telecine.runs.run import ValidationSet
+from telecine.runs.summary import ValidationSet
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.data import FILES, settings_marked
 from telecine.training.distributed import barrier_without_time_limit, rank

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
-from telecine.data.ahead_index import AheadIndex
 from telecine.data.clip_frames import ClipFrames, warn_of_short
 from telecine.data.errors import (
     ChangedError,
@@ -29,10 +28,12 @@ from telecine.data.errors import (
     thread_errors,
 )
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
-from telecine.data.fingerprint import fingerprint_of
+from telecine.data.fingerprint import UNKNOWN, Fingerprint
 from telecine.data.lazy.file_table import FileTable, keys_of_members
 from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
-from telecine.data.lazy.index import LazyIndex, SavedAddresses, SavedHeaders
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_addresses import SavedAddresses
+from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.span_table import SpanTable
 from telecine.data.lists import Segment
 from telecine.data.mp4_tables import MAX_FRAMES
@@ -44,6 +45,7 @@ from telecine.data.source import (
     Source,
     TarMember,
     check_frame,
+    file_of,
     kind_of,
 )
 from telecine.settings import ClipConfig
@@ -166,23 +168,22 @@ class _TableReader:
             path: A path, a pattern or an address.
             name: Name of the argument in error messages.
         """
-        cache = AheadIndex(path, self._config)
         files = find_files(path, name=name)
         archives = [file for file in files if is_archive(file)]
-        members = None
+        members = FileTable.joined([])
         if archives:
             members, skipped = self._store.members(archives)
             self._skipped.extend(skipped)
             self.num_found += len(members) + len(skipped)
         num_added = 0  # tar files
         for are_archives, group in groupby(files, key=is_archive):
-            if are_archives and members is not None:
+            if are_archives:
                 begin = num_added
                 num_added += len(list(group))
                 self._add_members(members.of_archives(begin, num_added))
                 continue
             for file in group:
-                self._add(segments_of(file, cache, keep_columns=_STATED))
+                self._add(segments_of(file, self._config, keep_columns=_STATED))
 
     def _add(self, segments: Iterable[Segment]) -> None:
         """Add segments. The headers of their files are read some thousands at a time."""
@@ -197,7 +198,7 @@ class _TableReader:
         self._read_pending()
         archive_keys = []
         for archive in members.archives:
-            archive_keys.append(self._store.key_of(archive, fingerprint_of(archive)))
+            archive_keys.append(self._store.key_of(archive, Fingerprint.of(archive)))
         key_of_each = np.array(archive_keys, np.int64)[members.places["archive"]]
         begin = len(self._keys)
         count = len(members)
@@ -408,7 +409,7 @@ class _TableReader:
             is_other = ~np.isin(self._saved.keys, keys)
             keys = np.concatenate([keys, self._saved.keys[is_other]])
             headers = np.concatenate([headers, self._saved.headers[is_other]])
-        self._store.save_headers(keys, headers)
+        self._store.save_headers(SavedHeaders.of(keys, headers))
 
     def table(self) -> DataTable:
         """Return all that was read."""
@@ -440,19 +441,19 @@ class _TableReader:
         return DataTable(spans, self._store, self._skipped)
 
 
-def _fingerprint(source: Source) -> tuple[int, ...]:
-    """Return the fingerprint of a source, without asking a server for a file that a list describes."""
+def _fingerprint(source: Source) -> Fingerprint:
+    """Return the fingerprint of the file of a source, without asking a server for a file that a list describes."""
     if isinstance(source, RemotePath) and source.size is None:
-        return (-1, 0)
-    return fingerprint_of(source)
+        return UNKNOWN
+    return Fingerprint.of(file_of(source))
 
 
-def _version(source: Source, fingerprint: Sequence[int]) -> str:
+def _version(source: Source, fingerprint: Fingerprint) -> str:
     if isinstance(source, TarMember):
         return ""
     if isinstance(source, RemotePath):
         return source.version
-    return str(fingerprint[1])
+    return str(fingerprint.version)
 
 
 def _stated_header(segment: Segment) -> Header | None:
