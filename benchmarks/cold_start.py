@@ -39,7 +39,7 @@ from s3_folder import Server
 
 import telecine
 from telecine.data import ClipDataset, clips_sha256, index_video, load_spans, read_clip, tar_members
-from telecine.data.index_cache import IndexCache
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.remote import look_up
 from telecine.data.source import RemotePath, TarMember
 from telecine.losses.perceptual.weights import cache_path
@@ -115,9 +115,12 @@ def make(data: Path, num_clips: int) -> None:
 
 def add_sidecars(data: Path) -> None:
     """Write the indices of all shards."""
-    from telecine.data.header import Header  # which an earlier checkout does not have
-    from telecine.data.sidecar import Sidecar, write_sidecar
-    from telecine.data.table import HEADER, FileTable
+    from telecine.data.lazy.file_table import FileTable
+    from telecine.data.lazy.header import (
+        HEADER,
+        Header,  # which an earlier checkout does not have
+    )
+    from telecine.data.lazy.sidecar import Sidecar, write_sidecar
 
     infos = [
         index_video(path) for path in sorted(data.glob("s*.mp4"), key=lambda path: len(path.name))
@@ -132,7 +135,7 @@ def add_sidecars(data: Path) -> None:
             kind = (num_members + row) % len(infos)
             # The digest only tells members apart here.
             digest = hashlib.sha256(member.name.encode()).digest()
-            rows[row] = headers[kind]._replace(ends_digest=1 + num_members + row)
+            rows[row] = headers[kind]._replace(digest=1 + num_members + row)
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
         table = FileTable.of(members, [""] * len(members), rows)
@@ -215,7 +218,7 @@ def hash_clips(index: str | None, items: list[int]) -> list[str]:
     options = {} if index is None else {"index": index}
     config = ClipConfig(**CLIP, **options)
     if index == "lazy":
-        from telecine.data.load_table import load_table
+        from telecine.data.lazy.load_table import load_table
 
         table = load_table("s3://bucket/shards", config)
         dataset = ClipDataset(table.spans, config, seed=0, store=table.store)
@@ -284,7 +287,7 @@ def reads(data: Path, server: Server) -> None:
         report(f"a clip of a member of {title}", time.monotonic() - begin, server)
         shutil.rmtree(data / "cache", ignore_errors=True)
         begin = time.monotonic()
-        assert len(IndexCache(str(archive)).members(look_up(archive))) == len(members)
+        assert len(AheadIndex(str(archive)).members(look_up(archive))) == len(members)
         report(f"the names of all members of {title}", time.monotonic() - begin, server)
         shutil.rmtree(data / "cache", ignore_errors=True)
 

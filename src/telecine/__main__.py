@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(typed: Sequence[str]) -> int:
     """Run a command, print the errors that are not faults of telecine, and return the exit code."""
     try:
-        from telecine.cli.commands import run  # needs libraries that may not be installed
+        from telecine.cli.program import run  # needs libraries that may not be installed
 
         run(typed)
     except ImportError as error:

@@ -10,7 +10,7 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from telecine.data import ClipDataset, index_video, load_spans, read_clip
 from telecine.data.hdr import BT2020, HLG, PQ, tone_map
-from telecine.data.load_table import load_table
+from telecine.data.lazy.load_table import load_table
 from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig, PixelFormat
 from telecine.video.write import write_video as write_output

@@ -29,12 +29,13 @@ from telecine.data import (
     remote,
     remote_read,
 )
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.index_cache import IndexCache, index_path
+from telecine.data.index_paths import index_path
+from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.sidecar import scan_archive
 from telecine.data.lists import read_list
-from telecine.data.load_table import load_table
 from telecine.data.remote_cache import cache_folder
-from telecine.data.sidecar import scan_archive
 from telecine.data.source import PROTOCOLS, RemotePath
 from telecine.settings import ClipConfig
 
@@ -401,7 +402,7 @@ def test_the_members_of_a_tar_file_are_found_by_its_headers(s3, tmp_path, fetche
         files[-1].write_bytes(bytes(10**6))
     address = s3.put(write_shard(tmp_path / "set" / "a.tar", files).parent, "set")
     archive = RemotePath(f"{address}/a.tar")
-    members = IndexCache(address).members(archive)
+    members = AheadIndex(address).members(archive)
     assert [(member.name, member.size) for member in members] == [
         (path.name, 10**6) for path in files
     ]

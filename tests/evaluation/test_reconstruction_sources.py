@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
+from telecine.data import ahead_index, find_videos, index_video, index_videos, load_spans
 from telecine.evaluation.load_model import load_infos, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruction_sources import contains_videos, open_source
@@ -53,7 +53,7 @@ class TestIndex:
             names.append(path.name)
             return index_video(path, *limits)
 
-        monkeypatch.setattr(index_cache, "index_video", index)
+        monkeypatch.setattr(ahead_index, "index_video", index)
         return names
 
     @pytest.mark.parametrize("command", ["evaluate", "videos", "protocol", "latents"])

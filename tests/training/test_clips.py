@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from telecine.data import DataError, ReadingStopped
-from telecine.data.index_store import IndexStore, SavedAddresses
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.source import RemotePath
 from telecine.training import clips as of_run
 from telecine.training.build import build_autoencoder
@@ -76,7 +77,7 @@ def test_addresses_are_forgotten_if_another_process_has_other_data(
     shutil.copy(small_video, tmp_path)
     clips = replace(tiny().clips, index="lazy")
     config = tiny(data=str(tmp_path), val_data=str(small_video), clips=clips)
-    store = IndexStore(str(tmp_path), config.clips)
+    store = LazyIndex(str(tmp_path), config.clips)
     store.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
     assert len(store.saved_addresses().keys) == 1
     monkeypatch.setattr(of_run, "num_ranks", lambda: 2)

@@ -11,9 +11,10 @@ from telecine.base.checks import argument_error, count
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
 from telecine.data.holdout_groups import group_spans, has_column
+from telecine.data.lazy.sorted_numbers import distinct, first_of_each
+from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Source, Span, resolve_source
 from telecine.data.spacing import evenly_spaced
-from telecine.data.table import SpanTable, distinct, first_of_each
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.hdr import log_hdr
-from telecine.data.index_store import IndexStore
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.span_table import EstimatedSpan, SpanTable, exact_span
 from telecine.data.source import Skipped, Source, Span, resolve_source
 from telecine.data.spacing import evenly_spaced
-from telecine.data.table import EstimatedSpan, SpanTable, exact_span
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def read_validation_clips(
 
 
 def index_validation_spans(
-    spans: SpanTable, store: IndexStore, config: ClipConfig, max_clips: int
+    spans: SpanTable, store: LazyIndex, config: ClipConfig, max_clips: int
 ) -> list[Span]:
     """Index the files of the validation clips, see `read_validation_clips`, and return their spans.
 
@@ -133,7 +133,7 @@ def index_validation_spans(
     return in_order
 
 
-def _index_span(span: EstimatedSpan, store: IndexStore, frames: ClipFrames) -> Span:
+def _index_span(span: EstimatedSpan, store: LazyIndex, frames: ClipFrames) -> Span:
     """Return a span by the exact index of its file.
 
     Raises:

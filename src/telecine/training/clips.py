@@ -26,16 +26,17 @@ from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
+from telecine.data.fingerprint import num_bytes
 from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
 from telecine.data.index import index_video, index_videos
-from telecine.data.index_cache import num_bytes
-from telecine.data.index_store import IndexStore
-from telecine.data.load_table import load_table
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.sorted_numbers import first_of_each
+from telecine.data.lazy.span_table import SpanTable, are_images, file_numbers, select
+from telecine.data.lazy.split_table import split_table, without_held_out_files
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
-from telecine.data.table import SpanTable, are_images, file_numbers, first_of_each, select
-from telecine.data.table_holdout import split_table, without_held_out_files
 from telecine.data.validation import (
     index_validation_spans,
     read_validation_clips,
@@ -44,7 +45,7 @@ from telecine.data.validation import (
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
-from telecine.runs.run import ValidationSet
+from telecine.runs.summary import ValidationSet
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.settings.data import FILES, settings_marked
 from telecine.training.distributed import barrier_without_time_limit, rank
@@ -130,9 +131,9 @@ class Spans:
     """Files that cannot be decoded, and lines of a list without frames."""
     num_short: int
     """Videos that are shorter than a clip."""
-    store: IndexStore | None = None
+    store: LazyIndex | None = None
     """Indexes the files of `usable` and `train` if they are tables."""
-    val_store: IndexStore | None = None
+    val_store: LazyIndex | None = None
     """The same for `held_out`."""
 
     @classmethod
@@ -318,7 +319,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     return clips
 
 
-def check_same_data(recorded: Mapping[str, Any], stores: Sequence[IndexStore | None] = ()) -> None:
+def check_same_data(recorded: Mapping[str, Any], stores: Sequence[LazyIndex | None] = ()) -> None:
     """Check that all processes have the same data. Every process has to call this.
 
     Args:

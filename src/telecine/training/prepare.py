@@ -28,7 +28,7 @@ from telecine.models.pretrained import digest_of_tensors
 from telecine.models.student import StudentAutoencoder
 from telecine.models.transfer import copy_matching, load_source
 from telecine.runs import Run
-from telecine.runs.run import RunSummary
+from telecine.runs.summary import RunSummary
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import (
     NUM_CLIPS,

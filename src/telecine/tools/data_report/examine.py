@@ -25,11 +25,11 @@ from telecine.data import (
 )
 from telecine.data.clip import bytes_from_video, make_clip, video_from_bytes
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.dataset import num_cached_bytes
 from telecine.data.decode import open_video, read_clip
+from telecine.data.decoded_cache import num_cached_bytes
 from telecine.data.find import ignored_suffixes
+from telecine.data.fingerprint import num_bytes
 from telecine.data.holdout_groups import group_spans
-from telecine.data.index_cache import num_bytes
 from telecine.data.paths import paths_of
 from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, file_of, resolve_source

@@ -17,7 +17,7 @@ from telecine.base.randomness import seed_of
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, Span, iterate_validation_clips, read_validation_clips
-from telecine.data.index_cache import fingerprint_of
+from telecine.data.fingerprint import fingerprint_of
 from telecine.evaluation.load_model import MeasuredModel
 from telecine.evaluation.metrics.frechet import (
     FeatureNetwork,

@@ -87,7 +87,7 @@ def check_convolutions(model: VideoAutoencoder, kinds: Sequence[ConvolutionKind]
     """Check that the decoder of a model can have other convolutions.
 
     Raises:
-        ValueError: Its class has no setting for them, or they do not fit its levels.
+        ValueError: Its class has no setting for them, they do not fit its levels, or a level has cheaper ones already.
     """
     if not isinstance(model, CausalAutoencoder):
         name = type(getattr(model, "module", model)).__name__
@@ -97,6 +97,11 @@ def check_convolutions(model: VideoAutoencoder, kinds: Sequence[ConvolutionKind]
         )
         raise argument_error("decoder_convolutions", contract, list(kinds), remedy)
     replace(model.config, decoder_convolutions=tuple(kinds))
+    present = model.config.decoder_convolutions
+    if any(old not in ("3d", new) for old, new in zip(present, kinds, strict=False)):
+        contract = f'{list(present)}, those of the model, with others in place of "3d" alone'
+        remedy = "Leave it out to keep them, or prune the model that this one was made of."
+        raise argument_error("decoder_convolutions", contract, list(kinds), remedy)
 
 
 @torch.no_grad()

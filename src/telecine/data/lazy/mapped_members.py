@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.files import flush, partial_path
-from telecine.data.index_cache import fingerprint_of
-from telecine.data.index_files import FORMAT, read_description, write_columns
-from telecine.data.sidecar import Sidecar
+from telecine.data.fingerprint import fingerprint_of
+from telecine.data.lazy.file_table import PLACE, FileTable
+from telecine.data.lazy.header import HEADER
+from telecine.data.lazy.index_file import FORMAT, read_description, write_columns
+from telecine.data.lazy.sidecar import Sidecar
+from telecine.data.lazy.string_column import StringColumn
 from telecine.data.source import File, Skipped, TarMember
-from telecine.data.table import HEADER, PLACE, FileTable, Texts
 
 _SKIPPED = "skipped"
 _SECONDS_KEPT = 365 * 24 * 3600.0  # after a run has mapped it: longer than a run takes
@@ -103,8 +105,8 @@ def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[S
         count = num_bytes // np.dtype(dtype).itemsize
         columns[name] = np.frombuffer(content, dtype, count, described[name].begin)
     table = FileTable(
-        names=Texts(columns["name"], columns["name.end"]),
-        versions=Texts.empty(len(columns["header"])),
+        names=StringColumn(columns["name"], columns["name.end"]),
+        versions=StringColumn.empty(len(columns["header"])),
         places=columns["place"],
         archives=tuple(archives),
         headers=columns["header"],

@@ -20,23 +20,25 @@ from telecine.data import (
     ClipDataset,
     DataError,
     DecodeError,
-    index_store,
     index_video,
     load_spans,
-    sidecar,
     split_videos,
+    tar_files,
+    tar_members,
 )
-from telecine.data import load_table as load_table_module
-from telecine.data.header import read_header
-from telecine.data.index_store import IndexStore
-from telecine.data.load_table import load_table
-from telecine.data.source import tar_members
-from telecine.data.table import Texts
-from telecine.data.table_holdout import split_table, without_held_out_files
+from telecine.data.lazy import address_book, sidecar
+from telecine.data.lazy import index as index_module
+from telecine.data.lazy import load_table as load_table_module
+from telecine.data.lazy import members as members_module
+from telecine.data.lazy.header import read_header
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.split_table import split_table, without_held_out_files
+from telecine.data.lazy.string_column import StringColumn
 from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
 
-from .videos import (
+from ..videos import (
     assert_same_clips,
     moving_frames,
     truncate,
@@ -198,7 +200,7 @@ def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkey
         tried.append(source)
         return index_video(source, config)
 
-    monkeypatch.setattr(index_store, "index_video", index_and_note)
+    monkeypatch.setattr(index_module, "index_video", index_and_note)
     dataset = lazy_dataset(data)
     clips = [dataset[index] for index in range(12)]
     assert len({clip["source"] for clip in clips}) == 1
@@ -221,7 +223,7 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
         raise OSError(EIO, "Input/output error")
 
     if first == "error":
-        monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        monkeypatch.setattr(tar_files, "tar_members", fail_once)
         monkeypatch.setattr(os, "cpu_count", lambda: 1)
         assert len(load_table(str(shards), CONFIG).spans) == 11
     else:
@@ -233,8 +235,8 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
 
 
 def test_the_indices_that_were_used_last_stay_in_memory(data, monkeypatch):
-    monkeypatch.setattr(index_store, "_NUM_RECENT", 2)
-    store = IndexStore(str(data), CONFIG)
+    monkeypatch.setattr(index_module, "_NUM_RECENT", 2)
+    store = LazyIndex(str(data), CONFIG)
     files = sorted(data.rglob("*.mp4"))
     read = []
     monkeypatch.setattr(store, "saved_info", lambda _, source: read.append(source))
@@ -253,7 +255,7 @@ def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
         read.append(archive)
         return sidecar.read_sidecar(archive)
 
-    monkeypatch.setattr(index_store, "read_sidecar", read_and_note)
+    monkeypatch.setattr(members_module, "read_sidecar", read_and_note)
     again = lazy_dataset(shards)
     assert again.spans.sha256() == first.spans.sha256()
     assert not again.spans.files.headers.flags.writeable, "columns are mapped"
@@ -303,7 +305,7 @@ def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch
             time.sleep(0.02)
         yield from tar_members(archive, opened)
 
-    monkeypatch.setattr(sidecar, "tar_members", read_slowly)
+    monkeypatch.setattr(tar_files, "tar_members", read_slowly)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert len(load_table(str(shards), replace(CONFIG, timeout=0.1)).spans) == 12
 
@@ -327,7 +329,7 @@ def test_the_file_of_members_that_another_process_has_written_meanwhile_stays(da
         written[path] = path.stat().st_ino
         return sidecar.read_sidecar(archive)
 
-    monkeypatch.setattr(index_store, "read_sidecar", read_after_another_process)
+    monkeypatch.setattr(members_module, "read_sidecar", read_after_another_process)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     load_table(str(shards), CONFIG)
     assert {path: path.stat().st_ino for path in written} == written
@@ -336,7 +338,7 @@ def test_the_file_of_members_that_another_process_has_written_meanwhile_stays(da
 
 @pytest.mark.parametrize("names", [["a.mp4", "b/c.mp4", "/d/e/f.mp4", "g.mp4"], ["é/ü.mp4", "ö"]])
 def test_file_names_are_what_follows_the_last_slash(names):
-    texts = Texts.of(names)
+    texts = StringColumn.of(names)
     expected = "".join(f"{name.rpartition('/')[2]}\n" for name in names)
     assert b"".join(texts.file_names(np.arange(len(names)))) == expected.encode()
 
@@ -471,7 +473,9 @@ def test_headers_are_kept_each_minute(data, monkeypatch):
     monkeypatch.setattr(load_table_module, "_CHUNK", 4)
     monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
     saved = []
-    monkeypatch.setattr(IndexStore, "save_headers", lambda store, keys, _: saved.append(len(keys)))
+    monkeypatch.setattr(
+        LazyIndex, "save_headers", lambda _, headers: saved.append(len(headers.keys))
+    )
     load_table(str(data), CONFIG)
     assert saved == [4, 8, 12, 16, 16]
 
@@ -487,7 +491,7 @@ def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch)
             raise DataError("no answer")
         return replace(file, size=1, version="v")
 
-    monkeypatch.setattr(load_table_module, "look_up", answer_or_fail)
+    monkeypatch.setattr(address_book, "look_up", answer_or_fail)
     for names in (["a.mp4", "c.mp4"], ["c.mp4"]):
         asked.clear()
         with pytest.raises(DataError, match="no answer"):
