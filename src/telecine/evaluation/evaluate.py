@@ -68,10 +68,10 @@ def evaluate(
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
-        spans = source.protocol.select(infos)
-        metric_set = source.protocol.load_metrics(spans, config, device)
+        spans = source.clip_protocol.select(infos)
+        metric_set = source.clip_protocol.load_metrics(spans, config, device)
         metric_set = _with_requested(metric_set, source, config)
-        description = source.protocol.describe(spans)
+        description = source.clip_protocol.describe(spans)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
         flat_figures = {}
