@@ -135,7 +135,7 @@ def add_sidecars(data: Path) -> None:
             kind = (num_members + row) % len(infos)
             # The digest only tells members apart here.
             digest = hashlib.sha256(member.name.encode()).digest()
-            rows[row] = headers[kind]._replace(ends_digest=1 + num_members + row)
+            rows[row] = headers[kind]._replace(digest=1 + num_members + row)
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
         table = FileTable.of(members, [""] * len(members), rows)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from telecine.data import DataError, ReadingStopped
-from telecine.data.lazy.index import LazyIndex, SavedAddresses
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.source import RemotePath
 from telecine.training import clips as of_run
 from telecine.training.build import build_autoencoder

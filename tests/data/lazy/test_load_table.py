@@ -26,9 +26,10 @@ from telecine.data import (
     tar_files,
     tar_members,
 )
+from telecine.data.lazy import address_book, sidecar
 from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
-from telecine.data.lazy import sidecar
+from telecine.data.lazy import members as members_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
@@ -254,7 +255,7 @@ def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
         read.append(archive)
         return sidecar.read_sidecar(archive)
 
-    monkeypatch.setattr(index_module, "read_sidecar", read_and_note)
+    monkeypatch.setattr(members_module, "read_sidecar", read_and_note)
     again = lazy_dataset(shards)
     assert again.spans.sha256() == first.spans.sha256()
     assert not again.spans.files.headers.flags.writeable, "columns are mapped"
@@ -328,7 +329,7 @@ def test_the_file_of_members_that_another_process_has_written_meanwhile_stays(da
         written[path] = path.stat().st_ino
         return sidecar.read_sidecar(archive)
 
-    monkeypatch.setattr(index_module, "read_sidecar", read_after_another_process)
+    monkeypatch.setattr(members_module, "read_sidecar", read_after_another_process)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     load_table(str(shards), CONFIG)
     assert {path: path.stat().st_ino for path in written} == written
@@ -472,7 +473,9 @@ def test_headers_are_kept_each_minute(data, monkeypatch):
     monkeypatch.setattr(load_table_module, "_CHUNK", 4)
     monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
     saved = []
-    monkeypatch.setattr(LazyIndex, "save_headers", lambda store, keys, _: saved.append(len(keys)))
+    monkeypatch.setattr(
+        LazyIndex, "save_headers", lambda _, headers: saved.append(len(headers.keys))
+    )
     load_table(str(data), CONFIG)
     assert saved == [4, 8, 12, 16, 16]
 
@@ -488,7 +491,7 @@ def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch)
             raise DataError("no answer")
         return replace(file, size=1, version="v")
 
-    monkeypatch.setattr(load_table_module, "look_up", answer_or_fail)
+    monkeypatch.setattr(address_book, "look_up", answer_or_fail)
     for names in (["a.mp4", "c.mp4"], ["c.mp4"]):
         asked.clear()
         with pytest.raises(DataError, match="no answer"):

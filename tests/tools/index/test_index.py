@@ -11,6 +11,7 @@ from telecine.cli.program import run
 from telecine.data import ClipDataset, DataError, index_video
 from telecine.data.errors import Deadline
 from telecine.data.lazy import index as lazy_index
+from telecine.data.lazy import index_file
 from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
@@ -91,7 +92,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
     shards.mkdir(parents=True)
     left = partial_path(shards / "0")  # by a process that was killed
     left.touch()
-    monkeypatch.setattr(lazy_index, "_SECONDS_OF_A_WRITE", -1.0)
+    monkeypatch.setattr(index_file, "_SECONDS_OF_A_WRITE", -1.0)
     if ends == "timestamps":
         monkeypatch.setattr(index_module, "_TIMESTAMPS_PER_SHARD", 30)
         index_module.write_index(str(data), CONFIG)
@@ -105,8 +106,10 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
         with pytest.raises(DataError, match="data index"):
             index_module.write_index(str(data), CONFIG)
     store = load_table(str(data), CONFIG).store
-    assert len(store.shards()) == (1 if ends == "a late file" else 3)
-    assert sum(len(shard.keys) for shard in store.shards()) == (5 if ends == "a late file" else 6)
+    assert len(store.shards.all()) == (1 if ends == "a late file" else 3)
+    assert sum(len(shard.keys) for shard in store.shards.all()) == (
+        5 if ends == "a late file" else 6
+    )
     assert not left.exists()
 
 
@@ -119,7 +122,7 @@ def test_few_shards_are_open_at_once(data, monkeypatch):
     monkeypatch.setattr(lazy_index, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data), CONFIG)
     infos = [table.store.info(file) for file in sorted(data.glob("*.mp4"))]
-    assert len(table.store.shards()) == len(infos) == 6
+    assert len(table.store.shards.all()) == len(infos) == 6
     assert len(os.listdir("/proc/self/fd")) <= num_open + 2
 
 
@@ -128,7 +131,7 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
     late = {"film0-0.mp4", "film0-1.mp4"}
 
     def num_kept():
-        return [len(shard.keys) for shard in LazyIndex(str(data / "0.tar"), CONFIG).shards()]
+        return [len(shard.keys) for shard in LazyIndex(str(data / "0.tar"), CONFIG).shards.all()]
 
     def index_or_fail(source, config):
         Deadline(source, -1 if source.name in late else 60).seconds_left()

@@ -5,45 +5,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.base.files import remove_partial
-from telecine.data.errors import DecodeError, is_of_system, thread_errors
+from telecine.data.errors import DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
 from telecine.data.index_paths import index_paths
 from telecine.data.lazy.file_table import FileTable, keys_of_members
-from telecine.data.lazy.header import HEADER
 from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
-from telecine.data.lazy.mapped_members import (
-    key_of_archives,
-    map_members,
-    remove_unused,
-    write_members,
-)
-from telecine.data.lazy.sidecar import (
-    Sidecar,
-    has_arrays,
-    open_sidecar,
-    read_sidecar,
-    scan_archive,
-    write_sidecar,
-)
-from telecine.data.lazy.string_column import StringColumn
+from telecine.data.lazy.members import find_members
+from telecine.data.lazy.recent import Recent
+from telecine.data.lazy.saved_addresses import SavedAddresses
+from telecine.data.lazy.saved_headers import SavedHeaders
+from telecine.data.lazy.shards import Shards
+from telecine.data.lazy.sidecar import open_sidecar
 from telecine.data.paths import deepest_folder
 from telecine.data.source import (
     File,
-    RemotePath,
     Skipped,
     Source,
     TarMember,
@@ -62,85 +47,16 @@ _SHARDS = "shards"
 _MEMBERS = "members"
 _FAILURE = "failure"
 _LIMITS = "limits"
-_SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _NUM_RECENT = 256  # indices that a process keeps
-_NUM_SCANS = 4  # tar files that are scanned at once
 _NUM_OPEN = 64  # sidecars and shards that a process keeps open
-
-
-class SavedHeaders(NamedTuple):
-    """Headers by their keys, which are sorted."""
-
-    keys: NDArray[np.int64]
-    headers: NDArray[Any]
-
-    def find(self, keys: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the headers of keys; without frames where they are not known."""
-        headers = np.zeros(len(keys), HEADER)
-        if len(self.keys) > 0:
-            rows = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-            is_known = self.keys[rows] == keys
-            headers[is_known] = self.headers[rows[is_known]]
-        return headers
-
-
-class SavedAddresses(NamedTuple):
-    """What servers have said of single files, by the keys of their addresses, which are sorted."""
-
-    keys: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    versions: StringColumn
-
-    @classmethod
-    def of(cls, files: Sequence[RemotePath]) -> SavedAddresses:
-        """Return what files with their sizes and versions say."""
-        keys = np.array([_key_of_address(file.url) for file in files], np.int64)
-        order = np.argsort(keys)
-        sizes = np.array([files[place].size for place in order], np.int64)
-        return cls(keys[order], sizes, StringColumn.of(files[place].version for place in order))
-
-    @classmethod
-    def joined(cls, parts: Sequence[SavedAddresses]) -> SavedAddresses:
-        """Return what several say. Of an address that is in two, the first counts."""
-        keys = np.concatenate([np.empty(0, np.int64), *(part.keys for part in parts)])
-        sizes = np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)])
-        versions = StringColumn.joined([part.versions for part in parts])
-        keys, places = np.unique(keys, return_index=True)
-        return cls(
-            keys, sizes[places], StringColumn.of(versions[place] for place in places.tolist())
-        )
-
-    def find(self, file: RemotePath) -> RemotePath | None:
-        """Return a file with its size and version; None if they are not known."""
-        key = _key_of_address(file.url)
-        row = int(np.searchsorted(self.keys, key))
-        if row == len(self.keys) or self.keys[row] != key:
-            return None
-        return RemotePath(file.url, int(self.sizes[row]), self.versions[row])
-
-
-class Shard(NamedTuple):
-    """A file that `telecine data index` has written."""
-
-    path: Path
-    keys: NDArray[np.int64]
-    """The keys of its exact indices, sorted."""
 
 
 class LazyIndex:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
-    If the data cannot be written to, the folder is in the cache, and one beside the data is read, too.
-
-    | file | content |
-    |---|---|
-    | `headers` | what the headers of all files say |
-    | `members/*` | the members of all tar files, as their sidecars have them |
-    | `addresses` | sizes and versions of files that lists name by their addresses |
-    | `shards/*` | exact indices that `telecine data index` has made |
-    | `ab/ab01...` | the exact index of one file that a run has drawn from, or why it has none |
-
-    A file is found by a key: a hash of its path relative to the data, its size and its time of change or version.
+    If the data cannot be written to, the folder is in the cache, and one beside the data is read, too. A table in
+    `telecine.data.lazy` says what is in it. A file is found by a key: a hash of its path relative to the data, its size
+    and its time of change or version.
 
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
@@ -157,17 +73,14 @@ class LazyIndex:
         root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
-        self._recent: dict[int, VideoInfo] = {}  # in the order of their last use
+        self.shards = Shards([folder / _SHARDS for folder in self._folders])
+        """What `telecine data index` has written."""
+        self._recent: Recent[int, VideoInfo] = Recent(_NUM_RECENT)
         self._failures: dict[int, str] = {}  # why files have no index
-        self._shards: list[Shard] | None = None
         self._without_indices: set[File] = set()  # tar files whose sidecars have none
-        self._open: dict[
-            File, IndexFile
-        ] = {}  # shards by their paths, and sidecars by those of their tar files
+        # Shards by their paths, and sidecars by those of their tar files.
+        self._open: Recent[File, IndexFile] = Recent(_NUM_OPEN)
         self._is_writable = True
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_recent": {}, "_shards": None, "_open": {}}
 
     def key_of(self, source: Source, fingerprint: Fingerprint) -> int:
         """Return the key of a source, in 63 bits.
@@ -189,69 +102,13 @@ class LazyIndex:
         return int.from_bytes(digest, "big") >> 1
 
     def members(self, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
-        """Return the members of tar files by their sidecars. A sidecar is written where there is none.
-
-        All are kept in one file, which later runs map into memory.
-
-        Returns:
-            The members, and those whose header cannot be read.
+        """Return the members of tar files, see `find_members`.
 
         Raises:
             DataError: a tar file is not read in time.
         """
-        name = key_of_archives(archives)
-        for folder in self._folders:
-            with suppress(*DAMAGE_ERRORS):
-                return map_members(folder / _MEMBERS / name, archives)
-        sidecars = self._sidecars_of(archives)
-        changing = [archive for archive, sidecar in sidecars.items() if not _is_lasting(sidecar)]
-        if not changing:
-            path = self.folder / _MEMBERS / name
-            with suppress(*DAMAGE_ERRORS):  # another process may have written it meanwhile
-                return map_members(path, archives)
-            try:
-                _remove_left(path.parent)
-                remove_unused(path.parent)
-                path.unlink(missing_ok=True)  # it is damaged
-                write_members(path, list(sidecars.values()))
-                return map_members(path, archives)
-            except (OSError, ValueError) as error:
-                logger.warning("the members of tar files cannot be saved: %s", error)
-        elif len(changing) < len(archives):
-            text = "each run reads the sidecars of all tar files, as %d have arrays or cannot be read whole: %s"
-            logger.warning(text, len(changing), changing[0])
-        parts = []
-        skipped = []
-        for archive, sidecar in sidecars.items():
-            parts.append(replace(sidecar.members, archives=(archive,)))
-            skipped.extend(sidecar.skipped)
-        return FileTable.joined(parts), skipped
-
-    def _sidecars_of(self, archives: Sequence[File]) -> dict[File, Sidecar]:
-        """Return the sidecars of tar files. Those that have none are scanned, some at once, and get one.
-
-        Raises:
-            DataError: a tar file is not read in time.
-        """
-        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            saved = dict(zip(archives, pool.map(read_sidecar, archives), strict=True))
-        missing = [archive for archive, sidecar in saved.items() if sidecar is None]
-        num_threads = min(_NUM_SCANS, os.cpu_count() or 1, len(missing))
-        # Scans share the processor and the disk: all of them together may take as long as one after the other.
-        config = replace(self.config, timeout=self.config.timeout * max(num_threads, 1))
-
-        def scan(archive: File) -> Sidecar:
-            sidecar = scan_archive(archive, config)
-            if _is_lasting(sidecar):
-                try:
-                    write_sidecar(archive, sidecar)
-                except OSError as error:
-                    logger.warning("the headers of %s cannot be saved: %s", archive, error)
-            return sidecar
-
-        with thread_errors(), ThreadPoolExecutor(max(num_threads, 1)) as pool:
-            scanned = dict(zip(missing, pool.map(scan, missing), strict=True))
-        return {archive: sidecar or scanned[archive] for archive, sidecar in saved.items()}
+        folders = [folder / _MEMBERS for folder in self._folders]
+        return find_members(archives, folders, self.config)
 
     def info(self, source: Source) -> VideoInfo:
         """Return the exact index of a source. It is made, and kept for all processes, when it is first asked for.
@@ -272,10 +129,7 @@ class LazyIndex:
         if info is None:
             info = self._index(key, source)
         check_frame(source, info.width, info.height, self.config)
-        self._recent.pop(key, None)
-        if len(self._recent) == _NUM_RECENT:
-            del self._recent[next(iter(self._recent))]
-        self._recent[key] = info  # as the last one
+        self._recent.put(key, info)
         return info
 
     def _index(self, key: int, source: Source) -> VideoInfo:
@@ -322,14 +176,13 @@ class LazyIndex:
             info = self._info_of_member(source)
             if info is not None:
                 return info
-        for shard in self.shards():
-            row = int(np.searchsorted(shard.keys, key))
-            if row == len(shard.keys) or shard.keys[row] != key:
-                continue
+        for path in self.shards.with_key(key):
             with suppress(*DAMAGE_ERRORS):
-                if shard.path not in self._open:
-                    self._keep_open(shard.path, IndexFile(shard.path))
-                info = self._open[shard.path].info(key, source)
+                shard = self._open.get(path)
+                if shard is None:
+                    shard = IndexFile(path)
+                    self._open.put(path, shard)
+                info = shard.info(key, source)
                 if info is not None:
                     return info
         for file in self._files_of(key):
@@ -350,78 +203,17 @@ class LazyIndex:
     def _info_of_member(self, member: TarMember) -> VideoInfo | None:
         if member.archive in self._without_indices:
             return None
-        if member.archive not in self._open:
+        sidecar = self._open.get(member.archive)
+        if sidecar is None:
             sidecar = open_sidecar(member.archive)
             if sidecar is None or len(sidecar.keys) == 0:
                 self._without_indices.add(member.archive)
                 return None
-            self._keep_open(member.archive, sidecar)
+            self._open.put(member.archive, sidecar)
         try:
-            return self._open[member.archive].info(member.offset, member)
+            return sidecar.info(member.offset, member)
         except DAMAGE_ERRORS:
             return None
-
-    def _keep_open(self, path: File, file: IndexFile) -> None:
-        """Keep a file open for later calls, in place of the one that was opened first if there are many."""
-        if len(self._open) >= _NUM_OPEN:
-            self._open.pop(next(iter(self._open)), None)
-        self._open[path] = file
-
-    def shards(self) -> list[Shard]:
-        """Return the files that `telecine data index` has written; those of another version or damaged are left out."""
-        if self._shards is None:
-            self._shards = []
-            for folder in self._folders:
-                for path in sorted((folder / _SHARDS).glob("[!.]*")):
-                    try:
-                        self._shards.append(Shard(path, IndexFile(path).keys))
-                    except DAMAGE_ERRORS as error:
-                        logger.warning("%s is not used: %s", path, error)
-        return self._shards
-
-    def saved_keys(self) -> NDArray[np.int64]:
-        """Return the keys of the files in all shards, sorted."""
-        keys = []
-        for shard in self.shards():
-            with suppress(*DAMAGE_ERRORS):
-                keys.append(IndexFile(shard.path).column("key"))
-        return np.unique(np.concatenate([np.empty(0, np.int64), *keys]))
-
-    def write_shard(
-        self, keys: NDArray[np.int64], headers: NDArray[Any], infos: Mapping[int, VideoInfo]
-    ) -> None:
-        """Write the headers and exact indices of many files into a new file.
-
-        Args:
-            keys: The key of each file.
-            headers: The header of each file, of type `HEADER`.
-            infos: Exact indices by key. Files that cannot be decoded have none.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        columns = columns_of_infos(list(infos), list(infos.values()))
-        columns |= _header_columns(keys, headers)
-        name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
-        _remove_left(self.folder / _SHARDS)
-        save_tensors(self.folder / _SHARDS / name, columns, {})
-
-    def remove_shards(self, keys: NDArray[np.int64]) -> None:
-        """Remove the shards whose files, one or more, all have their indices elsewhere now.
-
-        Args:
-            keys: The keys of these files.
-        """
-        kept = []
-        for shard in self.shards():
-            is_own = shard.path.parent.parent == self.folder
-            has_indices = len(shard.keys) > 0  # not headers alone
-            if is_own and has_indices and np.isin(shard.keys, keys).all():
-                with suppress(OSError):  # another process removes it, too
-                    shard.path.unlink()
-            else:
-                kept.append(shard)
-        self._shards = kept
 
     def _save(
         self, key: int, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
@@ -437,34 +229,14 @@ class LazyIndex:
 
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
-        paths = [shard.path for shard in self.shards()]
+        paths = [shard.path for shard in self.shards.all()]
         paths += [folder / _HEADERS for folder in self._folders]
-        all_keys = [np.empty(0, np.int64)]
-        all_headers = [np.empty(0, HEADER)]
-        for path in paths:
-            try:
-                file = IndexFile(path)
-                keys = file.column("key")
-                headers = np.zeros(len(keys), HEADER)
-                for name in HEADER.names or ():
-                    headers[name] = file.column(name)
-            except DAMAGE_ERRORS:
-                continue
-            all_keys.append(keys)
-            all_headers.append(headers)
-        keys, places = np.unique(np.concatenate(all_keys), return_index=True)
-        return SavedHeaders(keys, np.concatenate(all_headers)[places])
+        return SavedHeaders.read(paths)
 
-    def save_headers(self, keys: NDArray[np.int64], headers: NDArray[Any]) -> None:
-        """Replace the headers that are kept. A failure is logged.
-
-        Args:
-            keys: The key of each file.
-            headers: The header of each file, of type `HEADER`.
-        """
+    def save_headers(self, headers: SavedHeaders) -> None:
+        """Replace the headers that are kept. A failure is logged."""
         try:
-            _remove_left(self.folder)
-            save_tensors(self.folder / _HEADERS, _header_columns(keys, headers), {})
+            headers.write(self.folder / _HEADERS)
         except OSError as error:
             text = "headers cannot be saved, so that the next run reads them again: %s"
             logger.warning(text, error)
@@ -473,21 +245,13 @@ class LazyIndex:
         """Return what earlier runs have asked servers about single files."""
         for folder in self._folders:
             with suppress(*DAMAGE_ERRORS):
-                file = IndexFile(folder / _ADDRESSES)
-                versions = StringColumn(file.column("version.content"), file.column("version.end"))
-                return SavedAddresses(file.column("key"), file.column("size"), versions)
+                return SavedAddresses.read(folder / _ADDRESSES)
         return SavedAddresses.of([])
 
     def save_addresses(self, addresses: SavedAddresses) -> None:
         """Replace the sizes and versions that are kept. A failure is logged."""
-        columns: dict[str, NDArray[Any]] = {
-            "key": addresses.keys,
-            "size": addresses.sizes,
-            "version.content": addresses.versions.content,
-            "version.end": addresses.versions.ends,
-        }
         try:
-            save_tensors(self.folder / _ADDRESSES, columns, {})
+            addresses.write(self.folder / _ADDRESSES)
         except OSError as error:
             text = "sizes of files cannot be saved, so that the next run asks servers again: %s"
             logger.warning(text, error)
@@ -500,31 +264,6 @@ class LazyIndex:
                     (folder / _ADDRESSES).unlink()
 
 
-def _is_lasting(sidecar: Sidecar) -> bool:
-    """Return whether a sidecar holds for other runs, too."""
-    return sidecar.is_complete and not has_arrays(sidecar)
-
-
-def _key_of_address(url: str) -> int:
-    digest = hashlib.blake2b(url.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 def _path_of(folder: Path, key: int) -> Path:
     name = f"{key:016x}"
     return folder / name[-2:] / name
-
-
-def _remove_left(folder: Path) -> None:
-    """Remove what processes that were killed have left."""
-    with suppress(OSError):  # another process removes it, too
-        remove_partial(folder, time.time() - _SECONDS_OF_A_WRITE)
-
-
-def _header_columns(keys: NDArray[np.int64], headers: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return headers as columns, sorted by the keys of their files."""
-    order = np.argsort(keys)
-    columns: dict[str, NDArray[Any]] = {"key": keys[order]}
-    for name in HEADER.names or ():
-        columns[name] = headers[name][order]
-    return columns

@@ -15,7 +15,13 @@ from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index_paths import sidecar_paths
 from telecine.data.lazy.file_table import PLACE, FileTable
 from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header, read_mp4_header
-from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
+from telecine.data.lazy.index_file import (
+    DAMAGE_ERRORS,
+    IndexFile,
+    columns_of_infos,
+    columns_of_records,
+    save_tensors,
+)
 from telecine.data.lazy.string_column import StringColumn
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
@@ -128,10 +134,8 @@ def write_sidecar(
     members = sidecar.members
     columns["name.content"] = members.names.content
     columns["name.end"] = members.names.ends
-    for name in PLACE.names or ():
-        columns[f"place.{name}"] = members.places[name]
-    for name in HEADER.names or ():
-        columns[f"header.{name}"] = members.headers[name]
+    columns |= columns_of_records(members.places, "place.")
+    columns |= columns_of_records(members.headers, "header.")
     reasons = []
     for skip in sidecar.skipped:
         assert isinstance(skip.path, TarMember)
@@ -177,12 +181,8 @@ def read_sidecar(archive: File) -> Sidecar | None:
         return None
     try:
         names = StringColumn(file.column("name.content"), file.column("name.end"))
-        places = np.zeros(len(names), PLACE)
-        for name in PLACE.names or ():
-            places[name] = file.column(f"place.{name}")
-        headers = np.zeros(len(names), HEADER)
-        for name in HEADER.names or ():
-            headers[name] = file.column(f"header.{name}")
+        places = file.records(PLACE, len(names), "place.")
+        headers = file.records(HEADER, len(names), "header.")
         members = FileTable(names, StringColumn.empty(len(names)), places, (archive,), headers)
         skipped = []
         for name, offset, size, reason in json.loads(file.metadata[_SKIPPED]):

@@ -25,6 +25,7 @@ from telecine.data.lazy.sidecar import (
     scan_archive,
     write_sidecar,
 )
+from telecine.data.lazy.sorted_numbers import find_row
 from telecine.data.source import File, Skipped, Source, TarMember, file_of, kind_of
 from telecine.settings import MAX_FAILURES, ClipConfig
 
@@ -98,7 +99,7 @@ class _Indexer:
         self.skipped: list[Skipped] = []
         self._config = config
         self._store = LazyIndex(path, config)
-        self._known_keys = self._store.saved_keys()
+        self._known_keys = self._store.shards.keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
@@ -133,7 +134,7 @@ class _Indexer:
         if infos:
             offsets = sidecar.members.places["offset"]
             keys = keys_of_members(np.full(len(offsets), archive_key), offsets)
-            self._store.remove_shards(keys)
+            self._store.shards.remove(keys)
 
     def _kept_members(
         self, archive_key: int, sidecar: Sidecar
@@ -179,7 +180,7 @@ class _Indexer:
                 headers.append(sidecar.members.headers[row].item())
                 infos_by_key[key] = infos[offset]
         if keys:
-            self._store.write_shard(
+            self._store.shards.write(
                 np.array(keys, np.int64), np.array(headers, HEADER), infos_by_key
             )
 
@@ -219,8 +220,7 @@ class _Indexer:
 
     def _is_known(self, key: int) -> bool:
         """Return whether a shard has the file with a key."""
-        place = int(np.searchsorted(self._known_keys, key))
-        return place < len(self._known_keys) and int(self._known_keys[place]) == key
+        return find_row(self._known_keys, key) is not None
 
     def _write_shard(self, results: Mapping[int, _Result]) -> None:
         """Write what was found of files, by their keys; nothing if no header was read."""
@@ -235,7 +235,7 @@ class _Indexer:
             if isinstance(info, VideoInfo):
                 infos[key] = info
         if keys:
-            self._store.write_shard(np.array(keys, np.int64), np.array(headers, HEADER), infos)
+            self._store.shards.write(np.array(keys, np.int64), np.array(headers, HEADER), infos)
 
     def _index(self, sources: Sequence[Source], description: str) -> Iterator[_Result | None]:
         """Yield the header and the exact index of each file, or why it has none; None for one that is not read in time.

@@ -1,0 +1,111 @@
+"""The members of tar files: from the file that has those of all, or from their sidecars."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from telecine.data.errors import thread_errors
+from telecine.data.lazy.file_table import FileTable
+from telecine.data.lazy.index_file import DAMAGE_ERRORS, remove_left
+from telecine.data.lazy.mapped_members import (
+    key_of_archives,
+    map_members,
+    remove_unused,
+    write_members,
+)
+from telecine.data.lazy.sidecar import (
+    Sidecar,
+    has_arrays,
+    read_sidecar,
+    scan_archive,
+    write_sidecar,
+)
+from telecine.data.source import File, Skipped
+from telecine.settings import ClipConfig
+
+logger = logging.getLogger(__name__)
+
+_NUM_SCANS = 4  # tar files that are scanned at once
+
+
+def find_members(
+    archives: Sequence[File], folders: Sequence[Path], config: ClipConfig
+) -> tuple[FileTable, list[Skipped]]:
+    """Return the members of tar files by their sidecars. A sidecar is written where there is none.
+
+    All are kept in one file, which later runs map into memory.
+
+    Args:
+        archives: The tar files.
+        folders: Where the one file is. The first folder is written to.
+        config: Its `timeout` is for each tar file without a sidecar. Its other settings are for arrays.
+
+    Returns:
+        The members, and those whose header cannot be read.
+
+    Raises:
+        DataError: a tar file is not read in time.
+    """
+    name = key_of_archives(archives)
+    for folder in folders:
+        with suppress(*DAMAGE_ERRORS):
+            return map_members(folder / name, archives)
+    sidecars = _sidecars_of(archives, config)
+    changing = [archive for archive, sidecar in sidecars.items() if not _is_lasting(sidecar)]
+    if not changing:
+        path = folders[0] / name
+        with suppress(*DAMAGE_ERRORS):  # another process may have written it meanwhile
+            return map_members(path, archives)
+        try:
+            remove_left(path.parent)
+            remove_unused(path.parent)
+            path.unlink(missing_ok=True)  # it is damaged
+            write_members(path, list(sidecars.values()))
+            return map_members(path, archives)
+        except (OSError, ValueError) as error:
+            logger.warning("the members of tar files cannot be saved: %s", error)
+    elif len(changing) < len(archives):
+        text = "each run reads the sidecars of all tar files, as %d have arrays or cannot be read whole: %s"
+        logger.warning(text, len(changing), changing[0])
+    parts = []
+    skipped = []
+    for archive, sidecar in sidecars.items():
+        parts.append(replace(sidecar.members, archives=(archive,)))
+        skipped.extend(sidecar.skipped)
+    return FileTable.joined(parts), skipped
+
+
+def _sidecars_of(archives: Sequence[File], config: ClipConfig) -> dict[File, Sidecar]:
+    """Return the sidecars of tar files. Those that have none are scanned, some at once, and get one.
+
+    Raises:
+        DataError: a tar file is not read in time.
+    """
+    with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        saved = dict(zip(archives, pool.map(read_sidecar, archives), strict=True))
+    missing = [archive for archive, sidecar in saved.items() if sidecar is None]
+    num_threads = max(1, min(_NUM_SCANS, os.cpu_count() or 1, len(missing)))
+    # Scans share the processor and the disk: all of them together may take as long as one after the other.
+    config = replace(config, timeout=config.timeout * num_threads)
+
+    def scan(archive: File) -> Sidecar:
+        sidecar = scan_archive(archive, config)
+        if _is_lasting(sidecar):
+            try:
+                write_sidecar(archive, sidecar)
+            except OSError as error:
+                logger.warning("the headers of %s cannot be saved: %s", archive, error)
+        return sidecar
+
+    with thread_errors(), ThreadPoolExecutor(num_threads) as pool:
+        scanned = dict(zip(missing, pool.map(scan, missing), strict=True))
+    return {archive: sidecar or scanned[archive] for archive, sidecar in saved.items()}
+
+
+def _is_lasting(sidecar: Sidecar) -> bool:
+    """Return whether a sidecar holds for other runs, too."""
+    return sidecar.is_complete and not has_arrays(sidecar)
