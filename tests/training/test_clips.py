@@ -12,9 +12,12 @@ from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.source import RemotePath
 from telecine.training import clips as of_run
+from telecine.training import train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import Spans, build_clips, check_same_data, read_next
 from telecine.video.write import write_video
+
+from .helpers import assert_equal_runs, resumed_copy
 
 
 def test_images_are_counted_as_images(tiny, small_video, tmp_path):
@@ -162,12 +165,30 @@ def test_images_alone_in_one_group_are_refused_before_anything_is_indexed(
         Spans.find(str(tmp_path), None, clips)
 
 
-def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
+def write_films(folder, video):
+    """Write copies of a video into six folders, each with other bytes."""
     for number in range(12):
-        folder = tmp_path / f"film{number // 2}"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{number}.mp4"
-        path.write_bytes(small_video.read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+        path = folder / f"film{number // 2}" / f"{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(video.read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+
+
+@pytest.mark.slow
+def test_a_run_that_resumes_reads_the_clips_of_the_whole_one_whatever_is_indexed(
+    tiny, small_video, tmp_path
+):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_films(data, small_video)
+    clips = replace(tiny().clips, index="lazy")
+    config = tiny(data=str(data), clips=clips, steps=4, save_every=2, val_every=4)
+    train(config)
+    shutil.rmtree(data / ".telecine-index.d")
+    assert assert_equal_runs(config, resumed_copy(config, tmp_path / "resumed")) > 50
+
+
+def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
+    write_films(tmp_path, small_video)
     write_video(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
     config = tiny(data=str(tmp_path))
     lazy_config = replace(config, clips=replace(config.clips, index="lazy"))
