@@ -193,8 +193,8 @@ def start(data: Path, server: Server, index: str | None) -> None:
 
 
 def has_update(run: Path) -> bool:
-    """Return whether a run has logged an update."""
-    return any(path.stat().st_size > 0 for path in run.glob("metrics*.jsonl"))
+    """Return whether a run has logged an update. It logs the validation before the first one earlier."""
+    return any('"train/' in path.read_text() for path in run.glob("metrics*.jsonl"))
 
 
 def usage(pid: int) -> tuple[int, float]:

@@ -145,6 +145,33 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], "The shell."]) -
     import shtab
 
     print(shtab.complete(program(with_arguments=True), shell))
+    if shell == "bash":
+        print(_bash_of_second_words())
+
+
+def _bash_of_second_words() -> str:
+    """Return a function around that of shtab, which would offer the second word of a command after options, too."""
+    exact = []
+    others = {}
+    for command in COMMANDS.values():
+        first, _, second = command.name.partition(" ")
+        if second:
+            arrays = (
+                f"_shtab_telecine_{first}_subparsers=() _shtab_telecine_{first}_pos_0_choices=()"
+            )
+            exact.append(f'    "{command.name}") ;;')
+            others[first] = f'    "{first} "*) local {arrays} ;;'
+    cases = "\n".join([*exact, *others.values()])
+    return f"""
+_telecine() {{
+  if (( COMP_CWORD > 2 )); then
+    case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
+{cases}
+    esac
+  fi
+  _shtab_telecine "$@"
+}}
+complete -o bashdefault -F _telecine telecine"""
 
 
 # All commands, in the order of the help. Those of tools are in `tools/TOOL/command.py`.
