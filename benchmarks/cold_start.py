@@ -227,7 +227,7 @@ def hash_clips(index: str | None, items: list[int]) -> list[str]:
         from telecine.data.lazy.load_table import load_table
 
         table = load_table("s3://bucket/shards", config)
-        dataset = ClipDataset(table.spans, config, seed=0, store=table.store)
+        dataset = ClipDataset(table.spans, config, seed=0, lazy_index=table.lazy_index)
     else:
         dataset = ClipDataset(load_spans("s3://bucket/shards", config)[0], config, seed=0)
     hashes = []

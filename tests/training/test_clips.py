@@ -80,14 +80,14 @@ def test_addresses_are_forgotten_if_another_process_has_other_data(
     shutil.copy(small_video, tmp_path)
     clips = replace(tiny().clips, index="lazy")
     config = tiny(data=str(tmp_path), val_data=str(small_video), clips=clips)
-    store = LazyIndex(str(tmp_path), config.clips)
-    store.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
-    assert len(store.saved_addresses().keys) == 1
+    lazy_index = LazyIndex(str(tmp_path), config.clips)
+    lazy_index.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
+    assert len(lazy_index.saved_addresses().keys) == 1
     monkeypatch.setattr(of_run, "num_ranks", lambda: 2)
     monkeypatch.setattr(of_run, "gather_object", lambda own: [*own, "other"])
     with pytest.raises(ValueError, match="run the same command again"):
         build_clips(config, build_autoencoder(config))
-    assert len(store.saved_addresses().keys) == 0
+    assert len(lazy_index.saved_addresses().keys) == 0
 
 
 @pytest.mark.parametrize(

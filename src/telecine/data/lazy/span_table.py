@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3  # frames
 
 @dataclass(frozen=True)
 class EstimatedSpan(Span):
-    """A span by the header of its file. That of the indexed file is `segment.as_span`."""
+    """A span whose frames are known by the header of its file alone; `exact_span` returns that of the indexed file."""
 
     segment: Segment | None = None
     """A part of a file that a list names; None for all of it."""
@@ -141,7 +141,7 @@ class SpanTable(Sequence[EstimatedSpan]):
         for names in self.files.names.file_names(rows):
             files.update(names)
         self.files.release_pages()
-        files.update(self.files.places["size"][rows].tobytes())
+        files.update(self.files.locations["size"][rows].tobytes())
         self.files.release_pages()
         for column in (np.searchsorted(rows, self.file), self.first_frame, self.last_frame):
             files.update(np.ascontiguousarray(column, np.int64).tobytes())

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.holdout import choose_groups, no_clip_error, prefers_groups
+from telecine.data.holdout import choose_groups, prefers_groups
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
+from telecine.data.holdout_parts import no_clip_error
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.lazy.span_table import SpanTable
@@ -183,7 +184,7 @@ def _beginnings_of_archives(
     Returns:
         The hashes; None if names of members are needed, too, or if no path has more words.
     """
-    codes = files.places["archive"][rows]
+    codes = files.locations["archive"][rows]
     words = [words_of(f"{archive}/") for archive in files.archives]
     used = distinct(codes)
     if used[0] < 0:  # a file by itself

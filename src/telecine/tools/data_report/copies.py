@@ -76,7 +76,7 @@ def _digest(source: Source) -> str:
         part = (local.offset, local.size) if isinstance(local, TarMember) else ()
         return digest_of(Path(str(file_of(local))), *part)
 
-    return open_local(source, digest, whole=True)
+    return open_local(source, digest, reads="whole")
 
 
 def _hash_frames(info: VideoInfo) -> tuple[int, ...] | None:
