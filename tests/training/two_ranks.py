@@ -1,9 +1,9 @@
 """Processes of `torchrun` that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.pickle.
 
 `rolled_back` has a checkpoint of step 2 of which the shard in the last process is not finite, once.
-`NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. `NAME_resumed` trains on
-in a copy of the finished run `NAME` without its last checkpoint. All runs share one process group, since starting one
-takes longer than training.
+`NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. `NAME_resumed` trains
+on in a copy of the finished run `NAME` without its last checkpoint. All runs share one process group, since starting
+one takes longer than training.
 """
 
 import gc
