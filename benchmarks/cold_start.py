@@ -39,7 +39,7 @@ from s3_folder import Server
 
 import telecine
 from telecine.data import ClipDataset, clips_sha256, index_video, load_spans, read_clip, tar_members
-from telecine.data.index_cache import IndexCache
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.remote import look_up
 from telecine.data.source import RemotePath, TarMember
 from telecine.losses.perceptual.weights import cache_path
@@ -115,9 +115,12 @@ def make(data: Path, num_clips: int) -> None:
 
 def add_sidecars(data: Path) -> None:
     """Write the indices of all shards."""
-    from telecine.data.header import Header  # which an earlier checkout does not have
-    from telecine.data.sidecar import Sidecar, write_sidecar
-    from telecine.data.table import HEADER, FileTable
+    from telecine.data.lazy.file_table import FileTable
+    from telecine.data.lazy.header import (
+        HEADER,
+        Header,  # which an earlier checkout does not have
+    )
+    from telecine.data.lazy.sidecar import Sidecar, write_sidecar
 
     infos = [
         index_video(path) for path in sorted(data.glob("s*.mp4"), key=lambda path: len(path.name))
@@ -132,7 +135,7 @@ def add_sidecars(data: Path) -> None:
             kind = (num_members + row) % len(infos)
             # The digest only tells members apart here.
             digest = hashlib.sha256(member.name.encode()).digest()
-            rows[row] = headers[kind]._replace(ends_digest=1 + num_members + row)
+            rows[row] = headers[kind]._replace(digest=1 + num_members + row)
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
         table = FileTable.of(members, [""] * len(members), rows)
@@ -190,24 +193,30 @@ def start(data: Path, server: Server, index: str | None) -> None:
 
 
 def has_update(run: Path) -> bool:
-    """Return whether a run has logged an update."""
-    return any(path.stat().st_size > 0 for path in run.glob("metrics*.jsonl"))
+    """Return whether a run has logged an update. It logs the validation before the first one earlier."""
+    return any('"train/' in path.read_text() for path in run.glob("metrics*.jsonl"))
 
 
 def usage(pid: int) -> tuple[int, float]:
     """Return the bytes of memory and the seconds of CPU time of a process and of those that it started.
 
-    Memory that processes share counts once.
+    Memory that these processes share counts once: of pages of files, those of the process with the most. The
+    proportional set size would divide those of libraries by the number of all programs that use PyTorch.
     """
     num_bytes = 0
+    file_bytes = 0
     seconds = 0.0
-    with suppress(psutil.Error):  # a process has ended
+    with suppress(psutil.Error, OSError):  # a process has ended
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
-            num_bytes += member.memory_full_info().pss
+            for line in Path(f"/proc/{member.pid}/smaps_rollup").read_text().splitlines():
+                name, number = line.split()[:2]
+                if name == "Pss_Anon:":
+                    num_bytes += int(number) * 1024
+            file_bytes = max(file_bytes, member.memory_info().shared)
             times = member.cpu_times()
             seconds += times.user + times.system
-    return num_bytes, seconds
+    return num_bytes + file_bytes, seconds
 
 
 def hash_clips(index: str | None, items: list[int]) -> list[str]:
@@ -215,10 +224,10 @@ def hash_clips(index: str | None, items: list[int]) -> list[str]:
     options = {} if index is None else {"index": index}
     config = ClipConfig(**CLIP, **options)
     if index == "lazy":
-        from telecine.data.load_table import load_table
+        from telecine.data.lazy.load_table import load_table
 
         table = load_table("s3://bucket/shards", config)
-        dataset = ClipDataset(table.spans, config, seed=0, store=table.store)
+        dataset = ClipDataset(table.spans, config, seed=0, lazy_index=table.lazy_index)
     else:
         dataset = ClipDataset(load_spans("s3://bucket/shards", config)[0], config, seed=0)
     hashes = []
@@ -284,7 +293,7 @@ def reads(data: Path, server: Server) -> None:
         report(f"a clip of a member of {title}", time.monotonic() - begin, server)
         shutil.rmtree(data / "cache", ignore_errors=True)
         begin = time.monotonic()
-        assert len(IndexCache(str(archive)).members(look_up(archive))) == len(members)
+        assert len(AheadIndex(str(archive)).members(look_up(archive))) == len(members)
         report(f"the names of all members of {title}", time.monotonic() - begin, server)
         shutil.rmtree(data / "cache", ignore_errors=True)
 

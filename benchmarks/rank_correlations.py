@@ -3,8 +3,8 @@
     python benchmarks/rank_correlations.py runs/none-0 runs/equivariance-0 ... --videos runs/videos -o FIGURES
 
 The runs are those of `results/2026-11-28-probe-order.md`, whose shares are the means over three seeds; their names are
-those of `SHARES` with a seed. Figures are of clips of 5 x 64 x 64 pixels of the unseen videos. They are written to a
-JSON file for each run; a second call computes what is missing, and prints the tables.
+those of its rows, or of `ROWS`, with a seed. Figures are of clips of 5 x 64 x 64 pixels of the unseen videos. They are
+written to a JSON file for each run; a second call computes what is missing, and prints the tables.
 """
 
 from __future__ import annotations
@@ -37,24 +37,40 @@ SHAPE = (5, 64, 64)
 TIME_COMPRESSION = 4
 NUM_CLIPS = 264  # more than the 256 features of TransNet V2
 NAMES = ["PSNR", "rFD", "iFD", "VIV", "neighbours, space", "high frequencies", "effective rank"]
-PROBED = ("velocity loss", "share", "share at 0.8")
-SHARES = {
-    "none": (1.279, 0.946, 0.906),
-    "equivariance": (1.270, 0.933, 0.814),
-    "scale_equivariance": (1.288, 0.951, 0.907),
-    "local_correlation": (0.885, 0.883, 0.698),
-    "latent_masking": (1.278, 0.925, 0.818),
-    "latent_noise": (1.298, 0.954, 0.900),
-    "alignment": (1.269, 0.930, 0.805),
-    "kl8": (1.279, 0.946, 0.906),
-    "kl4": (1.279, 0.946, 0.906),
-    "kl2": (1.289, 0.954, 0.913),
-    "ch4": (1.171, 0.777, 0.736),
-    "ch8": (1.268, 1.131, 0.971),
-    "ch64": (1.291, 0.977, 0.970),
+# The page with the shares of the probe: the columns of its first table, and its rows where they have another name.
+PUBLISHED = Path(__file__).parent / "results" / "2026-11-28-probe-order.md"
+COLUMNS = {
+    "velocity loss": "velocity loss",
+    "share": "share of the linear denoiser's",
+    "share at 0.8": "share at 0.8",
+}
+ROWS = {
+    "none": "no term, KL 1e-6",
+    "kl8": "KL 1e-8",
+    "kl4": "KL 1e-4",
+    "kl2": "KL 1e-2",
+    "ch4": "4 channels",
+    "ch8": "8 channels",
+    "ch64": "64 channels",
 }
 OTHER_CHANNELS = ("ch4", "ch8", "ch64")
 SAME_AS_NONE = ("kl8", "kl4")
+
+
+def published_means() -> dict[str, dict[str, float]]:
+    """Return the means in the first table of the page, by row and column."""
+    rows = []
+    for line in PUBLISHED.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            rows.append([cell.strip(" *") for cell in line.strip("|").split("|")])
+        elif rows:
+            break
+    heading, _, *others = rows
+    means = {}
+    for label, *cells in others:
+        numbers = [float(cell.partition(" ±")[0]) for cell in cells]
+        means[label] = dict(zip(heading[1:], numbers, strict=True))
+    return means
 
 
 @torch.no_grad()
@@ -99,9 +115,11 @@ def main() -> None:
         write_json(files[run], measured(model, unseen, network, reference))
         print(run, files[run].read_text(), flush=True)
     rows: dict[str, list[dict[str, float]]] = {}
+    means = published_means()
     for run, file in files.items():
         name = run.name.rpartition("-")[0]
-        shares = dict(zip(PROBED, SHARES[name], strict=True))
+        published = means[ROWS.get(name, name)]
+        shares = {short: published[column] for short, column in COLUMNS.items()}
         rows.setdefault(name, []).append({**json.loads(file.read_text()), **shares})
     print(table_of(NAMES, rows, "model"), "\n")
     alike = [name for name in rows if name not in OTHER_CHANNELS]

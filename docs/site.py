@@ -143,7 +143,7 @@ def keep_formula(match: re.Match[str]) -> str:
 
 def command_line() -> str:
     """Return the page of all commands, as `--help` prints them."""
-    from telecine.cli.commands import COMMANDS
+    from telecine.cli.program import COMMANDS
 
     os.environ["COLUMNS"] = "100"
     text = "# Command line\n\nWhat `telecine COMMAND --help` prints. [Settings](settings.md) has tables.\n"

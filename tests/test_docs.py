@@ -9,7 +9,7 @@ import torch
 
 import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.objective.term_functions import TERMS
+from telecine.objective.term_functions import TERM_FUNCTIONS
 from telecine.settings import EvaluateConfig, LatentsConfig, ObjectiveConfig, Term, TrainConfig
 from telecine.settings.listing import settings_of
 from telecine.training.diagnostics import RULES
@@ -173,7 +173,9 @@ def test_tables_have_every_setting_of_the_objective():
     settings.remove("discriminator.features")
     assert len(settings) >= 40
     assert [name for name in sorted(settings) if f"| `{name}` |" not in page] == []
-    choices = set(RECONSTRUCTION_LOSSES) | set(GAN_LOSSES) | set(GRAD_PENALTIES) | set(TERMS)
+    choices = (
+        set(RECONSTRUCTION_LOSSES) | set(GAN_LOSSES) | set(GRAD_PENALTIES) | set(TERM_FUNCTIONS)
+    )
     assert [name for name in sorted(choices) if f'"{name}"' not in page] == []
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from telecine.__main__ import main
-from telecine.cli.commands import COMMANDS as FUNCTIONS
+from telecine.cli.program import COMMANDS as FUNCTIONS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.models import CausalVAE
 from telecine.settings import CausalVAEConfig

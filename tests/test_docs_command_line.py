@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from telecine.__main__ import main
-from telecine.cli import commands
+from telecine.cli.program import COMMANDS
 from telecine.settings.parse import RECIPES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
-COMMANDS = [
+TYPED = [
     shlex.split(line)
     for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
     for line in block.splitlines()
@@ -21,9 +21,9 @@ COMMANDS = [
 def test_the_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     parsed, outputs = [], []
-    for program, name, *words in COMMANDS:
+    for program, name, *words in TYPED:
         assert program == "telecine"
-        if commands.COMMANDS[name].settings is None:
+        if COMMANDS[name].settings is None:
             *words, _, target = words if ">" in words else (*words, "", None)
             capsys.readouterr()
             assert main([name, *words]) == 0
@@ -32,7 +32,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
                 Path(target).write_text(printed)
             outputs.append(printed)
         else:
-            parsed.append((name, commands.COMMANDS[name].parse(words)[0]["settings"]))
+            parsed.append((name, COMMANDS[name].parse(words)[0]["settings"]))
     assert [name for name, _ in parsed] == ["train", "train", "data", "plan", "train"]
     assert "valid: wan2.1 my_decoder.yaml 24gb\n" in outputs
     assert all(config.trainable.weights == "decoder" for name, config in parsed if name != "data")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import run
 
-from telecine.cli.commands import COMMANDS
+from telecine.cli.program import COMMANDS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
 

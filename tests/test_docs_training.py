@@ -18,7 +18,7 @@ import telecine
 from telecine import training
 from telecine.__main__ import main
 from telecine.base.files import read_json
-from telecine.cli.commands import COMMANDS
+from telecine.cli.program import COMMANDS
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.models import load_autoencoder
 from telecine.runs import Run
@@ -108,7 +108,7 @@ def test_start(folder, cached_weights, monkeypatch):
     assert Path("my_data", "data.html").is_file()
     assert train[:2] == ["telecine", "train"]
     assert main([*train[1:], "--config", "small.yaml", "--clips.cache=false"]) == 0
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
     size = ["--num_frames=5", "--height=32", "--width=32", "--max_clips=1"]
     assert main([*evaluate[1:], *size]) == 0
     assert main(reconstruct[1:]) == 0
@@ -118,7 +118,7 @@ def test_start(folder, cached_weights, monkeypatch):
 
 @pytest.mark.slow
 def test_the_model_of_the_package(folder, cached_weights, monkeypatch):
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
     shutil.copy(Path("my_videos", "face.mp4"), "clip.mp4")
     Path("small.yaml").write_text(
         re.sub(r"causal_vae: .*?\n(?=linear)", "", SMALL, flags=re.DOTALL)
@@ -223,7 +223,7 @@ def test_distillation(folder, cached_weights, probe_each_configuration_once):
 def test_decoders_that_generate(folder, cached_weights, monkeypatch):
     lines = commands("autoencoder.md")
     assert [line[1] for line in lines] == ["train", "evaluate", "distill", "reconstruct"]
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
     monkeypatch.setattr(
         "telecine.training.clips.sample_videos", lambda: [folder / "my_videos" / "face.mp4"]
     )

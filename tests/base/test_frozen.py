@@ -6,19 +6,19 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule, FrozenTensors
 
 
 def of_tensors():
     named = {"a": torch.rand(3), "b": torch.arange(3), "c": torch.rand(3, dtype=torch.float64)}
-    return Frozen(named), lambda frozen: list(frozen.module.values())
+    return FrozenTensors(named), lambda frozen: list(frozen.weights.values())
 
 
 def of_module():
     module = nn.Linear(2, 3)
     module.register_buffer("b", torch.arange(3))
     module.register_buffer("c", torch.rand(3, dtype=torch.float64))
-    return Frozen(module), lambda frozen: [frozen.module.weight, *frozen.module.buffers()]
+    return FrozenModule(module), lambda frozen: [module.weight, *module.buffers()]
 
 
 @pytest.fixture(params=[of_tensors, of_module])
@@ -40,13 +40,13 @@ def test_hides_and_freezes(hiding):
 
 def test_is_never_in_training():
     dropout = nn.Dropout()
-    frozen = Frozen(dropout)
+    frozen = FrozenModule(dropout)
     assert not frozen.training
     assert frozen.train() is frozen
     parent = nn.Sequential(frozen, nn.Dropout()).train()
     assert [child.training for child in parent] == [False, True]
     dropout.train()  # it may also belong to another model
-    assert not frozen.module.training
+    assert not frozen.in_eval_mode().training
 
 
 def test_moves_with_its_parent(hiding):
@@ -68,7 +68,7 @@ def test_keeps_its_precision_against_half_and_follows_double(hiding):
 
 
 def test_a_module_in_half_precision_becomes_float32():
-    assert Frozen(nn.Linear(2, 3).bfloat16()).module.weight.dtype == torch.float32
+    assert FrozenModule(nn.Linear(2, 3).bfloat16()).in_eval_mode().weight.dtype == torch.float32
 
 
 def test_copies_are_independent(hiding):
@@ -79,7 +79,7 @@ def test_copies_are_independent(hiding):
 
 
 def test_a_function_is_left_as_it_is():
-    assert Frozen(abs).double().module is abs
+    assert FrozenModule(abs).double().in_eval_mode() is abs
 
 
 def test_a_float32_module_keeps_its_tensors():
@@ -87,4 +87,4 @@ def test_a_float32_module_keeps_its_tensors():
     with FakeTensorMode():
         module = nn.Linear(2, 2)
         weight = weakref.ref(module.weight)
-        assert Frozen(module).module.weight is weight()
+        assert FrozenModule(module).in_eval_mode().weight is weight()

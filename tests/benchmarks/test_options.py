@@ -36,7 +36,7 @@ def test_every_setting_is_measured(benchmark_module):
         for name in options
         if name.startswith("terms.")
     }
-    assert terms == set(benchmark_module("telecine.objective.term_functions").TERMS)
+    assert terms == set(benchmark_module("telecine.objective.term_functions").TERM_FUNCTIONS)
     groups = ("reconstruction", "perceptual", "gan", "penalty", "adaptive_weight")
     names = {
         item.name for item in settings_of(ObjectiveConfig) if item.name.partition(".")[0] in groups

@@ -20,8 +20,8 @@ from packaging.version import Version
 
 from telecine import __version__
 from telecine.__main__ import main
-from telecine.cli.commands import COMMANDS
 from telecine.cli.parser import Command
+from telecine.cli.program import COMMANDS
 from telecine.data import sample_videos
 from telecine.evaluation.metrics import default_metrics
 from telecine.models import CausalVAE
@@ -576,10 +576,10 @@ def test_ctrl_c_while_the_command_line_starts_prints_no_traceback(monkeypatch):
 def test_the_exit_code_of_an_interruption_does_not_depend_on_who_reads_the_output():
     """As below `| tee log`, which Ctrl-C ends as well."""
     script = (
-        "import sys, telecine.cli.commands as commands; from telecine import __main__; "
+        "import sys, telecine.cli.program as program; from telecine import __main__; "
         "from telecine.base.checks import Interrupted\n"
         "def run(typed): raise Interrupted(None)\n"
-        "commands.run = run; sys.exit(__main__.main([]))"
+        "program.run = run; sys.exit(__main__.main([]))"
     )
     read, write = os.pipe()
     os.close(read)

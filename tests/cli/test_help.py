@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from telecine.__main__ import main
-from telecine.cli.commands import COMMANDS
+from telecine.cli.program import COMMANDS
 from telecine.settings.listing import settings_of
 
 WITH_SETTINGS = {

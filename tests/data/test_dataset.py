@@ -23,7 +23,8 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip import decoded_size, resize_frames
-from telecine.data.dataset import DecodedCache, draw_bucket, num_cached_bytes
+from telecine.data.dataset import draw_bucket
+from telecine.data.decoded_cache import DecodedCache, num_cached_bytes
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import (
@@ -397,11 +398,13 @@ def test_frames_that_do_not_fit_in_memory(spans, monkeypatch):
     for num_processes in (1, 3):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_processes))
         monkeypatch.setattr(
-            "telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240
+            "telecine.data.decoded_cache.machine_memory",
+            lambda number=num_processes: number * 138240,
         )
         DecodedCache(spans[:1], PLAIN)
         monkeypatch.setattr(
-            "telecine.data.dataset.machine_memory", lambda number=num_processes: number * 138240 - 1
+            "telecine.data.decoded_cache.machine_memory",
+            lambda number=num_processes: number * 138240 - 1,
         )
         where = r"\. " if num_processes == 1 else r" in each of 3 processes\. "
         with pytest.raises(

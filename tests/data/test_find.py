@@ -19,8 +19,8 @@ from telecine.data import (
     sample_videos,
     samples,
 )
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.find import find_segments, ignored_suffixes, sources_of
-from telecine.data.index_cache import IndexCache
 
 from .videos import numbered_frames, touch, write_images, write_shard, write_video
 
@@ -31,7 +31,7 @@ def names_of(paths, folder):
 
 def find(path, **options):
     """Return what is found for training, without indexing it."""
-    return [segment.source for segment in find_segments(path, IndexCache(path), **options)]
+    return [segment.source for segment in find_segments(path, AheadIndex(path), **options)]
 
 
 def test_find_videos(tmp_path):

@@ -10,7 +10,7 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from telecine.data import ClipDataset, index_video, load_spans, read_clip
 from telecine.data.hdr import BT2020, HLG, PQ, tone_map
-from telecine.data.load_table import load_table
+from telecine.data.lazy.load_table import load_table
 from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig, PixelFormat
 from telecine.video.write import write_video as write_output
@@ -55,7 +55,7 @@ def test_hdr_of_validation_files_is_named_if_nothing_is_indexed_ahead(tmp_path, 
     write_hdr(tmp_path / "a.mkv", PQ)
     config = ClipConfig(num_frames=1, index="lazy")
     table = load_table(str(tmp_path), config)
-    index_validation_spans(table.spans, table.store, config, 1)
+    index_validation_spans(table.spans, table.lazy_index, config, 1)
     assert "1 of 1 videos have a high dynamic range" in caplog.text
 
 
@@ -64,7 +64,7 @@ def test_the_first_hdr_clip_is_named_if_nothing_is_indexed_ahead(tmp_path, caplo
         write_hdr(tmp_path / f"{name}.mkv", PQ)
     config = ClipConfig(num_frames=1, height=32, width=32, index="lazy")
     table = load_table(str(tmp_path), config)
-    dataset = ClipDataset(table.spans, config, store=table.store)
+    dataset = ClipDataset(table.spans, config, lazy_index=table.lazy_index)
     assert len({dataset[number]["source"] for number in range(8)}) == 2
     (text,) = caplog.messages
     assert "mkv has a high dynamic range or wide colours (PQ)" in text

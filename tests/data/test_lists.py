@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from telecine.data import DataError, Span, VideoInfo
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.find import find_segments
-from telecine.data.index_cache import IndexCache
 from telecine.data.lists import Segment, read_list
 from telecine.data.source import RemotePath, Skipped
 from telecine.settings import ClipConfig
@@ -225,7 +225,7 @@ def test_a_column_of_groups_is_read(tmp_path, caplog, name):
 
     def groups(holdout):
         segments = find_segments(
-            tmp_path / name, IndexCache(tmp_path / name, ClipConfig(holdout=holdout))
+            tmp_path / name, AheadIndex(tmp_path / name, ClipConfig(holdout=holdout))
         )
         return [segment.group for segment in segments]
 

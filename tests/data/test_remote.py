@@ -29,12 +29,13 @@ from telecine.data import (
     remote,
     remote_read,
 )
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.index_cache import IndexCache, index_path
+from telecine.data.index_paths import index_path
+from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.sidecar import scan_archive
 from telecine.data.lists import read_list
-from telecine.data.load_table import load_table
 from telecine.data.remote_cache import cache_folder
-from telecine.data.sidecar import scan_archive
 from telecine.data.source import PROTOCOLS, RemotePath
 from telecine.settings import ClipConfig
 
@@ -131,7 +132,7 @@ def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address)
 
     def clips_of(data):
         table = load_table(str(data), config)
-        dataset = ClipDataset(table.spans, config, store=table.store)
+        dataset = ClipDataset(table.spans, config, lazy_index=table.lazy_index)
         return torch.stack([dataset[index]["video"] for index in range(12)])
 
     local = clips_of(folder)
@@ -172,7 +173,7 @@ def test_servers_are_asked_once_about_addresses_in_a_list(
     write_video(folder / "a.mp4", moving_frames(9, seed=9))
     s3.put(folder, "set")
     with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
-        ClipDataset(again.spans, config, store=again.store)[0]
+        ClipDataset(again.spans, config, lazy_index=again.lazy_index)[0]
     changed = load_table(str(path), config).spans
     assert changed.num_frames.tolist() == [9]
     assert changed.sha256()[1] != table.spans.sha256()[1]
@@ -401,7 +402,7 @@ def test_the_members_of_a_tar_file_are_found_by_its_headers(s3, tmp_path, fetche
         files[-1].write_bytes(bytes(10**6))
     address = s3.put(write_shard(tmp_path / "set" / "a.tar", files).parent, "set")
     archive = RemotePath(f"{address}/a.tar")
-    members = IndexCache(address).members(archive)
+    members = AheadIndex(address).members(archive)
     assert [(member.name, member.size) for member in members] == [
         (path.name, 10**6) for path in files
     ]

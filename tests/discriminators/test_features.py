@@ -143,18 +143,18 @@ class TestFrozen:
         assert {name.partition(".")[0] for name in network.state_dict()} == {"heads"}
         assert all(name.startswith("heads.") for name, _ in network.named_parameters())
         assert not any(
-            parameter.requires_grad for parameter in network.backbone.module.parameters()
+            parameter.requires_grad for parameter in network.backbone.in_eval_mode().parameters()
         )
 
     def test_it_is_never_in_training_mode(self):
         network, x = features(), torch.randn(1, 3, 2, 8, 8)
-        network.backbone.module.train()
+        network.backbone.in_eval_mode().train()
         maps = network.train().backbone(x[:, :, 0])
         torch.testing.assert_close(maps, SmallNet().eval()(x[:, :, 0]))
 
     def test_precision(self):
         network = features().bfloat16()
-        assert network.backbone.module.first.weight.dtype == torch.float32
+        assert network.backbone.in_eval_mode().first.weight.dtype == torch.float32
         assert (
             network(torch.zeros(1, 3, 2, 8, 8, dtype=torch.bfloat16)).logits.dtype == torch.bfloat16
         )
@@ -182,7 +182,9 @@ class TestFrozen:
             network = fill(features().double())
             if on:
                 network.enable_gradient_checkpointing()
-                network.backbone.module.register_forward_pre_hook(lambda *_: calls.append(1))
+                network.backbone.in_eval_mode().register_forward_pre_hook(
+                    lambda *_: calls.append(1)
+                )
             logits = network(x).logits
             total = logits.square().mean() + gradient_penalty(real=x, logits=logits)
             results.append(

@@ -56,8 +56,8 @@ def fake_lpips(monkeypatch):
 @pytest.fixture
 def no_plots(monkeypatch):
     """Leave out plots, which take a second each; `test_compare.py` and `test_round_trips.py` test them."""
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_passes", lambda *_: None)
+    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
+    monkeypatch.setattr("telecine.evaluation.result.plot_passes", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

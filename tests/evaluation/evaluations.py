@@ -3,8 +3,8 @@
 import pytest
 
 from telecine.evaluation import EvaluationRecord, mean_over_clips
-from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.metrics import METRICS
+from telecine.evaluation.result import Evaluation
 
 
 def write_evaluation(folder, clips, per_frame=None, **protocol):
@@ -32,7 +32,7 @@ def write_evaluation(folder, clips, per_frame=None, **protocol):
         "clips_sha256": "1234",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+        patch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
         evaluation = Evaluation(
             mean_over_clips(values), rows, per_frame or {}, EvaluationRecord(**fields | protocol)
         )

@@ -14,16 +14,11 @@ from rich.console import Console
 from scipy.stats import bootstrap
 
 from telecine.evaluation import EvaluationRecord
-from telecine.evaluation.compare import (
-    MUST_MATCH,
-    Difference,
-    check_protocols,
-    compare,
-    plot_differences,
-)
-from telecine.evaluation.evaluate import Evaluation, SavedEvaluation
+from telecine.evaluation.comparable import MUST_MATCH, check_protocols
+from telecine.evaluation.compare import Difference, compare, plot_differences
 from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.paper_table import make_table
+from telecine.evaluation.result import Evaluation, SavedEvaluation
 
 from .evaluations import write_evaluation
 

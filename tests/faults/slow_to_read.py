@@ -5,7 +5,7 @@ import runpy
 import time
 from pathlib import Path
 
-from telecine.data import dataset, index_cache
+from telecine.data import ahead_index, decoded_cache
 from telecine.data.decode import read_clip
 from telecine.data.index import index_video
 
@@ -28,6 +28,6 @@ def read_slowly(*arguments, **options):
     return read_clip(*arguments, **options)
 
 
-index_cache.index_video = index_slowly
-dataset.read_clip = read_slowly
+ahead_index.index_video = index_slowly
+decoded_cache.read_clip = read_slowly
 runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"), run_name="__main__")

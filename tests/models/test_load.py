@@ -148,7 +148,7 @@ def test_diffusers_and_slow_packages_are_imported_only_where_they_are_used(tmp_p
     (tmp_path / "wan" / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
     code = f"""
 import sys
-import telecine.cli.commands, telecine.training
+import telecine.cli.program, telecine.training
 assert not {{"diffusers", *{slow!r}}} & {{*sys.modules}}
 sys.modules["diffusers"] = None  # as if it were not installed
 telecine.models.load_autoencoder({str(tmp_path / "causal")!r})

@@ -102,7 +102,7 @@ def vgg():
 @pytest.fixture(scope="session")
 def shared_lpips(vgg):
     distance = LPIPS("vgg", weights=vgg)
-    distance.module.update({name: narrowed(tensor) for name, tensor in distance.module.items()})
+    distance.weights = {name: narrowed(tensor) for name, tensor in distance.weights.items()}
     return distance
 
 

@@ -31,7 +31,7 @@ from telecine.losses import (
 )
 from telecine.losses.perceptual import LPIPS
 from telecine.objective.log import COGVIDEO_LOG
-from telecine.objective.term_functions import TERMS
+from telecine.objective.term_functions import TERM_FUNCTIONS
 from telecine.settings import ObjectiveConfig, Term
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
@@ -118,7 +118,7 @@ def frame_features(frames):
 ALIGNMENT = {"weight": 0.5, "params": {"latent_channels": 4, "net": frame_features}}
 LATENT_TERMS = [
     name
-    for name, term in TERMS.items()
+    for name, term in TERM_FUNCTIONS.items()
     if "latent" in inspect.signature(getattr(term, "forward", term)).parameters
 ]
 # Every term of the reference, so that each option has something to change.
@@ -185,7 +185,7 @@ OPTIONS = {
     "adaptive_weight.min_norm": (1e-8,),
     "adaptive_weight.max": (1.0,),
     "terms": (
-        *({name: 0.5} for name in TERMS if name not in LATENT_TERMS),
+        *({name: 0.5} for name in TERM_FUNCTIONS if name not in LATENT_TERMS),
         {name: 0.5 for name in LATENT_TERMS} | {"alignment": ALIGNMENT},
         *({"wavelet": Ramp(0.5, steps=2), "gram": {"weight": weight}} for weight in WEIGHTS[1:]),
         {"wavelet": {"weight": 0.5, "params": {"levels": 3}}},

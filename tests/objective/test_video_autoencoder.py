@@ -507,7 +507,7 @@ class Saved:
 
 def saved_bytes(loss, *arguments, **options):
     """Return the peak size in bytes of all tensors that a step saves for the backward, without the weights."""
-    weights = [*loss.parameters(), *loss.perceptual.distance.module.values()]
+    weights = [*loss.parameters(), *loss.perceptual.distance.weights.values()]
     ignored = {weight.untyped_storage().data_ptr() for weight in weights}
     alive = Counter()
     sizes = {}

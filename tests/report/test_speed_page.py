@@ -1,7 +1,7 @@
 """The page about the speed of models, in a browser."""
 
 from telecine.evaluation.compare_speed import ComparedSpeeds
-from telecine.evaluation.evaluate import SavedEvaluation
+from telecine.evaluation.result import SavedEvaluation
 from telecine.evaluation.speed import PartSpeed, Speed
 from telecine.report.speed_page import render_speeds
 

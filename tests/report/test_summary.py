@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from telecine.report.reported_run import describe_training, not_comparable
-from telecine.runs.run import RunSummary, ValidationSet
+from telecine.runs.summary import RunSummary, ValidationSet
 
 CLIPS = ValidationSet(num_clips=12, num_frames=9, height=64, width=80, sha256="a")
 SUMMARY = RunSummary(

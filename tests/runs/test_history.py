@@ -9,7 +9,7 @@ import pytest
 
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning
-from telecine.runs.run import RunSummary, ValidationSet
+from telecine.runs.summary import RunSummary, ValidationSet
 
 FILES = ("metrics.jsonl", "health.jsonl")
 

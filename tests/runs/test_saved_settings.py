@@ -57,6 +57,47 @@ class TestSettings:
             read_saved_settings(tmp_path)
 
 
+# What versions without `resolved` have saved of a distillation, and what this version reads: of a decoder, of one for a
+# teacher that is a student, of an autoencoder, and of a pruned model of telecine and of diffusers.
+DISTILLATIONS = [
+    (
+        "model: /wan\nteacher: /wan\nstudent: tiny\ntrain_encoder: false",
+        {"model": "/wan", "teacher": "/wan", "student": "tiny"},
+        {"encoder": "/wan", "pruned_model": None},
+    ),
+    (
+        "model: /run\nteacher: /wan\nstudent: /student.yaml\ntrain_encoder: false",
+        {"model": "/run", "teacher": "/run", "student": "/student.yaml"},
+        {"encoder": "/wan", "pruned_model": None},
+    ),
+    (
+        "model: null\nteacher: /wan\nstudent: small\ntrain_encoder: true",
+        {"model": None, "teacher": "/wan", "student": "small"},
+        None,
+    ),
+    (
+        "model: /run\nteacher: /run\nstudent: /pruned\ntrain_encoder: false",
+        {"model": "/run", "teacher": "/run", "student": "small"},
+        {"encoder": "/run", "pruned_model": "/pruned"},
+    ),
+    (
+        "model: /pruned\nteacher: /wan\nstudent: /pruned\ntrain_encoder: false",
+        {"model": "/pruned", "teacher": "/wan", "student": "small"},
+        {"encoder": "/wan", "pruned_model": "/pruned"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "typed", "resolved"), DISTILLATIONS)
+def test_a_distillation_of_an_older_version_is_read(tmp_path, text, typed, resolved):
+    (tmp_path / "config.yaml").write_text(text)
+    settings = read_saved_settings(tmp_path)
+    assert settings == typed | {
+        "train_encoder": text.endswith("true"),
+        "resolved": resolved,
+    }
+
+
 def test_settings_that_cannot_be_written_keep_the_old_ones(tmp_path, monkeypatch):
     write_bytes = Path.write_bytes
 

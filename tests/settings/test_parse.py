@@ -3,7 +3,7 @@
 import pytest
 
 from telecine import Ramp, Term
-from telecine.cli.commands import COMMANDS
+from telecine.cli.program import COMMANDS
 from telecine.settings import Bucket, DistillConfig, TrainConfig
 from telecine.settings.listing import settings_of
 from telecine.settings.parse import (

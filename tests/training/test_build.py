@@ -128,7 +128,7 @@ def test_settings_of_the_frozen_features(tiny):
         assert network.backbone.size == 40
         widths = [head.conv_in.weight.shape[:2] for head in network.heads]
         assert widths == [(8, 64), (8, 192), (8, 384), (8, 256), (8, 256)]
-        assert network.backbone.module is loss.discr_3d.backbone.module, (
+        assert network.backbone.in_eval_mode() is loss.discr_3d.backbone.in_eval_mode(), (
             "one frozen network serves all"
         )
     names = {name.split(".")[1] for name in loss.state_dict() if name.startswith("discr_3d.")}
@@ -313,7 +313,7 @@ def test_losses_and_gradients_in_channels_last_layout(cached_weights):
         losses_and_gradients(loss), losses_and_gradients(plain), rtol=1e-3, atol=1e-5
     )
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    weights = [*loss.parameters(), *loss.perceptual.distance.module.values()]
+    weights = [*loss.parameters(), *loss.perceptual.distance.weights.values()]
     assert all(
         weight.is_contiguous(memory_format=layouts[weight.ndim])
         for weight in weights

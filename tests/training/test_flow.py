@@ -297,7 +297,7 @@ def test_one_step_from_many(run, folder, tmp_path, adversarial):
 @pytest.mark.slow
 def test_the_term_of_the_reconstruction_of_a_teacher_that_generates(run):
     term = TeacherReconstruction(run.output_dir, decode_steps=2)
-    teacher = term.teacher.module
+    teacher = term.teacher.in_eval_mode()
     latent = torch.randn(2, 4, 2, 8, 8)
     shape = (2, 3, 5, 32, 32)
     generators = [clip_generators(0, [3, 4], torch.device("cpu")) for _ in range(2)]

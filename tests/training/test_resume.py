@@ -9,8 +9,8 @@ from torch import nn
 
 from telecine import Ramp, Term, VideoAutoencoderLoss
 from telecine.losses import mse
-from telecine.runs.run import RunSummary, ValidationSet
 from telecine.runs.saved_settings import as_yaml, plain_settings
+from telecine.runs.summary import RunSummary, ValidationSet
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,

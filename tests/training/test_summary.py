@@ -13,7 +13,7 @@ import torch
 from telecine.base.devices import peak_memory
 from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
-from telecine.runs.run import RunSummary, ValidationSet
+from telecine.runs.summary import RunSummary, ValidationSet
 from telecine.training.clips import Clips
 from telecine.training.start import read_earlier_summary
 

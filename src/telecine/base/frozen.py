@@ -1,6 +1,6 @@
 """Frozen modules: hidden from optimizers, checkpoints and wrappers, in evaluation mode and at least float32."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -22,53 +22,84 @@ def freeze(module: nn.Module) -> None:
         module._apply(at_least_float32)
 
 
-class Frozen(nn.Module, Generic[Module]):
-    """A module whose tensors are hidden from optimizers, checkpoints and data-parallel wrappers.
+class Frozen(nn.Module):
+    """Base class of modules whose tensors are hidden from optimizers, checkpoints and data-parallel wrappers.
 
-    It moves them with `.to(device)`, `.double()` and the like; `.half()` and `.bfloat16()` leave their precision.
+    They move with it, by `.to(device)`, `.double()` and the like; `.half()` and `.bfloat16()` leave their precision.
+    """
 
-    `module` is a module, which is frozen in place and whose half-precision weights become float32; tensors by name; or
-    a function, which is left as it is.
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors that move with it; a subclass adds those that it hides."""
+        yield from (*self.parameters(), *self.buffers())
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever `mode` is set on the surrounding model."""
+        return super().train(False)
+
+
+class FrozenModule(Frozen, Generic[Module]):
+    """A frozen module inside another module, which does not see it.
+
+    Args:
+        module: The module, which is frozen in place and whose half-precision weights become float32; or a function,
+            which is left as it is.
     """
 
     def __init__(self, module: Module) -> None:
         super().__init__()
         self._module: tuple[Any] = (module,)  # PyTorch does not find a module inside a tuple
-        self.eval()
         if isinstance(module, nn.Module):
             freeze(module)
 
-    @property
-    def module(self) -> Module:
-        """The frozen module, in evaluation mode; or the tensors or the function."""
+    def in_eval_mode(self) -> Module:
+        """Return the module, switched to evaluation mode: it may also belong to a model that trains."""
         module: Module = self._module[0]
         if isinstance(module, nn.Module):
-            module.eval()  # each time: the module may also belong to a model that is in training mode
+            module.eval()
         return module
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tensors that move with it, also those of frozen modules in the module, which are hidden, too."""
-        yield from (*self.parameters(), *self.buffers())
+        yield from super().tensors()
         (module,) = self._module
-        if isinstance(module, nn.Module):
-            yield from (*module.parameters(), *module.buffers())
-            for inner in module.modules():
-                if isinstance(inner, Frozen):
-                    yield from inner.tensors()
-        elif isinstance(module, dict):
-            yield from module.values()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever `mode` is set on the surrounding model."""
-        return super().train(False)
+        if not isinstance(module, nn.Module):
+            return
+        yield from (*module.parameters(), *module.buffers())
+        for inner in module.modules():
+            if isinstance(inner, Frozen):
+                yield from inner.tensors()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         (module,) = self._module
         if isinstance(module, nn.Module):
             module._apply(lambda tensor: keep_precision(fn, tensor))
-        elif isinstance(module, dict):
-            self._module = ({name: keep_precision(fn, tensor) for name, tensor in module.items()},)
+        return self
+
+
+class FrozenTensors(Frozen):
+    """Tensors inside a module, which are no buffers of it.
+
+    Args:
+        weights: The tensors by name.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.weights = dict(weights)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors that move with it."""
+        yield from super().tensors()
+        yield from self.weights.values()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.weights = {name: keep_precision(fn, tensor) for name, tensor in self.weights.items()}
         return self
 
 

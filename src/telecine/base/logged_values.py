@@ -132,13 +132,16 @@ def find_logged_value(name: str) -> LoggedValue | None:
     """Return a value of the table by its name without `train/`, also one of a single discriminator; None for others."""
     if name in LOGGED_VALUES:
         return LOGGED_VALUES[name]
+    # `discr_loss_weight`, for instance, is the weight of a term of that name, not a discriminator's `discr_loss`.
+    if name.endswith("_weight"):
+        return None
     longest: LoggedValue | None = None
     for value in _ROWS:
         if not (value.is_of_discriminators and name.startswith(f"{value.name}_")):
             continue
         if longest is None or len(value.name) > len(longest.name):
             longest = value
-    if longest is None or name.endswith("_weight"):
+    if longest is None:
         return None
     label = f"{longest.label}, {name.removeprefix(longest.name + '_')}"
     return LoggedValue(name, label, longest.kind, longest.logged_by)

@@ -23,11 +23,11 @@ What identifies a file:
 | identity | what it is a hash of | where |
 |---|---|---|
 | `VideoInfo.digest` | its size and bytes; of a large file, blocks of them | `index.py` |
-| `Header.ends_digest` | its size, its beginning and its end; the column `digest` of tables | `header.py` |
-| `fingerprint_of` | its size, and its server's version; of a local file its time, unhashed | `index_cache.py` |
-| `IndexStore.key_of` | its name and its fingerprint | `index_store.py` |
-| `FileTable.identities` | its path without links: equal for all names of a file, in one process | `table.py` |
-| `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `sidecar.py` |
+| `Header.digest` | its size, its beginning and its end | `lazy/header.py` |
+| `Fingerprint` | no hash: its size, and its time or a hash of its server's version | `fingerprint.py` |
+| `LazyIndex.key_of` | its name and its fingerprint | `lazy/index.py` |
+| `FileTable.process_local_ids` | its path without links; valid in this process only | `lazy/file_table.py` |
+| `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `lazy/sidecar.py` |
 """
 
 from telecine.data.clip import Clip as Clip
@@ -54,8 +54,8 @@ from telecine.data.samples import sample_videos as sample_videos
 from telecine.data.source import Span as Span
 from telecine.data.source import TarMember as TarMember
 from telecine.data.source import VideoInfo as VideoInfo
-from telecine.data.source import tar_members as tar_members
 from telecine.data.source import whole_video as whole_video
+from telecine.data.tar_files import tar_members as tar_members
 from telecine.data.validation import iterate_validation_clips as iterate_validation_clips
 from telecine.data.validation import read_validation_clips as read_validation_clips
 from telecine.data.validation import without_held_out as without_held_out

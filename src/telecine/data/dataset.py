@@ -1,38 +1,33 @@
-"""Random training clips, each a pure function of the seed, the step and the clip's index; frames kept in memory."""
+"""Random training clips, each a pure function of the seed, the step and the clip's index."""
 
 import logging
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from telecine.base.checks import argument_error
-from telecine.base.devices import machine_memory
 from telecine.base.randomness import seed_of
-from telecine.base.terminal import with_progress
 from telecine.data.clip import Clip, ClipSpec, decode_clip, decoded_size, make_clip, resize_frames
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.decode import read_clip
+from telecine.data.decoded_cache import DecodedCache
 from telecine.data.errors import ChangedError, DataError, DecodeError
-from telecine.data.index_store import IndexStore
-from telecine.data.source import Skipped, Source, Span, VideoInfo
-from telecine.data.table import (
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.span_table import (
     EstimatedSpan,
     are_images,
-    count_starts,
     exact_span,
-    file_numbers,
     select,
 )
+from telecine.data.source import Skipped, Source, Span, VideoInfo
+from telecine.data.span_pool import SpanPool, build_pool
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -40,85 +35,8 @@ logger = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 16
 # Draws for one clip. Of a file that cannot be indexed, only the first draw takes time.
 _MAX_DRAWS = 1000
-# The rest is left to the model and to other processes.
-_MAX_MEMORY_FRACTION = 0.8
 
 Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
-
-
-class _SpanPool:
-    """The spans that are long enough for a clip. All positions of a clip in them are equally likely.
-
-    All positions, one span after the other, are divided into `num_parts` parts of one size. An epoch draws each once.
-    With `weighting` "files", all files are equally likely, and then all positions of a clip in the file: a part is a
-    file.
-
-    Args:
-        spans: The spans of a data set.
-        candidates: The indices of those that count.
-        frames: The frames of a clip.
-        weighting: See `ClipConfig.weighting`.
-
-    Raises:
-        DataError: no span is long enough.
-    """
-
-    def __init__(
-        self,
-        spans: Sequence[Span],
-        candidates: NDArray[np.int64],
-        frames: ClipFrames,
-        weighting: str = "frames",
-    ) -> None:
-        num_starts = count_starts(select(spans, candidates), frames)
-        rows = candidates[num_starts > 0].astype(np.int32)
-        num_starts = num_starts[num_starts > 0]
-        if len(rows) == 0:
-            contract = f"at least one span with a {frames.describe()}, {frames.rule()}"
-            remedy = "Use fewer frames or a smaller stride."
-            got = f"{len(candidates)} shorter ones"
-            raise argument_error("spans", contract, got, remedy, DataError)
-        self._spans = spans
-        self._part_ends: NDArray[np.int64] | None = None
-        if weighting == "files":
-            files = file_numbers(select(spans, rows))
-            _, first_places, numbers = np.unique(files, return_index=True, return_inverse=True)
-            in_order = np.argsort(first_places[numbers], kind="stable")
-            rows = rows[in_order]
-            num_starts = num_starts[in_order]
-            is_last = np.append(np.diff(files[in_order]) != 0, True)
-            self._part_ends = np.cumsum(num_starts)[is_last]
-        self.rows = rows
-        """The indices of the spans that are long enough."""
-        self._ends = np.cumsum(num_starts)
-
-    @property
-    def num_parts(self) -> int:
-        """The number of clips in an epoch: that of spans, or of files."""
-        return len(self.rows) if self._part_ends is None else len(self._part_ends)
-
-    def draw(self, generator: torch.Generator, part: int | None = None) -> tuple[Span, int]:
-        """Draw a span and the index of a clip's first frame in its video.
-
-        Args:
-            generator: The source of random numbers.
-            part: The part to draw from; by default all.
-        """
-        first = 0
-        end = int(self._ends[-1])
-        if self._part_ends is not None:
-            if part is None:
-                part = int(torch.randint(self.num_parts, (), generator=generator))
-            first = int(self._part_ends[part - 1]) if part > 0 else 0
-            end = int(self._part_ends[part])
-        elif part is not None:
-            first = part * int(self._ends[-1]) // self.num_parts
-            end = (part + 1) * int(self._ends[-1]) // self.num_parts
-        position = first + int(torch.randint(end - first, (), generator=generator))
-        place = int(np.searchsorted(self._ends, position, side="right"))
-        begin = int(self._ends[place - 1]) if place > 0 else 0
-        span = self._spans[int(self.rows[place])]
-        return span, span.first_frame + position - begin
 
 
 @lru_cache(maxsize=8)  # clips are read about in their order, of several sizes
@@ -148,7 +66,7 @@ class ClipDataset(Dataset[Clip]):
         spans: Frames of videos, images, or both. If there are only images, all clips are images.
         config: If its `cache` is on, the constructor decodes all frames.
         seed: Determines all draws.
-        store: Indexes the files of a table of spans; None for indexed spans.
+        lazy_index: Indexes the files of a table of spans; None for indexed spans.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
@@ -161,7 +79,7 @@ class ClipDataset(Dataset[Clip]):
         config: ClipConfig,
         *,
         seed: int = 0,
-        store: IndexStore | None = None,
+        lazy_index: LazyIndex | None = None,
     ) -> None:
         is_image = are_images(spans)
         videos = np.flatnonzero(~is_image)
@@ -169,17 +87,17 @@ class ClipDataset(Dataset[Clip]):
         self.config = config
         self.seed = seed
         self.image_ratio = _image_ratio(len(videos), len(images), config)
-        self._videos: dict[int, _SpanPool] = {}  # by the number of frames of a clip
-        self._images: _SpanPool | None = None
+        self._videos: dict[int, SpanPool] = {}  # by the number of frames of a clip
+        self._images: SpanPool | None = None
         if self.image_ratio < 1:
             for bucket in config.train_buckets:
                 if bucket.num_frames not in self._videos:
                     frames = ClipFrames.of(bucket, config)
-                    self._videos[bucket.num_frames] = _SpanPool(
+                    self._videos[bucket.num_frames] = build_pool(
                         spans, videos, frames, config.weighting
                     )
         if self.image_ratio > 0:
-            self._images = _SpanPool(spans, images, ClipFrames(1), config.weighting)
+            self._images = build_pool(spans, images, ClipFrames(1), config.weighting)
         is_used = np.zeros(len(spans), np.bool_)
         for pool in self._videos.values():
             is_used[pool.rows] = True
@@ -188,7 +106,7 @@ class ClipDataset(Dataset[Clip]):
         self.spans = spans if is_used.all() else select(spans, np.flatnonzero(is_used))
         """The spans that clips are drawn from, in their order."""
         self.cache = DecodedCache(self.spans, config) if config.cache else None
-        self._store = store
+        self._lazy_index = lazy_index
         self._logged: set[Source] = set()
         # In memory that worker processes share.
         self._has_named_hdr = torch.zeros((), dtype=torch.bool).share_memory_()
@@ -228,8 +146,8 @@ class ClipDataset(Dataset[Clip]):
                 num_failures += is_indexed
                 self._log_once(spec.span.info.source, error)
             except ChangedError:
-                if self._store is not None:
-                    self._store.forget_addresses()
+                if self._lazy_index is not None:
+                    self._lazy_index.forget_addresses()
                 raise
         got = f"{num_draws} clips in a row that cannot be decoded"
         raise argument_error(
@@ -247,10 +165,10 @@ class ClipDataset(Dataset[Clip]):
         Raises:
             DecodeError: the file cannot be indexed, or is too short.
         """
-        assert self._store is not None
+        assert self._lazy_index is not None
         assert isinstance(spec.span, EstimatedSpan)
         frames = ClipFrames.of(bucket, self.config)
-        info = self._store.info(spec.span.info.source)
+        info = self._lazy_index.info(spec.span.info.source)
         self._name_hdr(info)
         span = exact_span(spec.span, info)
         if isinstance(span, Skipped):
@@ -289,7 +207,7 @@ class ClipDataset(Dataset[Clip]):
         """Return the file of item `(step, index)`, before any replacement."""
         return str(self.spec_at(step, index).span.info.source)
 
-    def _draw_pool(self, step: int) -> tuple[_SpanPool, Bucket]:
+    def _draw_pool(self, step: int) -> tuple[SpanPool, Bucket]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "step", step))
         bucket = draw_bucket(self.config.train_buckets, generator)
         is_image = (
@@ -299,7 +217,7 @@ class ClipDataset(Dataset[Clip]):
             return self._images, bucket.as_image()
         return self._videos[bucket.num_frames], bucket
 
-    def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
+    def _draw_spec(self, pool: SpanPool, index: int, attempt: int) -> ClipSpec:
         # The order of the draws determines all clips.
         number = self._clip_number(index)
         generator = torch.Generator().manual_seed(seed_of(self.seed, number, attempt))
@@ -363,99 +281,3 @@ def draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket
     point = float(torch.rand((), generator=generator, dtype=torch.float64)) * ends[-1]
     index = bisect_right(ends, point)
     return buckets[min(index, len(buckets) - 1)]  # the product may be rounded up to the end
-
-
-class DecodedCache:
-    """All frames of spans without damage at each training resolution, in memory that worker processes share.
-
-    With zoom, frames keep the size of their file, so that clips are resized once.
-
-    Raises:
-        ValueError: the frames do not fit in memory.
-    """
-
-    def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
-        _check_memory(spans, config)
-        self.config = config
-        self._frames: dict[tuple[Span, int, int], Tensor] = {}  # by span, height and width
-        for decoding in with_progress(_decodings(spans, config), "decoding videos"):
-            span = decoding.span
-            try:
-                frames = read_clip(
-                    span.info,
-                    span.first_frame,
-                    num_frames=span.num_frames,
-                    size=(decoding.height, decoding.width),
-                    max_pixels=config.max_pixels,
-                    pixels=config.pixel_format,
-                )
-            except DecodeError as error:
-                logger.warning("not cached: %s", error)
-            else:
-                self._frames[span, decoding.height, decoding.width] = frames
-
-    def read(self, span: Span, start: int, bucket: Bucket) -> Tensor | None:
-        """Return the frames of a clip, as a view if they are evenly spaced.
-
-        Args:
-            span: The span of the clip.
-            start: Index of the clip's first frame in the video.
-            bucket: The size of the clip.
-
-        Returns:
-            Frames `(T, H, W, C)`, or None if a frame of the span is damaged.
-        """
-        frames = self._frames.get((span, *_cached_size(span, bucket, self.config)))
-        if frames is None:
-            return None
-        indices = ClipFrames.of(bucket, self.config).indices(span.info, start)
-        if isinstance(indices, range):
-            first = indices.start - span.first_frame
-            return frames[first : first + len(indices) * indices.step : indices.step]
-        return frames[[index - span.first_frame for index in indices]]
-
-
-def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
-    memory = machine_memory()
-    needed = num_cached_bytes(spans, config)
-    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by `torchrun`
-    if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
-        contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
-        got = f"on for {needed / 2**30:.1f} GiB of decoded frames"
-        if num_processes > 1:
-            got += f" in each of {num_processes} processes"
-        raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")
-
-
-def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
-    """Return the size of the decoded frames of `spans` in bytes."""
-    total = 0
-    for span, height, width in _decodings(spans, config):
-        bytes_per_value = 4 if span.info.is_array else config.bit_depth // 8
-        total += span.num_frames * height * width * config.num_channels * bytes_per_value
-    return total
-
-
-class _Decoding(NamedTuple):
-    """A span, and a height and width to decode it at."""
-
-    span: Span
-    height: int
-    width: int
-
-
-def _decodings(spans: Sequence[Span], config: ClipConfig) -> list[_Decoding]:
-    """Return each span once at each size that clips are made from."""
-    decodings: dict[_Decoding, None] = {}
-    for bucket in config.train_buckets:
-        for span in spans:
-            decodings[_Decoding(span, *_cached_size(span, bucket, config))] = None
-    return list(decodings)
-
-
-def _cached_size(span: Span, bucket: Bucket, config: ClipConfig) -> tuple[int, int]:
-    """Return the height and width at which the frames of a span are kept for clips of a size."""
-    info = span.info
-    if config.scale_jitter > 1:
-        return info.height, info.width
-    return bucket.decode_size(info.height, info.width, 1.0)

@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 
 from telecine.base.checks import argument_error
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.errors import DataError
 from telecine.data.hdr import log_hdr
 from telecine.data.index import index_videos
-from telecine.data.index_cache import IndexCache
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.paths import (
     check_path,
@@ -84,17 +84,17 @@ def _load_spans_at(
 ) -> tuple[list[Span], list[Skipped]]:
     """Find and index the videos, images and arrays at one path, see `load_spans`."""
     check_path(path, name)
-    cache = IndexCache(path, config)
+    index = AheadIndex(path, config)
     is_complete = False
     try:
-        segments = list(find_segments(path, cache, name=name, keep_columns=keep_columns))
+        segments = list(find_segments(path, index, name=name, keep_columns=keep_columns))
         sources = dict.fromkeys(segment.source for segment in segments)
-        infos, skipped = index_videos(sources, index=cache.info)
+        infos, skipped = index_videos(sources, index=index.info)
         is_complete = True
     finally:
         # Also after an interrupt, so that finished work is kept.
-        cache.save(is_complete=is_complete)
-    log_hdr(infos, cache.config)
+        index.save(is_complete=is_complete)
+    log_hdr(infos, index.config)
     info_of = {info.source: info for info in infos}
     spans: list[Span] = []
     empty: list[Skipped] = []
@@ -126,13 +126,13 @@ def sources_of(data: str | Sequence[str] | None) -> set[Source]:
         return set(sample_videos())
     sources: set[Source] = set()
     for path in paths_of(data):
-        sources.update(segment.source for segment in find_segments(path, IndexCache(path)))
+        sources.update(segment.source for segment in find_segments(path, AheadIndex(path)))
     return sources
 
 
 def find_segments(
     path: str | PathLike[str],
-    cache: IndexCache,
+    index: AheadIndex,
     *,
     name: str = "data",
     keep_columns: bool = False,
@@ -141,7 +141,7 @@ def find_segments(
 
     Args:
         path: Where the data is.
-        cache: The index of the data, for the members of tar files.
+        index: The index of the data, for the members of tar files.
         name: Name of the argument in error messages.
         keep_columns: Whether segments have the other columns of lists.
 
@@ -150,7 +150,12 @@ def find_segments(
     """
     is_empty = True
     for file in find_files(path, name=name):
-        for segment in segments_of(file, cache, keep_columns=keep_columns):
+        segments: Iterable[Segment]
+        if is_archive(file):
+            segments = [Segment(member) for member in index.members(file)]
+        else:
+            segments = segments_of(file, index.config, keep_columns=keep_columns)
+        for segment in segments:
             is_empty = False
             yield segment
     if is_empty:
@@ -189,21 +194,17 @@ def is_archive(file: File) -> bool:
 
 
 def segments_of(
-    file: File, cache: IndexCache, *, keep_columns: bool | Collection[str] = False
+    file: File, config: ClipConfig, *, keep_columns: bool | Collection[str] = False
 ) -> Iterable[Segment]:
-    """Return the segments of a list, the members of a tar file, or all of another file.
+    """Return the segments of a list, or all of a video, an image or an array.
 
     Args:
-        file: The file.
-        cache: The index of the data, for the members of tar files.
+        file: The file, which is no tar file.
+        config: Its `timeout` and `group_column` are for lists.
         keep_columns: Whether segments have the other columns of lists, or the names of those they have.
     """
     if file.suffix.lower() in LIST_SUFFIXES:
-        timeout = cache.config.timeout
-        group_column = cache.config.group_column
-        return read_list(file, timeout, group_column, keep_columns=keep_columns)
-    if is_archive(file):
-        return [Segment(member) for member in cache.members(file)]
+        return read_list(file, config.timeout, config.group_column, keep_columns=keep_columns)
     return [Segment(file)]
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import math
 import os
-import tarfile
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from telecine.base.checks import first_few
 from telecine.base.files import open_regular
@@ -53,9 +52,6 @@ _MAX_PATH_BYTES = 4096
 TIE_SECONDS = 1e-6  # two frames are equally near to a time if their distances differ by less
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 _MAX_ASPECT_RATIO = 100
-# Headers of a tar file with a long name or with attributes of the next member. Python reads them whole.
-_TAR_EXTENSIONS = frozenset({b"L", b"K", b"x", b"g", b"X"})
-_MAX_TAR_EXTENSION = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -221,43 +217,6 @@ def path_or_content(source: LocalSource) -> Path | BinaryIO:
             return source
         file.seek(source.offset)
         return io.BytesIO(file.read(source.size))
-
-
-class _TarEntry(tarfile.TarInfo):
-    """A header of a tar file. Long headers are refused before Python reads them whole."""
-
-    @classmethod
-    def frombuf(cls, *arguments: Any, **options: Any) -> _TarEntry:
-        entry = super().frombuf(*arguments, **options)
-        if entry.type in _TAR_EXTENSIONS and not 0 <= entry.size <= _MAX_TAR_EXTENSION:
-            raise tarfile.ReadError(f"a header with a size of {entry.size} bytes")
-        return entry
-
-
-def tar_members(archive: File, opened: BinaryIO | None = None) -> Iterator[TarMember]:
-    """Yield the videos, images and arrays of a tar file in the order of the archive. Only headers are read.
-
-    Args:
-        archive: The tar file.
-        opened: Its bytes, if it is not a local file.
-
-    Raises:
-        OSError: the file cannot be read.
-        tarfile.TarError: it is not a tar file, or is compressed; or, after some members, it is truncated or sparse.
-    """
-    if opened is None:
-        assert isinstance(archive, Path), "a tar file at an address is opened before"
-        opened = open_file(archive)
-    with opened as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
-        for entry in tar:
-            if entry.size < 0:  # Python would read the same headers for ever
-                raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
-            member = TarMember(archive, entry.name, entry.offset_data, entry.size)
-            if not entry.isreg() or not kind_of(member) or is_hidden(PurePosixPath(entry.name)):
-                continue
-            if entry.issparse():
-                raise tarfile.ReadError(f"{entry.name} has holes, by `tar -S`; pack it without")
-            yield member
 
 
 @dataclass(frozen=True)

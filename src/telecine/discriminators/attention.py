@@ -20,7 +20,8 @@ _EPSILON = 1e-6
 class RMSNorm(nn.Module):
     """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467).
 
-    It is made of PyTorch's operators, because a penalty differentiates it twice; `ops/rms_norm.py` is faster, once.
+    It is made of PyTorch's operators, because a penalty differentiates it twice; `ops/scaled_normalize.py` is
+    faster, once.
 
     Args:
         dim: Number of channels.

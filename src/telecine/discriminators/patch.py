@@ -7,7 +7,6 @@ spans 3 frames.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
@@ -53,34 +52,39 @@ def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
     return list(zip(weights, biases, strict=True))
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class _PatchNetwork(GradientCheckpointing):
     """`num_layers` strided layers and one without a stride, each with its activation, then the map of logits."""
 
     sees: ClassVar[Sees]
 
-    base_channels: int = 64
-    channels: int = 3
-    num_layers: int = 3
-    num_temporal_layers: int = 2
-    max_dim: int = 512
-    norm: Norm = "group"
-
-    def __post_init__(self) -> None:
-        # The dataclass has set the fields: `nn.Module` allows plain values before its own `__init__`, which keeps them.
+    def __init__(
+        self,
+        *,
+        base_channels: int,
+        channels: int,
+        num_layers: int,
+        num_temporal_layers: int,
+        max_dim: int,
+        norm: Norm,
+    ) -> None:
         super().__init__()
-        for name in ("base_channels", "channels", "num_layers", "max_dim"):
-            check_count(name, getattr(self, name))
-        check_count("num_temporal_layers", self.num_temporal_layers, at_least=0)
-        check_choice("norm", self.norm, get_args(Norm))
+        check_count("base_channels", base_channels)
+        check_count("channels", channels)
+        check_count("num_layers", num_layers)
+        check_count("max_dim", max_dim)
+        check_count("num_temporal_layers", num_temporal_layers, at_least=0)
+        check_choice("norm", norm, get_args(Norm))
+        self.channels = channels
+        self.num_layers = num_layers
+        self.norm = norm
         self.blocks = nn.Sequential()
-        width_in = self.channels
-        for level in range(self.num_layers + 1):
-            width_out = min(self.base_channels * 2**level, self.max_dim)
-            space_stride = 2 if level < self.num_layers else 1
-            time_stride = space_stride if level < self.num_temporal_layers else 1
+        width_in = channels
+        for index in range(num_layers + 1):
+            width_out = min(base_channels * 2**index, max_dim)
+            space_stride = 2 if index < num_layers else 1
+            time_stride = space_stride if index < num_temporal_layers else 1
             layer = _Layer(self._conv(width_in, width_out, time_stride, space_stride))
-            if self.norm == "group" and level > 0:
+            if norm == "group" and index > 0:
                 layer.append(nn.GroupNorm(_num_groups(width_out), width_out))
             # In place: neither a convolution nor a group norm needs its output for its gradients.
             layer.append(nn.LeakyReLU(0.2, inplace=True))
@@ -114,7 +118,7 @@ class _PatchNetwork(GradientCheckpointing):
             height, width = x.shape[-2:]
             remedy = "Use fewer layers, or up-sample small images first."
             raise argument_error("x", contract, f"{height} x {width}", remedy)
-        convs = [next(block.children()) for block in self.blocks]
+        convs = [block.conv for block in self.blocks]
         *block_parameters, logits_parameters = conv_parameters([*convs, self.to_logits], x)
         features = []
         for block, parameters in zip(self.blocks, block_parameters, strict=True):
@@ -126,6 +130,11 @@ class _PatchNetwork(GradientCheckpointing):
 
 class _Layer(nn.Sequential):
     """A convolution, which is not called itself since its parameters are arguments, and the layers that follow it."""
+
+    @property
+    def conv(self) -> nn.Module:
+        """The convolution."""
+        return self[0]
 
     def forward(self, x: Tensor, parameters: ConvParameters) -> Tensor:  # type: ignore[override]
         conv, *others = self
@@ -157,7 +166,6 @@ def _num_groups(channels: int) -> int:
     return groups
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class PatchDiscriminator(_PatchNetwork):
     """Image discriminator with one logit per overlapping patch, of 54 x 54 pixels by default (arXiv:1611.07004).
 
@@ -180,7 +188,23 @@ class PatchDiscriminator(_PatchNetwork):
 
     sees = "frames"
 
-    num_temporal_layers: int = field(init=False, default=0)
+    def __init__(
+        self,
+        *,
+        base_channels: int = 64,
+        channels: int = 3,
+        num_layers: int = 3,
+        max_dim: int = 512,
+        norm: Norm = "group",
+    ) -> None:
+        super().__init__(
+            base_channels=base_channels,
+            channels=channels,
+            num_layers=num_layers,
+            num_temporal_layers=0,
+            max_dim=max_dim,
+            norm=norm,
+        )
 
 
 class PatchDiscriminator3D(_PatchNetwork):
@@ -199,3 +223,22 @@ class PatchDiscriminator3D(_PatchNetwork):
     """
 
     sees = "video"
+
+    def __init__(
+        self,
+        *,
+        base_channels: int = 64,
+        channels: int = 3,
+        num_layers: int = 3,
+        num_temporal_layers: int = 2,
+        max_dim: int = 512,
+        norm: Norm = "group",
+    ) -> None:
+        super().__init__(
+            base_channels=base_channels,
+            channels=channels,
+            num_layers=num_layers,
+            num_temporal_layers=num_temporal_layers,
+            max_dim=max_dim,
+            norm=norm,
+        )

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ TimeWeighting: TypeAlias = Literal["positions", "frames"]
 _MIN_SIZE = 4
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class _ResidualDiscriminator(GradientCheckpointing):
     """`floor(log2(frame_num))` video blocks, the mean over the remaining time, then 2D blocks with attention.
 
@@ -38,55 +36,56 @@ class _ResidualDiscriminator(GradientCheckpointing):
     samples_are_independent: ClassVar[bool] = True
     video_block: ClassVar[type[nn.Module]] = DiscriminatorBlock3D
 
-    dim: int
-    image_size: int | Sequence[int]
-    frame_num: int
-    channels: int = 3
-    max_dim: int = 512
-    linear_attn_dim_head: int = 8
-    linear_attn_heads: int = 16
-    ff_mult: int = 4
-    antialiased_downsample: bool = False
-    time_weighting: TimeWeighting = field(init=False, default="positions")
-
-    def __post_init__(self) -> None:
-        # The dataclass has set the fields: `nn.Module` allows plain values before its own `__init__`, which keeps them.
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: int | Sequence[int],
+        frame_num: int,
+        channels: int,
+        max_dim: int,
+        linear_attn_dim_head: int,
+        linear_attn_heads: int,
+        ff_mult: int,
+        antialiased_downsample: bool,
+        time_weighting: TimeWeighting = "positions",
+    ) -> None:
         super().__init__()
-        for name in (
-            "dim",
-            "frame_num",
-            "channels",
-            "max_dim",
-            "ff_mult",
-            "linear_attn_dim_head",
-            "linear_attn_heads",
-        ):
-            check_count(name, getattr(self, name))
-        height, width = _as_image_size(self.image_size)
+        check_count("dim", dim)
+        check_count("frame_num", frame_num)
+        check_count("channels", channels)
+        check_count("max_dim", max_dim)
+        check_count("ff_mult", ff_mult)
+        check_count("linear_attn_dim_head", linear_attn_dim_head)
+        check_count("linear_attn_heads", linear_attn_heads)
+        check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
+        height, width = _as_image_size(image_size)
         # They reduce the shorter side to at least 4 and below 8.
         num_halvings = min(height, width).bit_length() - 3
         num_blocks = num_halvings + 1
-        self.temporal_num_layers = min(self.frame_num.bit_length() - 1, num_halvings)
+        self.channels = channels
+        self.time_weighting = time_weighting
+        self.temporal_num_layers = min(frame_num.bit_length() - 1, num_halvings)
         self.blocks = nn.ModuleList()
-        width_in = self.channels
-        for level in range(num_blocks):
-            width_out = min(4 * self.dim * 2**level, self.max_dim)
-            if level < self.temporal_num_layers:
-                block = self.video_block(width_in, width_out, self.antialiased_downsample)
+        width_in = channels
+        for index in range(num_blocks):
+            width_out = min(4 * dim * 2**index, max_dim)
+            if index < self.temporal_num_layers:
+                block = self.video_block(width_in, width_out, antialiased_downsample)
             else:
-                is_last = level == num_blocks - 1
+                is_last = index == num_blocks - 1
                 block = DiscriminatorBlock(
                     width_in,
                     width_out,
                     downsample=not is_last,
-                    antialiased_downsample=self.antialiased_downsample,
+                    antialiased_downsample=antialiased_downsample,
                 )
                 block = with_attention(
                     block,
                     width_out,
-                    dim_head=self.linear_attn_dim_head,
-                    heads=self.linear_attn_heads,
-                    ff_mult=self.ff_mult,
+                    dim_head=linear_attn_dim_head,
+                    heads=linear_attn_heads,
+                    ff_mult=ff_mult,
                 )
             self.blocks.append(block)
             width_in = width_out
@@ -104,8 +103,8 @@ class _ResidualDiscriminator(GradientCheckpointing):
         check_batch(x, self.sees, self.channels)
         num_frames = x.shape[2]
         features = []
-        for level, block in enumerate(self.blocks):
-            if x.ndim == 5 and level == self.temporal_num_layers:
+        for index, block in enumerate(self.blocks):
+            if x.ndim == 5 and index == self.temporal_num_layers:
                 if self.time_weighting == "positions":
                     x = x.mean(dim=2)
                 else:
@@ -158,7 +157,6 @@ def _as_image_size(image_size: object) -> tuple[int, int]:
     return height, width
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class Discriminator(_ResidualDiscriminator):
     """StyleGAN-like image discriminator with linear attention, as in MAGVIT-2's public code and CogVideo.
 
@@ -180,12 +178,33 @@ class Discriminator(_ResidualDiscriminator):
 
     sees = "frames"
 
-    frame_num: int = field(init=False, default=1)
-    attn_heads: int = 8
-    attn_dim_head: int = 32
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: int | Sequence[int],
+        channels: int = 3,
+        max_dim: int = 512,
+        attn_heads: int = 8,
+        attn_dim_head: int = 32,
+        linear_attn_dim_head: int = 8,
+        linear_attn_heads: int = 16,
+        ff_mult: int = 4,
+        antialiased_downsample: bool = False,
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            image_size=image_size,
+            frame_num=1,
+            channels=channels,
+            max_dim=max_dim,
+            linear_attn_dim_head=linear_attn_dim_head,
+            linear_attn_heads=linear_attn_heads,
+            ff_mult=ff_mult,
+            antialiased_downsample=antialiased_downsample,
+        )
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class Discriminator3D(_ResidualDiscriminator):
     """Video discriminator of plain 3D convolutions that halve time and space together, then 2D blocks.
 
@@ -202,14 +221,34 @@ class Discriminator3D(_ResidualDiscriminator):
         ValueError: If a size is not a positive int, `image_size` is below 4, or `antialiased_time` is True.
     """
 
-    antialiased_time: InitVar[bool] = False
-
-    def __post_init__(self, antialiased_time: bool) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: int | Sequence[int],
+        frame_num: int,
+        channels: int = 3,
+        max_dim: int = 512,
+        linear_attn_dim_head: int = 8,
+        linear_attn_heads: int = 16,
+        ff_mult: int = 4,
+        antialiased_downsample: bool = False,
+        antialiased_time: bool = False,
+    ) -> None:
         _check_antialiased_time(antialiased_time)
-        super().__post_init__()
+        super().__init__(
+            dim=dim,
+            image_size=image_size,
+            frame_num=frame_num,
+            channels=channels,
+            max_dim=max_dim,
+            linear_attn_dim_head=linear_attn_dim_head,
+            linear_attn_heads=linear_attn_heads,
+            ff_mult=ff_mult,
+            antialiased_downsample=antialiased_downsample,
+        )
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
 class Discriminator3DWithfirstframe(_ResidualDiscriminator):
     """Video discriminator of causal convolutions whose temporal pooling keeps the first frame separate.
 
@@ -235,15 +274,36 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
 
     video_block = DiscriminatorBlock3DWithfirstframe
 
-    time_weighting: TimeWeighting = "positions"
-    pad_mode: PadMode = "first"
-    antialiased_time: InitVar[bool] = False
-
-    def __post_init__(self, antialiased_time: bool) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: int | Sequence[int],
+        frame_num: int,
+        channels: int = 3,
+        max_dim: int = 512,
+        linear_attn_dim_head: int = 8,
+        linear_attn_heads: int = 16,
+        ff_mult: int = 4,
+        antialiased_downsample: bool = False,
+        time_weighting: TimeWeighting = "positions",
+        pad_mode: PadMode = "first",
+        antialiased_time: bool = False,
+    ) -> None:
         _check_antialiased_time(antialiased_time)
-        super().__post_init__()
-        check_choice("time_weighting", self.time_weighting, get_args(TimeWeighting))
-        check_choice("pad_mode", self.pad_mode, get_args(PadMode))
+        check_choice("pad_mode", pad_mode, get_args(PadMode))
+        super().__init__(
+            dim=dim,
+            image_size=image_size,
+            frame_num=frame_num,
+            channels=channels,
+            max_dim=max_dim,
+            linear_attn_dim_head=linear_attn_dim_head,
+            linear_attn_heads=linear_attn_heads,
+            ff_mult=ff_mult,
+            antialiased_downsample=antialiased_downsample,
+            time_weighting=time_weighting,
+        )
         for module in self.modules():
             if isinstance(module, CausalConv3d):
-                module.pad_mode = self.pad_mode
+                module.pad_mode = pad_mode

@@ -1,36 +1,21 @@
 """Comparison of two evaluations of the same clips: differences in each metric with bootstrap intervals, and plots."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from telecine.base.checks import argument_error, count, shorten
+from telecine.base.checks import count
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.evaluation.evaluate import COLOURS, FRAMES_FILE, SavedEvaluation, plot_frames
-
-_Fields: TypeAlias = Mapping[str, object]
-# Fields of the protocol that must be equal, or the figures do not compare.
-MUST_MATCH = (
-    "num_clips",
-    "num_frames",
-    "height",
-    "width",
-    "frame_stride",
-    "resize",
-    "crop",
-    "value_range",
-    "reconstruction",
-    "clips_sha256",
-)
-# Fields whose difference is a warning, as are other versions: the clips may still have been measured in the same way.
-_SHOULD_MATCH = ("data", "fps")
+from telecine.evaluation.comparable import check_protocols
+from telecine.evaluation.plots import COLOURS, plot_frames
+from telecine.evaluation.result import FRAMES_FILE, SavedEvaluation
 
 _CONFIDENCE = 0.95
 _NUM_RESAMPLES = 10_000
@@ -148,86 +133,6 @@ def compare(
     if output is not None:
         _write(comparison, Path(first), Path(second), Path(output))
     return comparison
-
-
-def check_several(folders: Sequence[str | Path]) -> None:
-    """Check that there are two evaluations or more.
-
-    Raises:
-        ValueError: There are fewer.
-    """
-    if len(folders) < 2:
-        got = " ".join(str(folder) for folder in folders) or "nothing"
-        raise argument_error(
-            "compare", "two or more evaluations", got, "Pass their output folders."
-        )
-
-
-def check_protocols(first: _Fields, second: _Fields) -> list[str]:
-    """Return the harmless differences of two protocols.
-
-    Raises:
-        ValueError: Their figures do not compare.
-    """
-    first_metrics = _fields_of(first, "metrics")
-    second_metrics = _fields_of(second, "metrics")
-    shared = [name for name in first_metrics if name in second_metrics]
-    first_published = _fields_of({"published": {}, **first}, "published")
-    second_published = _fields_of({"published": {}, **second}, "published")
-    published_fields = ["name"]
-    if first_published.get("name") == second_published.get("name"):
-        published_fields = list({**first_published, **second_published})
-    differing = _differing(first_published, second_published, published_fields, "published.")
-    differing += _differing(first, second, MUST_MATCH)
-    differing += _differing(first_metrics, second_metrics, shared, "metrics.")
-    differing += _differing(
-        _fields_of(first, "backbones"), _fields_of(second, "backbones"), shared, "backbones."
-    )
-    if differing:
-        remedy = "Evaluate both on the same clips with the same settings."
-        raise argument_error(
-            "compare", "two evaluations with the same protocol", "; ".join(differing), remedy
-        )
-    if not shared:
-        raise argument_error(
-            "compare", "two evaluations that share a metric", "none", "Evaluate both again."
-        )
-    warnings = _differing(first, second, _SHOULD_MATCH)
-    if first.get("tf32") != second.get("tf32"):
-        warnings.append("tf32: off in one, not recorded in the other")
-    first_versions = _fields_of({"versions": {}, **first}, "versions")
-    second_versions = _fields_of({"versions": {}, **second}, "versions")
-    packages = sorted(first_versions.keys() | second_versions.keys())
-    warnings += _differing(first_versions, second_versions, packages, "versions.")
-    unshared = sorted(first_metrics.keys() ^ second_metrics.keys())
-    if unshared:
-        warnings.append(f"only one has {', '.join(unshared)}")
-    return warnings
-
-
-def _fields_of(protocol: _Fields, field: str) -> _Fields:
-    """Return the fields below a field of a protocol; raise a `ValueError` if it is no mapping."""
-    fields = protocol.get(field)
-    if not isinstance(fields, dict):
-        raise argument_error(
-            "compare",
-            f"evaluations with `{field}` in their protocol",
-            repr(fields),
-            "Evaluate again.",
-        )
-    return fields
-
-
-def _differing(
-    first: _Fields, second: _Fields, names: Iterable[str], prefix: str = ""
-) -> list[str]:
-    texts = []
-    for name in names:
-        a = first.get(name)
-        b = second.get(name)
-        if a != b:
-            texts.append(f"{prefix}{name}: {shorten(str(a))} and {shorten(str(b))}")
-    return texts
 
 
 def _paired_differences(

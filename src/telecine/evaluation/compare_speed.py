@@ -9,9 +9,9 @@ from typing import Any
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
-from telecine.evaluation.compare import check_protocols, check_several
-from telecine.evaluation.evaluate import SavedEvaluation
+from telecine.evaluation.comparable import check_protocols, check_several
 from telecine.evaluation.load_model import load_model
+from telecine.evaluation.result import SavedEvaluation
 from telecine.evaluation.speed import Speed, describe_speed, measure_speed
 from telecine.settings import EvaluateConfig
 

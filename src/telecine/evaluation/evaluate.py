@@ -1,22 +1,17 @@
 """Evaluation of the reconstructions of a set of videos or images."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import device_of_process
-from telecine.base.files import atomic_write, named_errors, read_json, write_json
-from telecine.base.plain_values import as_dataclass
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
-from telecine.evaluation.evaluation_record import EvaluationRecord, describe_clips
+from telecine.evaluation.evaluation_record import EvaluationRecord
 from telecine.evaluation.load_model import Model
 from telecine.evaluation.measure_clips import (
     ClipResult,
@@ -36,156 +31,10 @@ from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrip
 from telecine.evaluation.metrics.seams import TilingDifference
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
-from telecine.evaluation.speed import SPEED_FILE, Speed, describe_speed, measure_speed
+from telecine.evaluation.result import Evaluation
+from telecine.evaluation.speed import Speed, describe_speed, measure_speed
 from telecine.models import VideoAutoencoder
 from telecine.settings import EvaluateConfig, Tiling
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-METRICS_FILE = "metrics.json"
-CLIPS_FILE = "clips.json"
-FRAMES_FILE = "frames.json"
-ROUND_TRIPS_FILE = "round_trips.json"
-ROUND_TRIPS_PAGE = "round_trips.html"
-PROTOCOL_FILE = "protocol.json"
-
-# Distinguishable with red-green colour blindness.
-COLOURS = {"A": "#d55e00", "B": "#0072b2", "undecided": "#707070"}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of an evaluation: of the set, of each clip and of each frame position, and its protocol."""
-
-    metrics: dict[str, float]
-    """Each metric's mean over clips, and the Frechet distance of the whole set."""
-    per_clip: list[dict[str, float | str]]
-    """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
-    per_frame: dict[str, list[float]]
-    """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
-    protocol: EvaluationRecord
-    """What was measured and how."""
-    per_pass: dict[str, list[float]] = field(default_factory=dict)
-    """Mean over clips after each pass of round trips, see `RoundTrips`; empty without them."""
-    speed: Speed | None = None
-    """How fast the autoencoder is, if that was requested."""
-
-    def write(self, folder: Path) -> None:
-        """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder.
-
-        An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
-        """
-        # Written last: it marks a complete evaluation.
-        (folder / PROTOCOL_FILE).unlink(missing_ok=True)
-        # That of an earlier evaluation: `telecine.report` writes it.
-        (folder / ROUND_TRIPS_PAGE).unlink(missing_ok=True)
-        write_json(folder / METRICS_FILE, self.metrics)
-        write_json(folder / CLIPS_FILE, self.per_clip)
-        write_json(folder / FRAMES_FILE, self.per_frame)
-        plot_frames({"": self.per_frame}, folder / "frames.png")
-        passes_plot = folder / "round_trips.png"
-        if self.per_pass:
-            write_json(folder / ROUND_TRIPS_FILE, self.per_pass)
-            plot_passes(self.per_pass, passes_plot)
-        else:  # remove those of an earlier evaluation
-            (folder / ROUND_TRIPS_FILE).unlink(missing_ok=True)
-            passes_plot.unlink(missing_ok=True)
-        if self.speed is None:
-            (folder / SPEED_FILE).unlink(missing_ok=True)
-        else:
-            write_json(folder / SPEED_FILE, asdict(self.speed))
-        write_json(folder / PROTOCOL_FILE, asdict(self.protocol))
-
-    def print_to(self, console: Console) -> None:
-        """Print each metric with its better direction, the passes of round trips, and why a metric is missing."""
-        table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
-        for name in self.protocol.metrics:
-            table.add_row(name, f"{self.metrics[name]:.4f}", self.protocol.better.get(name, ""))
-        console.print(table)
-        if self.per_pass:
-            passes = Table("pass", *self.pass_columns(), title="round trips")
-            for number, values in self.pass_rows():
-                passes.add_row(number, *values)
-            console.print(passes)
-        if self.speed is not None:
-            console.print(_speed_table(self.speed, self.protocol.speed))
-        for name, reason in self.protocol.absent.items():
-            console.print(f"no {name}: {reason}", soft_wrap=True)
-
-    def pass_columns(self) -> list[str]:
-        """Return the columns of the table of round trips: what is measured after each pass."""
-        return [name.removeprefix("round_trip_") for name in self.per_pass]
-
-    def pass_rows(self) -> list[tuple[str, list[str]]]:
-        """Return the rows of the table of round trips: the number of each pass, and its values."""
-        rows = []
-        for number, values in enumerate(zip(*self.per_pass.values(), strict=True), start=1):
-            rows.append((str(number), [f"{value:.3f}" for value in values]))
-        return rows
-
-
-@dataclass(frozen=True)
-class SavedEvaluation:
-    """An evaluation as its files hold it. A protocol of an older version lacks fields."""
-
-    protocol: dict[str, Any]
-    """The content of protocol.json, with `better` of each metric, which older versions did not write."""
-    metrics: dict[str, float]
-    """See `Evaluation.metrics`."""
-    per_clip: list[dict[str, float | str]]
-    """See `Evaluation.per_clip`."""
-
-    @staticmethod
-    def read(folder: Path) -> "SavedEvaluation":
-        """Read an evaluation from its output folder.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged, or the files do not fit each other.
-        """
-        if not (folder / PROTOCOL_FILE).exists():
-            contract = f"the output folder of an evaluation, with {PROTOCOL_FILE}"
-            got = "another one" if folder.is_dir() else "no folder"
-            remedy = "Pass the `--output` of `telecine evaluate`."
-            raise argument_error(str(folder), contract, got, remedy, FileNotFoundError)
-        protocol = read_json(folder / PROTOCOL_FILE)
-        metrics = read_json(folder / METRICS_FILE)
-        contract = "an evaluation as it was written"
-        remedy = "Evaluate again."
-        try:
-            with named_errors(folder / CLIPS_FILE):
-                clips = json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise argument_error(
-                str(folder / CLIPS_FILE), "JSON", f"other text ({error})", remedy
-            ) from error
-        # The record of an older version gets defaults here, such as the present versions, which would be wrong in what
-        # is returned.
-        record = as_dataclass(
-            EvaluationRecord, protocol, str(folder / PROTOCOL_FILE), contract, remedy
-        )
-        values = {"protocol": protocol, "metrics": metrics, "per_clip": clips}
-        as_dataclass(SavedEvaluation, values, str(folder), contract, remedy)
-        clip_keys = {"source"}
-        for name in record.metrics:
-            if name not in METRICS or METRICS[name].is_per_clip:
-                clip_keys.add(name)
-        is_whole = (
-            record.metrics.keys() <= metrics.keys()
-            and all(clip_keys <= clip.keys() for clip in clips)
-            and len(clips) == record.num_clips > 0
-        )
-        if not is_whole:
-            raise argument_error(
-                str(folder), contract, "other clips or metrics than in its protocol", remedy
-            )
-        better: dict[str, str] = {}
-        for name, definition in record.metrics.items():
-            # In files of older versions, only the definition says it.
-            last_part = definition.rpartition("; ")[2]
-            better[name] = record.better.get(name, last_part.removesuffix(" is better"))
-        return SavedEvaluation({**protocol, "better": better}, metrics, clips)
 
 
 @tf32(False)
@@ -219,16 +68,16 @@ def evaluate(
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
-        spans = source.protocol.select(infos)
-        metric_set = source.protocol.load_metrics(spans, config, device)
+        spans = source.clip_protocol.select(infos)
+        metric_set = source.clip_protocol.load_metrics(spans, config, device)
         metric_set = _with_requested(metric_set, source, config)
-        description = source.protocol.describe(spans)
+        description = source.clip_protocol.describe(spans)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
-        flat_figures = {}
+        flat_values = {}
         if config.flat:
             size = (description["num_frames"], description["height"], description["width"])
-            flat_figures = measure_flat_colours(_model_of("flat", source), *size)
+            flat_values = measure_flat_colours(_model_of("flat", source), *size)
         speed = None
         if config.speed:
             size = (description["num_frames"], description["height"], description["width"])
@@ -239,7 +88,7 @@ def evaluate(
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
         description["data"] = config.data
         description |= _describe_subject(checkpoint, config, source)
-        evaluation = _summarize(results, metric_set, description, flat_figures)
+        evaluation = _summarize(results, metric_set, description, flat_values)
         evaluation = replace(evaluation, speed=speed)
         if output is not None and rank == 0:
             evaluation.write(Path(output))
@@ -317,10 +166,10 @@ def _summarize(
     results: Sequence[ClipResult],
     metric_set: MetricSet,
     description: Mapping[str, Any],
-    flat_figures: Mapping[str, float],
+    flat_values: Mapping[str, float],
 ) -> Evaluation:
     metrics = mean_over_clips([result.metrics for result in results])
-    metrics.update(flat_figures)
+    metrics.update(flat_values)
     definitions = {name: METRICS[name].describe() for name in metrics}
     better = {name: METRICS[name].better for name in metrics}
     absent = dict(metric_set.absent)
@@ -350,100 +199,3 @@ def _summarize(
         {"source": result.source, "start": result.start, **result.metrics} for result in results
     ]
     return Evaluation(metrics, rows, mean_per_frame(results), record, mean_per_pass(results))
-
-
-def _speed_table(speed: Speed, conditions: Mapping[str, object]) -> Table:
-    size = f"{conditions['num_frames']} x {conditions['height']} x {conditions['width']}"
-    device = f"{conditions['device']}, threads: {conditions['threads']}"
-    title = f"speed of a clip of {size}, {conditions['dtype']}, {device}"
-    table = Table("", "frames/s", "slowest to fastest", "GFLOP", "MiB", "weights", title=title)
-    for name, part in speed.parts.items():
-        table.add_row(
-            name,
-            f"{part.frames_per_second:.4g}",
-            f"{part.slowest:.4g} to {part.fastest:.4g}",
-            f"{part.flops / 1e9:.4g}",
-            f"{part.memory / 2**20:.4g}",
-            f"{part.weights:,}",
-        )
-    return table
-
-
-def plot_passes(curves: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Plot the values after each pass of round trips, those of all channels together; write a PNG atomically.
-
-    Args:
-        curves: The values after each pass, by name, see `RoundTrips`.
-        path: The file.
-    """
-    from matplotlib.figure import Figure  # as in `plot_frames`
-
-    metrics = [name for name in curves if name in METRICS]
-    channels = [name for name in curves if name not in METRICS]
-    figure = Figure(figsize=(3.6 * (1 + len(metrics)), 3), dpi=100, layout="constrained")
-    subplots = figure.subplots(1, 1 + len(metrics), squeeze=False)[0]
-    for name, axes in zip(metrics, subplots[1:], strict=True):
-        axes.plot(range(1, 1 + len(curves[name])), curves[name], marker="o", markersize=3)
-        axes.set_title(f"{name}, {METRICS[name].better} is better", fontsize=9)
-    for name in channels:
-        colour = name if name in ("red", "green", "blue") else None
-        positions = range(1, 1 + len(curves[name]))
-        subplots[0].plot(
-            positions, curves[name], marker="o", markersize=3, label=name, color=colour
-        )
-    subplots[0].set_title("change of the mean, levels of 8 bits", fontsize=9)
-    subplots[0].legend(fontsize=8)
-    for axes in subplots:
-        axes.set_xlabel("pass", fontsize=8)
-        axes.locator_params(axis="x", integer=True)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
-
-
-def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Plot each metric over the frame position in a clip, a line for each evaluation; write a PNG atomically.
-
-    Args:
-        curves: For each label of an evaluation, its values at each frame position, by metric.
-        path: The file.
-    """
-    # Takes a second to import, which `telecine --help` must not spend.
-    from matplotlib.figure import Figure
-
-    names: list[str] = []
-    for evaluation in curves.values():
-        for name in evaluation:
-            if name not in names:
-                names.append(name)
-    figure = Figure(figsize=(3.6 * len(names), 3), dpi=100, layout="constrained")
-    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False).flat, strict=True):
-        _plot_metric(axes, name, curves)
-    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
-
-
-def _plot_metric(
-    axes: "Axes", name: str, curves: Mapping[str, Mapping[str, Sequence[float]]]
-) -> None:
-    for label, evaluation in curves.items():
-        if name in evaluation:
-            positions = range(len(evaluation[name]))
-            axes.plot(
-                positions,
-                evaluation[name],
-                marker="o",
-                markersize=3,
-                label=label,
-                color=COLOURS.get(label),
-            )
-    low, high = axes.get_ylim()
-    smallest_range = 1.0 if name == "psnr" else 0.01  # so that imperceptible differences look small
-    margin = max(0.0, smallest_range - (high - low)) / 2
-    axes.set_ylim(low - margin, high + margin)
-    axes.set_title(f"{name}, {METRICS[name].better} is better", fontsize=9)
-    axes.set_xlabel("frame of the clip", fontsize=8)
-    axes.locator_params(axis="x", integer=True)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.3)
-    if any(curves):
-        axes.legend(fontsize=8)

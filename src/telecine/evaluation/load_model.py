@@ -19,9 +19,9 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.data import VideoInfo
+from telecine.data.ahead_index import AheadIndex
 from telecine.data.find import find_videos
 from telecine.data.index import index_videos
-from telecine.data.index_cache import IndexCache
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.interface import check_channels
 from telecine.models.paired import PairedAutoencoder
@@ -56,13 +56,13 @@ def load_infos(
         name: The setting that errors name.
     """
     videos = find_videos(path, name=name)
-    cache = IndexCache(path, clips)
+    index = AheadIndex(path, clips)
     try:
-        infos, _ = index_videos(videos, index=cache.info)
+        infos, _ = index_videos(videos, index=index.info)
         return infos
     finally:
         # Keeps what only training uses: images, and members of tar files.
-        cache.save(is_complete=False)
+        index.save(is_complete=False)
 
 
 def load_with_data(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from telecine.base.files import write_text
-from telecine.evaluation.compare import check_protocols, check_several
-from telecine.evaluation.evaluate import SavedEvaluation
+from telecine.evaluation.comparable import check_protocols, check_several
 from telecine.evaluation.evaluation_record import describe_clips
+from telecine.evaluation.result import SavedEvaluation
 from telecine.evaluation.speed import Speed
 
 _ARROWS = {"larger": "↑", "smaller": "↓", "nearest to 0": "→ 0", "nearest to 1": "→ 1"}

@@ -18,7 +18,7 @@ from telecine.base.shapes import Video
 from telecine.models.bottleneck import Bottleneck, build_bottleneck
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_blocks import (
-    EarlierFrames,
+    FrameCache,
 )
 from telecine.models.causal_networks import Encoder
 from telecine.models.channels import change_channels
@@ -90,10 +90,10 @@ class CausalVAE(CausalAutoencoder):
         return self._posterior(video)
 
     def _posterior(
-        self, video: Video, earlier: EarlierFrames | None = None, continues: bool = False
+        self, video: Video, cache: FrameCache | None = None, first_chunk: bool = True
     ) -> Posterior:
         video = video.to(self.last_layer.dtype)
-        mean, logvar = call_with_cast_weights(self.encoder, video, earlier, continues)
+        mean, logvar = call_with_cast_weights(self.encoder, video, cache, first_chunk)
         if self.bottleneck is None:
             return DiagonalGaussian(mean=mean, logvar=logvar)
         return self.bottleneck.posterior(mean)
@@ -109,10 +109,10 @@ class CausalVAE(CausalAutoencoder):
         )
         return StreamEncoder(partial(self._encode_chunk, {}), sizes)
 
-    def _encode_chunk(self, earlier: EarlierFrames, video: Video, num_before: int) -> Posterior:
+    def _encode_chunk(self, cache: FrameCache, video: Video, num_before: int) -> Posterior:
         if num_before == 0:
             check_input(self, video)
-        return self._posterior(video, earlier, continues=num_before > 0)
+        return self._posterior(video, cache, first_chunk=num_before == 0)
 
     @property
     def codebook(self) -> Bottleneck | None:

@@ -15,7 +15,7 @@ from telecine.base.shapes import Video, check_video
 from telecine.models import causal_blocks, causal_networks, linear
 from telecine.models.bottleneck import build_bottleneck
 from telecine.models.causal_blocks import (
-    EarlierFrames,
+    FrameCache,
     ResidualBlock,
 )
 from telecine.models.causal_networks import Decoder, Encoder, FlowDecoder, build_decoder
@@ -143,11 +143,11 @@ class CausalAutoencoder(LatentAutoencoder):
         """Return a stream that decodes a latent a few frames at a time; see `VideoAutoencoder.stream_decoder`."""
         sizes = ChunkSizes(first=1, others=self._chunk_frames(num_frames) // self._time)
         num_passes = 1 if self.sampler is None else self.sampler.steps
-        passes: list[EarlierFrames] = [{} for _ in range(num_passes)]
+        passes: list[FrameCache] = [{} for _ in range(num_passes)]
         return StreamDecoder(partial(self._decode_chunk, passes, self.position), sizes)
 
     def _decode_chunk(
-        self, passes: Sequence[EarlierFrames], start: ClipPosition, latent: Tensor, num_before: int
+        self, passes: Sequence[FrameCache], start: ClipPosition, latent: Tensor, num_before: int
     ) -> Video:
         """Return the video of a chunk of a stream.
 
@@ -158,9 +158,9 @@ class CausalAutoencoder(LatentAutoencoder):
             num_before: Latent frames before the chunk.
         """
         latent = self._decoder_input(latent)
-        continues = num_before > 0
+        first_chunk = num_before == 0
         if self.sampler is None:
-            return cast(Video, self._call_decoder(latent, passes[0], continues))
+            return cast(Video, self._call_decoder(latent, passes[0], first_chunk))
         first_frame = start.first_frame + self._num_decoded_frames(num_before)
         shape = list(self.decoded_shape(latent))
         shape[2] = self._num_decoded_frames(num_before + latent.shape[2])
@@ -168,8 +168,8 @@ class CausalAutoencoder(LatentAutoencoder):
         remaining = iter(passes)
 
         def denoise(noisy: Video, level: Tensor) -> Video:
-            earlier = next(remaining)
-            return cast(Video, self.decoder(latent, noisy, level, earlier, continues))
+            cache = next(remaining)
+            return cast(Video, self.decoder(latent, noisy, level, cache, first_chunk))
 
         with clip_position(
             self, first_frame=first_frame, frame_size=start.frame_size, corner=start.corner

@@ -1,4 +1,8 @@
-"""Layers of the causal autoencoder. None depends on later frames, on other clips, or on statistics over time."""
+"""Layers of the causal autoencoder. None depends on later frames, on other clips, or on statistics over time.
+
+Those that read the frames before a chunk or the noise level have one signature, `(video, cache, noise_embedding)`; each
+ignores what it does not need. See `CausalSequential`.
+"""
 
 import math
 from collections.abc import Callable
@@ -15,7 +19,7 @@ from telecine.ops.unit_vectors import unit_vectors
 from telecine.settings.autoencoder import ConvolutionKind
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
-EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
+FrameCache: TypeAlias = dict[nn.Module, Tensor]
 """The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""
 
 
@@ -77,57 +81,56 @@ class CausalConv(nn.Module):
             in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2)
         )
 
-    def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
-        """Map the next chunk of a clip, and update `earlier`; or map a whole clip if that is None."""
-        if earlier is None or self.num_repeats == 0:
+    def forward(
+        self,
+        video: Video,
+        cache: FrameCache | None = None,
+        noise_embedding: Tensor | None = None,
+    ) -> Video:
+        """Map the next chunk of a clip, and update its frames in the cache; or map a whole clip without a cache."""
+        if cache is None or self.num_repeats == 0:
             return self.conv(_repeat_first_frame(video, self.num_repeats))
-        if self in earlier:
-            padded = torch.cat([earlier[self], video], dim=2)
+        if self in cache:
+            padded = torch.cat([cache[self], video], dim=2)
         else:
             padded = _repeat_first_frame(video, self.num_repeats)
         # A view would keep the whole chunk.
-        earlier[self] = padded[:, :, -self.num_repeats :].clone()
+        cache[self] = padded[:, :, -self.num_repeats :].clone()
         return self.conv(padded)
 
 
 class CausalSequential(nn.Sequential):
-    """Layers in order; those that look back in time get the frames that they keep between chunks."""
+    """Layers in order."""
 
     def forward(
         self,
         video: Video,
-        earlier: EarlierFrames | None = None,
+        cache: FrameCache | None = None,
         noise_embedding: Tensor | None = None,
     ) -> Video:
         """Map a clip, or the next chunk of it.
 
         Args:
             video: `(B, C, T, H, W)`.
-            earlier: The frames that layers keep between chunks; None for a whole clip.
-            noise_embedding: Embedding of the noise level, `(B, F)`.
+            cache: The frames that layers keep between chunks, which they update; None for a whole clip.
+            noise_embedding: Embedding of the noise level, `(B, F)`; None without noise.
         """
         for layer in self:
-            video = call_layer(layer, video, earlier, noise_embedding)
+            video = call_layer(layer, video, cache, noise_embedding)
         return video
 
 
 def call_layer(
-    layer: nn.Module, video: Video, earlier: EarlierFrames | None, noise_embedding: Tensor | None
+    layer: nn.Module, video: Video, cache: FrameCache | None, noise_embedding: Tensor | None
 ) -> Video:
-    """Return the output of a layer, which gets those of the arguments of `CausalSequential` that it takes.
+    """Return the output of a layer of a network; activations, `Downsample` and `Upsample` take the video alone.
 
     Args:
         layer: The layer.
-        video: `(B, C, T, H, W)`.
-        earlier: The frames that layers keep between chunks; None for a whole clip.
-        noise_embedding: Embedding of the noise level, `(B, F)`.
+        video, cache, noise_embedding: As of `CausalSequential`.
     """
-    if isinstance(layer, ResidualBlock):
-        return cast(Video, layer(video, earlier, noise_embedding))
-    if isinstance(layer, (CausalConv, CausalSequential)):
-        return cast(Video, layer(video, earlier))
-    if isinstance(layer, ChannelNorm):
-        return cast(Video, layer(video, noise_embedding))
+    if isinstance(layer, (CausalConv, CausalSequential, ChannelNorm, ResidualBlock)):
+        return cast(Video, layer(video, cache, noise_embedding))
     return cast(Video, layer(video))
 
 
@@ -145,7 +148,12 @@ class ChannelNorm(nn.Module):
         if noise_features > 0:
             self.modulation = init_zero(nn.Linear(noise_features, 2 * num_channels))
 
-    def forward(self, video: Video, noise_embedding: Tensor | None = None) -> Video:
+    def forward(
+        self,
+        video: Video,
+        cache: FrameCache | None = None,
+        noise_embedding: Tensor | None = None,
+    ) -> Video:
         """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
         normed = unit_vectors(video, 1e-6, is_smooth=False) * (
             math.sqrt(video.shape[1]) * self.scale
@@ -191,19 +199,19 @@ class ResidualBlock(nn.Module):
     def forward(
         self,
         video: Video,
-        earlier: EarlierFrames | None = None,
+        cache: FrameCache | None = None,
         noise_embedding: Tensor | None = None,
     ) -> Video:
         """Return a video of the same shape.
 
         Args:
             video: `(B, num_channels, T, H, W)`.
-            earlier: The frames that layers keep between chunks; None for a whole clip.
+            cache: The frames that layers keep between chunks; None for a whole clip.
             noise_embedding: Embedding of the noise level, `(B, F)`.
         """
         if self.gradient_checkpointing:
-            return video + checkpoint_call(self.branch, video, earlier, noise_embedding)
-        return video + self.branch(video, earlier, noise_embedding)
+            return video + checkpoint_call(self.branch, video, cache, noise_embedding)
+        return video + self.branch(video, cache, noise_embedding)
 
 
 def residual_convolution(
@@ -229,7 +237,7 @@ def residual_convolution(
             CausalConv(num_channels, num_channels, (time_kernel, 1)),
         )
     if kind == "2d":
-        time_kernel = 1
+        return CausalConv(num_channels, num_channels, (1, 3))
     return CausalConv(num_channels, num_channels, (time_kernel, 3))
 
 

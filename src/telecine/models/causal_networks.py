@@ -16,7 +16,7 @@ from telecine.models.causal_blocks import (
     CausalSequential,
     ChannelNorm,
     Downsample,
-    EarlierFrames,
+    FrameCache,
     ResidualBlock,
     Upsample,
     call_layer,
@@ -44,7 +44,7 @@ def _residual_blocks(
     noise_features: int = 0,
     convolutions: Sequence[ConvolutionKind] = (),
 ) -> list[nn.Module]:
-    """Return the blocks of a stage; those at the lowest resolution see earlier frames.
+    """Return the blocks of a stage; those at the lowest resolution depend on earlier frames.
 
     Args:
         config: The architecture.
@@ -62,12 +62,15 @@ def _residual_blocks(
 
 
 def _in_temporal_chunks(network: Callable[..., Video], size: int, *videos: Video) -> Video:
-    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes."""
+    """Return `network(*videos)`; for a `size` above 0, in chunks of `size` frames that the backward recomputes.
+
+    Then the network also gets `cache`, the `FrameCache` of the chunks.
+    """
     if size == 0:
         return network(*videos)
-    earlier: EarlierFrames = {}
+    cache: FrameCache = {}
     chunks = zip(*(video.split(size, dim=2) for video in videos), strict=True)
-    return torch.cat([checkpoint_call(network, *chunk, earlier) for chunk in chunks], dim=2)
+    return torch.cat([checkpoint_call(network, *chunk, cache=cache) for chunk in chunks], dim=2)
 
 
 class Encoder(nn.Module):
@@ -107,22 +110,22 @@ class Encoder(nn.Module):
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(
-        self, video: Video, earlier: EarlierFrames | None = None, continues: bool = False
+        self, video: Video, cache: FrameCache | None = None, first_chunk: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, `(B, latent_channels, k, h, w)`; logvar is empty with a discrete bottleneck.
 
         Args:
             video: A whole clip, or a chunk of a stream, `(B, C, T, H, W)`.
-            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
-            continues: Whether the chunk follows another one.
+            cache: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            first_chunk: Whether no other chunk is before it.
         """
-        folded = fold(video, *self.patch, self.first_frame_apart and not continues)
-        if earlier is None:
+        folded = fold(video, *self.patch, self.first_frame_apart and first_chunk)
+        if cache is None:
             outputs = _in_temporal_chunks(self.network, self.chunk_size, folded)
         else:
-            outputs = self.network(folded, earlier)
+            outputs = self.network(folded, cache=cache)
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
-        return self.linear(video, continues=continues) + residual, logvar
+        return self.linear(video, first_chunk=first_chunk) + residual, logvar
 
 
 class Decoder(nn.Module):
@@ -157,22 +160,22 @@ class Decoder(nn.Module):
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(
-        self, latent: Tensor, earlier: EarlierFrames | None = None, continues: bool = False
+        self, latent: Tensor, cache: FrameCache | None = None, first_chunk: bool = True
     ) -> Video:
         """Return the video of a latent.
 
         Args:
             latent: That of a whole clip, or a chunk of a stream, `(B, latent_channels, k, h, w)`.
-            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
-            continues: Whether the chunk follows another one.
+            cache: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            first_chunk: Whether no other chunk is before it.
         """
-        if earlier is None:
+        if cache is None:
             residual = _in_temporal_chunks(self.network, self.chunk_size, latent)
         else:
-            residual = self.network(latent, earlier)
-        is_apart = self.first_frame_apart and not continues
+            residual = self.network(latent, cache=cache)
+        is_apart = self.first_frame_apart and first_chunk
         # The linear map first: its intermediate values are freed before `unfold` makes a video.
-        video = self.linear(latent, continues=continues)
+        video = self.linear(latent, first_chunk=first_chunk)
         return cast(Video, video + unfold(residual, *self.patch, is_apart))
 
 
@@ -208,8 +211,8 @@ class FlowDecoder(Decoder):
         latent: Tensor,
         noisy: Video,
         level: Tensor,
-        earlier: EarlierFrames | None = None,
-        continues: bool = False,
+        cache: FrameCache | None = None,
+        first_chunk: bool = True,
     ) -> Video:
         """Return the prediction of the clean video, `(B, C, T, H, W)`.
 
@@ -217,35 +220,35 @@ class FlowDecoder(Decoder):
             latent: That of a whole clip, or a chunk of a stream, `(B, latent_channels, k, h, w)`.
             noisy: The noisy video, `(B, C, T, H, W)`.
             level: The noise level of each clip, `(B,)` in (0, 1].
-            earlier: The frames that layers keep between the chunks of a stream; None for a whole clip.
-            continues: Whether the chunk follows another one.
+            cache: The frames that layers keep between the chunks of a stream; None for a whole clip.
+            first_chunk: Whether no other chunk is before it.
         """
         embedding = self.level(_sinusoidal_embedding(level).to(latent.dtype))
-        is_apart = self.first_frame_apart and not continues
+        is_apart = self.first_frame_apart and first_chunk
         folded = fold(noisy.to(latent.dtype), *self.patch, is_apart)
         network = partial(self._residual, embedding)
-        if earlier is None:
+        if cache is None:
             residual = _in_temporal_chunks(network, self.chunk_size, latent, folded)
         else:
-            residual = network(latent, folded, earlier)
+            residual = network(latent, folded, cache=cache)
         video = unfold(residual, *self.patch, is_apart)
         if self.predicts_velocity:
             video = -level.view(-1, 1, 1, 1, 1) * video
-        return cast(Video, self.linear(latent, continues=continues) + video)
+        return cast(Video, self.linear(latent, first_chunk=first_chunk) + video)
 
     def _residual(
         self,
         noise_embedding: Tensor,
         latent: Tensor,
         folded: Tensor,
-        earlier: EarlierFrames | None = None,
+        cache: FrameCache | None = None,
     ) -> Tensor:
         noisy = [folded]  # then at each resolution, the highest first
         for layer in self.noisy:
             noisy.append(layer(noisy[-1]))
         x = latent
         for index, layer in enumerate(self.network):
-            x = call_layer(layer, x, earlier, noise_embedding)
+            x = call_layer(layer, x, cache, noise_embedding)
             if index == 0 or isinstance(layer, Upsample):
                 x = x + noisy.pop()
         return x

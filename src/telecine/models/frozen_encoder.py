@@ -12,7 +12,7 @@ import torch
 from typing_extensions import Self
 
 from telecine.base.checks import argument_error
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import Frozen, FrozenModule
 from telecine.base.shapes import Video
 from telecine.losses import AuxLosses
 from telecine.models.bottleneck import Bottleneck
@@ -108,7 +108,7 @@ class TeacherEncoderModel(FrozenEncoderModel):
         self.teacher = teacher
         self.digest = digest
         self._load = load
-        self._frozen: Frozen[VideoAutoencoder] | None = None
+        self._frozen: FrozenModule[VideoAutoencoder] | None = None
 
     @staticmethod
     def public_name(teacher: str) -> str:
@@ -131,8 +131,8 @@ class TeacherEncoderModel(FrozenEncoderModel):
                 raise argument_error(
                     "teacher", "the teacher that the student was trained with", got, remedy
                 )
-            self._frozen = Frozen(loaded).to(self.last_layer.device)
-        return self._frozen.module
+            self._frozen = FrozenModule(loaded).to(self.last_layer.device)
+        return self._frozen.in_eval_mode()
 
     def load_teacher(self) -> VideoAutoencoder:
         """Return the model of the teacher's name.

@@ -70,40 +70,42 @@ class _PatchMaps(nn.Module):
         """The map of the first frame, if it is apart, and that of the others."""
         return [self.rest] if self.first is None else [self.first, self.rest]
 
-    def split(self, x: Tensor, *, continues: bool = False) -> list[_Frames]:
+    def split(self, x: Tensor, *, first_chunk: bool = True) -> list[_Frames]:
         """Return the frames of a video or a latent `(B, C, T, H, W)` for each of `maps`.
 
-        With `continues`, they follow other frames: none of them is apart.
+        Unless they are the `first_chunk`, they follow other frames: none of them is apart.
         """
-        if self.first is None or continues:
+        if self.first is None or not first_chunk:
             return [_Frames(self.rest, x, self.time)]
         return [_Frames(self.first, x[:, :, :1], 1), _Frames(self.rest, x[:, :, 1:], self.time)]
 
-    def accepts(self, num_frames: int, height: int, width: int, *, continues: bool = False) -> bool:
+    def accepts(
+        self, num_frames: int, height: int, width: int, *, first_chunk: bool = True
+    ) -> bool:
         """Return whether clips of a size consist of whole patches.
 
         Args:
             num_frames: Frames of the clips.
             height: Height in pixels.
             width: Width in pixels.
-            continues: Whether other frames were before.
+            first_chunk: Whether no other frames were before.
         """
-        if self.first is not None and not continues:
+        if self.first is not None and first_chunk:
             num_frames -= 1
         return num_frames % self.time == 0 and height % self.space == 0 and width % self.space == 0
 
-    def patches(self, video: Video, *, continues: bool = False) -> list[_Patches]:
-        """Return the patches of a video for each of `maps`; with `continues`, of frames that follow others.
+    def patches(self, video: Video, *, first_chunk: bool = True) -> list[_Patches]:
+        """Return the patches of a video for each of `maps`; without `first_chunk`, of frames that follow others.
 
         Raises:
             ValueError: The video has another number of frames, height or width.
         """
-        if not self.accepts(*video.shape[2:], continues=continues):
+        if not self.accepts(*video.shape[2:], first_chunk=first_chunk):
             first = "" if self.first is None else "1 + "
             contract = f"of {first}{self.time} k frames, and of multiples of {self.space} pixels"
             raise argument_error("video", contract, video, "Crop it.")
         pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
-        parts = self.split(video, continues=continues)
+        parts = self.split(video, first_chunk=first_chunk)
         return [
             rearrange(part.x, pattern, p=part.patch_frames, q=self.space, r=self.space)
             for part in parts
@@ -128,19 +130,19 @@ class PatchEncoder(_PatchMaps):
             time_compression, spatial_compression, first if first_frame_apart else None, rest
         )
 
-    def forward(self, video: Video, *, continues: bool = False) -> Latent:
+    def forward(self, video: Video, *, first_chunk: bool = True) -> Latent:
         """Return the latent `(B, C, k, H / space, W / space)`, of 1 + k frames if the first one is apart.
 
         Args:
             video: `(B, C, T, H, W)`.
-            continues: Whether the frames follow others: none of them is apart.
+            first_chunk: Whether the frames follow no others. If they do, none of them is apart.
         """
         apply = F.linear
         if video.shape[1] == RGBA:
             apply = partial(of_colours_and_alpha, F.linear, dim=-1)
-        maps = [self.rest] if continues else self.maps
+        maps = self.maps if first_chunk else [self.rest]
         parts = []
-        for linear, patches in zip(maps, self.patches(video, continues=continues), strict=True):
+        for linear, patches in zip(maps, self.patches(video, first_chunk=first_chunk), strict=True):
             parts.append(apply(patches, linear.weight, linear.bias))
         return rearrange(torch.cat(parts, dim=1), "b t h w c -> b c t h w")
 
@@ -163,11 +165,11 @@ class PatchDecoder(_PatchMaps):
             time_compression, spatial_compression, first if first_frame_apart else None, rest
         )
 
-    def forward(self, latent: Latent, *, continues: bool = False) -> Video:
-        """Return the video of a latent; with `continues`, of latent frames that follow others."""
+    def forward(self, latent: Latent, *, first_chunk: bool = True) -> Video:
+        """Return the video of a latent; without `first_chunk`, of latent frames that follow others."""
         pattern = "b t h w (c p q r) -> b c (t p) (h q) (w r)"
         parts = []
-        for linear, z, patch_frames in self.split(latent, continues=continues):
+        for linear, z, patch_frames in self.split(latent, first_chunk=first_chunk):
             patches = linear(rearrange(z, "b c t h w -> b t h w c"))
             parts.append(rearrange(patches, pattern, p=patch_frames, q=self.space, r=self.space))
         return torch.cat(parts, dim=2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import VALUE_RANGE, Video
@@ -73,7 +73,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
     ) -> None:
         super().__init__(teacher, load, digest)
         self.normalisation = normalisation
-        self.imitated: Frozen[CausalAutoencoder] | None = None
+        self.imitated: FrozenModule[CausalAutoencoder] | None = None
         self.set_decoder(config)
 
     @classmethod
@@ -94,7 +94,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         student = cls(
             config, teacher, load, digest=digest, normalisation=loaded.latent_normalisation()
         )
-        student._frozen = Frozen(loaded.latent_model)
+        student._frozen = FrozenModule(loaded.latent_model)
         return student
 
     def imitate(self, teacher: CausalAutoencoder) -> bool:
@@ -105,7 +105,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         Returns:
             Whether it does.
         """
-        self.imitated = Frozen(teacher)
+        self.imitated = FrozenModule(teacher)
         weights = teacher.decoder.state_dict()
         if self.config.flow.prediction != teacher.config.flow.prediction:
             return False
@@ -126,7 +126,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         target = None
         if self.imitated is not None:
             with torch.no_grad():
-                sample = self.imitated.module.decode(latent, denoised.noise)
+                sample = self.imitated.in_eval_mode().decode(latent, denoised.noise)
                 target = at_least_float32(sample).clamp(*VALUE_RANGE)
         return Reconstruction(denoised.video, {}, weight=denoised.weight, target=target)
 
@@ -205,7 +205,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         if with_weights:
             load_weights(model, folder)
         else:
-            model._frozen = Frozen(model.load_teacher())
+            model._frozen = FrozenModule(model.load_teacher())
         return model
 
 
@@ -246,7 +246,8 @@ def _find_teacher(folder: Path, teacher: str) -> str:
     beside = folder.parent / teacher
     is_part_of_checkpoint = teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent)
     is_beside = beside.is_dir() and not is_part_of_checkpoint
-    path = read_saved_settings(folder.parent).get(TEACHER_KEY)
+    resolved = read_saved_settings(folder.parent).get("resolved")
+    path = resolved.get("encoder") if isinstance(resolved, dict) else None
     if (
         isinstance(path, str)
         and TeacherEncoderModel.public_name(path) == teacher

@@ -18,7 +18,7 @@ from telecine.losses import GANLoss, Penalty
 from telecine.losses.perceptual import sample_frame_indices
 from telecine.objective.bound_discriminator import BoundDiscriminator
 from telecine.objective.functions import check_result
-from telecine.objective.terms import LossTerm, Terms
+from telecine.objective.terms import LossTerm, TermValues
 from telecine.objective.weights import Weights
 
 
@@ -68,7 +68,7 @@ class GANBatch:
 
 def compute_generator_terms(
     d: BoundDiscriminator, gan: GANBatch, *, d_fake: DiscriminatorOutput
-) -> Terms:
+) -> TermValues:
     """Return the terms of the autoencoder's loss from one discriminator, by name.
 
     Args:
@@ -88,10 +88,15 @@ def compute_generator_terms(
 class DiscriminatorTerms(NamedTuple):
     """The terms of one discriminator's loss, and the logits of both sides."""
 
-    terms: Terms
-    """By name: the GAN loss, named "gan" and logged as "discr_loss", then "grad_penalty" and "lecam" if they are on."""
+    gan_loss: Scalar
+    regularisers: TermValues
+    """The other terms: "grad_penalty" and "lecam", if they are on."""
     real_logits: Tensor | None
     fake_logits: Tensor | None
+
+    def weighted_sum(self, weights: Weights) -> Scalar:
+        """Return the loss of the discriminator, or a part of it: the GAN loss, and each other term times its weight."""
+        return self.gan_loss + weights.sum(self.regularisers)
 
 
 def compute_discriminator_terms(
@@ -122,8 +127,8 @@ def compute_discriminator_terms(
         if penalty is not None and penalty.differentiates("fake"):
             fake.requires_grad_()
         fake_logits = d(fake, double_backward=double_backward).logits
-    loss = gan.loss.compute_discriminator_loss(real_logits=real_logits, fake_logits=fake_logits)
-    terms = {"gan": loss}
+    gan_loss = gan.loss.compute_discriminator_loss(real_logits=real_logits, fake_logits=fake_logits)
+    regularisers: TermValues = {}
     if penalty is not None:
         value = penalty(
             discriminator=lambda x: d(x, double_backward=double_backward).logits,
@@ -133,16 +138,9 @@ def compute_discriminator_terms(
             fake_logits=fake_logits,
             generator=gan.rng,
         )
-        terms["grad_penalty"] = check_result(penalty.function, value)
+        regularisers["grad_penalty"] = check_result(penalty.function, value)
     if gan.lecam is not None:
         assert real_logits is not None
         assert fake_logits is not None
-        terms["lecam"] = gan.lecam[d.key](real=real_logits, fake=fake_logits)
-    return DiscriminatorTerms(terms, real_logits, fake_logits)
-
-
-def weighted_sum(terms: Terms, weights: Weights) -> Scalar:
-    """Return the loss of one discriminator, or a part of it: the GAN loss, and each other term times its weight."""
-    regularisers = dict(terms)
-    gan_loss = regularisers.pop("gan")
-    return gan_loss + weights.sum(regularisers)
+        regularisers["lecam"] = gan.lecam[d.key](real=real_logits, fake=fake_logits)
+    return DiscriminatorTerms(gan_loss, regularisers, real_logits, fake_logits)

@@ -22,11 +22,10 @@ from telecine.objective.gan import (
     GANBatch,
     compute_discriminator_terms,
     compute_generator_terms,
-    weighted_sum,
 )
 from telecine.objective.log import Log, logit_statistics
 from telecine.objective.shared_backward import can_share_backward, shared_backward
-from telecine.objective.terms import Terms
+from telecine.objective.terms import TermValues
 from telecine.ops.eager_gradients import (
     GradientSum,
     detached_leaf,
@@ -46,8 +45,10 @@ class DiscriminatorLoss:
     """The loss of one discriminator, and what is logged of it."""
 
     loss: Scalar
-    terms: Log
-    """Its terms by name, detached, as in `DiscriminatorTerms`."""
+    gan_loss: Tensor
+    """Detached."""
+    regularisers: Log
+    """The other terms by name, without their weights, detached."""
     statistics: Log
     """Those of its logits by name."""
 
@@ -140,7 +141,7 @@ def compute_generator_losses(gan: GANBatch, *, eager: bool) -> GeneratorLosses:
     return losses
 
 
-def _compute_terms_of_fake(d: BoundDiscriminator, gan: GANBatch, fake: Tensor) -> Terms:
+def _compute_terms_of_fake(d: BoundDiscriminator, gan: GANBatch, fake: Tensor) -> TermValues:
     return compute_generator_terms(d, gan, d_fake=d(fake))
 
 
@@ -180,7 +181,7 @@ def _whole_loss(d: BoundDiscriminator, gan: GANBatch, *, is_eager: bool) -> Disc
     whole = compute_discriminator_terms(
         d, gan, fake=d.input_of(gan.fake), real=d.input_of(gan.real)
     )
-    loss = weighted_sum(whole.terms, gan.weights)
+    loss = whole.weighted_sum(gan.weights)
     if is_eager:
         parameters = d.trained_parameters
         loss = with_gradients(loss, parameters, gradients_of(loss, parameters))
@@ -192,7 +193,7 @@ def _eager_parts(d: BoundDiscriminator, gan: GANBatch) -> DiscriminatorLoss:
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)
     fake = compute_discriminator_terms(d, gan, fake=d.input_of(gan.fake.detach()), real=None)
-    gradient_sum.backward(weighted_sum(fake.terms, gan.weights))
+    gradient_sum.backward(fake.weighted_sum(gan.weights))
     return _sum_of_parts(gan, real, fake, gradient_sum)
 
 
@@ -217,7 +218,7 @@ def compute_losses_in_one_pass(
     return generator_losses, discriminator_losses
 
 
-def _one_pass(d: BoundDiscriminator, gan: GANBatch) -> tuple[Terms, DiscriminatorLoss]:
+def _one_pass(d: BoundDiscriminator, gan: GANBatch) -> tuple[TermValues, DiscriminatorLoss]:
     """Return the terms of the autoencoder's loss from one discriminator, and the discriminator's own loss."""
     gradient_sum = GradientSum(d.trained_parameters)
     real = _real_part(d, gan, gradient_sum)
@@ -230,7 +231,7 @@ def _one_pass(d: BoundDiscriminator, gan: GANBatch) -> tuple[Terms, Discriminato
     fake_loss = gan.loss.compute_discriminator_loss(real_logits=None, fake_logits=d_fake.logits)
 
     # The gradients: of the fake part for the parameters, of each term for the reconstructions.
-    done: Terms = {}
+    done: TermValues = {}
     generator_loss = terms.get(d.adversarial_term)
     if generator_loss is not None and can_share_backward(d, d_fake.logits, leaf):
         del terms[d.adversarial_term]
@@ -247,7 +248,7 @@ def _one_pass(d: BoundDiscriminator, gan: GANBatch) -> tuple[Terms, Discriminato
         gradient_sum.backward(fake_loss, retain_graph=True)
     done |= with_gradients_of_each(terms, [leaf], [fake])
 
-    fake_part = DiscriminatorTerms({"gan": fake_loss}, None, d_fake.logits)
+    fake_part = DiscriminatorTerms(fake_loss, {}, None, d_fake.logits)
     return done, _sum_of_parts(gan, real, fake_part, gradient_sum)
 
 
@@ -259,26 +260,29 @@ def _real_part(
     It comes first: the penalty's double backward takes the most memory, and there are no other gradients yet.
     """
     part = compute_discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real))
-    gradient_sum.backward(weighted_sum(part.terms, gan.weights))  # the double backward, too
+    gradient_sum.backward(part.weighted_sum(gan.weights))  # the double backward, too
     assert part.real_logits is not None
-    terms = {name: term.detach() for name, term in part.terms.items()}
-    return DiscriminatorTerms(terms, part.real_logits.detach(), None)
+    regularisers = {name: term.detach() for name, term in part.regularisers.items()}
+    return DiscriminatorTerms(
+        part.gan_loss.detach(), regularisers, part.real_logits.detach(), fake_logits=None
+    )
 
 
 def _sum_of_parts(
     gan: GANBatch, real: DiscriminatorTerms, fake: DiscriminatorTerms, gradient_sum: GradientSum
 ) -> DiscriminatorLoss:
     """Return a discriminator's loss from its real part, its fake part and the gradients of both."""
-    terms = {**real.terms, "gan": real.terms["gan"] + fake.terms["gan"].detach()}
-    loss = weighted_sum(terms, gan.weights)
+    gan_loss = real.gan_loss + fake.gan_loss.detach()
+    whole = DiscriminatorTerms(gan_loss, real.regularisers, real.real_logits, fake.fake_logits)
+    loss = whole.weighted_sum(gan.weights)
     loss = with_gradients(loss, gradient_sum.parameters, gradient_sum.gradients)
-    return _with_log(loss, DiscriminatorTerms(terms, real.real_logits, fake.fake_logits), gan)
+    return _with_log(loss, whole, gan)
 
 
 def _with_log(loss: Scalar, whole: DiscriminatorTerms, gan: GANBatch) -> DiscriminatorLoss:
     """Return a discriminator's loss with its log."""
     assert whole.real_logits is not None
     assert whole.fake_logits is not None
-    terms = {name: term.detach() for name, term in whole.terms.items()}
+    regularisers = {name: term.detach() for name, term in whole.regularisers.items()}
     statistics = logit_statistics(real=whole.real_logits, fake=whole.fake_logits, gan_loss=gan.loss)
-    return DiscriminatorLoss(loss, terms, statistics)
+    return DiscriminatorLoss(loss, whole.gan_loss.detach(), regularisers, statistics)

@@ -10,7 +10,7 @@ from telecine.base.checks import argument_error
 from telecine.base.logged_values import find_logged_value
 from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
-from telecine.objective.terms import Terms
+from telecine.objective.terms import TermValues
 from telecine.objective.weights import Weights, mean, total
 from telecine.settings import Ramp, TermSchedule
 
@@ -25,7 +25,7 @@ COGVIDEO_LOG = {
 
 
 def autoencoder_log(
-    losses: Terms,
+    logged: TermValues,
     generator_losses: Mapping[str, Scalar],
     adaptive_weights: Log,
     aux: Mapping[str, Scalar],
@@ -35,16 +35,16 @@ def autoencoder_log(
     """Return the log of the autoencoder's step.
 
     Args:
-        losses: The loss, named "total_loss", and its terms.
+        logged: Values by their names in the log: the loss, "total_loss", its terms, and what a learned variance adds.
         generator_losses: The generator's losses by discriminator.
         adaptive_weights: Their adaptive weights by discriminator.
         aux: The auxiliary losses by name.
         weights: The weights at this step; those that are ramps are logged.
         split: The prefix of each name.
     """
-    like = losses["total_loss"]
+    like = logged["total_loss"]
     log = {
-        **losses,
+        **logged,
         "aux_losses": total(aux.values(), like=like),
         "gen_loss": total(generator_losses.values(), like=like),
         "adaptive_weight": mean(adaptive_weights.values(), like=like),
@@ -115,7 +115,8 @@ def name_error(aux_loss: str, term: str | None = None) -> Exception:
 
 def discriminator_log(
     loss: Scalar,
-    terms: Mapping[str, Log],
+    gan_losses: Mapping[str, Tensor],
+    regularisers: Mapping[str, Log],
     statistics: Mapping[str, Log],
     *,
     like: Tensor,
@@ -128,17 +129,19 @@ def discriminator_log(
 
     Args:
         loss: The sum of the discriminators' losses.
-        terms: The terms of each discriminator that trains at this step, by name.
+        gan_losses: The GAN loss of each discriminator that trains at this step, by its name.
+        regularisers: The other terms of its loss, by their names.
         statistics: Its statistics by name.
         like: A tensor on the device of the log.
         split: The prefix of each name.
     """
     combined = {"total_disc_loss": loss}
-    for name, values in _by_name(terms).items():
-        log_name = "discr_loss" if name == "gan" else f"{name}_loss"  # as in CogVideo
-        combined[log_name] = total(values.values(), like=like)
-        if name == "gan" and len(values) > 1:
-            combined |= {f"discr_loss_{key}": value for key, value in values.items()}
+    if gan_losses:
+        combined["discr_loss"] = total(gan_losses.values(), like=like)
+    if len(gan_losses) > 1:
+        combined |= {f"discr_loss_{key}": value for key, value in gan_losses.items()}
+    for name, values in _by_name(regularisers).items():
+        combined[f"{name}_loss"] = total(values.values(), like=like)
     for name, values in _by_name(statistics).items():
         combined[name] = mean(values.values(), like=like)
         if len(values) > 1:

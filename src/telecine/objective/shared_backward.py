@@ -73,7 +73,7 @@ def shared_backward(
         logits,
         grad_output=grad_logits,
         inputs=[x],
-        is_counted=(discriminator_gradient != 0).any(),
+        zero_if=(discriminator_gradient == 0).all(),
         retain_graph=retain_graph,
     )
     assert grad_x is not None

@@ -12,7 +12,7 @@ from telecine.objective.adaptive_weight import adaptive_weights
 from telecine.objective.batch import Batch
 from telecine.objective.gradients import DiscriminatorLoss, GeneratorLosses
 from telecine.objective.log import Log, autoencoder_log, discriminator_log
-from telecine.objective.terms import Terms
+from telecine.objective.terms import TermValues
 from telecine.objective.weights import Weights, mean, total
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import AdaptiveWeightConfig
@@ -22,7 +22,7 @@ class VideoLosses(NamedTuple):
     """The values of the terms of the autoencoder's loss that need no discriminator."""
 
     recon: Scalar
-    terms: Terms
+    terms: TermValues
     """LPIPS, named "perceptual", and those of `config.terms`. Those of weight 0 are left out."""
 
 
@@ -51,24 +51,24 @@ def sum_autoencoder_losses(
     for name, value in video_losses.terms.items():
         logged[f"{name}_loss"] = value
 
-    # The error of the reconstruction; with a learned variance, the negative log-likelihood, up to a constant.
-    distance = recon
+    # The error of the reconstruction; with a learned variance, its negative log-likelihood, up to a constant.
+    recon_total = recon
     if lpips is not None:
-        distance = recon + weights["perceptual"] * lpips
+        recon_total = recon + weights["perceptual"] * lpips
     if logvar is not None:
-        distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(logvar))
-    nll = batch.num_elements * distance
+        recon_total = gaussian_nll(distance=recon_total, logvar=with_averaged_gradient(logvar))
+    recon_total = batch.num_elements * recon_total
     if logvar is not None:
-        logged["nll_loss"] = nll
+        logged["nll_loss"] = recon_total
         logged["logvar"] = logvar
 
     # What the gradients of adversarial terms are compared with: LPIPS without its weight, as in CogVideo, or the
     # weighted sum, as in VQGAN.
-    references = {"recon_and_perceptual": nll}
+    references = {"recon_and_perceptual": recon_total}
     if lpips is not None:
         references["perceptual"] = batch.num_elements * lpips
 
-    # The terms beside `nll`, whose weights the sum applies.
+    # The other terms, whose weights the sum applies.
     terms = {name: value for name, value in video_losses.terms.items() if name != "perceptual"}
     adversarial = generator_losses.get("adversarial", {})
     multiscale = generator_losses.get("multiscale_adversarial", {})
@@ -87,7 +87,7 @@ def sum_autoencoder_losses(
     if batch.aux:
         terms["quantizer_aux"] = total(batch.aux.values(), like=recon)
 
-    loss = nll + weights.sum(terms)
+    loss = recon_total + weights.sum(terms)
     logged["total_loss"] = loss
     return loss, autoencoder_log(
         logged, by_discriminator, adaptive, batch.aux, weights, batch.split
@@ -101,6 +101,12 @@ def sum_discriminator_losses(
     loss = total([losses.loss for losses in discriminator_losses.values()], like=batch.real)
     if torch.is_grad_enabled() and not loss.requires_grad:
         loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-    terms = {name: losses.terms for name, losses in discriminator_losses.items()}
-    statistics = {name: losses.statistics for name, losses in discriminator_losses.items()}
-    return loss, discriminator_log(loss, terms, statistics, like=batch.real, split=batch.split)
+    log = discriminator_log(
+        loss,
+        {name: losses.gan_loss for name, losses in discriminator_losses.items()},
+        {name: losses.regularisers for name, losses in discriminator_losses.items()},
+        {name: losses.statistics for name, losses in discriminator_losses.items()},
+        like=batch.real,
+        split=batch.split,
+    )
+    return loss, log

@@ -19,7 +19,7 @@ from telecine.losses.perceptual import Alignment, gram
 from telecine.losses.reconstruction import temporal_difference
 from telecine.losses.wavelet import wavelet_l1
 
-TERMS: dict[str, Callable[..., Any]] = {
+TERM_FUNCTIONS: dict[str, Callable[..., Any]] = {
     # of pixels
     "wavelet": wavelet_l1,
     "temporal": temporal_difference,

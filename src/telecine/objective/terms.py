@@ -23,11 +23,11 @@ from telecine.objective.functions import (
     name_of,
     signature_of,
 )
-from telecine.objective.term_functions import TERMS
+from telecine.objective.term_functions import TERM_FUNCTIONS
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.settings import ObjectiveConfig, Term, TermSchedule
 
-Terms: TypeAlias = dict[str, Scalar]
+TermValues: TypeAlias = dict[str, Scalar]
 """Values of terms by name, with their graphs."""
 
 # The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
@@ -142,7 +142,7 @@ def import_terms(config: ObjectiveConfig, prefix: str = "") -> dict[str, LossTer
 
 def _import_term(term: Term, schedule: TermSchedule, setting: str) -> LossTerm:
     """Import and check the function of a term; errors name the `setting`."""
-    function = choose(f"{setting}.target", term.target, TERMS)
+    function = choose(f"{setting}.target", term.target, TERM_FUNCTIONS)
     is_class = isinstance(function, type)
     if isinstance(function, type) and not issubclass(function, nn.Module):
         contract = "a function, a module or a class of modules"

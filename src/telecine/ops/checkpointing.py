@@ -8,22 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from telecine.ops.ranks import ContextGroup, context_group, using_context_group
+from telecine.ops.ranks import context_group, using_context_group
 
 # Returns new lists and dicts, which hold the same tensors.
 _copy = partial(tree_map, lambda leaf: leaf)
 
 
-@dataclass(eq=False)
+_running: ContextVar[CheckpointedCall | None] = ContextVar("running", default=None)
+
+
+class RunResult(NamedTuple):
+    """What a run of a `CheckpointedCall` returns."""
+
+    output: Any
+    arguments: list[Any]
+    """The copies of the positional arguments, then of the keyword arguments, as the run left them."""
+    cached: list[Any]
+    """What each layer keeps after the run."""
+
+
 class CheckpointedCall:
     """A call of a function whose activations are not kept; it can be run any number of times, with the same results.
 
@@ -33,47 +44,52 @@ class CheckpointedCall:
         kwargs: Its keyword arguments.
         layers: Layers that keep tensors between calls.
         cache_name: The attribute in which they keep them.
+
+    Attributes:
+        is_first_run: Whether the call has not run yet, or its first run, the forward, has not ended.
     """
 
-    _running: ClassVar[ContextVar[CheckpointedCall | None]] = ContextVar("running", default=None)
-
-    forward: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    layers: Sequence[nn.Module]
-    cache_name: str
-    context_group: ContextGroup = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.args = _copy(self.args)
-        self.kwargs = _copy(self.kwargs)
-        self.before = self.cached()
-        self.context_group = context_group()
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        layers: Sequence[nn.Module],
+        cache_name: str,
+    ) -> None:
+        self.forward = forward
+        self.layers = layers
+        self.cache_name = cache_name
         self.is_first_run = True
+        # Each run starts from the arguments, the caches and the group of processes of this moment.
+        self._args = _copy(args)
+        self._kwargs = _copy(kwargs)
+        self._cached_before = self.cached()
+        self._context_group = context_group()
 
     @classmethod
     def running(cls) -> CheckpointedCall | None:
         """Return the outermost of the calls that are running, if any."""
-        return cls._running.get()
+        return _running.get()
 
-    def run(self) -> tuple[Any, list[Any], list[Any]]:
-        """Return the output, the changed arguments, and the layers' tensors after the call."""
-        args = _copy(self.args)
-        kwargs = _copy(self.kwargs)
-        outside = self.cached()
-        self.set_cached(self.before)
-        token = self._running.set(self._running.get() or self)
+    def run(self) -> RunResult:
+        """Call the function with copies of the caches before the call; the layers keep what they kept."""
+        args = _copy(self._args)
+        kwargs = _copy(self._kwargs)
+        cached_outside = self.cached()
+        self.set_cached(self._cached_before)
+        token = _running.set(_running.get() or self)
         try:
-            with using_context_group(self.context_group):
+            with using_context_group(self._context_group):
                 output = self.forward(*args, **kwargs)
-            return output, [*args, *kwargs.values()], self.cached()
+            return RunResult(output, [*args, *kwargs.values()], self.cached())
         finally:  # also when the recomputation stops early
-            self._running.reset(token)
-            self.set_cached(outside)
+            _running.reset(token)
+            self.set_cached(cached_outside)
             self.is_first_run = False
 
     def cached(self) -> list[Any]:
-        """Return what the layers keep, in order."""
+        """Return what each layer keeps."""
         return [getattr(layer, self.cache_name) for layer in self.layers]
 
     def set_cached(self, values: list[Any]) -> None:
@@ -105,11 +121,11 @@ def checkpoint_call(
     call = CheckpointedCall(forward, args, kwargs, list(cached_in), cache_name)
     # The tensors say which device's random state is kept. Passing caches would create a reference cycle.
     tensors = [value for value in args if isinstance(value, Tensor)]
-    output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
-    for value, new in zip((*args, *kwargs.values()), changed, strict=True):
-        overwrite(value, new)
-    call.set_cached(cached)
-    return output
+    result: RunResult = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
+    for value, changed in zip((*args, *kwargs.values()), result.arguments, strict=True):
+        overwrite(value, changed)
+    call.set_cached(result.cached)
+    return result.output
 
 
 def checkpoint_module(module: nn.Module, cache_name: str) -> None:

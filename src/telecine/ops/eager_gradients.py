@@ -90,9 +90,16 @@ def gradients_of(
 class GradientSum:
     """Runs several backwards, and keeps the sum of their gradients for the same parameters.
 
-    In a backward, a hook on each parameter adds its earlier gradient as soon as its new one is computed, and frees
-    both, so that memory never holds two complete sets. `gradients` lacks those that a running backward has taken: it
-    is valid between backwards, and after one that raised an error it is not.
+    In a backward, a hook on each parameter adds its sum so far as soon as its new gradient is computed, and frees both,
+    so that memory never holds two complete sets::
+
+        gradient_sum = GradientSum([w])
+        gradient_sum.backward(real_loss)  # gradients == [d real_loss / d w]
+        gradient_sum.backward(fake_loss)  # the hook of w takes this sum, and returns the new one
+        gradient_sum.gradients  # [d (real_loss + fake_loss) / d w]
+
+    `gradients` lacks those that a running backward has taken: it is valid between backwards, and after one that raised
+    an error it is not.
 
     Args:
         parameters: The parameters.
@@ -111,7 +118,7 @@ class GradientSum:
         *,
         grad_output: Tensor | None = None,
         inputs: Sequence[Tensor] = (),
-        is_counted: Tensor | None = None,
+        zero_if: Tensor | None = None,
         retain_graph: bool = False,
     ) -> Gradients:
         """Run the backward of `output`: add the parameters' gradients, and return those of `inputs`. Autocast is off.
@@ -120,7 +127,8 @@ class GradientSum:
             output: A scalar, or any tensor with a `grad_output`.
             grad_output: The gradient of the loss for `output`, of its shape.
             inputs: Further tensors that `output` depends on.
-            is_counted: A bool scalar on the device. If it is False, zeros are added instead.
+            zero_if: A bool scalar on the device, which the host does not wait for. If it is True, zeros take the place
+                of the parameters' gradients.
             retain_graph: Keep the graph for another backward.
         """
         differentiated = [*inputs, *self.parameters]
@@ -128,8 +136,8 @@ class GradientSum:
             return [None] * len(inputs)
         with autocast_off(output.device), ExitStack() as hooks:
             for index, parameter in enumerate(self.parameters):
-                if self.gradients[index] is not None or is_counted is not None:
-                    hook = partial(self._add_earlier, index, is_counted)
+                if self.gradients[index] is not None or zero_if is not None:
+                    hook = partial(self._add_sum_so_far, index, zero_if)
                     hooks.enter_context(parameter.register_hook(hook))
             gradients = torch.autograd.grad(
                 output, differentiated, grad_output, retain_graph=retain_graph, allow_unused=True
@@ -139,19 +147,19 @@ class GradientSum:
                 self.gradients[index] = gradient
         return list(gradients[: len(inputs)])
 
-    def _add_earlier(
-        self, index: int, is_counted: Tensor | None, gradient: Tensor | None
+    def _add_sum_so_far(
+        self, index: int, zero_if: Tensor | None, gradient: Tensor | None
     ) -> Tensor | None:
-        """Return the sum for a parameter from its gradient in the present backward, in whose place it is put."""
+        """Return a parameter's new sum in place of its gradient in the running backward; a gradient hook."""
         if gradient is None:
             return None
-        if is_counted is not None:
-            gradient = torch.where(is_counted, gradient, 0)
-        earlier = self.gradients[index]
+        if zero_if is not None:
+            gradient = torch.where(zero_if, 0, gradient)
+        sum_so_far = self.gradients[index]
         self.gradients[index] = None
-        if earlier is None:
+        if sum_so_far is None:
             return gradient
-        return earlier + gradient
+        return sum_so_far + gradient
 
 
 def with_gradients(

@@ -15,7 +15,7 @@ from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
-from telecine.runs.run import SavedClip
+from telecine.runs.validation import SavedClip
 
 
 class RankedClip(TypedDict):

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from telecine.base.files import write_text
-from telecine.evaluation.evaluate import ROUND_TRIPS_FILE, ROUND_TRIPS_PAGE, Evaluation
 from telecine.evaluation.evaluation_record import describe_clips
 from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, ROUND_TRIP_PSNR
+from telecine.evaluation.result import ROUND_TRIPS_FILE, ROUND_TRIPS_PAGE, Evaluation
 from telecine.report.chart_data import Chart, Series, XAxis, charts_data, make_curve
 from telecine.report.html import render_page
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from telecine.base.files import write_json, write_text
 from telecine.evaluation.compare_speed import ComparedSpeeds
-from telecine.evaluation.evaluate import METRICS_FILE, SavedEvaluation
 from telecine.evaluation.evaluation_record import describe_clips
+from telecine.evaluation.result import METRICS_FILE, SavedEvaluation
 from telecine.evaluation.speed import SPEED_FILE, PartSpeed, Speed
 from telecine.report.chart_data import Chart, Curve, Series, XAxis, charts_data, make_curve
 from telecine.report.html import render_page, short

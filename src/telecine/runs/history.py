@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import named_errors, open_regular, write_text
 from telecine.base.plain_values import as_dataclass
+from telecine.runs.numbers import NonNegativeInt
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +19,6 @@ _FRAME_GRADIENT = "train/frame_gradient_"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE = 2**20
 _MAX_BYTES = 2**30
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -4,170 +4,21 @@ import math
 import os
 import secrets
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field, InstanceOf
 
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.base.plain_values import as_dataclass
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
-from telecine.runs.history import History, NonNegativeInt, Warnings
+from telecine.runs.history import History, Warnings
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
 from telecine.runs.saved_settings import SETTINGS_FILE
+from telecine.runs.summary import RunSummary
+from telecine.runs.validation import CLIPS_FILE, SavedClip
 
-_CLIPS_FILE = "clips.json"
 _MAX_VIDEO = 2**32  # bytes; a sparse file can seem to have more, and the report copies videos
-# Numbers as the files of a run have them. These may be anyone's, or damaged.
-_Size = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
-_Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-_Positive = Annotated[_Finite, Field(gt=0)]
-
-
-@dataclass(frozen=True)
-class ValidationSet:
-    """The clips that a run validates on. Metrics of other clips do not compare."""
-
-    num_clips: _Size
-    num_frames: _Size
-    height: _Size
-    width: _Size
-    sha256: str
-    """Hash of the pixels of all clips, in order."""
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """The size, data, time and memory of a run: `summary.json`."""
-
-    num_parameters: NonNegativeInt
-    """Parameters of the autoencoder."""
-    num_trained: NonNegativeInt
-    """Those of them that are trained."""
-    num_disc_parameters: NonNegativeInt
-    num_videos: NonNegativeInt
-    """Videos that are used."""
-    num_skipped: NonNegativeInt
-    """Files that are not used."""
-    num_frames: NonNegativeInt
-    """Frames to train on."""
-    clips_per_update: _Size
-    validation: ValidationSet
-    seconds: Annotated[_Finite, Field(ge=0)]
-    """Time of the run with its validations, and before it was resumed."""
-    peak_memory: NonNegativeInt | None
-    """Bytes of the first process, see `base.devices.peak_memory`."""
-    num_images: NonNegativeInt = 0
-    """Images that are used."""
-    validated_from: NonNegativeInt = 0
-    """The first step that counts for `validation`: before, the run may have had other clips."""
-    data_sha256: str = ""
-    """Hash of the names, sizes and trained frames of the files; empty in older runs."""
-    content_sha256: str = ""
-    """Hash of their content, see `telecine.data.VideoInfo.digest`; empty in older runs."""
-    held_out: InstanceOf[str] = ""
-    """Which files are held out; empty with `val_data`, and in older runs."""
-    copied: dict[str, tuple[NonNegativeInt, NonNegativeInt]] = field(default_factory=dict)
-    """How many parameters of each module `init` gave, and how many it has."""
-    networks: dict[str, str] = field(default_factory=dict)
-    """A digest of the weights of each network that the run reads and does not train: a teacher, the features of a
-    discriminator, LPIPS, and `init`; empty in older runs."""
-
-    @staticmethod
-    def describe_copied(copied: Mapping[str, tuple[int, int]]) -> str:
-        """Return `copied` in one line."""
-        parts = []
-        for name, (num_copied, total) in copied.items():
-            number = f"{num_copied:,}" if num_copied else "none"
-            parts.append(f"{name} {number} of {total:,}")
-        return ", ".join(parts)
-
-    def after(self, before: "RunSummary | None", step: int) -> "RunSummary":
-        """Return the summary of a run that was resumed at a step, with the time and the memory `before`."""
-        if before is None:
-            return self
-        validated_from = step + 1
-        if before.validation == self.validation:
-            validated_from = before.validated_from
-        return replace(
-            self,
-            seconds=before.seconds,
-            peak_memory=before.peak_memory,
-            copied=self.copied or before.copied,
-            networks={**before.networks, **self.networks},
-            validated_from=validated_from,
-        )
-
-    def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
-        """Return it with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
-        peak = None if peak_memory is None else max(peak_memory, self.peak_memory or 0)
-        return replace(
-            self, seconds=round(self.seconds + time.monotonic() - start, 3), peak_memory=peak
-        )
-
-
-@dataclass(frozen=True)
-class SavedClip:
-    """One clip of a validation in a run's folder."""
-
-    video: str
-    """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
-    source: InstanceOf[str]
-    """Its file in the data. A name may have bytes that are not UTF-8."""
-    start: NonNegativeInt
-    """The position of its first frame in the file."""
-    num_frames: _Size
-    height: _Size
-    """Pixels of the clip. In the video, small clips are enlarged by 2."""
-    width: _Size
-    metrics: dict[str, Annotated[float, Field(strict=True)]]
-    frame_psnr: list[_Finite]
-    """PSNR of each frame in dB."""
-    sha256: str = ""
-    """Hash of the input's pixels: the same clip in other validations has it; empty in older runs."""
-    fps: _Positive | None = None
-    """Frames per second; None in older runs, which have one rate for all clips."""
-    colours: str = ""
-    """The values of the least and the last colour of a colour map; empty without one."""
-
-
-@dataclass(frozen=True)
-class SavedValidation:
-    """The clips of one validation."""
-
-    step: NonNegativeInt
-    fps: _Positive
-    """Frames per second of the fastest clip."""
-    amplification: _Positive
-    """The factor of the difference in the videos."""
-    clips: list[SavedClip]
-    folder: Path
-    """The folder of the videos."""
-
-    @classmethod
-    def read(cls, folder: Path) -> "SavedValidation":
-        """Return the validation whose clips are in a folder.
-
-        Raises:
-            ValueError: Their description is damaged, or names a file elsewhere.
-        """
-        path = folder / _CLIPS_FILE
-        contract = "the description of a validation"
-        remedy = f"Remove {folder}."
-        saved = as_dataclass(
-            cls, {**read_json(path), "folder": folder}, str(path), contract, remedy
-        )
-        for clip in saved.clips:
-            name = clip.video  # the report copies this file
-            is_name = Path(name).name == name and name not in ("", "..") and name.isprintable()
-            if not is_name or (folder / name).is_symlink():
-                got = f"the video {name!r}, which is not a file of its folder"
-                raise argument_error(str(path), contract, got, remedy)
-        return saved
 
 
 class Run:
@@ -352,7 +203,7 @@ class Run:
     def validation_folders(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every validation with complete clips, oldest first."""
         folders = step_folders(self._validations)
-        return [(step, folder) for step, folder in folders if os.path.lexists(folder / _CLIPS_FILE)]
+        return [(step, folder) for step, folder in folders if os.path.lexists(folder / CLIPS_FILE)]
 
     def write_validation(
         self,
@@ -383,7 +234,7 @@ class Run:
                     "clips", "at least one clip", "none", "Validate on at least one clip."
                 )
             described = {"step": step, "fps": fps, "amplification": amplification, "clips": clips}
-            write_json(partial / _CLIPS_FILE, described)
+            write_json(partial / CLIPS_FILE, described)
             # The folder of this step from before the run was resumed.
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
@@ -395,7 +246,7 @@ class Run:
         """Remove what interrupted writes and deletions have left, and partial files from `before`, see `RunLock`."""
         self.checkpoints.remove_unfinished()
         for _, folder in step_folders(self._validations):
-            if not (folder / _CLIPS_FILE).is_file():
+            if not (folder / CLIPS_FILE).is_file():
                 shutil.rmtree(folder)
         for folder in self._validations.glob(".step-*"):
             shutil.rmtree(folder)

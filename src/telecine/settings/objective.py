@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import Discriminator, Tag
+import pydantic
 
 from telecine.base.checks import argument_error
 from telecine.base.logged_values import LOGGED_VALUES
@@ -53,8 +53,8 @@ def _kind_of_weight(value: object) -> str:
 
 
 Weight: TypeAlias = Annotated[
-    Annotated[NonNegative, Tag("number")] | Annotated[Ramp, Tag("ramp")],
-    Discriminator(_kind_of_weight),
+    Annotated[NonNegative, pydantic.Tag("number")] | Annotated[Ramp, pydantic.Tag("ramp")],
+    pydantic.Discriminator(_kind_of_weight),
 ]
 DiscriminatorKind: TypeAlias = Literal[
     "discriminator", "multiscale discriminator", "any discriminator"
@@ -129,7 +129,8 @@ class Term:
     """
 
     target: str | Callable[..., Any] | None = None
-    """The function, its dotted path, or the name of a built-in term; by default the term's own name."""
+    """The function, its dotted path, or the name of one of telecine's functions, such as "wavelet"; by default the
+    term's own name."""
     weight: Weight = 1.0
     """A number, or a ramp."""
     params: Mapping[str, object] = field(default_factory=dict)
@@ -147,10 +148,10 @@ def _kind_of_term(value: object) -> str:
 
 
 TermOrWeight: TypeAlias = Annotated[
-    Annotated[NonNegative, Tag("number")]
-    | Annotated[Ramp, Tag("ramp")]
-    | Annotated[Term, Tag("term")],
-    Discriminator(_kind_of_term),
+    Annotated[NonNegative, pydantic.Tag("number")]
+    | Annotated[Ramp, pydantic.Tag("ramp")]
+    | Annotated[Term, pydantic.Tag("term")],
+    pydantic.Discriminator(_kind_of_term),
 ]
 
 
@@ -325,9 +326,9 @@ class ObjectiveConfig:
     """The adaptive weight."""
     # The functions by their names are in `objective/term_functions.py`: a new one needs no setting.
     terms: dict[str, TermOrWeight] = field(default_factory=dict)
-    """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
-    built-in term, such as "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or
-    of the latent "equivariance"; the error about an unknown name lists them all.
+    """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of
+    telecine's function of that name, such as "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes),
+    "gram" (textures), or of the latent "equivariance"; the error about an unknown name lists them all.
     Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos; of the latent, equivariance 1 in EQ-VAE.
     Drawback: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts, and "gram" no positions.
     Compare the logged values before choosing weights: those of "gram" are much larger."""
@@ -426,7 +427,7 @@ class ObjectiveConfig:
 
 
 def _as_term(name: str, value: Term | Weight) -> Term:
-    """Return a term whose target is its name if left out; a weight is that of the built-in term of that name."""
+    """Return a term whose target is its name if left out; a weight is that of telecine's function of that name."""
     if not isinstance(value, Term):
         return Term(name, weight=value)
     if value.target is None:

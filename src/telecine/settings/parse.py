@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -42,6 +42,10 @@ FREE_NAMES = frozenset(
     for setting in settings_of(DistillConfig, inside_values=True)
     if setting.is_free
 )
+# Those that `TrainConfig` lacks.
+_STUDENT_SETTINGS = {field.name for field in fields(DistillConfig)} - {
+    field.name for field in fields(TrainConfig)
+}
 
 
 @cache
@@ -162,9 +166,10 @@ def read_config(source: Source, *others: Source) -> TrainConfig:
         SettingsError: A setting is unknown or wrong. It has all errors, each with its line.
     """
     layers = [read_layer(layer) for layer in (source, *others)]
-    names = {name for layer in layers for name in layer.values}
-    is_student = not names.isdisjoint(DistillConfig.__annotations__)
-    return settings_from(DistillConfig if is_student else TrainConfig, layers)
+    for layer in layers:
+        if not _STUDENT_SETTINGS.isdisjoint(layer.values):
+            return settings_from(DistillConfig, layers)
+    return settings_from(TrainConfig, layers)
 
 
 def settings_from(kind: type[T], layers: Sequence[Layer]) -> T:
@@ -239,11 +244,13 @@ def nested(items: Iterable[tuple[str, Any]]) -> Nested:
     """Return settings by dotted names as nested groups; later ones override earlier ones."""
     settings: Nested = {}
     for name, value in items:
-        if isinstance(value, dict) and str(name).rpartition(".")[2] not in FREE_NAMES:
-            value = nested(value.items())
-        for part in reversed(str(name).split(".")):
-            value = {part: value}
-        settings = merged([settings, value])
+        *groups, last = str(name).split(".")
+        layer = {last: value}
+        if isinstance(value, dict) and last not in FREE_NAMES:
+            layer = {last: nested(value.items())}
+        for group in reversed(groups):
+            layer = {group: layer}
+        settings = merged([settings, layer])
     return settings
 
 

@@ -414,8 +414,22 @@ class TrainConfig:
 
 
 @group
+class ResolvedStudent:
+    """Where a student without an encoder of its own has its weights from, as its run saves it."""
+
+    encoder: str
+    """The model that has its encoder: `teacher`, or if that is a student itself, the teacher of that one."""
+    pruned_model: str | None = None
+    """The model of `telecine prune` that it started as."""
+
+
+@group
 class DistillConfig(TrainConfig):
-    """The settings of a run that trains a student. `model` and `causal_vae` follow from teacher and student."""
+    """The settings of a run that trains a student. `model` and `causal_vae` follow from teacher and student.
+
+    A run saves those of the user, with the absolute path of a local teacher, and what follows from them: `model` names
+    the model that the student is built from, `resolved` has what `teacher` and `init` lead to, and `init` is left out.
+    """
 
     teacher: str | None = None
     """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
@@ -444,6 +458,8 @@ class DistillConfig(TrainConfig):
     teacher_decode_steps: Integer = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
+    resolved: ResolvedStudent | None = None
+    """What a run has saved about its student, so that its `config.yaml` starts it again. Leave it out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,9 @@ DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
 }
 # The same for settings of `causal_vae.flow`. Older versions saved `shift`, so that no run lacks it.
 _FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
+# Values of `student` that are no name of a model: sizes, and the ends of names of settings files.
+_STUDENT_SIZES = ("tiny", "small", "teacher")
+_SETTINGS_FILES = (".yaml", ".yml", ".json")
 # Settings of `causal_vae.flow` with another default in older versions, and that default. For `noise_fraction`, which
 # they did not have, it is what they did.
 OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
@@ -47,7 +50,26 @@ def upgrade_run(values: Mapping[str, Any]) -> dict[str, Any]:
         upgraded["clips"] = {**DEFAULTS_OF_OLD_RUNS, **upgraded["clips"]}
     if isinstance(upgraded.get("causal_vae"), dict):
         upgraded["causal_vae"] = upgrade_autoencoder(upgraded["causal_vae"])
+    if "student" in upgraded and "resolved" not in upgraded:
+        upgraded.update(_upgrade_student(upgraded))
     return upgraded
+
+
+def _upgrade_student(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `teacher`, `student` and `resolved` of a distillation by a version that saved no `resolved`.
+
+    It saved the model with the encoder as `teacher`, the teacher of a new decoder as `model`, and a pruned model as
+    `student`.
+    """
+    if values.get("train_encoder"):
+        return {"resolved": None}
+    encoder = values.get("teacher")
+    student = values["student"]
+    if student in _STUDENT_SIZES or str(student).endswith(_SETTINGS_FILES):
+        resolved = {"encoder": encoder, "pruned_model": None}
+        return {"teacher": values.get("model") or encoder, "resolved": resolved}
+    resolved = {"encoder": encoder, "pruned_model": student}
+    return {"student": "small", "resolved": resolved}
 
 
 def has_old_flow_defaults(values: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import in_gib
 from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipLoader, DataError, TrainingClips
-from telecine.data.index_cache import fingerprint_of
+from telecine.data.fingerprint import fingerprint_of
 from telecine.data.outputs import check_is_local
 from telecine.data.source import Source
 from telecine.models import Posterior, VideoAutoencoder

@@ -9,8 +9,8 @@ from rich.console import Console
 from telecine.base.devices import peak_memory
 from telecine.runs import Run
 from telecine.runs.environment import environment
-from telecine.runs.run import RunSummary
 from telecine.runs.saved_settings import plain_settings, write_settings
+from telecine.runs.summary import RunSummary
 from telecine.settings import TrainConfig
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import on_first_process

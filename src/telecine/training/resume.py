@@ -13,13 +13,14 @@ from telecine.base.frozen import Frozen
 from telecine.data.paths import paths_of
 from telecine.models.pretrained import digest_of_tensors
 from telecine.objective.terms import module_name
-from telecine.runs.run import Run, RunSummary
+from telecine.runs.run import Run
 from telecine.runs.saved_settings import (
     flat_settings,
     plain_settings,
     read_saved_settings,
     read_settings_as_saved,
 )
+from telecine.runs.summary import RunSummary
 from telecine.settings import ClipConfig, ObjectiveConfig, Ramp, TrainConfig
 from telecine.settings.autoencoder import FlowConfig
 from telecine.settings.data import HELD_OUT, settings_marked

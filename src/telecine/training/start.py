@@ -10,8 +10,8 @@ from torch import nn
 
 from telecine.base.checks import argument_error
 from telecine.runs import Run
-from telecine.runs.run import RunSummary
 from telecine.runs.saved_settings import read_saved_settings
+from telecine.runs.summary import RunSummary
 from telecine.settings import TrainConfig
 from telecine.training.build import custom_module
 from telecine.training.distributed import any_rank, on_first_process

@@ -121,7 +121,7 @@ def test_h264_keeps_size_and_almost_all_of_a_smooth_video():
 
 
 def test_an_evaluation_writes_each_pass(model_folder, videos, tmp_path, monkeypatch):
-    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
     settings = {"data": str(videos), "max_clips": 2, "device": "cpu"}
     size = {"num_frames": 5, "height": 12, "width": 12}
     config = EvaluateConfig(**settings, **size, round_trips=2, through="h264")

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from telecine.__main__ import main
 from telecine.data import Span, find_videos, index_videos, read_clip
-from telecine.evaluation.compare import check_protocols
+from telecine.evaluation.comparable import check_protocols
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.metrics.frechet import I3DFeatures, frechet_distance

@@ -179,7 +179,7 @@ def test_the_net_receives_at_least_float32_without_autocast(dtype):
 def test_a_module_is_frozen_and_passes_gradients(network):
     distance = CustomDistance(network).double().train()
     assert not distance.state_dict()
-    assert not any(module.training for module in distance.module.modules())
+    assert not any(module.training for module in distance.in_eval_mode().modules())
     inputs = [frames.double().requires_grad_() for frames in frame_pair(1, size=(4, 5))]
     assert torch.autograd.gradcheck(lambda x, y: distance(reconstruction=x, target=y), inputs)
     distance(reconstruction=inputs[0], target=inputs[1]).sum().backward()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from telecine.__main__ import main
@@ -25,6 +26,7 @@ from telecine.settings import (
     PredictiveConfig,
     Term,
 )
+from telecine.settings.train import ResolvedStudent
 from telecine.tools.distill import (
     TeacherDecoding,
     TeacherLatent,
@@ -187,7 +189,7 @@ def test_the_term_of_the_teachers_decoding(folder):
     value.backward()
     assert latent.grad.any()
     assert list(term.parameters()) == []
-    assert not any(weight.requires_grad for weight in term.teacher.module.parameters())
+    assert not any(weight.requires_grad for weight in term.teacher.in_eval_mode().parameters())
     perceptual = TeacherDecoding("wan", perceptual_weight=0.5)
     arguments = {"latent": latent, "target": target, "generator": torch.Generator().manual_seed(0)}
     assert perceptual(**arguments) > value
@@ -258,11 +260,43 @@ def test_settings_that_a_run_has_saved_hold_none_of_its_terms(folder, trained):
     ]
 
 
+def test_a_run_saves_what_was_typed_and_beside_it_what_it_leads_to(generating, trained):
+    """Its settings start it again, and a run of it has the encoder of its teacher and the features of its start."""
+    shutil.copytree("generates", "pruned")
+    Path("pruned/prune.json").write_text("{}")
+    typed = "--teacher generates --student tiny --feature_weight 1"
+    assert run(f"{typed} --init pruned --output_dir run") == 0
+    teacher = str(Path("generates").resolve())
+    pruned = str(Path("pruned").resolve())
+    assert (trained[0].teacher, trained[0].student, trained[0].model) == (teacher, "tiny", pruned)
+    assert trained[0].resolved == ResolvedStudent(encoder=teacher, pruned_model=pruned)
+    Path("run").mkdir()
+    write_settings(Path("run"), trained[0])
+    assert main(["distill", "--config", "run/config.yaml"]) == 0
+    assert trained[1] == trained[0]
+    shutil.copytree("generates", "again")
+    write_settings(Path("again"), trained[0])
+    assert run("--teacher generates --init again --feature_weight 1") == 0
+    params = trained[2].objective.terms["teacher_features"].params
+    assert params["pruned"] == str(Path("pruned/prune.json").resolve())
+
+
+def test_a_student_of_a_student_has_the_encoder_of_its_teacher(generating, trained):
+    teacher = load_autoencoder("generates")
+    config = replace(teacher.config, bottleneck="gaussian")
+    StudentAutoencoder.of(teacher, "generates", load_autoencoder, config).save_pretrained("first")
+    Path("student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\npatch_size: 2\n")
+    assert run("--teacher first") == 0
+    (config,) = trained
+    assert config.teacher == config.model == str(Path("first").resolve())
+    assert config.resolved == ResolvedStudent(encoder=str(Path("generates").resolve()))
+
+
 def test_a_student_with_an_encoder_of_its_own_learns_from_the_latent(folder, trained):
     typed = "--latent_weight 2 --feature_weight 0.1 --decoding_weight 3"
     assert run(f"--teacher wan --train_encoder true {typed}") == 0
     (config,) = trained
-    assert (config.model, config.teacher) == (None, str(folder / "wan"))
+    assert (config.model, config.teacher, config.resolved) == (None, str(folder / "wan"), None)
     weights = {name: term.weight for name, term in config.objective.terms.items()}
     assert weights == {
         "wavelet": 0.1,
@@ -279,11 +313,15 @@ def test_the_channels_of_another_folder_are_not_compared(generating, trained, is
     Path("small/prune.json").write_text("{}")
     shutil.copytree("generates", "first")
     shutil.copytree("generates", "second")
-    students = {"first": "small", "second": "small"}
+    pruned_models = {"first": None, "second": None}
     if is_loop:
-        students = {"first": str(Path("second").resolve()), "second": str(Path("first").resolve())}
-    for folder, student in students.items():
-        Path(folder, "config.yaml").write_text(f"student: {student}\n")
+        pruned_models = {
+            "first": str(Path("second").resolve()),
+            "second": str(Path("first").resolve()),
+        }
+    for folder, pruned_model in pruned_models.items():
+        settings = {"student": "small", "resolved": {"encoder": "x", "pruned_model": pruned_model}}
+        Path(folder, "config.yaml").write_text(yaml.safe_dump(settings))
     assert run("--teacher generates --init first --feature_weight 1") == 0
     (config,) = trained
     target = config.objective.terms["teacher_features"].target
@@ -331,6 +369,7 @@ def test_a_student_of_a_teacher_that_generates_imitates_it_in_one_step(
             "`--model` must be left out, but got a value. A student is new, and learns",
         ),
         ("--random_weights true", "`--random_weights` must be left out, but got a value"),
+        ("--resolved.encoder wan", "`--resolved.encoder` must be left out, but got a value"),
         (
             "--trainable.weights lora",
             "`--trainable.weights` must be all or decoder for a student, but got lora.",

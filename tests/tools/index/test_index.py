@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 from telecine.base.files import partial_path
-from telecine.cli.commands import run
-from telecine.data import ClipDataset, DataError, index_store, index_video
-from telecine.data import load_table as load_table_module
+from telecine.cli.program import run
+from telecine.data import ClipDataset, DataError, index_video
 from telecine.data.errors import Deadline
-from telecine.data.header import read_header
-from telecine.data.index_store import IndexStore
-from telecine.data.load_table import load_table
-from telecine.data.table_holdout import split_table
+from telecine.data.lazy import index as lazy_module
+from telecine.data.lazy import index_file
+from telecine.data.lazy import load_table as load_table_module
+from telecine.data.lazy.header import read_header
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.split_table import split_table
 from telecine.settings import ClipConfig
 from telecine.tools.index import write_index as index_module
 
@@ -45,7 +47,7 @@ def data(tmp_path):
 def clips_of(data):
     table = load_table(str(data), CONFIG)
     train, _ = split_table(table.spans, CONFIG)
-    dataset = ClipDataset(train, CONFIG, store=table.store)
+    dataset = ClipDataset(train, CONFIG, lazy_index=table.lazy_index)
     return [dataset[index] for index in range(20)], len(table.skipped), train.sha256()
 
 
@@ -90,7 +92,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
     shards.mkdir(parents=True)
     left = partial_path(shards / "0")  # by a process that was killed
     left.touch()
-    monkeypatch.setattr(index_store, "_SECONDS_OF_A_WRITE", -1.0)
+    monkeypatch.setattr(index_file, "_SECONDS_OF_A_WRITE", -1.0)
     if ends == "timestamps":
         monkeypatch.setattr(index_module, "_TIMESTAMPS_PER_SHARD", 30)
         index_module.write_index(str(data), CONFIG)
@@ -103,22 +105,24 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
         monkeypatch.setattr(index_module, "index_video", index_or_fail)
         with pytest.raises(DataError, match="data index"):
             index_module.write_index(str(data), CONFIG)
-    store = load_table(str(data), CONFIG).store
-    assert len(store.shards()) == (1 if ends == "a late file" else 3)
-    assert sum(len(shard.keys) for shard in store.shards()) == (5 if ends == "a late file" else 6)
+    lazy_index = load_table(str(data), CONFIG).lazy_index
+    assert len(lazy_index.shards.all()) == (1 if ends == "a late file" else 3)
+    assert sum(len(shard.keys) for shard in lazy_index.shards.all()) == (
+        5 if ends == "a late file" else 6
+    )
     assert not left.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted")
 def test_few_shards_are_open_at_once(data, monkeypatch):
-    monkeypatch.setattr(index_store, "_NUM_OPEN", 2)
+    monkeypatch.setattr(lazy_module, "_NUM_OPEN", 2)
     monkeypatch.setattr(index_module, "_FILES_PER_SHARD", 1)
     index_module.write_index(str(data), CONFIG)
     num_open = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(index_store, "index_video", lambda *_: pytest.fail("indexed again"))
+    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data), CONFIG)
-    infos = [table.store.info(file) for file in sorted(data.glob("*.mp4"))]
-    assert len(table.store.shards()) == len(infos) == 6
+    infos = [table.lazy_index.info(file) for file in sorted(data.glob("*.mp4"))]
+    assert len(table.lazy_index.shards.all()) == len(infos) == 6
     assert len(os.listdir("/proc/self/fd")) <= num_open + 2
 
 
@@ -127,7 +131,7 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
     late = {"film0-0.mp4", "film0-1.mp4"}
 
     def num_kept():
-        return [len(shard.keys) for shard in IndexStore(str(data / "0.tar"), CONFIG).shards()]
+        return [len(shard.keys) for shard in LazyIndex(str(data / "0.tar"), CONFIG).shards.all()]
 
     def index_or_fail(source, config):
         Deadline(source, -1 if source.name in late else 60).seconds_left()
@@ -146,9 +150,9 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
     index_module.write_index(str(data / "0.tar"), CONFIG)
     assert indexed == ["film0-0.mp4"]
     assert num_kept() == [], "the sidecar has them"
-    monkeypatch.setattr(index_store, "index_video", lambda *_: pytest.fail("indexed again"))
+    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data / "0.tar"), CONFIG)
-    numbers = [table.store.info(span.info.source).num_frames for span in table.spans]
+    numbers = [table.lazy_index.info(span.info.source).num_frames for span in table.spans]
     assert numbers == [10, 11, 12]
 
 
@@ -175,13 +179,13 @@ def test_an_index_is_used_wherever_it_was_written(data, tmp_path, monkeypatch, c
         return read_header(source, config)
 
     monkeypatch.setattr(load_table_module, "read_header", read_and_note)
-    store = load_table(paths, CONFIG).store
-    monkeypatch.setattr(index_store, "index_video", lambda *_: pytest.fail("indexed again"))
+    lazy_index = load_table(paths, CONFIG).lazy_index
+    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
     assert read == ["new.mp4"] * (case == "second path")
     table = load_table(str(data), CONFIG)
     for span in table.spans:
         if span.info.source.name != "film3-7.mp4":  # damaged
-            assert store.info(span.info.source).num_frames > 0
+            assert lazy_index.info(span.info.source).num_frames > 0
 
 
 @pytest.mark.parametrize("shard", ["8/8", "1", "-1/2"])

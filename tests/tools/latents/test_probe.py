@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from telecine.cli.commands import run
+from telecine.cli.program import run
 from telecine.evaluation.metrics.metric import Metric
 from telecine.models import CausalVAE
 from telecine.runs import Run

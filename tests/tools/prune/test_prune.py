@@ -23,12 +23,12 @@ from telecine.settings import CausalVAEConfig
 from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
-from telecine.tools.prune.convolutions import Activations, fit_depthwise
+from telecine.tools.prune.class_widths import NOT_PRUNED, WIDTHS
 from telecine.tools.prune.importance import recorded_squares, score_by_loss
+from telecine.tools.prune.least_squares import Activations, fit_depthwise
 from telecine.tools.prune.parts import prunable
 from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
-from telecine.tools.prune.widths import NOT_PRUNED, WIDTHS
 
 from ...models.tiny_models import FAST, STREAMED, TINY_MODELS, tiny_clip, tiny_model
 
@@ -221,6 +221,17 @@ def test_surgery_of_our_models(decoder, part):
         torch.testing.assert_close(half.decode(latent), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kinds", [("depthwise", "2+1d"), ("3d", "2d"), ("2d", "depthwise")])
+def test_surgery_of_a_decoder_with_cheaper_convolutions(kinds):
+    config = replace(SMALL, decoder_convolutions=kinds)
+    model = with_random_weights(CausalVAE(config))
+    video = 2 * torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
+    half = check_surgery(model, "decoder", video, is_exact=True)
+    assert half.config.base_channels == 4
+    assert half.config.decoder_convolutions == kinds
+    check_surgery(with_random_weights(CausalVAE(config)), "both", video, is_exact=True)
+
+
 CLIPS = {
     "data": "clip.mp4",
     "num_frames": 5,
@@ -319,9 +330,28 @@ def test_convolutions_that_cheaper_ones_can_compute_are_met(model, kinds, num_re
     layer = f"{result.convolutions[0].layer}.conv"
     with pytest.raises(ValueError, match="`feature_layers` must be layers that the teacher's"):
         PrunedFeatures("model", "prune.json", [layer])
-    message = r"`model` must be one whose decoder has \"3d\" convolutions, but got one with"
+    message = r"`decoder_convolutions` must be \[.*\], those of the model, with others in place of"
     with pytest.raises(ValueError, match=message):
-        pruned("cheaper", keep=1, decoder_convolutions=kinds)
+        pruned("cheaper", keep=1, decoder_convolutions=("3d", "3d"))
+
+
+def test_a_decoder_with_cheaper_convolutions_is_pruned_again(folder):
+    """Those that it has stay, with fewer channels, and others become cheaper."""
+    config = replace(SMALL, decoder_convolutions=("3d", "2+1d"))
+    CausalVAE(config).save_pretrained("model")
+    narrower = pruned("model", keep=0.5)
+    assert narrower.convolutions == []
+    assert narrower.model.config.decoder_convolutions == ("3d", "2+1d")
+    assert narrower.cost_after.flops <= 0.5 * narrower.cost_before.flops
+    write_json(Path("prune.json"), narrower.report())
+    features = PrunedFeatures("model", "prune.json")
+    assert features(latent=torch.randn(1, 3, 2, 8, 8), model=narrower.model).isfinite()
+    result = pruned("model", keep=1, decoder_convolutions=("depthwise", "2+1d"))
+    assert {fit.kind for fit in result.convolutions} == {"depthwise"}
+    weights = load_autoencoder("model").decoder.state_dict()
+    for name, weight in result.model.decoder.state_dict().items():
+        if ".branch.2.1." in name and name in weights:
+            torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
 
 
 def test_a_fit_to_some_positions_is_one_to_all_columns():

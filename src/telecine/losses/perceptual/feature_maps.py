@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from telecine.base.checks import argument_error, check_count, describe, suggestion
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames, Video
 from telecine.losses.latent import resized
@@ -30,7 +30,7 @@ _LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm"}
 PROBED_SIZE = 64
 
 
-class FeatureMaps(Frozen[Callable[[Frames], Any]]):
+class FeatureMaps(FrozenModule[Callable[[Frames], Any]]):
     """A frozen network that returns several feature maps; it has no parameters and is in no state dict.
 
     Args:
@@ -60,7 +60,7 @@ class FeatureMaps(Frozen[Callable[[Frames], Any]]):
 
     def forward(self, frames: Frames | Video) -> list[FeatureMap | Video]:
         """Return the maps, from first to last, in the precision of the network, also under autocast."""
-        net = self.module
+        net = self.in_eval_mode()
         x = at_least_float32(frames)
         if isinstance(net, nn.Module):
             x = x.to(next(net.parameters(), x).dtype)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import named_errors
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule, FrozenTensors
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Frames, check_frame_pair, check_frames
 from telecine.losses.perceptual.backbones import Backbone, FeatureMap, Stage, backbone_of
@@ -31,7 +31,7 @@ _EPSILON = 1e-4
 _CONTRACT = "a function or module that compares (reconstruction=, target=)"
 
 
-class LPIPS(Frozen[dict[str, Tensor]]):
+class LPIPS(FrozenTensors):
     """Learned perceptual distance between frames: 0 for equal ones, larger is worse (arXiv:1801.03924, v0.1).
 
     Args:
@@ -127,8 +127,8 @@ class LPIPS(Frozen[dict[str, Tensor]]):
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
         # float32 or float64
-        widest = reduce(torch.promote_types, dtypes, self.module["scale"].dtype)
-        return {name: tensor.to(widest) for name, tensor in self.module.items()}
+        widest = reduce(torch.promote_types, dtypes, self.weights["scale"].dtype)
+        return {name: tensor.to(widest) for name, tensor in self.weights.items()}
 
 
 def _run_stages(
@@ -176,7 +176,7 @@ def _load_heads(net: str) -> dict[str, Tensor]:
     }
 
 
-class CustomDistance(Frozen[Callable[..., Tensor]]):
+class CustomDistance(FrozenModule[Callable[..., Tensor]]):
     """A custom distance: called in float32 or wider, with its result checked, and frozen if it is a module.
 
     Args:
@@ -184,8 +184,8 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
             have other names or cannot be read, with frames `(N, C, H, W)`. It returns a floating-point tensor on their
             device: `(N,)`, `(N, 1, 1, 1)` as the `lpips` package does, or a scalar, the mean over the frames.
 
-    An `nn.Module` is frozen in place, as `Frozen` does, and moves with this module. The caller freezes and moves the
-    networks that a plain function uses.
+    An `nn.Module` is frozen in place, as `FrozenModule` does, and moves with this module. The caller freezes and moves
+    the networks that a plain function uses.
 
     Raises:
         ValueError: `net` cannot be called in these ways.
@@ -211,10 +211,11 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
         x = reconstruction.to(widest)
         y = target.to(widest)
         with autocast_off(x.device):
+            net = self.in_eval_mode()
             if self._takes_names:
-                distance = self.module(reconstruction=x, target=y)
+                distance = net(reconstruction=x, target=y)
             else:
-                distance = self.module(x, y)
+                distance = net(x, y)
         return _one_per_frame(distance, reconstruction)
 
 

@@ -90,33 +90,38 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             ValueError: There is no generator in training, and the decoder removes noise.
         """
         check_video("latent", latent)
-        if self.sampler is None or generator is None:
-            if self.sampler is not None:
-                self.check_not_training()
-            return self.decode_with_losses(latent)[0]
-        level = latent.new_full((len(latent),), self.sampler.level or 0.0)
-        if self.sampler.level:
-            noise = randn(
-                latent.shape, generator=generator, device=latent.device, dtype=latent.dtype
-            )
-            latent = add_noise(latent, noise, level)
-        return self.family.decode(self.module, latent, level)[0]
+        if self.sampler is not None and generator is None:
+            self.check_not_training()
+        video, _ = self._decode(latent, generator)
+        return video
 
     def decode_with_losses(self, latent: Tensor) -> tuple[Video, dict[str, Tensor]]:
         """Return the video of a latent, not clamped, and the losses of a quantizer in the decoder."""
+        return self._decode(latent, None)
+
+    def _decode(self, latent: Tensor, generator: Generators) -> tuple[Video, dict[str, Tensor]]:
+        """Return the video of a latent, with noise of `sampler`'s level, and the losses of a quantizer."""
         if self.sampler is None:
             return self.family.decode(self.module, latent)
         level = latent.new_full((len(latent),), self.sampler.level or 0.0)
         if self.sampler.level:
-            time = self.module.temporal_compression_ratio
-            space = self.module.spatial_compression_ratio
-            noise = self.sampler.noise(
-                latent.shape, self.position.in_latent(time, space), latent.device
-            )
-            latent = add_noise(latent, noise, level)
+            latent = add_noise(latent, self._noise_like(latent, generator), level)
+        if generator is not None:
+            return self.family.decode(self.module, latent, level)
         with keep_random_state(latent.device):
             torch.manual_seed(self.sampler.seed)
             return self.family.decode(self.module, latent, level)
+
+    def _noise_like(self, latent: Tensor, generator: Generators) -> Tensor:
+        """Return noise drawn from a generator, or that of `sampler` at the position of the latent without one."""
+        if generator is not None:
+            return randn(
+                latent.shape, generator=generator, device=latent.device, dtype=latent.dtype
+            )
+        assert self.sampler is not None
+        time = self.module.temporal_compression_ratio
+        space = self.module.spatial_compression_ratio
+        return self.sampler.noise(latent.shape, self.position.in_latent(time, space), latent.device)
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Decode each latent with noise of a random level, of which the decoder is told.

@@ -12,7 +12,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Video
 from telecine.models.causal_blocks import init_zero
@@ -61,7 +61,7 @@ class LatentDenoiser(FrozenEncoderModel):
     ) -> None:
         super().__init__()
         self.digest = digest_of_encoder(model)
-        self._frozen = Frozen(model)
+        self._frozen = FrozenModule(model)
         self._settings: dict[str, Any] = {
             "size": size,
             "causal": causal,
@@ -96,7 +96,7 @@ class LatentDenoiser(FrozenEncoderModel):
     @property
     def latent_model(self) -> VideoAutoencoder:
         """The frozen autoencoder, of whose latents this is a generator."""
-        return self._frozen.module
+        return self._frozen.in_eval_mode()
 
     def velocity(self, noisy: Tensor, level: Tensor | float) -> Tensor:
         """Return the velocity, noise less latent, of normalised noisy latents `(B, C, t, h, w)` at levels `(B,)`."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from telecine.base.checks import argument_error
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.clip_sizes import size_error
@@ -89,7 +89,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         """
         if not with_weights:
             model = cls(build_module(source), teacher, load, digest="")
-            model._frozen = Frozen(model.load_teacher())
+            model._frozen = FrozenModule(model.load_teacher())
             return model
         is_config = Path(source).suffix == ".json"
         module = build_module(source) if is_config else load_module(str(source))
@@ -110,7 +110,7 @@ class DiffusionDecoder(TeacherEncoderModel):
                 )
             buffer.copy_(torch.tensor(values))
         self.digest = digest_of_encoder(teacher)
-        self._frozen = Frozen(teacher)
+        self._frozen = FrozenModule(teacher)
 
     @property
     def in_channels(self) -> int:

@@ -24,7 +24,7 @@ from telecine.models.diffusers.outputs import (
 from telecine.models.diffusers.row_layers import RowLayers
 from telecine.models.diffusers.streams import Streaming
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian
-from telecine.ops.rms_norm import rms_norm
+from telecine.ops.scaled_normalize import scaled_normalize
 
 _Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel in [0, 1], by which a model's colours are normalised."""
@@ -48,7 +48,7 @@ REFUSED = {
     "RFD4ProteinaAutoencoder": _PROTEINS,
 }
 """Autoencoders that are not trained, with the reason."""
-# Norms of channels with `scale`, `gamma` and `bias`, for which `rms_norm` stands in while a model trains.
+# Norms of channels with `scale`, `gamma` and `bias`, for which `scaled_normalize` stands in while a model trains.
 RMS_NORMS = {
     "HunyuanImageRefinerRMS_norm",
     "HunyuanVideo15RMS_norm",
@@ -309,7 +309,7 @@ def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
     """Return what a norm's own `forward` does, which runs where nothing is trained, or code is compiled."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
         return type(norm).forward(norm, x)
-    normed = rms_norm(x, norm.scale * norm.gamma)
+    normed = scaled_normalize(x, norm.scale * norm.gamma)
     if isinstance(norm.bias, Tensor):
         normed = normed + norm.bias
     return normed
@@ -486,7 +486,7 @@ FAMILIES = {
 
 
 def prepare_for_training(module: DiffusersModel, family: Family) -> None:
-    """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips and `rms_norm`."""
+    """Disable tiles, which change outputs and gradients, and slices of the batch; set faster norms and whole clips."""
     for layer in module.modules():
         if type(layer).__name__ in RMS_NORMS and layer.channel_first:
             layer.forward = partial(_normalise, layer)

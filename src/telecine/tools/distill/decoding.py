@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
@@ -25,7 +25,7 @@ class TeacherDecoding(nn.Module):
 
     def __init__(self, teacher: str, perceptual_weight: float = 0.0, decode_steps: int = 1) -> None:
         super().__init__()
-        self.teacher = Frozen(load_teacher(teacher, decode_steps))
+        self.teacher = FrozenModule(load_teacher(teacher, decode_steps))
         self.perceptual_weight = perceptual_weight
         self.perceptual = LPIPS("vgg") if perceptual_weight > 0 else None
 
@@ -46,7 +46,7 @@ class TeacherDecoding(nn.Module):
                 default generator if None.
             sample_weight: Weight of each clip, `(B,)`; None for 1.
         """
-        teacher = self.teacher.module
+        teacher = self.teacher.in_eval_mode()
         if draws_noise(teacher):
             decoded = teacher.decode(latent, generator=generator)
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error, nearest
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, Video
@@ -58,8 +58,8 @@ class TeacherFeatures(nn.Module):
 
     def __init__(self, teacher: str, channels: Sequence[int], layers: Sequence[str] = ()) -> None:
         super().__init__()
-        self.teacher = Frozen(load_teacher(teacher))
-        model = self.teacher.module
+        self.teacher = FrozenModule(load_teacher(teacher))
+        model = self.teacher.in_eval_mode()
         features, scales = features_of_smallest_clip(model)
         names = list(layers) or _last_layers(model, scales, num_levels=len(channels))
         if not names:
@@ -104,7 +104,7 @@ class TeacherFeatures(nn.Module):
             raise argument_error("model", contract, type(model).__name__, remedy)
         student = model
         noise: Video | None = None
-        if student.generates or generates(self.teacher.module):
+        if student.generates or generates(self.teacher.in_eval_mode()):
             noise = randn(student.decoded_shape(latent), generator=generator, device=latent.device)
         ends = _ends_of_resolutions(student)
         with _recorded_outputs(student.decoder.network, ends) as outputs:
@@ -134,7 +134,7 @@ class TeacherFeatures(nn.Module):
             names: Of the layers, inside the decoder.
             noise: What a teacher that generates starts from; by default that of its `sampler`.
         """
-        return decoder_features(self.teacher.module, latent, names, noise)
+        return decoder_features(self.teacher.in_eval_mode(), latent, names, noise)
 
 
 def decoder_features(

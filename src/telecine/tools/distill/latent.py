@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import Gaussian
 from telecine.losses.reconstruction import weighted_mean
@@ -29,7 +29,7 @@ class TeacherLatent(nn.Module):
 
     def __init__(self, teacher: str) -> None:
         super().__init__()
-        self.teacher = Frozen(load_teacher(teacher))
+        self.teacher = FrozenModule(load_teacher(teacher))
 
     def forward(
         self,
@@ -48,7 +48,7 @@ class TeacherLatent(nn.Module):
             sample_weight: Weight of each clip, `(B,)`; None for 1.
         """
         with torch.no_grad():
-            expected = self.teacher.module.encode(target)
+            expected = self.teacher.in_eval_mode().encode(target)
             mean = expected.mode()
             variance = mean.var((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(
                 _SMALLEST_VARIANCE

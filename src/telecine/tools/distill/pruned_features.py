@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, Video
@@ -50,12 +50,12 @@ class PrunedFeatures(nn.Module):
 
     def __init__(self, teacher: str, pruned: str, layers: Sequence[str] = ()) -> None:
         super().__init__()
-        self.teacher = Frozen(load_teacher(teacher))
+        self.teacher = FrozenModule(load_teacher(teacher))
         report = read_json(Path(pruned))
-        _check_teacher(self.teacher.module, teacher, report, pruned)
-        features, scales = features_of_smallest_clip(self.teacher.module)
+        _check_teacher(self.teacher.in_eval_mode(), teacher, report, pruned)
+        features, scales = features_of_smallest_clip(self.teacher.in_eval_mode())
         removed = RemovedBlocks(report["removed_blocks"]).of_decoder()
-        kept = _kept_channels(decoder_of(self.teacher.module), features, report, removed)
+        kept = _kept_channels(decoder_of(self.teacher.in_eval_mode()), features, report, removed)
         names = list(layers)
         if not names:
             last = {scales[name]: name for name in features if name in kept}
@@ -93,7 +93,7 @@ class PrunedFeatures(nn.Module):
         if not isinstance(model, VideoAutoencoder):
             remedy = "Use the term in `telecine distill --init`."
             raise argument_error("model", "a pruned autoencoder", type(model).__name__, remedy)
-        teacher = self.teacher.module
+        teacher = self.teacher.in_eval_mode()
         noise: Video | None = None
         if isinstance(model, CausalAutoencoder) and generates(teacher):
             noise = randn(model.decoded_shape(latent), generator=generator, device=latent.device)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from telecine.base.frozen import Frozen
+from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
@@ -22,7 +22,7 @@ class TeacherReconstruction(nn.Module):
 
     def __init__(self, teacher: str, decode_steps: int = 1) -> None:
         super().__init__()
-        self.teacher = Frozen(load_teacher(teacher, decode_steps))
+        self.teacher = FrozenModule(load_teacher(teacher, decode_steps))
 
     def forward(
         self,
@@ -40,7 +40,7 @@ class TeacherReconstruction(nn.Module):
             generator: Of the noise: one, or one for each clip; PyTorch's default generator if None.
             weight: Weight of each clip, `(B,)`; None for 1.
         """
-        teacher = self.teacher.module
+        teacher = self.teacher.in_eval_mode()
         with torch.no_grad():
             if draws_noise(teacher):
                 target = teacher.decode(latent, generator=generator)

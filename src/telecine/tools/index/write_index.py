@@ -14,12 +14,18 @@ from telecine.base.terminal import with_progress
 from telecine.data import DataError, DecodeError, VideoInfo, index_video
 from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
-from telecine.data.header import Header, read_header
-from telecine.data.index_cache import IndexCache, fingerprint_of
-from telecine.data.index_store import IndexStore
-from telecine.data.sidecar import Sidecar, has_arrays, read_sidecar, scan_archive, write_sidecar
-from telecine.data.source import File, Skipped, Source, TarMember, kind_of
-from telecine.data.table import HEADER, keys_of_members
+from telecine.data.fingerprint import Fingerprint
+from telecine.data.lazy.header import HEADER, Header, read_header
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.sidecar import (
+    Sidecar,
+    has_arrays,
+    read_sidecar,
+    scan_archive,
+    write_sidecar,
+)
+from telecine.data.lazy.sorted_numbers import find_row
+from telecine.data.source import File, Skipped, Source, TarMember, file_of, kind_of
 from telecine.settings import MAX_FAILURES, ClipConfig
 
 # A process that is killed loses the indices of fewer files, and of fewer timestamps.
@@ -73,7 +79,7 @@ def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1
         if is_archive(file):
             archives.append(file)
         else:
-            for segment in segments_of(file, indexer.cache):
+            for segment in segments_of(file, config):
                 sources[segment.source] = None
     for archive in archives[part::num_parts]:
         indexer.index_archive(archive)
@@ -87,13 +93,12 @@ class _Indexer:
     """Indexes files in threads, and counts them."""
 
     def __init__(self, path: str, config: ClipConfig) -> None:
-        self.cache = IndexCache(path, config)
         self.num_indexed = 0
         self.num_known = 0
         self.skipped: list[Skipped] = []
         self._config = config
-        self._store = IndexStore(path, config)
-        self._known_keys = self._store.saved_keys()
+        self._lazy_index = LazyIndex(path, config)
+        self._known_keys = self._lazy_index.shards.keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
@@ -111,7 +116,7 @@ class _Indexer:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
-        archive_key = self._store.key_of(archive, fingerprint_of(archive))
+        archive_key = self._lazy_index.key_of(archive, Fingerprint.of(archive))
         infos, missing = self._kept_members(archive_key, sidecar)
         new_infos: dict[int, VideoInfo] = {}
         indexed = self._index(missing, f"indexing {archive.name}")
@@ -126,9 +131,7 @@ class _Indexer:
         self.skipped.extend(sidecar.skipped)
         write_sidecar(archive, sidecar, infos | new_infos)
         if infos:
-            offsets = sidecar.members.places["offset"]
-            keys = keys_of_members(np.full(len(offsets), archive_key), offsets)
-            self._store.remove_shards(keys)
+            self._lazy_index.shards.remove(sidecar.members.member_keys([archive_key]))
 
     def _kept_members(
         self, archive_key: int, sidecar: Sidecar
@@ -141,12 +144,10 @@ class _Indexer:
         """
         infos = {}
         missing = []
-        offsets = sidecar.members.places["offset"]
-        keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
-        for row, key in enumerate(keys):
+        for row, key in enumerate(sidecar.members.member_keys([archive_key]).tolist()):
             member = sidecar.members[row]
             assert isinstance(member, TarMember)
-            info = self._store.saved_info(key, member) if self._is_known(key) else None
+            info = self._lazy_index.saved_info(key, member) if self._is_known(key) else None
             if info is None:
                 missing.append(member)
             else:
@@ -166,15 +167,15 @@ class _Indexer:
         keys = []
         headers = []
         infos_by_key = {}
-        offsets = sidecar.members.places["offset"]
-        all_keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
-        for row, (offset, key) in enumerate(zip(offsets.tolist(), all_keys, strict=True)):
+        offsets = sidecar.members.locations["offset"].tolist()
+        all_keys = sidecar.members.member_keys([archive_key]).tolist()
+        for row, (offset, key) in enumerate(zip(offsets, all_keys, strict=True)):
             if offset in infos:
                 keys.append(key)
                 headers.append(sidecar.members.headers[row].item())
                 infos_by_key[key] = infos[offset]
         if keys:
-            self._store.write_shard(
+            self._lazy_index.shards.write(
                 np.array(keys, np.int64), np.array(headers, HEADER), infos_by_key
             )
 
@@ -186,7 +187,7 @@ class _Indexer:
             if kind_of(source) == "arrays":
                 continue
             try:
-                key = self._store.key_of(source, fingerprint_of(source))
+                key = self._lazy_index.key_of(source, Fingerprint.of(file_of(source)))
             except OSError as error:
                 self.skipped.append(Skipped(source, error.strerror or str(error)))
                 continue
@@ -214,8 +215,7 @@ class _Indexer:
 
     def _is_known(self, key: int) -> bool:
         """Return whether a shard has the file with a key."""
-        place = int(np.searchsorted(self._known_keys, key))
-        return place < len(self._known_keys) and int(self._known_keys[place]) == key
+        return find_row(self._known_keys, key) is not None
 
     def _write_shard(self, results: Mapping[int, _Result]) -> None:
         """Write what was found of files, by their keys; nothing if no header was read."""
@@ -230,7 +230,9 @@ class _Indexer:
             if isinstance(info, VideoInfo):
                 infos[key] = info
         if keys:
-            self._store.write_shard(np.array(keys, np.int64), np.array(headers, HEADER), infos)
+            self._lazy_index.shards.write(
+                np.array(keys, np.int64), np.array(headers, HEADER), infos
+            )
 
     def _index(self, sources: Sequence[Source], description: str) -> Iterator[_Result | None]:
         """Yield the header and the exact index of each file, or why it has none; None for one that is not read in time.

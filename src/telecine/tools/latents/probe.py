@@ -17,7 +17,7 @@ from telecine.base.randomness import seed_of
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, Span, iterate_validation_clips, read_validation_clips
-from telecine.data.index_cache import fingerprint_of
+from telecine.data.fingerprint import fingerprint_of
 from telecine.evaluation.load_model import MeasuredModel
 from telecine.evaluation.metrics.frechet import (
     FeatureNetwork,
@@ -39,10 +39,10 @@ from telecine.settings import (
 from telecine.tools.latents.denoising import (
     NUM_SHOWN,
     LatentProbe,
-    WienerFilter,
     features_of,
     measure_denoiser,
 )
+from telecine.tools.latents.wiener import WienerFilter
 from telecine.training.build import build_accelerator
 from telecine.training.clips import Spans
 from telecine.training.latent_cache import identity_of, open_cache

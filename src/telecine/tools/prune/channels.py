@@ -1,7 +1,7 @@
 """Which entries of which weights belong to a channel, found by the shapes of the model in other widths.
 
-Example: a residual block of 8 channels has 4 hidden ones, between its two convolutions. The hidden channels are a
-`ChannelGroup`, and each weight that has them is a `ChannelAxis` of it. With `num_slices=4`, hidden channel 2 is
+Example: a residual block of 8 channels has 4 inner ones, between its two convolutions. The inner channels are a
+`ChannelGroup`, and each weight that has them is a `ChannelAxis` of it. With `num_slices=4`, inner channel 2 is
 
     conv1.weight[2]      of shape (4, 8, 3, 3, 3), dim 0: the kernel that makes it
     conv1.bias[2]        of shape (4,),            dim 0
@@ -83,7 +83,7 @@ def find_groups(
 
     The model is built without memory, with several times the channels of one stage after the other: an axis of a weight
     that becomes longer has channels of this stage. Neighbouring stages with the same number of channels have one
-    residual stream, which is one group. The hidden channels of each residual block are a group.
+    residual stream, which is one group. The inner channels of each residual block are groups, see `Widths.inner`.
 
     Args:
         build: Makes the model of a configuration.
@@ -107,9 +107,9 @@ def find_groups(
             seen.add((weight, dim))
             axis = ChannelAxis(weight, dim, _num_sets(weight, dim, widths))
             size = weights[weight].shape[dim] // axis.num_sets
-            block = _block_of_hidden(weight, dim, widths)
-            if block is not None:
-                group = collected.setdefault(block, _CollectedGroup(is_hidden=True))
+            inner_name = _name_of_inner(weight, dim, widths)
+            if inner_name is not None:
+                group = collected.setdefault(inner_name, _CollectedGroup(is_inner=True))
             elif stage_group.by_size:
                 group = collected.setdefault(f"{size} channels", _CollectedGroup())
             else:
@@ -119,14 +119,14 @@ def find_groups(
             group.num_channels = math.gcd(group.num_channels, size)
             group.stage_group = index
     groups = []
-    for name, group in sorted(collected.items(), key=lambda item: item[1].is_hidden):
-        num_slices, num_norm_groups = widths.slices_and_norm_groups(config, group.num_channels)
+    for name, group in sorted(collected.items(), key=lambda item: item[1].is_inner):
+        slices = widths.slices(config, group.num_channels)
         groups.append(
             ChannelGroup(
                 name,
                 num_channels=group.num_channels,
-                num_slices=num_slices,
-                num_norm_groups=num_norm_groups,
+                num_slices=slices.num_slices,
+                num_norm_groups=slices.num_norm_groups,
                 axes=tuple(group.axes),
                 stage_group=group.stage_group,
             )
@@ -138,8 +138,8 @@ def find_groups(
 class _CollectedGroup:
     """A group whose axes are still collected."""
 
-    is_hidden: bool = False
-    """Whether it has hidden channels of a residual block. These groups come last."""
+    is_inner: bool = False
+    """Whether it has inner channels of a residual block. These groups come last."""
     num_channels: int = 0
     """The largest number that divides those of all its axes, and of its stages."""
     axes: list[ChannelAxis] = field(default_factory=list)
@@ -190,15 +190,14 @@ def _num_sets(weight: str, dim: int, widths: Widths) -> int:
     return 1
 
 
-def _block_of_hidden(weight: str, axis: int, widths: Widths) -> str | None:
-    """Return the residual block whose hidden channels an axis has, or None."""
-    if widths.hidden is None:
-        return None
-    producer, norm, consumer = widths.hidden
-    for layer, layer_axis in ((producer, 0), (norm, 0), (consumer, 1)):
-        block, separator, _ = f".{weight}".partition(f".{layer}.")
-        if separator and axis == layer_axis:
-            return block.removeprefix(".")
+def _name_of_inner(weight: str, dim: int, widths: Widths) -> str | None:
+    """Return the name of the inner channels of a residual block that an axis has, or None."""
+    for inner in widths.inner:
+        layers = inner.outputs if dim == 0 else inner.inputs
+        for layer in layers:
+            block, separator, _ = f".{weight}".partition(f".{layer}.")
+            if separator:
+                return f"{block}.{inner.name}".strip(".")
     return None
 
 

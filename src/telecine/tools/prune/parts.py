@@ -1,7 +1,7 @@
 """The part of an autoencoder that is pruned, and how it is built again in another size."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -10,10 +10,16 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error
 from telecine.models import CausalVAE, VideoAutoencoder, load_autoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
+from telecine.models.causal_blocks import ResidualBlock
 from telecine.models.causal_networks import FlowDecoder, build_decoder
 from telecine.models.student import StudentAutoencoder
 from telecine.settings import CausalVAEConfig
-from telecine.tools.prune.widths import CAUSAL_VAE_WIDTHS, Configuration, Widths, widths_of
+from telecine.tools.prune.class_widths import (
+    CAUSAL_VAE_WIDTHS,
+    inner_channels_of_block,
+    widths_of,
+)
+from telecine.tools.prune.widths import Configuration, InnerChannels, Widths
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,6 @@ def prunable(model: VideoAutoencoder, name: str, part: str) -> Prunable:
 
 
 def _prunable_of_ours(model: CausalAutoencoder, name: str, part: str) -> Prunable:
-    if model.config.has_cheaper_convolutions:
-        contract = 'one whose decoder has "3d" convolutions'
-        got = f"one with {list(model.config.decoder_convolutions)}"
-        raise argument_error("model", contract, got, "Prune the model that this one was made of.")
     config = {field.name: getattr(model.config, field.name) for field in fields(model.config)}
     if part == "decoder":
 
@@ -94,7 +96,7 @@ def _prunable_of_ours(model: CausalAutoencoder, name: str, part: str) -> Prunabl
         return Prunable(
             model.decoder,
             config,
-            CAUSAL_VAE_WIDTHS,
+            _widths_of_ours(model.decoder),
             lambda values: build_decoder(CausalVAEConfig(**values)),
             wrap_decoder,
             _decode_once,
@@ -112,11 +114,20 @@ def _prunable_of_ours(model: CausalAutoencoder, name: str, part: str) -> Prunabl
     return Prunable(
         model,
         config,
-        CAUSAL_VAE_WIDTHS,
+        _widths_of_ours(model),
         lambda values: CausalVAE(CausalVAEConfig(**values)),
         wrap,
         lambda network, latent: _decode_once(cast(CausalVAE, network).decoder, latent),
     )
+
+
+def _widths_of_ours(network: nn.Module) -> Widths:
+    """Return where the configuration states the channels of a network of `CausalVAE`, and its inner channels."""
+    inner: list[InnerChannels] = []
+    for name, block in network.named_modules():
+        if isinstance(block, ResidualBlock):
+            inner += inner_channels_of_block(name, block.convolution)
+    return replace(CAUSAL_VAE_WIDTHS, inner=tuple(inner))
 
 
 def _decode_once(decoder: nn.Module, latent: Tensor) -> object:

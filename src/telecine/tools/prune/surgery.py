@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from telecine.tools.prune.channels import ChannelGroup
-from telecine.tools.prune.widths import QUERIES
 
+_QUERIES = ("to_q", "to_qkv", "q")
+"""Layers that make the queries of an attention with one head of all channels, in their first set of outputs."""
 MeanSquares = Mapping[str, Tensor]
 """For each norm without a mean, by name: the mean square of each channel of its input, `(C,)`."""
 
@@ -117,7 +118,7 @@ def pruned_weights(
             if is_norm_gain(axis.weight, squares):
                 tensor *= gain_without(axis.weight, entries, squares)
             layer = axis.weight.rpartition(".")[0]
-            if layer.rpartition(".")[2] in QUERIES:
+            if layer.rpartition(".")[2] in _QUERIES:
                 num_queries = len(tensor) // axis.num_sets
                 num_kept = len(entries) // axis.num_sets
                 tensor[:num_queries] *= math.sqrt(num_kept / num_queries)

@@ -1,14 +1,11 @@
-"""Where the configuration of each class states the channels of its networks, and which sizes it can state."""
+"""Where a configuration states the channels of a network, and which sizes it can state."""
 
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import groupby
-from typing import Any, Literal, TypeAlias
-
-from telecine.base.checks import argument_error
-from telecine.models.diffusers.families import class_names
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 Part: TypeAlias = Literal["decoder", "both"]
 Configuration: TypeAlias = Mapping[str, Any]
@@ -22,10 +19,6 @@ Grouping: TypeAlias = Literal["stage", "size", "all"]
 """
 
 
-def _tied_if_residual(config: Configuration) -> Grouping:
-    return "all" if config["is_residual"] else "size"
-
-
 @dataclass(frozen=True)
 class StageGroup:
     """Stages of a network that keep the same share of their channels."""
@@ -37,6 +30,31 @@ class StageGroup:
     """Channels that all of them have."""
     by_size: bool = False
     """Whether each number of channels has a group of its own."""
+
+
+class Slices(NamedTuple):
+    """Into which parts the channels of a group are cut, see `ChannelGroup`."""
+
+    num_slices: int
+    num_norm_groups: int
+
+
+@dataclass(frozen=True)
+class InnerChannels:
+    """Channels between layers of a residual block: no other layer has them.
+
+    Layers are named as in the network, or by the end of their name in each block.
+    """
+
+    name: str
+    """Name of the channels, after the name of the block if layers are named in each block."""
+    outputs: tuple[str, ...]
+    """Layers that output them, and their norms."""
+    inputs: tuple[str, ...]
+    """Layers that take them as their input."""
+
+
+_BETWEEN_CONVOLUTIONS = InnerChannels("", outputs=("conv1", "norm2"), inputs=("conv2",))
 
 
 @dataclass(frozen=True)
@@ -53,8 +71,8 @@ class Widths:
     """The setting that is used where `setting` is None."""
     prefix: str = ""
     """Prefix of the weights that have these channels."""
-    norm_groups: int = 1
-    """The number of groups of each group norm, if no setting has it; 1 without group norms."""
+    norm_groups: int | None = None
+    """The number of groups of each group norm, if no setting has it; None without group norms."""
     norm_groups_setting: str | None = None
     """The setting with the number of groups of each group norm. If it is for the pruned part alone, whole groups are
     removed; else the number stays, and each group keeps the same share of its channels."""
@@ -64,9 +82,8 @@ class Widths:
     """The setting that adds shortcuts between stages that mix channels, so that no part of them can be removed."""
     channel_sets: Mapping[str, int] = field(default_factory=dict)
     """Names of layers that output all channels several times, such as queries, keys and values: how many times."""
-    hidden: tuple[str, str, str] | None = ("conv1", "norm2", "conv2")
-    """Names, in a residual block, of the layer that outputs its hidden channels, their norm, and the layer that takes
-    them as its input; None if other layers take them, too."""
+    inner: tuple[InnerChannels, ...] = (_BETWEEN_CONVOLUTIONS,)
+    """Channels inside of residual blocks that are removed by themselves; none if other layers take them, too."""
     blocks_setting: str | None = None
     """The setting with the number of residual blocks of each stage of `part`: a number, or one for each stage."""
 
@@ -118,14 +135,17 @@ class Widths:
             wider.append(factor * number if stage in stages else number)
         return {**config, self.setting: wider}, factor
 
-    def slices_and_norm_groups(self, config: Configuration, num_channels: int) -> tuple[int, int]:
-        """Return `num_slices` and `num_norm_groups` of a `ChannelGroup` with a number of channels."""
-        if self.norm_groups_setting is None:
-            return num_channels, math.gcd(num_channels, self.norm_groups)
-        num_groups = config[self.norm_groups_setting]
-        if self.needs_equal_shares:  # a slice is a group of the norms
-            return num_groups, 1
-        return num_channels, num_groups
+    def slices(self, config: Configuration, num_channels: int) -> Slices:
+        """Return into which parts a group with a number of channels is cut."""
+        if self.norm_groups_setting is not None:
+            num_groups = config[self.norm_groups_setting]
+            if self.needs_equal_shares:
+                # Whole groups of the norms are removed.
+                return Slices(num_slices=num_groups, num_norm_groups=1)
+            return Slices(num_channels, num_norm_groups=num_groups)
+        if self.norm_groups is None:
+            return Slices(num_channels, num_norm_groups=1)
+        return Slices(num_channels, num_norm_groups=math.gcd(num_channels, self.norm_groups))
 
     def scaled(self, config: Configuration, shares: Sequence[Fraction]) -> dict[str, Any]:
         """Return a configuration with shares of the channels, one for each of `stage_groups`."""
@@ -149,162 +169,3 @@ class Widths:
         if value is None and self.fallback is not None:
             return config[self.fallback]
         return value
-
-
-_SETS = {"time_conv": 2, "to_qkv": 3}
-QUERIES = ("to_q", "to_qkv", "q")
-"""Layers that make the queries of an attention with one head of all channels, in their first set of outputs."""
-_BLOCKS = "block_out_channels"
-_DECODER_BLOCKS = "decoder_block_out_channels"
-_SHARED = Widths(
-    _BLOCKS,
-    part="both",
-    norm_groups_setting="norm_num_groups",
-    blocks_setting="layers_per_block",
-)
-
-
-CAUSAL_VAE_WIDTHS = Widths(
-    "base_channels",
-    multipliers="channel_multipliers",
-    grouping="all",
-    channel_sets={"modulation": 2},
-    hidden=("branch.2", "branch.3", "branch.5"),
-    blocks_setting="blocks_per_level",
-)
-"""Of the encoder and the decoder of `CausalVAE`, and of the decoder of a student."""
-WIDTHS = {
-    "AsymmetricAutoencoderKL": Widths(
-        "up_block_out_channels",
-        prefix="decoder.",
-        norm_groups_setting="norm_num_groups",
-        grouping="all",  # its encoder of masks has channels of the first stage, doubled up to those of the last one
-        blocks_setting="layers_per_up_block",
-    ),
-    "AutoencoderKL": _SHARED,
-    "AutoencoderKLAllegro": Widths(
-        _BLOCKS,
-        part="both",
-        norm_groups_setting="norm_num_groups",
-        channel_sets={"temp_conv_up.conv1.2": 2},
-        hidden=None,
-        blocks_setting="layers_per_block",
-    ),
-    "AutoencoderKLCogVideoX": _SHARED,
-    "AutoencoderKLCosmos": Widths("decode_block_out_channels", prefix="decoder."),
-    "AutoencoderKLFlux2": Widths(
-        _DECODER_BLOCKS,
-        fallback="block_out_channels",
-        prefix="decoder.",
-        norm_groups_setting="norm_num_groups",
-    ),
-    "AutoencoderKLHunyuanVideo": _SHARED,
-    "AutoencoderKLKVAE": Widths(
-        "channels",
-        multipliers="ch_mult",
-        part="both",
-        grouping="size",
-        norm_groups=32,
-        hidden=None,
-    ),
-    "AutoencoderKLKVAEVideo": Widths(
-        "ch",
-        multipliers="ch_mult",
-        part="both",
-        grouping="size",
-        norm_groups=32,
-        hidden=None,
-        blocks_setting="num_res_blocks",
-    ),
-    "AutoencoderKLLTXVideo": Widths(
-        _DECODER_BLOCKS,
-        prefix="decoder.",
-        grouping="all",
-        mixing_shortcuts="upsample_residual",
-        channel_sets={
-            "decoder.time_embedder.timestep_embedder.linear_2": 2,
-            "timestep_embedder.linear_2": 4,
-        },
-        hidden=None,
-        blocks_setting="decoder_layers_per_block",
-    ),
-    "AutoencoderKLMagvit": _SHARED,
-    "AutoencoderKLMochi": Widths(_DECODER_BLOCKS, prefix="decoder.", norm_groups=32),
-    "AutoencoderKLQwenImage": Widths(
-        "base_dim",
-        multipliers="dim_mult",
-        part="both",
-        grouping="size",
-        channel_sets=_SETS,
-        blocks_setting="num_res_blocks",
-    ),
-    "AutoencoderKLQwenImage21": Widths(
-        "decoder_base_dim",
-        multipliers="dim_mult",
-        prefix="decoder.",
-        grouping=_tied_if_residual,
-        channel_sets=_SETS,
-    ),
-    "AutoencoderKLTemporalDecoder": Widths(
-        _BLOCKS,
-        part="both",
-        norm_groups=32,
-        hidden=None,
-        blocks_setting="layers_per_block",
-    ),
-    "AutoencoderKLWan": Widths(
-        "decoder_base_dim",
-        multipliers="dim_mult",
-        fallback="base_dim",
-        prefix="decoder.",
-        grouping=_tied_if_residual,
-        channel_sets=_SETS,
-    ),
-    "AutoencoderTiny": Widths(
-        _DECODER_BLOCKS,
-        prefix="decoder.",
-        blocks_setting="num_decoder_blocks",
-    ),
-    "AutoencoderVidTok": Widths(
-        "ch",
-        multipliers="ch_mult",
-        part="both",
-        grouping="size",
-        hidden=None,
-        blocks_setting="num_res_blocks",
-    ),
-    "Kandinsky6SRVAE": Widths(_DECODER_BLOCKS, prefix="decoder."),
-    "VQModel": _SHARED,
-}
-"""The classes of diffusers that are pruned."""
-_MIXES = "whose shortcuts between stages mix channels"
-NOT_PRUNED = {
-    "AutoencoderDC": "whose attention has heads that several weights share",
-    "AutoencoderKLHunyuanImage": _MIXES,
-    "AutoencoderKLHunyuanImageRefiner": _MIXES,
-    "AutoencoderKLHunyuanVideo15": _MIXES,
-    "AutoencoderKLLTX2Video": _MIXES,
-    "AutoencoderKLMiniMaxH3": "whose decoder is a transformer",
-    "AutoencoderRAE": "whose decoder is a transformer",
-}
-"""Classes that are not pruned, with the reason."""
-
-
-def widths_of(cls: type, config: Configuration) -> Widths:
-    """Return where the configuration of a model of diffusers states its channels.
-
-    Raises:
-        ValueError: Its channels cannot be removed, or telecine does not know where they are stated.
-    """
-    names = class_names(cls)
-    widths = next((WIDTHS[name] for name in names if name in WIDTHS), None)
-    contract = f"a CausalVAE, a student, or one of {', '.join(WIDTHS)}"
-    remedy = "`telecine distill` trains a small decoder for the latents of any model."
-    if widths is None:
-        got = names[0]
-        if got in NOT_PRUNED:
-            got += f", {NOT_PRUNED[got]}"
-        raise argument_error("model", contract, got, remedy)
-    if widths.mixing_shortcuts is not None and any(config[widths.mixing_shortcuts]):
-        raise argument_error("model", contract, f"{names[0]}, {_MIXES}", remedy)
-    return widths

@@ -20,23 +20,25 @@ from telecine.data import (
     ClipDataset,
     DataError,
     DecodeError,
-    index_store,
     index_video,
     load_spans,
-    sidecar,
     split_videos,
+    tar_files,
+    tar_members,
 )
-from telecine.data import load_table as load_table_module
-from telecine.data.header import read_header
-from telecine.data.index_store import IndexStore
-from telecine.data.load_table import load_table
-from telecine.data.source import tar_members
-from telecine.data.table import Texts
-from telecine.data.table_holdout import split_table, without_held_out_files
+from telecine.data.lazy import address_book, sidecar
+from telecine.data.lazy import index as index_module
+from telecine.data.lazy import load_table as load_table_module
+from telecine.data.lazy import members as members_module
+from telecine.data.lazy.header import read_header
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.split_table import split_table, without_held_out_files
+from telecine.data.lazy.string_column import StringColumn
 from telecine.data.validation import index_validation_spans
 from telecine.settings import ClipConfig
 
-from .videos import (
+from ..videos import (
     assert_same_clips,
     moving_frames,
     truncate,
@@ -68,7 +70,7 @@ def data(folder, tmp_path):
 def lazy_dataset(path, config=CONFIG, seed=0):
     table = load_table(str(path), config)
     train, _ = split_table(table.spans, config)
-    return ClipDataset(train, config, seed=seed, store=table.store)
+    return ClipDataset(train, config, seed=seed, lazy_index=table.lazy_index)
 
 
 def write_list(folder):
@@ -120,7 +122,7 @@ def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
 
     assert frames_of(held_out) == frames_of(indexed_held_out)
     assert frames_of(train) == frames_of(indexed_train)
-    lazy = ClipDataset(train, config, store=table.store)
+    lazy = ClipDataset(train, config, lazy_index=table.lazy_index)
     ahead = ClipDataset(indexed_train, config)
     assert_same_clips([lazy[index] for index in range(8)], [ahead[index] for index in range(8)])
 
@@ -135,7 +137,7 @@ def test_clips_do_not_depend_on_what_was_indexed_before(data):
     clips = [first[index] for index in range(8)]
     again = lazy_dataset(path)
     assert_same_clips([again[index] for index in reversed(range(8))], clips[::-1])
-    shutil.rmtree(path.with_name(again._store.folder.name))
+    shutil.rmtree(path.with_name(again._lazy_index.folder.name))
     loader = DataLoader(lazy_dataset(path), batch_size=None, sampler=range(8), num_workers=2)
     assert_same_clips(list(loader), clips)
     assert len({clip["start"] for clip in clips}) > 3
@@ -198,7 +200,7 @@ def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkey
         tried.append(source)
         return index_video(source, config)
 
-    monkeypatch.setattr(index_store, "index_video", index_and_note)
+    monkeypatch.setattr(index_module, "index_video", index_and_note)
     dataset = lazy_dataset(data)
     clips = [dataset[index] for index in range(12)]
     assert len({clip["source"] for clip in clips}) == 1
@@ -207,7 +209,7 @@ def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkey
     assert len(tried) == len(set(tried))
     small = load_table(str(data), replace(CONFIG, max_pixels=10**6))
     with pytest.raises(DecodeError):
-        small.store.info(tried[0])
+        small.lazy_index.info(tried[0])
     assert len(tried) > len(set(tried)), "a failure is that of its settings"
 
 
@@ -221,7 +223,7 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
         raise OSError(EIO, "Input/output error")
 
     if first == "error":
-        monkeypatch.setattr(sidecar, "tar_members", fail_once)
+        monkeypatch.setattr(tar_files, "tar_members", fail_once)
         monkeypatch.setattr(os, "cpu_count", lambda: 1)
         assert len(load_table(str(shards), CONFIG).spans) == 11
     else:
@@ -233,13 +235,13 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
 
 
 def test_the_indices_that_were_used_last_stay_in_memory(data, monkeypatch):
-    monkeypatch.setattr(index_store, "_NUM_RECENT", 2)
-    store = IndexStore(str(data), CONFIG)
+    monkeypatch.setattr(index_module, "_NUM_RECENT", 2)
+    lazy_index = LazyIndex(str(data), CONFIG)
     files = sorted(data.rglob("*.mp4"))
     read = []
-    monkeypatch.setattr(store, "saved_info", lambda _, source: read.append(source))
+    monkeypatch.setattr(lazy_index, "saved_info", lambda _, source: read.append(source))
     for number in (0, 1, 1, 0, 2, 0):
-        store.info(files[number])
+        lazy_index.info(files[number])
     assert read == [files[0], files[1], files[2]]
 
 
@@ -253,7 +255,7 @@ def test_members_of_tar_files_are_mapped_until_one_changes(data, monkeypatch):
         read.append(archive)
         return sidecar.read_sidecar(archive)
 
-    monkeypatch.setattr(index_store, "read_sidecar", read_and_note)
+    monkeypatch.setattr(members_module, "read_sidecar", read_and_note)
     again = lazy_dataset(shards)
     assert again.spans.sha256() == first.spans.sha256()
     assert not again.spans.files.headers.flags.writeable, "columns are mapped"
@@ -286,12 +288,32 @@ def test_members_of_tar_files_between_others_are_looked_up_at_once(data, caplog,
     ahead = [(span.info.source, span.num_frames) for span in load_spans(data, config)[0]]
     assert lazy == ahead
     members = data / ".telecine-index.d" / "members"
-    assert len(list(members.glob("*"))) == (0 if has_arrays else 1)
-    assert ("each run reads the sidecars of all tar files, as 1 have arrays" in caplog.text) == (
-        has_arrays
-    )
+    assert len(list(members.glob("*"))) == 1
+    assert ("each run scans 1 of 5 tar files, as they have arrays" in caplog.text) == has_arrays
     again = load_table(str(data), config)
     assert [(span.info.source, span.num_frames) for span in again.spans] == ahead
+
+
+def test_of_all_tar_files_only_those_with_arrays_are_scanned_again(data, monkeypatch):
+    shards = write_shards_of_scenes(data)
+    np.save(data / "a.npy", np.zeros((6, 16, 24, 3), np.uint8))
+    write_shard(shards / "003.tar", [data / "a.npy"])
+    truncate(shards / "007.tar", 0.5)
+    first = load_table(str(shards), CONFIG)
+    read = []
+
+    def read_and_note(archive):
+        read.append(archive.name)
+        return sidecar.read_sidecar(archive)
+
+    monkeypatch.setattr(members_module, "read_sidecar", read_and_note)
+    again = load_table(str(shards), CONFIG)
+    assert again.spans.sha256() == first.spans.sha256()
+    assert again.skipped == first.skipped
+    assert [str(span.info.source) for span in again.spans] == [
+        str(span.info.source) for span in first.spans
+    ]
+    assert sorted(read) == ["003.tar"]
 
 
 def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch):
@@ -303,7 +325,7 @@ def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch
             time.sleep(0.02)
         yield from tar_members(archive, opened)
 
-    monkeypatch.setattr(sidecar, "tar_members", read_slowly)
+    monkeypatch.setattr(tar_files, "tar_members", read_slowly)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert len(load_table(str(shards), replace(CONFIG, timeout=0.1)).spans) == 12
 
@@ -327,7 +349,7 @@ def test_the_file_of_members_that_another_process_has_written_meanwhile_stays(da
         written[path] = path.stat().st_ino
         return sidecar.read_sidecar(archive)
 
-    monkeypatch.setattr(index_store, "read_sidecar", read_after_another_process)
+    monkeypatch.setattr(members_module, "read_sidecar", read_after_another_process)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     load_table(str(shards), CONFIG)
     assert {path: path.stat().st_ino for path in written} == written
@@ -336,7 +358,7 @@ def test_the_file_of_members_that_another_process_has_written_meanwhile_stays(da
 
 @pytest.mark.parametrize("names", [["a.mp4", "b/c.mp4", "/d/e/f.mp4", "g.mp4"], ["é/ü.mp4", "ö"]])
 def test_file_names_are_what_follows_the_last_slash(names):
-    texts = Texts.of(names)
+    texts = StringColumn.of(names)
     expected = "".join(f"{name.rpartition('/')[2]}\n" for name in names)
     assert b"".join(texts.file_names(np.arange(len(names)))) == expected.encode()
 
@@ -434,7 +456,7 @@ def test_another_held_out_file_is_validated_on_in_place_of_a_damaged_one(data, s
     for number in spoiled:
         spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
     table = load_table(str(data), CONFIG)
-    spans = index_validation_spans(table.spans, table.store, CONFIG, 1)
+    spans = index_validation_spans(table.spans, table.lazy_index, CONFIG, 1)
     names = [f"scene{number}.mp4" for number in expected]
     assert [span.info.source.name for span in spans] == names
 
@@ -471,7 +493,9 @@ def test_headers_are_kept_each_minute(data, monkeypatch):
     monkeypatch.setattr(load_table_module, "_CHUNK", 4)
     monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
     saved = []
-    monkeypatch.setattr(IndexStore, "save_headers", lambda store, keys, _: saved.append(len(keys)))
+    monkeypatch.setattr(
+        LazyIndex, "save_headers", lambda _, headers: saved.append(len(headers.keys))
+    )
     load_table(str(data), CONFIG)
     assert saved == [4, 8, 12, 16, 16]
 
@@ -487,7 +511,7 @@ def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch)
             raise DataError("no answer")
         return replace(file, size=1, version="v")
 
-    monkeypatch.setattr(load_table_module, "look_up", answer_or_fail)
+    monkeypatch.setattr(address_book, "look_up", answer_or_fail)
     for names in (["a.mp4", "c.mp4"], ["c.mp4"]):
         asked.clear()
         with pytest.raises(DataError, match="no answer"):

@@ -6,18 +6,20 @@ import json
 import os
 import struct
 import threading
+import time
 import weakref
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
-from telecine.base.files import partial_path
+from telecine.base.files import partial_path, remove_partial
 from telecine.data.hdr import BT2020, HLG, PQ
+from telecine.data.lazy.sorted_numbers import concatenate, find_row
 from telecine.data.source import VideoInfo
 
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
@@ -35,7 +37,9 @@ DAMAGE_ERRORS = (
 _LENGTH = struct.Struct("<Q")  # of the description at the beginning of a file of safetensors
 _MAX_DESCRIPTION = 2**27  # bytes; that of a tar file lists members that cannot be read
 _DTYPES: dict[str, Any] = {"BOOL": "?", "U8": "u1", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _HDR = ("", PQ, HLG, BT2020)
+_SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _DIGEST_BYTES = 32  # of a SHA-256
 
 
@@ -44,14 +48,30 @@ def save_tensors(
 ) -> None:
     """Write arrays as safetensors. Readers see the old or the new file, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
-    content = save(arrays, {"format": FORMAT, **metadata})
     partial = partial_path(path)
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb") as file:
+            parts = {name: [column] for name, column in columns.items()}
+            write_columns(file, parts, {"format": FORMAT, **metadata})
         os.replace(partial, path)  # without a flush: a damaged file is replaced
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove from a folder what processes that were killed have left."""
+    with suppress(OSError):  # another process removes it, too
+        remove_partial(folder, time.time() - _SECONDS_OF_A_WRITE)
+
+
+def columns_of_records(records: NDArray[Any], prefix: str = "") -> dict[str, NDArray[Any]]:
+    """Return the fields of records as columns, see `IndexFile.records`.
+
+    Args:
+        records: Rows of a structured type, such as `HEADER`.
+        prefix: What the names of the columns begin with.
+    """
+    return {f"{prefix}{name}": records[name] for name in records.dtype.names or ()}
 
 
 def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[str, NDArray[Any]]:
@@ -85,8 +105,7 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
 
 
 def _joined(numbers: Sequence[array[int]]) -> NDArray[np.int64]:
-    views = [np.frombuffer(one, np.int64) for one in numbers]
-    return np.concatenate([np.empty(0, np.int64), *views])
+    return concatenate([np.frombuffer(part, np.int64) for part in numbers], np.int64)
 
 
 class Column(NamedTuple):
@@ -134,18 +153,23 @@ def read_description(file: BinaryIO) -> Description:
 def write_columns(
     file: BinaryIO, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
 ) -> None:
-    """Write arrays of any type as bytes in the layout of safetensors. An array may come in several parts.
+    """Write arrays in the layout of safetensors.
 
     Args:
         file: The file.
-        columns: The parts of each array.
+        columns: The parts of each array, one or more, which follow each other.
         metadata: What else to write.
     """
     described: dict[str, Any] = {"__metadata__": dict(metadata)}
     begin = 0
     for name, parts in columns.items():
         end = begin + sum(part.nbytes for part in parts)
-        described[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+        first = parts[0]
+        described[name] = {
+            "dtype": _NAMES[first.dtype.newbyteorder("<")],
+            "shape": [sum(len(part) for part in parts), *first.shape[1:]],
+            "data_offsets": [begin, end],
+        }
         begin = end
     content = json.dumps(described).encode()
     content += b" " * (-len(content) % _LENGTH.size)  # so that the first column is aligned
@@ -153,7 +177,7 @@ def write_columns(
     file.write(content)
     for parts in columns.values():
         for part in parts:
-            file.write(part.tobytes())
+            file.write(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 class IndexFile:
@@ -180,6 +204,22 @@ class IndexFile:
     def column(self, name: str) -> NDArray[Any]:
         """Return a column."""
         return self._rows(name, 0, self._columns[name].shape[0])
+
+    def records(self, dtype: np.dtype[Any], count: int, prefix: str = "") -> NDArray[Any]:
+        """Return columns as records.
+
+        Args:
+            dtype: The type of the records, whose fields the columns are.
+            count: The number of records.
+            prefix: What the names of the columns begin with.
+
+        Raises:
+            ValueError: A column has another length.
+        """
+        records = np.zeros(count, dtype)
+        for name in dtype.names or ():
+            records[name] = self.column(f"{prefix}{name}")
+        return records
 
     def _rows(self, name: str, begin: int, end: int) -> NDArray[Any]:
         """Return the values of a column in some rows.
@@ -208,8 +248,8 @@ class IndexFile:
         Raises:
             ValueError: It is damaged.
         """
-        row = int(np.searchsorted(self.keys, key))
-        if row == len(self.keys) or self.keys[row] != key:
+        row = find_row(self.keys, key)
+        if row is None:
             return None
         values = {}
         for name in _FIELDS:

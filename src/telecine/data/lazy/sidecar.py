@@ -4,44 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from telecine.base.files import user_cache_folder
 from telecine.data.errors import Deadline, DecodeError, is_of_system
-from telecine.data.header import NO_HEADER, Header, read_header, read_mp4_header
-from telecine.data.index_cache import has_small_members
-from telecine.data.index_files import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
+from telecine.data.index_paths import sidecar_paths
+from telecine.data.lazy.file_table import LOCATION, FileTable
+from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header, read_mp4_header
+from telecine.data.lazy.index_file import (
+    DAMAGE_ERRORS,
+    IndexFile,
+    columns_of_infos,
+    columns_of_records,
+    save_tensors,
+)
+from telecine.data.lazy.string_column import StringColumn
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
     File,
     LocalSource,
-    RemotePath,
     Skipped,
     TarMember,
     VideoInfo,
     extent,
     kind_of,
     open_file,
-    tar_members,
 )
-from telecine.data.table import HEADER, PLACE, FileTable, Texts
+from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
 from telecine.settings.data import PILLOW_MAX_PIXELS
 
-SUFFIX = ".telecine-index"
 _DIGEST_BYTES = 4096  # of the beginning of a tar file: names, sizes and times of its first members
 _FITS = "archive"
 _SKIPPED = "skipped"
 _HAS_INDICES = "has_indices"
-
-logger = logging.getLogger(__name__)
 
 
 class Sidecar(NamedTuple):
@@ -70,35 +70,20 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     """
     deadline = Deadline(archive, config.timeout)
     of_any_run = ClipConfig(max_pixels=PILLOW_MAX_PIXELS, timeout=config.timeout)
-    is_complete = True
-    members: list[TarMember] = []
-    headers: list[Header | Skipped] = []
 
-    def scan(local: LocalSource) -> None:
-        # `open_local` may call this again.
-        members.clear()
-        headers.clear()
-        opened = open_file(local)
-        for member in deadline.limit(tar_members(archive, opened)):
-            header: Header | Skipped = NO_HEADER
-            if kind_of(member) != "arrays":
-                try:
-                    header = read_mp4_header(opened, member.offset, member.size, member, of_any_run)
-                except DecodeError as error:
-                    header = Skipped.of(member, error)
-            members.append(member)
-            headers.append(header)
+    def read(member: TarMember, opened: BinaryIO) -> tuple[TarMember, Header | Skipped]:
+        if kind_of(member) == "arrays":
+            return member, NO_HEADER
+        try:
+            return member, read_mp4_header(opened, member.offset, member.size, member, of_any_run)
+        except DecodeError as error:
+            return member, Skipped.of(member, error)
 
-    try:
-        whole = has_small_members(archive, deadline)
-        open_local(archive, scan, deadline, whole=whole, in_order=True)
-    except (OSError, tarfile.TarError) as error:
-        is_complete = not isinstance(error, OSError)
-        logger.warning("%s: damaged after its first %d members: %s", archive, len(members), error)
+    members, is_complete = scan_tar(archive, deadline, read)
     readable: list[TarMember] = []
     records: list[Header] = []
     skipped: list[Skipped] = []
-    for member, header in zip(members, headers, strict=True):
+    for member, header in members:
         if isinstance(header, Header) and header.num_frames == 0:
             header, is_final = _read_member(
                 member, config if kind_of(member) == "arrays" else of_any_run
@@ -149,20 +134,18 @@ def write_sidecar(
     members = sidecar.members
     columns["name.content"] = members.names.content
     columns["name.end"] = members.names.ends
-    for name in PLACE.names or ():
-        columns[f"place.{name}"] = members.places[name]
-    for name in HEADER.names or ():
-        columns[f"header.{name}"] = members.headers[name]
+    columns |= columns_of_records(members.locations, "place.")
+    columns |= columns_of_records(members.headers, "header.")
     reasons = []
     for skip in sidecar.skipped:
         assert isinstance(skip.path, TarMember)
         reasons.append((skip.path.name, skip.path.offset, skip.path.size, skip.reason))
     metadata = {
-        _FITS: open_local(archive, _archive_digest, in_order=True),
+        _FITS: open_local(archive, _archive_digest, reads="headers"),
         _SKIPPED: json.dumps(reasons),
         _HAS_INDICES: json.dumps(infos is not None),
     }
-    beside, cached = _places(archive)
+    beside, cached = sidecar_paths(archive)
     path = cached
     if isinstance(beside, Path) and os.access(beside.parent, os.W_OK):
         path = beside
@@ -175,12 +158,12 @@ def open_sidecar(archive: File) -> IndexFile | None:
     One with exact indices is preferred to one without.
     """
     without_indices = None
-    for place in _places(archive):
+    for place in sidecar_paths(archive):
         if isinstance(place, Path) and not place.is_file():
             continue
         try:
-            file = open_local(place, IndexFile, whole=True)
-            if file.metadata[_FITS] != open_local(archive, _archive_digest, in_order=True):
+            file = open_local(place, IndexFile, reads="whole")
+            if file.metadata[_FITS] != open_local(archive, _archive_digest, reads="headers"):
                 continue
             if json.loads(file.metadata[_HAS_INDICES]):
                 return file
@@ -197,34 +180,16 @@ def read_sidecar(archive: File) -> Sidecar | None:
     if file is None:
         return None
     try:
-        names = Texts(file.column("name.content"), file.column("name.end"))
-        places = np.zeros(len(names), PLACE)
-        for name in PLACE.names or ():
-            places[name] = file.column(f"place.{name}")
-        headers = np.zeros(len(names), HEADER)
-        for name in HEADER.names or ():
-            headers[name] = file.column(f"header.{name}")
-        members = FileTable(names, Texts.empty(len(names)), places, (archive,), headers)
+        names = StringColumn(file.column("name.content"), file.column("name.end"))
+        locations = file.records(LOCATION, len(names), "place.")
+        headers = file.records(HEADER, len(names), "header.")
+        members = FileTable(names, StringColumn.empty(len(names)), locations, (archive,), headers)
         skipped = []
         for name, offset, size, reason in json.loads(file.metadata[_SKIPPED]):
             skipped.append(Skipped(TarMember(archive, name, offset, size), reason))
         return Sidecar(members, skipped, json.loads(file.metadata[_HAS_INDICES]))
     except DAMAGE_ERRORS:
         return None
-
-
-def _places(archive: File) -> tuple[File, Path]:
-    """Return where the sidecar of a tar file may be: beside it, or in the user's cache folder."""
-    name = f".{archive.name}{SUFFIX}"
-    beside: File
-    if isinstance(archive, RemotePath):
-        identity = archive.url
-        beside = RemotePath(f"{archive.url.rpartition('/')[0]}/{name}")
-    else:
-        identity = str(archive.absolute())
-        beside = archive.with_name(name)
-    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]
-    return beside, user_cache_folder() / "indices" / f"{digest}{name}"
 
 
 def _archive_digest(archive: LocalSource) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.ops.rms_norm import rms_norm
+from telecine.ops.scaled_normalize import scaled_normalize
 
 
 def plain(x, weight):
@@ -23,7 +23,7 @@ def leaves(*shape, dtype=torch.float64):
 @pytest.mark.parametrize("shape", [(2, 5, 3, 4, 6), (2, 5, 4, 6), (1, 5, 1, 1, 2)])
 def test_value_and_gradients(shape):
     results = []
-    for function in (rms_norm, plain):
+    for function in (scaled_normalize, plain):
         x, weight = leaves(*shape)
         if shape[0] == 1:
             x = (
@@ -38,8 +38,8 @@ def test_value_and_gradients(shape):
 
 def test_gradients_of_what_is_trained_alone():
     x, weight = leaves(2, 4, 3, 3)
-    assert torch.autograd.gradcheck(lambda x: rms_norm(x + 1, weight.detach()), x)
-    rms_norm(x.detach(), weight).sum().backward()
+    assert torch.autograd.gradcheck(lambda x: scaled_normalize(x + 1, weight.detach()), x)
+    scaled_normalize(x.detach(), weight).sum().backward()
     assert x.grad is None
     assert weight.grad is not None
 
@@ -47,7 +47,7 @@ def test_gradients_of_what_is_trained_alone():
 def test_half_precision_keeps_its_type_and_is_computed_in_float32():
     x, weight = leaves(2, 64, 3, 8, dtype=torch.bfloat16)
     weight = weight.detach().float()
-    y = rms_norm(x, weight)
+    y = scaled_normalize(x, weight)
     assert y.dtype == torch.bfloat16
     assert torch.equal(y, plain(x, weight).to(torch.bfloat16))
 
@@ -56,7 +56,7 @@ def test_the_input_alone_is_kept():
     """The output, which the next layer keeps, is no copy of it; the formula keeps another tensor of its size."""
     x, weight = leaves(1, 8, 4, 4, 4)
     sizes = {}
-    for function in (rms_norm, plain):
+    for function in (scaled_normalize, plain):
         kept = {}
 
         def keep(tensor, kept=kept):
@@ -65,5 +65,5 @@ def test_the_input_alone_is_kept():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             function(x, weight)
         sizes[function] = sum(t.numel() for t in kept.values())
-    assert sizes[rms_norm] == x.numel() + x[:, :1].numel() + weight.numel()
+    assert sizes[scaled_normalize] == x.numel() + x[:, :1].numel() + weight.numel()
     assert sizes[plain] > 2 * x.numel()

@@ -9,8 +9,18 @@ import sys
 
 import pytest
 
-from telecine.data import DataError, DecodeError, index_cache, index_video, load_spans, tar_members
-from telecine.data.index_cache import IndexCache, index_path, num_bytes
+from telecine.data import (
+    DataError,
+    DecodeError,
+    ahead_index,
+    index_video,
+    load_spans,
+    tar_files,
+    tar_members,
+)
+from telecine.data.ahead_index import AheadIndex
+from telecine.data.fingerprint import num_bytes
+from telecine.data.index_paths import index_path
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
@@ -42,8 +52,8 @@ def indexed(monkeypatch):
         names.append(path.name)
         return tar_members(path, opened)
 
-    monkeypatch.setattr(index_cache, "index_video", index)
-    monkeypatch.setattr(index_cache, "tar_members", members)
+    monkeypatch.setattr(ahead_index, "index_video", index)
+    monkeypatch.setattr(tar_files, "tar_members", members)
     return names
 
 
@@ -80,7 +90,7 @@ def test_nothing_is_read_again(folder, load):
 @pytest.mark.parametrize(("seconds", "names"), [(0.0, []), (60.0, ["a.mp4", "b.tar", "c.mkv"])])
 def test_the_index_is_saved_now_and_then(folder, monkeypatch, indexed, seconds, names):
     """A process that is killed loses what it has read since."""
-    monkeypatch.setattr(index_cache, "_SECONDS_BETWEEN_SAVES", seconds)
+    monkeypatch.setattr(ahead_index, "_SECONDS_BETWEEN_SAVES", seconds)
 
     def use(cache):
         indexed.clear()
@@ -89,19 +99,19 @@ def test_the_index_is_saved_now_and_then(folder, monkeypatch, indexed, seconds, 
         cache.info(member)
         return sorted(indexed)
 
-    killed = IndexCache(folder)
+    killed = AheadIndex(folder)
     assert use(killed) == ["a.mp4", "b.tar", "c.mkv"]
-    assert use(IndexCache(folder)) == names
+    assert use(AheadIndex(folder)) == names
     killed.save()
-    assert use(IndexCache(folder)) == []
+    assert use(AheadIndex(folder)) == []
 
 
 def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     write_shard(folder / "c.tar", [folder / "a.mp4"])
     with monkeypatch.context() as patch:
-        read = index_cache.tar_members
+        read = tar_files.tar_members
         patch.setattr(
-            index_cache,
+            tar_files,
             "tar_members",
             lambda path, opened: 1 / 0 if path.name == "c.tar" else read(path, opened),
         )
@@ -110,7 +120,7 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     assert load(folder)[1] == ["0.png", "a.mp4", "a.mp4", "c.mkv", "c.tar"]
     (folder / "a.mp4").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(index_cache, "index_video", lambda *_: 1 / 0)
+        patch.setattr(ahead_index, "index_video", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             load(folder)
     assert load(folder)[1] == ["a.mp4"], "those that were not reached are kept"
@@ -153,7 +163,7 @@ def test_files_that_cannot_be_decoded_are_tried_again(folder, load):
     for _ in range(2):
         assert "z.mp4" in load(folder)[1]
     with pytest.raises(DecodeError, match="No such file"):
-        IndexCache(folder).info(folder / "y.mp4")
+        AheadIndex(folder).info(folder / "y.mp4")
 
 
 def another_version(path):

@@ -1,6 +1,7 @@
-"""RMS normalisation of channels as one operator, which keeps its input alone for the backward pass.
+"""Unit vectors along the channels times a weight, as one operator, which keeps its input alone for the backward pass.
 
-The same formula, written out as in diffusers, keeps up to three times as much, and takes more passes over memory.
+An RMS norm of C channels is this operator with a weight that contains `sqrt(C)`, as diffusers writes it. The formula
+with PyTorch's operators keeps up to three times as much, and takes more passes over memory.
 """
 
 from typing import Any
@@ -13,15 +14,16 @@ from torch.autograd.function import once_differentiable
 _EPSILON = 1e-12
 
 
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """Divide `(B, C, ...)` by `max(|x|, 1e-12)` over the channels, and multiply by a weight that broadcasts to it.
+def scaled_normalize(x: Tensor, weight: Tensor) -> Tensor:
+    """Return `torch.nn.functional.normalize(x) * weight`: `(B, C, ...)` divided by its 2-norm over the channels.
 
-    Half precision is computed in float32. The result has the type of `x`. It cannot be differentiated twice.
+    The weight broadcasts to `x`. Half precision is computed in float32. The result has the type of `x`. It cannot be
+    differentiated twice.
     """
-    return _RMSNorm.apply(x, weight)
+    return _ScaledNormalize.apply(x, weight)
 
 
-class _RMSNorm(torch.autograd.Function):
+class _ScaledNormalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import json
 import logging
 import os
 import sys
-import tarfile
 import threading
 import time
 import zlib
@@ -17,37 +15,28 @@ from array import array
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
-from telecine.base.files import atomic_write, read_bounded, user_cache_folder
+from telecine.base.files import atomic_write, read_bounded
 from telecine.data.errors import Deadline
+from telecine.data.fingerprint import fingerprint_of, look_up_source
 from telecine.data.index import index_video
+from telecine.data.index_paths import index_path
 from telecine.data.paths import deepest_folder
-from telecine.data.remote import look_up
-from telecine.data.remote_cache import max_cache_bytes
-from telecine.data.remote_read import open_local
 from telecine.data.source import (
-    LocalSource,
-    RemotePath,
+    File,
     Source,
     TarMember,
     VideoInfo,
     check_frame,
     is_address,
-    kind_of,
-    open_file,
-    tar_members,
 )
+from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-INDEX_NAME = ".telecine-index"
 _SECONDS_BETWEEN_SAVES = 60.0
-# A tar file at an address is fetched whole if its first members are smaller on average: a request for each header
-# would take longer.
-_SMALL_MEMBER = 2**18
-_NUM_SAMPLED = 16
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
 _FORMAT_VERSION = 11
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
@@ -78,10 +67,10 @@ _Archives: TypeAlias = dict[str, tuple[_Fingerprint, list[_MemberLocation]]]
 _Infos: TypeAlias = dict[str, tuple[_Fingerprint, VideoInfo]]
 
 
-class IndexCache:
+class AheadIndex:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
-    The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
+    It is a file next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
     one is replaced. `members` and `info` save it once a minute. Several threads may index.
 
     Args:
@@ -99,13 +88,14 @@ class IndexCache:
         self._last_save = time.monotonic()
         self._lock = threading.Lock()  # held while entries change or are written
 
-    def members(self, archive: Path | RemotePath) -> list[TarMember]:
+    def members(self, archive: File) -> list[TarMember]:
         """Return the videos, images and arrays of a tar file, up to any damage."""
         key = self._key(archive)
         fingerprint = fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
         if saved_fingerprint != fingerprint:
-            locations = _scan_archive(archive, Deadline(archive, self.config.timeout))
+            deadline = Deadline(archive, self.config.timeout)
+            locations, _ = scan_tar(archive, deadline, _location_of)
             with self._lock:
                 self._archives[key] = (fingerprint, locations)
                 self._is_changed = True
@@ -117,7 +107,8 @@ class IndexCache:
         looked_up = look_up_source(source, self.config)
         if looked_up is None:
             return index_video(source, self.config)
-        source, fingerprint = looked_up
+        source, file_fingerprint = looked_up
+        fingerprint = file_fingerprint.of_source(source)
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
@@ -173,120 +164,8 @@ class IndexCache:
         return name if is_address(name) else os.path.relpath(name, self._root)
 
 
-def index_path(data: str | PathLike[str]) -> Path:
-    """Return the file of the index of a data set: hidden and next to the data, or in the user's cache folder."""
-    path = _path_beside(data)
-    if path is not None and os.access(path.parent, os.W_OK):
-        return path
-    return _path_in_cache(data)
-
-
-def index_paths(data: str | PathLike[str]) -> list[Path]:
-    """Return `index_path`, and where the index is if the data can be written to in another run only."""
-    paths = [index_path(data)]
-    for path in (_path_beside(data), _path_in_cache(data)):
-        if path is not None and path not in paths:
-            paths.append(path)
-    return paths
-
-
-def _path_beside(data: str | PathLike[str]) -> Path | None:
-    if is_address(str(data)):
-        return None
-    path = Path(data)
-    root = deepest_folder(path)
-    if root == path:
-        return root / INDEX_NAME
-    return root / f".{_short_hash(os.path.relpath(path, root))}{INDEX_NAME}"
-
-
-def _path_in_cache(data: str | PathLike[str]) -> Path:
-    identity = str(data) if is_address(str(data)) else str(Path(data).absolute())
-    return user_cache_folder() / "indices" / f"{_short_hash(identity)}{INDEX_NAME}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
-
-
-def fingerprint_of(source: Source) -> _Fingerprint:
-    """Return integers that identify the content of a source: size, and time of change in ns or a hash of its version.
-
-    A tar member adds its offset and size.
-    """
-    if isinstance(source, TarMember):
-        return *fingerprint_of(source.archive), source.offset, source.size
-    if isinstance(source, RemotePath):
-        file = look_up(source)
-        version = hashlib.sha256(os.fsencode(file.version)).hexdigest()
-        return file.size or 0, int(version[:15], 16)
-    status = source.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def look_up_source(source: Source, config: ClipConfig) -> tuple[Source, _Fingerprint] | None:
-    """Return a source whose index can be kept, as it is now, and its fingerprint.
-
-    Args:
-        source: The source. One at an address is looked up.
-        config: Its `timeout` limits the time.
-
-    Returns:
-        None for an array, whose index is not kept, and for a source that cannot be looked up: `index_video` raises an
-        error with the reason.
-    """
-    if kind_of(source) == "arrays":
-        return None
-    try:
-        if isinstance(source, RemotePath):
-            source = look_up(source, Deadline(source, config.timeout))
-        return source, fingerprint_of(source)
-    except OSError:
-        return None
-
-
-def num_bytes(source: Source) -> int:
-    """Return the size of a file or of a member of a tar file."""
-    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
-
-
-def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_MemberLocation]:
-    locations: list[_MemberLocation] = []
-
-    def scan(local: LocalSource) -> None:
-        locations.clear()  # `open_local` may call this again
-        members = deadline.limit(tar_members(archive, open_file(local)))
-        for member in members:
-            locations.append((member.name, member.offset, member.size))  # until an error
-
-    try:
-        whole = has_small_members(archive, deadline)
-        open_local(archive, scan, deadline, whole=whole, in_order=True)
-    except (OSError, tarfile.TarError) as error:
-        logger.warning("%s: damaged after its first %d members: %s", archive, len(locations), error)
-    return locations
-
-
-def has_small_members(archive: Path | RemotePath, deadline: Deadline) -> bool:
-    """Return whether to fetch a tar file whole to find its members, because their headers are close to each other.
-
-    Args:
-        archive: The tar file. One on this machine is not fetched.
-        deadline: The time by which its first members must be found.
-    """
-    if isinstance(archive, Path):
-        return False
-
-    def are_small(local: LocalSource) -> bool:
-        for number, member in enumerate(tar_members(archive, open_file(local)), start=1):
-            if member.offset >= _NUM_SAMPLED * _SMALL_MEMBER:
-                return False
-            if number == _NUM_SAMPLED:
-                return True
-        return False
-
-    fits = fingerprint_of(archive)[0] <= max_cache_bytes()
-    return fits and open_local(archive, are_small, deadline, in_order=True)
+def _location_of(member: TarMember, _: BinaryIO) -> _MemberLocation:
+    return member.name, member.offset, member.size
 
 
 def _write(path: Path, archives: _Archives, infos: _Infos) -> None:

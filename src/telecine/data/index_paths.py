@@ -1,0 +1,61 @@
+"""Where indices are kept: hidden beside the data, or in the user's cache folder."""
+
+import hashlib
+import os
+from os import PathLike
+from pathlib import Path
+
+from telecine.base.files import user_cache_folder
+from telecine.data.paths import deepest_folder
+from telecine.data.source import File, RemotePath, is_address
+
+_SUFFIX = ".telecine-index"
+
+
+def index_path(data: str | PathLike[str]) -> Path:
+    """Return the file of the index of a data set: hidden and next to the data, or in the user's cache folder."""
+    path = _path_beside(data)
+    if path is not None and os.access(path.parent, os.W_OK):
+        return path
+    return _path_in_cache(data)
+
+
+def index_paths(data: str | PathLike[str]) -> list[Path]:
+    """Return `index_path`, and where the index is if the data can be written to in another run only."""
+    paths = [index_path(data)]
+    for path in (_path_beside(data), _path_in_cache(data)):
+        if path is not None and path not in paths:
+            paths.append(path)
+    return paths
+
+
+def sidecar_paths(archive: File) -> tuple[File, Path]:
+    """Return where the sidecar of a tar file may be: beside it, or in the user's cache folder."""
+    name = f".{archive.name}{_SUFFIX}"
+    beside: File
+    if isinstance(archive, RemotePath):
+        identity = archive.url
+        beside = RemotePath(f"{archive.url.rpartition('/')[0]}/{name}")
+    else:
+        identity = str(archive.absolute())
+        beside = archive.with_name(name)
+    return beside, user_cache_folder() / "indices" / f"{_short_hash(identity)}{name}"
+
+
+def _path_beside(data: str | PathLike[str]) -> Path | None:
+    if is_address(str(data)):
+        return None
+    path = Path(data)
+    root = deepest_folder(path)
+    if root == path:
+        return root / _SUFFIX
+    return root / f".{_short_hash(os.path.relpath(path, root))}{_SUFFIX}"
+
+
+def _path_in_cache(data: str | PathLike[str]) -> Path:
+    identity = str(data) if is_address(str(data)) else str(Path(data).absolute())
+    return user_cache_folder() / "indices" / f"{_short_hash(identity)}{_SUFFIX}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]

@@ -1,0 +1,21 @@
+"""Data sets of `clips.index: lazy`: the headers of all files, and exact indices of those that are drawn.
+
+What is saved, with `.telecine-index` of `clips.index: ahead` for comparison. `D` is the folder `.telecine-index.d`:
+
+| file | has | written by | read by | not valid any more with another |
+|---|---|---|---|---|
+| `.telecine-index` | all exact indices | `ahead_index.py` | `ahead`, `evaluate`, `latents` | fingerprint |
+| `D/headers` | headers of files | `load_table.py` | the next run | key |
+| `D/addresses` | sizes of files in lists | `load_table.py` | the next run | file of that address |
+| `D/shards/*` | headers, exact indices | `telecine data index` | all runs | key |
+| `D/ab/ab01...` | the exact index of a file | its first draw | all runs | key; why it has none: limits |
+| `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | fingerprint of a tar file |
+| `.NAME.tar.telecine-index` | headers, exact indices | `sidecar.py` | all runs | size or beginning of the tar file |
+
+All of them are ignored if they have another number of their format, or are damaged. A fingerprint is the size and the
+time of change of a file, or the version on its server; a key is a hash of the fingerprint and the name. The files are
+beside the data or in the user's cache folder, see `telecine.data.index_paths`.
+
+A sidecar moves with its tar file, so it has the names of members alone. `D/members/*` has what sidecars have without
+exact indices, in one file that processes map into the same memory.
+"""

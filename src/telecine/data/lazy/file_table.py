@@ -1,0 +1,237 @@
+"""Files as columns: a million of them take about a hundred bytes each, and no object."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.data.lazy.header import HEADER, Header
+from telecine.data.lazy.sorted_numbers import concatenate, distinct
+from telecine.data.lazy.string_column import StringColumn
+from telecine.data.paths import real_paths
+from telecine.data.source import (
+    File,
+    RemotePath,
+    Source,
+    TarMember,
+    VideoInfo,
+    is_address,
+)
+
+_NO_ARCHIVE = -1
+_ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
+_MAX_KEY = 2**63 - 1
+LOCATION = np.dtype([("size", np.int64), ("archive", np.int32), ("offset", np.int64)])
+"""The size of a file in bytes, -1 if it is unknown. A member of a tar file also has the number of the tar file, and the
+position of its first byte there."""
+
+
+@dataclass(frozen=True)
+class FileTable(Sequence[Source]):
+    """The files of a data set, one a row, with what their headers say."""
+
+    names: StringColumn
+    """The path or the address of a file, or the name of a member of a tar file."""
+    versions: StringColumn
+    """The version of a file at an address; the time of change of a local file in ns; empty for members."""
+    locations: NDArray[Any]
+    """The size of each file in bytes, and where a member is, of type `LOCATION`."""
+    archives: tuple[File, ...]
+    headers: NDArray[Any]
+    """Of type `HEADER`."""
+
+    @classmethod
+    def of(
+        cls, sources: Iterable[Source], versions: Iterable[str], headers: NDArray[Any]
+    ) -> FileTable:
+        """Return a table of sources.
+
+        Args:
+            sources: Files, addresses, and members of tar files.
+            versions: The version of each, see `FileTable.versions`.
+            headers: What the headers say, of type `HEADER`.
+        """
+        archives: dict[File, int] = {}
+        names = []
+        locations = np.zeros(len(headers), LOCATION)
+        for row, source in enumerate(sources):
+            if isinstance(source, TarMember):
+                names.append(source.name)
+                archive = archives.setdefault(source.archive, len(archives))
+                locations[row] = (source.size, archive, source.offset)
+            else:
+                names.append(str(source))
+                size = source.size if isinstance(source, RemotePath) else source.stat().st_size
+                locations[row] = (-1 if size is None else size, _NO_ARCHIVE, 0)
+        return cls(
+            StringColumn.of(names), StringColumn.of(versions), locations, tuple(archives), headers
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[FileTable]) -> FileTable:
+        """Return the files of several tables, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        archives: list[File] = []
+        locations = []
+        for part in parts:
+            moved = part.locations.copy()
+            moved["archive"][moved["archive"] >= 0] += len(archives)
+            locations.append(moved)
+            archives.extend(part.archives)
+        return cls(
+            names=StringColumn.joined([part.names for part in parts]),
+            versions=StringColumn.joined([part.versions for part in parts]),
+            locations=concatenate(locations, LOCATION),
+            archives=tuple(archives),
+            headers=concatenate([part.headers for part in parts], HEADER),
+        )
+
+    def of_archives(self, begin: int, end: int) -> FileTable:
+        """Return the members of tar files that follow each other, of a table that has those of one after the other.
+
+        Args:
+            begin: The number of the first tar file.
+            end: That of the last one, plus one.
+        """
+        if (begin, end) == (0, len(self.archives)):
+            return self
+        first, last = np.searchsorted(self.locations["archive"], [begin, end])
+        locations = self.locations[first:last].copy()
+        locations["archive"] -= begin
+        name_begin = self.names.ends[first - 1] if first > 0 else 0
+        ends = self.names.ends[first:last]
+        name_end = ends[-1] if len(ends) > 0 else name_begin
+        return FileTable(
+            names=StringColumn(self.names.content[name_begin:name_end], ends - name_begin),
+            versions=StringColumn.empty(len(locations)),
+            locations=locations,
+            archives=self.archives[begin:end],
+            headers=self.headers[first:last],
+        )
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Source]: ...
+    def __getitem__(self, index: int | slice) -> Source | list[Source]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        name = self.names[index]
+        size, archive, offset = self.locations[index].item()
+        if archive != _NO_ARCHIVE:
+            return TarMember(self.archives[archive], name, offset, size)
+        if is_address(name):
+            return RemotePath(name, None if size < 0 else size, self.versions[index])
+        return Path(name)
+
+    def paths(self, rows: NDArray[np.integer[Any]]) -> Iterator[str]:
+        """Yield the path or the address of files in order, those of members with the one of their tar file.
+
+        Args:
+            rows: The files, in increasing order.
+        """
+        is_used = np.zeros(len(self), np.bool_)
+        is_used[rows] = True
+        prefixes = [f"{archive}/" for archive in self.archives]
+        codes = self.locations["archive"][is_used].tolist()
+        for code, name in zip(codes, compress(self.names, is_used.tolist()), strict=True):
+            yield name if code == _NO_ARCHIVE else prefixes[code] + name
+
+    def common_beginning(self, rows: NDArray[np.integer[Any]]) -> str:
+        """Return the longest beginning that the paths of files have in common.
+
+        Args:
+            rows: The files, one or more, in increasing order.
+        """
+        archives = distinct(self.locations["archive"][rows])
+        if archives[0] != _NO_ARCHIVE:
+            prefixes = [f"{self.archives[number]}/" for number in archives]
+            common = os.path.commonprefix(prefixes)  # noqa: RUF071 - of any characters
+            if common not in prefixes:  # they differ before the names of members
+                return common
+        common = next(self.paths(rows))
+        for path in self.paths(rows):
+            if not path.startswith(common):
+                common = os.path.commonprefix([common, path])  # noqa: RUF071 - of any characters
+        return common
+
+    def release_pages(self) -> None:
+        """Free the memory of columns that are mapped from a file. They are read again when they are asked for."""
+        view: object = self.headers.base
+        if not isinstance(view, memoryview) or not isinstance(view.obj, mmap.mmap):
+            return
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            view.obj.madvise(mmap.MADV_DONTNEED)
+
+    def process_local_ids(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return a hash for each file, equal for all names of one, as `resolve_source` tells them.
+
+        It is valid in this process only.
+
+        Args:
+            rows: The files, in increasing order.
+        """
+        archive = self.locations["archive"][rows]
+        is_member = archive != _NO_ARCHIVE
+        identities = np.empty(len(rows), np.int64)
+        paths = real_paths(self.paths(rows[~is_member]))
+        identities[~is_member] = np.fromiter((hash(path) for path in paths), np.int64)
+        archives = real_paths(str(archive) for archive in self.archives)
+        keys = np.array([hash(path) for path in archives], np.int64)
+        # A tar file may have two members of one name, but not at one place.
+        offsets = self.locations["offset"][rows[is_member]]
+        identities[is_member] = keys_of_members(keys[archive[is_member]], offsets)
+        return identities
+
+    def member_keys(self, archive_keys: Sequence[int]) -> NDArray[np.int64]:
+        """Return the keys of all files, which are members of tar files, see `LazyIndex.key_of`.
+
+        Args:
+            archive_keys: The key of each tar file.
+        """
+        key_of_archive = np.array(archive_keys, np.int64)[self.locations["archive"]]
+        return keys_of_members(key_of_archive, self.locations["offset"])
+
+    def header(self, index: int) -> Header:
+        """Return the header of a file."""
+        return Header.of_row(self.headers[index])
+
+    def info(self, index: int) -> VideoInfo:
+        """Return the index that a file would have if its header were exact, with evenly spaced frames."""
+        header = self.header(index)
+        numbers: Any = range(header.num_frames)
+        return VideoInfo(
+            self[index],
+            header.width,
+            header.height,
+            header.fps,
+            pts=numbers,
+            keyframes=numbers,
+            time_base=1.0 / header.fps,
+            is_image=header.is_image,
+        )
+
+
+def keys_of_members(
+    archive_keys: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return a number for each member of tar files, which depends on its place.
+
+    Args:
+        archive_keys: The key of the tar file of each member.
+        offsets: Of the first byte of each member.
+    """
+    spread = offsets.astype(np.uint64) * np.uint64(_ODD_NUMBER) & np.uint64(_MAX_KEY)
+    return archive_keys ^ spread.astype(np.int64)

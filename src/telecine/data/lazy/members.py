@@ -1,0 +1,140 @@
+"""The members of tar files: from the file that has those of all, or from their sidecars."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from telecine.data.errors import thread_errors
+from telecine.data.lazy.file_table import FileTable
+from telecine.data.lazy.index_file import DAMAGE_ERRORS, remove_left
+from telecine.data.lazy.mapped_members import (
+    MappedMembers,
+    key_of_archives,
+    map_members,
+    remove_unused,
+    write_members,
+)
+from telecine.data.lazy.sidecar import (
+    Sidecar,
+    has_arrays,
+    read_sidecar,
+    scan_archive,
+    write_sidecar,
+)
+from telecine.data.source import File, Skipped
+from telecine.settings import ClipConfig
+
+logger = logging.getLogger(__name__)
+
+_NUM_SCANS = 4  # tar files that are scanned at once
+
+
+def find_members(
+    archives: Sequence[File], folders: Sequence[Path], config: ClipConfig
+) -> tuple[FileTable, list[Skipped]]:
+    """Return the members of tar files by their sidecars. A sidecar is written where there is none.
+
+    They are kept in one file, which later runs map into memory. It leaves out tar files with arrays, and those that
+    cannot be read whole: each run scans these.
+
+    Args:
+        archives: The tar files.
+        folders: Where the one file is. The first folder is written to.
+        config: Its `timeout` is for each tar file without a sidecar. Its other settings are for arrays.
+
+    Returns:
+        The members, and those whose header cannot be read.
+
+    Raises:
+        DataError: a tar file is not read in time.
+    """
+    name = key_of_archives(archives)
+    for folder in folders:
+        with suppress(*DAMAGE_ERRORS):
+            return _with_left_out(map_members(folder / name, archives), {}, config)
+    sidecars = _sidecars_of(archives, config)
+    left_out = []
+    for number, archive in enumerate(archives):
+        if not _is_lasting(sidecars[archive]):
+            left_out.append(number)
+    if len(left_out) < len(archives):
+        path = folders[0] / name
+        with suppress(*DAMAGE_ERRORS):  # another process may have written it meanwhile
+            return _with_left_out(map_members(path, archives), sidecars, config)
+        try:
+            remove_left(path.parent)
+            remove_unused(path.parent)
+            path.unlink(missing_ok=True)  # it is damaged
+            write_members(path, list(sidecars.values()), left_out)
+            return _with_left_out(map_members(path, archives), sidecars, config)
+        except (OSError, ValueError) as error:
+            logger.warning("the members of tar files cannot be saved: %s", error)
+    parts = []
+    skipped = []
+    for archive, sidecar in sidecars.items():
+        parts.append(replace(sidecar.members, archives=(archive,)))
+        skipped.extend(sidecar.skipped)
+    return FileTable.joined(parts), skipped
+
+
+def _with_left_out(
+    mapped: MappedMembers, sidecars: Mapping[File, Sidecar], config: ClipConfig
+) -> tuple[FileTable, list[Skipped]]:
+    """Return the members of all tar files in order. Those that the mapped file leaves out are read, if they were not.
+
+    The table is then a copy.
+    """
+    if not mapped.left_out:
+        return mapped.table, mapped.skipped
+    archives = mapped.table.archives
+    left_out = [archives[number] for number in mapped.left_out]
+    text = "each run scans %d of %d tar files, as they have arrays or cannot be read whole: %s"
+    logger.warning(text, len(left_out), len(archives), left_out[0])
+    read = {**_sidecars_of([file for file in left_out if file not in sidecars], config), **sidecars}
+    parts = []
+    skipped = [*mapped.skipped]
+    begin = 0
+    for number in mapped.left_out:
+        sidecar = read[archives[number]]
+        parts.append(mapped.table.of_archives(begin, number))
+        parts.append(replace(sidecar.members, archives=(archives[number],)))
+        skipped.extend(sidecar.skipped)
+        begin = number + 1
+    parts.append(mapped.table.of_archives(begin, len(archives)))
+    return FileTable.joined(parts), skipped
+
+
+def _sidecars_of(archives: Sequence[File], config: ClipConfig) -> dict[File, Sidecar]:
+    """Return the sidecars of tar files. Those that have none are scanned, some at once, and get one.
+
+    Raises:
+        DataError: a tar file is not read in time.
+    """
+    with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        saved = dict(zip(archives, pool.map(read_sidecar, archives), strict=True))
+    missing = [archive for archive, sidecar in saved.items() if sidecar is None]
+    num_threads = max(1, min(_NUM_SCANS, os.cpu_count() or 1, len(missing)))
+    # Scans share the processor and the disk: all of them together may take as long as one after the other.
+    config = replace(config, timeout=config.timeout * num_threads)
+
+    def scan(archive: File) -> Sidecar:
+        sidecar = scan_archive(archive, config)
+        if _is_lasting(sidecar):
+            try:
+                write_sidecar(archive, sidecar)
+            except OSError as error:
+                logger.warning("the headers of %s cannot be saved: %s", archive, error)
+        return sidecar
+
+    with thread_errors(), ThreadPoolExecutor(num_threads) as pool:
+        scanned = dict(zip(missing, pool.map(scan, missing), strict=True))
+    return {archive: sidecar or scanned[archive] for archive, sidecar in saved.items()}
+
+
+def _is_lasting(sidecar: Sidecar) -> bool:
+    """Return whether a sidecar holds for other runs, too."""
+    return sidecar.is_complete and not has_arrays(sidecar)

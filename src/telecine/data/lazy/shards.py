@@ -1,0 +1,116 @@
+"""Files of `telecine data index`, each with the headers and exact indices of many files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.data.lazy.index_file import (
+    DAMAGE_ERRORS,
+    IndexFile,
+    columns_of_infos,
+    remove_left,
+    save_tensors,
+)
+from telecine.data.lazy.saved_headers import SavedHeaders
+from telecine.data.lazy.sorted_numbers import concatenate, find_row
+from telecine.data.source import VideoInfo
+
+logger = logging.getLogger(__name__)
+
+
+class Shard(NamedTuple):
+    """A file of `telecine data index`."""
+
+    path: Path
+    keys: NDArray[np.int64]
+    """The keys of its exact indices, sorted."""
+
+
+class Shards:
+    """The shards of a data set.
+
+    Args:
+        folders: Where they are. The first one is written to.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._shards: list[Shard] | None = None
+
+    def __reduce__(self) -> tuple[type[Shards], tuple[Sequence[Path]]]:
+        return Shards, (self._folders,)
+
+    def all(self) -> list[Shard]:
+        """Return the shards; those of another version or damaged are left out."""
+        if self._shards is None:
+            self._shards = []
+            for folder in self._folders:
+                for path in sorted(folder.glob("[!.]*")):
+                    try:
+                        self._shards.append(Shard(path, IndexFile(path).keys))
+                    except DAMAGE_ERRORS as error:
+                        logger.warning("%s is not used: %s", path, error)
+        return self._shards
+
+    def with_key(self, key: int) -> Iterator[Path]:
+        """Yield the paths of shards that have the exact index of a file.
+
+        Args:
+            key: The key of the file.
+        """
+        for shard in self.all():
+            if find_row(shard.keys, key) is not None:
+                yield shard.path
+
+    def keys(self) -> NDArray[np.int64]:
+        """Return the keys of the files with a header in a shard, sorted."""
+        keys = []
+        for shard in self.all():
+            with suppress(*DAMAGE_ERRORS):
+                keys.append(IndexFile(shard.path).column("key"))
+        return np.unique(concatenate(keys, np.int64))
+
+    def write(
+        self, keys: NDArray[np.int64], headers: NDArray[Any], infos: Mapping[int, VideoInfo]
+    ) -> None:
+        """Write the headers and exact indices of many files into a new shard.
+
+        Args:
+            keys: The key of each file.
+            headers: The header of each file, of type `HEADER`.
+            infos: Exact indices by key. Files that cannot be decoded have none.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        columns = columns_of_infos(list(infos), list(infos.values()))
+        columns |= SavedHeaders.of(keys, headers).columns()
+        name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
+        folder = self._folders[0]
+        remove_left(folder)
+        save_tensors(folder / name, columns, {})
+
+    def remove(self, keys: NDArray[np.int64]) -> None:
+        """Remove the shards whose files, one or more, all have their indices elsewhere now.
+
+        Args:
+            keys: The keys of these files.
+        """
+        kept = []
+        for shard in self.all():
+            is_own = shard.path.parent == self._folders[0]
+            has_indices = len(shard.keys) > 0  # not headers alone
+            if is_own and has_indices and np.isin(shard.keys, keys).all():
+                with suppress(OSError):  # another process removes it, too
+                    shard.path.unlink()
+            else:
+                kept.append(shard)
+        self._shards = kept
