@@ -16,7 +16,7 @@ from telecine.training.diagnostics import EMA_BEHIND
 from telecine.training.distributed import any_rank
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import LatentCache, fill_latent_cache
-from telecine.training.latent_statistics import describe_change, measure_latents
+from telecine.training.latent_normalisation import describe_change, measure_latents
 from telecine.training.logging import Monitor, describe_metrics, print_lines, print_warnings
 from telecine.training.prepare import TrainingRun
 from telecine.training.start import newest_checkpoint

@@ -10,6 +10,7 @@ from telecine.base.checks import argument_error, nearest
 from telecine.models import VideoAutoencoder
 from telecine.models.lora import LAYERS, add_low_rank
 from telecine.models.pretrained import DECODER
+from telecine.models.unwrapping import unwrapped
 from telecine.settings import TrainableConfig
 
 
@@ -22,7 +23,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
     Raises:
         ValueError: If no weight is chosen, a pattern matches none, or a chosen weight has half precision.
     """
-    model: nn.Module = getattr(autoencoder, "module", autoencoder)
+    model = unwrapped(autoencoder)
     if config.weights == "lora":
         _select_low_rank(model, autoencoder.last_layer, config)
     else:
@@ -40,7 +41,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
 
 def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
     """Return whether a trained weight may change the latent: one that is not in the decoder."""
-    model: nn.Module = getattr(autoencoder, "module", autoencoder)
+    model = unwrapped(autoencoder)
     return any(
         weight.requires_grad and name.split(".")[0] not in DECODER
         for name, weight in model.named_parameters()

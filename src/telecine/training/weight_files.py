@@ -19,6 +19,7 @@ from telecine.models.copies import copy_with, tensors_like
 from telecine.models.latent import NORMALISATION_KEYS, LatentStatistics
 from telecine.models.lora import low_rank_layers, merge_in_place
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, check_tensors, digest_of_tensors
+from telecine.models.unwrapping import unwrapped
 from telecine.training.distributed import copy_whole, full_tensor
 from telecine.training.tensor_files import (
     EMA,
@@ -230,7 +231,7 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
 
 def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
     """Return the settings that a model saves with its weights, but for the latent's normalisation, which changes."""
-    module: Any = getattr(model, "module", model)
+    module: Any = unwrapped(model)
     if isinstance(module, CausalVAE):
         values = json.loads(json.dumps(asdict(module.config)))
     elif hasattr(module, "to_json_string"):  # of diffusers, or a student

@@ -109,7 +109,7 @@ def test_heads_are_the_published_ones(net):
     folders = [Path(published.__file__).parent / "weights" / "v0.1"]
     if torchmetrics := find_spec("torchmetrics"):  # found, not imported: that takes seconds
         folders.append(Path(torchmetrics.origin).parent / "functional" / "image" / "lpips_models")
-    tensors = LPIPS(net, weights=constant_weights(net, 0.0)).module
+    tensors = LPIPS(net, weights=constant_weights(net, 0.0)).weights
     assert sum(name.startswith("head.") for name in tensors) == 5
     for folder in folders:
         state = torch.load(folder / f"{net}.pth", "cpu", weights_only=True)

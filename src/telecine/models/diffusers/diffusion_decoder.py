@@ -17,7 +17,7 @@ from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.clip_sizes import size_error
-from telecine.models.diffusers.checkpointing import enable
+from telecine.models.diffusers.checkpointed_blocks import enable
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.losses.perceptual.feature_maps import IMAGENET
-from telecine.models.diffusers import row_layers, streams, wan
+from telecine.models.diffusers import row_splits, streams, wan
 from telecine.models.diffusers.normalisation import Normalised
 from telecine.models.diffusers.outputs import (
     UNSUPPORTED_REMEDY,
@@ -21,7 +21,7 @@ from telecine.models.diffusers.outputs import (
     read_decoded,
     read_posterior,
 )
-from telecine.models.diffusers.row_layers import RowLayers
+from telecine.models.diffusers.row_splits import RowLayers
 from telecine.models.diffusers.streams import Streaming
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.ops.scaled_normalize import scaled_normalize
@@ -350,7 +350,7 @@ FAMILIES = {
         _decode_clips,
         normalised=Normalised.FACTOR,
         stream=streams.COGVIDEOX,
-        row_layers=row_layers.COGVIDEOX,
+        row_layers=row_splits.COGVIDEOX,
     ),
     "AutoencoderKLCosmos": Family(_encode_clips, _decode_clips, normalised=Normalised.CHANNELS),
     "AutoencoderKLFlux2": Family(_encode_frames, _decode_frames, normalised=Normalised.BATCH_NORM),
@@ -389,7 +389,7 @@ FAMILIES = {
         _decode_clips,
         widens="patches",
         normalised=Normalised.BUFFERS,
-        row_layers=row_layers.LTX,
+        row_layers=row_splits.LTX,
     ),
     "AutoencoderKLMagvit": Family(
         _encode_clips,
@@ -445,7 +445,7 @@ FAMILIES = {
         normalised=Normalised.CHANNELS,
         checkpointed_blocks=("WanResidualBlock", "WanAttentionBlock", "WanResample"),
         stream=streams.WAN,
-        row_layers=row_layers.WAN,
+        row_layers=row_splits.WAN,
     ),
     "AutoencoderRAE": Family(
         _encode_frames,

@@ -14,7 +14,7 @@ import torch
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
-from telecine.base.weight_files import check_readable
+from telecine.base.safetensors_files import check_readable
 from telecine.models.diffusers.families import check_class
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.lora import merge_low_rank
