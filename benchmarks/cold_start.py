@@ -135,7 +135,7 @@ def add_sidecars(data: Path) -> None:
             kind = (num_members + row) % len(infos)
             # The digest only tells members apart here.
             digest = hashlib.sha256(member.name.encode()).digest()
-            rows[row] = headers[kind]._replace(ends_digest=1 + num_members + row)
+            rows[row] = headers[kind]._replace(digest=1 + num_members + row)
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
         table = FileTable.of(members, [""] * len(members), rows)
@@ -193,8 +193,8 @@ def start(data: Path, server: Server, index: str | None) -> None:
 
 
 def has_update(run: Path) -> bool:
-    """Return whether a run has logged an update."""
-    return any(path.stat().st_size > 0 for path in run.glob("metrics*.jsonl"))
+    """Return whether a run has logged an update. It logs the validation before the first one earlier."""
+    return any('"train/' in path.read_text() for path in run.glob("metrics*.jsonl"))
 
 
 def usage(pid: int) -> tuple[int, float]:

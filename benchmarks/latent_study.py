@@ -53,8 +53,9 @@ from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.settings import PredictiveConfig, TrainableConfig, TrainConfig
 from telecine.settings.parse import read_config
-from telecine.tools.latents.denoising import LEVELS, WienerFilter, velocity_losses
+from telecine.tools.latents.denoising import LEVELS, velocity_losses
 from telecine.tools.latents.generator_quality import velocity_irreducible_variance
+from telecine.tools.latents.wiener import WienerFilter
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.prediction import FilledPosterior
 from telecine.training.state import TrainState

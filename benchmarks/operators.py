@@ -3,7 +3,7 @@
     python benchmarks/operators.py tiny --data videos/
 
 Each kind of convolution that a level can have is fitted to half of the clips, and its error is that of the others; see
-`telecine.tools.prune.convolutions`.
+`telecine.tools.prune.least_squares`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     needs_forks = any("forks" in getattr(item, "fixturenames", ()) for item in session.items)
     if needs_forks:
-        for name in ("telecine.objective.loss", "torch._dynamo", "torchmetrics"):
+        for name in ("telecine.objective.loss", "torch._dynamo"):
             import_module(name)
     _exclude_imports_from_collection(session.config)
     gc.set_threshold(10_000)  # 2 to 13 % less time in two comparisons

@@ -59,15 +59,15 @@ def _run(typed: Sequence[str]) -> int:
     return 0
 
 
-def _fail(errors: Sequence[Exception], words: Sequence[str]) -> int:
+def _fail(errors: Sequence[Exception], argv: Sequence[str]) -> int:
     """Print errors on standard error, a line for each, and return their exit code.
 
     Args:
         errors: The errors. Settings are named as they are typed, `--steps` for `steps`, if they were.
-        words: What was typed.
+        argv: What was typed.
     """
     _wait_for_first_process()
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    options = [word.partition("=")[0] for word in argv if word.startswith("--")]
     for error in errors:
         line = " ".join(str(error).split())
         if isinstance(error, ArgumentError):

@@ -9,12 +9,13 @@ from telecine.__main__ import main
 # Sources a script, and completes lines of words, each with the cursor at the end of the last word.
 COMPLETE = """
 source "$1"; shift
+command=$(complete -p telecine); command=${command##*-F }; command=${command%% *}
 for typed in "$@"; do
   read -ra COMP_WORDS <<< "$typed"
   [[ $typed == *" " ]] && COMP_WORDS+=("")
   COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
   COMPREPLY=()
-  _shtab_telecine telecine "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+  "$command" telecine "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
   echo "$typed|${COMPREPLY[*]}"
 done
 """
@@ -25,6 +26,7 @@ LINES = {
     "telecine recipes ": {"list", "show"},
     "telecine data in": {"index"},
     "telecine data videos/ in": set(),
+    "telecine data --clips.height 64 in": set(),
     "telecine data index --sh": {"--shard"},
     "telecine data videos/ --shardi": {"--sharding"},
     "telecine evaluate --me": set(),

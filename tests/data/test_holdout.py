@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from telecine.data import DataError, Span, TarMember
 from telecine.data import split_videos as split_by_config
-from telecine.data.holdout import describe_held_out, warn_of_held_out
+from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.settings import ClipConfig
 
 from .indexed import image, images, video, videos

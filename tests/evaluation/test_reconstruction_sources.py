@@ -182,10 +182,10 @@ class TestVideoSource:
 
     def test_clips_have_the_size_of_the_videos(self, videos, reconstructions):
         infos, opened = self.open(reconstructions["little"], videos, num_frames=4)
-        clips = opened.protocol.config
+        clips = opened.clip_protocol.config
         assert (clips.num_frames, clips.height, clips.width) == (4, 48, 64)
-        span = opened.protocol.select(infos)[0]
-        target = opened.protocol.read(span)["video"][None]
+        span = opened.clip_protocol.select(infos)[0]
+        target = opened.clip_protocol.read(span)["video"][None]
         reconstruction = opened.reconstruct(span, target)
         assert reconstruction.shape == target.shape
         assert 0 < (reconstruction - target).abs().mean() < 0.1
@@ -198,7 +198,7 @@ class TestVideoSource:
         ):
             self.open(copied_videos, copied_videos)
         _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
-        assert (opened.protocol.config.height, opened.protocol.config.width) == (32, 32)
+        assert (opened.clip_protocol.config.height, opened.clip_protocol.config.width) == (32, 32)
 
     @pytest.mark.parametrize("alpha", [255, 90])
     def test_alpha_is_not_measured_which_a_line_says(self, tmp_path, caplog, alpha):
@@ -217,15 +217,15 @@ class TestVideoSource:
         infos, opened = self.open(
             tmp_path / "reconstructions", tmp_path / "data", protocol="vidtok"
         )
-        opened = replace(opened, protocol=replace(opened.protocol, num_videos=None))
-        (span,) = opened.protocol.select(infos)
-        target = opened.protocol.read(span)["video"][None]
+        opened = replace(opened, clip_protocol=replace(opened.clip_protocol, num_videos=None))
+        (span,) = opened.clip_protocol.select(infos)
+        target = opened.clip_protocol.read(span)["video"][None]
         assert (opened.reconstruct(span, target) - target).abs().mean() < 0.02
 
     def test_a_broken_reconstruction_raises(self, videos, copied_videos):
         infos, opened = self.open(copied_videos, videos, num_frames=20)
-        span = opened.protocol.select(infos)[0]
-        target = opened.protocol.read(span)["video"][None]
+        span = opened.clip_protocol.select(infos)[0]
+        target = opened.clip_protocol.read(span)["video"][None]
         shutil.rmtree(copied_videos)
         with pytest.raises(
             ValueError,

@@ -13,7 +13,7 @@ from telecine.cli.typed_settings import (
     SettingsReader,
     add_settings,
     environment_settings,
-    parse_words,
+    parse_argv,
 )
 from telecine.settings.argument_kinds import Data, Output
 from telecine.settings.listing import settings_of, union_members
@@ -146,18 +146,18 @@ class Command:
             conflict_handler="resolve",  # `--probe` of `latents` is its argument, not the group of settings
         )
 
-    def parse(self, words: Sequence[str]) -> ParsedCommand:
+    def parse(self, argv: Sequence[str]) -> ParsedCommand:
         """Return the arguments of the function, its settings among them.
 
         Args:
-            words: What is typed after the name of the command.
+            argv: What is typed after the name of the command.
 
         Raises:
-            ValueError: The words are not arguments of the command, or a setting is wrong.
+            ValueError: These are not arguments of the command, or a setting is wrong.
         """
         parser = self._parser()
         reader = self.add_arguments(parser)
-        values, unknown = parse_words(parser, words, self.settings)
+        values, unknown = parse_argv(parser, argv, self.settings)
         if unknown:
             option = unknown[0].partition("=")[0]
             raise ValueError(

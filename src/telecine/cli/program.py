@@ -31,26 +31,26 @@ from telecine.tools.plan.command import plan
 from telecine.tools.prune.command import prune
 
 
-def run(words: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """Run what is typed: a command, or `--help` and `--version`, which end the process.
 
     Args:
-        words: The words after `telecine`.
+        argv: What is typed after `telecine`.
 
     Raises:
-        ValueError: The words are not a command with its arguments.
+        ValueError: It is not a command with its arguments.
     """
-    num_words = 2 if " ".join(words[:2]) in COMMANDS else 1
-    name = " ".join(words[:num_words])
+    num_words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    name = " ".join(argv[:num_words])
     if name not in COMMANDS:
-        _run_without_command(words)
+        _run_without_command(argv)
     command = COMMANDS[name]
     console.escape_logs()
     console.quiet = os.environ.get("RANK", "0") != "0"  # of several processes, one prints
     environment = describe_environment() if command.has_run_settings else []
     if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
-    arguments, recipes, options = command.parse(words[num_words:])
+    arguments, recipes, options = command.parse(argv[num_words:])
     settings = arguments.get("settings")
     if isinstance(settings, TrainConfig):
         if recipes == ["demo"] and "config" not in options:
@@ -68,15 +68,15 @@ def run(words: Sequence[str]) -> None:
     command.run(**arguments)
 
 
-def _run_without_command(words: Sequence[str]) -> NoReturn:
+def _run_without_command(argv: Sequence[str]) -> NoReturn:
     """Answer `--help` and `--version`, or raise a `ValueError` about a mistyped command."""
-    if not {"-h", "--help", "--version"}.isdisjoint(words):
-        program().parse_args(words)  # prints, and exits
+    if not {"-h", "--help", "--version"}.isdisjoint(argv):
+        program().parse_args(argv)  # prints, and exits
     names = f"Use one of: {', '.join(COMMANDS)}."
-    if not words:
+    if not argv:
         raise ValueError(f"a command is missing. {names}")
-    similar = nearest(words[0], COMMANDS, prefix="telecine ")
-    raise ValueError(f"`{words[0]}` is not a command. {similar or names}")
+    similar = nearest(argv[0], COMMANDS, prefix="telecine ")
+    raise ValueError(f"`{argv[0]}` is not a command. {similar or names}")
 
 
 def program(*, with_arguments: bool = False) -> argparse.ArgumentParser:
@@ -145,6 +145,33 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], "The shell."]) -
     import shtab
 
     print(shtab.complete(program(with_arguments=True), shell))
+    if shell == "bash":
+        print(_bash_of_second_words())
+
+
+def _bash_of_second_words() -> str:
+    """Return a function around that of shtab, which would offer the second word of a command after options, too."""
+    exact = []
+    others = {}
+    for command in COMMANDS.values():
+        first, _, second = command.name.partition(" ")
+        if second:
+            arrays = (
+                f"_shtab_telecine_{first}_subparsers=() _shtab_telecine_{first}_pos_0_choices=()"
+            )
+            exact.append(f'    "{command.name}") ;;')
+            others[first] = f'    "{first} "*) local {arrays} ;;'
+    cases = "\n".join([*exact, *others.values()])
+    return f"""
+_telecine() {{
+  if (( COMP_CWORD > 2 )); then
+    case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
+{cases}
+    esac
+  fi
+  _shtab_telecine "$@"
+}}
+complete -o bashdefault -F _telecine telecine"""
 
 
 # All commands, in the order of the help. Those of tools are in `tools/TOOL/command.py`.

@@ -57,23 +57,23 @@ class Parser(argparse.ArgumentParser):
         return re.sub(r"(Default: [^()]*\S)\s+\(default:\s+null\)", r"\1", super().format_help())
 
 
-def parse_words(
-    parser: Parser, words: Sequence[str], settings: type | None
+def parse_argv(
+    parser: Parser, argv: Sequence[str], settings: type | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments in words by name, and the words that are no arguments.
+    """Return the typed arguments by name, and what is typed that is no argument.
 
     Args:
-        parser: What reads the words. It also gets the options that are inside a dict of the settings.
-        words: What is typed.
+        parser: What reads them. It also gets the options that are inside a dict of the settings.
+        argv: What is typed.
         settings: The dataclass of the settings, if there are any.
     """
     if settings is not None:
-        for option in _options_inside_dicts(words, settings):
+        for option in _options_inside_dicts(argv, settings):
             parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
-    arguments, unknown = parser.parse_known_args(words)
+    arguments, unknown = parser.parse_known_args(argv)
     values = vars(arguments)
     for setting in () if settings is None else settings_of(settings):
-        times = sum(word.partition("=")[0] == f"--{setting.name}" for word in words)
+        times = sum(word.partition("=")[0] == f"--{setting.name}" for word in argv)
         is_list = any(get_origin(member) is tuple for member in union_members(setting.kind))
         if times > 1 and is_list and isinstance(values.get(setting.name), str):
             # With Python 3.10, pydantic-settings is one before 2.16, which keeps the last value.
@@ -84,11 +84,11 @@ def parse_words(
     return values, unknown
 
 
-def _options_inside_dicts(words: Sequence[str], settings: type) -> list[str]:
+def _options_inside_dicts(argv: Sequence[str], settings: type) -> list[str]:
     """Return the options that no parser can list, such as `--objective.terms.wavelet.weight`."""
     dicts = [setting.name for setting in settings_of(settings) if setting.is_mapping]
     options: dict[str, None] = {}  # a set in order
-    for word in words:
+    for word in argv:
         option = word.partition("=")[0]
         if any(option.startswith(f"--{name}.") for name in dicts):
             options[option] = None
@@ -213,16 +213,16 @@ def environment_settings(kind: Any) -> Nested:
     Raises:
         ValueError: A variable is not a setting.
     """
-    words = []
+    argv = []
     for variable, text in os.environ.items():
         if variable.startswith(_ENVIRONMENT):
             name = variable.removeprefix(_ENVIRONMENT).lower().replace("__", ".")
-            words.append(f"--{name}={text}")
-    if not words:
+            argv.append(f"--{name}={text}")
+    if not argv:
         return {}
     parser = Parser(allow_abbrev=False)
     source = add_settings(kind, parser)
-    options, unknown = parse_words(parser, words, kind)
+    options, unknown = parse_argv(parser, argv, kind)
     if unknown:
         variable = environment_name(unknown[0].partition("=")[0][2:])
         variables = [environment_name(setting.name) for setting in settings_of(kind)]

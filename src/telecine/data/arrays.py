@@ -163,7 +163,7 @@ def _as_frames(values: Any, layout: str) -> Any:
 def _open(source: Source, deadline: Deadline | None = None, *, header_only: bool = False) -> Any:
     with decode_errors(source, _ERRORS):
         load = _load_header if header_only else _load
-        values = open_local(source, load, deadline, whole=True)  # to map it
+        values = open_local(source, load, deadline, reads="whole")  # to map it
         if 0 in values.shape:
             raise ValueError(f"an empty array, of shape {values.shape}")
         return values

@@ -27,7 +27,7 @@ from telecine.data.lazy.span_table import (
     select,
 )
 from telecine.data.source import Skipped, Source, Span, VideoInfo
-from telecine.data.span_pool import SpanPool
+from telecine.data.span_pool import SpanPool, build_pool
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -93,11 +93,11 @@ class ClipDataset(Dataset[Clip]):
             for bucket in config.train_buckets:
                 if bucket.num_frames not in self._videos:
                     frames = ClipFrames.of(bucket, config)
-                    self._videos[bucket.num_frames] = SpanPool(
+                    self._videos[bucket.num_frames] = build_pool(
                         spans, videos, frames, config.weighting
                     )
         if self.image_ratio > 0:
-            self._images = SpanPool(spans, images, ClipFrames(1), config.weighting)
+            self._images = build_pool(spans, images, ClipFrames(1), config.weighting)
         is_used = np.zeros(len(spans), np.bool_)
         for pool in self._videos.values():
             is_used[pool.rows] = True

@@ -25,7 +25,7 @@ from telecine.data.arrays import read_array
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.image import ANIMATED, read_image
 from telecine.data.pixels import FrameConverter
-from telecine.data.remote_read import open_local
+from telecine.data.remote_read import Reads, open_local
 from telecine.data.source import (
     AnyPath,
     LocalSource,
@@ -94,15 +94,16 @@ def open_video(
         path: The file.
         max_pixels: Largest height times width of a frame. Decoding a larger one fails.
         deadline: The time by which what is read of a file at an address must arrive.
-        whole: Whether most of the file is read, see `telecine.data.remote_read.open_local`.
+        whole: Whether most of a file at an address is read, which is then fetched at once.
 
     Raises:
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
         DataError: a file at an address has not arrived by the deadline.
     """
+    reads: Reads = "whole" if whole else "parts"
     with (
         decode_errors(path, VIDEO_ERRORS),
-        open_local(as_source(path), open_container, deadline, whole=whole) as container,
+        open_local(as_source(path), open_container, deadline, reads=reads) as container,
     ):
         if container.format.name == _ANIMATED_IMAGE:
             raise DecodeError(f"{path}: {ANIMATED}")

@@ -52,7 +52,7 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
         )
     with (
         decode_errors(source, _ERRORS),
-        open_local(source, _open_pillow, deadline, whole=True) as image,
+        open_local(source, _open_pillow, deadline, reads="whole") as image,
     ):
         if image.format in _ANIMATED_FORMATS and is_animated(image):
             raise ValueError(ANIMATED)

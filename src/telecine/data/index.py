@@ -78,7 +78,7 @@ def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
     deadline = Deadline(source, config.timeout)
     with decode_errors(source, VIDEO_ERRORS):
         # A file at an address is fetched whole: what follows reads the copy.
-        num_bytes = open_local(source, _num_bytes, deadline, whole=True)
+        num_bytes = open_local(source, _num_bytes, deadline, reads="whole")
         if num_bytes == 0:
             raise DecodeError(f"{source}: an empty file")
     info = None

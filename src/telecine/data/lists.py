@@ -109,7 +109,7 @@ def read_list(
     if path.suffix.lower() == _PARQUET:
         return _read_parquet(path, columns, deadline)
     try:
-        file = open_local(path, open_file, deadline, whole=True)
+        file = open_local(path, open_file, deadline, reads="whole")
     except (OSError, DecodeError) as error:
         raise _unreadable(path, error) from error
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
@@ -145,7 +145,7 @@ def _read_parquet(path: File, columns: "_OtherColumns", deadline: Deadline) -> I
 
     number = 0
     try:
-        parquet = open_local(path, open_parquet, deadline, whole=True)
+        parquet = open_local(path, open_parquet, deadline, reads="whole")
         names = parquet.schema_arrow.names
         _check_columns(names)
         for batch in parquet.iter_batches(

@@ -83,8 +83,8 @@ def open_blocks(size: int, block_bytes: int, read_block: ReadRange, name: str) -
 class WindowCache(BaseCache):
     """Keeps the last few ranges of a file. How much it fetches beside what is read follows from earlier reads.
 
-    Who reads on after a range is sent twice as much ahead from then on. Who reads a little before a range, as tables at
-    the end of a video, is sent as much before each position to which it jumps from then on.
+    A read that continues a range doubles the number of bytes that are fetched ahead. A read shortly before a range, as
+    of tables at the end of a video, sets how many bytes are fetched before each position to which a later read jumps.
 
     Args:
         read_range: Fetches bytes.

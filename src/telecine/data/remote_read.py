@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from telecine.data.errors import ChangedError, DataError, Deadline, DecodeError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Reads: TypeAlias = Literal["whole", "parts", "headers"]  # see `open_local`
 
 # How often another process may remove a copy between its arrival and its opening.
 _MAX_REMOVALS = 10
@@ -42,19 +43,21 @@ def open_local(
     open_source: Callable[[Any], T],
     deadline: Deadline | None = None,
     *,
-    whole: bool = False,
-    in_order: bool = False,
+    reads: Reads = "parts",
 ) -> T:
     """Open a source on this machine, or one at an address, of which the parts that are read are fetched.
 
     Args:
         source: The source.
-        open_source: The function that opens it. It gets the source. Of one at an address it gets a local copy, which
-            may be removed as soon as the function has returned, or an open binary file. It is called again, and must
-            start anew, if another process removes the copy before it is opened.
+        open_source: The function that opens it. It gets the source. Of one at an address it gets what `reads` says. It
+            must start anew when it is called: this happens again if another process removes a copy before it is opened.
         deadline: The time by which what is read of a file at an address must arrive.
-        whole: Whether most of the source is read, or its path is needed. It is then fetched at once.
-        in_order: Whether small parts are read in order and once, such as the headers of a tar file.
+        reads: How a source at an address is read.
+            "whole": most of it is read, or its path is needed. It is fetched at once, and `open_source` gets a copy,
+            which may be removed as soon as the function has returned.
+            "parts": at some positions. `open_source` gets an open binary file, whose blocks are kept in the cache.
+            "headers": small parts in order and once, such as the headers of a tar file. They are not kept.
+            Of a small file, and from servers that send no parts, it gets a copy in all cases.
 
     Returns:
         What `open_source` returns.
@@ -77,27 +80,25 @@ def open_local(
     reader = _RemoteReader(file, deadline)
 
     def open_again() -> T:
-        return open_source(_local_source(source, reader, whole=whole, in_order=in_order))
+        return open_source(_local_source(source, reader, reads))
 
     return _until_not_removed(file, open_again)
 
 
-def _local_source(
-    source: Source, reader: _RemoteReader, *, whole: bool, in_order: bool
-) -> LocalSource:
+def _local_source(source: Source, reader: _RemoteReader, reads: Reads) -> LocalSource:
     """Return a copy of a source at an address, or an open file of its bytes, see `open_local`."""
     part = range(reader.size)
     if isinstance(source, TarMember):
         # A damaged tar file may be shorter.
         part = part[source.offset : source.offset + source.size]
-    at_once = whole or len(part) <= BLOCK_BYTES
+    at_once = reads == "whole" or len(part) <= BLOCK_BYTES
     is_whole_file = at_once and len(part) == reader.size
     sends_parts = reader.server not in _SERVERS_OF_WHOLE_FILES
     if sends_parts and not is_whole_file and not reader.is_copied:
         try:
             if at_once:
                 return reader.copy(part, _suffix(source))
-            return reader.open(part, in_order=in_order)
+            return reader.open(part, keeps_blocks=reads == "parts")
         except _NoPartsError as error:
             logger.warning("%s. They are fetched whole.", error)
             _SERVERS_OF_WHOLE_FILES.add(reader.server)
@@ -163,12 +164,12 @@ class _RemoteReader:
             fetch = partial(self._fetch_part, part)
         return self._cache.copy(self._name(part, suffix), len(part), fetch)
 
-    def open(self, part: range, *, in_order: bool) -> BinaryIO:
-        """Open a part as a binary file, whose blocks are kept in the cache.
+    def open(self, part: range, *, keeps_blocks: bool) -> BinaryIO:
+        """Open a part as a binary file.
 
         Args:
             part: The positions of its bytes.
-            in_order: Whether small parts are read in order and once; these are not kept.
+            keeps_blocks: Whether its blocks are kept in the cache. Otherwise small parts are read in order and once.
         """
         from telecine.data import remote_file  # imports fsspec
 
@@ -180,10 +181,10 @@ class _RemoteReader:
             return self._read(part[start:stop])
 
         name = self._name(part, "")  # a title that says nothing: FFmpeg takes names for addresses
-        if in_order:
-            opened = remote_file.open_windows(len(part), read_part, name)
-        else:
+        if keeps_blocks:
             opened = remote_file.open_blocks(len(part), BLOCK_BYTES, read_block, name)
+        else:
+            opened = remote_file.open_windows(len(part), read_part, name)
         opened.read(1)  # to notice a server that sends whole files
         opened.seek(0)
         return opened

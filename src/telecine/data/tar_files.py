@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, TypeVar
 from telecine.data.errors import Deadline
 from telecine.data.fingerprint import Fingerprint
 from telecine.data.remote_cache import max_cache_bytes
-from telecine.data.remote_read import open_local
+from telecine.data.remote_read import Reads, open_local
 from telecine.data.source import File, LocalSource, TarMember, is_hidden, kind_of, open_file
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def scan_tar(
             results.append(read(member, opened))
 
     try:
-        whole = _has_small_members(archive, deadline)
-        open_local(archive, scan, deadline, whole=whole, in_order=True)
+        reads: Reads = "whole" if _has_small_members(archive, deadline) else "headers"
+        open_local(archive, scan, deadline, reads=reads)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(results), error)
         return results, not isinstance(error, OSError)
@@ -114,4 +114,4 @@ def _has_small_members(archive: File, deadline: Deadline) -> bool:
         return False
 
     fits = Fingerprint.of(archive).size <= max_cache_bytes()
-    return fits and open_local(archive, are_small, deadline, in_order=True)
+    return fits and open_local(archive, are_small, deadline, reads="headers")

@@ -68,16 +68,16 @@ def evaluate(
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         source, infos = open_source(checkpoint, config, device)
-        spans = source.protocol.select(infos)
-        metric_set = source.protocol.load_metrics(spans, config, device)
+        spans = source.clip_protocol.select(infos)
+        metric_set = source.clip_protocol.load_metrics(spans, config, device)
         metric_set = _with_requested(metric_set, source, config)
-        description = source.protocol.describe(spans)
+        description = source.clip_protocol.describe(spans)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
-        flat_figures = {}
+        flat_values = {}
         if config.flat:
             size = (description["num_frames"], description["height"], description["width"])
-            flat_figures = measure_flat_colours(_model_of("flat", source), *size)
+            flat_values = measure_flat_colours(_model_of("flat", source), *size)
         speed = None
         if config.speed:
             size = (description["num_frames"], description["height"], description["width"])
@@ -88,7 +88,7 @@ def evaluate(
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
         description["data"] = config.data
         description |= _describe_subject(checkpoint, config, source)
-        evaluation = _summarize(results, metric_set, description, flat_figures)
+        evaluation = _summarize(results, metric_set, description, flat_values)
         evaluation = replace(evaluation, speed=speed)
         if output is not None and rank == 0:
             evaluation.write(Path(output))
@@ -166,10 +166,10 @@ def _summarize(
     results: Sequence[ClipResult],
     metric_set: MetricSet,
     description: Mapping[str, Any],
-    flat_figures: Mapping[str, float],
+    flat_values: Mapping[str, float],
 ) -> Evaluation:
     metrics = mean_over_clips([result.metrics for result in results])
-    metrics.update(flat_figures)
+    metrics.update(flat_values)
     definitions = {name: METRICS[name].describe() for name in metrics}
     better = {name: METRICS[name].better for name in metrics}
     absent = dict(metric_set.absent)

@@ -99,13 +99,13 @@ def _measure_clip(
     device: torch.device,
 ) -> ClipResult | None:
     """Return the results of one clip, or None if it cannot be decoded."""
-    protocol = source.protocol
-    clip = protocol.read(span)
+    clip_protocol = source.clip_protocol
+    clip = clip_protocol.read(span)
     if clip is None:
         return None
     clip_input = clip["video"][None].to(device)
-    reconstruction = protocol.measured_values(source.reconstruct(span, clip_input))
-    target = protocol.measured_values(clip_input)
+    reconstruction = clip_protocol.measured_values(source.reconstruct(span, clip_input))
+    target = clip_protocol.measured_values(clip_input)
     metrics = ReconstructionMetrics(
         metric_set.perceptual, metrics=metric_set.pixel_metrics, is_decoded=True
     )

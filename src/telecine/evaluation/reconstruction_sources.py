@@ -50,14 +50,14 @@ class ModelSource:
     """Reconstructs clips with an autoencoder."""
 
     model: VideoAutoencoder
-    protocol: ClipProtocol
+    clip_protocol: ClipProtocol
     title: str
     """The folder of the model, and which of its weights; for `protocol.json`."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, C, T, H, W)`, as the protocol says."""
         with clip_position(self.model, first_frame=span.first_frame):
-            return self.protocol.reconstruct(self.model, span, target)
+            return self.clip_protocol.reconstruct(self.model, span, target)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class VideoSource:
 
     matches: Mapping[str, VideoInfo]
     """The reconstruction of each video, by the path of the video."""
-    protocol: ClipProtocol
+    clip_protocol: ClipProtocol
     title: str
     """The folder of the reconstructions, for `protocol.json`."""
 
@@ -78,7 +78,7 @@ class VideoSource:
         """
         # With the frame rate of the input: a protocol takes every few frames by it.
         match = replace(self.matches[str(span.info.source)], fps=span.info.fps)
-        clip = self.protocol.read(replace(span, info=match))
+        clip = self.clip_protocol.read(replace(span, info=match))
         if clip is None:
             frames = f"frames {span.first_frame} to {span.last_frame}"
             got = f"{match.source}, whose {frames} cannot be decoded"

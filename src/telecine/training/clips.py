@@ -27,7 +27,8 @@ from telecine.data.clip_frames import ClipFrames, log_too_short
 from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
 from telecine.data.fingerprint import num_bytes
-from telecine.data.holdout import describe_held_out, split_videos, warn_of_held_out
+from telecine.data.holdout import split_videos
+from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.index import index_video, index_videos
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
@@ -175,7 +176,7 @@ class Spans:
     def _find_lazily(
         cls, data: str | Sequence[str], val_data: str | Sequence[str] | None, config: ClipConfig
     ) -> "Spans | None":
-        """Find and split videos and images by their headers; None if the end of each has to be held out."""
+        """Find and split videos and images by their headers; None if `split_table` needs all of them indexed."""
         table = load_table(data, config)
         if val_data is None:
             to_split = _to_split(table.spans, config)

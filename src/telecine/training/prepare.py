@@ -51,7 +51,6 @@ from telecine.training.distributed import (
     on_first_process,
     seed_other_processes,
 )
-from telecine.training.hub import create_repository
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import LatentCache, open_cache
 from telecine.training.locked_folder import LockedFolder
@@ -214,6 +213,8 @@ def _build(
     # The repository comes first: without the right to upload, the run ends before anything is computed.
     hub_repository = None
     if config.push_to_hub and is_main:
+        from telecine.training.hub import create_repository  # imports huggingface_hub
+
         hub_repository = create_repository(
             config.hub_model_id or folder.files.folder.resolve().name
         )

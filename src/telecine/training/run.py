@@ -36,7 +36,6 @@ from telecine.training.distributed import (
     leave_context_group,
     on_first_process,
 )
-from telecine.training.hub import upload
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.logging import print_warnings
 from telecine.training.loop import train_to_the_end, validate
@@ -170,6 +169,8 @@ def finish(run: TrainingRun) -> TrainResult:
             except (OSError, ValueError) as error:
                 print_warnings(run.console, [f"no report: {error}"])
         if run.hub_repository is not None:
+            from telecine.training.hub import upload  # imports huggingface_hub
+
             result = _read_result(run.files)
             upload(
                 run.hub_repository,

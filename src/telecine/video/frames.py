@@ -7,9 +7,10 @@ from torch.nn import functional as F
 
 from telecine.base.shapes import RGBA
 
-MAX_PANE = 5456
-"""The largest side of a picture of which a video shows three side by side: a third of `MAX_VIDEO_SIDE` without gaps,
-rounded down to a multiple of 16."""
+MAX_VIDEO_SIDE = 16384
+"""Most pixels of a side of a video that x264 writes."""
+MAX_PANE = MAX_VIDEO_SIDE // 3 // 16 * 16
+"""The largest side of a picture of which a video shows three side by side, without gaps."""
 # The side of a square of the chequerboard behind transparent pixels, and its two greys.
 _SQUARE = 8
 _LIGHT = 204.0

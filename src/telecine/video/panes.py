@@ -6,8 +6,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from telecine.video.frames import MAX_PANE, as_shown, depth_range, pad_to_even, shrink
-from telecine.video.write import MAX_VIDEO_SIDE
+from telecine.video.frames import (
+    MAX_PANE,
+    MAX_VIDEO_SIDE,
+    as_shown,
+    depth_range,
+    pad_to_even,
+    shrink,
+)
 
 AMPLIFICATION = 4.0
 """Factor of the differences that are shown."""

@@ -47,8 +47,6 @@ _FFV1_FORMATS = {
     "rgba64le": "gbrap16le",
 }
 """The formats of FFV1, where they differ."""
-MAX_VIDEO_SIDE = 16384
-"""Most pixels of a side of a video that x264 writes."""
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
 
 

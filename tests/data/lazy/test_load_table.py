@@ -26,10 +26,10 @@ from telecine.data import (
     tar_files,
     tar_members,
 )
+from telecine.data.lazy import address_book, sidecar
 from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy import members as members_module
-from telecine.data.lazy import sidecar
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
@@ -288,12 +288,32 @@ def test_members_of_tar_files_between_others_are_looked_up_at_once(data, caplog,
     ahead = [(span.info.source, span.num_frames) for span in load_spans(data, config)[0]]
     assert lazy == ahead
     members = data / ".telecine-index.d" / "members"
-    assert len(list(members.glob("*"))) == (0 if has_arrays else 1)
-    assert ("each run reads the sidecars of all tar files, as 1 have arrays" in caplog.text) == (
-        has_arrays
-    )
+    assert len(list(members.glob("*"))) == 1
+    assert ("each run scans 1 of 5 tar files, as they have arrays" in caplog.text) == has_arrays
     again = load_table(str(data), config)
     assert [(span.info.source, span.num_frames) for span in again.spans] == ahead
+
+
+def test_of_all_tar_files_only_those_with_arrays_are_scanned_again(data, monkeypatch):
+    shards = write_shards_of_scenes(data)
+    np.save(data / "a.npy", np.zeros((6, 16, 24, 3), np.uint8))
+    write_shard(shards / "003.tar", [data / "a.npy"])
+    truncate(shards / "007.tar", 0.5)
+    first = load_table(str(shards), CONFIG)
+    read = []
+
+    def read_and_note(archive):
+        read.append(archive.name)
+        return sidecar.read_sidecar(archive)
+
+    monkeypatch.setattr(members_module, "read_sidecar", read_and_note)
+    again = load_table(str(shards), CONFIG)
+    assert again.spans.sha256() == first.spans.sha256()
+    assert again.skipped == first.skipped
+    assert [str(span.info.source) for span in again.spans] == [
+        str(span.info.source) for span in first.spans
+    ]
+    assert sorted(read) == ["003.tar"]
 
 
 def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch):
@@ -491,7 +511,7 @@ def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch)
             raise DataError("no answer")
         return replace(file, size=1, version="v")
 
-    monkeypatch.setattr(load_table_module, "look_up", answer_or_fail)
+    monkeypatch.setattr(address_book, "look_up", answer_or_fail)
     for names in (["a.mp4", "c.mp4"], ["c.mp4"]):
         asked.clear()
         with pytest.raises(DataError, match="no answer"):

@@ -1,10 +1,13 @@
 """Pixel metrics against independent implementations."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from telecine.evaluation.metrics.pixels import (
     MS_SSIM_BETAS,
@@ -13,6 +16,7 @@ from telecine.evaluation.metrics.pixels import (
     psnr,
     sharpness,
     ssim,
+    ssim_map,
 )
 from telecine.evaluation.metrics.published_pixels import (
     psnr_bytes,
@@ -113,6 +117,26 @@ class TestSimilarity:
         ]
         assert scores[0] == pytest.approx(1, abs=1e-5)
         assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ssim_has_the_bits_of_torchmetrics(dtype):
+    recon, target = (batch.to(dtype) for batch in frames(side=48))
+    _, expected = structural_similarity_index_measure(
+        (recon + 1) / 2,
+        (target + 1) / 2,
+        sigma=1.5,
+        reduction="none",
+        data_range=1.0,
+        return_full_image=True,
+    )
+    assert torch.equal(ssim_map(reconstruction=recon, target=target), expected)
+
+
+def test_ssim_is_measured_without_torchmetrics(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)  # an import of it fails
+    recon, target = frames(side=16)
+    assert ssim(reconstruction=recon, target=target).shape == (2,)
 
 
 def test_negative_terms_of_ms_ssim_count_as_0():

@@ -10,13 +10,8 @@ from telecine.data import index_video
 from telecine.models import CausalVAE, DeterministicPosterior
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.settings import CausalVAEConfig
-from telecine.tools.latents.denoising import (
-    LEVELS,
-    WienerFilter,
-    largest_patch,
-    measure_denoiser,
-    velocity_losses,
-)
+from telecine.tools.latents.denoising import LEVELS, measure_denoiser, velocity_losses
+from telecine.tools.latents.wiener import WienerFilter, largest_patch
 
 TINY = CausalVAEConfig(4, 4, 4, 2, base_channels=8, blocks_per_level=1)
 PATCH = (1, 2, 2)

@@ -24,8 +24,8 @@ from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
 from telecine.tools.prune.channels import find_groups, num_parts_of_stages
 from telecine.tools.prune.class_widths import NOT_PRUNED, WIDTHS
-from telecine.tools.prune.convolutions import Activations, fit_depthwise
 from telecine.tools.prune.importance import recorded_squares, score_by_loss
+from telecine.tools.prune.least_squares import Activations, fit_depthwise
 from telecine.tools.prune.parts import prunable
 from telecine.tools.prune.settings import PruneConfig
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
@@ -342,6 +342,9 @@ def test_a_decoder_with_cheaper_convolutions_is_pruned_again(folder):
     assert narrower.convolutions == []
     assert narrower.model.config.decoder_convolutions == ("3d", "2+1d")
     assert narrower.cost_after.flops <= 0.5 * narrower.cost_before.flops
+    write_json(Path("prune.json"), narrower.report())
+    features = PrunedFeatures("model", "prune.json")
+    assert features(latent=torch.randn(1, 3, 2, 8, 8), model=narrower.model).isfinite()
     result = pruned("model", keep=1, decoder_convolutions=("depthwise", "2+1d"))
     assert {fit.kind for fit in result.convolutions} == {"depthwise"}
     weights = load_autoencoder("model").decoder.state_dict()

@@ -175,7 +175,7 @@ class FileTable(Sequence[Source]):
         if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             view.obj.madvise(mmap.MADV_DONTNEED)
 
-    def identities(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    def process_local_ids(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return a hash for each file, equal for all names of one, as `resolve_source` tells them.
 
         It is valid in this process only.
@@ -195,9 +195,13 @@ class FileTable(Sequence[Source]):
         identities[is_member] = keys_of_members(keys[archive[is_member]], offsets)
         return identities
 
+    def header(self, index: int) -> Header:
+        """Return the header of a file."""
+        return Header.of_row(self.headers[index])
+
     def info(self, index: int) -> VideoInfo:
         """Return the index that a file would have if its header were exact, with evenly spaced frames."""
-        header = Header(*self.headers[index].item())
+        header = self.header(index)
         numbers: Any = range(header.num_frames)
         return VideoInfo(
             self[index],

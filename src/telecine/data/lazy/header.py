@@ -37,9 +37,14 @@ class Header(NamedTuple):
     width: int
     height: int
     is_image: bool = False
-    ends_digest: int = 0
+    digest: int = 0
     """A hash of the size, the beginning and the end of the file, in 63 bits. 0 for a file that a list describes, which
     is not read, and for arrays, many of which begin and end with zeros."""
+
+    @classmethod
+    def of_row(cls, row: np.void) -> "Header":
+        """Return a row of type `HEADER` as a header. `rows[number] = header` does the reverse."""
+        return cls(*row.item())
 
     @classmethod
     def of(cls, info: VideoInfo) -> "Header":
@@ -49,17 +54,16 @@ class Header(NamedTuple):
 
 NO_HEADER = Header(0, 1.0, 1, 1)
 """The header of a file that has no frames here: it was not read yet, cannot be read, is refused, or does not tell."""
-# What a row has of each field of `Header`.
-HEADER = np.dtype(
-    [
-        ("num_frames", np.int64),
-        ("fps", np.float64),
-        ("width", np.int32),
-        ("height", np.int32),
-        ("is_image", np.bool_),
-        ("digest", np.int64),
-    ]
-)
+_TYPES = {
+    "num_frames": np.int64,
+    "fps": np.float64,
+    "width": np.int32,
+    "height": np.int32,
+    "is_image": np.bool_,
+    "digest": np.int64,
+}
+HEADER = np.dtype([(name, _TYPES[name]) for name in Header._fields])
+"""A header as a row of a table: rows and headers are converted by the order of their fields, see `Header.of_row`."""
 
 
 def read_header(source: Source, config: ClipConfig) -> Header:
@@ -89,7 +93,7 @@ def read_header(source: Source, config: ClipConfig) -> Header:
         header = open_local(source, read, deadline)
     if header.num_frames > 0:
         return header
-    ends_digest = header.ends_digest
+    digest = header.digest
     info = None
     if kind_of(source) == "images":
         info = index_image(source, config, deadline)
@@ -100,13 +104,13 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     else:
         header = Header.of(info)
     check_frame(source, header.width, header.height, config)
-    return header._replace(ends_digest=ends_digest)
+    return header._replace(digest=digest)
 
 
 def read_mp4_header(
     file: BinaryIO, begin: int, size: int, source: Source, config: ClipConfig
 ) -> Header:
-    """Read the header of an MP4 file, or of another one, or one with fragments, `ends_digest` alone.
+    """Read the header of an MP4 file, or of another one, or one with fragments, `digest` alone.
 
     Args:
         file: The opened file that holds it.
@@ -129,7 +133,7 @@ def read_mp4_header(
     file.seek(begin + max(0, size - _DIGEST_BYTES))
     last = file.read(min(size, _DIGEST_BYTES))
     content = f"{size}".encode() + first + last
-    ends_digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
+    digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
     header = None
     if first[4:8] in _MP4_KINDS:
         deadline = Deadline(source, config.timeout)
@@ -146,11 +150,11 @@ def read_mp4_header(
             tracks[-1].read(box.kind, box.content)
         header = next(filter(None, [track.header() for track in tracks]), None)
     if header is None:
-        return NO_HEADER._replace(ends_digest=ends_digest)
+        return NO_HEADER._replace(digest=digest)
     if header.num_frames > size:
         raise DecodeError(f"{source}: its tables claim {header.num_frames} frames in {size} bytes")
     check_frame(source, header.width, header.height, config)
-    return header._replace(ends_digest=ends_digest)
+    return header._replace(digest=digest)
 
 
 class _Track:

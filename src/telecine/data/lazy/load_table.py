@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from array import array
@@ -23,22 +22,26 @@ from telecine.data.clip_frames import ClipFrames, warn_of_short
 from telecine.data.errors import (
     ChangedError,
     DataError,
-    Deadline,
     DecodeError,
     thread_errors,
 )
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
 from telecine.data.fingerprint import UNKNOWN, Fingerprint
+from telecine.data.lazy.address_book import AddressBook
 from telecine.data.lazy.file_table import FileTable, keys_of_members
 from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
-from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.lazy.saved_headers import SavedHeaders
+from telecine.data.lazy.segment_columns import SegmentColumns
 from telecine.data.lazy.span_table import SpanTable
+from telecine.data.lazy.stated_header import (
+    STATED,
+    check_agreement,
+    check_distant_lines,
+    stated_header,
+)
 from telecine.data.lists import Segment
-from telecine.data.mp4_tables import MAX_FRAMES
 from telecine.data.paths import paths_of
-from telecine.data.remote import look_up
 from telecine.data.source import (
     RemotePath,
     Skipped,
@@ -46,16 +49,12 @@ from telecine.data.source import (
     TarMember,
     check_frame,
     file_of,
-    kind_of,
 )
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 4096  # files whose headers are read at once
-_STATED = ("num_frames", "fps", "width", "height")  # columns that describe a file
-_MAX_SIDE = 2**31 - 1  # pixels, of a frame that a list describes
-_FPS_TOLERANCE = 1e-3  # of rates in two lines of a list, as a fraction
 _SECONDS_BETWEEN_SAVES = 60.0
 
 
@@ -105,19 +104,22 @@ def load_table(
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
     store = LazyIndex(paths[0], config, paths[1:])
-    reader = _TableReader(store, config, counts_once=len(paths) > 1)
+    reader = _TableReader(store)
+    is_complete = False
     try:
         for one_path in paths:
             num_before = reader.num_found
             reader.add_path(one_path, name)
             if reader.num_found == num_before:
                 raise nothing_found(one_path, name)
-        table = reader.table()
+        table = reader.table(counts_once=len(paths) > 1)
+        is_complete = True
     except ChangedError:
-        reader.forget_addresses()
+        reader.addresses.forget()
         raise
     finally:
-        reader.save()  # also after an interrupt, so that finished work is kept
+        # Also after an interrupt, so that finished work is kept.
+        reader.save(is_complete=is_complete)
     if len(table.spans) == 0:
         got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
         remedy = "Check that they are complete and that other programs show them."
@@ -130,16 +132,12 @@ def load_table(
 class _TableReader:
     """Reads the headers of segments' files into columns."""
 
-    def __init__(self, store: LazyIndex, config: ClipConfig, *, counts_once: bool) -> None:
+    def __init__(self, store: LazyIndex) -> None:
         self.num_found = 0  # files, members and segments
+        self.addresses = AddressBook(store)
         self._store = store
-        self._counts_once = counts_once  # whether equal spans count once
-        self._config = config
-        self._addresses = store.saved_addresses()
-        self._used_addresses: list[SavedAddresses] = []  # of files that lists name
-        self._asks_servers = False  # whether the addresses that are kept lack some
+        self._config = store.config
         self._last_save = time.monotonic()
-        self._is_complete = False  # whether all files are in the table
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of all files
         self._row_of: dict[Source, int] = {}  # of the files of the last chunk
@@ -147,11 +145,7 @@ class _TableReader:
         self._missing: set[Source] = set()  # files that do not exist
         self._skipped: list[Skipped] = []
         self._pending: list[Segment] = []  # segments whose files are not in the table yet
-        # Of all segments:
-        self._files = array("q")
-        self._bounds = array("d")  # four of each segment; empty as long as no segment has one
-        self._groups = array("i")
-        self._group_names: dict[str, int] = {"": 0}
+        self._segments = SegmentColumns()
 
     @cached_property
     def _saved(self) -> SavedHeaders:
@@ -183,7 +177,7 @@ class _TableReader:
                 self._add_members(members.of_archives(begin, num_added))
                 continue
             for file in group:
-                self._add(segments_of(file, self._config, keep_columns=_STATED))
+                self._add(segments_of(file, self._config, keep_columns=STATED))
 
     def _add(self, segments: Iterable[Segment]) -> None:
         """Add segments. The headers of their files are read some thousands at a time."""
@@ -201,12 +195,8 @@ class _TableReader:
             archive_keys.append(self._store.key_of(archive, Fingerprint.of(archive)))
         key_of_each = np.array(archive_keys, np.int64)[members.places["archive"]]
         begin = len(self._keys)
-        count = len(members)
         self._keys.frombytes(keys_of_members(key_of_each, members.places["offset"]).tobytes())
-        self._files.frombytes(np.arange(begin, begin + count, dtype=np.int64).tobytes())
-        self._groups.extend(array("i", [0]) * count)
-        if self._bounds:
-            self._bounds.extend(array("d", [math.nan]) * (4 * count))
+        self._segments.add_files(range(begin, begin + len(members)))
         self._parts.append(self._leave_out_refused(members))
 
     def _read_pending(self) -> None:
@@ -227,7 +217,7 @@ class _TableReader:
             if row is None:
                 row = earlier_rows[segment.source]
                 self._row_of[segment.source] = row
-            self._add_segment(segment, row)
+            self._segments.add(segment, row)
         keys = np.array(self._keys[begin:], np.int64)
         headers = self._saved.find(keys)
         for other, saved in self._saved_of_others:
@@ -246,7 +236,7 @@ class _TableReader:
             files = FileTable.of(sources, versions, headers)
             self._parts.append(self._leave_out_refused(files))
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
-            self.save()
+            self.save(is_complete=False)
 
     def _stated_headers(self, segments: Sequence[Segment]) -> dict[Source, Header | None]:
         """Return what the first line of each file that is not in the table yet says of it.
@@ -260,12 +250,12 @@ class _TableReader:
             source = segment.source
             if source in self._missing:
                 continue
-            header = _stated_header(segment)
+            header = stated_header(segment)
             if source not in of_chunk:
                 of_chunk[source] = self._stated.get(source, header)
             if source not in self._row_of:
                 stated.setdefault(source, header)
-            _check_agreement(source, of_chunk[source], header)
+            check_agreement(source, of_chunk[source], header)
         self._stated = of_chunk
         return stated
 
@@ -274,7 +264,9 @@ class _TableReader:
         begin = len(self._keys)
         sources: list[Source] = []
         versions: list[str] = []
-        looked_up = self._look_up([source for source, header in stated.items() if header is None])
+        looked_up = self.addresses.look_up(
+            source for source, header in stated.items() if header is None
+        )
         for named in stated:
             try:
                 source = looked_up.get(named, named)
@@ -290,57 +282,6 @@ class _TableReader:
             versions.append(_version(source, fingerprint))
             self._keys.append(self._store.key_of(source, fingerprint))
         return sources, versions
-
-    def _look_up(self, sources: Sequence[Source]) -> dict[Source, Source | None]:
-        """Return files at addresses with what their servers say of them; None for one that does not exist."""
-
-        def ask(file: RemotePath) -> RemotePath | None:
-            try:
-                return look_up(file, Deadline(file, self._config.timeout))
-            except FileNotFoundError:
-                return None
-
-        answers: dict[Source, Source | None] = {}
-        unknown = []
-        answered = []  # about which a server was asked now or in an earlier run
-        for source in sources:
-            if not isinstance(source, RemotePath):
-                continue
-            if source.size is not None:  # a folder was listed
-                answers[source] = source
-                continue
-            saved = self._addresses.find(source)
-            if saved is None:
-                unknown.append(source)
-            else:
-                answers[source] = saved
-                answered.append(saved)
-        try:
-            with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-                for source, answer in zip(unknown, pool.map(ask, unknown), strict=True):
-                    answers[source] = answer
-                    if answer is not None and answer.size is not None:
-                        answered.append(answer)
-                        self._asks_servers = True
-        finally:  # also if a server does not answer
-            self._used_addresses.append(SavedAddresses.of(answered))
-        return answers
-
-    def forget_addresses(self) -> None:
-        """Ask servers again in the next run: a file is not as they have said."""
-        self._used_addresses.clear()
-        self._asks_servers = False
-        self._store.forget_addresses()
-
-    def _add_segment(self, segment: Segment, row: int) -> None:
-        """Add a segment of the file in a row."""
-        bounds = [segment.start, segment.end, segment.start_frame, segment.end_frame]
-        if bounds.count(None) < len(bounds) and not self._bounds:
-            self._bounds = array("d", [math.nan]) * (len(bounds) * len(self._files))
-        self._files.append(row)
-        if bounds.count(None) < len(bounds) or self._bounds:
-            self._bounds.extend(math.nan if bound is None else bound for bound in bounds)
-        self._groups.append(self._group_names.setdefault(segment.group, len(self._group_names)))
 
     def _read_missing(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
         """Read the headers that have no frames yet, in place."""
@@ -380,15 +321,14 @@ class _TableReader:
                 headers[row] = NO_HEADER
         return replace(files, headers=headers)
 
-    def save(self) -> None:
-        """Keep the headers for the next run: also those of earlier runs, until all files are in the table."""
+    def save(self, *, is_complete: bool) -> None:
+        """Keep headers and answers of servers for the next run.
+
+        Args:
+            is_complete: Whether all files are in the table. What earlier runs have kept of others is then removed.
+        """
         self._last_save = time.monotonic()
-        if self._asks_servers:
-            addresses = list(self._used_addresses)
-            if not self._is_complete:
-                addresses.append(self._addresses)
-            self._store.save_addresses(SavedAddresses.joined(addresses))
-            self._asks_servers = False
+        self.addresses.save(is_complete=is_complete)
         all_keys = [np.empty(0, np.int64)]
         all_headers = [np.empty(0, HEADER)]
         begin = 0
@@ -405,36 +345,33 @@ class _TableReader:
         headers = headers[is_read]
         if len(keys) == 0:
             return
-        if not self._is_complete:
-            is_other = ~np.isin(self._saved.keys, keys)
-            keys = np.concatenate([keys, self._saved.keys[is_other]])
-            headers = np.concatenate([headers, self._saved.headers[is_other]])
+        if not is_complete:
+            keys = np.concatenate([keys, self._saved.keys])
+            headers = np.concatenate([headers, self._saved.headers])
         self._store.save_headers(SavedHeaders.of(keys, headers))
 
-    def table(self) -> DataTable:
-        """Return all that was read."""
+    def table(self, *, counts_once: bool) -> DataTable:
+        """Return all that was read.
+
+        Args:
+            counts_once: Whether equal spans of one file count once, also under other names of it.
+        """
         self._read_pending()
-        self._is_complete = True
         files = FileTable.joined(self._parts)
         keys = np.array(self._keys, np.int64)
         # A file that several paths or distant lines of a list name has several rows. The first one counts.
         _, first_rows, row_numbers = np.unique(keys, return_index=True, return_inverse=True)
         first_rows = first_rows[row_numbers]
-        _check_distant_lines(files, first_rows)
-        file = first_rows[np.array(self._files, np.int64)]
-        bounds = None
-        if self._bounds:
-            bounds = np.array(self._bounds, np.float64).reshape(len(file), 4)
-        group = np.array(self._groups, np.int32)
-        spans = SpanTable.of_segments(files, file, bounds, group, list(self._group_names))
+        check_distant_lines(files, first_rows)
+        spans = self._segments.spans(files, first_rows)
         is_readable = files.headers["num_frames"][spans.file] > 0
         is_empty = is_readable & (spans.num_frames <= 0)
         for span in spans.take(is_empty):
             self._skipped.append(Skipped(span.info.source, "a segment without frames"))
         spans = spans.take(is_readable & ~is_empty)
-        if self._counts_once:
+        if counts_once:
             rows, codes = np.unique(spans.file, return_inverse=True)
-            identities = files.identities(rows)[codes]
+            identities = files.process_local_ids(rows)[codes]
             places = np.stack([identities, spans.first_frame, spans.last_frame])
             _, first_rows = np.unique(places, axis=1, return_index=True)
             spans = spans.take(np.sort(first_rows))
@@ -454,66 +391,3 @@ def _version(source: Source, fingerprint: Fingerprint) -> str:
     if isinstance(source, RemotePath):
         return source.version
     return str(fingerprint.version)
-
-
-def _stated_header(segment: Segment) -> Header | None:
-    """Return what the line of a list says of its video or image; None if that is not enough, and of an array."""
-    columns = segment.columns
-    if "num_frames" not in columns:
-        return None
-    kind = kind_of(segment.source)
-    try:
-        num_frames = _whole_number(columns["num_frames"])
-        fps = 1.0 if kind == "images" else float(str(columns["fps"]))
-        width = _whole_number(columns.get("width", 1))
-        height = _whole_number(columns.get("height", 1))
-    except (KeyError, ValueError):
-        return None
-    has_frames = 0 < num_frames <= MAX_FRAMES and 0 < fps < math.inf
-    if not has_frames or not 1 <= min(width, height) <= max(width, height) <= _MAX_SIDE:
-        return None
-    if kind == "arrays" or (kind == "images" and num_frames > 1):
-        return None
-    return Header(num_frames, fps, width, height, is_image=kind == "images")
-
-
-def _check_distant_lines(files: FileTable, first_rows: NDArray[np.int64]) -> None:
-    """Check that lists say the same of a file in all its rows of a table.
-
-    Args:
-        files: The table.
-        first_rows: For each row, the first one of the same file.
-
-    Raises:
-        DataError: They do not.
-    """
-    is_stated = (files.headers["digest"] == 0) & (files.headers["num_frames"] > 0)
-    is_later = first_rows < np.arange(len(first_rows))
-    for row in np.flatnonzero(is_later & is_stated & is_stated[first_rows]).tolist():
-        first = Header(*files.headers[first_rows[row]].item())
-        _check_agreement(files[row], first, Header(*files.headers[row].item()))
-
-
-def _whole_number(value: object) -> int:
-    """Return a number that may be written as 12.0; raise a `ValueError` for another one."""
-    number = float(str(value))
-    if not number.is_integer():
-        raise ValueError(f"{value} is not a whole number")
-    return int(number)
-
-
-def _check_agreement(source: Source, first: Header | None, other: Header | None) -> None:
-    """Check that two lines of a list say the same of a file, or one of them nothing.
-
-    Raises:
-        DataError: They do not.
-    """
-    if first is None or other is None:
-        return
-    for name in _STATED:
-        values = (getattr(first, name), getattr(other, name))
-        if not math.isclose(*values, rel_tol=_FPS_TOLERANCE if name == "fps" else 0.0):
-            contract = "the same in all lines of one file"
-            got = f"{values[0]} and {values[1]} for {source}"
-            remedy = "Columns of a list describe the whole file, also in the lines of its segments."
-            raise argument_error(name, contract, got, remedy, DataError)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,20 +26,31 @@ from telecine.data.lazy.string_column import StringColumn
 from telecine.data.source import File, Skipped, TarMember
 
 _SKIPPED = "skipped"
+_LEFT_OUT = "left_out"
 _SECONDS_KEPT = 365 * 24 * 3600.0  # after a run has mapped it: longer than a run takes
 # Of columns that are written as bytes.
 _DTYPES: dict[str, Any] = {"name.end": np.int64, "place": PLACE, "header": HEADER, "name": np.uint8}
 
 
+class MappedMembers(NamedTuple):
+    """The members of tar files by a mapped file."""
+
+    table: FileTable
+    skipped: list[Skipped]
+    """Members whose header cannot be read."""
+    left_out: list[int]
+    """The numbers of tar files whose members are not in the file."""
+
+
 def key_of_archives(archives: Sequence[File]) -> str:
     """Return a hash of tar files, which is another one if one of them has changed: the name of their file."""
-    text = f"{FORMAT} {sys.byteorder}"
+    text = f"{FORMAT} {_LEFT_OUT} {sys.byteorder}"
     for archive in archives:
         text += f"\n{archive}\n{fingerprint_of(archive)}"
     return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
-def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
+def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[int]) -> None:
     """Write the members of tar files, one after the other. A file that another process writes meanwhile stays.
 
     On a shared disk, a process that has mapped a file ends if it is replaced.
@@ -47,6 +58,7 @@ def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
     Args:
         path: The file.
         sidecars: The members of each tar file.
+        left_out: The numbers of tar files whose members are not written.
 
     Raises:
         OSError: the file cannot be written.
@@ -55,6 +67,8 @@ def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
     skipped = []
     name_begin = 0
     for number, sidecar in enumerate(sidecars):
+        if number in left_out:
+            continue
         members = sidecar.members
         places = members.places.copy()
         places["archive"] = number
@@ -66,7 +80,7 @@ def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
         for skip in sidecar.skipped:
             assert isinstance(skip.path, TarMember)
             skipped.append((number, skip.path.name, skip.path.offset, skip.path.size, skip.reason))
-    metadata = {_SKIPPED: json.dumps(skipped)}
+    metadata = {_SKIPPED: json.dumps(skipped), _LEFT_OUT: json.dumps(list(left_out))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
@@ -83,8 +97,8 @@ def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
-    """Return the members of tar files, and those whose header cannot be read. Note that the file is used now.
+def map_members(path: Path, archives: Sequence[File]) -> MappedMembers:
+    """Return the members of tar files by their file. Note that the file is used now.
 
     Args:
         path: The file.
@@ -114,7 +128,7 @@ def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[S
     skipped = []
     for number, name, offset, size, reason in json.loads(metadata[_SKIPPED]):
         skipped.append(Skipped(TarMember(archives[number], name, offset, size), reason))
-    return table, skipped
+    return MappedMembers(table, skipped, json.loads(metadata[_LEFT_OUT]))
 
 
 def remove_unused(folder: Path) -> None:

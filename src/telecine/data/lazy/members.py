@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +12,7 @@ from telecine.data.errors import thread_errors
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.index_file import DAMAGE_ERRORS, remove_left
 from telecine.data.lazy.mapped_members import (
+    MappedMembers,
     key_of_archives,
     map_members,
     remove_unused,
@@ -37,7 +38,8 @@ def find_members(
 ) -> tuple[FileTable, list[Skipped]]:
     """Return the members of tar files by their sidecars. A sidecar is written where there is none.
 
-    All are kept in one file, which later runs map into memory.
+    They are kept in one file, which later runs map into memory. It leaves out tar files with arrays, and those that
+    cannot be read whole: each run scans these.
 
     Args:
         archives: The tar files.
@@ -53,29 +55,56 @@ def find_members(
     name = key_of_archives(archives)
     for folder in folders:
         with suppress(*DAMAGE_ERRORS):
-            return map_members(folder / name, archives)
+            return _with_left_out(map_members(folder / name, archives), {}, config)
     sidecars = _sidecars_of(archives, config)
-    changing = [archive for archive, sidecar in sidecars.items() if not _is_lasting(sidecar)]
-    if not changing:
+    left_out = []
+    for number, archive in enumerate(archives):
+        if not _is_lasting(sidecars[archive]):
+            left_out.append(number)
+    if len(left_out) < len(archives):
         path = folders[0] / name
         with suppress(*DAMAGE_ERRORS):  # another process may have written it meanwhile
-            return map_members(path, archives)
+            return _with_left_out(map_members(path, archives), sidecars, config)
         try:
             remove_left(path.parent)
             remove_unused(path.parent)
             path.unlink(missing_ok=True)  # it is damaged
-            write_members(path, list(sidecars.values()))
-            return map_members(path, archives)
+            write_members(path, list(sidecars.values()), left_out)
+            return _with_left_out(map_members(path, archives), sidecars, config)
         except (OSError, ValueError) as error:
             logger.warning("the members of tar files cannot be saved: %s", error)
-    elif len(changing) < len(archives):
-        text = "each run reads the sidecars of all tar files, as %d have arrays or cannot be read whole: %s"
-        logger.warning(text, len(changing), changing[0])
     parts = []
     skipped = []
     for archive, sidecar in sidecars.items():
         parts.append(replace(sidecar.members, archives=(archive,)))
         skipped.extend(sidecar.skipped)
+    return FileTable.joined(parts), skipped
+
+
+def _with_left_out(
+    mapped: MappedMembers, sidecars: Mapping[File, Sidecar], config: ClipConfig
+) -> tuple[FileTable, list[Skipped]]:
+    """Return the members of all tar files in order. Those that the mapped file leaves out are read, if they were not.
+
+    The table is then a copy.
+    """
+    if not mapped.left_out:
+        return mapped.table, mapped.skipped
+    archives = mapped.table.archives
+    left_out = [archives[number] for number in mapped.left_out]
+    text = "each run scans %d of %d tar files, as they have arrays or cannot be read whole: %s"
+    logger.warning(text, len(left_out), len(archives), left_out[0])
+    read = {**_sidecars_of([file for file in left_out if file not in sidecars], config), **sidecars}
+    parts = []
+    skipped = [*mapped.skipped]
+    begin = 0
+    for number in mapped.left_out:
+        sidecar = read[archives[number]]
+        parts.append(mapped.table.of_archives(begin, number))
+        parts.append(replace(sidecar.members, archives=(archives[number],)))
+        skipped.extend(sidecar.skipped)
+        begin = number + 1
+    parts.append(mapped.table.of_archives(begin, len(archives)))
     return FileTable.joined(parts), skipped
 
 

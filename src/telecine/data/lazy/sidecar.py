@@ -141,7 +141,7 @@ def write_sidecar(
         assert isinstance(skip.path, TarMember)
         reasons.append((skip.path.name, skip.path.offset, skip.path.size, skip.reason))
     metadata = {
-        _FITS: open_local(archive, _archive_digest, in_order=True),
+        _FITS: open_local(archive, _archive_digest, reads="headers"),
         _SKIPPED: json.dumps(reasons),
         _HAS_INDICES: json.dumps(infos is not None),
     }
@@ -162,8 +162,8 @@ def open_sidecar(archive: File) -> IndexFile | None:
         if isinstance(place, Path) and not place.is_file():
             continue
         try:
-            file = open_local(place, IndexFile, whole=True)
-            if file.metadata[_FITS] != open_local(archive, _archive_digest, in_order=True):
+            file = open_local(place, IndexFile, reads="whole")
+            if file.metadata[_FITS] != open_local(archive, _archive_digest, reads="headers"):
                 continue
             if json.loads(file.metadata[_HAS_INDICES]):
                 return file

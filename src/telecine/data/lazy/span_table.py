@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3  # frames
 
 @dataclass(frozen=True)
 class EstimatedSpan(Span):
-    """A span by the header of its file. That of the indexed file is `segment.as_span`."""
+    """A span whose frames are known by the header of its file alone; `exact_span` returns that of the indexed file."""
 
     segment: Segment | None = None
     """A part of a file that a list names; None for all of it."""

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.holdout import choose_groups, no_clip_error, prefers_groups
+from telecine.data.holdout import choose_groups, prefers_groups
 from telecine.data.holdout_groups import MAX_GROUPS, common_length, words_of
+from telecine.data.holdout_parts import no_clip_error
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.lazy.span_table import SpanTable
@@ -114,7 +115,7 @@ def group_table(spans: SpanTable, holdout: str) -> NDArray[np.int64]:
     labels.append(np.where(digest == 0, -1 - spans.file, digest))
     if (digest == 0).any():  # of files that a list describes
         rows, codes = np.unique(spans.file, return_inverse=True)
-        labels.append(spans.files.identities(rows)[codes])
+        labels.append(spans.files.process_local_ids(rows)[codes])
     if spans.group.any():
         labels.append(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group))
     names = _name_labels(spans, holdout)
@@ -219,12 +220,12 @@ def without_held_out_files(spans: SpanTable, held_out: SpanTable) -> SpanTable:
         spans: The frames to train on.
         held_out: The frames to leave out; files with some of them are left out whole.
     """
-    identities = held_out.files.identities(distinct(held_out.file))
+    identities = held_out.files.process_local_ids(distinct(held_out.file))
     digests = held_out.files.headers["digest"][held_out.file]
     digest = spans.files.headers["digest"][spans.file]
     is_held_out = np.isin(digest, digests[digests != 0])
     rows = distinct(spans.file)
-    is_named = np.isin(spans.files.identities(rows), identities)
+    is_named = np.isin(spans.files.process_local_ids(rows), identities)
     is_held_out |= np.isin(spans.file, rows[is_named])
     if is_held_out.all():
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")

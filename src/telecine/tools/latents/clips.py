@@ -20,41 +20,41 @@ class ClipsOnDisk:
     """Clips `(1, C, T, H, W)` on the CPU, each read when it is needed: all of them may be larger than the memory."""
 
     spans: Sequence[Span]
-    protocol: ConfiguredClips
+    clip_protocol: ConfiguredClips
     sha256: str
     """Hash of the pixels of all clips, as evaluations have it."""
 
     @classmethod
-    def find(cls, infos: Sequence[VideoInfo], protocol: ConfiguredClips) -> "ClipsOnDisk":
+    def find(cls, infos: Sequence[VideoInfo], clip_protocol: ConfiguredClips) -> "ClipsOnDisk":
         """Return the clips of videos that `telecine evaluate` would measure. Clips that are broken are left out.
 
         Raises:
             ValueError: No clip can be decoded.
         """
-        selected = protocol.select(infos)
+        selected = clip_protocol.select(infos)
         spans = []
         hashes = []
         for span in with_progress(selected, "reading"):
-            clip = protocol.read(span)
+            clip = clip_protocol.read(span)
             if clip is not None:
                 spans.append(span)
                 hashes.append(pixels_sha256(bytes_from_video(clip["video"])))
         if not spans:
             got = f"{len(selected)} broken ones"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        return cls(spans, protocol, clips_sha256(hashes))
+        return cls(spans, clip_protocol, clips_sha256(hashes))
 
     @property
     def config(self) -> ClipConfig:
         """The length, size and stride of a clip."""
-        return self.protocol.config
+        return self.clip_protocol.config
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def __iter__(self) -> Iterator[Video]:
         for span in self.spans:
-            clip = self.protocol.read(span)
+            clip = self.clip_protocol.read(span)
             if clip is None:
                 got = f"{span.info.source}, which was before"
                 raise argument_error(

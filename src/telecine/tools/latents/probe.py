@@ -39,10 +39,10 @@ from telecine.settings import (
 from telecine.tools.latents.denoising import (
     NUM_SHOWN,
     LatentProbe,
-    WienerFilter,
     features_of,
     measure_denoiser,
 )
+from telecine.tools.latents.wiener import WienerFilter
 from telecine.training.build import build_accelerator
 from telecine.training.clips import Spans
 from telecine.training.latent_cache import identity_of, open_cache

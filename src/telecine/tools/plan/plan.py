@@ -48,8 +48,10 @@ class Plan:
 
     title: str
     update: UpdateMemory
-    advice: str  # what makes the largest part smaller
-    mean_flops: float  # of an update, since a penalty may be computed at some steps only
+    advice: str
+    """What makes the largest part smaller."""
+    mean_flops: float
+    """Of an update, on average: a penalty may be computed at some steps only."""
     memory: int
     largest_batches: list[LargestBatch]
 

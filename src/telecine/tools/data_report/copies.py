@@ -1,0 +1,98 @@
+"""Files that are copies of each other, by their bytes or by their frames."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from telecine.base.files import digest_of
+from telecine.base.terminal import with_progress
+from telecine.data import DecodeError, Span, VideoInfo
+from telecine.data.clip import bytes_from_video, video_from_bytes
+from telecine.data.decode import read_clip
+from telecine.data.fingerprint import num_bytes
+from telecine.data.holdout_groups import group_spans
+from telecine.data.remote_read import open_local
+from telecine.data.source import Source, TarMember, file_of
+from telecine.tools.data_report.measures import frame_hash, group_copies
+from telecine.video.frames import as_shown
+
+# Of more files, evenly spaced ones are compared by their frames: each file takes three seeks.
+_MAX_COMPARED = 500
+_HASHED_SIZE = (72, 64)
+_HASHED_POSITIONS = (0.25, 0.5, 0.75)
+
+
+def find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
+    """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
+    groups = []
+    repeated = set()
+    for same_size in _grouped([info.source for info in infos], num_bytes):
+        # Only files of the same size are read.
+        for same_bytes in _grouped(same_size, _digest):
+            groups.append(same_bytes)
+            repeated.update(same_bytes[1:])
+
+    others = [info for info in infos if info.source not in repeated]
+    step = max(1, -(-len(others) // _MAX_COMPARED))
+    compared = []
+    hashes = []
+    for info in with_progress(others[::step], "comparing files"):
+        file_hashes = _hash_frames(info)
+        if file_hashes is not None:
+            compared.append(info.source)
+            hashes.append(file_hashes)
+    for positions in group_copies(hashes):
+        groups.append([compared[position] for position in positions])
+    return [[str(path) for path in group] for group in groups]
+
+
+def with_groups(spans: Sequence[Span], holdout: str, copies: Sequence[Sequence[str]]) -> list[Span]:
+    """Return spans with the groups that a run holds out together, and copies in one of them."""
+    group_of: dict[str, int] = {}
+    for number, group in enumerate(group_spans(spans, holdout)):
+        for span in group:
+            group_of[str(span.info.source)] = number
+    for paths in copies:
+        joined = {group_of[path] for path in paths if path in group_of}
+        if len(joined) < 2:
+            continue
+        for path, number in group_of.items():
+            if number in joined:
+                group_of[path] = min(joined)
+    return [replace(span, group=str(group_of[str(span.info.source)])) for span in spans]
+
+
+def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list[list[Source]]:
+    """Return the groups of two or more sources with the same key."""
+    groups: defaultdict[object, list[Source]] = defaultdict(list)
+    for source in sources:
+        groups[key(source)].append(source)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digest(source: Source) -> str:
+    def digest(local: Path | TarMember) -> str:
+        part = (local.offset, local.size) if isinstance(local, TarMember) else ()
+        return digest_of(Path(str(file_of(local))), *part)
+
+    return open_local(source, digest, reads="whole")
+
+
+def _hash_frames(info: VideoInfo) -> tuple[int, ...] | None:
+    """Return the hashes of three frames of a video or of an image; None if one is flat or cannot be decoded."""
+    positions = [0]
+    if not info.is_image:
+        positions = [int(fraction * info.num_frames) for fraction in _HASHED_POSITIONS]
+    hashes = []
+    for position in positions:
+        try:
+            frames = read_clip(info, position, 1, size=_HASHED_SIZE)
+        except DecodeError:
+            return None  # training replaces its clips, too, and logs the file
+        shown = as_shown(bytes_from_video(video_from_bytes(frames)))
+        value = frame_hash(shown[0])
+        if value is None:
+            return None
+        hashes.append(value)
+    return tuple(hashes)
