@@ -13,7 +13,8 @@ from telecine.base.randomness import keep_random_state
 from telecine.models.clip_sizes import ClipSizes
 from telecine.models.diffusers.families import class_names, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.ops.checkpoint_call import checkpoint_call
+from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
+from telecine.ops.checkpoint_call import checkpoint_call, checkpoint_module
 from telecine.ops.ranks import ContextGroup, using_context_group
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
