@@ -19,13 +19,10 @@ from telecine.models.clip_sizes import (
     check_multiple,
     size_error,
 )
+from telecine.models.diffusers.calls import takes_level
 from telecine.models.diffusers.checkpointed_blocks import enable_checked
-from telecine.models.diffusers.families import (
-    clear_caches,
-    family_of,
-    prepare_for_training,
-    takes_level,
-)
+from telecine.models.diffusers.families import family_of, prepare_for_training
+from telecine.models.diffusers.family import clear_caches
 from telecine.models.diffusers.loading import build_module, find_config, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel

@@ -11,7 +11,7 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
 from telecine.base.randomness import keep_random_state
 from telecine.models.clip_sizes import ClipSizes
-from telecine.models.diffusers.families import class_names, clear_caches
+from telecine.models.diffusers.family import class_names, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
 from telecine.ops.checkpoint_call import checkpoint_call, checkpoint_module
