@@ -163,7 +163,7 @@ class VideoAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write configuration and weights into `folder`, with low-rank updates merged into the weights."""
+        """Write configuration and weights into `folder`, with LoRA adapters merged into the weights."""
 
     @abstractmethod
     def load_weights(self, folder: str | PathLike[str]) -> Self:

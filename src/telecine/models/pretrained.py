@@ -201,7 +201,7 @@ def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -
     Raises:
         ValueError: Names or shapes differ; the message has the first few.
     """
-    remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
+    remedy = "Use the configuration that they were saved with, and load them before adding LoRA adapters."
     check_tensors(
         into.state_dict(), weights, name=source, contract="the model's weights", remedy=remedy
     )

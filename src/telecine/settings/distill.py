@@ -56,7 +56,7 @@ class DistillConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trainable.weights == "lora":
-            remedy = "Low-rank updates change a trained model, and a student is new."
+            remedy = "LoRA adapters change a trained model, and a student is new."
             raise argument_error(
                 "trainable.weights", "all or decoder for a student", "lora", remedy
             )

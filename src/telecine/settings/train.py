@@ -83,22 +83,22 @@ class TrainableConfig:
 
     weights: Literal["all", "decoder", "lora"] = "all"
     """"all" trains all weights except those that a custom module has frozen. "decoder" trains the decoder only: latents
-    stay the same, so that models trained on them remain usable. "lora" trains low-rank updates (LoRA) of the decoder's
+    stay the same, so that models trained on them remain usable. "lora" trains LoRA adapters of the decoder's
     convolutions and linear layers, which are merged into the weights when they are saved; the last layer, which the
     adaptive weight needs, is trained fully."""
     patterns: tuple[str, ...] = ()
     """Train only weights whose name matches one of these patterns, e.g. "decoder.up_blocks.*", even if the module has
     frozen them. With "lora", names of layers anywhere in the model."""
     lora_rank: Count = 16
-    """Rank of the LoRA updates."""
+    """Rank of the LoRA adapters."""
     lora_alpha: Positive = 16.0
-    """Scale of the LoRA updates, times 1 / rank."""
+    """Scale of the LoRA adapters, times 1 / rank."""
 
     def __post_init__(self) -> None:
         if self.weights == "lora":
             return
         contract = 'left out unless `weights` is "lora"'
-        remedy = f"Add `--config lora`, or `--trainable.weights lora`; {self.weights} has no low-rank updates."
+        remedy = f"Add `--config lora`, or `--trainable.weights lora`; {self.weights} has no LoRA adapters."
         if self.lora_rank != TrainableConfig.lora_rank:
             raise argument_error("lora_rank", contract, self.lora_rank, remedy)
         if self.lora_alpha != TrainableConfig.lora_alpha:

@@ -286,7 +286,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             checkpoint_module(part, CACHE_ATTRIBUTE)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write configuration and weights, low-rank updates merged, as diffusers writes them."""
+        """Write configuration and weights, LoRA adapters merged, as diffusers writes them."""
         clear_caches(self.module)
         save_module(self.module, folder)
 

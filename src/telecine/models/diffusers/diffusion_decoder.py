@@ -277,7 +277,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         enable(self.module, _BLOCKS)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""
+        """Write the decoder as diffusers writes it, LoRA adapters merged, and the teacher's name and digest."""
         self.module.register_to_config(
             **{self.teacher_key: self.public_name(self.teacher), _DIGEST_KEY: self.digest}
         )

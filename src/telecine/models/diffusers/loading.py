@@ -124,7 +124,7 @@ def _quiet_diffusers() -> Iterator[None]:
 
 
 def save_module(module: DiffusersModel, folder: str | PathLike[str]) -> None:
-    """Write configuration and weights as diffusers does, low-rank updates merged. A path of the origin is private."""
+    """Write configuration and weights as diffusers does, LoRA adapters merged. A path of the origin is private."""
     merged = merge_low_rank(module)
     origin = getattr(merged, "config", {}).get("_name_or_path")
     if origin and Path(origin).exists():
