@@ -200,17 +200,23 @@ def has_update(run: Path) -> bool:
 def usage(pid: int) -> tuple[int, float]:
     """Return the bytes of memory and the seconds of CPU time of a process and of those that it started.
 
-    Memory that processes share counts once.
+    Memory that these processes share counts once: of pages of files, those of the process with the most. The
+    proportional set size would divide those of libraries by the number of all programs that use PyTorch.
     """
     num_bytes = 0
+    file_bytes = 0
     seconds = 0.0
-    with suppress(psutil.Error):  # a process has ended
+    with suppress(psutil.Error, OSError):  # a process has ended
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
-            num_bytes += member.memory_full_info().pss
+            for line in Path(f"/proc/{member.pid}/smaps_rollup").read_text().splitlines():
+                name, number = line.split()[:2]
+                if name == "Pss_Anon:":
+                    num_bytes += int(number) * 1024
+            file_bytes = max(file_bytes, member.memory_info().shared)
             times = member.cpu_times()
             seconds += times.user + times.system
-    return num_bytes, seconds
+    return num_bytes + file_bytes, seconds
 
 
 def hash_clips(index: str | None, items: list[int]) -> list[str]:
@@ -221,7 +227,7 @@ def hash_clips(index: str | None, items: list[int]) -> list[str]:
         from telecine.data.lazy.load_table import load_table
 
         table = load_table("s3://bucket/shards", config)
-        dataset = ClipDataset(table.spans, config, seed=0, store=table.store)
+        dataset = ClipDataset(table.spans, config, seed=0, lazy_index=table.lazy_index)
     else:
         dataset = ClipDataset(load_spans("s3://bucket/shards", config)[0], config, seed=0)
     hashes = []

@@ -12,9 +12,12 @@ from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.source import RemotePath
 from telecine.training import clips as of_run
+from telecine.training import train
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import Spans, build_clips, check_same_data, read_next
 from telecine.video.write import write_video
+
+from .helpers import assert_equal_runs, resumed_copy
 
 
 def test_images_are_counted_as_images(tiny, small_video, tmp_path):
@@ -77,14 +80,14 @@ def test_addresses_are_forgotten_if_another_process_has_other_data(
     shutil.copy(small_video, tmp_path)
     clips = replace(tiny().clips, index="lazy")
     config = tiny(data=str(tmp_path), val_data=str(small_video), clips=clips)
-    store = LazyIndex(str(tmp_path), config.clips)
-    store.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
-    assert len(store.saved_addresses().keys) == 1
+    lazy_index = LazyIndex(str(tmp_path), config.clips)
+    lazy_index.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
+    assert len(lazy_index.saved_addresses().keys) == 1
     monkeypatch.setattr(of_run, "num_ranks", lambda: 2)
     monkeypatch.setattr(of_run, "gather_object", lambda own: [*own, "other"])
     with pytest.raises(ValueError, match="run the same command again"):
         build_clips(config, build_autoencoder(config))
-    assert len(store.saved_addresses().keys) == 0
+    assert len(lazy_index.saved_addresses().keys) == 0
 
 
 @pytest.mark.parametrize(
@@ -162,12 +165,30 @@ def test_images_alone_in_one_group_are_refused_before_anything_is_indexed(
         Spans.find(str(tmp_path), None, clips)
 
 
-def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
+def write_films(folder, video):
+    """Write copies of a video into six folders, each with other bytes."""
     for number in range(12):
-        folder = tmp_path / f"film{number // 2}"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{number}.mp4"
-        path.write_bytes(small_video.read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+        path = folder / f"film{number // 2}" / f"{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(video.read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+
+
+@pytest.mark.slow
+def test_a_run_that_resumes_reads_the_clips_of_the_whole_one_whatever_is_indexed(
+    tiny, small_video, tmp_path
+):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_films(data, small_video)
+    clips = replace(tiny().clips, index="lazy")
+    config = tiny(data=str(data), clips=clips, steps=4, save_every=2, val_every=4)
+    train(config)
+    shutil.rmtree(data / ".telecine-index.d")
+    assert assert_equal_runs(config, resumed_copy(config, tmp_path / "resumed")) > 50
+
+
+def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
+    write_films(tmp_path, small_video)
     write_video(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
     config = tiny(data=str(tmp_path))
     lazy_config = replace(config, clips=replace(config.clips, index="lazy"))

@@ -1,1 +1,1 @@
-"""The command line: the commands (`commands.py`), and how they are parsed, explained and completed."""
+"""The command line: the program and its commands, and how they are parsed, explained and completed."""

@@ -66,7 +66,7 @@ class ClipDataset(Dataset[Clip]):
         spans: Frames of videos, images, or both. If there are only images, all clips are images.
         config: If its `cache` is on, the constructor decodes all frames.
         seed: Determines all draws.
-        store: Indexes the files of a table of spans; None for indexed spans.
+        lazy_index: Indexes the files of a table of spans; None for indexed spans.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
@@ -79,7 +79,7 @@ class ClipDataset(Dataset[Clip]):
         config: ClipConfig,
         *,
         seed: int = 0,
-        store: LazyIndex | None = None,
+        lazy_index: LazyIndex | None = None,
     ) -> None:
         is_image = are_images(spans)
         videos = np.flatnonzero(~is_image)
@@ -106,7 +106,7 @@ class ClipDataset(Dataset[Clip]):
         self.spans = spans if is_used.all() else select(spans, np.flatnonzero(is_used))
         """The spans that clips are drawn from, in their order."""
         self.cache = DecodedCache(self.spans, config) if config.cache else None
-        self._store = store
+        self._lazy_index = lazy_index
         self._logged: set[Source] = set()
         # In memory that worker processes share.
         self._has_named_hdr = torch.zeros((), dtype=torch.bool).share_memory_()
@@ -146,8 +146,8 @@ class ClipDataset(Dataset[Clip]):
                 num_failures += is_indexed
                 self._log_once(spec.span.info.source, error)
             except ChangedError:
-                if self._store is not None:
-                    self._store.forget_addresses()
+                if self._lazy_index is not None:
+                    self._lazy_index.forget_addresses()
                 raise
         got = f"{num_draws} clips in a row that cannot be decoded"
         raise argument_error(
@@ -165,10 +165,10 @@ class ClipDataset(Dataset[Clip]):
         Raises:
             DecodeError: the file cannot be indexed, or is too short.
         """
-        assert self._store is not None
+        assert self._lazy_index is not None
         assert isinstance(spec.span, EstimatedSpan)
         frames = ClipFrames.of(bucket, self.config)
-        info = self._store.info(spec.span.info.source)
+        info = self._lazy_index.info(spec.span.info.source)
         self._name_hdr(info)
         span = exact_span(spec.span, info)
         if isinstance(span, Skipped):

@@ -92,7 +92,7 @@ def read_validation_clips(
 
 
 def index_validation_spans(
-    spans: SpanTable, store: LazyIndex, config: ClipConfig, max_clips: int
+    spans: SpanTable, lazy_index: LazyIndex, config: ClipConfig, max_clips: int
 ) -> list[Span]:
     """Index the files of the validation clips, see `read_validation_clips`, and return their spans.
 
@@ -100,7 +100,7 @@ def index_validation_spans(
 
     Args:
         spans: The held-out frames, by the headers of their files.
-        store: Indexes the files.
+        lazy_index: Indexes the files.
         config: The size of clips.
         max_clips: Largest number of clips.
     """
@@ -119,7 +119,7 @@ def index_validation_spans(
     for row in chosen.tolist():
         for _ in range(_MAX_ATTEMPTS):
             try:
-                indexed[row] = _index_span(spans[row], store, frames)
+                indexed[row] = _index_span(spans[row], lazy_index, frames)
                 break
             except DecodeError as error:
                 logger.warning("skipping a validation clip: %s", error)
@@ -133,13 +133,13 @@ def index_validation_spans(
     return in_order
 
 
-def _index_span(span: EstimatedSpan, store: LazyIndex, frames: ClipFrames) -> Span:
+def _index_span(span: EstimatedSpan, lazy_index: LazyIndex, frames: ClipFrames) -> Span:
     """Return a span by the exact index of its file.
 
     Raises:
         DecodeError: the file cannot be indexed, or the span is too short for a clip.
     """
-    exact = exact_span(span, store.info(span.info.source))
+    exact = exact_span(span, lazy_index.info(span.info.source))
     if isinstance(exact, Skipped):
         raise DecodeError(f"{exact.path}: {exact.reason}")
     if not frames.fits(exact):

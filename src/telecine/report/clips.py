@@ -35,6 +35,7 @@ MIN_SECONDS = 4.0
 """Least duration of a preview: a clip lasts a third of a second or so, too short to look at."""
 _MAX_PREVIEW_FPS = 60.0  # what displays show
 _PREVIEW_PRESET = "veryfast"  # training waits for it: a third of the time of "medium"
+_NUM_PREVIEW_PARTS = 4
 _MAX_REPEATS = 8.0
 _CRF = 12  # high quality, so that visible artifacts come from the autoencoder and not from this encoder
 _KEYFRAME_EVERY = 8  # to show a frame, a browser decodes all frames from the last keyframe on
@@ -132,7 +133,7 @@ def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
 
 
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
-    """Write a short clip as an MP4, repeated until it lasts at least `MIN_SECONDS`.
+    """Write a short clip as an MP4, repeated until it lasts `MIN_SECONDS` or somewhat longer.
 
     Args:
         path: The file.
@@ -141,7 +142,15 @@ def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> N
     """
     fps = min(fps, _MAX_PREVIEW_FPS)
     num_times = max(1, math.ceil(MIN_SECONDS * fps / len(frames)))
-    write_video(path, chain.from_iterable(repeat(frames, num_times)), fps, preset=_PREVIEW_PRESET)
+    # A quarter of them is encoded: each time that the encoded frames are repeated has a keyframe, which is large.
+    num_encoded = math.ceil(num_times / _NUM_PREVIEW_PARTS)
+    write_video(
+        path,
+        chain.from_iterable(repeat(frames, num_encoded)),
+        fps,
+        preset=_PREVIEW_PRESET,
+        num_times=math.ceil(num_times / num_encoded),
+    )
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:

@@ -132,9 +132,9 @@ class Spans:
     """Files that cannot be decoded, and lines of a list without frames."""
     num_short: int
     """Videos that are shorter than a clip."""
-    store: LazyIndex | None = None
+    lazy_index: LazyIndex | None = None
     """Indexes the files of `usable` and `train` if they are tables."""
-    val_store: LazyIndex | None = None
+    val_lazy_index: LazyIndex | None = None
     """The same for `held_out`."""
 
     @classmethod
@@ -185,12 +185,12 @@ class Spans:
             if split is None:
                 return None
             train, held_out = split
-            val_store = table.store
+            val_lazy_index = table.lazy_index
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
             val_table = load_table(val_data, config, name="val_data")
             held_out = val_table.spans
-            val_store = val_table.store
+            val_lazy_index = val_table.lazy_index
             train = without_held_out_files(table.spans, held_out)
         num_short = table.log_too_short(ClipFrames.shortest(config))
         table.spans.files.release_pages()
@@ -200,8 +200,8 @@ class Spans:
             held_out,
             table.skipped,
             num_short,
-            store=table.store,
-            val_store=val_store,
+            lazy_index=table.lazy_index,
+            val_lazy_index=val_lazy_index,
         )
 
 
@@ -285,16 +285,18 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         val_name = "data" if config.val_data is None else "val_data"
         held_out = spans.held_out
         try:
-            if isinstance(held_out, SpanTable) and spans.val_store is not None:
+            if isinstance(held_out, SpanTable) and spans.val_lazy_index is not None:
                 held_out = index_validation_spans(
-                    held_out, spans.val_store, val_config, config.val_clips
+                    held_out, spans.val_lazy_index, val_config, config.val_clips
                 )
             val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
         except ChangedError:
-            if spans.val_store is not None:
-                spans.val_store.forget_addresses()
+            if spans.val_lazy_index is not None:
+                spans.val_lazy_index.forget_addresses()
             raise
-        train = ClipDataset(spans.train, config.clips, seed=config.seed, store=spans.store)
+        train = ClipDataset(
+            spans.train, config.clips, seed=config.seed, lazy_index=spans.lazy_index
+        )
         # Again, as data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
     first_places = first_of_each(file_numbers(spans.usable))
@@ -316,17 +318,19 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         held_out=description,
     )
     if num_ranks() > 1:
-        check_same_data(clips.recorded(), [spans.store, spans.val_store])
+        check_same_data(clips.recorded(), [spans.lazy_index, spans.val_lazy_index])
     return clips
 
 
-def check_same_data(recorded: Mapping[str, Any], stores: Sequence[LazyIndex | None] = ()) -> None:
+def check_same_data(
+    recorded: Mapping[str, Any], lazy_indices: Sequence[LazyIndex | None] = ()
+) -> None:
     """Check that all processes have the same data. Every process has to call this.
 
     Args:
         recorded: What `Clips.recorded` returns in this process.
-        stores: Where it has saved what servers say. They forget it if one process has other data: a machine may have
-            saved it of another version of a file.
+        lazy_indices: Where it has saved what servers say. They forget it if one process has other data: a machine may
+            have saved it of another version of a file.
 
     Raises:
         ValueError: In every process, if one has other data than the first.
@@ -335,9 +339,9 @@ def check_same_data(recorded: Mapping[str, Any], stores: Sequence[LazyIndex | No
     data_of_ranks = gather_object([data])
     others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]
     if others:
-        for store in stores:
-            if store is not None:
-                store.forget_addresses()
+        for lazy_index in lazy_indices:
+            if lazy_index is not None:
+                lazy_index.forget_addresses()
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
         remedy = "Copy it to all machines, or to a shared disk. "
         remedy += "If it is at addresses and was changed, run the same command again."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import torch
+from av.container import OutputContainer
 from av.video.reformatter import (
     ColorPrimaries,
     ColorRange,
@@ -58,6 +59,7 @@ def write_video(
     crf: int = 18,
     preset: str = "medium",
     keyframe_every: int | None = None,
+    num_times: int = 1,
     pts: Sequence[int] | None = None,
     time_base: float | None = None,
     sample_aspect_ratio: float = 1.0,
@@ -79,6 +81,8 @@ def write_video(
         preset: x264's trade of time against size, from "ultrafast" to "veryslow".
         keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
             depends on a later one.
+        num_times: How often the file has all frames, one time after the other. They are encoded once, and then kept in
+            memory. Only without `pts`.
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
         time_base: The unit of `pts` in seconds.
         sample_aspect_ratio: Of an MP4, width of a pixel divided by its height when the file is displayed.
@@ -115,13 +119,10 @@ def write_video(
             )
             stream = container.add_stream("ffv1" if is_lossless else "libx264", rate=rate)
             if is_lossless:
-                _set_lossless_format(stream, first)
+                _set_lossless_format(stream, first, hdr)
             else:
-                _set_h264_format(stream, first, keyframe_every)
+                _set_h264_format(stream, first, keyframe_every, hdr)
                 stream.options = {"crf": str(crf), "preset": preset}
-            if hdr or not is_lossless:
-                stream.codec_context.color_primaries = ColorPrimaries.BT2020 if hdr else _BT709
-                stream.codec_context.color_trc = _TRANSFERS.get(hdr, _BT709)
             stream.codec_context.time_base = unit
             stream.codec_context.sample_aspect_ratio = Fraction(
                 sample_aspect_ratio
@@ -130,17 +131,51 @@ def write_video(
             if sound is not None:
                 copy = stack.enter_context(copied_sound(sound, container, sound_start))
             reformatter = VideoReformatter()
+            num_frames = 0
+            written: list[av.Packet] = []
             for number, frame in enumerate(chain([first], checked)):
                 encodable = _encodable(frame, reformatter, is_lossless)
                 encodable.pts = number if pts is None else pts[number]
                 encodable.time_base = unit
-                container.mux(stream.encode(encodable))
+                _mux(stream.encode(encodable), container, kept=written if num_times > 1 else None)
+                num_frames += 1
                 if copy is not None:
                     copy.copy_until(float(encodable.pts * unit))
-            container.mux(stream.encode())
+            _mux(stream.encode(), container, kept=written)
+            _repeat(written, container, num_frames * unit, num_times - 1)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, write)
+
+
+def _mux(
+    packets: Sequence[av.Packet], container: OutputContainer, kept: list[av.Packet] | None
+) -> None:
+    """Write packets to a container, and add them to a list if there is one."""
+    container.mux(packets)
+    if kept is not None:
+        kept.extend(packets)
+
+
+def _repeat(
+    packets: Sequence[av.Packet], container: OutputContainer, seconds: Fraction, num_times: int
+) -> None:
+    """Write packets again.
+
+    Args:
+        packets: All packets of a stream, in the order in which they were written. Their times are changed.
+        container: Where they were written.
+        seconds: Their duration.
+        num_times: How often.
+    """
+    for _ in range(num_times):
+        for packet in packets:
+            assert packet.pts is not None
+            assert packet.dts is not None
+            duration = round(seconds / packet.time_base)
+            packet.pts += duration
+            packet.dts += duration
+            container.mux(packet)
 
 
 def _checked(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[Tensor]:
@@ -164,13 +199,18 @@ def _checked(frames: Iterable[Tensor], is_lossless: bool) -> Iterator[Tensor]:
         yield frame
 
 
-def _set_lossless_format(stream: VideoStream, frame: Tensor) -> None:
+def _set_lossless_format(stream: VideoStream, frame: Tensor, hdr: str) -> None:
     array_format = _array_format(frame)
     stream.height, stream.width = frame.shape[:2]
     stream.pix_fmt = _FFV1_FORMATS.get(array_format, array_format)
+    if hdr:
+        stream.codec_context.color_primaries = ColorPrimaries.BT2020
+        stream.codec_context.color_trc = _TRANSFERS[hdr]
 
 
-def _set_h264_format(stream: VideoStream, frame: Tensor, keyframe_every: int | None) -> None:
+def _set_h264_format(
+    stream: VideoStream, frame: Tensor, keyframe_every: int | None, hdr: str
+) -> None:
     height, width = frame.shape[:2]
     stream.height = height + height % 2
     stream.width = width + width % 2
@@ -181,6 +221,8 @@ def _set_h264_format(stream: VideoStream, frame: Tensor, keyframe_every: int | N
         context.max_b_frames = 0
     context.colorspace = _BT709
     context.color_range = _LIMITED_RANGE
+    context.color_primaries = ColorPrimaries.BT2020 if hdr else _BT709
+    context.color_trc = _TRANSFERS.get(hdr, _BT709)
 
 
 def _encodable(frame: Tensor, reformatter: VideoReformatter, is_lossless: bool) -> av.VideoFrame:

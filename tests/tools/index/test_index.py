@@ -10,7 +10,7 @@ from telecine.base.files import partial_path
 from telecine.cli.program import run
 from telecine.data import ClipDataset, DataError, index_video
 from telecine.data.errors import Deadline
-from telecine.data.lazy import index as lazy_index
+from telecine.data.lazy import index as lazy_module
 from telecine.data.lazy import index_file
 from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy.header import read_header
@@ -47,7 +47,7 @@ def data(tmp_path):
 def clips_of(data):
     table = load_table(str(data), CONFIG)
     train, _ = split_table(table.spans, CONFIG)
-    dataset = ClipDataset(train, CONFIG, store=table.store)
+    dataset = ClipDataset(train, CONFIG, lazy_index=table.lazy_index)
     return [dataset[index] for index in range(20)], len(table.skipped), train.sha256()
 
 
@@ -105,9 +105,9 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
         monkeypatch.setattr(index_module, "index_video", index_or_fail)
         with pytest.raises(DataError, match="data index"):
             index_module.write_index(str(data), CONFIG)
-    store = load_table(str(data), CONFIG).store
-    assert len(store.shards.all()) == (1 if ends == "a late file" else 3)
-    assert sum(len(shard.keys) for shard in store.shards.all()) == (
+    lazy_index = load_table(str(data), CONFIG).lazy_index
+    assert len(lazy_index.shards.all()) == (1 if ends == "a late file" else 3)
+    assert sum(len(shard.keys) for shard in lazy_index.shards.all()) == (
         5 if ends == "a late file" else 6
     )
     assert not left.exists()
@@ -115,14 +115,14 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted")
 def test_few_shards_are_open_at_once(data, monkeypatch):
-    monkeypatch.setattr(lazy_index, "_NUM_OPEN", 2)
+    monkeypatch.setattr(lazy_module, "_NUM_OPEN", 2)
     monkeypatch.setattr(index_module, "_FILES_PER_SHARD", 1)
     index_module.write_index(str(data), CONFIG)
     num_open = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(lazy_index, "index_video", lambda *_: pytest.fail("indexed again"))
+    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data), CONFIG)
-    infos = [table.store.info(file) for file in sorted(data.glob("*.mp4"))]
-    assert len(table.store.shards.all()) == len(infos) == 6
+    infos = [table.lazy_index.info(file) for file in sorted(data.glob("*.mp4"))]
+    assert len(table.lazy_index.shards.all()) == len(infos) == 6
     assert len(os.listdir("/proc/self/fd")) <= num_open + 2
 
 
@@ -150,9 +150,9 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
     index_module.write_index(str(data / "0.tar"), CONFIG)
     assert indexed == ["film0-0.mp4"]
     assert num_kept() == [], "the sidecar has them"
-    monkeypatch.setattr(lazy_index, "index_video", lambda *_: pytest.fail("indexed again"))
+    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data / "0.tar"), CONFIG)
-    numbers = [table.store.info(span.info.source).num_frames for span in table.spans]
+    numbers = [table.lazy_index.info(span.info.source).num_frames for span in table.spans]
     assert numbers == [10, 11, 12]
 
 
@@ -179,13 +179,13 @@ def test_an_index_is_used_wherever_it_was_written(data, tmp_path, monkeypatch, c
         return read_header(source, config)
 
     monkeypatch.setattr(load_table_module, "read_header", read_and_note)
-    store = load_table(paths, CONFIG).store
-    monkeypatch.setattr(lazy_index, "index_video", lambda *_: pytest.fail("indexed again"))
+    lazy_index = load_table(paths, CONFIG).lazy_index
+    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
     assert read == ["new.mp4"] * (case == "second path")
     table = load_table(str(data), CONFIG)
     for span in table.spans:
         if span.info.source.name != "film3-7.mp4":  # damaged
-            assert store.info(span.info.source).num_frames > 0
+            assert lazy_index.info(span.info.source).num_frames > 0
 
 
 @pytest.mark.parametrize("shard", ["8/8", "1", "-1/2"])

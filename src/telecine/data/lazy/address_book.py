@@ -15,12 +15,12 @@ class AddressBook:
     """Asks servers about files, and keeps the answers for the next run.
 
     Args:
-        store: Keeps them. The `timeout` of its settings is for each file.
+        lazy_index: Keeps them. The `timeout` of its settings is for each file.
     """
 
-    def __init__(self, store: LazyIndex) -> None:
-        self._store = store
-        self._saved = store.saved_addresses()
+    def __init__(self, lazy_index: LazyIndex) -> None:
+        self._lazy_index = lazy_index
+        self._saved = lazy_index.saved_addresses()
         self._used: list[SavedAddresses] = []
         self._has_new = False  # whether some of `_used` are not saved
 
@@ -33,7 +33,7 @@ class AddressBook:
 
         def ask(file: RemotePath) -> RemotePath | None:
             try:
-                return look_up(file, Deadline(file, self._store.config.timeout))
+                return look_up(file, Deadline(file, self._lazy_index.config.timeout))
             except FileNotFoundError:
                 return None
 
@@ -74,11 +74,11 @@ class AddressBook:
         addresses = list(self._used)
         if not is_complete:
             addresses.append(self._saved)
-        self._store.save_addresses(SavedAddresses.joined(addresses))
+        self._lazy_index.save_addresses(SavedAddresses.joined(addresses))
         self._has_new = False
 
     def forget(self) -> None:
         """Ask servers again in the next run: a file is not as they have said."""
         self._used.clear()
         self._has_new = False
-        self._store.forget_addresses()
+        self._lazy_index.forget_addresses()

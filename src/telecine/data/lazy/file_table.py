@@ -29,7 +29,7 @@ from telecine.data.source import (
 _NO_ARCHIVE = -1
 _ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
 _MAX_KEY = 2**63 - 1
-PLACE = np.dtype([("size", np.int64), ("archive", np.int32), ("offset", np.int64)])
+LOCATION = np.dtype([("size", np.int64), ("archive", np.int32), ("offset", np.int64)])
 """The size of a file in bytes, -1 if it is unknown. A member of a tar file also has the number of the tar file, and the
 position of its first byte there."""
 
@@ -42,8 +42,8 @@ class FileTable(Sequence[Source]):
     """The path or the address of a file, or the name of a member of a tar file."""
     versions: StringColumn
     """The version of a file at an address; the time of change of a local file in ns; empty for members."""
-    places: NDArray[Any]
-    """The size of each file in bytes, and where a member is, of type `PLACE`."""
+    locations: NDArray[Any]
+    """The size of each file in bytes, and where a member is, of type `LOCATION`."""
     archives: tuple[File, ...]
     headers: NDArray[Any]
     """Of type `HEADER`."""
@@ -61,18 +61,18 @@ class FileTable(Sequence[Source]):
         """
         archives: dict[File, int] = {}
         names = []
-        places = np.zeros(len(headers), PLACE)
+        locations = np.zeros(len(headers), LOCATION)
         for row, source in enumerate(sources):
             if isinstance(source, TarMember):
                 names.append(source.name)
                 archive = archives.setdefault(source.archive, len(archives))
-                places[row] = (source.size, archive, source.offset)
+                locations[row] = (source.size, archive, source.offset)
             else:
                 names.append(str(source))
                 size = source.size if isinstance(source, RemotePath) else source.stat().st_size
-                places[row] = (-1 if size is None else size, _NO_ARCHIVE, 0)
+                locations[row] = (-1 if size is None else size, _NO_ARCHIVE, 0)
         return cls(
-            StringColumn.of(names), StringColumn.of(versions), places, tuple(archives), headers
+            StringColumn.of(names), StringColumn.of(versions), locations, tuple(archives), headers
         )
 
     @classmethod
@@ -81,16 +81,16 @@ class FileTable(Sequence[Source]):
         if len(parts) == 1:
             return parts[0]
         archives: list[File] = []
-        places = []
+        locations = []
         for part in parts:
-            moved = part.places.copy()
+            moved = part.locations.copy()
             moved["archive"][moved["archive"] >= 0] += len(archives)
-            places.append(moved)
+            locations.append(moved)
             archives.extend(part.archives)
         return cls(
             names=StringColumn.joined([part.names for part in parts]),
             versions=StringColumn.joined([part.versions for part in parts]),
-            places=concatenate(places, PLACE),
+            locations=concatenate(locations, LOCATION),
             archives=tuple(archives),
             headers=concatenate([part.headers for part in parts], HEADER),
         )
@@ -104,16 +104,16 @@ class FileTable(Sequence[Source]):
         """
         if (begin, end) == (0, len(self.archives)):
             return self
-        first, last = np.searchsorted(self.places["archive"], [begin, end])
-        places = self.places[first:last].copy()
-        places["archive"] -= begin
+        first, last = np.searchsorted(self.locations["archive"], [begin, end])
+        locations = self.locations[first:last].copy()
+        locations["archive"] -= begin
         name_begin = self.names.ends[first - 1] if first > 0 else 0
         ends = self.names.ends[first:last]
         name_end = ends[-1] if len(ends) > 0 else name_begin
         return FileTable(
             names=StringColumn(self.names.content[name_begin:name_end], ends - name_begin),
-            versions=StringColumn.empty(len(places)),
-            places=places,
+            versions=StringColumn.empty(len(locations)),
+            locations=locations,
             archives=self.archives[begin:end],
             headers=self.headers[first:last],
         )
@@ -129,7 +129,7 @@ class FileTable(Sequence[Source]):
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
         name = self.names[index]
-        size, archive, offset = self.places[index].item()
+        size, archive, offset = self.locations[index].item()
         if archive != _NO_ARCHIVE:
             return TarMember(self.archives[archive], name, offset, size)
         if is_address(name):
@@ -145,7 +145,7 @@ class FileTable(Sequence[Source]):
         is_used = np.zeros(len(self), np.bool_)
         is_used[rows] = True
         prefixes = [f"{archive}/" for archive in self.archives]
-        codes = self.places["archive"][is_used].tolist()
+        codes = self.locations["archive"][is_used].tolist()
         for code, name in zip(codes, compress(self.names, is_used.tolist()), strict=True):
             yield name if code == _NO_ARCHIVE else prefixes[code] + name
 
@@ -155,7 +155,7 @@ class FileTable(Sequence[Source]):
         Args:
             rows: The files, one or more, in increasing order.
         """
-        archives = distinct(self.places["archive"][rows])
+        archives = distinct(self.locations["archive"][rows])
         if archives[0] != _NO_ARCHIVE:
             prefixes = [f"{self.archives[number]}/" for number in archives]
             common = os.path.commonprefix(prefixes)  # noqa: RUF071 - of any characters
@@ -183,7 +183,7 @@ class FileTable(Sequence[Source]):
         Args:
             rows: The files, in increasing order.
         """
-        archive = self.places["archive"][rows]
+        archive = self.locations["archive"][rows]
         is_member = archive != _NO_ARCHIVE
         identities = np.empty(len(rows), np.int64)
         paths = real_paths(self.paths(rows[~is_member]))
@@ -191,9 +191,18 @@ class FileTable(Sequence[Source]):
         archives = real_paths(str(archive) for archive in self.archives)
         keys = np.array([hash(path) for path in archives], np.int64)
         # A tar file may have two members of one name, but not at one place.
-        offsets = self.places["offset"][rows[is_member]]
+        offsets = self.locations["offset"][rows[is_member]]
         identities[is_member] = keys_of_members(keys[archive[is_member]], offsets)
         return identities
+
+    def member_keys(self, archive_keys: Sequence[int]) -> NDArray[np.int64]:
+        """Return the keys of all files, which are members of tar files, see `LazyIndex.key_of`.
+
+        Args:
+            archive_keys: The key of each tar file.
+        """
+        key_of_archive = np.array(archive_keys, np.int64)[self.locations["archive"]]
+        return keys_of_members(key_of_archive, self.locations["offset"])
 
     def header(self, index: int) -> Header:
         """Return the header of a file."""

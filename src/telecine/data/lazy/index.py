@@ -258,8 +258,8 @@ class LazyIndex:
 
     def forget_addresses(self) -> None:
         """Remove the sizes and versions that are kept, so that the next run asks servers again."""
-        for store in (self, *self.others):
-            for folder in store._folders:
+        for lazy_index in (self, *self.others):
+            for folder in lazy_index._folders:
                 with suppress(OSError):  # there are none, or another process removes them
                     (folder / _ADDRESSES).unlink()
 

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from telecine.base.files import partial_path, remove_partial
 from telecine.data.hdr import BT2020, HLG, PQ
@@ -38,6 +37,7 @@ DAMAGE_ERRORS = (
 _LENGTH = struct.Struct("<Q")  # of the description at the beginning of a file of safetensors
 _MAX_DESCRIPTION = 2**27  # bytes; that of a tar file lists members that cannot be read
 _DTYPES: dict[str, Any] = {"BOOL": "?", "U8": "u1", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _HDR = ("", PQ, HLG, BT2020)
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _DIGEST_BYTES = 32  # of a SHA-256
@@ -48,11 +48,11 @@ def save_tensors(
 ) -> None:
     """Write arrays as safetensors. Readers see the old or the new file, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(column) for name, column in columns.items()}
-    content = save(arrays, {"format": FORMAT, **metadata})
     partial = partial_path(path)
     try:
-        partial.write_bytes(content)
+        with open(partial, "wb") as file:
+            parts = {name: [column] for name, column in columns.items()}
+            write_columns(file, parts, {"format": FORMAT, **metadata})
         os.replace(partial, path)  # without a flush: a damaged file is replaced
     finally:
         partial.unlink(missing_ok=True)
@@ -153,18 +153,23 @@ def read_description(file: BinaryIO) -> Description:
 def write_columns(
     file: BinaryIO, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
 ) -> None:
-    """Write arrays of any type as bytes in the layout of safetensors. An array may come in several parts.
+    """Write arrays in the layout of safetensors.
 
     Args:
         file: The file.
-        columns: The parts of each array.
+        columns: The parts of each array, one or more, which follow each other.
         metadata: What else to write.
     """
     described: dict[str, Any] = {"__metadata__": dict(metadata)}
     begin = 0
     for name, parts in columns.items():
         end = begin + sum(part.nbytes for part in parts)
-        described[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+        first = parts[0]
+        described[name] = {
+            "dtype": _NAMES[first.dtype.newbyteorder("<")],
+            "shape": [sum(len(part) for part in parts), *first.shape[1:]],
+            "data_offsets": [begin, end],
+        }
         begin = end
     content = json.dumps(described).encode()
     content += b" " * (-len(content) % _LENGTH.size)  # so that the first column is aligned
@@ -172,7 +177,7 @@ def write_columns(
     file.write(content)
     for parts in columns.values():
         for part in parts:
-            file.write(part.tobytes())
+            file.write(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 class IndexFile:

@@ -28,7 +28,7 @@ from telecine.data.errors import (
 from telecine.data.find import find_files, is_archive, nothing_found, segments_of
 from telecine.data.fingerprint import UNKNOWN, Fingerprint
 from telecine.data.lazy.address_book import AddressBook
-from telecine.data.lazy.file_table import FileTable, keys_of_members
+from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_headers import SavedHeaders
@@ -63,7 +63,7 @@ class DataTable:
     """A data set by the headers of its files, and the exact indices of those that were read."""
 
     spans: SpanTable
-    store: LazyIndex
+    lazy_index: LazyIndex
     skipped: list[Skipped]
     """Files whose headers cannot be read, and segments without frames."""
 
@@ -103,8 +103,8 @@ def load_table(
     paths = paths_of(path)
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
-    store = LazyIndex(paths[0], config, paths[1:])
-    reader = _TableReader(store)
+    lazy_index = LazyIndex(paths[0], config, paths[1:])
+    reader = _TableReader(lazy_index)
     is_complete = False
     try:
         for one_path in paths:
@@ -132,11 +132,11 @@ def load_table(
 class _TableReader:
     """Reads the headers of segments' files into columns."""
 
-    def __init__(self, store: LazyIndex) -> None:
+    def __init__(self, lazy_index: LazyIndex) -> None:
         self.num_found = 0  # files, members and segments
-        self.addresses = AddressBook(store)
-        self._store = store
-        self._config = store.config
+        self.addresses = AddressBook(lazy_index)
+        self._lazy_index = lazy_index
+        self._config = lazy_index.config
         self._last_save = time.monotonic()
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of all files
@@ -149,11 +149,11 @@ class _TableReader:
 
     @cached_property
     def _saved(self) -> SavedHeaders:
-        return self._store.saved_headers()
+        return self._lazy_index.saved_headers()
 
     @cached_property
     def _saved_of_others(self) -> list[tuple[LazyIndex, SavedHeaders]]:
-        return [(other, other.saved_headers()) for other in self._store.others]
+        return [(other, other.saved_headers()) for other in self._lazy_index.others]
 
     def add_path(self, path: str, name: str) -> None:
         """Add all files at a path.
@@ -166,7 +166,7 @@ class _TableReader:
         archives = [file for file in files if is_archive(file)]
         members = FileTable.joined([])
         if archives:
-            members, skipped = self._store.members(archives)
+            members, skipped = self._lazy_index.members(archives)
             self._skipped.extend(skipped)
             self.num_found += len(members) + len(skipped)
         num_added = 0  # tar files
@@ -192,10 +192,9 @@ class _TableReader:
         self._read_pending()
         archive_keys = []
         for archive in members.archives:
-            archive_keys.append(self._store.key_of(archive, Fingerprint.of(archive)))
-        key_of_each = np.array(archive_keys, np.int64)[members.places["archive"]]
+            archive_keys.append(self._lazy_index.key_of(archive, Fingerprint.of(archive)))
         begin = len(self._keys)
-        self._keys.frombytes(keys_of_members(key_of_each, members.places["offset"]).tobytes())
+        self._keys.frombytes(members.member_keys(archive_keys).tobytes())
         self._segments.add_files(range(begin, begin + len(members)))
         self._parts.append(self._leave_out_refused(members))
 
@@ -280,7 +279,7 @@ class _TableReader:
             self._row_of[named] = begin + len(sources)
             sources.append(source)
             versions.append(_version(source, fingerprint))
-            self._keys.append(self._store.key_of(source, fingerprint))
+            self._keys.append(self._lazy_index.key_of(source, fingerprint))
         return sources, versions
 
     def _read_missing(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
@@ -348,7 +347,7 @@ class _TableReader:
         if not is_complete:
             keys = np.concatenate([keys, self._saved.keys])
             headers = np.concatenate([headers, self._saved.headers])
-        self._store.save_headers(SavedHeaders.of(keys, headers))
+        self._lazy_index.save_headers(SavedHeaders.of(keys, headers))
 
     def table(self, *, counts_once: bool) -> DataTable:
         """Return all that was read.
@@ -375,7 +374,7 @@ class _TableReader:
             places = np.stack([identities, spans.first_frame, spans.last_frame])
             _, first_rows = np.unique(places, axis=1, return_index=True)
             spans = spans.take(np.sort(first_rows))
-        return DataTable(spans, self._store, self._skipped)
+        return DataTable(spans, self._lazy_index, self._skipped)
 
 
 def _fingerprint(source: Source) -> Fingerprint:

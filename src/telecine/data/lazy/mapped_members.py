@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from telecine.base.files import flush, partial_path
 from telecine.data.fingerprint import fingerprint_of
-from telecine.data.lazy.file_table import PLACE, FileTable
+from telecine.data.lazy.file_table import LOCATION, FileTable
 from telecine.data.lazy.header import HEADER
 from telecine.data.lazy.index_file import FORMAT, read_description, write_columns
 from telecine.data.lazy.sidecar import Sidecar
@@ -29,7 +29,12 @@ _SKIPPED = "skipped"
 _LEFT_OUT = "left_out"
 _SECONDS_KEPT = 365 * 24 * 3600.0  # after a run has mapped it: longer than a run takes
 # Of columns that are written as bytes.
-_DTYPES: dict[str, Any] = {"name.end": np.int64, "place": PLACE, "header": HEADER, "name": np.uint8}
+_DTYPES: dict[str, Any] = {
+    "name.end": np.int64,
+    "place": LOCATION,
+    "header": HEADER,
+    "name": np.uint8,
+}
 
 
 class MappedMembers(NamedTuple):
@@ -70,9 +75,9 @@ def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[in
         if number in left_out:
             continue
         members = sidecar.members
-        places = members.places.copy()
-        places["archive"] = number
-        columns["place"].append(places)
+        locations = members.locations.copy()
+        locations["archive"] = number
+        columns["place"].append(locations)
         columns["header"].append(members.headers)
         columns["name"].append(members.names.content)
         columns["name.end"].append(members.names.ends + name_begin)
@@ -80,12 +85,13 @@ def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[in
         for skip in sidecar.skipped:
             assert isinstance(skip.path, TarMember)
             skipped.append((number, skip.path.name, skip.path.offset, skip.path.size, skip.reason))
+    as_bytes = {name: [part.view(np.uint8) for part in parts] for name, parts in columns.items()}
     metadata = {_SKIPPED: json.dumps(skipped), _LEFT_OUT: json.dumps(list(left_out))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
         with open(partial, "wb") as file:
-            write_columns(file, columns, metadata)
+            write_columns(file, as_bytes, metadata)
         flush([partial])
         try:
             os.link(partial, path)
@@ -121,7 +127,7 @@ def map_members(path: Path, archives: Sequence[File]) -> MappedMembers:
     table = FileTable(
         names=StringColumn(columns["name"], columns["name.end"]),
         versions=StringColumn.empty(len(columns["header"])),
-        places=columns["place"],
+        locations=columns["place"],
         archives=tuple(archives),
         headers=columns["header"],
     )

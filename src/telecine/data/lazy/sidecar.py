@@ -13,7 +13,7 @@ import numpy as np
 
 from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index_paths import sidecar_paths
-from telecine.data.lazy.file_table import PLACE, FileTable
+from telecine.data.lazy.file_table import LOCATION, FileTable
 from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header, read_mp4_header
 from telecine.data.lazy.index_file import (
     DAMAGE_ERRORS,
@@ -134,7 +134,7 @@ def write_sidecar(
     members = sidecar.members
     columns["name.content"] = members.names.content
     columns["name.end"] = members.names.ends
-    columns |= columns_of_records(members.places, "place.")
+    columns |= columns_of_records(members.locations, "place.")
     columns |= columns_of_records(members.headers, "header.")
     reasons = []
     for skip in sidecar.skipped:
@@ -181,9 +181,9 @@ def read_sidecar(archive: File) -> Sidecar | None:
         return None
     try:
         names = StringColumn(file.column("name.content"), file.column("name.end"))
-        places = file.records(PLACE, len(names), "place.")
+        locations = file.records(LOCATION, len(names), "place.")
         headers = file.records(HEADER, len(names), "header.")
-        members = FileTable(names, StringColumn.empty(len(names)), places, (archive,), headers)
+        members = FileTable(names, StringColumn.empty(len(names)), locations, (archive,), headers)
         skipped = []
         for name, offset, size, reason in json.loads(file.metadata[_SKIPPED]):
             skipped.append(Skipped(TarMember(archive, name, offset, size), reason))

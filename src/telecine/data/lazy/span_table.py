@@ -141,7 +141,7 @@ class SpanTable(Sequence[EstimatedSpan]):
         for names in self.files.names.file_names(rows):
             files.update(names)
         self.files.release_pages()
-        files.update(self.files.places["size"][rows].tobytes())
+        files.update(self.files.locations["size"][rows].tobytes())
         self.files.release_pages()
         for column in (np.searchsorted(rows, self.file), self.first_frame, self.last_frame):
             files.update(np.ascontiguousarray(column, np.int64).tobytes())

@@ -184,7 +184,7 @@ def _beginnings_of_archives(
     Returns:
         The hashes; None if names of members are needed, too, or if no path has more words.
     """
-    codes = files.places["archive"][rows]
+    codes = files.locations["archive"][rows]
     words = [words_of(f"{archive}/") for archive in files.archives]
     used = distinct(codes)
     if used[0] < 0:  # a file by itself

@@ -15,7 +15,6 @@ from telecine.data import DataError, DecodeError, VideoInfo, index_video
 from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
 from telecine.data.fingerprint import Fingerprint
-from telecine.data.lazy.file_table import keys_of_members
 from telecine.data.lazy.header import HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.sidecar import (
@@ -98,8 +97,8 @@ class _Indexer:
         self.num_known = 0
         self.skipped: list[Skipped] = []
         self._config = config
-        self._store = LazyIndex(path, config)
-        self._known_keys = self._store.shards.keys()
+        self._lazy_index = LazyIndex(path, config)
+        self._known_keys = self._lazy_index.shards.keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
@@ -117,7 +116,7 @@ class _Indexer:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
-        archive_key = self._store.key_of(archive, Fingerprint.of(archive))
+        archive_key = self._lazy_index.key_of(archive, Fingerprint.of(archive))
         infos, missing = self._kept_members(archive_key, sidecar)
         new_infos: dict[int, VideoInfo] = {}
         indexed = self._index(missing, f"indexing {archive.name}")
@@ -132,9 +131,7 @@ class _Indexer:
         self.skipped.extend(sidecar.skipped)
         write_sidecar(archive, sidecar, infos | new_infos)
         if infos:
-            offsets = sidecar.members.places["offset"]
-            keys = keys_of_members(np.full(len(offsets), archive_key), offsets)
-            self._store.shards.remove(keys)
+            self._lazy_index.shards.remove(sidecar.members.member_keys([archive_key]))
 
     def _kept_members(
         self, archive_key: int, sidecar: Sidecar
@@ -147,12 +144,10 @@ class _Indexer:
         """
         infos = {}
         missing = []
-        offsets = sidecar.members.places["offset"]
-        keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
-        for row, key in enumerate(keys):
+        for row, key in enumerate(sidecar.members.member_keys([archive_key]).tolist()):
             member = sidecar.members[row]
             assert isinstance(member, TarMember)
-            info = self._store.saved_info(key, member) if self._is_known(key) else None
+            info = self._lazy_index.saved_info(key, member) if self._is_known(key) else None
             if info is None:
                 missing.append(member)
             else:
@@ -172,15 +167,15 @@ class _Indexer:
         keys = []
         headers = []
         infos_by_key = {}
-        offsets = sidecar.members.places["offset"]
-        all_keys = keys_of_members(np.full(len(offsets), archive_key), offsets).tolist()
-        for row, (offset, key) in enumerate(zip(offsets.tolist(), all_keys, strict=True)):
+        offsets = sidecar.members.locations["offset"].tolist()
+        all_keys = sidecar.members.member_keys([archive_key]).tolist()
+        for row, (offset, key) in enumerate(zip(offsets, all_keys, strict=True)):
             if offset in infos:
                 keys.append(key)
                 headers.append(sidecar.members.headers[row].item())
                 infos_by_key[key] = infos[offset]
         if keys:
-            self._store.shards.write(
+            self._lazy_index.shards.write(
                 np.array(keys, np.int64), np.array(headers, HEADER), infos_by_key
             )
 
@@ -192,7 +187,7 @@ class _Indexer:
             if kind_of(source) == "arrays":
                 continue
             try:
-                key = self._store.key_of(source, Fingerprint.of(file_of(source)))
+                key = self._lazy_index.key_of(source, Fingerprint.of(file_of(source)))
             except OSError as error:
                 self.skipped.append(Skipped(source, error.strerror or str(error)))
                 continue
@@ -235,7 +230,9 @@ class _Indexer:
             if isinstance(info, VideoInfo):
                 infos[key] = info
         if keys:
-            self._store.shards.write(np.array(keys, np.int64), np.array(headers, HEADER), infos)
+            self._lazy_index.shards.write(
+                np.array(keys, np.int64), np.array(headers, HEADER), infos
+            )
 
     def _index(self, sources: Sequence[Source], description: str) -> Iterator[_Result | None]:
         """Yield the header and the exact index of each file, or why it has none; None for one that is not read in time.

@@ -1,7 +1,7 @@
 """Measurement of the latent spaces of autoencoders on clips: `telecine latents`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
 from telecine.base.shapes import Video
+from telecine.data import VideoInfo
 from telecine.evaluation.latent_statistics import (
     EPSILON,
     autocorrelation,
@@ -71,9 +72,52 @@ def measure_latent_spaces(
             "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
         )
     device = pick_device(config.device)
+    loaded = _load(models, config, device)
+    # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
+    probes = [None if probe is None else probe(one) for one in loaded.models]
+    clips_config = loaded.models[0].clips
+    clips = ClipsOnDisk.find(loaded.infos, ConfiguredClips(clips_config, config.clip_limit))
+    network = load_frechet_network(config.features, clips_config, device)
+    reference = None
+    if network is not None:
+        reference = features_of_clips(clips, network, str(config.features), device)
+    base_latents = None if loaded.base is None else encode_clips(loaded.base, clips)
+    protocol = _describe(loaded, clips, config)
+    if network is not None:
+        protocol["features"] = network.origin
+    if probe is not None:
+        protocol["probe"] = {**asdict(config.probe), "levels": LEVELS}
+    spaces = []
+    for one, latent_probe in zip(loaded.models, probes, strict=True):
+        latents = encode_clips(one, clips)
+        frechet = {}
+        if network is not None and reference is not None:
+            frechet = measure_frechet(one.model, latents, network, reference)
+        spaces.append(_measure_space(one, clips, latents, base_latents, frechet, latent_probe))
+    return LatentReport(spaces, protocol)
+
+
+@dataclass(frozen=True)
+class _LoadedModels:
+    """Models whose latents are measured on the same clips, of the size of the first one's run."""
+
+    models: list[MeasuredModel]
+    base: MeasuredModel | None
+    """The model from whose latents the drift is measured."""
+    infos: list[VideoInfo]
+    """The videos of `data`."""
+
+
+def _load(
+    models: Sequence[str | Path | nn.Module], config: LatentsConfig, device: torch.device
+) -> _LoadedModels:
+    """Load the models and the base model.
+
+    Raises:
+        ValueError: One does not fit the clips, or the latents of the base model have another shape.
+    """
     first, infos = load_with_data(models[0], config, device)
     num_frames, height, width = first.clips.val_bucket.shape
-    # All models encode the same clips.
     config_of_first = replace(
         config,
         num_frames=num_frames,
@@ -87,44 +131,31 @@ def measure_latent_spaces(
     base = None
     if config.base is not None:
         base = load_with_clips(config.base, config_of_first, device)
-        _check_base(
-            base, measured, torch.zeros(1, first.model.in_channels, num_frames, height, width)
-        )
-    # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
-    probes = [None if probe is None else probe(one) for one in measured]
-    clips = ClipsOnDisk.find(infos, ConfiguredClips(first.clips, config.clip_limit))
-    network = load_frechet_network(config.features, first.clips, device)
-    reference = None
-    if network is not None:
-        reference = features_of_clips(clips, network, str(config.features), device)
-    base_latents = None if base is None else encode_clips(base, clips)
-    protocol: dict[str, object] = {
+        blank = torch.zeros(1, first.model.in_channels, num_frames, height, width)
+        _check_base(base, measured, blank)
+    return _LoadedModels(measured, base, infos)
+
+
+def _describe(
+    loaded: _LoadedModels, clips: ClipsOnDisk, config: LatentsConfig
+) -> dict[str, object]:
+    """Return what the measures depend on besides the models."""
+    num_frames, height, width = clips.config.val_bucket.shape
+    return {
         "data": config.data,
-        "base": None if base is None else base.title,
+        "base": None if loaded.base is None else loaded.base.title,
         "num_clips": len(clips),
         "num_frames": num_frames,
         "height": height,
         "width": width,
-        "frame_stride": first.clips.stride,
-        "fps": first.clips.fps,
+        "frame_stride": clips.config.stride,
+        "fps": clips.config.fps,
         "places": CLIP_SELECTION,
         "clips_sha256": clips.sha256,
         "noise_seed": 0,
-        "samplers": [one.model.describe_decoding() for one in measured],
+        "samplers": [one.model.describe_decoding() for one in loaded.models],
         "definitions": DEFINITIONS,
     }
-    if network is not None:
-        protocol["features"] = network.origin
-    if probe is not None:
-        protocol["probe"] = {**asdict(config.probe), "levels": LEVELS}
-    spaces = []
-    for one, latent_probe in zip(measured, probes, strict=True):
-        latents = encode_clips(one, clips)
-        frechet = {}
-        if network is not None and reference is not None:
-            frechet = measure_frechet(one.model, latents, network, reference)
-        spaces.append(_measure_space(one, clips, latents, base_latents, frechet, latent_probe))
-    return LatentReport(spaces, protocol)
 
 
 def _check_base(base: MeasuredModel, others: Sequence[MeasuredModel], blank: Video) -> None:
