@@ -44,9 +44,11 @@ demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo)
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 
 # A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice. Each gets whole
-# files, and sets up once what a file's tests share; `tests/conftest.py` decides their order.
+# files, and sets up once what a file's tests share; `tests/conftest.py` decides their order. One process more than two
+# cores: tests also wait, for a browser, a worker that is stopped, or a server that does not answer.
+PROCESSES ?= 3
 test: weights $(VENV)/.reference $(VENV)/.browser
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # The fast tests with the oldest and with the newest releases that pyproject.toml allows. Old ones warn of each other.
 oldest: PYTHON := python3.10

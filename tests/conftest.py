@@ -68,12 +68,12 @@ def pytest_collection_finish(session):
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item):
     if len(sys.modules) > item.config.stash[NUM_MODULES] + 50:
+        gc.collect()  # what the test has left
         _exclude_imports_from_collection(item.config)
 
 
 def _exclude_imports_from_collection(config):
     """Exclude the objects of imports from garbage collection, which each training run starts at its end."""
-    gc.collect()
     gc.freeze()
     config.stash[NUM_MODULES] = len(sys.modules)
 

@@ -193,7 +193,7 @@ def test_images(folder, cached_weights, probe_each_configuration_once):
 
 
 @pytest.mark.slow
-def test_distillation(folder, cached_weights):
+def test_distillation(folder, cached_weights, probe_each_configuration_once):
     teacher = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     diffusers.AutoencoderKLWan(
         base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1

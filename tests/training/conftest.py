@@ -4,6 +4,7 @@ import runpy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,13 +64,17 @@ EVERY_DISCRIMINATOR = DiscriminatorConfig(
 
 @pytest.fixture(scope="session", autouse=True)
 def recorded_once():
-    """Let all runs share what takes as long as an update: the packages and revision, and which settings need quotes."""
+    """Let all runs share what takes as long as an update: the packages and revision, and which settings need quotes.
+
+    The end of a run collects garbage once, after Accelerate has freed what it holds, not a second time before.
+    """
     from telecine.runs import saved_settings
     from telecine.training import records
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "environment", cache(records.environment))
         patch.setattr(saved_settings, "parse_yaml", cache(saved_settings.parse_yaml))
+        patch.setattr("accelerate.utils.memory.gc", SimpleNamespace(collect=lambda: 0))
         yield
 
 

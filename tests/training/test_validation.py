@@ -36,6 +36,7 @@ def clip(value, index):
     }
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_every_clip_is_measured_and_up_to_some_are_kept():
     model = Halves()
     clips = [clip(0.1 * index / NUM_KEPT, index) for index in range(1, NUM_KEPT + 3)]
@@ -105,6 +106,7 @@ def test_the_codes_of_all_clips_are_counted():
     }
 
 
+@pytest.mark.usefixtures("with_pictures")
 def test_the_picture_shows_each_clip_at_its_own_speed():
     result = validate_model(
         Halves(), [clip(0.5, 0) | {"fps": 60.0}, clip(0.2, 1) | {"fps": 20.0}], {}

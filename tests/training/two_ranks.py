@@ -1,8 +1,8 @@
 """Processes of `torchrun` that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.pickle.
 
 `rolled_back` has a checkpoint of step 2 of which the shard in the last process is not finite, once.
-`NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. `fsdp2_resumed` trains
-on in a copy of the finished run `fsdp2` without its last checkpoint. All runs share one process group, since starting
+`NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. `NAME_resumed` trains
+on in a copy of the finished run `NAME` without its last checkpoint. All runs share one process group, since starting
 one takes longer than training.
 """
 
@@ -72,8 +72,9 @@ def copy_without_last_checkpoint(run, folder):
 def train(path):
     config = pickle.loads(path.read_bytes())
     name, *stop, _ = path.name.split(".")
-    if name == "fsdp2_resumed":
-        copy_without_last_checkpoint(path.with_name("fsdp2"), Path(config.output_dir))
+    if name.endswith("_resumed"):
+        finished = path.with_name(name.removesuffix("_resumed"))
+        copy_without_last_checkpoint(finished, Path(config.output_dir))
     run = prepare(config, Console(markup=False, highlight=False))
     if not stop:
         train_to_the_end(run, DivergeAfterOne(run) if name == "rolled_back" else StopRequest())

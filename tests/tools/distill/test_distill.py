@@ -26,7 +26,7 @@ from telecine.settings import (
     PredictiveConfig,
     Term,
 )
-from telecine.settings.train import ResolvedStudent
+from telecine.settings.distill import ResolvedStudent
 from telecine.tools.distill import (
     TeacherDecoding,
     TeacherLatent,
@@ -37,6 +37,8 @@ from telecine.tools.distill import (
 
 from ...models.tiny_models import tiny_model
 from ...training.helpers import tensors
+
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 
 
 def run(typed):
@@ -91,7 +93,6 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("probe_each_configuration_once")
 @pytest.mark.parametrize(("name", "frames"), [("mochi", 7), ("allegro", 8)])
 def test_teachers_with_other_rules_of_frames(folder, name, frames):
     """Mochi has a latent frame of six frames, and Allegro none of the first frame alone. A resumed run is the same."""

@@ -1,5 +1,7 @@
 """A tiny autoencoder and moving videos, with the fixtures of tiny runs."""
 
+import pytest
+
 from ...evaluation.conftest import model_folder, tiny_model, videos
 from ...training.conftest import one_thread, recorded_once, without_pictures
 
@@ -11,3 +13,9 @@ __all__ = [
     "videos",
     "without_pictures",
 ]
+
+
+@pytest.fixture(autouse=True)
+def few_sample_steps(monkeypatch):
+    """Draw samples in 4 steps. Their quality is not tested."""
+    monkeypatch.setattr("telecine.tools.latents.denoising._SAMPLE_STEPS", 4)

@@ -183,8 +183,9 @@ def test_surgery_of_each_class(name, tmp_path):
         check_chunks(half.double(), STREAMED[name], TINY_MODELS[name].clip[1:])
     half.float().save_pretrained(tmp_path)
     of_diffusers = getattr(diffusers, cls).from_pretrained(tmp_path)
+    weights = of_diffusers.state_dict()
     for key, tensor in half.module.state_dict().items():
-        torch.testing.assert_close(of_diffusers.state_dict()[key], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(weights[key], tensor, rtol=0, atol=0)
 
 
 def test_surgery_of_an_asymmetric_decoder_with_stages_of_different_sizes():
@@ -450,10 +451,10 @@ def test_a_pruned_decoder_is_trained_and_resumed(teacher, cached_weights, capsys
     for steps in ("1", "2"):
         assert main([*command, "--output_dir", "run", "--steps", steps]) == 0
     assert "resuming from" in capsys.readouterr().out
-    trained = load_autoencoder("run")
-    inherited = load_autoencoder("pruned")
-    for name, tensor in inherited.decoder.state_dict().items():
-        torch.testing.assert_close(trained.decoder.state_dict()[name], tensor)
+    trained = load_autoencoder("run").decoder.state_dict()
+    inherited = load_autoencoder("pruned").decoder.state_dict()
+    for name, tensor in inherited.items():
+        torch.testing.assert_close(trained[name], tensor)
     CausalVAE(SMALL).save_pretrained("other")
     assert main([*command[:-3], "other", "--init", "pruned", "--output_dir", "of_other"]) == 2
     assert "`--init` must be a model with the encoder of `teacher`" in capsys.readouterr().err
@@ -464,7 +465,8 @@ def test_features_of_a_pruned_decoder_are_those_that_stayed(folder):
     module = tiny_model("ltx_video", decoder_layers_per_block=(3, 2, 1, 1, 1))
     DiffusersAutoencoder(with_random_weights(module)).save_pretrained("ltx")
     latent = torch.randn(1, 8, 2, 1, 1, generator=torch.Generator().manual_seed(0))
-    for options, is_whole in (({"keep": 1}, True), ({"keep": 0.5, "blocks": 2}, False)):
+    half = {"keep_stages": [0.5], "blocks": 2}
+    for options, is_whole in (({"keep_stages": [1]}, True), (half, False)):
         result = pruned("ltx", num_frames=9, max_clips=1, importance="first", **options)
         write_json(Path("prune.json"), result.report())
         term = PrunedFeatures("ltx", "prune.json")
