@@ -4,11 +4,12 @@
     python benchmarks/context_parallel.py values --float32 --processes 2 --cases wan ltx
     python benchmarks/context_parallel.py memory             # the largest memory of a process at four sizes
     python benchmarks/context_parallel.py messages           # bytes sent and operators of an update
+    python benchmarks/context_parallel.py resume             # a run that resumes with other numbers of processes
 
 Trainings are the cases of `same_bits_cases.py` and those of `MORE_CASES`, on random clips, around the step at which the
 discriminators begin to count. Compared with one process are the gradients and the log of each update, and after ten
-updates the weights of all networks, the moving average and the states of the optimizers. Processes use gloo and a
-thread each.
+updates the weights of all networks, the moving average and the states of the optimizers. `resume` compares the weights
+of a run of `telecine train` in several parts with those of one process. Processes use gloo and a thread each.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from same_bits_cases import CASES, SMALL, WAN, Case, Settings, merged
+from safetensors.torch import load_file
+from same_bits_cases import CASES, SMALL, WAN, Case, Settings, merged, prepare
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,6 +39,7 @@ from telecine.data import ClipBatchSampler
 from telecine.models import CausalVAE, StudentAutoencoder, VideoAutoencoder
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.ops.ranks import data_rank, num_data_ranks
+from telecine.runs import Run
 from telecine.settings import TrainConfig
 from telecine.settings.errors import validate
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -542,6 +545,58 @@ def compare(
     return is_small
 
 
+# Processes of each part of a run, those of them that share a clip, and clips in a batch.
+PARTS_OF_A_RUN = [(2, 2, 2), (4, 4, 2), (4, 2, 1), (2, 2, 2)]
+UPDATES_PER_PART = 2
+# Ten rows of the latent. All terms of the GAN are on before the first part ends.
+RESUMED: Settings = {
+    "clips": {"height": 40},
+    "objective": {"disc_start": 1, "gan": {"disc_train_start": 0}, "penalty": {"every": 2}},
+}
+
+
+def resume() -> bool:
+    """Print how far the weights of a run are from those of one process, and return whether they are close.
+
+    Each part of the run resumes with another number of processes, or of those that share a clip.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        whole = train_in_parts(Path(folder) / "whole", [(1, 1, 2)])
+        parts = train_in_parts(Path(folder) / "parts", PARTS_OF_A_RUN)
+    (worst,) = differences({"weights": whole}, {"weights": parts}, is_divided=True)
+    layouts = ", ".join(f"{processes} ({shared})" for processes, shared, _ in PARTS_OF_A_RUN)
+    print(f"{UPDATES_PER_PART} updates each with {layouts} processes (of them for a clip):")
+    print(f"{len(whole)} tensors, largest difference {worst.relative:.1e}, of {worst.name}")
+    return worst.relative < 2e-3
+
+
+def train_in_parts(folder: Path, parts: list[tuple[int, int, int]]) -> dict[str, Tensor]:
+    """Train with `telecine train`, and return the last weights of all networks and the moving average.
+
+    Args:
+        folder: Where data and run are written; it is created.
+        parts: As `PARTS_OF_A_RUN`.
+    """
+    folder.mkdir()
+    num_updates = UPDATES_PER_PART * len(PARTS_OF_A_RUN)
+    settings = prepare(Case(merged(SMALL, RESUMED)), folder, num_updates)
+    for number, (num_processes, context_parallel, batch_size) in enumerate(parts, start=1):
+        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
+        words += ["-m", "telecine", "train", "--config", str(settings)]
+        words += ["--steps", str(num_updates * number // len(parts))]
+        words += ["--context_parallel", str(context_parallel), "--batch_size", str(batch_size)]
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-4000:]}")
+    _, checkpoint = Run(folder / "run").checkpoints.all()[-1]
+    tensors = load_file(checkpoint / "objective.safetensors")
+    for kind in ("model", "ema"):
+        (path,) = (checkpoint / kind).glob("*.safetensors")
+        for key, value in load_file(path).items():
+            tensors[f"{kind} {key}"] = value
+    return tensors
+
+
 # Frames, height and width of the clips whose memory is measured, with telecine's own model as it is by default.
 MEMORY_SIZES = [(9, 128, 128), (9, 192, 192), (9, 256, 256), (9, 384, 384)]
 RECONSTRUCTION_ALONE: Settings = {
@@ -628,10 +683,22 @@ def count_messages(num_processes: int) -> None:
                 print(f"    {operator}: {number} messages, {size:.3f} MiB", flush=True)
 
 
+def layouts_of(parser: argparse.ArgumentParser, num_processes: int | None) -> list[tuple[int, int]]:
+    """Return the layouts with a number of processes, or all for None; end with an error if there is none."""
+    if num_processes is None:
+        return list(LAYOUTS)
+    layouts = [layout for layout in LAYOUTS if layout[0] == num_processes]
+    if not layouts:
+        numbers = sorted({number for number, _ in LAYOUTS})
+        contract = f"one of {', '.join(map(str, numbers))}, which have a layout"
+        parser.error(f"`--processes` must be {contract}, but got {num_processes}.")
+    return layouts
+
+
 def main() -> int:
     """Run a command; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=["values", "memory", "messages", "work"])
+    parser.add_argument("command", choices=["values", "memory", "messages", "resume", "work"])
     parser.add_argument(
         "--cases",
         nargs="*",
@@ -651,14 +718,10 @@ def main() -> int:
         name, _, number = case.partition("=")
         num_updates[name] = int(number or arguments.updates)
     if arguments.command == "values":
-        layouts = list(LAYOUTS)
-        if arguments.processes is not None:
-            layouts = [layout for layout in layouts if layout[0] == arguments.processes]
-            if not layouts:
-                numbers = sorted({num_processes for num_processes, _ in LAYOUTS})
-                contract = f"one of {', '.join(map(str, numbers))}, which have a layout"
-                parser.error(f"`--processes` must be {contract}, but got {arguments.processes}.")
+        layouts = layouts_of(parser, arguments.processes)
         return 0 if compare(num_updates, dtype, layouts) else 1
+    if arguments.command == "resume":
+        return 0 if resume() else 1
     if arguments.command == "work":
         train_cases(num_updates, arguments.folder, arguments.processes, arguments.context, dtype)
     elif arguments.processes is None:

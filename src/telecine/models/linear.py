@@ -238,15 +238,15 @@ class LinearAutoencoder(nn.Module):
             ValueError: If there is no clip.
         """
         generator = torch.Generator().manual_seed(0)
-        kept: list[list[Tensor]] = [[] for _ in self.encoder.maps]
+        kept = [_GrowingRows(linear.in_features) for linear in self.encoder.maps]
         for clip in clips:
             for rows, patches in zip(kept, self.encoder.patches(clip), strict=True):
-                rows.append(_random_rows(patches.flatten(0, -2), generator))
-        if not kept[0]:
+                rows.add(_random_rows(patches.flatten(0, -2), generator))
+        if len(kept[0].filled()) == 0:
             raise argument_error("clips", "at least one clip", "none", "Pass training clips.")
         for encoder, decoder, rows in zip(self.encoder.maps, self.decoder.maps, kept, strict=True):
-            if any(len(part) > 0 for part in rows):
-                self._fit_maps(encoder, decoder, torch.cat(rows))
+            if len(rows.filled()) > 0:
+                self._fit_maps(encoder, decoder, rows.filled())
         return self
 
     @torch.no_grad()
@@ -366,6 +366,32 @@ class _LeastSquares:
         solution = torch.linalg.solve(gram + added, products)
         self.layer.bias.copy_(solution[0])
         self.layer.weight.copy_(solution[1:].T)
+
+
+class _GrowingRows:
+    """Rows in one tensor that grows. The memory of many small ones is not given back when they are freed.
+
+    Args:
+        num_values: Values in a row.
+    """
+
+    def __init__(self, num_values: int) -> None:
+        self._rows = torch.empty(0, num_values)
+        self._num_filled = 0
+
+    def add(self, rows: Float[Tensor, "patch value"]) -> None:
+        """Add rows at the end."""
+        end = self._num_filled + len(rows)
+        if end > len(self._rows):
+            larger = torch.empty(2 * end, rows.shape[1], dtype=rows.dtype)
+            larger[: self._num_filled] = self.filled()
+            self._rows = larger
+        self._rows[self._num_filled : end] = rows
+        self._num_filled = end
+
+    def filled(self) -> Float[Tensor, "patch value"]:
+        """Return all rows that were added. It is a view."""
+        return self._rows[: self._num_filled]
 
 
 def _random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
