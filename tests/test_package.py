@@ -252,5 +252,5 @@ def test_the_settings_need_no_pytorch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     modules, others = done.stdout.splitlines()
-    assert len([name for name in modules.split() if name.startswith("telecine")]) <= 17
+    assert len([name for name in modules.split() if name.startswith("telecine")]) <= 18
     assert others == "False True False"

@@ -24,6 +24,7 @@ from telecine.models import (
     as_video_autoencoder,
     load_autoencoder,
 )
+from telecine.models.custom_reload import check_reload
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.pretrained import save_model
 from telecine.settings import TrainableConfig
@@ -33,7 +34,7 @@ from .tiny_models import tiny_clip, tiny_model
 
 
 class Compressor(nn.Module):
-    """The smallest autoencoder whose layers can have low-rank updates."""
+    """The smallest autoencoder whose layers can have LoRA adapters."""
 
     def __init__(self):
         super().__init__()
@@ -320,7 +321,7 @@ def test_a_module_that_cannot_be_built_again(
 ):
     model = as_video_autoencoder(getattr(package, name)(**arguments))
     with pytest.raises(ValueError, match=rf"{when_trained}.*Give it an attribute `config`, a dict"):
-        model.check_reload()
+        check_reload(model)
     model.save_pretrained(tmp_path)
     allow_code("mine_of_tests")
     if when_loaded is not None:
@@ -342,7 +343,7 @@ def test_a_run_that_saved_its_arguments_as_settings_only(package, tmp_path):
 def test_arguments_that_the_caller_knows_are_saved(package, tmp_path):
     module = package.Scaled(scale=2)
     model = as_video_autoencoder(module, {"scale": 2})
-    assert model.check_reload() is None
+    assert check_reload(model) is None
     model.save_pretrained(tmp_path)
     allow_code("mine_of_tests")
     assert torch.equal(load_autoencoder(tmp_path)(clip()).video, module(clip()))
@@ -353,7 +354,7 @@ def test_a_class_that_cannot_be_imported(tmp_path):
         pass
 
     model = as_video_autoencoder(Local())
-    assert "commands cannot load this run, since" in model.check_reload()
+    assert "commands cannot load this run, since" in check_reload(model)
     model.save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"a class that can be imported, .*Move the class to a file"

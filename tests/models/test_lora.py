@@ -1,4 +1,4 @@
-"""Low-rank updates are those of the LoRA paper, and merging them does not change the output."""
+"""LoRA adapters are those of the LoRA paper, and merging them does not change the output."""
 
 import copy
 

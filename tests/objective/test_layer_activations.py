@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from telecine.objective.layer_activations import LayerActivations
-from telecine.ops.checkpointing import checkpoint_call
+from telecine.ops.checkpoint_call import checkpoint_call
 
 LAYERS = [
     (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 2, 3, 4, 4)),

@@ -26,8 +26,8 @@ helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 def perceptual():
     """Return settings of a small LPIPS that compares all frames."""
     lpips = LPIPS("vgg", weights=helpers["random_vgg"]())
-    lpips.module.update(
-        {name: helpers["narrowed"](tensor) for name, tensor in lpips.module.items()}
+    lpips.weights.update(
+        {name: helpers["narrowed"](tensor) for name, tensor in lpips.weights.items()}
     )
     return {"net": lpips, "num_frames": "all"}
 

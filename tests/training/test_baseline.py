@@ -129,7 +129,7 @@ def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clip
     trainer = run_to(config, 1)
     before = trainer.linear_metrics
     trainer.close()
-    monkeypatch.setattr("telecine.training.prepare.fit_linear", None)
+    monkeypatch.setattr("telecine.training.first_weights.fit_linear", None)
     assert recorded_linear(Run(config.output_dir)) == before
     result = train(config)
     assert Run(result.run).history.read()[-1]["linear/psnr"] == before["linear/psnr"]

@@ -262,7 +262,7 @@ def test_random_weights_are_those_of_no_saved_model(
 
 
 def test_a_part_that_is_trained_needs_a_trained_model(tiny, tmp_path, caplog):
-    """Only the decoder is a warning, as the encoder is new; low-rank updates are an error."""
+    """Only the decoder is a warning, as the encoder is new; LoRA adapters are an error."""
     decoder = tiny(trainable=TrainableConfig(weights="decoder"))
     lora = tiny(trainable=TrainableConfig(weights="lora"))
     build_autoencoder(decoder).save_pretrained(tmp_path)

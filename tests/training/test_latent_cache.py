@@ -32,7 +32,7 @@ from telecine.training.latent_cache import (
     identity_of,
     open_cache,
 )
-from telecine.training.latent_statistics import measure_latents
+from telecine.training.latent_normalisation import measure_latents
 from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
 from telecine.training.trainable import select_trainable, trains_encoder

@@ -71,7 +71,7 @@ def bytes_of(tensors):
 
 
 def lpips_bytes():
-    return bytes_of(fake_lpips("alex").module.values())
+    return bytes_of(fake_lpips("alex").weights.values())
 
 
 def count(step, *held):

@@ -16,7 +16,7 @@ from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.state import MovingAverage
 from telecine.training.trainable import select_trainable
 
-# `tests/models` has low-rank updates of every class of diffusers.
+# `tests/models` has LoRA adapters of every class of diffusers.
 KINDS = ("causal", pytest.param("wan", marks=pytest.mark.slow))
 DECODER = TrainableConfig(weights="decoder")
 LORA = TrainableConfig(weights="lora", lora_rank=2, lora_alpha=4.0)
@@ -191,7 +191,7 @@ def test_the_chosen_weights_by_name(model, config, expected):
 
 
 def transposed():
-    """Return a model without layers for low-rank updates."""
+    """Return a model without layers for LoRA adapters."""
     model = nn.Module()
     model.decoder = model.last_layer = nn.ConvTranspose3d(3, 3, 1)
     return model
@@ -309,7 +309,7 @@ def test_lora_updates_start_at_zero_and_are_merged_when_they_are_saved(kind, tmp
             == {f"module.{name}" for name in weights}
             == names
         )
-    with pytest.raises(ValueError, match="before adding low-rank updates"):
+    with pytest.raises(ValueError, match="before adding LoRA adapters"):
         model.load_weights(tmp_path)
 
 

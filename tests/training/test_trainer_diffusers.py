@@ -233,7 +233,7 @@ def test_lora_refuses_a_base_model_that_has_changed(diffusers_config):
     other.encoder.conv_in.bias.data += 1
     other.save_pretrained(config.model)
     with pytest.raises(
-        ValueError, match="`model` must be the base model of the run's LoRA updates"
+        ValueError, match="`model` must be the base model of the run's LoRA adapters"
     ):
         prepare(replace(config, steps=2), quiet())
 

@@ -1,4 +1,4 @@
-"""Weights are saved and restored, LoRA updates in a separate file and on the same base model."""
+"""Weights are saved and restored, LoRA adapters in a separate file and on the same base model."""
 
 import copy
 import json
@@ -72,7 +72,8 @@ def test_the_base_of_updates_is_that_of_the_frozen_weights_and_another_is_refuse
     assert files_of(CustomAutoencoder(Normalised())).base is None
     files_of(adapted(seed=1)).check_base(None)  # without LoRA
     with pytest.raises(
-        ValueError, match=r"`model` must be the base model of the run's LoRA updates.*other weights"
+        ValueError,
+        match=r"`model` must be the base model of the run's LoRA adapters.*other weights",
     ):
         files_of(adapted(seed=1)).check_base(base)
 

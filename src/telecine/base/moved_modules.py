@@ -8,9 +8,12 @@ MOVED_MODULES: Mapping[str, str] = {
     "telecine.training.distillation.": "telecine.tools.distill.",
     "telecine.tools.distill.run.": "telecine.tools.distill.distillation.",
     "telecine.losses.additional_terms.": "telecine.objective.term_functions.",
-    "telecine.discriminators.base.GradientCheckpointing": "telecine.discriminators.checkpointing.GradientCheckpointing",
-    "telecine.discriminators.base.frozen": "telecine.discriminators.checkpointing.frozen",
+    "telecine.discriminators.base.GradientCheckpointing": (
+        "telecine.discriminators.gradient_checkpointing.GradientCheckpointing"
+    ),
+    "telecine.discriminators.base.frozen": "telecine.discriminators.gradient_checkpointing.frozen",
     "telecine.discriminators.base.": "telecine.discriminators.output.",
+    "telecine.discriminators.checkpointing.": "telecine.discriminators.gradient_checkpointing.",
     "telecine.runs.settings.": "telecine.runs.saved_settings.",
     "telecine.report.run.": "telecine.report.reported_run.",
     "telecine.evaluation.flat.": "telecine.evaluation.metrics.flat.",

@@ -3,8 +3,8 @@
 from telecine.discriminators.augment import augment as augment
 from telecine.discriminators.build import DiscriminatorSpec as DiscriminatorSpec
 from telecine.discriminators.build import build_discriminator as build_discriminator
-from telecine.discriminators.checkpointing import frozen as frozen
 from telecine.discriminators.features import FeatureDiscriminator as FeatureDiscriminator
+from telecine.discriminators.gradient_checkpointing import frozen as frozen
 from telecine.discriminators.output import DiscriminatorOutput as DiscriminatorOutput
 from telecine.discriminators.output import as_output as as_output
 from telecine.discriminators.patch import PatchDiscriminator as PatchDiscriminator

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from telecine.base.checks import check_count
 from telecine.base.shapes import Video
-from telecine.discriminators.checkpointing import GradientCheckpointing
+from telecine.discriminators.gradient_checkpointing import GradientCheckpointing
 from telecine.discriminators.output import DiscriminatorOutput, Sees, check_batch
 from telecine.discriminators.patch import ConvParameters, conv_parameters, convolved
 from telecine.losses.perceptual import as_rgb

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import autocast_dtype, autocast_off, cast_together
 from telecine.discriminators.blocks import padded_conv3d
-from telecine.discriminators.checkpointing import GradientCheckpointing
+from telecine.discriminators.gradient_checkpointing import GradientCheckpointing
 from telecine.discriminators.output import DiscriminatorOutput, Sees, check_batch
 from telecine.discriminators.spectral_norm import normalised_weights
 

@@ -16,7 +16,7 @@ from telecine.discriminators.blocks import (
     Head,
     PadMode,
 )
-from telecine.discriminators.checkpointing import GradientCheckpointing
+from telecine.discriminators.gradient_checkpointing import GradientCheckpointing
 from telecine.discriminators.output import DiscriminatorOutput, Sees, check_batch
 
 TimeWeighting: TypeAlias = Literal["positions", "frames"]

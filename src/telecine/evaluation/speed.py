@@ -15,6 +15,7 @@ from telecine.base.memory_counter import MemoryCounter
 from telecine.base.plain_values import as_dataclass
 from telecine.models import VideoAutoencoder
 from telecine.models.pretrained import DECODER
+from telecine.models.unwrapping import unwrapped
 from telecine.runs.environment import device_name
 
 SPEED_FILE = "speed.json"
@@ -234,7 +235,7 @@ def count_needs(
 def count_weights(model: nn.Module, *, is_decoder: bool) -> int:
     """Return the number of parameters of a model's decoder, or of the rest."""
     numbers = []
-    for name, parameter in getattr(model, "module", model).named_parameters():
+    for name, parameter in unwrapped(model).named_parameters():
         if (name.split(".")[0] in DECODER) == is_decoder:
             numbers.append(parameter.numel())
     return sum(numbers)

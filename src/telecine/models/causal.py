@@ -194,7 +194,7 @@ class CausalVAE(CausalAutoencoder):
         self.latent_statistics = statistics
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
+        """Write `config.json` and `model.safetensors` atomically, LoRA adapters merged into the weights."""
         config = {
             _ARCHITECTURE_KEY: _ARCHITECTURE,
             **self.config.saved_values(),

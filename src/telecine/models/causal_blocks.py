@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from telecine.base.shapes import Video
-from telecine.ops.checkpointing import checkpoint_call
+from telecine.ops.checkpoint_call import checkpoint_call
 from telecine.ops.unit_vectors import unit_vectors
 from telecine.settings.autoencoder import ConvolutionKind
 

@@ -26,7 +26,7 @@ from telecine.models.causal_blocks import (
 )
 from telecine.models.channels import RGBAConv3d
 from telecine.models.linear import PatchDecoder, PatchEncoder
-from telecine.ops.checkpointing import checkpoint_call
+from telecine.ops.checkpoint_call import checkpoint_call
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import ConvolutionKind
 

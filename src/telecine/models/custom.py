@@ -2,21 +2,18 @@
 
 import inspect
 import json
-import math
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from telecine.base.checks import OutputError, argument_error, check_type, describe, shorten
+from telecine.base.checks import OutputError, argument_error, check_type, describe
 from telecine.base.files import read_json, write_json
-from telecine.base.imports import CODE_ERRORS, import_allowed, is_dotted, origin_of
+from telecine.base.imports import origin_of
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
@@ -33,9 +30,7 @@ from telecine.models.linear import LinearAutoencoder
 from telecine.models.lora import merge_low_rank
 from telecine.models.pretrained import (
     CONFIG_FILE,
-    MAX_LISTED,
     load_weights,
-    mismatches,
     save_model,
 )
 
@@ -255,7 +250,7 @@ class CustomAutoencoder(ProbedAutoencoder):
         self._method("enable_temporal_chunks")(num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
+        """Write the module's weights, LoRA adapters merged, with its own `save_pretrained` if it has one."""
         module: Any = merge_low_rank(self.module)
         if hasattr(module, "save_pretrained"):
             module.save_pretrained(folder)
@@ -284,126 +279,24 @@ class CustomAutoencoder(ProbedAutoencoder):
         if arguments is None:
             arguments = getattr(self.module, "config", None)
         if not isinstance(arguments, Mapping):
-            return {} if _needs_no_arguments(type(self.module)) else None
+            return {} if needs_no_arguments(type(self.module)) else None
         try:
             plain = json.loads(json.dumps(dict(arguments)))
         except (TypeError, ValueError):
             return None
         return {name: value for name, value in plain.items() if not name.startswith("_")}
 
-    def check_reload(self) -> str | None:
-        """Check that commands can build the module again, from the path of its class and the saved arguments.
-
-        Returns:
-            A warning if the class cannot be imported, so that only Python can load the run; None otherwise.
-
-        Raises:
-            ValueError: The arguments are not known, or the class makes another module of them.
-        """
-        cls = type(self.module)
-        path = origin_of(cls)
-        defined = getattr(sys.modules.get(cls.__module__), cls.__name__, None)
-        if cls.__module__ == "__main__" or defined is not cls:
-            remedy = "move the class to a file of its own, or pass the module itself in Python"
-            return f"commands cannot load this run, since {path} cannot be imported; {remedy}"
-        arguments = self.saved_arguments()
-        if arguments is None:
-            raise _reload_error(f"a {path}, whose arguments are not known or not plain values")
-        try:
-            with torch.random.fork_rng(devices=[]):
-                rebuilt = cls(**arguments)
-                problems = mismatches(rebuilt.state_dict(), self.module.state_dict())
-                if not problems:
-                    rebuilt.load_state_dict(self.module.state_dict())
-        except CODE_ERRORS as error:
-            got = f"a {path}, which raises {type(error).__name__} with {arguments}: {error}"
-            raise _reload_error(got) from error
-        if not problems and not self._computes_the_same(rebuilt):
-            problems = ["other outputs with the same weights"]
-        if problems:
-            got = f"a {path}, which with {arguments} has {'; '.join(problems[:MAX_LISTED])}"
-            raise _reload_error(got)
-        return None
-
-    @torch.no_grad()
-    def _computes_the_same(self, module: nn.Module) -> bool:
-        """Return whether a module of the same weights reconstructs a small clip as this one does."""
-        try:
-            size = self.covering_clip(1, 1, 1)
-        except ValueError:  # no small clip is accepted
-            return True
-        device = next((weight.device for weight in self.module.parameters()), torch.device("cpu"))
-        video = torch.linspace(-1, 1, self.in_channels * math.prod(size), device=device)
-        video = video.view(1, self.in_channels, *size)
-        other = CustomAutoencoder(module.to(device))
-        outputs = []
-        for model in (self, self, other):
-            was_training = model.training
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                outputs.append(model.eval()(video, sample_posterior=False).video)
-            model.train(was_training)
-        first, second, rebuilt = outputs
-        is_deterministic = torch.equal(first, second)
-        return not is_deterministic or torch.allclose(
-            first, rebuilt, rtol=1e-3, atol=1e-4, equal_nan=True
-        )
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": ()}  # a copy is not compiled
 
 
-def _needs_no_arguments(cls: type[nn.Module]) -> bool:
+def needs_no_arguments(cls: type[nn.Module]) -> bool:
+    """Return whether a class can be called without arguments."""
     for parameter in inspect.signature(cls).parameters.values():
         is_variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not is_variadic:
             return False
     return True
-
-
-def _reload_error(got: str) -> Exception:
-    remedy = (
-        "Give it an attribute `config`, a dict of all arguments that it was called with, or pass "
-    )
-    remedy += "`as_video_autoencoder(module, arguments)`."
-    contract = "a module that its class can rebuild from the saved arguments, so that the run can be loaded"
-    return argument_error("autoencoder", contract, got, remedy)
-
-
-def build_custom(path: object, arguments: object, source: str) -> VideoAutoencoder:
-    """Return a module with new weights.
-
-    Args:
-        path: The dotted path of its class, which `allow_code` allows.
-        arguments: Those of the class, by name; None if they were not saved.
-        source: Where the path is from, for errors.
-
-    Raises:
-        ValueError: The path or the arguments are wrong.
-    """
-    if not isinstance(path, str) or not is_dotted(path) or path.startswith("__main__."):
-        remedy = "Move the class to a file of its own; in Python, pass the module itself in the place of the folder."
-        raise argument_error(source, "a class that can be imported", describe(path), remedy)
-    cls = import_allowed(path, source)
-    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-        raise argument_error(
-            source,
-            "a subclass of `torch.nn.Module`",
-            f"{path}, which is not",
-            "Name another class.",
-        )
-    if arguments is None and _needs_no_arguments(cls):
-        arguments = {}
-    if not isinstance(arguments, Mapping):
-        remedy = f"In Python, pass the module: `as_video_autoencoder({cls.__name__}(...)).load_weights(folder)`."
-        raise argument_error(f"the arguments of {source}", "those of the class", "none", remedy)
-    try:
-        return as_video_autoencoder(cls(**arguments), arguments)
-    except CODE_ERRORS as error:
-        got = f"{shorten(repr(arguments))}, with which it raises {type(error).__name__}: {error}"
-        raise argument_error(
-            f"the arguments of {source}", f"those of {path}", got, "Correct them."
-        ) from error
 
 
 def _reconstruct(module: nn.Module, video: Video, options: dict[str, Any]) -> Video:

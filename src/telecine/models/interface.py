@@ -26,6 +26,7 @@ from telecine.models.latent import (
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.row_layers import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
+from telecine.models.unwrapping import class_name
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 from telecine.settings.data import channels_named
 
@@ -162,7 +163,7 @@ class VideoAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write configuration and weights into `folder`, with low-rank updates merged into the weights."""
+        """Write configuration and weights into `folder`, with LoRA adapters merged into the weights."""
 
     @abstractmethod
     def load_weights(self, folder: str | PathLike[str]) -> Self:
@@ -247,7 +248,7 @@ class VideoAutoencoder(nn.Module, ABC):
         raise self._channels_error(in_channels)
 
     def _channels_error(self, in_channels: int) -> Exception:
-        contract = f"{self.in_channels} for {_class_name(self)}"
+        contract = f"{self.in_channels} for {class_name(self)}"
         remedy = "Use a CausalVAE or a model of diffusers for other numbers."
         return argument_error("clips.channels", contract, in_channels, remedy)
 
@@ -301,7 +302,7 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
         contract = "false for a model without gradient checkpointing"
         raise argument_error(
-            "model_gradient_checkpointing", contract, f"true for {_class_name(self)}", remedy
+            "model_gradient_checkpointing", contract, f"true for {class_name(self)}", remedy
         )
 
     def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
@@ -339,7 +340,7 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy = (
             "Encode and decode whole clips, or use `telecine reconstruct`, which blends chunks."
         )
-        return argument_error(name, contract, f"a {_class_name(self)}", remedy)
+        return argument_error(name, contract, f"a {class_name(self)}", remedy)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:
@@ -361,7 +362,7 @@ class VideoAutoencoder(nn.Module, ABC):
         remedy += ", or give the model a method `enable_temporal_chunks`."
         contract = "left out for a model that does not keep frames between chunks"
         return argument_error(
-            "temporal_chunk", contract, f"a number for {_class_name(self)}", remedy
+            "temporal_chunk", contract, f"a number for {class_name(self)}", remedy
         )
 
 
@@ -440,8 +441,3 @@ def check_buckets(buckets: Sequence[Bucket], model: VideoAutoencoder, *, images:
             raise argument_error(
                 "clips", "of sizes that the model accepts", f"{kind} of {size}", remedy
             ) from error
-
-
-def _class_name(model: nn.Module) -> str:
-    """Return the class of a model, or of the module that it wraps."""
-    return type(getattr(model, "module", model)).__name__

@@ -15,6 +15,7 @@ from telecine.losses import AuxLosses
 from telecine.models.flow import Sampler
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import Posterior
+from telecine.models.unwrapping import class_name
 
 
 class LatentAutoencoder(VideoAutoencoder):
@@ -54,7 +55,7 @@ class LatentAutoencoder(VideoAutoencoder):
             output = Reconstruction(decoded, {**decoder_losses})
         if output.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
-            got = f"{tuple(output.video.shape)} from {type(getattr(self, 'module', self)).__name__}"
+            got = f"{tuple(output.video.shape)} from {class_name(self)}"
             remedy = (
                 "It only reproduces smaller clips of this kind; report it with its configuration."
             )

@@ -9,7 +9,8 @@ from telecine.base.checks import argument_error, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install, is_class_path
 from telecine.models.causal import CausalVAE
-from telecine.models.custom import ARGUMENTS_KEY, CLASS_PATH_KEY, build_custom
+from telecine.models.custom import ARGUMENTS_KEY, CLASS_PATH_KEY
+from telecine.models.custom_reload import build_custom
 from telecine.models.interface import VideoAutoencoder
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
 from telecine.models.student import StudentAutoencoder

@@ -1,4 +1,4 @@
-"""Low-rank updates of weights (LoRA, arXiv:2106.09685).
+"""LoRA adapters of weights (arXiv:2106.09685).
 
 The update is a parametrization of the weight. A second convolution beside the first, as in peft's adapters, differs
 from the merged weight where a layer pads or caches frames in its own `forward`, as causal convolutions do.
@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from telecine.models.copies import copy_with
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Layers that can have low-rank updates."""
+"""Layers that can have LoRA adapters."""
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -36,7 +36,7 @@ class _LowRankUpdate(nn.Module):
 
 
 def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: float) -> None:
-    """Freeze a model and add low-rank updates, which start at 0, to layers.
+    """Freeze a model and add LoRA adapters, which start at 0, to layers.
 
     Args:
         model: Changed in place.
@@ -54,7 +54,7 @@ def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: fl
 
 
 def low_rank_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model that have low-rank updates."""
+    """Return the layers of a model that have LoRA adapters."""
     layers = []
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
@@ -65,7 +65,7 @@ def low_rank_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def merge_low_rank(model: _Model) -> _Model:
-    """Return a copy with low-rank updates merged into the weights, under the original names; `model` if it has none.
+    """Return a copy with LoRA adapters merged into the weights, under the original names; `model` if it has none.
 
     The copy shares the memory of all other tensors.
     """
@@ -78,7 +78,7 @@ def merge_low_rank(model: _Model) -> _Model:
 
 @torch.no_grad()
 def merge_in_place(model: nn.Module, store: Callable[[Tensor], Tensor] | None = None) -> None:
-    """Merge low-rank updates into the weights, under the original names; `store` may copy each to another tensor."""
+    """Merge LoRA adapters into the weights, under the original names; `store` may copy each to another tensor."""
     for layer in low_rank_layers(model):
         # `remove_parametrizations` would change the class, which a copy shares with the original.
         weight = layer.weight

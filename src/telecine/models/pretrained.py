@@ -17,7 +17,8 @@ from telecine.base.checks import argument_error, nearest, shorten
 from telecine.base.devices import in_gib, machine_memory
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.imports import CODE_ERRORS
-from telecine.base.weight_files import load_safetensors
+from telecine.base.safetensors_files import load_safetensors
+from telecine.models.unwrapping import unwrapped
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -200,7 +201,7 @@ def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -
     Raises:
         ValueError: Names or shapes differ; the message has the first few.
     """
-    remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
+    remedy = "Use the configuration that they were saved with, and load them before adding LoRA adapters."
     check_tensors(
         into.state_dict(), weights, name=source, contract="the model's weights", remedy=remedy
     )
@@ -218,7 +219,7 @@ def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def digest_of_encoder(autoencoder: nn.Module) -> str:
     """Return a digest of the weights and buffers that decide the latent of an autoencoder."""
-    state = getattr(autoencoder, "module", autoencoder).state_dict()
+    state = unwrapped(autoencoder).state_dict()
     of_encoder = {
         name: tensor for name, tensor in state.items() if name.split(".")[0] not in DECODER
     }
@@ -227,7 +228,7 @@ def digest_of_encoder(autoencoder: nn.Module) -> str:
 
 def digest_of_decoder(autoencoder: nn.Module) -> str:
     """Return a digest of the weights and buffers that decide what an autoencoder makes of a latent."""
-    state = getattr(autoencoder, "module", autoencoder).state_dict()
+    state = unwrapped(autoencoder).state_dict()
     of_decoder = {name: tensor for name, tensor in state.items() if name.split(".")[0] in DECODER}
     return digest_of_tensors(of_decoder.items())
 

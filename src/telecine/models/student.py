@@ -174,7 +174,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         }
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
+        """Write `config.json` and the decoder's weights atomically, LoRA adapters merged into the weights."""
         save_model(merge_low_rank(self), self.saved_config(), folder)
 
     @classmethod

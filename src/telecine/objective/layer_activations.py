@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from telecine.base.shapes import Scalar
-from telecine.ops.checkpointing import CheckpointedCall
+from telecine.ops.checkpoint_call import CheckpointedCall
 from telecine.ops.eager_gradients import gradients_of
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.

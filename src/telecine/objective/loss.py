@@ -210,13 +210,13 @@ class VideoAutoencoderLoss(nn.Module):
             discriminators.append(BoundDiscriminator("discr", self.discr, "frames"))
         if self.discr_3d is not None:
             discriminators.append(BoundDiscriminator("discr_3d", self.discr_3d, "video"))
-        for level, module in enumerate(self.multiscale_discrs):
+        for index, module in enumerate(self.multiscale_discrs):
             discriminators.append(
                 BoundDiscriminator(
-                    f"multiscale_discrs.{level}",
+                    f"multiscale_discrs.{index}",
                     module,
                     sees=getattr(module, "sees", "video"),
-                    factor=2 ** (level + 1),
+                    factor=2 ** (index + 1),
                 )
             )
         return discriminators

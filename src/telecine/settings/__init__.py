@@ -12,6 +12,7 @@ from telecine.settings.data import channels_named as channels_named
 from telecine.settings.discriminators import MIN_SIZES as MIN_SIZES
 from telecine.settings.discriminators import DiscriminatorConfig as DiscriminatorConfig
 from telecine.settings.discriminators import FeaturesConfig as FeaturesConfig
+from telecine.settings.distill import DistillConfig as DistillConfig
 from telecine.settings.evaluate import Codec as Codec
 from telecine.settings.evaluate import EvaluateConfig as EvaluateConfig
 from telecine.settings.evaluate import LatentsConfig as LatentsConfig
@@ -35,7 +36,6 @@ from telecine.settings.objective import Term as Term
 from telecine.settings.objective import TermSchedule as TermSchedule
 from telecine.settings.objective import Weight as Weight
 from telecine.settings.train import MAX_FAILURES as MAX_FAILURES
-from telecine.settings.train import DistillConfig as DistillConfig
 from telecine.settings.train import OptimizerConfig as OptimizerConfig
 from telecine.settings.train import PredictiveConfig as PredictiveConfig
 from telecine.settings.train import TrainableConfig as TrainableConfig

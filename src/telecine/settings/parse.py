@@ -11,9 +11,10 @@ from typing import Any, TypeAlias, TypeVar
 from telecine.base.checks import ArgumentError, SettingsError, argument_error, nearest
 from telecine.base.yaml_files import line_of, read_yaml
 from telecine.settings.autoencoder import with_presets
+from telecine.settings.distill import DistillConfig
 from telecine.settings.errors import validate
 from telecine.settings.listing import settings_of
-from telecine.settings.train import DistillConfig, TrainConfig
+from telecine.settings.train import TrainConfig
 from telecine.settings.upgrade import REMOVED, drop_removed
 
 T = TypeVar("T")

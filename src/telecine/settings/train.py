@@ -83,22 +83,22 @@ class TrainableConfig:
 
     weights: Literal["all", "decoder", "lora"] = "all"
     """"all" trains all weights except those that a custom module has frozen. "decoder" trains the decoder only: latents
-    stay the same, so that models trained on them remain usable. "lora" trains low-rank updates (LoRA) of the decoder's
+    stay the same, so that models trained on them remain usable. "lora" trains LoRA adapters of the decoder's
     convolutions and linear layers, which are merged into the weights when they are saved; the last layer, which the
     adaptive weight needs, is trained fully."""
     patterns: tuple[str, ...] = ()
     """Train only weights whose name matches one of these patterns, e.g. "decoder.up_blocks.*", even if the module has
     frozen them. With "lora", names of layers anywhere in the model."""
     lora_rank: Count = 16
-    """Rank of the LoRA updates."""
+    """Rank of the LoRA adapters."""
     lora_alpha: Positive = 16.0
-    """Scale of the LoRA updates, times 1 / rank."""
+    """Scale of the LoRA adapters, times 1 / rank."""
 
     def __post_init__(self) -> None:
         if self.weights == "lora":
             return
         contract = 'left out unless `weights` is "lora"'
-        remedy = f"Add `--config lora`, or `--trainable.weights lora`; {self.weights} has no low-rank updates."
+        remedy = f"Add `--config lora`, or `--trainable.weights lora`; {self.weights} has no LoRA adapters."
         if self.lora_rank != TrainableConfig.lora_rank:
             raise argument_error("lora_rank", contract, self.lora_rank, remedy)
         if self.lora_alpha != TrainableConfig.lora_alpha:
@@ -250,6 +250,17 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How weights are updated."""
 
+    @property
+    def clips_per_pass(self) -> int:
+        """`batch_size` as a number; "auto" must have been replaced by one."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
+
+    def clips_per_step(self, num_processes: int) -> int:
+        """Return the number of clips in an update, over all processes."""
+        num_data_ranks = num_processes // self.context_parallel
+        return self.clips_per_pass * self.gradient_accumulation_steps * num_data_ranks
+
     def __post_init__(self) -> None:
         # While a process replaces workers that do not answer, the others must wait for it.
         shortest = MAX_FAILURES * self.clips.timeout
@@ -360,17 +371,6 @@ class TrainConfig:
                     "dynamo_backend", contract, self.dynamo_backend, f"Change it, or `{name}`."
                 )
 
-    @property
-    def clips_per_pass(self) -> int:
-        """`batch_size` as a number; "auto" must have been replaced by one."""
-        assert isinstance(self.batch_size, int)
-        return self.batch_size
-
-    def clips_per_step(self, num_processes: int) -> int:
-        """Return the number of clips in an update, over all processes."""
-        num_data_ranks = num_processes // self.context_parallel
-        return self.clips_per_pass * self.gradient_accumulation_steps * num_data_ranks
-
     def _check_discriminators(self) -> None:
         discriminator = self.discriminator
         terms = self.objective.term_schedules()
@@ -411,85 +411,3 @@ class TrainConfig:
             raise argument_error(
                 "objective.gan.disc_train_start", contract, disc_train_start, remedy
             )
-
-
-@group
-class ResolvedStudent:
-    """Where a student without an encoder of its own has its weights from, as its run saves it."""
-
-    encoder: str
-    """The model that has its encoder: `teacher`, or if that is a student itself, the teacher of that one."""
-    pruned_model: str | None = None
-    """The model of `telecine prune` that it started as."""
-
-
-@group
-class DistillConfig(TrainConfig):
-    """The settings of a run that trains a student. `model` and `causal_vae` follow from teacher and student.
-
-    A run saves those of the user, with the absolute path of a local teacher, and what follows from them: `model` names
-    the model that the student is built from, `resolved` has what `teacher` and `init` lead to, and `init` is left out.
-    """
-
-    teacher: str | None = None
-    """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
-    VAE; a run of telecine; or tiny, the model in the package."""
-    student: str = "small"
-    """The student's decoder: "small", "tiny", "teacher" for one like that of a telecine model, or a YAML or JSON file
-    with settings of `causal_vae`. A model of `telecine prune` is named by `init`, and starts with its weights."""
-    train_encoder: bool = False
-    """Train an encoder of the same size, too, instead of keeping the teacher's."""
-    latent_weight: NonNegative = 1.0
-    """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
-    decoding_weight: NonNegative = 0.0
-    """With `train_encoder`: weight of the mean absolute error against the video of what the teacher's decoder makes of
-    its latent. An update then decodes twice."""
-    decoding_perceptual_weight: NonNegative = 0.0
-    """With `decoding_weight`: weight of LPIPS (VGG) of the same, beside the mean absolute error."""
-    teacher_weight: NonNegative = 0.0
-    """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
-    feature_weight: NonNegative = 0.0
-    """Weight of the squared error of features inside the student's decoder against those of the teacher's, mapped by
-    trained projections, or, of a pruned decoder, of the channels that stayed; each channel in units of its variance.
-    An update then decodes twice."""
-    feature_layers: tuple[str, ...] = ()
-    """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. Left out,
-    the last one of each height and width that the student has inside, too, or whose channels were pruned."""
-    teacher_decode_steps: Integer = 8
-    """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
-    same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
-    resolved: ResolvedStudent | None = None
-    """What a run has saved about its student, so that its `config.yaml` starts it again. Leave it out."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.trainable.weights == "lora":
-            remedy = "Low-rank updates change a trained model, and a student is new."
-            raise argument_error(
-                "trainable.weights", "all or decoder for a student", "lora", remedy
-            )
-        if self.decoding_weight > 0 and not self.train_encoder:
-            contract = "0 without `train_encoder`"
-            remedy = (
-                "Add `--train_encoder true`: with the teacher's encoder, the term is a constant."
-            )
-            raise argument_error("decoding_weight", contract, self.decoding_weight, remedy)
-        if self.decoding_perceptual_weight > 0 and self.decoding_weight == 0:
-            contract = "0 without `decoding_weight`"
-            got = self.decoding_perceptual_weight
-            raise argument_error(
-                "decoding_perceptual_weight", contract, got, "Set `decoding_weight`, too."
-            )
-        if self.train_encoder and self.latent_weight == 0 and self.decoding_weight == 0:
-            contract = "larger than 0 without `decoding_weight`"
-            remedy = "Set one of them: else nothing ties the latent to the teacher's."
-            raise argument_error("latent_weight", contract, self.latent_weight, remedy)
-        if self.train_encoder and self.predictive.max_dropped > 0:
-            contract = "0 with `train_encoder`"
-            remedy = "The teacher's latent is that of whole clips. Set one of them to its default."
-            got = self.predictive.max_dropped
-            raise argument_error("predictive.max_dropped", contract, got, remedy)
-        if self.context_parallel > 1 and self.feature_weight > 0:
-            contract = "0 with `context_parallel`, as a process has only rows of the features"
-            remedy = "Set one of them to its default."
-            raise argument_error("feature_weight", contract, self.feature_weight, remedy)

@@ -16,7 +16,8 @@ from telecine.base.imports import is_class_path
 from telecine.discriminators.build import build_discriminators
 from telecine.models import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.context_parallel import split_over_processes
-from telecine.models.custom import CustomAutoencoder, build_custom
+from telecine.models.custom import CustomAutoencoder
+from telecine.models.custom_reload import build_custom
 from telecine.models.frozen_encoder import TeacherEncoderModel
 from telecine.models.load import is_custom
 from telecine.models.pretrained import check_tensors
@@ -123,7 +124,7 @@ def build_autoencoder(config: TrainConfig, module: nn.Module | None = None) -> V
                 "only the decoder is trained, and the encoder is new: add `--model` for a trained one"
             )
         if config.model is None and config.trainable.weights == "lora":
-            remedy = "Low-rank updates change a trained model: name it with `--model`."
+            remedy = "LoRA adapters change a trained model: name it with `--model`."
             raise argument_error(
                 "trainable.weights", "all or decoder without `model`", "lora", remedy
             )

@@ -8,6 +8,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from telecine.models import VideoAutoencoder
 from telecine.models.custom import CustomAutoencoder
+from telecine.models.unwrapping import unwrapped
 from telecine.objective import VideoAutoencoderLoss
 
 
@@ -42,7 +43,7 @@ def compile_networks(
     if isinstance(model, CustomAutoencoder):
         eager.append("the autoencoder (a module of yours)")
     else:
-        for network in getattr(model, "module", model).children():
+        for network in unwrapped(model).children():
             network.compile(**options)
     if loss.perceptual.distance is not None:
         loss.perceptual.distance.compile(**options)

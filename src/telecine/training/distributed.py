@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
-from telecine.ops.checkpointing import CheckpointedCall, overwrite
+from telecine.ops.checkpoint_call import CheckpointedCall, overwrite
 from telecine.ops.ranks import (
     ContextGroup,
     context_group,

@@ -16,14 +16,14 @@ from telecine.training.diagnostics import EMA_BEHIND
 from telecine.training.distributed import any_rank
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import LatentCache, fill_latent_cache
-from telecine.training.latent_statistics import describe_change, measure_latents
+from telecine.training.latent_normalisation import describe_change, measure_latents
 from telecine.training.logging import Monitor, describe_metrics, print_lines, print_warnings
-from telecine.training.prepare import TrainingRun
 from telecine.training.start import newest_checkpoint
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, set_learning_rates, train_step
 from telecine.training.stopping import StopTogether, saved_on_stop
 from telecine.training.trainable import trains_encoder
+from telecine.training.training_run import TrainingRun
 from telecine.training.validation import Validation, validate_model
 
 # How often a run goes back after a divergence.

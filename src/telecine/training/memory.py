@@ -31,7 +31,7 @@ from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.distributed import fsdp_blocks
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
-from telecine.training.optimizers import parameters_of, planned
+from telecine.training.optimizers import adamw_is_fused, parameters_of, planned
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, clip_gradients, compute_gradients
 from telecine.training.update_memory import (
@@ -80,6 +80,8 @@ def plan_update(
     Raises:
         ValueError: The model does not take the channels or the size of the clips.
     """
+    if device_type != "cpu":
+        device_type = "cuda"
     if model is None:
         model = fake_autoencoder(config)
     bucket = max(config.clips.train_buckets, key=lambda bucket: math.prod(bucket.shape))
@@ -142,9 +144,8 @@ def _count_update(
         compute_gradients(state, batches)
     with counter.counting(OPTIMIZER):
         for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
-            for group in optimizer.param_groups:  # as `adamw` chooses
-                group["fused"] = device_type != "cpu"
-                group["foreach"] = False
+            for group in optimizer.param_groups:
+                group["fused"] = adamw_is_fused(device_type)
             clip_gradients(parameters_of(optimizer), state.grad_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -191,7 +192,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         ):
             model.enable_gradient_checkpointing()
         elif config.model_gradient_checkpointing:
-            from telecine.models.diffusers.checkpointing import enable
+            from telecine.models.diffusers.checkpointed_blocks import enable
 
             diffusers_model = cast(Any, model)
             # Without comparing gradients, which needs values.
@@ -257,8 +258,6 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):
             weight.grad = torch.empty_like(weight)
-        for group in optimizer.param_groups:
-            group["foreach"] = True
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for states in optimizer.state.values():

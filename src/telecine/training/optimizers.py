@@ -20,9 +20,14 @@ from telecine.training.tensor_files import load_into, saved_tensors
 
 def adamw(parameters: Sequence[Any], **options: Any) -> Optimizer:
     """Return AdamW, arXiv:1711.05101."""
-    is_on_cuda = _first_weight(parameters).is_cuda
-    # On CUDA one kernel for all weights.
-    return AdamW(parameters, fused=is_on_cuda or None, **options)
+    is_fused = adamw_is_fused(_first_weight(parameters).device.type)
+    # None: PyTorch chooses.
+    return AdamW(parameters, fused=is_fused or None, **options)
+
+
+def adamw_is_fused(device_type: str) -> bool:
+    """Return whether AdamW updates all weights in one kernel, which needs no memory of its own: on CUDA."""
+    return device_type == "cuda"
 
 
 def adamw_8bit(parameters: Sequence[Any], **options: Any) -> Optimizer:

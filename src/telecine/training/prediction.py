@@ -13,6 +13,7 @@ from telecine.base.shapes import Video
 from telecine.losses import AuxLosses
 from telecine.models import LatentAutoencoder, Posterior, VideoAutoencoder
 from telecine.models.latent import LatentGrid
+from telecine.models.unwrapping import class_name
 from telecine.settings import Bucket, PredictiveConfig
 
 
@@ -121,9 +122,8 @@ def build_prediction(
     if config.max_dropped == 0:
         return None
     if not isinstance(model, LatentAutoencoder) or model.trains_on_latents:
-        name = type(getattr(model, "module", model)).__name__
         contract = "0 for a module that does not encode and decode a latent"
-        got = f"{config.max_dropped} for a {name}"
+        got = f"{config.max_dropped} for a {class_name(model)}"
         raise argument_error("predictive.max_dropped", contract, got, "Leave it out.")
     lengths: dict[tuple[int, ...], list[int]] = {}
     num_channels = 0

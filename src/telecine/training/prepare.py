@@ -1,11 +1,9 @@
 """Builds the parts of a run in the order in which they need each other."""
 
-import gc
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,32 +15,18 @@ from telecine.base.checks import Interrupted
 from telecine.data.mapped import MapDataset
 from telecine.losses.perceptual import LPIPS
 from telecine.models import (
-    CausalVAE,
-    CustomAutoencoder,
-    LinearAutoencoder,
     VideoAutoencoder,
-    as_video_autoencoder,
 )
-from telecine.models.latent import Normalisation
-from telecine.models.pretrained import digest_of_tensors
-from telecine.models.student import StudentAutoencoder
-from telecine.models.transfer import copy_matching, load_source
-from telecine.runs import Run
 from telecine.runs.summary import RunSummary
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import (
-    NUM_CLIPS,
-    NoBaselineError,
-    fit_linear,
     measure_baseline,
     measure_teacher,
     recorded_linear,
     recorded_teacher,
-    start_from_linear,
-    training_clips,
 )
-from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.checkpoint import Checkpointer, best_step
+from telecine.training.build import build_accelerator, build_state
+from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import Clips, build_clips, map_clips
 from telecine.training.distributed import (
     barrier_without_time_limit,
@@ -51,8 +35,9 @@ from telecine.training.distributed import (
     on_first_process,
     seed_other_processes,
 )
+from telecine.training.first_weights import build_model, fit_baseline, start_from_linear_maps
 from telecine.training.interrupt import stop_on_signal
-from telecine.training.latent_cache import LatentCache, open_cache
+from telecine.training.latent_cache import open_cache
 from telecine.training.locked_folder import LockedFolder
 from telecine.training.logging import print_lines, print_warnings
 from telecine.training.memory_limits import (
@@ -63,69 +48,7 @@ from telecine.training.records import Records
 from telecine.training.resume import frozen_digests
 from telecine.training.start import Start, find_start
 from telecine.training.state import TrainState
-from telecine.training.trainable import trains_encoder
-
-_ENCODER_CHANGES = (
-    "the encoder is trained, too: generators that were trained on latents of this model no longer fit; "
-    "--config decoder keeps its latents"
-)
-
-
-@dataclass
-class TrainingRun:
-    """The parts of a run that is ready to train."""
-
-    config: TrainConfig
-    """The settings, with the batch size as a number."""
-    accelerator: Accelerator
-    console: Console
-    """It prints in the first process only."""
-    folder: LockedFolder
-    is_custom: bool
-    """Whether a custom module trains, whose memory cannot be planned."""
-    clips: Clips
-    state: TrainState
-    checkpointer: Checkpointer
-    records: Records
-    latent_cache: LatentCache | None
-    perceptual: dict[str, nn.Module]
-    """The perceptual metrics of a validation by name."""
-    linear_metrics: dict[str, float]
-    """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
-    teacher_metrics: dict[str, float]
-    """Those of a student's teacher, likewise; empty for a model without one."""
-    first_normalisation: Normalisation
-    """The normalisation of the latent before training."""
-    hub_repository: str | None
-    """The repository for the upload, in the first process; `None` without an upload."""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the first process."""
-        return self.accelerator.is_main_process
-
-    @property
-    def files(self) -> Run:
-        """The run's folder."""
-        return self.folder.files
-
-    def remove_old_checkpoints(self) -> None:
-        """Remove all checkpoints but the newest ones and the best one."""
-        if self.is_main:
-            best = best_step(self.files, self.config.best_metric, self.state.step)
-            self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
-
-    def close(self) -> None:
-        """Wait for the last checkpoint, flush the trackers, free the networks, and release the folder."""
-        error = self.checkpointer.take_error()
-        if error is not None:  # another error ended the run before this one was raised
-            print_warnings(self.console, [str(error)])
-        del self.state  # Gloo's threads can outlive the interpreter if a model's wrapper does
-        self.accelerator.free_memory()
-        gc.collect()
-        leave_context_group()
-        self.accelerator.end_training()
-        self.folder.release()
+from telecine.training.training_run import TrainingRun
 
 
 def prepare(
@@ -220,7 +143,7 @@ def _build(
         )
 
     # The model, on the CPU: the next block takes the sizes of clips that it accepts from it.
-    built = _build_model(start, console)
+    built = build_model(start, console)
     model = built.autoencoder
 
     # The data, and a plan of the memory for its clips before anything large is allocated.
@@ -240,9 +163,9 @@ def _build(
     teacher_metrics: dict[str, float] = {}
     with barrier_without_time_limit():  # the other processes wait while the first one reads clips
         if is_main and not is_resumed:
-            baseline = _fit_baseline(config, built, clips, console)
+            baseline = fit_baseline(config, built, clips, console)
             # In the first process alone: `build_state` copies its weights to the others.
-            _start_from_linear_maps(config, built, baseline, clips, console, device, teacher)
+            start_from_linear_maps(config, built, baseline, clips, console, device, teacher)
             if baseline is not None and config.linear_baseline:
                 linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
@@ -303,51 +226,6 @@ def _build(
     return run
 
 
-@dataclass(frozen=True)
-class _BuiltModel:
-    """The model of a run, and where its weights are from."""
-
-    autoencoder: VideoAutoencoder
-    """On the CPU."""
-    has_new_linear_map: bool
-    """Whether it is telecine's own autoencoder, whose linear map is random."""
-    copied: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The numbers of parameters from `init`, see `RunSummary.copied`."""
-    init_digest: dict[str, str] = field(default_factory=dict)
-    """The digest of the weights of `init`, by the name "init"."""
-
-
-def _build_model(start: Start, console: Console) -> _BuiltModel:
-    """Build the model, with weights of `init` in a new run."""
-    config = start.config
-    is_resumed = start.checkpoint is not None
-    module = start.module
-    if module is not None:
-        module = as_video_autoencoder(module)
-        if isinstance(module, CustomAutoencoder):
-            warning = module.check_reload()
-            if warning is not None:
-                print_warnings(console, [warning])
-    model = build_autoencoder(config, module)
-    is_trained_on = config.model is not None and not config.random_weights and start.module is None
-    if is_trained_on and not is_resumed and trains_encoder(model):
-        print_warnings(console, [_ENCODER_CHANGES])
-    is_named = start.module is not None or config.model is not None
-    if config.init is None or is_resumed:
-        return _BuiltModel(model, has_new_linear_map=not is_named and not is_resumed)
-    source = load_source(config.init, into=model)
-    assert isinstance(model, CausalVAE)
-    copied = copy_matching(source, into=model)
-    print_lines(console, [f"parameters from {config.init}: {RunSummary.describe_copied(copied)}"])
-    num_copied, _ = copied["encoder.linear"]
-    return _BuiltModel(
-        model,
-        has_new_linear_map=not is_named and num_copied == 0,
-        copied=copied,
-        init_digest={"init": digest_of_tensors(source.state_dict().items())},
-    )
-
-
 def _digests_of_frozen(start: Start, state: TrainState) -> dict[str, str]:
     """Return digests of the networks that the run reads and does not train, after a check that they did not change."""
     networks = frozen_digests({"autoencoder": state.autoencoder, "objective": state.objective})
@@ -392,58 +270,6 @@ def _perceptual_metrics(
         return {"lpips_alex": LPIPS("alex").to(device)}
     print_lines(console, ["validation without LPIPS: it needs grey, RGB or RGBA frames"])
     return {}
-
-
-def _fit_baseline(
-    config: TrainConfig, built: _BuiltModel, clips: Clips, console: Console
-) -> LinearAutoencoder | None:
-    """Return the linear baseline; None if the model has none, or no setting needs it."""
-    starts_from_it = config.linear_start and built.has_new_linear_map
-    if not starts_from_it and not config.linear_baseline:
-        return None
-    try:
-        return fit_linear(built.autoencoder, clips, console)
-    except NoBaselineError as reason:
-        console.print(f"no linear baseline: {reason}")
-        return None
-
-
-def _start_from_linear_maps(
-    config: TrainConfig,
-    built: _BuiltModel,
-    baseline: LinearAutoencoder | None,
-    clips: Clips,
-    console: Console,
-    device: torch.device,
-    teacher: VideoAutoencoder | None,
-) -> None:
-    """Set new weights to linear maps in place: telecine's own model to the baseline, a student's to its best.
-
-    Args:
-        config: The settings: `linear_start`, and the number of steps.
-        built: The model, which is changed.
-        baseline: The fitted baseline, if there is one.
-        clips: The clips of the run.
-        console: Where progress is printed.
-        device: Where the maps of a student are fitted.
-        teacher: The teacher of a student. The maps of a new autoencoder are fitted to its latents.
-    """
-    model = built.autoencoder
-    if not config.linear_start:
-        return
-    if isinstance(model, StudentAutoencoder):
-        console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips, "fitting the student's decoder"))
-    if not built.has_new_linear_map or baseline is None:
-        return
-    if teacher is not None:
-        console.print(f"fitting the linear maps of the student to {NUM_CLIPS} clips")
-        student = cast(CausalVAE, model).to(device)
-        videos = training_clips(clips, "fitting the student's linear maps")
-        student.start_from_teacher(teacher.to(device).eval(), videos)
-        teacher.to("cpu")
-    else:
-        start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
 
 
 def describe_short_warmup(config: OptimizerConfig, num_steps: int) -> str:

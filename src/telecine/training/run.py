@@ -40,9 +40,10 @@ from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.logging import print_warnings
 from telecine.training.loop import train_to_the_end, validate
 from telecine.training.memory_limits import out_of_memory
-from telecine.training.prepare import TrainingRun, prepare
+from telecine.training.prepare import prepare
 from telecine.training.step import set_learning_rates, train_step
 from telecine.training.stopping import saved_on_stop
+from telecine.training.training_run import TrainingRun
 
 # Values of a clip up to which an update on a CPU takes seconds.
 _QUICK_ON_A_CPU = 2**20

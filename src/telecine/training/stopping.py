@@ -9,7 +9,7 @@ from telecine.base.checks import Interrupted
 from telecine.training.distributed import any_rank
 from telecine.training.interrupt import StopRequest
 from telecine.training.logging import print_lines
-from telecine.training.prepare import TrainingRun
+from telecine.training.training_run import TrainingRun
 
 
 class StopTogether(Protocol):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from telecine.base.checks import argument_error
-from telecine.base.weight_files import load_safetensors
+from telecine.base.safetensors_files import load_safetensors
 from telecine.models.pretrained import safetensors_write, without_shared_memory
 from telecine.runs import DamagedError
 from telecine.training.distributed import (

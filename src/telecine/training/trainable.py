@@ -1,4 +1,4 @@
-"""The trained weights of an autoencoder: all, the decoder's, those of certain names, or LoRA updates."""
+"""The trained weights of an autoencoder: all, the decoder's, those of certain names, or LoRA adapters."""
 
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -10,6 +10,7 @@ from telecine.base.checks import argument_error, nearest
 from telecine.models import VideoAutoencoder
 from telecine.models.lora import LAYERS, add_low_rank
 from telecine.models.pretrained import DECODER
+from telecine.models.unwrapping import unwrapped
 from telecine.settings import TrainableConfig
 
 
@@ -17,12 +18,12 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
     """Set `requires_grad` of the chosen weights, and freeze all others.
 
     Call it before creating wrappers, moving averages and optimizers. Names are those of the wrapped model, without
-    `module.` in front. LoRA updates are part of the autoencoder's `state_dict`, so load weights after it.
+    `module.` in front. LoRA adapters are part of the autoencoder's `state_dict`, so load weights after it.
 
     Raises:
         ValueError: If no weight is chosen, a pattern matches none, or a chosen weight has half precision.
     """
-    model: nn.Module = getattr(autoencoder, "module", autoencoder)
+    model = unwrapped(autoencoder)
     if config.weights == "lora":
         _select_low_rank(model, autoencoder.last_layer, config)
     else:
@@ -40,7 +41,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
 
 def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
     """Return whether a trained weight may change the latent: one that is not in the decoder."""
-    model: nn.Module = getattr(autoencoder, "module", autoencoder)
+    model = unwrapped(autoencoder)
     return any(
         weight.requires_grad and name.split(".")[0] not in DECODER
         for name, weight in model.named_parameters()
@@ -64,7 +65,7 @@ def _select_weights(model: nn.Module, config: TrainableConfig) -> None:
 
 
 def _select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: TrainableConfig) -> None:
-    """Add LoRA updates to the chosen layers. If the last layer is one of them, train its weights instead."""
+    """Add LoRA adapters to the chosen layers. If the last layer is one of them, train its weights instead."""
     layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         has_plain_weight = "weight" in module._parameters  # unlike one of `weight_norm`
@@ -75,7 +76,7 @@ def _select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: Trainab
         candidates = _in_decoder(model, layers)
     if not candidates:
         contract = '"all" or "decoder" for a model without linear layers and convolutions'
-        remedy = "LoRA updates need such layers, not transposed or with `weight_norm`; else, set `patterns`."
+        remedy = "LoRA adapters need such layers, not transposed or with `weight_norm`; else, set `patterns`."
         raise argument_error("weights", contract, f'"lora" for {type(model).__name__}', remedy)
     low_rank: list[str] = []
     whole: list[nn.Module] = []

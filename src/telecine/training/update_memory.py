@@ -110,16 +110,16 @@ class UpdateMemory:
 
     def memory_for(self, num_clips: int) -> int:
         """Return a number of bytes that an update with this many clips does not exceed."""
-        at_zero = self._bytes_at_zero_clips(has_more_clips=num_clips >= self.num_clips)
+        at_zero = self._bytes_at_zero_clips(extrapolates_up=num_clips >= self.num_clips)
         return round(at_zero + (self.peak - at_zero) * num_clips / self.num_clips)
 
     def largest_batch(self, memory: int) -> int:
         """Return the largest number of clips for which `memory_for` is at most this many bytes."""
-        at_zero = self._bytes_at_zero_clips(has_more_clips=memory >= self.peak)
+        at_zero = self._bytes_at_zero_clips(extrapolates_up=memory >= self.peak)
         bytes_of_clips = max(self.peak - at_zero, 1)
         return max((memory - at_zero) * self.num_clips // bytes_of_clips, 0)
 
-    def _bytes_at_zero_clips(self, *, has_more_clips: bool) -> int:
+    def _bytes_at_zero_clips(self, *, extrapolates_up: bool) -> int:
         """Return the bytes at 0 clips of a linear bound of the memory; at the counted clips the bound is `peak`.
 
         At each moment of an update the memory is linear in the number of clips n. At 0 clips it is between `resident`
@@ -128,7 +128,7 @@ class UpdateMemory:
             resident + (peak - resident) * n / counted                        if n >= counted,
             peak_without_clips + (peak - peak_without_clips) * n / counted    if n <= counted.
         """
-        return self.resident if has_more_clips else self.peak_without_clips
+        return self.resident if extrapolates_up else self.peak_without_clips
 
     @property
     def peak_without_clips(self) -> int:

@@ -1,4 +1,4 @@
-"""The weights of an autoencoder in a checkpoint: folders that other programs load, and LoRA updates beside them."""
+"""The weights of an autoencoder in a checkpoint: folders that other programs load, and LoRA adapters beside them."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from telecine.models.copies import copy_with, tensors_like
 from telecine.models.latent import NORMALISATION_KEYS, LatentStatistics
 from telecine.models.lora import low_rank_layers, merge_in_place
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, check_tensors, digest_of_tensors
+from telecine.models.unwrapping import unwrapped
 from telecine.training.distributed import copy_whole, full_tensor
 from telecine.training.tensor_files import (
     EMA,
@@ -37,7 +38,7 @@ class WeightFiles:
     Weights are saved from copies in the host's memory, while the autoencoder trains. If it is sharded, each process
     saves its shards, and the first one makes the folder that other programs load, with one tensor at a time in memory.
 
-    LoRA updates are merged into the weights that other programs load. To resume, they are also saved separately, in a
+    LoRA adapters are merged into the weights that other programs load. To resume, they are also saved separately, in a
     file beside the folder, without the frozen weights below them.
 
     Args:
@@ -45,7 +46,7 @@ class WeightFiles:
         is_sharded: Whether it will be sharded.
 
     Attributes:
-        base: A digest of the frozen weights below LoRA updates; None without LoRA.
+        base: A digest of the frozen weights below LoRA adapters; None without LoRA.
     """
 
     def __init__(self, model: VideoAutoencoder, *, is_sharded: bool) -> None:
@@ -69,7 +70,7 @@ class WeightFiles:
         statistics: LatentStatistics | None,
         weights: Mapping[str, Tensor],
     ) -> None:
-        """Write the folder of weights that other programs load, and the file of LoRA updates if there are any.
+        """Write the folder of weights that other programs load, and the file of LoRA adapters if there are any.
 
         Args:
             folder: The folder of the checkpoint.
@@ -113,14 +114,14 @@ class WeightFiles:
                 tensor.data = tensor.new_empty(0)  # NFS cannot delete files that are mapped
 
     def check_base(self, saved: str | None) -> None:
-        """Check that LoRA updates were trained on this base model.
+        """Check that LoRA adapters were trained on this base model.
 
         Raises:
             ValueError: The digest `saved` is that of another base model.
         """
         if saved is not None and saved != self.base:
             remedy = "Use the previous model or `seed`, or another --output_dir."
-            contract = "the base model of the run's LoRA updates"
+            contract = "the base model of the run's LoRA adapters"
             raise argument_error("model", contract, "a model with other weights", remedy)
 
     @torch.no_grad()
@@ -154,7 +155,7 @@ class WeightFiles:
             whole = copy_with(
                 self._on_meta, tensors_like(self._on_meta, partial(torch.empty_like, device="cpu"))
             )
-            copy_module(model, into=whole)  # those that are not in the files of LoRA updates
+            copy_module(model, into=whole)  # those that are not in the files of LoRA adapters
             _load_whole(whole, folder, name)
             copy_module(whole, into=model)
         else:
@@ -189,7 +190,7 @@ def _load_whole(model: VideoAutoencoder, folder: Path, name: str) -> None:
     saved = load_tensors(path)
     targets = _trained_and_buffers(model)
     remedy = "Use the previous `trainable` settings, or another --output_dir."
-    check_tensors(targets, saved, name=str(path), contract="the run's LoRA updates", remedy=remedy)
+    check_tensors(targets, saved, name=str(path), contract="the run's LoRA adapters", remedy=remedy)
     for key, target in targets.items():
         target.copy_(saved[key])
 
@@ -230,7 +231,7 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
 
 def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
     """Return the settings that a model saves with its weights, but for the latent's normalisation, which changes."""
-    module: Any = getattr(model, "module", model)
+    module: Any = unwrapped(model)
     if isinstance(module, CausalVAE):
         values = json.loads(json.dumps(asdict(module.config)))
     elif hasattr(module, "to_json_string"):  # of diffusers, or a student

@@ -159,7 +159,7 @@ class TestNetworksByName:
             Alignment(3, net=self.HERE, weights=str(path))
         save(net.state_dict(), path)
         assert torch.equal(
-            Alignment(3, net=self.HERE, weights=str(path)).network.module.conv.weight,
+            Alignment(3, net=self.HERE, weights=str(path)).network.in_eval_mode().conv.weight,
             net.conv.weight,
         )
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -67,7 +67,9 @@ def test_saved_tensors_do_not_grow_with_the_number_of_frames(random_models, save
 
     def kept(num_frames, chunk_size):
         x, y = frame_pair(num_frames, dtype=torch.float32)
-        ignored = {tensor.untyped_storage().data_ptr() for tensor in (x, y, *model.module.values())}
+        ignored = {
+            tensor.untyped_storage().data_ptr() for tensor in (x, y, *model.weights.values())
+        }
         with saved_storages() as sizes:
             distances = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
         assert all(distance.requires_grad for distance in distances)

@@ -109,7 +109,7 @@ def test_heads_are_the_published_ones(net):
     folders = [Path(published.__file__).parent / "weights" / "v0.1"]
     if torchmetrics := find_spec("torchmetrics"):  # found, not imported: that takes seconds
         folders.append(Path(torchmetrics.origin).parent / "functional" / "image" / "lpips_models")
-    tensors = LPIPS(net, weights=constant_weights(net, 0.0)).module
+    tensors = LPIPS(net, weights=constant_weights(net, 0.0)).weights
     assert sum(name.startswith("head.") for name in tensors) == 5
     for folder in folders:
         state = torch.load(folder / f"{net}.pth", "cpu", weights_only=True)
@@ -171,7 +171,7 @@ def saved_bytes(saved_storages):
         with saved_storages() as sizes:
             distance = model(reconstruction=reconstruction, target=target)
             assert distance.requires_grad
-        frozen = {tensor.untyped_storage().data_ptr() for tensor in model.module.values()}
+        frozen = {tensor.untyped_storage().data_ptr() for tensor in model.weights.values()}
         return sum(size for pointer, size in sizes.items() if pointer not in frozen)
 
     return measure
@@ -272,7 +272,7 @@ def test_frozen_hidden_and_deterministic(models, real_frames):
     x, y = real_frames["bikes.mp4"][:2].split(1)
     model = copy.deepcopy(models["alex"]).train().requires_grad_(True)
     assert not model.state_dict()
-    assert not any(tensor.requires_grad for tensor in model.module.values())
+    assert not any(tensor.requires_grad for tensor in model.weights.values())
     assert torch.equal(
         model(reconstruction=x, target=y), models["alex"](reconstruction=x, target=y)
     )

@@ -102,7 +102,7 @@ def test_file(suffix, save, tmp_path):
     for source in (path, str(path)):
         loaded = load_backbone("alex", source)
         assert all(torch.equal(loaded[name], state[name]) for name in state)
-    tensors = LPIPS("alex", weights=path).module
+    tensors = LPIPS("alex", weights=path).weights
     assert torch.equal(tensors["features.0.weight"], state["features.0.weight"])
 
 

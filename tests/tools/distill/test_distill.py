@@ -26,7 +26,7 @@ from telecine.settings import (
     PredictiveConfig,
     Term,
 )
-from telecine.settings.train import ResolvedStudent
+from telecine.settings.distill import ResolvedStudent
 from telecine.tools.distill import (
     TeacherDecoding,
     TeacherLatent,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write, digest_of, named_errors, user_cache_folder
-from telecine.base.weight_files import load_safetensors
+from telecine.base.safetensors_files import load_safetensors
 from telecine.losses.perceptual.backbones import BACKBONES, Backbone, backbone_of
 
 if TYPE_CHECKING:  # torchvision is slow to import, and only defaults need it

@@ -1,6 +1,7 @@
 """Any diffusers autoencoder of images or video as a `VideoAutoencoder`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -8,21 +9,25 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from telecine.base.checks import check_count
 from telecine.base.randomness import Generators, keep_random_state, rand, randn
 from telecine.base.shapes import Video, check_video
 from telecine.models.channels import change_channels
-from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
-from telecine.models.diffusers.checkpointing import enable_checked, enable_chunks
-from telecine.models.diffusers.families import (
-    clear_caches,
-    family_of,
-    prepare_for_training,
-    takes_level,
+from telecine.models.clip_sizes import (
+    ClipSizes,
+    ProbedAutoencoder,
+    check_multiple,
+    size_error,
 )
+from telecine.models.diffusers.calls import takes_level
+from telecine.models.diffusers.checkpointed_blocks import enable_checked
+from telecine.models.diffusers.families import family_of, prepare_for_training
+from telecine.models.diffusers.family import clear_caches
 from telecine.models.diffusers.loading import build_module, find_config, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.models.diffusers.row_layers import row_split_of
+from telecine.models.diffusers.row_splits import row_split_of
+from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
 from telecine.models.flow import Sampler, add_noise
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
@@ -30,6 +35,7 @@ from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.pretrained import copy_state
 from telecine.models.row_layers import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
+from telecine.ops.checkpoint_call import checkpoint_module
 
 LARGEST_LEVEL = 0.2
 """Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103)."""
@@ -259,15 +265,28 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips.
 
+        The encoder and the decoder are called once for each chunk, and each call is computed again in the backward.
+
         Raises:
             ValueError: The class keeps no frames between chunks, or does not support this number.
         """
-        if self.smallest_temporal_chunk is None:
+        stream = self.family.stream
+        if stream is None:
             raise self._chunks_error()
-        self.family = enable_chunks(self.module, self.family, num_frames)
+        check_count("temporal_chunk", num_frames)
+        if stream.set_chunk is not None:
+            check_multiple("temporal_chunk", num_frames, step=stream.chunk)
+            calls = stream.set_chunk(self.module, num_frames)
+            if calls is not None:
+                self.family = replace(self.family, encoder=calls.encoder, decoder=calls.decoder)
+        elif num_frames != stream.chunk:
+            accepted = str(stream.chunk)
+            raise size_error("temporal_chunk", num_frames, accepted=accepted, nearest=stream.chunk)
+        for part in (self.module.encoder, self.module.decoder):
+            checkpoint_module(part, CACHE_ATTRIBUTE)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write configuration and weights, low-rank updates merged, as diffusers writes them."""
+        """Write configuration and weights, LoRA adapters merged, as diffusers writes them."""
         clear_caches(self.module)
         save_module(self.module, folder)
 

@@ -17,7 +17,7 @@ from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.models.clip_sizes import size_error
-from telecine.models.diffusers.checkpointing import enable
+from telecine.models.diffusers.checkpointed_blocks import enable
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
@@ -277,7 +277,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         enable(self.module, _BLOCKS)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write the decoder as diffusers writes it, low-rank updates merged, and the teacher's name and digest."""
+        """Write the decoder as diffusers writes it, LoRA adapters merged, and the teacher's name and digest."""
         self.module.register_to_config(
             **{self.teacher_key: self.public_name(self.teacher), _DIGEST_KEY: self.digest}
         )

@@ -14,7 +14,7 @@ import torch
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
-from telecine.base.weight_files import check_readable
+from telecine.base.safetensors_files import check_readable
 from telecine.models.diffusers.families import check_class
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.lora import merge_low_rank
@@ -124,7 +124,7 @@ def _quiet_diffusers() -> Iterator[None]:
 
 
 def save_module(module: DiffusersModel, folder: str | PathLike[str]) -> None:
-    """Write configuration and weights as diffusers does, low-rank updates merged. A path of the origin is private."""
+    """Write configuration and weights as diffusers does, LoRA adapters merged. A path of the origin is private."""
     merged = merge_low_rank(module)
     origin = getattr(merged, "config", {}).get("_name_or_path")
     if origin and Path(origin).exists():

@@ -19,6 +19,7 @@ from telecine.losses.reconstruction import weighted_mean
 from telecine.models import VideoAutoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_blocks import ChannelNorm, Upsample
+from telecine.models.unwrapping import unwrapped
 from telecine.tools.distill.teacher import generates, load_teacher
 
 SMALLEST_STD = 1e-3
@@ -234,7 +235,7 @@ def _ends_of_resolutions(model: CausalAutoencoder) -> list[str]:
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """Return the module `decoder` of a model, or of the model of diffusers that it wraps."""
-    return getattr(model, "module", model).get_submodule("decoder")
+    return unwrapped(model).get_submodule("decoder")
 
 
 @contextmanager

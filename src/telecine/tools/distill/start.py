@@ -19,7 +19,7 @@ from telecine.models.student_config import student_config
 from telecine.runs import Run
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import DistillConfig
-from telecine.settings.train import ResolvedStudent
+from telecine.settings.distill import ResolvedStudent
 from telecine.tools.distill.teacher import generates
 
 FEATURES_TERM = "teacher_features"

@@ -43,6 +43,7 @@ from telecine.models.latent_shards import (
 )
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.stream import run_stream
+from telecine.models.unwrapping import class_name
 from telecine.settings import ClipConfig, PixelFormat
 from telecine.tools.encode.card import dataset_card
 from telecine.tools.encode.clips import SourceClip, list_clips, read_chunks
@@ -130,8 +131,7 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
 
 def _check_model(model: VideoAutoencoder, config: EncodeConfig) -> None:
     if config.num_frames is None and not model.streams:
-        name = type(getattr(model, "module", model)).__name__
-        contract = f"set for a {name}, which keeps no frames between chunks"
+        contract = f"set for a {class_name(model)}, which keeps no frames between chunks"
         raise argument_error(
             "num_frames", contract, None, "Pass a number of frames that it accepts."
         )

@@ -1,7 +1,7 @@
 """Where the configuration of each class states its channels, and which classes are not pruned."""
 
 from telecine.base.checks import argument_error
-from telecine.models.diffusers.families import class_names
+from telecine.models.diffusers.family import class_names
 from telecine.settings.autoencoder import ConvolutionKind
 from telecine.tools.prune.widths import Configuration, Grouping, InnerChannels, Widths
 

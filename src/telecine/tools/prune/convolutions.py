@@ -19,6 +19,7 @@ from telecine.models.causal_blocks import (
     residual_convolution,
 )
 from telecine.models.pretrained import mismatches
+from telecine.models.unwrapping import class_name
 from telecine.settings.autoencoder import ConvolutionKind
 from telecine.tools.prune.least_squares import (
     Activations,
@@ -72,8 +73,9 @@ def check_convolutions(model: VideoAutoencoder, kinds: Sequence[ConvolutionKind]
         ValueError: Its class has no setting for them, they do not fit its levels, or a level has cheaper ones already.
     """
     if not isinstance(model, CausalAutoencoder):
-        name = type(getattr(model, "module", model)).__name__
-        contract = f"left out for {name}, whose configuration has no kind of convolution"
+        contract = (
+            f"left out for {class_name(model)}, whose configuration has no kind of convolution"
+        )
         remedy = (
             "`telecine distill --student SETTINGS.yaml` trains a decoder of telecine with them."
         )

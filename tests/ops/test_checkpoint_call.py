@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.ops.checkpointing import CheckpointedCall, checkpoint_call, checkpoint_module
+from telecine.ops.checkpoint_call import CheckpointedCall, checkpoint_call, checkpoint_module
 
 
 class Recurrent(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from telecine.base.weight_files import check_readable, load_safetensors
+from telecine.base.safetensors_files import check_readable, load_safetensors
 
 # A regular file whose first byte cannot be read: EIO, as of a broken disk.
 BROKEN = Path("/proc/self/mem")

@@ -1,25 +1,20 @@
-"""Less memory for a diffusers model: gradient checkpointing that keeps the gradients, and clips in temporal chunks.
-
-Chunks are for classes that keep frames from one chunk to the next: their encoder and decoder are called once for each,
-and each call is computed again in the backward pass, see `checkpoint_call`.
-"""
+"""Gradient checkpointing of the blocks of a diffusers model, and a check that it keeps the gradients."""
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
 from telecine.base.randomness import keep_random_state
-from telecine.models.clip_sizes import ClipSizes, check_multiple, size_error
-from telecine.models.diffusers.families import Family, class_names, clear_caches
+from telecine.models.clip_sizes import ClipSizes
+from telecine.models.diffusers.family import class_names, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
-from telecine.ops.checkpointing import checkpoint_call, checkpoint_module
+from telecine.ops.checkpoint_call import checkpoint_call, checkpoint_module
 from telecine.ops.ranks import ContextGroup, using_context_group
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
@@ -147,33 +142,3 @@ def _checked_clip(sizes: ClipSizes) -> tuple[int, int, int]:
         if sizes.reproduces_length(length):
             return length, height, width
     return num_frames, height, width
-
-
-def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
-    """Compute clips of a class that streams in chunks.
-
-    Args:
-        module: The model.
-        family: How it is called.
-        num_frames: Frames of a chunk: those of its stream, or for some classes a multiple.
-
-    Returns:
-        How the model is called now.
-
-    Raises:
-        ValueError: The class does not support this number of frames.
-    """
-    stream = family.stream
-    assert stream is not None
-    check_count("temporal_chunk", num_frames)
-    if stream.set_chunk is not None:
-        check_multiple("temporal_chunk", num_frames, step=stream.chunk)
-        calls = stream.set_chunk(module, num_frames)
-        if calls is not None:
-            family = replace(family, encoder=calls.encoder, decoder=calls.decoder)
-    elif num_frames != stream.chunk:
-        accepted = str(stream.chunk)
-        raise size_error("temporal_chunk", num_frames, accepted=accepted, nearest=stream.chunk)
-    for part in (module.encoder, module.decoder):
-        checkpoint_module(part, CACHE_ATTRIBUTE)
-    return family
