@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from telecine.losses import posterior_kl
 from telecine.models import DeterministicPosterior, DiagonalGaussian, Moments, pretrained
-from telecine.models.diffusers import DiffusersAutoencoder, checkpointing, loading
+from telecine.models.diffusers import DiffusersAutoencoder, checkpointed_blocks, loading
 from telecine.models.diffusers.families import FAMILIES, REFUSED
 from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.models.pretrained import DECODER
@@ -357,7 +357,7 @@ def test_every_weight_has_a_gradient_and_checkpointing_computes_the_same(name):
     for side in ("encoder.", "decoder.") if name != "rae" else ("decoder.",):
         assert any(gradient.any() for key, gradient in plain.items() if side in key)
     assert plain[last_layer_name(model)].any()
-    checkpointing.enable(model.module, model.family.checkpointed_blocks)
+    checkpointed_blocks.enable(model.module, model.family.checkpointed_blocks)
     assert relative_error(gradients(model, video), plain) < 1e-6
     if model.family.checkpointed_blocks:
         copy.deepcopy(model)
@@ -417,7 +417,7 @@ def test_gradient_checkpointing_of_a_frozen_model_is_compared_too():
 )
 def test_gradient_checkpointing_that_is_not_exact_is_an_error(name, message, monkeypatch):
     """What diffusers itself does with these classes, whose blocks telecine checkpoints instead."""
-    monkeypatch.setattr(checkpointing, "checkpoint_call", None)
+    monkeypatch.setattr(checkpointed_blocks, "checkpoint_call", None)
     model = adapter(name)
     model.family = replace(model.family, checkpointed_blocks=())
     video = tiny_clip(name)
@@ -493,7 +493,7 @@ def test_temporal_chunks_are_exact(name, chunk, num_frames):
     with torch.no_grad():
         chunked = model(video, sample_posterior=False).video
     torch.testing.assert_close(chunked, plain["output"], rtol=1e-4, atol=1e-5)
-    checkpointing.enable(model.module, model.family.checkpointed_blocks)
+    checkpointed_blocks.enable(model.module, model.family.checkpointed_blocks)
     assert relative_error(gradients(model, video), plain) < 2e-5
     copy.deepcopy(model)
 

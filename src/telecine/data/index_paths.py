@@ -10,6 +10,7 @@ from telecine.data.paths import deepest_folder
 from telecine.data.source import File, RemotePath, is_address
 
 _SUFFIX = ".telecine-index"
+_FOLDER_SUFFIX = ".d"
 
 
 def index_path(data: str | PathLike[str]) -> Path:
@@ -20,13 +21,13 @@ def index_path(data: str | PathLike[str]) -> Path:
     return _path_in_cache(data)
 
 
-def index_paths(data: str | PathLike[str]) -> list[Path]:
-    """Return `index_path`, and where the index is if the data can be written to in another run only."""
+def lazy_folders(data: str | PathLike[str]) -> list[Path]:
+    """Return the folder of a lazy index to write to, then that of runs for which the data can be written to, or not."""
     paths = [index_path(data)]
     for path in (_path_beside(data), _path_in_cache(data)):
         if path is not None and path not in paths:
             paths.append(path)
-    return paths
+    return [path.with_name(path.name + _FOLDER_SUFFIX) for path in paths]
 
 
 def sidecar_paths(archive: File) -> tuple[File, Path]:

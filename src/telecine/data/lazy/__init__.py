@@ -6,7 +6,7 @@ What is saved, with `.telecine-index` of `clips.index: ahead` for comparison. `D
 |---|---|---|---|---|
 | `.telecine-index` | all exact indices | `ahead_index.py` | `ahead`, `evaluate`, `latents` | fingerprint |
 | `D/headers` | headers of files | `load_table.py` | the next run | key |
-| `D/addresses` | sizes of files in lists | `load_table.py` | the next run | file of that address |
+| `D/addresses` | sizes at addresses in lists | `load_table.py` | the next run | file of that address |
 | `D/shards/*` | headers, exact indices | `telecine data index` | all runs | key |
 | `D/ab/ab01...` | the exact index of a file | its first draw | all runs | key; why it has none: limits |
 | `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | fingerprint of a tar file |
@@ -17,5 +17,6 @@ time of change of a file, or the version on its server; a key is a hash of the f
 beside the data or in the user's cache folder, see `telecine.data.index_paths`.
 
 A sidecar moves with its tar file, so it has the names of members alone. `D/members/*` has what sidecars have without
-exact indices, in one file that processes map into the same memory.
+exact indices, in one file that processes map into the same memory. Tar files with arrays have no sidecar and are not in
+that file: the axes of arrays are settings of a run.
 """

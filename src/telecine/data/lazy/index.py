@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from telecine.data.errors import DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
-from telecine.data.index_paths import index_paths
+from telecine.data.index_paths import lazy_folders
 from telecine.data.lazy.file_table import FileTable, keys_of_members
 from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.lazy.members import find_members
@@ -40,7 +40,6 @@ from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-FOLDER_SUFFIX = ".d"
 _HEADERS = "headers"
 _ADDRESSES = "addresses"
 _SHARDS = "shards"
@@ -65,12 +64,11 @@ class LazyIndex:
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
-        paths = index_paths(data)
-        self._folders = [path.with_name(path.name + FOLDER_SUFFIX) for path in paths]
+        self._folders = lazy_folders(data)
         self.folder = self._folders[0]
         self.config = config
         self.others = [LazyIndex(other, config) for other in others]
-        root = paths[0].parent if is_address(data) else deepest_folder(Path(data))
+        root = self.folder.parent if is_address(data) else deepest_folder(Path(data))
         self._root = str(root)
         self._prefix = os.path.join(self._root, "")
         self.shards = Shards([folder / _SHARDS for folder in self._folders])
