@@ -115,11 +115,9 @@ def make(data: Path, num_clips: int) -> None:
 
 def add_sidecars(data: Path) -> None:
     """Write the indices of all shards."""
+    # An earlier checkout does not have these modules.
     from telecine.data.lazy.file_table import FileTable
-    from telecine.data.lazy.header import (
-        HEADER,
-        Header,  # which an earlier checkout does not have
-    )
+    from telecine.data.lazy.header import HEADER, Header
     from telecine.data.lazy.sidecar import Sidecar, write_sidecar
 
     infos = [

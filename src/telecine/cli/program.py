@@ -133,6 +133,13 @@ def _check_options(settings: TrainConfig, options: Sequence[str]) -> None:
                 )
                 break
     if isinstance(settings, DistillConfig):
+        pruned_model = settings.init
+        if pruned_model is None and settings.resolved is not None:  # settings that a run has saved
+            pruned_model = settings.resolved.pruned_model
+        if "student" in options and pruned_model is not None and not settings.train_encoder:
+            console.say(
+                f"warning: --student changes nothing: the student starts as the pruned model {pruned_model}"
+            )
         for option in options:
             # Files may have them, such as a recipe of a model, or the settings of a run.
             if option.partition(".")[0] in ("model", "random_weights", "resolved"):

@@ -281,6 +281,19 @@ def test_a_run_saves_what_was_typed_and_beside_it_what_it_leads_to(generating, t
     assert params["pruned"] == str(Path("pruned/prune.json").resolve())
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_size_that_a_pruned_model_overrides_is_named(generating, trained, capsys, is_saved):
+    """Typed beside the model, or over the settings of its run."""
+    typed = "--teacher generates --init generates"
+    if is_saved:
+        assert run(typed) == 0
+        assert "changes nothing" not in capsys.readouterr().out
+        write_settings(Path(), trained[0])
+        typed = "--config config.yaml"
+    assert run(f"{typed} --student tiny") == 0
+    assert "warning: --student changes nothing: the student starts as" in capsys.readouterr().out
+
+
 def test_a_student_of_a_student_has_the_encoder_of_its_teacher(generating, trained):
     teacher = load_autoencoder("generates")
     config = replace(teacher.config, bottleneck="gaussian")
