@@ -9,7 +9,8 @@ import pytest
 
 from telecine.__main__ import main
 from telecine.cli.program import COMMANDS
-from telecine.settings.listing import settings_of
+from telecine.settings import DistillConfig
+from telecine.settings.listing import json_schema, settings_of
 
 WITH_SETTINGS = {
     "train",
@@ -24,6 +25,8 @@ WITH_SETTINGS = {
     "latents",
     "prune",
 }
+# Settings that no user types: what runs save.
+UNLISTED = {"resolved"}
 # Runs command lines, and prints what each has ended with and printed.
 WITHOUT_PYTORCH = """
 import contextlib, io, json, sys
@@ -76,12 +79,25 @@ def test_the_commands_with_settings():
 @pytest.mark.parametrize("name", sorted(WITH_SETTINGS))
 def test_each_setting_is_explained(name):
     text = COMMANDS[name].help()
-    settings = [setting for setting in settings_of(COMMANDS[name].settings) if not setting.is_group]
+    settings = [
+        setting
+        for setting in settings_of(COMMANDS[name].settings)
+        if not setting.is_group and setting.name not in UNLISTED
+    ]
     assert {setting.name for setting in settings} <= set(re.findall(r"--([\w.]+)", text))
     for setting in settings:
         assert setting.text, setting.name
         assert letters(setting.text) in letters(text), setting.name
     assert len(settings) > 5
+
+
+def test_what_only_runs_set_is_in_the_schema_alone():
+    text = COMMANDS["distill"].help()
+    schema = json_schema(DistillConfig)
+    for name in UNLISTED:
+        assert f'"{name}"' in schema
+        assert f"--{name}" not in text
+    assert "undefined" not in text
 
 
 def test_each_command_is_explained(capsys):

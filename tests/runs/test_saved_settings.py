@@ -98,6 +98,17 @@ def test_a_distillation_of_an_older_version_is_read(tmp_path, text, typed, resol
     }
 
 
+def test_a_student_of_an_older_version_that_is_a_file_is_no_pruned_model(tmp_path):
+    """A settings file may have any name, and a folder, too."""
+    (tmp_path / "decoder").write_text("base_channels: 8\n")
+    (tmp_path / "pruned.yaml").mkdir()
+    for name, pruned_model in (("decoder", None), ("pruned.yaml", str(tmp_path / "pruned.yaml"))):
+        settings = {"model": "/wan", "teacher": "/wan", "student": str(tmp_path / name)}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        resolved = read_saved_settings(tmp_path)["resolved"]
+        assert resolved == {"encoder": "/wan", "pruned_model": pruned_model}
+
+
 def test_settings_that_cannot_be_written_keep_the_old_ones(tmp_path, monkeypatch):
     write_bytes = Path.write_bytes
 

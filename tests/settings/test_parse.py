@@ -1,10 +1,15 @@
 """Recipes, files, typed arguments and the environment are one nested dict, and one validator reads it."""
 
+from dataclasses import replace
+
 import pytest
 
 from telecine import Ramp, Term
 from telecine.cli.program import COMMANDS
-from telecine.settings import Bucket, DistillConfig, TrainConfig
+from telecine.runs.saved_settings import as_yaml, plain_settings
+from telecine.settings import Bucket, ClipConfig, DistillConfig, TrainConfig
+from telecine.settings.autoencoder import FlowConfig
+from telecine.settings.distill import ResolvedStudent
 from telecine.settings.listing import settings_of
 from telecine.settings.parse import (
     FREE_NAMES,
@@ -13,7 +18,7 @@ from telecine.settings.parse import (
     nested,
     read_config,
 )
-from telecine.settings.upgrade import REMOVED
+from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS, REMOVED
 
 
 def test_what_is_left_out_has_its_default(tmp_path):
@@ -252,6 +257,49 @@ def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_hav
             match=f"`{name}` must be left out, but got {other!r}. Remove it: this version",
         ):
             read_config(nested([(name, other)]))
+
+
+def test_a_file_of_a_run_of_an_older_version_does_what_the_run_did(tmp_path):
+    """Not one of a user, in which settings that are left out have the defaults of this version."""
+    of_run = plain_settings(TrainConfig(seed=3))
+    for name in DEFAULTS_OF_OLD_RUNS:
+        del of_run["clips"][name]
+    of_run["causal_vae"]["flow"]["shift"] = 1.0
+    del of_run["causal_vae"]["flow"]["noise_fraction"]
+    path = tmp_path / "mine.yaml"
+    path.write_text(as_yaml(of_run))
+    config = read_config(path, {"clips.order": "epochs"})
+    assert config.seed == 3
+    assert config.clips == ClipConfig(**{**DEFAULTS_OF_OLD_RUNS, "order": "epochs"})
+    assert config.causal_vae.flow == FlowConfig(shift=1.0, noise_fraction=0.0)
+    del of_run["hub_model_id"]
+    path.write_text(as_yaml(of_run))
+    assert read_config(path).clips == ClipConfig()
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        (
+            {"model": "/run", "teacher": "/wan", "student": "tiny"},
+            DistillConfig(teacher="/run", student="tiny", resolved=ResolvedStudent(encoder="/wan")),
+        ),
+        (
+            {"model": "/pruned", "teacher": "/wan", "student": "/pruned"},
+            DistillConfig(
+                teacher="/wan", resolved=ResolvedStudent(encoder="/wan", pruned_model="/pruned")
+            ),
+        ),
+    ],
+)
+def test_a_file_of_a_distillation_of_an_older_version_starts_it_again(tmp_path, saved, expected):
+    """Of a student of a student, and of a pruned model."""
+    of_run = plain_settings(DistillConfig()) | saved
+    del of_run["resolved"]
+    path = tmp_path / "config.yaml"
+    path.write_text(as_yaml(of_run))
+    settings = COMMANDS["distill"].parse(["--config", str(path)]).arguments["settings"]
+    assert settings == replace(expected, model=saved["model"])
 
 
 def test_no_group_is_called_like_a_setting_in_whose_value_all_names_are_free():

@@ -14,12 +14,14 @@ from telecine.runs.summary import RunSummary, ValidationSet
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,
+    DistillConfig,
     GANConfig,
     ObjectiveConfig,
     ReconstructionConfig,
     TrainConfig,
 )
 from telecine.settings.autoencoder import FlowConfig
+from telecine.settings.distill import ResolvedStudent
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 from telecine.training.resume import SavedSettings, frozen_digests
 
@@ -279,6 +281,24 @@ def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
     change_saved(saved, "discriminator.init_optimizer", True)
     SavedSettings(saved).check_networks(tiny())
     assert SavedSettings(saved).changes(tiny()) == ["objective.gan.lecam_decay 0.99 -> 0.999"]
+
+
+def test_a_resumed_pruned_model_of_an_older_version_has_no_changes(tmp_path):
+    """Such a version saved neither the `student` beside it nor the encoder of a teacher that is a student."""
+    of_run = {"model": "/run", "teacher": "/run", "student": "/pruned"}
+    saved = plain_settings(DistillConfig()) | of_run
+    del saved["resolved"]
+    (tmp_path / "config.yaml").write_text(as_yaml(saved))
+    resolved = ResolvedStudent(encoder="/wan", pruned_model="/pruned")
+    now = DistillConfig(model="/run", teacher="/run", student="student.yaml", resolved=resolved)
+    clips = SavedSettings(tmp_path).as_started(now)[0].clips
+    assert SavedSettings(tmp_path).changes(replace(now, clips=clips)) == []
+    other = replace(now, clips=clips, resolved=replace(resolved, pruned_model="/other"))
+    changes = SavedSettings(tmp_path).changes(other)
+    assert changes == ["resolved.pruned_model /pruned -> /other"]
+    (tmp_path / "config.yaml").write_text(as_yaml(now))
+    changes = SavedSettings(tmp_path).changes(replace(now, student="tiny"))
+    assert changes == ["student student.yaml -> tiny"]
 
 
 def test_a_run_that_keeps_its_earlier_hold_out_is_not_indexed_lazily(tmp_path):

@@ -1,7 +1,7 @@
 """The settings of a run of `telecine distill`: those of training, and how the student learns from its teacher."""
 
 from telecine.base.checks import argument_error
-from telecine.settings.group import Integer, NonNegative, group
+from telecine.settings.group import Integer, NonNegative, Unlisted, group
 from telecine.settings.train import TrainConfig
 
 
@@ -50,7 +50,7 @@ class DistillConfig(TrainConfig):
     teacher_decode_steps: Integer = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""
-    resolved: ResolvedStudent | None = None
+    resolved: Unlisted[ResolvedStudent | None] = None
     """What a run has saved about its student, so that its `config.yaml` starts it again. Leave it out."""
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """What settings are: frozen dataclasses that pydantic checks, with a sentence for each error."""
 
+import argparse
 import functools
 import os
 from collections.abc import Callable
@@ -87,6 +88,9 @@ NonNegative: TypeAlias = Annotated[Number, Field(ge=0)]
 Decay: TypeAlias = Annotated[Number, Field(ge=0, lt=1)]
 # A path or an address: a shell does not expand the `~` of `--data=~/videos`.
 UserPath: TypeAlias = Annotated[str, AfterValidator(os.path.expanduser)]
+# A setting that no user types, so that `--help` leaves it out. It is `CliSuppress` of pydantic-settings, which only the
+# command line imports.
+Unlisted: TypeAlias = Annotated[T, argparse.SUPPRESS]
 # The dotted path of a function or of a class, or the object itself.
 Function: TypeAlias = Annotated[str, AfterValidator(_check_function_path)] | Callable[..., Any]
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,7 @@ from telecine.settings.distill import DistillConfig
 from telecine.settings.errors import validate
 from telecine.settings.listing import settings_of
 from telecine.settings.train import TrainConfig
-from telecine.settings.upgrade import REMOVED, drop_removed
+from telecine.settings.upgrade import REMOVED, drop_removed, is_of_run, upgrade_run
 
 T = TypeVar("T")
 # Settings as YAML has them.
@@ -123,6 +123,8 @@ class Layer:
 def read_layer(source: Source) -> Layer:
     """Return the settings of a recipe, of a file or of a dict.
 
+    Those in a file that a run of an older version has saved are upgraded: a run with them does what that one did.
+
     Raises:
         ValueError: It has a setting twice, one of an older version at a value that it can no longer have, or
             `allow_code`.
@@ -152,6 +154,8 @@ def read_layer(source: Source) -> Layer:
         error = argument_error(setting, contract, repr(value), remedy)
         assert isinstance(error, ArgumentError)
         raise _with_origins([error], [layer])
+    if file is not None and is_of_run(layer.values):
+        return replace(layer, values=upgrade_run(layer.values))
     return layer
 
 

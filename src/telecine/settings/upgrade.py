@@ -5,6 +5,7 @@ Paths of functions in modules that moved are in `base/moved_modules.py`.
 
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 # Settings that older versions had, with the only value that files may still give them: what this version does.
@@ -25,12 +26,24 @@ DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
 }
 # The same for settings of `causal_vae.flow`. Older versions saved `shift`, so that no run lacks it.
 _FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
+# What a run of any version saves, at their defaults, too, so that a file with all of them is that of a run.
+_SAVED_BY_ALL_RUNS = frozenset(
+    {
+        *("data", "model", "init", "output_dir", "keep", "push_to_hub", "hub_model_id"),
+        *("clips", "objective", "discriminator", "optimizer"),
+    }
+)
 # Values of `student` that are no name of a model: sizes, and the ends of names of settings files.
 _STUDENT_SIZES = ("tiny", "small", "teacher")
 _SETTINGS_FILES = (".yaml", ".yml", ".json")
 # Settings of `causal_vae.flow` with another default in older versions, and that default. For `noise_fraction`, which
 # they did not have, it is what they did.
 OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
+
+
+def is_of_run(values: Mapping[str, Any]) -> bool:
+    """Return whether nested settings are all those of a run, of any version, and not some that a user has chosen."""
+    return values.keys() >= _SAVED_BY_ALL_RUNS
 
 
 def upgrade_run(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,11 +78,38 @@ def _upgrade_student(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"resolved": None}
     encoder = values.get("teacher")
     student = values["student"]
-    if student in _STUDENT_SIZES or str(student).endswith(_SETTINGS_FILES):
-        resolved = {"encoder": encoder, "pruned_model": None}
-        return {"teacher": values.get("model") or encoder, "resolved": resolved}
-    resolved = {"encoder": encoder, "pruned_model": student}
-    return {"student": "small", "resolved": resolved}
+    if _is_pruned_model(student):
+        resolved = {"encoder": encoder, "pruned_model": student}
+        return {"student": "small", "resolved": resolved}
+    resolved = {"encoder": encoder, "pruned_model": None}
+    return {"teacher": values.get("model") or encoder, "resolved": resolved}
+
+
+def _is_pruned_model(student: str) -> bool:
+    """Return whether `student`, as an older version saved it, is a model: not a size, and not a settings file.
+
+    A path that is gone is a settings file if its name ends as one.
+    """
+    if student in _STUDENT_SIZES:
+        return False
+    path = Path(student)
+    if path.exists():
+        return path.is_dir()
+    return not student.endswith(_SETTINGS_FILES)
+
+
+def not_saved_of_student(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the dotted names of settings that `upgrade_run` has to guess: the run has not saved what they were.
+
+    They are those of a pruned model by a version that saved no `resolved`: its name took the place of `student`, and
+    the encoder of a teacher that is a student was not saved.
+
+    Args:
+        values: The nested settings as they were saved, before `upgrade_run`.
+    """
+    if "student" not in values or "resolved" in values or values.get("train_encoder"):
+        return ()
+    return ("student", "resolved.encoder") if _is_pruned_model(values["student"]) else ()
 
 
 def has_old_flow_defaults(values: Mapping[str, Any]) -> bool:

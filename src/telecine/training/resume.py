@@ -31,6 +31,7 @@ from telecine.settings.upgrade import (
     OLD_FLOW_DEFAULTS,
     REMOVED,
     has_old_flow_defaults,
+    not_saved_of_student,
     upgrade_run,
 )
 
@@ -76,6 +77,7 @@ class SavedSettings:
         self.folder = folder
         as_saved = read_settings_as_saved(folder)
         self.has_old_flow_defaults = has_old_flow_defaults(as_saved)
+        self.not_saved = not_saved_of_student(as_saved)
         self.values = upgrade_run(as_saved)
 
     def as_started(self, config: TrainConfig) -> tuple[TrainConfig, list[str], list[str]]:
@@ -154,7 +156,8 @@ class SavedSettings:
     def changes(self, config: TrainConfig) -> list[str]:
         """Return "name old -> new" for each setting that differs, except the model and the folder.
 
-        Settings that an older version did not have count as their defaults.
+        Settings that an older version did not have count as their defaults. Those of a student that it did not save do
+        not differ.
         """
         saved = flat_settings(self.values)
         now = flat_settings(plain_settings(config))
@@ -162,7 +165,7 @@ class SavedSettings:
         removed = flat_settings(nested(REMOVED.items()))
         changes = []
         for name in dict.fromkeys([*saved, *now]):
-            if name in ("model", "output_dir"):
+            if name in ("model", "output_dir", *self.not_saved):
                 continue
             before = saved.get(name, default.get(name, "not set"))
             after = now.get(name, removed.get(name, "not set"))
