@@ -230,13 +230,13 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     folder = tmp_path / "elsewhere" / "ema"
     student_of(saved).save_pretrained(folder)
     settings = folder.parent / "config.yaml"
-    settings.write_text(f"teacher: {saved}\n")
+    settings.write_text(f"resolved: {{encoder: {saved}}}\n")
     assert load_autoencoder(folder).teacher == str(saved)
     moved = saved.rename(folder.parent / "teacher")  # both are moved
     assert load_autoencoder(folder).teacher == str(moved)
     moved.rename(saved)
-    settings.write_text("teacher: /another\n")
-    assert load_autoencoder(folder).teacher == "teacher"
+    settings.write_text("resolved: {encoder: /another}\n")
+    assert load_autoencoder(folder).teacher == str(saved)
     model = teacher()
     hub = StudentAutoencoder.of(
         model, "owner/name", load_autoencoder, student_config("tiny", model, CLIP)
@@ -245,12 +245,40 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     assert load_autoencoder(folder).teacher == "owner/name"
 
 
+@pytest.mark.parametrize(
+    ("folder", "teacher"),
+    [
+        ("student", "teacher"),
+        ("runs/student", "../teacher"),
+        ("other/runs/student", "../../teacher"),
+    ],
+)
+def test_a_student_in_any_folder_finds_its_teacher(saved, tmp_path, folder, teacher):
+    student = student_of(saved)
+    student.save_pretrained(tmp_path / folder)
+    config = json.loads((tmp_path / folder / "config.json").read_text())
+    assert config["teacher"] == teacher
+    x = video()
+    loaded = load_autoencoder(tmp_path / folder)
+    assert torch.equal(loaded.encode(x).mode(), student.encode(x).mode())
+
+
+def test_a_path_below_the_students_is_not_taken_for_a_name_on_the_hub(saved, tmp_path):
+    (tmp_path / "teachers").mkdir()
+    moved = saved.rename(tmp_path / "teachers" / "wide")
+    student_of(moved).save_pretrained(tmp_path / "student")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config["teacher"] == "./teachers/wide"
+    beside = moved.rename(tmp_path / "wide")
+    assert load_autoencoder(tmp_path / "student").teacher == str(beside)
+
+
 def test_a_teacher_whose_folder_is_named_like_one_of_a_checkpoint(saved, tmp_path):
     named = saved.rename(tmp_path / "model")
     temporary = Checkpoints(tmp_path / "run").begin(1)
     for name in ("model", "ema"):
         student_of(named).save_pretrained(temporary / name)
-    (temporary / "config.yaml").write_text(f"teacher: {named}\n")
+    (temporary / "config.yaml").write_text(f"resolved: {{encoder: {named}}}\n")
     for name in ("model", "ema"):
         assert load_autoencoder(temporary / name).teacher == str(named)
     Checkpoints(tmp_path / "run").finish(1, temporary, keep=1)

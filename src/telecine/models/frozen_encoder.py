@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable
 from os import PathLike
@@ -31,6 +32,24 @@ TEACHER_KEY = "teacher"
 """Key of a student's `config.json`: the name of its teacher."""
 LoadTeacher = Callable[[str], VideoAutoencoder]
 """From the name of a teacher to its model."""
+
+
+def folder_of_teacher(folder: Path, teacher: str) -> Path | None:
+    """Return where the teacher of a saved model is: at its path from there, or beside it, if one of both was moved.
+
+    Args:
+        folder: The folder of the model.
+        teacher: What its configuration says, see `TeacherEncoderModel.teacher_from`.
+
+    Returns:
+        The absolute path of an existing folder, or None: the teacher is on the Hub, or missing.
+    """
+    path = (folder.parent / teacher).resolve()
+    if path.is_dir():
+        return path
+    beside = folder.parent.resolve() / path.name
+    is_local = teacher.startswith(".")
+    return beside if is_local and beside.is_dir() else None
 
 
 class FrozenEncoderModel(LatentAutoencoder):
@@ -110,10 +129,21 @@ class TeacherEncoderModel(FrozenEncoderModel):
         self._load = load
         self._frozen: FrozenModule[VideoAutoencoder] | None = None
 
-    @staticmethod
-    def public_name(teacher: str) -> str:
-        """Return the name of a teacher for a model that others may get: the last part of an absolute path."""
-        return Path(teacher).name if Path(teacher).is_absolute() else teacher
+    def teacher_from(self, folder: str | PathLike[str]) -> str:
+        """Return what the configuration of this model says about its teacher: a Hub name, or a path from the folder.
+
+        Others may get the model, so there is no absolute path: the name of a folder beside the model's, or a path that
+        begins with "./" or "../".
+
+        Args:
+            folder: Where the model is saved.
+        """
+        if not Path(self.teacher).is_absolute():
+            return self.teacher
+        parent = Path(folder).resolve().parent
+        path = Path(os.path.relpath(Path(self.teacher).resolve(), parent)).as_posix()
+        is_beside = "/" not in path
+        return path if is_beside or path.startswith("..") else f"./{path}"
 
     @property
     def latent_model(self) -> VideoAutoencoder:

@@ -11,6 +11,7 @@ from telecine.base.imports import how_to_install, is_class_path
 from telecine.models.causal import CausalVAE
 from telecine.models.custom import ARGUMENTS_KEY, CLASS_PATH_KEY
 from telecine.models.custom_reload import build_custom
+from telecine.models.frozen_encoder import folder_of_teacher
 from telecine.models.interface import VideoAutoencoder
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
 from telecine.models.student import StudentAutoencoder
@@ -159,7 +160,7 @@ def _config_in(folder: Path) -> dict[str, Any]:
 def teacher_of(folder: Path) -> str:
     """Return the autoencoder that a diffusion decoder's configuration names, by default that of the same pipeline.
 
-    It is a path beside the model that the decoder's run has started from, or beside the decoder; or a name on the Hub.
+    It is a path from the model that the decoder's run has started from, or from the decoder; or a name on the Hub.
     """
     model = read_saved_settings(folder.parent).get("model")
     if isinstance(model, str):
@@ -167,8 +168,8 @@ def teacher_of(folder: Path) -> str:
         if origin != folder and origin.exists():
             return teacher_of(origin)
     name = _config_in(folder).get("_teacher", "vae")
-    beside = folder.parent / name
-    return str(beside) if beside.exists() else name
+    local = folder_of_teacher(folder, name)
+    return name if local is None else str(local)
 
 
 def build_custom_in(folder: Path) -> VideoAutoencoder:

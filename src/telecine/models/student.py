@@ -18,7 +18,12 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_networks import build_decoder
-from telecine.models.frozen_encoder import TEACHER_KEY, LoadTeacher, TeacherEncoderModel
+from telecine.models.frozen_encoder import (
+    TEACHER_KEY,
+    LoadTeacher,
+    TeacherEncoderModel,
+    folder_of_teacher,
+)
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import (
     NORMALISATION_KEYS,
@@ -164,18 +169,18 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
             }
         )
 
-    def saved_config(self) -> dict[str, Any]:
-        """Return what `config.json` holds beside the name of the class."""
+    def saved_config(self, folder: str | PathLike[str]) -> dict[str, Any]:
+        """Return what `config.json` in a folder holds beside the name of the class."""
         return {
             DECODER_KEY: self.config.saved_values(),
-            TEACHER_KEY: self.public_name(self.teacher),
+            TEACHER_KEY: self.teacher_from(folder),
             DIGEST_KEY: self.digest,
             **self.normalisation,
         }
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, LoRA adapters merged into the weights."""
-        save_model(merge_low_rank(self), self.saved_config(), folder)
+        save_model(merge_low_rank(self), self.saved_config(folder), folder)
 
     @classmethod
     def from_pretrained(
@@ -239,19 +244,20 @@ def _check_saved(values: dict[str, Any], key: str, kind: type, contract: str, fi
 
 
 def _find_teacher(folder: Path, teacher: str) -> str:
-    """Return the teacher of the student in a folder: the path in its run's settings, a folder beside it, or the name.
+    """Return the teacher of the student in a folder: the path in its run's settings, a folder, or the name.
 
     The folders `model` and `ema` of a checkpoint hold the student itself, so they are not searched for the teacher.
     """
-    beside = folder.parent / teacher
-    is_part_of_checkpoint = teacher in ("model", "ema") and Checkpoints.is_checkpoint(folder.parent)
-    is_beside = beside.is_dir() and not is_part_of_checkpoint
+    local = folder_of_teacher(folder, teacher)
+    parent = folder.parent.resolve()
+    if Checkpoints.is_checkpoint(parent) and local in (parent / "model", parent / "ema"):
+        local = None
     resolved = read_saved_settings(folder.parent).get("resolved")
     path = resolved.get("encoder") if isinstance(resolved, dict) else None
     if (
         isinstance(path, str)
-        and TeacherEncoderModel.public_name(path) == teacher
-        and (Path(path).exists() or not is_beside)
+        and Path(path).name == Path(teacher).name
+        and (Path(path).exists() or local is None)
     ):
         return path
-    return str(beside) if is_beside else teacher
+    return teacher if local is None else str(local)

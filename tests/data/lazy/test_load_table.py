@@ -316,6 +316,41 @@ def test_of_all_tar_files_only_those_with_arrays_are_scanned_again(data, monkeyp
     assert sorted(read) == ["003.tar"]
 
 
+def test_the_scan_of_a_tar_file_with_arrays_that_takes_too_long_is_not_repeated(data, monkeypatch):
+    shards = write_shards(data)
+    np.save(data / "a.npy", np.zeros((6, 16, 24, 3), np.uint8))
+    write_shard(shards / "2.tar", [data / "a.npy"])
+    load_table(str(shards), CONFIG)
+    scanned = []
+
+    def scan_too_slowly(archive, config):
+        scanned.append(archive.name)
+        raise DataError(f"{archive}: not read within {config.timeout} seconds.")
+
+    monkeypatch.setattr(members_module, "scan_archive", scan_too_slowly)
+    with pytest.raises(DataError, match="not read within"):
+        load_table(str(shards), CONFIG)
+    assert scanned == ["2.tar"]
+
+
+def test_members_are_mapped_as_soon_as_all_tar_files_can_be_read(data, monkeypatch, caplog):
+    shards = write_shards(data)
+
+    def fail_once(archive, opened):
+        yield from islice(tar_members(archive, opened), 5)
+        monkeypatch.undo()
+        raise OSError(EIO, "Input/output error")
+
+    monkeypatch.setattr(tar_files, "tar_members", fail_once)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    load_table(str(shards), CONFIG)
+    assert "until all can be read; 1 cannot" in caplog.text
+    caplog.clear()
+    table = load_table(str(shards), CONFIG)
+    assert not table.spans.files.headers.flags.writeable, "columns are mapped"
+    assert "each run" not in caplog.text
+
+
 def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch):
     shards = write_shards_of_scenes(data)
     disk = threading.Lock()

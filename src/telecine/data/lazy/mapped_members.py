@@ -134,7 +134,10 @@ def map_members(path: Path, archives: Sequence[File]) -> MappedMembers:
     skipped = []
     for number, name, offset, size, reason in json.loads(metadata[_SKIPPED]):
         skipped.append(Skipped(TarMember(archives[number], name, offset, size), reason))
-    return MappedMembers(table, skipped, json.loads(metadata[_LEFT_OUT]))
+    left_out = json.loads(metadata[_LEFT_OUT])
+    if not set(left_out) <= set(range(len(archives))):
+        raise ValueError(f"{path} leaves out other tar files")
+    return MappedMembers(table, skipped, left_out)
 
 
 def remove_unused(folder: Path) -> None:

@@ -38,8 +38,8 @@ def find_members(
 ) -> tuple[FileTable, list[Skipped]]:
     """Return the members of tar files by their sidecars. A sidecar is written where there is none.
 
-    They are kept in one file, which later runs map into memory. It leaves out tar files with arrays, and those that
-    cannot be read whole: each run scans these.
+    They are kept in one file, which later runs map into memory. It leaves out tar files with arrays: each run scans
+    these. It is not written as long as the system cannot read a tar file whole.
 
     Args:
         archives: The tar files.
@@ -53,18 +53,26 @@ def find_members(
         DataError: a tar file is not read in time.
     """
     name = key_of_archives(archives)
-    for folder in folders:
-        with suppress(*DAMAGE_ERRORS):
-            return _with_left_out(map_members(folder / name, archives), {}, config)
+    paths = [folder / name for folder in folders]
+    mapped = _map_first(paths, archives)
+    if mapped is not None:
+        return _with_left_out(mapped, {}, config)
     sidecars = _sidecars_of(archives, config)
     left_out = []
+    unread = []
     for number, archive in enumerate(archives):
-        if not _is_lasting(sidecars[archive]):
+        if has_arrays(sidecars[archive]):
             left_out.append(number)
-    if len(left_out) < len(archives):
-        path = folders[0] / name
-        with suppress(*DAMAGE_ERRORS):  # another process may have written it meanwhile
-            return _with_left_out(map_members(path, archives), sidecars, config)
+        if not sidecars[archive].is_complete:
+            unread.append(archive)
+    if unread:
+        text = "each run reads the headers of all tar files until all can be read; %d cannot: %s"
+        logger.warning(text, len(unread), unread[0])
+    elif len(left_out) < len(archives):
+        path = paths[0]
+        mapped = _map_first([path], archives)  # another process may have written it meanwhile
+        if mapped is not None:
+            return _with_left_out(mapped, sidecars, config)
         try:
             remove_left(path.parent)
             remove_unused(path.parent)
@@ -81,6 +89,14 @@ def find_members(
     return FileTable.joined(parts), skipped
 
 
+def _map_first(paths: Sequence[Path], archives: Sequence[File]) -> MappedMembers | None:
+    """Return the members of tar files by the first file that can be mapped; None if none can."""
+    for path in paths:
+        with suppress(*DAMAGE_ERRORS):
+            return map_members(path, archives)
+    return None
+
+
 def _with_left_out(
     mapped: MappedMembers, sidecars: Mapping[File, Sidecar], config: ClipConfig
 ) -> tuple[FileTable, list[Skipped]]:
@@ -92,7 +108,7 @@ def _with_left_out(
         return mapped.table, mapped.skipped
     archives = mapped.table.archives
     left_out = [archives[number] for number in mapped.left_out]
-    text = "each run scans %d of %d tar files, as they have arrays or cannot be read whole: %s"
+    text = "each run scans %d of %d tar files, as they have arrays: %s"
     logger.warning(text, len(left_out), len(archives), left_out[0])
     read = {**_sidecars_of([file for file in left_out if file not in sidecars], config), **sidecars}
     parts = []

@@ -279,7 +279,7 @@ class DiffusionDecoder(TeacherEncoderModel):
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the decoder as diffusers writes it, LoRA adapters merged, and the teacher's name and digest."""
         self.module.register_to_config(
-            **{self.teacher_key: self.public_name(self.teacher), _DIGEST_KEY: self.digest}
+            **{self.teacher_key: self.teacher_from(folder), _DIGEST_KEY: self.digest}
         )
         save_module(self.module, folder)
 

@@ -100,7 +100,7 @@ class PipelineVAE(ModelMixin, nn.Module):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {CLASS_KEY: type(self.student).__name__, **self.student.saved_config()}
+        config = {CLASS_KEY: type(self.student).__name__, **self.student.saved_config(folder)}
         write_json(folder / CONFIG_FILE, config)
 
     def enable_slicing(self) -> None:
