@@ -183,7 +183,7 @@ def test_a_decoder_of_ltx25_is_trained_resumed_and_evaluated(tiny, tmp_path, mon
     trained = type(tiny_model("ltx2_diffusion_decoder")).from_pretrained(
         last_checkpoint(run) / "ema"
     )
-    assert trained.config["_teacher"] == "vae"
+    assert trained.config["_teacher"] == "../../../vae", "from the checkpoint"
     _, sampler = evaluated("run", run, tmp_path, "--decode_steps 2")
     assert sampler == {"name": "euler", "steps": 2, "seed": 0}
     check_refused(capsys, "run", run, "--decode_level", " without")
