@@ -100,6 +100,10 @@ PENALTY = "discr_3d (the gradient penalty differentiates it twice)"
 SPECTRAL = "discr_3d (its spectral norms are shared by all passes of an update)"
 
 
+# PyTorch 2.8 breaks graphs at each entry of `torch.autocast`.
+AUTOCAST_OF_2_8 = "qualname: _is_autocast_available"
+
+
 def check_compiled(model, loss, autocast, *, eager, tolerance):
     """Compile networks, of which `eager` stay as they are, and compare their values with those of copies."""
     torch._dynamo.reset()
@@ -109,7 +113,8 @@ def check_compiled(model, loss, autocast, *, eager, tolerance):
     values = values_of(model, loss, autocast)
     torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance)
     assert counters["stats"]["unique_graphs"] >= 3, "encoder, decoder and perceptual network"
-    assert not counters["graph_break"]
+    breaks = [reason for reason in counters["graph_break"] if AUTOCAST_OF_2_8 not in reason]
+    assert not breaks
 
 
 @pytest.mark.slow
