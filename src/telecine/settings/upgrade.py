@@ -29,8 +29,17 @@ _FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
 # What a run of any version saves, at their defaults, too, so that a file with all of them is that of a run.
 _SAVED_BY_ALL_RUNS = frozenset(
     {
-        *("data", "model", "init", "output_dir", "keep", "push_to_hub", "hub_model_id"),
-        *("clips", "objective", "discriminator", "optimizer"),
+        "data",
+        "model",
+        "init",
+        "output_dir",
+        "keep",
+        "push_to_hub",
+        "hub_model_id",
+        "clips",
+        "objective",
+        "discriminator",
+        "optimizer",
     }
 )
 # Values of `student` that are no name of a model: sizes, and the ends of names of settings files.
