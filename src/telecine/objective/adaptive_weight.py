@@ -15,7 +15,7 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.objective.layer_activations import LayerActivations
-from telecine.ops.eager_gradients import gradients_of
+from telecine.ops.eager_gradients import differentiate
 from telecine.ops.ranks import average_over_ranks, num_data_ranks
 from telecine.settings import AdaptiveWeightConfig
 
@@ -88,7 +88,7 @@ def gradient_norms(
     if isinstance(grad_at, LayerActivations):
         gradients = grad_at.weight_gradients(losses)
     else:  # one at a time is in memory
-        gradients = (gradients_of(loss, [grad_at], retain_graph=True)[0] for loss in losses)
+        gradients = (differentiate(loss, [grad_at], retain_graph=True)[0] for loss in losses)
     for gradient in gradients:
         if gradient is None:
             remedy = (

@@ -307,7 +307,7 @@ class TrainConfig:
                 "LPIPS needs RGB frames: set `objective.perceptual_weight` to 0.",
             )
         for name in ("alignment", "gram"):
-            if any(term.target == name for term in self.objective.named_terms.values()):
+            if any(term.target == name for term in self.objective.term_settings.values()):
                 contract = f"grey, rgb or rgba for {name}"
                 raise argument_error(
                     "clips.channels",
