@@ -111,7 +111,7 @@ def test_the_last_gradient_of_each_frame_is_relative_to_the_mean(weights):
     """A single frame has no share."""
     video = torch.rand(2, 3, len(weights), 8, 8, requires_grad=True) * 1.0
     loss = (video * torch.tensor(weights)[:, None, None]).sum()
-    log = ReconstructionGradient().measure(video, loss.backward)
+    log = ReconstructionGradient().measure(video, [loss], torch.Tensor.backward)
     expected = {f"train/frame_gradient_{frame:03d}": weight for frame, weight in enumerate(weights)}
     if len(weights) == 1:
         expected = {}
@@ -123,13 +123,15 @@ def test_the_share_of_the_discriminators():
     gradient = ReconstructionGradient()
     discriminated = video.view_as(video)
     discriminated.register_hook(gradient.keep_adversarial)
-    log = gradient.measure(video, (3 * discriminated + video).sum().backward)
+    loss = (3 * discriminated + video).sum()
+    log = gradient.measure(video, [loss], torch.Tensor.backward)
     assert log[ADVERSARIAL_SHARE].item() == pytest.approx(0.75)
 
 
 def test_a_gradient_of_zero_has_shares_that_are_not_finite():
     video = torch.rand(2, 3, 4, 8, 8, requires_grad=True) * 1.0
-    log = ReconstructionGradient().measure(video, (0 * video).sum().backward)
+    loss = (0 * video).sum()
+    log = ReconstructionGradient().measure(video, [loss], torch.Tensor.backward)
     assert all(value.isnan() for value in log.values())
     log |= {ADVERSARIAL_SHARE: torch.tensor(math.nan), "train/mse": torch.tensor(0.5)}
     assert finite_values(log, 3) == {"train/mse": 0.5}

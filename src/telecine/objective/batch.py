@@ -98,12 +98,6 @@ class Batch:
     options: BatchOptions
     """The optional arguments as they were passed."""
 
-    def register_grad_hook(self) -> None:
-        """Let the next backward call `grad_hook`."""
-        hook = self.options.get("grad_hook")
-        if hook is not None and self.reconstruction_for_gan.requires_grad:
-            self.reconstruction_for_gan.register_hook(hook)
-
 
 def make_batch(
     config: ObjectiveConfig,

@@ -50,11 +50,6 @@ class GANBatch:
         """Whether this step has a penalty that differentiates a gradient of the discriminator."""
         return self.penalty is not None and self.penalty.double_backward
 
-    @property
-    def regularisers_read_fake(self) -> bool:
-        """Whether a term of the discriminators' loss in this step, beside the GAN loss, reads fake inputs or logits."""
-        return self.lecam is not None or (self.penalty is not None and self.penalty.reads_fake)
-
     def autoencoder_terms_of(self, d: BoundDiscriminator) -> list[LossTerm]:
         """Return the terms of the autoencoder's loss that are computed with a discriminator."""
         return [term for term in self.autoencoder_terms if d.is_needed_by(term.schedule)]

@@ -1,10 +1,9 @@
 """How the gradients of the GAN's losses are taken: through the graph, or eagerly.
 
-Each way computes the terms of `gan.py`, with the same values and gradients. `choose_strategy` selects one. An eager one
-computes gradients together with values, and frees the graph at once.
+Each way computes the terms of `gan.py`, with the same values and gradients. `choose_gradients` selects one. An eager
+way computes gradients together with values, and frees the graph at once.
 """
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple, TypeAlias
 
@@ -33,7 +32,6 @@ from telecine.ops.eager_gradients import (
     eager_backward,
     precompute_gradients,
 )
-from telecine.settings import ObjectiveConfig
 
 GeneratorLosses: TypeAlias = dict[str, dict[str, Scalar]]
 """The terms of the autoencoder's loss by the term's name, then by the discriminator's."""
@@ -68,35 +66,18 @@ class DiscriminatorGradients(Enum):
     the hinge loss an update took 0.96 instead of 1.07 s, and 0.84 s with `shared_backward`."""
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """How a call takes gradients."""
-
-    autoencoder_is_eager: bool
-    """Whether terms of the autoencoder's loss compute gradients together with values."""
-    discriminators: DiscriminatorGradients
-    """How the gradients of the discriminators' losses are taken."""
-
-
-def choose_strategy(gan: GANBatch, config: ObjectiveConfig) -> Strategy:
-    """Return the strategy that needs least memory and time, and is correct for the terms of this call.
+def choose_gradients(gan: GANBatch, *, eager: bool) -> DiscriminatorGradients:
+    """Return how to take the gradients of the discriminators' losses: with least memory and time, where it is correct.
 
     With a double backward, `GANBatch.precision_of_discriminators` turns autocast off in the discriminators' step, and
-    leaves it on in the autoencoder's. With `penalty.every` above 1, some steps have one and some do not.
+    leaves it on in the autoencoder's. With `penalty.every` above 1, some steps have one and some do not. The first
+    reason below decides.
 
     Args:
-        gan: What this call computes with discriminators.
-        config: The settings. Without `eager_gradients`, all gradients are taken through the graph.
+        gan: What a call computes with discriminators.
+        eager: `ObjectiveConfig.eager_gradients`. Without it, all gradients are taken through the graph.
     """
-    is_float16 = autocast_dtype(gan.fake.device) == torch.float16
-    # Eager gradients in float16 would underflow: only the caller's scaler knows a suitable loss scale.
-    autoencoder_is_eager = config.eager_gradients and not is_float16
-    return Strategy(autoencoder_is_eager, _choose_for_discriminators(gan, config))
-
-
-def _choose_for_discriminators(gan: GANBatch, config: ObjectiveConfig) -> DiscriminatorGradients:
-    """Return how the gradients of the discriminators' losses are taken; the first reason decides."""
-    if not config.eager_gradients:
+    if not eager:
         return DiscriminatorGradients.THROUGH_GRAPH
 
     # With a double backward the discriminators compute in float32, where eager gradients do not underflow.
@@ -110,7 +91,8 @@ def _choose_for_discriminators(gan: GANBatch, config: ObjectiveConfig) -> Discri
             return DiscriminatorGradients.THROUGH_GRAPH
 
     # A joint GAN loss compares real with fake logits; LeCam and some penalties read both, too.
-    if isinstance(gan.loss, JointGANLoss) or gan.regularisers_read_fake:
+    penalty_reads_fake = gan.penalty is not None and gan.penalty.reads_fake
+    if isinstance(gan.loss, JointGANLoss) or gan.lecam is not None or penalty_reads_fake:
         return DiscriminatorGradients.EAGER_WHOLE
 
     # One pass serves both steps only if the call computes both, and both take gradients of it.
@@ -128,9 +110,14 @@ def _choose_for_discriminators(gan: GANBatch, config: ObjectiveConfig) -> Discri
 
 
 def compute_gan_losses(
-    gan: GANBatch, strategy: Strategy
+    gan: GANBatch, how: DiscriminatorGradients, *, autoencoder_is_eager: bool
 ) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
     """Compute the losses of `gan.sides`; those of another side are left out.
+
+    Args:
+        gan: What a call computes with discriminators.
+        how: How the gradients of the discriminators' losses are taken.
+        autoencoder_is_eager: Whether terms of the autoencoder's loss compute gradients together with values.
 
     Returns:
         The terms of the autoencoder's loss, from which discriminators get no gradient, and the loss of each
@@ -153,14 +140,14 @@ def compute_gan_losses(
     for d in gan.discriminators:
         terms: TermValues = {}
         frames = generator_frames.get(d.name)
-        if frames is not None and strategy.discriminators is DiscriminatorGradients.ONE_PASS:
+        if frames is not None and how is DiscriminatorGradients.ONE_PASS:
             terms, discriminator_losses[d.name] = _eager_parts(d, gan, frames, serves_both=True)
         else:
             if frames is not None:
-                terms = _generator_terms(d, gan, frames, is_eager=strategy.autoencoder_is_eager)
+                terms = _generator_terms(d, gan, frames, is_eager=autoencoder_is_eager)
             if discriminator_frames is not None and gan.weights.discriminators_train:
                 discriminator_losses[d.name] = _discriminator_loss(
-                    d, gan, discriminator_frames, strategy.discriminators
+                    d, gan, discriminator_frames, how
                 )
         for name, term in terms.items():
             generator_losses[name][d.name] = term

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from telecine.base.checks import argument_error, check_choice
+from telecine.base.precision import autocast_dtype
 from telecine.base.shapes import Scalar
 from telecine.discriminators import (
     Discriminator,
@@ -22,7 +23,7 @@ from telecine.objective.batch import Batch, BatchOptions, make_batch
 from telecine.objective.bound_discriminator import BoundDiscriminator, check_discriminators
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GANBatch
-from telecine.objective.gradients import choose_strategy, compute_gan_losses
+from telecine.objective.gradients import choose_gradients, compute_gan_losses
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.log import (
     COGVIDEO_LOG,
@@ -283,7 +284,6 @@ class VideoAutoencoderLoss(nn.Module):
             log.setdefault(f"{split}/{name}", torch.zeros((), device=loss.device))
         return loss, log
 
-    @shared_spectral_norms()
     def autoencoder_loss(
         self,
         inputs: Tensor,
@@ -318,7 +318,6 @@ class VideoAutoencoderLoss(nn.Module):
         )
         return self._compute_losses(batch, global_step, ["autoencoder"])["autoencoder"]
 
-    @shared_spectral_norms()
     def discriminator_loss(
         self,
         inputs: Tensor,
@@ -342,11 +341,9 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as above, or there are no discriminators.
         """
-        self._check_has_discriminators()
         batch = make_batch(self.config, inputs, reconstructions, {}, None, split, **options)
         return self._compute_losses(batch, global_step, ["discriminators"])["discriminators"]
 
-    @shared_spectral_norms()
     def both_losses(
         self,
         inputs: Tensor,
@@ -362,7 +359,7 @@ class VideoAutoencoderLoss(nn.Module):
         Values are those of two calls, except for random numbers: where one pass serves both steps, a discriminator of
         frames sees the same frames in both. It needs `eager_gradients`, a GAN loss and regularisers that do not read
         real and fake videos together, and one precision in both steps: not float16, and not bfloat16 with a penalty
-        that is differentiated twice. `choose_strategy` in `objective/gradients.py` has the reasons.
+        that is differentiated twice. `choose_gradients` in `objective/gradients.py` has the reasons.
 
         Args:
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
@@ -380,7 +377,6 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
-        self._check_has_discriminators()
         _check_has_graph(reconstructions, last_layer)
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
@@ -388,10 +384,18 @@ class VideoAutoencoderLoss(nn.Module):
         losses = self._compute_losses(batch, global_step, ["autoencoder", "discriminators"])
         return BothLosses(*losses["autoencoder"], *losses["discriminators"])
 
+    @shared_spectral_norms()
     def _compute_losses(
         self, batch: Batch, global_step: int, sides: Sequence[Side]
     ) -> dict[Side, tuple[Scalar, Log]]:
-        """Return the loss and the log of each of `sides`."""
+        """Return the loss and the log of each of `sides`.
+
+        Raises:
+            ValueError: There are no discriminators, and their loss is asked for.
+        """
+        if "discriminators" in sides and not self.discriminators:
+            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
+            raise argument_error("discriminators", "at least one for their step", "none", remedy)
         weights = self.schedule.at(global_step)
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         gan = GANBatch(
@@ -406,14 +410,18 @@ class VideoAutoencoderLoss(nn.Module):
             weights=weights,
             rng=batch.rng,
         )
-        strategy = choose_strategy(gan, self.config)
+        # Eager gradients in float16 would underflow: only the caller's scaler knows a suitable loss scale.
+        is_float16 = autocast_dtype(batch.target.device) == torch.float16
+        is_eager = self.config.eager_gradients and not is_float16
         losses: dict[Side, tuple[Scalar, Log]] = {}
         if "autoencoder" in sides:
             check_names_of_aux_losses(batch.aux, self._logged_names)
-            video_losses = self._compute_video_losses(
-                batch, weights, eager=strategy.autoencoder_is_eager
-            )
-        generator_losses, discriminator_losses = compute_gan_losses(gan, strategy)
+            video_losses = self._compute_video_losses(batch, weights, eager=is_eager)
+        generator_losses, discriminator_losses = compute_gan_losses(
+            gan,
+            choose_gradients(gan, eager=self.config.eager_gradients),
+            autoencoder_is_eager=is_eager,
+        )
         if "autoencoder" in sides:
             losses["autoencoder"] = sum_autoencoder_losses(
                 self.config.adaptive_weight,
@@ -423,8 +431,10 @@ class VideoAutoencoderLoss(nn.Module):
                 generator_losses,
                 logvar=self.logvar,
             )
-            # Backwards of the objective, such as those of the adaptive weight, are done: it is called in the caller's.
-            batch.register_grad_hook()
+            # Backwards of the objective, such as those of the adaptive weight, are done: the caller's calls the hook.
+            hook = batch.options.get("grad_hook")
+            if hook is not None and batch.reconstruction_for_gan.requires_grad:
+                batch.reconstruction_for_gan.register_hook(hook)
         if "discriminators" in sides:
             losses["discriminators"] = sum_discriminator_losses(
                 batch, discriminator_losses, self.gan_loss
@@ -449,11 +459,6 @@ class VideoAutoencoderLoss(nn.Module):
             if weights[name] > 0 and not term.reads_features:
                 terms[name] = compute_on_batch(term, batch)
         return VideoLosses(recon, perceptual, terms)
-
-    def _check_has_discriminators(self) -> None:
-        if not self.discriminators:
-            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
-            raise argument_error("discriminators", "at least one for their step", "none", remedy)
 
 
 def _check_has_graph(reconstructions: object, last_layer: object) -> None:

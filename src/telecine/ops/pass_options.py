@@ -10,9 +10,7 @@ own.
 | `is_differentiated_twice` | `convolve` | reads it, to choose the kernels |
 | `is_differentiated_twice` | `FeatureMaps.forward` | reads it, to choose the kernels of attention |
 | `spectral_norms` | `compute_gradients` | sets it, for all micro-batches of an update |
-| `spectral_norms` | `VideoAutoencoderLoss.both_losses` | sets it, for a call by itself |
-| `spectral_norms` | `VideoAutoencoderLoss.autoencoder_loss` | sets it, for a call by itself |
-| `spectral_norms` | `VideoAutoencoderLoss.discriminator_loss` | sets it, for a call by itself |
+| `spectral_norms` | `VideoAutoencoderLoss._compute_losses` | sets it, for a call by itself |
 | `spectral_norms` | `normalised_weights` | reads it, and adds the weights of a network |
 """
 

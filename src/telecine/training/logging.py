@@ -174,15 +174,22 @@ class ReconstructionGradient:
         """Keep the part of the gradient that the discriminators cause: the `grad_hook` of the objective."""
         self._adversarial = gradient.detach()
 
-    def measure(self, reconstruction: Tensor, backward: Callable[[], None]) -> dict[str, Tensor]:
-        """Run a backward, and return the log of the gradient in it.
+    def measure(
+        self,
+        reconstruction: Tensor,
+        losses: Iterable[Tensor],
+        backward: Callable[[Tensor], object],
+    ) -> dict[str, Tensor]:
+        """Run the backward of each loss, and return the log of the gradient at the reconstruction.
 
         Args:
             reconstruction: The video, with its graph.
-            backward: Takes the gradients of the losses. It reaches the reconstruction once.
+            losses: Scalars; one of them depends on the reconstruction.
+            backward: Runs a backward, as `torch.Tensor.backward` does.
         """
         with reconstruction.register_hook(self._measure):
-            backward()
+            for loss in losses:
+                backward(loss)
         return self._log
 
     @torch.no_grad()

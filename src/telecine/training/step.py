@@ -132,7 +132,7 @@ def _accumulate_gradients(
     | of the autoencoder | adds the gradients for the reconstruction, and runs through the autoencoder |
     | of the discriminators | multiplies the stored gradients by the scale and adds them: no network runs |
 
-    Without them, and in the cases of `choose_strategy` in `objective/gradients.py`, it runs through their graphs.
+    Without them, and in the cases of `choose_gradients` in `objective/gradients.py`, it runs through their graphs.
     """
     if isinstance(state.last_layer, LayerActivations):
         state.last_layer.clear()
@@ -152,12 +152,8 @@ def _accumulate_gradients(
         if state.autoencoder.trains_on_latents and output.target is not None:
             compared_with = output.target
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
-
-        def backward() -> None:
-            for loss in losses:
-                state.accelerator.backward(scale * loss)
-
-        log |= gradient.measure(output.video, backward)
+        scaled = [scale * loss for loss in losses]
+        log |= gradient.measure(output.video, scaled, state.accelerator.backward)
     return {name: value.float() for name, value in log.items()}
 
 
