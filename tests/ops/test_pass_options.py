@@ -53,7 +53,7 @@ def test_the_table_names_who_sets_and_who_reads_an_option():
             setters[option].add(function)
         if "reads it" in what:
             readers[option].add(function)
-    assert len(rows) == 9
+    assert len(rows) == 7
     assert (setters, readers) == uses()
 
 

@@ -141,14 +141,16 @@ def compute_gan_losses(
         terms: TermValues = {}
         frames = generator_frames.get(d.name)
         if frames is not None and how is DiscriminatorGradients.ONE_PASS:
-            terms, discriminator_losses[d.name] = _eager_parts(d, gan, frames, serves_both=True)
+            with gan.precision_of_discriminators():
+                terms, discriminator_losses[d.name] = _eager_parts(d, gan, frames, serves_both=True)
         else:
             if frames is not None:
                 terms = _generator_terms(d, gan, frames, is_eager=autoencoder_is_eager)
             if discriminator_frames is not None and gan.weights.discriminators_train:
-                discriminator_losses[d.name] = _discriminator_loss(
-                    d, gan, discriminator_frames, how
-                )
+                with gan.precision_of_discriminators():
+                    discriminator_losses[d.name] = _discriminator_loss(
+                        d, gan, discriminator_frames, how
+                    )
         for name, term in terms.items():
             generator_losses[name][d.name] = term
     return generator_losses, discriminator_losses
@@ -175,17 +177,16 @@ def _discriminator_loss(
     if is_separable:
         _, loss = _eager_parts(d, gan, frame_indices, serves_both=False)
         return loss
-    with gan.precision_of_discriminators():
-        terms = compute_discriminator_terms(
-            d,
-            gan,
-            fake=d.input_of(gan.fake, frame_indices),
-            real=d.input_of(gan.real, frame_indices),
-        )
-        total = terms.weighted_sum(gan.weights)
-        if how is DiscriminatorGradients.EAGER_WHOLE:
-            parameters = d.trained_parameters
-            total = attach_gradients(total, parameters, differentiate(total, parameters))
+    terms = compute_discriminator_terms(
+        d,
+        gan,
+        fake=d.input_of(gan.fake, frame_indices),
+        real=d.input_of(gan.real, frame_indices),
+    )
+    total = terms.weighted_sum(gan.weights)
+    if how is DiscriminatorGradients.EAGER_WHOLE:
+        parameters = d.trained_parameters
+        total = attach_gradients(total, parameters, differentiate(total, parameters))
     return DiscriminatorLoss(total, terms.detached())
 
 
@@ -201,51 +202,49 @@ def _eager_parts(
         serves_both: Whether its pass over the reconstructions serves the autoencoder's loss, too. The terms of that are
             returned with their gradients for the reconstructions; otherwise there are none.
     """
-    with gan.precision_of_discriminators():
-        # The real part comes first: the penalty's double backward takes the most memory, and there are no other
-        # gradients yet. Detached, it frees its graph before the next one is built.
-        gradient_sum = GradientSum(d.trained_parameters)
-        real = compute_discriminator_terms(
-            d, gan, fake=None, real=d.input_of(gan.real, frame_indices)
+    # The real part comes first: the penalty's double backward takes the most memory, and there are no other
+    # gradients yet. Detached, it frees its graph before the next one is built.
+    gradient_sum = GradientSum(d.trained_parameters)
+    real = compute_discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real, frame_indices))
+    gradient_sum.backward(real.weighted_sum(gan.weights))  # the double backward, too
+    real = real.detached()
+
+    # One pass over the reconstructions, and what is computed from its output.
+    fake = d.input_of(gan.fake, frame_indices)
+    leaf = detached_leaf(fake) if serves_both else fake.detach()
+    d_fake = d(leaf)
+    logits = d_fake.logits
+    fake_loss = gan.loss.compute_discriminator_loss(real_logits=None, fake_logits=logits)
+    terms: TermValues = {}
+    if serves_both:
+        terms = compute_generator_terms(d, gan, d_fake=d_fake, frame_indices=frame_indices)
+    del d_fake  # its features, which the backward frees
+
+    # The gradients: of the fake part for the parameters, of each term for the reconstructions.
+    done: TermValues = {}
+    generator_loss = terms.get(d.adversarial_term)
+    if generator_loss is not None and can_share_backward(d, logits, leaf):
+        del terms[d.adversarial_term]
+        grad_fake = shared_backward(
+            generator_loss,
+            fake_loss,
+            logits,
+            leaf,
+            gradient_sum,
+            retain_graph=len(terms) > 0,
         )
-        gradient_sum.backward(real.weighted_sum(gan.weights))  # the double backward, too
-        real = real.detached()
+        done[d.adversarial_term] = attach_gradients(generator_loss, [fake], [grad_fake])
+    else:
+        gradient_sum.backward(fake_loss, retain_graph=len(terms) > 0)
+    done |= precompute_gradients(terms, leaves=[leaf], inputs=[fake])
 
-        # One pass over the reconstructions, and what is computed from its output.
-        fake = d.input_of(gan.fake, frame_indices)
-        leaf = detached_leaf(fake) if serves_both else fake.detach()
-        d_fake = d(leaf)
-        logits = d_fake.logits
-        fake_loss = gan.loss.compute_discriminator_loss(real_logits=None, fake_logits=logits)
-        terms: TermValues = {}
-        if serves_both:
-            terms = compute_generator_terms(d, gan, d_fake=d_fake, frame_indices=frame_indices)
-        del d_fake  # its features, which the backward frees
-
-        # The gradients: of the fake part for the parameters, of each term for the reconstructions.
-        done: TermValues = {}
-        generator_loss = terms.get(d.adversarial_term)
-        if generator_loss is not None and can_share_backward(d, logits, leaf):
-            del terms[d.adversarial_term]
-            grad_fake = shared_backward(
-                generator_loss,
-                fake_loss,
-                logits,
-                leaf,
-                gradient_sum,
-                retain_graph=len(terms) > 0,
-            )
-            done[d.adversarial_term] = attach_gradients(generator_loss, [fake], [grad_fake])
-        else:
-            gradient_sum.backward(fake_loss, retain_graph=len(terms) > 0)
-        done |= precompute_gradients(terms, leaves=[leaf], inputs=[fake])
-
-        whole = DiscriminatorTerms(
-            real.gan_loss + fake_loss.detach(),
-            real.regularisers,
-            real.real_logits,
-            logits.detach(),
-        )
-        loss = whole.weighted_sum(gan.weights)
-    loss = attach_gradients(loss, gradient_sum.parameters, gradient_sum.gradients)
+    whole = DiscriminatorTerms(
+        real.gan_loss + fake_loss.detach(),
+        real.regularisers,
+        real.real_logits,
+        logits.detach(),
+    )
+    loss = attach_gradients(
+        whole.weighted_sum(gan.weights), gradient_sum.parameters, gradient_sum.gradients
+    )
     return done, DiscriminatorLoss(loss, whole)

@@ -453,12 +453,12 @@ class VideoAutoencoderLoss(nn.Module):
             reconstruction=batch.reconstruction, target=batch.target, weight=batch.clip_weight
         )
         check_result(self.recon_loss, recon)
-        terms = self.perceptual(batch, weights, eager=eager)
-        perceptual = terms.pop("perceptual", None)
+        values = self.perceptual(batch, weights, eager=eager)
+        perceptual = values.pop("perceptual", None)
         for name, term in self.loss_terms.items():
             if weights[name] > 0 and not term.reads_features:
-                terms[name] = compute_on_batch(term, batch)
-        return VideoLosses(recon, perceptual, terms)
+                values[name] = compute_on_batch(term, batch)
+        return VideoLosses(recon, perceptual, values)
 
 
 def _check_has_graph(reconstructions: object, last_layer: object) -> None:

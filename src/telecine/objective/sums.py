@@ -24,7 +24,7 @@ class VideoLosses(NamedTuple):
     recon: Scalar
     perceptual: Scalar | None
     """LPIPS; None while its weight is 0."""
-    terms: TermValues
+    term_values: TermValues
     """Those of `config.terms` by name. Those of weight 0 are left out."""
 
 
@@ -57,7 +57,7 @@ def sum_autoencoder_losses(
     if lpips is not None:
         references["perceptual"] = batch.num_elements * lpips
         logged["perceptual_loss"] = lpips
-    for name, value in video_losses.terms.items():
+    for name, value in video_losses.term_values.items():
         logged[f"{name}_loss"] = value
     if logvar is not None:
         logged["nll_loss"] = recon_total
@@ -69,18 +69,18 @@ def sum_autoencoder_losses(
     adaptive = adaptive_weights(config, by_discriminator, references, batch.grad_at)
 
     # The other terms. Adversarial terms and auxiliary losses are sums, feature matching is a mean over discriminators.
-    terms = dict(video_losses.terms)
+    values = dict(video_losses.term_values)
     for name, losses in (("adversarial", adversarial), ("multiscale_adversarial", multiscale)):
         if losses:
-            terms[name] = total([adaptive[d] * loss for d, loss in losses.items()], like=recon)
+            values[name] = total([adaptive[d] * loss for d, loss in losses.items()], like=recon)
     features = generator_losses.get("feature_matching", {})
     if features:
-        terms["feature_matching"] = mean(features.values(), like=recon)
-        logged["feature_matching_loss"] = terms["feature_matching"]
+        values["feature_matching"] = mean(features.values(), like=recon)
+        logged["feature_matching_loss"] = values["feature_matching"]
     if batch.aux:
-        terms["quantizer_aux"] = total(batch.aux.values(), like=recon)
+        values["quantizer_aux"] = total(batch.aux.values(), like=recon)
 
-    loss = recon_total + weights.sum(terms)
+    loss = recon_total + weights.sum(values)
     logged["total_loss"] = loss
     return loss, autoencoder_log(
         logged, by_discriminator, adaptive, batch.aux, weights, batch.split
