@@ -240,7 +240,7 @@ def test_each_step_has_one_size(spans, stride):
 
 def test_spans_shorter_than_a_clip(spans):
     dataset = ClipDataset(spans, replace(CONFIG, num_frames=13))
-    assert dataset.spans == spans[1:]
+    assert list(dataset.spans) == spans[1:]
     assert file_names(dataset, 8) == {"long.mp4"}
     with pytest.raises(DataError, match="at least one span with a clip of 33 frames"):
         ClipDataset(spans, replace(CONFIG, num_frames=33))
