@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,8 +238,14 @@ def read_columns(content: bytes) -> dict[str, NDArray[Any]]:
     return columns
 
 
+class _Writable(Protocol):
+    """A file that is open for writing."""
+
+    def write(self, content: bytes, /) -> object: ...
+
+
 def write_columns(
-    file: BinaryIO, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
+    file: _Writable, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
 ) -> None:
     """Write arrays in the layout of safetensors.
 
