@@ -35,7 +35,8 @@ class Fake(nn.Module):
 
 def measured(model, chunk=None, overlap=0, tiling=WHOLE_FRAMES, size=(6, 16, 24)):
     clip = torch.zeros(1, 3, *size)
-    return TilingDifference(model, chunk, overlap, tiling)(clip)
+    measure = TilingDifference(model, chunk, overlap, tiling)
+    return measure(reconstruction=clip, target=clip).values
 
 
 def test_tiles_that_do_not_depend_on_their_edges_are_the_whole():

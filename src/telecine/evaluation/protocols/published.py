@@ -26,7 +26,12 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip_frames import ClipFrames, log_too_short
-from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
+from telecine.evaluation.metrics.frechet import (
+    FVD,
+    FVD_SINGLE,
+    SingleClipFrechet,
+    load_frechet_network,
+)
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.tiling import reconstruct_clip
@@ -307,16 +312,12 @@ class PublishedProtocol:
                 pixel_metrics.append(name)
             elif network is None:
                 absent[name] = "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"
-            else:
-                methods[name] = network.origin
-        return MetricSet(
-            pixel_metrics,
-            perceptual,
-            network,
-            methods,
-            absent,
-            per_clip_frechet=FVD_SINGLE.name in self.metrics,
-        )
+        if network is not None and FVD_SINGLE.name in self.metrics:
+            metric_set = MetricSet(pixel_metrics, perceptual, None, methods, absent)
+            return metric_set.with_measures([SingleClipFrechet(network)])
+        if network is not None:
+            methods[network.metric.name] = network.origin
+        return MetricSet(pixel_metrics, perceptual, network, methods, absent)
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationRecord` that say how clips were selected, read and measured."""
