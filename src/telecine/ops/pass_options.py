@@ -104,7 +104,8 @@ def differentiated_twice(on: bool = True) -> AbstractContextManager[None]:
     return using_pass_options(is_differentiated_twice=on)
 
 
-def shared_spectral_norms() -> AbstractContextManager[None]:
+@contextmanager
+def shared_spectral_norms() -> Iterator[None]:
     """Let all passes of a network inside share its normalised weights, after one step of the power iteration.
 
     The weights must not change inside. Contexts inside others have no effect.
@@ -112,10 +113,13 @@ def shared_spectral_norms() -> AbstractContextManager[None]:
     norms = pass_options().spectral_norms
     if norms is None:
         norms = {}
-    return using_pass_options(spectral_norms=norms)
+    with using_pass_options(spectral_norms=norms):
+        yield
 
 
-def clip_position(**changes: Any) -> AbstractContextManager[None]:
+@contextmanager
+def clip_position(**changes: Any) -> Iterator[None]:
     """Change fields of the `ClipPosition` of clips that are decoded inside: `first_frame`, `frame_size`, `corner`."""
-    position = pass_options().clip_position
-    return using_pass_options(clip_position=replace(position, **changes))
+    position = replace(pass_options().clip_position, **changes)
+    with using_pass_options(clip_position=position):
+        yield
