@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from telecine.base.logged_values import TRAIN_LPIPS, label_and_kind
+from telecine.evaluation.metrics import METRICS
 from telecine.report.chart_data import Chart, Series, make_curve
 from telecine.report.columns import TRAIN_MSE, Column, columns_of_runs, kind_of
 from telecine.report.reported_run import ReportedRun, not_comparable
@@ -108,14 +109,6 @@ TRAINING_CHARTS = [
 ]
 """Charts of the training itself. Other losses, scheduled weights and gradients of frames follow."""
 
-METRIC_LABELS = {
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "lpips_alex": "LPIPS (Alex)",
-    "lpips_vgg": "LPIPS (VGG)",
-}
-"""What metrics are called."""
-
 
 def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
     """Return the charts that have data.
@@ -204,7 +197,8 @@ def label_of(name: str) -> str:
         return f"frame {frame}"
 
     source, _, metric = name.partition("/")
-    if source in SOURCES and (metric in METRIC_LABELS or name.startswith(TRAIN_LPIPS)):
+    has_label = metric in METRICS and METRICS[metric].label != ""
+    if source in SOURCES and (has_label or name.startswith(TRAIN_LPIPS)):
         return f"{metric_label(metric)}, {SOURCES[source].label}"
     if source != "train":
         return name.replace("/", " ").replace("_", " ")
@@ -215,8 +209,8 @@ def label_of(name: str) -> str:
 
 def metric_label(metric: str) -> str:
     """Return what a metric is called. One without a label has the name that it was logged under."""
-    if metric in METRIC_LABELS:
-        return METRIC_LABELS[metric]
+    if metric in METRICS and METRICS[metric].label:
+        return METRICS[metric].label
     if metric.startswith("lpips_"):
         return f"perceptual distance ({metric.removeprefix('lpips_')})"
     return metric

@@ -4,7 +4,7 @@ What is saved, with `.telecine-index` of `clips.index: ahead` for comparison. `D
 
 | file | has | written by | read by | not valid any more with another |
 |---|---|---|---|---|
-| `.telecine-index` | all exact indices | `ahead_index.py` | `ahead`, `evaluate`, `latents` | fingerprint |
+| `.telecine-index` | all exact indices | `ahead_index.py` | `ahead`, `evaluate`, `latents` | key |
 | `D/headers` | headers of files | `load_table.py` | the next run | key |
 | `D/addresses` | sizes at addresses in lists | `load_table.py` | the next run | file of that address |
 | `D/shards/*` | headers, exact indices | `telecine data index` | all runs | key |

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.errors import DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
+from telecine.data.index_keys import index_root, key_of
 from telecine.data.index_paths import lazy_folders
-from telecine.data.lazy.file_table import FileTable, keys_of_members
+from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
 from telecine.data.lazy.members import find_members
 from telecine.data.lazy.recent import Recent
@@ -26,7 +24,6 @@ from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.shards import Shards
 from telecine.data.lazy.sidecar import open_sidecar
-from telecine.data.paths import deepest_folder
 from telecine.data.source import (
     File,
     Skipped,
@@ -34,7 +31,6 @@ from telecine.data.source import (
     TarMember,
     VideoInfo,
     check_frame,
-    is_address,
 )
 from telecine.settings import ClipConfig
 
@@ -68,9 +64,7 @@ class LazyIndex:
         self.folder = self._folders[0]
         self.config = config
         self.others = [LazyIndex(other, config) for other in others]
-        root = self.folder.parent if is_address(data) else deepest_folder(Path(data))
-        self._root = str(root)
-        self._prefix = os.path.join(self._root, "")
+        self._root = index_root(data)
         self.shards = Shards([folder / _SHARDS for folder in self._folders])
         """What `telecine data index` has written."""
         self._recent: Recent[int, VideoInfo] = Recent(_NUM_RECENT)
@@ -81,23 +75,8 @@ class LazyIndex:
         self._is_writable = True
 
     def key_of(self, source: Source, fingerprint: Fingerprint) -> int:
-        """Return the key of a source, in 63 bits.
-
-        Args:
-            source: The source.
-            fingerprint: That of its file.
-        """
-        if isinstance(source, TarMember):
-            archive_key = self.key_of(source.archive, fingerprint)
-            return int(keys_of_members(np.array([archive_key]), np.array([source.offset]))[0])
-        name = str(source)
-        if name.startswith(self._prefix):
-            name = name.removeprefix(self._prefix)
-        elif not is_address(name):
-            name = os.path.relpath(name, self._root)
-        text = f"{name}\n{tuple(fingerprint)}"
-        digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
+        """Return the key of a source in this data set, see `telecine.data.index_keys.key_of`."""
+        return key_of(source, fingerprint, self._root)
 
     def members(self, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
         """Return the members of tar files, see `find_members`.

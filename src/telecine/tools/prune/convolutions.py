@@ -51,7 +51,8 @@ class ConvolutionFit:
     error: float | None
     """Of the fit; None with one clip alone, which the fit sees."""
     error_trivial: float
-    """Of the kernel summed over time, and, for "depthwise", over space: exact for videos that are still, and flat."""
+    """Without a fit: of the kernel summed over time, which is exact for still videos; for "depthwise" also over space,
+    which is exact for flat ones."""
     error_random: float
     """Of weights as PyTorch draws them."""
 
