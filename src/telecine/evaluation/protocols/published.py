@@ -36,7 +36,8 @@ from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.tiling import reconstruct_clip
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import check_channels, clip_position
+from telecine.models.interface import check_channels
+from telecine.ops.pass_options import clip_position, pass_options
 from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName
 
 logger = logging.getLogger(__name__)
@@ -255,15 +256,15 @@ class PublishedProtocol:
         """Return the reconstruction of a clip, `(1, 3, T, H, W)`. A sample of the posterior depends on the clip only.
 
         Args:
-            model: The autoencoder, whose `position` is that of the clip.
+            model: The autoencoder.
             span: Where the clip is in its video.
             target: The clip, `(1, 3, T, H, W)` in [-1, 1].
         """
         if self.chunk is not None:
             parts = []
-            first_frame = model.position.first_frame
+            first_frame = pass_options().clip_position.first_frame
             for part in target[0].split(self.chunk, dim=1):
-                with clip_position(model, first_frame=first_frame):
+                with clip_position(first_frame=first_frame):
                     parts.append(reconstruct_clip(model, part))
                 first_frame += part.shape[1]
             return torch.cat(parts, dim=1)[None]
