@@ -9,9 +9,9 @@ What is saved, with `.telecine-index` of `clips.index: ahead` for comparison. `D
 | `D/addresses` | sizes at addresses in lists | `load_table.py` | the next run | the file of an address |
 | `D/shards/*` | headers, exact indices | `telecine data index` | all runs | the key |
 | `D/ab/ab01...` | the exact index of a file | `saved_infos.py`, at its first draw | all runs | the key |
-| | or why it has none | `saved_infos.py`, likewise | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
-| `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | the fingerprint of a tar file |
-| `.NAME.tar.telecine-index` | headers, exact indices | `sidecar.py` | all runs | the size or the beginning of the tar file |
+| | or why it has none | the same | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
+| `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | fingerprint of a tar file |
+| `.NAME.tar.telecine-index` | headers, exact indices | `sidecar.py` | all runs | size or beginning of the tar file |
 
 All of them are ignored if they have another number of their format, or are damaged. A fingerprint is the size and the
 time of change of a file, or the version on its server; a key is a hash of the fingerprint and the name. The files are
