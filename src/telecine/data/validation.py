@@ -47,7 +47,9 @@ def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool) -> SpanTab
     """
     identities = _identities(spans, copies)
     held_out_identities = _identities(held_out, copies)
-    is_affected = np.isin(identities, held_out_identities).any(axis=1)
+    is_affected = np.zeros(len(spans), np.bool_)
+    for column in identities.T:
+        is_affected |= np.isin(column, held_out_identities)
     if spans.exact is None:
         kept = spans.take(~is_affected)
     else:
@@ -55,7 +57,7 @@ def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool) -> SpanTab
         for span, numbers in zip(held_out, held_out_identities.tolist(), strict=True):
             for number in numbers:
                 held_out_of.setdefault(number, []).append(span)
-        all_parts = []
+        all_parts: list[tuple[int, Span]] = []
         for row, span in enumerate(spans):
             parts = [span]
             if is_affected[row]:
