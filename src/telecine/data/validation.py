@@ -47,25 +47,13 @@ def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool) -> SpanTab
     """
     identities = _identities(spans, copies)
     held_out_identities = _identities(held_out, copies)
-    is_affected = np.zeros(len(spans), np.bool_)
-    for column in identities.T:
-        is_affected |= np.isin(column, held_out_identities)
     if spans.exact is None:
-        kept = spans.take(~is_affected)
+        is_held_out = np.zeros(len(spans), np.bool_)
+        for numbers in identities.T:
+            is_held_out |= np.isin(numbers, held_out_identities)
+        kept = spans.take(~is_held_out)
     else:
-        held_out_of: dict[int, list[Span]] = {}
-        for span, numbers in zip(held_out, held_out_identities.tolist(), strict=True):
-            for number in numbers:
-                held_out_of.setdefault(number, []).append(span)
-        all_parts: list[tuple[int, Span]] = []
-        for row, span in enumerate(spans):
-            parts = [span]
-            if is_affected[row]:
-                for number in identities[row].tolist():
-                    for held_out_span in held_out_of.get(number, []):
-                        parts = _remove(parts, held_out_span)
-            all_parts.extend((row, part) for part in parts)
-        kept = spans.cut(all_parts)
+        kept = _cut_out(spans, identities, held_out, held_out_identities)
     if len(kept) == 0:
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")
         return spans
@@ -90,6 +78,27 @@ def _identities(spans: SpanTable, copies: bool) -> NDArray[np.int64]:
         return ids[:, None]
     digests = spans.files.headers["digest"][spans.file]
     return np.stack([ids, np.where(digests == 0, ids, digests)], axis=1)
+
+
+def _cut_out(
+    spans: SpanTable,
+    identities: NDArray[np.int64],
+    held_out: SpanTable,
+    held_out_identities: NDArray[np.int64],
+) -> SpanTable:
+    """Return the parts of exact spans that are not held out, see `_identities`."""
+    held_out_of: dict[int, list[Span]] = {}
+    for span, numbers in zip(held_out, held_out_identities.tolist(), strict=True):
+        for number in numbers:
+            held_out_of.setdefault(number, []).append(span)
+    kept: list[tuple[int, Span]] = []
+    for row, numbers in enumerate(identities.tolist()):
+        parts = [spans[row]]
+        for number in numbers:
+            for held_out_span in held_out_of.get(number, []):
+                parts = _remove(parts, held_out_span)
+        kept.extend((row, part) for part in parts)
+    return spans.cut(kept)
 
 
 def _remove(spans: Sequence[Span], held_out: Span) -> list[Span]:
