@@ -13,6 +13,7 @@ from telecine.base.shapes import Scalar
 from telecine.objective.gradient_probes import GradientProbe
 from telecine.ops.checkpoint_call import CheckpointedCall
 from telecine.ops.eager_gradients import gradients_of
+from telecine.ops.pass_options import pass_options
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.
 _Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
@@ -127,7 +128,7 @@ class LayerActivations(GradientProbe):
     def _record(
         self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
     ) -> None:
-        block = CheckpointedCall.running()
+        block: CheckpointedCall | None = pass_options().checkpointed_call
         is_recomputed = block is not None and not block.is_first_run
         if not self._is_recording or not output.requires_grad or is_recomputed:
             return

@@ -98,7 +98,7 @@ class _Indexer:
         self.skipped: list[Skipped] = []
         self._config = config
         self._lazy_index = LazyIndex(path, config)
-        self._known_keys = self._lazy_index.shards.keys()
+        self._known_keys = self._lazy_index.shards.header_keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
