@@ -10,6 +10,7 @@ from telecine.base.files import partial_path
 from telecine.cli.program import run
 from telecine.data import ClipDataset, DataError, index_video
 from telecine.data.errors import Deadline
+from telecine.data.holdout import split_table
 from telecine.data.lazy import index as lazy_module
 from telecine.data.lazy import index_file
 from telecine.data.lazy import load_table as load_table_module
@@ -17,7 +18,6 @@ from telecine.data.lazy import shards as shards_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
-from telecine.data.lazy.split_table import split_table
 from telecine.settings import ClipConfig
 from telecine.tools.index import write_index as index_module
 

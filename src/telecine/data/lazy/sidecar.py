@@ -97,7 +97,7 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
         else:
             readable.append(member)
             records.append(header)
-    table = FileTable.of(readable, [""] * len(readable), np.array(records, HEADER))
+    table = FileTable.of(readable, np.array(records, HEADER))
     return Sidecar(table, skipped, has_indices=False, is_complete=is_complete)
 
 
