@@ -63,7 +63,7 @@ def test_clips_are_the_same_with_an_index_by_several_processes(data, tmp_path, c
     assert "film3-7.mp4" in output
     assert "film4-8.mp4" in output
     run(["data", "index", str(data)])
-    assert "indexed 0 files; 8 were indexed before" in capsys.readouterr().out
+    assert "indexed 0 files; 8 were read before" in capsys.readouterr().out
     indexed, *others = clips_of(data)
     assert_same_clips(indexed, clips)
     assert others == [num_skipped, sha256]
