@@ -279,7 +279,8 @@ def round_trip_figures(model: CausalVAE | None, data: Data) -> dict[str, float]:
             )
             continue
         for suffix, codec in (("", None), (" h264", "h264")):
-            curves = RoundTrips(model, NUM_PASSES, codec)(video)  # type: ignore[arg-type]
+            round_trips = RoundTrips(model, NUM_PASSES, codec)  # type: ignore[arg-type]
+            curves = round_trips.curves(video)
             for name, label in (
                 ("round_trip_psnr", "PSNR"),
                 ("round_trip_colour", "colour"),

@@ -12,8 +12,8 @@ from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
 from telecine.models.diffusers.diffusion_decoder import WindowAttention
 from telecine.models.flow import Sampler, random_levels
-from telecine.models.interface import ClipPosition
 from telecine.models.load import teacher_of
+from telecine.ops.pass_options import ClipPosition
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 

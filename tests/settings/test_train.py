@@ -72,10 +72,6 @@ WRONG = [
         '`sharding` must be "none" with `predictive',
     ),
     ("{objective: {disc_start: -1}}", "`objective.disc_start` must be at least 0"),
-    (
-        "{clips: {channels: 2}, objective: {perceptual_weight: 0, terms: {gram: 0.1}}}",
-        "`clips.channels` must be grey, rgb or rgba for gram",
-    ),
     ("{process_timeout: 0}", "`process_timeout` must be above 0"),
     (
         "{process_timeout: 540.0}",

@@ -22,7 +22,7 @@ from telecine.models.causal_networks import Decoder, Encoder, FlowDecoder, build
 from telecine.models.channels import RGBAConv3d
 from telecine.models.clip_sizes import check_multiple
 from telecine.models.flow import FEW_STEPS, DenoisedClips, Sampler, denoised_clips, integrate
-from telecine.models.interface import ClipPosition, Reconstruction, clip_position
+from telecine.models.interface import Reconstruction
 from telecine.models.latent import (
     LatentGrid,
 )
@@ -30,6 +30,7 @@ from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.row_layers import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamDecoder
+from telecine.ops.pass_options import ClipPosition, clip_position, pass_options
 from telecine.settings import CausalVAEConfig
 
 # See `RowSplit.unchanged`.
@@ -131,7 +132,7 @@ class CausalAutoencoder(LatentAutoencoder):
     def _levels(self, noise: Video) -> list[float]:
         """Return the noise level before each step of the sampler, for frames of the size of the noise."""
         assert self.sampler is not None
-        frame_size = self.position.frame_size or (noise.shape[3], noise.shape[4])
+        frame_size = pass_options().clip_position.frame_size or (noise.shape[3], noise.shape[4])
         return self.sampler.levels(self.config.flow.shift_of(*frame_size))
 
     @property
@@ -144,7 +145,9 @@ class CausalAutoencoder(LatentAutoencoder):
         sizes = ChunkSizes(first=1, others=self._chunk_frames(num_frames) // self._time)
         num_passes = 1 if self.sampler is None else self.sampler.steps
         passes: list[FrameCache] = [{} for _ in range(num_passes)]
-        return StreamDecoder(partial(self._decode_chunk, passes, self.position), sizes)
+        return StreamDecoder(
+            partial(self._decode_chunk, passes, pass_options().clip_position), sizes
+        )
 
     def _decode_chunk(
         self, passes: Sequence[FrameCache], start: ClipPosition, latent: Tensor, num_before: int
@@ -172,7 +175,7 @@ class CausalAutoencoder(LatentAutoencoder):
             return cast(Video, self.decoder(latent, noisy, level, cache, first_chunk))
 
         with clip_position(
-            self, first_frame=first_frame, frame_size=start.frame_size, corner=start.corner
+            first_frame=first_frame, frame_size=start.frame_size, corner=start.corner
         ):
             noise = self.decoding_noise(shape, None, latent.device)
             return integrate(denoise, noise, self._levels(noise))

@@ -19,7 +19,7 @@ from telecine.base.precision import autocast_off
 from telecine.base.randomness import keep_random_state
 from telecine.base.shapes import Video
 from telecine.models.interface import VideoAutoencoder
-from telecine.ops.ranks import ContextGroup, using_context_group
+from telecine.ops.pass_options import ContextGroup, using_pass_options
 
 _Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""
@@ -145,7 +145,7 @@ class ClipSizes:
         if "torch._dynamo" in sys.modules:
             eager = torch.compiler.set_stance("force_eager")
         # Each process probes by itself, perhaps without values.
-        alone = using_context_group(ContextGroup())
+        alone = using_pass_options(context_group=ContextGroup())
         with eager, keep_random_state(device), autocast_off(device), alone:
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:

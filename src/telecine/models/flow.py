@@ -16,7 +16,7 @@ from telecine.base.checks import check_count, check_fraction
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand, randn, seed_of
 from telecine.base.shapes import Video
-from telecine.models.interface import ClipPosition
+from telecine.ops.pass_options import ClipPosition
 from telecine.settings.autoencoder import FlowConfig
 
 Denoise: TypeAlias = Callable[[Video, Tensor], Video]

@@ -16,6 +16,7 @@ from telecine.models.flow import Sampler
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import Posterior
 from telecine.models.unwrapping import class_name
+from telecine.ops.pass_options import pass_options
 
 
 class LatentAutoencoder(VideoAutoencoder):
@@ -129,7 +130,7 @@ class LatentAutoencoder(VideoAutoencoder):
         if generator is not None:
             return randn(shape, generator=generator, device=device)
         self.check_not_training()
-        return self.sampler.noise(shape, self.position, device)
+        return self.sampler.noise(shape, pass_options().clip_position, device)
 
     def check_not_training(self) -> None:
         """Check that the model does not train, for a `decode` whose noise is that of `sampler`.

@@ -24,7 +24,7 @@ from telecine.losses import (
     posterior_kl,
 )
 from telecine.losses.perceptual import pick_frames
-from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.gradient_probes import GradientProbe, choose_probe
 from telecine.settings import GANConfig, ObjectiveConfig
 
 
@@ -89,7 +89,7 @@ class Batch:
     """The auxiliary losses by name. A loss that was passed without a name has the name ""."""
     posterior: Gaussian | None
     """The posterior among the auxiliary losses."""
-    grad_at: Tensor | LayerActivations | None
+    grad_at: GradientProbe | None
     """Where the adaptive weight compares gradients: the last layer, or the reconstructions as they were passed."""
     rng: Generators
     """The source of random numbers."""
@@ -104,7 +104,7 @@ def make_batch(
     inputs: Tensor,
     reconstructions: Tensor,
     aux_losses: AuxLosses | AuxLoss | None,
-    last_layer: Tensor | LayerActivations | None,
+    last_layer: Tensor | GradientProbe | None,
     split: str = "train",
     **options: Unpack[BatchOptions],
 ) -> Batch:
@@ -123,11 +123,6 @@ def make_batch(
     if unknown:
         raise TypeError(f"VideoAutoencoderLoss has no argument {sorted(unknown)[0]!r}")
     check_video_pair(inputs, reconstructions, is_decoded=options.get("is_decoded", False))
-    if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
-        remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
-        raise argument_error(
-            "last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy
-        )
     mask = options.get("mask")
     if mask is not None:
         _check_mask(mask, inputs)
@@ -185,7 +180,7 @@ def make_batch(
         num_elements=num_elements,
         aux=aux,
         posterior=_posterior_of(aux_losses),
-        grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
+        grad_at=choose_probe(config.adaptive_weight.at, last_layer, reconstructions),
         rng=rng,
         split=split,
         options=options,

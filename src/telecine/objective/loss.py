@@ -23,8 +23,8 @@ from telecine.objective.batch import Batch, BatchOptions, make_batch
 from telecine.objective.bound_discriminator import BoundDiscriminator, check_discriminators
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GANBatch
+from telecine.objective.gradient_probes import GradientProbe
 from telecine.objective.gradients import choose_gradients, compute_gan_losses
-from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.log import (
     COGVIDEO_LOG,
     Log,
@@ -244,7 +244,7 @@ class VideoAutoencoderLoss(nn.Module):
         optimizer_idx: int,
         global_step: int,
         aux_losses: AuxLosses | AuxLoss | None = None,
-        last_layer: Tensor | LayerActivations | None = None,
+        last_layer: Tensor | GradientProbe | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> tuple[Scalar, Log]:
@@ -290,7 +290,7 @@ class VideoAutoencoderLoss(nn.Module):
         reconstructions: Tensor,
         global_step: int,
         aux_losses: AuxLosses | AuxLoss | None = None,
-        last_layer: Tensor | LayerActivations | None = None,
+        last_layer: Tensor | GradientProbe | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> tuple[Scalar, Log]:
@@ -302,7 +302,7 @@ class VideoAutoencoderLoss(nn.Module):
             global_step: Number of autoencoder updates so far.
             aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
                 as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
-            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
+            last_layer: Weight of the decoder's last layer, or a `GradientProbe`. Without it `w` is 1.
             split: Prefix of the log's keys.
             options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
 
@@ -350,7 +350,7 @@ class VideoAutoencoderLoss(nn.Module):
         reconstructions: Tensor,
         global_step: int,
         aux_losses: AuxLosses | AuxLoss | None = None,
-        last_layer: Tensor | LayerActivations | None = None,
+        last_layer: Tensor | GradientProbe | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> BothLosses:

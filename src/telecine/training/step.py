@@ -14,7 +14,6 @@ from telecine.base.randomness import clip_generators
 from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
-from telecine.objective.layer_activations import LayerActivations
 from telecine.ops.pass_options import shared_spectral_norms
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
@@ -134,7 +133,7 @@ def _accumulate_gradients(
 
     Without them, and in the cases of `choose_gradients` in `objective/gradients.py`, it runs through their graphs.
     """
-    if isinstance(state.last_layer, LayerActivations):
+    if state.last_layer is not None:
         state.last_layer.clear()
     rng = clip_generators(state.seed, batch.clips, batch.inputs.device)
     # Single frames, which a prediction may encode, leave weights that mix frames without a gradient.

@@ -36,6 +36,7 @@ from telecine.models.pretrained import copy_state
 from telecine.models.row_layers import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
 from telecine.ops.checkpoint_call import checkpoint_module
+from telecine.ops.pass_options import pass_options
 
 LARGEST_LEVEL = 0.2
 """Levels of noise of the latent in training are uniform up to this one, as of LTX-Video (arXiv:2501.00103)."""
@@ -127,7 +128,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         assert self.sampler is not None
         time = self.module.temporal_compression_ratio
         space = self.module.spatial_compression_ratio
-        return self.sampler.noise(latent.shape, self.position.in_latent(time, space), latent.device)
+        position = pass_options().clip_position.in_latent(time, space)
+        return self.sampler.noise(latent.shape, position, latent.device)
 
     def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
         """Decode each latent with noise of a random level, of which the decoder is told.
