@@ -112,7 +112,7 @@ def choose_gradients(gan: GANBatch, *, eager: bool) -> DiscriminatorGradients:
 def compute_gan_losses(
     gan: GANBatch, how: DiscriminatorGradients, *, autoencoder_is_eager: bool
 ) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
-    """Compute the losses of `gan.sides`; those of another side are left out.
+    """Compute the losses of `gan.sides`. For another side there are none.
 
     Args:
         gan: What a call computes with discriminators.
