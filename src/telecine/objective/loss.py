@@ -431,7 +431,7 @@ class VideoAutoencoderLoss(nn.Module):
                 generator_losses,
                 logvar=self.logvar,
             )
-            # The hook is for the caller's backward. The objective's backwards, such as for the adaptive weight, are done.
+            # For the caller's backward: the objective's backwards, such as for the adaptive weight, are done.
             hook = batch.options.get("grad_hook")
             if hook is not None and batch.reconstruction_for_gan.requires_grad:
                 batch.reconstruction_for_gan.register_hook(hook)
