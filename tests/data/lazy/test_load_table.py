@@ -412,10 +412,10 @@ def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog)
     train = load_table([str(data), str(data / "film1")], CONFIG).spans
     assert len(train) == 16, "the same frames count once"
     held_out = load_table(str(tmp_path / "copy.mp4"), CONFIG).spans
-    names = [span.info.source.name for span in leave_out(train, held_out, copies=True)]
+    names = [span.info.source.name for span in leave_out(train, held_out)]
     assert len(names) == 15
     assert "scene0.mp4" not in names
-    assert leave_out(held_out, held_out, copies=True) is held_out
+    assert leave_out(held_out, held_out) is held_out
     assert "validation is on what is trained on" in caplog.text
 
 
@@ -436,7 +436,7 @@ def test_links_to_a_file_are_the_file(folder, tmp_path):
 
     assert real_files(train).isdisjoint(real_files(held_out))
     linked = load_table(str(tmp_path / "links" / "film0"), CONFIG).spans
-    left = real_files(leave_out(table.spans, linked, copies=True))
+    left = real_files(leave_out(table.spans, linked))
     assert left == real_files(table.spans) - real_files(linked)
     videos = load_table([str(folder / "film0"), str(tmp_path / "links" / "film0")], CONFIG).spans
     assert len(videos) == 2
