@@ -169,7 +169,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             width: Width in pixels, as `height`.
         """
         _, side, _ = self.sizes.smallest
-        latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
+        latent_shape = self.sizes.shape_of(self.family.encode_mode, (num_frames, side, side))
         _, channels, latent_frames, rows, _ = latent_shape
         is_apart = self.first_frame_apart
         # Frames that belong to latent frames after the first one that is apart.
