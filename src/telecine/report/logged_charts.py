@@ -43,6 +43,7 @@ class ChartDefinition:
     scale: str = "linear"
     """The vertical axis, see `Chart.scale`."""
     is_smoothed: bool = True
+    """Whether values of training are smoothed. Validations have few values, and are not; schedules have no noise."""
     explanation: str = ""
 
 
@@ -128,7 +129,7 @@ def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
         series = []
         for name in definition.names:
             if name in columns:
-                series.append(_series(name, columns[name]))
+                series.append(_series(name, columns[name], definition))
         if not series:
             continue
         is_compared = any(_is_held_out(one.key) and len(one.curves) > 1 for one in series)
@@ -141,7 +142,6 @@ def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
             scale=definition.scale,
             explanation=definition.explanation,
             note=note if is_compared else "",
-            is_smoothed=definition.is_smoothed,
         )
         charts.append(chart)
     return charts
@@ -216,11 +216,17 @@ def metric_label(metric: str) -> str:
     return metric
 
 
-def _series(name: str, columns: Sequence[Column]) -> Series:
+def _series(name: str, columns: Sequence[Column], definition: ChartDefinition) -> Series:
     curves = [make_curve(column.run, column.points) for column in columns]
-    source = SOURCES.get(name.partition("/")[0])
-    is_reference = source is not None and source.is_reference
-    return Series(label_of(name), columns[-1].logged_name, curves, is_reference=is_reference)
+    prefix = name.partition("/")[0]
+    source = SOURCES.get(prefix)
+    return Series(
+        label=label_of(name),
+        key=columns[-1].logged_name,
+        curves=curves,
+        is_reference=source is not None and source.is_reference,
+        is_smoothed=definition.is_smoothed and prefix == "train",
+    )
 
 
 def _is_held_out(key: str) -> bool:

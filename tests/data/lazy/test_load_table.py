@@ -26,6 +26,7 @@ from telecine.data import (
     tar_files,
     tar_members,
 )
+from telecine.data.holdout import split_table
 from telecine.data.lazy import address_book, sidecar
 from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
@@ -33,9 +34,8 @@ from telecine.data.lazy import members as members_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
-from telecine.data.lazy.split_table import split_table, without_held_out_files
 from telecine.data.lazy.string_column import StringColumn
-from telecine.data.validation import index_validation_spans
+from telecine.data.validation import index_validation_spans, leave_out
 from telecine.settings import ClipConfig
 
 from ..videos import (
@@ -412,10 +412,10 @@ def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog)
     train = load_table([str(data), str(data / "film1")], CONFIG).spans
     assert len(train) == 16, "the same frames count once"
     held_out = load_table(str(tmp_path / "copy.mp4"), CONFIG).spans
-    names = [span.info.source.name for span in without_held_out_files(train, held_out)]
+    names = [span.info.source.name for span in leave_out(train, held_out, copies=True)]
     assert len(names) == 15
     assert "scene0.mp4" not in names
-    assert without_held_out_files(held_out, held_out) is held_out
+    assert leave_out(held_out, held_out, copies=True) is held_out
     assert "validation is on what is trained on" in caplog.text
 
 
@@ -436,7 +436,7 @@ def test_links_to_a_file_are_the_file(folder, tmp_path):
 
     assert real_files(train).isdisjoint(real_files(held_out))
     linked = load_table(str(tmp_path / "links" / "film0"), CONFIG).spans
-    left = real_files(without_held_out_files(table.spans, linked))
+    left = real_files(leave_out(table.spans, linked, copies=True))
     assert left == real_files(table.spans) - real_files(linked)
     videos = load_table([str(folder / "film0"), str(tmp_path / "links" / "film0")], CONFIG).spans
     assert len(videos) == 2

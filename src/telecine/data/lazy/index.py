@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import av
-from numpy.typing import NDArray
 
 from telecine.data.errors import DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
@@ -17,18 +14,18 @@ from telecine.data.index import index_video
 from telecine.data.index_keys import index_root, key_of
 from telecine.data.index_paths import lazy_folders
 from telecine.data.lazy.file_table import FileTable
-from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
+from telecine.data.lazy.index_file import DAMAGE_ERRORS
 from telecine.data.lazy.members import find_members
 from telecine.data.lazy.recent import Recent
 from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.lazy.saved_headers import SavedHeaders
+from telecine.data.lazy.saved_infos import SavedInfos
 from telecine.data.lazy.shards import Shards
-from telecine.data.lazy.sidecar import open_sidecar
+from telecine.data.lazy.sidecar import SidecarInfos
 from telecine.data.source import (
     File,
     Skipped,
     Source,
-    TarMember,
     VideoInfo,
     check_frame,
 )
@@ -40,10 +37,7 @@ _HEADERS = "headers"
 _ADDRESSES = "addresses"
 _SHARDS = "shards"
 _MEMBERS = "members"
-_FAILURE = "failure"
-_LIMITS = "limits"
 _NUM_RECENT = 256  # indices that a process keeps
-_NUM_OPEN = 64  # sidecars and shards that a process keeps open
 
 
 class LazyIndex:
@@ -56,7 +50,7 @@ class LazyIndex:
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
         config: The limits of `index_video`.
-        others: Other paths. What is saved of them is read where the first path has nothing.
+        others: Other paths. A file is looked up beside them if nothing is saved of it beside the first path.
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
@@ -67,12 +61,10 @@ class LazyIndex:
         self._root = index_root(data)
         self.shards = Shards([folder / _SHARDS for folder in self._folders])
         """What `telecine data index` has written."""
+        limits = f"{config.max_pixels} {config.has_colours} {av.__version__}"
+        self._saved_infos = SavedInfos(self._folders, limits)
+        self._sidecar_infos = SidecarInfos()
         self._recent: Recent[int, VideoInfo] = Recent(_NUM_RECENT)
-        self._failures: dict[int, str] = {}  # why files have no index
-        self._without_indices: set[File] = set()  # tar files whose sidecars have none
-        # Shards by their paths, and sidecars by those of their tar files.
-        self._open: Recent[File, IndexFile] = Recent(_NUM_OPEN)
-        self._is_writable = True
 
     def key_of(self, source: Source, fingerprint: Fingerprint) -> int:
         """Return the key of a source in this data set, see `telecine.data.index_keys.key_of`."""
@@ -116,93 +108,30 @@ class LazyIndex:
             DecodeError: see `index_video`.
             DataError: see `index_video`.
         """
-        reason = self._failures.get(key) or self._saved_failure(key)
-        if reason is not None:
-            self._failures[key] = reason
-            raise DecodeError(f"{source}: {reason}")
+        failure = self._saved_infos.failure(key)
+        if failure is not None:
+            raise DecodeError(f"{source}: {failure}")
         try:
             info = index_video(source, self.config)
         except DecodeError as error:
             if not is_of_system(error):
-                reason = Skipped.of(source, error).reason
-                self._failures[key] = reason
-                self._save(key, {}, {_FAILURE: reason, _LIMITS: self._limits()})
+                self._saved_infos.save_failure(key, Skipped.of(source, error).reason)
             raise
-        self._save(key, columns_of_infos([key], [info]), {})
+        self._saved_infos.save_info(key, info)
         return info
 
-    def _saved_failure(self, key: int) -> str | None:
-        """Return why a source has no index by the settings of this run; None if that is not known."""
-        for file in self._files_of(key):
-            if file.metadata.get(_LIMITS) == self._limits():
-                return file.metadata.get(_FAILURE)
-        return None
-
-    def _limits(self) -> str:
-        """Return what decides whether a file can be indexed, besides its content."""
-        return f"{self.config.max_pixels} {self.config.has_colours} {av.__version__}"
-
     def saved_info(self, key: int, source: Source) -> VideoInfo | None:
-        """Return the index of a source from the folder; None if it is not there, or damaged.
+        """Return the index of a source from the files of this data set; None if they have none, or damaged ones.
 
         Args:
             key: The key of the source.
             source: The source.
         """
-        if isinstance(source, TarMember):
-            info = self._info_of_member(source)
+        for store in (self._sidecar_infos, self.shards, self._saved_infos):
+            info = store.info(key, source)
             if info is not None:
                 return info
-        for path in self.shards.with_key(key):
-            with suppress(*DAMAGE_ERRORS):
-                shard = self._open.get(path)
-                if shard is None:
-                    shard = IndexFile(path)
-                    self._open.put(path, shard)
-                info = shard.info(key, source)
-                if info is not None:
-                    return info
-        for file in self._files_of(key):
-            with suppress(*DAMAGE_ERRORS):
-                info = file.info(key, source)
-                if info is not None:
-                    return info
         return None
-
-    def _files_of(self, key: int) -> Iterator[IndexFile]:
-        """Yield what runs have saved of a file."""
-        for folder in self._folders:
-            path = _path_of(folder, key)
-            if path.is_file():
-                with suppress(*DAMAGE_ERRORS):
-                    yield IndexFile(path)
-
-    def _info_of_member(self, member: TarMember) -> VideoInfo | None:
-        if member.archive in self._without_indices:
-            return None
-        sidecar = self._open.get(member.archive)
-        if sidecar is None:
-            sidecar = open_sidecar(member.archive)
-            if sidecar is None or len(sidecar.keys) == 0:
-                self._without_indices.add(member.archive)
-                return None
-            self._open.put(member.archive, sidecar)
-        try:
-            return sidecar.info(member.offset, member)
-        except DAMAGE_ERRORS:
-            return None
-
-    def _save(
-        self, key: int, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
-    ) -> None:
-        """Write the file of one source. A failure is logged once."""
-        if not self._is_writable:
-            return
-        try:
-            save_tensors(_path_of(self.folder, key), columns, metadata)
-        except OSError as error:
-            self._is_writable = False
-            logger.warning("indices cannot be saved, so that videos are indexed again: %s", error)
 
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
@@ -239,8 +168,3 @@ class LazyIndex:
             for folder in lazy_index._folders:
                 with suppress(OSError):  # there are none, or another process removes them
                     (folder / _ADDRESSES).unlink()
-
-
-def _path_of(folder: Path, key: int) -> Path:
-    name = f"{key:016x}"
-    return folder / name[-2:] / name

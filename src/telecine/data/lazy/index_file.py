@@ -93,7 +93,7 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
     """Return exact indices as columns, sorted by their keys.
 
     Args:
-        keys: A number of 63 bits for each index, all different.
+        keys: A number of 63 bits for each index, all different, see `IndexFile`.
         infos: The indices of videos and images.
     """
     order = np.argsort(np.array(keys, np.int64))
@@ -277,6 +277,9 @@ def write_columns(
 class IndexFile:
     """A file with exact indices. Only their keys are kept in memory: a mapped file would count as memory, too.
 
+    A key is that of a file, see `telecine.data.index_keys.key_of`; in the sidecar of a tar file, it is the offset of a
+    member. Columns of headers have keys of their own.
+
     It is open until this object is freed.
 
     Raises:
@@ -291,9 +294,9 @@ class IndexFile:
         self.metadata, self._columns = read_description(self._file)
         if self.metadata.get("format") != FORMAT:
             raise ValueError(f"{path} has another format")
-        self.keys: NDArray[np.int64] = np.empty(0, np.int64)
+        self.exact_keys: NDArray[np.int64] = np.empty(0, np.int64)
         if "exact.key" in self._columns:
-            self.keys = self.column("exact.key")
+            self.exact_keys = self.column("exact.key")
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column."""
@@ -337,12 +340,12 @@ class IndexFile:
             return self._file.read(count)
 
     def info(self, key: int, source: Any) -> VideoInfo | None:
-        """Return the index with a key as that of a source; None if it has none.
+        """Return the exact index with a key as that of a source; None if there is none.
 
         Raises:
             ValueError: It is damaged.
         """
-        row = find_row(self.keys, key)
+        row = find_row(self.exact_keys, key)
         if row is None:
             return None
         columns = {}

@@ -25,7 +25,8 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
-from telecine.data.clip_frames import ClipFrames, log_too_short
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.lazy.span_table import SpanTable
 from telecine.evaluation.metrics.frechet import (
     FVD,
     FVD_SINGLE,
@@ -158,7 +159,7 @@ class PublishedProtocol:
                 raise argument_error("data", contract, f"{info.fps:g} in {info.source}", remedy)
         if self.clips == "first":
             frames = ClipFrames(self._num_source_frames(infos[0]))
-            log_too_short([whole_video(info) for info in infos], frames)
+            SpanTable.of([whole_video(info) for info in infos]).log_too_short(frames)
         spans = []
         for info in infos:
             spans += self._spans(info)
