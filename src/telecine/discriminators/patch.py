@@ -7,7 +7,7 @@ spans 3 frames.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -126,10 +126,11 @@ class _PatchNetwork(GradientCheckpointing):
             height, width = x.shape[-2:]
             remedy = "Use fewer layers, or up-sample small images first."
             raise argument_error("x", contract, f"{height} x {width}", remedy)
-        convs = [block.conv for block in self.blocks]
+        blocks = cast(Sequence[_Layer], self.blocks)
+        convs = [block.conv for block in blocks]
         parameters = conv_parameters(self, [*convs, self.to_logits], x)
         features = []
-        for block in self.blocks:
+        for block in blocks:
             x = self.run_block(block, x, parameters[block.conv])
             features.append(x)
         logits = convolved(x, self.to_logits, parameters[self.to_logits])
