@@ -21,6 +21,7 @@ REMOVED: Mapping[str, object] = {
 # Settings of `clips` that older runs lack, and the values with which this version does what those did.
 DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
     "holdout": "earlier",
+    "file_identity": "path",
     "colour_matrix": "bt601",
     "order": "independent",
 }
@@ -130,7 +131,9 @@ def has_old_flow_defaults(values: Mapping[str, Any]) -> bool:
     """
     flow = values.get("causal_vae", {}).get("flow", {})
     clips = values.get("clips", {})
-    is_resumed = all(clips.get(name) == value for name, value in DEFAULTS_OF_OLD_RUNS.items())
+    is_resumed = all(
+        clips.get(name, value) == value for name, value in DEFAULTS_OF_OLD_RUNS.items()
+    )
     return is_resumed or "noise_fraction" not in flow
 
 
