@@ -95,7 +95,7 @@ def term_of(value, name="edges"):
 def test_forms_of_a_term(value, function, weight):
     config = validate(ObjectiveConfig, {"terms": {"wavelet": value}})
     assert build_terms(config)["wavelet"].function is function
-    assert config.named_terms["wavelet"].weight == weight
+    assert config.term_settings["wavelet"].weight == weight
     assert config.term_schedules()["wavelet"].setting == "terms.wavelet.weight"
 
 
@@ -199,7 +199,7 @@ class TestMistakes:
         )
         logs = [loss(*pair, index, 1)[1] for index in (0, 1)]
         names = [name.removeprefix("train/") for log in logs for name in log]
-        names += [term.weight_key for term in loss.schedule.terms.values()]
+        names += [term.weight_key for term in loss.schedule.schedules.values()]
         names = [name.removesuffix("_weight") for name in names]
         assert {name.removesuffix("_loss") for name in names if name.endswith("_loss")} == RESERVED
 
@@ -333,8 +333,8 @@ class TestArguments:
 
         batch = batch_of()
         compute_on_batch(term_of(Term(of_videos)), batch)
-        assert inputs["reconstruction"] is batch.fake
-        assert inputs["target"] is batch.real
+        assert inputs["reconstruction"] is batch.reconstruction
+        assert inputs["target"] is batch.target
         assert inputs["others"] == {}
 
     @pytest.mark.parametrize("options", [{"mask": MASK}, {"sample_weight": WEIGHT}])
@@ -350,7 +350,7 @@ class TestArguments:
         module = WithBackbone()
         compute_on_batch(term_of(Term(module)), batch).backward()
         assert module.used is module.backbone.weight
-        assert module.factor.grad == (batch.fake - batch.real).abs().mean()
+        assert module.factor.grad == (batch.reconstruction - batch.target).abs().mean()
 
     def test_a_weight_accounts_for_the_fraction_of_a_mask_that_the_function_does_not_take(self):
         weights = {}
@@ -487,10 +487,10 @@ class TestLatent:
     def test_every_loss_builds_its_own_module(self, make_loss):
         config = make_loss(perceptual_weight=0, terms={"half": {"target": Half}}).config
         first, second = (VideoAutoencoderLoss(**config.arguments()) for _ in range(2))
-        assert first.term_modules["half_loss"] is first.terms["half"].function
+        assert first.term_modules["half_loss"] is first.loss_terms["half"].function
         assert first.term_modules["half_loss"] is not second.term_modules["half_loss"]
         copied = copy.deepcopy(first)
-        assert copied.term_modules["half_loss"] is copied.terms["half"].function
+        assert copied.term_modules["half_loss"] is copied.loss_terms["half"].function
 
 
 class TestInTheLoss:

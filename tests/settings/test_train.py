@@ -298,7 +298,7 @@ def test_functions_are_saved_by_their_paths(tmp_path):
         perceptual_weight=0,
     )
     assert loss.gan_loss is GAN_LOSSES["hinge"]
-    assert (loss.recon_loss, loss.terms["detail"].function) == (mse, wavelet_l1)
+    assert (loss.recon_loss, loss.loss_terms["detail"].function) == (mse, wavelet_l1)
 
 
 @pytest.mark.parametrize(("latent", "channels"), [("4x8x8", 16), ("4x16x16", 48), ("8x32x32", 128)])

@@ -88,14 +88,15 @@ class AheadIndex:
 
     def info(self, source: Source) -> VideoInfo:
         """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept."""
-        looked_up = look_up_source(source, self.config)
+        deadline = Deadline(source, self.config.timeout)
+        looked_up = look_up_source(source, deadline)
         if looked_up is None:
-            return index_video(source, self.config)
+            return index_video(source, self.config, deadline)
         source, fingerprint = looked_up
         key = key_of(source, fingerprint, self._root)
         info = self._infos.get(key)
         if info is None:
-            info = index_video(source, self.config)
+            info = index_video(source, self.config, deadline)
             with self._lock:
                 self._infos[key] = info
                 self._is_changed = True

@@ -162,7 +162,7 @@ def _group(spans: SpanTable, config: ClipConfig) -> NDArray[np.integer[Any]]:
     """Return the group of each span: the index of its first span."""
     if config.holdout == _EARLIER:
         return group_by_file(spans)
-    follows_links = spans.exact is not None
+    follows_links = config.file_identity == "path" and spans.exact is not None
     return group_spans(spans, config.holdout, follows_links=follows_links)
 
 

@@ -30,12 +30,13 @@ def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Sp
 
     Args:
         spans: The frames to train on.
-        held_out: The frames to leave out, in any order, also overlapping.
+        held_out: The frames to leave out, in any order, also overlapping. Those of copies of their files are left out,
+            too.
     """
-    return list(leave_out(SpanTable.of(spans), SpanTable.of(held_out), copies=False))
+    return list(leave_out(SpanTable.of(spans), SpanTable.of(held_out)))
 
 
-def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool) -> SpanTable:
+def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool = True) -> SpanTable:
     """Return the parts of spans that are not held out; if none is left, warn and return all.
 
     Of estimated spans, all of a file with held-out frames is left out.

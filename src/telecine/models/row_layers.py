@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
 from telecine.ops.group_norm import group_norm_of_rows
-from telecine.ops.pass_options import ContextGroup, pass_options, using_pass_options
+from telecine.ops.pass_options import WHOLE_CLIPS, pass_options, using_pass_options
 from telecine.ops.rows import gather_rows, pad_rows, split_rows
 from telecine.ops.wrap_forward import wrap_forward
 
@@ -102,7 +102,7 @@ def compute_whole_frames(layer: Any) -> None:
 
 def _call_on_whole_frames(forward: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     whole = gather_rows(rows)
-    with using_pass_options(context_group=ContextGroup()):
+    with using_pass_options(context_group=WHOLE_CLIPS):
         output = forward(whole)
     return split_rows(output)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
-from telecine.ops.eager_gradients import gradients_of
+from telecine.ops.eager_gradients import differentiate
 from telecine.ops.ranks import average_over_ranks, num_data_ranks
 
 
@@ -75,7 +75,7 @@ class TensorProbe(GradientProbe):
     def gradients(self, losses: Sequence[Scalar]) -> Iterator[Tensor | None]:
         """Yield the gradient of each loss: one at a time is in memory."""
         for loss in losses:
-            yield gradients_of(loss, [self.tensor], retain_graph=True)[0]
+            yield differentiate(loss, [self.tensor], retain_graph=True)[0]
 
     def clear(self) -> None:
         """Do nothing: the tensor belongs to no forward pass, or to one alone."""

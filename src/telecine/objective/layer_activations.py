@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from telecine.base.shapes import Scalar
 from telecine.objective.gradient_probes import GradientProbe
 from telecine.ops.checkpoint_call import CheckpointedCall
-from telecine.ops.eager_gradients import gradients_of
+from telecine.ops.eager_gradients import differentiate
 from telecine.ops.pass_options import pass_options
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.
@@ -70,7 +70,7 @@ class LayerActivations(GradientProbe):
     def gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
         """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
         outputs = [output for calls in self._recorded for output in calls.outputs]
-        output_gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
+        output_gradients = [differentiate(loss, outputs, retain_graph=True) for loss in losses]
         sums: list[Tensor | None] = [None] * len(losses)
         index_of_call = 0
         for calls in self._recorded:

@@ -140,7 +140,7 @@ def import_terms(config: ObjectiveConfig, prefix: str = "") -> dict[str, LossTer
     """
     schedules = config.term_schedules()
     terms = {}
-    for name, term in config.named_terms.items():
+    for name, term in config.term_settings.items():
         terms[name] = _import_term(term, schedules[name], f"{prefix}terms.{name}")
     return terms
 
@@ -278,8 +278,8 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         raise argument_error(name_of(term.function), contract, "one without", remedy)
     options = batch.options
     inputs = {
-        "reconstruction": batch.fake,
-        "target": batch.real,
+        "reconstruction": batch.reconstruction,
+        "target": batch.target,
         "weight": batch.clip_weight,
         "sample_weight": batch.sample_weight,
         "mask": batch.mask,

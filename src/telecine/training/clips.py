@@ -151,7 +151,7 @@ class Spans:
         else:
             val_spans, _ = load_spans(val_data, config, name="val_data")
             held_out = SpanTable.of(val_spans)
-            train = leave_out(usable, held_out, copies=False)
+            train = leave_out(usable, held_out, copies=config.file_identity == "content")
         return cls(usable, train, held_out, skipped, num_short)
 
     @classmethod
@@ -171,7 +171,7 @@ class Spans:
             val_table = load_table(val_data, config, name="val_data")
             held_out = val_table.spans
             val_lazy_index = val_table.lazy_index
-            train = leave_out(table.spans, held_out, copies=True)
+            train = leave_out(table.spans, held_out)
         num_short = table.spans.log_too_short(ClipFrames.shortest(config))
         table.spans.files.release_pages()
         return cls(

@@ -141,9 +141,8 @@ class TrainState:
     @property
     def discriminators_train(self) -> bool:
         """Whether the discriminators train in the next update."""
-        return self.disc_optimizer is not None and (
-            self.step >= self.objective.schedule.disc_train_start
-        )
+        has_discriminators = self.disc_optimizer is not None
+        return has_discriminators and self.objective.schedule.discriminators_train(self.step)
 
     @contextmanager
     def gradient_sync(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:

@@ -100,7 +100,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
     else:
 
         def index_or_fail(source, config):
-            Deadline(source, -1 if source.name == "film2-5.mp4" else 60).seconds_left()
+            Deadline(source, -1 if source.name == "film2-5.mp4" else 60).check()
             return index_video(source, config)
 
         monkeypatch.setattr(index_module, "index_video", index_or_fail)
@@ -137,7 +137,7 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
         ]
 
     def index_or_fail(source, config):
-        Deadline(source, -1 if source.name in late else 60).seconds_left()
+        Deadline(source, -1 if source.name in late else 60).check()
         indexed.append(source.name)
         return index_video(source, config)
 

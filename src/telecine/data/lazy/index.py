@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import av
 
-from telecine.data.errors import DecodeError, is_of_system
+from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
 from telecine.data.index_keys import index_root, key_of
@@ -86,9 +86,10 @@ class LazyIndex:
             DecodeError: see `index_video`.
             DataError: see `index_video`.
         """
-        looked_up = look_up_source(source, self.config)
+        deadline = Deadline(source, self.config.timeout)
+        looked_up = look_up_source(source, deadline)
         if looked_up is None:
-            return index_video(source, self.config)
+            return index_video(source, self.config, deadline)
         source, fingerprint = looked_up
         key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
@@ -96,12 +97,12 @@ class LazyIndex:
             if info is None:
                 info = other.saved_info(other.key_of(source, fingerprint), source)
         if info is None:
-            info = self._index(key, source)
+            info = self._index(key, source, deadline)
         check_frame(source, info.width, info.height, self.config)
         self._recent.put(key, info)
         return info
 
-    def _index(self, key: int, source: Source) -> VideoInfo:
+    def _index(self, key: int, source: Source, deadline: Deadline) -> VideoInfo:
         """Index a source, unless that has failed before, and keep the result or the reason.
 
         Raises:
@@ -112,7 +113,7 @@ class LazyIndex:
         if failure is not None:
             raise DecodeError(f"{source}: {failure}")
         try:
-            info = index_video(source, self.config)
+            info = index_video(source, self.config, deadline)
         except DecodeError as error:
             if not is_of_system(error):
                 self._saved_infos.save_failure(key, Skipped.of(source, error).reason)

@@ -66,10 +66,11 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
 
     Args:
         archive: The tar file.
-        config: Its `timeout` is for all headers. Its other settings are for arrays.
+        config: Its `timeout` is for the pass, and for each member that is then read alone, because it is no MP4 file
+            with tables. Its other settings are for arrays.
 
     Raises:
-        DataError: the tar file is not read in time.
+        DataError: the tar file, or a member that is read alone, is not read in time.
     """
     deadline = Deadline(archive, config.timeout)
     of_any_run = ClipConfig(max_pixels=PILLOW_MAX_PIXELS, timeout=config.timeout)
@@ -78,7 +79,10 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
         if kind_of(member) == "arrays":
             return member, NO_HEADER
         try:
-            return member, read_mp4_header(opened, member.offset, member.size, member, of_any_run)
+            header = read_mp4_header(
+                opened, member.offset, member.size, member, of_any_run, deadline
+            )
+            return member, header
         except DecodeError as error:
             return member, Skipped.of(member, error)
 
