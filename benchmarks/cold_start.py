@@ -136,7 +136,7 @@ def add_sidecars(data: Path) -> None:
             rows[row] = headers[kind]._replace(digest=1 + num_members + row)
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
-        table = FileTable.of(members, [""] * len(members), rows)
+        table = FileTable.of(members, rows)
         write_sidecar(archive, Sidecar(table, [], has_indices=True), exact)
     print(f"indices of {num_members} clips")
 

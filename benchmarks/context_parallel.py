@@ -186,6 +186,18 @@ MORE_CASES: dict[str, Case] = {
         }
     ),
 }
+# Two passes of a clip in one process have the transformations of a pass in each of two groups. There is no adaptive
+# weight, which would compare the gradients of a pass in the first and of all groups in the second.
+MORE_CASES["latent_terms_in_groups"] = Case(
+    {
+        "batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "discriminator": {"video": "none"},
+        "objective": {"adversarial_loss_weight": 0.0, "terms": LATENT_TERMS},
+    }
+)
+# The term `equivariance` draws one transformation for all clips of a pass.
+DRAWS_FOR_A_PASS = {"latent_terms"}
 # Values of options of the objective and of the model that the cases above lack.
 SUM_LEAST_SQUARES: Settings = merged(
     CASES["bfloat16"].changes, {"mixed_precision": "no", "channels_last": True}
@@ -292,17 +304,29 @@ def config_of(case: Case, num_processes: int, context_parallel: int) -> TrainCon
         "val_every": 1000,
         "save_every": 1000,
         "data": None,
-        "batch_size": settings["batch_size"] // num_groups,
         "context_parallel": context_parallel,
     }
+    settings[_divided_setting(settings, num_groups)] //= num_groups
     if num_processes == 1:
         settings["sharding"] = "none"
     return validate(TrainConfig, settings)
 
 
-def is_divisible(case: Case, num_groups: int) -> bool:
-    """Return whether a batch of a case can be divided over groups."""
-    return merged(SMALL, case.changes)["batch_size"] % num_groups == 0
+def _divided_setting(settings: Settings, num_groups: int) -> str:
+    """Return the setting by which the clips of an update are divided over groups: passes, or clips of a pass."""
+    if settings["gradient_accumulation_steps"] % num_groups == 0:
+        return "gradient_accumulation_steps"
+    return "batch_size"
+
+
+def reason_not_in_groups(name: str, num_groups: int) -> str | None:
+    """Return why a case cannot be compared in several groups; None if it can."""
+    if num_groups > 1 and name in DRAWS_FOR_A_PASS:
+        return "it draws for a pass, and a pass of a group has other clips"
+    settings = merged(SMALL, ALL_CASES[name].changes)
+    if settings[_divided_setting(settings, num_groups)] % num_groups != 0:
+        return f"{num_groups} does not divide its batch"
+    return None
 
 
 def build(
@@ -515,11 +539,12 @@ def compare(
             num_groups = num_processes // context_parallel
             divisible = []
             for name in num_updates:
-                if is_divisible(ALL_CASES[name], num_groups):
+                reason = reason_not_in_groups(name, num_groups)
+                if reason is None:
                     divisible.append(name)
                 else:
                     row = f"{name:25} {num_processes} processes, {context_parallel} for a clip"
-                    print(f"{row}  skipped: {num_groups} does not divide its batch", flush=True)
+                    print(f"{row}  skipped: {reason}", flush=True)
             if not divisible:
                 continue
             words = ["work", "--folder", folder_name, "--context", str(context_parallel)]

@@ -279,7 +279,8 @@ def round_trip_figures(model: CausalVAE | None, data: Data) -> dict[str, float]:
             )
             continue
         for suffix, codec in (("", None), (" h264", "h264")):
-            curves = RoundTrips(model, NUM_PASSES, codec)(video)  # type: ignore[arg-type]
+            round_trips = RoundTrips(model, NUM_PASSES, codec)  # type: ignore[arg-type]
+            curves = round_trips.curves(video)
             for name, label in (
                 ("round_trip_psnr", "PSNR"),
                 ("round_trip_colour", "colour"),
@@ -371,7 +372,7 @@ def prediction_figures(model: CausalVAE, data: Data, state: TrainState) -> dict[
 def start_from_linear(model: CausalVAE, data: Data) -> None:
     """Start a model from the best linear autoencoder of the training clips."""
     linear = model.linear_autoencoder(*SHAPE)
-    model.start_from(linear.fit(data.train))
+    model.copy_linear(linear.fit(data.train))
 
 
 def write_picture(path: Path, data: Data, steps: int) -> None:

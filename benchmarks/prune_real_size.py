@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.diffusers.loading import build_module
-from telecine.tools.prune.channels import build_on_meta, find_groups, num_parts_of_stages
+from telecine.tools.prune.channels import build_on_meta, find_groups, share_denominators
 from telecine.tools.prune.importance import score_by_position
 from telecine.tools.prune.parts import Prunable, prunable
 from telecine.tools.prune.surgery import kept_slices, pruned_weights
@@ -80,7 +80,7 @@ def cut(what: Prunable, share: Fraction) -> dict[str, Any]:
     groups = find_groups(what.build, what.config, what.widths, weights)
     scores = score_by_position(groups)
     kept = {group.name: kept_slices(group, scores[group.name], share) for group in groups}
-    num_stages = len(num_parts_of_stages(groups))
+    num_stages = len(share_denominators(groups))
     config = what.widths.scaled(what.config, [share] * num_stages)
     smaller = build_on_meta(what.build, config)
     smaller.load_state_dict(pruned_weights(what.network, groups, kept, {}), assign=True)
@@ -99,19 +99,19 @@ def rows_of(name: str, decoding: Decoding, keep: Sequence[float]) -> list[list[s
     what = prunable(DiffusersAutoencoder(module), name, "decoder")
     weights = what.network.state_dict()
     groups = find_groups(what.build, what.config, what.widths, weights)
-    num_parts = gcd(*num_parts_of_stages(groups))
+    denominator = gcd(*share_denominators(groups))
     whole = trace(what, what.config, decoding)
     rows = []
     for share in keep:
-        num_kept = num_parts
+        num_kept = denominator
         config = dict(what.config)
         counts = whole
         lower = 0
-        upper = num_parts + 1
+        upper = denominator + 1
         while upper - lower > 1 and share < 1:
             middle = (lower + upper) // 2
             config_of_middle = what.widths.scaled(
-                what.config, [Fraction(middle, num_parts)] * len(num_parts_of_stages(groups))
+                what.config, [Fraction(middle, denominator)] * len(share_denominators(groups))
             )
             counts_of_middle = trace(what, config_of_middle, decoding)
             if counts_of_middle.flops_by_part.total() <= share * whole.flops_by_part.total():
@@ -120,7 +120,7 @@ def rows_of(name: str, decoding: Decoding, keep: Sequence[float]) -> list[list[s
                 counts = counts_of_middle
             else:
                 upper = middle
-        config = cut(what, Fraction(num_kept, num_parts))
+        config = cut(what, Fraction(num_kept, denominator))
         flops = counts.flops_by_part.total()
         num_weights = counts.peak_by_part[PARAMETERS] / 2
         rows.append(

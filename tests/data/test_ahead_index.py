@@ -2,10 +2,11 @@
 
 import gzip
 import json
-import logging
+import math
 import os
 import shutil
-import sys
+from concurrent.futures import ThreadPoolExecutor
+from errno import EIO
 
 import pytest
 
@@ -21,6 +22,7 @@ from telecine.data import (
 from telecine.data.ahead_index import AheadIndex
 from telecine.data.fingerprint import num_bytes
 from telecine.data.index_paths import index_path
+from telecine.data.lazy.index_file import FORMAT, read_columns, write_columns
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
@@ -126,6 +128,28 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     assert load(folder)[1] == ["a.mp4"], "those that were not reached are kept"
 
 
+def test_several_processes_may_save_at_once(folder, load):
+    indices = [AheadIndex(folder) for _ in range(4)]
+    for index in indices:
+        index.info(folder / "a.mp4")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda index: index.save(is_complete=False), indices))
+    assert load(folder)[1] == ["0.png", "b.tar", "c.mkv"]
+    assert [path.name for path in folder.glob(".*")] == [".telecine-index"]
+
+
+def test_a_tar_file_that_the_system_cannot_read_whole_is_listed_again(folder, load, monkeypatch):
+    def fail(archive, opened):
+        raise OSError(EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_files, "tar_members", fail)
+        assert [info.source.name for info in load(folder)[0]] == ["0.png", "a.mp4"]
+    infos, names = load(folder)
+    assert [info.source.name for info in infos] == ALL_FILES
+    assert names == ["b.tar", "c.mkv"]
+
+
 def test_only_changed_files_are_indexed_again(folder, load, tmp_path):
     load(folder)
     write_video(folder / "a.mp4", numbered_frames(13))
@@ -166,42 +190,44 @@ def test_files_that_cannot_be_decoded_are_tried_again(folder, load):
         AheadIndex(folder).info(folder / "y.mp4")
 
 
-def another_version(path):
-    content = gzip.decompress(path.read_bytes())
-    header, _, rest = content.partition(b"\n")
-    path.write_bytes(
-        gzip.compress(json.dumps([0, *json.loads(header)[1:]]).encode() + b"\n" + rest)
-    )
-
-
 def packed(content):
     return lambda path: path.write_bytes(gzip.compress(content))
 
 
-def rows(*lines, num_archives=0):
-    header = json.dumps([9, sys.byteorder, num_archives, len(lines) - num_archives])
-    return packed("\n".join([header, *lines]).encode())
+def described(description):
+    return packed(len(description).to_bytes(8, "little") + description)
 
 
-FACTS = '"width": 64, "height": 48, "fps": 25.0'
+def rewritten(version=FORMAT, **changed):
+    """Return a function that replaces columns of an index, or its version."""
+
+    def rewrite(path):
+        columns = read_columns(gzip.decompress(path.read_bytes()))
+        columns |= {name: columns[name] * 0 + value for name, value in changed.items()}
+        with gzip.open(path, "wb") as file:
+            parts = {name: [column] for name, column in columns.items()}
+            write_columns(file, parts, {"format": version})
+
+    return rewrite
+
+
 DAMAGES = {
     "truncated": lambda path: truncate(path, 0.5),
     "not gzip": lambda path: path.write_text("index"),
     "empty": lambda path: path.write_bytes(b""),
-    "no header": packed(b"[1, 2]\n"),
-    "other JSON": packed(b"{}\n"),
+    "an earlier version": packed(b'[11, "little", 0, 0]\n'),
+    "another version": rewritten(version="0"),
+    "no columns": described(json.dumps({"__metadata__": {"format": FORMAT}}).encode()),
+    "other JSON": described(b"[1, 2]"),
+    "nested brackets": described(b"[" * 30_000),
+    "a number of thousands of digits": described(b"[" + b"9" * 5000 + b"]"),
     "fewer numbers": lambda path: packed(gzip.decompress(path.read_bytes())[:-8])(path),
     "zeros at the end": lambda path: path.write_bytes(path.read_bytes()[:-30] + bytes(30)),
-    "another version": another_version,
-    "nested brackets": rows("[" * 30_000),
-    "one long line": rows("[" + "[], " * 10**6 + "1]"),
-    "zeros without end": packed(b'[4, "little", 0, 0]\n' + bytes(2**24)),
-    "no frames": rows(f'["a.mp4", [1, 2], {{{FACTS}}}, 0, 0]'),
-    "text for a number": rows('["a.mp4", [1, 2], {"width": "x", "height": 48, "fps": 25.0}, 1, 1]'),
-    "no number": rows('["a.mp4", [1, 2], {"width": NaN, "height": 48, "fps": 25.0}, 1, 1]'),
-    "an unknown name": rows(f'["a.mp4", [1, 2], {{{FACTS}, "length": 1}}, 1, 1]'),
-    "a number of thousands of digits": rows("[" + "9" * 5000 + "]"),
-    "an endless member": rows('["b.tar", [1, 2], 1]', '["c.mkv", Infinity, 3]', num_archives=2),
+    "zeros without end": packed(bytes(2**24)),
+    "no frames": rewritten(**{"exact.pts_end": 0}),
+    "no number": rewritten(**{"exact.fps": math.nan}),
+    "an unknown range": rewritten(**{"exact.hdr": 9}),
+    "more members": rewritten(**{"archive.num_members": 2**40}),
     "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "a sparse file": lambda path: os.truncate(path, 40 * 2**30),
 }
@@ -211,8 +237,7 @@ DAMAGES = {
 def test_a_damaged_or_outdated_file_is_replaced(folder, load, caplog, damage):
     infos, _ = load(folder)
     DAMAGES[damage](index_path(folder))
-    with caplog.at_level(logging.INFO, "telecine"):
-        again, names = load(folder)
+    again, names = load(folder)
     assert again == infos
     assert set(ALL_FILES) < set(names)
     assert caplog.text.count("indexing the data again") == 1

@@ -19,7 +19,7 @@ from telecine.data import (
     split_videos,
     whole_video,
 )
-from telecine.data.clip_frames import log_too_short
+from telecine.data.lazy.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, numbers_of, write_video
@@ -117,8 +117,8 @@ def test_videos_with_fewer_frames_a_second_are_named_and_not_used(caplog):
         for number, span in enumerate(spans)
     ]
     config = replace(CONFIG, fps=24)
-    assert ClipDataset(spans, config).spans == spans[1:]
-    assert log_too_short(spans, ClipFrames.shortest(config)) == 1
+    assert list(ClipDataset(spans, config).spans) == spans[1:]
+    assert SpanTable.of(spans).log_too_short(ClipFrames.shortest(config)) == 1
     assert caplog.messages == [
         "1 of 4 files have no clip of 5 frames at 24 a second, and are not used: "
         "0.mp4 (15 frames a second)"

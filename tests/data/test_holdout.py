@@ -3,13 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.data import DataError, Span, TarMember
 from telecine.data import split_videos as split_by_config
+from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
+from telecine.data.lazy.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 from .indexed import image, images, video, videos
@@ -150,6 +153,23 @@ def test_folders_are_held_out():
     assert len(train) == 8
 
 
+def test_folders_are_those_of_links_and_not_of_files_that_they_lead_to(tmp_path):
+    """As in a cache of the Hub, whose files are links to one folder of files named by hashes."""
+    spans = []
+    for number in range(12):
+        link = tmp_path / "abc"[number // 4] / f"{number}.mp4"
+        link.parent.mkdir(exist_ok=True)
+        target = tmp_path / "files" / f"{number % 2}" / f"{number}.mp4"
+        link.symlink_to(target)
+        spans.append(video(link))
+    table = SpanTable.of(spans)
+    config = ClipConfig(9, holdout="folder")
+    _, held_out = split_table(table, config)
+    assert {span.info.source.parent.name for span in held_out} == {"b"}
+    _, earlier = split_table(table, replace(config, file_identity="path"))
+    assert names(earlier) == ["1.mp4", "3.mp4", "5.mp4", "7.mp4", "9.mp4", "11.mp4"]
+
+
 @pytest.mark.parametrize("holdout", ["column:subject", "folder"])
 def test_one_group_cannot_be_held_out(holdout):
     spans = [replace(span, group="one") for span in videos(*[30] * 12)]
@@ -287,30 +307,41 @@ def test_images_and_videos_are_split_separately():
         assert [len(part) for part in split_videos(spans, 0.1, 9)] == [num_train, num_held_out]
 
 
+def parts_of(spans, num_held_out):
+    """Return the spans to train on, and the first ones, which are held out."""
+    table = SpanTable.of(spans)
+    rows = np.arange(len(spans))
+    return table.take(rows[num_held_out:]), table.take(rows[:num_held_out])
+
+
+def parts_of_one_video():
+    parts = split_table(SpanTable.of(videos(100)), ClipConfig(9))
+    assert parts is not None
+    return parts
+
+
 def test_the_held_out_files_are_named():
     spans = videos(*[30] * 60)
-    assert (
-        describe_held_out(spans[2:], spans[:2]) == "2 of 60 videos, 60 of 1800 frames: 0.mp4, 1.mp4"
-    )
-    assert describe_held_out(spans[7:], spans[:7]).endswith(
-        "0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 2 more"
-    )
-    train, held_out = split_videos(videos(100), 0.1, 9)
-    assert describe_held_out(train, held_out) == "the end of 1 of 1 video, 10 of 91 frames: 0.mp4"
-    assert describe_held_out(images(3)[:2], images(3)[2:]) == "1 of 3 images, 1 of 3 frames: 2.png"
+    two = describe_held_out(*parts_of(spans, 2))
+    assert two == "2 of 60 videos, 60 of 1800 frames: 0.mp4, 1.mp4"
+    seven = describe_held_out(*parts_of(spans, 7))
+    assert seven.endswith("0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 2 more")
+    end = describe_held_out(*parts_of_one_video())
+    assert end == "the end of 1 of 1 video, 10 of 91 frames: 0.mp4"
+    assert describe_held_out(*parts_of(images(3), 1)) == "1 of 3 images, 1 of 3 frames: 0.png"
 
 
 def test_one_file_and_a_large_part_are_warned_about(caplog):
     spans = videos(*[30] * 10)
-    warn_of_held_out(spans[2:], spans[:2], 0.1)
-    warn_of_held_out(*split_videos(videos(100), 0.1, 9), 0.1)
-    warn_of_held_out(spans[5:], spans[:5], 0.5)
+    warn_of_held_out(*parts_of(spans, 2), 0.1)
+    warn_of_held_out(*parts_of_one_video(), 0.1)
+    warn_of_held_out(*parts_of(spans, 5), 0.5)
     assert not caplog.text
-    warn_of_held_out(spans[1:], spans[:1], 0.1)
+    warn_of_held_out(*parts_of(spans, 1), 0.1)
     assert "one of 10 files is all that is held out: " in caplog.text
     assert "0.mp4; `val_data` names other files" in caplog.text
     caplog.clear()
-    warn_of_held_out(spans[4:], spans[:4], 0.1)
+    warn_of_held_out(*parts_of(spans, 4), 0.1)
     assert (
         "40 % of the frames are held out, 4 of 10 videos, 120 of 300 frames: 0.mp4" in caplog.text
     )

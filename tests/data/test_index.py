@@ -22,9 +22,10 @@ from telecine.data import (
     read_clip,
     tar_members,
 )
-from telecine.data.clip_frames import ClipFrames, log_too_short
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import Deadline
 from telecine.data.index import average_frame_rate, scan_packets
+from telecine.data.lazy.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 from .videos import (
@@ -265,11 +266,12 @@ def test_videos_that_are_too_short_are_counted_and_named(caplog):
         pts = array("q", range(99))
         info = VideoInfo(Path(name), 8, 8, 25.0, pts, array("q", [0]), is_image=name == "d.png")
         spans += [Span(info, 10, 9 + length) for length in span_lengths]
-    assert log_too_short(spans, ClipFrames(9)) == 2
+    table = SpanTable.of(spans)
+    assert table.log_too_short(ClipFrames(9)) == 2
     assert caplog.messages == [
         "2 of 3 files have no clip of 9 frames, and are not used: a.mp4 (8 frames); c.mp4 (1 frames)"
     ]
-    assert log_too_short(spans, ClipFrames(1)) == 0
+    assert table.log_too_short(ClipFrames(1)) == 0
     assert len(caplog.messages) == 1
 
 

@@ -92,6 +92,19 @@ def test_evaluations_of_older_versions_say_in_the_definition_what_is_better(
     assert compare(older, better).differences == compare(worse, better).differences
 
 
+def test_a_definition_that_does_not_say_what_is_better_is_refused(worse, tmp_path):
+    other = shutil.copytree(worse, tmp_path / "other")
+    protocol = read_protocol(other)
+    del protocol["better"]["psnr"]
+    protocol["metrics"]["psnr"] = "a definition; closer is better"
+    (other / "protocol.json").write_text(json.dumps(protocol))
+    for compared in (compare, lambda *folders: make_table(folders)):
+        with pytest.raises(
+            ValueError, match=r"end with one of larger, .* but got 'a definition; c"
+        ):
+            compared(worse, other)
+
+
 @pytest.mark.parametrize("name", MUST_MATCH)
 def test_different_clips_or_settings_raise(worse, name):
     protocol = read_protocol(worse)

@@ -94,7 +94,7 @@ def test_clips_of_one_video_count_once():
     assert confidence_half_widths([clip | {"source": "one"} for clip in clips]) == {}
 
 
-def testtable_cells():
+def test_table_cells():
     assert table_cells([30.004, math.nan, 30.001], [0.5, None, None], "larger") == [
         "**30.00** ± 0.50",
         "nan",
@@ -102,6 +102,7 @@ def testtable_cells():
     ]
     assert table_cells([math.nan, 30.0], [None, 0.5], "larger") == ["nan", "**30.00** ± 0.50"]
     assert table_cells([-0.2, 0.1], [None, None], "nearest to 0") == ["-0.2000", "**0.1000**"]
+    assert table_cells([0.7, 1.2], [None, None], "nearest to 1") == ["0.7000", "**1.2000**"]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")

@@ -21,7 +21,6 @@ from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.load_model import load_model
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
 from telecine.evaluation.tiling import reconstruct_clip_in_tiles, rounded_tiling
-from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, LatentsConfig, PixelFormat, ReconstructConfig, Tiling
 from telecine.tools.latents.measures import measure_latent_spaces
 from telecine.video.write import write_video
@@ -34,7 +33,6 @@ CPU = torch.device("cpu")
 class Recorder(torch.nn.Module):
     """Forwards to a model and records the shapes of its inputs; it does not stream."""
 
-    position = ClipPosition()
     streams = False
 
     def __init__(self, model):

@@ -13,7 +13,7 @@ from telecine.evaluation.tiling import (
     split_frames,
 )
 from telecine.models import Reconstruction
-from telecine.models.interface import ClipPosition
+from telecine.ops.pass_options import pass_options
 from telecine.settings import Tiling
 
 
@@ -46,15 +46,13 @@ def test_chunks_overlap(total, overlap, expected):
 
 @pytest.mark.parametrize("overlap", range(4))
 def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
-    model = CellMeans()
-
     def reconstruct(chunk):
-        assert model.position.first_frame == numbers(chunk)[0]
+        assert pass_options().clip_position.first_frame == numbers(chunk)[0]
         return chunk.float() + 0.5
 
     for total in range(1, 15):
         chunks = split_frames(numbered(total), 4, overlap)
-        pairs = list(crossfade_chunks(model, chunks, overlap, reconstruct))
+        pairs = list(crossfade_chunks(chunks, overlap, reconstruct))
         frames, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         assert numbers(frames) == list(range(total))
         torch.testing.assert_close(reconstructions, frames.float() + 0.5)
@@ -63,9 +61,7 @@ def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
 def test_overlapping_chunks_are_blended_linearly():
     levels = iter([0.0, 1.0])
     chunks = split_frames(numbered(9), 6, 3)
-    pairs = crossfade_chunks(
-        CellMeans(), chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels))
-    )
+    pairs = crossfade_chunks(chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels)))
     values = torch.cat([reconstruction for _, reconstruction in pairs])[:, 0, 0, 0]
     assert values.tolist() == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
 
@@ -80,8 +76,6 @@ def test_an_overlap_as_long_as_the_chunk_raises(overlap):
 
 class CellMeans(nn.Module):
     """An autoencoder whose receptive field is one 4 x 4 cell: it returns the means of cells. Records input shapes."""
-
-    position = ClipPosition()
 
     def __init__(self):
         super().__init__()

@@ -9,7 +9,7 @@ from telecine.base.randomness import clip_generators
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.diffusers.adapter import LARGEST_LEVEL
 from telecine.models.flow import Sampler
-from telecine.models.interface import ClipPosition
+from telecine.ops.pass_options import ClipPosition, clip_position
 
 from .tiny_models import tiny_clip, tiny_model
 
@@ -68,7 +68,7 @@ def levels_told(model, latent, *, seed=None):
     if seed is None:
         model.decode(latent)
     else:
-        model.denoise(
+        model.training_output(
             latent, None, clip_generators(seed, range(len(latent)), latent.device)
         ).video.sum().backward()
     hook.remove()
@@ -109,17 +109,16 @@ def test_ltx_decodes_at_a_level_as_its_pipeline():
         torch.nn.init.normal_(weight, std=0.2)
     model = DiffusersAutoencoder(raw).eval()
     model.set_decoding(level=0.05, seed=3)
-    model.position = ClipPosition(first_frame=9)
     latent = torch.randn(2, 8, 2, 2, 2)
-    noisy, levels = levels_told(model, latent)
+    with clip_position(first_frame=9):
+        noisy, levels = levels_told(model, latent)
+        decoded = model.decode(latent)
+        assert torch.equal(model.decode(latent), decoded), "the noise that it injects is the same"
     assert levels.tolist() == pytest.approx([0.05, 0.05])
     noise = Sampler(seed=3).noise(latent.shape, ClipPosition(first_frame=2), latent.device)
     torch.testing.assert_close(noisy, 0.95 * latent + 0.05 * noise)
-    assert torch.equal(model.decode(latent), model.decode(latent)), (
-        "the noise that it injects is the same"
-    )
     torch.manual_seed(3)
-    assert torch.equal(model.decode(latent), raw.decode(noisy, levels).sample)
+    assert torch.equal(decoded, raw.decode(noisy, levels).sample)
 
 
 def test_temporal_decoder_is_called_with_frames_and_their_number_if_its_signature_is_hidden(

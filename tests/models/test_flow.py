@@ -12,7 +12,7 @@ from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.causal_blocks import ResidualBlock
 from telecine.models.causal_networks import FlowDecoder
 from telecine.models.flow import Sampler, add_noise, integrate, level_weights, random_levels
-from telecine.models.interface import ClipPosition, clip_position
+from telecine.ops.pass_options import ClipPosition, clip_position
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
 
@@ -332,7 +332,7 @@ class TestAutoencoder:
         vae.set_decoding(steps=2)
         other.set_decoding(steps=2)
         tile = latent()[..., :1]
-        with clip_position(vae, frame_size=(16, 8)), clip_position(other, frame_size=(16, 8)):
+        with clip_position(frame_size=(16, 8)):
             torch.testing.assert_close(vae.decode(tile), other.decode(tile))
         assert (vae.decode(tile) - other.decode(tile)).abs().max() > 1e-4, (
             "alone it has levels of its own size"

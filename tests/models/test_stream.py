@@ -9,7 +9,7 @@ import torch
 
 from telecine.models import CausalVAE, StudentAutoencoder
 from telecine.models.diffusers.families import FAMILIES
-from telecine.models.interface import clip_position
+from telecine.ops.pass_options import clip_position
 from telecine.settings import CausalVAEConfig
 
 from .helpers import add_noise_to_weights
@@ -78,7 +78,7 @@ def test_random_divisions_have_the_same_bits_and_the_result_of_the_whole(setting
     video = video_of(29 if model.first_frame_apart else 28)
     latent = encoded(model.stream_encoder(), [video])
     torch.testing.assert_close(latent, model.encode(video).mode(), **ROUNDING)
-    with clip_position(model, first_frame=5):
+    with clip_position(first_frame=5):
         whole = decoded(model.stream_decoder(), [latent])
         torch.testing.assert_close(whole, model.decode(latent), **ROUNDING)
         for seed in range(4):

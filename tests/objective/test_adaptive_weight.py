@@ -8,19 +8,15 @@ import torch
 from torch.nn import functional as F
 
 from telecine import Ramp
-from telecine.objective.adaptive_weight import adaptive_weights, gradient_norms
+from telecine.objective.adaptive_weight import adaptive_weights
+from telecine.objective.gradient_probes import TensorProbe
 from telecine.settings import AdaptiveWeightConfig
 
 
-def norm_of(loss, x, at):
-    (norm,) = gradient_norms([loss], x, at=at)
-    return norm
-
-
-@pytest.mark.parametrize("at", ["last_layer", "reconstruction"])
-def test_norms_of_half_precision_do_not_overflow(at):
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_norms_of_half_precision_do_not_overflow(is_shared):
     x = torch.zeros(100, dtype=torch.float16, requires_grad=True)
-    norm = norm_of((x * 3e4).sum(), x, at)
+    (norm,) = TensorProbe(x, is_shared=is_shared).norms([(x * 3e4).sum()])
     assert norm.dtype == torch.float32
     assert norm.item() == pytest.approx(3e5, rel=1e-3)
 
@@ -37,8 +33,8 @@ def losses_at_a_tensor():
     return x, references, {"discr_3d": x.sum() * 2**0.5, "multiscale_discrs.0": x[0] * 4}
 
 
-def weights_of(module, at, references, losses):
-    return {name: weight.item() for name, weight in module(losses, references, at).items()}
+def weights_of(module, probe, references, losses):
+    return {name: weight.item() for name, weight in module(losses, references, probe).items()}
 
 
 class TestRatio:
@@ -48,7 +44,9 @@ class TestRatio:
         [("perceptual", (2.5, 1.25)), ("recon_and_perceptual", (5, 2.5)), ("none", (1, 1))],
     )
     def test_of_each_loss(self, at, reference, expected):
-        weights = weights_of(build(at=at, reference=reference), *losses_at_a_tensor())
+        x, references, losses = losses_at_a_tensor()
+        probe = TensorProbe(x, is_shared=at == "last_layer")
+        weights = weights_of(build(at=at, reference=reference), probe, references, losses)
         assert tuple(weights.values()) == pytest.approx(expected)
         assert list(weights) == ["discr_3d", "multiscale_discrs.0"]
 
@@ -71,7 +69,7 @@ class TestRatio:
     def test_bounds_and_values_that_are_not_finite(self, settings, reference, loss, expected):
         x = torch.ones((), requires_grad=True)
         (weight,) = weights_of(
-            build(**settings), x, {"perceptual": reference * x}, {"discr": loss * x}
+            build(**settings), TensorProbe(x), {"perceptual": reference * x}, {"discr": loss * x}
         ).values()
         assert weight == pytest.approx(expected)
 
@@ -105,11 +103,8 @@ class TestInTheLoss:
         settings = {"reference": "recon_and_perceptual"}
         terms, total, weight = compute(adaptive_weight=settings, perceptual_weight=0.3)
         both = terms["recon"] + 0.3 * terms["lpips"]
-        norms = [
-            norm_of(loss, autoencoder.last_layer, "last_layer").item()
-            for loss in (both, terms["g"])
-        ]
-        assert weight == pytest.approx(norms[0] / norms[1], rel=1e-4)
+        reference, adversarial = TensorProbe(autoencoder.last_layer).norms([both, terms["g"]])
+        assert weight == pytest.approx((reference / adversarial).item(), rel=1e-4)
         torch.testing.assert_close(total, both + 0.5 * weight * terms["g"])
 
     @pytest.mark.parametrize("weight", [0, Ramp(1, start=5)])
@@ -147,16 +142,17 @@ class TestInTheLoss:
 
 
 @pytest.mark.parametrize(
-    ("layer", "problem"), [(None, "is None"), (torch.ones(3), "requires no gradient")]
+    ("probe", "problem"),
+    [(None, "is None"), (TensorProbe(torch.ones(3)), "requires no gradient")],
 )
-def test_without_a_layer_the_weight_is_1_and_a_warning_tells(layer, problem):
+def test_without_a_layer_the_weight_is_1_and_a_warning_tells(probe, problem):
     x = torch.ones(3, requires_grad=True)
     losses = {"d": (2 * x).sum()}
     references = {"perceptual": x.sum()}
     with pytest.warns(
         UserWarning, match=f"`last_layer` {problem}, so that the adaptive weight is 1"
     ):
-        assert build()(losses, references, layer)["d"] == 1
+        assert build()(losses, references, probe)["d"] == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         build(reference="none")(losses, references, None)

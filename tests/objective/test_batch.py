@@ -124,8 +124,8 @@ class TestMakeBatch:
         batch = build(
             zeros(dtype=dtype), zeros(dtype=dtype), config={"gan": GANConfig(augment=("color",))}
         )
-        assert batch.real.dtype == batch.disc_real.dtype == batch.fake.dtype == wide
-        assert torch.equal(batch.disc_real, batch.disc_fake)
+        assert batch.target.dtype == batch.real.dtype == batch.reconstruction.dtype == wide
+        assert torch.equal(batch.real, batch.fake)
 
     def test_masks_and_weights_made_in_inference_mode(self, make_loss, make_discriminator, pair):
         with torch.inference_mode():
@@ -160,9 +160,9 @@ class TestMasksAndWeights:
         real = zeros() + 0.5
         real[..., 3:6] = float("nan")
         batch = build(real, mask=left_half(real))
-        assert batch.real[..., 3].isnan().all(), "this one counts"
-        assert batch.real[..., 4:6].eq(0).all()
-        assert batch.real[..., 6:].eq(0.5).all()
+        assert batch.target[..., 3].isnan().all(), "this one counts"
+        assert batch.target[..., 4:6].eq(0).all()
+        assert batch.target[..., 6:].eq(0.5).all()
 
     def test_masked_out_nan_does_not_matter(self, make_loss, clip):
         x = clip()

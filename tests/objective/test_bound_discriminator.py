@@ -10,15 +10,15 @@ from telecine.objective.bound_discriminator import BoundDiscriminator
 INDICES = torch.tensor([[2], [0], [3]])
 
 
-def build(module=None, sees="video", factor=1, frame_indices=INDICES):
+def build(module=None, sees="video", factor=1):
     module = nn.Flatten() if module is None else module
-    return BoundDiscriminator("discr_3d", module, sees, factor=factor, frame_indices=frame_indices)
+    return BoundDiscriminator("discr_3d", module, sees, factor=factor)
 
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (8, 8)), (2, (7, 9)), (4, (16, 5))])
 def test_down_scaled_videos_are_means_of_cells(factor, size):
     x = torch.randn(2, 3, 2, *size, dtype=torch.float64)
-    small = build(factor=factor).input_of(x)
+    small = build(factor=factor).input_of(x, INDICES)
     assert small.shape == (2, 3, 2, *(-(-n // factor) for n in size))
     for row in range(small.shape[-2]):
         for column in range(small.shape[-1]):
@@ -30,7 +30,7 @@ def test_down_scaled_videos_are_means_of_cells(factor, size):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_videos_are_scaled_down(dtype):
-    small = build(factor=2).input_of(torch.ones(1, 3, 1, 4, 4, dtype=dtype))
+    small = build(factor=2).input_of(torch.ones(1, 3, 1, 4, 4, dtype=dtype), INDICES)
     assert small.dtype == torch.float32
     assert small.eq(1).all()
 

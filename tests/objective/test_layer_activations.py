@@ -22,7 +22,7 @@ LAYERS = [
 
 
 def gradient_of(activations, loss):
-    (gradient,) = activations.weight_gradients([loss])
+    (gradient,) = activations.gradients([loss])
     return gradient
 
 
@@ -61,11 +61,11 @@ def test_keyword_arguments_count():
 def test_only_calls_since_clear_count():
     layer = nn.Linear(2, 2)
     activations = LayerActivations(layer)
-    assert not activations.requires_grad
+    assert not activations.has_gradient
     first = layer(torch.ones(1, 2)).sum()
-    assert activations.requires_grad
+    assert activations.has_gradient
     activations.clear()
-    assert not activations.requires_grad
+    assert not activations.has_gradient
     second = layer(torch.ones(1, 2)).sum()
     assert gradient_of(activations, second).eq(1).all()
     assert gradient_of(activations, first) is None, "it does not depend on the recorded call"
@@ -76,10 +76,10 @@ def test_calls_without_a_graph_are_not_recorded():
     activations = LayerActivations(layer)
     with torch.no_grad():
         layer(torch.ones(1, 2))
-    assert not activations.requires_grad
+    assert not activations.has_gradient
     layer.requires_grad_(False)
     layer(torch.ones(1, 2))
-    assert not activations.requires_grad
+    assert not activations.has_gradient
     assert gradient_of(activations, torch.ones((), requires_grad=True)) is None
 
 
@@ -92,7 +92,7 @@ def test_a_copied_layer_records_nothing():
         output = weakref.ref(other(torch.ones(1, 2)))
         assert output() is None, "nothing keeps the output"
     copied = copy.deepcopy(activations)
-    assert not copied.requires_grad
+    assert not copied.has_gradient
     assert gradient_of(copied, y) is None
     assert gradient_of(activations, y).eq(1).all()
 
@@ -137,9 +137,9 @@ def test_inputs_that_are_not_kept_are_computed_again():
     losses = [output.sin().sum(), output.square().sum(), torch.ones((), requires_grad=True)]
     expected = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in losses[:2]]
     assert output.requires_grad
-    *gradients, unrelated = activations.weight_gradients(losses)
+    *gradients, unrelated = activations.gradients(losses)
     torch.testing.assert_close(gradients, expected)
     assert unrelated is None
     losses[0].backward()
-    assert activations.requires_grad
-    torch.testing.assert_close(activations.weight_gradients(losses[1:2]), expected[1:])
+    assert activations.has_gradient
+    torch.testing.assert_close(activations.gradients(losses[1:2]), expected[1:])

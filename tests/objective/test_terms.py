@@ -17,6 +17,7 @@ from telecine.losses.perceptual import gram
 from telecine.objective.batch import make_batch
 from telecine.objective.terms import build_terms, check_functions, compute_on_batch
 from telecine.settings import (
+    ClipConfig,
     GANConfig,
     ObjectiveConfig,
     PerceptualConfig,
@@ -24,6 +25,7 @@ from telecine.settings import (
 )
 from telecine.settings.errors import validate
 
+CLIPS = ClipConfig()
 RESERVED = {
     "total",
     "recon",
@@ -93,7 +95,7 @@ def term_of(value, name="edges"):
 def test_forms_of_a_term(value, function, weight):
     config = validate(ObjectiveConfig, {"terms": {"wavelet": value}})
     assert build_terms(config)["wavelet"].function is function
-    assert config.named_terms["wavelet"].weight == weight
+    assert config.term_settings["wavelet"].weight == weight
     assert config.term_schedules()["wavelet"].setting == "terms.wavelet.weight"
 
 
@@ -197,7 +199,7 @@ class TestMistakes:
         )
         logs = [loss(*pair, index, 1)[1] for index in (0, 1)]
         names = [name.removeprefix("train/") for log in logs for name in log]
-        names += [term.weight_key for term in loss.schedule.terms.values()]
+        names += [term.weight_key for term in loss.schedule.schedules.values()]
         names = [name.removesuffix("_weight") for name in names]
         assert {name.removesuffix("_loss") for name in names if name.endswith("_loss")} == RESERVED
 
@@ -331,8 +333,8 @@ class TestArguments:
 
         batch = batch_of()
         compute_on_batch(term_of(Term(of_videos)), batch)
-        assert inputs["reconstruction"] is batch.fake
-        assert inputs["target"] is batch.real
+        assert inputs["reconstruction"] is batch.reconstruction
+        assert inputs["target"] is batch.target
         assert inputs["others"] == {}
 
     @pytest.mark.parametrize("options", [{"mask": MASK}, {"sample_weight": WEIGHT}])
@@ -348,7 +350,7 @@ class TestArguments:
         module = WithBackbone()
         compute_on_batch(term_of(Term(module)), batch).backward()
         assert module.used is module.backbone.weight
-        assert module.factor.grad == (batch.fake - batch.real).abs().mean()
+        assert module.factor.grad == (batch.reconstruction - batch.target).abs().mean()
 
     def test_a_weight_accounts_for_the_fraction_of_a_mask_that_the_function_does_not_take(self):
         weights = {}
@@ -485,10 +487,10 @@ class TestLatent:
     def test_every_loss_builds_its_own_module(self, make_loss):
         config = make_loss(perceptual_weight=0, terms={"half": {"target": Half}}).config
         first, second = (VideoAutoencoderLoss(**config.arguments()) for _ in range(2))
-        assert first.term_modules["half_loss"] is first.terms["half"].function
+        assert first.term_modules["half_loss"] is first.loss_terms["half"].function
         assert first.term_modules["half_loss"] is not second.term_modules["half_loss"]
         copied = copy.deepcopy(first)
-        assert copied.term_modules["half_loss"] is copied.terms["half"].function
+        assert copied.term_modules["half_loss"] is copied.loss_terms["half"].function
 
 
 class TestInTheLoss:
@@ -551,6 +553,10 @@ class TestInTheLoss:
         assert total_loss.isfinite()
 
 
+def check(config, *, clips=CLIPS, sharding="none", max_dropped=0.0):
+    check_functions(config, clips=clips, sharding=sharding, max_dropped=max_dropped)
+
+
 class TestCheckFunctions:
     """What training checks before it reads any video."""
 
@@ -577,26 +583,47 @@ class TestCheckFunctions:
     )
     def test_settings_are_named(self, options, message):
         with pytest.raises(ValueError, match=message):
-            check_functions(ObjectiveConfig(**options), sharding="none")
+            check(ObjectiveConfig(**options))
 
     def test_sharded_weights_and_a_term_that_decodes(self):
         config = ObjectiveConfig(terms={"wavelet": 1.0, "noise": Term("latent_noise")})
-        check_functions(config, sharding="none")
+        check(config)
         message = (
             '`sharding` must be "none" with terms that decode or encode, but got fsdp2 with noise'
         )
         with pytest.raises(ValueError, match=message):
-            check_functions(config, sharding="fsdp2")
+            check(config, sharding="fsdp2")
 
     def test_a_posterior_of_fewer_frames_than_the_latent(self):
         def likelihood(latent, posterior=None, sample_weight=None):
             return latent.mean()
 
         config = ObjectiveConfig(terms={"likelihood": Term(likelihood), "wavelet": 1.0})
-        check_functions(config, sharding="none")
+        check(config)
         message = (
             "`predictive.max_dropped` must be 0 with terms that read the posterior, "
             "but got 0.5 with likelihood"
         )
         with pytest.raises(ValueError, match=message):
-            check_functions(config, sharding="none", max_dropped=0.5)
+            check(config, max_dropped=0.5)
+
+    @pytest.mark.parametrize(
+        "term",
+        [
+            Term("gram"),
+            Term("telecine.losses.perceptual.gram"),
+            Term("telecine.losses.perceptual.lpips.gram"),
+            Term("alignment", params={"latent_channels": 4}),
+            Term("telecine.losses.perceptual.Alignment", params={"latent_channels": 4}),
+            Term(lambda reconstruction_features, target_features: None),
+        ],
+    )
+    def test_clips_without_colours_and_a_term_that_needs_rgb(self, term):
+        config = ObjectiveConfig(terms={"wavelet": 1.0, "textures": term})
+        check(config, clips=ClipConfig(channels="grey"))
+        message = (
+            "`clips.channels` must be grey, rgb or rgba for textures, but got 2 .*"
+            "Remove textures from `objective.terms`"
+        )
+        with pytest.raises(ValueError, match=message):
+            check(config, clips=ClipConfig(channels=2))

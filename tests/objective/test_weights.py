@@ -64,8 +64,8 @@ def test_all_weights_at_a_step():
         "wavelet": 0.1,
     }
     late = {"adversarial": 0.3, "multiscale_adversarial": 0.2, "feature_matching": 0.4, "gram": 2.0}
-    assert before.terms == {**constant, **dict.fromkeys(late, 0)}
-    assert after.terms == {**constant, **late}
+    assert before.by_term == {**constant, **dict.fromkeys(late, 0)}
+    assert after.by_term == {**constant, **late}
     assert (weights.at(1).ramps, after.ramps) == (
         {"lecam_loss_weight": 0.25, "gram_loss_weight": 0.0},
         {"lecam_loss_weight": 0.5, "gram_loss_weight": 2.0},

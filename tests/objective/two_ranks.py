@@ -82,7 +82,7 @@ def averaged(loss, real, fake):
     return {
         "adaptive_weight": log["train/adaptive_weight"].item(),
         "logvar_gradient": loss.logvar.grad.item(),
-        "stages_gradient": loss.terms["stages"].function.weight.grad.norm().item(),
+        "stages_gradient": loss.loss_terms["stages"].function.weight.grad.norm().item(),
         **{name: value.item() for name, value in loss.state_dict().items() if "lecam" in name},
     }
 

@@ -7,9 +7,9 @@ import torch
 
 from telecine.ops.eager_gradients import (
     GradientSum,
+    attach_gradients,
+    differentiate,
     eager_backward,
-    gradients_of,
-    with_gradients,
 )
 
 
@@ -32,7 +32,7 @@ class TestEagerBackward:
 def test_an_input_without_a_gradient():
     a = torch.ones(2, requires_grad=True)
     b = torch.ones(3, requires_grad=True)
-    value = with_gradients(torch.tensor(5.0), [a, b], [torch.tensor([1.0, 2.0]), None])
+    value = attach_gradients(torch.tensor(5.0), [a, b], [torch.tensor([1.0, 2.0]), None])
     (2 * value).backward()
     assert value.item() == 5
     assert a.grad.tolist() == [2, 4]
@@ -45,13 +45,13 @@ class TestGradientsOf:
         x = torch.randn(4, 8)
         value = (x @ w).square().sum()
         with torch.autocast("cpu", torch.bfloat16):
-            (inside,) = gradients_of(value, [w], retain_graph=True)
+            (inside,) = differentiate(value, [w], retain_graph=True)
         assert torch.equal(inside, torch.autograd.grad(value, w)[0])
 
     def test_a_value_that_does_not_depend_on_the_inputs(self):
         a = torch.ones(2, requires_grad=True)
-        assert gradients_of(a.sum(), []) == []
-        assert gradients_of(a.detach().sum(), [a]) == [None]
+        assert differentiate(a.sum(), []) == []
+        assert differentiate(a.detach().sum(), [a]) == [None]
 
 
 class TestGradientSum:
@@ -67,7 +67,7 @@ class TestGradientSum:
         assert first() is None, "the sum and its part would take twice the memory"
         assert gradient_sum.gradients[2] is last
         assert (a.grad, b.grad, c.grad) == (None, None, None)
-        (again,) = gradients_of(a.sum(), [a])
+        (again,) = differentiate(a.sum(), [a])
         assert again.tolist() == [1, 1], "the hooks are removed"
 
     def test_a_function_that_returns_no_gradient_adds_nothing(self):

@@ -29,9 +29,9 @@ def zoom(page, title, first, last):
     chart(page, title).locator(".plot").evaluate(relayout, [first, last])
 
 
-def write_charts(path, charts):
+def write_charts(path, charts, runs=("model",)):
     """Write a page of charts alone."""
-    data = charts_data(charts, runs=["model"], file="latents.json")
+    data = charts_data(charts, runs=runs, file="latents.json")
     values = {
         "summary": [],
         "probes": [],
@@ -68,6 +68,24 @@ def test_the_figures_of_two_unfinished_runs_are_seen_whole(context, tmp_path):
         assert table.evaluate("e => e.scrollWidth - e.clientWidth") == 0
 
     assert check_page(context, write_report(runs, tmp_path / "report.html"), check) == []
+
+
+def test_the_last_values_of_many_runs_stay_in_the_legend(context, tmp_path):
+    curves = [make_curve(run, [(1, 25.37 + run)]) for run in range(12)]
+    charts = []
+    for number in range(3):
+        title = f"chart {number}"
+        series = Series("PSNR, linear baseline", "linear/psnr", curves)
+        charts.append(Chart(title=title, series=[series]))
+    path = write_charts(tmp_path / "charts.html", charts, [f"run {run}" for run in range(12)])
+
+    def check(page):
+        button = page.locator(".chart .legend button").last
+        assert button.locator("b").count() == 12
+        assert button.locator(".name").bounding_box()["height"] < 40, "not a letter a line"
+        assert button.evaluate("e => e.scrollWidth - e.clientWidth") == 0
+
+    assert check_page(context, path, check) == []
 
 
 def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telecine.settings import Bucket, ClipConfig
-from telecine.settings.data import CONTENT, READING, settings_marked
+from telecine.settings import Bucket, ClipConfig, MeasuredClips
+from telecine.settings.data import CONTENT, MEASURED, READING, settings_marked
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
@@ -148,3 +148,6 @@ def test_each_setting_is_marked_as_changing_clips_or_not():
     content = settings_marked(CONTENT)
     reading = settings_marked(READING)
     assert sorted(content + reading) == sorted(item.name for item in fields(ClipConfig))
+    measured = settings_marked(MEASURED)
+    assert len(measured) == 5
+    assert set(measured) < {item.name for item in fields(MeasuredClips)}

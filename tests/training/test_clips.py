@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,18 @@ from telecine.training.clips import Spans, build_clips, check_same_data, read_ne
 from telecine.video.write import write_video
 
 from .helpers import assert_equal_runs, resumed_copy
+
+
+def write_film(path, video, number=0):
+    """Write a video with other bytes behind it."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(Path(video).read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+
+
+def write_films(folder, video):
+    """Write copies of a video into six folders, each with other bytes."""
+    for number in range(12):
+        write_film(folder / f"film{number // 2}" / f"{number}.mp4", video, number)
 
 
 def test_images_are_counted_as_images(tiny, small_video, tmp_path):
@@ -44,12 +57,32 @@ def test_validation_clips_from_separate_videos(tiny):
 
 
 def test_validation_videos_inside_the_folder_of_the_data_are_not_trained_on(tiny, tmp_path):
-    for name in ("one.mp4", "val/two.mp4"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(tiny().data, tmp_path / name)
+    shutil.copy(tiny().data, tmp_path / "one.mp4")
+    write_film(tmp_path / "val" / "two.mp4", tiny().data)
     config = tiny(data=str(tmp_path), val_data=str(tmp_path / "val"))
     clips = build_clips(config, build_autoencoder(config))
     assert [span.info.source.name for span in clips.train.spans] == ["one.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["one.mp4"]),
+        ({"index": "lazy"}, ["one.mp4"]),
+        ({"file_identity": "path"}, ["copy.mp4", "one.mp4"]),
+    ],
+)
+def test_copies_of_validation_videos_are_not_trained_on(
+    tiny, small_video, tmp_path, changes, names
+):
+    """But by a run of an earlier version that resumes."""
+    for name in ("train/copy.mp4", "val/named.mp4"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(small_video, tmp_path / name)
+    write_film(tmp_path / "train" / "one.mp4", small_video)
+    clips = replace(tiny().clips, **changes)
+    spans = Spans.find(str(tmp_path / "train"), str(tmp_path / "val"), clips)
+    assert [span.info.source.name for span in spans.train] == names
 
 
 def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
@@ -163,14 +196,6 @@ def test_images_alone_in_one_group_are_refused_before_anything_is_indexed(
     clips = replace(tiny().clips, index="lazy", holdout="folder")
     with pytest.raises(DataError, match=r"`clips\.holdout` must be a column or folders of two"):
         Spans.find(str(tmp_path), None, clips)
-
-
-def write_films(folder, video):
-    """Write copies of a video into six folders, each with other bytes."""
-    for number in range(12):
-        path = folder / f"film{number // 2}" / f"{number}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(video.read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from telecine.models import CausalVAE
 from telecine.models.context_parallel import most_processes, split_over_processes
 from telecine.models.diffusers import DiffusersAutoencoder
-from telecine.ops.ranks import ContextGroup, using_context_group
+from telecine.ops.pass_options import ContextGroup, using_pass_options
 from telecine.ops.rows import rows_of_ranks
 from telecine.settings import CausalVAEConfig, ClipConfig, ObjectiveConfig, TrainConfig
 from telecine.training.build import build_accelerator
@@ -78,7 +78,7 @@ def test_a_process_of_a_group_computes_its_rows_alone_and_returns_whole_videos()
     expected = model(video, sample_posterior=False).video
     split_over_processes(model, 2, [32])
     assert torch.equal(model(video, sample_posterior=False).video, expected), "there is no group"
-    with using_context_group(ContextGroup(size=2)):
+    with using_pass_options(context_group=ContextGroup(size=2)):
         output = model(video, sample_posterior=False)
     assert output.video.shape == video.shape
     assert output.video[..., :16, :].count_nonzero() > 0
@@ -222,7 +222,7 @@ def test_a_model_that_is_split_already_stays_as_it_is():
 
     def outputs():
         whole = model(video, sample_posterior=False).video
-        with using_context_group(ContextGroup(size=2)):
+        with using_pass_options(context_group=ContextGroup(size=2)):
             rows = model(video, sample_posterior=False).video
         return whole, rows
 
@@ -244,7 +244,7 @@ def test_a_model_that_is_refused_stays_as_it_is():
     expected = model(video, sample_posterior=False).video
     with pytest.raises(ValueError, match="Sharpen"):
         split_over_processes(model, 2, [32])
-    with using_context_group(ContextGroup(size=2)):
+    with using_pass_options(context_group=ContextGroup(size=2)):
         assert torch.equal(model(video, sample_posterior=False).video, expected)
 
 

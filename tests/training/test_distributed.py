@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from telecine.models import CausalVAE
 from telecine.models.clip_sizes import ClipSizes
 from telecine.models.diffusers import DiffusersAutoencoder
-from telecine.ops.ranks import context_group
+from telecine.ops.pass_options import pass_options
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.distributed import (
     all_gather,
@@ -154,7 +154,7 @@ def test_another_group_that_shares_clips_replaces_that_of_before():
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
         enter_context_group(2, 1.0)
-        first = context_group().process_group
+        first = pass_options().context_group.process_group
         enter_context_group(2, 1.0)
         with pytest.raises(ValueError, match="Invalid process group"):
             dist.destroy_process_group(first)

@@ -110,32 +110,30 @@ def test_the_speed_is_averaged_and_excludes_validation(clock):
 def test_the_last_gradient_of_each_frame_is_relative_to_the_mean(weights):
     """A single frame has no share."""
     video = torch.rand(2, 3, len(weights), 8, 8, requires_grad=True) * 1.0
-    gradient = ReconstructionGradient()
-    gradient.measure_at(video)
-    (video * torch.tensor(weights)[:, None, None]).sum().backward()
+    loss = (video * torch.tensor(weights)[:, None, None]).sum()
+    log = ReconstructionGradient().measure(video, [loss], torch.Tensor.backward)
     expected = {f"train/frame_gradient_{frame:03d}": weight for frame, weight in enumerate(weights)}
     if len(weights) == 1:
         expected = {}
-    assert {name: value.item() for name, value in gradient.log.items()} == pytest.approx(expected)
+    assert {name: value.item() for name, value in log.items()} == pytest.approx(expected)
 
 
 def test_the_share_of_the_discriminators():
     video = torch.rand(2, 3, 4, 8, 8, requires_grad=True) * 1.0
     gradient = ReconstructionGradient()
-    gradient.measure_at(video)
     discriminated = video.view_as(video)
     discriminated.register_hook(gradient.keep_adversarial)
-    (3 * discriminated + video).sum().backward()
-    assert gradient.log[ADVERSARIAL_SHARE].item() == pytest.approx(0.75)
+    loss = (3 * discriminated + video).sum()
+    log = gradient.measure(video, [loss], torch.Tensor.backward)
+    assert log[ADVERSARIAL_SHARE].item() == pytest.approx(0.75)
 
 
 def test_a_gradient_of_zero_has_shares_that_are_not_finite():
     video = torch.rand(2, 3, 4, 8, 8, requires_grad=True) * 1.0
-    gradient = ReconstructionGradient()
-    gradient.measure_at(video)
-    (0 * video).sum().backward()
-    assert all(value.isnan() for value in gradient.log.values())
-    log = gradient.log | {ADVERSARIAL_SHARE: torch.tensor(math.nan), "train/mse": torch.tensor(0.5)}
+    loss = (0 * video).sum()
+    log = ReconstructionGradient().measure(video, [loss], torch.Tensor.backward)
+    assert all(value.isnan() for value in log.values())
+    log |= {ADVERSARIAL_SHARE: torch.tensor(math.nan), "train/mse": torch.tensor(0.5)}
     assert finite_values(log, 3) == {"train/mse": 0.5}
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from telecine import Ramp
 from telecine.data import index_video, read_clip
-from telecine.ops.ranks import ContextGroup, context_group, set_context_group
+from telecine.ops.pass_options import ContextGroup, pass_options, set_pass_options
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
 from telecine.runs.manifest import write_manifest
@@ -118,7 +118,7 @@ def test_a_run_that_cannot_start_leaves_the_processes_that_share_its_clips(
     tiny, monkeypatch, fault
 ):
     def enter(*_):
-        set_context_group(ContextGroup(size=2))
+        set_pass_options(context_group=ContextGroup(size=2))
 
     monkeypatch.setattr("telecine.training.build.enter_context_group", enter)
     config = tiny(data="nowhere") if fault == "data" else tiny()
@@ -126,9 +126,9 @@ def test_a_run_that_cannot_start_leaves_the_processes_that_share_its_clips(
     try:
         with pytest.raises(ValueError, match=r"exist|one run at a time"):
             prepare(config, quiet())
-        assert context_group() == ContextGroup()
+        assert pass_options().context_group == ContextGroup()
     finally:
-        set_context_group(ContextGroup())
+        set_pass_options(context_group=ContextGroup())
         if lock is not None:
             lock.release()
 

@@ -236,10 +236,9 @@ def test_both_networks_and_the_average_train_on_one_forward_of_the_autoencoder(b
         assert math.isfinite(values[f"train/{name}"])
     assert values["train/gen_loss"] != 0
     assert values["train/grad_penalty_loss"] > 0
-    (name,) = (
-        name for name, weight in state.model.named_parameters() if weight is state.last_layer
-    )
-    assert 0 < (state.ema.averages[name] - state.last_layer).abs().max() < 0.1
+    last_layer = state.autoencoder.last_layer
+    (name,) = (name for name, weight in state.model.named_parameters() if weight is last_layer)
+    assert 0 < (state.ema.averages[name] - last_layer).abs().max() < 0.1
     assert "train/grad_penalty_loss" not in update(state, video, step=5), (
         "computed on every second step only"
     )

@@ -147,6 +147,12 @@ def find_logged_value(name: str) -> LoggedValue | None:
     return LoggedValue(name, label, longest.kind, longest.logged_by)
 
 
+def logged_by(name: str) -> LoggedBy | None:
+    """Return what computes a value, by its name without `train/`; None for a value that is not in the table."""
+    value = find_logged_value(name)
+    return None if value is None else value.logged_by
+
+
 def label_and_kind(name: str) -> tuple[str, Kind]:
     """Return what a value of training is called and what it is, by its name without `train/`.
 

@@ -225,6 +225,7 @@ def config(
         settings = read_config(*files)
         check_functions(
             settings.objective,
+            clips=settings.clips,
             sharding=settings.sharding,
             max_dropped=settings.predictive.max_dropped,
         )

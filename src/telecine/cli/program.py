@@ -133,9 +133,7 @@ def _check_options(settings: TrainConfig, options: Sequence[str]) -> None:
                 )
                 break
     if isinstance(settings, DistillConfig):
-        pruned_model = settings.init
-        if pruned_model is None and settings.resolved is not None:  # settings that a run has saved
-            pruned_model = settings.resolved.pruned_model
+        pruned_model = settings.pruned_model
         if "student" in options and pruned_model is not None and not settings.train_encoder:
             console.say(
                 f"warning: --student changes nothing: the student starts as the pruned model {pruned_model}"

@@ -25,7 +25,7 @@ What identifies a file:
 | `VideoInfo.digest` | its size and bytes; of a large file, blocks of them | `index.py` |
 | `Header.digest` | its size, its beginning and its end | `lazy/header.py` |
 | `Fingerprint` | no hash: its size, and its time or a hash of its server's version | `fingerprint.py` |
-| `LazyIndex.key_of` | its name and its fingerprint | `lazy/index.py` |
+| `key_of` | its name and its fingerprint | `index_keys.py` |
 | `FileTable.process_local_ids` | its path without links; valid in this process only | `lazy/file_table.py` |
 | `_archive_digest` | the size and the beginning of a tar file, to which a sidecar belongs | `lazy/sidecar.py` |
 """

@@ -4,74 +4,58 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import logging
-import os
-import sys
 import threading
 import time
 import zlib
-from array import array
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from telecine.base.files import atomic_write, read_bounded
 from telecine.data.errors import Deadline
-from telecine.data.fingerprint import fingerprint_of, look_up_source
+from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
+from telecine.data.index_keys import index_root, key_of
 from telecine.data.index_paths import index_path
-from telecine.data.paths import deepest_folder
-from telecine.data.source import (
-    File,
-    Source,
-    TarMember,
-    VideoInfo,
-    check_frame,
-    is_address,
+from telecine.data.lazy.index_file import (
+    DAMAGE_ERRORS,
+    FORMAT,
+    columns_of_infos,
+    infos_of_columns,
+    read_columns,
+    write_columns,
 )
+from telecine.data.lazy.string_column import StringColumn
+from telecine.data.source import File, Source, TarMember, VideoInfo, check_frame
 from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 60.0
-# Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT_VERSION = 11
-# A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
-# few hundred bytes.
+# A file that telecine did not write may unpack to any size. An index unpacks to 3 to 24 times its size.
 _MAX_BYTES = 2**31
 _MAX_RATIO = 64
-_MAX_LINE = 2**16
-_DAMAGE_ERRORS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    ValueError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-)
-# Fields of `VideoInfo` that a line of the file has. Timestamps follow after all lines; arrays are not kept.
-_LINE_FIELDS = [
-    field.name
-    for field in fields(VideoInfo)
-    if field.name not in ("source", "pts", "keyframes", "layout", "range")
-]
+# The source of indices that were read: `AheadIndex.info` replaces it.
+_NO_SOURCE = Path()
 
-_Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
 _MemberLocation: TypeAlias = tuple[str, int, int]  # name, offset and size of a tar member
-_Archives: TypeAlias = dict[str, tuple[_Fingerprint, list[_MemberLocation]]]
-_Infos: TypeAlias = dict[str, tuple[_Fingerprint, VideoInfo]]
+_Archives: TypeAlias = dict[int, list[_MemberLocation]]  # by the keys of tar files
+_Infos: TypeAlias = dict[int, VideoInfo]  # by the keys of videos and images
 
 
 class AheadIndex:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     It is a file next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
-    one is replaced. `members` and `info` save it once a minute. Several threads may index.
+    one, or one of another version, is replaced. `members` and `info` save it once a minute. Several threads may index.
 
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
@@ -81,46 +65,46 @@ class AheadIndex:
     def __init__(self, data: str | PathLike[str], config: ClipConfig | None = None) -> None:
         self.config = config or ClipConfig()
         self.path = index_path(data)
-        self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
+        self._root = index_root(data)
         self._archives, self._infos = _read(self.path)
-        self._used: set[str] = set()  # keys of entries that were looked up
+        self._used: set[int] = set()  # keys of entries that were looked up
         self._is_changed = False
         self._last_save = time.monotonic()
         self._lock = threading.Lock()  # held while entries change or are written
 
     def members(self, archive: File) -> list[TarMember]:
         """Return the videos, images and arrays of a tar file, up to any damage."""
-        key = self._key(archive)
-        fingerprint = fingerprint_of(archive)
-        saved_fingerprint, locations = self._archives.get(key, (None, []))
-        if saved_fingerprint != fingerprint:
+        key = key_of(archive, Fingerprint.of(archive), self._root)
+        locations = self._archives.get(key)
+        if locations is None:
             deadline = Deadline(archive, self.config.timeout)
-            locations, _ = scan_tar(archive, deadline, _location_of)
-            with self._lock:
-                self._archives[key] = (fingerprint, locations)
-                self._is_changed = True
+            locations, is_final = scan_tar(archive, deadline, _location_of)
+            if is_final:
+                with self._lock:
+                    self._archives[key] = locations
+                    self._is_changed = True
         self._mark_used_and_maybe_save(key)
         return [TarMember(archive, *location) for location in locations]
 
     def info(self, source: Source) -> VideoInfo:
         """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept."""
-        looked_up = look_up_source(source, self.config)
+        deadline = Deadline(source, self.config.timeout)
+        looked_up = look_up_source(source, deadline)
         if looked_up is None:
-            return index_video(source, self.config)
-        source, file_fingerprint = looked_up
-        fingerprint = file_fingerprint.of_source(source)
-        key = self._key(source)
-        saved_fingerprint, info = self._infos.get(key, (None, None))
-        if info is None or saved_fingerprint != fingerprint:
-            info = replace(index_video(source, self.config), source=Path(key))
+            return index_video(source, self.config, deadline)
+        source, fingerprint = looked_up
+        key = key_of(source, fingerprint, self._root)
+        info = self._infos.get(key)
+        if info is None:
+            info = index_video(source, self.config, deadline)
             with self._lock:
-                self._infos[key] = (fingerprint, info)
+                self._infos[key] = info
                 self._is_changed = True
         check_frame(source, info.width, info.height, self.config)
         self._mark_used_and_maybe_save(key)
         return replace(info, source=source)
 
-    def _mark_used_and_maybe_save(self, key: str) -> None:
+    def _mark_used_and_maybe_save(self, key: int) -> None:
         """Keep an entry in the file, and save the file if that was long ago."""
         with self._lock:
             self._used.add(key)
@@ -158,46 +142,39 @@ class AheadIndex:
                 "the index cannot be saved, so the next run indexes the data again: %s", error
             )
 
-    def _key(self, source: Source) -> str:
-        """Return the name of a source in the file: relative to the data, so that a moved folder keeps its index."""
-        name = str(source)
-        return name if is_address(name) else os.path.relpath(name, self._root)
-
 
 def _location_of(member: TarMember, _: BinaryIO) -> _MemberLocation:
     return member.name, member.offset, member.size
 
 
 def _write(path: Path, archives: _Archives, infos: _Infos) -> None:
-    """Write one line of JSON for the format, each archive, member and video, then the 64-bit timestamps."""
-    lines: list[object] = [(_FORMAT_VERSION, sys.byteorder, len(archives), len(infos))]
-    for key, (fingerprint, locations) in archives.items():
-        lines.append((key, fingerprint, len(locations)))
-        lines.extend(locations)
-    for key, (fingerprint, info) in infos.items():
-        values = {name: getattr(info, name) for name in _LINE_FIELDS}
-        lines.append((key, fingerprint, values, len(info.pts), len(info.keyframes)))
+    """Write the columns of `columns_of_infos`, and those of members, one tar file after the other."""
+    locations = list(chain.from_iterable(archives.values()))
+    names = StringColumn.of(name for name, _, _ in locations)
+    columns = columns_of_infos(list(infos), list(infos.values()))
+    columns["archive.key"] = np.array(list(archives), np.int64)
+    columns["archive.num_members"] = np.array([len(part) for part in archives.values()], np.int64)
+    columns["name.content"] = names.content
+    columns["name.end"] = names.ends
+    columns["offset"] = np.array([offset for _, offset, _ in locations], np.int64)
+    columns["size"] = np.array([size for _, _, size in locations], np.int64)
     with gzip.open(path, "wb", compresslevel=1) as file:
-        for line in lines:
-            file.write(json.dumps(line).encode() + b"\n")
-        for _, info in infos.values():
-            file.write(info.pts.tobytes())
-            file.write(info.keyframes.tobytes())
+        parts = {name: [column] for name, column in columns.items()}
+        write_columns(file, parts, {"format": FORMAT})
 
 
 def _read(path: Path) -> tuple[_Archives, _Infos]:
-    """Read the file. Return nothing if it is missing, damaged, or of another format version."""
+    """Read the file. Return nothing if it is missing, damaged, or of another version."""
     if not path.exists():
         return {}, {}
     try:
-        content = io.BytesIO(_unpack(read_bounded(path, _MAX_BYTES)))
-        version, byte_order, num_archives, num_infos = _read_line(content)
-        if (version, byte_order) != (_FORMAT_VERSION, sys.byteorder):
-            logger.info("%s has another format version; indexing the data again", path)
-            return {}, {}
-        return _read_archives(content, num_archives), _read_infos(content, num_infos)
-    except _DAMAGE_ERRORS as error:
-        logger.warning("%s is damaged (%s); indexing the data again", path, error)
+        columns = read_columns(_unpack(read_bounded(path, _MAX_BYTES)))
+        infos = infos_of_columns(columns, _NO_SOURCE)
+        infos_by_key = dict(zip(columns["exact.key"].tolist(), infos, strict=True))
+        return _archives_of(columns), infos_by_key
+    except (*DAMAGE_ERRORS, EOFError, zlib.error) as error:
+        text = "%s is damaged or of another version of telecine (%s); indexing the data again"
+        logger.warning(text, path, error)
         return {}, {}
 
 
@@ -210,47 +187,16 @@ def _unpack(packed: bytes) -> bytes:
     return content
 
 
-def _read_line(content: io.BytesIO) -> Any:
-    return json.loads(content.readline(_MAX_LINE))
-
-
-def _read_archives(content: io.BytesIO, num_archives: int) -> _Archives:
+def _archives_of(columns: Mapping[str, NDArray[Any]]) -> _Archives:
+    """Return the members of tar files, by the keys of these."""
+    names = StringColumn(columns["name.content"], columns["name.end"])
+    offsets = columns["offset"].tolist()
+    sizes = columns["size"].tolist()
+    counts = columns["archive.num_members"].tolist()
+    if sum(counts) != len(names):
+        raise ValueError(f"{len(names)} members in place of {sum(counts)}")
+    locations = zip(names, offsets, sizes, strict=True)
     archives: _Archives = {}
-    for _ in range(num_archives):
-        key, fingerprint, num_members = _read_line(content)
-        locations = []
-        for _ in range(num_members):
-            name, offset, size = _read_line(content)
-            locations.append((str(name), int(offset), int(size)))
-        archives[str(key)] = (tuple(fingerprint), locations)
+    for key, num_members in zip(columns["archive.key"].tolist(), counts, strict=True):
+        archives[key] = list(islice(locations, num_members))
     return archives
-
-
-def _read_infos(content: io.BytesIO, num_infos: int) -> _Infos:
-    """Read the videos. The timestamps and keyframes of each follow after all lines."""
-    lines = [_read_line(content) for _ in range(num_infos)]
-    numbers = array("q")
-    numbers.frombytes(content.read())
-    infos: _Infos = {}
-    begin = 0
-    for key, fingerprint, values, num_pts, num_keyframes in lines:
-        middle = begin + num_pts
-        end = middle + num_keyframes
-        info = VideoInfo(
-            Path(key), pts=numbers[begin:middle], keyframes=numbers[middle:end], **values
-        )
-        sizes = (
-            num_pts,
-            info.width,
-            info.height,
-            info.fps,
-            info.time_base,
-            info.sample_aspect_ratio,
-        )
-        if not min(sizes) > 0 or num_keyframes < 0:  # also for NaN
-            raise ValueError(f"{key!r} has no frames")
-        infos[key] = (tuple(fingerprint), info)
-        begin = end
-    if begin != len(numbers):
-        raise ValueError(f"expected {begin} timestamps and keyframes, but got {len(numbers)}")
-    return infos

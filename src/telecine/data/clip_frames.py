@@ -1,19 +1,15 @@
 """Which frames of a video a clip has: every so many of them, or those nearest to evenly spaced times."""
 
-import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.base.checks import first_few
-from telecine.data.source import TIE_SECONDS, Source, Span, VideoInfo
+from telecine.data.source import TIE_SECONDS, Span, VideoInfo
 from telecine.settings import Bucket, ClipConfig
-
-logger = logging.getLogger(__name__)
 
 # A video of fewer frames a second than this fraction of `clips.fps` has none of its clips: they would repeat frames.
 MIN_RATE = 0.95
@@ -51,9 +47,12 @@ class ClipFrames:
             return (self.num_frames - 1) * self.stride + 1
         return round((self.num_frames - 1) * info.fps / self.fps) + 1
 
-    def is_too_slow(self, info: VideoInfo) -> bool:
-        """Return whether a video has too few frames a second for clips of several frames at `fps`."""
-        return self.fps is not None and self.num_frames > 1 and info.fps < MIN_RATE * self.fps
+    @property
+    def min_fps(self) -> float:
+        """Frames a second that a video must have; 0 without `fps`, and for clips of one frame."""
+        if self.fps is None or self.num_frames == 1:
+            return 0.0
+        return MIN_RATE * self.fps
 
     def indices(self, info: VideoInfo, start: int) -> Sequence[int]:
         """Return the index of each frame of the clip that begins at frame `start`. Indices may repeat with `fps`."""
@@ -71,7 +70,7 @@ class ClipFrames:
         """Return the number of positions for a clip in a span, from its first frame on."""
         if self.fps is None:
             return max(0, span.num_frames - (self.num_frames - 1) * self.stride)
-        if self.is_too_slow(span.info):
+        if span.info.fps < self.min_fps:
             return 0
         starts = range(span.first_frame, span.last_frame + 1)
         return bisect_right(
@@ -91,8 +90,7 @@ class ClipFrames:
             return np.maximum(0, num_frames - (self.num_frames - 1) * self.stride)
         distance = (self.num_frames - 1) * fps / self.fps
         counts = np.floor(num_frames + 0.5 + TIE_SECONDS * fps - distance)
-        if self.num_frames > 1:
-            counts[fps < MIN_RATE * self.fps] = 0
+        counts[fps < self.min_fps] = 0
         return np.maximum(0, counts).astype(np.int64)
 
     def fits(self, span: Span) -> bool:
@@ -111,41 +109,3 @@ class ClipFrames:
             return "(num_frames - 1) * stride + 1"
         seconds = (self.num_frames - 1) / self.fps
         return f"{seconds:.3g} seconds of a video with {MIN_RATE * self.fps:.3g} frames a second or more"
-
-
-def log_too_short(spans: Iterable[Span], frames: ClipFrames) -> int:
-    """Log and count the videos without a span that is long enough for a clip, or with too few frames a second."""
-    longest: dict[Source, Span] = {}
-    with_clip = set()
-    for span in spans:
-        source = span.info.source
-        if span.info.is_image:
-            continue
-        if source not in longest or span.num_frames > longest[source].num_frames:
-            longest[source] = span
-        if frames.fits(span):
-            with_clip.add(source)
-    short = []
-    for source, span in longest.items():
-        if source in with_clip:
-            continue
-        reason = f"{span.num_frames} frames"
-        if frames.is_too_slow(span.info):
-            reason = f"{span.info.fps:.3g} frames a second"
-        short.append(f"{source} ({reason})")
-    warn_of_short(short, len(longest), frames)
-    return len(short)
-
-
-def warn_of_short(short: Sequence[str], num_files: int, frames: ClipFrames) -> None:
-    """Log videos that are too short for a clip, if there are any.
-
-    Args:
-        short: Each of them, with the reason.
-        num_files: The number of all videos.
-        frames: The frames of a clip.
-    """
-    if short:
-        text = "%d of %d files have no %s, and are not used: %s"
-        clip = frames.describe()
-        logger.warning(text, len(short), num_files, clip, first_few(short))

@@ -20,12 +20,7 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.decoded_cache import DecodedCache
 from telecine.data.errors import ChangedError, DataError, DecodeError
 from telecine.data.lazy.index import LazyIndex
-from telecine.data.lazy.span_table import (
-    EstimatedSpan,
-    are_images,
-    exact_span,
-    select,
-)
+from telecine.data.lazy.span_table import EstimatedSpan, SpanTable, exact_span
 from telecine.data.source import Skipped, Source, Span, VideoInfo
 from telecine.data.span_pool import SpanPool, build_pool
 from telecine.settings import Bucket, ClipConfig
@@ -81,9 +76,9 @@ class ClipDataset(Dataset[Clip]):
         seed: int = 0,
         lazy_index: LazyIndex | None = None,
     ) -> None:
-        is_image = are_images(spans)
-        videos = np.flatnonzero(~is_image)
-        images = np.flatnonzero(is_image)
+        table = SpanTable.of(spans)
+        videos = np.flatnonzero(~table.is_image)
+        images = np.flatnonzero(table.is_image)
         self.config = config
         self.seed = seed
         self.image_ratio = _image_ratio(len(videos), len(images), config)
@@ -94,16 +89,16 @@ class ClipDataset(Dataset[Clip]):
                 if bucket.num_frames not in self._videos:
                     frames = ClipFrames.of(bucket, config)
                     self._videos[bucket.num_frames] = build_pool(
-                        spans, videos, frames, config.weighting
+                        table, videos, frames, config.weighting
                     )
         if self.image_ratio > 0:
-            self._images = build_pool(spans, images, ClipFrames(1), config.weighting)
-        is_used = np.zeros(len(spans), np.bool_)
+            self._images = build_pool(table, images, ClipFrames(1), config.weighting)
+        is_used = np.zeros(len(table), np.bool_)
         for pool in self._videos.values():
             is_used[pool.rows] = True
         if self._images is not None:
             is_used[self._images.rows] = True
-        self.spans = spans if is_used.all() else select(spans, np.flatnonzero(is_used))
+        self.spans = table.take(is_used)
         """The spans that clips are drawn from, in their order."""
         self.cache = DecodedCache(self.spans, config) if config.cache else None
         self._lazy_index = lazy_index

@@ -114,8 +114,12 @@ class Deadline:
         remedy = f"Remove the file, or if it is only slow, index it once with {command}."
         raise DataError(f"{self._source}: not read within {self._seconds:g} seconds. {remedy}")
 
+    def check(self) -> None:
+        """Raise the error of `seconds_left` if the deadline has passed."""
+        self.seconds_left()
+
     def limit(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield `items`, and check the deadline at each of them, see `seconds_left`."""
+        """Yield `items`, and check the deadline at each of them."""
         for item in items:
-            self.seconds_left()
+            self.check()
             yield item

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from telecine.data.errors import Deadline
 from telecine.data.remote import look_up
 from telecine.data.source import File, RemotePath, Source, TarMember, file_of, kind_of
-from telecine.settings import ClipConfig
 
 
 class Fingerprint(NamedTuple):
@@ -48,12 +47,12 @@ def fingerprint_of(source: Source) -> tuple[int, ...]:
     return Fingerprint.of(file_of(source)).of_source(source)
 
 
-def look_up_source(source: Source, config: ClipConfig) -> tuple[Source, Fingerprint] | None:
+def look_up_source(source: Source, deadline: Deadline) -> tuple[Source, Fingerprint] | None:
     """Return a source whose index can be kept, as it is now, and the fingerprint of its file.
 
     Args:
         source: The source. One at an address is looked up.
-        config: Its `timeout` limits the time.
+        deadline: The time by which its server must answer.
 
     Returns:
         None for an array, whose index is not kept, and for a source that cannot be looked up: `index_video` raises an
@@ -63,7 +62,7 @@ def look_up_source(source: Source, config: ClipConfig) -> tuple[Source, Fingerpr
         return None
     try:
         if isinstance(source, RemotePath):
-            source = look_up(source, Deadline(source, config.timeout))
+            source = look_up(source, deadline)
         return source, Fingerprint.of(file_of(source))
     except OSError:
         return None

@@ -1,26 +1,29 @@
 """The part of a data set that is held out for validation: whole groups of files, or the end of each file."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
-from telecine.data.holdout_earlier import split_as_earlier
-from telecine.data.holdout_groups import group_spans, has_column
-from telecine.data.holdout_parts import (
-    MIN_VIDEOS,
-    cut_file,
-    hold_out_ends,
-    hold_out_groups,
-    no_clip_error,
-    no_image_error,
-    too_short_error,
-)
-from telecine.data.source import Span, resolve_source
+from telecine.data.holdout_ends import hold_out_ends
+from telecine.data.holdout_groups import group_by_file, group_spans, has_column
+from telecine.data.lazy.sorted_numbers import distinct
+from telecine.data.lazy.span_table import SpanTable
+from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
 from telecine.settings import ClipConfig
 
-_EARLIER = "earlier"  # of `clips.holdout`, see `split_as_earlier`
+logger = logging.getLogger(__name__)
+
+_EARLIER = "earlier"  # of `clips.holdout`
+_MIN_VIDEOS = (
+    10  # with so many or more, whole groups of them are held out, instead of the end of each
+)
 MAX_FRACTION = 0.3
 """Of all frames. A larger held-out part is warned about."""
 # Numbers of groups that are tried around the expected one, to come close to the fraction of frames.
@@ -48,97 +51,161 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
         DataError: no video is long enough for a clip, or for one in each part; there is only one image; or there is
             only one group of a column or of folders.
     """
-    if config.holdout == _EARLIER:
-        return split_as_earlier(spans, config)
-    videos = [span for span in spans if not span.info.is_image]
-    images = [span for span in spans if span.info.is_image]
-    image_groups = group_spans(images, config.holdout)
-    if not videos and len(image_groups) < 2:
-        raise no_image_error(len(image_groups))
-    train: list[Span] = []
-    held_out: list[Span] = []
-    if videos:
-        train, held_out = _split_videos(videos, config)
-    if len(image_groups) < 2:
-        return train + images, held_out
-    chosen = _choose(image_groups, config.val_fraction)
-    for index, group in enumerate(image_groups):
-        part = held_out if index in chosen else train
-        part.extend(group)
-    return train, held_out
+    parts = split_table(SpanTable.of(spans), config)
+    assert parts is not None
+    train, held_out = parts
+    return list(train), list(held_out)
 
 
-def _split_videos(videos: Sequence[Span], config: ClipConfig) -> tuple[list[Span], list[Span]]:
-    """Return spans of videos to train on and held-out spans, see `split_videos`."""
-    frames = ClipFrames.of(config.val_bucket, config)
-    if not any(frames.fits(span) for span in videos):
-        raise no_clip_error(videos, config)
-    groups: list[list[Span]] = []  # those with a span that is long enough
-    long_enough: list[list[Span]] = []  # these spans of each
-    for group in group_spans(videos, config.holdout):
-        spans = [span for span in group if frames.fits(span)]
-        if spans:
-            groups.append(group)
-            long_enough.append(spans)
-    by_groups = prefers_groups(
-        config,
-        num_files=len(
-            {resolve_source(span.info.source) for group in long_enough for span in group}
-        ),
-        num_groups=len(groups),
-        has_column=has_column(videos, config.holdout),
-    )
-    if not by_groups:
-        files = group_spans(videos, "file")
-        cuts = [cut_file(file, config.val_fraction, frames) for file in files]
-        if any(cut is not None for cut in cuts):
-            return hold_out_ends(videos, files, cuts, frames)
-        if len(groups) == 1:
-            contract = (
-                "long enough for a training and a held-out clip, and for another one between them"
-            )
-            if config.fps is None:
-                num_frames = frames.num_source_frames(videos[0].info)
-                contract = (
-                    f"long enough for a training and a held-out clip of {num_frames} frames, "
-                )
-                contract += f"{3 * num_frames} together"
-            remedy = f"Use fewer frames or a smaller stride, or {MIN_VIDEOS} videos or more."
-            raise too_short_error(contract, videos, remedy)
-    chosen = _choose(long_enough, config.val_fraction)
-    return hold_out_groups(videos, groups, chosen, frames)
+def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTable] | None:
+    """Split spans into those to train on and held-out spans, see `split_videos`.
 
-
-def prefers_groups(
-    config: ClipConfig, *, num_files: int, num_groups: int, has_column: bool
-) -> bool:
-    """Return whether whole groups of videos are held out, even if the end of each is long enough.
+    With `config.holdout` of "earlier", as runs of earlier versions did: each file is a group, whatever its name and its
+    content. Groups are chosen by their number instead of their frames, and there is no gap before a held-out end.
 
     Args:
-        config: The settings.
-        num_files: The number of videos that are long enough for a validation clip.
-        num_groups: The number of groups that have such a video.
-        has_column: Whether a list says by a column what is held out together.
+        spans: The frames to split.
+        config: As of `split_videos`.
+
+    Returns:
+        The spans to train on, and the held-out spans; None if estimated spans have to be exact: to hold out the end of
+        each video, as of few, or because images alone are in one group.
 
     Raises:
-        DataError: `config.holdout` names a column or folders, but there are not two groups.
+        DataError: see `split_videos`.
     """
-    is_asked_for = config.holdout == "folder" or config.holdout.startswith("column:")
-    if is_asked_for and num_groups < 2:
+    videos = spans.take(~spans.is_image)
+    images = spans.take(spans.is_image)
+    image_groups = _group(images, config)
+    num_image_groups = len(distinct(image_groups))
+    train = []
+    held_out = []
+    if len(videos) > 0:
+        parts = _split_videos(videos, config)
+        if parts is None:
+            return None
+        train.append(parts[0])
+        held_out.append(parts[1])
+    elif num_image_groups < 2:
+        if len(images) > 0:
+            _check_groups(config, num_image_groups)
+        if spans.exact is None:
+            logger.info("all images are indexed, because by their headers they are in one group")
+            return None
+        got = "one image" if len(images) > 0 else "nothing"
+        remedy = "Add some, or set `val_data`."
+        raise argument_error("data", "a video or two images", got, remedy, DataError)
+    if num_image_groups < 2:
+        train.append(images)
+    else:
+        is_held_out = _choose(image_groups, images.num_frames, config)
+        in_order = np.argsort(image_groups, kind="stable")
+        train.append(images.take(in_order[~is_held_out[in_order]]))
+        held_out.append(images.take(in_order[is_held_out[in_order]]))
+    return SpanTable.joined(train), SpanTable.joined(held_out)
+
+
+def _split_videos(videos: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTable] | None:
+    """Return spans of videos to train on and held-out spans, see `split_table`."""
+    frames = ClipFrames.of(config.val_bucket, config)
+    fits = videos.num_starts(frames) > 0
+    if not fits.any():
+        remedy = "Use fewer frames or a smaller stride."
+        if config.fps is not None:
+            remedy = "Use fewer frames, or another `clips.fps`."
+        contract = f"long enough for a {frames.describe()}, {frames.rule()}"
+        raise _too_short_error(contract, videos, remedy)
+    groups = _group(videos, config)
+    is_earlier = config.holdout == _EARLIER
+    if is_earlier:  # files were in the order of their first spans that are long enough
+        rows = np.flatnonzero(fits)
+        first_rows = np.full(len(videos), len(videos))
+        np.minimum.at(first_rows, groups[rows], rows)
+        groups = first_rows[groups]
+    num_groups = len(distinct(groups[fits]))
+    _check_groups(config, num_groups)
+    has_reason = (
+        _needs_groups(config)
+        or has_column(videos, config.holdout)
+        or len(distinct(videos.real_file[fits])) >= _MIN_VIDEOS
+    )
+    if not has_reason or num_groups == 1:
+        if videos.exact is None:
+            reason = "they are few" if num_groups > 1 else "all of them are in one group"
+            logger.info("all videos are indexed: the end of each is held out, because %s", reason)
+            return None
+        files = groups if is_earlier else group_spans(videos, "file")
+        parts = hold_out_ends(videos, files, frames, config.val_fraction, has_gap=not is_earlier)
+        if parts is not None:
+            return parts
+        if num_groups == 1 or is_earlier:
+            contract = "long enough for a training and a held-out clip"
+            if config.fps is None:
+                num_frames = frames.num_source_frames(videos[0].info)
+                num_clips = 2 if is_earlier else 3
+                contract += f" of {num_frames} frames, {num_clips * num_frames} together"
+            elif not is_earlier:
+                contract += ", and for another one between them"
+            remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS} videos or more."
+            raise _too_short_error(contract, videos, remedy)
+    chosen = groups[fits][_choose(groups[fits], videos.num_frames[fits], config)]
+    is_held_out = np.isin(groups, chosen)
+    in_order = np.argsort(groups, kind="stable")
+    long_enough = in_order[fits[in_order]]
+    # Too short for a validation clip, they may be long enough for clips of another size.
+    too_short = np.flatnonzero(~fits & ~is_held_out)
+    train = np.concatenate([long_enough[~is_held_out[long_enough]], too_short])
+    return videos.take(train), videos.take(long_enough[is_held_out[long_enough]])
+
+
+def _group(spans: SpanTable, config: ClipConfig) -> NDArray[np.integer[Any]]:
+    """Return the group of each span: the index of its first span."""
+    if config.holdout == _EARLIER:
+        return group_by_file(spans)
+    follows_links = config.file_identity == "path" and spans.exact is not None
+    return group_spans(spans, config.holdout, follows_links=follows_links)
+
+
+def _needs_groups(config: ClipConfig) -> bool:
+    """Return whether the settings name what is in one group."""
+    return config.holdout == "folder" or config.holdout.startswith("column:")
+
+
+def _check_groups(config: ClipConfig, num_groups: int) -> None:
+    """Check that there are two groups of a column or folders, if the settings name them.
+
+    Raises:
+        DataError: There are not.
+    """
+    if _needs_groups(config) and num_groups < 2:
         contract = "a column or folders of two groups or more"
         remedy = "Use another column, folders or `auto`, or set `val_data`."
         raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
-    has_reason = is_asked_for or has_column or num_files >= MIN_VIDEOS
-    return has_reason and num_groups > 1
 
 
-def _choose(groups: Sequence[Sequence[Span]], val_fraction: float) -> set[int]:
-    """Return the indices of groups to hold out, see `choose_groups`."""
-    lengths = [sum(span.num_frames for span in group) for group in groups]
-    return choose_groups(lengths, val_fraction)
+def _choose(
+    groups: NDArray[np.integer[Any]], num_frames: NDArray[np.integer[Any]], config: ClipConfig
+) -> NDArray[np.bool_]:
+    """Return for each span whether its group is held out.
+
+    Args:
+        groups: The group of each span.
+        num_frames: The number of frames of each span.
+        config: Its `val_fraction` is the fraction of frames to hold out.
+    """
+    names, codes = np.unique(groups, return_inverse=True)
+    is_chosen = np.zeros(len(names), np.bool_)
+    if config.holdout == _EARLIER:
+        count = max(1, round(len(names) * config.val_fraction))
+        is_chosen[evenly_spaced(len(names), count)] = True
+    else:
+        lengths = np.bincount(codes, weights=num_frames)
+        chosen = _choose_groups([int(length) for length in lengths], config.val_fraction)
+        is_chosen[chosen] = True
+    return is_chosen[codes]
 
 
-def choose_groups(lengths: Sequence[int], val_fraction: float) -> set[int]:
+def _choose_groups(lengths: Sequence[int], val_fraction: float) -> list[int]:
     """Return the indices of groups to hold out, evenly spaced, with a number of frames close to the fraction.
 
     Args:
@@ -159,4 +226,17 @@ def choose_groups(lengths: Sequence[int], val_fraction: float) -> set[int]:
     is_too_large = num_frames > max(MAX_FRACTION * sum(lengths), aim)
     if is_too_large and min(errors_alone) < min(errors):
         best = [errors_alone.index(min(errors_alone))]
-    return set(best)
+    return best
+
+
+def _too_short_error(contract: str, videos: SpanTable, remedy: str) -> Exception:
+    """Return the error of videos that are too short.
+
+    Args:
+        contract: How long a video must be.
+        videos: The videos.
+        remedy: What to do.
+    """
+    longest = videos[int(videos.num_frames.argmax())]
+    got = f"at most {longest.num_frames} frames, in {longest.info.source}"
+    return argument_error("data", contract, got, remedy, DataError)

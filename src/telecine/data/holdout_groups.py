@@ -2,90 +2,173 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from telecine.data.source import Source, Span, resolve_source
+import numpy as np
+from numpy.typing import NDArray
+
+from telecine.data.lazy.file_table import FileTable
+from telecine.data.lazy.sorted_numbers import distinct
+from telecine.data.lazy.span_table import SpanTable
+from telecine.data.paths import real_paths
 
 # Names are grouped by the shortest beginning with this many groups or more, of this many files on average or more. If
 # there is none, the next line holds.
 _NAME_GROUPS = ((10, 2), (4, 2), (10, 1))
-MAX_GROUPS = max(min_groups for min_groups, _ in _NAME_GROUPS)  # longer beginnings do not matter
+_MAX_GROUPS = max(min_groups for min_groups, _ in _NAME_GROUPS)  # longer beginnings do not matter
+_NUM_LENGTHS = 4  # beginnings of names of so many lengths are compared at once
 _WORDS = re.compile(r"\d+|[^\W\d_]+")  # the parts of a name: numbers, and letters between them
 
 
-def group_spans(spans: Sequence[Span], holdout: str) -> list[list[Span]]:
-    """Return spans in groups, in the order of the first span of each. A file, and files of one content, are in one.
+def group_spans(
+    spans: SpanTable, holdout: str, *, follows_links: bool = False
+) -> NDArray[np.integer[Any]]:
+    """Return the group of each span: the index of its first span. Files of one content are in one group.
+
+    By headers, files are of one content if their sizes, beginnings and ends are equal.
 
     Args:
         spans: The spans, of any files.
         holdout: What else is in one group, see `ClipConfig.holdout`.
+        follows_links: Whether names are those of the files that links lead to.
     """
-    names = _common_names(spans, holdout)
-    parent_of: dict[object, object] = {}  # union-find over labels: a root is its own parent
-
-    def root_of(label: object) -> object:
-        parent_of.setdefault(label, label)
-        while parent_of[label] != label:
-            parent_of[label] = parent_of[parent_of[label]]
-            label = parent_of[label]
-        return label
-
-    first_labels = []
-    for span in spans:
-        labels = _labels(span, names)
-        for label in labels[1:]:
-            parent_of[root_of(label)] = root_of(labels[0])
-        first_labels.append(labels[0])
-    groups: dict[object, list[Span]] = {}
-    for span, label in zip(spans, first_labels, strict=True):
-        groups.setdefault(root_of(label), []).append(span)
-    return list(groups.values())
+    labels: list[NDArray[np.integer[Any]]] = [spans.real_file]
+    digest = spans.files.headers["digest"][spans.file]
+    labels.append(np.where(digest == 0, -1 - spans.file, digest))
+    if spans.exact is None and (digest == 0).any():  # of files that a list describes
+        rows, codes = np.unique(spans.file, return_inverse=True)
+        labels.append(spans.files.process_local_ids(rows)[codes])
+    if spans.group.any():
+        labels.append(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group))
+    names = _name_labels(spans, holdout, follows_links)
+    if names is not None:
+        labels.append(names)
+    return _joined(labels)
 
 
-def has_column(spans: Sequence[Span], holdout: str) -> bool:
+def group_by_file(spans: SpanTable) -> NDArray[np.integer[Any]]:
+    """Return the group of each span: the index of the first span of its file, whatever its content."""
+    return _joined([spans.real_file])
+
+
+def has_column(spans: SpanTable, holdout: str) -> bool:
     """Return whether a list says by its column `group` what is held out together."""
-    return holdout == "auto" and any(span.group for span in spans)
+    return holdout == "auto" and bool(spans.group.any())
 
 
-def _labels(span: Span, names: Mapping[Source, tuple[str, ...]]) -> list[object]:
-    """Return the labels of a span, its file first. Spans with a common label are in one group."""
-    source = resolve_source(span.info.source)
-    labels: list[object] = [source]
-    if span.info.digest:
-        labels.append(("content", span.info.digest))
-    if span.group:
-        labels.append(("column", span.group))
-    if source in names:
-        labels.append(("name", names[source]))
-    return labels
+def _joined(labels: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:
+    """Return the first index of each group, of indices that are in one group if they have a label in common.
+
+    Args:
+        labels: Of each kind, the label of each index.
+    """
+    all_codes = []
+    for one in labels:
+        if len(distinct(one)) < len(one):  # else it joins no spans
+            _, codes = np.unique(one, return_inverse=True)
+            all_codes.append(codes)
+    count = len(labels[0])
+    group = np.arange(count)
+    while True:
+        before = group
+        for codes in all_codes:
+            smallest = np.full(count, count)
+            np.minimum.at(smallest, codes, group)
+            group = smallest[codes]
+        if np.array_equal(group, before):
+            return group
 
 
-def _common_names(spans: Sequence[Span], holdout: str) -> dict[Source, tuple[str, ...]]:
-    """Return what the names of files in one group have in common; nothing if names do not count."""
-    sources = list(dict.fromkeys(resolve_source(span.info.source) for span in spans))
+def _name_labels(spans: SpanTable, holdout: str, follows_links: bool) -> NDArray[np.int64] | None:
+    """Return a hash for each span of what names in one group have in common; None if names do not count."""
+    if holdout not in ("auto", "folder") or len(spans) == 0 or has_column(spans, holdout):
+        return None
+    files = distinct(spans.real_file)
+    codes = np.searchsorted(files, spans.real_file)
+
+    def paths() -> Iterator[str]:
+        named = spans.files.paths(files)
+        return real_paths(named) if follows_links else named
+
     if holdout == "folder":
-        return {source: PurePosixPath(str(source)).parts[:-1] for source in sources}
-    if holdout != "auto" or has_column(spans, holdout):
-        return {}
-    words = [words_of(str(source)) for source in sources]
-    longest = max((len(name) for name in words), default=0)
-    counts = {}
-    for length in range(1, longest):
-        counts[length] = len({name[:length] for name in words})
-    chosen = common_length(counts, len(sources))
-    if chosen is None:
-        return {}
-    return {source: name[:chosen] for source, name in zip(sources, words, strict=True)}
+        folders = (os.path.dirname(path) for path in paths())
+        return np.fromiter((hash(folder) for folder in folders), np.int64)[codes]
+    first = 1
+    if not follows_links:
+        # Shorter beginnings are common to all names, longer ones have more groups than are looked for.
+        first = max(1, len(_words_of(spans.files.common_beginning(files))))
+    counts: dict[int, int] = {}
+    labels_of: dict[int, NDArray[np.int64]] = {}
+    longest = first + 1
+    length = first
+    while length < longest and max(counts.values(), default=0) < _MAX_GROUPS:
+        of_archives = None
+        if not follows_links:
+            of_archives = _beginnings_of_archives(spans.files, files, length)
+        if of_archives is None:
+            beginnings, longest = _beginnings(paths(), len(files), length)
+        else:
+            beginnings = of_archives[None]
+            longest = length + 2  # or more: the next round looks
+        for labels in beginnings[: longest - length]:
+            counts[length] = len(distinct(labels))
+            if counts[length] > 1:
+                labels_of[length] = labels
+            length += 1
+    chosen = _common_length(counts, len(files))
+    return None if chosen is None else labels_of[chosen][codes]
 
 
-def words_of(name: str) -> tuple[str, ...]:
+def _beginnings_of_archives(
+    files: FileTable, rows: NDArray[np.integer[Any]], length: int
+) -> NDArray[np.int64] | None:
+    """Return a hash for each file of the first words of its path, all of which the path of its tar file has.
+
+    Args:
+        files: The files.
+        rows: Those that count.
+        length: The number of words.
+
+    Returns:
+        The hashes; None if names of members are needed, too, or if no path has more words.
+    """
+    codes = files.locations["archive"][rows]
+    words = [_words_of(f"{archive}/") for archive in files.archives]
+    used = distinct(codes)
+    if used[0] < 0:  # a file by itself
+        return None
+    counts = [len(words[code]) for code in used]
+    if min(counts) < length or max(counts) == length:
+        return None
+    return np.array([hash(one[:length]) for one in words], np.int64)[codes]
+
+
+def _beginnings(paths: Iterator[str], num_paths: int, first: int) -> tuple[NDArray[np.int64], int]:
+    """Return hashes of the first words of paths, shape `(L, N)`, of L numbers of words; and the most words of a path.
+
+    Args:
+        paths: The paths.
+        num_paths: The number of paths.
+        first: The smallest number of words.
+    """
+    hashes = np.empty((_NUM_LENGTHS, num_paths), np.int64)
+    longest = 0
+    for place, path in enumerate(paths):
+        words = _words_of(path)
+        longest = max(longest, len(words))
+        for row in range(_NUM_LENGTHS):
+            hashes[row, place] = hash(words[: first + row])
+    return hashes, longest
+
+
+def _words_of(name: str) -> tuple[str, ...]:
     """Return the numbers and the words of a path without its suffix."""
     stem, _ = os.path.splitext(name)
     return tuple(_WORDS.findall(stem))
 
 
-def common_length(counts: Mapping[int, int], num_files: int) -> int | None:
+def _common_length(counts: Mapping[int, int], num_files: int) -> int | None:
     """Return the number of words at the beginning of names that make groups; None if names do not count.
 
     Args:

@@ -1,7 +1,6 @@
 """How much of a data set is held out for validation, for a console, a page and warnings."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from telecine.base.checks import count
 from telecine.data.holdout import MAX_FRACTION
 from telecine.data.lazy.sorted_numbers import distinct, first_of_each
 from telecine.data.lazy.span_table import SpanTable
-from telecine.data.source import Source, Span, resolve_source
+from telecine.data.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -30,40 +29,33 @@ class _Extent:
     first_files: list[Source]
 
     @classmethod
-    def of(cls, train: Sequence[Span], held_out: Sequence[Span]) -> "_Extent":
-        """Return that of spans, or of two parts of one table."""
-        if isinstance(train, SpanTable) and isinstance(held_out, SpanTable):
-            rows = distinct(held_out.file)
-            first_places = first_of_each(held_out.file)
-            is_trained_on = np.zeros(len(train.files), np.bool_)
-            is_trained_on[train.file] = True
-            num_common = int(is_trained_on[rows].sum())
-            num_frames = int(held_out.num_frames.sum())
-            return cls(
-                num_files=len(rows),
-                num_all_files=len(rows) + int(is_trained_on.sum()) - num_common,
-                has_ends=num_common > 0,
-                are_images=bool(held_out.is_image.all()),
-                num_frames=num_frames,
-                num_all_frames=num_frames + int(train.num_frames.sum()),
-                first_files=[held_out[place].info.source for place in first_places[:_NUM_NAMED]],
-            )
-        train_files = {resolve_source(span.info.source) for span in train}
-        files = {resolve_source(span.info.source): span.info for span in held_out}
-        num_frames = sum(span.num_frames for span in held_out)
+    def of(cls, train: SpanTable, held_out: SpanTable) -> "_Extent":
+        """Return that of two parts of one table."""
+        files = held_out.real_file
+        rows = distinct(files)
+        first_places = first_of_each(files)
+        is_trained_on = np.zeros(len(train.files), np.bool_)
+        is_trained_on[train.real_file] = True
+        num_common = int(is_trained_on[rows].sum())
+        num_frames = int(held_out.num_frames.sum())
         return cls(
-            num_files=len(files),
-            num_all_files=len(train_files | files.keys()),
-            has_ends=not train_files.isdisjoint(files),
-            are_images=all(info.is_image for info in files.values()),
+            num_files=len(rows),
+            num_all_files=len(rows) + int(is_trained_on.sum()) - num_common,
+            has_ends=num_common > 0,
+            are_images=bool(held_out.is_image.all()),
             num_frames=num_frames,
-            num_all_frames=num_frames + sum(span.num_frames for span in train),
-            first_files=list(files)[:_NUM_NAMED],
+            num_all_frames=num_frames + int(train.num_frames.sum()),
+            first_files=[held_out[place].info.source for place in first_places[:_NUM_NAMED]],
         )
 
 
-def describe_held_out(train: Sequence[Span], held_out: Sequence[Span]) -> str:
-    """Return how many files and frames are held out, and the names of the first files; for a console and a page."""
+def describe_held_out(train: SpanTable, held_out: SpanTable) -> str:
+    """Return how many files and frames are held out, and the names of the first files; for a console and a page.
+
+    Args:
+        train: The spans to train on.
+        held_out: The held-out spans, of the same table.
+    """
     extent = _Extent.of(train, held_out)
     kind = "image" if extent.are_images else "video"
     text = f"{extent.num_files} of {count(extent.num_all_files, kind)}"
@@ -75,12 +67,12 @@ def describe_held_out(train: Sequence[Span], held_out: Sequence[Span]) -> str:
     return f"{text}, {extent.num_frames} of {extent.num_all_frames} frames: {named}"
 
 
-def warn_of_held_out(train: Sequence[Span], held_out: Sequence[Span], val_fraction: float) -> None:
+def warn_of_held_out(train: SpanTable, held_out: SpanTable, val_fraction: float) -> None:
     """Warn if one of several files is all that is held out, or if too much is.
 
     Args:
         train: The spans to train on.
-        held_out: The held-out spans.
+        held_out: The held-out spans, of the same table.
         val_fraction: The fraction that was asked for.
     """
     extent = _Extent.of(train, held_out)

@@ -60,22 +60,30 @@ _BLOCK_BYTES = 2**16
 _CODECS_WITH_PACKET_TIMESTAMPS = ("h264", "hevc")
 
 
-def index_video(path: AnyPath, config: ClipConfig | None = None) -> VideoInfo:
+def index_video(
+    path: AnyPath, config: ClipConfig | None = None, deadline: Deadline | None = None
+) -> VideoInfo:
     """Index a video by its packets and its first frame, an image or an array by its header.
 
     All frames are decoded only if the packets do not determine the displayed frames and their order: if timestamps are
     missing, repeated or in decoding order, if the codec has hidden frames, or if the first frames cannot be decoded.
     Matroska and MPEG-TS files have no table of frames: of a truncated one, the remaining frames are indexed.
 
+    Args:
+        path: The file.
+        config: Its limits.
+        deadline: The time by which it must be read; by default in `config.timeout` seconds.
+
     Raises:
         DecodeError: the file cannot be read, has no decodable video, is truncated, exceeds `config.max_pixels` per
             frame, or has more frames than a file of its size can have, or other channels, axes or values than `config`.
-        DataError: it is not read within `config.timeout` seconds.
+        DataError: it is not read by the deadline.
     """
     source = as_source(path)
     if config is None:
         config = ClipConfig()
-    deadline = Deadline(source, config.timeout)
+    if deadline is None:
+        deadline = Deadline(source, config.timeout)
     with decode_errors(source, VIDEO_ERRORS):
         # A file at an address is fetched whole: what follows reads the copy.
         num_bytes = open_local(source, _num_bytes, deadline, reads="whole")

@@ -22,7 +22,10 @@ def index_path(data: str | PathLike[str]) -> Path:
 
 
 def lazy_folders(data: str | PathLike[str]) -> list[Path]:
-    """Return the folder of a lazy index to write to, then that of runs for which the data can be written to, or not."""
+    """Return the folders in which a lazy index may be: beside the data, if it is a local path, and in the user's cache.
+
+    The first one is written to. Other runs may have written to the other one: with more, or with fewer permissions.
+    """
     paths = [index_path(data)]
     for path in (_path_beside(data), _path_in_cache(data)):
         if path is not None and path not in paths:

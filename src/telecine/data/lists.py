@@ -251,7 +251,7 @@ class _Lines:
         self.number += 1
         if len(line) > _MAX_LINE:
             raise _RowError(f"must have at most {_MAX_LINE} characters. Check that it is a list.")
-        self._deadline.seconds_left()
+        self._deadline.check()
         return line
 
 

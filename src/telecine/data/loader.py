@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol, TypeAlias, TypedDict
+from typing import Literal, Protocol, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -248,11 +248,12 @@ class _Workers:
         self._timeout = config.timeout
         self._poll_seconds = min(POLL_SECONDS, config.timeout)
         self._should_stop = should_stop
-        # Makes the error of a wait that the thread has ended. An error that is kept would keep its traceback, and with
-        # it this object: workers that start later would have a copy of PyTorch's loader, and end it a second time.
-        self._make_error: Callable[[], _WorkerError | ReadingStopped] | None = None
+        # Why the thread has killed the workers. The error is made where it is raised: one that is kept would keep its
+        # traceback, and with it PyTorch's loader, of which workers that start later would have a copy.
+        self._kill_reason: Literal["stop", "late"] | None = None
         self._lock = threading.Lock()
-        self._num_polls: int | None = None  # of the present wait; None between waits
+        self._is_waiting = False
+        self._num_polls = 0  # of the present wait
         self._is_closed = threading.Event()
         loader: DataLoader[Clip] = DataLoader(
             requests,
@@ -289,16 +290,19 @@ class _Workers:
             ReadingStopped: Waiting should stop.
         """
         with self._lock:
+            self._is_waiting = True
             self._num_polls = 0
         try:
-            while self._make_error is None:
+            while self._kill_reason is None:
                 batch = self._poll()
                 if batch is not None:
                     return batch
         finally:
             with self._lock:
-                self._num_polls = None
-        raise self._make_error()
+                self._is_waiting = False
+        if self._kill_reason == "stop":
+            raise ReadingStopped
+        raise _WorkerError(f"no batch in {self._timeout:g} seconds")
 
     def _poll(self) -> _ClipBatch | None:
         """Return the next batch; None if the loader can be asked again, or if the thread killed the workers."""
@@ -310,11 +314,11 @@ class _Workers:
                 return None
             if not message.startswith((_WORKER_DEATH, _PIN_MEMORY_DEATH)):
                 raise
-            if self._make_error is not None:
+            if self._kill_reason is not None:
                 return None
             raise _WorkerError(message) from error
         except (OSError, EOFError) as error:
-            if self._make_error is not None:
+            if self._kill_reason is not None:
                 return None
             # The connection to a dying worker breaks shortly before PyTorch notices its death.
             pids = _dead_pids(self._processes)
@@ -323,19 +327,18 @@ class _Workers:
             raise _WorkerError(f"{_WORKER_DEATH} {pids}) exited unexpectedly") from error
 
     def _watch(self) -> None:
-        while self._make_error is None and not self._is_closed.wait(self._poll_seconds):
+        while self._kill_reason is None and not self._is_closed.wait(self._poll_seconds):
             with self._lock:
-                if self._num_polls is None:
+                if not self._is_waiting:
                     continue
                 # Polls are counted, not seconds: this process may have been stopped.
                 seconds = self._num_polls * self._poll_seconds
                 self._num_polls += 1
             if self._should_stop():
-                self._make_error = ReadingStopped
+                self._kill_reason = "stop"
             elif seconds >= self._timeout:
-                message = f"no batch in {self._timeout:g} seconds"
-                self._make_error = partial(_WorkerError, message)
-        if self._make_error is not None:
+                self._kill_reason = "late"
+        if self._kill_reason is not None:
             for process in self._processes:
                 process.kill()
 

@@ -150,7 +150,7 @@ def with_retries(
                     f"{address}: cannot be read ({_text(cause)}). {remedy}"
                 ) from error
             if deadline is not None:
-                deadline.seconds_left()
+                deadline.check()
             passed = time.monotonic() - start
             is_last = attempt > len(RETRY_SECONDS)
             pause = 0 if is_last else RETRY_SECONDS[attempt - 1]

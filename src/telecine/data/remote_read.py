@@ -270,7 +270,7 @@ def _read_http_part(
 
     def check(_size: int | None, value: int, **_: object) -> None:
         if deadline is not None:
-            deadline.seconds_left()
+            deadline.check()
         if value > len(part):
             raise EnoughError
 
@@ -309,7 +309,7 @@ def download(
         if max(size or 0, value) > expected_size:
             raise _changed(file)
         if deadline is not None:
-            deadline.seconds_left()
+            deadline.check()
 
     callback = Callback(hooks={"bound": check})
     fs.get_file(

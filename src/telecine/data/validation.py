@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
@@ -13,8 +14,9 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.hdr import log_hdr
 from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.lazy.span_table import EstimatedSpan, SpanTable, exact_span
-from telecine.data.source import Skipped, Source, Span, resolve_source
+from telecine.data.source import Skipped, Span
 from telecine.data.spacing import evenly_spaced
 from telecine.settings import ClipConfig
 
@@ -28,27 +30,76 @@ def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Sp
 
     Args:
         spans: The frames to train on.
-        held_out: The frames to leave out, in any order, also overlapping.
+        held_out: The frames to leave out, in any order, also overlapping. Those of copies of their files are left out,
+            too.
     """
-    held_out_of: dict[Source, list[Span]] = {}
-    for span in held_out:
-        held_out_of.setdefault(resolve_source(span.info.source), []).append(span)
-    kept: list[Span] = []
-    for span in spans:
-        parts = [span]
-        for held_out_span in held_out_of.get(resolve_source(span.info.source), []):
-            parts = _remove(parts, held_out_span)
-        kept += parts
-    if not kept:
+    return list(leave_out(SpanTable.of(spans), SpanTable.of(held_out)))
+
+
+def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool = True) -> SpanTable:
+    """Return the parts of spans that are not held out; if none is left, warn and return all.
+
+    Of estimated spans, all of a file with held-out frames is left out.
+
+    Args:
+        spans: The frames to train on.
+        held_out: The frames to leave out, in any order, also overlapping.
+        copies: Whether these frames of other files with the same content are left out, too.
+    """
+    identities = _identities(spans, copies)
+    held_out_identities = _identities(held_out, copies)
+    if spans.exact is None:
+        is_held_out = np.zeros(len(spans), np.bool_)
+        for numbers in identities.T:
+            is_held_out |= np.isin(numbers, held_out_identities)
+        kept = spans.take(~is_held_out)
+    else:
+        kept = _cut_out(spans, identities, held_out, held_out_identities)
+    if len(kept) == 0:
         logger.warning("`val_data` has all of `data`: validation is on what is trained on")
-        return list(spans)
-    num_frames = sum(span.num_frames for span in spans)
-    num_removed = num_frames - sum(span.num_frames for span in kept)
+        return spans
+    num_frames = int(spans.num_frames.sum())
+    num_removed = num_frames - int(kept.num_frames.sum())
     if num_removed > 0:
-        logger.warning(
-            "%d of %d frames are in `val_data`, and not trained on", num_removed, num_frames
-        )
+        text = "%d of %d frames are in `val_data`, and not trained on"
+        logger.warning(text, num_removed, num_frames)
     return kept
+
+
+def _identities(spans: SpanTable, copies: bool) -> NDArray[np.int64]:
+    """Return numbers for each span, shape `(N, 1)` or `(N, 2)`: spans of one file have one in common.
+
+    Args:
+        spans: The spans.
+        copies: Whether spans of files with the same content have one in common, too.
+    """
+    files = distinct(spans.file)
+    ids = spans.files.process_local_ids(files)[np.searchsorted(files, spans.file)]
+    if not copies:
+        return ids[:, None]
+    digests = spans.files.headers["digest"][spans.file]
+    return np.stack([ids, np.where(digests == 0, ids, digests)], axis=1)
+
+
+def _cut_out(
+    spans: SpanTable,
+    identities: NDArray[np.int64],
+    held_out: SpanTable,
+    held_out_identities: NDArray[np.int64],
+) -> SpanTable:
+    """Return the parts of exact spans that are not held out, see `_identities`."""
+    held_out_of: dict[int, list[Span]] = {}
+    for span, numbers in zip(held_out, held_out_identities.tolist(), strict=True):
+        for number in numbers:
+            held_out_of.setdefault(number, []).append(span)
+    kept: list[tuple[int, Span]] = []
+    for row, numbers in enumerate(identities.tolist()):
+        parts = [spans[row]]
+        for number in numbers:
+            for held_out_span in held_out_of.get(number, []):
+                parts = _remove(parts, held_out_span)
+        kept.extend((row, part) for part in parts)
+    return spans.cut(kept)
 
 
 def _remove(spans: Sequence[Span], held_out: Span) -> list[Span]:
@@ -117,16 +168,19 @@ def index_validation_spans(
     spare = np.setdiff1d(rows, chosen)
     indexed: dict[int, Span] = {}
     for row in chosen.tolist():
+        candidate = row
         for _ in range(_MAX_ATTEMPTS):
+            span = spans[candidate]
+            assert isinstance(span, EstimatedSpan)
             try:
-                indexed[row] = _index_span(spans[row], lazy_index, frames)
+                indexed[candidate] = _index_span(span, lazy_index, frames)
                 break
             except DecodeError as error:
                 logger.warning("skipping a validation clip: %s", error)
             if len(spare) == 0:
                 break
-            place = int(np.searchsorted(spare, row)) % len(spare)
-            row = int(spare[place])
+            place = int(np.searchsorted(spare, candidate)) % len(spare)
+            candidate = int(spare[place])
             spare = np.delete(spare, place)
     in_order = [indexed[row] for row in sorted(indexed)]
     log_hdr([span.info for span in in_order], config)

@@ -46,8 +46,8 @@ def check_protocols(first: _Fields, second: _Fields) -> list[str]:
     first_metrics = _fields_of(first, "metrics")
     second_metrics = _fields_of(second, "metrics")
     shared = [name for name in first_metrics if name in second_metrics]
-    first_published = _fields_of({"published": {}, **first}, "published")
-    second_published = _fields_of({"published": {}, **second}, "published")
+    first_published = _fields_of(first, "published", default={})
+    second_published = _fields_of(second, "published", default={})
     published_fields = ["name"]
     if first_published.get("name") == second_published.get("name"):
         published_fields = list({**first_published, **second_published})
@@ -69,8 +69,8 @@ def check_protocols(first: _Fields, second: _Fields) -> list[str]:
     warnings = _differing(first, second, _SHOULD_MATCH)
     if first.get("tf32") != second.get("tf32"):
         warnings.append("tf32: off in one, not recorded in the other")
-    first_versions = _fields_of({"versions": {}, **first}, "versions")
-    second_versions = _fields_of({"versions": {}, **second}, "versions")
+    first_versions = _fields_of(first, "versions", default={})
+    second_versions = _fields_of(second, "versions", default={})
     packages = sorted(first_versions.keys() | second_versions.keys())
     warnings += _differing(first_versions, second_versions, packages, "versions.")
     unshared = sorted(first_metrics.keys() ^ second_metrics.keys())
@@ -79,9 +79,15 @@ def check_protocols(first: _Fields, second: _Fields) -> list[str]:
     return warnings
 
 
-def _fields_of(protocol: _Fields, field: str) -> _Fields:
-    """Return the fields below a field of a protocol; raise a `ValueError` if it is no mapping."""
-    fields = protocol.get(field)
+def _fields_of(protocol: _Fields, field: str, default: _Fields | None = None) -> _Fields:
+    """Return the fields below a field of a protocol; raise a `ValueError` if it is no mapping.
+
+    Args:
+        protocol: The protocol.
+        field: The field.
+        default: What an older protocol has that lacks the field; None if all protocols have it.
+    """
+    fields = protocol.get(field, default)
     if not isinstance(fields, dict):
         raise argument_error(
             "compare",

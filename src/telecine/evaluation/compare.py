@@ -14,6 +14,7 @@ from torch import Tensor
 from telecine.base.checks import count
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.evaluation.comparable import check_protocols
+from telecine.evaluation.metrics.metric import DIRECTIONS, Better
 from telecine.evaluation.plots import COLOURS, plot_frames
 from telecine.evaluation.result import FRAMES_FILE, SavedEvaluation
 
@@ -138,7 +139,7 @@ def compare(
 def _paired_differences(
     first: Sequence[Mapping[str, Any]],
     second: Sequence[Mapping[str, Any]],
-    better: Mapping[str, str],
+    better: Mapping[str, Better],
 ) -> list[Difference]:
     """Return the differences of the metrics of `better`, which maps a metric to its better values.
 
@@ -147,25 +148,22 @@ def _paired_differences(
     videos = list(dict.fromkeys(clip["source"] for clip in first))
     video_indices = torch.tensor([videos.index(clip["source"]) for clip in first])
     differences = []
-    for name, direction in better.items():
+    for name, better_values in better.items():
+        direction = DIRECTIONS[better_values]
         a = torch.tensor([clip[name] for clip in first], dtype=torch.float64)
         b = torch.tensor([clip[name] for clip in second], dtype=torch.float64)
         label = name
-        if direction == "nearest to 0":
-            a = a.abs()
-            b = b.abs()
-            label = f"|{name}|"
-        elif direction == "nearest to 1":
-            a = (a - 1).abs()
-            b = (b - 1).abs()
-            label = f"|{name} - 1|"
+        if direction.has_limit:
+            a = (a - direction.best).abs()
+            b = (b - direction.best).abs()
+            label = f"|{name}|" if direction.best == 0 else f"|{name} - {direction.best:g}|"
         difference = Difference(
             name=label,
             first=float(a.mean()),
             second=float(b.mean()),
             mean=float((b - a).mean()),
             interval=_bootstrap_interval(b - a, video_indices) if len(videos) > 1 else None,
-            larger_is_better=direction == "larger",
+            larger_is_better=better_values == "larger",
         )
         differences.append(difference)
     return differences

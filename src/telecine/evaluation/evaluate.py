@@ -25,9 +25,14 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.evaluation.metrics.flat import measure_flat_colours
 from telecine.evaluation.metrics.flow import DISFlow, WarpingError
 from telecine.evaluation.metrics.frechet import frechet_distance, frechet_undefined
+from telecine.evaluation.metrics.measure import Measure
 from telecine.evaluation.metrics.metric import METRICS
-from telecine.evaluation.metrics.metric_set import ClipMeasure, Measure, MetricSet, ModelMeasure
-from telecine.evaluation.metrics.round_trips import ROUND_TRIP_LATENT, RoundTrips
+from telecine.evaluation.metrics.metric_set import MetricSet
+from telecine.evaluation.metrics.round_trips import (
+    ROUND_TRIP_LATENT,
+    ROUND_TRIP_PSNR,
+    RoundTrips,
+)
 from telecine.evaluation.metrics.seams import TilingDifference
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
@@ -70,7 +75,7 @@ def evaluate(
         source, infos = open_source(checkpoint, config, device)
         spans = source.clip_protocol.select(infos)
         metric_set = source.clip_protocol.load_metrics(spans, config, device)
-        metric_set = _with_requested(metric_set, source, config)
+        metric_set = metric_set.with_measures(_requested_measures(source, config))
         description = source.clip_protocol.describe(spans)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
@@ -95,34 +100,19 @@ def evaluate(
         return evaluation
 
 
-def _with_requested(
-    metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig
-) -> MetricSet:
-    """Return the metrics with those that options request: `flow`, `chunk` or `tile`, and `round_trips`."""
-    clip_measures: list[ClipMeasure] = []
-    model_measures: list[ModelMeasure] = []
-    round_trips: RoundTrips | None = None
+def _requested_measures(source: ModelSource | VideoSource, config: EvaluateConfig) -> list[Measure]:
+    """Return what the settings `flow`, `chunk` or `tile`, and `round_trips` request."""
+    measures: list[Measure] = []
     if config.flow is not None:
-        clip_measures.append(WarpingError(DISFlow()))
+        measures.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
         model = _model_of("chunk" if config.tile is None else "tile", source)
         tiling = Tiling.of(config.tile, config.tile_overlap)
-        model_measures.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
-    measures: list[Measure] = [*clip_measures, *model_measures]
+        measures.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
     if config.round_trips is not None:
         model = _model_of("round_trips", source)
-        round_trips = RoundTrips(model, config.round_trips, config.through)
-        measures.append(round_trips)
-    methods = dict(metric_set.methods)
-    for measure in measures:
-        methods.update((metric.name, measure.method) for metric in measure.metrics)
-    return replace(
-        metric_set,
-        clip_measures=clip_measures,
-        model_measures=model_measures,
-        round_trips=round_trips,
-        methods=methods,
-    )
+        measures.append(RoundTrips(model, config.round_trips, config.through))
+    return measures
 
 
 def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
@@ -173,9 +163,9 @@ def _summarize(
     definitions = {name: METRICS[name].describe() for name in metrics}
     better = {name: METRICS[name].better for name in metrics}
     absent = dict(metric_set.absent)
-    if metric_set.round_trips is not None and ROUND_TRIP_LATENT.name not in metrics:
+    if ROUND_TRIP_PSNR.name in metrics and ROUND_TRIP_LATENT.name not in metrics:
         absent[ROUND_TRIP_LATENT.name] = "the model does not return its latent"
-    if metric_set.feature_network is not None and not metric_set.per_clip_frechet:
+    if metric_set.feature_network is not None:
         metric = metric_set.feature_network.metric
         features, reference = stack_features(results)
         reason = frechet_undefined(features, reference)

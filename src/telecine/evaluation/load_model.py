@@ -28,6 +28,7 @@ from telecine.models.paired import PairedAutoencoder
 from telecine.runs import find_checkpoint
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips
+from telecine.settings.data import DECODING
 from telecine.settings.errors import validate
 from telecine.settings.evaluate import ModelUse
 
@@ -128,8 +129,7 @@ def clips_of_run(checkpoint: Model, model: VideoAutoencoder) -> ClipConfig:
     if not isinstance(settings, dict):
         name = f"clips in the settings of {folder}"
         raise argument_error(name, "a group of settings", describe(settings), "Restore it.")
-    # Buckets are for training.
-    return validate(ClipConfig, settings | {"buckets": ()}, prefix=f"{folder}: clips.")
+    return validate(ClipConfig, settings, prefix=f"{folder}: clips.")
 
 
 def clips_to_read(checkpoint: Model, model: VideoAutoencoder, config: ModelUse) -> ClipConfig:
@@ -141,17 +141,9 @@ def clips_to_read(checkpoint: Model, model: VideoAutoencoder, config: ModelUse) 
         model: The model.
         config: The layout and the range of arrays.
     """
-    run_clips = clips_of_run(checkpoint, model)
-    return ClipConfig(
-        channels=model.in_channels,
-        bit_depth=run_clips.bit_depth,
-        colour_matrix=run_clips.colour_matrix,
-        hdr=run_clips.hdr,
-        max_pixels=run_clips.max_pixels,
-        timeout=run_clips.timeout,
-        layout=config.layout or run_clips.layout,
-        range=config.range or run_clips.range,
-    )
+    values = clips_of_run(checkpoint, model).values_marked(DECODING)
+    values["channels"] = model.in_channels
+    return config.with_arrays(ClipConfig(**values))
 
 
 def load_model(checkpoint: Model, config: ModelUse, device: torch.device) -> VideoAutoencoder:

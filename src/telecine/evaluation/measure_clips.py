@@ -12,7 +12,6 @@ from torch import Tensor
 from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.metrics import ReconstructionMetrics
-from telecine.evaluation.metrics.frechet import FVD_SINGLE
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource
 from telecine.losses.perceptual import as_rgb
@@ -116,19 +115,11 @@ def _measure_clip(
         recon_features = metric_set.feature_network(as_rgb(reconstruction))[0].cpu()
         target_features = metric_set.feature_network(as_rgb(target))[0].cpu()
         feature_pair = (recon_features, target_features)
-        if metric_set.per_clip_frechet:
-            distance = (recon_features.double() - target_features.double()).square().sum()
-            values[FVD_SINGLE.name] = float(distance)
-    for clip_measure in metric_set.clip_measures:
-        values |= clip_measure(reconstruction=reconstruction, target=target)
-    for model_measure in metric_set.model_measures:
-        values |= model_measure(target)
     per_pass: dict[str, list[float]] = {}
-    if metric_set.round_trips is not None:
-        per_pass = metric_set.round_trips(target)
-        for metric in metric_set.round_trips.metrics:
-            if metric.name in per_pass:
-                values[metric.name] = per_pass[metric.name][-1]
+    for measure in metric_set.measures:
+        measured = measure(reconstruction=reconstruction, target=target)
+        values.update(measured.values)
+        per_pass.update(measured.per_pass)
     return ClipResult(
         index=index,
         source=clip["source"],

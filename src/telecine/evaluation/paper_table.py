@@ -10,10 +10,10 @@ import torch
 from telecine.base.files import write_text
 from telecine.evaluation.comparable import check_protocols, check_several
 from telecine.evaluation.evaluation_record import describe_clips
+from telecine.evaluation.metrics.metric import DIRECTIONS, Better
 from telecine.evaluation.result import SavedEvaluation
 from telecine.evaluation.speed import Speed
 
-_ARROWS = {"larger": "↑", "smaller": "↓", "nearest to 0": "→ 0", "nearest to 1": "→ 1"}
 _LATEX = {
     "&": r"\&",
     "%": r"\%",
@@ -74,7 +74,7 @@ def make_table(
             column_half_widths = [half_width.get(name) for half_width in half_widths]
             columns.append(
                 [
-                    f"{name} {_ARROWS[better]}",
+                    f"{name} {DIRECTIONS[better].arrow}",
                     *table_cells(column_means, column_half_widths, better),
                 ]
             )
@@ -145,36 +145,28 @@ def _escaped(text: str) -> str:
 
 
 def table_cells(
-    means: Sequence[float], half_widths: Sequence[float | None], better: str
+    means: Sequence[float], half_widths: Sequence[float | None], better: Better
 ) -> list[str]:
     """Return the cells of a metric. Figures that are printed alike are the best together.
 
     Args:
         means: The mean of each evaluation.
         half_widths: Those of the confidence intervals, which follow `±`; None without them.
-        better: Which values are better, such as "larger", see `Metric`.
+        better: Which values are better.
     """
+    direction = DIRECTIONS[better]
     digits = 2 if any(abs(mean) >= 10 for mean in means) else 4
     texts = [f"{mean:.{digits}f}" for mean in means]
-    badness = [_badness(float(text), better) for text in texts if text != "nan"]
+    badness = [direction.badness(float(text)) for text in texts if text != "nan"]
     cells = []
     for text, half_width in zip(texts, half_widths, strict=True):
         cell = text
-        if text != "nan" and _badness(float(text), better) == min(badness):
+        if text != "nan" and direction.badness(float(text)) == min(badness):
             cell = f"**{text}**"
         if half_width is not None:
             cell = f"{cell} ± {half_width:.{digits}f}"
         cells.append(cell)
     return cells
-
-
-def _badness(value: float, better: str) -> float:
-    """Return a number that is smallest for the best value."""
-    if better == "larger":
-        return -value
-    if better == "smaller":
-        return value
-    return abs(value) if better == "nearest to 0" else abs(value - 1)
 
 
 def confidence_half_widths(clips: Sequence[Mapping[str, Any]]) -> dict[str, float]:

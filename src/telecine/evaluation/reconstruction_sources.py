@@ -34,7 +34,7 @@ from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.protocols.interface import ClipProtocol
 from telecine.evaluation.protocols.papers import PROTOCOLS
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import clip_position
+from telecine.ops.pass_options import clip_position
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, PixelFormat
@@ -56,7 +56,7 @@ class ModelSource:
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip `(1, C, T, H, W)`, as the protocol says."""
-        with clip_position(self.model, first_frame=span.first_frame):
+        with clip_position(first_frame=span.first_frame):
             return self.clip_protocol.reconstruct(self.model, span, target)
 
 

@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import named_errors, read_json, write_json
 from telecine.base.plain_values import as_dataclass
 from telecine.evaluation.evaluation_record import EvaluationRecord, describe_clips
-from telecine.evaluation.metrics.metric import METRICS
+from telecine.evaluation.metrics.metric import DIRECTIONS, METRICS
 from telecine.evaluation.plots import plot_frames, plot_passes
 from telecine.evaluation.speed import SPEED_FILE, Speed
 
@@ -136,27 +136,36 @@ class SavedEvaluation:
         record = as_dataclass(
             EvaluationRecord, protocol, str(folder / PROTOCOL_FILE), contract, remedy
         )
-        values = {"protocol": protocol, "metrics": metrics, "per_clip": clips}
-        as_dataclass(SavedEvaluation, values, str(folder), contract, remedy)
-        clip_keys = {"source"}
-        for name in record.metrics:
-            if name not in METRICS or METRICS[name].is_per_clip:
-                clip_keys.add(name)
-        is_whole = (
-            record.metrics.keys() <= metrics.keys()
-            and all(clip_keys <= clip.keys() for clip in clips)
-            and len(clips) == record.num_clips > 0
-        )
-        if not is_whole:
-            raise argument_error(
-                str(folder), contract, "other clips or metrics than in its protocol", remedy
-            )
         better: dict[str, str] = {}
         for name, definition in record.metrics.items():
             # In files of older versions, only the definition says it.
             last_part = definition.rpartition("; ")[2]
             better[name] = record.better.get(name, last_part.removesuffix(" is better"))
-        return SavedEvaluation({**protocol, "better": better}, metrics, clips)
+            if better[name] not in DIRECTIONS:
+                says_better = f"definitions that end with one of {', '.join(DIRECTIONS)} is better"
+                raise argument_error(
+                    str(folder / PROTOCOL_FILE), says_better, repr(definition), remedy
+                )
+        values = {
+            "protocol": {**protocol, "better": better},
+            "metrics": metrics,
+            "per_clip": clips,
+        }
+        saved = as_dataclass(SavedEvaluation, values, str(folder), contract, remedy)
+        clip_keys = {"source"}
+        for name in record.metrics:
+            if name not in METRICS or METRICS[name].is_per_clip:
+                clip_keys.add(name)
+        is_whole = (
+            record.metrics.keys() <= saved.metrics.keys()
+            and all(clip_keys <= clip.keys() for clip in saved.per_clip)
+            and len(saved.per_clip) == record.num_clips > 0
+        )
+        if not is_whole:
+            raise argument_error(
+                str(folder), contract, "other clips or metrics than in its protocol", remedy
+            )
+        return saved
 
 
 def _speed_table(speed: Speed, conditions: Mapping[str, object]) -> Table:

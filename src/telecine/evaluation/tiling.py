@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import clip_position
 from telecine.models.tiles import Tile, tiles_of_frame
+from telecine.ops.pass_options import clip_position
 from telecine.settings import Tiling, check_overlap
 
 
@@ -59,7 +59,6 @@ def count_chunks(total: int, num_frames: int, overlap: int) -> int:
 
 
 def crossfade_chunks(
-    model: VideoAutoencoder,
     chunks: Iterable[Tensor],
     overlap: int,
     reconstruct: Callable[[Tensor], Tensor],
@@ -67,15 +66,14 @@ def crossfade_chunks(
     """Yield the frames of `split_frames` once, with their reconstructions, blended linearly; both `(T, ...)`.
 
     Args:
-        model: The autoencoder. While `reconstruct` is called, its `position` is that of the chunk in the video.
         chunks: Chunks `(T, ...)`, as `split_frames` yields them.
         overlap: Frames that neighbours share.
-        reconstruct: Maps a chunk to its reconstruction `(T, ...)`.
+        reconstruct: Maps a chunk to its reconstruction `(T, ...)`. It is called inside `clip_position`.
     """
     pending: tuple[Tensor, Tensor] | None = None
     first_frame = 0
     for chunk in chunks:
-        with clip_position(model, first_frame=first_frame):
+        with clip_position(first_frame=first_frame):
             recon = reconstruct(chunk)
         first_frame += len(chunk) - overlap
         if pending is not None:
@@ -142,7 +140,7 @@ def iterate_reconstruction(
         def reconstruct(chunk: Tensor) -> Tensor:
             return reconstruct_clip_in_tiles(model, chunk.transpose(0, 1), tiling).transpose(0, 1)
 
-        yield from crossfade_chunks(model, chunks, overlap, reconstruct)
+        yield from crossfade_chunks(chunks, overlap, reconstruct)
         return
     if overlap > 0:
         contract = "0 for a model that keeps frames between chunks, which have no seam"
@@ -185,7 +183,7 @@ class TiledStream:
         self.encoders = [model.stream_encoder(num_frames) for _ in self.tiles]
         self.decoders = []
         for tile in self.tiles:
-            with clip_position(model, frame_size=full_size, corner=tile.corner):
+            with clip_position(frame_size=full_size, corner=tile.corner):
                 self.decoders.append(model.stream_decoder(num_frames))
         self.num_frames = 0
         """Frames that were pushed."""
@@ -307,7 +305,7 @@ def reconstruct_clip_in_tiles(model: VideoAutoencoder, video: Tensor, tiling: Ti
     padded = pad_to(video, full_size)
     parts = []
     for tile in tiles:
-        with clip_position(model, frame_size=(full_height, full_width), corner=tile.corner):
+        with clip_position(frame_size=(full_height, full_width), corner=tile.corner):
             inputs = padded[None, :, :, tile.rows, tile.columns]
             parts.append(model(inputs, sample_posterior=False).video[0])
     return merge_tiles(parts, tiles, full_height, full_width)[:, :num_frames, :height, :width]

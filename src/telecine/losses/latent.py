@@ -29,7 +29,7 @@ from telecine.losses.reconstruction import (
     mean_of_counted,
     weighted_mean,
 )
-from telecine.ops.eager_gradients import gradients_of, with_gradients
+from telecine.ops.eager_gradients import attach_gradients, differentiate
 from telecine.ops.unit_vectors import inverse_norms
 
 # Of a norm and a standard deviation that may be 0.
@@ -257,9 +257,9 @@ def round_trip(
     leaf = decoded.detach().requires_grad_()
     value = weighted_mean(_absolute_difference(encode(leaf), z), sample_weight)
     # Scaled by the number of values: small gradients would underflow in half precision.
-    (gradient,) = gradients_of(z.numel() * value, [leaf])
+    (gradient,) = differentiate(z.numel() * value, [leaf])
     assert gradient is not None
-    return with_gradients(value, [decoded], [at_least_float32(gradient) / z.numel()])
+    return attach_gradients(value, [decoded], [at_least_float32(gradient) / z.numel()])
 
 
 def _absolute_difference(encoded: Tensor, latent: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ class Penalty:
     function: Callable[..., Scalar]
     """A function of any of `PENALTY_INPUTS`, by name."""
     gradient_at: Literal["inputs", "other points", "nowhere"] = "inputs"
-    """Where the discriminator is differentiated: at those of `real` and `fake` that are inputs of the function, at
-    other points, which the function chooses, or not at all."""
+    """Where the discriminator is differentiated. "inputs": at `real` and `fake`, if the function has these parameters.
+    "other points": at points that the function computes. "nowhere": the function takes no gradient."""
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class Penalty:
 
     @property
     def double_backward(self) -> bool:
-        """Whether the penalty is a function of a gradient. Autocast is then off for all logits of the step."""
+        """Whether the penalty is a function of a gradient, an exact penalty. Autocast is then off for all logits."""
         return self.gradient_at != "nowhere"
 
     @property

@@ -21,8 +21,14 @@ from telecine.models.causal_blocks import (
 from telecine.models.causal_networks import Decoder, Encoder, FlowDecoder, build_decoder
 from telecine.models.channels import RGBAConv3d
 from telecine.models.clip_sizes import check_multiple
-from telecine.models.flow import FEW_STEPS, DenoisedClips, Sampler, denoised_clips, integrate
-from telecine.models.interface import ClipPosition, Reconstruction, clip_position
+from telecine.models.flow import (
+    FEW_STEPS,
+    DenoisedClips,
+    Sampler,
+    denoise_at_random_levels,
+    integrate,
+)
+from telecine.models.interface import Reconstruction
 from telecine.models.latent import (
     LatentGrid,
 )
@@ -30,6 +36,7 @@ from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder
 from telecine.models.row_layers import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamDecoder
+from telecine.ops.pass_options import ClipPosition, clip_position, pass_options
 from telecine.settings import CausalVAEConfig
 
 # See `RowSplit.unchanged`.
@@ -131,7 +138,7 @@ class CausalAutoencoder(LatentAutoencoder):
     def _levels(self, noise: Video) -> list[float]:
         """Return the noise level before each step of the sampler, for frames of the size of the noise."""
         assert self.sampler is not None
-        frame_size = self.position.frame_size or (noise.shape[3], noise.shape[4])
+        frame_size = pass_options().clip_position.frame_size or (noise.shape[3], noise.shape[4])
         return self.sampler.levels(self.config.flow.shift_of(*frame_size))
 
     @property
@@ -144,7 +151,9 @@ class CausalAutoencoder(LatentAutoencoder):
         sizes = ChunkSizes(first=1, others=self._chunk_frames(num_frames) // self._time)
         num_passes = 1 if self.sampler is None else self.sampler.steps
         passes: list[FrameCache] = [{} for _ in range(num_passes)]
-        return StreamDecoder(partial(self._decode_chunk, passes, self.position), sizes)
+        return StreamDecoder(
+            partial(self._decode_chunk, passes, pass_options().clip_position), sizes
+        )
 
     def _decode_chunk(
         self, passes: Sequence[FrameCache], start: ClipPosition, latent: Tensor, num_before: int
@@ -167,15 +176,15 @@ class CausalAutoencoder(LatentAutoencoder):
         shape[2] -= self._num_decoded_frames(num_before)
         remaining = iter(passes)
 
-        def denoise(noisy: Video, level: Tensor) -> Video:
+        def predict(noisy: Video, noise_level: Tensor) -> Video:
             cache = next(remaining)
-            return cast(Video, self.decoder(latent, noisy, level, cache, first_chunk))
+            return cast(Video, self.decoder(latent, noisy, noise_level, cache, first_chunk))
 
         with clip_position(
-            self, first_frame=first_frame, frame_size=start.frame_size, corner=start.corner
+            first_frame=first_frame, frame_size=start.frame_size, corner=start.corner
         ):
             noise = self.decoding_noise(shape, None, latent.device)
-            return integrate(denoise, noise, self._levels(noise))
+            return integrate(predict, noise, self._levels(noise))
 
     @property
     def _time(self) -> int:
@@ -206,7 +215,9 @@ class CausalAutoencoder(LatentAutoencoder):
             space * latent.shape[4],
         )
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+    def training_output(
+        self, latent: Tensor, video: Video, generator: Generators
+    ) -> Reconstruction:
         """Add noise to each video at a random level and remove it.
 
         Args:
@@ -214,19 +225,19 @@ class CausalAutoencoder(LatentAutoencoder):
             video: The clean video, `(B, C, T, H, W)` in [-1, 1].
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        denoised = self.denoised_clips(latent, video, generator)
+        denoised = self._denoise_clips(latent, video, generator)
         return Reconstruction(denoised.video, {}, weight=denoised.weight)
 
-    def denoised_clips(self, latent: Tensor, video: Video, generator: Generators) -> DenoisedClips:
-        """Return what the decoder makes of noisy videos, with the noise; see `denoise`.
+    def _denoise_clips(self, latent: Tensor, video: Video, generator: Generators) -> DenoisedClips:
+        """Return what the decoder makes of noisy videos, with the noise; see `training_output`.
 
         Args:
             latent: `(B, latent_channels, k, h, w)`.
             video: The clean video, `(B, C, T, H, W)` in [-1, 1].
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        denoise = partial(self._call_decoder, latent.to(self.last_layer.dtype))
-        return denoised_clips(self.config.flow, denoise, video, generator)
+        predict = partial(self._call_decoder, latent.to(self.last_layer.dtype))
+        return denoise_at_random_levels(self.config.flow, predict, video, generator)
 
     def validation_decodings(self) -> dict[str, dict[str, Any]]:
         """Return a few steps, for a decoder that generates and was not trained for one step."""

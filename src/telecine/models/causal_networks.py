@@ -48,7 +48,7 @@ def _residual_blocks(
 
     Args:
         config: The architecture.
-        stage: 0 at the highest resolution.
+        stage: The level of `blocks_per_level`, 0 at the highest resolution.
         noise_features: Size of the embedding of the noise level; 0 without noise.
         convolutions: The kind of convolutions of each stage; empty for "3d".
     """
@@ -199,7 +199,7 @@ class FlowDecoder(Decoder):
         halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
         first = CausalConv(config.folded_channels, config.channels[0], (1, 3))
         self.noisy = nn.ModuleList([first, *halvings])
-        self.level = nn.Sequential(  # makes the embedding of the noise level
+        self.level = nn.Sequential(  # the MLP of the noise level, by its name in saved weights
             nn.Linear(_NOISE_FEATURES, _NOISE_FEATURES),
             nn.SiLU(),
             nn.Linear(_NOISE_FEATURES, _NOISE_FEATURES),
@@ -210,7 +210,7 @@ class FlowDecoder(Decoder):
         self,
         latent: Tensor,
         noisy: Video,
-        level: Tensor,
+        noise_level: Tensor,
         cache: FrameCache | None = None,
         first_chunk: bool = True,
     ) -> Video:
@@ -219,11 +219,11 @@ class FlowDecoder(Decoder):
         Args:
             latent: That of a whole clip, or a chunk of a stream, `(B, latent_channels, k, h, w)`.
             noisy: The noisy video, `(B, C, T, H, W)`.
-            level: The noise level of each clip, `(B,)` in (0, 1].
+            noise_level: The noise level of each clip, `(B,)` in (0, 1].
             cache: The frames that layers keep between the chunks of a stream; None for a whole clip.
             first_chunk: Whether no other chunk is before it.
         """
-        embedding = self.level(_sinusoidal_embedding(level).to(latent.dtype))
+        embedding = self.level(_sinusoidal_embedding(noise_level).to(latent.dtype))
         is_apart = self.first_frame_apart and first_chunk
         folded = fold(noisy.to(latent.dtype), *self.patch, is_apart)
         network = partial(self._residual, embedding)
@@ -233,7 +233,7 @@ class FlowDecoder(Decoder):
             residual = network(latent, folded, cache=cache)
         video = unfold(residual, *self.patch, is_apart)
         if self.predicts_velocity:
-            video = -level.view(-1, 1, 1, 1, 1) * video
+            video = -noise_level.view(-1, 1, 1, 1, 1) * video
         return cast(Video, self.linear(latent, first_chunk=first_chunk) + video)
 
     def _residual(
@@ -259,8 +259,8 @@ def build_decoder(config: CausalVAEConfig) -> Decoder:
     return FlowDecoder(config) if config.decoder == "flow" else Decoder(config)
 
 
-def _sinusoidal_embedding(level: Tensor) -> Tensor:
+def _sinusoidal_embedding(noise_level: Tensor) -> Tensor:
     """Return cosines and sines `(B, _NOISE_FEATURES)` of 1000 times the noise levels `(B,)`."""
-    half = torch.arange(_NOISE_FEATURES // 2, device=level.device, dtype=level.dtype)
-    angles = 1000 * level[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * half / len(half))
+    half = torch.arange(_NOISE_FEATURES // 2, device=noise_level.device, dtype=noise_level.dtype)
+    angles = 1000 * noise_level[:, None] * torch.exp(-math.log(_LONGEST_PERIOD) * half / len(half))
     return torch.cat([angles.cos(), angles.sin()], dim=1)

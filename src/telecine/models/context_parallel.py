@@ -27,7 +27,6 @@ whole clips on each process.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,8 +35,9 @@ from torch.nn.utils import parametrize
 from telecine.base.checks import argument_error
 from telecine.models.interface import VideoAutoencoder
 from telecine.models.row_layers import RowNetwork, RowSplit, pad_convolution, rows_around
-from telecine.ops.ranks import ContextGroup, context_group, using_context_group
+from telecine.ops.pass_options import WHOLE_CLIPS, pass_options, using_pass_options
 from telecine.ops.rows import gather_rows, split_rows
+from telecine.ops.wrap_forward import wrap_forward
 
 _REMEDY = "Use --temporal_chunk, --model_gradient_checkpointing or smaller clips."
 
@@ -145,7 +145,7 @@ def _replace_layer(layer: nn.Module, name: str, split: RowSplit) -> None:
 
 def _replace_network(network: RowNetwork) -> None:
     module: Any = network.module
-    module.forward = partial(_call_on_rows, module.forward, network.rows_per_latent_row)
+    wrap_forward(module, _call_on_rows, network.rows_per_latent_row)
     module.is_split_over_processes = True
 
 
@@ -165,11 +165,11 @@ def _call_on_rows(
         *others: Further inputs. Videos among them are split, too.
         **keywords: Inputs that are not split, such as the frames that layers keep between chunks.
     """
-    group = context_group()
+    group = pass_options().context_group
     latent_rows = video.shape[3] // rows_per_latent_row
     if latent_rows < group.size:
-        group = ContextGroup()
-    with using_context_group(group._replace(latent_rows=latent_rows)):
+        group = WHOLE_CLIPS
+    with using_pass_options(context_group=group._replace(latent_rows=latent_rows)):
         rows = [_of_videos(split_rows, value) for value in (video, *others)]
         output = forward(*rows, **keywords)
         if isinstance(output, tuple):

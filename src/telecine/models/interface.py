@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,28 +47,6 @@ class Reconstruction(NamedTuple):
     """What the reconstruction is compared with, of its shape and without a graph; None for the input."""
 
 
-@dataclass(frozen=True)
-class ClipPosition:
-    """Where a decoded clip lies in its video. A decoder that draws noise makes it a function of this position."""
-
-    first_frame: int = 0
-    """Number of the clip's first frame in its video."""
-    frame_size: tuple[int, int] | None = None
-    """Height and width of the frame that a tile is part of; None if whole frames are decoded."""
-    corner: tuple[int, int] = (0, 0)
-    """First row and first column of the tile in its frame."""
-
-    def in_latent(self, time: int, space: int) -> ClipPosition:
-        """Return the position in a latent whose cells have `time` frames and `space` x `space` pixels."""
-        frame_size = self.frame_size
-        if frame_size is not None:
-            frame_size = (frame_size[0] // space, frame_size[1] // space)
-        corner = (self.corner[0] // space, self.corner[1] // space)
-        return ClipPosition(
-            first_frame=-(-self.first_frame // time), frame_size=frame_size, corner=corner
-        )
-
-
 class VideoAutoencoder(nn.Module, ABC):
     """An autoencoder for video `(B, C, T, H, W)` in [-1, 1], as training and evaluation call it.
 
@@ -77,8 +54,6 @@ class VideoAutoencoder(nn.Module, ABC):
     `forward`, `last_layer`, `check_clip`, `covering_clip`, `save_pretrained` and `load_weights`.
     """
 
-    position: ClipPosition = ClipPosition()
-    """Where the next decoded clip lies in its video; `clip_position` changes it for a while."""
     trains_on_latents: bool = False
     """Whether `video` and `target` of the output are latents in training. An update then reads only the posterior of
     the clips if that is cached, and no video."""
@@ -320,7 +295,7 @@ class VideoAutoencoder(nn.Module, ABC):
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
         """Return a stream that decodes a latent of any length, a few frames at a time, as if it were whole.
 
-        A decoder that draws noise takes the stream's first frame from `position`.
+        A decoder that draws noise takes the stream's first frame from `clip_position`, in which the stream is made.
 
         Args:
             num_frames: At most so many frames of the video are computed at once, as for `stream_encoder`.
@@ -364,17 +339,6 @@ class VideoAutoencoder(nn.Module, ABC):
         return argument_error(
             "temporal_chunk", contract, f"a number for {class_name(self)}", remedy
         )
-
-
-@contextmanager
-def clip_position(model: VideoAutoencoder, **changes: Any) -> Iterator[None]:
-    """Change fields of a model's `position` inside a `with`: `first_frame`, `frame_size`, `corner`."""
-    before = model.position
-    model.position = replace(before, **changes)
-    try:
-        yield
-    finally:
-        model.position = before
 
 
 @contextmanager

@@ -105,7 +105,6 @@ class PairedAutoencoder(LatentAutoencoder):
             latent: `(B, C, t, h, w)`.
             generator: None: the noise of a decoder that draws it is that of its sampler.
         """
-        self.decoding_model.position = self.position
         return self.decoding_model.decode(latent)
 
     def describe_decoding(self) -> dict[str, object]:

@@ -5,15 +5,15 @@ A replaced layer asks for the group when it is called. In a process without one 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
 from telecine.ops.group_norm import group_norm_of_rows
-from telecine.ops.ranks import ContextGroup, context_group, using_context_group
+from telecine.ops.pass_options import WHOLE_CLIPS, pass_options, using_pass_options
 from telecine.ops.rows import gather_rows, pad_rows, split_rows
+from telecine.ops.wrap_forward import wrap_forward
 
 
 class RowNetwork(NamedTuple):
@@ -73,7 +73,7 @@ def pad_convolution(layer: Any, name: str) -> None:
     if above == below == 0:
         return
     layer.padding = (*layer.padding[:-2], 0, layer.padding[-1])
-    layer.forward = partial(call_padded, layer.forward, above, below)
+    wrap_forward(layer, call_padded, above, below)
 
 
 def call_padded(
@@ -97,22 +97,22 @@ def call_padded(
 
 def compute_whole_frames(layer: Any) -> None:
     """Let each process compute a layer for all rows, such as attention, and keep its own."""
-    layer.forward = partial(_call_on_whole_frames, layer.forward)
+    wrap_forward(layer, _call_on_whole_frames)
 
 
 def _call_on_whole_frames(forward: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     whole = gather_rows(rows)
-    with using_context_group(ContextGroup()):
+    with using_pass_options(context_group=WHOLE_CLIPS):
         output = forward(whole)
     return split_rows(output)
 
 
 def normalise_all_rows(layer: Any) -> None:
     """Let an `nn.GroupNorm` normalise by the statistics of all rows."""
-    layer.forward = partial(_group_norm, layer, layer.forward)
+    wrap_forward(layer, _group_norm, layer)
 
 
-def _group_norm(layer: Any, forward: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    if context_group().size == 1:
+def _group_norm(forward: Callable[[Tensor], Tensor], layer: Any, rows: Tensor) -> Tensor:
+    if pass_options().context_group.size == 1:
         return forward(rows)
     return group_norm_of_rows(rows, layer.num_groups, layer.weight, layer.bias, layer.eps)

@@ -24,7 +24,7 @@ from telecine.losses import (
     posterior_kl,
 )
 from telecine.losses.perceptual import pick_frames
-from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.gradient_probes import GradientProbe, choose_probe
 from telecine.settings import GANConfig, ObjectiveConfig
 
 
@@ -60,18 +60,21 @@ class BatchOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The checked arguments of one call, and what is computed from them for all terms."""
+    """The checked arguments of one call, and what is computed from them for all terms.
 
-    real: Video
+    Terms of pixels compare `reconstruction` with `target`, those of the GAN `fake` with `real`.
+    """
+
+    target: Video
     """The inputs in at least float32."""
+    reconstruction: Video
+    """The reconstructions in at least float32. Masked-out pixels are those of `target`: no term sees or trains them."""
+    reconstruction_for_gan: Video
+    """A view of `reconstruction`, whose gradient is the part that the discriminators cause."""
+    real: Video
+    """What the discriminators see of `target`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
     fake: Video
-    """The reconstructions in at least float32. Masked-out pixels are those of `real`: no term sees or trains them."""
-    fake_of_discriminators: Video
-    """A view of `fake`, whose gradient is the part that the discriminators cause."""
-    disc_real: Video
-    """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
-    disc_fake: Video
-    """The same of `fake_of_discriminators`."""
+    """What they see of `reconstruction_for_gan`: the same frames, with the same changes."""
     background: Tensor | float
     """The colour `(B, 3)` behind RGBA for networks that know RGB: with gradients random, else mid-grey."""
     mask: Tensor | None
@@ -86,8 +89,8 @@ class Batch:
     """The auxiliary losses by name. A loss that was passed without a name has the name ""."""
     posterior: Gaussian | None
     """The posterior among the auxiliary losses."""
-    grad_at: Tensor | LayerActivations | None
-    """Where the adaptive weight compares gradients."""
+    grad_at: GradientProbe | None
+    """Where the adaptive weight compares gradients: the last layer, or the reconstructions as they were passed."""
     rng: Generators
     """The source of random numbers."""
     split: str
@@ -95,21 +98,13 @@ class Batch:
     options: BatchOptions
     """The optional arguments as they were passed."""
 
-    def register_grad_hook(self) -> None:
-        """Let the caller's backward call `grad_hook`. Call this after backwards of the objective, such as those of the
-        adaptive weight, which would call it too.
-        """
-        hook = self.options.get("grad_hook")
-        if hook is not None and self.fake_of_discriminators.requires_grad:
-            self.fake_of_discriminators.register_hook(hook)
-
 
 def make_batch(
     config: ObjectiveConfig,
     inputs: Tensor,
     reconstructions: Tensor,
     aux_losses: AuxLosses | AuxLoss | None,
-    last_layer: Tensor | LayerActivations | None,
+    last_layer: Tensor | GradientProbe | None,
     split: str = "train",
     **options: Unpack[BatchOptions],
 ) -> Batch:
@@ -128,11 +123,6 @@ def make_batch(
     if unknown:
         raise TypeError(f"VideoAutoencoderLoss has no argument {sorted(unknown)[0]!r}")
     check_video_pair(inputs, reconstructions, is_decoded=options.get("is_decoded", False))
-    if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
-        remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
-        raise argument_error(
-            "last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy
-        )
     mask = options.get("mask")
     if mask is not None:
         _check_mask(mask, inputs)
@@ -151,46 +141,46 @@ def make_batch(
         )
 
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
-    real = at_least_float32(_without_inference_mode(inputs.detach()))
+    target = at_least_float32(_without_inference_mode(inputs.detach()))
     reconstructions = at_least_float32(_without_inference_mode(reconstructions))
-    fake = reconstructions
+    reconstruction = reconstructions
     fraction: Tensor | float = 1.0  # of the values that count
     if mask is not None:
         # A masked-out target that is not finite would reach every term.
-        real = torch.where(mask | torch.isfinite(real), real, torch.zeros_like(real))
-        fake = torch.where(mask, reconstructions, real.to(reconstructions.dtype))
-        fraction = mask.expand_as(real).float().mean()
-    if real.shape[1] == RGBA:
+        target = torch.where(mask | torch.isfinite(target), target, torch.zeros_like(target))
+        reconstruction = torch.where(mask, reconstructions, target.to(reconstructions.dtype))
+        fraction = mask.expand_as(target).float().mean()
+    if target.shape[1] == RGBA:
         # The colour of a transparent pixel is arbitrary: there, that of the reconstruction counts as perfect.
-        is_counted = (real[:, 3:] > -1).expand_as(real).clone()
+        is_counted = (target[:, 3:] > -1).expand_as(target).clone()
         is_counted[:, 3] = True
-        fake = torch.where(is_counted, fake, real.to(fake.dtype))
+        reconstruction = torch.where(is_counted, reconstruction, target.to(reconstruction.dtype))
     num_elements: Tensor | float = 1
     reduction = config.reconstruction.nll_reduction
     if reduction == "sum":
-        num_elements = fake[0].numel() * fraction
+        num_elements = reconstruction[0].numel() * fraction
 
     rng = options.get("generator")
-    fake_of_discriminators = fake.view_as(fake)
-    disc_real, disc_fake = _windowed_and_augmented(real, fake_of_discriminators, config.gan, rng)
+    reconstruction_for_gan = reconstruction.view_as(reconstruction)
+    real, fake = _windowed_and_augmented(target, reconstruction_for_gan, config.gan, rng)
     background: Tensor | float = 0.0
-    if real.shape[1] == RGBA and torch.is_grad_enabled():
-        background = 2 * rand((len(real), 3), generator=rng, device=real.device) - 1
-    aux = _named_aux_losses(aux_losses, options.get("regularization_log"), real.device, reduction)
+    if target.shape[1] == RGBA and torch.is_grad_enabled():
+        background = 2 * rand((len(target), 3), generator=rng, device=target.device) - 1
+    aux = _named_aux_losses(aux_losses, options.get("regularization_log"), target.device, reduction)
     return Batch(
+        target=target,
+        reconstruction=reconstruction,
+        reconstruction_for_gan=reconstruction_for_gan,
         real=real,
         fake=fake,
-        fake_of_discriminators=fake_of_discriminators,
-        disc_real=disc_real,
-        disc_fake=disc_fake,
         background=background,
         mask=mask,
         sample_weight=sample_weight,
-        clip_weight=_clip_weights(mask, sample_weight, fraction, real),
+        clip_weight=_clip_weights(mask, sample_weight, fraction, target),
         num_elements=num_elements,
         aux=aux,
         posterior=_posterior_of(aux_losses),
-        grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
+        grad_at=choose_probe(config.adaptive_weight.at, last_layer, reconstructions),
         rng=rng,
         split=split,
         options=options,
@@ -198,18 +188,18 @@ def make_batch(
 
 
 def _windowed_and_augmented(
-    real: Video, fake: Video, config: GANConfig, generator: Generators
+    real: Video, fake: Video, config: GANConfig, rng: Generators
 ) -> tuple[Video, Video]:
     """Return `window` consecutive frames of each longer clip with random changes, the same ones of both videos."""
     num_frames = real.shape[2]
     if config.window is not None and config.window < num_frames:
         num_starts = num_frames - config.window + 1
-        first = randint(num_starts, (len(real), 1), generator=generator, device=real.device)
+        first = randint(num_starts, (len(real), 1), generator=rng, device=real.device)
         indices = first + torch.arange(config.window, device=real.device)
         real = _clips_of(real, indices)
         fake = _clips_of(fake, indices)
     if config.augment:
-        real, fake = augment((real, fake), config.augment, generator)
+        real, fake = augment((real, fake), config.augment, rng)
     return real, fake
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,8 +28,6 @@ class BoundDiscriminator:
     """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
     factor: int = 1
     """Height and width of the video are divided by it first. Above 1, this is a multiscale discriminator."""
-    frame_indices: Tensor | None = field(default=None, compare=False)
-    """The frame of each clip that a discriminator of frames gets, `(B, 1)`."""
 
     @property
     def key(self) -> str:
@@ -53,8 +51,13 @@ class BoundDiscriminator:
         kind = "multiscale discriminator" if self.factor > 1 else "discriminator"
         return term.needs in (kind, "any discriminator")
 
-    def input_of(self, video: Video) -> Tensor:
-        """Return the discriminator's input."""
+    def input_of(self, video: Video, frame_indices: Tensor) -> Tensor:
+        """Return the discriminator's input.
+
+        Args:
+            video: The clips `(B, C, T, H, W)`.
+            frame_indices: The frame of each clip that a discriminator of frames gets, `(B, 1)`.
+        """
         if self.factor > 1:
             # Half-precision pooling of volumes is not implemented on the CPU.
             video = F.avg_pool3d(
@@ -62,8 +65,7 @@ class BoundDiscriminator:
             )
         if self.sees == "video":
             return video
-        assert self.frame_indices is not None
-        return pick_frames(video, self.frame_indices)
+        return pick_frames(video, frame_indices)
 
     def __call__(self, x: Tensor, *, double_backward: bool = False) -> DiscriminatorOutput:
         """Return logits and features of an input, which is cast to the parameters' dtype.

@@ -15,20 +15,24 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Scalar, Video
 from telecine.discriminators import DiscriminatorOutput
 from telecine.losses import GANLoss, Penalty
-from telecine.losses.perceptual import sample_frame_indices
 from telecine.objective.bound_discriminator import BoundDiscriminator
 from telecine.objective.functions import check_result
 from telecine.objective.terms import LossTerm, TermValues
 from telecine.objective.weights import Weights
+from telecine.settings import Side
 
 
 @dataclass(frozen=True)
 class GANBatch:
     """What one call computes with discriminators: their inputs, and the terms whose weight is above 0 at this step."""
 
+    sides: Sequence[Side]
+    """Whose losses are computed."""
     discriminators: Sequence[BoundDiscriminator]
     real: Video
+    """What they see as real, see `Batch`."""
     fake: Video
+    """What they see as fake."""
     loss: GANLoss
     autoencoder_terms: Sequence[LossTerm]
     """The terms of the autoencoder's loss that are computed with a discriminator."""
@@ -46,15 +50,6 @@ class GANBatch:
         """Whether this step has a penalty that differentiates a gradient of the discriminator."""
         return self.penalty is not None and self.penalty.double_backward
 
-    @property
-    def regularisers_read_fake(self) -> bool:
-        """Whether a term of the discriminators' loss in this step, beside the GAN loss, reads fake inputs or logits."""
-        return self.lecam is not None or (self.penalty is not None and self.penalty.reads_fake)
-
-    def draw_frame_of_each_clip(self) -> Tensor:
-        """Draw the indices `(B, 1)` of the frames that discriminators of frames see."""
-        return sample_frame_indices(self.real, 1, self.rng)
-
     def autoencoder_terms_of(self, d: BoundDiscriminator) -> list[LossTerm]:
         """Return the terms of the autoencoder's loss that are computed with a discriminator."""
         return [term for term in self.autoencoder_terms if d.is_needed_by(term.schedule)]
@@ -67,7 +62,7 @@ class GANBatch:
 
 
 def compute_generator_terms(
-    d: BoundDiscriminator, gan: GANBatch, *, d_fake: DiscriminatorOutput
+    d: BoundDiscriminator, gan: GANBatch, *, d_fake: DiscriminatorOutput, frame_indices: Tensor
 ) -> TermValues:
     """Return the terms of the autoencoder's loss from one discriminator, by name.
 
@@ -75,18 +70,19 @@ def compute_generator_terms(
         d: The discriminator. It is evaluated on the real clips, without a graph, if a term reads its output for them.
         gan: The terms that count at this step.
         d_fake: Its output for the reconstructions.
+        frame_indices: The frame of each clip that a discriminator of frames sees, `(B, 1)`.
     """
     terms = gan.autoencoder_terms_of(d)
     inputs: dict[str, object] = {"fake_logits": d_fake.logits, "fake_features": d_fake.features}
     if any(name in ("real_logits", "real_features") for term in terms for name in term.arguments):
         with torch.no_grad():
-            d_real = d(d.input_of(gan.real))
+            d_real = d(d.input_of(gan.real, frame_indices))
         inputs |= {"real_logits": d_real.logits, "real_features": d_real.features}
     return {term.name: term(**inputs) for term in terms}
 
 
 class DiscriminatorTerms(NamedTuple):
-    """The terms of one discriminator's loss, and the logits of both sides."""
+    """The terms of one discriminator's loss, or of its real or its fake part, and the logits of that."""
 
     gan_loss: Scalar
     regularisers: TermValues
@@ -95,8 +91,17 @@ class DiscriminatorTerms(NamedTuple):
     fake_logits: Tensor | None
 
     def weighted_sum(self, weights: Weights) -> Scalar:
-        """Return the loss of the discriminator, or a part of it: the GAN loss, and each other term times its weight."""
+        """Return the GAN loss, plus each other term times its weight."""
         return self.gan_loss + weights.sum(self.regularisers)
+
+    def detached(self) -> DiscriminatorTerms:
+        """Return the same values without their graphs."""
+        return DiscriminatorTerms(
+            self.gan_loss.detach(),
+            {name: term.detach() for name, term in self.regularisers.items()},
+            None if self.real_logits is None else self.real_logits.detach(),
+            None if self.fake_logits is None else self.fake_logits.detach(),
+        )
 
 
 def compute_discriminator_terms(
@@ -110,8 +115,8 @@ def compute_discriminator_terms(
     Args:
         d: The discriminator.
         gan: The terms that count at this step.
-        fake: The discriminator's input of the reconstructions, or None.
-        real: That of the real clips, or None.
+        fake: What the discriminator sees of the reconstructions, or None.
+        real: What it sees of the real clips, or None.
     """
     penalty = gan.penalty if real is not None else None
     double_backward = penalty is not None and penalty.double_backward

@@ -10,8 +10,10 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from telecine.base.shapes import Scalar
+from telecine.objective.gradient_probes import GradientProbe
 from telecine.ops.checkpoint_call import CheckpointedCall
-from telecine.ops.eager_gradients import gradients_of
+from telecine.ops.eager_gradients import differentiate
+from telecine.ops.pass_options import pass_options
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.
 _Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
@@ -28,7 +30,7 @@ class _RecordedCalls:
     outputs: list[Tensor] = field(default_factory=list)
 
 
-class LayerActivations:
+class LayerActivations(GradientProbe):
     """The inputs and outputs of a linear or convolution layer since `clear()`; replaces its weight as `last_layer`.
 
     It is for weights that cannot be an input of `torch.autograd.grad`: those that are sharded over processes, and those
@@ -37,7 +39,7 @@ class LayerActivations:
 
     1. Record: a forward hook keeps the arguments and the output of each call. In a checkpointed block, which does not
        keep the arguments, it keeps the block's call instead.
-    2. Recompute: `weight_gradients` differentiates the losses with respect to the outputs, and runs each recorded block
+    2. Recompute: `gradients` differentiates the losses with respect to the outputs, and runs each recorded block
        again, without a graph, for the layer's arguments.
     3. Differentiate: the layer is called once more with these arguments, and its output is differentiated with respect
        to the weight. The layer is linear in its weight, so the weight may have any value, such as 0.
@@ -53,7 +55,7 @@ class LayerActivations:
         layer.register_forward_hook(self._record, with_kwargs=True)
 
     def clear(self) -> None:
-        """Drop the recorded calls. Call it before each forward pass of the autoencoder."""
+        """Forget the recorded calls. Call it before each forward pass of the autoencoder."""
         self._recorded = []
 
     def __getstate__(self) -> dict[str, object]:
@@ -61,14 +63,14 @@ class LayerActivations:
         return {**vars(self), "_is_recording": False, "_recorded": []}
 
     @property
-    def requires_grad(self) -> bool:
+    def has_gradient(self) -> bool:
         """Whether there is a recorded call. All of them have graphs."""
         return len(self._recorded) > 0
 
-    def weight_gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
+    def gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
         """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
         outputs = [output for calls in self._recorded for output in calls.outputs]
-        output_gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
+        output_gradients = [differentiate(loss, outputs, retain_graph=True) for loss in losses]
         sums: list[Tensor | None] = [None] * len(losses)
         index_of_call = 0
         for calls in self._recorded:
@@ -126,7 +128,7 @@ class LayerActivations:
     def _record(
         self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor
     ) -> None:
-        block = CheckpointedCall.running()
+        block: CheckpointedCall | None = pass_options().checkpointed_call
         is_recomputed = block is not None and not block.is_first_run
         if not self._is_recording or not output.requires_grad or is_recomputed:
             return

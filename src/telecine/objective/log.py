@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from telecine.base.checks import argument_error
-from telecine.base.logged_values import find_logged_value
+from telecine.base.logged_values import logged_by
 from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
+from telecine.objective.gan import DiscriminatorTerms
 from telecine.objective.terms import TermValues
 from telecine.objective.weights import Weights, mean, total
 from telecine.settings import Ramp, TermSchedule
@@ -88,12 +89,10 @@ def check_names_of_aux_losses(aux: Mapping[str, Scalar], logged: Sequence[str]) 
         ValueError: One has the name of an entry of `logged` or of the discriminators' step.
     """
     for name in aux:
-        value = find_logged_value(name)
-        is_of_discriminators = value is not None and value.logged_by == "discriminators"
-        is_of_model = value is not None and value.logged_by == "model"
-        if name in logged and (value is None or is_of_model) and name.endswith("_loss"):
+        by = logged_by(name)
+        if name in logged and by in (None, "model") and name.endswith("_loss"):
             raise name_error(name, term=name.removesuffix("_loss"))
-        if name in logged or is_of_discriminators:
+        if name in logged or by == "discriminators":
             raise name_error(name)
 
 
@@ -114,48 +113,44 @@ def name_error(aux_loss: str, term: str | None = None) -> Exception:
 
 
 def discriminator_log(
-    loss: Scalar,
-    gan_losses: Mapping[str, Tensor],
-    regularisers: Mapping[str, Log],
-    statistics: Mapping[str, Log],
-    *,
-    like: Tensor,
-    split: str,
+    loss: Scalar, terms: Mapping[str, DiscriminatorTerms], gan_loss: GANLoss, split: str
 ) -> Log:
-    """Return the log of the discriminators' step: sums of their terms, means of their statistics.
+    """Return the log of the discriminators' step: sums of their terms, means of the statistics of their logits.
 
     If there are several discriminators, the GAN loss and the statistics of each follow. If none trains, the log has
     the loss alone, which is 0.
 
     Args:
         loss: The sum of the discriminators' losses.
-        gan_losses: The GAN loss of each discriminator that trains at this step, by its name.
-        regularisers: The other terms of its loss, by their names.
-        statistics: Its statistics by name.
-        like: A tensor on the device of the log.
+        terms: The terms of each discriminator that trains at this step, by its name.
+        gan_loss: The GAN loss, for the statistics.
         split: The prefix of each name.
     """
-    combined = {"total_disc_loss": loss}
-    if gan_losses:
-        combined["discr_loss"] = total(gan_losses.values(), like=like)
-    if len(gan_losses) > 1:
-        combined |= {f"discr_loss_{key}": value for key, value in gan_losses.items()}
-    for name, values in _by_name(regularisers).items():
-        combined[f"{name}_loss"] = total(values.values(), like=like)
-    for name, values in _by_name(statistics).items():
-        combined[name] = mean(values.values(), like=like)
-        if len(values) > 1:
-            combined |= {f"{name}_{key}": value for key, value in values.items()}
-    return detached_copies(combined, split)
+    # Values by their names in the log, then by discriminator.
+    summed: dict[str, Log] = {}
+    averaged: dict[str, Log] = {}
+    for d, terms_of_d in terms.items():
+        summed.setdefault("discr_loss", {})[d] = terms_of_d.gan_loss
+        for name, value in terms_of_d.regularisers.items():
+            summed.setdefault(f"{name}_loss", {})[d] = value
+        assert terms_of_d.real_logits is not None
+        assert terms_of_d.fake_logits is not None
+        statistics = logit_statistics(
+            real=terms_of_d.real_logits, fake=terms_of_d.fake_logits, gan_loss=gan_loss
+        )
+        for name, value in statistics.items():
+            averaged.setdefault(name, {})[d] = value
 
-
-def _by_name(logs: Mapping[str, Log]) -> dict[str, Log]:
-    """Return the logs of discriminators as the values of each name, by discriminator."""
-    values: dict[str, Log] = {}
-    for key, log in logs.items():
-        for name, value in log.items():
-            values.setdefault(name, {})[key] = value
-    return values
+    log = {"total_disc_loss": loss}
+    for name, values in summed.items():
+        log[name] = total(values.values(), like=loss)
+    for name, values in averaged.items():
+        log[name] = mean(values.values(), like=loss)
+    if len(terms) > 1:
+        for name in ("discr_loss", *averaged):
+            for d, value in (summed | averaged)[name].items():
+                log[f"{name}_{d}"] = value
+    return detached_copies(log, split)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from telecine.base.checks import argument_error, check_choice
+from telecine.base.precision import autocast_dtype
 from telecine.base.shapes import Scalar
 from telecine.discriminators import (
     Discriminator,
@@ -22,14 +23,8 @@ from telecine.objective.batch import Batch, BatchOptions, make_batch
 from telecine.objective.bound_discriminator import BoundDiscriminator, check_discriminators
 from telecine.objective.functions import check_result, import_functions
 from telecine.objective.gan import GANBatch
-from telecine.objective.gradients import (
-    DiscriminatorGradients,
-    choose_strategy,
-    compute_discriminator_losses,
-    compute_generator_losses,
-    compute_losses_in_one_pass,
-)
-from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.gradient_probes import GradientProbe
+from telecine.objective.gradients import choose_gradients, compute_gan_losses
 from telecine.objective.log import (
     COGVIDEO_LOG,
     Log,
@@ -48,6 +43,7 @@ from telecine.settings import (
     PenaltyConfig,
     PerceptualConfig,
     ReconstructionConfig,
+    Side,
     Term,
     Weight,
 )
@@ -146,15 +142,15 @@ class VideoAutoencoderLoss(nn.Module):
         self.recon_loss = functions.recon_loss
         self.gan_loss = functions.gan_loss
         self.penalty = functions.penalty
-        self.terms = build_terms(self.config)
+        self.loss_terms = build_terms(self.config)
         self.term_modules = nn.ModuleDict()
-        for name, term in self.terms.items():
+        for name, term in self.loss_terms.items():
             if isinstance(term.function, nn.Module):
                 self.term_modules[module_name(name)] = term.function
         self.logvar: nn.Parameter | None = None
         if self.config.reconstruction.learn_logvar:
             self.logvar = nn.Parameter(torch.zeros(()))
-        self.perceptual = PerceptualTerm(self.config, functions, self.terms, vgg_weights)
+        self.perceptual = PerceptualTerm(self.config, functions, self.loss_terms, vgg_weights)
         self.register_load_state_dict_pre_hook(drop_lpips_weights)
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
         self.lecam = nn.ModuleDict()
@@ -163,7 +159,7 @@ class VideoAutoencoderLoss(nn.Module):
                 self.lecam[d.key] = LeCam()
         self.gan_terms = build_gan_terms(self.config, self.gan_loss)
         self._logged_names = names_in_autoencoder_log(
-            self.schedule.terms.values(),
+            self.schedule.schedules.values(),
             [d.name for d in self.discriminators],
             has_logvar=self.logvar is not None,
         )
@@ -197,7 +193,7 @@ class VideoAutoencoderLoss(nn.Module):
             self.multiscale_discrs.append(
                 build_discriminator(spec, default=Discriminator3D, name=name)
             )
-        check_discriminators(self.discriminators, self.schedule.terms.values())
+        check_discriminators(self.discriminators, self.schedule.schedules.values())
         if self.config.gradient_checkpointing:
             for d in self.discriminators:
                 d.enable_gradient_checkpointing()
@@ -248,7 +244,7 @@ class VideoAutoencoderLoss(nn.Module):
         optimizer_idx: int,
         global_step: int,
         aux_losses: AuxLosses | AuxLoss | None = None,
-        last_layer: Tensor | LayerActivations | None = None,
+        last_layer: Tensor | GradientProbe | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> tuple[Scalar, Log]:
@@ -288,14 +284,13 @@ class VideoAutoencoderLoss(nn.Module):
             log.setdefault(f"{split}/{name}", torch.zeros((), device=loss.device))
         return loss, log
 
-    @shared_spectral_norms()
     def autoencoder_loss(
         self,
         inputs: Tensor,
         reconstructions: Tensor,
         global_step: int,
         aux_losses: AuxLosses | AuxLoss | None = None,
-        last_layer: Tensor | LayerActivations | None = None,
+        last_layer: Tensor | GradientProbe | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> tuple[Scalar, Log]:
@@ -307,7 +302,7 @@ class VideoAutoencoderLoss(nn.Module):
             global_step: Number of autoencoder updates so far.
             aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
                 as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
-            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
+            last_layer: Weight of the decoder's last layer, or a `GradientProbe`. Without it `w` is 1.
             split: Prefix of the log's keys.
             options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
 
@@ -321,26 +316,8 @@ class VideoAutoencoderLoss(nn.Module):
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
-        check_names_of_aux_losses(batch.aux, self._logged_names)
-        weights = self.schedule.at(global_step)
-        gan = self._gan_batch(batch, weights)
-        strategy = choose_strategy(gan, self.config, are_both_computed=False)
-        video_losses = self.compute_video_losses(
-            batch, weights, eager=strategy.autoencoder_is_eager
-        )
-        generator_losses = compute_generator_losses(gan, eager=strategy.autoencoder_is_eager)
-        loss, log = sum_autoencoder_losses(
-            self.config.adaptive_weight,
-            batch,
-            weights,
-            video_losses,
-            generator_losses,
-            logvar=self.logvar,
-        )
-        batch.register_grad_hook()
-        return loss, log
+        return self._compute_losses(batch, global_step, ["autoencoder"])["autoencoder"]
 
-    @shared_spectral_norms()
     def discriminator_loss(
         self,
         inputs: Tensor,
@@ -364,21 +341,16 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as above, or there are no discriminators.
         """
-        self._check_has_discriminators()
         batch = make_batch(self.config, inputs, reconstructions, {}, None, split, **options)
-        gan = self._gan_batch(batch, self.schedule.at(global_step))
-        strategy = choose_strategy(gan, self.config, are_both_computed=False)
-        discriminator_losses = compute_discriminator_losses(gan, strategy.discriminators)
-        return sum_discriminator_losses(batch, discriminator_losses)
+        return self._compute_losses(batch, global_step, ["discriminators"])["discriminators"]
 
-    @shared_spectral_norms()
     def both_losses(
         self,
         inputs: Tensor,
         reconstructions: Tensor,
         global_step: int,
         aux_losses: AuxLosses | AuxLoss | None = None,
-        last_layer: Tensor | LayerActivations | None = None,
+        last_layer: Tensor | GradientProbe | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> BothLosses:
@@ -387,7 +359,7 @@ class VideoAutoencoderLoss(nn.Module):
         Values are those of two calls, except for random numbers: where one pass serves both steps, a discriminator of
         frames sees the same frames in both. It needs `eager_gradients`, a GAN loss and regularisers that do not read
         real and fake videos together, and one precision in both steps: not float16, and not bfloat16 with a penalty
-        that is differentiated twice. `choose_strategy` in `objective/gradients.py` has the reasons.
+        that is differentiated twice. `choose_gradients` in `objective/gradients.py` has the reasons.
 
         Args:
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
@@ -405,36 +377,71 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
-        self._check_has_discriminators()
         _check_has_graph(reconstructions, last_layer)
         batch = make_batch(
             self.config, inputs, reconstructions, aux_losses, last_layer, split, **options
         )
-        check_names_of_aux_losses(batch.aux, self._logged_names)
-        weights = self.schedule.at(global_step)
-        gan = self._gan_batch(batch, weights)
-        strategy = choose_strategy(gan, self.config, are_both_computed=True)
-        video_losses = self.compute_video_losses(
-            batch, weights, eager=strategy.autoencoder_is_eager
-        )
-        if strategy.discriminators is DiscriminatorGradients.ONE_PASS:
-            generator_losses, discriminator_losses = compute_losses_in_one_pass(gan)
-        else:
-            generator_losses = compute_generator_losses(gan, eager=strategy.autoencoder_is_eager)
-            discriminator_losses = compute_discriminator_losses(gan, strategy.discriminators)
-        loss, log = sum_autoencoder_losses(
-            self.config.adaptive_weight,
-            batch,
-            weights,
-            video_losses,
-            generator_losses,
-            logvar=self.logvar,
-        )
-        batch.register_grad_hook()
-        disc_loss, disc_log = sum_discriminator_losses(batch, discriminator_losses)
-        return BothLosses(loss, log, disc_loss, disc_log)
+        losses = self._compute_losses(batch, global_step, ["autoencoder", "discriminators"])
+        return BothLosses(*losses["autoencoder"], *losses["discriminators"])
 
-    def compute_video_losses(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoLosses:
+    @shared_spectral_norms()
+    def _compute_losses(
+        self, batch: Batch, global_step: int, sides: Sequence[Side]
+    ) -> dict[Side, tuple[Scalar, Log]]:
+        """Return the loss and the log of each of `sides`.
+
+        Raises:
+            ValueError: There are no discriminators, and their loss is asked for.
+        """
+        if "discriminators" in sides and not self.discriminators:
+            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
+            raise argument_error("discriminators", "at least one for their step", "none", remedy)
+        weights = self.schedule.at(global_step)
+        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
+        gan = GANBatch(
+            sides=sides,
+            discriminators=self.discriminators,
+            real=batch.real,
+            fake=batch.fake,
+            loss=self.gan_loss,
+            autoencoder_terms=[term for term in self.gan_terms if weights[term.name] > 0],
+            penalty=self.penalty if has_penalty else None,
+            lecam=self.lecam if weights["lecam"] > 0 else None,
+            weights=weights,
+            rng=batch.rng,
+        )
+        # Eager gradients in float16 would underflow: only the caller's scaler knows a suitable loss scale.
+        is_float16 = autocast_dtype(batch.target.device) == torch.float16
+        is_eager = self.config.eager_gradients and not is_float16
+        losses: dict[Side, tuple[Scalar, Log]] = {}
+        if "autoencoder" in sides:
+            check_names_of_aux_losses(batch.aux, self._logged_names)
+            video_losses = self._compute_video_losses(batch, weights, eager=is_eager)
+        generator_losses, discriminator_losses = compute_gan_losses(
+            gan,
+            choose_gradients(gan, eager=self.config.eager_gradients),
+            autoencoder_is_eager=is_eager,
+        )
+        if "autoencoder" in sides:
+            losses["autoencoder"] = sum_autoencoder_losses(
+                self.config.adaptive_weight,
+                batch,
+                weights,
+                video_losses,
+                generator_losses,
+                logvar=self.logvar,
+            )
+            # Backwards of the objective, such as those of the adaptive weight, are done: the caller's calls the hook.
+            hook = batch.options.get("grad_hook")
+            if hook is not None and batch.reconstruction_for_gan.requires_grad:
+                batch.reconstruction_for_gan.register_hook(hook)
+        if "discriminators" in sides:
+            losses["discriminators"] = sum_discriminator_losses(
+                batch, discriminator_losses, self.gan_loss
+            )
+        return losses
+
+    def _compute_video_losses(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoLosses:
         """Return the terms of the autoencoder's loss that need no discriminator. Those of weight 0 are not computed.
 
         Args:
@@ -443,33 +450,15 @@ class VideoAutoencoderLoss(nn.Module):
             eager: Compute the gradients of LPIPS together with its value.
         """
         recon = self.recon_loss(
-            reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight
+            reconstruction=batch.reconstruction, target=batch.target, weight=batch.clip_weight
         )
         check_result(self.recon_loss, recon)
-        terms = self.perceptual(batch, weights, eager=eager)
-        for name, term in self.terms.items():
+        values = self.perceptual(batch, weights, eager=eager)
+        perceptual = values.pop("perceptual", None)
+        for name, term in self.loss_terms.items():
             if weights[name] > 0 and not term.reads_features:
-                terms[name] = compute_on_batch(term, batch)
-        return VideoLosses(recon, terms)
-
-    def _gan_batch(self, batch: Batch, weights: Weights) -> GANBatch:
-        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
-        return GANBatch(
-            discriminators=self.discriminators,
-            real=batch.disc_real,
-            fake=batch.disc_fake,
-            loss=self.gan_loss,
-            autoencoder_terms=[term for term in self.gan_terms if weights[term.name] > 0],
-            penalty=self.penalty if has_penalty else None,
-            lecam=self.lecam if weights["lecam"] > 0 else None,
-            weights=weights,
-            rng=batch.rng,
-        )
-
-    def _check_has_discriminators(self) -> None:
-        if not self.discriminators:
-            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
-            raise argument_error("discriminators", "at least one for their step", "none", remedy)
+                values[name] = compute_on_batch(term, batch)
+        return VideoLosses(recon, perceptual, values)
 
 
 def _check_has_graph(reconstructions: object, last_layer: object) -> None:

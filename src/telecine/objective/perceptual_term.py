@@ -1,8 +1,7 @@
 """The perceptual term: LPIPS of the sampled frames, and the terms that compare features of its network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,63 +88,60 @@ class PerceptualTerm(nn.Module):
         names = [name for name in ("perceptual", *self.feature_terms) if weights[name] > 0]
         if not names:
             return {}
-        indices = sample_frame_indices(batch.fake, self.num_frames, batch.rng)
+        indices = sample_frame_indices(batch.reconstruction, self.num_frames, batch.rng)
         # In float32, as they are compared: the backward of splitting half precision fails under CPU autocast.
-        frames = as_rgb(at_least_float32(pick_frames(batch.fake, indices)), batch.background)
-        targets = as_rgb(at_least_float32(pick_frames(batch.real, indices)), batch.background)
+        frames = as_rgb(
+            at_least_float32(pick_frames(batch.reconstruction, indices)), batch.background
+        )
+        targets = as_rgb(at_least_float32(pick_frames(batch.target, indices)), batch.background)
         # The weighted sum over the frames is the mean.
         if batch.clip_weight is None:
             frame_weights = torch.full((len(frames),), 1 / len(frames), device=frames.device)
         else:
             frame_weights = (batch.clip_weight / len(frames)).repeat_interleave(indices.shape[1])
+        distances = partial(self._distances, names=names)
+        if not eager:
+            by_name = in_chunks(
+                distances, reconstruction=frames, target=targets, chunk_size=self.chunk_size
+            )
+            return {name: (frame_weights * value).sum() for name, value in by_name.items()}
+
+        def weighted_sums(x: Frames, y: Frames, weights_of_chunk: Tensor) -> dict[str, Scalar]:
+            by_name = distances(reconstruction=x, target=y)
+            return {name: (weights_of_chunk * value).sum() for name, value in by_name.items()}
+
         trained: list[nn.Parameter] = []
         for name in names:
             if name != "perceptual":
                 trained += self.feature_terms[name].trained_parameters().values()
-        if not eager:
-            return self._compare(
-                frames,
-                target=targets,
-                frame_weights=frame_weights,
-                names=names,
-                chunk_size=self.chunk_size,
-            )
-        size = self.chunk_size or len(batch.fake)
+        size = self.chunk_size or len(batch.reconstruction)
         chunks = []
         for x, y, w in zip(
             frames.split(size), targets.split(size), frame_weights.split(size), strict=True
         ):
-            compare = partial(
-                self._compare, target=y, frame_weights=w, names=names, chunk_size=None
-            )
+            compare = partial(weighted_sums, y=y, weights_of_chunk=w)
             chunks.append(eager_backward(compare, x, trained))
         return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
 
-    def _compare(
-        self,
-        frames: Frames,
-        *,
-        target: Frames,
-        frame_weights: Tensor,
-        names: list[str],
-        chunk_size: int | None,
-    ) -> dict[str, Scalar]:
-        """Return the weighted sum over the frames of the distance and of each term of features, see `in_chunks`."""
+    def _distances(
+        self, *, reconstruction: Frames, target: Frames, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return the distance and the terms of features of each frame, `(N,)`: those of `names`, by name."""
         assert self.distance is not None
-        feature_terms = [self.feature_terms[name] for name in names if name != "perceptual"]
-        compare: Callable[..., Any] = self.distance
-        if feature_terms:
-            compare = partial(self.distance, feature_terms=feature_terms)
-        output = in_chunks(compare, reconstruction=frames, target=target, chunk_size=chunk_size)
-        distance, *values = output if isinstance(output, tuple) else (output,)
+        terms = [self.feature_terms[name] for name in names if name != "perceptual"]
+        if not terms:
+            return {"perceptual": self.distance(reconstruction=reconstruction, target=target)}
+        distance, *values = self.distance(
+            reconstruction=reconstruction, target=target, feature_terms=terms
+        )
         by_name = {"perceptual": distance}
-        for term, value in zip(feature_terms, values, strict=True):
-            if value.shape != frames.shape[:1]:
-                contract = f"of shape ({len(frames)},), one value per frame"
+        for term, value in zip(terms, values, strict=True):
+            if value.shape != reconstruction.shape[:1]:
+                contract = f"of shape ({len(reconstruction)},), one value per frame"
                 remedy = "Average what belongs to one frame."
                 raise argument_error(f"the result of the term {term.name}", contract, value, remedy)
             by_name[term.name] = value
-        return {name: (frame_weights * by_name[name]).sum() for name in names}
+        return {name: by_name[name] for name in names}
 
 
 def drop_lpips_weights(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from telecine.base.shapes import Scalar
-from telecine.losses import gaussian_nll
+from telecine.losses import GANLoss, gaussian_nll
 from telecine.objective.adaptive_weight import adaptive_weights
 from telecine.objective.batch import Batch
 from telecine.objective.gradients import DiscriminatorLoss, GeneratorLosses
@@ -22,8 +22,10 @@ class VideoLosses(NamedTuple):
     """The values of the terms of the autoencoder's loss that need no discriminator."""
 
     recon: Scalar
-    terms: TermValues
-    """LPIPS, named "perceptual", and those of `config.terms`. Those of weight 0 are left out."""
+    perceptual: Scalar | None
+    """LPIPS; None while its weight is 0."""
+    term_values: TermValues
+    """Those of `config.terms` by name. Those of weight 0 are left out."""
 
 
 def sum_autoencoder_losses(
@@ -46,67 +48,69 @@ def sum_autoencoder_losses(
         logvar: The logarithm of the learned variance, 0-d, or None without one.
     """
     recon = video_losses.recon
-    lpips = video_losses.terms.get("perceptual")
+    lpips = video_losses.perceptual
+    recon_total = _reconstruction_error(batch, weights, video_losses, logvar)
+    # What the gradients of adversarial terms are compared with: LPIPS without its weight, as in CogVideo, or the
+    # weighted sum, as in VQGAN.
+    references = {"recon_and_perceptual": recon_total}
     logged = {"recon_loss": recon}
-    for name, value in video_losses.terms.items():
-        logged[f"{name}_loss"] = value
-
-    # The error of the reconstruction; with a learned variance, its negative log-likelihood, up to a constant.
-    recon_total = recon
     if lpips is not None:
-        recon_total = recon + weights["perceptual"] * lpips
-    if logvar is not None:
-        recon_total = gaussian_nll(distance=recon_total, logvar=with_averaged_gradient(logvar))
-    recon_total = batch.num_elements * recon_total
+        references["perceptual"] = batch.num_elements * lpips
+        logged["perceptual_loss"] = lpips
+    for name, value in video_losses.term_values.items():
+        logged[f"{name}_loss"] = value
     if logvar is not None:
         logged["nll_loss"] = recon_total
         logged["logvar"] = logvar
 
-    # What the gradients of adversarial terms are compared with: LPIPS without its weight, as in CogVideo, or the
-    # weighted sum, as in VQGAN.
-    references = {"recon_and_perceptual": recon_total}
-    if lpips is not None:
-        references["perceptual"] = batch.num_elements * lpips
-
-    # The other terms, whose weights the sum applies.
-    terms = {name: value for name, value in video_losses.terms.items() if name != "perceptual"}
     adversarial = generator_losses.get("adversarial", {})
     multiscale = generator_losses.get("multiscale_adversarial", {})
     by_discriminator = adversarial | multiscale
     adaptive = adaptive_weights(config, by_discriminator, references, batch.grad_at)
-    if adversarial:
-        weighted = [adaptive[d] * loss for d, loss in adversarial.items()]
-        terms["adversarial"] = total(weighted, like=recon)
-    if multiscale:
-        weighted = [adaptive[d] * loss for d, loss in multiscale.items()]
-        terms["multiscale_adversarial"] = total(weighted, like=recon)
+
+    # The other terms. Adversarial terms and auxiliary losses are sums, feature matching is a mean over discriminators.
+    values = dict(video_losses.term_values)
+    for name, losses in (("adversarial", adversarial), ("multiscale_adversarial", multiscale)):
+        if losses:
+            values[name] = total([adaptive[d] * loss for d, loss in losses.items()], like=recon)
     features = generator_losses.get("feature_matching", {})
     if features:
-        terms["feature_matching"] = mean(features.values(), like=recon)
-        logged["feature_matching_loss"] = terms["feature_matching"]
+        values["feature_matching"] = mean(features.values(), like=recon)
+        logged["feature_matching_loss"] = values["feature_matching"]
     if batch.aux:
-        terms["quantizer_aux"] = total(batch.aux.values(), like=recon)
+        values["quantizer_aux"] = total(batch.aux.values(), like=recon)
 
-    loss = recon_total + weights.sum(terms)
+    loss = recon_total + weights.sum(values)
     logged["total_loss"] = loss
     return loss, autoencoder_log(
         logged, by_discriminator, adaptive, batch.aux, weights, batch.split
     )
 
 
+def _reconstruction_error(
+    batch: Batch, weights: Weights, video_losses: VideoLosses, logvar: Tensor | None
+) -> Scalar:
+    """Return the pixel loss and LPIPS; with a learned variance, their negative log-likelihood, up to a constant."""
+    error = video_losses.recon
+    if video_losses.perceptual is not None:
+        error = error + weights["perceptual"] * video_losses.perceptual
+    if logvar is not None:
+        error = gaussian_nll(distance=error, logvar=with_averaged_gradient(logvar))
+    return batch.num_elements * error
+
+
 def sum_discriminator_losses(
-    batch: Batch, discriminator_losses: Mapping[str, DiscriminatorLoss]
+    batch: Batch, losses: Mapping[str, DiscriminatorLoss], gan_loss: GANLoss
 ) -> tuple[Scalar, Log]:
-    """Return the sum of the losses of the discriminators that train at this step, and its log."""
-    loss = total([losses.loss for losses in discriminator_losses.values()], like=batch.real)
+    """Return the sum of the losses of the discriminators that train at this step, and its log.
+
+    Args:
+        batch: The videos.
+        losses: The losses of the discriminators by name.
+        gan_loss: The GAN loss, for the statistics of the logits.
+    """
+    loss = total([of_one.loss for of_one in losses.values()], like=batch.real)
     if torch.is_grad_enabled() and not loss.requires_grad:
         loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-    log = discriminator_log(
-        loss,
-        {name: losses.gan_loss for name, losses in discriminator_losses.items()},
-        {name: losses.regularisers for name, losses in discriminator_losses.items()},
-        {name: losses.statistics for name, losses in discriminator_losses.items()},
-        like=batch.real,
-        split=batch.split,
-    )
-    return loss, log
+    terms = {name: of_one.terms for name, of_one in losses.items()}
+    return loss, discriminator_log(loss, terms, gan_loss, batch.split)

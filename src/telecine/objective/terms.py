@@ -25,7 +25,7 @@ from telecine.objective.functions import (
 )
 from telecine.objective.term_functions import TERM_FUNCTIONS
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.settings import ObjectiveConfig, Term, TermSchedule
+from telecine.settings import ClipConfig, ObjectiveConfig, Term, TermSchedule
 
 TermValues: TypeAlias = dict[str, Scalar]
 """Values of terms by name, with their graphs."""
@@ -70,6 +70,11 @@ class LossTerm:
     def reads_features(self) -> bool:
         """Whether it compares features of LPIPS' network."""
         return any(name in FEATURE_INPUTS for name in self.arguments)
+
+    @property
+    def needs_rgb(self) -> bool:
+        """Whether it shows frames to a network of RGB: LPIPS', or that of a class which declares `needs_rgb`."""
+        return self.reads_features or getattr(self.function, "needs_rgb", False)
 
     @property
     def weight_argument(self) -> str:
@@ -135,7 +140,7 @@ def import_terms(config: ObjectiveConfig, prefix: str = "") -> dict[str, LossTer
     """
     schedules = config.term_schedules()
     terms = {}
-    for name, term in config.named_terms.items():
+    for name, term in config.term_settings.items():
         terms[name] = _import_term(term, schedules[name], f"{prefix}terms.{name}")
     return terms
 
@@ -202,20 +207,27 @@ def _check_weight_argument(term: LossTerm, setting: str) -> None:
     raise argument_error(f"{setting}.target", contract, got, f"{remedy}.")
 
 
-def check_functions(config: ObjectiveConfig, *, sharding: str, max_dropped: float = 0.0) -> None:
+def check_functions(
+    config: ObjectiveConfig, *, clips: ClipConfig, sharding: str, max_dropped: float = 0.0
+) -> None:
     """Import and check the functions that a run's settings name, before it reads any video.
 
     Args:
         config: The settings of the objective.
+        clips: The settings of the clips.
         sharding: See `TrainConfig`.
         max_dropped: See `PredictiveConfig`. Above 0, the posterior has fewer frames than the latent.
 
     Raises:
-        ValueError: A function does not fit its setting, a term decodes or encodes while weights are sharded, or a term
-            reads the posterior while frames are dropped.
+        ValueError: A function does not fit its setting, a term needs RGB and clips have no colours, a term decodes or
+            encodes while weights are sharded, or a term reads the posterior while frames are dropped.
     """
     import_functions(config, "objective.")
     for name, term in import_terms(config, "objective.").items():
+        if term.needs_rgb and not clips.has_colours:
+            contract = f"grey, rgb or rgba for {name}"
+            remedy = f"Remove {name} from `objective.terms`."
+            raise argument_error("clips.channels", contract, clips.channels, remedy)
         needs_model = {"decode", "encode", "model"} & set(term.arguments)
         if sharding != "none" and needs_model:
             contract = '"none" with terms that decode or encode'
@@ -266,8 +278,8 @@ def compute_on_batch(term: LossTerm, batch: Batch) -> Scalar:
         raise argument_error(name_of(term.function), contract, "one without", remedy)
     options = batch.options
     inputs = {
-        "reconstruction": batch.fake,
-        "target": batch.real,
+        "reconstruction": batch.reconstruction,
+        "target": batch.target,
         "weight": batch.clip_weight,
         "sample_weight": batch.sample_weight,
         "mask": batch.mask,

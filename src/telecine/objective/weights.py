@@ -16,24 +16,25 @@ class Weights:
     """The weights of all terms at one step. A term of weight 0 is not computed.
 
     Args:
-        terms: The weight of each term by name. That of the gradient penalty is `WeightSchedule.penalty_weight`.
-        ramps: The weights that change with the step, by their names in the log.
+        by_term: The weight of each term in its loss, by name. That of the gradient penalty is the setting times
+            `WeightSchedule.penalty_factor`.
+        ramps: The settings that are ramps at this step, by their names in the log.
         discriminators_train: Whether the discriminators train at this step.
     """
 
-    terms: Mapping[str, float]
+    by_term: Mapping[str, float]
     ramps: Mapping[str, float]
     discriminators_train: bool
 
     def __getitem__(self, name: str) -> float:
-        return self.terms[name]
+        return self.by_term[name]
 
     def sum(self, values: Mapping[str, Scalar]) -> Scalar | float:
         """Return the sum of weight times value. Zero weights are skipped: 0 * NaN is NaN."""
         weighted = []
         for name, value in values.items():
-            if self.terms[name] != 0:
-                weighted.append(self.terms[name] * value)
+            if self.by_term[name] != 0:
+                weighted.append(self.by_term[name] * value)
         if not weighted:
             return 0.0
         return sum(weighted[1:], weighted[0])
@@ -43,21 +44,21 @@ class WeightSchedule:
     """Every weight as a function of the step."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
-        self.terms = config.term_schedules()
+        self.schedules = config.term_schedules()
         self.disc_start = config.disc_start
         self.disc_train_start = config.gan.disc_train_start
         self.penalty_every = config.penalty.every
 
     def is_ever_on(self, term: str) -> bool:
         """Return whether the weight of a term is above 0 at any step."""
-        return self.terms[term].ramp.is_ever_on
+        return self.schedules[term].ramp.is_ever_on
 
     def off_at(self, step: int) -> list[str]:
         """Return the weights, by their names in the log, that are 0 at this step and above 0 at another."""
         return [
-            term.weight_key
-            for term in self.terms.values()
-            if term.ramp.is_ever_on and not term.at(step)
+            schedule.weight_key
+            for schedule in self.schedules.values()
+            if schedule.ramp.is_ever_on and not schedule.at(step)
         ]
 
     def step_with_most_terms(self, num_steps: int | None = None) -> int:
@@ -67,8 +68,8 @@ class WeightSchedule:
             num_steps: If not `None`, the step is before this one, and the penalty may be off.
         """
         changes = [self.disc_start, self.disc_train_start]
-        for term in self.terms.values():
-            changes.append((term.ramp.start or 0) + term.ramp.steps)
+        for schedule in self.schedules.values():
+            changes.append((schedule.ramp.start or 0) + schedule.ramp.steps)
         every = self.penalty_every
         candidates = set()
         for change in changes:
@@ -85,25 +86,31 @@ class WeightSchedule:
         fewest = min(num_off.values())
         return max(step for step in candidates if num_off[step] == fewest)
 
-    def penalty_weight(self, step: int) -> float:
-        """Return the weight of the gradient penalty: the setting times n on every n-th step, 0 on the others.
+    def discriminators_train(self, step: int) -> bool:
+        """Return whether the discriminators train at a step."""
+        return step >= self.disc_train_start
+
+    def penalty_factor(self, step: int) -> float:
+        """Return what the weight of the gradient penalty is multiplied by: n on every n-th step, 0 on the others.
 
         This is lazy regularisation (arXiv:1912.04958), from the step on from which the discriminators train.
         """
-        if step < self.disc_train_start or step % self.penalty_every != 0:
+        if not self.discriminators_train(step) or step % self.penalty_every != 0:
             return 0.0
-        return self.penalty_every * self.terms["grad_penalty"].at(step)
+        return self.penalty_every
 
     def at(self, step: int) -> Weights:
         """Return the weights of both steps of an update."""
-        weights: dict[str, float] = {}
+        by_term: dict[str, float] = {}
         ramps: dict[str, float] = {}
-        for name, term in self.terms.items():
-            weights[name] = term.at(step)
-            if isinstance(term.weight, Ramp):
-                ramps[term.weight_key] = weights[name]
-        weights["grad_penalty"] = self.penalty_weight(step)
-        return Weights(weights, ramps, discriminators_train=step >= self.disc_train_start)
+        for name, schedule in self.schedules.items():
+            weight = schedule.at(step)
+            if isinstance(schedule.weight, Ramp):
+                ramps[schedule.weight_key] = weight
+            if name == "grad_penalty":
+                weight *= self.penalty_factor(step)
+            by_term[name] = weight
+        return Weights(by_term, ramps, self.discriminators_train(step))
 
 
 def total(values: Iterable[Scalar], *, like: Tensor) -> Scalar:

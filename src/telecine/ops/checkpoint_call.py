@@ -7,7 +7,6 @@ before the call are an input of its recomputation, the caches after it an output
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +15,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from telecine.ops.ranks import context_group, using_context_group
+from telecine.ops.pass_options import pass_options, using_pass_options
+from telecine.ops.wrap_forward import wrap_forward
 
 # Returns new lists and dicts, which hold the same tensors.
 _copy = partial(tree_map, lambda leaf: leaf)
-
-
-_running: ContextVar[CheckpointedCall | None] = ContextVar("running", default=None)
 
 
 class RunResult(NamedTuple):
@@ -65,12 +62,7 @@ class CheckpointedCall:
         self._args = _copy(args)
         self._kwargs = _copy(kwargs)
         self._cached_before = self.cached()
-        self._context_group = context_group()
-
-    @classmethod
-    def running(cls) -> CheckpointedCall | None:
-        """Return the outermost of the calls that are running, if any."""
-        return _running.get()
+        self._context_group = pass_options().context_group
 
     def run(self) -> RunResult:
         """Call the function with copies of the caches before the call; the layers keep what they kept."""
@@ -78,13 +70,12 @@ class CheckpointedCall:
         kwargs = _copy(self._kwargs)
         cached_outside = self.cached()
         self.set_cached(self._cached_before)
-        token = _running.set(_running.get() or self)
+        outermost = pass_options().checkpointed_call or self
         try:
-            with using_context_group(self._context_group):
+            with using_pass_options(context_group=self._context_group, checkpointed_call=outermost):
                 output = self.forward(*args, **kwargs)
             return RunResult(output, [*args, *kwargs.values()], self.cached())
         finally:  # also when the recomputation stops early
-            _running.reset(token)
             self.set_cached(cached_outside)
             self.is_first_run = False
 
@@ -129,14 +120,9 @@ def checkpoint_call(
 
 
 def checkpoint_module(module: nn.Module, cache_name: str) -> None:
-    """Replace `module.forward` by a `checkpoint_call`; its layers may keep tensors in the attribute `cache_name`.
-
-    `del module.forward` gives the module its own one back.
-    """
+    """Wrap a module's `forward` in a `checkpoint_call`; its layers may keep tensors in the attribute `cache_name`."""
     cached_in = [layer for layer in module.modules() if hasattr(layer, cache_name)]
-    module.forward = partial(
-        checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name
-    )
+    wrap_forward(module, checkpoint_call, cached_in=cached_in, cache_name=cache_name)
 
 
 def overwrite(value: Any, by: Any) -> None:

@@ -36,7 +36,7 @@ def eager_backward(
         return dict(terms(x))
     leaf = detached_leaf(x)
     values = dict(terms(leaf))
-    return with_gradients_of_each(values, [leaf, *parameters], [x, *parameters])
+    return precompute_gradients(values, leaves=[leaf, *parameters], inputs=[x, *parameters])
 
 
 def detached_leaf(x: Tensor) -> Tensor:
@@ -47,27 +47,25 @@ def detached_leaf(x: Tensor) -> Tensor:
     return at_least_float32(x.detach()).requires_grad_()
 
 
-def with_gradients_of_each(
-    values: Mapping[str, Scalar], leaves: Sequence[Tensor], inputs: Sequence[Tensor]
+def precompute_gradients(
+    values: Mapping[str, Scalar], *, leaves: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> dict[str, Scalar]:
-    """Return scalars without graphs, whose `backward()` passes the gradients of the leaves to `inputs`.
-
-    The gradients are computed here, and the graph is freed.
+    """Differentiate scalars, and return them without their graph; `backward()` passes the gradients to `inputs`.
 
     Args:
         values: Scalars by name. One without a graph is returned as it is.
         leaves: The tensors that they were computed from.
         inputs: The tensors of which the leaves are copies.
     """
-    attached = [name for name, value in values.items() if value.requires_grad]
+    differentiable = [name for name, value in values.items() if value.requires_grad]
     results = dict(values)
-    for name in attached:
-        gradients = gradients_of(values[name], leaves, retain_graph=name != attached[-1])
-        results[name] = with_gradients(values[name], inputs, gradients)
+    for name in differentiable:
+        gradients = differentiate(values[name], leaves, retain_graph=name != differentiable[-1])
+        results[name] = attach_gradients(values[name], inputs, gradients)
     return results
 
 
-def gradients_of(
+def differentiate(
     value: Scalar, inputs: Sequence[Tensor], *, retain_graph: bool = False
 ) -> Gradients:
     """Return the gradient of `value` for each input, `None` where it does not depend on the input.
@@ -162,7 +160,7 @@ class GradientSum:
         return sum_so_far + gradient
 
 
-def with_gradients(
+def attach_gradients(
     value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> Scalar:
     """Return `value` without its graph; `backward()` on it passes each input its gradient.

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
-from telecine.ops.ranks import ContextGroup, context_group
+from telecine.ops.pass_options import ContextGroup, pass_options
 from telecine.ops.rows import sizes_of_ranks
 
 
@@ -25,7 +25,7 @@ def group_norm_of_rows(
     """
     if torch.is_autocast_enabled(rows.device.type):
         rows = rows.float()  # as autocast computes `group_norm`
-    group = context_group()
+    group = pass_options().context_group
     sizes = sizes_of_ranks(rows, group)
     share = sizes[group.rank] / sum(sizes)
     normed: Tensor = _GroupNormOfRows.apply(rows, num_groups, weight, bias, eps, share, group)

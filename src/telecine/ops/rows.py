@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from telecine.ops.ranks import ContextGroup, context_group
+from telecine.ops.pass_options import ContextGroup, pass_options
 
 
 def rows_of_ranks(num_units: int, rows_per_unit: int, num_ranks: int) -> list[int]:
@@ -38,7 +38,7 @@ def rows_of_ranks(num_units: int, rows_per_unit: int, num_ranks: int) -> list[in
 
 def split_rows(whole: Tensor) -> Tensor:
     """Return this rank's rows of `(..., H, W)`, which is the same on all ranks of the group."""
-    group = context_group()
+    group = pass_options().context_group
     if group.size == 1:
         return whole
     rows_per_unit = whole.shape[-2] // group.latent_rows
@@ -49,7 +49,7 @@ def split_rows(whole: Tensor) -> Tensor:
 
 def gather_rows(rows: Tensor) -> Tensor:
     """Return the whole of a tensor, on each rank, of this rank's rows `(..., h, W)`."""
-    group = context_group()
+    group = pass_options().context_group
     if group.size == 1:
         return rows
     whole: Tensor = _GatherRows.apply(rows, sizes_of_ranks(rows, group), group)
@@ -66,7 +66,7 @@ def pad_rows(rows: Tensor, above: int, below: int) -> Tensor:
     """
     if above == 0 and below == 0:
         return rows
-    padded: Tensor = _PadRows.apply(rows, above, below, context_group())
+    padded: Tensor = _PadRows.apply(rows, above, below, pass_options().context_group)
     return padded
 
 

@@ -53,6 +53,8 @@ class Series:
     """Whether the others are compared with it, as with the linear baseline."""
     is_front: bool = False
     """Whether it is a Pareto front, drawn in steps: the best up to each position. Its curve belongs to no run."""
+    is_smoothed: bool = False
+    """Whether its curves are drawn with their moving average, as far as the reader chooses."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,6 @@ class Chart:
     explanation: str = ""
     note: str = ""
     """Why its curves do not compare; empty if they do."""
-    is_smoothed: bool = True
-    """Whether the page may smooth values of training. Schedules are drawn as they are."""
     x: XAxis = STEPS
     """The horizontal axis."""
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from telecine.base.logged_values import TRAIN_LPIPS, label_and_kind
+from telecine.evaluation.metrics import METRICS
 from telecine.report.chart_data import Chart, Series, make_curve
 from telecine.report.columns import TRAIN_MSE, Column, columns_of_runs, kind_of
 from telecine.report.reported_run import ReportedRun, not_comparable
@@ -42,6 +43,7 @@ class ChartDefinition:
     scale: str = "linear"
     """The vertical axis, see `Chart.scale`."""
     is_smoothed: bool = True
+    """Whether values of training are smoothed. Validations have few values, and are not; schedules have no noise."""
     explanation: str = ""
 
 
@@ -108,14 +110,6 @@ TRAINING_CHARTS = [
 ]
 """Charts of the training itself. Other losses, scheduled weights and gradients of frames follow."""
 
-METRIC_LABELS = {
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "lpips_alex": "LPIPS (Alex)",
-    "lpips_vgg": "LPIPS (VGG)",
-}
-"""What metrics are called."""
-
 
 def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
     """Return the charts that have data.
@@ -135,7 +129,7 @@ def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
         series = []
         for name in definition.names:
             if name in columns:
-                series.append(_series(name, columns[name]))
+                series.append(_series(name, columns[name], definition))
         if not series:
             continue
         is_compared = any(_is_held_out(one.key) and len(one.curves) > 1 for one in series)
@@ -148,7 +142,6 @@ def charts_of_runs(runs: Sequence[ReportedRun]) -> list[Chart]:
             scale=definition.scale,
             explanation=definition.explanation,
             note=note if is_compared else "",
-            is_smoothed=definition.is_smoothed,
         )
         charts.append(chart)
     return charts
@@ -204,7 +197,8 @@ def label_of(name: str) -> str:
         return f"frame {frame}"
 
     source, _, metric = name.partition("/")
-    if source in SOURCES and (metric in METRIC_LABELS or name.startswith(TRAIN_LPIPS)):
+    has_label = metric in METRICS and METRICS[metric].label != ""
+    if source in SOURCES and (has_label or name.startswith(TRAIN_LPIPS)):
         return f"{metric_label(metric)}, {SOURCES[source].label}"
     if source != "train":
         return name.replace("/", " ").replace("_", " ")
@@ -215,18 +209,24 @@ def label_of(name: str) -> str:
 
 def metric_label(metric: str) -> str:
     """Return what a metric is called. One without a label has the name that it was logged under."""
-    if metric in METRIC_LABELS:
-        return METRIC_LABELS[metric]
+    if metric in METRICS and METRICS[metric].label:
+        return METRICS[metric].label
     if metric.startswith("lpips_"):
         return f"perceptual distance ({metric.removeprefix('lpips_')})"
     return metric
 
 
-def _series(name: str, columns: Sequence[Column]) -> Series:
+def _series(name: str, columns: Sequence[Column], definition: ChartDefinition) -> Series:
     curves = [make_curve(column.run, column.points) for column in columns]
-    source = SOURCES.get(name.partition("/")[0])
-    is_reference = source is not None and source.is_reference
-    return Series(label_of(name), columns[-1].logged_name, curves, is_reference=is_reference)
+    prefix = name.partition("/")[0]
+    source = SOURCES.get(prefix)
+    return Series(
+        label=label_of(name),
+        key=columns[-1].logged_name,
+        curves=curves,
+        is_reference=source is not None and source.is_reference,
+        is_smoothed=definition.is_smoothed and prefix == "train",
+    )
 
 
 def _is_held_out(key: str) -> bool:

@@ -10,16 +10,16 @@ from typing import Any
 from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.metrics import METRICS
+from telecine.evaluation.metrics.metric import DIRECTIONS
 from telecine.report.chart_data import ChartsData, Event, charts_data
 from telecine.report.html import render_page
-from telecine.report.logged_charts import METRIC_LABELS, charts_of_runs, metric_label
+from telecine.report.logged_charts import charts_of_runs, metric_label
 from telecine.report.page_videos import VideoFolder, copy_videos
 from telecine.report.reported_run import ReportedRun, describe_training, not_comparable, read_runs
 from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.runs.saved_settings import read_saved_settings, side_by_side_settings
 
-_ARROWS = {"larger": " ↑", "smaller": " ↓"}  # towards better values
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
 
 
@@ -147,7 +147,7 @@ def _render(
             events.append(Event(index, warning.step, f"{warning.rule}, {warning.message}"))
     data: PageData = {
         **charts_data(charts, runs=names, file=History.file, events=events),
-        "metrics": METRIC_LABELS,
+        "metrics": {name: metric.label for name, metric in METRICS.items() if metric.label},
         "validations": validations,
         "live": live,
     }
@@ -183,10 +183,10 @@ def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
                 has_teacher = True
     labels = []
     for name in names:
-        arrow = ""
+        label = metric_label(name)
         if name in METRICS:
-            arrow = _ARROWS.get(METRICS[name].better, "")
-        labels.append(metric_label(name) + arrow)
+            label = f"{label} {DIRECTIONS[METRICS[name].better].arrow}"
+        labels.append(label)
     rows = [[run_metrics.get(name) for name in names] for run_metrics in metrics]
     return {
         "labels": labels,

@@ -7,6 +7,7 @@ from pathlib import Path
 from telecine.base.files import write_json, write_text
 from telecine.evaluation.compare_speed import ComparedSpeeds
 from telecine.evaluation.evaluation_record import describe_clips
+from telecine.evaluation.metrics.metric import DIRECTIONS
 from telecine.evaluation.result import METRICS_FILE, SavedEvaluation
 from telecine.evaluation.speed import SPEED_FILE, PartSpeed, Speed
 from telecine.report.chart_data import Chart, Curve, Series, XAxis, charts_data, make_curve
@@ -61,7 +62,7 @@ def render_speeds(
         figures = [short(evaluation.metrics[name]) for evaluation in evaluations]
         better = record["better"][name]
         rows.append((f"{metric_label(name)}, {better} is better", figures))
-        if better in ("larger", "smaller"):
+        if not DIRECTIONS[better].has_limit:
             charts.append(_chart(name, evaluations, speeds.speeds))
     return render_page(
         "speed.html",

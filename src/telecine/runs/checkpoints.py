@@ -62,9 +62,9 @@ class Checkpoints:
         for folder in reversed(checkpoints):
             error = self.damage_of(folder)
             if error is None:
-                notes += [
-                    f"{error} It is now {_set_aside(folder)}." for folder, error in damaged.items()
-                ]
+                for damaged_folder, damage in damaged.items():
+                    new_path = _set_aside(damaged_folder)
+                    notes.append(f"{damage} It is now {new_path}.")
                 return folder, notes
             damaged[folder] = error
         if damaged:

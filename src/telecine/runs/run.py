@@ -16,7 +16,7 @@ from telecine.runs.history import History, Warnings
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
 from telecine.runs.saved_settings import SETTINGS_FILE
 from telecine.runs.summary import RunSummary
-from telecine.runs.validation import CLIPS_FILE, SavedClip
+from telecine.runs.validation import VALIDATION_FILE, SavedClip
 
 _MAX_VIDEO = 2**32  # bytes; a sparse file can seem to have more, and the report copies videos
 
@@ -203,7 +203,9 @@ class Run:
     def validation_folders(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every validation with complete clips, oldest first."""
         folders = step_folders(self._validations)
-        return [(step, folder) for step, folder in folders if os.path.lexists(folder / CLIPS_FILE)]
+        return [
+            (step, folder) for step, folder in folders if os.path.lexists(folder / VALIDATION_FILE)
+        ]
 
     def write_validation(
         self,
@@ -234,7 +236,7 @@ class Run:
                     "clips", "at least one clip", "none", "Validate on at least one clip."
                 )
             described = {"step": step, "fps": fps, "amplification": amplification, "clips": clips}
-            write_json(partial / CLIPS_FILE, described)
+            write_json(partial / VALIDATION_FILE, described)
             # The folder of this step from before the run was resumed.
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
@@ -246,7 +248,7 @@ class Run:
         """Remove what interrupted writes and deletions have left, and partial files from `before`, see `RunLock`."""
         self.checkpoints.remove_unfinished()
         for _, folder in step_folders(self._validations):
-            if not (folder / CLIPS_FILE).is_file():
+            if not (folder / VALIDATION_FILE).is_file():
                 shutil.rmtree(folder)
         for folder in self._validations.glob(".step-*"):
             shutil.rmtree(folder)

@@ -11,7 +11,7 @@ from telecine.base.files import read_json
 from telecine.base.plain_values import as_dataclass
 from telecine.runs.numbers import FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-CLIPS_FILE = "clips.json"
+VALIDATION_FILE = "clips.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SavedValidation:
         Raises:
             ValueError: Their description is damaged, or names a file elsewhere.
         """
-        path = folder / CLIPS_FILE
+        path = folder / VALIDATION_FILE
         contract = "the description of a validation"
         remedy = f"Remove {folder}."
         saved = as_dataclass(

@@ -32,6 +32,7 @@ from telecine.settings.objective import PenaltyConfig as PenaltyConfig
 from telecine.settings.objective import PerceptualConfig as PerceptualConfig
 from telecine.settings.objective import Ramp as Ramp
 from telecine.settings.objective import ReconstructionConfig as ReconstructionConfig
+from telecine.settings.objective import Side as Side
 from telecine.settings.objective import Term as Term
 from telecine.settings.objective import TermSchedule as TermSchedule
 from telecine.settings.objective import Weight as Weight

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import Field
 
 from telecine.base.checks import argument_error
-from telecine.settings.group import Count, CountOrZero, Number, Positive, group
+from telecine.settings.group import Count, CountOrZero, Number, Positive, Unlisted, group
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
@@ -94,58 +94,67 @@ class Mark(Enum):
     its metrics would no longer compare."""
     FILES = auto()
     """Only data in files has it, no data set from Python."""
+    DECODING = auto()
+    """How a file is decoded: `encode` and `reconstruct`, which read whole files, read them as the run did."""
+    MEASURED = auto()
+    """Length, size and times of clips: `MeasuredClips` has settings of the same names, which replace those of a run."""
+    TRAINING = auto()
+    """Clips that are measured have the default, whatever the run had."""
 
 
 CONTENT = Mark.CONTENT
 READING = Mark.READING
 HELD_OUT = Mark.HELD_OUT
 FILES = Mark.FILES
+DECODING = Mark.DECODING
+MEASURED = Mark.MEASURED
+TRAINING = Mark.TRAINING
 
 
 @group
 class ClipConfig:
     """Which clips are drawn from the videos, and how they are read."""
 
-    num_frames: Annotated[Count, CONTENT, HELD_OUT] = 17
+    num_frames: Annotated[Count, CONTENT, HELD_OUT, MEASURED] = 17
     """Frames per clip. Most causal autoencoders need a multiple of 4 or 8, plus 1."""
-    height: Annotated[Count, CONTENT, HELD_OUT] = 256
+    height: Annotated[Count, CONTENT, HELD_OUT, MEASURED] = 256
     """Height of a clip in pixels. Videos are resized to cover the clip, then cropped."""
-    width: Annotated[Count, CONTENT, HELD_OUT] = 256
+    width: Annotated[Count, CONTENT, HELD_OUT, MEASURED] = 256
     """Width of a clip in pixels."""
-    buckets: Annotated[tuple[Bucket, ...], CONTENT, FILES] = ()
+    buckets: Annotated[tuple[Bucket, ...], CONTENT, FILES, TRAINING] = ()
     """Several clip sizes to train on, e.g. `[{num_frames: 17, height: 256, width: 256, weight: 3}, ...]`. All clips of
     a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
-    image_ratio: Annotated[Number, Field(ge=0, le=1), CONTENT, HELD_OUT, FILES] = 0.0
+    image_ratio: Annotated[Number, Field(ge=0, le=1), CONTENT, HELD_OUT, FILES, TRAINING] = 0.0
     """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
-    channels: Annotated[_ChannelNames | Count, CONTENT] = "rgb"
+    channels: Annotated[_ChannelNames | Count, CONTENT, DECODING] = "rgb"
     """Channels of a pixel: luma, colours, or colours and opacity, or of arrays any number. The model has to have as
     many `in_channels`."""
-    bit_depth: Annotated[Literal[8, 16], CONTENT, HELD_OUT] = 8
+    bit_depth: Annotated[Literal[8, 16], CONTENT, HELD_OUT, DECODING] = 8
     """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
-    colour_matrix: Annotated[Literal["auto", "bt601"], CONTENT, HELD_OUT] = "auto"
+    colour_matrix: Annotated[Literal["auto", "bt601"], CONTENT, HELD_OUT, DECODING] = "auto"
     """How videos that do not say it encode colours: as players guess, by BT.709 if they have 720 lines or more and by
     BT.601 otherwise ("auto"), or always by BT.601, as in runs of earlier versions."""
-    hdr: Annotated[Literal["as_stored", "tone_map"], CONTENT, HELD_OUT] = "as_stored"
+    hdr: Annotated[Literal["as_stored", "tone_map"], CONTENT, HELD_OUT, DECODING] = "as_stored"
     """Videos with a high dynamic range (PQ, HLG) or the wide colours of BT.2020, as phones record them: use their
     values as they are, which look grey as ordinary video ("as_stored"), or convert them to BT.709 ("tone_map")."""
-    layout: Annotated[str | None, CONTENT, HELD_OUT] = None
+    layout: Annotated[str | None, CONTENT, HELD_OUT, DECODING] = None
     """Axes of arrays (`.npy`, `.npz`): time, height, width and channels. An array without T is an image. By default
     `T H W C`, or `T H W` for arrays of three axes."""
-    range: Annotated[tuple[Number, ...], CONTENT, HELD_OUT] = ()
+    range: Annotated[tuple[Number, ...], CONTENT, HELD_OUT, DECODING] = ()
     """Values of arrays that are black and white, e.g. `[0.0, 1.0]`; others are refused. By default, of whole numbers
     those that their type has; floats need it."""
-    stride: Annotated[Count, CONTENT, HELD_OUT] = 1
+    stride: Annotated[Count, CONTENT, HELD_OUT, MEASURED] = 1
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
-    fps: Annotated[Positive | None, CONTENT, HELD_OUT] = None
+    fps: Annotated[Positive | None, CONTENT, HELD_OUT, MEASURED] = None
     """Frames per second of all clips, whatever the videos have: each frame of a clip is the one whose timestamp is
     nearest to its time. Videos with fewer frames a second are not used, because clips would repeat frames. Arrays
     count as 25 frames a second. Left out, `stride` chooses the frames."""
     random_flip: Annotated[bool, CONTENT] = True
     """Flip training clips left to right with probability 1/2."""
-    random_orientation: Annotated[bool, CONTENT] = False
+    random_orientation: Annotated[bool, CONTENT, TRAINING] = False
     """Turn training clips to one of the eight orientations of a square: rows and columns are also exchanged, and rows
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
-    scale_jitter: Annotated[Number, Field(ge=1, le=8), CONTENT] = 1.0
+    scale_jitter: Annotated[Number, Field(ge=1, le=8), CONTENT, TRAINING] = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off. With
     `cache`, frames are then kept at the size of their files."""
     weighting: Annotated[Literal["frames", "files"], CONTENT] = "frames"
@@ -157,13 +166,15 @@ class ClipConfig:
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
     num_workers: Annotated[CountOrZero, READING] = 2
     """Processes that read clips. 0 reads them in the training process."""
-    timeout: Annotated[Positive, READING] = TIMEOUT
+    timeout: Annotated[Positive, READING, DECODING] = TIMEOUT
     """Seconds that training waits for a batch before it replaces these processes, and that a file may take to index.
     Slow disks may need more."""
-    cache: Annotated[bool, READING, FILES] = False
+    cache: Annotated[bool, READING, FILES, TRAINING] = False
     """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
     a run keeps all of them."""
-    max_pixels: Annotated[Count, Field(le=PILLOW_MAX_PIXELS), READING, HELD_OUT] = MAX_PIXELS
+    max_pixels: Annotated[Count, Field(le=PILLOW_MAX_PIXELS), READING, HELD_OUT, DECODING] = (
+        MAX_PIXELS
+    )
     """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
     skipped before they are decoded."""
     val_fraction: Annotated[Number, Field(gt=0, le=0.5), READING, HELD_OUT] = 0.1
@@ -172,6 +183,9 @@ class ClipConfig:
     """What is held out together, so that validation sees nothing similar in training: files whose names begin alike, or
     have one value in the column `group` of a list ("auto"); those with one value in another column ("column:NAME"); all
     files of a folder ("folder"); or each file by itself ("file"). "earlier" splits as runs of earlier versions did."""
+    file_identity: Annotated[Unlisted[Literal["content", "path"]], READING, HELD_OUT] = "content"
+    """Runs of earlier versions that index ahead keep "path" when they resume: `holdout` sees the names of the files
+    that links lead to, instead of those of the links, and copies of files of `val_data` are trained on."""
     # `CONTENT`: with "lazy", the clip of a number may start at another frame if a header is not exact.
     index: Annotated[Literal["ahead", "lazy"], CONTENT, HELD_OUT, FILES] = "ahead"
     """Index all videos before training ("ahead"), or read their headers only, and index a video when a clip is first
@@ -274,6 +288,10 @@ class ClipConfig:
     def augments(self) -> bool:
         """Whether the pixels of training clips are varied."""
         return self.random_flip or self.random_orientation or self.scale_jitter > 1
+
+    def values_marked(self, mark: Mark) -> dict[str, Any]:
+        """Return the values of the settings with a mark, by name."""
+        return {name: getattr(self, name) for name in settings_marked(mark)}
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that change what a clip is, by name, as plain values.

@@ -53,6 +53,13 @@ class DistillConfig(TrainConfig):
     resolved: Unlisted[ResolvedStudent | None] = None
     """What a run has saved about its student, so that its `config.yaml` starts it again. Leave it out."""
 
+    @property
+    def pruned_model(self) -> str | None:
+        """The pruned model that the student starts as: `init`; in settings that a run has saved, that of `resolved`."""
+        if self.init is None and self.resolved is not None:
+            return self.resolved.pruned_model
+        return self.init
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trainable.weights == "lora":

@@ -1,10 +1,10 @@
 """Settings of `telecine evaluate`, `telecine latents` and `telecine reconstruct`."""
 
-from dataclasses import field, fields, replace
+from dataclasses import field, replace
 from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
-from telecine.settings.data import ClipConfig
+from telecine.settings.data import MEASURED, TRAINING, ClipConfig, settings_marked
 from telecine.settings.group import Count, DeviceName, Integer, Number, Positive, UserPath, group
 
 ProtocolName: TypeAlias = Literal[
@@ -92,6 +92,10 @@ class ModelUse:
         fields = {"steps": self.decode_steps, "seed": self.decode_seed, "level": self.decode_level}
         return {name: value for name, value in fields.items() if value is not None}
 
+    def with_arrays(self, clips: ClipConfig) -> ClipConfig:
+        """Return clips whose arrays have the layout and the range that are set here, if any."""
+        return replace(clips, layout=self.layout or clips.layout, range=self.range or clips.range)
+
 
 @group
 class MeasuredClips(ModelUse):
@@ -120,28 +124,19 @@ class MeasuredClips(ModelUse):
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and times that are set here, to read clips at fixed places.
 
-        Clips have one size, are no images among videos, and are neither turned nor zoomed, nor kept in memory. What
-        random draws depend on stays: `random_flip`, `weighting`, `order`, `num_clips`. Fixed places need none of it,
-        and `telecine latents --probe`, which draws clips, sets two of them and draws by the others.
+        Clips have one size, are no images among videos, and are neither turned nor zoomed, nor kept in memory. The
+        settings of random draws stay, such as `weighting`: `telecine latents --probe` draws its training clips by them.
         """
-        values: dict[str, Any] = {}
-        for item in fields(ClipConfig):
-            value = getattr(self, item.name, None)  # of a setting that both have
-            if value not in (None, ()):
-                values[item.name] = value
+        values = ClipConfig().values_marked(TRAINING)
+        for name in settings_marked(MEASURED):
+            value = getattr(self, name)
+            if value is not None:
+                values[name] = value
         if self.fps is None and self.stride is not None:
             values["fps"] = None
         if self.stride is None and self.fps is not None:
             values["stride"] = 1
-        return replace(
-            base,
-            buckets=(),
-            image_ratio=0.0,
-            random_orientation=False,
-            scale_jitter=1.0,
-            cache=False,
-            **values,
-        )
+        return self.with_arrays(replace(base, **values))
 
 
 @group

@@ -56,6 +56,8 @@ Weight: TypeAlias = Annotated[
     Annotated[NonNegative, pydantic.Tag("number")] | Annotated[Ramp, pydantic.Tag("ramp")],
     pydantic.Discriminator(_kind_of_weight),
 ]
+Side: TypeAlias = Literal["autoencoder", "discriminators"]
+"""Whose loss it is."""
 DiscriminatorKind: TypeAlias = Literal[
     "discriminator", "multiscale discriminator", "any discriminator"
 ]
@@ -68,8 +70,10 @@ class TermSchedule:
     name: str  # by which the objective looks the weight up, as in `weights["perceptual"]`
     setting: str  # the dotted name of the weight in `ObjectiveConfig`
     weight: Weight
-    first_step: int = 0  # its weight is 0 before; the default of `Ramp.start`
-    side: Literal["autoencoder", "discriminators"] = "autoencoder"  # whose loss it is part of
+    first_step: int = (
+        0  # its weight is 0 before, whatever its ramp says; the default of `Ramp.start`
+    )
+    side: Side = "autoencoder"  # whose loss it is part of
     needs: DiscriminatorKind | None = None  # the kind of discriminator that it is computed with
     part_of: str | None = None  # the logged value that has it, if the log has no `{name}_loss`
     is_saved: bool = False  # whether a checkpoint has further tensors if the weight is ever above 0
@@ -83,7 +87,7 @@ class TermSchedule:
 
     @cached_property
     def ramp(self) -> Ramp:
-        """The weight as a ramp."""
+        """The weight as a ramp; where its start is left out, it is `first_step`."""
         ramp = self.weight if isinstance(self.weight, Ramp) else Ramp(self.weight)
         if ramp.start is not None:
             return ramp
@@ -92,7 +96,7 @@ class TermSchedule:
     def at(self, step: int) -> float:
         """Return the weight at a step."""
         if step < self.first_step:
-            return 0.0
+            return 0.0  # also of a ramp that starts earlier, or whose `initial` is above 0
         return self.ramp.at(step)
 
 
@@ -359,16 +363,16 @@ class ObjectiveConfig:
         object.__setattr__(self, "terms", terms)
 
     @property
-    def named_terms(self) -> dict[str, Term]:
-        """`terms`, each as a `Term` with a target."""
+    def term_settings(self) -> dict[str, Term]:
+        """`terms` by name. `__post_init__` has made a `Term` with a target of each."""
         return cast(dict[str, Term], self.terms)
 
     def term_schedules(self) -> dict[str, TermSchedule]:
-        """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
-        terms = {term.name: term for term in self._fixed_terms()}
-        for name, term in self.named_terms.items():
-            terms[name] = TermSchedule(name, f"terms.{name}.weight", term.weight)
-        return terms
+        """Return the schedule of every term by name: of those with a setting for their weight, then of `terms`."""
+        schedules = {schedule.name: schedule for schedule in self._fixed_terms()}
+        for name, term in self.term_settings.items():
+            schedules[name] = TermSchedule(name, f"terms.{name}.weight", term.weight)
+        return schedules
 
     def _fixed_terms(self) -> list[TermSchedule]:
         """Return the terms whose weights are fields of this group and of `gan`."""

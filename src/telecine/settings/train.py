@@ -298,7 +298,7 @@ class TrainConfig:
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _check_without_colours(self) -> None:
-        """Check that no setting needs RGB."""
+        """Check that no setting needs RGB; `check_functions` of the objective checks its terms."""
         if self.objective.term_schedules()["perceptual"].ramp.is_ever_on:
             raise argument_error(
                 "objective.perceptual_weight",
@@ -306,15 +306,6 @@ class TrainConfig:
                 self.objective.perceptual_weight,
                 "LPIPS needs RGB frames: set `objective.perceptual_weight` to 0.",
             )
-        for name in ("alignment", "gram"):
-            if any(term.target == name for term in self.objective.named_terms.values()):
-                contract = f"grey, rgb or rgba for {name}"
-                raise argument_error(
-                    "clips.channels",
-                    contract,
-                    self.clips.channels,
-                    f"Remove {name} from `objective.terms`.",
-                )
         if self.discriminator.video == "features":
             contract = f"a discriminator of {self.clips.num_channels} channels"
             raise argument_error(

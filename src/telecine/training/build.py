@@ -22,6 +22,7 @@ from telecine.models.frozen_encoder import TeacherEncoderModel
 from telecine.models.load import is_custom
 from telecine.models.pretrained import check_tensors
 from telecine.objective import VideoAutoencoderLoss
+from telecine.objective.gradient_probes import GradientProbe, TensorProbe
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.runs import find_checkpoint
@@ -327,7 +328,7 @@ def new_state(
     accelerator: Accelerator,
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
-    last_layer: Tensor | LayerActivations | None,
+    last_layer: GradientProbe | None,
     *,
     seed: int,
 ) -> TrainState:
@@ -362,7 +363,7 @@ def last_layer_of(
     temporal_chunk: int | None,
     *,
     is_sharded: bool,
-) -> Tensor | LayerActivations | None:
+) -> GradientProbe | None:
     """Return where the adaptive weight compares gradients in the autoencoder; None if it does not do that there.
 
     It is the weight of the last layer. Its activations replace a weight that is sharded, and one whose gradient needs
@@ -385,6 +386,6 @@ def last_layer_of(
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
     if not is_sharded and temporal_chunk is None:
-        return weight
+        return TensorProbe(weight)
     layers = [layer for layer in model.modules() if getattr(layer, "weight", None) is weight]
     return LayerActivations(layers[0])

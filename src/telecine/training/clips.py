@@ -4,10 +4,8 @@ import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any
 
-import numpy as np
 from accelerate.utils import gather_object
 
 from telecine.base.checks import argument_error, count, count_files
@@ -23,25 +21,23 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
-from telecine.data.clip_frames import ClipFrames, log_too_short
+from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
-from telecine.data.fingerprint import num_bytes
-from telecine.data.holdout import split_videos
+from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.index import index_video, index_videos
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sorted_numbers import first_of_each
-from telecine.data.lazy.span_table import SpanTable, are_images, file_numbers, select
-from telecine.data.lazy.split_table import split_table, without_held_out_files
+from telecine.data.lazy.span_table import SpanTable
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
 from telecine.data.validation import (
     index_validation_spans,
+    leave_out,
     read_validation_clips,
-    without_held_out,
 )
 from telecine.models import VideoAutoencoder
 from telecine.models.interface import check_buckets, check_channels
@@ -84,13 +80,8 @@ class Clips:
 
         Hashes identify the files to train on, and the clips that the run validates on.
         """
-        spans = self.train.spans
-        if isinstance(spans, SpanTable):
-            num_frames_to_train = int(spans.num_frames.sum())
-            data_sha256, content_sha256 = spans.sha256()
-        else:
-            num_frames_to_train = sum(span.num_frames for span in spans)
-            data_sha256, content_sha256 = _digest_spans(spans)
+        spans = SpanTable.of(self.train.spans)
+        data_sha256, content_sha256 = spans.sha256()
         # The hash that `telecine evaluate` records.
         hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in self.val]
         _, num_frames, height, width = self.val[0]["video"].shape
@@ -98,7 +89,7 @@ class Clips:
             "num_videos": self.num_videos,
             "num_images": self.num_images,
             "num_skipped": self.num_skipped,
-            "num_frames": num_frames_to_train,
+            "num_frames": int(spans.num_frames.sum()),
             "validation": ValidationSet(
                 len(hashes), num_frames, height, width, clips_sha256(hashes)
             ),
@@ -108,32 +99,20 @@ class Clips:
         }
 
 
-def _digest_spans(spans: Sequence[Span]) -> tuple[str, str]:
-    """Return hashes of the names, sizes and frames of indexed files, and of their content."""
-    sizes = {path: num_bytes(path) for path in {span.info.source for span in spans}}
-    files = sha256()
-    content = sha256()
-    for span in spans:
-        path = span.info.source
-        files.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
-        content.update(f"{span.info.digest}\n".encode())
-    return files.hexdigest(), content.hexdigest()
-
-
 @dataclass(frozen=True)
 class Spans:
     """The frames of a data set."""
 
-    usable: Sequence[Span]
+    usable: SpanTable
     """Of all videos and images that can be decoded, in order."""
-    train: Sequence[Span]
-    held_out: Sequence[Span]
+    train: SpanTable
+    held_out: SpanTable
     skipped: list[Skipped]
     """Files that cannot be decoded, and lines of a list without frames."""
     num_short: int
     """Videos that are shorter than a clip."""
     lazy_index: LazyIndex | None = None
-    """Indexes the files of `usable` and `train` if they are tables."""
+    """Indexes the files of `usable` and `train` if their spans are estimated."""
     val_lazy_index: LazyIndex | None = None
     """The same for `held_out`."""
 
@@ -152,24 +131,27 @@ class Spans:
             config: The settings of the clips.
         """
         if config.index == "lazy" and data is not None:
-            spans = cls._find_lazily(data, val_data, config)
-            if spans is not None:
-                return spans
-        usable: Sequence[Span]
+            estimated = cls._find_lazily(data, val_data, config)
+            if estimated is not None:
+                return estimated
         if data is None:
             infos, skipped = index_videos(
                 sample_videos(), index=lambda path: index_video(path, config=config)
             )
-            usable = [whole_video(info) for info in infos]
+            spans = [whole_video(info) for info in infos]
         else:
-            usable, skipped = load_spans(data, config)
-        num_short = log_too_short(usable, ClipFrames.shortest(config))
+            spans, skipped = load_spans(data, config)
+        usable = SpanTable.of(spans)
+        num_short = usable.log_too_short(ClipFrames.shortest(config))
         if val_data is None:
-            train, held_out = split_videos(_to_split(usable, config), config)
+            parts = split_table(_to_split(usable, config), config)
+            assert parts is not None
+            train, held_out = parts
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
-            held_out, _ = load_spans(val_data, config, name="val_data")
-            train = without_held_out(usable, held_out)
+            val_spans, _ = load_spans(val_data, config, name="val_data")
+            held_out = SpanTable.of(val_spans)
+            train = leave_out(usable, held_out, copies=config.file_identity == "content")
         return cls(usable, train, held_out, skipped, num_short)
 
     @classmethod
@@ -179,20 +161,18 @@ class Spans:
         """Find and split videos and images by their headers; None if `split_table` needs all of them indexed."""
         table = load_table(data, config)
         if val_data is None:
-            to_split = _to_split(table.spans, config)
-            assert isinstance(to_split, SpanTable)
-            split = split_table(to_split, config)
-            if split is None:
+            parts = split_table(_to_split(table.spans, config), config)
+            if parts is None:
                 return None
-            train, held_out = split
+            train, held_out = parts
             val_lazy_index = table.lazy_index
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
             val_table = load_table(val_data, config, name="val_data")
             held_out = val_table.spans
             val_lazy_index = val_table.lazy_index
-            train = without_held_out_files(table.spans, held_out)
-        num_short = table.log_too_short(ClipFrames.shortest(config))
+            train = leave_out(table.spans, held_out)
+        num_short = table.spans.log_too_short(ClipFrames.shortest(config))
         table.spans.files.release_pages()
         return cls(
             table.spans,
@@ -205,12 +185,11 @@ class Spans:
         )
 
 
-def _to_split(spans: Sequence[Span], config: ClipConfig) -> Sequence[Span]:
+def _to_split(spans: SpanTable, config: ClipConfig) -> SpanTable:
     """Return the spans of which some are held out: no videos if all clips are images."""
-    if config.image_ratio < 1:
+    if config.image_ratio < 1 or not spans.is_image.any():
         return spans
-    images = np.flatnonzero(are_images(spans))
-    return select(spans, images) if len(images) > 0 else spans
+    return spans.take(spans.is_image)
 
 
 def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset) -> Clips:
@@ -283,11 +262,11 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         # Without zoom, as `telecine evaluate` reads clips.
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
-        held_out = spans.held_out
+        held_out: Sequence[Span] = spans.held_out
         try:
-            if isinstance(held_out, SpanTable) and spans.val_lazy_index is not None:
+            if spans.val_lazy_index is not None:
                 held_out = index_validation_spans(
-                    held_out, spans.val_lazy_index, val_config, config.val_clips
+                    spans.held_out, spans.val_lazy_index, val_config, config.val_clips
                 )
             val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
         except ChangedError:
@@ -299,8 +278,8 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         )
         # Again, as data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
-    first_places = first_of_each(file_numbers(spans.usable))
-    num_images = int(are_images(spans.usable)[first_places].sum())
+    first_places = first_of_each(spans.usable.file)
+    num_images = int(spans.usable.is_image[first_places].sum())
     num_videos = len(first_places) - num_images - spans.num_short
     if train.image_ratio == 0:
         num_images = 0

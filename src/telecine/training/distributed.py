@@ -21,13 +21,8 @@ from torch.utils._pytree import tree_map_only
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
 from telecine.ops.checkpoint_call import CheckpointedCall, overwrite
-from telecine.ops.ranks import (
-    ContextGroup,
-    context_group,
-    data_rank,
-    num_ranks,
-    set_context_group,
-)
+from telecine.ops.pass_options import WHOLE_CLIPS, ContextGroup, pass_options, set_pass_options
+from telecine.ops.ranks import data_rank, num_ranks
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -84,17 +79,17 @@ def enter_context_group(size: int, timeout: float) -> None:
         timeout: Seconds that a process waits for the others of its group.
     """
     leave_context_group()
-    group = ContextGroup()
+    group = WHOLE_CLIPS
     if size > 1:
         process_group, _ = dist.new_subgroups(size, timeout=timedelta(seconds=timeout))
         group = ContextGroup(size, dist.get_rank(process_group), process_group)
-    set_context_group(group)
+    set_pass_options(context_group=group)
 
 
 def leave_context_group() -> None:
     """Let each process have its own clips again."""
-    process_group = context_group().process_group
-    set_context_group(ContextGroup())
+    process_group = pass_options().context_group.process_group
+    set_pass_options(context_group=WHOLE_CLIPS)
     if process_group is not None:
         dist.destroy_process_group(process_group)
 
@@ -104,8 +99,8 @@ def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
     line = f"computing on {accelerator.device.type}"
     if accelerator.num_processes > 1:
         line += f" in each of {accelerator.num_processes} processes"
-    if context_group().size > 1:
-        line += f", {context_group().size} for each clip"
+    if pass_options().context_group.size > 1:
+        line += f", {pass_options().context_group.size} for each clip"
     if sharding != "none":
         line += f", weights sharded by {sharding}"
     lines = [f"{line}, mixed precision: {accelerator.mixed_precision}"]
@@ -289,7 +284,7 @@ class _CacheHooks:
     def before(self, module: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Remember the caller's lists and dicts; a forward pre-hook."""
         self._callers = _caches_in(args, kwargs)
-        call = CheckpointedCall.running()
+        call: CheckpointedCall | None = pass_options().checkpointed_call
         # Older PyTorch recomputes a second chunk with sharded weights.
         if call and not call.is_first_run:
             module.unshard()

@@ -1,7 +1,7 @@
 """What a run logs while it trains: means over updates, shares of the gradient, and progress on the console."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from telecine.base.logged_values import TRAIN, TRAIN_LPIPS, TRAIN_PSNR, find_logged_value
+from telecine.base.logged_values import TRAIN, TRAIN_LPIPS, TRAIN_PSNR, logged_by
 from telecine.base.terminal import SECONDS_BETWEEN_LINES, NotebookBar, describe_duration
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.objective.log import name_error
@@ -53,12 +53,10 @@ def check_names_in_training(aux_losses: Iterable[str]) -> None:
         ValueError: One has.
     """
     for name in aux_losses:
-        value = find_logged_value(name)
-        is_of_training = value is not None and value.logged_by == "training"
         key = f"{TRAIN}{name}"
         is_of_frame = History.frame_of(key) is not None
         is_of_report = key == TRAIN_PSNR or key.startswith(TRAIN_LPIPS)
-        if is_of_training or is_of_frame or is_of_report:
+        if logged_by(name) == "training" or is_of_frame or is_of_report:
             raise name_error(name)
 
 
@@ -163,33 +161,47 @@ def is_share_of_gradient(name: str) -> bool:
 
 
 class ReconstructionGradient:
-    """Logs the gradient at a reconstruction `(B, C, T, H, W)`: the share of each frame, and of the discriminators.
+    """Measures the gradient at a reconstruction `(B, C, T, H, W)`: the share of each frame, and of the discriminators.
 
-    It is measured in one backward, without a host sync.
+    It is measured in the backward of an update, without a host sync.
     """
 
     def __init__(self) -> None:
-        self.log: dict[str, Tensor] = {}
+        self._log: dict[str, Tensor] = {}
         self._adversarial: Tensor | None = None
 
     def keep_adversarial(self, gradient: Tensor) -> None:
         """Keep the part of the gradient that the discriminators cause: the `grad_hook` of the objective."""
         self._adversarial = gradient.detach()
 
-    def measure_at(self, reconstruction: Tensor) -> None:
-        """Measure in the next backward. Call it after the losses are computed, as they may run backwards themselves."""
-        reconstruction.register_hook(self._measure)
+    def measure(
+        self,
+        reconstruction: Tensor,
+        losses: Iterable[Tensor],
+        backward: Callable[[Tensor], object],
+    ) -> dict[str, Tensor]:
+        """Run the backward of each loss, and return the log of the gradient at the reconstruction.
+
+        Args:
+            reconstruction: The video, with its graph.
+            losses: Scalars; one of them depends on the reconstruction.
+            backward: Runs a backward, as `torch.Tensor.backward` does.
+        """
+        with reconstruction.register_hook(self._measure):
+            for loss in losses:
+                backward(loss)
+        return self._log
 
     @torch.no_grad()
     def _measure(self, gradient: Tensor) -> None:
         norms = _frame_norms(gradient)
         if len(norms) > 1:
             for frame, share in enumerate(norms / norms.mean()):
-                self.log[History.gradient_of_frame(frame)] = share
+                self._log[History.gradient_of_frame(frame)] = share
         if self._adversarial is not None:
             adversarial = _frame_norms(self._adversarial).norm()
             rest = _frame_norms(gradient.float() - self._adversarial.float()).norm()
-            self.log[ADVERSARIAL_SHARE] = adversarial / (adversarial + rest)
+            self._log[ADVERSARIAL_SHARE] = adversarial / (adversarial + rest)
 
 
 def _frame_norms(gradient: Tensor) -> Tensor:

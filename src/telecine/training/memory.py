@@ -25,7 +25,7 @@ from telecine.models.frozen_encoder import FrozenEncoderModel, TeacherEncoderMod
 from telecine.models.interface import check_channels
 from telecine.models.load import is_custom, load_autoencoder
 from telecine.models.transfer import check_source
-from telecine.ops.ranks import ContextGroup, using_context_group
+from telecine.ops.pass_options import ContextGroup, using_pass_options
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
@@ -103,7 +103,7 @@ def plan_update(
         kernels = autocast_as_on_cuda()
     # The first process of a group has the most rows. Nothing is sent.
     group = ContextGroup(size=config.context_parallel)
-    with fake_mode, counter, kernels, using_context_group(group):
+    with fake_mode, counter, kernels, using_pass_options(context_group=group):
         objective = build_objective(
             objective_settings, config.discriminator, config.clips, load=False
         )

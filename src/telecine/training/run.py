@@ -150,7 +150,10 @@ def _check_config(config: TrainConfig) -> None:
     """Check what can be checked before anything is read or written."""
     check_type("config", config, TrainConfig, _REMEDY)
     check_functions(
-        config.objective, sharding=config.sharding, max_dropped=config.predictive.max_dropped
+        config.objective,
+        clips=config.clips,
+        sharding=config.sharding,
+        max_dropped=config.predictive.max_dropped,
     )
     choose_video(config.discriminator)
 

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from telecine.base.checks import in_millions
 from telecine.models import VideoAutoencoder
 from telecine.objective import VideoAutoencoderLoss
-from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.gradient_probes import GradientProbe
 from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
 from telecine.training.optimizers import parameters_of
@@ -111,7 +111,7 @@ class TrainState:
     disc_optimizer: Optimizer | None
     """Of the discriminators; None if there is none."""
     ema: MovingAverage
-    last_layer: Tensor | LayerActivations | None
+    last_layer: GradientProbe | None
     """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
     grad_clip: float
     """The largest 2-norm of each network's gradient."""
@@ -141,9 +141,8 @@ class TrainState:
     @property
     def discriminators_train(self) -> bool:
         """Whether the discriminators train in the next update."""
-        return self.disc_optimizer is not None and (
-            self.step >= self.objective.schedule.disc_train_start
-        )
+        has_discriminators = self.disc_optimizer is not None
+        return has_discriminators and self.objective.schedule.discriminators_train(self.step)
 
     @contextmanager
     def gradient_sync(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:

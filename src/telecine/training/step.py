@@ -14,7 +14,6 @@ from telecine.base.randomness import clip_generators
 from telecine.losses import Decode, mse
 from telecine.models import LatentAutoencoder, Posterior, Reconstruction, VideoAutoencoder
 from telecine.objective.batch import BatchOptions
-from telecine.objective.layer_activations import LayerActivations
 from telecine.ops.pass_options import shared_spectral_norms
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
@@ -132,45 +131,43 @@ def _accumulate_gradients(
     | of the autoencoder | adds the gradients for the reconstruction, and runs through the autoencoder |
     | of the discriminators | multiplies the stored gradients by the scale and adds them: no network runs |
 
-    Without them, and in the cases of `choose_strategy` in `objective/gradients.py`, it runs through their graphs.
+    Without them, and in the cases of `choose_gradients` in `objective/gradients.py`, it runs through their graphs.
     """
-    if isinstance(state.last_layer, LayerActivations):
+    if state.last_layer is not None:
         state.last_layer.clear()
-    generators = clip_generators(state.seed, batch.clips, batch.inputs.device)
+    rng = clip_generators(state.seed, batch.clips, batch.inputs.device)
     # Single frames, which a prediction may encode, leave weights that mix frames without a gradient.
     has_single_frames = batch.inputs.shape[2] == 1 or state.prediction is not None
     has_unused = has_single_frames or state.autoencoder.leaves_weights_unused
     with state.gradient_sync(is_last=is_last, has_unused=has_unused):
         with state.accelerator.autocast():
-            output = _reconstruct(state, batch, generators)
+            output = _reconstruct(state, batch, rng)
             check_names_in_training(output.aux)
             gradient = ReconstructionGradient()
-            losses, log = _compute_losses(state, batch, output, generators, gradient)
+            losses, log = _compute_losses(state, batch, output, rng, gradient)
         # The PSNR of the log compares with the input video, also where the losses compare with the sample of a teacher.
         # An autoencoder that trains on latents returns a latent in place of the video, and a latent as its target.
         compared_with = batch.inputs
         if state.autoencoder.trains_on_latents and output.target is not None:
             compared_with = output.target
         log["train/mse"] = mse(reconstruction=output.video.detach(), target=compared_with)
-        gradient.measure_at(output.video)
-        for loss in losses:
-            state.accelerator.backward(scale * loss)
-    log |= gradient.log
+        scaled = [scale * loss for loss in losses]
+        log |= gradient.measure(output.video, scaled, state.accelerator.backward)
     return {name: value.float() for name, value in log.items()}
 
 
 def _reconstruct(
-    state: TrainState, batch: MicroBatch, generators: list[torch.Generator]
+    state: TrainState, batch: MicroBatch, rng: list[torch.Generator]
 ) -> Reconstruction:
     """Return what the autoencoder makes of a micro-batch, with gradients."""
     posterior = batch.posterior
     if state.prediction is not None:
-        posterior = state.prediction.encode(state.autoencoder, batch.inputs, generators)
+        posterior = state.prediction.encode(state.autoencoder, batch.inputs, rng)
     output: Reconstruction
     if posterior is None:
-        output = state.model(batch.inputs, generator=generators)
+        output = state.model(batch.inputs, generator=rng)
     else:
-        output = state.model(batch.inputs, generator=generators, posterior=posterior)
+        output = state.model(batch.inputs, generator=rng, posterior=posterior)
     if not output.video.requires_grad:
         remedy = "Remove `torch.no_grad` and `detach` from its `forward`."
         contract = "a video that was computed with gradients"
@@ -182,7 +179,7 @@ def _compute_losses(
     state: TrainState,
     batch: MicroBatch,
     output: Reconstruction,
-    generators: list[torch.Generator],
+    rng: list[torch.Generator],
     gradient: ReconstructionGradient,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return the loss of the autoencoder, that of the discriminators if they train, and the log."""
@@ -190,9 +187,9 @@ def _compute_losses(
     target = batch.inputs if output.target is None else output.target
     decode: Decode = autoencoder.decode
     if isinstance(autoencoder, LatentAutoencoder) and autoencoder.sampler is not None:
-        decode = partial(autoencoder.decode, generator=generators)
+        decode = partial(autoencoder.decode, generator=rng)
     options = BatchOptions(
-        generator=generators,
+        generator=rng,
         grad_hook=gradient.keep_adversarial,
         latent=output.latent,
         decode=decode,

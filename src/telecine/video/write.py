@@ -132,29 +132,26 @@ def write_video(
                 copy = stack.enter_context(copied_sound(sound, container, sound_start))
             reformatter = VideoReformatter()
             num_frames = 0
-            written: list[av.Packet] = []
+            repeated: list[av.Packet] = []
             for number, frame in enumerate(chain([first], checked)):
                 encodable = _encodable(frame, reformatter, is_lossless)
                 encodable.pts = number if pts is None else pts[number]
                 encodable.time_base = unit
-                _mux(stream.encode(encodable), container, kept=written if num_times > 1 else None)
+                packets = stream.encode(encodable)
+                container.mux(packets)
+                if num_times > 1:
+                    repeated.extend(packets)
                 num_frames += 1
                 if copy is not None:
                     copy.copy_until(float(encodable.pts * unit))
-            _mux(stream.encode(), container, kept=written)
-            _repeat(written, container, num_frames * unit, num_times - 1)
+            last_packets = stream.encode()
+            container.mux(last_packets)
+            if num_times > 1:
+                repeated.extend(last_packets)
+                _repeat(repeated, container, num_frames * unit, num_times - 1)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, write)
-
-
-def _mux(
-    packets: Sequence[av.Packet], container: OutputContainer, kept: list[av.Packet] | None
-) -> None:
-    """Write packets to a container, and add them to a list if there is one."""
-    container.mux(packets)
-    if kept is not None:
-        kept.extend(packets)
 
 
 def _repeat(

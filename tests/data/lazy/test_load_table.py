@@ -1,6 +1,7 @@
 """Training from headers: the clips are those of an index, whatever is indexed first."""
 
 import csv
+import itertools
 import os
 import pickle
 import shutil
@@ -28,6 +29,7 @@ from telecine.data import (
     tar_files,
     tar_members,
 )
+from telecine.data.holdout import split_table
 from telecine.data.lazy import address_book, sidecar
 from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
@@ -35,9 +37,8 @@ from telecine.data.lazy import members as members_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
-from telecine.data.lazy.split_table import split_table, without_held_out_files
 from telecine.data.lazy.string_column import StringColumn
-from telecine.data.validation import index_validation_spans
+from telecine.data.validation import index_validation_spans, leave_out
 from telecine.settings import ClipConfig
 
 from ..videos import (
@@ -198,9 +199,9 @@ def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkey
         path.write_bytes(content[:begin] + bytes(200) + content[begin + 200 :])
     tried = []
 
-    def index_and_note(source, config):
+    def index_and_note(source, *limits):
         tried.append(source)
-        return index_video(source, config)
+        return index_video(source, *limits)
 
     monkeypatch.setattr(index_module, "index_video", index_and_note)
     dataset = lazy_dataset(data)
@@ -417,10 +418,10 @@ def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog)
     train = load_table([str(data), str(data / "film1")], CONFIG).spans
     assert len(train) == 16, "the same frames count once"
     held_out = load_table(str(tmp_path / "copy.mp4"), CONFIG).spans
-    names = [span.info.source.name for span in without_held_out_files(train, held_out)]
+    names = [span.info.source.name for span in leave_out(train, held_out)]
     assert len(names) == 15
     assert "scene0.mp4" not in names
-    assert without_held_out_files(held_out, held_out) is held_out
+    assert leave_out(held_out, held_out) is held_out
     assert "validation is on what is trained on" in caplog.text
 
 
@@ -441,7 +442,7 @@ def test_links_to_a_file_are_the_file(folder, tmp_path):
 
     assert real_files(train).isdisjoint(real_files(held_out))
     linked = load_table(str(tmp_path / "links" / "film0"), CONFIG).spans
-    left = real_files(without_held_out_files(table.spans, linked))
+    left = real_files(leave_out(table.spans, linked))
     assert left == real_files(table.spans) - real_files(linked)
     videos = load_table([str(folder / "film0"), str(tmp_path / "links" / "film0")], CONFIG).spans
     assert len(videos) == 2
@@ -616,3 +617,21 @@ def test_tables_that_claim_more_frames_than_bytes_are_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DecodeError, match=r"its tables claim 4194303 frames in \d+ bytes"):
         read_header(path, CONFIG)
+
+
+@pytest.mark.parametrize("read", [read_header, index_video])
+def test_the_time_limit_of_a_file_begins_once(tmp_path, monkeypatch, read):
+    """Also if its header states no number of frames, so that all packets are read after it."""
+    path = write_video(tmp_path / "a.ts", moving_frames(30, 16, 24))
+
+    def read_by_clock(timeout):
+        """Read the file with a clock that moves on by a second at each look."""
+        seconds = itertools.count()
+        clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+        monkeypatch.setattr(errors, "time", clock)
+        read(path, replace(CONFIG, timeout=timeout))
+        return next(seconds)
+
+    num_looks = read_by_clock(timeout=1e9)
+    with pytest.raises(DataError, match=r"a\.ts: not read within"):
+        read_by_clock(timeout=num_looks - 1.5)

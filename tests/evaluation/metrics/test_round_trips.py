@@ -68,7 +68,7 @@ def test_a_linear_orthonormal_autoencoder_loses_nothing_after_its_first_pass(lat
     """A projection is idempotent, and with all components it is the identity."""
     torch.manual_seed(0)
     model = as_video_autoencoder(Linear(latent_channels))
-    curves = RoundTrips(model, 10)(clip())
+    curves = RoundTrips(model, 10).curves(clip())
     assert {len(curve) for curve in curves.values()} == {10}
     assert max(curves["round_trip_latent"]) < 1e-12
     for name, curve in curves.items():
@@ -90,7 +90,7 @@ def test_a_linear_orthonormal_autoencoder_loses_nothing_after_its_first_pass(lat
 )
 def test_shifted_colours_add_up(levels, names):
     model = as_video_autoencoder(Shifts(levels))
-    curves = RoundTrips(model, 3)(torch.zeros(1, len(levels), 2, 4, 4))
+    curves = RoundTrips(model, 3).curves(torch.zeros(1, len(levels), 2, 4, 4))
     assert [name for name in curves if not name.startswith("round_trip")] == names
     for name, level in zip(names, levels, strict=True):
         assert curves[name] == pytest.approx([level, 2 * level, 3 * level], abs=1e-4)

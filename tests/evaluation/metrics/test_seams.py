@@ -7,7 +7,6 @@ from torch import nn
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics.seams import TilingDifference, seams
 from telecine.models import Reconstruction
-from telecine.models.interface import ClipPosition
 from telecine.settings import EvaluateConfig, Tiling
 
 WHOLE_FRAMES = Tiling()
@@ -16,7 +15,6 @@ WHOLE_FRAMES = Tiling()
 class Fake(nn.Module):
     """An autoencoder that is the identity, plus an error on the first frames and columns of what it gets."""
 
-    position = ClipPosition()
     streams = False
 
     def __init__(self, frame_error=0.0, column_error=0.0):
@@ -37,7 +35,8 @@ class Fake(nn.Module):
 
 def measured(model, chunk=None, overlap=0, tiling=WHOLE_FRAMES, size=(6, 16, 24)):
     clip = torch.zeros(1, 3, *size)
-    return TilingDifference(model, chunk, overlap, tiling)(clip)
+    measure = TilingDifference(model, chunk, overlap, tiling)
+    return measure(reconstruction=clip, target=clip).values
 
 
 def test_tiles_that_do_not_depend_on_their_edges_are_the_whole():

@@ -34,7 +34,7 @@ from telecine.evaluation.protocols.papers import (
 from telecine.evaluation.protocols.published import CLIP_CHOICES, VALUES
 from telecine.evaluation.reconstruction_sources import ModelSource
 from telecine.models import Reconstruction
-from telecine.models.interface import ClipPosition
+from telecine.ops.pass_options import pass_options
 from telecine.settings import EvaluateConfig, ProtocolName
 from telecine.video.write import write_video
 
@@ -431,13 +431,11 @@ def test_reconstructions_given_as_videos(run, data, tmp_path):
 class PositionAsVideo:
     """An autoencoder whose reconstruction of a frame is the number of the frame in the video, by its position."""
 
-    position = ClipPosition()
-
     def covering_clip(self, *size):
         return size
 
     def __call__(self, video, sample_posterior):
-        numbers = self.position.first_frame + torch.arange(video.shape[2])
+        numbers = pass_options().clip_position.first_frame + torch.arange(video.shape[2])
         return Reconstruction(numbers.view(1, 1, -1, 1, 1).expand_as(video).float(), {})
 
 

@@ -10,13 +10,14 @@ from telecine.base.files import partial_path
 from telecine.cli.program import run
 from telecine.data import ClipDataset, DataError, index_video
 from telecine.data.errors import Deadline
+from telecine.data.holdout import split_table
 from telecine.data.lazy import index as lazy_module
 from telecine.data.lazy import index_file
 from telecine.data.lazy import load_table as load_table_module
+from telecine.data.lazy import shards as shards_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
-from telecine.data.lazy.split_table import split_table
 from telecine.settings import ClipConfig
 from telecine.tools.index import write_index as index_module
 
@@ -62,7 +63,7 @@ def test_clips_are_the_same_with_an_index_by_several_processes(data, tmp_path, c
     assert "film3-7.mp4" in output
     assert "film4-8.mp4" in output
     run(["data", "index", str(data)])
-    assert "indexed 0 files; 8 were indexed before" in capsys.readouterr().out
+    assert "indexed 0 files; 8 were read before" in capsys.readouterr().out
     indexed, *others = clips_of(data)
     assert_same_clips(indexed, clips)
     assert others == [num_skipped, sha256]
@@ -99,7 +100,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
     else:
 
         def index_or_fail(source, config):
-            Deadline(source, -1 if source.name == "film2-5.mp4" else 60).seconds_left()
+            Deadline(source, -1 if source.name == "film2-5.mp4" else 60).check()
             return index_video(source, config)
 
         monkeypatch.setattr(index_module, "index_video", index_or_fail)
@@ -107,7 +108,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
             index_module.write_index(str(data), CONFIG)
     lazy_index = load_table(str(data), CONFIG).lazy_index
     assert len(lazy_index.shards.all()) == (1 if ends == "a late file" else 3)
-    assert sum(len(shard.keys) for shard in lazy_index.shards.all()) == (
+    assert sum(len(shard.exact_keys) for shard in lazy_index.shards.all()) == (
         5 if ends == "a late file" else 6
     )
     assert not left.exists()
@@ -115,7 +116,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted")
 def test_few_shards_are_open_at_once(data, monkeypatch):
-    monkeypatch.setattr(lazy_module, "_NUM_OPEN", 2)
+    monkeypatch.setattr(shards_module, "_NUM_OPEN", 2)
     monkeypatch.setattr(index_module, "_FILES_PER_SHARD", 1)
     index_module.write_index(str(data), CONFIG)
     num_open = len(os.listdir("/proc/self/fd"))
@@ -131,10 +132,12 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
     late = {"film0-0.mp4", "film0-1.mp4"}
 
     def num_kept():
-        return [len(shard.keys) for shard in LazyIndex(str(data / "0.tar"), CONFIG).shards.all()]
+        return [
+            len(shard.exact_keys) for shard in LazyIndex(str(data / "0.tar"), CONFIG).shards.all()
+        ]
 
     def index_or_fail(source, config):
-        Deadline(source, -1 if source.name in late else 60).seconds_left()
+        Deadline(source, -1 if source.name in late else 60).check()
         indexed.append(source.name)
         return index_video(source, config)
 

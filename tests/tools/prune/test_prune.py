@@ -22,7 +22,7 @@ from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 from telecine.tools.distill import PrunedFeatures
 from telecine.tools.prune import prune
-from telecine.tools.prune.channels import find_groups, num_parts_of_stages
+from telecine.tools.prune.channels import find_groups, share_denominators
 from telecine.tools.prune.class_widths import NOT_PRUNED, WIDTHS
 from telecine.tools.prune.importance import recorded_squares, score_by_loss
 from telecine.tools.prune.least_squares import Activations, fit_depthwise
@@ -79,8 +79,8 @@ def groups_of(what):
 
 
 def largest_share_up_to_half(groups):
-    num_parts = gcd(*num_parts_of_stages(groups))
-    return Fraction(num_parts // 2, num_parts)
+    denominator = gcd(*share_denominators(groups))
+    return Fraction(denominator // 2, denominator)
 
 
 def random_slices(groups, share):
@@ -118,7 +118,7 @@ def check_surgery(model, part, video, *, is_exact):
     """Check that pruning nothing keeps every bit, and that removing channels of 0 changes as much as rounding."""
     what = prunable(model, "teacher", part)
     groups = groups_of(what)
-    num_stages = len(num_parts_of_stages(groups))
+    num_stages = len(share_denominators(groups))
     everything = random_slices(groups, Fraction(1))
     with recorded_squares(what.network) as squares:
         before = outputs(model, video)

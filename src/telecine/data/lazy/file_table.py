@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -27,6 +27,7 @@ from telecine.data.source import (
 )
 
 _NO_ARCHIVE = -1
+_UNKNOWN_SIZE = -1
 _ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
 _MAX_KEY = 2**63 - 1
 LOCATION = np.dtype([("size", np.int64), ("archive", np.int32), ("offset", np.int64)])
@@ -50,14 +51,20 @@ class FileTable(Sequence[Source]):
 
     @classmethod
     def of(
-        cls, sources: Iterable[Source], versions: Iterable[str], headers: NDArray[Any]
+        cls,
+        sources: Sequence[Source],
+        headers: NDArray[Any],
+        *,
+        sizes: Sequence[int] | None = None,
+        versions: Sequence[str] | None = None,
     ) -> FileTable:
         """Return a table of sources.
 
         Args:
             sources: Files, addresses, and members of tar files.
-            versions: The version of each, see `FileTable.versions`.
             headers: What the headers say, of type `HEADER`.
+            sizes: The size of each in bytes, -1 if it is unknown; by default, only those of members are known.
+            versions: The version of each, see `FileTable.versions`; empty by default.
         """
         archives: dict[File, int] = {}
         names = []
@@ -69,11 +76,20 @@ class FileTable(Sequence[Source]):
                 locations[row] = (source.size, archive, source.offset)
             else:
                 names.append(str(source))
-                size = source.size if isinstance(source, RemotePath) else source.stat().st_size
-                locations[row] = (-1 if size is None else size, _NO_ARCHIVE, 0)
-        return cls(
-            StringColumn.of(names), StringColumn.of(versions), locations, tuple(archives), headers
-        )
+                locations[row] = (_UNKNOWN_SIZE if sizes is None else sizes[row], _NO_ARCHIVE, 0)
+        versions_column = StringColumn.empty(len(names))
+        if versions is not None:
+            versions_column = StringColumn.of(versions)
+        return cls(StringColumn.of(names), versions_column, locations, tuple(archives), headers)
+
+    @classmethod
+    def of_infos(cls, infos: Sequence[VideoInfo]) -> FileTable:
+        """Return a table of indexed sources, whose headers are exact. Their `digest` is valid in this process only."""
+        headers = np.zeros(len(infos), HEADER)
+        for row, info in enumerate(infos):
+            digest = hash(info.digest) & _MAX_KEY if info.digest else 0
+            headers[row] = Header.of(info)._replace(digest=digest)
+        return cls.of([info.source for info in infos], headers)
 
     @classmethod
     def joined(cls, parts: Sequence[FileTable]) -> FileTable:

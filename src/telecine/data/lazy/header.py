@@ -89,7 +89,7 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     def read(local: LocalSource) -> Header:
         with open_file(local) as file:
             begin, size = extent(local, file)
-            return read_mp4_header(file, begin, size, source, config)
+            return read_mp4_header(file, begin, size, source, config, deadline)
 
     with decode_errors(source, VIDEO_ERRORS):
         header = open_local(source, read, deadline)
@@ -102,7 +102,8 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     if info is None:
         with decode_errors(source, VIDEO_ERRORS):
             open_local(source, lambda local: check_tables(local, deadline), deadline)
-        header = _read_container(source, config, deadline) or Header.of(index_video(source, config))
+        stated = _read_container(source, config, deadline)
+        header = stated or Header.of(index_video(source, config, deadline))
     else:
         header = Header.of(info)
     check_frame(source, header.width, header.height, config)
@@ -110,23 +111,29 @@ def read_header(source: Source, config: ClipConfig) -> Header:
 
 
 def read_mp4_header(
-    file: BinaryIO, begin: int, size: int, source: Source, config: ClipConfig
+    file: BinaryIO,
+    begin: int,
+    size: int,
+    source: Source,
+    config: ClipConfig,
+    deadline: Deadline,
 ) -> Header:
-    """Read the header of an MP4 file, or of another one, or one with fragments, `digest` alone.
+    """Read the header of an MP4 file. Of other files, and of MP4 files with fragments, only `digest` is filled in.
 
     Args:
         file: The opened file that holds it.
         begin: Position of its first byte.
         size: Its size in bytes.
         source: The source, for errors.
-        config: Its `max_pixels` is the limit of a frame, its `timeout` that of the time.
+        config: Its `max_pixels` is the limit of a frame.
+        deadline: The time by which it must be read.
 
     Returns:
         A header, without frames if the tables do not tell any.
 
     Raises:
         DecodeError: the file is empty, its tables claim too many frames, or these are refused.
-        DataError: it is not read within `config.timeout` seconds.
+        DataError: it is not read by the deadline.
     """
     if size == 0:
         raise DecodeError(f"{source}: an empty file")
@@ -138,7 +145,6 @@ def read_mp4_header(
     digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
     header = None
     if first[4:8] in _MP4_KINDS:
-        deadline = Deadline(source, config.timeout)
         tracks = [_Track()]
         for box in iterate_boxes(file, begin, begin + size, _TRACK_KINDS, deadline):
             if box.kind in _FRAGMENT_KINDS:  # the tables are those of the first fragment

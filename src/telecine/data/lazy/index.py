@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
-from telecine.data.errors import DecodeError, is_of_system
+from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
+from telecine.data.index_keys import index_root, key_of
 from telecine.data.index_paths import lazy_folders
-from telecine.data.lazy.file_table import FileTable, keys_of_members
-from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile, columns_of_infos, save_tensors
+from telecine.data.lazy.file_table import FileTable
+from telecine.data.lazy.index_file import DAMAGE_ERRORS
 from telecine.data.lazy.members import find_members
 from telecine.data.lazy.recent import Recent
 from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.lazy.saved_headers import SavedHeaders
+from telecine.data.lazy.saved_infos import SavedInfos
 from telecine.data.lazy.shards import Shards
-from telecine.data.lazy.sidecar import open_sidecar
-from telecine.data.paths import deepest_folder
+from telecine.data.lazy.sidecar import SidecarInfos
 from telecine.data.source import (
     File,
     Skipped,
     Source,
-    TarMember,
     VideoInfo,
     check_frame,
-    is_address,
 )
 from telecine.settings import ClipConfig
 
@@ -44,10 +37,7 @@ _HEADERS = "headers"
 _ADDRESSES = "addresses"
 _SHARDS = "shards"
 _MEMBERS = "members"
-_FAILURE = "failure"
-_LIMITS = "limits"
 _NUM_RECENT = 256  # indices that a process keeps
-_NUM_OPEN = 64  # sidecars and shards that a process keeps open
 
 
 class LazyIndex:
@@ -60,7 +50,7 @@ class LazyIndex:
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
         config: The limits of `index_video`.
-        others: Other paths. What is saved of them is read where the first path has nothing.
+        others: Other paths. A file is looked up beside them if nothing is saved of it beside the first path.
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
@@ -68,36 +58,17 @@ class LazyIndex:
         self.folder = self._folders[0]
         self.config = config
         self.others = [LazyIndex(other, config) for other in others]
-        root = self.folder.parent if is_address(data) else deepest_folder(Path(data))
-        self._root = str(root)
-        self._prefix = os.path.join(self._root, "")
+        self._root = index_root(data)
         self.shards = Shards([folder / _SHARDS for folder in self._folders])
         """What `telecine data index` has written."""
+        limits = f"{config.max_pixels} {config.has_colours} {av.__version__}"
+        self._saved_infos = SavedInfos(self._folders, limits)
+        self._sidecar_infos = SidecarInfos()
         self._recent: Recent[int, VideoInfo] = Recent(_NUM_RECENT)
-        self._failures: dict[int, str] = {}  # why files have no index
-        self._without_indices: set[File] = set()  # tar files whose sidecars have none
-        # Shards by their paths, and sidecars by those of their tar files.
-        self._open: Recent[File, IndexFile] = Recent(_NUM_OPEN)
-        self._is_writable = True
 
     def key_of(self, source: Source, fingerprint: Fingerprint) -> int:
-        """Return the key of a source, in 63 bits.
-
-        Args:
-            source: The source.
-            fingerprint: That of its file.
-        """
-        if isinstance(source, TarMember):
-            archive_key = self.key_of(source.archive, fingerprint)
-            return int(keys_of_members(np.array([archive_key]), np.array([source.offset]))[0])
-        name = str(source)
-        if name.startswith(self._prefix):
-            name = name.removeprefix(self._prefix)
-        elif not is_address(name):
-            name = os.path.relpath(name, self._root)
-        text = f"{name}\n{tuple(fingerprint)}"
-        digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
+        """Return the key of a source in this data set, see `telecine.data.index_keys.key_of`."""
+        return key_of(source, fingerprint, self._root)
 
     def members(self, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
         """Return the members of tar files, see `find_members`.
@@ -115,9 +86,10 @@ class LazyIndex:
             DecodeError: see `index_video`.
             DataError: see `index_video`.
         """
-        looked_up = look_up_source(source, self.config)
+        deadline = Deadline(source, self.config.timeout)
+        looked_up = look_up_source(source, deadline)
         if looked_up is None:
-            return index_video(source, self.config)
+            return index_video(source, self.config, deadline)
         source, fingerprint = looked_up
         key = self.key_of(source, fingerprint)
         info = self._recent.get(key) or self.saved_info(key, source)
@@ -125,105 +97,42 @@ class LazyIndex:
             if info is None:
                 info = other.saved_info(other.key_of(source, fingerprint), source)
         if info is None:
-            info = self._index(key, source)
+            info = self._index(key, source, deadline)
         check_frame(source, info.width, info.height, self.config)
         self._recent.put(key, info)
         return info
 
-    def _index(self, key: int, source: Source) -> VideoInfo:
+    def _index(self, key: int, source: Source, deadline: Deadline) -> VideoInfo:
         """Index a source, unless that has failed before, and keep the result or the reason.
 
         Raises:
             DecodeError: see `index_video`.
             DataError: see `index_video`.
         """
-        reason = self._failures.get(key) or self._saved_failure(key)
-        if reason is not None:
-            self._failures[key] = reason
-            raise DecodeError(f"{source}: {reason}")
+        failure = self._saved_infos.failure(key)
+        if failure is not None:
+            raise DecodeError(f"{source}: {failure}")
         try:
-            info = index_video(source, self.config)
+            info = index_video(source, self.config, deadline)
         except DecodeError as error:
             if not is_of_system(error):
-                reason = Skipped.of(source, error).reason
-                self._failures[key] = reason
-                self._save(key, {}, {_FAILURE: reason, _LIMITS: self._limits()})
+                self._saved_infos.save_failure(key, Skipped.of(source, error).reason)
             raise
-        self._save(key, columns_of_infos([key], [info]), {})
+        self._saved_infos.save_info(key, info)
         return info
 
-    def _saved_failure(self, key: int) -> str | None:
-        """Return why a source has no index by the settings of this run; None if that is not known."""
-        for file in self._files_of(key):
-            if file.metadata.get(_LIMITS) == self._limits():
-                return file.metadata.get(_FAILURE)
-        return None
-
-    def _limits(self) -> str:
-        """Return what decides whether a file can be indexed, besides its content."""
-        return f"{self.config.max_pixels} {self.config.has_colours} {av.__version__}"
-
     def saved_info(self, key: int, source: Source) -> VideoInfo | None:
-        """Return the index of a source from the folder; None if it is not there, or damaged.
+        """Return the index of a source from the files of this data set; None if they have none, or damaged ones.
 
         Args:
             key: The key of the source.
             source: The source.
         """
-        if isinstance(source, TarMember):
-            info = self._info_of_member(source)
+        for store in (self._sidecar_infos, self.shards, self._saved_infos):
+            info = store.info(key, source)
             if info is not None:
                 return info
-        for path in self.shards.with_key(key):
-            with suppress(*DAMAGE_ERRORS):
-                shard = self._open.get(path)
-                if shard is None:
-                    shard = IndexFile(path)
-                    self._open.put(path, shard)
-                info = shard.info(key, source)
-                if info is not None:
-                    return info
-        for file in self._files_of(key):
-            with suppress(*DAMAGE_ERRORS):
-                info = file.info(key, source)
-                if info is not None:
-                    return info
         return None
-
-    def _files_of(self, key: int) -> Iterator[IndexFile]:
-        """Yield what runs have saved of a file."""
-        for folder in self._folders:
-            path = _path_of(folder, key)
-            if path.is_file():
-                with suppress(*DAMAGE_ERRORS):
-                    yield IndexFile(path)
-
-    def _info_of_member(self, member: TarMember) -> VideoInfo | None:
-        if member.archive in self._without_indices:
-            return None
-        sidecar = self._open.get(member.archive)
-        if sidecar is None:
-            sidecar = open_sidecar(member.archive)
-            if sidecar is None or len(sidecar.keys) == 0:
-                self._without_indices.add(member.archive)
-                return None
-            self._open.put(member.archive, sidecar)
-        try:
-            return sidecar.info(member.offset, member)
-        except DAMAGE_ERRORS:
-            return None
-
-    def _save(
-        self, key: int, columns: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
-    ) -> None:
-        """Write the file of one source. A failure is logged once."""
-        if not self._is_writable:
-            return
-        try:
-            save_tensors(_path_of(self.folder, key), columns, metadata)
-        except OSError as error:
-            self._is_writable = False
-            logger.warning("indices cannot be saved, so that videos are indexed again: %s", error)
 
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
@@ -260,8 +169,3 @@ class LazyIndex:
             for folder in lazy_index._folders:
                 with suppress(OSError):  # there are none, or another process removes them
                     (folder / _ADDRESSES).unlink()
-
-
-def _path_of(folder: Path, key: int) -> Path:
-    name = f"{key:016x}"
-    return folder / name[-2:] / name

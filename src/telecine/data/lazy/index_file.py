@@ -1,7 +1,8 @@
-"""Files of the index of `clips.index: lazy`, of one video or of thousands, read without loading the rest."""
+"""Files of columns: exact indices of one video or of thousands, which are read without loading the rest."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -12,7 +13,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,20 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _HDR = ("", PQ, HLG, BT2020)
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _DIGEST_BYTES = 32  # of a SHA-256
+# Columns with a value for each exact index.
+_FIELDS = (
+    "width",
+    "height",
+    "fps",
+    "time_base",
+    "aspect",
+    "seekable",
+    "is_image",
+    "hdr",
+    "digest",
+    "pts_end",
+    "keyframes_end",
+)
 
 
 def save_tensors(
@@ -78,11 +93,11 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
     """Return exact indices as columns, sorted by their keys.
 
     Args:
-        keys: A number of 63 bits for each index, all different.
+        keys: A number of 63 bits for each index, all different, see `IndexFile`.
         infos: The indices of videos and images.
     """
     order = np.argsort(np.array(keys, np.int64))
-    infos = [infos[place] for place in order]
+    infos = [infos[row] for row in order]
     pts_ends = np.cumsum([len(info.pts) for info in infos], dtype=np.int64)
     keyframe_ends = np.cumsum([len(info.keyframes) for info in infos], dtype=np.int64)
     digests = [np.frombuffer(bytes.fromhex(info.digest), np.uint8) for info in infos]
@@ -106,6 +121,60 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
 
 def _joined(numbers: Sequence[array[int]]) -> NDArray[np.int64]:
     return concatenate([np.frombuffer(part, np.int64) for part in numbers], np.int64)
+
+
+def infos_of_columns(columns: Mapping[str, NDArray[Any]], source: Any) -> list[VideoInfo]:
+    """Return the exact indices that `columns_of_infos` has made columns of, in the order of their keys.
+
+    Args:
+        columns: The columns; `exact.key` is not needed.
+        source: The source of all indices.
+
+    Raises:
+        ValueError: they are damaged. So are the other errors of `DAMAGE_ERRORS`.
+    """
+    all_pts = _as_array(columns["exact.pts"])
+    all_keyframes = _as_array(columns["exact.keyframes"])
+    values = [columns[f"exact.{name}"].tolist() for name in _FIELDS]
+    infos = []
+    pts_begin = 0
+    keyframes_begin = 0
+    for values_of_row in zip(*values, strict=True):
+        row = dict(zip(_FIELDS, values_of_row, strict=True))
+        info = VideoInfo(
+            source,
+            width=row["width"],
+            height=row["height"],
+            fps=row["fps"],
+            pts=all_pts[pts_begin : row["pts_end"]],
+            keyframes=all_keyframes[keyframes_begin : row["keyframes_end"]],
+            seekable=row["seekable"],
+            time_base=row["time_base"],
+            is_image=row["is_image"],
+            sample_aspect_ratio=row["aspect"],
+            hdr=_HDR[row["hdr"]],
+            digest=bytes(row["digest"]).hex(),
+        )
+        sizes = (
+            info.num_frames,
+            info.width,
+            info.height,
+            info.fps,
+            info.time_base,
+            info.sample_aspect_ratio,
+        )
+        if not all(size > 0 for size in sizes):  # also for NaN
+            raise ValueError("an index has no frames")
+        infos.append(info)
+        pts_begin = row["pts_end"]
+        keyframes_begin = row["keyframes_end"]
+    return infos
+
+
+def _as_array(numbers: NDArray[np.int64]) -> array[int]:
+    copy = array("q")
+    copy.frombytes(numbers.astype(np.int64, copy=False).tobytes())
+    return copy
 
 
 class Column(NamedTuple):
@@ -150,8 +219,33 @@ def read_description(file: BinaryIO) -> Description:
     return Description(metadata, columns)
 
 
+def read_columns(content: bytes) -> dict[str, NDArray[Any]]:
+    """Return all columns of a file of this format.
+
+    Args:
+        content: The bytes of the file.
+
+    Raises:
+        ValueError: it has another format, or is damaged. So are the other errors of `DAMAGE_ERRORS`.
+    """
+    metadata, described = read_description(io.BytesIO(content))
+    if metadata.get("format") != FORMAT:
+        raise ValueError("another format")
+    columns = {}
+    for name, (dtype, shape, begin) in described.items():
+        count = int(np.prod(shape))
+        columns[name] = np.frombuffer(content, dtype, count, begin).reshape(shape)
+    return columns
+
+
+class _Writable(Protocol):
+    """A file that is open for writing."""
+
+    def write(self, content: bytes, /) -> object: ...
+
+
 def write_columns(
-    file: BinaryIO, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
+    file: _Writable, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
 ) -> None:
     """Write arrays in the layout of safetensors.
 
@@ -183,6 +277,9 @@ def write_columns(
 class IndexFile:
     """A file with exact indices. Only their keys are kept in memory: a mapped file would count as memory, too.
 
+    A key is that of a file, see `telecine.data.index_keys.key_of`; in the sidecar of a tar file, it is the offset of a
+    member. Columns of headers have keys of their own.
+
     It is open until this object is freed.
 
     Raises:
@@ -197,9 +294,9 @@ class IndexFile:
         self.metadata, self._columns = read_description(self._file)
         if self.metadata.get("format") != FORMAT:
             raise ValueError(f"{path} has another format")
-        self.keys: NDArray[np.int64] = np.empty(0, np.int64)
+        self.exact_keys: NDArray[np.int64] = np.empty(0, np.int64)
         if "exact.key" in self._columns:
-            self.keys = self.column("exact.key")
+            self.exact_keys = self.column("exact.key")
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column."""
@@ -243,61 +340,22 @@ class IndexFile:
             return self._file.read(count)
 
     def info(self, key: int, source: Any) -> VideoInfo | None:
-        """Return the index with a key as that of a source; None if it has none.
+        """Return the exact index with a key as that of a source; None if there is none.
 
         Raises:
             ValueError: It is damaged.
         """
-        row = find_row(self.keys, key)
+        row = find_row(self.exact_keys, key)
         if row is None:
             return None
-        values = {}
+        columns = {}
         for name in _FIELDS:
-            values[name] = self._rows(f"exact.{name}", row, row + 1)[0]
-        info = VideoInfo(
-            source,
-            width=int(values["width"]),
-            height=int(values["height"]),
-            fps=float(values["fps"]),
-            pts=self._numbers("pts", row),
-            keyframes=self._numbers("keyframes", row),
-            seekable=bool(values["seekable"]),
-            time_base=float(values["time_base"]),
-            is_image=bool(values["is_image"]),
-            sample_aspect_ratio=float(values["aspect"]),
-            hdr=_HDR[int(values["hdr"])],
-            digest=values["digest"].tobytes().hex(),
-        )
-        sizes = (
-            info.num_frames,
-            info.width,
-            info.height,
-            info.fps,
-            info.time_base,
-            info.sample_aspect_ratio,
-        )
-        if not min(sizes) > 0:  # also for NaN
-            raise ValueError(f"the index of {source} has no frames")
+            columns[f"exact.{name}"] = self._rows(f"exact.{name}", row, row + 1)
+        for name in ("pts", "keyframes"):
+            end_column = f"exact.{name}_end"
+            end = int(columns[end_column][0])
+            begin = int(self._rows(end_column, row - 1, row)[0]) if row > 0 else 0
+            columns[f"exact.{name}"] = self._rows(f"exact.{name}", begin, end)
+            columns[end_column] = np.array([end - begin])
+        (info,) = infos_of_columns(columns, source)
         return info
-
-    def _numbers(self, name: str, row: int) -> array[int]:
-        begin = 0
-        if row > 0:
-            begin = int(self._rows(f"exact.{name}_end", row - 1, row)[0])
-        end = int(self._rows(f"exact.{name}_end", row, row + 1)[0])
-        numbers = array("q")
-        numbers.frombytes(self._rows(f"exact.{name}", begin, end).tobytes())
-        return numbers
-
-
-_FIELDS = (
-    "width",
-    "height",
-    "fps",
-    "time_base",
-    "aspect",
-    "seekable",
-    "is_image",
-    "hdr",
-    "digest",
-)

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
-from telecine.data.clip_frames import ClipFrames, warn_of_short
 from telecine.data.errors import (
     ChangedError,
     DataError,
@@ -66,20 +65,6 @@ class DataTable:
     lazy_index: LazyIndex
     skipped: list[Skipped]
     """Files whose headers cannot be read, and segments without frames."""
-
-    def log_too_short(self, frames: ClipFrames) -> int:
-        """Log and count the videos that are too short for a clip by their headers, as `clip_frames.log_too_short`."""
-        spans = self.spans
-        is_video = np.zeros(len(spans.files), np.bool_)
-        is_video[spans.file] = ~spans.is_image
-        is_short = is_video.copy()
-        is_short[spans.file[spans.num_starts(frames) > 0]] = False
-        short = np.flatnonzero(is_short)
-        texts = []
-        for path, header in zip(spans.files.paths(short), spans.files.headers[short], strict=True):
-            texts.append(f"{path} ({header['num_frames']} frames at {header['fps']:.3g} a second)")
-        warn_of_short(texts, int(is_video.sum()), frames)
-        return len(short)
 
 
 def load_table(
@@ -208,7 +193,7 @@ class _TableReader:
         begin = len(self._keys)
         earlier_rows = self._row_of
         self._row_of = {}
-        sources, versions = self._add_files(stated)
+        sources, sizes, versions = self._add_files(stated)
         for segment in segments:
             if segment.source in self._missing:
                 continue
@@ -232,7 +217,7 @@ class _TableReader:
         try:
             self._read_missing(sources, headers)
         finally:
-            files = FileTable.of(sources, versions, headers)
+            files = FileTable.of(sources, headers, sizes=sizes, versions=versions)
             self._parts.append(self._leave_out_refused(files))
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(is_complete=False)
@@ -258,10 +243,13 @@ class _TableReader:
         self._stated = of_chunk
         return stated
 
-    def _add_files(self, stated: Mapping[Source, Header | None]) -> tuple[list[Source], list[str]]:
-        """Add the keys and rows of files, and return the files that exist, with their versions."""
+    def _add_files(
+        self, stated: Mapping[Source, Header | None]
+    ) -> tuple[list[Source], list[int], list[str]]:
+        """Add the keys and rows of files, and return the files that exist, with their sizes and versions."""
         begin = len(self._keys)
         sources: list[Source] = []
+        sizes: list[int] = []
         versions: list[str] = []
         looked_up = self.addresses.look_up(
             source for source, header in stated.items() if header is None
@@ -278,9 +266,10 @@ class _TableReader:
                 continue
             self._row_of[named] = begin + len(sources)
             sources.append(source)
+            sizes.append(fingerprint.size)
             versions.append(_version(source, fingerprint))
             self._keys.append(self._lazy_index.key_of(source, fingerprint))
-        return sources, versions
+        return sources, sizes, versions
 
     def _read_missing(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
         """Read the headers that have no frames yet, in place."""

@@ -104,7 +104,7 @@ def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[in
 
 
 def map_members(path: Path, archives: Sequence[File]) -> MappedMembers:
-    """Return the members of tar files by their file. Note that the file is used now.
+    """Return the members of tar files by their file, and set its time of change to now: `remove_unused` keeps it.
 
     Args:
         path: The file.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,22 @@ from telecine.data.lazy.index_file import (
     remove_left,
     save_tensors,
 )
+from telecine.data.lazy.recent import Recent
 from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.sorted_numbers import concatenate, find_row
-from telecine.data.source import VideoInfo
+from telecine.data.source import Source, VideoInfo
 
 logger = logging.getLogger(__name__)
+
+_NUM_OPEN = 64  # shards that a process keeps open
 
 
 class Shard(NamedTuple):
     """A file of `telecine data index`."""
 
     path: Path
-    keys: NDArray[np.int64]
-    """The keys of its exact indices, sorted."""
+    exact_keys: NDArray[np.int64]
+    """The keys of files whose exact indices it has, sorted."""
 
 
 class Shards:
@@ -44,6 +47,7 @@ class Shards:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = folders
         self._shards: list[Shard] | None = None
+        self._open: Recent[Path, IndexFile] = Recent(_NUM_OPEN)
 
     def __reduce__(self) -> tuple[type[Shards], tuple[Sequence[Path]]]:
         return Shards, (self._folders,)
@@ -55,22 +59,32 @@ class Shards:
             for folder in self._folders:
                 for path in sorted(folder.glob("[!.]*")):
                     try:
-                        self._shards.append(Shard(path, IndexFile(path).keys))
+                        self._shards.append(Shard(path, IndexFile(path).exact_keys))
                     except DAMAGE_ERRORS as error:
                         logger.warning("%s is not used: %s", path, error)
         return self._shards
 
-    def with_key(self, key: int) -> Iterator[Path]:
-        """Yield the paths of shards that have the exact index of a file.
+    def info(self, key: int, source: Source) -> VideoInfo | None:
+        """Return the exact index of a source; None if no shard has it, or it is damaged.
 
         Args:
-            key: The key of the file.
+            key: The key of the source.
+            source: The source.
         """
         for shard in self.all():
-            if find_row(shard.keys, key) is not None:
-                yield shard.path
+            if find_row(shard.exact_keys, key) is None:
+                continue
+            with suppress(*DAMAGE_ERRORS):
+                file = self._open.get(shard.path)
+                if file is None:
+                    file = IndexFile(shard.path)
+                    self._open.put(shard.path, file)
+                info = file.info(key, source)
+                if info is not None:
+                    return info
+        return None
 
-    def keys(self) -> NDArray[np.int64]:
+    def header_keys(self) -> NDArray[np.int64]:
         """Return the keys of the files with a header in a shard, sorted."""
         keys = []
         for shard in self.all():
@@ -107,8 +121,8 @@ class Shards:
         kept = []
         for shard in self.all():
             is_own = shard.path.parent == self._folders[0]
-            has_indices = len(shard.keys) > 0  # not headers alone
-            if is_own and has_indices and np.isin(shard.keys, keys).all():
+            has_indices = len(shard.exact_keys) > 0  # not headers alone
+            if is_own and has_indices and np.isin(shard.exact_keys, keys).all():
                 with suppress(OSError):  # another process removes it, too
                     shard.path.unlink()
             else:

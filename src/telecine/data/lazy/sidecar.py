@@ -22,12 +22,14 @@ from telecine.data.lazy.index_file import (
     columns_of_records,
     save_tensors,
 )
+from telecine.data.lazy.recent import Recent
 from telecine.data.lazy.string_column import StringColumn
 from telecine.data.remote_read import open_local
 from telecine.data.source import (
     File,
     LocalSource,
     Skipped,
+    Source,
     TarMember,
     VideoInfo,
     extent,
@@ -42,6 +44,7 @@ _DIGEST_BYTES = 4096  # of the beginning of a tar file: names, sizes and times o
 _FITS = "archive"
 _SKIPPED = "skipped"
 _HAS_INDICES = "has_indices"
+_NUM_OPEN = 64  # sidecars that a process keeps open
 
 
 class Sidecar(NamedTuple):
@@ -63,10 +66,11 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
 
     Args:
         archive: The tar file.
-        config: Its `timeout` is for all headers. Its other settings are for arrays.
+        config: Its `timeout` is for the pass, and for each member that is then read alone, because it is no MP4 file
+            with tables. Its other settings are for arrays.
 
     Raises:
-        DataError: the tar file is not read in time.
+        DataError: the tar file, or a member that is read alone, is not read in time.
     """
     deadline = Deadline(archive, config.timeout)
     of_any_run = ClipConfig(max_pixels=PILLOW_MAX_PIXELS, timeout=config.timeout)
@@ -75,7 +79,10 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
         if kind_of(member) == "arrays":
             return member, NO_HEADER
         try:
-            return member, read_mp4_header(opened, member.offset, member.size, member, of_any_run)
+            header = read_mp4_header(
+                opened, member.offset, member.size, member, of_any_run, deadline
+            )
+            return member, header
         except DecodeError as error:
             return member, Skipped.of(member, error)
 
@@ -94,7 +101,7 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
         else:
             readable.append(member)
             records.append(header)
-    table = FileTable.of(readable, [""] * len(readable), np.array(records, HEADER))
+    table = FileTable.of(readable, np.array(records, HEADER))
     return Sidecar(table, skipped, has_indices=False, is_complete=is_complete)
 
 
@@ -130,7 +137,10 @@ def write_sidecar(
     """
     columns = {}
     if infos is not None:
-        columns = columns_of_infos(list(infos), list(infos.values()))
+        offsets = list(
+            infos
+        )  # the keys of a sidecar: they are those of members in any copy of the tar file
+        columns = columns_of_infos(offsets, list(infos.values()))
     members = sidecar.members
     columns["name.content"] = members.names.content
     columns["name.end"] = members.names.ends
@@ -198,3 +208,32 @@ def _archive_digest(archive: LocalSource) -> str:
         _, size = extent(archive, file)
         file.seek(0)
         return hashlib.sha256(f"{size}\n".encode() + file.read(_DIGEST_BYTES)).hexdigest()
+
+
+class SidecarInfos:
+    """The exact indices in the sidecars of tar files. Those that were used last stay open."""
+
+    def __init__(self) -> None:
+        self._open: Recent[File, IndexFile] = Recent(_NUM_OPEN)
+        self._without_indices: set[File] = set()  # tar files
+
+    def info(self, _key: int, source: Source) -> VideoInfo | None:
+        """Return the exact index of a source; None if it is no member of a tar file with a sidecar that has it.
+
+        Args:
+            _key: The key of the source, which a sidecar does not have.
+            source: The source.
+        """
+        if not isinstance(source, TarMember) or source.archive in self._without_indices:
+            return None
+        sidecar = self._open.get(source.archive)
+        if sidecar is None:
+            sidecar = open_sidecar(source.archive)
+            if sidecar is None or len(sidecar.exact_keys) == 0:
+                self._without_indices.add(source.archive)
+                return None
+            self._open.put(source.archive, sidecar)
+        try:
+            return sidecar.info(source.offset, source)
+        except DAMAGE_ERRORS:
+            return None

@@ -1,20 +1,25 @@
-"""Spans as columns, by the headers of their files; and functions of spans in a list or in a table."""
+"""Spans as columns, of indexed files or by the headers of files."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from telecine.base.checks import first_few
 from telecine.data.clip_frames import ClipFrames
+from telecine.data.fingerprint import num_bytes
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.lists import Segment
 from telecine.data.source import Skipped, Source, Span, VideoInfo
+
+logger = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-3  # frames
 
@@ -28,8 +33,8 @@ class EstimatedSpan(Span):
 
 
 @dataclass(frozen=True)
-class SpanTable(Sequence[EstimatedSpan]):
-    """Spans by the headers of their files, one a row."""
+class SpanTable(Sequence[Span]):
+    """Spans, one a row: exact ones of indexed files, or estimated ones, by the headers of files."""
 
     files: FileTable
     file: NDArray[np.integer[Any]]
@@ -40,8 +45,61 @@ class SpanTable(Sequence[EstimatedSpan]):
     group: NDArray[np.int32]
     """The index in `groups` of what the column of a list says, by which data is held out."""
     groups: tuple[str, ...]
-    bounds: NDArray[np.float64] | None
-    """Of segments: `start`, `end`, `start_frame` and `end_frame` in a row, NaN where one is left out."""
+    bounds: NDArray[np.float64] | None = None
+    """Of estimated spans of segments: `start`, `end`, `start_frame` and `end_frame` in a row, NaN where one is left
+    out."""
+    exact: Sequence[Span] | None = None
+    """The spans of indexed files; None if they are estimated."""
+    first_names: NDArray[np.int64] | None = None
+    """Of indexed files: for each row of `files`, the first row of the same file, which may have several names."""
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> SpanTable:
+        """Return spans of indexed files as a table, and a table as it is."""
+        if isinstance(spans, SpanTable):
+            return spans
+        infos: dict[Source, VideoInfo] = {}
+        for span in spans:
+            infos.setdefault(span.info.source, span.info)
+        row_of = {source: row for row, source in enumerate(infos)}
+        files = FileTable.of_infos(list(infos.values()))
+        ids = files.process_local_ids(np.arange(len(files)))
+        _, first_rows, codes = np.unique(ids, return_index=True, return_inverse=True)
+        groups: dict[str, int] = {"": 0}
+        group = [groups.setdefault(span.group, len(groups)) for span in spans]
+        return cls(
+            files,
+            file=np.array([row_of[span.info.source] for span in spans], np.int32),
+            first_frame=np.array([span.first_frame for span in spans], np.int64),
+            last_frame=np.array([span.last_frame for span in spans], np.int64),
+            group=np.array(group, np.int32),
+            groups=tuple(groups),
+            exact=spans,
+            first_names=first_rows[codes],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[SpanTable]) -> SpanTable:
+        """Return the spans of several parts of one table, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        bounds = None
+        if parts[0].bounds is not None:
+            bounds = np.concatenate([part.bounds for part in parts if part.bounds is not None])
+        exact: list[Span] | None = None
+        if parts[0].exact is not None:
+            exact = []
+            for part in parts:
+                exact.extend(part.exact or ())
+        return replace(
+            parts[0],
+            file=np.concatenate([part.file for part in parts]),
+            first_frame=np.concatenate([part.first_frame for part in parts]),
+            last_frame=np.concatenate([part.last_frame for part in parts]),
+            group=np.concatenate([part.group for part in parts]),
+            bounds=bounds,
+            exact=exact,
+        )
 
     @classmethod
     def of_segments(
@@ -52,7 +110,7 @@ class SpanTable(Sequence[EstimatedSpan]):
         group: NDArray[np.int32],
         groups: Sequence[str],
     ) -> SpanTable:
-        """Return the spans of segments. Those without a frame have a last frame before the first.
+        """Return the estimated spans of segments. Those without a frame have a last frame before the first.
 
         Args:
             files: The files.
@@ -85,16 +143,18 @@ class SpanTable(Sequence[EstimatedSpan]):
     def __len__(self) -> int:
         return len(self.file)
 
-    def __iter__(self) -> Iterator[EstimatedSpan]:
+    def __iter__(self) -> Iterator[Span]:
         return (self[row] for row in range(len(self)))
 
     @overload
-    def __getitem__(self, index: int) -> EstimatedSpan: ...
+    def __getitem__(self, index: int) -> Span: ...
     @overload
-    def __getitem__(self, index: slice) -> list[EstimatedSpan]: ...
-    def __getitem__(self, index: int | slice) -> EstimatedSpan | list[EstimatedSpan]:
+    def __getitem__(self, index: slice) -> list[Span]: ...
+    def __getitem__(self, index: int | slice) -> Span | list[Span]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
+        if self.exact is not None:
+            return self.exact[index]
         info = self.files.info(int(self.file[index]))
         return EstimatedSpan(
             info,
@@ -126,12 +186,53 @@ class SpanTable(Sequence[EstimatedSpan]):
         """The number of frames of each span."""
         return self.last_frame - self.first_frame + 1
 
+    @property
+    def real_file(self) -> NDArray[np.integer[Any]]:
+        """A row of `files` for each span, equal for spans of one file; of an indexed file, under all its names."""
+        if self.first_names is None:
+            return self.file
+        return self.first_names[self.file]
+
     def num_starts(self, frames: ClipFrames) -> NDArray[np.integer[Any]]:
         """Return the number of positions for a clip in each span, see `ClipFrames.num_starts`."""
+        if self.exact is not None and frames.fps is not None:
+            return np.array([frames.num_starts(span) for span in self.exact], np.int64)
         return frames.count_starts(self.num_frames, self.files.headers["fps"][self.file])
 
+    def log_too_short(self, frames: ClipFrames) -> int:
+        """Log and count the videos that have no span with a clip, because it is too short or its frames too slow."""
+        is_video = np.zeros(len(self.files), np.bool_)
+        is_video[self.file] = ~self.is_image
+        is_short = is_video.copy()
+        is_short[self.file[self.num_starts(frames) > 0]] = False
+        short = np.flatnonzero(is_short)
+        if len(short) == 0:
+            return 0
+        longest = np.zeros(len(self.files), np.int64)
+        np.maximum.at(longest, self.file, self.num_frames)
+        texts = []
+        for row, path in zip(short.tolist(), self.files.paths(short), strict=True):
+            reason = f"{longest[row]} frames"
+            fps = self.files.headers["fps"][row]
+            if fps < frames.min_fps:
+                reason = f"{fps:.3g} frames a second"
+            texts.append(f"{path} ({reason})")
+        text = "%d of %d files have no %s, and are not used: %s"
+        num_videos = int(is_video.sum())
+        logger.warning(text, len(short), num_videos, frames.describe(), first_few(texts))
+        return len(short)
+
     def sha256(self) -> tuple[str, str]:
-        """Return hashes of the names, sizes and frames of the files, and of what their headers say.
+        """Return hashes of the names, sizes and frames of the files, and of their content.
+
+        A run that resumes compares them with those that it has recorded. Those of indexed files and of headers differ.
+        """
+        if self.exact is not None:
+            return _digest_exact(self.exact)
+        return self._digest_headers()
+
+    def _digest_headers(self) -> tuple[str, str]:
+        """Return the hashes of estimated spans; of the content, what headers say.
 
         A file whose header was not read counts by its time of change or version. Of a mapped table, only a part is in
         memory at once.
@@ -154,16 +255,34 @@ class SpanTable(Sequence[EstimatedSpan]):
 
     def take(self, rows: NDArray[Any]) -> SpanTable:
         """Return the spans at indices, or where a mask is true; of the same table of files."""
-        if rows.dtype == np.bool_ and rows.all():
-            return self
-        return SpanTable(
-            self.files,
+        if rows.dtype == np.bool_:
+            if rows.all():
+                return self
+            rows = np.flatnonzero(rows)
+        exact = None
+        if self.exact is not None:
+            exact = [self.exact[row] for row in rows.tolist()]
+        return replace(
+            self,
             file=self.file[rows],
             first_frame=self.first_frame[rows],
             last_frame=self.last_frame[rows],
             group=self.group[rows],
-            groups=self.groups,
             bounds=None if self.bounds is None else self.bounds[rows],
+            exact=exact,
+        )
+
+    def cut(self, parts: Sequence[tuple[int, Span]]) -> SpanTable:
+        """Return a table of parts of exact spans: of each the row of the whole span, and the part."""
+        rows = np.array([row for row, _ in parts], np.int64)
+        spans = [span for _, span in parts]
+        return replace(
+            self,
+            file=self.file[rows],
+            first_frame=np.array([span.first_frame for span in spans], np.int64),
+            last_frame=np.array([span.last_frame for span in spans], np.int64),
+            group=self.group[rows],
+            exact=spans,
         )
 
 
@@ -174,34 +293,17 @@ def exact_span(span: EstimatedSpan, info: VideoInfo) -> Span | Skipped:
     return span.segment.as_span(info)
 
 
-def select(spans: Sequence[Span], rows: NDArray[np.integer[Any]]) -> Sequence[Span]:
-    """Return the spans at indices; of a table as a table."""
-    if isinstance(spans, SpanTable):
-        return spans.take(rows)
-    return [spans[row] for row in rows.tolist()]
-
-
-def are_images(spans: Sequence[Span]) -> NDArray[np.bool_]:
-    """Return for each span whether its file is an image."""
-    if isinstance(spans, SpanTable):
-        return spans.is_image
-    return np.array([span.info.is_image for span in spans], np.bool_)
-
-
-def file_numbers(spans: Sequence[Span]) -> NDArray[np.integer[Any]]:
-    """Return a number for each span, equal for spans of one file."""
-    if isinstance(spans, SpanTable):
-        return spans.file
-    numbers: dict[Source, int] = {}
-    rows = [numbers.setdefault(span.info.source, len(numbers)) for span in spans]
-    return np.array(rows, np.int64)
-
-
-def count_starts(spans: Sequence[Span], frames: ClipFrames) -> NDArray[np.integer[Any]]:
-    """Return the number of positions for a clip in each span."""
-    if isinstance(spans, SpanTable):
-        return spans.num_starts(frames)
-    return np.array([frames.num_starts(span) for span in spans], np.int64)
+def _digest_exact(spans: Sequence[Span]) -> tuple[str, str]:
+    """Return the hashes of exact spans, see `SpanTable.sha256`."""
+    sizes = {source: num_bytes(source) for source in {span.info.source for span in spans}}
+    files = sha256()
+    content = sha256()
+    for span in spans:
+        source = span.info.source
+        place = (source.name, sizes[source], span.first_frame, span.last_frame)
+        files.update(repr(place).encode())
+        content.update(f"{span.info.digest}\n".encode())
+    return files.hexdigest(), content.hexdigest()
 
 
 def _frame_at(seconds: NDArray[np.float64], fps: NDArray[np.float64]) -> NDArray[np.float64]:

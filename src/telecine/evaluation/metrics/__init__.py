@@ -11,8 +11,9 @@
 | `round_trips` | of clips that are reconstructed again and again |
 | `seams` | the difference between a reconstruction in chunks and tiles and that of the whole clip |
 
-`metric` says what a metric is and has all of them by name, `reconstruction_metrics` accumulates them over clips, and
-`metric_set` has those of one evaluation.
+`metric` says what a metric is and has all of them by name. `reconstruction_metrics` accumulates those of pixels and
+perceptual distances over clips. `measure` is what the others have in common that are measured of each clip.
+`metric_set` has the metrics of one evaluation.
 """
 
 # These modules register the metrics of `METRICS`.

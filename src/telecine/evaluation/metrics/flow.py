@@ -12,6 +12,7 @@ from telecine.base.checks import argument_error
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
+from telecine.evaluation.metrics.measure import ClipValues
 from telecine.evaluation.metrics.metric import Metric, register
 from telecine.losses.perceptual import as_rgb
 
@@ -97,7 +98,7 @@ class WarpingError:
         """The method of the flow, for `protocol.json`."""
         return self.flow.method
 
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
+    def __call__(self, *, reconstruction: Video, target: Video) -> ClipValues:
         """Return both values of a clip.
 
         Args:
@@ -117,7 +118,9 @@ class WarpingError:
         visible = visible_pixels(forward, backward)
         error = warping_error(recon_frames, forward, visible)
         input_error = warping_error(frames, forward, visible)
-        return {WARPING_ERROR.name: float(error), WARPING_EXCESS.name: float(error - input_error)}
+        return ClipValues(
+            {WARPING_ERROR.name: float(error), WARPING_EXCESS.name: float(error - input_error)}
+        )
 
 
 def warping_error(frames: Frames, flow: Tensor, visible: Tensor) -> Tensor:

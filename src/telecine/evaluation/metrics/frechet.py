@@ -1,6 +1,7 @@
 """Frechet distance between sets of videos, and the networks whose features it compares."""
 
 import math
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +15,9 @@ from telecine.base.files import digest_of, named_errors
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Video
 from telecine.data.samples import installed_file
+from telecine.evaluation.metrics.measure import ClipValues
 from telecine.evaluation.metrics.metric import Metric, register
+from telecine.losses.perceptual import as_rgb
 from telecine.losses.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
@@ -261,3 +264,28 @@ class TransNetFeatures:
 
 
 FeatureNetwork: TypeAlias = I3DFeatures | TransNetFeatures
+
+
+@dataclass(frozen=True)
+class SingleClipFrechet:
+    """Measures the Frechet distance of each clip by itself, as published figures that are averages over clips."""
+
+    network: FeatureNetwork
+    metrics = (FVD_SINGLE,)
+
+    @property
+    def method(self) -> str:
+        """The network, for `protocol.json`."""
+        return self.network.origin
+
+    def __call__(self, *, reconstruction: Video, target: Video) -> ClipValues:
+        """Return the squared distance of the feature vectors of a clip and its reconstruction.
+
+        Args:
+            reconstruction: `(1, C, T, H, W)` in [-1, 1].
+            target: Of the same shape.
+        """
+        recon_features = self.network(as_rgb(reconstruction))[0].double()
+        features = self.network(as_rgb(target))[0].double()
+        distance = (recon_features - features).square().sum()
+        return ClipValues({FVD_SINGLE.name: float(distance)})

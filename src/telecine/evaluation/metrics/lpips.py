@@ -14,6 +14,7 @@ LPIPS_NETWORKS = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 register(
     Metric(
         name="lpips_vgg",
+        label="LPIPS (VGG)",
         definition="LPIPS v0.1, arXiv 1801.03924, VGG16",
         averaging="mean over frames, then clips",
         better="smaller",
@@ -23,6 +24,7 @@ register(
 register(
     Metric(
         name="lpips_alex",
+        label="LPIPS (Alex)",
         definition="LPIPS v0.1, arXiv 1801.03924, AlexNet",
         averaging="mean over frames, then clips",
         better="smaller",

@@ -3,6 +3,7 @@
 A metric is defined once, with `register`, beside the function that computes it; `__init__.py` lists these modules.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
@@ -12,6 +13,36 @@ from torch import Tensor
 Better: TypeAlias = Literal["larger", "smaller", "nearest to 0", "nearest to 1"]
 
 
+@dataclass(frozen=True)
+class Direction:
+    """What a value of `Better` means."""
+
+    arrow: str
+    """The sign behind the name of a metric in tables."""
+    best: float
+    """The best value; infinite if there is no limit."""
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether a number is best, so that metrics are compared by their distance from it."""
+        return math.isfinite(self.best)
+
+    def badness(self, value: float) -> float:
+        """Return a number that is smallest for the best value."""
+        if self.has_limit:
+            return abs(value - self.best)
+        return -value if self.best > 0 else value
+
+
+DIRECTIONS: dict[Better, Direction] = {
+    "larger": Direction("↑", best=math.inf),
+    "smaller": Direction("↓", best=-math.inf),
+    "nearest to 0": Direction("→ 0", best=0.0),
+    "nearest to 1": Direction("→ 1", best=1.0),
+}
+"""Each value of `Better`, for the tables, comparisons and pages that read it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """The definition of a metric, and the smallest clip that it is defined for."""
@@ -19,6 +50,8 @@ class Metric:
     name: str
     definition: str
     """Formula, settings and source."""
+    label: str = ""
+    """What pages call it, if not by its name."""
     unit: str = ""
     """For example "dB". Empty for a number without a unit."""
     averaging: str = "mean over clips"

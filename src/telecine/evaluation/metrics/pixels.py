@@ -39,6 +39,7 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
 register(
     ClipMetric(
         name="psnr",
+        label="PSNR",
         unit="dB",
         definition=f"10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}",
         function=psnr,
@@ -131,6 +132,7 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
 register(
     FrameMetric(
         name="ssim",
+        label="SSIM",
         definition=f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
         f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03",
         averaging="mean over channels, pixels, frames, then clips",

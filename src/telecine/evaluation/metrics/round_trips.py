@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from telecine.base.shapes import Video
+from telecine.evaluation.metrics.measure import ClipValues
 from telecine.evaluation.metrics.metric import Metric, register
 from telecine.evaluation.metrics.pixels import psnr, sharpness
 from telecine.evaluation.round_trips import CODECS, round_trips
@@ -67,7 +68,21 @@ class RoundTrips:
         codec = "clamped" if self.through is None else CODECS[self.through]
         return f"{self.num_passes} passes, each {codec}"
 
-    def __call__(self, target: Video) -> dict[str, list[float]]:
+    def __call__(self, *, reconstruction: Video, target: Video) -> ClipValues:
+        """Return the values of a clip after the last pass, and those after each pass, see `curves`.
+
+        Args:
+            reconstruction: Not used: each pass reconstructs the one before.
+            target: The clip, `(1, C, T, H, W)` in [-1, 1].
+        """
+        curves = self.curves(target)
+        last = {}
+        for metric in self.metrics:
+            if metric.name in curves:
+                last[metric.name] = curves[metric.name][-1]
+        return ClipValues(last, curves)
+
+    def curves(self, target: Video) -> dict[str, list[float]]:
         """Return the values of a clip `(1, C, T, H, W)` in [-1, 1] after each pass, from the first pass on.
 
         They are those of the metrics, by name, and the change of the mean of each channel in levels of 8 bits, by names

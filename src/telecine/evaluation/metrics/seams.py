@@ -9,6 +9,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.evaluation.metrics.measure import ClipValues
 from telecine.evaluation.metrics.metric import Metric, register
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.tiling import (
@@ -67,10 +68,11 @@ class TilingDifference:
             tiles = f"tiles of {self.tiling.size} pixels, {self.tiling.overlap} shared"
         return f"{frames}; {tiles}"
 
-    def __call__(self, target: Video) -> dict[str, float]:
+    def __call__(self, *, reconstruction: Video, target: Video) -> ClipValues:
         """Return both values of a clip, reconstructed from its posterior's mode.
 
         Args:
+            reconstruction: Not used: it may be that of a sample of the posterior.
             target: The clip, `(1, C, T, H, W)` in [-1, 1].
 
         Raises:
@@ -95,7 +97,7 @@ class TilingDifference:
             if seam.any():
                 seam_errors.append(frame_error[seam].mean())
         seam_psnr = psnr_of_mse(max(seam_errors))
-        return {PIECES_PSNR.name: float(pieces_psnr), SEAM_PSNR.name: float(seam_psnr)}
+        return ClipValues({PIECES_PSNR.name: float(pieces_psnr), SEAM_PSNR.name: float(seam_psnr)})
 
     def _at_seam(self, size: tuple[int, int, int], chunk_frames: int, tiling: Tiling) -> Tensor:
         """Return which pixels of a clip are at a seam, `(T, H, W)`; raise a `ValueError` if none is."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import Clip, Span, VideoInfo, iterate_validation_clips
-from telecine.data.clip_frames import ClipFrames, log_too_short
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import whole_video
 from telecine.data.spacing import evenly_spaced
 from telecine.evaluation.metrics import METRICS, default_metrics
@@ -47,7 +48,7 @@ class ConfiguredClips:
             got = f"at most {longest.num_frames} frames, in {longest.source}"
             remedy = "Set a smaller `num_frames` or `stride`."
             raise argument_error("data", f"files with a {frames.describe()}", got, remedy)
-        log_too_short(videos, frames)
+        SpanTable.of(videos).log_too_short(frames)
         spans = []
         for video in videos:
             start = 0

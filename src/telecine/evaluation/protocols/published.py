@@ -25,13 +25,20 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
-from telecine.data.clip_frames import ClipFrames, log_too_short
-from telecine.evaluation.metrics.frechet import FVD, FVD_SINGLE, load_frechet_network
+from telecine.data.clip_frames import ClipFrames
+from telecine.data.lazy.span_table import SpanTable
+from telecine.evaluation.metrics.frechet import (
+    FVD,
+    FVD_SINGLE,
+    SingleClipFrechet,
+    load_frechet_network,
+)
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.tiling import reconstruct_clip
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import check_channels, clip_position
+from telecine.models.interface import check_channels
+from telecine.ops.pass_options import clip_position, pass_options
 from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName
 
 logger = logging.getLogger(__name__)
@@ -152,7 +159,7 @@ class PublishedProtocol:
                 raise argument_error("data", contract, f"{info.fps:g} in {info.source}", remedy)
         if self.clips == "first":
             frames = ClipFrames(self._num_source_frames(infos[0]))
-            log_too_short([whole_video(info) for info in infos], frames)
+            SpanTable.of([whole_video(info) for info in infos]).log_too_short(frames)
         spans = []
         for info in infos:
             spans += self._spans(info)
@@ -250,15 +257,15 @@ class PublishedProtocol:
         """Return the reconstruction of a clip, `(1, 3, T, H, W)`. A sample of the posterior depends on the clip only.
 
         Args:
-            model: The autoencoder, whose `position` is that of the clip.
+            model: The autoencoder.
             span: Where the clip is in its video.
             target: The clip, `(1, 3, T, H, W)` in [-1, 1].
         """
         if self.chunk is not None:
             parts = []
-            first_frame = model.position.first_frame
+            first_frame = pass_options().clip_position.first_frame
             for part in target[0].split(self.chunk, dim=1):
-                with clip_position(model, first_frame=first_frame):
+                with clip_position(first_frame=first_frame):
                     parts.append(reconstruct_clip(model, part))
                 first_frame += part.shape[1]
             return torch.cat(parts, dim=1)[None]
@@ -306,16 +313,12 @@ class PublishedProtocol:
                 pixel_metrics.append(name)
             elif network is None:
                 absent[name] = "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"
-            else:
-                methods[name] = network.origin
-        return MetricSet(
-            pixel_metrics,
-            perceptual,
-            network,
-            methods,
-            absent,
-            per_clip_frechet=FVD_SINGLE.name in self.metrics,
-        )
+        if network is not None and FVD_SINGLE.name in self.metrics:
+            metric_set = MetricSet(pixel_metrics, perceptual, None, methods, absent)
+            return metric_set.with_measures([SingleClipFrechet(network)])
+        if network is not None:
+            methods[network.metric.name] = network.origin
+        return MetricSet(pixel_metrics, perceptual, network, methods, absent)
 
     def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
         """Return the fields of `EvaluationRecord` that say how clips were selected, read and measured."""

@@ -52,6 +52,8 @@ class Alignment(nn.Module):
         ValueError: An argument is invalid, or `net` does not return features.
     """
 
+    needs_rgb = True
+
     def __init__(
         self,
         latent_channels: int,

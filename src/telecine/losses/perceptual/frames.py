@@ -1,7 +1,7 @@
 """Which frames of each clip the perceptual loss compares, in which colours, and how many of them at a time."""
 
 from collections.abc import Callable
-from typing import Literal, TypeVar, cast
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -11,8 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from telecine.base.checks import argument_error, describe
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import RGBA, Frames, Video, check_video
-
-_Distance = TypeVar("_Distance", bound="Tensor | tuple[Tensor, ...]")
 
 
 def sample_frame_indices(
@@ -87,12 +85,12 @@ def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
 
 
 def in_chunks(
-    compare: Callable[..., _Distance],
+    compare: Callable[..., dict[str, Tensor]],
     *,
     reconstruction: Frames,
     target: Frames,
     chunk_size: int | None,
-) -> _Distance:
+) -> dict[str, Tensor]:
     """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
 
     The memory for the backward does not grow with the number of frames, apart from the frames themselves: the
@@ -100,23 +98,20 @@ def in_chunks(
     and changes neither values nor gradients. Without gradients nothing runs twice.
 
     Args:
-        compare: A deterministic distance of single frames, which returns `(N,)` or a tuple of such tensors.
+        compare: Deterministic distances of single frames, which returns `(N,)` by name.
         reconstruction, target: `(N, C, H, W)`. The graph is kept; several backwards through it are possible.
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
     """
     if chunk_size is None or chunk_size >= len(reconstruction):
         return compare(reconstruction=reconstruction, target=target)
 
-    def compare_chunk(x: Frames, y: Frames) -> _Distance:
+    def compare_chunk(x: Frames, y: Frames) -> dict[str, Tensor]:
         return compare(reconstruction=x, target=y)
 
-    chunks = []
+    chunks: list[dict[str, Tensor]] = []
     for x, y in zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True):
         # No random state is stored, because `compare` is deterministic. Without gradients this is a plain call.
         chunks.append(
             checkpoint(compare_chunk, x, y, use_reentrant=False, preserve_rng_state=False)
         )
-    if isinstance(chunks[0], Tensor):
-        return cast(_Distance, torch.cat(chunks))
-    distances = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return cast(_Distance, distances)
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -1,6 +1,6 @@
 """The classes of diffusers that are trained, each with its facts, and those that are refused."""
 
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from telecine.models.diffusers.family import (
 from telecine.models.diffusers.normalisation import Normalised
 from telecine.models.diffusers.outputs import UNSUPPORTED_REMEDY, DiffusersModel
 from telecine.ops.scaled_normalize import scaled_normalize
+from telecine.ops.wrap_forward import wrap_forward
 
 _BLACK_TO_WHITE: Colours = ((0.0,), (1.0,))
 # Classes are known by name, because the installed version of diffusers may lack some of them.
@@ -269,10 +270,10 @@ def family_of(module: nn.Module) -> Family:
     return _OF_CLIPS
 
 
-def _normalise(norm: DiffusersModel, x: Tensor) -> Tensor:
+def _normalise(forward: Callable[[Tensor], Tensor], norm: DiffusersModel, x: Tensor) -> Tensor:
     """Return what a norm's own `forward` does, which runs where nothing is trained, or code is compiled."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad):
-        return type(norm).forward(norm, x)
+        return forward(x)
     normed = scaled_normalize(x, norm.scale * norm.gamma)
     if isinstance(norm.bias, Tensor):
         normed = normed + norm.bias
@@ -283,7 +284,7 @@ def prepare_for_training(module: DiffusersModel, family: Family) -> None:
     """Disable tiles, which change outputs and gradients, and slices of the batch; set faster norms and whole clips."""
     for layer in module.modules():
         if type(layer).__name__ in RMS_NORMS and layer.channel_first:
-            layer.forward = partial(_normalise, layer)
+            wrap_forward(layer, _normalise, layer)
         if hasattr(layer, "time_conv"):
             wan.enable_whole_clips(layer)
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):

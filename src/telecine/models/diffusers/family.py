@@ -89,21 +89,21 @@ class Family:
             clear_caches(module)
 
     def decode(
-        self, module: DiffusersModel, latent: Tensor, level: Tensor | None = None
+        self, module: DiffusersModel, latent: Tensor, noise_level: Tensor | None = None
     ) -> Decoded:
         """Return the video of a latent, not clamped, and losses; the model's caches are empty afterwards.
 
         Args:
             module: The model.
             latent: `(B, C, t, h, w)`.
-            level: The level of noise of each latent, `(B,)`, for models that `takes_level`; by default 0.
+            noise_level: The level of noise of each latent, `(B,)`, for models that `takes_level`; by default 0.
         """
         latent = latent.to(next(module.parameters()).dtype)
         try:
-            if level is None:
+            if noise_level is None:
                 video, losses = self.decoder(module, latent)
             else:
-                video, losses = self.decoder(module, latent, level)
+                video, losses = self.decoder(module, latent, noise_level)
         finally:
             clear_caches(module)
         if self.colours is not None:

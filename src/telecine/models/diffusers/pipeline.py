@@ -15,11 +15,11 @@ from typing_extensions import Self
 from telecine.base.checks import argument_error
 from telecine.base.files import write_json
 from telecine.models.diffusers.adapter import DiffusersAutoencoder
-from telecine.models.interface import clip_position
 from telecine.models.latent import MEAN_KEY, STD_KEY
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE
 from telecine.models.student import StudentAutoencoder
 from telecine.models.tiles import tiles_of_frame
+from telecine.ops.pass_options import clip_position
 from telecine.settings import Tiling
 
 
@@ -191,7 +191,7 @@ class PipelineVAE(ModelMixin, nn.Module):
                 columns.start // space : columns.stop // space,
             ]
             corner = (rows.start, columns.start)
-            with clip_position(self.student, frame_size=(height, width), corner=corner):
+            with clip_position(frame_size=(height, width), corner=corner):
                 tile = self.student.decode(part)
             if weighted_sum is None:
                 weighted_sum = tile.new_zeros(*tile.shape[:3], height, width)

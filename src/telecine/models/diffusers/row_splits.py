@@ -6,7 +6,6 @@ elsewhere is not declared.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from telecine.models.row_layers import (
     compute_whole_frames,
     normalise_all_rows,
 )
+from telecine.ops.wrap_forward import wrap_forward
 
 _CONTAINERS_AND_ACTIVATIONS = frozenset(
     {"Dropout", "GELU", "Identity", "Linear", "Mish", "ModuleList", "ReLU", "Sequential", "SiLU"}
@@ -45,7 +45,7 @@ def _pad_wan_convolution(layer: Any) -> None:
     if top == bottom == 0:
         return
     layer._padding = (left, right, 0, 0, before, after)
-    layer.forward = partial(call_padded, layer.forward, top, bottom)
+    wrap_forward(layer, call_padded, top, bottom)
 
 
 def _pad_columns_alone(layer: Any) -> None:

@@ -80,20 +80,23 @@ function lineStyle(chart, series, run) {
   if (series.is_front) return { colour: "muted", dash: REFERENCE_DASH };
   if (series.is_reference) return { colour: severalRuns ? `c${run % NUM_COLOURS}` : "muted", dash: REFERENCE_DASH };
   const colour = severalRuns ? run : index;
-  const dash = severalRuns && chart.series.length === 1 ? run : index;
-  // With 3 more, curves of one colour are 8 + 3 = 4 of the 7 dashes apart: neighbours look alike.
-  return { colour: `c${colour % NUM_COLOURS}`, dash: DASHES[(dash + 3 * Math.floor(dash / NUM_COLOURS)) % DASHES.length] };
+  const number = severalRuns && chart.series.length === 1 ? run : index;
+  // The next curve of a colour has the number 8 higher, which of 7 dashes is the next one, and neighbours look alike: 3
+  // further for each time that all colours were used before, it is 4 dashes away.
+  const timesUsed = Math.floor(number / NUM_COLOURS);
+  return { colour: `c${colour % NUM_COLOURS}`, dash: DASHES[(number + 3 * timesUsed) % DASHES.length] };
 }
 
-/** Return the curves that are shown. Validations have few values and schedules no noise: neither is smoothed. */
+/** Return the curves that are shown. */
 function shownCurves(chart) {
   const curves = [];
   for (const series of chart.series) {
     if (chosen.hiddenSeries.includes(seriesName(chart, series))) continue;
     for (const curve of series.curves) {
       if (!curve.values.length || chosen.hiddenRuns.includes(curve.run)) continue;
-      const weight = chart.is_smoothed && series.key.startsWith("train/") ? chosen.smoothing : 0;
-      curves.push({ series, curve, weight, line: weight ? smoothed(curve.values, weight) : curve.values });
+      const weight = series.is_smoothed ? chosen.smoothing : 0;
+      const line = weight ? smoothed(curve.values, weight) : curve.values;
+      curves.push({ series, curve, weight, line });
     }
   }
   return curves;
@@ -113,16 +116,22 @@ function position(chart, x) {
   return chart.x.scale === "log" ? Math.log10(x) : x;
 }
 
-/** Return the name of a curve: that of its series and, if the chart has several runs, of its run. A front has no run. */
+/** Return the name of a curve: that of its series and, of several runs, that of its run. A front has no run. */
 function curveName({ label, is_front: isFront }, run) {
   return severalRuns && !isFront ? `${label}, ${DATA.runs[run]}` : label;
 }
 
-/** Return the values that the vertical axis covers: all lines, and logged values without outliers, in the zoomed part. */
-function valuesInside(chart, curves) {
+/** Return whether a value of the horizontal axis is in the zoomed part. */
+function isInRange(chart, x) {
   const [first, last] = chosen.ranges[chart.x.label] ?? [-Infinity, Infinity];
+  const place = position(chart, x);
+  return first <= place && place <= last;
+}
+
+/** Return the values that the vertical axis covers, in the zoomed part: lines, and logged values without outliers. */
+function valuesInside(chart, curves) {
   return curves.flatMap(({ curve, weight, line }) => {
-    const inside = (values) => values.filter((_, index) => first <= position(chart, curve.steps[index]) && position(chart, curve.steps[index]) <= last);
+    const inside = (values) => values.filter((_, index) => isInRange(chart, curve.steps[index]));
     const logged = [curve.values, curve.low, curve.high].flatMap(inside).sort((a, b) => a - b);
     const margin = weight ? Math.floor(OUTLIERS * logged.length) : 0;
     return [...inside(line), ...logged.slice(margin, logged.length - margin)];
@@ -227,7 +236,16 @@ function layoutOf(chart, axis, height) {
       range,
       title: { text: plain(chart.x.label), standoff: 4 },
     },
-    yaxis: { ...shared, ...powers, type: axis.type, range: axis.range, automargin: true, fixedrange: true, exponentformat: "power", nticks: 6 },
+    yaxis: {
+      ...shared,
+      ...powers,
+      type: axis.type,
+      range: axis.range,
+      automargin: true,
+      fixedrange: true,
+      exponentformat: "power",
+      nticks: 6,
+    },
   };
 }
 
@@ -244,9 +262,11 @@ function wholeRange(charts) {
 // ---- the elements around a chart
 
 function sampleLine({ colour, dash }) {
-  const pattern = { solid: "", dot: "2 2", dashdot: "7 2 2 2", dash: "6 3", longdash: "10 3" }[dash] ?? dash.replaceAll("px", "");
+  const patterns = { solid: "", dot: "2 2", dashdot: "7 2 2 2", dash: "6 3", longdash: "10 3" };
+  const pattern = patterns[dash] ?? dash.replaceAll("px", "");
+  const stroke = { "stroke-width": 2, stroke: `var(--${colour})`, "stroke-dasharray": pattern };
   const sample = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
-  sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 2, stroke: `var(--${colour})`, "stroke-dasharray": pattern }));
+  sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, ...stroke }));
   return sample;
 }
 
@@ -270,16 +290,18 @@ function makeCard(chart, index) {
   for (const series of chart.series) {
     const style = lineStyle(chart, series, 0);
     if (severalRuns) style.colour = "muted";
-    const button = legendButton(() => chosen.hiddenSeries, seriesName(chart, series), series.label, `${series.key} in ${DATA.file}`, style);
-    for (const { run, last } of series.curves.filter((curve) => curve.values.length && !chart.x.names.length && !series.is_front)) {
-      button.append(html("b", { style: severalRuns ? `color: var(--c${run % NUM_COLOURS})` : "" }, short(last)));
-    }
+    const origin = `${series.key} in ${DATA.file}`;
+    const button = legendButton(() => chosen.hiddenSeries, seriesName(chart, series), series.label, origin, style);
+    if (!chart.x.names.length && !series.is_front) button.append(...lastValues(series));
     legend.append(button);
   }
-  const hidesValues = html("p", { class: "hint" }, "Values that are not positive are left out: Linear shows them.");
-  const card = { chart, canvas, hidesValues, height: isFirst ? FIRST_HEIGHT : HEIGHT, isNear: false, listens: false, redraws: 0 };
-  const tools = html("span", { class: "tools" }, toolButton(card, "CSV", "Copy the values", copyCsv), toolButton(card, "PNG", "Save the figure", savePng));
-  const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title, tools), canvas, legend);
+  const hidesValues = html("p", { class: "hint", hidden: "" }, "Values that are not positive are left out: Linear shows them.");
+  const height = isFirst ? FIRST_HEIGHT : HEIGHT;
+  const card = { chart, canvas, hidesValues, height, isNear: false, listens: false, redraws: 0 };
+  const copy = toolButton(card, "CSV", "Copy the values", copyCsv);
+  const save = toolButton(card, "PNG", "Save the figure", savePng);
+  const caption = html("figcaption", {}, title, html("span", { class: "tools" }, copy, save));
+  const figure = html("figure", { class: "chart", "aria-labelledby": title.id }, caption, canvas, legend);
   figure.append(hidesValues);
   if (chart.explanation) figure.append(html("p", { class: "hint" }, chart.explanation));
   if (chart.note) figure.append(html("p", { class: "hint note bad" }, chart.note));
@@ -288,11 +310,22 @@ function makeCard(chart, index) {
   return card;
 }
 
+/** Return the last value of each curve of a series, in the colour of its run. */
+function lastValues(series) {
+  return series.curves.filter((curve) => curve.values.length).map(({ run, last }) => {
+    const style = severalRuns ? `color: var(--c${run % NUM_COLOURS})` : "";
+    return html("b", { style }, short(last));
+  });
+}
+
 function summaryOf(chart) {
-  const ends = chart.series.flatMap(({ label, is_front: isFront, curves }) => curves.filter((curve) => curve.values.length).map((curve) => {
-    const run = severalRuns && !isFront ? ` of ${DATA.runs[curve.run]}` : "";
-    return `${label}${run} from ${short(curve.first)} to ${short(curve.last)}`;
-  }));
+  const ends = [];
+  for (const { label, is_front: isFront, curves } of chart.series) {
+    for (const curve of curves.filter(({ values }) => values.length)) {
+      const run = severalRuns && !isFront ? ` of ${DATA.runs[curve.run]}` : "";
+      ends.push(`${label}${run} from ${short(curve.first)} to ${short(curve.last)}`);
+    }
+  }
   return `${chart.title}: ${ends.join("; ")}`;
 }
 
@@ -310,7 +343,7 @@ function fileName(chart, suffix) {
   return `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/-$/, "")}.${suffix}`;
 }
 
-/** Return a cell of CSV. Spreadsheets take text that begins with these characters as a formula: it gets an apostrophe. */
+/** Return a cell of CSV. Text that spreadsheets take as a formula, by its first character, gets an apostrophe. */
 function csvCell(value) {
   if (typeof value === "number") return String(value);
   const text = String(value).replace(/^[=+\-@\t\r]/, "'$&");
@@ -319,13 +352,19 @@ function csvCell(value) {
 
 /** Return the values of a chart as CSV: a row for each position, a column for each curve. */
 function csvOf(chart) {
-  const columns = chart.series.flatMap((series) => series.curves.filter((curve) => curve.values.length).map((curve) => ({
-    name: curveName(series, curve.run),
-    values: new Map(curve.steps.map((step, index) => [step, curve.values[index]])),
-  })));
+  const columns = [];
+  for (const series of chart.series) {
+    for (const curve of series.curves.filter(({ values }) => values.length)) {
+      const values = new Map(curve.steps.map((step, index) => [step, curve.values[index]]));
+      columns.push({ name: curveName(series, curve.run), values });
+    }
+  }
   const steps = [...new Set(columns.flatMap(({ values }) => [...values.keys()]))].sort((a, b) => a - b);
-  const rows = steps.map((step) => [chart.x.names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
-  return [[chart.x.label, ...columns.map(({ name }) => name)], ...rows].map((row) => `${row.map(csvCell).join(",")}\n`).join("");
+  const rows = [[chart.x.label, ...columns.map(({ name }) => name)]];
+  for (const step of steps) {
+    rows.push([chart.x.names[step] ?? step, ...columns.map(({ values }) => values.get(step) ?? "")]);
+  }
+  return rows.map((row) => `${row.map(csvCell).join(",")}\n`).join("");
 }
 
 /** Copy the values. Browsers have no clipboard for pages of a server without encryption: save them there. */
@@ -334,8 +373,8 @@ async function copyCsv({ chart }) {
     await navigator.clipboard.writeText(csvOf(chart));
     return "copied";
   }
-  const link = html("a", { href: URL.createObjectURL(new Blob([csvOf(chart)], { type: "text/csv" })), download: fileName(chart, "csv") });
-  link.click();
+  const href = URL.createObjectURL(new Blob([csvOf(chart)], { type: "text/csv" }));
+  html("a", { href, download: fileName(chart, "csv") }).click();
   return "saved";
 }
 
@@ -345,9 +384,17 @@ async function savePng({ chart, canvas, height }) {
   const axis = verticalAxis(chart, shown);
   const layout = layoutOf(chart, axis, height + 120);
   const font = { color: colours.text };
-  const labelled = { ...layout, showlegend: true, legend: { orientation: "h", y: -0.25, font }, title: { text: plain(chart.title), font }, margin: { ...layout.margin, t: 40 }, paper_bgcolor: colours.surface };
-  const size = { width: Math.max(600, canvas.clientWidth), height: height + 120, scale: 2 };
-  const picture = await Plotly.toImage({ data: tracesOf(chart, shown, axis), layout: labelled }, { format: "png", ...size });
+  const labelled = {
+    ...layout,
+    showlegend: true,
+    legend: { orientation: "h", y: -0.25, font },
+    title: { text: plain(chart.title), font },
+    margin: { ...layout.margin, t: 40 },
+    paper_bgcolor: colours.surface,
+  };
+  const figure = { data: tracesOf(chart, shown, axis), layout: labelled };
+  const width = Math.max(600, canvas.clientWidth);
+  const picture = await Plotly.toImage(figure, { format: "png", width, height: height + 120, scale: 2 });
   html("a", { href: picture, download: fileName(chart, "png") }).click();
   return "saved";
 }
@@ -360,7 +407,8 @@ async function draw(card) {
   const shown = shownCurves(chart);
   const axis = verticalAxis(chart, shown);
   card.hidesValues.hidden = !axis.hides;
-  await Plotly.react(canvas, tracesOf(chart, shown, axis), layoutOf(chart, axis, height), { displayModeBar: false, responsive: true, doubleClick: "autosize" });
+  const config = { displayModeBar: false, responsive: true, doubleClick: "autosize" };
+  await Plotly.react(canvas, tracesOf(chart, shown, axis), layoutOf(chart, axis, height), config);
   card.redraws = drawing;
   if (!card.listens) canvas.on("plotly_relayout", (change) => onZoom(chart.x.label, change));
   card.listens = true;
@@ -396,10 +444,13 @@ function showControls() {
 }
 
 function makeCharts() {
-  for (const { x } of DATA.charts) wholeRanges[x.label] ??= wholeRange(DATA.charts.filter((chart) => chart.x.label === x.label));
+  for (const { x } of DATA.charts) {
+    wholeRanges[x.label] ??= wholeRange(DATA.charts.filter((chart) => chart.x.label === x.label));
+  }
   DATA.charts.forEach((chart, index) => cards.push(makeCard(chart, index)));
   for (const [run, name] of severalRuns ? DATA.runs.entries() : []) {
-    byId("run-legend").append(legendButton(() => chosen.hiddenRuns, run, name, name, { colour: `c${run % NUM_COLOURS}`, dash: "solid" }));
+    const style = { colour: `c${run % NUM_COLOURS}`, dash: "solid" };
+    byId("run-legend").append(legendButton(() => chosen.hiddenRuns, run, name, name, style));
   }
   byId("smoothing")?.addEventListener("input", ({ target }) => { chosen.smoothing = Number(target.value); redraw(); });
   byId("scale")?.addEventListener("change", ({ target }) => { chosen.scale = target.value; redraw(); });

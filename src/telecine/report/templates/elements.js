@@ -20,7 +20,7 @@ function svg(name, attributes = {}, text = null) {
   return element;
 }
 
-/** Format a number for a column, with the same number of digits for values of similar size, like `even` of html.py; a dash for a missing one. */
+/** Format a number for a column, like `even` of html.py: as many digits for values of similar size, a dash for none. */
 function even(value) {
   if (value == null) return "–";
   return value.toFixed(Math.abs(value) < 10 ? 4 : 2).replace("-", "−");

@@ -10,20 +10,29 @@ function pageVersion(version) {
   location.reload();
 }
 
+/** Return a video's run and the position of its slider: null at the last validation, where it then stays. */
+function chosenSource({ select, slider }) {
+  const isLast = slider.value === slider.max;
+  return [select.value, isLast ? null : Number(slider.value)];
+}
+
+function chosenOrder(button) {
+  return [controlName(button), button.closest("th").ariaSort];
+}
+
 function shownNow() {
   return {
     theme: document.querySelector("input[name=theme]:checked").value,
     charts: chosen,
     scroll: scrollY,
-    // A slider at the last validation stays at the last one.
-    sources: player?.sources.map(({ select, slider }) => [select.value, slider.value === slider.max ? null : Number(slider.value)]),
+    sources: player?.sources.map(chosenSource),
     clip: player?.index,
     frame: player?.frame,
     speed: player?.speed.value,
     loop: player?.loop,
     view: player && [player.view.x, player.view.y, player.view.zoom],
     open: controlNames("details[open] > summary"),
-    sorted: [...document.querySelectorAll("[aria-sort] button")].map((button) => [controlName(button), button.closest("th").ariaSort]),
+    sorted: [...document.querySelectorAll("[aria-sort] button")].map(chosenOrder),
     focus: controlNames(":focus"),
   };
 }
@@ -32,7 +41,8 @@ function controlNames(selector) {
   return [...document.querySelectorAll(selector)].map(controlName);
 }
 
-/** Return what tells a control from the others, also in the next version of the page. */
+/** Return what tells a control from others, also in the next version of the page: its name for screen readers, and that
+ * of the part of the page around it. */
 function controlName(control) {
   const around = control.parentElement.closest("[id], [aria-label]");
   const label = control.id || control.title || control.ariaLabel || control.value || control.textContent;

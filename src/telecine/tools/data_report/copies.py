@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, Span, VideoInfo
@@ -12,6 +14,7 @@ from telecine.data.clip import bytes_from_video, video_from_bytes
 from telecine.data.decode import read_clip
 from telecine.data.fingerprint import num_bytes
 from telecine.data.holdout_groups import group_spans
+from telecine.data.lazy.span_table import SpanTable
 from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, file_of
 from telecine.tools.data_report.measures import frame_hash, group_copies
@@ -50,9 +53,10 @@ def find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
 def with_groups(spans: Sequence[Span], holdout: str, copies: Sequence[Sequence[str]]) -> list[Span]:
     """Return spans with the groups that a run holds out together, and copies in one of them."""
     group_of: dict[str, int] = {}
-    for number, group in enumerate(group_spans(spans, holdout)):
-        for span in group:
-            group_of[str(span.info.source)] = number
+    groups = group_spans(SpanTable.of(spans), holdout)
+    _, numbers = np.unique(groups, return_inverse=True)
+    for span, number in zip(spans, numbers.tolist(), strict=True):
+        group_of[str(span.info.source)] = number
     for paths in copies:
         joined = {group_of[path] for path in paths if path in group_of}
         if len(joined) < 2:

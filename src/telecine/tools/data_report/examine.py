@@ -167,7 +167,7 @@ def _list_files(
             use = "an image, and `clips.image_ratio` is 0"
         elif clips.image_ratio == 1:
             use = "a video, and `clips.image_ratio` is 1"
-        elif shortest.is_too_slow(info):
+        elif info.fps < shortest.min_fps:
             use = f"{info.fps:.3g} frames a second; `clips.fps` is {clips.fps:g}"
         else:
             use = f"{info.num_frames} frames; a clip needs {shortest.num_source_frames(info)}"

@@ -58,7 +58,7 @@ def distill(
     for term in (LATENT_TERM, RECONSTRUCTION_TERM, FEATURES_TERM, DECODING_TERM):
         others.pop(term, None)
     objective = replace(config.objective, terms=others | terms)
-    run_config = replace(config, teacher=teacher_name, objective=objective, **start.settings)
+    run_config = replace(start.config, teacher=teacher_name, objective=objective)
     nested = run_config.causal_vae.nested_channels
     learns_from_teacher = bool(terms) or start.learns_samples
     if learns_from_teacher and not set(nested) <= set(teacher.nested_channels):

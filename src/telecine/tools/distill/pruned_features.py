@@ -130,7 +130,7 @@ def _check_teacher(
     if digest != digest_of_decoder(teacher):
         contract = f"the model that `telecine prune` got for {report_path}"
         got = f"{teacher_name}, whose decoder differs"
-        remedy = "Use that model: of one that was pruned twice, the one that was pruned once."
+        remedy = "Use that model: after two prunings, the result of the first one."
         raise argument_error("teacher", contract, got, remedy)
 
 

@@ -1,10 +1,9 @@
 """What a distillation starts from: a new autoencoder, a new decoder, or a pruned model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import set_seed
 
@@ -33,8 +32,8 @@ class StudentStart:
 
     student: VideoAutoencoder | None
     """The autoencoder, or None if `train` builds it from the settings."""
-    settings: Mapping[str, Any]
-    """Settings of the run in place of those of the user, by name: those that follow from teacher and student."""
+    config: DistillConfig
+    """The settings of the run: those of the user, with what follows from teacher and student."""
     channels: Sequence[int]
     """Channels of the levels of the student's decoder, see `CausalVAEConfig.channels`; empty for other decoders."""
     report: Path | None = None
@@ -56,11 +55,8 @@ def start_of(config: DistillConfig, teacher_name: str, teacher: VideoAutoencoder
     """
     if config.train_encoder:
         return _new_autoencoder(config, teacher)
-    pruned_name = config.init
-    if pruned_name is None and config.resolved is not None:  # settings that a run has saved
-        pruned_name = config.resolved.pruned_model
-    if pruned_name is not None:
-        return _pruned_model(config, pruned_name, teacher_name, teacher)
+    if config.pruned_model is not None:
+        return _pruned_model(config, config.pruned_model, teacher_name, teacher)
     return _new_decoder(config, teacher_name, teacher)
 
 
@@ -73,7 +69,7 @@ def _new_autoencoder(config: DistillConfig, teacher: VideoAutoencoder) -> Studen
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
     return StudentStart(
         student=None,
-        settings={"model": None, "causal_vae": architecture, "resolved": None},
+        config=replace(config, model=None, causal_vae=architecture, resolved=None),
         channels=architecture.channels,
     )
 
@@ -95,16 +91,17 @@ def _new_decoder(
         architecture = replace(architecture, flow=replace(architecture.flow, one_step=True))
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, teacher_name, load_autoencoder, architecture)
-    settings: dict[str, Any] = {
-        "model": teacher_name,
-        "causal_vae": architecture,
-        "resolved": ResolvedStudent(encoder=_encoder_of(teacher, teacher_name)),
-    }
-    if sampled_teacher is not None and student.imitate(sampled_teacher):
-        settings["linear_start"] = False  # it has the weights of the teacher
+    has_weights_of_teacher = sampled_teacher is not None and student.imitate(sampled_teacher)
+    run_config = replace(
+        config,
+        model=teacher_name,
+        causal_vae=architecture,
+        resolved=ResolvedStudent(encoder=_encoder_of(teacher, teacher_name)),
+        linear_start=config.linear_start and not has_weights_of_teacher,
+    )
     return StudentStart(
         student=student,
-        settings=settings,
+        config=run_config,
         channels=architecture.channels,
         learns_samples=sampled_teacher is not None,
     )
@@ -132,7 +129,7 @@ def _pruned_model(
         remedy = "Prune the decoder of that model: `telecine prune TEACHER`."
         raise argument_error("init", contract, f"{name}, whose encoder differs", remedy)
     name = absolute_if_exists(name)
-    report = None if _trains_projections(config) else _find_report(Path(name))
+    report = None if _resumes_with_projections(config) else _find_report(Path(name))
     if config.feature_weight > 0 and report is None and not isinstance(pruned, CausalAutoencoder):
         contract = "0 for a student of diffusers without the file of `telecine prune`"
         remedy = (
@@ -140,19 +137,29 @@ def _pruned_model(
         )
         raise argument_error("feature_weight", contract, config.feature_weight, remedy)
     resolved = ResolvedStudent(encoder=_encoder_of(teacher, teacher_name), pruned_model=name)
-    # Weights that come from another model stay as they are.
-    settings: dict[str, Any] = {"init": None, "resolved": resolved, "linear_start": False}
     student = None
     if isinstance(pruned, StudentAutoencoder):
         student = pruned
-        settings["model"] = teacher_name
-        settings["causal_vae"] = pruned.config
+        run_config = replace(
+            config,
+            model=teacher_name,
+            causal_vae=pruned.config,
+            init=None,
+            resolved=resolved,
+            linear_start=False,  # weights that come from another model stay as they are
+        )
     else:
         # `train` loads it as any other model, with an encoder that it has to freeze.
-        settings["model"] = name
-        settings["trainable"] = replace(config.trainable, weights="decoder")
+        run_config = replace(
+            config,
+            model=name,
+            trainable=replace(config.trainable, weights="decoder"),
+            init=None,
+            resolved=resolved,
+            linear_start=False,
+        )
     channels = pruned.config.channels if isinstance(pruned, CausalAutoencoder) else []
-    return StudentStart(student=student, settings=settings, channels=channels, report=report)
+    return StudentStart(student=student, config=run_config, channels=channels, report=report)
 
 
 def _encoder_of(teacher: VideoAutoencoder, teacher_name: str) -> str:
@@ -162,8 +169,11 @@ def _encoder_of(teacher: VideoAutoencoder, teacher_name: str) -> str:
     return teacher_name
 
 
-def _trains_projections(config: DistillConfig) -> bool:
-    """Return whether the run resumes and has the term of features with trained projections."""
+def _resumes_with_projections(config: DistillConfig) -> bool:
+    """Return whether a checkpoint of the run has trained projections, which an earlier version had for pruned models.
+
+    Such a run keeps them, also if its command is typed again: only its checkpoints tell.
+    """
     for _, checkpoint in Run(Path(config.output_dir)).checkpoints.all():
         with suppress(ValueError):  # a damaged checkpoint, which `train` sets aside
             terms = read_saved_settings(checkpoint).get("objective", {}).get("terms", {})

@@ -88,7 +88,7 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
             clips.append(SourceClip(span, span.first_frame, ClipFrames(1), height, width))
             continue
         frames = ClipFrames(config.num_frames or _longest(span, config), config.stride, config.fps)
-        if frames.is_too_slow(span.info):
+        if span.info.fps < frames.min_fps:
             logger.warning(
                 "skipping %s, which has %.3g frames a second", span.info.source, span.info.fps
             )

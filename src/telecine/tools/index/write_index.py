@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -32,8 +31,6 @@ from telecine.settings import MAX_FAILURES, ClipConfig
 _FILES_PER_SHARD = 1000
 _TIMESTAMPS_PER_SHARD = 2**22
 
-_Result: TypeAlias = tuple[Header | Skipped, VideoInfo | Skipped | None]
-
 
 @dataclass(frozen=True)
 class Indexed:
@@ -41,14 +38,14 @@ class Indexed:
 
     num_indexed: int
     """Files that it has indexed now."""
-    num_known: int
-    """Files, and tar files, that were indexed before."""
+    num_before: int
+    """Files, and tar files, that an earlier call has read: they are not read again, even if they cannot be indexed."""
     skipped: list[Skipped]
     """Files that cannot be indexed, and tar files with arrays."""
 
     def print_to(self, console: Console) -> None:
         """Print it in a line or two."""
-        text = f"indexed {count(self.num_indexed, 'file')}; {self.num_known} were indexed before"
+        text = f"indexed {count(self.num_indexed, 'file')}; {self.num_before} were read before"
         console.print(text, soft_wrap=True)
         if self.skipped:
             console.print(f"skipped: {Skipped.listed(self.skipped)}", soft_wrap=True)
@@ -86,7 +83,18 @@ def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1
     files = list(sources)[part::num_parts]
     for begin in range(0, len(files), _FILES_PER_SHARD):
         indexer.index_files(files[begin : begin + _FILES_PER_SHARD])
-    return Indexed(indexer.num_indexed, indexer.num_known, indexer.skipped)
+    return Indexed(indexer.num_indexed, indexer.num_before, indexer.skipped)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What was read of a file."""
+
+    source: Source
+    header: Header | None
+    info: VideoInfo | None
+    error: DataError | None
+    """Why it has no header, or no exact index: a `DecodeError`, or another error if it is not read in time."""
 
 
 class _Indexer:
@@ -94,17 +102,17 @@ class _Indexer:
 
     def __init__(self, path: str, config: ClipConfig) -> None:
         self.num_indexed = 0
-        self.num_known = 0
+        self.num_before = 0
         self.skipped: list[Skipped] = []
         self._config = config
         self._lazy_index = LazyIndex(path, config)
-        self._known_keys = self._lazy_index.shards.keys()
+        self._keys_before = self._lazy_index.shards.header_keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
         sidecar = read_sidecar(archive)
         if sidecar is not None and sidecar.has_indices:
-            self.num_known += 1
+            self.num_before += 1
             return
         if sidecar is None:
             sidecar = scan_archive(archive, self._config)
@@ -117,15 +125,16 @@ class _Indexer:
             self.skipped.append(Skipped(archive, reason))
             return
         archive_key = self._lazy_index.key_of(archive, Fingerprint.of(archive))
-        infos, missing = self._kept_members(archive_key, sidecar)
+        infos = self._load_unfinished(archive_key, sidecar)
+        missing = [member for member in _members_of(sidecar) if member.offset not in infos]
         new_infos: dict[int, VideoInfo] = {}
-        indexed = self._index(missing, f"indexing {archive.name}")
         try:
-            for member, result in zip(missing, indexed, strict=True):
-                if result is not None and isinstance(result[1], VideoInfo):
-                    new_infos[member.offset] = result[1]
+            for outcome in self._read(missing, f"indexing {archive.name}"):
+                if outcome.info is not None:
+                    assert isinstance(outcome.source, TarMember)
+                    new_infos[outcome.source.offset] = outcome.info
         except DataError:
-            self._keep_members(archive_key, sidecar, new_infos)
+            self._save_unfinished(archive_key, sidecar, new_infos)
             write_sidecar(archive, sidecar)
             raise
         self.skipped.extend(sidecar.skipped)
@@ -133,56 +142,43 @@ class _Indexer:
         if infos:
             self._lazy_index.shards.remove(sidecar.members.member_keys([archive_key]))
 
-    def _kept_members(
-        self, archive_key: int, sidecar: Sidecar
-    ) -> tuple[dict[int, VideoInfo], list[TarMember]]:
-        """Return the indices of members that earlier attempts have kept, by their offsets, and the other members.
+    def _load_unfinished(self, archive_key: int, sidecar: Sidecar) -> dict[int, VideoInfo]:
+        """Return the indices that `_save_unfinished` has kept of members of a tar file, by the offsets of these.
 
         Args:
             archive_key: The key of the tar file.
             sidecar: Its members.
         """
         infos = {}
-        missing = []
-        for row, key in enumerate(sidecar.members.member_keys([archive_key]).tolist()):
-            member = sidecar.members[row]
-            assert isinstance(member, TarMember)
-            info = self._lazy_index.saved_info(key, member) if self._is_known(key) else None
-            if info is None:
-                missing.append(member)
-            else:
-                infos[member.offset] = info
-        return infos, missing
+        keys = sidecar.members.member_keys([archive_key]).tolist()
+        for member, key in zip(_members_of(sidecar), keys, strict=True):
+            if self._was_read(key):
+                info = self._lazy_index.saved_info(key, member)
+                if info is not None:
+                    infos[member.offset] = info
+        return infos
 
-    def _keep_members(
+    def _save_unfinished(
         self, archive_key: int, sidecar: Sidecar, infos: Mapping[int, VideoInfo]
     ) -> None:
-        """Write the indices of some members of a tar file into a shard, as those of files, for the next attempt.
+        """Keep the indices of some members of a tar file for the next attempt: in a shard, until its sidecar has all.
 
         Args:
             archive_key: The key of the tar file.
             sidecar: Its members.
             infos: The indices, by the offsets of members.
         """
-        keys = []
-        headers = []
-        infos_by_key = {}
-        offsets = sidecar.members.locations["offset"].tolist()
-        all_keys = sidecar.members.member_keys([archive_key]).tolist()
-        for row, (offset, key) in enumerate(zip(offsets, all_keys, strict=True)):
+        outcomes = {}
+        members = sidecar.members
+        for row, key in enumerate(members.member_keys([archive_key]).tolist()):
+            offset = int(members.locations["offset"][row])
             if offset in infos:
-                keys.append(key)
-                headers.append(sidecar.members.headers[row].item())
-                infos_by_key[key] = infos[offset]
-        if keys:
-            self._lazy_index.shards.write(
-                np.array(keys, np.int64), np.array(headers, HEADER), infos_by_key
-            )
+                outcomes[key] = _Outcome(members[row], members.header(row), infos[offset], None)
+        self._write_shard(outcomes)
 
     def index_files(self, sources: Sequence[Source]) -> None:
-        """Write a shard with the indices of files that have none yet."""
-        missing = []
-        keys = []
+        """Write a shard with the indices of files that were not read yet."""
+        keys: dict[Source, int] = {}
         for source in sources:
             if kind_of(source) == "arrays":
                 continue
@@ -191,21 +187,17 @@ class _Indexer:
             except OSError as error:
                 self.skipped.append(Skipped(source, error.strerror or str(error)))
                 continue
-            if self._is_known(key):
-                self.num_known += 1
-                continue
-            missing.append(source)
-            keys.append(key)
-        shard: dict[int, _Result] = {}
+            if self._was_read(key):
+                self.num_before += 1
+            else:
+                keys[source] = key
+        shard: dict[int, _Outcome] = {}
         num_timestamps = 0
         try:
-            for key, result in zip(keys, self._index(missing, "indexing files"), strict=True):
-                if result is None:
-                    continue
-                shard[key] = result
-                _, info = result
-                if isinstance(info, VideoInfo):
-                    num_timestamps += info.num_frames
+            for outcome in self._read(list(keys), "indexing files"):
+                shard[keys[outcome.source]] = outcome
+                if outcome.info is not None:
+                    num_timestamps += outcome.info.num_frames
                 if num_timestamps >= _TIMESTAMPS_PER_SHARD:
                     self._write_shard(shard)
                     shard.clear()
@@ -213,66 +205,63 @@ class _Indexer:
         finally:  # also what was indexed beside a file that is not read in time
             self._write_shard(shard)
 
-    def _is_known(self, key: int) -> bool:
-        """Return whether a shard has the file with a key."""
-        return find_row(self._known_keys, key) is not None
+    def _was_read(self, key: int) -> bool:
+        """Return whether a shard has the header of the file with a key; it may have no index of it."""
+        return find_row(self._keys_before, key) is not None
 
-    def _write_shard(self, results: Mapping[int, _Result]) -> None:
-        """Write what was found of files, by their keys; nothing if no header was read."""
+    def _write_shard(self, outcomes: Mapping[int, _Outcome]) -> None:
+        """Write what was read of files, by their keys; nothing if no header was read."""
         keys = []
         headers = []
         infos = {}
-        for key, (header, info) in results.items():
-            if isinstance(header, Skipped):
+        for key, outcome in outcomes.items():
+            if outcome.header is None:
                 continue
             keys.append(key)
-            headers.append(tuple(header))
-            if isinstance(info, VideoInfo):
-                infos[key] = info
+            headers.append(tuple(outcome.header))
+            if outcome.info is not None:
+                infos[key] = outcome.info
         if keys:
             self._lazy_index.shards.write(
                 np.array(keys, np.int64), np.array(headers, HEADER), infos
             )
 
-    def _index(self, sources: Sequence[Source], description: str) -> Iterator[_Result | None]:
-        """Yield the header and the exact index of each file, or why it has none; None for one that is not read in time.
+    def _read(self, sources: Sequence[Source], description: str) -> Iterator[_Outcome]:
+        """Yield the header and the exact index of files, in order, and count them. Leave out files not read in time.
 
         Raises:
             DataError: After all files, if one was not read in time; or at once after several of them.
         """
         late = []
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            indexed = pool.map(self._index_one, sources)
-            for result in with_progress(indexed, description, total=len(sources)):
-                if isinstance(result, DataError):
-                    late.append(result)
+            outcomes = pool.map(self._read_one, sources)
+            for outcome in with_progress(outcomes, description, total=len(sources)):
+                error = outcome.error
+                if error is None:
+                    self.num_indexed += 1
+                elif isinstance(error, DecodeError):
+                    self.skipped.append(Skipped.of(outcome.source, error))
+                else:
+                    late.append(error)
                     if len(late) == MAX_FAILURES:
                         pool.shutdown(wait=False, cancel_futures=True)
                         break
-                    yield None
                     continue
-                header, info = result
-                if isinstance(info, VideoInfo):
-                    self.num_indexed += 1
-                elif isinstance(header, Skipped):
-                    self.skipped.append(header)
-                elif info is not None:
-                    self.skipped.append(info)
-                yield header, info
+                yield outcome
         if late:
             raise late[0]
 
-    def _index_one(self, source: Source) -> _Result | DataError:
-        """Return the header and the exact index of a file, or why it has none; or that it is not read in time."""
+    def _read_one(self, source: Source) -> _Outcome:
+        header = None
         try:
             header = read_header(source, self._config)
-        except DecodeError as error:
-            return Skipped.of(source, error), None
+            info = index_video(source, self._config)
         except DataError as error:
-            return error
-        try:
-            return header, index_video(source, self._config)
-        except DecodeError as error:
-            return header, Skipped.of(source, error)
-        except DataError as error:
-            return error
+            return _Outcome(source, header, None, error)
+        return _Outcome(source, header, info, None)
+
+
+def _members_of(sidecar: Sidecar) -> Iterator[TarMember]:
+    for member in sidecar.members:
+        assert isinstance(member, TarMember)
+        yield member

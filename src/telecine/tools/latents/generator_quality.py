@@ -140,12 +140,14 @@ def velocity_irreducible_variance(latents: Tensor) -> float | None:
     num_clips, num_channels, num_positions = z.shape
     if num_clips * num_channels <= num_positions or num_clips * num_positions <= num_channels:
         return None
-    inverse = torch.eye(num_positions, dtype=z.dtype)
+    inverse_of_positions = torch.eye(num_positions, dtype=z.dtype)
     for _ in range(_NUM_FLIP_FLOPS):
-        of_channels = torch.einsum("ncs,st,ndt->cd", z, inverse, z) / (num_clips * num_positions)
-        inverse = torch.linalg.pinv(of_channels, hermitian=True)
-        of_positions = torch.einsum("ncs,cd,ndt->st", z, inverse, z) / (num_clips * num_channels)
-        inverse = torch.linalg.pinv(of_positions, hermitian=True)
+        of_channels = torch.einsum("ncs,st,ndt->cd", z, inverse_of_positions, z)
+        of_channels = of_channels / (num_clips * num_positions)
+        inverse_of_channels = torch.linalg.pinv(of_channels, hermitian=True)
+        of_positions = torch.einsum("ncs,cd,ndt->st", z, inverse_of_channels, z)
+        of_positions = of_positions / (num_clips * num_channels)
+        inverse_of_positions = torch.linalg.pinv(of_positions, hermitian=True)
     channel_values = torch.linalg.eigvalsh(of_channels).clamp(min=0)
     position_values = torch.linalg.eigvalsh(of_positions).clamp(min=0)
     values = torch.outer(channel_values, position_values)

@@ -34,6 +34,7 @@ from telecine.evaluation.protocols.configured import CLIP_SELECTION, ConfiguredC
 from telecine.losses.latent import resized
 from telecine.losses.perceptual import pick_frames
 from telecine.settings import LatentsConfig
+from telecine.settings.data import MEASURED
 from telecine.tools.latents.clips import ClipsOnDisk, encode_clips
 from telecine.tools.latents.decoding import decode_changes
 from telecine.tools.latents.denoising import LEVELS, LatentProbe
@@ -117,21 +118,13 @@ def _load(
         ValueError: One does not fit the clips, or the latents of the base model have another shape.
     """
     first, infos = load_with_data(models[0], config, device)
-    num_frames, height, width = first.clips.val_bucket.shape
-    config_of_first = replace(
-        config,
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        stride=None if first.clips.fps else first.clips.stride,
-        fps=first.clips.fps,
-    )
+    config_of_first = replace(config, **first.clips.values_marked(MEASURED))
     measured = [first]
     measured += [load_with_clips(model, config_of_first, device) for model in models[1:]]
     base = None
     if config.base is not None:
         base = load_with_clips(config.base, config_of_first, device)
-        blank = torch.zeros(1, first.model.in_channels, num_frames, height, width)
+        blank = torch.zeros(1, first.model.in_channels, *first.clips.val_bucket.shape)
         _check_base(base, measured, blank)
     return _LoadedModels(measured, base, infos)
 

@@ -10,7 +10,8 @@
 | axis | a dimension of a weight that has the channels of a group: `ChannelAxis` |
 | set | all channels of a group once, in an axis that has them several times, such as queries, keys and values |
 | share | the fraction of its slices that a stage group keeps, as `kept_shares` chooses it |
-| part | what is pruned of a model: the decoder, or both encoder and decoder (`Part`, `Prunable`) |
+| part | what is pruned of a model: the decoder, or both encoder and decoder (`Part`) |
+| target | that part of one model, with its configuration and how it is built again: `Prunable` |
 | width, widths | how many channels a network has; where its configuration states them: `Widths` |
 
 Each name is imported on first use: the help of the command need not wait for PyTorch.

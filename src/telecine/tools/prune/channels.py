@@ -72,7 +72,7 @@ class ChannelGroup:
     num_norm_groups: int
     """The groups of the group norms that keep their number: each keeps the same number of slices. Else 1."""
     axes: tuple[ChannelAxis, ...]
-    stage_group: int
+    stage_group_index: int
     """The index of its stages in `Widths.stage_groups`."""
 
 
@@ -117,7 +117,7 @@ def find_groups(
                 group = collected.setdefault(stage_group.name, whole_stages)
             group.axes.append(axis)
             group.num_channels = math.gcd(group.num_channels, size)
-            group.stage_group = index
+            group.stage_group_index = index
     groups = []
     for name, group in sorted(collected.items(), key=lambda item: item[1].is_inner):
         slices = widths.slices(config, group.num_channels)
@@ -128,7 +128,7 @@ def find_groups(
                 num_slices=slices.num_slices,
                 num_norm_groups=slices.num_norm_groups,
                 axes=tuple(group.axes),
-                stage_group=group.stage_group,
+                stage_group_index=group.stage_group_index,
             )
         )
     return groups
@@ -143,16 +143,17 @@ class _CollectedGroup:
     num_channels: int = 0
     """The largest number that divides those of all its axes, and of its stages."""
     axes: list[ChannelAxis] = field(default_factory=list)
-    stage_group: int = 0
+    stage_group_index: int = 0
 
 
-def num_parts_of_stages(groups: Sequence[ChannelGroup]) -> list[int]:
-    """Return, for each of `Widths.stage_groups`, into how many equal parts its channels are cut, of which some stay."""
-    num_parts: dict[int, int] = {}
+def share_denominators(groups: Sequence[ChannelGroup]) -> list[int]:
+    """Return, for each of `Widths.stage_groups`, the denominator of the shares of its channels that can stay."""
+    denominators: dict[int, int] = {}
     for group in groups:
         in_group = group.num_slices // group.num_norm_groups
-        num_parts[group.stage_group] = math.gcd(num_parts.get(group.stage_group, 0), in_group)
-    return [num_parts[index] for index in sorted(num_parts)]
+        others = denominators.get(group.stage_group_index, 0)
+        denominators[group.stage_group_index] = math.gcd(others, in_group)
+    return [denominators[index] for index in sorted(denominators)]
 
 
 def build_on_meta(build: Build, config: Configuration) -> nn.Module:

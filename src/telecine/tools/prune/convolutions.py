@@ -51,7 +51,8 @@ class ConvolutionFit:
     error: float | None
     """Of the fit; None with one clip alone, which the fit sees."""
     error_trivial: float
-    """Of the kernel summed over time, and, for "depthwise", over space: exact for videos that are still, and flat."""
+    """Without a fit: of the kernel summed over time, which is exact for still videos; for "depthwise" also over space,
+    which is exact for flat ones."""
     error_random: float
     """Of weights as PyTorch draws them."""
 
@@ -91,7 +92,7 @@ def check_convolutions(model: VideoAutoencoder, kinds: Sequence[ConvolutionKind]
 @torch.no_grad()
 def with_convolutions(
     model: CausalAutoencoder,
-    part: Prunable,
+    target: Prunable,
     kinds: Sequence[ConvolutionKind],
     videos: Sequence[Video],
 ) -> tuple[CausalAutoencoder, list[ConvolutionFit]]:
@@ -99,15 +100,15 @@ def with_convolutions(
 
     Args:
         model: The model, in evaluation mode.
-        part: Its part that is pruned.
+        target: Its part that is pruned.
         kinds: The kind of each level, see `CausalVAEConfig.decoder_convolutions`.
         videos: Clips `(1, C, T, H, W)` in [-1, 1].
 
     Raises:
         ValueError: The clips have fewer positions than a fit has unknowns.
     """
-    config = {**part.config, "decoder_convolutions": tuple(kinds)}
-    student = cast(CausalAutoencoder, part.wrap(config, part.build(config).state_dict()))
+    config = {**target.config, "decoder_convolutions": tuple(kinds)}
+    student = cast(CausalAutoencoder, target.wrap(config, target.build(config).state_dict()))
     student.to(videos[0].device).eval()
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
     weights = model.state_dict()

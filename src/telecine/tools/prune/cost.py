@@ -20,17 +20,17 @@ class Cost:
     """Operations to decode one clip, two for a multiplication and an addition."""
 
 
-def cost_of(part: Prunable, config: Configuration, latent: Tensor) -> Cost:
+def cost_of(target: Prunable, config: Configuration, latent: Tensor) -> Cost:
     """Return what the network of a configuration needs to decode a latent, without any memory.
 
     Args:
-        part: The part of an autoencoder.
+        target: The part of an autoencoder.
         config: The configuration.
         latent: `(1, C, t, h, w)`, whose shape counts.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        network = part.build(config).eval()
+        network = target.build(config).eval()
         num_weights = sum(parameter.numel() for parameter in network.parameters())
         with FlopCounterMode(display=False) as counter:
-            part.decode(network, torch.zeros(latent.shape))
+            target.decode(network, torch.zeros(latent.shape))
     return Cost(num_weights, counter.get_total_flops())

@@ -105,7 +105,7 @@ def score_by_loss(
     for number, group in with_progress(work, "measuring without each channel"):
         # As many of each group of the norms in a round.
         in_norm_group = group.num_slices // group.num_norm_groups
-        num_removed = in_norm_group - int(in_norm_group * shares[group.stage_group])
+        num_removed = in_norm_group - int(in_norm_group * shares[group.stage_group_index])
         num_before = num_removed * number // _ROUNDS
         num_missing = num_removed * (number + 1) // _ROUNDS - num_before
         if num_missing == 0:

@@ -96,39 +96,41 @@ def prune(model: str, config: PruneConfig) -> PruneResult:
     original, videos = _load(model, config)
     name = absolute_if_exists(model)
     latent = _latent_of(original, videos[0])
-    original_part = prunable(original, name, config.part)
-    cost_before = cost_of(original_part, original_part.config, latent)
+    original_target = prunable(original, name, config.part)
+    cost_before = cost_of(original_target, original_target.config, latent)
 
     shallower = original
     removed_blocks = RemovedBlocks({})
     if config.blocks is not None:
-        shallower, removed_blocks = _without_blocks(original, original_part, config.blocks, videos)
+        shallower, removed_blocks = _without_blocks(
+            original, original_target, config.blocks, videos
+        )
 
-    part = prunable(shallower, name, config.part)
-    narrower = _without_channels(shallower, part, config, videos, cost_before)
+    target = prunable(shallower, name, config.part)
+    narrower = _without_channels(shallower, target, config, videos, cost_before)
 
     pruned = narrower.model
     pruned_config = narrower.config
     fits: list[ConvolutionFit] = []
     if config.decoder_convolutions:
         assert isinstance(pruned, CausalAutoencoder)
-        pruned_part = prunable(pruned, name, config.part)
-        pruned, fits = with_convolutions(pruned, pruned_part, config.decoder_convolutions, videos)
+        pruned_target = prunable(pruned, name, config.part)
+        pruned, fits = with_convolutions(pruned, pruned_target, config.decoder_convolutions, videos)
         pruned_config = {**pruned_config, "decoder_convolutions": config.decoder_convolutions}
 
     seconds_before, seconds_after = _seconds(original, pruned, latent)
     return PruneResult(
         model=pruned,
         shares=[float(share) for share in narrower.shares],
-        channels_before=original_part.widths.stage_channels(original_part.config),
-        channels_after=original_part.widths.stage_channels(pruned_config),
+        channels_before=original_target.widths.stage_channels(original_target.config),
+        channels_after=original_target.widths.stage_channels(pruned_config),
         groups=narrower.sizes_of_groups(),
         removed_blocks=removed_blocks.indices,
         convolutions=fits,
-        kept_outputs=kept_outputs(narrower.groups, narrower.kept, part.network.state_dict()),
+        kept_outputs=kept_outputs(narrower.groups, narrower.kept, target.network.state_dict()),
         decoder_sha256=digest_of_decoder(original),
         cost_before=cost_before,
-        cost_after=cost_of(part, pruned_config, latent),
+        cost_after=cost_of(target, pruned_config, latent),
         seconds_before=seconds_before,
         seconds_after=seconds_after,
         psnr_before=_mean_psnr(original, videos),
@@ -188,30 +190,30 @@ def _read_clips(
 
 
 def _without_blocks(
-    model: LatentAutoencoder, part: Prunable, num_blocks: int, videos: Sequence[Video]
+    model: LatentAutoencoder, target: Prunable, num_blocks: int, videos: Sequence[Video]
 ) -> tuple[LatentAutoencoder, RemovedBlocks]:
     """Return a model with at most a number of blocks in each stage, in evaluation mode, and what it lacks.
 
     Args:
         model: The model.
-        part: Its part that is pruned.
+        target: Its part that is pruned.
         num_blocks: The largest number of blocks of a stage.
         videos: Clips on which the loss without each block is measured.
 
     Raises:
         ValueError: Its configuration cannot state fewer blocks.
     """
-    config = with_fewer_blocks(part.config, part.widths, num_blocks)
-    removable = find_removable_blocks(part.network, build_on_meta(part.build, config))
-    removed = choose_removed_blocks(part.network, removable, lambda: _mean_error(model, videos))
-    shallower = part.wrap(config, without_blocks(part.network.state_dict(), removed))
+    config = with_fewer_blocks(target.config, target.widths, num_blocks)
+    removable = find_removable_blocks(target.network, build_on_meta(target.build, config))
+    removed = choose_removed_blocks(target.network, removable, lambda: _mean_error(model, videos))
+    shallower = target.wrap(config, without_blocks(target.network.state_dict(), removed))
     assert isinstance(shallower, LatentAutoencoder)
     return shallower.to(videos[0].device).eval(), removed
 
 
 def _without_channels(
     model: LatentAutoencoder,
-    part: Prunable,
+    target: Prunable,
     config: PruneConfig,
     videos: Sequence[Video],
     cost_before: Cost,
@@ -220,7 +222,7 @@ def _without_channels(
 
     Args:
         model: The model.
-        part: Its part that is pruned.
+        target: Its part that is pruned.
         config: The settings.
         videos: Clips on which importance is measured.
         cost_before: The cost of the model with all channels and blocks.
@@ -228,15 +230,15 @@ def _without_channels(
     Raises:
         ValueError: `keep` or `keep_stages` does not fit the model.
     """
-    groups = find_groups(part.build, part.config, part.widths, part.network.state_dict())
+    groups = find_groups(target.build, target.config, target.widths, target.network.state_dict())
     latent = _latent_of(model, videos[0])
-    shares = kept_shares(part, groups, config, latent, cost_before)
-    scores, squares = _importance(config.importance, model, part, groups, shares, videos)
+    shares = kept_shares(target, groups, config, latent, cost_before)
+    scores, squares = _importance(config.importance, model, target, groups, shares, videos)
     kept = {}
     for group in groups:
-        kept[group.name] = kept_slices(group, scores[group.name], shares[group.stage_group])
-    smaller = part.widths.scaled(part.config, shares)
-    narrower = part.wrap(smaller, pruned_weights(part.network, groups, kept, squares))
+        kept[group.name] = kept_slices(group, scores[group.name], shares[group.stage_group_index])
+    smaller = target.widths.scaled(target.config, shares)
+    narrower = target.wrap(smaller, pruned_weights(target.network, groups, kept, squares))
     narrower.to(videos[0].device).eval()
     return _Narrower(narrower, smaller, groups, shares, kept)
 
@@ -244,7 +246,7 @@ def _without_channels(
 def _importance(
     name: str,
     model: LatentAutoencoder,
-    part: Prunable,
+    target: Prunable,
     groups: Sequence[ChannelGroup],
     shares: Sequence[Fraction],
     videos: Sequence[Video],
@@ -254,7 +256,7 @@ def _importance(
     Args:
         name: See `PruneConfig.importance`.
         model: The model.
-        part: Its part that is pruned.
+        target: Its part that is pruned.
         groups: The groups of its channels.
         shares: The share of the channels that stays, for each of `Widths.stage_groups`.
         videos: Clips.
@@ -264,18 +266,18 @@ def _importance(
         return model.decode_with_losses(_latent_of(model, video))[0]
 
     if name == "gradient":
-        with recorded_squares(part.network) as squares:
-            scores = score_by_gradient(model, part.network, groups, videos, reconstruct)
+        with recorded_squares(target.network) as squares:
+            scores = score_by_gradient(model, target.network, groups, videos, reconstruct)
         return scores, squares
-    with recorded_squares(part.network) as squares:
+    with recorded_squares(target.network) as squares:
         _mean_error(model, videos)
     if name == "greedy":
         scores = score_by_loss(
-            part.network, groups, shares, squares, lambda: _mean_error(model, videos)
+            target.network, groups, shares, squares, lambda: _mean_error(model, videos)
         )
         return scores, squares
     if name == "weight":
-        return score_by_weight(part.network, groups), squares
+        return score_by_weight(target.network, groups), squares
     return score_by_position(groups), squares
 
 

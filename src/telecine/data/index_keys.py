@@ -1,0 +1,46 @@
+"""Keys of files in an index: numbers that a changed file has no more, and a moved data set keeps."""
+
+import hashlib
+import os
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from telecine.data.fingerprint import Fingerprint
+from telecine.data.index_paths import index_path
+from telecine.data.lazy.file_table import keys_of_members
+from telecine.data.paths import deepest_folder
+from telecine.data.source import Source, TarMember, is_address
+
+
+def index_root(data: str | PathLike[str]) -> str:
+    """Return the folder that names of files in an index are relative to.
+
+    Args:
+        data: A path, a pattern or an address, as `telecine.data.load_spans`.
+    """
+    root = index_path(data).parent if is_address(str(data)) else deepest_folder(Path(data))
+    return str(root)
+
+
+def key_of(source: Source, fingerprint: Fingerprint, root: str) -> int:
+    """Return the key of a source, in 63 bits: a hash of its path relative to the data and of its fingerprint.
+
+    Args:
+        source: The source.
+        fingerprint: That of its file.
+        root: The folder of the data, see `index_root`.
+    """
+    if isinstance(source, TarMember):
+        archive_key = key_of(source.archive, fingerprint, root)
+        return int(keys_of_members(np.array([archive_key]), np.array([source.offset]))[0])
+    name = str(source)
+    prefix = os.path.join(root, "")
+    if name.startswith(prefix):
+        name = name.removeprefix(prefix)
+    elif not is_address(name):
+        name = os.path.relpath(name, root)
+    text = f"{name}\n{tuple(fingerprint)}"
+    digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
