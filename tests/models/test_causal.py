@@ -220,7 +220,7 @@ class TestLinearStart:
         linear = vae.linear_autoencoder(*video.shape[2:]).fit([video])
         expected = linear(video)
         latent = linear.encode(video)
-        vae.start_from(linear)
+        vae.copy_linear(linear)
         with torch.no_grad():
             linear.decoder.rest.bias += 1  # which the model has copied
         vae.enable_temporal_chunks(4)

@@ -208,7 +208,7 @@ def test_an_unknown_class_works(cls, tmp_path):
     assert model.module.encoder.weight.grad.any()
     assert model.last_layer is model.module.decoder.weight
     assert (model.sizes.smallest, model.sizes.multiple) == ((1, 2, 2), 2)
-    assert not model.sizes.on_meta
+    assert not model.sizes.probe.on_meta
     model.save_pretrained(tmp_path)
     loaded = DiffusersAutoencoder.from_pretrained(tmp_path)
     assert type(loaded.module) is cls

@@ -119,13 +119,13 @@ class CausalVAE(CausalAutoencoder):
         """The discrete bottleneck, if the model has one."""
         return self.bottleneck
 
-    def start_from(self, linear: LinearAutoencoder) -> None:
+    def copy_linear(self, linear: LinearAutoencoder) -> None:
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
         self.encoder.linear.load_state_dict(linear.encoder.state_dict())
         self.decoder.linear.load_state_dict(linear.decoder.state_dict())
 
     @torch.no_grad()
-    def start_from_teacher(self, teacher: VideoAutoencoder, videos: Iterable[Video]) -> None:
+    def fit_linear_to_teacher(self, teacher: VideoAutoencoder, videos: Iterable[Video]) -> None:
         """Set the linear maps to the best ones between videos and the latents of a teacher.
 
         Args:

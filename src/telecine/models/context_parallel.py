@@ -35,7 +35,7 @@ from torch.nn.utils import parametrize
 from telecine.base.checks import argument_error
 from telecine.models.interface import VideoAutoencoder
 from telecine.models.row_layers import RowNetwork, RowSplit, pad_convolution, rows_around
-from telecine.ops.pass_options import ContextGroup, pass_options, using_pass_options
+from telecine.ops.pass_options import WHOLE_CLIPS, pass_options, using_pass_options
 from telecine.ops.rows import gather_rows, split_rows
 from telecine.ops.wrap_forward import wrap_forward
 
@@ -168,7 +168,7 @@ def _call_on_rows(
     group = pass_options().context_group
     latent_rows = video.shape[3] // rows_per_latent_row
     if latent_rows < group.size:
-        group = ContextGroup()
+        group = WHOLE_CLIPS
     with using_pass_options(context_group=group._replace(latent_rows=latent_rows)):
         rows = [_of_videos(split_rows, value) for value in (video, *others)]
         output = forward(*rows, **keywords)

@@ -50,7 +50,7 @@ class LatentAutoencoder(VideoAutoencoder):
         if is_update:
             latent = self._with_nested_channels(latent, generator)
         if is_update and self.sampler is not None:
-            output = self.denoise(latent, video, generator)
+            output = self.training_output(latent, video, generator)
         else:
             decoded, decoder_losses = self.decode_with_losses(latent)
             output = Reconstruction(decoded, {**decoder_losses})
@@ -87,7 +87,9 @@ class LatentAutoencoder(VideoAutoencoder):
         is_kept = torch.arange(latent.shape[1], device=latent.device) < num_kept
         return latent * is_kept[:, :, None, None, None]
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+    def training_output(
+        self, latent: Tensor, video: Video, generator: Generators
+    ) -> Reconstruction:
         """Return what a decoder with a `sampler` makes of a noisy video, or of a noisy latent, in an update.
 
         Args:

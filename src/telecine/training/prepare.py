@@ -35,7 +35,7 @@ from telecine.training.distributed import (
     on_first_process,
     seed_other_processes,
 )
-from telecine.training.first_weights import build_model, fit_baseline, start_from_linear_maps
+from telecine.training.first_weights import build_model, fit_baseline, set_linear_maps
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import open_cache
 from telecine.training.locked_folder import LockedFolder
@@ -165,7 +165,7 @@ def _build(
         if is_main and not is_resumed:
             baseline = fit_baseline(config, built, clips, console)
             # In the first process alone: `build_state` copies its weights to the others.
-            start_from_linear_maps(config, built, baseline, clips, console, device, teacher)
+            set_linear_maps(config, built, baseline, clips, console, device, teacher)
             if baseline is not None and config.linear_baseline:
                 linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:

@@ -356,13 +356,16 @@ def test_members_are_mapped_as_soon_as_all_tar_files_can_be_read(data, monkeypat
 
 def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch):
     shards = write_shards_of_scenes(data)
-    disk = threading.Lock()
+    clock = SimpleNamespace(now=0.0)
+    scans = threading.Barrier(4, timeout=60)
 
     def read_slowly(archive, opened):
-        with disk:
-            time.sleep(0.02)
+        if scans.wait() == 0:
+            clock.now += 0.16  # while four scans wait
+        scans.wait()
         yield from tar_members(archive, opened)
 
+    monkeypatch.setattr(errors, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(tar_files, "tar_members", read_slowly)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert len(load_table(str(shards), replace(CONFIG, timeout=0.1)).spans) == 12

@@ -21,6 +21,8 @@ from telecine.data.source import (
 from telecine.settings import ClipConfig
 
 _MP4_KINDS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of the first box
+_FRAGMENT_KINDS = frozenset({b"mvex", b"moof"})
+_TRACK_KINDS = frozenset({b"trak", b"tkhd", b"mdhd", b"hdlr", b"stsz", b"stz2"}) | _FRAGMENT_KINDS
 # Formats whose header states the duration. Of others, FFmpeg guesses it from timestamps, which may restart.
 _WITH_DURATION = frozenset({"matroska", "webm", "mov", "mp4", "avi", "flv", "asf", "ogg"})
 _DIGEST_BYTES = 4096  # at the beginning and at the end of a file
@@ -129,11 +131,8 @@ def read_mp4_header(
     header = None
     if first[4:8] in _MP4_KINDS:
         tracks = [_Track()]
-        for box in deadline.limit(iterate_boxes(file, begin, begin + size)):
-            if box.kind in (
-                b"mvex",
-                b"moof",
-            ):  # tables of a file with fragments are those of the first
+        for box in iterate_boxes(file, begin, begin + size, _TRACK_KINDS, deadline):
+            if box.kind in _FRAGMENT_KINDS:  # the tables are those of the first fragment
                 tracks = []
                 break
             if box.kind == b"trak":
