@@ -39,7 +39,7 @@ class Streaming:
     time: int
     """Frames of a latent frame."""
     chunk: int
-    """Frames of a chunk in which the class computes long clips. The first one has one more, or is the first frame."""
+    """Frames of a chunk in which the class computes long clips. The first chunk has `first` frames: one more, or 1."""
     multiple: int
     """The number of frames after the first one must be a multiple of this."""
     first: int = 1
@@ -184,4 +184,4 @@ MAGVIT = Streaming(
 WAN = Streaming(
     _new_list, _call_with_list, time=4, multiple=4, chunk=4, set_chunk=_set_chunk_of_wan
 )
-"""Of QwenImage, too."""
+"""The autoencoder of Qwen-Image streams like that of Wan."""
