@@ -581,6 +581,14 @@ def test_only_columns_that_describe_files_are_read(folder, tmp_path, caplog, mon
     assert "caption" not in asked
 
 
+def test_a_list_of_another_suffix_is_no_broken_video(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a.mp4\nb.mp4\n")
+    for read in (load_table, load_spans):
+        with pytest.raises(DataError, match=r"A list is \.csv, \.jsonl or \.parquet with a column"):
+            read(str(path), CONFIG)
+
+
 def test_nothing_to_read_is_an_error(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"one decodable file, but got 1 that cannot be read"):
