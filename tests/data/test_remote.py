@@ -1,8 +1,11 @@
 """Data at addresses, read from a real S3 server on loopback."""
 
+import gc
+import multiprocessing
 import shutil
 import struct
 import sys
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -75,6 +78,13 @@ def span(address):
     (span,), _ = load_spans(f"{address}/a.mp4")
     empty_cache()
     return span
+
+
+def collect_in_worker(address, parents):
+    """Read an address in a forked worker, and end with 1 if the file system of the parent is collected."""
+    remote.look_up(RemotePath(address))
+    gc.collect()
+    sys.exit(parents() is None)
 
 
 def empty_cache():
@@ -640,3 +650,12 @@ def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(tmp_path, monkeypat
         Dripping.is_over.set()
         server.shutdown()
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_forked_worker_leaves_the_connections_of_its_parent(address):
+    parents = remote.with_retries(address, weakref.ref)
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=collect_in_worker, args=(address, parents))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0, "s3fs closes the connections of a file system that is collected"

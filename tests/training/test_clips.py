@@ -45,6 +45,18 @@ def test_images_are_counted_as_images(tiny, small_video, tmp_path):
         assert replace(clips, val=2 * clips.val).describe() == f"{counted}, 2 held-out clips"
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_first_process_logs_what_all_read(
+    tiny, small_video, tmp_path, monkeypatch, caplog, number
+):
+    shutil.copy(small_video, tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    monkeypatch.setattr(of_run, "rank", lambda: number)
+    config = tiny(data=str(tmp_path))
+    build_clips(config, build_autoencoder(config))
+    assert ("ignored in" in caplog.text) == (number == 0)
+
+
 def test_validation_clips_from_separate_videos(tiny):
     model = build_autoencoder(tiny())
     held_out = build_clips(tiny(), model)

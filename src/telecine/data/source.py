@@ -7,7 +7,7 @@ import math
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -169,6 +169,13 @@ class Skipped:
 
     path: Source
     reason: str
+
+    @staticmethod
+    def remedy(skipped: Iterable[Skipped]) -> str:
+        """Return what to do about files of which none can be decoded, as a sentence."""
+        if all(kind_of(file.path) == "" for file in skipped):
+            return "A list is .csv, .jsonl or .parquet with a column `path`."
+        return "Check that they are complete and that other programs show them."
 
     @staticmethod
     def of(path: Source, error: DecodeError) -> Skipped:

@@ -33,8 +33,8 @@ class RowSplit:
     networks: Mapping[str, RowNetwork]
     """By name."""
     unchanged: frozenset[type]
-    """Classes that stay as they are: each of their output rows depends on the same input row alone, apart from what
-    layers inside them read; and classes of convolutions beside PyTorch's, which get `pad_convolution` as well."""
+    """Classes of layers that compute rows without a change: each output row depends on the same input row, and on what
+    layers inside read. Subclasses of PyTorch's convolutions are listed here, too, and get `pad_convolution`."""
     replaced: Mapping[type, Callable[[Any], None]]
     """By class: from a layer, which is changed in place."""
 

@@ -2,9 +2,9 @@
 
 Tensors are `(..., H, W)`. The whole of a tensor is the same on all ranks of the group, and so is its gradient, since
 each rank computes the objective on whole clips. Gradients of rows are those of the sum of these equal losses:
-`gather_rows` multiplies by the number of ranks, and `split_rows` divides by it. A weight that is used on rows then has
-on each rank a part of its gradient, a weight that is used on whole tensors all of it, and of both the mean over the
-ranks is the gradient of one loss, as data-parallel training averages it.
+`gather_rows` multiplies by the number of ranks, and `split_rows` divides by it. On each rank, a weight that is used on
+rows then has a part of its gradient, and a weight that is used on whole tensors its whole gradient. Data-parallel
+training averages both over the ranks: the mean is the gradient of one loss.
 
 A frame is divided at rows of its latent, whose number the group knows while a network runs (`latent_rows`).
 """

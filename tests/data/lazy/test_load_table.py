@@ -354,13 +354,16 @@ def test_members_are_mapped_as_soon_as_all_tar_files_can_be_read(data, monkeypat
 
 def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch):
     shards = write_shards_of_scenes(data)
-    disk = threading.Lock()
+    clock = SimpleNamespace(now=0.0)
+    scans = threading.Barrier(4, timeout=60)
 
     def read_slowly(archive, opened):
-        with disk:
-            time.sleep(0.02)
+        if scans.wait() == 0:
+            clock.now += 0.16  # while four scans wait
+        scans.wait()
         yield from tar_members(archive, opened)
 
+    monkeypatch.setattr(errors, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(tar_files, "tar_members", read_slowly)
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
     assert len(load_table(str(shards), replace(CONFIG, timeout=0.1)).spans) == 12
@@ -574,6 +577,14 @@ def test_only_columns_that_describe_files_are_read(folder, tmp_path, caplog, mon
     assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [12]
     assert caplog.messages == [f"{path}: left out 1 column that no clip needs: `caption`"]
     assert "caption" not in asked
+
+
+def test_a_list_of_another_suffix_is_no_broken_video(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a.mp4\nb.mp4\n")
+    for read in (load_table, load_spans):
+        with pytest.raises(DataError, match=r"A list is \.csv, \.jsonl or \.parquet with a column"):
+            read(str(path), CONFIG)
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

@@ -107,8 +107,8 @@ def load_table(
         reader.save(is_complete=is_complete)
     if len(table.spans) == 0:
         got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
-        remedy = "Check that they are complete and that other programs show them."
-        raise argument_error(name, "at least one decodable file", got, remedy, DataError)
+        contract = "at least one decodable file"
+        raise argument_error(name, contract, got, Skipped.remedy(table.skipped), DataError)
     if table.skipped:
         logger.warning("skipped %d files: %s", len(table.skipped), Skipped.listed(table.skipped))
     return table
