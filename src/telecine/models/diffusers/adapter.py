@@ -251,7 +251,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """
         if self.family.stream is None:
             return super().stream_encoder(num_frames)
-        return self.family.stream.encoder(self.module, num_frames)
+        return self.family.stream.encoder(self.module, self.sizes, num_frames)
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
         """Return a stream that decodes a latent a few frames at a time.

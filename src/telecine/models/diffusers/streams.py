@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from telecine.base.shapes import Video
+from telecine.models.clip_sizes import ClipSizes
 from telecine.models.diffusers import wan
 from telecine.models.diffusers.outputs import Decoded, DiffusersModel, LatentPosterior
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian, Posterior
@@ -67,10 +68,12 @@ class Streaming:
         first = 1 + (self.first - 1) // self.time
         return ChunkSizes(first, frames.others // self.time, self.multiple // self.time, offset=1)
 
-    def encoder(self, module: DiffusersModel, num_frames: int | None) -> StreamEncoder:
-        """Return a stream of the model's encoder."""
+    def encoder(
+        self, module: DiffusersModel, sizes: ClipSizes, num_frames: int | None
+    ) -> StreamEncoder:
+        """Return a stream of the model's encoder, which checks height and width of the first chunk."""
         cache = self.new_cache(module, "encoder")
-        compute = partial(self._encode, module, cache)
+        compute = partial(self._encode, module, sizes, cache)
         return StreamEncoder(compute, self.frames(num_frames))
 
     def decoder(self, module: DiffusersModel, num_frames: int | None) -> StreamDecoder:
@@ -80,8 +83,10 @@ class Streaming:
         return StreamDecoder(compute, self.latent_frames(num_frames))
 
     def _encode(
-        self, module: DiffusersModel, cache: Any, video: Video, num_before: int
+        self, module: DiffusersModel, sizes: ClipSizes, cache: Any, video: Video, num_before: int
     ) -> Posterior:
+        if num_before == 0:
+            sizes.check_frame_size(*video.shape[3:])
         video = wan.patched(module, video.to(next(module.parameters()).dtype))
         moments = self.call(module.encoder, video, cache, num_before == 0)
         if getattr(module, "quant_conv", None) is not None:
