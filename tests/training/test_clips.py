@@ -73,7 +73,7 @@ def test_validation_videos_inside_the_folder_of_the_data_are_not_trained_on(tiny
     write_film(tmp_path / "val" / "two.mp4", tiny().data)
     config = tiny(data=str(tmp_path), val_data=str(tmp_path / "val"))
     clips = build_clips(config, build_autoencoder(config))
-    assert [span.info.source.name for span in clips.train.spans] == ["one.mp4"]
+    assert [span.source.name for span in clips.train.spans] == ["one.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_copies_of_validation_videos_are_not_trained_on(
     write_film(tmp_path / "train" / "one.mp4", small_video)
     clips = replace(tiny().clips, **changes)
     spans = Spans.find(str(tmp_path / "train"), str(tmp_path / "val"), clips)
-    assert [span.info.source.name for span in spans.train] == names
+    assert [span.source.name for span in spans.train] == names
 
 
 def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
@@ -237,6 +237,6 @@ def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
     assert lazy.recorded()["num_frames"] == clips.recorded()["num_frames"]
     assert torch.equal(lazy.train[3]["video"], clips.train[3]["video"])
     separate = build_clips(replace(lazy_config, val_data=str(tmp_path / "film0")), model)
-    assert len({span.info.source for span in separate.train.spans}) == 10
+    assert len({span.source for span in separate.train.spans}) == 10
     few = build_clips(replace(lazy_config, data=str(small_video)), model)
     assert few.held_out.startswith("the end of 1 of 1 video")

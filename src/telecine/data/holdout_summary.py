@@ -48,7 +48,7 @@ class _Extent:
             are_images=are_images,
             num_frames=num_frames,
             num_all_frames=num_frames + int(train.num_frames.sum()),
-            first_files=[held_out[place].info.source for place in first_places[:_NUM_NAMED]],
+            first_files=[held_out[place].source for place in first_places[:_NUM_NAMED]],
         )
 
 

@@ -320,6 +320,11 @@ class Span:
     """Columns of a list that are kept, such as a caption."""
 
     @property
+    def source(self) -> Source:
+        """The video."""
+        return self.info.source
+
+    @property
     def num_frames(self) -> int:
         """Number of frames; 0 or less if the range is empty."""
         return self.last_frame - self.first_frame + 1

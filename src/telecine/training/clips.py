@@ -17,7 +17,6 @@ from telecine.data import (
     ClipLoader,
     DataError,
     ReadingStopped,
-    Span,
     TrainingClips,
     whole_video,
 )
@@ -276,9 +275,10 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         # Without zoom, as `telecine evaluate` reads clips.
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
-        held_out: Sequence[Span] = spans.held_out
         try:
-            if spans.val_lazy_index is not None:
+            if spans.val_lazy_index is None:
+                held_out = spans.held_out.exact
+            else:
                 held_out = index_validation_spans(
                     spans.held_out, spans.val_lazy_index, val_config, config.val_clips
                 )
