@@ -204,8 +204,8 @@ def index_videos(
                 infos.append(result)
     if not infos:
         got = f"{len(skipped)} that cannot be decoded: {Skipped.listed(skipped)}"
-        remedy = "Check that they are complete and that other programs show them."
-        raise argument_error("data", "at least one decodable file", got, remedy, DataError)
+        contract = "at least one decodable file"
+        raise argument_error("data", contract, got, Skipped.remedy(skipped), DataError)
     if skipped:
         logger.warning(
             "skipped %d of %d files: %s", len(skipped), len(sources), Skipped.listed(skipped)

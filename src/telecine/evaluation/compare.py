@@ -22,6 +22,10 @@ _CONFIDENCE = 0.95
 _NUM_RESAMPLES = 10_000
 _SEED = 0
 _RESAMPLES_PER_BATCH = 100  # bounds memory
+# Over fewer videos, a bootstrap is clearly too narrow.
+_NUM_VIDEOS = 10
+# At most so many ticks of an axis have room for their numbers.
+_NUM_TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class Comparison:
         console.print(f"B: {self.second}", soft_wrap=True, markup=False)
         if self.num_videos == 1:
             console.print("undecided: clips of one video have no interval over videos")
+        elif self.num_videos < _NUM_VIDEOS:
+            text = f"few videos: the intervals over {self.num_videos} are too narrow to rely on"
+            console.print(text)
         for warning in self.warnings:
             console.print(f"differs: {warning}", soft_wrap=True)
 
@@ -225,6 +232,7 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
     """
     # Takes a second to import, which `telecine --help` must not spend.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -240,6 +248,8 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
         if not 0 < limit < math.inf:  # 0 if the values are equal; NaN is shown as text
             limit = 1.0
         axes.set_xlim((-limit, limit) if difference.larger_is_better else (limit, -limit))
+        axes.xaxis.set_major_locator(MaxNLocator(_NUM_TICKS - 1))
+        axes.xaxis.set_major_formatter("{x:g}")  # without a factor beside the axis
         axes.set_yticks([])
         axes.tick_params(labelsize=7)
         axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)

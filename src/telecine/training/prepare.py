@@ -170,7 +170,6 @@ def _build(
                 linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
-    first_normalisation = model.latent_normalisation()  # before a checkpoint replaces it
 
     # The state on the device, new or from the checkpoint. After it, the digests of frozen networks, and the cache,
     # which needs the weights of the encoder.
@@ -182,6 +181,7 @@ def _build(
         print_lines(console, [f"held out: {clips.held_out}"])
     if start.checkpoint is not None:
         print_lines(console, checkpointer.load(state, start.checkpoint))
+    first_normalisation = state.autoencoder.latent_normalisation()
     networks = on_first_process(partial(_digests_of_frozen, start, state), accelerator)
     latent_cache = open_cache(config.latent_cache, model, clips.train, accelerator)
 

@@ -44,7 +44,7 @@ class TrainingRun:
     teacher_metrics: dict[str, float]
     """The metrics of a student's teacher; empty for a model without one."""
     first_normalisation: Normalisation
-    """The normalisation of the latent before training."""
+    """The normalisation of the latent at the start, which may be that of a checkpoint."""
     hub_repository: str | None
     """The repository for the upload, in the first process; `None` without an upload."""
 

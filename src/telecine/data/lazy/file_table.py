@@ -224,21 +224,6 @@ class FileTable(Sequence[Source]):
         """Return the header of a file."""
         return Header.of_row(self.headers[index])
 
-    def info(self, index: int) -> VideoInfo:
-        """Return the index that a file would have if its header were exact, with evenly spaced frames."""
-        header = self.header(index)
-        numbers: Any = range(header.num_frames)
-        return VideoInfo(
-            self[index],
-            header.width,
-            header.height,
-            header.fps,
-            pts=numbers,
-            keyframes=numbers,
-            time_base=1.0 / header.fps,
-            is_image=header.is_image,
-        )
-
 
 def keys_of_members(
     archive_keys: NDArray[np.int64], offsets: NDArray[np.int64]
