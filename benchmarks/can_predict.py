@@ -117,7 +117,7 @@ def measured(time_kernel: int, steps: int, seed: int) -> dict[str, float]:
     fitted = moving_waves(NUM_FITTED, generator)
     linear = model.linear_autoencoder(NUM_FRAMES, SIDE, SIDE)
     assert linear is not None
-    model.start_from(linear.fit(fitted[:128].split(1)))
+    model.copy_linear(linear.fit(fitted[:128].split(1)))
     # The settings of a run ask for clips that LPIPS could read; these are smaller.
     prediction = build_prediction(
         PredictiveConfig(max_dropped=0.5), model, [Bucket(NUM_FRAMES, SIDE, SIDE)]

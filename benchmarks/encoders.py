@@ -54,7 +54,7 @@ def main() -> None:
     unseen = read_clips(arguments.unseen, 24, **SIZE)
     architecture = student_config(arguments.student, teacher, tuple(SIZE.values()))
     start = CausalVAE(architecture)
-    start.start_from_teacher(teacher, clips.split(1))
+    start.fit_linear_to_teacher(teacher, clips.split(1))
     parts = {"teacher": teacher.encoder, "student": start.encoder}
     for name, part in parts.items():
         print(

@@ -98,7 +98,7 @@ class Run:
         if teacher is None:
             linear = fit_linear(model, clips)
             assert isinstance(model, CausalVAE)
-            model.start_from(linear)
+            model.copy_linear(linear)
             self.linear = linear
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)

@@ -372,7 +372,7 @@ def prediction_figures(model: CausalVAE, data: Data, state: TrainState) -> dict[
 def start_from_linear(model: CausalVAE, data: Data) -> None:
     """Start a model from the best linear autoencoder of the training clips."""
     linear = model.linear_autoencoder(*SHAPE)
-    model.start_from(linear.fit(data.train))
+    model.copy_linear(linear.fit(data.train))
 
 
 def write_picture(path: Path, data: Data, steps: int) -> None:

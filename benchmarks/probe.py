@@ -73,7 +73,7 @@ def controls(model: str, config: LatentsConfig) -> list[CausalVAE]:
     torch.manual_seed(0)
     linear, noise = Linear(source.model.config), Noise(source.model.config)
     fitted = source.model.linear_autoencoder(clips.num_frames, clips.height, clips.width)
-    linear.start_from(fitted.fit(videos[number]["video"][None] for number in range(NUM_FITTED)))
+    linear.copy_linear(fitted.fit(videos[number]["video"][None] for number in range(NUM_FITTED)))
     return [linear, noise]
 
 
@@ -82,7 +82,7 @@ def figures_of(space: LatentSpace) -> Figures:
     lags = {axis: space.autocorrelation[axis] for axis in ("space", "time")}
     return {
         f"correlation of neighbours in {axis}": each[0] for axis, each in lags.items() if each
-    } | space.figures()
+    } | space.table_values()
 
 
 def table_of_correlations(figures: Sequence[Figures]) -> str:

@@ -36,6 +36,7 @@ LATER: Settings = {
         "layout": None,
         "range": [],
         "holdout": "earlier",
+        "file_identity": "path",
         "colour_matrix": "bt601",
         "order": "independent",
         "index": "ahead",

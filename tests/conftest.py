@@ -122,22 +122,20 @@ def probe_each_configuration_once(monkeypatch, known_sizes):
 
     `tests/models` tests both.
     """
-    from telecine.models.clip_sizes import ClipSizes
+    from telecine.models.clip_sizes import ShapeProbe
 
     monkeypatch.setattr("telecine.models.diffusers.loading.check_num_weights", lambda *_: None)
-    find = ClipSizes.reproduces
+    find = ShapeProbe.reproduces
 
-    def reproduces(self, size, *, on_meta=None):
-        on_meta = self.on_meta if on_meta is None else on_meta
-        settings = {
-            name: value for name, value in self.model.config.items() if not name.startswith("_")
-        }
-        known = known_sizes.setdefault((type(self.model), str(settings)), {})
-        self._cache = known | self._cache
-        known[size, on_meta] = find(self, size, on_meta=on_meta)
-        return known[size, on_meta]
+    def reproduces(self, size):
+        model = self.reconstruct.module
+        settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
+        key = (type(model), str(settings), self.on_meta, size)
+        if key not in known_sizes:
+            known_sizes[key] = find(self, size)
+        return known_sizes[key]
 
-    monkeypatch.setattr(ClipSizes, "reproduces", reproduces)
+    monkeypatch.setattr(ShapeProbe, "reproduces", reproduces)
 
 
 @pytest.fixture(scope="session")

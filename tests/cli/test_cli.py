@@ -353,6 +353,18 @@ def test_a_setting_overrides_its_group():
         assert settings_of(f"--data x {options}").clips.height == 128
 
 
+def test_a_part_of_a_group_beside_a_value_in_place_of_the_group_is_a_mistake(capsys):
+    weight = "objective.perceptual_weight"
+    message = f"`--{weight}` must be a group with `weight`, but got {{'start': '7'}} (dict)"
+    assert message in error_of(capsys, f"train --{weight} 0.5 --{weight}.start 7")
+    ramp = settings_of(f"--{weight}.start 7 --{weight} '{{weight: 0.5}}'").objective
+    assert (ramp.perceptual_weight.weight, ramp.perceptual_weight.start) == (0.5, 7)
+
+
+def test_a_text_keeps_its_braces():
+    assert settings_of("--output_dir '{a}' --steps 3").output_dir == "{a}"
+
+
 def test_an_empty_variable_of_the_shell_is_a_mistake(monkeypatch, capsys):
     text = "must be a value, but got an empty text. Check the variable of the shell, or type null for none."
     for name, option in (

@@ -153,6 +153,23 @@ def test_folders_are_held_out():
     assert len(train) == 8
 
 
+def test_folders_are_those_of_links_and_not_of_files_that_they_lead_to(tmp_path):
+    """As in a cache of the Hub, whose files are links to one folder of files named by hashes."""
+    spans = []
+    for number in range(12):
+        link = tmp_path / "abc"[number // 4] / f"{number}.mp4"
+        link.parent.mkdir(exist_ok=True)
+        target = tmp_path / "files" / f"{number % 2}" / f"{number}.mp4"
+        link.symlink_to(target)
+        spans.append(video(link))
+    table = SpanTable.of(spans)
+    config = ClipConfig(9, holdout="folder")
+    _, held_out = split_table(table, config)
+    assert {span.info.source.parent.name for span in held_out} == {"b"}
+    _, earlier = split_table(table, replace(config, file_identity="path"))
+    assert names(earlier) == ["1.mp4", "3.mp4", "5.mp4", "7.mp4", "9.mp4", "11.mp4"]
+
+
 @pytest.mark.parametrize("holdout", ["column:subject", "folder"])
 def test_one_group_cannot_be_held_out(holdout):
     spans = [replace(span, group="one") for span in videos(*[30] * 12)]
@@ -312,6 +329,8 @@ def test_the_held_out_files_are_named():
     end = describe_held_out(*parts_of_one_video())
     assert end == "the end of 1 of 1 video, 10 of 91 frames: 0.mp4"
     assert describe_held_out(*parts_of(images(3), 1)) == "1 of 3 images, 1 of 3 frames: 0.png"
+    mixed = describe_held_out(*parts_of(videos(30, 30, 30) + images(2), 1))
+    assert mixed == "1 of 3 videos, 30 of 90 frames: 0.mp4"
 
 
 def test_one_file_and_a_large_part_are_warned_about(caplog):

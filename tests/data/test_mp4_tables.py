@@ -6,7 +6,7 @@ import struct
 import av
 import pytest
 
-from telecine.data import DecodeError, index_video, tar_members
+from telecine.data import DataError, DecodeError, index_video, tar_members
 from telecine.data.errors import Deadline
 from telecine.data.mp4_tables import check_tables, iterate_boxes
 
@@ -15,8 +15,24 @@ from .videos import numbered_frames, write_shard, write_video
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 
 
+class CountedDeadline(Deadline):
+    """A deadline that counts how often it is checked."""
+
+    num_checks = 0
+
+    def seconds_left(self):
+        self.num_checks += 1
+        return super().seconds_left()
+
+
+def boxes(content, deadline):
+    """Return all boxes of the bytes of a file."""
+    any_kind = {content[begin : begin + 4] for begin in range(len(content))}
+    return list(iterate_boxes(io.BytesIO(content), 0, len(content), any_kind, deadline))
+
+
 def kinds(content):
-    return [box.kind for box in iterate_boxes(io.BytesIO(content), 0, len(content))]
+    return [box.kind for box in boxes(content, Deadline("a.mp4"))]
 
 
 @pytest.mark.parametrize(
@@ -53,9 +69,9 @@ def test_true_tables_are_accepted(tmp_path, options):
         tmp_path / "a.mp4", numbered_frames(10), "libx264", container_options=options
     )
     check_tables(path, Deadline(path))
-    boxes = kinds(path.read_bytes())
-    assert {b"moov", b"mdat", b"stsz"} <= set(boxes)
-    assert boxes.count(b"trun") == (options == FRAGMENTED)
+    read = kinds(path.read_bytes())
+    assert {b"moov", b"mdat", b"stsz"} <= set(read)
+    assert read.count(b"trun") == (options == FRAGMENTED)
 
 
 def test_a_box_ends_with_the_box_around_it():
@@ -87,3 +103,18 @@ def test_compressed_tables_are_refused(tmp_path):
 )
 def test_any_bytes_end(content):
     assert len(kinds(content)) <= len(content) // 8
+
+
+def test_boxes_are_the_same_wherever_they_begin():
+    content = b"".join(struct.pack(">I4sIb", 13, b"wide", number, 0) for number in range(1000))
+    numbers = [struct.unpack_from(">I", box.content)[0] for box in boxes(content, Deadline("a"))]
+    assert numbers == list(range(1000))
+
+
+def test_the_deadline_is_checked_while_no_box_is_of_a_kind_that_is_read():
+    content = struct.pack(">I4s", 8, b"moov") * 10_000
+    deadline = CountedDeadline("a.mp4")
+    assert not list(iterate_boxes(io.BytesIO(content), 0, len(content), {b"trun"}, deadline))
+    assert deadline.num_checks >= len(content) // 4096
+    with pytest.raises(DataError, match=r"a\.mp4: not read within 1e-09 seconds"):
+        boxes(content, Deadline("a.mp4", 1e-9))

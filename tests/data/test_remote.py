@@ -1,8 +1,11 @@
 """Data at addresses, read from a real S3 server on loopback."""
 
+import gc
+import multiprocessing
 import shutil
 import struct
 import sys
+import weakref
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -77,6 +80,13 @@ def span(address):
     return span
 
 
+def collect_in_worker(address, parents):
+    """Read an address in a forked worker, and end with 1 if the file system of the parent is collected."""
+    remote.look_up(RemotePath(address))
+    gc.collect()
+    sys.exit(parents() is None)
+
+
 def empty_cache():
     for path in cache_folder().iterdir():
         path.unlink()
@@ -111,7 +121,7 @@ def clock(monkeypatch):
 
 
 def names_of(spans, root):
-    return [(str(span.info.source).removeprefix(str(root)), span.num_frames) for span in spans]
+    return [(str(span.source).removeprefix(str(root)), span.num_frames) for span in spans]
 
 
 def test_a_folder_has_the_files_of_a_local_one(folder, address, fetched, caplog):
@@ -239,7 +249,7 @@ def test_a_web_server(s3, folder, address):
     for name in ("a.mp4", "b.MKV"):
         s3.files.chmod(f"{address}/{name}", "public-read")
     spans, _ = load_spans(f"{url}/{{a.mp4,b.MKV}}?token=x")
-    assert [span.info.source.name for span in spans] == ["a.mp4", "b.MKV"]
+    assert [span.source.name for span in spans] == ["a.mp4", "b.MKV"]
     assert torch.equal(
         read_clip(spans[0].info, 0, 8), read_clip(index_video(folder / "a.mp4"), 0, 8)
     )
@@ -640,3 +650,12 @@ def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(tmp_path, monkeypat
         Dripping.is_over.set()
         server.shutdown()
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_forked_worker_leaves_the_connections_of_its_parent(address):
+    parents = remote.with_retries(address, weakref.ref)
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=collect_in_worker, args=(address, parents))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0, "s3fs closes the connections of a file system that is collected"

@@ -14,7 +14,7 @@ from telecine.data import (
 )
 from telecine.settings import Bucket, ClipConfig
 
-from .indexed import images, videos
+from .indexed import images, video, videos
 from .videos import assert_same_clips, damage, moving_frames, write_images, write_video
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0, scale_jitter=1.5)
@@ -99,3 +99,12 @@ def test_what_is_held_out_is_not_trained_on(caplog):
     assert without_held_out([image, one], [image]) == [one]
     assert without_held_out([one], [one]) == [one]
     assert "`val_data` has all of `data`: validation is on what is trained on" in caplog.text
+
+
+def test_frames_of_copies_of_what_is_held_out_are_not_trained_on():
+    train = [video("a.mp4", 40, "a"), video("copy.mp4", 40, "a"), video("b.mp4", 40, "b")]
+    part = replace(train[0], first_frame=15)
+    left = [replace(span, last_frame=14) for span in train[:2]]
+    assert without_held_out(train, [part]) == [*left, train[2]]
+    unknown = [video("c.mp4"), video("d.mp4")]
+    assert without_held_out(unknown, unknown[:1]) == unknown[1:], "which were not compared"

@@ -101,7 +101,7 @@ def test_the_linear_start_is_fitted_to_the_codes(config):
     video = clip(batch=24)
     vae = model(config).eval()
     linear = vae.linear_autoencoder(3, 8, 8).fit([video])
-    vae.start_from(linear)
+    vae.copy_linear(linear)
     torch.testing.assert_close(vae(video).video, linear(video))
     unfitted = LinearAutoencoder(2, 4, 6).fit([video]).decode(linear.encode(video))
     assert (linear(video) - video).square().mean() < 0.95 * (unfitted - video).square().mean()

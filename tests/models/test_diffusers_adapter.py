@@ -23,6 +23,8 @@ slow = pytest.mark.slow
             (16, 16, 16),
             r"`num_frames` must be 4k\+1 for this model, but got 16\. Use 17, the nearest",
         ),
+        ("wan", (3, 16, 16), r"but got 3\. Use 5, the nearest accepted value\."),
+        ("wan", (2, 16, 16), r"but got 2\. Use 5, the nearest accepted value above 1\."),
         (
             "wan",
             (5, 20, 16),
@@ -208,7 +210,7 @@ def test_an_unknown_class_works(cls, tmp_path):
     assert model.module.encoder.weight.grad.any()
     assert model.last_layer is model.module.decoder.weight
     assert (model.sizes.smallest, model.sizes.multiple) == ((1, 2, 2), 2)
-    assert not model.sizes.on_meta
+    assert not model.sizes.probe.on_meta
     model.save_pretrained(tmp_path)
     loaded = DiffusersAutoencoder.from_pretrained(tmp_path)
     assert type(loaded.module) is cls

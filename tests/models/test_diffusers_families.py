@@ -68,7 +68,7 @@ def levels_told(model, latent, *, seed=None):
     if seed is None:
         model.decode(latent)
     else:
-        model.denoise(
+        model.training_output(
             latent, None, clip_generators(seed, range(len(latent)), latent.device)
         ).video.sum().backward()
     hook.remove()

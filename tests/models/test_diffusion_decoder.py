@@ -166,7 +166,7 @@ def test_an_update_predicts_the_video_at_random_levels():
     )
     latent = torch.randn(2, 8, 2, 1, 1)
     video = torch.rand(2, 3, 9, 32, 32) * 2 - 1
-    output = model.denoise(latent, video, clip_generators(3, range(2), CPU))
+    output = model.training_output(latent, video, clip_generators(3, range(2), CPU))
     generators = clip_generators(3, range(2), CPU)
     level = random_levels(model.flow, video, generators)
     t = level.view(-1, 1, 1, 1, 1)
@@ -177,7 +177,7 @@ def test_an_update_predicts_the_video_at_random_levels():
     torch.testing.assert_close(output.weight, level.clamp(min=0.1) ** -2)
     (plain,) = torch.autograd.grad(output.video.square().mean(), model.last_layer)
     model.enable_gradient_checkpointing()
-    recomputed = model.denoise(latent, video, clip_generators(3, range(2), CPU))
+    recomputed = model.training_output(latent, video, clip_generators(3, range(2), CPU))
     torch.testing.assert_close(
         torch.autograd.grad(recomputed.video.square().mean(), model.last_layer)[0], plain
     )

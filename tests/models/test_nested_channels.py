@@ -42,7 +42,7 @@ def clips_of_six_components():
 def test_a_linear_start_that_is_cut_is_the_linear_autoencoder_of_fewer_channels():
     video = clips_of_six_components()
     vae = model().eval()
-    vae.start_from(vae.linear_autoencoder(3, 16, 16).fit([video]))
+    vae.copy_linear(vae.linear_autoencoder(3, 16, 16).fit([video]))
     latent = vae.encode(video).mode()
     errors = []
     for number in (2, 4, 6):

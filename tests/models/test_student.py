@@ -93,7 +93,7 @@ def test_a_new_autoencoder_starts_with_the_linear_map_to_the_latents_of_its_teac
     assert not torch.allclose(
         student.encode(clips[0]).mode(), linear_teacher.encode(clips[0]).mode()
     )
-    student.start_from_teacher(linear_teacher, clips)
+    student.fit_linear_to_teacher(linear_teacher, clips)
     unseen = video()
     expected = linear_teacher.encode(unseen).mode()
     torch.testing.assert_close(student.encode(unseen).mode(), expected, rtol=0.02, atol=0.02)
@@ -131,7 +131,7 @@ def test_it_starts_as_the_best_linear_map_of_the_latents(saved):
     clips = [video(1) for _ in range(4)]
     generator = torch.Generator().manual_seed(0)
     latent = torch.cat([student.encode(clip).sample(generator) for clip in clips])
-    student.start_from(clips)
+    student.fit_linear_to_latents(clips)
     linear = PatchDecoder(4, 4, 4, 3)
     fit_decoder(linear, [(latent, torch.cat(clips))])
     torch.testing.assert_close(student.decode(latent), linear(latent), rtol=1e-4, atol=1e-4)
@@ -150,7 +150,7 @@ def test_a_channel_that_is_only_noise_has_a_small_weight_at_the_start(saved):
         weight[3] *= 1e-2
     encoder.network[-1].conv.bias[4 + 3] = 0.0  # the logarithm of the variance
     clips = [video(1) for _ in range(4)]
-    student.start_from(clips)
+    student.fit_linear_to_latents(clips)
     for clip in clips:
         posterior = student.encode(clip)
         modes = student.decode(posterior.mode())
@@ -462,7 +462,7 @@ def test_a_student_of_another_model_generates(tmp_path):
     )
     student = StudentAutoencoder.of(loaded, "name", load_autoencoder, config)
     x = tiny_clip("wan")
-    student.start_from([x])
+    student.fit_linear_to_latents([x])
     output = student(x, generator=clip_generators(0, [0], torch.device("cpu")))
     assert output.video.shape == x.shape
     assert (output.target, output.aux) == (None, {})

@@ -56,7 +56,7 @@ def test_4x8x8_becomes_4x16x16():
         weight.numel() for weight in model.parameters()
     )
     linear = model.linear_autoencoder(5, 32, 32)
-    model.start_from(linear)
+    model.copy_linear(linear)
     assert torch.equal(reconstruct(model), linear(clip())), (
         "networks of other depth add nothing at the start"
     )

@@ -53,6 +53,7 @@ def test_it_resumes_to_the_same_values(folder, name, step, monkeypatch):
     changes = SavedSettings(Run(name).checkpoints.path(step)).changes(config)
     assert sorted(changes) == [
         "clips.colour_matrix bt601 -> auto",
+        "clips.file_identity path -> content",
         "clips.holdout earlier -> auto",
         "clips.order independent -> epochs",
     ], "a resumed run keeps the one of that version"

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,18 @@ from telecine.video.write import write_video
 from .helpers import assert_equal_runs, resumed_copy
 
 
+def write_film(path, video, number=0):
+    """Write a video with other bytes behind it."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(Path(video).read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
+
+
+def write_films(folder, video):
+    """Write copies of a video into six folders, each with other bytes."""
+    for number in range(12):
+        write_film(folder / f"film{number // 2}" / f"{number}.mp4", video, number)
+
+
 def test_images_are_counted_as_images(tiny, small_video, tmp_path):
     shutil.copy(small_video, tmp_path)
     for number in range(3):
@@ -30,6 +43,18 @@ def test_images_are_counted_as_images(tiny, small_video, tmp_path):
         clips = replace(clips, val=clips.val[:1])
         assert clips.describe() == f"{counted}, 1 held-out clip"
         assert replace(clips, val=2 * clips.val).describe() == f"{counted}, 2 held-out clips"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_first_process_logs_what_all_read(
+    tiny, small_video, tmp_path, monkeypatch, caplog, number
+):
+    shutil.copy(small_video, tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    monkeypatch.setattr(of_run, "rank", lambda: number)
+    config = tiny(data=str(tmp_path))
+    build_clips(config, build_autoencoder(config))
+    assert ("ignored in" in caplog.text) == (number == 0)
 
 
 def test_validation_clips_from_separate_videos(tiny):
@@ -44,12 +69,32 @@ def test_validation_clips_from_separate_videos(tiny):
 
 
 def test_validation_videos_inside_the_folder_of_the_data_are_not_trained_on(tiny, tmp_path):
-    for name in ("one.mp4", "val/two.mp4"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(tiny().data, tmp_path / name)
+    shutil.copy(tiny().data, tmp_path / "one.mp4")
+    write_film(tmp_path / "val" / "two.mp4", tiny().data)
     config = tiny(data=str(tmp_path), val_data=str(tmp_path / "val"))
     clips = build_clips(config, build_autoencoder(config))
-    assert [span.info.source.name for span in clips.train.spans] == ["one.mp4"]
+    assert [span.source.name for span in clips.train.spans] == ["one.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["one.mp4"]),
+        ({"index": "lazy"}, ["one.mp4"]),
+        ({"file_identity": "path"}, ["copy.mp4", "one.mp4"]),
+    ],
+)
+def test_copies_of_validation_videos_are_not_trained_on(
+    tiny, small_video, tmp_path, changes, names
+):
+    """But by a run of an earlier version that resumes."""
+    for name in ("train/copy.mp4", "val/named.mp4"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(small_video, tmp_path / name)
+    write_film(tmp_path / "train" / "one.mp4", small_video)
+    clips = replace(tiny().clips, **changes)
+    spans = Spans.find(str(tmp_path / "train"), str(tmp_path / "val"), clips)
+    assert [span.source.name for span in spans.train] == names
 
 
 def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
@@ -165,14 +210,6 @@ def test_images_alone_in_one_group_are_refused_before_anything_is_indexed(
         Spans.find(str(tmp_path), None, clips)
 
 
-def write_films(folder, video):
-    """Write copies of a video into six folders, each with other bytes."""
-    for number in range(12):
-        path = folder / f"film{number // 2}" / f"{number}.mp4"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(video.read_bytes() + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
-
-
 @pytest.mark.slow
 def test_a_run_that_resumes_reads_the_clips_of_the_whole_one_whatever_is_indexed(
     tiny, small_video, tmp_path
@@ -200,6 +237,6 @@ def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
     assert lazy.recorded()["num_frames"] == clips.recorded()["num_frames"]
     assert torch.equal(lazy.train[3]["video"], clips.train[3]["video"])
     separate = build_clips(replace(lazy_config, val_data=str(tmp_path / "film0")), model)
-    assert len({span.info.source for span in separate.train.spans}) == 10
+    assert len({span.source for span in separate.train.spans}) == 10
     few = build_clips(replace(lazy_config, data=str(small_video)), model)
     assert few.held_out.startswith("the end of 1 of 1 video")

@@ -1,4 +1,4 @@
-"""A command: a typed function, whose arguments are read by argparse, and its settings by pydantic-settings."""
+"""A command: a typed function, whose arguments and settings argparse reads."""
 
 import argparse
 import inspect
@@ -10,10 +10,10 @@ from telecine.base.checks import nearest
 from telecine.base.imports import allow_code, is_class_path
 from telecine.cli.typed_settings import (
     Parser,
-    SettingsReader,
     add_settings,
     environment_settings,
     parse_argv,
+    read_settings,
 )
 from telecine.settings.argument_kinds import Data, Output
 from telecine.settings.listing import settings_of, union_members
@@ -115,11 +115,10 @@ class Command:
         # Whether its settings are those of a training run, for which there are recipes. `plan` has them, too.
         self.has_run_settings = self.settings is not None and issubclass(self.settings, TrainConfig)
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> SettingsReader | None:
-        """Add the settings and the arguments of the function to a parser; return what reads the settings."""
-        reader = None
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the settings and the arguments of the function to a parser."""
         if self.settings is not None:
-            reader = add_settings(self.settings, parser)
+            add_settings(self.settings, parser)
             text = _RECIPES_HELP if self.has_run_settings else _CONFIG_HELP
             parser.add_argument("--config", action="append", metavar="FILE", default=[], help=text)
         hints = _types_of(self.run)
@@ -129,7 +128,6 @@ class Command:
         parser.add_argument(
             "--allow_code", action="append", metavar="PACKAGE", default=[], help=_ALLOW_CODE_HELP
         )
-        return reader
 
     def help(self) -> str:
         """Return what `--help` prints."""
@@ -156,7 +154,7 @@ class Command:
             ValueError: These are not arguments of the command, or a setting is wrong.
         """
         parser = self._parser()
-        reader = self.add_arguments(parser)
+        self.add_arguments(parser)
         values, unknown = parse_argv(parser, argv, self.settings)
         if unknown:
             option = unknown[0].partition("=")[0]
@@ -173,10 +171,10 @@ class Command:
             else:
                 texts[name] = value
         options = [*texts, "config"] if files else [*texts]
-        if reader is None or self.settings is None:
+        if self.settings is None:
             return ParsedCommand(arguments, files, options)
         # Later layers override earlier ones: files, then the launcher, the environment and what is typed.
-        typed = Layer(reader.read(texts))
+        typed = Layer(read_settings(texts, self.settings))
         beside_files = [typed]
         if self.has_run_settings:
             launcher = Layer(launcher_settings(), origin="It is from `accelerate launch`.")

@@ -1,21 +1,19 @@
-"""Settings that are typed or in the environment, read by pydantic-settings as nested values."""
+"""Settings that are typed or in the environment, as nested values."""
 
 import argparse
-import json
 import os
 import re
-from collections.abc import Sequence
-from enum import Enum, auto
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, NoReturn, get_origin
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
-from pydantic_settings import SettingsError as UnreadableError
 
 from telecine.base.checks import argument_error, nearest
 from telecine.base.yaml_files import parse_yaml
 from telecine.settings.listing import settings_of, union_members
-from telecine.settings.parse import FREE_NAMES, Nested, launcher_settings, merged, nested
+from telecine.settings.parse import FREE_NAMES, Nested, launcher_settings, nested
 
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height` of a training run.
 _ENVIRONMENT = "TELECINE__"
@@ -99,104 +97,83 @@ class _Settings(BaseSettings):
     model_config = SettingsConfigDict(protected_namespaces=(), cli_hide_none_type=True)
 
 
-class SettingsReader(CliSettingsSource[Any]):
-    """Reads typed settings. A text that is no value of a list or of a group is left to the check of the setting."""
+def add_settings(kind: Any, parser: argparse.ArgumentParser) -> None:
+    """Add the options of settings to a parser. They keep what is typed as text, see `read_settings`.
 
-    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
-        """Return the value that a text in YAML stands for.
-
-        Args:
-            field_name: The setting.
-            field: Its definition.
-            value: The text.
-        """
-        return parse_yaml(value)
-
-    def read(self, options: dict[str, Any]) -> Nested:
-        """Return nested settings from texts.
-
-        Args:
-            options: The texts by dotted name, a list of texts for a list.
-
-        Raises:
-            ValueError: A text is empty, or is no list or group where one is needed.
-        """
-        kinds = {setting.name: setting.kind for setting in settings_of(self.settings_cls)}
-        json_options: dict[str, Any] = {}
-        other_values: list[tuple[str, Any]] = []  # that pydantic-settings does not read
-        for name, text in options.items():
-            texts = text if isinstance(text, list) else [text]
-            if not all(part.strip() for part in texts):
-                remedy = "Check the variable of the shell, or type null for none."
-                raise argument_error(name, "a value", "an empty text", remedy)
-            syntax = _syntax_of(name, kinds.get(name))
-            is_single_text = len(texts) == 1 and not texts[0].startswith("[")
-            if syntax is _Syntax.YAML:
-                other_values.append((name, parse_yaml(text)))
-            elif syntax is _Syntax.TEXT_OR_LIST and is_single_text:
-                # pydantic-settings would make it a list.
-                other_values.append((name, None if texts[0] == "null" else texts[0]))
-            else:
-                is_list = syntax is _Syntax.LIST
-                json_texts = [_as_json(part, is_list=is_list) for part in texts]
-                json_options[name] = json_texts if isinstance(text, list) else json_texts[0]
-        try:
-            # pydantic-settings: the first call stores the texts, the second one returns their values.
-            self(parsed_args=json_options)
-            values = self()
-        except UnreadableError as error:
-            raise ValueError(str(error)) from error
-        return merged([values, nested(other_values)])
-
-
-def add_settings(kind: Any, parser: argparse.ArgumentParser) -> SettingsReader:
-    """Add settings to a parser, and return what reads them."""
+    Args:
+        kind: The dataclass of the settings.
+        parser: The parser.
+    """
     fields: dict[str, Any] = {
         name: (field.annotation, field) for name, field in kind.__pydantic_fields__.items()
     }
-    model = create_model("Settings", __base__=_Settings, **fields)
-    return SettingsReader(model, root_parser=parser)
+    # pydantic-settings adds the options, with a section of the help for each group.
+    CliSettingsSource(create_model("Settings", __base__=_Settings, **fields), root_parser=parser)
 
 
-class _Syntax(Enum):
-    """How a typed setting is read."""
+def read_settings(options: Mapping[str, str | list[str]], kind: Any) -> Nested:
+    """Return nested settings from texts. A setting overrides its group, in any order.
 
-    YAML = auto()
-    """Any value, of a name that users choose: `--tracker_options.wandb.entity my_team`."""
-    LIST = auto()
-    """Values with commas between them, or a YAML list: `--trackers wandb,tensorboard`."""
-    TEXT_OR_LIST = auto()
-    """A text, which may have commas, or a YAML list: `--data clips/`, `--data [a, b]`."""
-    JSON = auto()
-    """A number, a text, or a group in YAML: `--steps 100`, `--clips {height: 64}`."""
+    Args:
+        options: The texts by dotted name, a list of texts for an option that was typed several times.
+        kind: The dataclass of the settings.
+
+    Raises:
+        ValueError: A text is empty.
+    """
+    kinds = {setting.name: setting.kind for setting in settings_of(kind)}
+    values = []
+    for name, typed in options.items():
+        texts = [typed] if isinstance(typed, str) else typed
+        if not all(text.strip() for text in texts):
+            remedy = "Check the variable of the shell, or type null for none."
+            raise argument_error(name, "a value", "an empty text", remedy)
+        values.append((name, _value_of(name, texts, kinds.get(name))))
+    values.sort(key=lambda item: item[0].count("."))
+    return nested(values)
 
 
-def _syntax_of(name: str, kind: Any) -> _Syntax:
-    """Return how a typed setting is read.
+def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
+    """Return the value of a typed setting. What is no value of its type is left to the check of the setting.
+
+    | type | text |
+    |---|---|
+    | one that users name, such as `tracker_options.wandb.entity` | YAML |
+    | a list | values with commas between them, or a YAML list; of several options, one after the other |
+    | a text or a list, as `data` | a text, which may have commas, or a YAML list |
+    | a group or a mapping, or a number or a group | YAML |
+    | others | the text |
 
     Args:
         name: The dotted name.
-        kind: Its type; None for a setting inside a value, such as `objective.terms.wavelet.weight`.
+        texts: What is typed, once or several times.
+        kind: The type; None for a setting inside a value, such as `objective.terms.wavelet.weight`.
     """
+    last = texts[-1]
     if not FREE_NAMES.isdisjoint(name.split(".")[:-1]):
-        return _Syntax.YAML
-    if get_origin(kind) is tuple:
-        return _Syntax.LIST
+        return parse_yaml(last)
     members = union_members(kind)
-    if str in members and any(get_origin(member) is tuple for member in members):
-        return _Syntax.TEXT_OR_LIST
-    return _Syntax.JSON
-
-
-def _as_json(text: str, *, is_list: bool) -> str:
-    """Return a list or a group in YAML, or a list with commas, as JSON, which pydantic-settings reads."""
-    if text.startswith(("{", "[")):
-        value = parse_yaml(text)
-        if isinstance(value, (dict, list)):
-            return json.dumps(value)
-    if is_list:
-        return json.dumps([item.strip() for item in text.split(",")])
-    return text
+    takes_list = any(get_origin(member) is tuple for member in members)
+    takes_text = str in members
+    if takes_list and not (takes_text and len(texts) == 1 and not last.startswith("[")):
+        items: list[Any] = []
+        for text in texts:
+            value: Any = text
+            if text.startswith("[") or (text.startswith("{") and not takes_text):
+                value = parse_yaml(text)
+            if isinstance(value, list):
+                items += value
+            elif isinstance(value, dict) or takes_text:
+                items.append(value)
+            else:
+                items += [item.strip() for item in text.split(",")]
+        return items
+    if last == "null":
+        return None
+    takes_group = any(
+        is_dataclass(member) or get_origin(member) in (dict, Mapping) for member in members
+    )
+    return parse_yaml(last) if takes_group else last
 
 
 def environment_name(setting: str) -> str:
@@ -221,13 +198,13 @@ def environment_settings(kind: Any) -> Nested:
     if not argv:
         return {}
     parser = Parser(allow_abbrev=False)
-    source = add_settings(kind, parser)
+    add_settings(kind, parser)
     options, unknown = parse_argv(parser, argv, kind)
     if unknown:
         variable = environment_name(unknown[0].partition("=")[0][2:])
         variables = [environment_name(setting.name) for setting in settings_of(kind)]
         raise ValueError(f"`{variable}` is not a setting. {nearest(variable, variables)}".rstrip())
-    return source.read(options)
+    return read_settings(options, kind)
 
 
 def describe_environment() -> list[str]:

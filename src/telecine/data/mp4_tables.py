@@ -1,11 +1,12 @@
 """What the tables of an MP4 file claim, checked before FFmpeg expands them: 2 kB can claim 4 GB of frames."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import BinaryIO, NamedTuple
 
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.source import LocalSource, extent, open_file
+from telecine.data.remote_read import open_bytes
+from telecine.data.source import Source
 
 MAX_FRAMES = 2**22  # a day at 48 frames a second
 # Boxes that contain boxes, and the bytes before these. FFmpeg looks for boxes in free space, too.
@@ -28,9 +29,13 @@ _BYTES_BEFORE_CHILDREN = {
     b"tref": 0,
     b"meta": 4,
 }
+_SIZE_AND_KIND = struct.Struct(">I4s")
+_LONG_SIZE = struct.Struct(">Q")
 _HEADER_BYTES = 8
 _LONG_HEADER_BYTES = 16  # with a size of 64 bits
-_CONTENT_BYTES = 96  # that are read of each box: all of a track's header
+_BOX_BYTES = 112  # that are read of each box: both sizes, and all of a track's header
+_WINDOW_BYTES = 4096  # that are read at once: most tables of a short video
+_CHECKED_KINDS = frozenset({b"cmov", b"trun", b"stsz", b"stz2"})
 
 
 class Box(NamedTuple):
@@ -40,8 +45,8 @@ class Box(NamedTuple):
     content: bytes  # its first 96 bytes or more; zeros follow the end of the file
 
 
-def check_tables(source: LocalSource, deadline: Deadline) -> None:
-    """Check that the tables of a local file claim no more frames than it can have, and are not compressed.
+def check_tables(source: Source, deadline: Deadline) -> None:
+    """Check that the tables of a file claim no more frames than it can have, and are not compressed.
 
     A file of another format has no such tables.
 
@@ -49,10 +54,9 @@ def check_tables(source: LocalSource, deadline: Deadline) -> None:
         DecodeError: a table claims too many frames or is compressed.
         DataError: the deadline has passed.
     """
-    with open_file(source) as file:
-        begin, size = extent(source, file)
+    with open_bytes(source, deadline) as (file, begin, size):
         claimed_bytes = 0
-        for box in deadline.limit(iterate_boxes(file, begin, begin + size)):
+        for box in iterate_boxes(file, begin, begin + size, _CHECKED_KINDS, deadline):
             if box.kind == b"cmov":
                 raise DecodeError(f"{source}: its tables are compressed")
             num_samples, num_bytes = _claimed(box)
@@ -78,31 +82,48 @@ def _claimed(box: Box) -> tuple[int, int]:
     return 0, num_samples * sample_size
 
 
-def iterate_boxes(file: BinaryIO, begin: int, end: int) -> Iterator[Box]:
-    """Yield the boxes of an MP4 file in its order, those inside others after these.
+def iterate_boxes(
+    file: BinaryIO, begin: int, end: int, kinds: Collection[bytes], deadline: Deadline
+) -> Iterator[Box]:
+    """Yield the boxes of some kinds of an MP4 file in its order, those inside others after these.
 
     Args:
         file: The file, at any position.
         begin: Position of its first byte.
         end: Position after its last byte.
+        kinds: The kinds, such as `b"moov"`.
+        deadline: The time by which the file must be read. It is checked once for each 4096 bytes or fewer.
+
+    Raises:
+        DataError: the deadline has passed.
     """
     ends = [end]  # of the boxes around the present position
+    window = b""
+    window_begin = begin
     while begin < end:
         while begin >= ends[-1]:
             ends.pop()
-        file.seek(begin)
-        num_bytes = _LONG_HEADER_BYTES + _CONTENT_BYTES
-        content = file.read(num_bytes).ljust(num_bytes, b"\0")
-        size, kind = struct.unpack_from(">I4s", content)
+        offset = begin - window_begin
+        if offset + _BOX_BYTES > len(window):
+            deadline.seconds_left()
+            file.seek(begin)
+            window = file.read(_WINDOW_BYTES).ljust(_WINDOW_BYTES, b"\0")
+            window_begin = begin
+            offset = 0
+        size, kind = _SIZE_AND_KIND.unpack_from(window, offset)
         header_bytes = _HEADER_BYTES
         if size == 1:
-            (size,) = struct.unpack_from(">Q", content, 8)
+            (size,) = _LONG_SIZE.unpack_from(window, offset + _HEADER_BYTES)
             header_bytes = _LONG_HEADER_BYTES
-        yield Box(kind, content[header_bytes:])
-        if size == 0:  # up to the end of the file
-            size = end
-        stop = min(begin + size, ends[-1])
-        if kind in _BYTES_BEFORE_CHILDREN:
-            ends.append(stop)
-            stop = begin + header_bytes + _BYTES_BEFORE_CHILDREN[kind]
-        begin = max(stop, begin + header_bytes)
+        if kind in kinds:
+            yield Box(kind, window[offset + header_bytes : offset + _BOX_BYTES])
+        box_end = begin + size
+        if size == 0 or box_end > ends[-1]:  # 0: up to the end of the box around it
+            box_end = ends[-1]
+        begin += header_bytes
+        bytes_before_children = _BYTES_BEFORE_CHILDREN.get(kind)
+        if bytes_before_children is not None:
+            ends.append(box_end)
+            begin += bytes_before_children
+        elif box_end > begin:
+            begin = box_end

@@ -49,6 +49,10 @@ _REDIRECTS = ("NonHttpUrlRedirectClientError", "TooManyRedirects")
 # The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
 
+# The file systems of this process and, in a forked worker, those of its parent. fsspec drops the latter in the worker.
+# s3fs closes the connections of a file system that is collected, and would take them from the parent.
+_FILE_SYSTEMS: set[AbstractFileSystem] = set()
+
 
 class RefusedError(DataError):
     """A server refuses a request, and would refuse it again."""
@@ -177,11 +181,13 @@ def _file_system(address: str) -> AbstractFileSystem:
 
             # By default five minutes for a whole file, and no limit for an answer.
             options["timeout"] = ClientTimeout(total=None, sock_connect=10, sock_read=30)
-        return fsspec.filesystem(protocol, **options)
+        fs = fsspec.filesystem(protocol, **options)
     except ImportError as error:
         package = PACKAGES[protocol]
         message = f"{address} needs the package {package}, which is not installed. Run `pip install {package}`."
         raise ImportError(message, name=package) from error
+    _FILE_SYSTEMS.add(fs)
+    return fs
 
 
 def _error_types(protocol: str) -> tuple[_ErrorTypes, _ErrorTypes]:

@@ -15,8 +15,8 @@ from telecine.data.errors import DataError, DecodeError
 from telecine.data.hdr import log_hdr
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.lazy.span_table import EstimatedSpan, SpanTable, exact_span
-from telecine.data.source import Skipped, Span
+from telecine.data.lazy.span_table import SpanTable
+from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
 from telecine.settings import ClipConfig
 
@@ -30,12 +30,13 @@ def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Sp
 
     Args:
         spans: The frames to train on.
-        held_out: The frames to leave out, in any order, also overlapping.
+        held_out: The frames to leave out, in any order, also overlapping. Those of copies of their files are left out,
+            too.
     """
-    return list(leave_out(SpanTable.of(spans), SpanTable.of(held_out), copies=False))
+    return list(leave_out(SpanTable.of(spans), SpanTable.of(held_out)).exact)
 
 
-def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool) -> SpanTable:
+def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool = True) -> SpanTable:
     """Return the parts of spans that are not held out; if none is left, warn and return all.
 
     Of estimated spans, all of a file with held-out frames is left out.
@@ -47,7 +48,7 @@ def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool) -> SpanTab
     """
     identities = _identities(spans, copies)
     held_out_identities = _identities(held_out, copies)
-    if spans.exact is None:
+    if spans.indexed is None:
         is_held_out = np.zeros(len(spans), np.bool_)
         for numbers in identities.T:
             is_held_out |= np.isin(numbers, held_out_identities)
@@ -88,12 +89,12 @@ def _cut_out(
 ) -> SpanTable:
     """Return the parts of exact spans that are not held out, see `_identities`."""
     held_out_of: dict[int, list[Span]] = {}
-    for span, numbers in zip(held_out, held_out_identities.tolist(), strict=True):
+    for span, numbers in zip(held_out.exact, held_out_identities.tolist(), strict=True):
         for number in numbers:
             held_out_of.setdefault(number, []).append(span)
     kept: list[tuple[int, Span]] = []
     for row, numbers in enumerate(identities.tolist()):
-        parts = [spans[row]]
+        parts = [spans.exact[row]]
         for number in numbers:
             for held_out_span in held_out_of.get(number, []):
                 parts = _remove(parts, held_out_span)
@@ -169,10 +170,8 @@ def index_validation_spans(
     for row in chosen.tolist():
         candidate = row
         for _ in range(_MAX_ATTEMPTS):
-            span = spans[candidate]
-            assert isinstance(span, EstimatedSpan)
             try:
-                indexed[candidate] = _index_span(span, lazy_index, frames)
+                indexed[candidate] = spans.estimated(candidate).index(lazy_index, frames)
                 break
             except DecodeError as error:
                 logger.warning("skipping a validation clip: %s", error)
@@ -184,20 +183,6 @@ def index_validation_spans(
     in_order = [indexed[row] for row in sorted(indexed)]
     log_hdr([span.info for span in in_order], config)
     return in_order
-
-
-def _index_span(span: EstimatedSpan, lazy_index: LazyIndex, frames: ClipFrames) -> Span:
-    """Return a span by the exact index of its file.
-
-    Raises:
-        DecodeError: the file cannot be indexed, or the span is too short for a clip.
-    """
-    exact = exact_span(span, lazy_index.info(span.info.source))
-    if isinstance(exact, Skipped):
-        raise DecodeError(f"{exact.path}: {exact.reason}")
-    if not frames.fits(exact):
-        raise DecodeError(f"{exact.info.source}: {exact.num_frames} frames, too few for a clip")
-    return exact
 
 
 def iterate_validation_clips(

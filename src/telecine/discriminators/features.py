@@ -1,6 +1,6 @@
 """A video discriminator that sees a video through a frozen network of images, and has a head for each of its layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -25,7 +25,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     the discriminators of StyleGAN-T (arXiv:2301.09515) and ADD (arXiv:2311.17042). Here the network sees each frame by
     itself, and two convolutions over 3 frames in each head see flicker. The features of a layer are normalised by their
     mean and variance over a clip. The heads have spectral normalisation (arXiv:1802.05957), which bounds their slope
-    without a penalty; that of the frozen network is not bounded.
+    without a penalty; the slope of the frozen network is not bounded.
 
     Any batch and number of frames work, and any height and width that the network accepts, 16 and more for "vgg".
     Clips are independent, and the logits depend on every pixel. Logits are `(B, heads, T, h, w)` with the height and
@@ -81,13 +81,11 @@ class FeatureDiscriminator(GradientCheckpointing):
         maps = self._normalised_maps(x)
         heads = cast(Sequence[_Head], self.heads)
         convs = [conv for head in heads for conv in head.convs()]
-        parameters = conv_parameters(convs, x)  # of all heads at once, in their order
+        parameters = conv_parameters(self, convs, x)
         all_logits = []
         features: list[Tensor] = []
         for head, feature_map in zip(heads, maps, strict=True):
-            num_convs = len(head.convs())
-            logits, activations = head(feature_map, *parameters[:num_convs])
-            parameters = parameters[num_convs:]
+            logits, activations = head(feature_map, parameters)
             all_logits.append(logits)
             features.extend(activations)
         smallest_height = min(logits.shape[-2] for logits in all_logits)
@@ -129,20 +127,18 @@ class _Head(nn.Module):
         self.to_logits = spectral_norm(nn.Conv3d(base_channels, 1, 3, padding=1))
 
     def convs(self) -> list[nn.Module]:
-        """Return the convolutions in the order of their parameters in `forward`. They are not called themselves."""
+        """Return the convolutions, which are not called themselves."""
         return [self.conv_in, self.conv, self.to_logits]
 
     def forward(
-        self, x: Tensor, first: ConvParameters, second: ConvParameters, last: ConvParameters
+        self, x: Tensor, parameters: Mapping[nn.Module, ConvParameters]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return logits `(B, 1, T, h, w)` and two activations.
 
         Args:
             x: A feature map `(B, F, T, h, w)`.
-            first: Weight and bias of `conv_in`.
-            second: Those of `conv`.
-            last: Those of `to_logits`.
+            parameters: Weight and bias of each convolution, from `conv_parameters`.
         """
-        x1 = F.leaky_relu(convolved(x, self.conv_in, first), 0.2)
-        x2 = F.leaky_relu(convolved(x1, self.conv, second), 0.2)
-        return convolved(x2, self.to_logits, last), (x1, x2)
+        x1 = F.leaky_relu(convolved(x, self.conv_in, parameters[self.conv_in]), 0.2)
+        x2 = F.leaky_relu(convolved(x1, self.conv, parameters[self.conv]), 0.2)
+        return convolved(x2, self.to_logits, parameters[self.to_logits]), (x1, x2)

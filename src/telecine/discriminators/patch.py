@@ -7,7 +7,7 @@ spans 3 frames.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,25 @@ ConvParameters: TypeAlias = tuple[Tensor, Tensor | None]
 """Weight and bias."""
 
 
-def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
+def conv_parameters(
+    network: nn.Module, convs: Sequence[Any], x: Tensor
+) -> dict[nn.Module, ConvParameters]:
     """Return weight and bias of each convolution in the dtype that autocast uses for `x`, computed all at once.
 
-    All have a spectral norm or none; in float16 the gradient of one, a sum over the whole weight, would overflow. In
-    compiled code each convolution computes its own, with a step of the power iteration in each pass.
+    The network calls `convolved` with them, and none of the convolutions themselves. In compiled code each convolution
+    computes its own, with a step of the power iteration in each pass.
+
+    Args:
+        network: The network, whose passes share spectral norms inside `shared_spectral_norms`.
+        convs: All its convolutions. All have a spectral norm or none; in float16 the gradient of one, a sum over the
+            whole weight, would overflow.
+        x: A tensor on the network's device.
     """
     is_compiled = torch.compiler.is_dynamo_compiling()
     dtype = autocast_dtype(x.device)
     with autocast_off(x.device):
         if is_parametrized(convs[0], "weight") and not is_compiled:
-            weights = list(normalised_weights(convs))
+            weights = list(normalised_weights(network, convs))
         else:
             weights = [conv.weight for conv in convs]
         biases = [conv.bias for conv in convs]
@@ -49,7 +57,7 @@ def conv_parameters(convs: Sequence[Any], x: Tensor) -> list[ConvParameters]:
             cast = list(cast_together(weights + biases, dtype))
             weights = cast[: len(convs)]
             biases = cast[len(convs) :]
-    return list(zip(weights, biases, strict=True))
+    return dict(zip(convs, zip(weights, biases, strict=True), strict=True))
 
 
 class _PatchNetwork(GradientCheckpointing):
@@ -118,13 +126,14 @@ class _PatchNetwork(GradientCheckpointing):
             height, width = x.shape[-2:]
             remedy = "Use fewer layers, or up-sample small images first."
             raise argument_error("x", contract, f"{height} x {width}", remedy)
-        convs = [block.conv for block in self.blocks]
-        *block_parameters, logits_parameters = conv_parameters([*convs, self.to_logits], x)
+        blocks = cast(Sequence[_Layer], self.blocks)
+        convs = [block.conv for block in blocks]
+        parameters = conv_parameters(self, [*convs, self.to_logits], x)
         features = []
-        for block, parameters in zip(self.blocks, block_parameters, strict=True):
-            x = self.run_block(block, x, parameters)
+        for block in blocks:
+            x = self.run_block(block, x, parameters[block.conv])
             features.append(x)
-        logits = convolved(x, self.to_logits, logits_parameters)
+        logits = convolved(x, self.to_logits, parameters[self.to_logits])
         return DiscriminatorOutput(logits.squeeze(1), tuple(features))
 
 

@@ -20,19 +20,23 @@ class _NormalisedLayers(NamedTuple):
     sigma: Tensor  # `(layers,)`
 
 
-def normalised_weights(layers: Sequence[Any]) -> Sequence[Tensor]:
+def normalised_weights(network: nn.Module, layers: Sequence[Any]) -> Sequence[Tensor]:
     """Return the weights of layers with PyTorch's `spectral_norm`, divided by their norms.
 
     In training mode this is one step of the power iteration, but only the first inside `shared_spectral_norms`.
+
+    Args:
+        network: The network, whose passes share the norms there.
+        layers: All its layers with a spectral norm.
     """
     parametrizations = [layer.parametrizations.weight for layer in layers]
     shared: dict[nn.Module, _NormalisedLayers] | None = pass_options().spectral_norms
     if shared is None:
         normalised = _power_iteration(parametrizations)
     else:
-        if layers[0] not in shared:  # which stands for all layers of its network
-            shared[layers[0]] = _power_iteration(parametrizations)
-        normalised = shared[layers[0]]
+        if network not in shared:
+            shared[network] = _power_iteration(parametrizations)
+        normalised = shared[network]
     originals = [parametrization.original for parametrization in parametrizations]
     return _DivideBySigma.apply(normalised, *originals)
 

@@ -119,13 +119,13 @@ class CausalVAE(CausalAutoencoder):
         """The discrete bottleneck, if the model has one."""
         return self.bottleneck
 
-    def start_from(self, linear: LinearAutoencoder) -> None:
+    def copy_linear(self, linear: LinearAutoencoder) -> None:
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
         self.encoder.linear.load_state_dict(linear.encoder.state_dict())
         self.decoder.linear.load_state_dict(linear.decoder.state_dict())
 
     @torch.no_grad()
-    def start_from_teacher(self, teacher: VideoAutoencoder, videos: Iterable[Video]) -> None:
+    def fit_linear_to_teacher(self, teacher: VideoAutoencoder, videos: Iterable[Video]) -> None:
         """Set the linear maps to the best ones between videos and the latents of a teacher.
 
         Args:
@@ -260,7 +260,7 @@ def read_causal_config(folder: str | PathLike[str]) -> CausalVAEConfig:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is that of another class, an older version wrote it, or a setting is wrong.
+        ValueError: Another class or an older version wrote it, or a setting is wrong.
     """
     settings = [field.name for field in fields(CausalVAEConfig)]
     values = load_config(

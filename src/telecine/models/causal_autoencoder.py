@@ -21,7 +21,13 @@ from telecine.models.causal_blocks import (
 from telecine.models.causal_networks import Decoder, Encoder, FlowDecoder, build_decoder
 from telecine.models.channels import RGBAConv3d
 from telecine.models.clip_sizes import check_multiple
-from telecine.models.flow import FEW_STEPS, DenoisedClips, Sampler, denoised_clips, integrate
+from telecine.models.flow import (
+    FEW_STEPS,
+    DenoisedClips,
+    Sampler,
+    denoise_at_random_levels,
+    integrate,
+)
 from telecine.models.interface import Reconstruction
 from telecine.models.latent import (
     LatentGrid,
@@ -80,7 +86,7 @@ class CausalAutoencoder(LatentAutoencoder):
     def row_split(self) -> RowSplit:
         """Return how several processes share a clip: the decoder computes rows.
 
-        A student's encoder is that of its teacher, which keeps no activations.
+        A student has its teacher's encoder, which keeps no activations.
         """
         return RowSplit(
             spatial_compression=self.config.spatial_compression,
@@ -104,7 +110,7 @@ class CausalAutoencoder(LatentAutoencoder):
         Args:
             latent: `(B, latent_channels, k, h, w)`, or cut to one of `nested_channels`.
             noise: What a decoder that generates starts from, of the result's shape.
-            generator: Draws the noise: one, or one for each clip. Without both, the noise is that of `sampler`.
+            generator: Draws the noise: one, or one for each clip. Without both, `sampler` has the noise.
 
         Raises:
             ValueError: The latent has another shape, or there is no noise in training.
@@ -170,22 +176,22 @@ class CausalAutoencoder(LatentAutoencoder):
         shape[2] -= self._num_decoded_frames(num_before)
         remaining = iter(passes)
 
-        def denoise(noisy: Video, level: Tensor) -> Video:
+        def predict(noisy: Video, noise_level: Tensor) -> Video:
             cache = next(remaining)
-            return cast(Video, self.decoder(latent, noisy, level, cache, first_chunk))
+            return cast(Video, self.decoder(latent, noisy, noise_level, cache, first_chunk))
 
         with clip_position(
             first_frame=first_frame, frame_size=start.frame_size, corner=start.corner
         ):
             noise = self.decoding_noise(shape, None, latent.device)
-            return integrate(denoise, noise, self._levels(noise))
+            return integrate(predict, noise, self._levels(noise))
 
     @property
     def _time(self) -> int:
         return self.config.time_compression
 
     def _chunk_frames(self, num_frames: int | None) -> int:
-        """Return the frames of a chunk of a stream: at most `num_frames`, and at least those of a latent frame."""
+        """Return the frames of a chunk of a stream: at most `num_frames`, and at least one latent frame's."""
         if num_frames is None:
             return self._time
         check_count("num_frames", num_frames)
@@ -209,7 +215,9 @@ class CausalAutoencoder(LatentAutoencoder):
             space * latent.shape[4],
         )
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+    def training_output(
+        self, latent: Tensor, video: Video, generator: Generators
+    ) -> Reconstruction:
         """Add noise to each video at a random level and remove it.
 
         Args:
@@ -217,19 +225,19 @@ class CausalAutoencoder(LatentAutoencoder):
             video: The clean video, `(B, C, T, H, W)` in [-1, 1].
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        denoised = self.denoised_clips(latent, video, generator)
+        denoised = self._denoise_clips(latent, video, generator)
         return Reconstruction(denoised.video, {}, weight=denoised.weight)
 
-    def denoised_clips(self, latent: Tensor, video: Video, generator: Generators) -> DenoisedClips:
-        """Return what the decoder makes of noisy videos, with the noise; see `denoise`.
+    def _denoise_clips(self, latent: Tensor, video: Video, generator: Generators) -> DenoisedClips:
+        """Return what the decoder makes of noisy videos, with the noise; see `training_output`.
 
         Args:
             latent: `(B, latent_channels, k, h, w)`.
             video: The clean video, `(B, C, T, H, W)` in [-1, 1].
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        denoise = partial(self._call_decoder, latent.to(self.last_layer.dtype))
-        return denoised_clips(self.config.flow, denoise, video, generator)
+        predict = partial(self._call_decoder, latent.to(self.last_layer.dtype))
+        return denoise_at_random_levels(self.config.flow, predict, video, generator)
 
     def validation_decodings(self) -> dict[str, dict[str, Any]]:
         """Return a few steps, for a decoder that generates and was not trained for one step."""

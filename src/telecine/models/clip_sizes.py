@@ -19,7 +19,7 @@ from telecine.base.precision import autocast_off
 from telecine.base.randomness import keep_random_state
 from telecine.base.shapes import Video
 from telecine.models.interface import VideoAutoencoder
-from telecine.ops.pass_options import ContextGroup, using_pass_options
+from telecine.ops.pass_options import WHOLE_CLIPS, using_pass_options
 
 _Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""
@@ -54,15 +54,22 @@ def check_multiple(
     if smallest is None:
         smallest = offset or step
     nearest = max((value - offset + step // 2) // step * step + offset, smallest)
-    if value != nearest:
-        raise size_error(name, value, accepted=_multiples(step, offset), nearest=nearest)
+    if value == nearest:
+        return
+    above_one = nearest == 1 and value > 1
+    if above_one:
+        nearest += step
+    accepted = _multiples(step, offset)
+    raise size_error(name, value, accepted=accepted, nearest=nearest, above_one=above_one)
 
 
 def _multiples(step: int, offset: int) -> str:
     return f"{step}k+{offset}" if offset else f"a multiple of {step}"
 
 
-def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Exception:
+def size_error(
+    name: str, value: int, *, accepted: str, nearest: int, above_one: bool = False
+) -> Exception:
     """Return the error for a size that a model does not reproduce.
 
     Args:
@@ -70,16 +77,14 @@ def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Excepti
         value: The value.
         accepted: Which values are accepted.
         nearest: The nearest one.
+        above_one: Whether 1 is nearer. One frame is an image, which does not stand in for several frames.
     """
-    return argument_error(
-        name,
-        f"{accepted} for this model",
-        str(value),
-        f"Use {nearest}, the nearest accepted value.",
-    )
+    suffix = " above 1" if above_one else ""
+    remedy = f"Use {nearest}, the nearest accepted value{suffix}."
+    return argument_error(name, f"{accepted} for this model", str(value), remedy)
 
 
-class _Probe(nn.Module):
+class _ModelFunction(nn.Module):
     """A deterministic function of a model and a clip as a module, so that `functional_call` can replace tensors."""
 
     def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor]) -> None:
@@ -89,6 +94,79 @@ class _Probe(nn.Module):
 
     def forward(self, video: Video) -> Tensor:
         return self.function(self.module, video)
+
+
+class ShapeProbe:
+    """Passes tiny clips through a model for the shapes of its outputs; whether a size is reproduced is cached.
+
+    Args:
+        reconstruct: The reconstruction as a function of a clip, with the model inside.
+        in_channels: Channels of clips.
+        on_meta: Whether clips and weights are on the meta device; otherwise they are on the model's device.
+
+    Attributes:
+        error: The text of the last error that the model raised for a size, in brackets; empty without one.
+    """
+
+    def __init__(self, reconstruct: nn.Module, in_channels: int, *, on_meta: bool) -> None:
+        self.reconstruct = reconstruct
+        self.in_channels = in_channels
+        self.on_meta = on_meta
+        self.error = ""
+        self._is_reproduced: dict[_Size, bool] = {}
+
+    @torch.no_grad()
+    def output_shape(self, size: _Size, function: nn.Module | None = None) -> torch.Size:
+        """Return the shape of the reconstruction, or of another function's output; buffers and random state stay.
+
+        Args:
+            size: Frames, height and width of the clip.
+            function: Another function of a clip.
+        """
+        if function is None:
+            function = self.reconstruct
+        if self.on_meta:
+            device = torch.device("meta")
+            named = chain(function.named_parameters(), function.named_buffers())
+            tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
+        else:
+            device = next(function.parameters()).device
+            tensors = {name: buffer.clone() for name, buffer in function.named_buffers()}
+        # Compiled code would be compiled anew for each size. Before this module is imported, nothing is compiled.
+        eager: AbstractContextManager[Any] = nullcontext()
+        if "torch._dynamo" in sys.modules:
+            eager = torch.compiler.set_stance("force_eager")
+        # Each process probes by itself, perhaps without values.
+        alone = using_pass_options(context_group=WHOLE_CLIPS)
+        with eager, keep_random_state(device), autocast_off(device), alone:
+            video = torch.zeros(1, self.in_channels, *size, device=device)
+            if tensors:
+                output: Tensor = functional_call(function, tensors, (video,))
+            else:
+                output = function(video)
+        return output.shape
+
+    def reproduces(self, size: _Size) -> bool:
+        """Return whether the output for a clip of this size has the same size."""
+        if size not in self._is_reproduced:
+            try:
+                shape = self.output_shape(size)
+                self._is_reproduced[size] = shape[1:] == (self.in_channels, *size)
+            except _UNSUPPORTED_SIZE_ERRORS as error:
+                self._is_reproduced[size] = False
+                self.error = f" ({error})"
+        return self._is_reproduced[size]
+
+    def find_smallest(self) -> _Size | None:
+        """Return the shortest reproduced clip with the smallest square frames of that length, or None."""
+        for large_side in _LARGE_SIDES:
+            for num_frames in range(1, _MAX_STEP + 1):
+                if not self.reproduces((num_frames, large_side, large_side)):
+                    continue
+                for side in _SIDES:
+                    if self.reproduces((num_frames, side, side)):
+                        return num_frames, side, side
+        return None
 
 
 class ClipSizes:
@@ -111,64 +189,35 @@ class ClipSizes:
         self.model = model
         self.in_channels = in_channels
         self.only_side = only_side
-        self.reconstruct = _Probe(model, reconstruct)
-        self._cache: dict[tuple[_Size, bool], bool] = {}
-        self._last_error = ""
+        self.reconstruct = _ModelFunction(model, reconstruct)
 
-    @torch.no_grad()
-    def output_shape(
-        self,
-        size: _Size,
-        function: Callable[[Any, Video], Tensor] | None = None,
-        *,
-        on_meta: bool | None = None,
-    ) -> torch.Size:
-        """Return the shape of the reconstruction, or of another function's output; buffers and random state stay.
+    @cached_property
+    def _found(self) -> tuple[ShapeProbe, _Size]:
+        """The probe that finds a size which the model reproduces, after hundreds of clips, and the smallest size."""
+        is_large = sum(weight.numel() for weight in self.model.parameters()) >= _LARGE_MODEL
+        error = ""
+        # Models that read values, e.g. with `.item()`, fail on the meta device: they are probed with real clips.
+        for on_meta in (is_large, not is_large):
+            probe = ShapeProbe(self.reconstruct, self.in_channels, on_meta=on_meta)
+            if self.only_side is not None:
+                return probe, (1, self.only_side, self.only_side)
+            size = probe.find_smallest()
+            if size is not None:
+                return probe, size
+            error = probe.error or error
+        contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
+        got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
+        remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."
+        raise argument_error("module", contract, got + error, remedy)
 
-        Args:
-            size: Frames, height and width of the clip.
-            function: From the model and a clip to another output.
-            on_meta: Whether the clip is on the meta device; by default as the model was probed.
+    @property
+    def probe(self) -> ShapeProbe:
+        """What passes clips through the model.
+
+        Raises:
+            ValueError: No clip is reproduced.
         """
-        if on_meta is None:
-            on_meta = self.on_meta
-        probe = self.reconstruct if function is None else _Probe(self.model, function)
-        if on_meta:
-            device = torch.device("meta")
-            named = chain(probe.named_parameters(), probe.named_buffers())
-            tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
-        else:
-            device = next(probe.parameters()).device
-            tensors = {name: buffer.clone() for name, buffer in probe.named_buffers()}
-        # Compiled code would be compiled anew for each size. Before this module is imported, nothing is compiled.
-        eager: AbstractContextManager[Any] = nullcontext()
-        if "torch._dynamo" in sys.modules:
-            eager = torch.compiler.set_stance("force_eager")
-        # Each process probes by itself, perhaps without values.
-        alone = using_pass_options(context_group=ContextGroup())
-        with eager, keep_random_state(device), autocast_off(device), alone:
-            video = torch.zeros(1, self.in_channels, *size, device=device)
-            if tensors:
-                return functional_call(probe, tensors, (video,)).shape
-            return probe(video).shape
-
-    def reproduces(self, size: _Size, *, on_meta: bool | None = None) -> bool:
-        """Return whether the output for a clip of this size has the same size; for `on_meta` see `output_shape`."""
-        if on_meta is None:
-            on_meta = self.on_meta
-        if (size, on_meta) not in self._cache:
-            try:
-                shape = self.output_shape(size, on_meta=on_meta)
-                self._cache[size, on_meta] = shape[1:] == (self.in_channels, *size)
-            except _UNSUPPORTED_SIZE_ERRORS as error:
-                self._cache[size, on_meta] = False
-                self._last_error = f" ({error})"
-        return self._cache[size, on_meta]
-
-    def reproduces_length(self, num_frames: int) -> bool:
-        """Return whether small clips of `num_frames` frames are reproduced."""
-        _, height, width = self.smallest
-        return self.reproduces((num_frames, height, width))
+        return self._found[0]
 
     @property
     def smallest(self) -> _Size:
@@ -177,43 +226,21 @@ class ClipSizes:
         Raises:
             ValueError: No clip is reproduced.
         """
-        return self._probed[0]
+        return self._found[1]
 
-    @property
-    def on_meta(self) -> bool:
-        """Whether the model is probed on the meta device, instead of with real clips.
+    def shape_of(self, function: Callable[[Any, Video], Tensor], size: _Size) -> torch.Size:
+        """Return the shape of the output of a function of the model and a clip.
 
-        Raises:
-            ValueError: No clip is reproduced.
+        Args:
+            function: For example one that encodes.
+            size: Frames, height and width of the clip.
         """
-        return self._probed[1]
+        return self.probe.output_shape(size, _ModelFunction(self.model, function))
 
-    @cached_property
-    def _probed(self) -> tuple[_Size, bool]:
-        """The smallest clip, and whether it was found on the meta device, by passing hundreds of clips through."""
-        is_large = sum(weight.numel() for weight in self.model.parameters()) >= _LARGE_MODEL
-        if self.only_side is not None:
-            return (1, self.only_side, self.only_side), is_large
-        # Models that read values, e.g. with `.item()`, fail on the meta device: they are probed with real clips.
-        for on_meta in (is_large, not is_large):
-            size = self._find_smallest(on_meta)
-            if size is not None:
-                return size, on_meta
-        contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
-        got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
-        remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."
-        raise argument_error("module", contract, got + self._last_error, remedy)
-
-    def _find_smallest(self, on_meta: bool) -> _Size | None:
-        """Return the shortest reproduced clip with the smallest square frames of that length, or None."""
-        for large_side in _LARGE_SIDES:
-            for num_frames in range(1, _MAX_STEP + 1):
-                if not self.reproduces((num_frames, large_side, large_side), on_meta=on_meta):
-                    continue
-                for side in _SIDES:
-                    if self.reproduces((num_frames, side, side), on_meta=on_meta):
-                        return num_frames, side, side
-        return None
+    def reproduces_length(self, num_frames: int) -> bool:
+        """Return whether small clips of `num_frames` frames are reproduced."""
+        _, height, width = self.smallest
+        return self.probe.reproduces((num_frames, height, width))
 
     @cached_property
     def multiple(self) -> int:
@@ -221,7 +248,7 @@ class ClipSizes:
         num_frames, side, _ = self.smallest
         if self.only_side is None:
             for step in _STEPS:
-                if self.reproduces((num_frames, side + step, side + step)):
+                if self.probe.reproduces((num_frames, side + step, side + step)):
                     return step
         return side
 
@@ -239,7 +266,7 @@ class ClipSizes:
                 if weight is not None and weight.ndim >= 2:
                     note = partial(_note, called, f"{name}.weight")
                     hooks.enter_context(module.register_forward_pre_hook(note))
-            self.output_shape(self.smallest)
+            self.probe.output_shape(self.smallest)
         if not called:
             contract = f"a member of {type(self.model).__name__}"
             got = "no layer with a weight that is called"
@@ -259,6 +286,20 @@ class ClipSizes:
         Raises:
             ValueError: It is not; the message has the nearest accepted value.
         """
+        self.check_frame_size(height, width)
+        if num_frames < 1 or not self.reproduces_length(num_frames):
+            raise self._frames_error(num_frames)
+
+    def check_frame_size(self, height: int, width: int) -> None:
+        """Check that frames of this size are reproduced.
+
+        Args:
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: They are not; the message has the nearest accepted value.
+        """
         _, side, _ = self.smallest
         for name, value in (("height", height), ("width", width)):
             if self.only_side is not None and value != self.only_side:
@@ -266,8 +307,6 @@ class ClipSizes:
             check_multiple(
                 name, value, step=self.multiple, offset=side % self.multiple, smallest=side
             )
-        if num_frames < 1 or not self.reproduces_length(num_frames):
-            raise self._frames_error(num_frames)
 
     def cover(self, num_frames: int, height: int, width: int) -> _Size:
         """Return the smallest size that is reproduced and at least this large.
@@ -305,7 +344,12 @@ class ClipSizes:
         first = max(num_frames, 1)
         above = self._accepted_lengths(range(first, first + 2 * _MAX_STEP + 1), most=3 - len(below))
         around = below + above
-        nearest = min(around, key=lambda length: abs(length - num_frames))
+        # The larger one of two that are equally near.
+        by_distance = sorted(around, key=lambda length: (abs(length - num_frames), -length))
+        nearest = by_distance[0]
+        above_one = nearest == 1 and num_frames > 1 and len(around) > 1
+        if above_one:
+            nearest = by_distance[1]
         steps = {after - before for before, after in pairwise(around)}
         if len(around) == 3 and len(steps) == 1:
             step = steps.pop()
@@ -314,7 +358,9 @@ class ClipSizes:
             accepted = str(around[0])
         else:
             accepted = f"{', '.join(map(str, around[:-1]))} or {around[-1]}"
-        return size_error("num_frames", num_frames, accepted=accepted, nearest=nearest)
+        return size_error(
+            "num_frames", num_frames, accepted=accepted, nearest=nearest, above_one=above_one
+        )
 
 
 def _note(called: list[str], name: str, *_: object) -> None:

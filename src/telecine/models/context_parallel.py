@@ -4,8 +4,8 @@ The boundary is around the networks: an encoder and a decoder get whole tensors,
 return whole tensors. Between and after them everything is whole on each process of a group, as without the split: the
 posterior and its noise, the latent, nested channels, a bottleneck, the reconstruction, and so the objective with
 discriminators, LPIPS, the adaptive weight and penalties. Each process of a group computes the objective on whole
-clips. The first one alone would need the same memory, and the others would wait for it. The memory that is divided is
-that of the autoencoder's activations.
+clips. The first one alone would need the same memory, and the others would wait for it. The memory of the
+autoencoder's activations is divided.
 
 Height is split, not time: causal layers then pad time as always, clips may be images, and each process has the same
 work. The rows of a frame are divided in rows of the latent, which need not divide evenly.
@@ -35,7 +35,7 @@ from torch.nn.utils import parametrize
 from telecine.base.checks import argument_error
 from telecine.models.interface import VideoAutoencoder
 from telecine.models.row_layers import RowNetwork, RowSplit, pad_convolution, rows_around
-from telecine.ops.pass_options import ContextGroup, pass_options, using_pass_options
+from telecine.ops.pass_options import WHOLE_CLIPS, pass_options, using_pass_options
 from telecine.ops.rows import gather_rows, split_rows
 from telecine.ops.wrap_forward import wrap_forward
 
@@ -168,7 +168,7 @@ def _call_on_rows(
     group = pass_options().context_group
     latent_rows = video.shape[3] // rows_per_latent_row
     if latent_rows < group.size:
-        group = ContextGroup()
+        group = WHOLE_CLIPS
     with using_pass_options(context_group=group._replace(latent_rows=latent_rows)):
         rows = [_of_videos(split_rows, value) for value in (video, *others)]
         output = forward(*rows, **keywords)

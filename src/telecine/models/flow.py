@@ -19,7 +19,7 @@ from telecine.base.shapes import Video
 from telecine.ops.pass_options import ClipPosition
 from telecine.settings.autoencoder import FlowConfig
 
-Denoise: TypeAlias = Callable[[Video, Tensor], Video]
+Predictor: TypeAlias = Callable[[Video, Tensor], Video]
 """From `x_t` and its levels `(B,)` to a prediction of `x`."""
 FEW_STEPS: dict[str, dict[str, Any]] = {"4_steps": {"steps": 4}}
 """How validations sample a decoder that generates, in addition to one step; see `validation_decodings`."""
@@ -81,8 +81,8 @@ class Sampler:
         return _shifted(torch.arange(self.steps, 0, -1).double() / self.steps, shift).tolist()
 
 
-def _shifted(level: Tensor, shift: float) -> Tensor:
-    return shift * level / (1 + (shift - 1) * level)
+def _shifted(noise_level: Tensor, shift: float) -> Tensor:
+    return shift * noise_level / (1 + (shift - 1) * noise_level)
 
 
 def random_levels(config: FlowConfig, video: Video, generator: Generators) -> Tensor:
@@ -96,31 +96,33 @@ def random_levels(config: FlowConfig, video: Video, generator: Generators) -> Te
     normal = randn((len(video), 1), generator=generator, device=video.device)[:, 0]
     if config.one_step:
         return torch.ones_like(normal)
-    level = (config.level_mean + config.level_std * normal).sigmoid()
-    level = _shifted(level, config.shift_of(*video.shape[-2:]))
+    noise_level = (config.level_mean + config.level_std * normal).sigmoid()
+    noise_level = _shifted(noise_level, config.shift_of(*video.shape[-2:]))
     if config.noise_fraction > 0:
         draw = rand((len(video), 1), generator=generator, device=video.device)[:, 0]
-        level = torch.where(draw < config.noise_fraction, torch.ones_like(level), level)
-    return level
+        noise_level = torch.where(
+            draw < config.noise_fraction, torch.ones_like(noise_level), noise_level
+        )
+    return noise_level
 
 
-def add_noise(video: Video, noise: Video, level: Tensor) -> Video:
+def add_noise(video: Video, noise: Video, noise_level: Tensor) -> Video:
     """Return the noisy videos `x_t`.
 
     Args:
         video: The clean ones, `(B, C, T, H, W)`.
         noise: Normal noise of the same shape.
-        level: Levels `t`, `(B,)`.
+        noise_level: Levels `t`, `(B,)`.
     """
-    t = level.view(-1, 1, 1, 1, 1)
+    t = noise_level.view(-1, 1, 1, 1, 1)
     return (1 - t) * video + t * noise
 
 
-def level_weights(config: FlowConfig, level: Tensor) -> Tensor | None:
+def level_weights(config: FlowConfig, noise_level: Tensor) -> Tensor | None:
     """Return the weight of each clip's error `(B,)` at its level; None for 1."""
     if config.weighting == "uniform":
         return None
-    return level.clamp(min=_SMALLEST_LEVEL) ** -2
+    return noise_level.clamp(min=_SMALLEST_LEVEL) ** -2
 
 
 class DenoisedClips(NamedTuple):
@@ -134,36 +136,36 @@ class DenoisedClips(NamedTuple):
     """The noise that was added."""
 
 
-def denoised_clips(
-    config: FlowConfig, denoise: Denoise, video: Video, generator: Generators
+def denoise_at_random_levels(
+    config: FlowConfig, predict: Predictor, video: Video, generator: Generators
 ) -> DenoisedClips:
     """Add noise of random levels to videos and remove it, for one update.
 
     Args:
         config: The levels and the weights of errors.
-        denoise: The decoder, as a function of the noisy video and its levels.
+        predict: The decoder, as a function of the noisy video and its levels.
         video: `(B, C, T, H, W)` in [-1, 1].
         generator: One generator, or one for each clip; PyTorch's default generator if None.
     """
-    level = random_levels(config, video, generator)
+    noise_level = random_levels(config, video, generator)
     video = at_least_float32(video)
     noise = randn(video.shape, generator=generator, device=video.device, dtype=video.dtype)
-    denoised = denoise(add_noise(video, noise, level), level)
-    return DenoisedClips(denoised, level_weights(config, level), noise)
+    predicted = predict(add_noise(video, noise, noise_level), noise_level)
+    return DenoisedClips(predicted, level_weights(config, noise_level), noise)
 
 
-def integrate(denoise: Denoise, video: Video, levels: Sequence[float]) -> Video:
+def integrate(predict: Predictor, video: Video, levels: Sequence[float]) -> Video:
     """Return the video to which Euler's method takes noise, from level to level and to 0.
 
-    One step from level 1 returns the prediction of `denoise`.
+    One step from level 1 returns the prediction.
 
     Args:
-        denoise: From a noisy video and its levels `(B,)` to a prediction of the clean video.
+        predict: From a noisy video and its levels `(B,)` to a prediction of the clean video.
         video: Noise, `(B, C, T, H, W)`.
         levels: The level before each step, falling.
     """
     for t, following in pairwise([*levels, 0.0]):
-        x0 = denoise(video, torch.full((len(video),), t, device=video.device))
+        x0 = predict(video, torch.full((len(video),), t, device=video.device))
         if following == 0:
             video = x0
         else:

@@ -32,7 +32,7 @@ class LatentAutoencoder(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of both parts.
+        """Encode, sample (or take the mode) and decode; the graph is kept, and the losses of both parts are returned.
 
         Args:
             video: `(B, C, T, H, W)` in [-1, 1], of `in_channels` channels.
@@ -50,7 +50,7 @@ class LatentAutoencoder(VideoAutoencoder):
         if is_update:
             latent = self._with_nested_channels(latent, generator)
         if is_update and self.sampler is not None:
-            output = self.denoise(latent, video, generator)
+            output = self.training_output(latent, video, generator)
         else:
             decoded, decoder_losses = self.decode_with_losses(latent)
             output = Reconstruction(decoded, {**decoder_losses})
@@ -87,7 +87,9 @@ class LatentAutoencoder(VideoAutoencoder):
         is_kept = torch.arange(latent.shape[1], device=latent.device) < num_kept
         return latent * is_kept[:, :, None, None, None]
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+    def training_output(
+        self, latent: Tensor, video: Video, generator: Generators
+    ) -> Reconstruction:
         """Return what a decoder with a `sampler` makes of a noisy video, or of a noisy latent, in an update.
 
         Args:
@@ -104,7 +106,7 @@ class LatentAutoencoder(VideoAutoencoder):
         """Return the video of a latent `(B, C, t, h, w)`, not clamped.
 
         Args:
-            latent: The latent; it may have another height and width than those of training.
+            latent: The latent; it may have another height and width than in training.
             generator: Of a decoder with a `sampler`: one, or one for each clip, which draws its noise; None for the
                 noise of `sampler`, which is the same for all clips.
 
@@ -116,7 +118,7 @@ class LatentAutoencoder(VideoAutoencoder):
     def decoding_noise(
         self, shape: Sequence[int], generator: Generators, device: torch.device
     ) -> Video:
-        """Return the noise that `decode` starts from: drawn from a generator, or that of `sampler` without one.
+        """Return the noise that `decode` starts from: drawn from a generator, or the noise of `sampler` without one.
 
         Args:
             shape: `(B, C, T, H, W)` of the video.
@@ -133,7 +135,7 @@ class LatentAutoencoder(VideoAutoencoder):
         return self.sampler.noise(shape, pass_options().clip_position, device)
 
     def check_not_training(self) -> None:
-        """Check that the model does not train, for a `decode` whose noise is that of `sampler`.
+        """Check that the model does not train, for a `decode` that takes the noise of `sampler`.
 
         Raises:
             ValueError: It does, with gradients.

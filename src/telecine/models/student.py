@@ -56,7 +56,7 @@ DIGEST_KEY = "teacher_encoder_sha256"
 class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
     """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`, see `student_config`.
 
-    The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
+    It has the teacher's latents: `decode` takes a generator's latents for the teacher's decoder. Saved models
     hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder.
 
     Args:
@@ -119,7 +119,9 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         self.decoder.load_state_dict(weights)
         return True
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+    def training_output(
+        self, latent: Tensor, video: Video, generator: Generators
+    ) -> Reconstruction:
         """Add noise to each video at a random level and remove it; the target is the sample of an imitated teacher.
 
         Args:
@@ -127,7 +129,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
             video: The clean video, `(B, C, T, H, W)` in [-1, 1].
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        denoised = self.denoised_clips(latent, video, generator)
+        denoised = self._denoise_clips(latent, video, generator)
         target = None
         if self.imitated is not None:
             with torch.no_grad():
@@ -136,7 +138,7 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         return Reconstruction(denoised.video, {}, weight=denoised.weight, target=target)
 
     @torch.no_grad()
-    def start_from(self, videos: Iterable[Video]) -> None:
+    def fit_linear_to_latents(self, videos: Iterable[Video]) -> None:
         """Set the linear map to the best one for samples of the latents of clips, and scale the first layer to them."""
         device = self.last_layer.device
         generator = torch.Generator(device).manual_seed(0)

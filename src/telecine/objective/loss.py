@@ -1,7 +1,7 @@
 """The objective of a video autoencoder and its discriminators: how it is built, and the losses of both steps."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,15 @@ from telecine.settings import (
     ObjectiveConfig,
     PenaltyConfig,
     PerceptualConfig,
+    Ramp,
     ReconstructionConfig,
     Side,
     Term,
-    Weight,
 )
 from telecine.settings.errors import validate
+
+NumberOrRamp: TypeAlias = float | Ramp
+"""A `Weight` without its checks, which would fill the signature."""
 
 
 class BothLosses(NamedTuple):
@@ -100,11 +103,11 @@ class VideoAutoencoderLoss(nn.Module):
     def __init__(
         self,
         disc_start: int,
-        perceptual_weight: Weight = ObjectiveConfig.perceptual_weight,
-        adversarial_loss_weight: Weight = ObjectiveConfig.adversarial_loss_weight,
-        multiscale_adversarial_loss_weight: Weight = ObjectiveConfig.multiscale_adversarial_loss_weight,
-        grad_penalty_loss_weight: Weight = ObjectiveConfig.grad_penalty_loss_weight,
-        quantizer_aux_loss_weight: Weight = ObjectiveConfig.quantizer_aux_loss_weight,
+        perceptual_weight: NumberOrRamp = ObjectiveConfig.perceptual_weight,
+        adversarial_loss_weight: NumberOrRamp = ObjectiveConfig.adversarial_loss_weight,
+        multiscale_adversarial_loss_weight: NumberOrRamp = ObjectiveConfig.multiscale_adversarial_loss_weight,
+        grad_penalty_loss_weight: NumberOrRamp = ObjectiveConfig.grad_penalty_loss_weight,
+        quantizer_aux_loss_weight: NumberOrRamp = ObjectiveConfig.quantizer_aux_loss_weight,
         vgg_weights: WeightsSource = None,
         discr_kwargs: DiscriminatorSpec | None = None,
         discr_3d_kwargs: DiscriminatorSpec | None = None,
@@ -115,7 +118,7 @@ class VideoAutoencoderLoss(nn.Module):
         gan: GANConfig | Mapping[str, object] = GANConfig(),
         penalty: PenaltyConfig | Mapping[str, object] = PenaltyConfig(),
         adaptive_weight: AdaptiveWeightConfig | Mapping[str, object] = AdaptiveWeightConfig(),
-        terms: Mapping[str, Term | Weight | Mapping[str, object]] | None = None,
+        terms: Mapping[str, Term | NumberOrRamp | Mapping[str, object]] | None = None,
         eager_gradients: bool = ObjectiveConfig.eager_gradients,
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:

@@ -40,7 +40,7 @@ def convolve(
         weight: `(C', C, ...)`.
         bias: `(C',)`, or None.
         stride: One number for each axis after the channels.
-        padding: Likewise.
+        padding: One number for each axis after the channels.
     """
     is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_dynamo_compiling()
     if is_plain and (pass_options().is_differentiated_twice or has_faster_kernel(x)):
@@ -59,10 +59,12 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
-        # Only the weight's gradient depends on the values of `x`, and a frozen weight needs none.
-        needs_values = ctx.needs_input_grad[1] or not has_faster_kernel(x)
-        saved = x if needs_values else x.new_zeros(()).expand(x.shape)
-        ctx.save_for_backward(saved, weight)
+        # Only the weight's gradient depends on the values of `x`. With a frozen weight, the backward reads the shape
+        # alone, so that one number is kept in place of all values.
+        kept_x = x
+        if has_faster_kernel(x) and not ctx.needs_input_grad[1]:
+            kept_x = x.new_zeros(()).expand(x.shape)
+        ctx.save_for_backward(kept_x, weight)
         ctx.geometry = geometry
         return fastest_convolution(x, weight, bias, geometry)
 

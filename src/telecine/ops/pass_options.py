@@ -61,7 +61,7 @@ class PassOptions:
     is_differentiated_twice: bool = False
     """Whether gradients of a discriminator's output are differentiated, as by a penalty."""
     spectral_norms: dict[nn.Module, Any] | None = None
-    """The normalised weights of networks by their first layer; None if passes do not share them."""
+    """The normalised weights by network; None if passes do not share them."""
     context_group: ContextGroup = WHOLE_CLIPS
     """The ranks that share each clip."""
     clip_position: ClipPosition = ClipPosition()

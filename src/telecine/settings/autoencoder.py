@@ -95,7 +95,7 @@ class CausalVAEConfig:
     latent_channels: Annotated[Count, Field(le=65536)] = 16
     """Channels of the latent. More channels keep more detail and compress less."""
     patch_size: PowerOfTwo = 4
-    """Side of the pixel blocks that are folded into channels before the first layer, with all frames of a latent frame.
+    """Side of the patches of pixels that become channels before the first layer, with all frames of a latent frame.
     Larger is faster and coarser."""
     base_channels: Annotated[Count, Field(le=65536)] = 128
     """Channels at the highest resolution."""
@@ -190,7 +190,7 @@ class CausalVAEConfig:
             raise argument_error(
                 "channel_multipliers", contract, self.channel_multipliers, f"Use {example}."
             )
-        for outer, inner in self.halvings():
+        for outer, inner in self.downsamplings():
             if max(outer, inner) > 4 * min(outer, inner):
                 contract = "values that change by at most 4 where 2 x 2 positions become one"
                 remedy = "Use smaller steps between levels."
@@ -262,7 +262,7 @@ class CausalVAEConfig:
         return any(kind != "3d" for kind in self.decoder_convolutions)
 
     @property
-    def folded_channels(self) -> int:
+    def patch_channels(self) -> int:
         """Values of a patch: the channels before the first layer and after the last."""
         return self.in_channels * self.time_compression * self.patch_size**2
 
@@ -287,7 +287,7 @@ class CausalVAEConfig:
             del values["decoder_convolutions"]
         return values
 
-    def halvings(self) -> Iterator[tuple[int, int]]:
+    def downsamplings(self) -> Iterator[tuple[int, int]]:
         """Yield the channels before and after each halving of height and width, the highest resolution first."""
         return itertools.pairwise(self.channels)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import Field
 
 from telecine.base.checks import argument_error
-from telecine.settings.group import Count, CountOrZero, Number, Positive, group
+from telecine.settings.group import Count, CountOrZero, Number, Positive, Unlisted, group
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
@@ -183,6 +183,9 @@ class ClipConfig:
     """What is held out together, so that validation sees nothing similar in training: files whose names begin alike, or
     have one value in the column `group` of a list ("auto"); those with one value in another column ("column:NAME"); all
     files of a folder ("folder"); or each file by itself ("file"). "earlier" splits as runs of earlier versions did."""
+    file_identity: Annotated[Unlisted[Literal["content", "path"]], READING, HELD_OUT] = "content"
+    """Runs of earlier versions that index ahead keep "path" when they resume: `holdout` sees the names of the files
+    that links lead to, instead of those of the links, and copies of files of `val_data` are trained on."""
     # `CONTENT`: with "lazy", the clip of a number may start at another frame if a header is not exact.
     index: Annotated[Literal["ahead", "lazy"], CONTENT, HELD_OUT, FILES] = "ahead"
     """Index all videos before training ("ahead"), or read their headers only, and index a video when a clip is first
@@ -209,9 +212,8 @@ class ClipConfig:
             for bucket in self.train_buckets:
                 if bucket.height != bucket.width:
                     contract = "false for clips that are not square"
-                    raise argument_error(
-                        "random_orientation", contract, True, f"Make {bucket} square."
-                    )
+                    remedy = f"Set it to false, or make {bucket} square."
+                    raise argument_error("random_orientation", contract, True, remedy)
         if self.index == "lazy":
             self._check_lazy()
         if self.fps is not None and self.stride > 1:

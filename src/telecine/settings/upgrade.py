@@ -21,11 +21,13 @@ REMOVED: Mapping[str, object] = {
 # Settings of `clips` that older runs lack, and the values with which this version does what those did.
 DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
     "holdout": "earlier",
+    "file_identity": "path",
     "colour_matrix": "bt601",
     "order": "independent",
 }
-# The same for settings of `causal_vae.flow`. Older versions saved `shift`, so that no run lacks it.
-_FLOW_OF_OLD_RUNS: Mapping[str, float] = {"noise_fraction": 0.0}
+# The same for settings of `causal_vae.flow`: what they did without `noise_fraction`, and their default of `shift`,
+# which no run lacks.
+OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
 # What a run of any version saves, at their defaults, too, so that a file with all of them is that of a run.
 _SAVED_BY_ALL_RUNS = frozenset(
     {
@@ -45,9 +47,6 @@ _SAVED_BY_ALL_RUNS = frozenset(
 # Values of `student` that are no name of a model: sizes, and the ends of names of settings files.
 _STUDENT_SIZES = ("tiny", "small", "teacher")
 _SETTINGS_FILES = (".yaml", ".yml", ".json")
-# Settings of `causal_vae.flow` with another default in older versions, and that default. For `noise_fraction`, which
-# they did not have, it is what they did.
-OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
 
 
 def is_of_run(values: Mapping[str, Any]) -> bool:
@@ -132,7 +131,9 @@ def has_old_flow_defaults(values: Mapping[str, Any]) -> bool:
     """
     flow = values.get("causal_vae", {}).get("flow", {})
     clips = values.get("clips", {})
-    is_resumed = all(clips.get(name) == value for name, value in DEFAULTS_OF_OLD_RUNS.items())
+    is_resumed = all(
+        clips.get(name, value) == value for name, value in DEFAULTS_OF_OLD_RUNS.items()
+    )
     return is_resumed or "noise_fraction" not in flow
 
 
@@ -140,7 +141,7 @@ def upgrade_autoencoder(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return saved settings of `CausalVAEConfig`, of a model or a run, as this version would have saved them."""
     values = dict(values)
     if isinstance(values.get("flow"), dict):
-        values["flow"] = {**_FLOW_OF_OLD_RUNS, **values["flow"]}
+        values["flow"] = {**OLD_FLOW_DEFAULTS, **values["flow"]}
     return values
 
 

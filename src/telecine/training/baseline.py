@@ -12,15 +12,13 @@ from telecine.base.terminal import with_progress
 from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.models import CausalVAE, CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
+from telecine.models import CustomAutoencoder, LinearAutoencoder, VideoAutoencoder
 from telecine.runs import Run
 from telecine.training.clips import Clips
-from telecine.training.logging import describe_metrics, print_lines, print_warnings
+from telecine.training.logging import describe_metrics, print_lines
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300
-# After 120 updates the demo has on average the PSNR of its start (benchmarks/results/2026-11-27-objectives.md).
-_FEWEST_STEPS = 300
 # These metrics are logged beside those of each validation, under a prefix, so that every plot shows them.
 _LINEAR = "linear/"
 _TEACHER = "teacher/"
@@ -55,23 +53,6 @@ def fit_linear(
     if console is not None:
         print_lines(console, [f"fitting the linear baseline to {NUM_CLIPS} clips"])
     return linear.fit(training_clips(clips))
-
-
-def start_from_linear(
-    model: CausalVAE, baseline: LinearAutoencoder, console: Console, *, num_steps: int
-) -> None:
-    """Start a model from the baseline, and warn about a run that may end before it is better.
-
-    Args:
-        model: The model, which is changed.
-        baseline: The fitted linear autoencoder of its latent.
-        console: Where the warning is printed.
-        num_steps: The number of updates of the run.
-    """
-    model.start_from(baseline)
-    if num_steps < _FEWEST_STEPS:
-        text = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
-        print_warnings(console, [f"{text}; use --steps {_FEWEST_STEPS} or more"])
 
 
 def training_clips(

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,6 @@ from telecine.data import (
     ClipLoader,
     DataError,
     ReadingStopped,
-    Span,
     TrainingClips,
     whole_video,
 )
@@ -151,7 +151,7 @@ class Spans:
         else:
             val_spans, _ = load_spans(val_data, config, name="val_data")
             held_out = SpanTable.of(val_spans)
-            train = leave_out(usable, held_out, copies=False)
+            train = leave_out(usable, held_out, copies=config.file_identity == "content")
         return cls(usable, train, held_out, skipped, num_short)
 
     @classmethod
@@ -171,7 +171,7 @@ class Spans:
             val_table = load_table(val_data, config, name="val_data")
             held_out = val_table.spans
             val_lazy_index = val_table.lazy_index
-            train = leave_out(table.spans, held_out, copies=True)
+            train = leave_out(table.spans, held_out)
         num_short = table.spans.log_too_short(ClipFrames.shortest(config))
         table.spans.files.release_pages()
         return cls(
@@ -244,6 +244,19 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
     return mapped
 
 
+@contextmanager
+def _log_in_first_process() -> Iterator[None]:
+    """Log warnings about the data, which all processes read, in the first process only."""
+    data_logger = logging.getLogger("telecine.data")
+    level = data_logger.level
+    if rank() > 0:
+        data_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        data_logger.setLevel(level)
+
+
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this.
 
@@ -253,7 +266,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """
     check_channels(config.clips, model)
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    with barrier_without_time_limit() as wait_for_everyone:
+    with _log_in_first_process(), barrier_without_time_limit() as wait_for_everyone:
         if rank() > 0:  # the first process indexes the videos, the others then read its index
             wait_for_everyone()
         spans = Spans.find(config.data, config.val_data, config.clips)
@@ -262,9 +275,10 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         # Without zoom, as `telecine evaluate` reads clips.
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
-        held_out: Sequence[Span] = spans.held_out
         try:
-            if spans.val_lazy_index is not None:
+            if spans.val_lazy_index is None:
+                held_out = spans.held_out.exact
+            else:
                 held_out = index_validation_spans(
                     spans.held_out, spans.val_lazy_index, val_config, config.val_clips
                 )

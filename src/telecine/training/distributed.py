@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from telecine.base.checks import argument_error
 from telecine.base.randomness import seed_of
 from telecine.ops.checkpoint_call import CheckpointedCall, overwrite
-from telecine.ops.pass_options import ContextGroup, pass_options, set_pass_options
+from telecine.ops.pass_options import WHOLE_CLIPS, ContextGroup, pass_options, set_pass_options
 from telecine.ops.ranks import data_rank, num_ranks
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def enter_context_group(size: int, timeout: float) -> None:
         timeout: Seconds that a process waits for the others of its group.
     """
     leave_context_group()
-    group = ContextGroup()
+    group = WHOLE_CLIPS
     if size > 1:
         process_group, _ = dist.new_subgroups(size, timeout=timedelta(seconds=timeout))
         group = ContextGroup(size, dist.get_rank(process_group), process_group)
@@ -89,7 +89,7 @@ def enter_context_group(size: int, timeout: float) -> None:
 def leave_context_group() -> None:
     """Let each process have its own clips again."""
     process_group = pass_options().context_group.process_group
-    set_pass_options(context_group=ContextGroup())
+    set_pass_options(context_group=WHOLE_CLIPS)
     if process_group is not None:
         dist.destroy_process_group(process_group)
 

@@ -23,7 +23,6 @@ from telecine.training.baseline import (
     NUM_CLIPS,
     NoBaselineError,
     fit_linear,
-    start_from_linear,
     training_clips,
 )
 from telecine.training.build import build_autoencoder
@@ -32,6 +31,8 @@ from telecine.training.logging import print_lines, print_warnings
 from telecine.training.start import Start
 from telecine.training.trainable import trains_encoder
 
+# After 120 updates the demo has on average the PSNR of its start (benchmarks/results/2026-11-27-objectives.md).
+_FEWEST_STEPS = 300
 _ENCODER_CHANGES = (
     "the encoder is trained, too: generators that were trained on latents of this model no longer fit; "
     "--config decoder keeps its latents"
@@ -97,7 +98,7 @@ def fit_baseline(
         return None
 
 
-def start_from_linear_maps(
+def set_linear_maps(
     config: TrainConfig,
     built: BuiltModel,
     baseline: LinearAutoencoder | None,
@@ -122,14 +123,22 @@ def start_from_linear_maps(
         return
     if isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips, "fitting the student's decoder"))
+        model.to(device).fit_linear_to_latents(
+            training_clips(clips, "fitting the student's decoder")
+        )
     if not built.has_new_linear_map or baseline is None:
         return
     if teacher is not None:
         console.print(f"fitting the linear maps of the student to {NUM_CLIPS} clips")
         student = cast(CausalVAE, model).to(device)
         videos = training_clips(clips, "fitting the student's linear maps")
-        student.start_from_teacher(teacher.to(device).eval(), videos)
+        student.fit_linear_to_teacher(teacher.to(device).eval(), videos)
         teacher.to("cpu")
     else:
-        start_from_linear(cast(CausalVAE, model), baseline, console, num_steps=config.steps)
+        cast(CausalVAE, model).copy_linear(baseline)
+        if config.steps < _FEWEST_STEPS:
+            text = (
+                f"{config.steps} steps may end below this linear start, with which training first has to catch up; "
+                f"use --steps {_FEWEST_STEPS} or more"
+            )
+            print_warnings(console, [text])

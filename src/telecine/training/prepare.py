@@ -35,7 +35,7 @@ from telecine.training.distributed import (
     on_first_process,
     seed_other_processes,
 )
-from telecine.training.first_weights import build_model, fit_baseline, start_from_linear_maps
+from telecine.training.first_weights import build_model, fit_baseline, set_linear_maps
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import open_cache
 from telecine.training.locked_folder import LockedFolder
@@ -69,10 +69,10 @@ def prepare(
         config: The settings.
         console: Where to print; only the first process does.
         autoencoder: A custom module to train instead of the model that `config.model` names.
-        teacher: An autoencoder whose metrics are logged beside those of the run.
+        teacher: An autoencoder whose metrics are logged beside the run's.
         dataset: Clips to train on instead of files, see `train`.
         steal_lock: Take over the lock of another process.
-        change_data: Resume although `config.data` is other data than that of the checkpoint.
+        change_data: Resume although `config.data` is other data than the checkpoint's.
 
     Raises:
         ValueError: If a setting, the data or the folder is wrong.
@@ -165,12 +165,11 @@ def _build(
         if is_main and not is_resumed:
             baseline = fit_baseline(config, built, clips, console)
             # In the first process alone: `build_state` copies its weights to the others.
-            start_from_linear_maps(config, built, baseline, clips, console, device, teacher)
+            set_linear_maps(config, built, baseline, clips, console, device, teacher)
             if baseline is not None and config.linear_baseline:
                 linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
-    first_normalisation = model.latent_normalisation()  # before a checkpoint replaces it
 
     # The state on the device, new or from the checkpoint. After it, the digests of frozen networks, and the cache,
     # which needs the weights of the encoder.
@@ -182,6 +181,7 @@ def _build(
         print_lines(console, [f"held out: {clips.held_out}"])
     if start.checkpoint is not None:
         print_lines(console, checkpointer.load(state, start.checkpoint))
+    first_normalisation = state.autoencoder.latent_normalisation()
     networks = on_first_process(partial(_digests_of_frozen, start, state), accelerator)
     latent_cache = open_cache(config.latent_cache, model, clips.train, accelerator)
 
@@ -243,7 +243,7 @@ def _read_data(
     dataset: MapDataset | None,
     change_data: bool,
 ) -> tuple[Clips, dict[str, Any]]:
-    """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
+    """Return the clips, and what the summary records of them, after a check that the checkpoint has the same."""
     config = start.config
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
     # A stop loses nothing: the index of the files that were read is saved.

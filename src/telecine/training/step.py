@@ -136,10 +136,7 @@ def _accumulate_gradients(
     if state.last_layer is not None:
         state.last_layer.clear()
     rng = clip_generators(state.seed, batch.clips, batch.inputs.device)
-    # Single frames, which a prediction may encode, leave weights that mix frames without a gradient.
-    has_single_frames = batch.inputs.shape[2] == 1 or state.prediction is not None
-    has_unused = has_single_frames or state.autoencoder.leaves_weights_unused
-    with state.gradient_sync(is_last=is_last, has_unused=has_unused):
+    with state.gradient_sync(is_last=is_last, num_frames=batch.inputs.shape[2]):
         with state.accelerator.autocast():
             output = _reconstruct(state, batch, rng)
             check_names_in_training(output.aux)

@@ -113,7 +113,7 @@ def test_shards_of_other_pixels_are_not_continued(model, tone_mapped_run, wide_v
     before = settings_file.read_text()
     try:
         settings_file.write_text("clips: {colour_matrix: auto}")
-        with pytest.raises(ValueError, match="another value of settings"):
+        with pytest.raises(ValueError, match=r"another value of `pixels` \("):
             encode_data(tone_mapped_run, settings(wide_video), tmp_path)
     finally:
         settings_file.write_text(before)
@@ -310,7 +310,8 @@ class Whole(nn.Module):
 
 
 def test_what_is_refused(model, data, latents, tmp_path):
-    with pytest.raises(ValueError, match="another value of data_sha256, settings"):
+    changed = r"another value of data_sha256, `latent` \('moments' there, 'mode' now\)"
+    with pytest.raises(ValueError, match=changed):
         encode_data(model, settings(data / "videos" / "a.mkv", latent="mode"), latents)
     with pytest.raises(ValueError, match="`num_frames` must be set for a Whole, which keeps no"):
         encode_data(Whole(), settings(data / "videos"), tmp_path / "a")

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,19 +11,18 @@ from telecine.data.decode import VIDEO_ERRORS, open_video
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.index import index_image, index_video
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables, iterate_boxes
-from telecine.data.remote_read import open_local
+from telecine.data.remote_read import SourceBytes, open_bytes
 from telecine.data.source import (
-    LocalSource,
     Source,
     VideoInfo,
     check_frame,
-    extent,
     kind_of,
-    open_file,
 )
 from telecine.settings import ClipConfig
 
 _MP4_KINDS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of the first box
+_FRAGMENT_KINDS = frozenset({b"mvex", b"moof"})
+_TRACK_KINDS = frozenset({b"trak", b"tkhd", b"mdhd", b"hdlr", b"stsz", b"stz2"}) | _FRAGMENT_KINDS
 # Formats whose header states the duration. Of others, FFmpeg guesses it from timestamps, which may restart.
 _WITH_DURATION = frozenset({"matroska", "webm", "mov", "mp4", "avi", "flv", "asf", "ogg"})
 _DIGEST_BYTES = 4096  # at the beginning and at the end of a file
@@ -83,14 +82,8 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     deadline = Deadline(source, config.timeout)
     if kind_of(source) == "arrays":
         return Header.of(index_array(source, config, deadline))
-
-    def read(local: LocalSource) -> Header:
-        with open_file(local) as file:
-            begin, size = extent(local, file)
-            return read_mp4_header(file, begin, size, source, config, deadline)
-
-    with decode_errors(source, VIDEO_ERRORS):
-        header = open_local(source, read, deadline)
+    with decode_errors(source, VIDEO_ERRORS), open_bytes(source, deadline) as opened:
+        header = read_mp4_header(opened, source, config, deadline)
     if header.num_frames > 0:
         return header
     digest = header.digest
@@ -99,7 +92,7 @@ def read_header(source: Source, config: ClipConfig) -> Header:
         info = index_image(source, config, deadline)
     if info is None:
         with decode_errors(source, VIDEO_ERRORS):
-            open_local(source, lambda local: check_tables(local, deadline), deadline)
+            check_tables(source, deadline)
         stated = _read_container(source, config, deadline)
         header = stated or Header.of(index_video(source, config, deadline))
     else:
@@ -109,19 +102,12 @@ def read_header(source: Source, config: ClipConfig) -> Header:
 
 
 def read_mp4_header(
-    file: BinaryIO,
-    begin: int,
-    size: int,
-    source: Source,
-    config: ClipConfig,
-    deadline: Deadline,
+    opened: SourceBytes, source: Source, config: ClipConfig, deadline: Deadline
 ) -> Header:
     """Read the header of an MP4 file. Of other files, and of MP4 files with fragments, only `digest` is filled in.
 
     Args:
-        file: The opened file that holds it.
-        begin: Position of its first byte.
-        size: Its size in bytes.
+        opened: Its bytes.
         source: The source, for errors.
         config: Its `max_pixels` is the limit of a frame.
         deadline: The time by which it must be read.
@@ -133,6 +119,7 @@ def read_mp4_header(
         DecodeError: the file is empty, its tables claim too many frames, or these are refused.
         DataError: it is not read by the deadline.
     """
+    file, begin, size = opened
     if size == 0:
         raise DecodeError(f"{source}: an empty file")
     file.seek(begin)
@@ -144,11 +131,8 @@ def read_mp4_header(
     header = None
     if first[4:8] in _MP4_KINDS:
         tracks = [_Track()]
-        for box in deadline.limit(iterate_boxes(file, begin, begin + size)):
-            if box.kind in (
-                b"mvex",
-                b"moof",
-            ):  # tables of a file with fragments are those of the first
+        for box in iterate_boxes(file, begin, begin + size, _TRACK_KINDS, deadline):
+            if box.kind in _FRAGMENT_KINDS:  # the tables are those of the first fragment
                 tracks = []
                 break
             if box.kind == b"trak":

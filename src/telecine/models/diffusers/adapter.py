@@ -110,17 +110,17 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """Return the video of a latent, with noise of `sampler`'s level, and the losses of a quantizer."""
         if self.sampler is None:
             return self.family.decode(self.module, latent)
-        level = latent.new_full((len(latent),), self.sampler.level or 0.0)
+        noise_level = latent.new_full((len(latent),), self.sampler.level or 0.0)
         if self.sampler.level:
-            latent = add_noise(latent, self._noise_like(latent, generator), level)
+            latent = add_noise(latent, self._noise_like(latent, generator), noise_level)
         if generator is not None:
-            return self.family.decode(self.module, latent, level)
+            return self.family.decode(self.module, latent, noise_level)
         with keep_random_state(latent.device):
             torch.manual_seed(self.sampler.seed)
-            return self.family.decode(self.module, latent, level)
+            return self.family.decode(self.module, latent, noise_level)
 
     def _noise_like(self, latent: Tensor, generator: Generators) -> Tensor:
-        """Return noise drawn from a generator, or that of `sampler` at the position of the latent without one."""
+        """Return noise drawn from a generator, or the noise of `sampler` at the position of the latent without one."""
         if generator is not None:
             return randn(
                 latent.shape, generator=generator, device=latent.device, dtype=latent.dtype
@@ -131,7 +131,9 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         position = pass_options().clip_position.in_latent(time, space)
         return self.sampler.noise(latent.shape, position, latent.device)
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+    def training_output(
+        self, latent: Tensor, video: Video, generator: Generators
+    ) -> Reconstruction:
         """Decode each latent with noise of a random level, of which the decoder is told.
 
         Args:
@@ -139,11 +141,13 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             video: Not used.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        level = (
+        noise_level = (
             LARGEST_LEVEL * rand((len(latent), 1), generator=generator, device=latent.device)[:, 0]
         )
         noise = randn(latent.shape, generator=generator, device=latent.device, dtype=latent.dtype)
-        decoded, losses = self.family.decode(self.module, add_noise(latent, noise, level), level)
+        decoded, losses = self.family.decode(
+            self.module, add_noise(latent, noise, noise_level), noise_level
+        )
         return Reconstruction(decoded, {**losses})
 
     @property
@@ -165,7 +169,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             width: Width in pixels, as `height`.
         """
         _, side, _ = self.sizes.smallest
-        latent_shape = self.sizes.output_shape((num_frames, side, side), self.family.encode_mode)
+        latent_shape = self.sizes.shape_of(self.family.encode_mode, (num_frames, side, side))
         _, channels, latent_frames, rows, _ = latent_shape
         is_apart = self.first_frame_apart
         # Frames that belong to latent frames after the first one that is apart.
@@ -203,7 +207,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         Raises:
             ValueError: The layers of its class cannot get other channels.
         """
-        if self.family.widens == "no":
+        if self.family.changes_channels == "no":
             raise self._channels_error(in_channels)
         config = {
             name: value for name, value in self.module.config.items() if not name.startswith("_")
@@ -212,7 +216,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             if name in config:
                 config[name] = config[name] * in_channels // self.in_channels
         module = type(self.module).from_config(config)
-        has_patches = self.family.widens == "patches"
+        has_patches = self.family.changes_channels == "patches"
         change_channels(
             self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches
         )
@@ -247,7 +251,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """
         if self.family.stream is None:
             return super().stream_encoder(num_frames)
-        return self.family.stream.encoder(self.module, num_frames)
+        return self.family.stream.encoder(self.module, self.sizes, num_frames)
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
         """Return a stream that decodes a latent a few frames at a time.
@@ -265,7 +269,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return None if self.family.stream is None else self.family.stream.chunk
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips.
+        """Compute clips in chunks of `num_frames` frames; the accepted sizes stay.
 
         The encoder and the decoder are called once for each chunk, and each call is computed again in the backward.
 

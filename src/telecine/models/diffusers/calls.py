@@ -26,19 +26,21 @@ def takes_level(module: DiffusersModel) -> bool:
     return bool(getattr(config, "timestep_conditioning", False))
 
 
-def decode_clips(module: DiffusersModel, latent: Tensor, level: Tensor | None = None) -> Decoded:
+def decode_clips(
+    module: DiffusersModel, latent: Tensor, noise_level: Tensor | None = None
+) -> Decoded:
     """Decode clips of a class of video.
 
     Args:
         module: The model.
         latent: `(B, C, t, h, w)`.
-        level: The level of noise of each latent, `(B,)`, if the model `takes_level`; None for 0.
+        noise_level: The level of noise of each latent, `(B,)`, if the model `takes_level`; None for 0.
     """
     if not takes_level(module):
         return read_decoded(module.decode(latent))
-    if level is None:
-        level = latent.new_zeros(len(latent))
-    return read_decoded(module.decode(latent, temb=level.to(latent.dtype)))
+    if noise_level is None:
+        noise_level = latent.new_zeros(len(latent))
+    return read_decoded(module.decode(latent, temb=noise_level.to(latent.dtype)))
 
 
 def _frames_from_clips(video: Video, as_clips: bool = False) -> Tensor:

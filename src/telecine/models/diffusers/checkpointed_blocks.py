@@ -15,7 +15,7 @@ from telecine.models.diffusers.family import class_names, clear_caches
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
 from telecine.ops.checkpoint_call import checkpoint_call, checkpoint_module
-from telecine.ops.pass_options import ContextGroup, using_pass_options
+from telecine.ops.pass_options import WHOLE_CLIPS, using_pass_options
 from telecine.ops.wrap_forward import unwrap_forward
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
@@ -123,7 +123,7 @@ def _gradients(sizes: ClipSizes) -> list[Tensor]:
         torch.enable_grad(),
         autocast_off(device),
         keep_random_state(device),
-        using_pass_options(context_group=ContextGroup()),
+        using_pass_options(context_group=WHOLE_CLIPS),
     ):
         torch.manual_seed(0)
         video = 2 * torch.rand(1, sizes.in_channels, *_checked_clip(sizes)) - 1

@@ -98,20 +98,20 @@ class LatentDenoiser(FrozenEncoderModel):
         """The frozen autoencoder, of whose latents this is a generator."""
         return self._frozen.in_eval_mode()
 
-    def velocity(self, noisy: Tensor, level: Tensor | float) -> Tensor:
+    def velocity(self, noisy: Tensor, noise_level: Tensor | float) -> Tensor:
         """Return the velocity, noise less latent, of normalised noisy latents `(B, C, t, h, w)` at levels `(B,)`."""
-        level = torch.as_tensor(level).to(noisy).expand(len(noisy))
-        t = level.view(-1, 1, 1, 1, 1)
+        noise_level = torch.as_tensor(noise_level).to(noisy).expand(len(noisy))
+        t = noise_level.view(-1, 1, 1, 1, 1)
         variance = (1 - t).square() + t.square()
         text = noisy.new_zeros(len(noisy), 1, 1)
-        output = self.transformer(noisy * variance.rsqrt(), 1000 * level, text, return_dict=False)[
-            0
-        ]
+        output = self.transformer(
+            noisy * variance.rsqrt(), 1000 * noise_level, text, return_dict=False
+        )[0]
         return (2 * t - 1) / variance * noisy + variance.rsqrt() * output
 
-    def without_noise(self, noisy: Tensor, level: Tensor) -> Tensor:
+    def predict_clean(self, noisy: Tensor, noise_level: Tensor) -> Tensor:
         """Return the clean normalised latents; see `velocity`."""
-        return noisy - level.view(-1, 1, 1, 1, 1) * self.velocity(noisy, level)
+        return noisy - noise_level.view(-1, 1, 1, 1, 1) * self.velocity(noisy, noise_level)
 
     @torch.no_grad()
     def samples(self, num: int, steps: int, seed: int) -> Iterator[Tensor]:
@@ -128,7 +128,7 @@ class LatentDenoiser(FrozenEncoderModel):
             noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(
                 self.mean
             )
-            yield integrate(self.without_noise, noise, levels)
+            yield integrate(self.predict_clean, noise, levels)
 
     def normalised(self, latent: Tensor) -> Tensor:
         """Return latents of the autoencoder with mean 0 and variance 1 in each channel."""
@@ -162,17 +162,17 @@ class LatentDenoiser(FrozenEncoderModel):
             posterior = self.encode(video)
         latent = self.normalised(posterior.mode())
         if self.training:
-            level = random_levels(_LEVELS, latent, generator)
+            noise_level = random_levels(_LEVELS, latent, generator)
             noise = randn(latent.shape, generator=generator, device=latent.device)
         else:
-            level = latent.new_full((len(latent),), _SHOWN_LEVEL)
+            noise_level = latent.new_full((len(latent),), _SHOWN_LEVEL)
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
-        denoised = self.without_noise(add_noise(latent, noise, level), level)
+        denoised = self.predict_clean(add_noise(latent, noise, noise_level), noise_level)
         if not self.training:
             return Reconstruction(self.decode(denoised), {}, latent=denoised)
         scale = latent.abs().amax()  # the objective takes values in [-1, 1]
         return Reconstruction(
-            denoised / scale, {}, weight=(scale / level).square(), target=latent / scale
+            denoised / scale, {}, weight=(scale / noise_level).square(), target=latent / scale
         )
 
     @property
@@ -201,7 +201,7 @@ class LatentDenoiser(FrozenEncoderModel):
 
 
 class _CausalAttention(WanAttnProcessor):
-    """Attention of tokens to those of the same frame and of earlier frames."""
+    """Attention of tokens to the tokens of the same frame and of earlier frames."""
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()

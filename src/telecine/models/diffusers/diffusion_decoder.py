@@ -21,7 +21,7 @@ from telecine.models.diffusers.checkpointed_blocks import enable
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.models.flow import FEW_STEPS, Denoise, Sampler, denoised_clips, integrate
+from telecine.models.flow import FEW_STEPS, Predictor, Sampler, denoise_at_random_levels, integrate
 from telecine.models.frozen_encoder import LoadTeacher, TeacherEncoderModel
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import MEAN_KEY, STD_KEY, LatentGrid, Normalisation
@@ -130,7 +130,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         Args:
             latent: `(B, C, 1 + k, h, w)`.
             noise: What it starts from, of the result's shape.
-            generator: Draws the noise: one, or one for each clip. Without both, the noise is that of `sampler`.
+            generator: Draws the noise: one, or one for each clip. Without both, `sampler` has the noise.
 
         Raises:
             ValueError: There is no noise in training.
@@ -147,9 +147,11 @@ class DiffusionDecoder(TeacherEncoderModel):
                 space * latent.shape[4],
             )
             noise = self.decoding_noise(shape, generator, latent.device)
-        return integrate(self._denoiser(latent), noise, self.sampler.levels(1.0))
+        return integrate(self._predictor(latent), noise, self.sampler.levels(1.0))
 
-    def denoise(self, latent: Tensor, video: Video, generator: Generators) -> Reconstruction:
+    def training_output(
+        self, latent: Tensor, video: Video, generator: Generators
+    ) -> Reconstruction:
         """Add noise to each video at a random level and remove it.
 
         Args:
@@ -157,7 +159,7 @@ class DiffusionDecoder(TeacherEncoderModel):
             video: The clean video, `(B, C, T, H, W)` in [-1, 1].
             generator: One generator, or one for each clip; PyTorch's default generator if None.
         """
-        denoised = denoised_clips(self.flow, self._denoiser(latent), video, generator)
+        denoised = denoise_at_random_levels(self.flow, self._predictor(latent), video, generator)
         return Reconstruction(denoised.video, {}, weight=denoised.weight)
 
     def validation_decodings(self) -> dict[str, dict[str, Any]]:
@@ -168,20 +170,22 @@ class DiffusionDecoder(TeacherEncoderModel):
         """Take over the levels of noise."""
         self.flow = settings.flow
 
-    def _denoiser(self, latent: Tensor) -> Denoise:
+    def _predictor(self, latent: Tensor) -> Predictor:
         """Return the function from a noisy video and its level `(B,)` to the predicted clean video."""
         decoder = self.module.decoder
         context = decoder.forward_stage_4(
             decoder.forward_stages_1_to_3(latent.to(self.last_layer.dtype))
         )
 
-        def denoise(video: Video, level: Tensor) -> Video:
-            predicted = decoder.forward_diffusion_step(context, video.to(context.dtype), level)
+        def predict(video: Video, noise_level: Tensor) -> Video:
+            predicted = decoder.forward_diffusion_step(
+                context, video.to(context.dtype), noise_level
+            )
             if decoder.model_output_type == "v":
-                return video - level.view(-1, 1, 1, 1, 1) * predicted
+                return video - noise_level.view(-1, 1, 1, 1, 1) * predicted
             return predicted
 
-        return denoise
+        return predict
 
     @property
     def _compression(self) -> tuple[int, int]:

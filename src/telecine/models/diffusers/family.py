@@ -32,7 +32,7 @@ def declared_channels(module: DiffusersModel) -> int:
 
 
 def unpatched_channels(module: DiffusersModel) -> int:
-    """Return the channels of a model whose configuration counts those of patches."""
+    """Return the channels of a model whose configuration counts the channels of patches."""
     patch_size = getattr(module.config, "patch_size", None) or 1
     return declared_channels(module) // patch_size**2
 
@@ -52,9 +52,9 @@ class Family:
     """From the model and a latent `(B, C, t, h, w)`, and perhaps the level of its noise `(B,)`, to the video."""
     in_channels: Callable[[DiffusersModel], int] = declared_channels
     """From the model to the channels of its video."""
-    widens: Literal["no", "pixels", "patches"] = "pixels"
-    """Whether the first and last layer can be widened to other channels: "no"; "pixels", if they see pixels; "patches",
-    if they see patches whose values are ordered by channel."""
+    changes_channels: Literal["no", "pixels", "patches"] = "pixels"
+    """Whether the first and the last layer can be changed for other channels: "no"; "pixels", if they map pixels;
+    "patches", if they map patches, whose values are ordered by channel."""
     colours: Colours | None = None
     """How colours are normalised, if the model does not see [-1, 1]."""
     only_side: str | None = None
@@ -89,21 +89,21 @@ class Family:
             clear_caches(module)
 
     def decode(
-        self, module: DiffusersModel, latent: Tensor, level: Tensor | None = None
+        self, module: DiffusersModel, latent: Tensor, noise_level: Tensor | None = None
     ) -> Decoded:
         """Return the video of a latent, not clamped, and losses; the model's caches are empty afterwards.
 
         Args:
             module: The model.
             latent: `(B, C, t, h, w)`.
-            level: The level of noise of each latent, `(B,)`, for models that `takes_level`; by default 0.
+            noise_level: The level of noise of each latent, `(B,)`, for models that `takes_level`; by default 0.
         """
         latent = latent.to(next(module.parameters()).dtype)
         try:
-            if level is None:
+            if noise_level is None:
                 video, losses = self.decoder(module, latent)
             else:
-                video, losses = self.decoder(module, latent, level)
+                video, losses = self.decoder(module, latent, noise_level)
         finally:
             clear_caches(module)
         if self.colours is not None:

@@ -53,7 +53,7 @@ def find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
 def with_groups(spans: Sequence[Span], holdout: str, copies: Sequence[Sequence[str]]) -> list[Span]:
     """Return spans with the groups that a run holds out together, and copies in one of them."""
     group_of: dict[str, int] = {}
-    groups = group_spans(SpanTable.of(spans), holdout, follows_links=True)
+    groups = group_spans(SpanTable.of(spans), holdout)
     _, numbers = np.unique(groups, return_inverse=True)
     for span, number in zip(spans, numbers.tolist(), strict=True):
         group_of[str(span.info.source)] = number
