@@ -74,7 +74,7 @@ def plan_update(
 
     Args:
         config: The settings; `batch_size` must be a number.
-        model: The autoencoder, by default that of `fake_autoencoder`, whose tensors must be fake.
+        model: The autoencoder, by default from `fake_autoencoder`, whose tensors must be fake.
         device_type: "cpu", or any other name for a plan as on CUDA.
 
     Raises:
@@ -269,7 +269,7 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
 def _count_networks(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
     """Count memory by network with hooks, and yield the hooks, which the caller removes.
 
-    Memory that is allocated after the call of a network, and before that of the next network, counts as the first
+    Memory that is allocated after the call of a network, and before the call of the next one, counts as the first
     network's. So the loss of logits counts as its discriminator's. The autoencoder's memory ends with its call.
     """
 
