@@ -15,9 +15,9 @@ from telecine.data.errors import DataError, DecodeError
 from telecine.data.hdr import log_hdr
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
