@@ -66,7 +66,7 @@ def train_step(
     Args:
         state: The networks and optimizers, which are updated in place.
         batches: The micro-batches of this process.
-        measure_update_ratio: Whether to log the norm of the update divided by that of the weights. It copies the
+        measure_update_ratio: Whether to log the norm of the update divided by the norm of the weights. It copies the
             weights after the activations are freed, and needs one more host sync.
 
     Returns:
@@ -120,11 +120,11 @@ def compute_gradients(state: TrainState, batches: Sequence[MicroBatch]) -> list[
 def _accumulate_gradients(
     state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool
 ) -> dict[str, Tensor]:
-    """Add `scale` times the gradients of a micro-batch to those of the networks, and return its log.
+    """Add `scale` times the gradients of a micro-batch to the networks' gradients, and return its log.
 
-    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: all those of
-    the discriminators, with the double backward of a penalty, and those of LPIPS and of the generator's loss for the
-    reconstruction. The backward of a loss then has little to do:
+    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: the
+    gradients of the discriminators with the double backward of a penalty, and the gradients of LPIPS and of the
+    generator's loss for the reconstruction. The backward of a loss then has little to do:
 
     | loss | what its backward does with eager gradients |
     |---|---|
@@ -179,7 +179,7 @@ def _compute_losses(
     rng: list[torch.Generator],
     gradient: ReconstructionGradient,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return the loss of the autoencoder, that of the discriminators if they train, and the log."""
+    """Return the losses of the autoencoder and, if they train, of the discriminators, and the log."""
     autoencoder = state.autoencoder
     target = batch.inputs if output.target is None else output.target
     decode: Decode = autoencoder.decode
@@ -319,7 +319,7 @@ def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
-    # Check totals last: the name of the term that is not finite helps more than that of the sum.
+    # Check totals last: the name of the term that is not finite helps more than the name of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
             if not is_share_of_gradient(name):
