@@ -141,7 +141,7 @@ def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
     | one that users name, such as `tracker_options.wandb.entity` | YAML |
     | a list | values with commas between them, or a YAML list; of several options, one after the other |
     | a text or a list, as `data` | a text, which may have commas, or a YAML list |
-    | a group or a mapping, or a number or a group | YAML |
+    | a group or a mapping, or a number or a group | YAML; names in several mappings add up |
     | others | the text |
 
     Args:
@@ -173,7 +173,15 @@ def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
     takes_group = any(
         is_dataclass(member) or get_origin(member) in (dict, Mapping) for member in members
     )
-    return parse_yaml(last) if takes_group else last
+    if not takes_group:
+        return last
+    values = [parse_yaml(text) for text in texts]
+    if not all(isinstance(value, dict) for value in values):
+        return values[-1]
+    group: dict[str, Any] = {}
+    for value in values:
+        group.update(value)
+    return group
 
 
 def environment_name(setting: str) -> str:
