@@ -156,18 +156,7 @@ def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
     takes_list = any(get_origin(member) is tuple for member in members)
     takes_text = str in members
     if takes_list and not (takes_text and len(texts) == 1 and not last.startswith("[")):
-        items: list[Any] = []
-        for text in texts:
-            value: Any = text
-            if text.startswith("[") or (text.startswith("{") and not takes_text):
-                value = parse_yaml(text)
-            if isinstance(value, list):
-                items += value
-            elif isinstance(value, dict) or takes_text:
-                items.append(value)
-            else:
-                items += [item.strip() for item in text.split(",")]
-        return items
+        return _items_of(texts, takes_text=takes_text)
     if last == "null":
         return None
     takes_group = any(
@@ -182,6 +171,27 @@ def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
     for value in values:
         group.update(value)
     return group
+
+
+def _items_of(texts: Sequence[str], *, takes_text: bool) -> list[Any]:
+    """Return the items of a typed list.
+
+    Args:
+        texts: What is typed, once or several times.
+        takes_text: Whether a text with commas is one item.
+    """
+    items: list[Any] = []
+    for text in texts:
+        value: Any = text
+        if text.startswith("[") or (text.startswith("{") and not takes_text):
+            value = parse_yaml(text)
+        if isinstance(value, list):
+            items += value
+        elif isinstance(value, dict) or takes_text:
+            items.append(value)
+        else:
+            items += [item.strip() for item in text.split(",")]
+    return items
 
 
 def environment_name(setting: str) -> str:
