@@ -234,7 +234,7 @@ def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str 
 
 
 class SettingsError(ArgumentError):
-    """Settings have errors, each with the dotted name of its setting. The message is that of the first."""
+    """Settings have errors, each with the dotted name of its setting. Its message is the first one's."""
 
     def __init__(self, errors: Sequence[ArgumentError]) -> None:
         super().__init__(errors[0].text, errors[0].name)

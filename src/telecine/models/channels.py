@@ -66,7 +66,7 @@ def change_channels(
 
 
 def _sees_pixels(weight: Tensor, expected: Tensor, channels: int, has_patches: bool) -> bool:
-    """Return whether the sizes of a weight that change are those of pixels of a number of channels, or of patches."""
+    """Return whether each size of a weight that changes counts channels of pixels, or values of patches."""
     for size, expected_size in zip(weight.shape, expected.shape, strict=True):
         if size == expected_size:
             continue
@@ -85,7 +85,7 @@ def of_colours_and_alpha(
     Args:
         function: Called with values, weight and bias, such as `torch.nn.functional.linear`.
         x: The values, ordered by channel along `dim`.
-        weight: Its second dimension is that of the values.
+        weight: Its second dimension has the values.
         bias: Added once.
         dim: That of the values.
     """

@@ -102,7 +102,7 @@ class ShapeProbe:
     Args:
         reconstruct: The reconstruction as a function of a clip, with the model inside.
         in_channels: Channels of clips.
-        on_meta: Whether clips and weights are on the meta device; otherwise they are on that of the model.
+        on_meta: Whether clips and weights are on the meta device; otherwise they are on the model's device.
 
     Attributes:
         error: The text of the last error that the model raised for a size, in brackets; empty without one.

@@ -42,7 +42,7 @@ from telecine.models.pretrained import safetensors_write
 MEAN = "mean"
 LOGVAR = "logvar"
 ORDER_KEY = "memory_order"
-"""The key of a clip's JSON with the axes of each tensor in memory, that of the largest stride first."""
+"""The key of a clip's JSON with the axes of each tensor in memory, the axis of the largest stride first."""
 FORMAT = 1
 """Of the files that `telecine encode` writes. Increase it when their content changes."""
 IDENTITY_FILE = "identity.json"
@@ -201,7 +201,7 @@ class LatentShard:
 
 
 def check_identity(folder: Path, identity: Mapping[str, object], *, name: str) -> dict[str, Any]:
-    """Write what the latents of a new folder depend on, or compare it with that of a folder that has latents.
+    """Write what the latents of a new folder depend on, or compare it with what a folder with latents has.
 
     Args:
         folder: The folder.
@@ -401,7 +401,7 @@ def damaged(path: Path, got: str) -> Exception:
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
-    """Return the axes of a tensor, that of the largest stride first."""
+    """Return the axes of a tensor, the axis of the largest stride first."""
     return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
 
 

@@ -63,7 +63,7 @@ def rows_around(convolution: Any, name: str) -> tuple[int, int]:
 
 
 def pad_convolution(layer: Any, name: str) -> None:
-    """Let a convolution pad its rows with those of the neighbours.
+    """Let a convolution pad its rows with the neighbours' rows.
 
     Args:
         layer: Changed in place.
@@ -85,7 +85,7 @@ def call_padded(
         forward: The layer's own one, which pads no rows.
         above: Rows that are added above, see `pad_rows`.
         below: Rows that are added below.
-        *inputs: This process' rows, and perhaps those of frames that the layer has kept, or None.
+        *inputs: This process' rows, and perhaps its rows of frames that the layer has kept, or None.
     """
     padded = []
     for rows in inputs:

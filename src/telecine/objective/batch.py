@@ -69,7 +69,7 @@ class Batch:
     target: Video
     """The inputs in at least float32."""
     reconstruction: Video
-    """The reconstructions in at least float32. Masked-out pixels are those of `target`: no term sees or trains them."""
+    """The reconstructions in at least float32. Masked-out pixels are copied from `target`: no term trains them."""
     reconstruction_for_gan: Video
     """A view of `reconstruction`, whose gradient is the part that the discriminators cause."""
     real: Video
@@ -155,7 +155,7 @@ def make_batch(
         reconstruction = torch.where(mask, reconstructions, target.to(reconstructions.dtype))
         fraction = mask.expand_as(target).float().mean()
     if target.shape[1] == RGBA:
-        # The colour of a transparent pixel is arbitrary: there, that of the reconstruction counts as perfect.
+        # The colour of a transparent pixel is arbitrary: there, the reconstruction's counts as perfect.
         is_counted = (target[:, 3:] > -1).expand_as(target).clone()
         is_counted[:, 3] = True
         reconstruction = torch.where(is_counted, reconstruction, target.to(reconstruction.dtype))

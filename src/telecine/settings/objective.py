@@ -368,7 +368,7 @@ class ObjectiveConfig:
         return cast(dict[str, Term], self.terms)
 
     def term_schedules(self) -> dict[str, TermSchedule]:
-        """Return the schedule of every term by name: of those with a setting for their weight, then of `terms`."""
+        """Return the schedule of every term by name: the terms that have a field for their weight, then `terms`."""
         schedules = {schedule.name: schedule for schedule in self._fixed_terms()}
         for name, term in self.term_settings.items():
             schedules[name] = TermSchedule(name, f"terms.{name}.weight", term.weight)
@@ -431,7 +431,7 @@ class ObjectiveConfig:
 
 
 def _as_term(name: str, value: Term | Weight) -> Term:
-    """Return a term whose target is its name if left out; a weight is that of telecine's function of that name."""
+    """Return a term whose target is its name if left out. A weight alone is for telecine's function of that name."""
     if not isinstance(value, Term):
         return Term(name, weight=value)
     if value.target is None:

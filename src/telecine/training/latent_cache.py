@@ -208,7 +208,7 @@ def identity_of(
 def find_missing_batches(
     cache: LatentCache, clips: TrainingClips, sampler: ClipBatchSampler
 ) -> tuple[list[int], int, int]:
-    """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips.
+    """Return the batches with clips that a cache lacks, the number of these clips, and the number of all clips.
 
     Args:
         cache: The cache.

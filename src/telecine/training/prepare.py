@@ -69,10 +69,10 @@ def prepare(
         config: The settings.
         console: Where to print; only the first process does.
         autoencoder: A custom module to train instead of the model that `config.model` names.
-        teacher: An autoencoder whose metrics are logged beside those of the run.
+        teacher: An autoencoder whose metrics are logged beside the run's.
         dataset: Clips to train on instead of files, see `train`.
         steal_lock: Take over the lock of another process.
-        change_data: Resume although `config.data` is other data than that of the checkpoint.
+        change_data: Resume although `config.data` is other data than the checkpoint's.
 
     Raises:
         ValueError: If a setting, the data or the folder is wrong.
@@ -243,7 +243,7 @@ def _read_data(
     dataset: MapDataset | None,
     change_data: bool,
 ) -> tuple[Clips, dict[str, Any]]:
-    """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
+    """Return the clips, and what the summary records of them, after a check that the checkpoint has the same."""
     config = start.config
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
     # A stop loses nothing: the index of the files that were read is saved.

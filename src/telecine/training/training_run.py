@@ -42,7 +42,7 @@ class TrainingRun:
     linear_metrics: dict[str, float]
     """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
     teacher_metrics: dict[str, float]
-    """Those of a student's teacher, likewise; empty for a model without one."""
+    """The metrics of a student's teacher; empty for a model without one."""
     first_normalisation: Normalisation
     """The normalisation of the latent at the start, which may be that of a checkpoint."""
     hub_repository: str | None

@@ -120,7 +120,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return self.family.decode(self.module, latent, noise_level)
 
     def _noise_like(self, latent: Tensor, generator: Generators) -> Tensor:
-        """Return noise drawn from a generator, or that of `sampler` at the position of the latent without one."""
+        """Return noise drawn from a generator, or the noise of `sampler` at the position of the latent without one."""
         if generator is not None:
             return randn(
                 latent.shape, generator=generator, device=latent.device, dtype=latent.dtype
@@ -269,7 +269,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return None if self.family.stream is None else self.family.stream.chunk
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips.
+        """Compute clips in chunks of `num_frames` frames; the accepted sizes stay.
 
         The encoder and the decoder are called once for each chunk, and each call is computed again in the backward.
 

@@ -32,7 +32,7 @@ def declared_channels(module: DiffusersModel) -> int:
 
 
 def unpatched_channels(module: DiffusersModel) -> int:
-    """Return the channels of a model whose configuration counts those of patches."""
+    """Return the channels of a model whose configuration counts the channels of patches."""
     patch_size = getattr(module.config, "patch_size", None) or 1
     return declared_channels(module) // patch_size**2
 

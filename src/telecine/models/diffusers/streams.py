@@ -142,7 +142,7 @@ def _call_with_tree(network: DiffusersModel, chunk: Tensor, cache: Any, is_first
 def _call_with_layers(
     network: DiffusersModel, chunk: Tensor, cache: dict[str, Tensor], is_first: bool
 ) -> Tensor:
-    """Call a network of Magvit, whose layers keep frames: put in those of the stream, and take out the new ones."""
+    """Call a network of Magvit, whose layers keep frames: give them the stream's frames, and take the new ones."""
     layers = {
         name: layer for name, layer in network.named_modules() if hasattr(layer, CACHE_ATTRIBUTE)
     }
