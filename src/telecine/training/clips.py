@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,16 +23,17 @@ from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
+from telecine.data.first_process import log_in_first_process
 from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.index import index_video, index_videos
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sorted_numbers import first_of_each
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.data.validation import (
     index_validation_spans,
     leave_out,
@@ -244,19 +244,6 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
     return mapped
 
 
-@contextmanager
-def _log_in_first_process() -> Iterator[None]:
-    """Log warnings about the data, which all processes read, in the first process only."""
-    data_logger = logging.getLogger("telecine.data")
-    level = data_logger.level
-    if rank() > 0:
-        data_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        data_logger.setLevel(level)
-
-
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this.
 
@@ -266,7 +253,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """
     check_channels(config.clips, model)
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    with _log_in_first_process(), barrier_without_time_limit() as wait_for_everyone:
+    with log_in_first_process(rank()), barrier_without_time_limit() as wait_for_everyone:
         if rank() > 0:  # the first process indexes the videos, the others then read its index
             wait_for_everyone()
         spans = Spans.find(config.data, config.val_data, config.clips)

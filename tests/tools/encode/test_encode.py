@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,22 @@ def test_interrupted_and_resumed_has_the_same_files(
     assert content(tmp_path) != content(latents)
     assert encode_data(model, settings(data / "list.jsonl"), tmp_path).is_complete
     assert content(tmp_path) == content(latents)
+
+
+def test_the_first_of_several_processes_logs_what_all_read(
+    model, data, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(data / "videos" / "a.mkv", folder)
+    (folder / "notes.txt").write_text("")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    encode_data(model, settings(folder), tmp_path / "latents")
+    assert not caplog.text
+    monkeypatch.setenv("RANK", "0")
+    encode_data(model, settings(folder), tmp_path / "latents")
+    assert "ignored in" in caplog.text
 
 
 def test_two_processes_write_what_one_writes(model, data, latents, tmp_path, monkeypatch):
