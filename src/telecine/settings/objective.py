@@ -246,8 +246,8 @@ class PenaltyConfig:
         Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Function
     ) = "one_centered"
     """"one_centered" pulls the gradient's norm at real clips to 1, "r1" to 0, "r2" to 0 at reconstructions, "r1_and_r2"
-    both, "wgan_gp" to 1 between the two. "approximate_r1" is "r1" from two forward passes. Or a `Penalty` or a
-    function, see `telecine.losses.penalty`.
+    both, "wgan_gp" to 1 between the two. These are exact: they differentiate a gradient. "approximate_r1" is "r1" from
+    two forward passes. Or a `Penalty` or a function, see `telecine.losses.penalty`.
     Source: "one_centered" in CogVideo; "r1" in StyleGAN2; "r1_and_r2" in R3GAN; "approximate_r1" in Seaweed-APT.
     Drawback: weights of different penalties do not compare; that of "r1" is the paper's gamma. "approximate_r1" is
     noisy and vanishes in bfloat16 weights: raise its `sigma` with `functools.partial`. With a map of logits the

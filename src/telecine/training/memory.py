@@ -28,7 +28,7 @@ from telecine.models.transfer import check_source
 from telecine.ops.pass_options import ContextGroup, using_pass_options
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
-from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
+from telecine.training.build import build_autoencoder, build_objective, last_layer_probe, new_state
 from telecine.training.distributed import fsdp_blocks
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
 from telecine.training.optimizers import adamw_is_fused, parameters_of, planned
@@ -110,11 +110,11 @@ def plan_update(
         accelerator = cast(
             Accelerator, _FakeAccelerator(counter, HALF_PRECISION.get(config.mixed_precision))
         )
-        last_layer = last_layer_of(
+        probe = last_layer_probe(
             model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False
         )
         state = new_state(
-            planned(config.optimizer), accelerator, model, objective, last_layer, seed=config.seed
+            planned(config.optimizer), accelerator, model, objective, probe, seed=config.seed
         )
         state.step = objective.schedule.step_with_most_terms()
         shape = (config.clips_per_pass, config.clips.num_channels, *bucket.shape)

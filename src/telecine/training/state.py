@@ -110,7 +110,7 @@ class TrainState:
     disc_optimizer: Optimizer | None
     """Of the discriminators; None if there is none."""
     ema: MovingAverage
-    last_layer: GradientProbe | None
+    gradient_probe: GradientProbe | None
     """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
     grad_clip: float
     """The largest 2-norm of each network's gradient."""

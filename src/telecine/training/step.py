@@ -133,8 +133,8 @@ def _accumulate_gradients(
 
     Without them, and in the cases of `choose_gradients` in `objective/gradients.py`, it runs through their graphs.
     """
-    if state.last_layer is not None:
-        state.last_layer.clear()
+    if state.gradient_probe is not None:
+        state.gradient_probe.clear()
     rng = clip_generators(state.seed, batch.clips, batch.inputs.device)
     with state.gradient_sync(is_last=is_last, num_frames=batch.inputs.shape[2]):
         with state.accelerator.autocast():
@@ -198,11 +198,11 @@ def _compute_losses(
     )
     if state.discriminators_train:
         both = state.objective.both_losses(
-            target, output.video, state.step, output.aux, state.last_layer, **options
+            target, output.video, state.step, output.aux, state.gradient_probe, **options
         )
         return [both.loss, both.disc_loss], both.log | both.disc_log
     loss, log = state.objective.autoencoder_loss(
-        target, output.video, state.step, output.aux, state.last_layer, **options
+        target, output.video, state.step, output.aux, state.gradient_probe, **options
     )
     return [loss], dict(log)
 
