@@ -82,7 +82,7 @@ def figures_of(space: LatentSpace) -> Figures:
     lags = {axis: space.autocorrelation[axis] for axis in ("space", "time")}
     return {
         f"correlation of neighbours in {axis}": each[0] for axis, each in lags.items() if each
-    } | space.figures()
+    } | space.table_values()
 
 
 def table_of_correlations(figures: Sequence[Figures]) -> str:

@@ -58,6 +58,10 @@ def test_the_discriminators_defaults_are_the_seeds(name):
     assert {key: parameters[key].default for key in seed} == seed
 
 
+def test_the_signature_can_be_read():
+    assert "Annotated" not in str(inspect.signature(cogvideo.VideoAutoencoderLoss))
+
+
 def test_the_signature_is_the_seeds():
     parameters = inspect.signature(cogvideo.VideoAutoencoderLoss).parameters
     positional = {n: p.default for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}

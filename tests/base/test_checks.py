@@ -31,6 +31,7 @@ def test_describe():
 def test_the_nearest_word_is_suggested():
     assert nearest("hing", ["hinge", "vanilla"]) == "Did you mean `hinge`?"
     assert nearest("x", ["hinge", "vanilla"]) == ""
+    assert nearest("--resume_from_checkpoint", ["--steps"]).startswith("The same command resumes")
     assert suggestion("hing", ["hinge", "vanilla"]) == "Did you mean `hinge`?"
 
 
@@ -43,6 +44,9 @@ def test_the_nearest_word_is_suggested():
         ("--optimizer.learning_rate", "--optimizer.lr"),
         ("--workers", "--clips.num_workers"),
         ("--epochs", "--steps"),
+        ("--max_train_steps", "--steps"),
+        ("--checkpointing_steps", "--save_every"),
+        ("--checkpoint-every", "--save_every"),
         ("--resume", None),
     ],
 )
@@ -52,6 +56,7 @@ def test_a_setting_is_found_by_a_part_of_its_name_or_by_that_of_others(word, sim
         "--optimizer.lr",
         "--optimizer.name",
         "--clips.num_workers",
+        "--save_every",
         "--seed",
         "--steps",
         "--change_data",

@@ -361,6 +361,11 @@ def test_a_part_of_a_group_beside_a_value_in_place_of_the_group_is_a_mistake(cap
     assert (ramp.perceptual_weight.weight, ramp.perceptual_weight.start) == (0.5, 7)
 
 
+def test_names_of_several_options_add_up():
+    typed = "--model_arguments '{a: 1, b: 2}' --model_arguments '{b: 3}' --model_arguments.c 4"
+    assert settings_of(typed).model_arguments == {"a": 1, "b": 3, "c": 4}
+
+
 def test_a_text_keeps_its_braces():
     assert settings_of("--output_dir '{a}' --steps 3").output_dir == "{a}"
 

@@ -12,7 +12,7 @@ from telecine.data import DataError, Span, TarMember
 from telecine.data import split_videos as split_by_config
 from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
-from telecine.data.lazy.span_table import SpanTable
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 from .indexed import image, images, video, videos
@@ -329,6 +329,8 @@ def test_the_held_out_files_are_named():
     end = describe_held_out(*parts_of_one_video())
     assert end == "the end of 1 of 1 video, 10 of 91 frames: 0.mp4"
     assert describe_held_out(*parts_of(images(3), 1)) == "1 of 3 images, 1 of 3 frames: 0.png"
+    mixed = describe_held_out(*parts_of(videos(30, 30, 30) + images(2), 1))
+    assert mixed == "1 of 3 videos, 30 of 90 frames: 0.mp4"
 
 
 def test_one_file_and_a_large_part_are_warned_about(caplog):

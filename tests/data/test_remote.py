@@ -121,7 +121,7 @@ def clock(monkeypatch):
 
 
 def names_of(spans, root):
-    return [(str(span.info.source).removeprefix(str(root)), span.num_frames) for span in spans]
+    return [(str(span.source).removeprefix(str(root)), span.num_frames) for span in spans]
 
 
 def test_a_folder_has_the_files_of_a_local_one(folder, address, fetched, caplog):
@@ -249,7 +249,7 @@ def test_a_web_server(s3, folder, address):
     for name in ("a.mp4", "b.MKV"):
         s3.files.chmod(f"{address}/{name}", "public-read")
     spans, _ = load_spans(f"{url}/{{a.mp4,b.MKV}}?token=x")
-    assert [span.info.source.name for span in spans] == ["a.mp4", "b.MKV"]
+    assert [span.source.name for span in spans] == ["a.mp4", "b.MKV"]
     assert torch.equal(
         read_clip(spans[0].info, 0, 8), read_clip(index_video(folder / "a.mp4"), 0, 8)
     )

@@ -292,6 +292,17 @@ def test_a_single_video_names_no_winner(compared, num_clips):
     assert (difference.interval, difference.better, difference.text()) == (None, "undecided", "+1")
 
 
+@pytest.mark.parametrize(("num_videos", "is_warned"), [(1, False), (3, True), (10, False)])
+def test_a_line_says_that_few_videos_have_intervals_that_are_too_narrow(
+    tmp_path, num_videos, is_warned
+):
+    clips = [{"psnr": 30.0 + number, "source": f"{number}.mp4"} for number in range(num_videos)]
+    folder = write_evaluation(tmp_path, clips)
+    console = Console(record=True, width=120)
+    compare(folder, folder).print_to(console)
+    assert ("few videos: the intervals over 3" in console.export_text()) == is_warned
+
+
 @pytest.mark.parametrize(
     ("name", "first", "second", "label", "figures"),
     [
@@ -372,3 +383,16 @@ def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, mean
     assert list(point.get_xdata()) == pytest.approx([mean], nan_ok=True)
     assert (list(zero.get_xdata()), point.get_color()) == ([0, 0], colour)
     assert axes.texts[0].get_text() == difference.text()
+
+
+@pytest.mark.parametrize("mean", [3e-6, 0.0035, 1.7, 23456.0])
+def test_an_axis_of_differences_has_few_numbers_and_no_factor(figures, tmp_path, mean):
+    difference = Difference("mse", 1.0, 1.0 + mean, mean, (0.5 * mean, 1.5 * mean), False)
+    plot_differences([difference], "a title", tmp_path / "differences.png")
+    (axes,) = figures[0].axes
+    low, high = sorted(axes.get_xlim())
+    ticks = axes.xaxis.get_major_ticks()
+    shown = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+    assert 3 <= len(shown) <= 5
+    assert f"{0:g}" in shown
+    assert axes.xaxis.get_offset_text().get_text() == ""

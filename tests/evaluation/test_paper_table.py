@@ -26,7 +26,7 @@ MARKDOWN = """\
 | c | **31.00** ± 1.96 | 0.3000 ± 0.0000 | 1.6000 ± 0.0000 |
 
 4 clips, 5 frames of 32 x 48, of 2 videos in my_videos. Mean over clips, ± 1.96 standard errors between videos; \
-the best figures are bold.
+the best values are bold.
 """
 
 

@@ -235,7 +235,7 @@ def test_a_folder_of_images_becomes_a_folder_of_png_that_can_be_measured(
     assert "flicker" not in of_model.metrics
     space = measure_latent_spaces([model_folder], LatentsConfig(**small)).models[0]
     assert space.shape == [4, 1, 6, 7]
-    assert space.figures()["PSNR, dB"] == pytest.approx(psnr, abs=1e-4)
+    assert space.table_values()["PSNR, dB"] == pytest.approx(psnr, abs=1e-4)
     with pytest.raises(ValueError, match="`output` must be another folder than the data"):
         reconstruct(model_folder, images, images)
 

@@ -246,6 +246,8 @@ class TestClips:
         ("size", "message"),
         [
             ((16, 16, 16), r"`num_frames` must be 4k\+1 for this model, but got 16. Use 17,"),
+            ((3, 16, 16), "but got 3. Use 5, the nearest accepted value"),
+            ((2, 16, 16), "but got 2. Use 5, the nearest accepted value above 1"),
             ((17, 62, 16), "`height` .* a multiple of 4 .* got 62. Use 64,"),
             ((17, 16, 61), "`width` .* a multiple of 4 .* got 61. Use 60,"),
         ],

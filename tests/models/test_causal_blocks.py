@@ -10,8 +10,8 @@ from telecine.models.causal_blocks import (
     Downsample,
     ResidualBlock,
     Upsample,
-    fold,
-    unfold,
+    patchify,
+    unpatchify,
 )
 
 FACTORS = [(1, 1), (1, 2), (2, 1), (4, 4)]
@@ -24,9 +24,9 @@ def video(channels=4, frames=9, size=8):
 
 @pytest.mark.parametrize(("time", "space"), FACTORS)
 def test_unfold_inverts_fold(time, space):
-    folded = fold(video(), time, space)
-    assert folded.shape == (2, 4 * time * space**2, 1 + 8 // time, 8 // space, 8 // space)
-    torch.testing.assert_close(unfold(folded, time, space), video(), rtol=0, atol=0)
+    patches = patchify(video(), time, space)
+    assert patches.shape == (2, 4 * time * space**2, 1 + 8 // time, 8 // space, 8 // space)
+    torch.testing.assert_close(unpatchify(patches, time, space), video(), rtol=0, atol=0)
 
 
 def test_convolution_equals_a_sum_over_taps():

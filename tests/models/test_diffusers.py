@@ -22,7 +22,7 @@ from telecine.models.diffusers.families import FAMILIES, REFUSED
 from telecine.models.lora import LAYERS, add_low_rank, low_rank_layers, merge_in_place
 from telecine.models.pretrained import DECODER
 from telecine.settings import AdaptiveWeightConfig
-from telecine.training.build import last_layer_of
+from telecine.training.build import last_layer_probe
 
 from .tiny_models import (
     BEFORE_AND_AFTER_PROBING,
@@ -209,7 +209,7 @@ def test_values_outside_the_range_have_gradients_which_follow_from_the_activatio
     model = adapter(name)
     with torch.no_grad():
         model.last_layer.mul_(1000)
-    activations = last_layer_of(model, AdaptiveWeightConfig(), None, is_sharded=True)
+    activations = last_layer_probe(model, AdaptiveWeightConfig(), None, is_sharded=True)
     video = model(tiny_clip(name), sample_posterior=False).video
     outside = video.detach().abs() > 1
     assert outside.any()

@@ -23,6 +23,8 @@ slow = pytest.mark.slow
             (16, 16, 16),
             r"`num_frames` must be 4k\+1 for this model, but got 16\. Use 17, the nearest",
         ),
+        ("wan", (3, 16, 16), r"but got 3\. Use 5, the nearest accepted value\."),
+        ("wan", (2, 16, 16), r"but got 2\. Use 5, the nearest accepted value above 1\."),
         (
             "wan",
             (5, 20, 16),

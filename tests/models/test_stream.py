@@ -195,8 +195,16 @@ def test_the_first_frame_is_there_at_once_and_nothing_is_lost():
 def test_a_chunk_of_another_size_raises():
     encoder = causal().stream_encoder()
     encoder.push(video_of(2))
-    with pytest.raises(ValueError, match="`video` must be of the shape of the frames before"):
+    message = r"`video` must be of the shape of the frames before, \(1, 3, T, 16, 24\), but got"
+    with pytest.raises(ValueError, match=message):
         encoder.push(video_of(2, size=(24, 16)))
+
+
+def test_frames_that_a_class_would_crop_are_refused():
+    model = adapter("wan")
+    with pytest.raises(ValueError, match="`height` must be a multiple of 8 for this model"):
+        model.stream_encoder().push(video_of(1, size=(37, 53)))
+    assert model.stream_encoder().push(video_of(2, size=(40, 56))) is not None
 
 
 @pytest.mark.slow

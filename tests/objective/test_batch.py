@@ -68,6 +68,17 @@ class TestChecks:
         ):
             build(sample_weight=weight)
 
+    @pytest.mark.parametrize("value", [-1.0, torch.nan, torch.inf])
+    def test_weights_are_finite_and_not_negative(self, value):
+        with pytest.raises(ValueError, match="`sample_weight` must be finite and not negative"):
+            build(sample_weight=torch.tensor([1.0, value]))
+
+    def test_how_masks_and_weights_of_another_type_are_converted(self):
+        with pytest.raises(ValueError, match=r"Convert it with `sample_weight.float\(\)`"):
+            build(sample_weight=torch.tensor([1, 0]))
+        with pytest.raises(ValueError, match=r"Convert a mask of 0 and 1 with `mask.bool\(\)`"):
+            build(mask=torch.ones(2, 1, 4, 1, 1))
+
     def test_an_unknown_option(self):
         with pytest.raises(TypeError, match="has no argument 'masks'"):
             build(masks=None)

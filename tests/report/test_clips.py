@@ -13,7 +13,7 @@ from telecine.report.clips import ReconstructedClip, at_one_rate, write_clips
 from telecine.report.page_videos import VideoFolder, copy_videos
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
-from telecine.runs.validation import SavedValidation
+from telecine.runs.saved_clips import SavedValidation
 
 from .runs import FPS, real_clip, validation_clips
 

@@ -225,11 +225,17 @@ def test_the_data_of_a_long_run_are_small(tmp_path):
     assert page.stat().st_size - len(plotly_script()) < 2_000_000
 
 
-@pytest.mark.parametrize("output", ["page.txt", "folder.html"])
-def test_an_output_that_is_no_html_file_raises(runs, tmp_path, output):
-    (tmp_path / "folder.html").mkdir()
-    with pytest.raises(ValueError, match=r"`output` must be the name of an \.html file"):
-        write_report(runs, tmp_path / output)
+def test_an_output_that_is_no_html_file_raises(runs, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`output` must be the name of an \.html file, or a folder"
+    ):
+        write_report(runs, tmp_path / "page.txt")
+
+
+def test_a_folder_gets_a_page_of_its_own(runs, tmp_path):
+    assert write_report(runs, tmp_path / "new") == tmp_path / "new" / "report.html"
+    (tmp_path / "runs.v2").mkdir()
+    assert write_report(runs, tmp_path / "runs.v2") == tmp_path / "runs.v2" / "report.html"
 
 
 def test_a_folder_of_other_videos_is_left_alone(runs, tmp_path):

@@ -9,7 +9,7 @@ from telecine.report.page_videos import best_and_worst
 from telecine.report.reported_run import HeldOutMetric, read_run, read_runs, unique_names
 from telecine.runs.checkpoints import Checkpoints
 from telecine.runs.history import TrainingWarning
-from telecine.runs.validation import SavedClip
+from telecine.runs.saved_clips import SavedClip
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 from .runs import records, write_clips_of, write_run

@@ -10,7 +10,7 @@ import pytest
 from telecine.base.files import partial_path
 from telecine.runs import Run
 from telecine.runs.lock import RunLock
-from telecine.runs.validation import SavedValidation
+from telecine.runs.saved_clips import SavedValidation
 
 
 def validations(folder):

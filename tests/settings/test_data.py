@@ -72,7 +72,8 @@ def test_the_buckets_must_include_the_validation_size():
 
 def test_only_square_clips_are_turned():
     with pytest.raises(
-        ValueError, match=r"`random_orientation` must be false for clips that are not square"
+        ValueError,
+        match=r"`random_orientation` must be false .*\. Set it to false, or make 17x64x48",
     ):
         ClipConfig(height=64, width=48, random_orientation=True)
 

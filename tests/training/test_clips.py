@@ -45,6 +45,18 @@ def test_images_are_counted_as_images(tiny, small_video, tmp_path):
         assert replace(clips, val=2 * clips.val).describe() == f"{counted}, 2 held-out clips"
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_first_process_logs_what_all_read(
+    tiny, small_video, tmp_path, monkeypatch, caplog, number
+):
+    shutil.copy(small_video, tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    monkeypatch.setattr(of_run, "rank", lambda: number)
+    config = tiny(data=str(tmp_path))
+    build_clips(config, build_autoencoder(config))
+    assert ("ignored in" in caplog.text) == (number == 0)
+
+
 def test_validation_clips_from_separate_videos(tiny):
     model = build_autoencoder(tiny())
     held_out = build_clips(tiny(), model)
@@ -61,7 +73,7 @@ def test_validation_videos_inside_the_folder_of_the_data_are_not_trained_on(tiny
     write_film(tmp_path / "val" / "two.mp4", tiny().data)
     config = tiny(data=str(tmp_path), val_data=str(tmp_path / "val"))
     clips = build_clips(config, build_autoencoder(config))
-    assert [span.info.source.name for span in clips.train.spans] == ["one.mp4"]
+    assert [span.source.name for span in clips.train.spans] == ["one.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +94,7 @@ def test_copies_of_validation_videos_are_not_trained_on(
     write_film(tmp_path / "train" / "one.mp4", small_video)
     clips = replace(tiny().clips, **changes)
     spans = Spans.find(str(tmp_path / "train"), str(tmp_path / "val"), clips)
-    assert [span.info.source.name for span in spans.train] == names
+    assert [span.source.name for span in spans.train] == names
 
 
 def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
@@ -225,6 +237,6 @@ def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):
     assert lazy.recorded()["num_frames"] == clips.recorded()["num_frames"]
     assert torch.equal(lazy.train[3]["video"], clips.train[3]["video"])
     separate = build_clips(replace(lazy_config, val_data=str(tmp_path / "film0")), model)
-    assert len({span.info.source for span in separate.train.spans}) == 10
+    assert len({span.source for span in separate.train.spans}) == 10
     few = build_clips(replace(lazy_config, data=str(small_video)), model)
     assert few.held_out.startswith("the end of 1 of 1 video")

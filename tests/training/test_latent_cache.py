@@ -446,6 +446,12 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
     channels = latents.transpose(0, 1).flatten(1)
     assert saved["latents_mean"] == pytest.approx(channels.mean(1).tolist(), rel=1e-4, abs=1e-5)
     assert saved["latents_std"] == pytest.approx(channels.std(1, correction=0).tolist(), rel=1e-4)
+    resumed = prepare(replace(config, steps=3), quiet())
+    resumed.close()
+    assert resumed.first_normalisation == {
+        "latents_mean": saved["latents_mean"],
+        "latents_std": saved["latents_std"],
+    }
 
     tuned = tiny(
         steps=1, model=config.output_dir, output_dir=str(tmp_path / "tuned"), trainable=DECODER

@@ -37,16 +37,17 @@ def test_a_model_averages_gradients_in_the_last_backward_of_an_update():
         inside.append(model)
         yield
 
-    optimizer = SimpleNamespace(param_groups=[])
     accelerator = SimpleNamespace(no_sync=no_sync)
-    wrapped = state_of(nn.Linear(1, 1), accelerator=accelerator, optimizer=optimizer)
+    autoencoder = nn.Linear(1, 1)
+    autoencoder.leaves_weights_unused = False
+    wrapped = state_of(autoencoder, accelerator=accelerator, autoencoder=autoencoder)
     for state in (sharded, wrapped):
-        with state.gradient_sync(is_last=True, has_unused=False):
+        with state.gradient_sync(is_last=True, num_frames=5):
             assert inside == []
     for state in (sharded, wrapped):
-        with state.gradient_sync(is_last=False, has_unused=False):
+        with state.gradient_sync(is_last=False, num_frames=5):
             pass
-    with wrapped.gradient_sync(is_last=True, has_unused=True):
+    with wrapped.gradient_sync(is_last=True, num_frames=1):  # some weights have no gradient
         assert inside == [wrapped.model, wrapped.model]
     assert sharded.model.syncs == [True, False]
 

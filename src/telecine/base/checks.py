@@ -31,15 +31,19 @@ class ArgumentError(ValueError):
 _NUM_LISTED = 3  # texts that `first_few` returns
 # What is used elsewhere and not here, with what to use instead.
 _INSTEAD = {
-    "fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."
+    "fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions.",
+    "resume_from_checkpoint": "The same command resumes the run in its `output_dir`.",
 }
 # Names that settings and values have elsewhere, with their names here.
 _OTHER_NAMES = {
     "bf16": "mixed_precision",
+    "checkpoint_every": "save_every",
+    "checkpointing_steps": "save_every",
     "epochs": "steps",
     "fp16": "mixed_precision",
     "gpu": "cuda",
     "learning_rate": "optimizer.lr",
+    "max_train_steps": "steps",
     "lpips_weight": "objective.perceptual_weight",
     "recipe": "config",
     "save_steps": "save_every",
@@ -113,9 +117,9 @@ def nearest(word: str, candidates: Iterable[str], *, prefix: str = "") -> str:
         candidates: The words that exist.
         prefix: What stands before the candidate in the sentence.
     """
-    if word in _INSTEAD:
-        return _INSTEAD[word]
     name = word.lstrip("-").replace("-", "_")
+    if name in _INSTEAD:
+        return _INSTEAD[name]
     words = {candidate.lstrip("-"): candidate for candidate in candidates}
     match = _OTHER_NAMES.get(name.rpartition(".")[2])
     if match not in words:
@@ -230,7 +234,7 @@ def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str 
 
 
 class SettingsError(ArgumentError):
-    """Settings have errors, each with the dotted name of its setting. The message is that of the first."""
+    """Settings have errors, each with the dotted name of its setting. Its message is the first one's."""
 
     def __init__(self, errors: Sequence[ArgumentError]) -> None:
         super().__init__(errors[0].text, errors[0].name)

@@ -71,7 +71,7 @@ def in_gib(size: float) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a device; on the CPU, those of the machine."""
+    """Return the bytes that are free on a device; on the CPU, the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":

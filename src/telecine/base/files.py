@@ -121,7 +121,7 @@ def remove_partial(folder: Path, before: float) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        # Not the time of its content: a copy has that of the original.
+        # Not the time of its content: a copy has the original's.
         if _PARTIAL.fullmatch(path.name) and path.lstat().st_ctime < before:
             remove(path)
 

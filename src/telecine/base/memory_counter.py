@@ -47,7 +47,7 @@ class MemoryCounter(TorchDispatchMode):
             self.part = outer_part
 
     def assign(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that exist already, or that another part made, as those of `part`."""
+        """Count tensors that exist already, or that another part made, for `part`."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if id(storage) not in self._parts:

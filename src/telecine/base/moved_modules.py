@@ -15,6 +15,7 @@ MOVED_MODULES: Mapping[str, str] = {
     "telecine.discriminators.base.": "telecine.discriminators.output.",
     "telecine.discriminators.checkpointing.": "telecine.discriminators.gradient_checkpointing.",
     "telecine.runs.settings.": "telecine.runs.saved_settings.",
+    "telecine.runs.validation.": "telecine.runs.saved_clips.",
     "telecine.report.run.": "telecine.report.reported_run.",
     "telecine.evaluation.flat.": "telecine.evaluation.metrics.flat.",
     "telecine.evaluation.flow.": "telecine.evaluation.metrics.flow.",

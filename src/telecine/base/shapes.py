@@ -1,5 +1,6 @@
 """Shape types of the tensors that flow through telecine, and the checks of such tensors."""
 
+import math
 import warnings
 from typing import TypeAlias
 
@@ -91,6 +92,13 @@ def _check_same_device(name: str, value: Tensor, other_name: str, other: Tensor)
         raise argument_error(name, contract, value, "Move one of them with `.to(device)`.")
 
 
+def _has_readable_values(value: Tensor) -> bool:
+    """Return whether reading a value costs nothing: on the CPU, outside compiled code, and not of a fake tensor."""
+    if torch.compiler.is_compiling():
+        return False
+    return value.device.type == "cpu" and not isinstance(value, FakeTensor)
+
+
 def check_range(name: str, value: Tensor, *, is_decoded: bool = False) -> None:
     """Check that a CPU tensor is in [-1, 1], and warn if no value is below 0; NaN passes.
 
@@ -104,7 +112,7 @@ def check_range(name: str, value: Tensor, *, is_decoded: bool = False) -> None:
     Raises:
         ValueError: Values are out of the range.
     """
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
+    if not _has_readable_values(value):
         return
     bounds = torch.aminmax(value.detach())
     low = float(bounds.min.float().numpy())
@@ -117,6 +125,26 @@ def check_range(name: str, value: Tensor, *, is_decoded: bool = False) -> None:
     if 0 <= low < high and not is_decoded:
         text = f"`{name}` has no value below 0. If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
         warnings.warn(text, stacklevel=2)
+
+
+def check_weights(name: str, value: Tensor) -> None:
+    """Check that the values of a CPU tensor are finite and not negative; as in `check_range`, others pass.
+
+    Args:
+        name: The argument.
+        value: Its tensor, of any shape.
+
+    Raises:
+        ValueError: A value is negative, infinite or NaN.
+    """
+    if not _has_readable_values(value):
+        return
+    bounds = torch.aminmax(value.detach())  # both are NaN if a value is
+    low = float(bounds.min.float().numpy())
+    high = float(bounds.max.float().numpy())
+    if not 0 <= low <= high < math.inf:
+        got = f"values from {low:.4g} to {high:.4g}"
+        raise argument_error(name, "finite and not negative", got, "Use 0 for what does not count.")
 
 
 def check_video_pair(inputs: Tensor, reconstructions: Tensor, *, is_decoded: bool = False) -> None:

@@ -152,8 +152,8 @@ def report(
     output: Annotated[
         str | None,
         Output(
-            "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's "
-            "folder for one run, in the current folder for several."
+            "The page, an .html file, or a folder for report.html; its videos are in a folder beside it. By default "
+            "report.html, in the run's folder for one run, in the current folder for several."
         ),
     ] = None,
     watch: Annotated[

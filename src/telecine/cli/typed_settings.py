@@ -141,7 +141,7 @@ def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
     | one that users name, such as `tracker_options.wandb.entity` | YAML |
     | a list | values with commas between them, or a YAML list; of several options, one after the other |
     | a text or a list, as `data` | a text, which may have commas, or a YAML list |
-    | a group or a mapping, or a number or a group | YAML |
+    | a group or a mapping, or a number or a group | YAML; names in several mappings add up |
     | others | the text |
 
     Args:
@@ -156,24 +156,42 @@ def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
     takes_list = any(get_origin(member) is tuple for member in members)
     takes_text = str in members
     if takes_list and not (takes_text and len(texts) == 1 and not last.startswith("[")):
-        items: list[Any] = []
-        for text in texts:
-            value: Any = text
-            if text.startswith("[") or (text.startswith("{") and not takes_text):
-                value = parse_yaml(text)
-            if isinstance(value, list):
-                items += value
-            elif isinstance(value, dict) or takes_text:
-                items.append(value)
-            else:
-                items += [item.strip() for item in text.split(",")]
-        return items
+        return _items_of(texts, takes_text=takes_text)
     if last == "null":
         return None
     takes_group = any(
         is_dataclass(member) or get_origin(member) in (dict, Mapping) for member in members
     )
-    return parse_yaml(last) if takes_group else last
+    if not takes_group:
+        return last
+    values = [parse_yaml(text) for text in texts]
+    if not all(isinstance(value, dict) for value in values):
+        return values[-1]
+    group: dict[str, Any] = {}
+    for value in values:
+        group.update(value)
+    return group
+
+
+def _items_of(texts: Sequence[str], *, takes_text: bool) -> list[Any]:
+    """Return the items of a typed list.
+
+    Args:
+        texts: What is typed, once or several times.
+        takes_text: Whether a text with commas is one item.
+    """
+    items: list[Any] = []
+    for text in texts:
+        value: Any = text
+        if text.startswith("[") or (text.startswith("{") and not takes_text):
+            value = parse_yaml(text)
+        if isinstance(value, list):
+            items += value
+        elif isinstance(value, dict) or takes_text:
+            items.append(value)
+        else:
+            items += [item.strip() for item in text.split(",")]
+    return items
 
 
 def environment_name(setting: str) -> str:

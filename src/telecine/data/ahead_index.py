@@ -27,7 +27,7 @@ from telecine.data.index_paths import index_path
 from telecine.data.lazy.index_file import (
     DAMAGE_ERRORS,
     FORMAT,
-    columns_of_infos,
+    column_parts_of_infos,
     infos_of_columns,
     read_columns,
     write_columns,
@@ -148,19 +148,19 @@ def _location_of(member: TarMember, _: BinaryIO) -> _MemberLocation:
 
 
 def _write(path: Path, archives: _Archives, infos: _Infos) -> None:
-    """Write the columns of `columns_of_infos`, and those of members, one tar file after the other."""
+    """Write the columns of `column_parts_of_infos`, and those of members, one tar file after the other."""
     locations = list(chain.from_iterable(archives.values()))
     names = StringColumn.of(name for name, _, _ in locations)
-    columns = columns_of_infos(list(infos), list(infos.values()))
-    columns["archive.key"] = np.array(list(archives), np.int64)
-    columns["archive.num_members"] = np.array([len(part) for part in archives.values()], np.int64)
-    columns["name.content"] = names.content
-    columns["name.end"] = names.ends
-    columns["offset"] = np.array([offset for _, offset, _ in locations], np.int64)
-    columns["size"] = np.array([size for _, _, size in locations], np.int64)
+    counts = [len(members) for members in archives.values()]
+    columns = column_parts_of_infos(list(infos), list(infos.values()))
+    columns["archive.key"] = [np.array(list(archives), np.int64)]
+    columns["archive.num_members"] = [np.array(counts, np.int64)]
+    columns["name.content"] = [names.content]
+    columns["name.end"] = [names.ends]
+    columns["offset"] = [np.array([offset for _, offset, _ in locations], np.int64)]
+    columns["size"] = [np.array([size for _, _, size in locations], np.int64)]
     with gzip.open(path, "wb", compresslevel=1) as file:
-        parts = {name: [column] for name, column in columns.items()}
-        write_columns(file, parts, {"format": FORMAT})
+        write_columns(file, columns, {"format": FORMAT})
 
 
 def _read(path: Path) -> tuple[_Archives, _Infos]:

@@ -1,12 +1,13 @@
 """Random training clips, each a pure function of the seed, the step and the clip's index."""
 
+from __future__ import annotations
+
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,9 +21,9 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.decoded_cache import DecodedCache
 from telecine.data.errors import ChangedError, DataError, DecodeError
 from telecine.data.lazy.index import LazyIndex
-from telecine.data.lazy.span_table import EstimatedSpan, SpanTable, exact_span
-from telecine.data.source import Skipped, Source, Span, VideoInfo
-from telecine.data.span_pool import SpanPool, build_pool
+from telecine.data.source import Source, Span, VideoInfo
+from telecine.data.span_pool import Position, SpanPool, build_pool
+from telecine.data.span_table import EstimatedSpan, SpanTable
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,18 @@ def epoch_order(seed: int, epoch: int, num_parts: int) -> Tensor:
     """Return the order in which an epoch draws the parts of the data, a permutation of their indices."""
     generator = torch.Generator().manual_seed(seed_of(seed, "epoch", epoch))
     return torch.randperm(num_parts, generator=generator)
+
+
+class _Draw(NamedTuple):
+    """A random position, and the crop and the flips of the clip there, see `ClipSpec`."""
+
+    position: Position
+    zoom: float
+    top: float
+    left: float
+    flip: bool
+    upside_down: bool
+    transpose: bool
 
 
 class ClipDataset(Dataset[Clip]):
@@ -70,7 +83,7 @@ class ClipDataset(Dataset[Clip]):
 
     def __init__(
         self,
-        spans: Sequence[Span],
+        spans: Sequence[Span] | SpanTable,
         config: ClipConfig,
         *,
         seed: int = 0,
@@ -100,7 +113,7 @@ class ClipDataset(Dataset[Clip]):
             is_used[self._images.rows] = True
         self.spans = table.take(is_used)
         """The spans that clips are drawn from, in their order."""
-        self.cache = DecodedCache(self.spans, config) if config.cache else None
+        self.cache = DecodedCache(self.spans.exact, config) if config.cache else None
         self._lazy_index = lazy_index
         self._logged: set[Source] = set()
         # In memory that worker processes share.
@@ -121,25 +134,16 @@ class ClipDataset(Dataset[Clip]):
         num_failures = 0
         num_draws = 0
         while num_failures < _MAX_ATTEMPTS and num_draws < _MAX_DRAWS:
-            spec = self._draw_spec(pool, index, attempt=num_draws)
+            draw = self._draw(pool, index, attempt=num_draws)
             num_draws += 1
             is_indexed = False
             try:
-                if isinstance(spec.span, EstimatedSpan):
-                    spec = self._exact_spec(spec, bucket)
+                spec = self._spec_of(draw, bucket)
                 is_indexed = True
-                frames = None
-                if self.cache is not None:
-                    frames = self.cache.read(spec.span, spec.start, bucket)
-                size = decoded_size(spec, bucket)
-                if frames is None:
-                    frames = decode_clip(spec, bucket, self.config)
-                elif frames.shape[1:3] != size:
-                    frames = resize_frames(frames, size)
-                return frames, spec, bucket
+                return self._read_frames(spec, bucket), spec, bucket
             except DecodeError as error:
                 num_failures += is_indexed
-                self._log_once(spec.span.info.source, error)
+                self._log_once(draw.position.span.source, error)
             except ChangedError:
                 if self._lazy_index is not None:
                     self._lazy_index.forget_addresses()
@@ -149,31 +153,48 @@ class ClipDataset(Dataset[Clip]):
             "data", "decodable", got, "Remove the files named in the log.", DataError
         )
 
+    def _read_frames(self, spec: ClipSpec, bucket: Bucket) -> Tensor:
+        """Return the frames of a clip at the size before its crop, `(T, H, W, C)`."""
+        frames = None
+        if self.cache is not None:
+            frames = self.cache.read(spec.span, spec.start, bucket)
+        if frames is None:
+            return decode_clip(spec, bucket, self.config)
+        size = decoded_size(spec, bucket)
+        if frames.shape[1:3] != size:
+            return resize_frames(frames, size)
+        return frames
+
     def _log_once(self, source: Source, error: DecodeError) -> None:
         if source not in self._logged:
             self._logged.add(source)
             logger.warning("replacing clips that cannot be decoded: %s", error)
 
-    def _exact_spec(self, spec: ClipSpec, bucket: Bucket) -> ClipSpec:
-        """Return a spec by the exact index of its file: at the same fraction of the positions that the header tells.
+    def _spec_of(self, draw: _Draw, bucket: Bucket) -> ClipSpec:
+        """Return what was drawn by the exact index of its file: at the same fraction of the positions in the span.
 
         Raises:
             DecodeError: the file cannot be indexed, or is too short.
         """
-        assert self._lazy_index is not None
-        assert isinstance(spec.span, EstimatedSpan)
-        frames = ClipFrames.of(bucket, self.config)
-        info = self._lazy_index.info(spec.span.info.source)
-        self._name_hdr(info)
-        span = exact_span(spec.span, info)
-        if isinstance(span, Skipped):
-            raise DecodeError(f"{span.path}: {span.reason}")
-        num_starts = frames.num_starts(span)
-        if num_starts == 0:
-            raise DecodeError(f"{span.info.source}: {span.num_frames} frames, too few for a clip")
-        offset = spec.start - spec.span.first_frame
-        estimated = max(offset + 1, frames.num_starts(spec.span))
-        return replace(spec, span=span, start=span.first_frame + offset * num_starts // estimated)
+        span, offset, num_positions = draw.position
+        if isinstance(span, EstimatedSpan):
+            assert self._lazy_index is not None
+            frames = ClipFrames.of(bucket, self.config)
+            span = span.index(self._lazy_index, frames)
+            self._name_hdr(span.info)
+            offset = offset * frames.num_starts(span) // num_positions
+        return ClipSpec(
+            span,
+            span.first_frame + offset,
+            zoom=draw.zoom,
+            top=draw.top,
+            left=draw.left,
+            flip=draw.flip,
+            upside_down=draw.upside_down,
+            transpose=draw.transpose,
+            stride=self.config.stride,
+            fps=self.config.fps,
+        )
 
     def _name_hdr(self, info: VideoInfo) -> None:
         """Log the first video with a high dynamic range, unless such are converted."""
@@ -194,13 +215,18 @@ class ClipDataset(Dataset[Clip]):
         return [f"{kind}-{bucket}-{self._clip_number(index)}" for _, index in items]
 
     def spec_at(self, step: int, index: int) -> ClipSpec:
-        """Return the frames, the crop and the flips of item `(step, index)`, before any replacement."""
-        pool, _ = self._draw_pool(step)
-        return self._draw_spec(pool, index, attempt=0)
+        """Return the frames, the crop and the flips of item `(step, index)`, before any replacement.
+
+        Raises:
+            DecodeError: the file has to be indexed first, and cannot be, or is too short.
+        """
+        pool, bucket = self._draw_pool(step)
+        return self._spec_of(self._draw(pool, index, attempt=0), bucket)
 
     def source_at(self, step: int, index: int) -> str:
         """Return the file of item `(step, index)`, before any replacement."""
-        return str(self.spec_at(step, index).span.info.source)
+        pool, _ = self._draw_pool(step)
+        return str(self._draw(pool, index, attempt=0).position.span.source)
 
     def _draw_pool(self, step: int) -> tuple[SpanPool, Bucket]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, "step", step))
@@ -212,7 +238,7 @@ class ClipDataset(Dataset[Clip]):
             return self._images, bucket.as_image()
         return self._videos[bucket.num_frames], bucket
 
-    def _draw_spec(self, pool: SpanPool, index: int, attempt: int) -> ClipSpec:
+    def _draw(self, pool: SpanPool, index: int, attempt: int) -> _Draw:
         # The order of the draws determines all clips.
         number = self._clip_number(index)
         generator = torch.Generator().manual_seed(seed_of(self.seed, number, attempt))
@@ -220,7 +246,7 @@ class ClipDataset(Dataset[Clip]):
         if self.config.order == "epochs" and attempt == 0:
             epoch, place = divmod(number, pool.num_parts)
             part = int(epoch_order(self.seed, epoch, pool.num_parts)[place])
-        span, start = pool.draw(generator, part)
+        position = pool.draw(generator, part)
         numbers = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         zoom_number, top, left, flip_number = numbers
         # The side of the crop is uniform between 1 / scale_jitter of the picture's and all of it.
@@ -230,17 +256,14 @@ class ClipDataset(Dataset[Clip]):
         transpose = False
         if self.config.random_orientation:
             upside_down, transpose = (torch.rand(2, generator=generator) < 0.5).tolist()
-        return ClipSpec(
-            span,
-            start,
+        return _Draw(
+            position,
             zoom=zoom,
             top=top,
             left=left,
             flip=self.config.random_flip and flip_number < 0.5,
             upside_down=upside_down,
             transpose=transpose,
-            stride=self.config.stride,
-            fps=self.config.fps,
         )
 
     def _clip_number(self, index: int) -> int:

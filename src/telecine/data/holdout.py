@@ -13,9 +13,9 @@ from telecine.data.errors import DataError
 from telecine.data.holdout_ends import hold_out_ends
 from telecine.data.holdout_groups import group_by_file, group_spans, has_column
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
     parts = split_table(SpanTable.of(spans), config)
     assert parts is not None
     train, held_out = parts
-    return list(train), list(held_out)
+    return list(train.exact), list(held_out.exact)
 
 
 def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTable] | None:
@@ -89,7 +89,7 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
     elif num_image_groups < 2:
         if len(images) > 0:
             _check_groups(config, num_image_groups)
-        if spans.exact is None:
+        if spans.indexed is None:
             logger.info("all images are indexed, because by their headers they are in one group")
             return None
         got = "one image" if len(images) > 0 else "nothing"
@@ -130,7 +130,7 @@ def _split_videos(videos: SpanTable, config: ClipConfig) -> tuple[SpanTable, Spa
         or len(distinct(videos.real_file[fits])) >= _MIN_VIDEOS
     )
     if not has_reason or num_groups == 1:
-        if videos.exact is None:
+        if videos.indexed is None:
             reason = "they are few" if num_groups > 1 else "all of them are in one group"
             logger.info("all videos are indexed: the end of each is held out, because %s", reason)
             return None
@@ -141,7 +141,7 @@ def _split_videos(videos: SpanTable, config: ClipConfig) -> tuple[SpanTable, Spa
         if num_groups == 1 or is_earlier:
             contract = "long enough for a training and a held-out clip"
             if config.fps is None:
-                num_frames = frames.num_source_frames(videos[0].info)
+                num_frames = frames.num_source_frames(videos.exact[0].info)
                 num_clips = 2 if is_earlier else 3
                 contract += f" of {num_frames} frames, {num_clips * num_frames} together"
             elif not is_earlier:
@@ -162,7 +162,7 @@ def _group(spans: SpanTable, config: ClipConfig) -> NDArray[np.integer[Any]]:
     """Return the group of each span: the index of its first span."""
     if config.holdout == _EARLIER:
         return group_by_file(spans)
-    follows_links = config.file_identity == "path" and spans.exact is not None
+    follows_links = config.file_identity == "path" and spans.indexed is not None
     return group_spans(spans, config.holdout, follows_links=follows_links)
 
 
@@ -238,5 +238,5 @@ def _too_short_error(contract: str, videos: SpanTable, remedy: str) -> Exception
         remedy: What to do.
     """
     longest = videos[int(videos.num_frames.argmax())]
-    got = f"at most {longest.num_frames} frames, in {longest.info.source}"
+    got = f"at most {longest.num_frames} frames, in {longest.source}"
     return argument_error("data", contract, got, remedy, DataError)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.paths import real_paths
+from telecine.data.span_table import SpanTable
 
 # Names are grouped by the shortest beginning with this many groups or more, of this many files on average or more. If
 # there is none, the next line holds.
@@ -36,7 +36,7 @@ def group_spans(
     labels: list[NDArray[np.integer[Any]]] = [spans.real_file]
     digest = spans.files.headers["digest"][spans.file]
     labels.append(np.where(digest == 0, -1 - spans.file, digest))
-    if spans.exact is None and (digest == 0).any():  # of files that a list describes
+    if spans.indexed is None and (digest == 0).any():  # of files that a list describes
         rows, codes = np.unique(spans.file, return_inverse=True)
         labels.append(spans.files.process_local_ids(rows)[codes])
     if spans.group.any():

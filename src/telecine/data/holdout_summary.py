@@ -8,8 +8,8 @@ import numpy as np
 from telecine.base.checks import count
 from telecine.data.holdout import MAX_FRACTION
 from telecine.data.lazy.sorted_numbers import distinct, first_of_each
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Source
+from telecine.data.span_table import SpanTable
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,10 @@ class _Extent:
 
     @classmethod
     def of(cls, train: SpanTable, held_out: SpanTable) -> "_Extent":
-        """Return that of two parts of one table."""
+        """Return that of two parts of one table: of its videos if some are held out, else of its images."""
+        are_images = bool(held_out.is_image.all())
+        train = train.take(train.is_image == are_images)
+        held_out = held_out.take(held_out.is_image == are_images)
         files = held_out.real_file
         rows = distinct(files)
         first_places = first_of_each(files)
@@ -42,10 +45,10 @@ class _Extent:
             num_files=len(rows),
             num_all_files=len(rows) + int(is_trained_on.sum()) - num_common,
             has_ends=num_common > 0,
-            are_images=bool(held_out.is_image.all()),
+            are_images=are_images,
             num_frames=num_frames,
             num_all_frames=num_frames + int(train.num_frames.sum()),
-            first_files=[held_out[place].info.source for place in first_places[:_NUM_NAMED]],
+            first_files=[held_out[place].source for place in first_places[:_NUM_NAMED]],
         )
 
 

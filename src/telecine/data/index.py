@@ -26,18 +26,15 @@ from telecine.data.hdr import range_of
 from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
-from telecine.data.remote_read import open_local
+from telecine.data.remote_read import SourceBytes, open_bytes
 from telecine.data.source import (
     AnyPath,
-    LocalSource,
     Skipped,
     Source,
     VideoInfo,
     as_source,
     check_frame,
-    extent,
     kind_of,
-    open_file,
 )
 from telecine.settings import ClipConfig
 
@@ -84,10 +81,12 @@ def index_video(
         config = ClipConfig()
     if deadline is None:
         deadline = Deadline(source, config.timeout)
-    with decode_errors(source, VIDEO_ERRORS):
-        # A file at an address is fetched whole: what follows reads the copy.
-        num_bytes = open_local(source, _num_bytes, deadline, reads="whole")
-        if num_bytes == 0:
+    # A file at an address is fetched whole: what follows reads the copy.
+    with (
+        decode_errors(source, VIDEO_ERRORS),
+        open_bytes(source, deadline, reads="whole") as opened,
+    ):
+        if opened.size == 0:
             raise DecodeError(f"{source}: an empty file")
     info = None
     if kind_of(source) == "arrays":
@@ -96,26 +95,19 @@ def index_video(
         info = index_image(source, config, deadline)
     if info is None:
         info = _index_video(source, config, deadline)
-    with decode_errors(source, VIDEO_ERRORS):
-        digest = open_local(source, _digest_content, deadline)
-    return replace(info, digest=digest)
+    with decode_errors(source, VIDEO_ERRORS), open_bytes(source, deadline) as opened:
+        return replace(info, digest=_digest_content(opened))
 
 
-def _num_bytes(source: LocalSource) -> int:
-    with open_file(source) as file:
-        return extent(source, file)[1]
-
-
-def _digest_content(source: LocalSource) -> str:
+def _digest_content(opened: SourceBytes) -> str:
     """Return a SHA-256 of the size of a file and of its bytes; of more than 1 MiB, of 16 evenly spaced blocks."""
-    with open_file(source) as file:
-        begin, size = extent(source, file)
-        distance = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) / (_NUM_BLOCKS - 1))
-        digest = hashlib.sha256(str(size).encode())
-        for number in range(_NUM_BLOCKS):
-            offset = int(number * distance)
-            file.seek(begin + offset)
-            digest.update(file.read(max(0, min(_BLOCK_BYTES, size - offset))))
+    size = opened.size
+    distance = max(_BLOCK_BYTES, (size - _BLOCK_BYTES) / (_NUM_BLOCKS - 1))
+    digest = hashlib.sha256(str(size).encode())
+    for number in range(_NUM_BLOCKS):
+        offset = int(number * distance)
+        opened.file.seek(opened.begin + offset)
+        digest.update(opened.file.read(max(0, min(_BLOCK_BYTES, size - offset))))
     return digest.hexdigest()
 
 
@@ -140,7 +132,7 @@ def index_image(source: Source, config: ClipConfig, deadline: Deadline) -> Video
 
 def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> VideoInfo:
     with decode_errors(source, VIDEO_ERRORS):
-        open_local(source, lambda local: check_tables(local, deadline), deadline)
+        check_tables(source, deadline)
     first_frame, stored_aspect = _read_first_frame(source, config, deadline)
     with open_video(source, config.max_pixels, deadline) as (container, stream):
         scan = scan_packets(source, container, stream, deadline)
@@ -212,8 +204,8 @@ def index_videos(
                 infos.append(result)
     if not infos:
         got = f"{len(skipped)} that cannot be decoded: {Skipped.listed(skipped)}"
-        remedy = "Check that they are complete and that other programs show them."
-        raise argument_error("data", "at least one decodable file", got, remedy, DataError)
+        contract = "at least one decodable file"
+        raise argument_error("data", contract, got, Skipped.remedy(skipped), DataError)
     if skipped:
         logger.warning(
             "skipped %d of %d files: %s", len(skipped), len(sources), Skipped.listed(skipped)

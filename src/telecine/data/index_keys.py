@@ -1,4 +1,4 @@
-"""Keys of files in an index: numbers that a changed file has no more, and a moved data set keeps."""
+"""Keys of files in an index: numbers that change if a file changes, and stay if the data set is moved."""
 
 import hashlib
 import os
@@ -6,12 +6,16 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from telecine.data.fingerprint import Fingerprint
 from telecine.data.index_paths import index_path
-from telecine.data.lazy.file_table import keys_of_members
 from telecine.data.paths import deepest_folder
 from telecine.data.source import Source, TarMember, is_address
+
+MAX_KEY = 2**63 - 1
+# 2**64 divided by the golden ratio, for Fibonacci hashing: products with offsets, multiples of 512, differ in all bits.
+_FIBONACCI = 0x9E3779B97F4A7C15
 
 
 def index_root(data: str | PathLike[str]) -> str:
@@ -44,3 +48,16 @@ def key_of(source: Source, fingerprint: Fingerprint, root: str) -> int:
     text = f"{name}\n{tuple(fingerprint)}"
     digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def keys_of_members(
+    archive_keys: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return a number for each member of tar files, which depends on its place.
+
+    Args:
+        archive_keys: The key of the tar file of each member.
+        offsets: Of the first byte of each member.
+    """
+    spread = offsets.astype(np.uint64) * np.uint64(_FIBONACCI) & np.uint64(MAX_KEY)
+    return archive_keys ^ spread.astype(np.int64)

@@ -36,6 +36,7 @@ from telecine.data.clip import Clip
 from telecine.data.dataset import Item
 from telecine.data.errors import DataError, thread_errors
 from telecine.data.source import Span
+from telecine.data.span_table import SpanTable
 from telecine.data.worker_process import initialise_worker
 from telecine.settings import MAX_FAILURES, ClipConfig
 
@@ -78,7 +79,7 @@ class TrainingClips(Protocol):
         """What determines the order of clips."""
 
     @property
-    def spans(self) -> Sequence[Span]:
+    def spans(self) -> Sequence[Span] | SpanTable:
         """The parts of files that clips are drawn from; empty for a map-style data set."""
 
     def __getitem__(self, item: int | Item, /) -> Clip:

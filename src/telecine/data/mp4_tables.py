@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterator
 from typing import BinaryIO, NamedTuple
 
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.source import LocalSource, extent, open_file
+from telecine.data.remote_read import open_bytes
+from telecine.data.source import Source
 
 MAX_FRAMES = 2**22  # a day at 48 frames a second
 # Boxes that contain boxes, and the bytes before these. FFmpeg looks for boxes in free space, too.
@@ -44,8 +45,8 @@ class Box(NamedTuple):
     content: bytes  # its first 96 bytes or more; zeros follow the end of the file
 
 
-def check_tables(source: LocalSource, deadline: Deadline) -> None:
-    """Check that the tables of a local file claim no more frames than it can have, and are not compressed.
+def check_tables(source: Source, deadline: Deadline) -> None:
+    """Check that the tables of a file claim no more frames than it can have, and are not compressed.
 
     A file of another format has no such tables.
 
@@ -53,8 +54,7 @@ def check_tables(source: LocalSource, deadline: Deadline) -> None:
         DecodeError: a table claims too many frames or is compressed.
         DataError: the deadline has passed.
     """
-    with open_file(source) as file:
-        begin, size = extent(source, file)
+    with open_bytes(source, deadline) as (file, begin, size):
         claimed_bytes = 0
         for box in iterate_boxes(file, begin, begin + size, _CHECKED_KINDS, deadline):
             if box.kind == b"cmov":

@@ -7,18 +7,27 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from telecine.data.errors import ChangedError, DataError, Deadline, DecodeError
 from telecine.data.remote import RefusedError, info_of, look_up, time_limit, with_retries
 from telecine.data.remote_cache import SIZE_VARIABLE, RemoteCache, cache_folder, max_cache_bytes
-from telecine.data.source import LocalSource, RemotePath, Source, TarMember, file_of, kind_of
+from telecine.data.source import (
+    LocalSource,
+    RemotePath,
+    Source,
+    TarMember,
+    extent,
+    file_of,
+    kind_of,
+    open_file,
+)
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -49,8 +58,9 @@ def open_local(
 
     Args:
         source: The source.
-        open_source: The function that opens it. It gets the source. Of one at an address it gets what `reads` says. It
-            must start anew when it is called: this happens again if another process removes a copy before it is opened.
+        open_source: The function that opens it, such as one of a library that needs its path; for others there is
+            `open_bytes`. It gets the source. Of one at an address it gets what `reads` says. It is called again if
+            another process removes a copy before it is opened.
         deadline: The time by which what is read of a file at an address must arrive.
         reads: How a source at an address is read.
             "whole": most of it is read, or its path is needed. It is fetched at once, and `open_source` gets a copy,
@@ -83,6 +93,44 @@ def open_local(
         return open_source(_local_source(source, reader, reads))
 
     return _until_not_removed(file, open_again)
+
+
+class SourceBytes(NamedTuple):
+    """The opened file that holds a source, and which of its bytes are those of the source."""
+
+    file: BinaryIO
+    begin: int
+    size: int
+
+
+@contextmanager
+def open_bytes(
+    source: Source, deadline: Deadline | None = None, *, reads: Reads = "parts"
+) -> Iterator[SourceBytes]:
+    """Open the bytes of a source, on this machine or at an address, at the first one.
+
+    They stay readable if another process removes a copy.
+
+    Args:
+        source: The source.
+        deadline: As that of `open_local`.
+        reads: As that of `open_local`.
+
+    Raises:
+        DecodeError: as `open_local`, or the source is no regular file.
+        DataError: as `open_local`.
+        OSError: it cannot be opened.
+    """
+
+    def open_source(local: LocalSource) -> SourceBytes:
+        file = open_file(local)
+        begin, size = extent(local, file)
+        file.seek(begin)
+        return SourceBytes(file, begin, size)
+
+    opened = open_local(source, open_source, deadline, reads=reads)
+    with opened.file:
+        yield opened
 
 
 def _local_source(source: Source, reader: _RemoteReader, reads: Reads) -> LocalSource:

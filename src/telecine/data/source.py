@@ -7,7 +7,7 @@ import math
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -171,6 +171,13 @@ class Skipped:
     reason: str
 
     @staticmethod
+    def remedy(skipped: Iterable[Skipped]) -> str:
+        """Return what to do about files of which none can be decoded, as a sentence."""
+        if all(kind_of(file.path) == "" for file in skipped):
+            return "A list is .csv, .jsonl or .parquet with a column `path`."
+        return "Check that they are complete and that other programs show them."
+
+    @staticmethod
     def of(path: Source, error: DecodeError) -> Skipped:
         """Return the file with the reason of an error, whose message is `PATH: REASON`."""
         return Skipped(path, str(error).removeprefix(f"{path}: "))
@@ -311,6 +318,11 @@ class Span:
     group: str = ""  # spans of one group are held out together; empty if the data names none
     columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
     """Columns of a list that are kept, such as a caption."""
+
+    @property
+    def source(self) -> Source:
+        """The video."""
+        return self.info.source
 
     @property
     def num_frames(self) -> int:

@@ -1,6 +1,6 @@
 """Spans that are long enough for a clip, and draws of a position in them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,8 +9,16 @@ from numpy.typing import NDArray
 from telecine.base.checks import argument_error
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Span
+from telecine.data.span_table import EstimatedSpan, SpanTable
+
+
+class Position(NamedTuple):
+    """A position of a clip in a span."""
+
+    span: Span | EstimatedSpan
+    offset: int  # of the first frame, from that of the span
+    num_positions: int  # of a clip in the span
 
 
 class SpanPool:
@@ -53,8 +61,8 @@ class SpanPool:
         """The number of clips in an epoch."""
         return len(self.rows) if self._file_ends is None else len(self._file_ends)
 
-    def draw(self, generator: torch.Generator, part: int | None = None) -> tuple[Span, int]:
-        """Draw a span and the index of a clip's first frame in its video.
+    def draw(self, generator: torch.Generator, part: int | None = None) -> Position:
+        """Draw a position.
 
         Args:
             generator: The source of random numbers.
@@ -67,8 +75,11 @@ class SpanPool:
         position = positions.start + offset
         place = int(np.searchsorted(self._ends, position, side="right"))
         begin = int(self._ends[place - 1]) if place > 0 else 0
-        span = self._spans[int(self.rows[place])]
-        return span, span.first_frame + position - begin
+        return Position(
+            self._spans[int(self.rows[place])],
+            offset=position - begin,
+            num_positions=int(self._ends[place]) - begin,
+        )
 
     def _positions(self, part: int | None) -> range:
         """Return the positions in a part; with None, all."""

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, TypeVar
 from telecine.data.errors import Deadline
 from telecine.data.fingerprint import Fingerprint
 from telecine.data.remote_cache import max_cache_bytes
-from telecine.data.remote_read import Reads, open_local
-from telecine.data.source import File, LocalSource, TarMember, is_hidden, kind_of, open_file
+from telecine.data.remote_read import Reads, open_bytes
+from telecine.data.source import File, TarMember, is_hidden, kind_of, open_file
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +80,11 @@ def scan_tar(
         DataError: the tar file is not read in time.
     """
     results: list[T] = []
-
-    def scan(local: LocalSource) -> None:
-        results.clear()  # `open_local` may call this again
-        opened = open_file(local)
-        for member in deadline.limit(tar_members(archive, opened)):
-            results.append(read(member, opened))
-
     try:
         reads: Reads = "whole" if _has_small_members(archive, deadline) else "headers"
-        open_local(archive, scan, deadline, reads=reads)
+        with open_bytes(archive, deadline, reads=reads) as opened:
+            for member in deadline.limit(tar_members(archive, opened.file)):
+                results.append(read(member, opened.file))
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(results), error)
         return results, not isinstance(error, OSError)
@@ -103,16 +98,12 @@ def _has_small_members(archive: File, deadline: Deadline) -> bool:
         archive: The tar file. One on this machine is not fetched.
         deadline: The time by which its first members must be found.
     """
-    if isinstance(archive, Path):
+    if isinstance(archive, Path) or Fingerprint.of(archive).size > max_cache_bytes():
         return False
-
-    def are_small(local: LocalSource) -> bool:
-        for number, member in enumerate(tar_members(archive, open_file(local)), start=1):
+    with open_bytes(archive, deadline, reads="headers") as opened:
+        for number, member in enumerate(tar_members(archive, opened.file), start=1):
             if member.offset >= _NUM_SAMPLED * _SMALL_MEMBER:
                 return False
             if number == _NUM_SAMPLED:
                 return True
-        return False
-
-    fits = Fingerprint.of(archive).size <= max_cache_bytes()
-    return fits and open_local(archive, are_small, deadline, reads="headers")
+    return False

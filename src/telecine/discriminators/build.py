@@ -125,7 +125,8 @@ def build_discriminators(
         load: Whether the frozen network of discriminators on features gets its weights; without, it is random.
 
     Returns:
-        The discriminator of single frames, `None` without one or if 1 is no factor; and those of clips, by factor.
+        The discriminator of single frames, `None` without one or if 1 is no factor; and the discriminators of clips, by
+        factor.
     """
     build_video = choose_video(config)
     backbone: nn.Module | None = None

@@ -25,7 +25,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     the discriminators of StyleGAN-T (arXiv:2301.09515) and ADD (arXiv:2311.17042). Here the network sees each frame by
     itself, and two convolutions over 3 frames in each head see flicker. The features of a layer are normalised by their
     mean and variance over a clip. The heads have spectral normalisation (arXiv:1802.05957), which bounds their slope
-    without a penalty; that of the frozen network is not bounded.
+    without a penalty; the slope of the frozen network is not bounded.
 
     Any batch and number of frames work, and any height and width that the network accepts, 16 and more for "vgg".
     Clips are independent, and the logits depend on every pixel. Logits are `(B, heads, T, h, w)` with the height and

@@ -61,11 +61,11 @@ class _ResidualDiscriminator(GradientCheckpointing):
         check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
         height, width = _as_image_size(image_size)
         # They reduce the shorter side to at least 4 and below 8.
-        num_halvings = min(height, width).bit_length() - 3
-        num_blocks = num_halvings + 1
+        num_downsamplings = min(height, width).bit_length() - 3
+        num_blocks = num_downsamplings + 1
         self.channels = channels
         self.time_weighting = time_weighting
-        self.temporal_num_layers = min(frame_num.bit_length() - 1, num_halvings)
+        self.temporal_num_layers = min(frame_num.bit_length() - 1, num_downsamplings)
         self.blocks = nn.ModuleList()
         width_in = channels
         for index in range(num_blocks):
@@ -90,7 +90,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
             self.blocks.append(block)
             width_in = width_out
         # The head's map is rounded down, as in published checkpoints.
-        self.to_logits = Head(width_in, (height >> num_halvings, width >> num_halvings))
+        self.to_logits = Head(width_in, (height >> num_downsamplings, width >> num_downsamplings))
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map images `(B, C, H, W)` or videos `(B, C, T, H, W)` in [-1, 1] to logits `(B,)` and each block's output.

@@ -1,4 +1,4 @@
-"""Whether the figures of evaluations compare: their protocols, field by field."""
+"""Whether the values of evaluations compare: their protocols, field by field."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TypeAlias
 from telecine.base.checks import argument_error, shorten
 
 _Fields: TypeAlias = Mapping[str, object]
-# Fields of the protocol that must be equal, or the figures do not compare.
+# Fields of the protocol that must be equal, or the values do not compare.
 MUST_MATCH = (
     "num_clips",
     "num_frames",
@@ -41,7 +41,7 @@ def check_protocols(first: _Fields, second: _Fields) -> list[str]:
     """Return the harmless differences of two protocols.
 
     Raises:
-        ValueError: Their figures do not compare.
+        ValueError: Their values do not compare.
     """
     first_metrics = _fields_of(first, "metrics")
     second_metrics = _fields_of(second, "metrics")

@@ -22,11 +22,15 @@ _CONFIDENCE = 0.95
 _NUM_RESAMPLES = 10_000
 _SEED = 0
 _RESAMPLES_PER_BATCH = 100  # bounds memory
+# Over fewer videos, a bootstrap is clearly too narrow.
+_NUM_VIDEOS = 10
+# At most so many ticks of an axis have room for their numbers.
+_NUM_TICKS = 5
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The figures of two evaluations, A and B, in one metric, and their difference."""
+    """The values of two evaluations, A and B, in one metric, and their difference."""
 
     name: str
     """The metric, or its distance from the best value for metrics that are best near a number."""
@@ -35,7 +39,7 @@ class Difference:
     mean: float
     """Mean over clips of B - A."""
     interval: tuple[float, float] | None
-    """The 95 % bootstrap interval of the mean, over videos. None for a single video, and for figures of a set."""
+    """The 95 % bootstrap interval of the mean, over videos. None for a single video, and for metrics of a set."""
     larger_is_better: bool
 
     @property
@@ -63,7 +67,7 @@ class Comparison:
 
     differences: list[Difference]
     warnings: list[str]
-    """Differences of the protocols that leave the figures comparable."""
+    """Differences of the protocols that leave the values comparable."""
     num_clips: int
     num_videos: int
     first: str
@@ -85,6 +89,9 @@ class Comparison:
         console.print(f"B: {self.second}", soft_wrap=True, markup=False)
         if self.num_videos == 1:
             console.print("undecided: clips of one video have no interval over videos")
+        elif self.num_videos < _NUM_VIDEOS:
+            text = f"few videos: the intervals over {self.num_videos} are too narrow to rely on"
+            console.print(text)
         for warning in self.warnings:
             console.print(f"differs: {warning}", soft_wrap=True)
 
@@ -116,7 +123,7 @@ def compare(
         else:
             set_metrics.append(name)
     differences = _paired_differences(evaluation_a.per_clip, evaluation_b.per_clip, better)
-    # A Frechet distance is one figure per set, without an interval over clips.
+    # A Frechet distance is one value per set, without an interval over clips.
     for name in set_metrics:
         a = evaluation_a.metrics[name]
         b = evaluation_b.metrics[name]
@@ -225,6 +232,7 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
     """
     # Takes a second to import, which `telecine --help` must not spend.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 1 + 0.62 * len(differences)), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -237,9 +245,11 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
         axes.plot([low, high], [0, 0], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([difference.mean], [0], marker="o", markersize=6, color=colour)
         limit = 1.25 * max(abs(low), abs(high))
-        if not 0 < limit < math.inf:  # 0 if the figures are equal; NaN is shown as text
+        if not 0 < limit < math.inf:  # 0 if the values are equal; NaN is shown as text
             limit = 1.0
         axes.set_xlim((-limit, limit) if difference.larger_is_better else (limit, -limit))
+        axes.xaxis.set_major_locator(MaxNLocator(_NUM_TICKS - 1))
+        axes.xaxis.set_major_formatter("{x:g}")  # without a factor beside the axis
         axes.set_yticks([])
         axes.tick_params(labelsize=7)
         axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)

@@ -11,6 +11,7 @@ from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import device_of_process
 from telecine.base.precision import tf32
 from telecine.data import clips_sha256
+from telecine.data.first_process import log_in_first_process
 from telecine.evaluation.evaluation_record import EvaluationRecord
 from telecine.evaluation.load_model import Model
 from telecine.evaluation.measure_clips import (
@@ -72,8 +73,9 @@ def evaluate(
             )
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
-        source, infos = open_source(checkpoint, config, device)
-        spans = source.clip_protocol.select(infos)
+        with log_in_first_process(rank):
+            source, infos = open_source(checkpoint, config, device)
+            spans = source.clip_protocol.select(infos)
         metric_set = source.clip_protocol.load_metrics(spans, config, device)
         metric_set = metric_set.with_measures(_requested_measures(source, config))
         description = source.clip_protocol.describe(spans)

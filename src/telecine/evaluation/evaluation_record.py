@@ -19,7 +19,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """Everything that a figure depends on besides the model: the content of `protocol.json`."""
+    """Everything that a value depends on besides the model: the content of `protocol.json`."""
 
     data: str
     """The data set, e.g. its folder."""

@@ -13,7 +13,7 @@ EPSILON = 1e-12
 
 
 def latent_summary(latents: Tensor) -> dict[str, float]:
-    """Return the figures of latents `(B, C, t, h, w)` that a training run logs, all NaN if a latent is not finite."""
+    """Return what a training run logs about latents `(B, C, t, h, w)`; all NaN if a latent is not finite."""
     std = channel_rows(latents).std(1, correction=0).tolist()
     return {
         "std": sum(std) / len(std),

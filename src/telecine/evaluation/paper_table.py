@@ -38,9 +38,9 @@ def make_table(
     output: str | Path | None = None,
     speeds: Sequence[Speed] | None = None,
 ) -> str:
-    """Return a table of evaluations in Markdown. It has the metrics that all have, and the best figures are bold.
+    """Return a table of evaluations in Markdown. It has the metrics that all have, and the best values are bold.
 
-    The figure behind "±" is 1.96 standard errors of a mean over clips, from the variance between videos.
+    The number behind "±" is 1.96 standard errors of a mean over clips, from the variance between videos.
 
     Args:
         folders: The output folders of two or more evaluations.
@@ -84,7 +84,7 @@ def make_table(
     half_width_text = ", ± 1.96 standard errors between videos" if any(half_widths) else ""
     caption = (
         f"{describe_clips(first)}, of {nums_videos[0]} videos in {first['data']}. "
-        f"Mean over clips{half_width_text}; the best figures are bold."
+        f"Mean over clips{half_width_text}; the best values are bold."
     )
     markdown = _in_markdown(rows, caption)
     if output is not None:
@@ -147,7 +147,7 @@ def _escaped(text: str) -> str:
 def table_cells(
     means: Sequence[float], half_widths: Sequence[float | None], better: Better
 ) -> list[str]:
-    """Return the cells of a metric. Figures that are printed alike are the best together.
+    """Return the cells of a metric. Values that are printed alike are the best together.
 
     Args:
         means: The mean of each evaluation.

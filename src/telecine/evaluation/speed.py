@@ -76,7 +76,7 @@ class Speed:
 
 
 def describe_speed(model: VideoAutoencoder, size: Sequence[int]) -> dict[str, Any]:
-    """Return what figures of speed depend on besides the model, for `protocol.json`.
+    """Return what speeds depend on besides the model, for `protocol.json`.
 
     Args:
         model: One of the models, which computes in the precision of its weights.

@@ -231,7 +231,7 @@ def round_trip(
     sample_weight: Tensor | None = None,
     trains: Literal["decoder", "both"] = "decoder",
 ) -> Scalar:
-    """Return the mean absolute difference of a latent from that of its decoded video, `|E(D(z)) - z|`.
+    """Return the mean absolute difference between a latent and the latent of its decoded video, `|E(D(z)) - z|`.
 
     The latent consistency of H3AE (arXiv:2504.10567). It costs a full pass of the decoder and of the encoder.
     A latent of smaller values has a smaller loss: with "both", something else has to keep its scale, such as the KL
@@ -290,7 +290,7 @@ def local_correlation(
         sample_weight: Non-negative weights of the clips `(B,)`, see `weighted_mean`.
         threshold: From 0 to below 1; 0.75 in the paper. The result is in [0, 1 + threshold], at least float32.
         first_frame_apart: Whether the first latent frame has windows of its own: it encodes one frame alone. Without
-            it, its windows reach over time, as those of the others. Training passes what the autoencoder says.
+            it, its windows reach over time, as in the other frames. Training passes what the autoencoder says.
 
     Raises:
         ValueError: The latent is too small, or an argument is out of range.

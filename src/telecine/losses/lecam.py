@@ -22,7 +22,7 @@ def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Sca
         real: Logits of real samples, of any shape.
         fake: Logits of reconstructions, of any shape.
         real_average: Moving average of `real`, 0-d; it gets no gradient.
-        fake_average: Moving average of `fake`, likewise.
+        fake_average: Moving average of `fake`, 0-d; it gets no gradient.
     """
     real = at_least_float32(real)
     fake = at_least_float32(fake)
@@ -38,7 +38,7 @@ class RunningMean(nn.Module):
     finite are ignored. No host-device synchronisation.
 
     Args:
-        decay: In [0, 1). The default is that of 1D-tokenizer: a small one follows the noise of single batches.
+        decay: In [0, 1). The default is 1D-tokenizer's: a small one follows the noise of single batches.
     """
 
     mean: Tensor

@@ -1,6 +1,6 @@
 """Penalties on the gradient of the discriminator with respect to its input.
 
-A penalty is a function of those of these keyword arguments that it needs:
+A penalty is a function with any of these keyword arguments:
 
 - `discriminator`: maps an input `(B, ...)` to logits, for penalties that evaluate it at further points;
 - `real`, `fake`: the discriminator's inputs `(B, ...)`, which require gradients, see `Penalty.gradient_at`;
@@ -8,7 +8,7 @@ A penalty is a function of those of these keyword arguments that it needs:
 - `generator`: source of random numbers on the inputs' device, one generator, or a list with one for each clip, as in
   training; PyTorch's default generator if `None`. `telecine.base.randomness.randn` draws from all of them.
 
-Gradients are those of the sum of a sample's logits, and norms run over all axes of a sample. Samples must not depend on
+Gradients are taken of the sum of a sample's logits, and norms run over all axes of a sample. Samples must not depend on
 each other, as they do with batch normalisation.
 """
 
@@ -44,7 +44,7 @@ class Penalty:
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
-        """Those of `PENALTY_INPUTS` that the function has parameters for."""
+        """The names of `PENALTY_INPUTS` that the function has parameters for."""
         parameters = inspect.signature(getattr(self.function, "forward", self.function)).parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return PENALTY_INPUTS
@@ -209,8 +209,8 @@ def as_penalty(function: Callable[..., Scalar]) -> Penalty:
 def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Scalar:
     """Return the mean over the batch of `(|| d sum(logits) / d real_b ||_2 - center)^2`.
 
-    The penalty of WGAN-GP (Gulrajani et al., arXiv:1704.00028, equation 3). At real samples instead of interpolates it
-    is that of MAGVIT-2's public code and of CogVideo. The norm runs over every axis but the batch. The result is a
+    The penalty of WGAN-GP (Gulrajani et al., arXiv:1704.00028, equation 3). At real samples instead of interpolates,
+    MAGVIT-2's public code and CogVideo have it. The norm runs over every axis but the batch. The result is a
     0-d tensor >= 0 whose graph leads to the discriminator's parameters (a double backward).
 
     Args:

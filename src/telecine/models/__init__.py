@@ -19,5 +19,6 @@ from telecine.models.stream import StreamDecoder as StreamDecoder
 from telecine.models.stream import StreamEncoder as StreamEncoder
 from telecine.models.student import StudentAutoencoder as StudentAutoencoder
 from telecine.ops.pass_options import ClipPosition as ClipPosition
+from telecine.ops.pass_options import clip_position as clip_position
 
 __all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

@@ -260,7 +260,7 @@ def read_causal_config(folder: str | PathLike[str]) -> CausalVAEConfig:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is that of another class, an older version wrote it, or a setting is wrong.
+        ValueError: Another class or an older version wrote it, or a setting is wrong.
     """
     settings = [field.name for field in fields(CausalVAEConfig)]
     values = load_config(

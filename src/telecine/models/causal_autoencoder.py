@@ -86,7 +86,7 @@ class CausalAutoencoder(LatentAutoencoder):
     def row_split(self) -> RowSplit:
         """Return how several processes share a clip: the decoder computes rows.
 
-        A student's encoder is that of its teacher, which keeps no activations.
+        A student has its teacher's encoder, which keeps no activations.
         """
         return RowSplit(
             spatial_compression=self.config.spatial_compression,
@@ -110,7 +110,7 @@ class CausalAutoencoder(LatentAutoencoder):
         Args:
             latent: `(B, latent_channels, k, h, w)`, or cut to one of `nested_channels`.
             noise: What a decoder that generates starts from, of the result's shape.
-            generator: Draws the noise: one, or one for each clip. Without both, the noise is that of `sampler`.
+            generator: Draws the noise: one, or one for each clip. Without both, `sampler` has the noise.
 
         Raises:
             ValueError: The latent has another shape, or there is no noise in training.
@@ -191,7 +191,7 @@ class CausalAutoencoder(LatentAutoencoder):
         return self.config.time_compression
 
     def _chunk_frames(self, num_frames: int | None) -> int:
-        """Return the frames of a chunk of a stream: at most `num_frames`, and at least those of a latent frame."""
+        """Return the frames of a chunk of a stream: at most `num_frames`, and at least one latent frame's."""
         if num_frames is None:
             return self._time
         check_count("num_frames", num_frames)

@@ -29,7 +29,7 @@ def _repeat_first_frame(video: Video, count: int) -> Video:
     return torch.cat([video[:, :, :1].expand(-1, -1, count, -1, -1), video], dim=2)
 
 
-def fold(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
+def patchify(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
     """Move blocks of `time x space x space` values into channels.
 
     Args:
@@ -42,14 +42,14 @@ def fold(video: Video, time: int, space: int, first_frame_apart: bool = True) ->
     return rearrange(padded, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=space, r=space)
 
 
-def unfold(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
-    """Invert `fold`: move channels into blocks of `time x space x space`, and keep one copy of the first frame.
+def unpatchify(video: Video, time: int, space: int, first_frame_apart: bool = True) -> Video:
+    """Invert `patchify`: move channels into blocks of `time x space x space`, and keep one copy of the first frame.
 
     Args:
         video: `(B, C * time * space * space, t, h, w)`.
         time: Frames of a block.
         space: Height and width of a block.
-        first_frame_apart: As of `fold`.
+        first_frame_apart: As of `patchify`.
     """
     spread = rearrange(
         video, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=time, q=space, r=space
@@ -258,12 +258,12 @@ class Downsample(nn.Module):
 
     def forward(self, video: Video) -> Video:
         """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, H / 2, W / 2)`."""
-        folded = fold(video, 1, 2)
-        return self.conv(folded) + folded.unflatten(1, (self.out_channels, -1)).mean(2)
+        patches = patchify(video, 1, 2)
+        return self.conv(patches) + patches.unflatten(1, (self.out_channels, -1)).mean(2)
 
 
 class Upsample(nn.Module):
-    """The inverse of `Downsample`: mix the channels, plus a shortcut that repeats them, and unfold 2 x 2 positions."""
+    """The inverse of `Downsample`: mix channels, plus a shortcut that repeats them, and unpatchify 2 x 2 positions."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -272,4 +272,4 @@ class Upsample(nn.Module):
 
     def forward(self, video: Video) -> Video:
         """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, 2 * H, 2 * W)`."""
-        return unfold(self.conv(video) + video.repeat_interleave(self.num_repeats, dim=1), 1, 2)
+        return unpatchify(self.conv(video) + video.repeat_interleave(self.num_repeats, dim=1), 1, 2)

@@ -20,9 +20,9 @@ from telecine.models.causal_blocks import (
     ResidualBlock,
     Upsample,
     call_layer,
-    fold,
     init_zero,
-    unfold,
+    patchify,
+    unpatchify,
 )
 from telecine.models.channels import RGBAConv3d
 from telecine.models.linear import PatchDecoder, PatchEncoder
@@ -94,9 +94,9 @@ class Encoder(nn.Module):
 
         conv = RGBAConv3d if config.in_channels == RGBA else nn.Conv3d
         layers: list[nn.Module] = [
-            CausalConv(config.folded_channels, config.channels[0], (1, 3), conv)
+            CausalConv(config.patch_channels, config.channels[0], (1, 3), conv)
         ]
-        for stage, (outer, inner) in enumerate(config.halvings()):
+        for stage, (outer, inner) in enumerate(config.downsamplings()):
             layers.extend(_residual_blocks(config, stage))
             layers.append(Downsample(outer, inner))
         layers.extend(_residual_blocks(config, len(config.channels) - 1))
@@ -119,11 +119,11 @@ class Encoder(nn.Module):
             cache: The frames that layers keep between the chunks of a stream; None for a whole clip.
             first_chunk: Whether no other chunk is before it.
         """
-        folded = fold(video, *self.patch, self.first_frame_apart and first_chunk)
+        patches = patchify(video, *self.patch, self.first_frame_apart and first_chunk)
         if cache is None:
-            outputs = _in_temporal_chunks(self.network, self.chunk_size, folded)
+            outputs = _in_temporal_chunks(self.network, self.chunk_size, patches)
         else:
-            outputs = self.network(folded, cache=cache)
+            outputs = self.network(patches, cache=cache)
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video, first_chunk=first_chunk) + residual, logvar
 
@@ -149,13 +149,13 @@ class Decoder(nn.Module):
         )
         kinds = config.decoder_convolutions
         layers: list[nn.Module] = [CausalConv(config.latent_channels, config.channels[-1], (1, 3))]
-        for stage, (outer, inner) in reversed(list(enumerate(config.halvings()))):
+        for stage, (outer, inner) in reversed(list(enumerate(config.downsamplings()))):
             layers.extend(_residual_blocks(config, stage + 1, noise_features, kinds))
             layers.append(Upsample(inner, outer))
         layers.extend(_residual_blocks(config, 0, noise_features, kinds))
         layers.append(ChannelNorm(config.channels[0], noise_features))
         layers.append(nn.SiLU())
-        layers.append(init_zero(CausalConv(config.channels[0], config.folded_channels, (1, 3))))
+        layers.append(init_zero(CausalConv(config.channels[0], config.patch_channels, (1, 3))))
         self.network = CausalSequential(*layers)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
@@ -174,16 +174,16 @@ class Decoder(nn.Module):
         else:
             residual = self.network(latent, cache=cache)
         is_apart = self.first_frame_apart and first_chunk
-        # The linear map first: its intermediate values are freed before `unfold` makes a video.
+        # The linear map first: its intermediate values are freed before `unpatchify` makes a video.
         video = self.linear(latent, first_chunk=first_chunk)
-        return cast(Video, video + unfold(residual, *self.patch, is_apart))
+        return cast(Video, video + unpatchify(residual, *self.patch, is_apart))
 
 
 class FlowDecoder(Decoder):
     """From a latent and a noisy video to the clean video, see `telecine.models.flow`.
 
-    The noisy video is folded into patches like that of the encoder. It enters before the last blocks, and, through
-    layers that halve height and width, before those of each other resolution down to the latent's: folded at once to
+    The noisy video is patchified as that of the encoder. It enters before the last blocks, and, through layers that
+    halve height and width, before those of each lower resolution. In patches for the latent's resolution at once, of
     32 x 32 pixels, its first layer would have more weights than all others.
 
     The network's output `F` is part of the clean video, `x0 = linear(z) + F`; or of the velocity,
@@ -196,9 +196,9 @@ class FlowDecoder(Decoder):
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__(config, _NOISE_FEATURES)
         self.predicts_velocity = config.flow.prediction == "velocity"
-        halvings = [Downsample(outer, inner) for outer, inner in config.halvings()]
-        first = CausalConv(config.folded_channels, config.channels[0], (1, 3))
-        self.noisy = nn.ModuleList([first, *halvings])
+        downsamplings = [Downsample(outer, inner) for outer, inner in config.downsamplings()]
+        first = CausalConv(config.patch_channels, config.channels[0], (1, 3))
+        self.noisy = nn.ModuleList([first, *downsamplings])
         self.level = nn.Sequential(  # the MLP of the noise level, by its name in saved weights
             nn.Linear(_NOISE_FEATURES, _NOISE_FEATURES),
             nn.SiLU(),
@@ -225,13 +225,13 @@ class FlowDecoder(Decoder):
         """
         embedding = self.level(_sinusoidal_embedding(noise_level).to(latent.dtype))
         is_apart = self.first_frame_apart and first_chunk
-        folded = fold(noisy.to(latent.dtype), *self.patch, is_apart)
+        patches = patchify(noisy.to(latent.dtype), *self.patch, is_apart)
         network = partial(self._residual, embedding)
         if cache is None:
-            residual = _in_temporal_chunks(network, self.chunk_size, latent, folded)
+            residual = _in_temporal_chunks(network, self.chunk_size, latent, patches)
         else:
-            residual = network(latent, folded, cache=cache)
-        video = unfold(residual, *self.patch, is_apart)
+            residual = network(latent, patches, cache=cache)
+        video = unpatchify(residual, *self.patch, is_apart)
         if self.predicts_velocity:
             video = -noise_level.view(-1, 1, 1, 1, 1) * video
         return cast(Video, self.linear(latent, first_chunk=first_chunk) + video)
@@ -240,10 +240,10 @@ class FlowDecoder(Decoder):
         self,
         noise_embedding: Tensor,
         latent: Tensor,
-        folded: Tensor,
+        patches: Tensor,
         cache: FrameCache | None = None,
     ) -> Tensor:
-        noisy = [folded]  # then at each resolution, the highest first
+        noisy = [patches]  # then at each resolution, the highest first
         for layer in self.noisy:
             noisy.append(layer(noisy[-1]))
         x = latent

@@ -9,8 +9,8 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import RGBA
 from telecine.settings.data import channels_named
 
-# How pixels of a number of channels are seen as RGB, and made from it. Alpha is not seen, and its row of zeros gets a
-# bias of 1, opaque. Grey is seen as three equal colours, and made as their mean.
+# Matrices from pixels of a number of channels to RGB, and back. Grey becomes three equal colours, and is their mean.
+# Alpha is left out, and comes back as 0; a bias of 1 then makes it opaque.
 _AS_RGB = {1: torch.ones(3, 1), 3: torch.eye(3), RGBA: torch.eye(3, RGBA)}
 _FROM_RGB = {1: torch.full((1, 3), 1 / 3), 3: torch.eye(3), RGBA: torch.eye(RGBA, 3)}
 
@@ -66,7 +66,7 @@ def change_channels(
 
 
 def _sees_pixels(weight: Tensor, expected: Tensor, channels: int, has_patches: bool) -> bool:
-    """Return whether the sizes of a weight that change are those of pixels of a number of channels, or of patches."""
+    """Return whether each size of a weight that changes counts channels of pixels, or values of patches."""
     for size, expected_size in zip(weight.shape, expected.shape, strict=True):
         if size == expected_size:
             continue
@@ -85,7 +85,7 @@ def of_colours_and_alpha(
     Args:
         function: Called with values, weight and bias, such as `torch.nn.functional.linear`.
         x: The values, ordered by channel along `dim`.
-        weight: Its second dimension is that of the values.
+        weight: Its second dimension has the values.
         bias: Added once.
         dim: That of the values.
     """

@@ -54,15 +54,22 @@ def check_multiple(
     if smallest is None:
         smallest = offset or step
     nearest = max((value - offset + step // 2) // step * step + offset, smallest)
-    if value != nearest:
-        raise size_error(name, value, accepted=_multiples(step, offset), nearest=nearest)
+    if value == nearest:
+        return
+    above_one = nearest == 1 and value > 1
+    if above_one:
+        nearest += step
+    accepted = _multiples(step, offset)
+    raise size_error(name, value, accepted=accepted, nearest=nearest, above_one=above_one)
 
 
 def _multiples(step: int, offset: int) -> str:
     return f"{step}k+{offset}" if offset else f"a multiple of {step}"
 
 
-def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Exception:
+def size_error(
+    name: str, value: int, *, accepted: str, nearest: int, above_one: bool = False
+) -> Exception:
     """Return the error for a size that a model does not reproduce.
 
     Args:
@@ -70,13 +77,11 @@ def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Excepti
         value: The value.
         accepted: Which values are accepted.
         nearest: The nearest one.
+        above_one: Whether 1 is nearer. One frame is an image, which does not stand in for several frames.
     """
-    return argument_error(
-        name,
-        f"{accepted} for this model",
-        str(value),
-        f"Use {nearest}, the nearest accepted value.",
-    )
+    suffix = " above 1" if above_one else ""
+    remedy = f"Use {nearest}, the nearest accepted value{suffix}."
+    return argument_error(name, f"{accepted} for this model", str(value), remedy)
 
 
 class _ModelFunction(nn.Module):
@@ -97,7 +102,7 @@ class ShapeProbe:
     Args:
         reconstruct: The reconstruction as a function of a clip, with the model inside.
         in_channels: Channels of clips.
-        on_meta: Whether clips and weights are on the meta device; otherwise they are on that of the model.
+        on_meta: Whether clips and weights are on the meta device; otherwise they are on the model's device.
 
     Attributes:
         error: The text of the last error that the model raised for a size, in brackets; empty without one.
@@ -281,6 +286,20 @@ class ClipSizes:
         Raises:
             ValueError: It is not; the message has the nearest accepted value.
         """
+        self.check_frame_size(height, width)
+        if num_frames < 1 or not self.reproduces_length(num_frames):
+            raise self._frames_error(num_frames)
+
+    def check_frame_size(self, height: int, width: int) -> None:
+        """Check that frames of this size are reproduced.
+
+        Args:
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            ValueError: They are not; the message has the nearest accepted value.
+        """
         _, side, _ = self.smallest
         for name, value in (("height", height), ("width", width)):
             if self.only_side is not None and value != self.only_side:
@@ -288,8 +307,6 @@ class ClipSizes:
             check_multiple(
                 name, value, step=self.multiple, offset=side % self.multiple, smallest=side
             )
-        if num_frames < 1 or not self.reproduces_length(num_frames):
-            raise self._frames_error(num_frames)
 
     def cover(self, num_frames: int, height: int, width: int) -> _Size:
         """Return the smallest size that is reproduced and at least this large.
@@ -327,7 +344,12 @@ class ClipSizes:
         first = max(num_frames, 1)
         above = self._accepted_lengths(range(first, first + 2 * _MAX_STEP + 1), most=3 - len(below))
         around = below + above
-        nearest = min(around, key=lambda length: abs(length - num_frames))
+        # The larger one of two that are equally near.
+        by_distance = sorted(around, key=lambda length: (abs(length - num_frames), -length))
+        nearest = by_distance[0]
+        above_one = nearest == 1 and num_frames > 1 and len(around) > 1
+        if above_one:
+            nearest = by_distance[1]
         steps = {after - before for before, after in pairwise(around)}
         if len(around) == 3 and len(steps) == 1:
             step = steps.pop()
@@ -336,7 +358,9 @@ class ClipSizes:
             accepted = str(around[0])
         else:
             accepted = f"{', '.join(map(str, around[:-1]))} or {around[-1]}"
-        return size_error("num_frames", num_frames, accepted=accepted, nearest=nearest)
+        return size_error(
+            "num_frames", num_frames, accepted=accepted, nearest=nearest, above_one=above_one
+        )
 
 
 def _note(called: list[str], name: str, *_: object) -> None:

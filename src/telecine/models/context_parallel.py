@@ -4,8 +4,8 @@ The boundary is around the networks: an encoder and a decoder get whole tensors,
 return whole tensors. Between and after them everything is whole on each process of a group, as without the split: the
 posterior and its noise, the latent, nested channels, a bottleneck, the reconstruction, and so the objective with
 discriminators, LPIPS, the adaptive weight and penalties. Each process of a group computes the objective on whole
-clips. The first one alone would need the same memory, and the others would wait for it. The memory that is divided is
-that of the autoencoder's activations.
+clips. The first one alone would need the same memory, and the others would wait for it. The memory of the
+autoencoder's activations is divided.
 
 Height is split, not time: causal layers then pad time as always, clips may be images, and each process has the same
 work. The rows of a frame are divided in rows of the latent, which need not divide evenly.

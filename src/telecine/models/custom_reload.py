@@ -52,7 +52,7 @@ def check_reload(model: CustomAutoencoder) -> str | None:
 
 @torch.no_grad()
 def _computes_the_same(model: CustomAutoencoder, module: nn.Module) -> bool:
-    """Return whether a module of the same weights reconstructs a small clip as that of a model does."""
+    """Return whether a module of the same weights reconstructs a small clip as the module of a model does."""
     try:
         size = model.covering_clip(1, 1, 1)
     except ValueError:  # no small clip is accepted

@@ -325,7 +325,7 @@ class VideoAutoencoder(nn.Module, ABC):
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
 
-        The results, and in the backward pass the gradients, are those of whole clips.
+        The results, and in the backward pass the gradients, equal those of whole clips.
 
         Raises:
             ValueError: The model does not support it, which is the default, or not this number of frames.

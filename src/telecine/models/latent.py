@@ -102,7 +102,7 @@ class DeterministicPosterior:
 
 
 def join_posteriors(posteriors: Sequence[Posterior]) -> Posterior:
-    """Return the posterior of a clip from those of its consecutive chunks, without a quantizer's losses.
+    """Return the posterior of a clip from the posteriors of its consecutive chunks, without a quantizer's losses.
 
     Raises:
         TypeError: They are neither normal nor without noise.
@@ -182,7 +182,7 @@ class ChannelMoments:
         self.add_sums(sums)
 
     def add_sums(self, sums: Tensor) -> None:
-        """Add the `sums` of other latents, `(3, C)`; without channels, those of no latent."""
+        """Add the `sums` of other latents, `(3, C)`; without channels, the sums of no latent."""
         if self.sums.shape[1] == 0:
             self.sums = sums
         elif sums.shape[1] > 0:

@@ -32,7 +32,7 @@ class LatentAutoencoder(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode; the graph is kept, and the losses are those of both parts.
+        """Encode, sample (or take the mode) and decode; the graph is kept, and the losses of both parts are returned.
 
         Args:
             video: `(B, C, T, H, W)` in [-1, 1], of `in_channels` channels.
@@ -106,7 +106,7 @@ class LatentAutoencoder(VideoAutoencoder):
         """Return the video of a latent `(B, C, t, h, w)`, not clamped.
 
         Args:
-            latent: The latent; it may have another height and width than those of training.
+            latent: The latent; it may have another height and width than in training.
             generator: Of a decoder with a `sampler`: one, or one for each clip, which draws its noise; None for the
                 noise of `sampler`, which is the same for all clips.
 
@@ -118,7 +118,7 @@ class LatentAutoencoder(VideoAutoencoder):
     def decoding_noise(
         self, shape: Sequence[int], generator: Generators, device: torch.device
     ) -> Video:
-        """Return the noise that `decode` starts from: drawn from a generator, or that of `sampler` without one.
+        """Return the noise that `decode` starts from: drawn from a generator, or the noise of `sampler` without one.
 
         Args:
             shape: `(B, C, T, H, W)` of the video.
@@ -135,7 +135,7 @@ class LatentAutoencoder(VideoAutoencoder):
         return self.sampler.noise(shape, pass_options().clip_position, device)
 
     def check_not_training(self) -> None:
-        """Check that the model does not train, for a `decode` whose noise is that of `sampler`.
+        """Check that the model does not train, for a `decode` that takes the noise of `sampler`.
 
         Raises:
             ValueError: It does, with gradients.

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from telecine.base.checks import ArgumentError, argument_error, describe
+from telecine.base.checks import ArgumentError, argument_error, describe, shorten
 from telecine.base.files import atomic_write, create_json, digest_of, read_json, write_text
 from telecine.models.latent import (
     MEAN_KEY,
@@ -42,7 +42,7 @@ from telecine.models.pretrained import safetensors_write
 MEAN = "mean"
 LOGVAR = "logvar"
 ORDER_KEY = "memory_order"
-"""The key of a clip's JSON with the axes of each tensor in memory, that of the largest stride first."""
+"""The key of a clip's JSON with the axes of each tensor in memory, the axis of the largest stride first."""
 FORMAT = 1
 """Of the files that `telecine encode` writes. Increase it when their content changes."""
 IDENTITY_FILE = "identity.json"
@@ -201,7 +201,7 @@ class LatentShard:
 
 
 def check_identity(folder: Path, identity: Mapping[str, object], *, name: str) -> dict[str, Any]:
-    """Write what the latents of a new folder depend on, or compare it with that of a folder that has latents.
+    """Write what the latents of a new folder depend on, or compare it with what a folder with latents has.
 
     Args:
         folder: The folder.
@@ -225,13 +225,29 @@ def check_identity(folder: Path, identity: Mapping[str, object], *, name: str) -
         raise argument_error(name, f"a folder of format {identity['format']}", got, remedy)
     changed = []
     for key, value in identity.items():
-        if key != "model" and saved.get(key) != value:
+        before = saved.get(key)
+        if key == "model" or before == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            changed += _changes(before, value)
+        else:
             changed.append(key)
     if changed:
         contract = "a folder of latents of this encoder, data and settings"
         got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
         raise argument_error(name, contract, got, "Use another folder, or delete this one.")
     return saved
+
+
+def _changes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """Return the names whose values differ, with both values."""
+    changes = []
+    for name in {**before, **after}:
+        old = before.get(name)
+        new = after.get(name)
+        if old != new:
+            changes.append(f"`{name}` ({shorten(repr(old))} there, {shorten(repr(new))} now)")
+    return changes
 
 
 @dataclass(frozen=True)
@@ -385,7 +401,7 @@ def damaged(path: Path, got: str) -> Exception:
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
-    """Return the axes of a tensor, that of the largest stride first."""
+    """Return the axes of a tensor, the axis of the largest stride first."""
     return sorted(range(tensor.ndim), key=lambda axis: -tensor.stride()[axis])
 
 

@@ -67,7 +67,7 @@ class _PatchMaps(nn.Module):
 
     @property
     def maps(self) -> list[nn.Linear]:
-        """The map of the first frame, if it is apart, and that of the others."""
+        """The map of the first frame, if it is apart, and the map of the others."""
         return [self.rest] if self.first is None else [self.first, self.rest]
 
     def split(self, x: Tensor, *, first_chunk: bool = True) -> list[_Frames]:

@@ -85,7 +85,7 @@ def load_autoencoder(
 
 
 def is_custom(name: str) -> bool:
-    """Return whether a name is that of a custom module: the dotted path of its class, or a folder or a run with it."""
+    """Return whether a name stands for a custom module: the dotted path of its class, or a folder or a run with it."""
     if is_class_path(name) and not Path(name).exists():
         return True
     return "." in class_in(folder_without_weights(name))
@@ -140,7 +140,7 @@ def _folder_of(
 
 
 def folder_without_weights(name: str) -> Path:
-    """Return the folder of a model; of a run, that of its averaged weights. No weights are fetched."""
+    """Return the folder of a model; for a run, the folder of its averaged weights. No weights are fetched."""
     checkpoint = find_checkpoint(Path(name))
     source = name if checkpoint is None else checkpoint / "ema"
     return _folder_of(source, with_weights=False)
@@ -158,7 +158,7 @@ def _config_in(folder: Path) -> dict[str, Any]:
 
 
 def teacher_of(folder: Path) -> str:
-    """Return the autoencoder that a diffusion decoder's configuration names, by default that of the same pipeline.
+    """Return the autoencoder that a diffusion decoder's configuration names, by default the one of the same pipeline.
 
     It is a path from the model that the decoder's run has started from, or from the decoder; or a name on the Hub.
     """

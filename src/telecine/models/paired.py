@@ -103,7 +103,7 @@ class PairedAutoencoder(LatentAutoencoder):
 
         Args:
             latent: `(B, C, t, h, w)`.
-            generator: None: the noise of a decoder that draws it is that of its sampler.
+            generator: None: a decoder that draws noise takes it from its sampler.
         """
         return self.decoding_model.decode(latent)
 

@@ -113,7 +113,7 @@ def load_config(
 
 
 def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Copy a folder's weights into `model`: those of `WEIGHTS_FILE`, or of the only safetensors file.
+    """Copy a folder's weights into `model`, from `WEIGHTS_FILE` or the only safetensors file.
 
     Raises:
         FileNotFoundError: There are none.

@@ -33,8 +33,8 @@ class RowSplit:
     networks: Mapping[str, RowNetwork]
     """By name."""
     unchanged: frozenset[type]
-    """Classes that stay as they are: each of their output rows depends on the same input row alone, apart from what
-    layers inside them read; and classes of convolutions beside PyTorch's, which get `pad_convolution` as well."""
+    """Classes of layers that compute rows without a change: each output row depends on the same input row, and on what
+    layers inside read. Subclasses of PyTorch's convolutions are listed here, too, and get `pad_convolution`."""
     replaced: Mapping[type, Callable[[Any], None]]
     """By class: from a layer, which is changed in place."""
 
@@ -63,7 +63,7 @@ def rows_around(convolution: Any, name: str) -> tuple[int, int]:
 
 
 def pad_convolution(layer: Any, name: str) -> None:
-    """Let a convolution pad its rows with those of the neighbours.
+    """Let a convolution pad its rows with the neighbours' rows.
 
     Args:
         layer: Changed in place.
@@ -85,7 +85,7 @@ def call_padded(
         forward: The layer's own one, which pads no rows.
         above: Rows that are added above, see `pad_rows`.
         below: Rows that are added below.
-        *inputs: This process' rows, and perhaps those of frames that the layer has kept, or None.
+        *inputs: This process' rows, and perhaps its rows of frames that the layer has kept, or None.
     """
     padded = []
     for rows in inputs:

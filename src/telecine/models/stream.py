@@ -84,7 +84,8 @@ class Stream(ABC, Generic[Output]):
         self.num_pushed += frames.shape[2]
         if self._pending is not None:
             if frames[:, :, :0].shape != self._pending[:, :, :0].shape:
-                contract = f"of the shape of the frames before, {tuple(self._pending.shape)}"
+                batch, channels, _, height, width = self._pending.shape
+                contract = f"of the shape of the frames before, ({batch}, {channels}, T, {height}, {width})"
                 raise argument_error(self.name, contract, frames, "Use one stream for each video.")
             frames = torch.cat([self._pending.to(frames), frames], dim=2)
         outputs = []

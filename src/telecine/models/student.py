@@ -56,7 +56,7 @@ DIGEST_KEY = "teacher_encoder_sha256"
 class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
     """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`, see `student_config`.
 
-    The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
+    It has the teacher's latents: `decode` takes a generator's latents for the teacher's decoder. Saved models
     hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder.
 
     Args:

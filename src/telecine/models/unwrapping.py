@@ -1,4 +1,4 @@
-"""The module inside an autoencoder that wraps one, as those of diffusers and custom modules are wrapped."""
+"""The module inside an autoencoder that wraps one, as for models of diffusers and custom modules."""
 
 from torch import nn
 

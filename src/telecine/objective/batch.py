@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, rand, randint
-from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair
+from telecine.base.shapes import RGBA, Scalar, Video, check_video_pair, check_weights
 from telecine.discriminators import augment
 from telecine.losses import (
     AuxLoss,
@@ -37,7 +37,8 @@ class BatchOptions(TypedDict, total=False):
     """Bool, broadcasts to the videos. Where it is False the reconstruction counts as perfect in every term of both
     steps, and reconstruction errors are means over the rest."""
     sample_weight: Tensor | None
-    """`(B,)`, multiplies each clip's reconstruction and perceptual errors."""
+    """`(B,)`, finite and not negative, multiplies each clip's reconstruction and perceptual errors. Like the range of
+    `inputs`, values are checked on the CPU only."""
     generator: Generators
     """Source of the random frames and of a penalty's noise, on the videos' device: one, or one for each clip."""
     grad_hook: Callable[[Tensor], None] | None
@@ -68,7 +69,7 @@ class Batch:
     target: Video
     """The inputs in at least float32."""
     reconstruction: Video
-    """The reconstructions in at least float32. Masked-out pixels are those of `target`: no term sees or trains them."""
+    """The reconstructions in at least float32. Masked-out pixels are copied from `target`: no term trains them."""
     reconstruction_for_gan: Video
     """A view of `reconstruction`, whose gradient is the part that the discriminators cause."""
     real: Video
@@ -131,7 +132,10 @@ def make_batch(
     if sample_weight is not None:
         contract = f"of shape ({len(inputs)},)"
         remedy = "Pass one weight per clip."
+        if isinstance(sample_weight, Tensor) and not sample_weight.is_floating_point():
+            remedy = "Convert it with `sample_weight.float()`."
         _check_per_clip("sample_weight", sample_weight, inputs, contract, remedy, num_axes=1)
+        check_weights("sample_weight", sample_weight)
         sample_weight = _without_inference_mode(sample_weight)
     latent = options.get("latent")
     if latent is not None:
@@ -151,7 +155,7 @@ def make_batch(
         reconstruction = torch.where(mask, reconstructions, target.to(reconstructions.dtype))
         fraction = mask.expand_as(target).float().mean()
     if target.shape[1] == RGBA:
-        # The colour of a transparent pixel is arbitrary: there, that of the reconstruction counts as perfect.
+        # The colour of a transparent pixel is arbitrary: there, the reconstruction's counts as perfect.
         is_counted = (target[:, 3:] > -1).expand_as(target).clone()
         is_counted[:, 3] = True
         reconstruction = torch.where(is_counted, reconstruction, target.to(reconstruction.dtype))
@@ -287,9 +291,10 @@ def _without_inference_mode(tensor: Tensor) -> Tensor:
 def _check_mask(mask: object, videos: Video) -> None:
     contract = f"a bool tensor that broadcasts to {tuple(videos.shape)} on {videos.device}, True for what counts"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != videos.device:
-        raise argument_error(
-            "mask", contract, describe(mask), "Make one with, for instance, `weights > 0`."
-        )
+        remedy = "Make one with, for instance, `weights > 0`."
+        if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+            remedy = "Convert a mask of 0 and 1 with `mask.bool()`."
+        raise argument_error("mask", contract, describe(mask), remedy)
     if mask.ndim != videos.ndim or any(
         n not in (1, full) for n, full in zip(mask.shape, videos.shape, strict=True)
     ):

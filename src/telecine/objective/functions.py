@@ -1,6 +1,6 @@
 """The functions and modules that settings name for the pixel loss, LPIPS, the GAN and the penalty: imported, checked.
 
-Those of `terms` are imported by `terms.py`.
+`terms.py` imports the functions of `terms`.
 """
 
 import inspect
@@ -29,7 +29,7 @@ from telecine.settings import ObjectiveConfig
 
 @dataclass(frozen=True)
 class Functions:
-    """The functions that the settings of an objective name, beside those of `terms`."""
+    """The functions that the settings of an objective name, apart from `terms`."""
 
     recon_loss: Callable[..., Scalar]
     perceptual_net: str | Callable[..., Tensor]
@@ -38,7 +38,7 @@ class Functions:
 
 
 def import_functions(config: ObjectiveConfig, prefix: str = "") -> Functions:
-    """Import and check the functions that settings name, beside those of `terms`.
+    """Import and check the functions that settings name, apart from `terms`.
 
     Args:
         config: The settings.

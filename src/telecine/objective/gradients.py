@@ -48,8 +48,8 @@ class DiscriminatorLoss(NamedTuple):
 class DiscriminatorGradients(Enum):
     """How the gradients of the discriminators' losses are taken.
 
-    Figures are extra peak memory and time of an update, of two clips of 9 x 64 x 64 with discriminators of `dim=8` and
-    without LPIPS, on one CPU thread.
+    Figures are extra peak memory and time of an update on one CPU thread, from
+    `benchmarks/results/2026-12-01-gan-gradients.md`.
     """
 
     THROUGH_GRAPH = auto()
@@ -57,13 +57,13 @@ class DiscriminatorGradients(Enum):
     EAGER_WHOLE = auto()
     """Eagerly, of the whole loss: its real part and its fake part depend on each other. With several discriminators it
     needs less memory than the graph, as the graph of one exists at a time: for three with the relativistic loss and
-    "r1_and_r2" 320 instead of 457 MB. With a single one it saves nothing, 261 and 246 MB. The time is the same."""
+    "r1_and_r2" 319 instead of 456 MB. With a single one it saves nothing, 261 and 246 MB. The time is the same."""
     EAGER_PARTS = auto()
     """Eagerly, of the real part of the loss, then of the fake part. The graph of one part exists at a time: for one
     discriminator with the hinge loss 125 MB, as a whole 149 MB, in the same time."""
     ONE_PASS = auto()
     """As `EAGER_PARTS`, where one pass of a discriminator over the reconstructions serves both steps of an update: with
-    the hinge loss an update took 0.96 instead of 1.07 s, and 0.84 s with `shared_backward`."""
+    the hinge loss an update took 1.03 instead of 1.15 s, and 0.91 s with `shared_backward`."""
 
 
 def choose_gradients(gan: GANBatch, *, eager: bool) -> DiscriminatorGradients:
@@ -112,7 +112,7 @@ def choose_gradients(gan: GANBatch, *, eager: bool) -> DiscriminatorGradients:
 def compute_gan_losses(
     gan: GANBatch, how: DiscriminatorGradients, *, autoencoder_is_eager: bool
 ) -> tuple[GeneratorLosses, dict[str, DiscriminatorLoss]]:
-    """Compute the losses of `gan.sides`; those of another side are left out.
+    """Compute the losses of `gan.sides`. For another side there are none.
 
     Args:
         gan: What a call computes with discriminators.

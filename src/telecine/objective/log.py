@@ -61,7 +61,7 @@ def autoencoder_log(
 def names_in_autoencoder_log(
     terms: Iterable[TermSchedule], discriminators: Sequence[str], *, has_logvar: bool
 ) -> list[str]:
-    """Return all names that `autoencoder_log` has at any step, beside those of auxiliary losses.
+    """Return all names that `autoencoder_log` has at any step, apart from auxiliary losses.
 
     Args:
         terms: All terms of the objective.
@@ -155,7 +155,7 @@ def discriminator_log(
 
 @torch.no_grad()
 def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
-    """Return mean and spread of the logits, the fractions that are right, and that of logits with a gradient.
+    """Return mean and spread of the logits, the fractions that are right, and the fraction with a gradient.
 
     Args:
         real: Logits of real samples, of any shape.

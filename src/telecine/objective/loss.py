@@ -1,7 +1,7 @@
 """The objective of a video autoencoder and its discriminators: how it is built, and the losses of both steps."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,15 @@ from telecine.settings import (
     ObjectiveConfig,
     PenaltyConfig,
     PerceptualConfig,
+    Ramp,
     ReconstructionConfig,
     Side,
     Term,
-    Weight,
 )
 from telecine.settings.errors import validate
+
+NumberOrRamp: TypeAlias = float | Ramp
+"""A `Weight` without its checks, which would fill the signature."""
 
 
 class BothLosses(NamedTuple):
@@ -86,8 +89,8 @@ class VideoAutoencoderLoss(nn.Module):
         vgg_weights: VGG16 of LPIPS: `None` for torchvision's `DEFAULT`, its enum, the path of a file, or a state dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
             `{"target": "<dotted class>", "params": {...}}`. A module returns logits, or logits and features.
-        discr_3d_kwargs: The discriminator of whole videos, likewise; arguments are those of `Discriminator3D`.
-        multiscale_discr_kwargs: Discriminators of the video at 1/2, 1/4, ... of its height and width, each likewise.
+        discr_3d_kwargs: The discriminator of whole videos, in the same forms, with arguments of `Discriminator3D`.
+        multiscale_discr_kwargs: Discriminators of the video at 1/2, 1/4, ... of its size, each as `discr_3d_kwargs`.
 
     Raises:
         ValueError: If a setting is invalid, or an adversarial weight has no discriminator.
@@ -100,11 +103,11 @@ class VideoAutoencoderLoss(nn.Module):
     def __init__(
         self,
         disc_start: int,
-        perceptual_weight: Weight = ObjectiveConfig.perceptual_weight,
-        adversarial_loss_weight: Weight = ObjectiveConfig.adversarial_loss_weight,
-        multiscale_adversarial_loss_weight: Weight = ObjectiveConfig.multiscale_adversarial_loss_weight,
-        grad_penalty_loss_weight: Weight = ObjectiveConfig.grad_penalty_loss_weight,
-        quantizer_aux_loss_weight: Weight = ObjectiveConfig.quantizer_aux_loss_weight,
+        perceptual_weight: NumberOrRamp = ObjectiveConfig.perceptual_weight,
+        adversarial_loss_weight: NumberOrRamp = ObjectiveConfig.adversarial_loss_weight,
+        multiscale_adversarial_loss_weight: NumberOrRamp = ObjectiveConfig.multiscale_adversarial_loss_weight,
+        grad_penalty_loss_weight: NumberOrRamp = ObjectiveConfig.grad_penalty_loss_weight,
+        quantizer_aux_loss_weight: NumberOrRamp = ObjectiveConfig.quantizer_aux_loss_weight,
         vgg_weights: WeightsSource = None,
         discr_kwargs: DiscriminatorSpec | None = None,
         discr_3d_kwargs: DiscriminatorSpec | None = None,
@@ -115,7 +118,7 @@ class VideoAutoencoderLoss(nn.Module):
         gan: GANConfig | Mapping[str, object] = GANConfig(),
         penalty: PenaltyConfig | Mapping[str, object] = PenaltyConfig(),
         adaptive_weight: AdaptiveWeightConfig | Mapping[str, object] = AdaptiveWeightConfig(),
-        terms: Mapping[str, Term | Weight | Mapping[str, object]] | None = None,
+        terms: Mapping[str, Term | NumberOrRamp | Mapping[str, object]] | None = None,
         eager_gradients: bool = ObjectiveConfig.eager_gradients,
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
@@ -222,7 +225,7 @@ class VideoAutoencoderLoss(nn.Module):
         return [parameter for d in self.discriminators for parameter in d.module.parameters()]
 
     def learn_with_autoencoder(self, name: str, module: nn.Module) -> None:
-        """Train a module's parameters with the autoencoder's, and save them with those of the terms.
+        """Train a module's parameters with the autoencoder's, and save them with the modules of the terms.
 
         Args:
             name: Its name in the state dict, after `term_modules`.
@@ -231,7 +234,7 @@ class VideoAutoencoderLoss(nn.Module):
         self.term_modules[name] = module
 
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
-        """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
+        """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and parameters of terms."""
         parameters = [weight for weight in self.term_modules.parameters() if weight.requires_grad]
         if self.logvar is not None:
             parameters.insert(0, self.logvar)
@@ -248,7 +251,7 @@ class VideoAutoencoderLoss(nn.Module):
         split: str = "train",
         **options: Unpack[BatchOptions],
     ) -> tuple[Scalar, Log]:
-        """Compute the loss of one step, as engines like that of sgm call it.
+        """Compute the loss of one step, as sgm's engine and others like it call it.
 
         Args:
             inputs: Real videos `(B, C, T, H, W)`, floating point, in [-1, 1].
@@ -356,7 +359,7 @@ class VideoAutoencoderLoss(nn.Module):
     ) -> BothLosses:
         """Compute the losses of both steps on one batch, where possible with one pass of each discriminator.
 
-        Values are those of two calls, except for random numbers: where one pass serves both steps, a discriminator of
+        Two calls have the same values, except for random numbers: where one pass serves both steps, a discriminator of
         frames sees the same frames in both. It needs `eager_gradients`, a GAN loss and regularisers that do not read
         real and fake videos together, and one precision in both steps: not float16, and not bfloat16 with a penalty
         that is differentiated twice. `choose_gradients` in `objective/gradients.py` has the reasons.
@@ -431,7 +434,7 @@ class VideoAutoencoderLoss(nn.Module):
                 generator_losses,
                 logvar=self.logvar,
             )
-            # Backwards of the objective, such as those of the adaptive weight, are done: the caller's calls the hook.
+            # For the caller's backward: the objective's backwards, such as for the adaptive weight, are done.
             hook = batch.options.get("grad_hook")
             if hook is not None and batch.reconstruction_for_gan.requires_grad:
                 batch.reconstruction_for_gan.register_hook(hook)
@@ -442,7 +445,7 @@ class VideoAutoencoderLoss(nn.Module):
         return losses
 
     def _compute_video_losses(self, batch: Batch, weights: Weights, *, eager: bool) -> VideoLosses:
-        """Return the terms of the autoencoder's loss that need no discriminator. Those of weight 0 are not computed.
+        """Return the terms of the autoencoder's loss that need no discriminator. A term of weight 0 is not computed.
 
         Args:
             batch: The videos.

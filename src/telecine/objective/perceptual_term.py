@@ -77,7 +77,7 @@ class PerceptualTerm(nn.Module):
             raise argument_error("terms", contract, got, 'Use "vgg" or "alex" as `perceptual.net`.')
 
     def forward(self, batch: Batch, weights: Weights, *, eager: bool) -> dict[str, Scalar]:
-        """Return the distance, named "perceptual", and the terms of features; those of weight 0 are left out.
+        """Return the distance, named "perceptual", and the terms of features. A weight of 0 leaves one out.
 
         Args:
             batch: The videos.
@@ -126,7 +126,7 @@ class PerceptualTerm(nn.Module):
     def _distances(
         self, *, reconstruction: Frames, target: Frames, names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Return the distance and the terms of features of each frame, `(N,)`: those of `names`, by name."""
+        """Return the distance and the terms of features in `names`, by name: a value of each frame, `(N,)`."""
         assert self.distance is not None
         terms = [self.feature_terms[name] for name in names if name != "perceptual"]
         if not terms:
@@ -152,7 +152,7 @@ def drop_lpips_weights(
     Args:
         module: The loss.
         state_dict: The state dict, which is changed in place.
-        prefix: That of the names of the loss in it.
+        prefix: What the names of the loss in it begin with.
     """
     for key in list(state_dict):
         if key.startswith(f"{prefix}perceptual_model."):

@@ -1,7 +1,7 @@
-"""One backward of a discriminator for both steps: with two, an update without a penalty took 14 to 20 % longer.
+"""One backward of a discriminator for both steps: with two, an update without a penalty took 13 to 20 % longer.
 
 Measured on one CPU thread with two clips of 9 x 64 x 64: 3.5 and 4.2 s with `Discriminator3DWithfirstframe(dim=16)`,
-0.84 and 0.96 s with `Discriminator3D(dim=8)`. `samples_are_independent = False` turns it off.
+0.91 and 1.03 s with `Discriminator3D(dim=8)`. `samples_are_independent = False` turns it off.
 """
 
 import torch
@@ -36,7 +36,7 @@ def shared_backward(
     *,
     retain_graph: bool,
 ) -> Tensor:
-    """Return the gradient of the generator's loss for `x`, and add those of the discriminator's fake part to a sum.
+    """Return the gradient of the generator's loss for `x`, and add the gradients of the discriminator's to a sum.
 
     One backward computes both. With one logit `l_b` per sample `x_b`, and samples that do not depend on each other::
 
@@ -44,7 +44,7 @@ def shared_backward(
         d discriminator_loss / d parameters = sum_b (d discriminator_loss / d l_b) * (d l_b / d parameters)
 
     The backward starts from the discriminator's gradients at the logits, so its gradients of the parameters are right.
-    That of `x_b` is scaled by the quotient of the generator's and the discriminator's gradient at `l_b`.
+    The gradient of `x_b` is scaled by the quotient of the generator's and the discriminator's gradient at `l_b`.
 
     Where the discriminator's gradient is 0, as beyond the margin of the hinge, 2^-40 of the generator's replaces it: a
     quotient by 0 would lose the generator's. For example, the hinge with the logits 0.5 and -3 of two reconstructions
@@ -54,7 +54,7 @@ def shared_backward(
     Args:
         generator_loss: The generator's loss, a function of `logits`.
         discriminator_loss: The fake part of the discriminator's loss, a function of `logits`.
-        logits: `(B,)`, those of the reconstructions.
+        logits: `(B,)`, of the reconstructions.
         x: The input `(B, ...)` of the discriminator.
         gradient_sum: The sum of gradients of the discriminator's parameters.
         retain_graph: Keep the discriminator's graph for another backward.
@@ -68,7 +68,7 @@ def shared_backward(
     is_large = discriminator_gradient.abs() >= tiny.abs()
     grad_logits = torch.where(is_large, discriminator_gradient, tiny)
 
-    # 3. One backward through the discriminator. If all of its gradients are 0, so are those of its parameters.
+    # 3. One backward through the discriminator. Without a gradient at any logit, its parameters have none.
     (grad_x,) = gradient_sum.backward(
         logits,
         grad_output=grad_logits,
@@ -78,7 +78,7 @@ def shared_backward(
     )
     assert grad_x is not None
 
-    # 4. Scale the gradient of each sample to that of the generator. Where `grad_logits` is 0, both gradients are.
+    # 4. Scale the gradient of each sample to the generator's. Where `grad_logits` is 0, both gradients are.
     quotient = generator_gradient.to(x.dtype) / grad_logits.to(x.dtype)
     scale = torch.where(grad_logits == 0, 0.0, quotient)
     return grad_x * scale.view(-1, *[1] * (x.ndim - 1))

@@ -25,7 +25,7 @@ class VideoLosses(NamedTuple):
     perceptual: Scalar | None
     """LPIPS; None while its weight is 0."""
     term_values: TermValues
-    """Those of `config.terms` by name. Those of weight 0 are left out."""
+    """The values of `config.terms` by name. A term of weight 0 is left out."""
 
 
 def sum_autoencoder_losses(

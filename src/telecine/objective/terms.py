@@ -30,7 +30,7 @@ from telecine.settings import ClipConfig, ObjectiveConfig, Term, TermSchedule
 TermValues: TypeAlias = dict[str, Scalar]
 """Values of terms by name, with their graphs."""
 
-# The inputs of a function in `terms`, by the names of its parameters: those of a batch, or those of LPIPS' network.
+# The inputs of a function in `terms`, by the names of its parameters: from a batch, or from LPIPS' network.
 BATCH_INPUTS = (
     "reconstruction",
     "target",

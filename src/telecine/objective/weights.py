@@ -16,7 +16,7 @@ class Weights:
     """The weights of all terms at one step. A term of weight 0 is not computed.
 
     Args:
-        by_term: The weight of each term in its loss, by name. That of the gradient penalty is the setting times
+        by_term: The weight of each term in its loss, by name. The gradient penalty has its setting times
             `WeightSchedule.penalty_factor`.
         ramps: The settings that are ramps at this step, by their names in the log.
         discriminators_train: Whether the discriminators train at this step.

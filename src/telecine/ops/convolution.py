@@ -40,7 +40,7 @@ def convolve(
         weight: `(C', C, ...)`.
         bias: `(C',)`, or None.
         stride: One number for each axis after the channels.
-        padding: Likewise.
+        padding: One number for each axis after the channels.
     """
     is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_dynamo_compiling()
     if is_plain and (pass_options().is_differentiated_twice or has_faster_kernel(x)):

@@ -111,7 +111,7 @@ class Segments(NamedTuple):
     step: int  # frames from the start of one segment to the start of the next
     padding: int  # frames of zeros before and after the clip
     layout: torch.memory_format
-    geometry: Geometry  # that of the convolution of segments, without temporal padding
+    geometry: Geometry  # of the convolution of segments, without temporal padding
 
     def split(self, x: Tensor) -> Tensor:
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
@@ -136,7 +136,7 @@ class Segments(NamedTuple):
         return segments.contiguous(memory_format=self.layout)
 
     def sum_gradients(self, segments: Tensor, num_frames: int) -> Tensor:
-        """Map the gradients of segments to that of the clip, `(1, C, num_frames, H, W)`."""
+        """Map the gradients of segments to the gradient of the clip, `(1, C, num_frames, H, W)`."""
         frames = segments.permute(0, 2, 3, 4, 1)
         clip = frames.new_zeros(num_frames + 2 * self.padding, *frames.shape[2:])
         for index, segment in enumerate(frames):

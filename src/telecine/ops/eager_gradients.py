@@ -24,7 +24,7 @@ def eager_backward(
 ) -> dict[str, Scalar]:
     """Return the scalars `terms(x)` by name, with their gradients for `x` and `parameters` already computed.
 
-    Memory is that of one call at the peak; each scalar keeps a gradient of `x`'s shape. Without gradients it is a plain
+    The peak of memory is one call's; each scalar keeps a gradient of `x`'s shape. Without gradients it is a plain
     call.
 
     Args:
@@ -119,7 +119,7 @@ class GradientSum:
         zero_if: Tensor | None = None,
         retain_graph: bool = False,
     ) -> Gradients:
-        """Run the backward of `output`: add the parameters' gradients, and return those of `inputs`. Autocast is off.
+        """Run the backward of `output`: add the parameters' gradients, and return the inputs'. Autocast is off.
 
         Args:
             output: A scalar, or any tensor with a `grad_output`.

@@ -2,9 +2,9 @@
 
 Tensors are `(..., H, W)`. The whole of a tensor is the same on all ranks of the group, and so is its gradient, since
 each rank computes the objective on whole clips. Gradients of rows are those of the sum of these equal losses:
-`gather_rows` multiplies by the number of ranks, and `split_rows` divides by it. A weight that is used on rows then has
-on each rank a part of its gradient, a weight that is used on whole tensors all of it, and of both the mean over the
-ranks is the gradient of one loss, as data-parallel training averages it.
+`gather_rows` multiplies by the number of ranks, and `split_rows` divides by it. On each rank, a weight that is used on
+rows then has a part of its gradient, and a weight that is used on whole tensors its whole gradient. Data-parallel
+training averages both over the ranks: the mean is the gradient of one loss.
 
 A frame is divided at rows of its latent, whose number the group knows while a network runs (`latent_rows`).
 """
@@ -61,8 +61,8 @@ def pad_rows(rows: Tensor, above: int, below: int) -> Tensor:
 
     Args:
         rows: This rank's rows, `(..., h, W)`.
-        above: How many rows are added above them, at most those of the rank above.
-        below: How many are added below them, likewise.
+        above: How many rows are added above them, at most as many as the rank above has.
+        below: How many are added below them, at most as many as the rank below has.
     """
     if above == 0 and below == 0:
         return rows
@@ -110,7 +110,7 @@ def _rows_of(whole: Tensor, sizes: list[int], rank: int) -> Tensor:
 
 
 def _gathered(rows: Tensor, sizes: list[int], group: ContextGroup) -> Tensor:
-    """Return the rows of all ranks; those of other ranks are 0 without a process group."""
+    """Return the rows of all ranks; rows of other ranks are 0 without a process group."""
     most = max(sizes)
     # Ranks send tensors of one shape.
     padded = F.pad(rows, (0, 0, 0, most - rows.shape[-2])).contiguous()
@@ -156,11 +156,12 @@ def _exchange(to_above: Tensor, to_below: Tensor, group: ContextGroup) -> tuple[
 
     Args:
         to_above: `(..., n, W)`, of the same shape on all ranks; it may be empty.
-        to_below: Likewise, with another number of rows.
+        to_below: `(..., m, W)`, of the same shape on all ranks; it may be empty.
         group: The ranks.
 
     Returns:
-        From above, of the shape of `to_below`, and from below, of that of `to_above`; 0 without a neighbour.
+        The rows from above, of the shape of `to_below`, and the rows from below, of the shape of `to_above`; 0 without
+        a neighbour.
     """
     from_above = torch.zeros_like(to_below, memory_format=torch.contiguous_format)
     from_below = torch.zeros_like(to_above, memory_format=torch.contiguous_format)

@@ -21,7 +21,7 @@ from telecine.base.shapes import check_same_shape
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.runs import Run
-from telecine.runs.validation import SavedClip
+from telecine.runs.saved_clips import SavedClip
 from telecine.video.frames import as_shown, depth_range, shrink
 from telecine.video.panes import AMPLIFICATION, lay_out_panes
 from telecine.video.write import write_video

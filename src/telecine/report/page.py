@@ -41,8 +41,9 @@ def write_report(
 
     Args:
         runs: Folders of runs.
-        output: The page, an `.html` file. Its videos are copied to a folder beside it, `report_videos` for
-            `report.html`. Default: `report.html`, in the run's folder for one run, in the current folder for several.
+        output: The page, an `.html` file, or a folder for `report.html`. Its videos are copied to a folder beside it,
+            `report_videos` for `report.html`. Default: `report.html`, in the run's folder for one run, in the current
+            folder for several.
         is_live: Whether the page loads itself again when it is written again.
 
     Returns:
@@ -58,12 +59,14 @@ def write_report(
         raise argument_error("runs", "at least one run's folder", "none", remedy)
     if output is not None:
         page = Path(output)
+        if not page.suffix or page.is_dir():
+            page = Run(page).report_file
     elif len(folders) == 1:
         page = Run(folders[0]).report_file
     else:
         page = Run(Path()).report_file
-    if page.suffix != ".html" or page.is_dir():
-        contract = "the name of an .html file"
+    if page.suffix != ".html":
+        contract = "the name of an .html file, or a folder"
         raise argument_error("output", contract, repr(str(page)), "Add a file name.")
 
     reported, problems = read_runs(folders)

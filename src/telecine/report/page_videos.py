@@ -16,7 +16,7 @@ from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS
 from telecine.evaluation.metrics.metric import DIRECTIONS
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
-from telecine.runs.validation import SavedClip
+from telecine.runs.saved_clips import SavedClip
 
 
 class RankedClip(TypedDict):

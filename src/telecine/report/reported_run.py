@@ -12,9 +12,9 @@ from telecine.base.devices import in_gib
 from telecine.base.terminal import describe_duration
 from telecine.runs import Run
 from telecine.runs.history import History, TrainingWarning, validation_records
+from telecine.runs.saved_clips import SavedValidation
 from telecine.runs.saved_settings import flat_settings, read_saved_settings
 from telecine.runs.summary import RunSummary
-from telecine.runs.validation import SavedValidation
 
 logger = logging.getLogger(__name__)
 

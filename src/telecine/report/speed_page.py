@@ -59,9 +59,9 @@ def render_speeds(
         rows.append((f"{name}, weights", [f"{part.weights:,}" for part in parts]))
     charts = []
     for name in _shared_metrics(evaluations):
-        figures = [short(evaluation.metrics[name]) for evaluation in evaluations]
+        values = [short(evaluation.metrics[name]) for evaluation in evaluations]
         better = record["better"][name]
-        rows.append((f"{metric_label(name)}, {better} is better", figures))
+        rows.append((f"{metric_label(name)}, {better} is better", values))
         if not DIRECTIONS[better].has_limit:
             charts.append(_chart(name, evaluations, speeds.speeds))
     return render_page(

@@ -14,9 +14,9 @@ from telecine.base.plain_values import as_dataclass
 from telecine.runs.checkpoints import Checkpoints, step_folders, step_name
 from telecine.runs.history import History, Warnings
 from telecine.runs.lock import LOCK_FILE, OWNER_FILE
+from telecine.runs.saved_clips import VALIDATION_FILE, SavedClip
 from telecine.runs.saved_settings import SETTINGS_FILE
 from telecine.runs.summary import RunSummary
-from telecine.runs.validation import VALIDATION_FILE, SavedClip
 
 _MAX_VIDEO = 2**32  # bytes; a sparse file can seem to have more, and the report copies videos
 

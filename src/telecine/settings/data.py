@@ -212,9 +212,8 @@ class ClipConfig:
             for bucket in self.train_buckets:
                 if bucket.height != bucket.width:
                     contract = "false for clips that are not square"
-                    raise argument_error(
-                        "random_orientation", contract, True, f"Make {bucket} square."
-                    )
+                    remedy = f"Set it to false, or make {bucket} square."
+                    raise argument_error("random_orientation", contract, True, remedy)
         if self.index == "lazy":
             self._check_lazy()
         if self.fps is not None and self.stride > 1:

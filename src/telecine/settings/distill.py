@@ -45,8 +45,9 @@ class DistillConfig(TrainConfig):
     trained projections, or, of a pruned decoder, of the channels that stayed; each channel in units of its variance.
     An update then decodes twice."""
     feature_layers: tuple[str, ...] = ()
-    """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. Left out,
-    the last one of each height and width that the student has inside, too, or whose channels were pruned."""
+    """With `feature_weight`: the layers of the teacher's decoder, by name, e.g. [up_blocks.0, up_blocks.1]. By
+    default, the last layer of each resolution that the student's decoder has, too; for a pruned decoder, the last
+    pruned layer of each resolution."""
     teacher_decode_steps: Integer = 8
     """Steps in which a teacher that generates decodes. A student that generates, too, learns to make the same of the
     same noise in one step, as SSDD (arXiv:2510.04961): the teacher's sample replaces the video in the objective."""

@@ -151,7 +151,7 @@ class EvaluateConfig(MeasuredClips):
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips
     than the network has features. "none": leave it out of a protocol that needs it."""
     protocol: ProtocolName | None = None
-    """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
+    """Measure as published results were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
     flow: Literal["dis"] | None = None
     """Also measure the warping error, by this optical flow: "dis" is OpenCV's, which needs the extra `protocols`."""

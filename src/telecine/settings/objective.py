@@ -246,8 +246,8 @@ class PenaltyConfig:
         Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Function
     ) = "one_centered"
     """"one_centered" pulls the gradient's norm at real clips to 1, "r1" to 0, "r2" to 0 at reconstructions, "r1_and_r2"
-    both, "wgan_gp" to 1 between the two. "approximate_r1" is "r1" from two forward passes. Or a `Penalty` or a
-    function, see `telecine.losses.penalty`.
+    both, "wgan_gp" to 1 between the two. These are exact: they differentiate a gradient. "approximate_r1" is "r1" from
+    two forward passes. Or a `Penalty` or a function, see `telecine.losses.penalty`.
     Source: "one_centered" in CogVideo; "r1" in StyleGAN2; "r1_and_r2" in R3GAN; "approximate_r1" in Seaweed-APT.
     Drawback: weights of different penalties do not compare; that of "r1" is the paper's gamma. "approximate_r1" is
     noisy and vanishes in bfloat16 weights: raise its `sigma` with `functools.partial`. With a map of logits the
@@ -368,7 +368,7 @@ class ObjectiveConfig:
         return cast(dict[str, Term], self.terms)
 
     def term_schedules(self) -> dict[str, TermSchedule]:
-        """Return the schedule of every term by name: of those with a setting for their weight, then of `terms`."""
+        """Return the schedule of every term by name: the terms that have a field for their weight, then `terms`."""
         schedules = {schedule.name: schedule for schedule in self._fixed_terms()}
         for name, term in self.term_settings.items():
             schedules[name] = TermSchedule(name, f"terms.{name}.weight", term.weight)
@@ -431,7 +431,7 @@ class ObjectiveConfig:
 
 
 def _as_term(name: str, value: Term | Weight) -> Term:
-    """Return a term whose target is its name if left out; a weight is that of telecine's function of that name."""
+    """Return a term whose target is its name if left out. A weight alone is for telecine's function of that name."""
     if not isinstance(value, Term):
         return Term(name, weight=value)
     if value.target is None:

@@ -60,7 +60,7 @@ def recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | PathLike[str]) -> Path:
-    """Return the path of the recipe of that name, or the name itself if it is that of a file.
+    """Return the path of the recipe of that name, or the name itself if it names a file.
 
     Raises:
         FileNotFoundError: There is no such recipe or file.

@@ -301,7 +301,7 @@ def build_state(
     model.to(device)
     adaptive = config.objective.adaptive_weight
     is_sharded = config.sharding != "none"
-    last_layer = last_layer_of(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
+    probe = last_layer_probe(model, adaptive, config.temporal_chunk, is_sharded=is_sharded)
     broadcast_module(model)
     if isinstance(model, CustomAutoencoder):  # a part of it may be compiled
         keep_buffers_of_compiled_code()
@@ -311,7 +311,7 @@ def build_state(
             logger.warning("not compiled: %s", ", ".join(eager))
     if is_sharded:
         shard(model)
-    state = new_state(config.optimizer, accelerator, model, objective, last_layer, seed=config.seed)
+    state = new_state(config.optimizer, accelerator, model, objective, probe, seed=config.seed)
     state.prediction = prediction
     state.is_sharded = is_sharded
     if not is_sharded and accelerator.num_processes > 1:
@@ -328,7 +328,7 @@ def new_state(
     accelerator: Accelerator,
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
-    last_layer: GradientProbe | None,
+    gradient_probe: GradientProbe | None,
     *,
     seed: int,
 ) -> TrainState:
@@ -339,7 +339,7 @@ def new_state(
         accelerator: The device and the processes.
         model: The autoencoder on its device.
         objective: The loss on the same device.
-        last_layer: Where the adaptive weight compares gradients, see `last_layer_of`.
+        gradient_probe: Where the adaptive weight compares gradients, see `last_layer_probe`.
         seed: Of the random numbers that are drawn for each clip.
     """
     optimizer, disc_optimizer = build_optimizers(settings, model, objective)
@@ -351,13 +351,13 @@ def new_state(
         optimizer=optimizer,
         disc_optimizer=disc_optimizer,
         ema=MovingAverage(model, settings.ema_decay),
-        last_layer=last_layer,
+        gradient_probe=gradient_probe,
         grad_clip=settings.grad_clip,
         seed=seed,
     )
 
 
-def last_layer_of(
+def last_layer_probe(
     model: VideoAutoencoder,
     adaptive: AdaptiveWeightConfig,
     temporal_chunk: int | None,

@@ -40,7 +40,7 @@ class LatentRecord(TypedDict):
 
 
 class PlainState(TypedDict):
-    """What a checkpoint holds beside tensors. The keys are those of its file."""
+    """What a checkpoint holds beside tensors. Its file has the same keys."""
 
     step: int
     ema_updates: int
@@ -96,7 +96,7 @@ class Checkpointer:
         self._written: Future[None] | None = None
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
-        """Set the statistics of the latent that saved models carry. The next `save` also replaces that of this step."""
+        """Set the statistics of the latent that saved models carry. `save` then replaces one of this step, too."""
         self._is_stale = True
         self.latents = LatentRecord(
             step=state.step,

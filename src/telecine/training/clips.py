@@ -16,7 +16,6 @@ from telecine.data import (
     ClipLoader,
     DataError,
     ReadingStopped,
-    Span,
     TrainingClips,
     whole_video,
 )
@@ -24,16 +23,17 @@ from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
+from telecine.data.first_process import log_in_first_process
 from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.index import index_video, index_videos
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sorted_numbers import first_of_each
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.data.validation import (
     index_validation_spans,
     leave_out,
@@ -253,7 +253,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """
     check_channels(config.clips, model)
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    with barrier_without_time_limit() as wait_for_everyone:
+    with log_in_first_process(rank()), barrier_without_time_limit() as wait_for_everyone:
         if rank() > 0:  # the first process indexes the videos, the others then read its index
             wait_for_everyone()
         spans = Spans.find(config.data, config.val_data, config.clips)
@@ -262,9 +262,10 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         # Without zoom, as `telecine evaluate` reads clips.
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
-        held_out: Sequence[Span] = spans.held_out
         try:
-            if spans.val_lazy_index is not None:
+            if spans.val_lazy_index is None:
+                held_out = spans.held_out.exact
+            else:
                 held_out = index_validation_spans(
                     spans.held_out, spans.val_lazy_index, val_config, config.val_clips
                 )

@@ -395,7 +395,7 @@ class Diagnostics:
         return [line for line in lines if line.rule != ROLLED_BACK]
 
     def rewrite_warnings(self, rollbacks: Sequence[Rollback]) -> None:
-        """Write the file of warnings again: those of rules, and one for each time that the run went back.
+        """Write the file of warnings again: the warnings of rules, and one for each time that the run went back.
 
         Args:
             rollbacks: How the run went back after divergences, the oldest first.

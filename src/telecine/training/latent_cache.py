@@ -187,7 +187,7 @@ def identity_of(
     data = sha256()
     fingerprints: dict[Source, tuple[int, ...]] = {}
     for span in clips.spans:
-        source = span.info.source
+        source = span.source
         if source not in fingerprints:  # a server is asked for each file once
             fingerprints[source] = fingerprint_of(source)
         place = (source.name, fingerprints[source], span.first_frame, span.last_frame)
@@ -208,7 +208,7 @@ def identity_of(
 def find_missing_batches(
     cache: LatentCache, clips: TrainingClips, sampler: ClipBatchSampler
 ) -> tuple[list[int], int, int]:
-    """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips.
+    """Return the batches with clips that a cache lacks, the number of these clips, and the number of all clips.
 
     Args:
         cache: The cache.

@@ -34,7 +34,7 @@ class LockedFolder:
             steal: Whether to take over the lock of another process.
 
         Raises:
-            ValueError: If the folder is that of the data, another process trains in it, or it has links to other
+            ValueError: If the folder holds the data, another process trains in it, or it has links to other
                 places.
         """
         on_first_process(partial(self._lock_here, data, steal=steal), accelerator)

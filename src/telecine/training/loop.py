@@ -69,7 +69,7 @@ def train_to_the_end(run: TrainingRun, stop: StopRequest) -> None:
             run.checkpointer.wait()
         except DivergenceError as error:
             _go_back(run, error)
-    run.checkpointer.wait()  # for that of a run that was finished before
+    run.checkpointer.wait()  # for the checkpoint of a run that was finished before
 
 
 def _update_until_the_end(run: TrainingRun, stop: StopRequest, stop_together: StopTogether) -> None:

@@ -28,7 +28,7 @@ from telecine.models.transfer import check_source
 from telecine.ops.pass_options import ContextGroup, using_pass_options
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
-from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
+from telecine.training.build import build_autoencoder, build_objective, last_layer_probe, new_state
 from telecine.training.distributed import fsdp_blocks
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
 from telecine.training.optimizers import adamw_is_fused, parameters_of, planned
@@ -74,7 +74,7 @@ def plan_update(
 
     Args:
         config: The settings; `batch_size` must be a number.
-        model: The autoencoder, by default that of `fake_autoencoder`, whose tensors must be fake.
+        model: The autoencoder, by default from `fake_autoencoder`, whose tensors must be fake.
         device_type: "cpu", or any other name for a plan as on CUDA.
 
     Raises:
@@ -110,11 +110,11 @@ def plan_update(
         accelerator = cast(
             Accelerator, _FakeAccelerator(counter, HALF_PRECISION.get(config.mixed_precision))
         )
-        last_layer = last_layer_of(
+        probe = last_layer_probe(
             model, config.objective.adaptive_weight, config.temporal_chunk, is_sharded=False
         )
         state = new_state(
-            planned(config.optimizer), accelerator, model, objective, last_layer, seed=config.seed
+            planned(config.optimizer), accelerator, model, objective, probe, seed=config.seed
         )
         state.step = objective.schedule.step_with_most_terms()
         shape = (config.clips_per_pass, config.clips.num_channels, *bucket.shape)
@@ -269,7 +269,7 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
 def _count_networks(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
     """Count memory by network with hooks, and yield the hooks, which the caller removes.
 
-    Memory that is allocated after the call of a network, and before that of the next network, counts as the first
+    Memory that is allocated after the call of a network, and before the call of the next one, counts as the first
     network's. So the loss of logits counts as its discriminator's. The autoencoder's memory ends with its call.
     """
 

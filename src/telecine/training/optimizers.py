@@ -1,4 +1,4 @@
-"""The optimizers: which there are, those of a run, and their states in a checkpoint."""
+"""The optimizers that there are, how a run builds its two, and their states in a checkpoint."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ def planned(settings: OptimizerConfig) -> OptimizerConfig:
 def build_optimizers(
     settings: OptimizerConfig, model: VideoAutoencoder, objective: VideoAutoencoderLoss
 ) -> tuple[Optimizer, Optimizer | None]:
-    """Return the optimizer of the autoencoder, and that of the discriminators, `None` without discriminators.
+    """Return the optimizer of the autoencoder, and the optimizer of the discriminators, `None` without discriminators.
 
     Args:
         settings: The settings of both.

@@ -32,7 +32,7 @@ class Prediction:
     lengths: Mapping[tuple[int, ...], Sequence[int]]
     """By the frames, height and width of a clip: how many frames are encoded if 0, 1, ... latent frames are dropped."""
     fill: Fill | None
-    """None for 0."""
+    """The vector in place of dropped latent frames; None if they are 0."""
 
     def encode(
         self, autoencoder: VideoAutoencoder, video: Video, generator: Generators

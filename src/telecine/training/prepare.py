@@ -69,10 +69,10 @@ def prepare(
         config: The settings.
         console: Where to print; only the first process does.
         autoencoder: A custom module to train instead of the model that `config.model` names.
-        teacher: An autoencoder whose metrics are logged beside those of the run.
+        teacher: An autoencoder whose metrics are logged beside the run's.
         dataset: Clips to train on instead of files, see `train`.
         steal_lock: Take over the lock of another process.
-        change_data: Resume although `config.data` is other data than that of the checkpoint.
+        change_data: Resume although `config.data` is other data than the checkpoint's.
 
     Raises:
         ValueError: If a setting, the data or the folder is wrong.
@@ -170,7 +170,6 @@ def _build(
                 linear_metrics = measure_baseline(baseline, clips.val, perceptual, console, device)
             if teacher is not None:
                 teacher_metrics = measure_teacher(teacher, clips.val, perceptual, console, device)
-    first_normalisation = model.latent_normalisation()  # before a checkpoint replaces it
 
     # The state on the device, new or from the checkpoint. After it, the digests of frozen networks, and the cache,
     # which needs the weights of the encoder.
@@ -182,6 +181,7 @@ def _build(
         print_lines(console, [f"held out: {clips.held_out}"])
     if start.checkpoint is not None:
         print_lines(console, checkpointer.load(state, start.checkpoint))
+    first_normalisation = state.autoencoder.latent_normalisation()
     networks = on_first_process(partial(_digests_of_frozen, start, state), accelerator)
     latent_cache = open_cache(config.latent_cache, model, clips.train, accelerator)
 
@@ -243,7 +243,7 @@ def _read_data(
     dataset: MapDataset | None,
     change_data: bool,
 ) -> tuple[Clips, dict[str, Any]]:
-    """Return the clips, and what the summary records of them, after a check that they are those of the checkpoint."""
+    """Return the clips, and what the summary records of them, after a check that the checkpoint has the same."""
     config = start.config
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
     # A stop loses nothing: the index of the files that were read is saved.

@@ -55,7 +55,7 @@ class Records:
         Args:
             state: The state from which the run trains on.
             has_summary: Whether the folder has an intact summary, which is replaced at the first record.
-            is_resumed: Whether the state is that of a checkpoint. Otherwise all earlier records are removed.
+            is_resumed: Whether the state comes from a checkpoint. Otherwise all earlier records are removed.
         """
         if self.accelerator.is_main_process:
             self.files.write_environment(environment(self.accelerator.device))

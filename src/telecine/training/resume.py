@@ -1,4 +1,4 @@
-"""What may change when a run resumes: settings and data are compared with those of its checkpoint."""
+"""What may change when a run resumes: settings and data are compared with the checkpoint's."""
 
 import os
 from collections.abc import Mapping
@@ -71,7 +71,7 @@ def frozen_digests(networks: Mapping[str, nn.Module]) -> dict[str, str]:
 
 
 class SavedSettings:
-    """The settings of a checkpoint, which are compared with those of a run that resumes from it."""
+    """The settings of a checkpoint, with which the settings of a run that resumes from it are compared."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -224,7 +224,7 @@ class SavedSettings:
         has_same_held_out = before.validation == data["validation"]
         is_same = has_same_files and has_same_content and has_same_held_out
         self.check_data(config, may_be_same=is_same and not config.val_data)
-        # Hashes of headers do not compare with those of indexed files.
+        # Hashes of headers do not compare with hashes of indexed files.
         has_same_index = self.values["clips"].get("index", "ahead") == config.clips.index
         changes = _changes_of_data(before, data, with_hashes=has_same_index)
         if not has_same_held_out:
@@ -239,7 +239,7 @@ class SavedSettings:
     def check_frozen_networks(
         self, config: TrainConfig, before: RunSummary | None, networks: Mapping[str, str]
     ) -> None:
-        """Check that the networks that the run reads and does not train are those of before.
+        """Check that the networks that the run reads and does not train are the same as before.
 
         A network whose settings changed is another one on purpose: `changes` names the settings.
 

@@ -110,10 +110,10 @@ def train(
         dataset: Clips to train on instead of files: any map-style data set, whose `dataset[index]` is float32
             `(C, T, H, W)` in [-1, 1] of the size of `config.clips`, or a mapping with it as `video`. Each clip is
             checked. `clips.val_fraction` of them, evenly spaced, are held out. A run that resumes asks for the same
-            indices in the same order, and its held-out clips are compared with those of before.
+            indices in the same order, and its held-out clips are compared with the earlier ones.
         console: Where to show progress; standard output by default. Only the first process prints.
         steal_lock: Take the lock of the folder from a process whose machine is gone.
-        change_data: Resume although `config.data` is other data than that of the checkpoint.
+        change_data: Resume although `config.data` is other data than the checkpoint's.
 
     Raises:
         ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.

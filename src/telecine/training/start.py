@@ -53,7 +53,7 @@ def find_start(
         files: The run's folder.
         accelerator: The processes of the run.
         console: Where warnings are printed.
-        change_data: Whether the data may be other data than that of the checkpoint.
+        change_data: Whether the data may be other data than the checkpoint's.
 
     Raises:
         ValueError: A setting does not fit the checkpoint, or no checkpoint is intact.

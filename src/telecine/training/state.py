@@ -17,7 +17,6 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.gradient_probes import GradientProbe
 from telecine.training.distributed import average_gradients, local_shard
 from telecine.training.logging import IntervalMeans
-from telecine.training.optimizers import parameters_of
 from telecine.training.prediction import Prediction
 
 
@@ -111,7 +110,7 @@ class TrainState:
     disc_optimizer: Optimizer | None
     """Of the discriminators; None if there is none."""
     ema: MovingAverage
-    last_layer: GradientProbe | None
+    gradient_probe: GradientProbe | None
     """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
     grad_clip: float
     """The largest 2-norm of each network's gradient."""
@@ -145,33 +144,41 @@ class TrainState:
         return has_discriminators and self.objective.schedule.discriminators_train(self.step)
 
     @contextmanager
-    def gradient_sync(self, *, is_last: bool, has_unused: bool) -> Iterator[None]:
-        """Average the gradients over the processes at the end of the last micro-batch of an update.
+    def gradient_sync(self, *, is_last: bool, num_frames: int) -> Iterator[None]:
+        """Average the autoencoder's gradients over the processes at the end of the last micro-batch of an update.
 
         The `with` block has the forward and the backward pass of a micro-batch.
 
-        | micro-batch | weights | the gradients are averaged |
-        |---|---|---|
-        | not the last one | any | not at all |
-        | the last one | sharded | by FSDP2, in the backward |
-        | the last one | whole, each gets a gradient | by DDP, in the backward |
-        | the last one | whole, some may get none | here, after the backward: DDP would wait for those |
+        | gradients of | are averaged |
+        |---|---|
+        | sharded weights | by FSDP2, in the backward of the last micro-batch |
+        | whole weights, if each gets a gradient | by DDP, in the same backward |
+        | whole weights, if some may get none | here, after that backward: DDP would wait for those |
+        | the vector of a `prediction` | here, as only processes that drop frames have one |
+        | what the objective learns: a variance, weights of terms | by the objective, in each backward |
+        | discriminators | by `train_step`, after all micro-batches |
 
         Args:
             is_last: Whether it is the last micro-batch.
-            has_unused: Whether some trained weights may get no gradient.
+            num_frames: Frames of its clips.
         """
         if self.is_sharded:
             cast(Any, self.model).set_requires_gradient_sync(is_last)
             yield
             return
+        # Single frames, which a prediction may encode, leave weights that mix frames without a gradient.
+        has_single_frames = num_frames == 1 or self.prediction is not None
+        has_unused = has_single_frames or self.autoencoder.leaves_weights_unused
         if is_last and not has_unused:
             yield
             return
         with self.accelerator.no_sync(self.model):
             yield
         if is_last:
-            average_gradients(parameters_of(self.optimizer))
+            weights = [weight for weight in self.autoencoder.parameters() if weight.requires_grad]
+            if self.prediction is not None and self.prediction.fill is not None:
+                weights.extend(self.prediction.fill.parameters())
+            average_gradients(weights)
             if isinstance(self.model, DistributedDataParallel):
                 # The next forward sends the buffers of the first process, as after a backward that averages.
                 self.model.require_forward_param_sync = True

@@ -66,7 +66,7 @@ def train_step(
     Args:
         state: The networks and optimizers, which are updated in place.
         batches: The micro-batches of this process.
-        measure_update_ratio: Whether to log the norm of the update divided by that of the weights. It copies the
+        measure_update_ratio: Whether to log the norm of the update divided by the norm of the weights. It copies the
             weights after the activations are freed, and needs one more host sync.
 
     Returns:
@@ -120,11 +120,11 @@ def compute_gradients(state: TrainState, batches: Sequence[MicroBatch]) -> list[
 def _accumulate_gradients(
     state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool
 ) -> dict[str, Tensor]:
-    """Add `scale` times the gradients of a micro-batch to those of the networks, and return its log.
+    """Add `scale` times the gradients of a micro-batch to the networks' gradients, and return its log.
 
-    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: all those of
-    the discriminators, with the double backward of a penalty, and those of LPIPS and of the generator's loss for the
-    reconstruction. The backward of a loss then has little to do:
+    With `objective.eager_gradients`, most gradients of the losses are taken while the losses are computed: the
+    gradients of the discriminators with the double backward of a penalty, and the gradients of LPIPS and of the
+    generator's loss for the reconstruction. The backward of a loss then has little to do:
 
     | loss | what its backward does with eager gradients |
     |---|---|
@@ -133,13 +133,10 @@ def _accumulate_gradients(
 
     Without them, and in the cases of `choose_gradients` in `objective/gradients.py`, it runs through their graphs.
     """
-    if state.last_layer is not None:
-        state.last_layer.clear()
+    if state.gradient_probe is not None:
+        state.gradient_probe.clear()
     rng = clip_generators(state.seed, batch.clips, batch.inputs.device)
-    # Single frames, which a prediction may encode, leave weights that mix frames without a gradient.
-    has_single_frames = batch.inputs.shape[2] == 1 or state.prediction is not None
-    has_unused = has_single_frames or state.autoencoder.leaves_weights_unused
-    with state.gradient_sync(is_last=is_last, has_unused=has_unused):
+    with state.gradient_sync(is_last=is_last, num_frames=batch.inputs.shape[2]):
         with state.accelerator.autocast():
             output = _reconstruct(state, batch, rng)
             check_names_in_training(output.aux)
@@ -182,7 +179,7 @@ def _compute_losses(
     rng: list[torch.Generator],
     gradient: ReconstructionGradient,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return the loss of the autoencoder, that of the discriminators if they train, and the log."""
+    """Return the losses of the autoencoder and, if they train, of the discriminators, and the log."""
     autoencoder = state.autoencoder
     target = batch.inputs if output.target is None else output.target
     decode: Decode = autoencoder.decode
@@ -201,11 +198,11 @@ def _compute_losses(
     )
     if state.discriminators_train:
         both = state.objective.both_losses(
-            target, output.video, state.step, output.aux, state.last_layer, **options
+            target, output.video, state.step, output.aux, state.gradient_probe, **options
         )
         return [both.loss, both.disc_loss], both.log | both.disc_log
     loss, log = state.objective.autoencoder_loss(
-        target, output.video, state.step, output.aux, state.last_layer, **options
+        target, output.video, state.step, output.aux, state.gradient_probe, **options
     )
     return [loss], dict(log)
 
@@ -322,7 +319,7 @@ def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
-    # Check totals last: the name of the term that is not finite helps more than that of the sum.
+    # Check totals last: the name of the term that is not finite helps more than the name of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
             if not is_share_of_gradient(name):

@@ -1,4 +1,4 @@
-"""The trained weights of an autoencoder: all, the decoder's, those of certain names, or LoRA adapters."""
+"""The trained weights of an autoencoder: all, the decoder's, weights of certain names, or LoRA adapters."""
 
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -17,7 +17,7 @@ from telecine.settings import TrainableConfig
 def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> None:
     """Set `requires_grad` of the chosen weights, and freeze all others.
 
-    Call it before creating wrappers, moving averages and optimizers. Names are those of the wrapped model, without
+    Call it before creating wrappers, moving averages and optimizers. Names are as in the wrapped model, without
     `module.` in front. LoRA adapters are part of the autoencoder's `state_dict`, so load weights after it.
 
     Raises:

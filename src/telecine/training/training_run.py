@@ -42,9 +42,9 @@ class TrainingRun:
     linear_metrics: dict[str, float]
     """The metrics of the linear baseline, which are recorded with each validation; empty without one."""
     teacher_metrics: dict[str, float]
-    """Those of a student's teacher, likewise; empty for a model without one."""
+    """The metrics of a student's teacher; empty for a model without one."""
     first_normalisation: Normalisation
-    """The normalisation of the latent before training."""
+    """The normalisation of the latent at the start, which may be that of a checkpoint."""
     hub_repository: str | None
     """The repository for the upload, in the first process; `None` without an upload."""
 

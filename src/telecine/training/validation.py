@@ -41,7 +41,7 @@ class Validation:
     picture: Tensor
     """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed."""
     fps: float
-    """Of the picture: that of its fastest clip."""
+    """Of the picture, from its fastest clip."""
     clips: list[ReconstructedClip]
     """Up to `NUM_KEPT` clips for the report."""
 
@@ -68,7 +68,7 @@ def validate_model(
         before_each: Called before each clip, equally often on every process. Its errors end the validation.
 
     Returns:
-        The metrics of all clips, and pictures of those of this process.
+        The metrics of all clips, and pictures of this process' clips.
     """
     was_training = model.training
     model.eval()

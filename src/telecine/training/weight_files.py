@@ -94,7 +94,7 @@ class WeightFiles:
 
         Args:
             folder: The folder of the checkpoint, with the shards of all processes.
-            name: The name of the weights, "model" or "ema", whose shards replace those of "model".
+            name: The name of the weights, "model" or "ema", whose shards replace the shards of "model".
             statistics: Those of the latent, which the folder holds; None if they are not measured.
         """
         with TemporaryDirectory(dir=folder) as temporary:
@@ -117,7 +117,7 @@ class WeightFiles:
         """Check that LoRA adapters were trained on this base model.
 
         Raises:
-            ValueError: The digest `saved` is that of another base model.
+            ValueError: The digest `saved` belongs to another base model.
         """
         if saved is not None and saved != self.base:
             remedy = "Use the previous model or `seed`, or another --output_dir."
@@ -207,7 +207,7 @@ def _updates_file(folder: Path, name: str) -> Path:
 
 
 def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) -> None:
-    """Check that the architecture of a model is that of saved weights.
+    """Check that a model has the architecture of saved weights.
 
     Settings that change no shape of a weight would not make loading fail, but the output would differ.
 

@@ -121,7 +121,7 @@ def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
     indexed_train, indexed_held_out = split_videos(spans, config)
 
     def frames_of(spans):
-        return [(span.info.source, span.first_frame, span.last_frame) for span in spans]
+        return [(span.source, span.first_frame, span.last_frame) for span in spans]
 
     assert frames_of(held_out) == frames_of(indexed_held_out)
     assert frames_of(train) == frames_of(indexed_train)
@@ -287,14 +287,14 @@ def test_members_of_tar_files_between_others_are_looked_up_at_once(data, caplog,
         write_shard(data / "stills" / "b.tar", [data / "a.npy"])
     config = replace(CONFIG, holdout="file")
     table = load_table(str(data), config)
-    lazy = [(span.info.source, span.num_frames) for span in table.spans]
-    ahead = [(span.info.source, span.num_frames) for span in load_spans(data, config)[0]]
+    lazy = [(span.source, span.num_frames) for span in table.spans]
+    ahead = [(span.source, span.num_frames) for span in load_spans(data, config)[0]]
     assert lazy == ahead
     members = data / ".telecine-index.d" / "members"
     assert len(list(members.glob("*"))) == 1
     assert ("each run scans 1 of 5 tar files, as they have arrays" in caplog.text) == has_arrays
     again = load_table(str(data), config)
-    assert [(span.info.source, span.num_frames) for span in again.spans] == ahead
+    assert [(span.source, span.num_frames) for span in again.spans] == ahead
 
 
 def test_of_all_tar_files_only_those_with_arrays_are_scanned_again(data, monkeypatch):
@@ -313,9 +313,7 @@ def test_of_all_tar_files_only_those_with_arrays_are_scanned_again(data, monkeyp
     again = load_table(str(shards), CONFIG)
     assert again.spans.sha256() == first.spans.sha256()
     assert again.skipped == first.skipped
-    assert [str(span.info.source) for span in again.spans] == [
-        str(span.info.source) for span in first.spans
-    ]
+    assert [str(span.source) for span in again.spans] == [str(span.source) for span in first.spans]
     assert sorted(read) == ["003.tar"]
 
 
@@ -418,7 +416,7 @@ def test_files_with_validation_frames_are_not_trained_on(data, tmp_path, caplog)
     train = load_table([str(data), str(data / "film1")], CONFIG).spans
     assert len(train) == 16, "the same frames count once"
     held_out = load_table(str(tmp_path / "copy.mp4"), CONFIG).spans
-    names = [span.info.source.name for span in leave_out(train, held_out)]
+    names = [span.source.name for span in leave_out(train, held_out)]
     assert len(names) == 15
     assert "scene0.mp4" not in names
     assert leave_out(held_out, held_out) is held_out
@@ -438,7 +436,7 @@ def test_links_to_a_file_are_the_file(folder, tmp_path):
     train, held_out = split_table(table.spans, config)
 
     def real_files(spans):
-        return {span.info.source.resolve() for span in spans}
+        return {span.source.resolve() for span in spans}
 
     assert real_files(train).isdisjoint(real_files(held_out))
     linked = load_table(str(tmp_path / "links" / "film0"), CONFIG).spans
@@ -499,7 +497,7 @@ def test_another_held_out_file_is_validated_on_in_place_of_a_damaged_one(data, s
     table = load_table(str(data), CONFIG)
     spans = index_validation_spans(table.spans, table.lazy_index, CONFIG, 1)
     names = [f"scene{number}.mp4" for number in expected]
-    assert [span.info.source.name for span in spans] == names
+    assert [span.source.name for span in spans] == names
 
 
 def test_each_of_several_paths_has_files(folder, tmp_path):
@@ -579,6 +577,14 @@ def test_only_columns_that_describe_files_are_read(folder, tmp_path, caplog, mon
     assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [12]
     assert caplog.messages == [f"{path}: left out 1 column that no clip needs: `caption`"]
     assert "caption" not in asked
+
+
+def test_a_list_of_another_suffix_is_no_broken_video(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("a.mp4\nb.mp4\n")
+    for read in (load_table, load_spans):
+        with pytest.raises(DataError, match=r"A list is \.csv, \.jsonl or \.parquet with a column"):
+            read(str(path), CONFIG)
 
 
 def test_nothing_to_read_is_an_error(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_shards_of_other_pixels_are_not_continued(model, tone_mapped_run, wide_v
     before = settings_file.read_text()
     try:
         settings_file.write_text("clips: {colour_matrix: auto}")
-        with pytest.raises(ValueError, match="another value of settings"):
+        with pytest.raises(ValueError, match=r"another value of `pixels` \("):
             encode_data(tone_mapped_run, settings(wide_video), tmp_path)
     finally:
         settings_file.write_text(before)
@@ -159,6 +160,22 @@ def test_interrupted_and_resumed_has_the_same_files(
     assert content(tmp_path) != content(latents)
     assert encode_data(model, settings(data / "list.jsonl"), tmp_path).is_complete
     assert content(tmp_path) == content(latents)
+
+
+def test_the_first_of_several_processes_logs_what_all_read(
+    model, data, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(data / "videos" / "a.mkv", folder)
+    (folder / "notes.txt").write_text("")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    encode_data(model, settings(folder), tmp_path / "latents")
+    assert not caplog.text
+    monkeypatch.setenv("RANK", "0")
+    encode_data(model, settings(folder), tmp_path / "latents")
+    assert "ignored in" in caplog.text
 
 
 def test_two_processes_write_what_one_writes(model, data, latents, tmp_path, monkeypatch):
@@ -310,7 +327,8 @@ class Whole(nn.Module):
 
 
 def test_what_is_refused(model, data, latents, tmp_path):
-    with pytest.raises(ValueError, match="another value of data_sha256, settings"):
+    changed = r"another value of data_sha256, `latent` \('moments' there, 'mode' now\)"
+    with pytest.raises(ValueError, match=changed):
         encode_data(model, settings(data / "videos" / "a.mkv", latent="mode"), latents)
     with pytest.raises(ValueError, match="`num_frames` must be set for a Whole, which keeps no"):
         encode_data(Whole(), settings(data / "videos"), tmp_path / "a")

@@ -79,7 +79,7 @@ def test_sidecars_move_with_their_tar_files_and_others_are_not_used(data, tmp_pa
     assert len(load_table(str(moved), CONFIG).spans) == 3
     assert not (moved / ".telecine-index").exists(), "the tar file was not scanned"
     shutil.copyfile(data / "1.tar", moved / "0.tar")
-    names = {span.info.source.name for span in load_table(str(moved), CONFIG).spans}
+    names = {span.source.name for span in load_table(str(moved), CONFIG).spans}
     assert names == {"film3-6.mp4", "film3-7.mp4"}
     (moved / ".0.tar.telecine-index").write_bytes(b"damaged")
     assert len(load_table(str(moved), CONFIG).spans) == 2
@@ -155,7 +155,7 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
     assert num_kept() == [], "the sidecar has them"
     monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data / "0.tar"), CONFIG)
-    numbers = [table.lazy_index.info(span.info.source).num_frames for span in table.spans]
+    numbers = [table.lazy_index.info(span.source).num_frames for span in table.spans]
     assert numbers == [10, 11, 12]
 
 
@@ -187,8 +187,8 @@ def test_an_index_is_used_wherever_it_was_written(data, tmp_path, monkeypatch, c
     assert read == ["new.mp4"] * (case == "second path")
     table = load_table(str(data), CONFIG)
     for span in table.spans:
-        if span.info.source.name != "film3-7.mp4":  # damaged
-            assert lazy_index.info(span.info.source).num_frames > 0
+        if span.source.name != "film3-7.mp4":  # damaged
+            assert lazy_index.info(span.source).num_frames > 0
 
 
 @pytest.mark.parametrize("shard", ["8/8", "1", "-1/2"])

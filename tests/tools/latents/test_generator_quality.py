@@ -83,7 +83,7 @@ def test_both_are_reported(model_folder, videos, monkeypatch):
     settings = {"num_frames": 5, "height": 16, "width": 24, "device": "cpu"}
     config = LatentsConfig(data=str(videos), max_clips=14, features="transnetv2", **settings)
     report = measure_latent_spaces([model_folder], config)
-    figures = report.models[0].figures()
+    figures = report.models[0].table_values()
     assert 0 < figures["VIV"] < 2
     assert figures["Frechet distance, reconstructions"] >= 0
     assert figures["Frechet distance, interpolated latents"] >= 0

@@ -102,7 +102,7 @@ def test_the_measures_are_those_of_the_latents(report):
 )
 def test_figures_of_other_latents(measure_one, tiny_model, settings, figures):
     space = measure_one(CausalVAE(replace(tiny_model.config, **settings)))
-    assert figures <= space.figures().keys()
+    assert figures <= space.table_values().keys()
 
 
 def test_a_base_of_another_latent_is_refused_before_anything_is_measured(
@@ -131,8 +131,8 @@ def test_a_constant_latent_is_dead_as_in_training(measure_one, tiny_model, value
 
     space = measure_one(with_linear_encoder(tiny_model, make_constant))
     figures = {
-        "dead channels": space.figures()["dead channels"],
-        "mean std": space.figures()["mean std"],
+        "dead channels": space.table_values()["dead channels"],
+        "mean std": space.table_values()["mean std"],
     }
     summary = latent_summary(torch.full((1, 4, 2, 4, 6), value))
     assert figures == pytest.approx(
@@ -272,8 +272,8 @@ def test_half_of_a_clip_that_is_too_small_for_the_model_is_left_out(
 ):
     small = measure_one(LargeClips(tiny_model.config))
     assert small.equivariance.keys() == {"none", *TRANSFORMS} - {"scale_1/2"}
-    assert "equivariance error without scale_1/2, MSE" in small.figures()
-    assert "equivariance error, MSE" in report.models[0].figures()
+    assert "equivariance error without scale_1/2, MSE" in small.table_values()
+    assert "equivariance error, MSE" in report.models[0].table_values()
     _, charts = data_of(replace(report, models=[small, report.models[0]]))
     assert charts["Equivariance"]["series"][0]["curves"][0]["steps"] == [0, 2, 3, 4, 5, 6]
 

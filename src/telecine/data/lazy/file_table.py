@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from telecine.data.index_keys import MAX_KEY, keys_of_members
 from telecine.data.lazy.header import HEADER, Header
 from telecine.data.lazy.sorted_numbers import concatenate, distinct
 from telecine.data.lazy.string_column import StringColumn
@@ -28,8 +29,6 @@ from telecine.data.source import (
 
 _NO_ARCHIVE = -1
 _UNKNOWN_SIZE = -1
-_ODD_NUMBER = 0x9E3779B97F4A7C15  # so that keys of members differ in all bits
-_MAX_KEY = 2**63 - 1
 LOCATION = np.dtype([("size", np.int64), ("archive", np.int32), ("offset", np.int64)])
 """The size of a file in bytes, -1 if it is unknown. A member of a tar file also has the number of the tar file, and the
 position of its first byte there."""
@@ -87,7 +86,7 @@ class FileTable(Sequence[Source]):
         """Return a table of indexed sources, whose headers are exact. Their `digest` is valid in this process only."""
         headers = np.zeros(len(infos), HEADER)
         for row, info in enumerate(infos):
-            digest = hash(info.digest) & _MAX_KEY if info.digest else 0
+            digest = hash(info.digest) & MAX_KEY if info.digest else 0
             headers[row] = Header.of(info)._replace(digest=digest)
         return cls.of([info.source for info in infos], headers)
 
@@ -223,31 +222,3 @@ class FileTable(Sequence[Source]):
     def header(self, index: int) -> Header:
         """Return the header of a file."""
         return Header.of_row(self.headers[index])
-
-    def info(self, index: int) -> VideoInfo:
-        """Return the index that a file would have if its header were exact, with evenly spaced frames."""
-        header = self.header(index)
-        numbers: Any = range(header.num_frames)
-        return VideoInfo(
-            self[index],
-            header.width,
-            header.height,
-            header.fps,
-            pts=numbers,
-            keyframes=numbers,
-            time_base=1.0 / header.fps,
-            is_image=header.is_image,
-        )
-
-
-def keys_of_members(
-    archive_keys: NDArray[np.int64], offsets: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return a number for each member of tar files, which depends on its place.
-
-    Args:
-        archive_keys: The key of the tar file of each member.
-        offsets: Of the first byte of each member.
-    """
-    spread = offsets.astype(np.uint64) * np.uint64(_ODD_NUMBER) & np.uint64(_MAX_KEY)
-    return archive_keys ^ spread.astype(np.int64)

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,15 +11,12 @@ from telecine.data.decode import VIDEO_ERRORS, open_video
 from telecine.data.errors import Deadline, DecodeError, decode_errors
 from telecine.data.index import index_image, index_video
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables, iterate_boxes
-from telecine.data.remote_read import open_local
+from telecine.data.remote_read import SourceBytes, open_bytes
 from telecine.data.source import (
-    LocalSource,
     Source,
     VideoInfo,
     check_frame,
-    extent,
     kind_of,
-    open_file,
 )
 from telecine.settings import ClipConfig
 
@@ -55,7 +52,7 @@ class Header(NamedTuple):
 
 
 NO_HEADER = Header(0, 1.0, 1, 1)
-"""The header of a file that has no frames here: it was not read yet, cannot be read, is refused, or does not tell."""
+"""The header of a file that has no frames here: it was not read yet, cannot be read, or is refused."""
 _TYPES = {
     "num_frames": np.int64,
     "fps": np.float64,
@@ -85,56 +82,45 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     deadline = Deadline(source, config.timeout)
     if kind_of(source) == "arrays":
         return Header.of(index_array(source, config, deadline))
-
-    def read(local: LocalSource) -> Header:
-        with open_file(local) as file:
-            begin, size = extent(local, file)
-            return read_mp4_header(file, begin, size, source, config, deadline)
-
-    with decode_errors(source, VIDEO_ERRORS):
-        header = open_local(source, read, deadline)
-    if header.num_frames > 0:
+    with decode_errors(source, VIDEO_ERRORS), open_bytes(source, deadline) as opened:
+        digest, header = read_mp4_header(opened, source, config, deadline)
+    if header is not None:
         return header
-    digest = header.digest
     info = None
     if kind_of(source) == "images":
         info = index_image(source, config, deadline)
-    if info is None:
-        with decode_errors(source, VIDEO_ERRORS):
-            open_local(source, lambda local: check_tables(local, deadline), deadline)
-        stated = _read_container(source, config, deadline)
-        header = stated or Header.of(index_video(source, config, deadline))
-    else:
+    if info is not None:
         header = Header.of(info)
+    else:
+        with decode_errors(source, VIDEO_ERRORS):
+            check_tables(source, deadline)
+        header = _read_container(source, config, deadline)
+        if header is None:
+            header = Header.of(index_video(source, config, deadline))
     check_frame(source, header.width, header.height, config)
     return header._replace(digest=digest)
 
 
 def read_mp4_header(
-    file: BinaryIO,
-    begin: int,
-    size: int,
-    source: Source,
-    config: ClipConfig,
-    deadline: Deadline,
-) -> Header:
-    """Read the header of an MP4 file. Of other files, and of MP4 files with fragments, only `digest` is filled in.
+    opened: SourceBytes, source: Source, config: ClipConfig, deadline: Deadline
+) -> tuple[int, Header | None]:
+    """Read the header of an MP4 file, if it is one.
 
     Args:
-        file: The opened file that holds it.
-        begin: Position of its first byte.
-        size: Its size in bytes.
+        opened: Its bytes.
         source: The source, for errors.
         config: Its `max_pixels` is the limit of a frame.
         deadline: The time by which it must be read.
 
     Returns:
-        A header, without frames if the tables do not tell any.
+        `Header.digest`, and the header; None for another file, for one with fragments, and for one whose tables do not
+        tell the number of frames.
 
     Raises:
         DecodeError: the file is empty, its tables claim too many frames, or these are refused.
         DataError: it is not read by the deadline.
     """
+    file, begin, size = opened
     if size == 0:
         raise DecodeError(f"{source}: an empty file")
     file.seek(begin)
@@ -155,11 +141,11 @@ def read_mp4_header(
             tracks[-1].read(box.kind, box.content)
         header = next(filter(None, [track.header() for track in tracks]), None)
     if header is None:
-        return NO_HEADER._replace(digest=digest)
+        return digest, None
     if header.num_frames > size:
         raise DecodeError(f"{source}: its tables claim {header.num_frames} frames in {size} bytes")
     check_frame(source, header.width, header.height, config)
-    return header._replace(digest=digest)
+    return digest, header._replace(digest=digest)
 
 
 class _Track:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from telecine.base.files import partial_path, remove_partial
 from telecine.data.hdr import BT2020, HLG, PQ
-from telecine.data.lazy.sorted_numbers import concatenate, find_row
+from telecine.data.lazy.sorted_numbers import find_row
 from telecine.data.source import VideoInfo
 
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
@@ -90,7 +90,15 @@ def columns_of_records(records: NDArray[Any], prefix: str = "") -> dict[str, NDA
 
 
 def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[str, NDArray[Any]]:
-    """Return exact indices as columns, sorted by their keys.
+    """Return exact indices as columns, see `column_parts_of_infos`."""
+    parts_of = column_parts_of_infos(keys, infos)
+    return {name: np.concatenate(parts) for name, parts in parts_of.items()}
+
+
+def column_parts_of_infos(
+    keys: Sequence[int], infos: Sequence[VideoInfo]
+) -> dict[str, list[NDArray[Any]]]:
+    """Return exact indices as columns in parts, see `write_columns`, sorted by their keys. Timestamps are not copied.
 
     Args:
         keys: A number of 63 bits for each index, all different, see `IndexFile`.
@@ -101,11 +109,9 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
     pts_ends = np.cumsum([len(info.pts) for info in infos], dtype=np.int64)
     keyframe_ends = np.cumsum([len(info.keyframes) for info in infos], dtype=np.int64)
     digests = [np.frombuffer(bytes.fromhex(info.digest), np.uint8) for info in infos]
-    return {
+    columns = {
         "exact.key": np.array(keys, np.int64)[order],
-        "exact.pts": _joined([info.pts for info in infos]),
         "exact.pts_end": pts_ends,
-        "exact.keyframes": _joined([info.keyframes for info in infos]),
         "exact.keyframes_end": keyframe_ends,
         "exact.width": np.array([info.width for info in infos], np.int64),
         "exact.height": np.array([info.height for info in infos], np.int64),
@@ -117,10 +123,11 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
         "exact.hdr": np.array([_HDR.index(info.hdr) for info in infos], np.uint8),
         "exact.digest": np.array(digests, np.uint8).reshape(len(infos), _DIGEST_BYTES),
     }
-
-
-def _joined(numbers: Sequence[array[int]]) -> NDArray[np.int64]:
-    return concatenate([np.frombuffer(part, np.int64) for part in numbers], np.int64)
+    parts = {name: [column] for name, column in columns.items()}
+    none = np.empty(0, np.int64)  # a column has a part, also if there are no indices
+    parts["exact.pts"] = [none, *(np.frombuffer(info.pts, np.int64) for info in infos)]
+    parts["exact.keyframes"] = [none, *(np.frombuffer(info.keyframes, np.int64) for info in infos)]
+    return parts
 
 
 def infos_of_columns(columns: Mapping[str, NDArray[Any]], source: Any) -> list[VideoInfo]:
@@ -200,7 +207,7 @@ def read_description(file: BinaryIO) -> Description:
     """
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
     if length > _MAX_DESCRIPTION:
-        raise ValueError(f"a description of {length} bytes")
+        raise ValueError("it does not begin with a description of columns")
     described = json.loads(file.read(length))
     size = file.seek(0, os.SEEK_END)
     if not isinstance(described, dict):

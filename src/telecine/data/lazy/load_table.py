@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.segment_columns import SegmentColumns
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.lazy.stated_header import (
     STATED,
     check_agreement,
@@ -49,6 +48,7 @@ from telecine.data.source import (
     check_frame,
     file_of,
 )
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -107,11 +107,20 @@ def load_table(
         reader.save(is_complete=is_complete)
     if len(table.spans) == 0:
         got = f"{len(table.skipped)} that cannot be read: {Skipped.listed(table.skipped)}"
-        remedy = "Check that they are complete and that other programs show them."
-        raise argument_error(name, "at least one decodable file", got, remedy, DataError)
+        contract = "at least one decodable file"
+        raise argument_error(name, contract, got, Skipped.remedy(table.skipped), DataError)
     if table.skipped:
         logger.warning("skipped %d files: %s", len(table.skipped), Skipped.listed(table.skipped))
     return table
+
+
+class _NewFile(NamedTuple):
+    """A file that is not in the table yet."""
+
+    source: Source
+    fingerprint: Fingerprint
+    stated: Header | None
+    """What a list says of it."""
 
 
 class _TableReader:
@@ -124,13 +133,14 @@ class _TableReader:
         self._config = lazy_index.config
         self._last_save = time.monotonic()
         self._parts: list[FileTable] = []
-        self._keys = array("q")  # of all files
-        self._row_of: dict[Source, int] = {}  # of the files of the last chunk
-        self._stated: dict[Source, Header | None] = {}  # of the files of the last chunk
+        self._keys = array("q")  # of the files of all parts
+        self._segments = SegmentColumns()
+        self._pending: list[Segment] = []  # segments that are not in the table yet
+        # Of the files of the last chunk of segments: the row, and what the first line of a list says.
+        self._row_of: dict[Source, int] = {}
+        self._stated: dict[Source, Header | None] = {}
         self._missing: set[Source] = set()  # files that do not exist
         self._skipped: list[Skipped] = []
-        self._pending: list[Segment] = []  # segments whose files are not in the table yet
-        self._segments = SegmentColumns()
 
     @cached_property
     def _saved(self) -> SavedHeaders:
@@ -184,94 +194,100 @@ class _TableReader:
         self._parts.append(self._leave_out_refused(members))
 
     def _read_pending(self) -> None:
-        """Read the headers of the files of pending segments that are not known."""
-        if not self._pending:
-            return
-        segments = self._pending
+        """Add the pending segments and their files, whose headers are read unless the chunk before had the file.
+
+        Raises:
+            DataError: two lines of a list contradict each other, or a file or a server takes too long.
+        """
+        segments = [segment for segment in self._pending if segment.source not in self._missing]
         self._pending = []
-        stated = self._stated_headers(segments)
-        begin = len(self._keys)
-        earlier_rows = self._row_of
-        self._row_of = {}
-        sources, sizes, versions = self._add_files(stated)
+        if not segments:
+            return
+        stated = self._first_stated(segments)
+        new_files = self._look_up(
+            {source: header for source, header in stated.items() if source not in self._row_of}
+        )
+        first_row = len(self._keys)
+        row_of = {source: row for source, row in self._row_of.items() if source in stated}
+        row_of.update((source, first_row + place) for place, source in enumerate(new_files))
+        self._row_of = row_of
+        self._stated = stated
         for segment in segments:
-            if segment.source in self._missing:
-                continue
-            row = self._row_of.get(segment.source)
-            if row is None:
-                row = earlier_rows[segment.source]
-                self._row_of[segment.source] = row
-            self._segments.add(segment, row)
-        keys = np.array(self._keys[begin:], np.int64)
-        headers = self._saved.find(keys)
-        for other, saved in self._saved_of_others:
-            rows = np.flatnonzero(headers["num_frames"] == 0)
-            keys_there = []
-            for row in rows.tolist():
-                keys_there.append(other.key_of(sources[row], _fingerprint(sources[row])))
-            headers[rows] = saved.find(np.array(keys_there, np.int64))
-        for row, source in enumerate(sources):
-            header = stated[source]
-            if header is not None:
-                headers[row] = header
+            if segment.source in row_of:
+                self._segments.add(segment, row_of[segment.source])
+        files = list(new_files.values())
+        keys = [self._lazy_index.key_of(file.source, file.fingerprint) for file in files]
+        headers = self._saved_or_stated(files, keys)
         try:
-            self._read_missing(sources, headers)
+            self._read_missing(files, headers)
         finally:
-            files = FileTable.of(sources, headers, sizes=sizes, versions=versions)
-            self._parts.append(self._leave_out_refused(files))
+            table = FileTable.of(
+                [file.source for file in files],
+                headers,
+                sizes=[file.fingerprint.size for file in files],
+                versions=[_version(file) for file in files],
+            )
+            self._parts.append(self._leave_out_refused(table))
+            self._keys.extend(keys)
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(is_complete=False)
 
-    def _stated_headers(self, segments: Sequence[Segment]) -> dict[Source, Header | None]:
-        """Return what the first line of each file that is not in the table yet says of it.
+    def _first_stated(self, segments: Sequence[Segment]) -> dict[Source, Header | None]:
+        """Return what the first line of a file says of it, for all files of segments, in order.
 
         Raises:
             DataError: another line of a file says something else.
         """
-        stated: dict[Source, Header | None] = {}
-        of_chunk: dict[Source, Header | None] = {}
+        first: dict[Source, Header | None] = {}
         for segment in segments:
             source = segment.source
-            if source in self._missing:
-                continue
             header = stated_header(segment)
-            if source not in of_chunk:
-                of_chunk[source] = self._stated.get(source, header)
-            if source not in self._row_of:
-                stated.setdefault(source, header)
-            check_agreement(source, of_chunk[source], header)
-        self._stated = of_chunk
-        return stated
+            if source not in first:
+                first[source] = self._stated.get(source, header)
+            check_agreement(source, first[source], header)
+        return first
 
-    def _add_files(
-        self, stated: Mapping[Source, Header | None]
-    ) -> tuple[list[Source], list[int], list[str]]:
-        """Add the keys and rows of files, and return the files that exist, with their sizes and versions."""
-        begin = len(self._keys)
-        sources: list[Source] = []
-        sizes: list[int] = []
-        versions: list[str] = []
+    def _look_up(self, stated: Mapping[Source, Header | None]) -> dict[Source, _NewFile]:
+        """Return the files that exist, by their names; and note the others.
+
+        Args:
+            stated: What a list says of each file. No server is asked about one that it describes.
+        """
         looked_up = self.addresses.look_up(
             source for source, header in stated.items() if header is None
         )
-        for named in stated:
+        new_files = {}
+        for named, header in stated.items():
             try:
                 source = looked_up.get(named, named)
                 if source is None:
                     raise FileNotFoundError("No such file")
-                fingerprint = _fingerprint(source)
+                new_files[named] = _NewFile(source, _fingerprint(source), header)
             except OSError as error:
                 self._missing.add(named)
                 self._skipped.append(Skipped(named, error.strerror or str(error)))
-                continue
-            self._row_of[named] = begin + len(sources)
-            sources.append(source)
-            sizes.append(fingerprint.size)
-            versions.append(_version(source, fingerprint))
-            self._keys.append(self._lazy_index.key_of(source, fingerprint))
-        return sources, sizes, versions
+        return new_files
 
-    def _read_missing(self, sources: Sequence[Source], headers: NDArray[Any]) -> None:
+    def _saved_or_stated(self, files: Sequence[_NewFile], keys: Sequence[int]) -> NDArray[Any]:
+        """Return headers by a list or by earlier runs; others have no frames.
+
+        Args:
+            files: The files.
+            keys: The key of each, see `LazyIndex.key_of`.
+        """
+        headers = self._saved.find(np.array(keys, np.int64))
+        for other, saved in self._saved_of_others:
+            rows = np.flatnonzero(headers["num_frames"] == 0)
+            keys_there = []
+            for row in rows.tolist():
+                keys_there.append(other.key_of(files[row].source, files[row].fingerprint))
+            headers[rows] = saved.find(np.array(keys_there, np.int64))
+        for row, file in enumerate(files):
+            if file.stated is not None:
+                headers[row] = file.stated
+        return headers
+
+    def _read_missing(self, files: Sequence[_NewFile], headers: NDArray[Any]) -> None:
         """Read the headers that have no frames yet, in place."""
 
         def read_or_skip(source: Source) -> Header | Skipped:
@@ -282,7 +298,7 @@ class _TableReader:
 
         missing = np.flatnonzero(headers["num_frames"] == 0).tolist()
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(read_or_skip, [sources[row] for row in missing])
+            results = pool.map(read_or_skip, [files[row].source for row in missing])
             for row, result in zip(missing, results, strict=True):
                 if isinstance(result, Skipped):
                     self._skipped.append(result)
@@ -348,21 +364,21 @@ class _TableReader:
         files = FileTable.joined(self._parts)
         keys = np.array(self._keys, np.int64)
         # A file that several paths or distant lines of a list name has several rows. The first one counts.
-        _, first_rows, row_numbers = np.unique(keys, return_index=True, return_inverse=True)
-        first_rows = first_rows[row_numbers]
+        _, first_places, codes = np.unique(keys, return_index=True, return_inverse=True)
+        first_rows = first_places[codes]
         check_distant_lines(files, first_rows)
         spans = self._segments.spans(files, first_rows)
         is_readable = files.headers["num_frames"][spans.file] > 0
         is_empty = is_readable & (spans.num_frames <= 0)
-        for span in spans.take(is_empty):
-            self._skipped.append(Skipped(span.info.source, "a segment without frames"))
+        for row in spans.file[is_empty].tolist():
+            self._skipped.append(Skipped(files[row], "a segment without frames"))
         spans = spans.take(is_readable & ~is_empty)
         if counts_once:
             rows, codes = np.unique(spans.file, return_inverse=True)
             identities = files.process_local_ids(rows)[codes]
             places = np.stack([identities, spans.first_frame, spans.last_frame])
-            _, first_rows = np.unique(places, axis=1, return_index=True)
-            spans = spans.take(np.sort(first_rows))
+            _, kept = np.unique(places, axis=1, return_index=True)
+            spans = spans.take(np.sort(kept))
         return DataTable(spans, self._lazy_index, self._skipped)
 
 
@@ -373,9 +389,10 @@ def _fingerprint(source: Source) -> Fingerprint:
     return Fingerprint.of(file_of(source))
 
 
-def _version(source: Source, fingerprint: Fingerprint) -> str:
-    if isinstance(source, TarMember):
+def _version(file: _NewFile) -> str:
+    """Return the version of a file, see `FileTable.versions`."""
+    if isinstance(file.source, TarMember):
         return ""
-    if isinstance(source, RemotePath):
-        return source.version
-    return str(fingerprint.version)
+    if isinstance(file.source, RemotePath):
+        return file.source.version
+    return str(file.fingerprint.version)

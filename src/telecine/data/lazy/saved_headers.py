@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.data.lazy.header import HEADER
+from telecine.data.lazy.header import HEADER, NO_HEADER
 from telecine.data.lazy.index_file import (
     DAMAGE_ERRORS,
     IndexFile,
@@ -67,8 +67,8 @@ class SavedHeaders(NamedTuple):
         save_tensors(path, self.columns(), {})
 
     def find(self, keys: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the headers of keys; without frames where they are unknown."""
-        headers = np.zeros(len(keys), HEADER)
+        """Return the headers of keys; `NO_HEADER` where they are unknown."""
+        headers = np.full(len(keys), np.array(tuple(NO_HEADER), HEADER))
         if len(self.keys) > 0:
             rows = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
             is_known = self.keys[rows] == keys

@@ -14,7 +14,7 @@ import numpy as np
 from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index_paths import sidecar_paths
 from telecine.data.lazy.file_table import LOCATION, FileTable
-from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header, read_mp4_header
+from telecine.data.lazy.header import HEADER, Header, read_header, read_mp4_header
 from telecine.data.lazy.index_file import (
     DAMAGE_ERRORS,
     IndexFile,
@@ -24,17 +24,14 @@ from telecine.data.lazy.index_file import (
 )
 from telecine.data.lazy.recent import Recent
 from telecine.data.lazy.string_column import StringColumn
-from telecine.data.remote_read import open_local
+from telecine.data.remote_read import SourceBytes, open_bytes, open_local
 from telecine.data.source import (
     File,
-    LocalSource,
     Skipped,
     Source,
     TarMember,
     VideoInfo,
-    extent,
     kind_of,
-    open_file,
 )
 from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
@@ -75,23 +72,22 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     deadline = Deadline(archive, config.timeout)
     of_any_run = ClipConfig(max_pixels=PILLOW_MAX_PIXELS, timeout=config.timeout)
 
-    def read(member: TarMember, opened: BinaryIO) -> tuple[TarMember, Header | Skipped]:
+    def read(member: TarMember, opened: BinaryIO) -> tuple[TarMember, Header | Skipped | None]:
         if kind_of(member) == "arrays":
-            return member, NO_HEADER
+            return member, None
         try:
-            header = read_mp4_header(
-                opened, member.offset, member.size, member, of_any_run, deadline
-            )
-            return member, header
+            content = SourceBytes(opened, member.offset, member.size)
+            _, header = read_mp4_header(content, member, of_any_run, deadline)
         except DecodeError as error:
             return member, Skipped.of(member, error)
+        return member, header
 
     members, is_complete = scan_tar(archive, deadline, read)
     readable: list[TarMember] = []
     records: list[Header] = []
     skipped: list[Skipped] = []
     for member, header in members:
-        if isinstance(header, Header) and header.num_frames == 0:
+        if header is None:
             header, is_final = _read_member(
                 member, config if kind_of(member) == "arrays" else of_any_run
             )
@@ -151,7 +147,7 @@ def write_sidecar(
         assert isinstance(skip.path, TarMember)
         reasons.append((skip.path.name, skip.path.offset, skip.path.size, skip.reason))
     metadata = {
-        _FITS: open_local(archive, _archive_digest, reads="headers"),
+        _FITS: _archive_digest(archive),
         _SKIPPED: json.dumps(reasons),
         _HAS_INDICES: json.dumps(infos is not None),
     }
@@ -173,7 +169,7 @@ def open_sidecar(archive: File) -> IndexFile | None:
             continue
         try:
             file = open_local(place, IndexFile, reads="whole")
-            if file.metadata[_FITS] != open_local(archive, _archive_digest, reads="headers"):
+            if file.metadata[_FITS] != _archive_digest(archive):
                 continue
             if json.loads(file.metadata[_HAS_INDICES]):
                 return file
@@ -202,12 +198,11 @@ def read_sidecar(archive: File) -> Sidecar | None:
         return None
 
 
-def _archive_digest(archive: LocalSource) -> str:
+def _archive_digest(archive: File) -> str:
     """Return a hash of the size and the beginning of a tar file: a copy keeps its sidecar."""
-    with open_file(archive) as file:
-        _, size = extent(archive, file)
-        file.seek(0)
-        return hashlib.sha256(f"{size}\n".encode() + file.read(_DIGEST_BYTES)).hexdigest()
+    with open_bytes(archive, reads="headers") as opened:
+        content = opened.file.read(_DIGEST_BYTES)
+    return hashlib.sha256(f"{opened.size}\n".encode() + content).hexdigest()
 
 
 class SidecarInfos:

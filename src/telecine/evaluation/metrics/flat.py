@@ -76,13 +76,13 @@ def measure_flat_colours(
         reconstruction = model(clip, sample_posterior=False).video.float().clamp(*VALUE_RANGE)
         errors.append(_LEVELS * (reconstruction - clip))
     error = torch.cat(errors)
-    figures = {
+    values = {
         FLAT_ERROR.name: _root_mean_square(error.mean((2, 3, 4))),
         FLAT_GRID.name: _root_mean_square(error - error.mean((3, 4), keepdim=True)),
     }
     if num_frames >= FLAT_SHIMMER.min_frames:
-        figures[FLAT_SHIMMER.name] = _root_mean_square(error.diff(dim=2))
-    return figures
+        values[FLAT_SHIMMER.name] = _root_mean_square(error.diff(dim=2))
+    return values
 
 
 def _root_mean_square(values: Tensor) -> float:

@@ -268,7 +268,7 @@ FeatureNetwork: TypeAlias = I3DFeatures | TransNetFeatures
 
 @dataclass(frozen=True)
 class SingleClipFrechet:
-    """Measures the Frechet distance of each clip by itself, as published figures that are averages over clips."""
+    """Measures the Frechet distance of each clip by itself, as published results that are means over clips."""
 
     network: FeatureNetwork
     metrics = (FVD_SINGLE,)

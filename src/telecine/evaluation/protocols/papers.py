@@ -1,4 +1,4 @@
-"""The protocols of published figures: VidTok, WF-VAE, Cosmos (TokenBench, DAVIS), LARP (UCF-101, Kinetics-600)."""
+"""The protocols of published results: VidTok, WF-VAE, Cosmos (TokenBench, DAVIS), LARP (UCF-101, Kinetics-600)."""
 
 from dataclasses import replace
 

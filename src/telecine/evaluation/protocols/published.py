@@ -1,4 +1,4 @@
-"""How published figures were measured: which clips, how they are read, reconstructed and measured."""
+"""How published results were measured: which clips, how they are read, reconstructed and measured."""
 
 import importlib.util
 import logging
@@ -26,7 +26,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.lazy.span_table import SpanTable
+from telecine.data.span_table import SpanTable
 from telecine.evaluation.metrics.frechet import (
     FVD,
     FVD_SINGLE,
@@ -59,11 +59,11 @@ VALUES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedProtocol:
-    """How published figures were measured. Figures compare only if all fields are equal."""
+    """How published results were measured. Results compare only if all fields are equal."""
 
     name: ProtocolName
     data: str
-    """The videos that the figures are of. They are passed by path."""
+    """The videos that the results are of. They are passed by path."""
     num_videos: int | None = None
     """Number of these videos. None: not stated, or not checked."""
     clips: Literal["all", "first", "whole", "random"]
@@ -92,7 +92,7 @@ class PublishedProtocol:
     metrics: tuple[str, ...]
     """Names in `METRICS`."""
     needs_features: bool = False
-    """Whether a call without `features` is an error. Figures do not depend on it."""
+    """Whether a call without `features` is an error. Results do not depend on it."""
     sources: tuple[str, ...]
     """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
@@ -167,7 +167,7 @@ class PublishedProtocol:
             contract = f"videos of at least {self.num_frames} frames for protocol {self.name}"
             longest = max(infos, key=lambda info: info.num_frames)
             got = f"at most {longest.num_frames}, in {longest.source}"
-            raise argument_error("data", contract, got, "Pass the videos of the published figures.")
+            raise argument_error("data", contract, got, "Pass the videos of the published results.")
         return spans
 
     def _stride(self, info: VideoInfo) -> int:

@@ -120,7 +120,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             return self.family.decode(self.module, latent, noise_level)
 
     def _noise_like(self, latent: Tensor, generator: Generators) -> Tensor:
-        """Return noise drawn from a generator, or that of `sampler` at the position of the latent without one."""
+        """Return noise drawn from a generator, or the noise of `sampler` at the position of the latent without one."""
         if generator is not None:
             return randn(
                 latent.shape, generator=generator, device=latent.device, dtype=latent.dtype
@@ -207,7 +207,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         Raises:
             ValueError: The layers of its class cannot get other channels.
         """
-        if self.family.widens == "no":
+        if self.family.changes_channels == "no":
             raise self._channels_error(in_channels)
         config = {
             name: value for name, value in self.module.config.items() if not name.startswith("_")
@@ -216,7 +216,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
             if name in config:
                 config[name] = config[name] * in_channels // self.in_channels
         module = type(self.module).from_config(config)
-        has_patches = self.family.widens == "patches"
+        has_patches = self.family.changes_channels == "patches"
         change_channels(
             self.module.state_dict(), module, self.in_channels, in_channels, has_patches=has_patches
         )
@@ -251,7 +251,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """
         if self.family.stream is None:
             return super().stream_encoder(num_frames)
-        return self.family.stream.encoder(self.module, num_frames)
+        return self.family.stream.encoder(self.module, self.sizes, num_frames)
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
         """Return a stream that decodes a latent a few frames at a time.
@@ -269,7 +269,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         return None if self.family.stream is None else self.family.stream.chunk
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips.
+        """Compute clips in chunks of `num_frames` frames; the accepted sizes stay.
 
         The encoder and the decoder are called once for each chunk, and each call is computed again in the backward.
 

@@ -201,7 +201,7 @@ class LatentDenoiser(FrozenEncoderModel):
 
 
 class _CausalAttention(WanAttnProcessor):
-    """Attention of tokens to those of the same frame and of earlier frames."""
+    """Attention of tokens to the tokens of the same frame and of earlier frames."""
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()

@@ -130,7 +130,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         Args:
             latent: `(B, C, 1 + k, h, w)`.
             noise: What it starts from, of the result's shape.
-            generator: Draws the noise: one, or one for each clip. Without both, the noise is that of `sampler`.
+            generator: Draws the noise: one, or one for each clip. Without both, `sampler` has the noise.
 
         Raises:
             ValueError: There is no noise in training.

@@ -131,12 +131,12 @@ FAMILIES = {
         stream=streams.KVAE_VIDEO,
     ),
     "AutoencoderKLLTX2Video": Family(
-        encode_clips, decode_clips, widens="patches", normalised=Normalised.BUFFERS
+        encode_clips, decode_clips, changes_channels="patches", normalised=Normalised.BUFFERS
     ),
     "AutoencoderKLLTXVideo": Family(
         encode_clips,
         decode_clips,
-        widens="patches",
+        changes_channels="patches",
         normalised=Normalised.BUFFERS,
         row_layers=row_splits.LTX,
     ),
@@ -154,7 +154,7 @@ FAMILIES = {
     "AutoencoderKLMiniMaxH3": Family(
         encode_clips,
         decode_clips,
-        widens="no",
+        changes_channels="no",
         colours=IMAGENET,
         normalised=Normalised.CHANNELS,
     ),
@@ -174,7 +174,7 @@ FAMILIES = {
         encode_qwen21,
         decode_qwen21,
         in_channels=colours_without_alpha,
-        widens="no",
+        changes_channels="no",
         normalised=Normalised.CHANNELS,
         checkpointed_blocks=(
             "QwenImage21ResidualBlock",
@@ -190,7 +190,7 @@ FAMILIES = {
         wan.encode,
         wan.decode,
         in_channels=unpatched_channels,
-        widens="patches",
+        changes_channels="patches",
         normalised=Normalised.CHANNELS,
         checkpointed_blocks=("WanResidualBlock", "WanAttentionBlock", "WanResample"),
         stream=streams.WAN,
@@ -199,7 +199,7 @@ FAMILIES = {
     "AutoencoderRAE": Family(
         encode_frames,
         decode_rae,
-        widens="no",
+        changes_channels="no",
         colours=_BLACK_TO_WHITE,
         only_side="decoder_image_size",
         normalised=Normalised.INSIDE,

@@ -32,7 +32,7 @@ def declared_channels(module: DiffusersModel) -> int:
 
 
 def unpatched_channels(module: DiffusersModel) -> int:
-    """Return the channels of a model whose configuration counts those of patches."""
+    """Return the channels of a model whose configuration counts the channels of patches."""
     patch_size = getattr(module.config, "patch_size", None) or 1
     return declared_channels(module) // patch_size**2
 
@@ -52,9 +52,9 @@ class Family:
     """From the model and a latent `(B, C, t, h, w)`, and perhaps the level of its noise `(B,)`, to the video."""
     in_channels: Callable[[DiffusersModel], int] = declared_channels
     """From the model to the channels of its video."""
-    widens: Literal["no", "pixels", "patches"] = "pixels"
-    """Whether the first and last layer can be widened to other channels: "no"; "pixels", if they see pixels; "patches",
-    if they see patches whose values are ordered by channel."""
+    changes_channels: Literal["no", "pixels", "patches"] = "pixels"
+    """Whether the first and the last layer can be changed for other channels: "no"; "pixels", if they map pixels;
+    "patches", if they map patches, whose values are ordered by channel."""
     colours: Colours | None = None
     """How colours are normalised, if the model does not see [-1, 1]."""
     only_side: str | None = None

@@ -63,7 +63,7 @@ def write_normalisation(
 ) -> None:
     """Replace the numbers, in memory; `save_pretrained` writes them.
 
-    The positions of a patch, which a batch norm keeps apart, get the same: those of their channel.
+    The positions of a patch, which a batch norm keeps apart, get the same numbers: their channel's.
 
     Args:
         module: The model.

@@ -43,11 +43,12 @@ class PipelineVAE(ModelMixin, nn.Module):
         space = config.spatial_compression
         self.temporal_compression_ratio = time
         self.spatial_compression_ratio = space
-        num_halvings = space.bit_length() - 1
-        num_time_halvings = time.bit_length() - 1
+        num_downsamplings = space.bit_length() - 1
+        num_time_downsamplings = time.bit_length() - 1
         # With diffusers' spelling.
         self.temperal_downsample = [
-            level >= num_halvings - num_time_halvings for level in range(num_halvings)
+            level >= num_downsamplings - num_time_downsamplings
+            for level in range(num_downsamplings)
         ]
         normalisation = student.latent_normalisation()
         for name in (MEAN_KEY, STD_KEY):  # LTX has buffers
@@ -56,8 +57,9 @@ class PipelineVAE(ModelMixin, nn.Module):
         values = {
             "z_dim": config.latent_channels,
             "latent_channels": config.latent_channels,
-            "block_out_channels": (1,) * (num_halvings + 1),  # pipelines read the length of these
-            "encoder_block_out_channels": (1,) * (num_halvings + 1),
+            # Pipelines read the length of these.
+            "block_out_channels": (1,) * (num_downsamplings + 1),
+            "encoder_block_out_channels": (1,) * (num_downsamplings + 1),
             "scale_factor_temporal": time,
             "scale_factor_spatial": space,
             "temporal_compression_ratio": time,

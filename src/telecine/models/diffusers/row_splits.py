@@ -25,7 +25,7 @@ from telecine.ops.wrap_forward import wrap_forward
 _CONTAINERS_AND_ACTIVATIONS = frozenset(
     {"Dropout", "GELU", "Identity", "Linear", "Mish", "ModuleList", "ReLU", "Sequential", "SiLU"}
 )
-# How an `nn.Upsample` copies values. In other modes it mixes those of neighbouring rows.
+# How an `nn.Upsample` copies values. In other modes it mixes values of neighbouring rows.
 _MODES_OF_COPIES = ("nearest", "nearest-exact")
 
 
@@ -40,7 +40,7 @@ class RowLayers:
 
 
 def _pad_wan_convolution(layer: Any) -> None:
-    """Let a `WanCausalConv3d`, which pads in its own `forward`, pad rows with those of the neighbours."""
+    """Let a `WanCausalConv3d`, which pads in its own `forward`, pad rows with the neighbours' rows."""
     left, right, top, bottom, before, after = layer._padding
     if top == bottom == 0:
         return

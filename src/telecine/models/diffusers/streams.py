@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from telecine.base.shapes import Video
+from telecine.models.clip_sizes import ClipSizes
 from telecine.models.diffusers import wan
 from telecine.models.diffusers.outputs import Decoded, DiffusersModel, LatentPosterior
 from telecine.models.latent import DeterministicPosterior, DiagonalGaussian, Posterior
@@ -38,7 +39,7 @@ class Streaming:
     time: int
     """Frames of a latent frame."""
     chunk: int
-    """Frames of a chunk in which the class computes long clips. The first one has one more, or is the first frame."""
+    """Frames of a chunk in which the class computes long clips. The first chunk has `first` frames: one more, or 1."""
     multiple: int
     """The number of frames after the first one must be a multiple of this."""
     first: int = 1
@@ -67,10 +68,12 @@ class Streaming:
         first = 1 + (self.first - 1) // self.time
         return ChunkSizes(first, frames.others // self.time, self.multiple // self.time, offset=1)
 
-    def encoder(self, module: DiffusersModel, num_frames: int | None) -> StreamEncoder:
-        """Return a stream of the model's encoder."""
+    def encoder(
+        self, module: DiffusersModel, sizes: ClipSizes, num_frames: int | None
+    ) -> StreamEncoder:
+        """Return a stream of the model's encoder, which checks height and width of the first chunk."""
         cache = self.new_cache(module, "encoder")
-        compute = partial(self._encode, module, cache)
+        compute = partial(self._encode, module, sizes, cache)
         return StreamEncoder(compute, self.frames(num_frames))
 
     def decoder(self, module: DiffusersModel, num_frames: int | None) -> StreamDecoder:
@@ -80,8 +83,10 @@ class Streaming:
         return StreamDecoder(compute, self.latent_frames(num_frames))
 
     def _encode(
-        self, module: DiffusersModel, cache: Any, video: Video, num_before: int
+        self, module: DiffusersModel, sizes: ClipSizes, cache: Any, video: Video, num_before: int
     ) -> Posterior:
+        if num_before == 0:
+            sizes.check_frame_size(*video.shape[3:])
         video = wan.patched(module, video.to(next(module.parameters()).dtype))
         moments = self.call(module.encoder, video, cache, num_before == 0)
         if getattr(module, "quant_conv", None) is not None:
@@ -137,7 +142,7 @@ def _call_with_tree(network: DiffusersModel, chunk: Tensor, cache: Any, is_first
 def _call_with_layers(
     network: DiffusersModel, chunk: Tensor, cache: dict[str, Tensor], is_first: bool
 ) -> Tensor:
-    """Call a network of Magvit, whose layers keep frames: put in those of the stream, and take out the new ones."""
+    """Call a network of Magvit, whose layers keep frames: give them the stream's frames, and take the new ones."""
     layers = {
         name: layer for name, layer in network.named_modules() if hasattr(layer, CACHE_ATTRIBUTE)
     }
@@ -179,4 +184,4 @@ MAGVIT = Streaming(
 WAN = Streaming(
     _new_list, _call_with_list, time=4, multiple=4, chunk=4, set_chunk=_set_chunk_of_wan
 )
-"""Of QwenImage, too."""
+"""The autoencoder of Qwen-Image streams like that of Wan."""

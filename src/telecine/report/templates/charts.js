@@ -295,7 +295,8 @@ function makeCard(chart, index) {
     if (!chart.x.names.length && !series.is_front) button.append(...lastValues(series));
     legend.append(button);
   }
-  const hidesValues = html("p", { class: "hint", hidden: "" }, "Values that are not positive are left out: Linear shows them.");
+  const hidden = "Values that are not positive are left out: Linear shows them.";
+  const hidesValues = html("p", { class: "hint", hidden: "" }, hidden);
   const height = isFirst ? FIRST_HEIGHT : HEIGHT;
   const card = { chart, canvas, hidesValues, height, isNear: false, listens: false, redraws: 0 };
   const copy = toolButton(card, "CSV", "Copy the values", copyCsv);

@@ -71,7 +71,8 @@ class Player {
   onKey(event) {
     if (event.target.matches("select, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === " " && event.target.matches("button")) return; // the space key presses the button
-    const action = event.shiftKey && event.key.startsWith("Arrow") ? () => this.pan(event.key) : this.actions[KEYS[event.key.toLowerCase()]];
+    const isPan = event.shiftKey && event.key.startsWith("Arrow");
+    const action = isPan ? () => this.pan(event.key) : this.actions[KEYS[event.key.toLowerCase()]];
     if (!action) return;
     event.preventDefault();
     action();
@@ -90,7 +91,8 @@ class Player {
     this.listBestAndWorst();
     this.makeTable();
     const same = this.shown.length ? this.validation.clips.findIndex((clip) => isSame(clip, this.clip)) : -1;
-    const worst = this.validation.best_and_worst.find(({ rank, metric }) => rank === "worst" && metric === "psnr")?.index ?? 0;
+    const isWorst = ({ rank, metric }) => rank === "worst" && metric === "psnr";
+    const worst = this.validation.best_and_worst.find(isWorst)?.index ?? 0;
     this.open(same < 0 ? worst : same, this.frame);
   }
 
@@ -112,7 +114,11 @@ class Player {
     this.shown.forEach(({ store }) => store.close());
     this.index = index;
     this.shown = this.clipsToShow(this.validation.clips[index]).map(([source, clip]) => ({
-      name: source.name, amplification: source.validation.amplification, clip, store: new FrameStore(clip), picture: null,
+      name: source.name,
+      amplification: source.validation.amplification,
+      clip,
+      store: new FrameStore(clip),
+      picture: null,
     }));
     this.points = null;
     delete this.root.dataset.shown;
@@ -130,16 +136,25 @@ class Player {
   clipsToShow(clip) {
     const [source, other] = this.sources;
     const found = other.validation?.clips.find((candidate) => isSame(candidate, clip));
-    byId("source-note").hidden = !other.validation || found !== undefined;
-    byId("source-note").textContent = other.validation ? `${other.name}: this clip is not among those of this validation.` : "";
-    return [[source, clip], ...(found ? [[other, found]] : [])];
+    const isMissing = other.validation && !found;
+    const note = byId("source-note");
+    note.hidden = !isMissing;
+    note.textContent = isMissing ? `${other.name}: this clip is not among those of this validation.` : "";
+    const shown = [[source, clip]];
+    if (found) shown.push([other, found]);
+    return shown;
   }
 
   /** Make a pane for the input, and one for the reconstruction and the difference of each clip that is shown. */
   makePanes() {
     const isPair = this.shown.length > 1;
     const columns = [...PANE_NAMES.keys()];
-    this.layout = columns.flatMap((column) => (column ? this.shown : [this.shown[0]]).map((shown) => ({ shown, column })));
+    this.layout = [];
+    for (const column of columns) {
+      // Both have the same input.
+      const inColumn = column === 0 ? [this.shown[0]] : this.shown;
+      for (const shown of inColumn) this.layout.push({ shown, column });
+    }
     if (this.canvases.length !== this.layout.length) {
       this.canvases = this.layout.map(() => html("canvas", { role: "img" }));
       this.panes.replaceChildren(...this.canvases.map((canvas) => html("figure", {}, html("figcaption"), canvas)));
@@ -222,7 +237,8 @@ class Player {
   report() {
     const psnr = this.shown.flatMap(({ clip }) => clip.frame_psnr.slice(this.frame, this.frame + 1));
     const position = `frame ${this.frame + 1} of ${this.clip.num_frames}`;
-    const text = [position, `${(this.frame / this.clip.fps).toFixed(2)} s`, ...psnr.map((value) => `${value.toFixed(2)} dB`)].join(", ");
+    const seconds = `${(this.frame / this.clip.fps).toFixed(2)} s`;
+    const text = [position, seconds, ...psnr.map((value) => `${value.toFixed(2)} dB`)].join(", ");
     byId("frame-readout").textContent = text;
     this.timeline.setAttribute("aria-valuenow", this.frame + 1);
     this.timeline.setAttribute("aria-valuetext", text);
@@ -302,9 +318,11 @@ class Player {
       const context = canvas.getContext("2d");
       // Do not interpolate enlarged pixels, because that would hide artifacts.
       context.imageSmoothingEnabled = canvas.width < size.width;
-      context.drawImage(picture, column * paneWidth + left, top, size.width, size.height, 0, 0, canvas.width, canvas.height);
-      const what = PANE_NAMES[column];
-      canvas.setAttribute("aria-label", `${name}: ${what}, ${clip.width} by ${clip.height} pixels, frame ${this.frame + 1} of ${clip.num_frames}`);
+      const { width, height } = canvas;
+      context.drawImage(picture, column * paneWidth + left, top, size.width, size.height, 0, 0, width, height);
+      const pixels = `${clip.width} by ${clip.height} pixels`;
+      const position = `frame ${this.frame + 1} of ${clip.num_frames}`;
+      canvas.setAttribute("aria-label", `${name}: ${PANE_NAMES[column]}, ${pixels}, ${position}`);
     });
   }
 
@@ -312,7 +330,8 @@ class Player {
 
   frameAt(event) {
     const box = this.timeline.getBoundingClientRect();
-    const position = (event.clientX - box.left - TIMELINE_MARGIN.left) / (box.width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
+    const width = box.width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right;
+    const position = (event.clientX - box.left - TIMELINE_MARGIN.left) / width;
     return Math.round(position * (this.clip.num_frames - 1));
   }
 
@@ -334,14 +353,22 @@ class Player {
       this.timeline.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
       this.timeline.append(svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, String(value)));
     }
-    this.points = this.shown.map(({ clip }) => Array.from({ length: numFrames }, (_, number) => [x(number), all.length ? y(clip.frame_psnr[number]) : bottom]));
-    this.points.forEach((points, index) => {
-      const line = points.map((point) => point.map((value) => value.toFixed(1)).join(" ")).join("L");
-      this.timeline.append(svg("path", { class: "line", stroke: `var(--c${index})`, "stroke-dasharray": index ? "2 3" : "", d: `M${line}` }));
-      if (numFrames < MAX_DOTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: `var(--c${index})` })));
+    this.points = this.shown.map(({ clip }) => {
+      const height = (number) => (all.length ? y(clip.frame_psnr[number]) : bottom);
+      return Array.from({ length: numFrames }, (_, number) => [x(number), height(number)]);
     });
     this.cursor = svg("g");
-    this.cursor.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), ...this.points.map((_, index) => svg("circle", { r: 5, fill: `var(--c${index})` })));
+    this.cursor.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }));
+    this.points.forEach((points, index) => {
+      const fill = `var(--c${index})`;
+      const line = points.map((point) => point.map((value) => value.toFixed(1)).join(" ")).join("L");
+      const dashes = index ? "2 3" : "";
+      this.timeline.append(svg("path", { class: "line", stroke: fill, "stroke-dasharray": dashes, d: `M${line}` }));
+      if (numFrames < MAX_DOTS) {
+        this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill })));
+      }
+      this.cursor.append(svg("circle", { r: 5, fill }));
+    });
     this.timeline.append(this.cursor);
     this.moveTimelineCursor();
   }

@@ -2,7 +2,8 @@
 class Source {
   constructor(index, title, choices, onChange) {
     this.choices = choices;
-    this.select = html("select", { id: `run-${index}` }, ...choices.map(([value, name]) => html("option", { value }, name)));
+    const options = choices.map(([value, name]) => html("option", { value }, name));
+    this.select = html("select", { id: `run-${index}` }, ...options);
     this.slider = html("input", { id: `step-${index}`, type: "range", min: 0, step: 1 });
     this.output = html("output", { for: this.slider.id });
     this.step = html("label", { class: "slider" }, "Validation ", this.slider, this.output);
@@ -48,7 +49,8 @@ function makeSources(onChange) {
   const runs = [...new Set(DATA.validations.map(({ run }) => run))];
   const named = runs.map((run) => [String(run), DATA.runs[run]]);
   const others = named.length > 1 ? named : [[String(runs[0]), "another validation"]];
-  const sources = [new Source(0, "Run", named, onChange), new Source(1, "Compare with", [["", "nothing"], ...others], onChange)];
+  const compared = [["", "nothing"], ...others];
+  const sources = [new Source(0, "Run", named, onChange), new Source(1, "Compare with", compared, onChange)];
   sources[0].choose(runs[0]);
   sources[1].choose(runs[1] ?? "");
   byId("sources").append(...sources.map(({ row }) => row));

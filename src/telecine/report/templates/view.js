@@ -13,7 +13,9 @@ class View {
     panes.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
     panes.addEventListener("pointerdown", (event) => this.onDown(event));
     panes.addEventListener("pointermove", (event) => this.onMove(event));
-    for (const end of ["pointerup", "pointercancel"]) panes.addEventListener(end, (event) => this.pointers.delete(event.pointerId));
+    for (const end of ["pointerup", "pointercancel"]) {
+      panes.addEventListener(end, (event) => this.pointers.delete(event.pointerId));
+    }
   }
 
   /** Zoom by a factor around a point of the frame, which keeps its position on the screen. */

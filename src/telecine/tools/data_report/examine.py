@@ -58,19 +58,19 @@ def examine_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips)
     )
 
-    infos = list({span.info.source: span.info for span in spans.usable}.values())
+    infos = list({span.info.source: span.info for span in spans.usable.exact}.values())
     clips_config = config.clips
     if all(info.is_image for info in infos):
         # Training on images alone needs no `image_ratio`.
         clips_config = replace(clips_config, image_ratio=1.0)
     shortest = ClipFrames.shortest(clips_config)
-    rows = _list_files(infos, dataset.spans, spans.held_out, clips_config, shortest)
+    rows = _list_files(infos, dataset.spans.exact, spans.held_out.exact, clips_config, shortest)
     for skipped in spans.skipped:
         rows.append(FileRow(str(skipped.path), skipped.reason, is_used=False))
 
     cuts = find_cuts_of_videos(infos, max_frames)
     # Lists do not name members.
-    listed = [span for span in spans.usable if not isinstance(span.info.source, TarMember)]
+    listed = [span for span in spans.usable.exact if not isinstance(span.info.source, TarMember)]
     scenes = []
     if any(cuts.values()):
         scenes = [
@@ -86,7 +86,7 @@ def examine_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         grouped = with_groups(listed, config.clips.holdout, copies)
 
     held_out = []
-    for span in spans.held_out:
+    for span in spans.held_out.exact:
         if _is_drawn(span.info, clips_config):
             held_out.append(span)
     ignored = Counter[str]()
@@ -104,13 +104,15 @@ def examine_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         num_left=sum(not info.is_image for info in infos) - len(cuts),
         num_cut=sum(bool(positions) for positions in cuts.values()),
         num_unlisted=len(spans.usable) - len(listed),
-        num_train=sum(span.num_frames for span in dataset.spans),
+        num_train=int(dataset.spans.num_frames.sum()),
         num_held_out=sum(span.num_frames for span in held_out),
-        cache_bytes=num_cached_bytes(dataset.spans, config.clips),
+        cache_bytes=num_cached_bytes(dataset.spans.exact, config.clips),
         advice=[],
     )
     free_memory = psutil.virtual_memory().available
-    return replace(report, advice=give_advice(report, config.clips, dataset.spans, free_memory))
+    return replace(
+        report, advice=give_advice(report, config.clips, dataset.spans.exact, free_memory)
+    )
 
 
 def _is_drawn(info: VideoInfo, clips: ClipConfig) -> bool:

@@ -26,6 +26,7 @@ from telecine.base.files import (
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, Span, load_spans
+from telecine.data.first_process import log_in_first_process
 from telecine.evaluation.load_model import Model, clips_to_read, load_model
 from telecine.evaluation.tiling import pad_to
 from telecine.models import Posterior, VideoAutoencoder
@@ -96,8 +97,9 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
     device = device_of_process(config.device, num_ranks)
     model = load_model(checkpoint, config, device)
     clip_config = clips_to_read(checkpoint, model, config)
-    spans, _ = load_spans(config.data, clip_config, keep_columns=True)
-    clips = list_clips(spans, config)
+    with log_in_first_process(rank):
+        spans, _ = load_spans(config.data, clip_config, keep_columns=True)
+        clips = list_clips(spans, config)
     _check_model(model, config)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)

@@ -50,16 +50,16 @@ class LatentProbe:
         """Return the loss at each level as a share of the linear denoiser's."""
         return [loss / linear for loss, linear in zip(self.losses, self.linear_losses, strict=True)]
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures of a line of a table."""
-        figures = {
+    def table_values(self) -> dict[str, float]:
+        """Return the values of a line of a table."""
+        values = {
             "probe: velocity loss": sum(self.losses) / len(self.losses),
             "probe: share of the linear loss": sum(self.losses) / sum(self.linear_losses),
             "probe: seconds": self.seconds,
         }
-        for pair, value in self.frechet.items():
-            figures[f"probe: Frechet distance, {pair}"] = value
-        return figures
+        for pair, distance in self.frechet.items():
+            values[f"probe: Frechet distance, {pair}"] = distance
+        return values
 
 
 @torch.no_grad()

@@ -75,7 +75,9 @@ def train_probe(
     settings = _train_config(measured.clips, config)
     spans = Spans.find(settings.data, settings.val_data, replace(settings.clips, index="ahead"))
     _check_unseen(spans, settings.clips, probe.val_data)
-    unseen_videos = partial(_read_unseen, spans.held_out, settings.clips, config.clip_limit, device)
+    unseen_videos = partial(
+        _read_unseen, spans.held_out.exact, settings.clips, config.clip_limit, device
+    )
     network = load_frechet_network(probe.features, settings.clips, device)
     if network is not None:
         _check_enough_clips(unseen_videos(), network, str(probe.features))
@@ -83,7 +85,7 @@ def train_probe(
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     accelerator = build_accelerator(settings)
     latents_identity = repr(identity_of(model.latent_model, clips, accelerator.mixed_precision))
-    name = _run_name(latents_identity, model, spans.held_out, probe)
+    name = _run_name(latents_identity, model, spans.held_out.exact, probe)
     cache = str(folder / f"{_folder_name(latents_identity)}-latents")
     settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
     latents = _cached_latents(clips, model, cache, accelerator)
@@ -106,14 +108,14 @@ def train_probe(
 
 def _check_unseen(spans: Spans, clips: ClipConfig, val_data: str | None) -> None:
     """Raise a `ValueError` unless there are unseen videos, none of which is trained on, and one can be read."""
-    train_files = {span.info.source for span in spans.train}
-    if any(span.info.source in train_files for span in spans.held_out):
+    train_files = {span.source for span in spans.train}
+    if any(span.source in train_files for span in spans.held_out):
         if val_data is not None:
             contract = "other videos than `data`"
             raise argument_error("probe.val_data", contract, val_data, "Name unseen videos.")
         contract = "ten videos or more, of which some are held out whole"
         raise argument_error("data", contract, "fewer", "Add some, or set `probe.val_data`.")
-    read_validation_clips(spans.held_out, clips, 1, name="probe.val_data")
+    read_validation_clips(spans.held_out.exact, clips, 1, name="probe.val_data")
 
 
 def _read_unseen(

@@ -97,13 +97,14 @@ class LatentSpace:
     probe: LatentProbe | None = None
     """The quality of a generator trained on the latent; None if none was trained."""
 
-    def figures(self) -> dict[str, float]:
-        """Return the figures of a line of a table."""
-        errors = [
-            values["mse"] for name, values in self.equivariance.items() if name != NO_TRANSFORM
-        ]
+    def table_values(self) -> dict[str, float]:
+        """Return the values of a line of a table."""
+        errors = []
+        for transform, measured in self.equivariance.items():
+            if transform != NO_TRANSFORM:
+                errors.append(measured["mse"])
         left_out = "" if HALF in self.equivariance else f" without {HALF}"
-        figures = {
+        values = {
             "channels": float(len(self.channels.std)),
             "dead channels": num_dead(self.channels.std),
             "mean std": sum(self.channels.std) / len(self.channels.std),
@@ -115,19 +116,19 @@ class LatentSpace:
             f"equivariance error{left_out}, MSE": sum(errors) / len(errors),
         }
         if self.viv is not None:
-            figures["VIV"] = self.viv
+            values["VIV"] = self.viv
         for name, distance in self.frechet.items():
-            figures[f"Frechet distance, {name}"] = distance
+            values[f"Frechet distance, {name}"] = distance
         for number, psnr in self.nested_psnr.items():
-            figures[f"PSNR with {number} channels, dB"] = psnr
+            values[f"PSNR with {number} channels, dB"] = psnr
         for name, value in self.codes.items():
-            figures[_CODE_LABELS[name]] = value
+            values[_CODE_LABELS[name]] = value
         drift = self.drift.get("relative_error")
         if isinstance(drift, float):
-            figures["drift from the base"] = drift
+            values["drift from the base"] = drift
         if self.probe is not None:
-            figures.update(self.probe.figures())
-        return figures
+            values.update(self.probe.table_values())
+        return values
 
 
 @dataclass(frozen=True)
@@ -138,17 +139,17 @@ class LatentReport:
     protocol: dict[str, object]
 
     def summary(self) -> list[tuple[str, list[str]]]:
-        """Return the lines of a table: the name of each figure, and its value of each model."""
-        model_figures = [space.figures() for space in self.models]
+        """Return the lines of a table: a name, and the value of each model."""
+        values_of_models = [space.table_values() for space in self.models]
         names: dict[str, None] = {}
-        for figures in model_figures:
-            names.update(dict.fromkeys(figures))
+        for values in values_of_models:
+            names.update(dict.fromkeys(values))
         lines = []
         for name in names:
-            values = [
-                f"{figures[name]:.4g}" if name in figures else "-" for figures in model_figures
-            ]
-            lines.append((name, values))
+            cells = []
+            for values in values_of_models:
+                cells.append(f"{values[name]:.4g}" if name in values else "-")
+            lines.append((name, cells))
         return lines
 
     def print_to(self, console: Console) -> None:

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from telecine.base.checks import first_few
 from telecine.data.clip_frames import ClipFrames
+from telecine.data.errors import DecodeError
 from telecine.data.fingerprint import num_bytes
 from telecine.data.lazy.file_table import FileTable
+from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.lists import Segment
 from telecine.data.source import Skipped, Source, Span, VideoInfo
@@ -25,15 +27,44 @@ _TOLERANCE = 1e-3  # frames
 
 
 @dataclass(frozen=True)
-class EstimatedSpan(Span):
-    """A span whose frames are known by the header of its file alone; `exact_span` returns that of the indexed file."""
+class EstimatedSpan:
+    """Consecutive frames of a file, as far as its header tells."""
 
-    segment: Segment | None = None
-    """A part of a file that a list names; None for all of it."""
+    segment: Segment
+    first_frame: int
+    last_frame: int  # inclusive
+
+    @property
+    def source(self) -> Source:
+        """The file."""
+        return self.segment.source
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames; 0 or less if the range is empty."""
+        return self.last_frame - self.first_frame + 1
+
+    def index(self, lazy_index: LazyIndex, frames: ClipFrames) -> Span:
+        """Return the frames of the span in its file, which is indexed.
+
+        Args:
+            lazy_index: Indexes the file, or has its index.
+            frames: The frames of a clip.
+
+        Raises:
+            DecodeError: the file cannot be indexed, or the span is too short for a clip.
+        """
+        info = lazy_index.info(self.source)
+        span = self.segment.as_span(info)
+        if isinstance(span, Skipped):
+            raise DecodeError(f"{span.path}: {span.reason}")
+        if not frames.fits(span):
+            raise DecodeError(f"{self.source}: {span.num_frames} frames, too few for a clip")
+        return span
 
 
 @dataclass(frozen=True)
-class SpanTable(Sequence[Span]):
+class SpanTable(Sequence[Span | EstimatedSpan]):
     """Spans, one a row: exact ones of indexed files, or estimated ones, by the headers of files."""
 
     files: FileTable
@@ -48,13 +79,13 @@ class SpanTable(Sequence[Span]):
     bounds: NDArray[np.float64] | None = None
     """Of estimated spans of segments: `start`, `end`, `start_frame` and `end_frame` in a row, NaN where one is left
     out."""
-    exact: Sequence[Span] | None = None
+    indexed: Sequence[Span] | None = None
     """The spans of indexed files; None if they are estimated."""
     first_names: NDArray[np.int64] | None = None
     """Of indexed files: for each row of `files`, the first row of the same file, which may have several names."""
 
     @classmethod
-    def of(cls, spans: Sequence[Span]) -> SpanTable:
+    def of(cls, spans: Sequence[Span] | SpanTable) -> SpanTable:
         """Return spans of indexed files as a table, and a table as it is."""
         if isinstance(spans, SpanTable):
             return spans
@@ -74,7 +105,7 @@ class SpanTable(Sequence[Span]):
             last_frame=np.array([span.last_frame for span in spans], np.int64),
             group=np.array(group, np.int32),
             groups=tuple(groups),
-            exact=spans,
+            indexed=spans,
             first_names=first_rows[codes],
         )
 
@@ -86,11 +117,11 @@ class SpanTable(Sequence[Span]):
         bounds = None
         if parts[0].bounds is not None:
             bounds = np.concatenate([part.bounds for part in parts if part.bounds is not None])
-        exact: list[Span] | None = None
-        if parts[0].exact is not None:
-            exact = []
+        indexed: list[Span] | None = None
+        if parts[0].indexed is not None:
+            indexed = []
             for part in parts:
-                exact.extend(part.exact or ())
+                indexed.extend(part.exact)
         return replace(
             parts[0],
             file=np.concatenate([part.file for part in parts]),
@@ -98,7 +129,7 @@ class SpanTable(Sequence[Span]):
             last_frame=np.concatenate([part.last_frame for part in parts]),
             group=np.concatenate([part.group for part in parts]),
             bounds=bounds,
-            exact=exact,
+            indexed=indexed,
         )
 
     @classmethod
@@ -143,37 +174,45 @@ class SpanTable(Sequence[Span]):
     def __len__(self) -> int:
         return len(self.file)
 
-    def __iter__(self) -> Iterator[Span]:
+    def __iter__(self) -> Iterator[Span | EstimatedSpan]:
         return (self[row] for row in range(len(self)))
 
     @overload
-    def __getitem__(self, index: int) -> Span: ...
+    def __getitem__(self, index: int) -> Span | EstimatedSpan: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Span]: ...
-    def __getitem__(self, index: int | slice) -> Span | list[Span]:
+    def __getitem__(self, index: slice) -> list[Span | EstimatedSpan]: ...
+    def __getitem__(self, index: int | slice) -> Span | EstimatedSpan | list[Span | EstimatedSpan]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        if self.exact is not None:
-            return self.exact[index]
-        info = self.files.info(int(self.file[index]))
+        if self.indexed is not None:
+            return self.indexed[index]
+        return self.estimated(index)
+
+    @property
+    def exact(self) -> Sequence[Span]:
+        """The spans, all of indexed files."""
+        assert self.indexed is not None
+        return self.indexed
+
+    def estimated(self, row: int) -> EstimatedSpan:
+        """Return the estimated span in a row."""
         return EstimatedSpan(
-            info,
-            int(self.first_frame[index]),
-            int(self.last_frame[index]),
-            self.groups[self.group[index]],
-            segment=self._segment(info.source, index),
+            self._segment(row), int(self.first_frame[row]), int(self.last_frame[row])
         )
 
-    def _segment(self, source: Source, index: int) -> Segment | None:
-        if self.bounds is None or np.isnan(self.bounds[index]).all():
-            return None
-        start, end, start_frame, end_frame = self.bounds[index].tolist()
+    def _segment(self, row: int) -> Segment:
+        source = self.files[int(self.file[row])]
+        group = self.groups[self.group[row]]
+        if self.bounds is None:
+            return Segment(source, group=group)
+        start, end, start_frame, end_frame = self.bounds[row].tolist()
         return Segment(
             source,
             start=None if np.isnan(start) else start,
             end=None if np.isnan(end) else end,
             start_frame=None if np.isnan(start_frame) else int(start_frame),
             end_frame=None if np.isnan(end_frame) else int(end_frame),
+            group=group,
         )
 
     @property
@@ -195,8 +234,8 @@ class SpanTable(Sequence[Span]):
 
     def num_starts(self, frames: ClipFrames) -> NDArray[np.integer[Any]]:
         """Return the number of positions for a clip in each span, see `ClipFrames.num_starts`."""
-        if self.exact is not None and frames.fps is not None:
-            return np.array([frames.num_starts(span) for span in self.exact], np.int64)
+        if self.indexed is not None and frames.fps is not None:
+            return np.array([frames.num_starts(span) for span in self.indexed], np.int64)
         return frames.count_starts(self.num_frames, self.files.headers["fps"][self.file])
 
     def log_too_short(self, frames: ClipFrames) -> int:
@@ -227,8 +266,8 @@ class SpanTable(Sequence[Span]):
 
         A run that resumes compares them with those that it has recorded. Those of indexed files and of headers differ.
         """
-        if self.exact is not None:
-            return _digest_exact(self.exact)
+        if self.indexed is not None:
+            return _digest_exact(self.indexed)
         return self._digest_headers()
 
     def _digest_headers(self) -> tuple[str, str]:
@@ -259,9 +298,9 @@ class SpanTable(Sequence[Span]):
             if rows.all():
                 return self
             rows = np.flatnonzero(rows)
-        exact = None
-        if self.exact is not None:
-            exact = [self.exact[row] for row in rows.tolist()]
+        indexed = None
+        if self.indexed is not None:
+            indexed = [self.indexed[row] for row in rows.tolist()]
         return replace(
             self,
             file=self.file[rows],
@@ -269,7 +308,7 @@ class SpanTable(Sequence[Span]):
             last_frame=self.last_frame[rows],
             group=self.group[rows],
             bounds=None if self.bounds is None else self.bounds[rows],
-            exact=exact,
+            indexed=indexed,
         )
 
     def cut(self, parts: Sequence[tuple[int, Span]]) -> SpanTable:
@@ -282,15 +321,8 @@ class SpanTable(Sequence[Span]):
             first_frame=np.array([span.first_frame for span in spans], np.int64),
             last_frame=np.array([span.last_frame for span in spans], np.int64),
             group=self.group[rows],
-            exact=spans,
+            indexed=spans,
         )
-
-
-def exact_span(span: EstimatedSpan, info: VideoInfo) -> Span | Skipped:
-    """Return the frames of a span in the indexed file, or why there are none."""
-    if span.segment is None:
-        return Span(info, 0, info.num_frames - 1, span.group)
-    return span.segment.as_span(info)
 
 
 def _digest_exact(spans: Sequence[Span]) -> tuple[str, str]:
