@@ -1,4 +1,4 @@
-"""Keys of files in an index: numbers that a changed file has no more, and a moved data set keeps."""
+"""Keys of files in an index: numbers that change if a file changes, and stay if the data set is moved."""
 
 import hashlib
 import os

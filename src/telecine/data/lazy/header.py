@@ -52,7 +52,7 @@ class Header(NamedTuple):
 
 
 NO_HEADER = Header(0, 1.0, 1, 1)
-"""The header of a file that has no frames here: it was not read yet, cannot be read, is refused, or does not tell."""
+"""The header of a file that has no frames here: it was not read yet, cannot be read, or is refused."""
 _TYPES = {
     "num_frames": np.int64,
     "fps": np.float64,
@@ -83,28 +83,28 @@ def read_header(source: Source, config: ClipConfig) -> Header:
     if kind_of(source) == "arrays":
         return Header.of(index_array(source, config, deadline))
     with decode_errors(source, VIDEO_ERRORS), open_bytes(source, deadline) as opened:
-        header = read_mp4_header(opened, source, config, deadline)
-    if header.num_frames > 0:
+        digest, header = read_mp4_header(opened, source, config, deadline)
+    if header is not None:
         return header
-    digest = header.digest
     info = None
     if kind_of(source) == "images":
         info = index_image(source, config, deadline)
-    if info is None:
+    if info is not None:
+        header = Header.of(info)
+    else:
         with decode_errors(source, VIDEO_ERRORS):
             check_tables(source, deadline)
-        stated = _read_container(source, config, deadline)
-        header = stated or Header.of(index_video(source, config, deadline))
-    else:
-        header = Header.of(info)
+        header = _read_container(source, config, deadline)
+        if header is None:
+            header = Header.of(index_video(source, config, deadline))
     check_frame(source, header.width, header.height, config)
     return header._replace(digest=digest)
 
 
 def read_mp4_header(
     opened: SourceBytes, source: Source, config: ClipConfig, deadline: Deadline
-) -> Header:
-    """Read the header of an MP4 file. Of other files, and of MP4 files with fragments, only `digest` is filled in.
+) -> tuple[int, Header | None]:
+    """Read the header of an MP4 file, if it is one.
 
     Args:
         opened: Its bytes.
@@ -113,7 +113,8 @@ def read_mp4_header(
         deadline: The time by which it must be read.
 
     Returns:
-        A header, without frames if the tables do not tell any.
+        `Header.digest`, and the header; None for another file, for one with fragments, and for one whose tables do not
+        tell the number of frames.
 
     Raises:
         DecodeError: the file is empty, its tables claim too many frames, or these are refused.
@@ -140,11 +141,11 @@ def read_mp4_header(
             tracks[-1].read(box.kind, box.content)
         header = next(filter(None, [track.header() for track in tracks]), None)
     if header is None:
-        return NO_HEADER._replace(digest=digest)
+        return digest, None
     if header.num_frames > size:
         raise DecodeError(f"{source}: its tables claim {header.num_frames} frames in {size} bytes")
     check_frame(source, header.width, header.height, config)
-    return header._replace(digest=digest)
+    return digest, header._replace(digest=digest)
 
 
 class _Track:

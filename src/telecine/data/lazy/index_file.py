@@ -207,7 +207,7 @@ def read_description(file: BinaryIO) -> Description:
     """
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
     if length > _MAX_DESCRIPTION:
-        raise ValueError(f"a description of {length} bytes")
+        raise ValueError("it does not begin with a description of columns")
     described = json.loads(file.read(length))
     size = file.seek(0, os.SEEK_END)
     if not isinstance(described, dict):

@@ -113,7 +113,7 @@ class Shards:
         save_tensors(folder / name, columns, {})
 
     def remove(self, keys: NDArray[np.int64]) -> None:
-        """Remove the shards whose files, one or more, all have their indices elsewhere now.
+        """Remove the shards of files that all have their exact indices elsewhere now. Shards of headers alone stay.
 
         Args:
             keys: The keys of these files.
@@ -121,7 +121,7 @@ class Shards:
         kept = []
         for shard in self.all():
             is_own = shard.path.parent == self._folders[0]
-            has_indices = len(shard.exact_keys) > 0  # not headers alone
+            has_indices = len(shard.exact_keys) > 0
             if is_own and has_indices and np.isin(shard.exact_keys, keys).all():
                 with suppress(OSError):  # another process removes it, too
                     shard.path.unlink()

@@ -14,7 +14,7 @@ import numpy as np
 from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.index_paths import sidecar_paths
 from telecine.data.lazy.file_table import LOCATION, FileTable
-from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header, read_mp4_header
+from telecine.data.lazy.header import HEADER, Header, read_header, read_mp4_header
 from telecine.data.lazy.index_file import (
     DAMAGE_ERRORS,
     IndexFile,
@@ -72,21 +72,22 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     deadline = Deadline(archive, config.timeout)
     of_any_run = ClipConfig(max_pixels=PILLOW_MAX_PIXELS, timeout=config.timeout)
 
-    def read(member: TarMember, opened: BinaryIO) -> tuple[TarMember, Header | Skipped]:
+    def read(member: TarMember, opened: BinaryIO) -> tuple[TarMember, Header | Skipped | None]:
         if kind_of(member) == "arrays":
-            return member, NO_HEADER
+            return member, None
         try:
             content = SourceBytes(opened, member.offset, member.size)
-            return member, read_mp4_header(content, member, of_any_run, deadline)
+            _, header = read_mp4_header(content, member, of_any_run, deadline)
         except DecodeError as error:
             return member, Skipped.of(member, error)
+        return member, header
 
     members, is_complete = scan_tar(archive, deadline, read)
     readable: list[TarMember] = []
     records: list[Header] = []
     skipped: list[Skipped] = []
     for member, header in members:
-        if isinstance(header, Header) and header.num_frames == 0:
+        if header is None:
             header, is_final = _read_member(
                 member, config if kind_of(member) == "arrays" else of_any_run
             )
