@@ -19,7 +19,7 @@ from telecine.data import (
     split_videos,
     whole_video,
 )
-from telecine.data.lazy.span_table import SpanTable
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, numbers_of, write_video

@@ -25,7 +25,7 @@ from telecine.data import (
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import Deadline
 from telecine.data.index import average_frame_rate, scan_packets
-from telecine.data.lazy.span_table import SpanTable
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 from .videos import (

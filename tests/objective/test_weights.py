@@ -81,6 +81,14 @@ def test_the_penalty_starts_with_the_discriminators():
     assert [weights.at(step)["grad_penalty"] for step in range(4)] == [0, 0, 1, 1]
 
 
+def test_the_log_has_the_ramp_of_a_lazy_penalty_not_its_weight_in_the_loss():
+    weights = schedule(grad_penalty_loss_weight=Ramp(2.0, steps=4), penalty={"every": 2})
+    at_steps = [weights.at(step) for step in range(5)]
+    assert [at["grad_penalty"] for at in at_steps] == [0, 0, 2, 0, 4]
+    logged = [at.ramps["grad_penalty_loss_weight"] for at in at_steps]
+    assert logged == [0, 0.5, 1, 1.5, 2]
+
+
 @pytest.mark.parametrize("start", [None, 0, 3])
 def test_no_adversarial_term_counts_before_disc_start(start):
     weights = schedule(disc_start=3, adversarial_loss_weight=Ramp(1.0, start=start, steps=2))

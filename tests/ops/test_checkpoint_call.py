@@ -2,13 +2,14 @@
 
 import copy
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 from telecine.ops.checkpoint_call import checkpoint_call, checkpoint_module
-from telecine.ops.pass_options import pass_options
+from telecine.ops.pass_options import ContextGroup, pass_options, using_pass_options
 from telecine.ops.wrap_forward import unwrap_forward
 
 
@@ -165,3 +166,18 @@ def test_a_graph_without_a_backward_pass_is_freed():
     assert len(alive) == 4
     del output, cache
     assert len(alive) == 0
+
+
+def test_a_recomputation_in_another_thread_has_the_group_of_the_call():
+    """The backward of a GPU runs in a thread of its own, which has other options."""
+    sizes = []
+
+    def forward(x):
+        sizes.append(pass_options().context_group.size)
+        return x.sin()
+
+    with using_pass_options(context_group=ContextGroup(size=2)):
+        output = checkpoint_call(forward, torch.ones(2, requires_grad=True))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(output.sum().backward).result()
+    assert sizes == [2, 2]

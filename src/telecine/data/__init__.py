@@ -9,6 +9,8 @@ with BT.601.
 | index, info | the timestamps and keyframes of a source: `VideoInfo` |
 | segment | a source, and the times or frames of it to use, as a line of a list says; or all of it: `Segment` |
 | span | consecutive frames of an indexed source, from `first_frame` to `last_frame`: `Span` |
+| estimated span | a segment, and its frames as the header of its source tells: `EstimatedSpan` |
+| span table | spans as columns, all of indexed sources or all estimated: `SpanTable` |
 | bucket | a clip size: frames, height, width, and how often it is trained on |
 | item | `(step, index)`: the number of a clip in a `ClipDataset` |
 | spec | the span, first frame, crop and flips that were drawn for a clip: `ClipSpec` |

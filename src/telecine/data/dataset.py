@@ -21,9 +21,9 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.decoded_cache import DecodedCache
 from telecine.data.errors import ChangedError, DataError, DecodeError
 from telecine.data.lazy.index import LazyIndex
-from telecine.data.lazy.span_table import EstimatedSpan, SpanTable
 from telecine.data.source import Source, Span, VideoInfo
 from telecine.data.span_pool import Position, SpanPool, build_pool
+from telecine.data.span_table import EstimatedSpan, SpanTable
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)

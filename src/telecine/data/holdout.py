@@ -13,9 +13,9 @@ from telecine.data.errors import DataError
 from telecine.data.holdout_ends import hold_out_ends
 from telecine.data.holdout_groups import group_by_file, group_spans, has_column
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Span
+from telecine.data.span_table import SpanTable
 
 _Part: TypeAlias = tuple[int, Span]  # the row of a span, and a part of it
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.paths import real_paths
+from telecine.data.span_table import SpanTable
 
 # Names are grouped by the shortest beginning with this many groups or more, of this many files on average or more. If
 # there is none, the next line holds.

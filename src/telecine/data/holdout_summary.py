@@ -8,8 +8,8 @@ import numpy as np
 from telecine.base.checks import count
 from telecine.data.holdout import MAX_FRACTION
 from telecine.data.lazy.sorted_numbers import distinct, first_of_each
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Source
+from telecine.data.span_table import SpanTable
 
 logger = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
 from telecine.data.dataset import Item
 from telecine.data.errors import DataError, thread_errors
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Span
+from telecine.data.span_table import SpanTable
 from telecine.data.worker_process import initialise_worker
 from telecine.settings import MAX_FAILURES, ClipConfig
 

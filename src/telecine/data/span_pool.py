@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from telecine.base.checks import argument_error
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError
-from telecine.data.lazy.span_table import EstimatedSpan, SpanTable
 from telecine.data.source import Span
+from telecine.data.span_table import EstimatedSpan, SpanTable
 
 
 class Position(NamedTuple):

@@ -52,6 +52,7 @@ def tar_members(archive: File, opened: BinaryIO | None = None) -> Iterator[TarMe
         opened = open_file(archive)
     with opened as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
         for entry in tar:
+            tar.members.clear()  # type: ignore[attr-defined]  # Python would keep all entries
             if entry.size < 0:  # Python would read the same headers for ever
                 raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)

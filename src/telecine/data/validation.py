@@ -15,9 +15,9 @@ from telecine.data.errors import DataError, DecodeError
 from telecine.data.hdr import log_hdr
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool = True) -> 
     held_out_identities = _identities(held_out, copies)
     if spans.indexed is None:
         is_held_out = np.zeros(len(spans), np.bool_)
-        for numbers in identities.T:
-            is_held_out |= np.isin(numbers, held_out_identities)
+        for numbers, held_out_numbers in zip(identities, held_out_identities, strict=True):
+            is_held_out |= np.isin(numbers, held_out_numbers)
         kept = spans.take(~is_held_out)
     else:
         kept = _cut_out(spans, identities, held_out, held_out_identities)
@@ -66,37 +66,37 @@ def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool = True) -> 
     return kept
 
 
-def _identities(spans: SpanTable, copies: bool) -> NDArray[np.int64]:
-    """Return numbers for each span, shape `(N, 1)` or `(N, 2)`: spans of one file have one in common.
+def _identities(spans: SpanTable, copies: bool) -> list[NDArray[np.int64]]:
+    """Return one or two numbers for each span, as columns: spans of one file have the first in common.
 
     Args:
         spans: The spans.
-        copies: Whether spans of files with the same content have one in common, too.
+        copies: Whether there is a second one, which spans of files with the same content have in common.
     """
     files = distinct(spans.file)
     ids = spans.files.process_local_ids(files)[np.searchsorted(files, spans.file)]
     if not copies:
-        return ids[:, None]
+        return [ids]
     digests = spans.files.headers["digest"][spans.file]
-    return np.stack([ids, np.where(digests == 0, ids, digests)], axis=1)
+    return [ids, np.where(digests == 0, ids, digests)]
 
 
 def _cut_out(
     spans: SpanTable,
-    identities: NDArray[np.int64],
+    identities: Sequence[NDArray[np.int64]],
     held_out: SpanTable,
-    held_out_identities: NDArray[np.int64],
+    held_out_identities: Sequence[NDArray[np.int64]],
 ) -> SpanTable:
     """Return the parts of exact spans that are not held out, see `_identities`."""
     held_out_of: dict[int, list[Span]] = {}
-    for span, numbers in zip(held_out.exact, held_out_identities.tolist(), strict=True):
-        for number in numbers:
+    for numbers in held_out_identities:
+        for span, number in zip(held_out.exact, numbers.tolist(), strict=True):
             held_out_of.setdefault(number, []).append(span)
     kept: list[tuple[int, Span]] = []
-    for row, numbers in enumerate(identities.tolist()):
-        parts = [spans.exact[row]]
-        for number in numbers:
-            for held_out_span in held_out_of.get(number, []):
+    for row, span in enumerate(spans.exact):
+        parts = [span]
+        for numbers in identities:
+            for held_out_span in held_out_of.get(int(numbers[row]), []):
                 parts = _remove(parts, held_out_span)
         kept.extend((row, part) for part in parts)
     return spans.cut(kept)

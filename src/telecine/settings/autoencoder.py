@@ -55,11 +55,11 @@ class FlowConfig:
     """What the network adds to a linear map of the latent: a part of the clean video ("x0"), or of the velocity, which
     is noise less video ("velocity")."""
     level_mean: Number = 0.0
-    """Mean of the logit of a level in training; a larger one has more noise."""
+    """Mean of the logit of a noise level in training; a larger one has more noise."""
     level_std: Positive = 1.0
     """Standard deviation of that logit."""
     shift: Positive = 4.0
-    """Turns a level `t` into `s * t / (1 + (s - 1) * t)`, in training and decoding. Values above 1 move levels
+    """Turns a noise level `t` into `s * t / (1 + (s - 1) * t)`, in training and decoding. Values above 1 move levels
     towards noise.
     Source: LTX-Video's trainer shifts the logit by 0.95 to 2.05, the more the larger the video: from 2.6 to 7.8.
     Drawback: with 1, 0.2 % of clips have a level above 0.95, and one step decodes from 1: 0.3 dB less for the demo."""
@@ -70,7 +70,7 @@ class FlowConfig:
     """Fraction of clips, drawn at random, that have level 1 in training: noise alone, from which decoding starts.
     Source: LTX-Video's trainer draws a tenth of the levels without the shift, so that all of them are seen."""
     weighting: Literal["uniform", "velocity"] = "uniform"
-    """Weight of each clip's error: 1, or that of an error of the velocity, 1 / level^2, at most 100 ("velocity")."""
+    """Weight of each clip's error: 1, or as for an error of the velocity, 1 / level^2, at most 100 ("velocity")."""
     one_step: bool = False
     """Train at level 1 alone, for decoding in one step, as `telecine distill` does."""
 
@@ -100,8 +100,8 @@ class CausalVAEConfig:
     base_channels: Annotated[Count, Field(le=65536)] = 128
     """Channels at the highest resolution."""
     channel_multipliers: Annotated[tuple[PowerOfTwo, ...], Field(min_length=1)] = (1, 2)
-    """Channels of each level divided by `base_channels`, powers of two, the highest resolution first. The number of
-    levels is 1 + log2(spatial_compression / patch_size)."""
+    """Channels of each level of resolution divided by `base_channels`, powers of two, the highest resolution first. The
+    number of levels is 1 + log2(spatial_compression / patch_size)."""
     blocks_per_level: Annotated[Count, Field(le=256)] = 2
     """Residual blocks at each level, in the encoder and in the decoder."""
     time_kernel: Annotated[Count, Field(le=256)] = 2

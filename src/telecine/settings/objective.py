@@ -159,6 +159,17 @@ TermOrWeight: TypeAlias = Annotated[
 ]
 
 
+def _as_terms(values: dict[str, Term | Weight]) -> dict[str, Term]:
+    """Return terms by name. A target that is left out is the name; a weight is for telecine's function of that name."""
+    terms = {}
+    for name, value in values.items():
+        term = value if isinstance(value, Term) else Term(weight=value)
+        if term.target is None:
+            term = replace(term, target=name)
+        terms[name] = term
+    return terms
+
+
 @group
 class ReconstructionConfig:
     """The pixel loss, and the likelihood that it may be part of."""
@@ -246,8 +257,8 @@ class PenaltyConfig:
         Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Function
     ) = "one_centered"
     """"one_centered" pulls the gradient's norm at real clips to 1, "r1" to 0, "r2" to 0 at reconstructions, "r1_and_r2"
-    both, "wgan_gp" to 1 between the two. "approximate_r1" is "r1" from two forward passes. Or a `Penalty` or a
-    function, see `telecine.losses.penalty`.
+    both, "wgan_gp" to 1 between the two. These are exact: they differentiate a gradient. "approximate_r1" is "r1" from
+    two forward passes. Or a `Penalty` or a function, see `telecine.losses.penalty`.
     Source: "one_centered" in CogVideo; "r1" in StyleGAN2; "r1_and_r2" in R3GAN; "approximate_r1" in Seaweed-APT.
     Drawback: weights of different penalties do not compare; that of "r1" is the paper's gamma. "approximate_r1" is
     noisy and vanishes in bfloat16 weights: raise its `sigma` with `functools.partial`. With a map of logits the
@@ -329,7 +340,9 @@ class ObjectiveConfig:
     adaptive_weight: AdaptiveWeightConfig = field(default_factory=AdaptiveWeightConfig)
     """The adaptive weight."""
     # The functions by their names are in `objective/term_functions.py`: a new one needs no setting.
-    terms: dict[str, TermOrWeight] = field(default_factory=dict)
+    terms: Annotated[dict[str, TermOrWeight], pydantic.AfterValidator(_as_terms)] = field(
+        default_factory=dict
+    )
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of
     telecine's function of that name, such as "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes),
     "gram" (textures), or of the latent "equivariance"; the error about an unknown name lists them all.
@@ -359,12 +372,10 @@ class ObjectiveConfig:
             if not name.isidentifier() or name in reserved:
                 contract = f"named by an identifier other than {', '.join(reserved)}"
                 raise argument_error("terms", contract, repr(name), "Rename the term.")
-        terms = {name: _as_term(name, value) for name, value in self.terms.items()}
-        object.__setattr__(self, "terms", terms)
 
     @property
     def term_settings(self) -> dict[str, Term]:
-        """`terms` by name. `__post_init__` has made a `Term` with a target of each."""
+        """`terms`: the validator of the field has made a `Term` with a target of each weight."""
         return cast(dict[str, Term], self.terms)
 
     def term_schedules(self) -> dict[str, TermSchedule]:
@@ -428,12 +439,3 @@ class ObjectiveConfig:
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of `VideoAutoencoderLoss`."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
-
-
-def _as_term(name: str, value: Term | Weight) -> Term:
-    """Return a term whose target is its name if left out. A weight alone is for telecine's function of that name."""
-    if not isinstance(value, Term):
-        return Term(name, weight=value)
-    if value.target is None:
-        return replace(value, target=name)
-    return value

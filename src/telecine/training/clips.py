@@ -30,10 +30,10 @@ from telecine.data.index import index_video, index_videos
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sorted_numbers import first_of_each
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.data.validation import (
     index_validation_spans,
     leave_out,

@@ -32,7 +32,6 @@ from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.segment_columns import SegmentColumns
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.lazy.stated_header import (
     STATED,
     check_agreement,
@@ -49,6 +48,7 @@ from telecine.data.source import (
     check_frame,
     file_of,
 )
+from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)

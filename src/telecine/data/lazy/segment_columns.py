@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.lazy.file_table import FileTable
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.lists import Segment
+from telecine.data.span_table import SpanTable
 
 
 class SegmentColumns:

@@ -11,9 +11,9 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import Clip, Span, VideoInfo, iterate_validation_clips
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.source import whole_video
 from telecine.data.spacing import evenly_spaced
+from telecine.data.span_table import SpanTable
 from telecine.evaluation.metrics import METRICS, default_metrics
 from telecine.evaluation.metrics.frechet import load_frechet_network
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips

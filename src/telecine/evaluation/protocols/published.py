@@ -26,7 +26,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip_frames import ClipFrames
-from telecine.data.lazy.span_table import SpanTable
+from telecine.data.span_table import SpanTable
 from telecine.evaluation.metrics.frechet import (
     FVD,
     FVD_SINGLE,

@@ -14,9 +14,9 @@ from telecine.data.clip import bytes_from_video, video_from_bytes
 from telecine.data.decode import read_clip
 from telecine.data.fingerprint import num_bytes
 from telecine.data.holdout_groups import group_spans
-from telecine.data.lazy.span_table import SpanTable
 from telecine.data.remote_read import open_local
 from telecine.data.source import Source, TarMember, file_of
+from telecine.data.span_table import SpanTable
 from telecine.tools.data_report.measures import frame_hash, group_copies
 from telecine.video.frames import as_shown
 
