@@ -72,12 +72,7 @@ def make_table(
             better = first["better"][name]
             column_means = [folder_means[name] for folder_means in means]
             column_half_widths = [half_width.get(name) for half_width in half_widths]
-            columns.append(
-                [
-                    f"{name} {DIRECTIONS[better].arrow}",
-                    *table_cells(column_means, column_half_widths, better),
-                ]
-            )
+            columns.append(_column(name, column_means, better, column_half_widths))
     if speeds is not None:
         columns += _speed_columns(speeds)
     rows = list(zip(*columns, strict=True))
@@ -94,18 +89,29 @@ def make_table(
     return markdown
 
 
+def _column(
+    name: str,
+    means: Sequence[float],
+    better: Better,
+    half_widths: Sequence[float | None] | None = None,
+) -> list[str]:
+    """Return a column with its heading, see `table_cells`."""
+    if half_widths is None:
+        half_widths = [None] * len(means)
+    heading = f"{name} {DIRECTIONS[better].arrow}"
+    return [heading, *table_cells(means, half_widths, better)]
+
+
 def _speed_columns(speeds: Sequence[Speed]) -> list[list[str]]:
     """Return the columns of speed, each with its heading."""
     columns = []
     for name in ("encode", "decode"):
         parts = [speed.parts[name] for speed in speeds]
-        nothing = [None] * len(parts)
         frames_per_second = [part.frames_per_second for part in parts]
-        columns.append([f"{name}, frames/s ↑", *table_cells(frames_per_second, nothing, "larger")])
-        flops = [part.flops / 1e9 for part in parts]
-        columns.append([f"{name}, GFLOP ↓", *table_cells(flops, nothing, "smaller")])
+        columns.append(_column(f"{name}, frames/s", frames_per_second, "larger"))
+        columns.append(_column(f"{name}, GFLOP", [part.flops / 1e9 for part in parts], "smaller"))
         weights = [part.weights / 1e6 for part in parts]
-        columns.append([f"{name}, M weights ↓", *table_cells(weights, nothing, "smaller")])
+        columns.append(_column(f"{name}, M weights", weights, "smaller"))
     return columns
 
 
