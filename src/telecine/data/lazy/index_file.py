@@ -132,9 +132,9 @@ def column_parts_of_infos(
     return parts
 
 
-def _parts_of_numbers(arrays: Iterable[array[int]]) -> list[NDArray[np.int64]]:
+def _parts_of_numbers(arrays: Iterable[array[int]]) -> list[NDArray[Any]]:
     """Return the numbers of arrays in parts, one or more: views of long arrays, and copies of short ones together."""
-    parts = []
+    parts: list[NDArray[Any]] = []
     short = array("q")
     for numbers in arrays:
         if len(numbers) < _LONG:
