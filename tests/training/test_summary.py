@@ -23,7 +23,8 @@ from .helpers import quiet, recorder
 def clips(num_val=2):
     generator = torch.Generator().manual_seed(0)
     val = [{"video": torch.rand(3, 5, 16, 24, generator=generator)} for _ in range(num_val)]
-    info = SimpleNamespace(source=Path(__file__), digest="ab")
+    header = {"num_frames": 60, "fps": 25.0, "width": 24, "height": 16, "is_image": False}
+    info = SimpleNamespace(source=Path(__file__), digest="ab", **header)
     train = SimpleNamespace(spans=[Span(info, 0, 29), Span(info, 40, 51)])
     return SimpleNamespace(
         val=val, train=train, num_videos=2, num_images=3, num_skipped=1, held_out="one"
