@@ -5,7 +5,16 @@ from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import MEASURED, TRAINING, ClipConfig, settings_marked
-from telecine.settings.group import BitDepth, Count, DeviceName, Integer, Number, Positive, UserPath, group
+from telecine.settings.group import (
+    BitDepth,
+    Count,
+    DeviceName,
+    Integer,
+    Number,
+    Positive,
+    UserPath,
+    group,
+)
 
 ProtocolName: TypeAlias = Literal[
     "vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"
