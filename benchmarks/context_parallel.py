@@ -186,8 +186,7 @@ MORE_CASES: dict[str, Case] = {
         }
     ),
 }
-# Two passes of a clip in one process have the transformations of a pass in each of two groups. There is no adaptive
-# weight, which would compare the gradients of a pass in the first and of all groups in the second.
+# Two passes of a clip in one process have the transformations of a pass in each of two groups.
 MORE_CASES["latent_terms_in_groups"] = Case(
     {
         "batch_size": 1,
@@ -313,10 +312,14 @@ def config_of(case: Case, num_processes: int, context_parallel: int) -> TrainCon
 
 
 def _divided_setting(settings: Settings, num_groups: int) -> str:
-    """Return the setting by which the clips of an update are divided over groups: passes, or clips of a pass."""
-    if settings["gradient_accumulation_steps"] % num_groups == 0:
-        return "gradient_accumulation_steps"
-    return "batch_size"
+    """Return the setting by which the clips of an update are divided over groups: passes, or clips of a pass.
+
+    Passes are divided where there is no adaptive weight: one process compares the gradients of one pass.
+    """
+    has_adaptive_weight = settings["discriminator"]["video"] != "none"
+    if has_adaptive_weight or settings["gradient_accumulation_steps"] % num_groups != 0:
+        return "batch_size"
+    return "gradient_accumulation_steps"
 
 
 def reason_not_in_groups(name: str, num_groups: int) -> str | None:

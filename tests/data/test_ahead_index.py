@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from errno import EIO
 
@@ -22,7 +23,12 @@ from telecine.data import (
 from telecine.data.ahead_index import AheadIndex
 from telecine.data.fingerprint import num_bytes
 from telecine.data.index_paths import index_path
-from telecine.data.lazy.index_file import FORMAT, read_columns, write_columns
+from telecine.data.lazy.index_file import (
+    FORMAT,
+    column_parts_of_infos,
+    read_columns,
+    write_columns,
+)
 from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
@@ -126,6 +132,19 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             load(folder)
     assert load(folder)[1] == ["a.mp4"], "those that were not reached are kept"
+
+
+def test_columns_of_images_take_few_bytes(folder):
+    """Of a million images, a view for each would take a gigabyte."""
+    info = index_video(folder / "0.png")
+    count = 5000
+    tracemalloc.start()
+    try:
+        column_parts_of_infos(range(count), [info] * count)
+        _, num_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_bytes < 400 * count
 
 
 def test_several_processes_may_save_at_once(folder, load):

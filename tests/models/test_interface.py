@@ -1,10 +1,11 @@
 """A model is checked for the sizes and the channels of clips before training."""
 
+import pickle
 from types import SimpleNamespace
 
 import pytest
 
-from telecine.models import CausalVAE
+from telecine.models import CausalVAE, ClipPosition, clip_sizes
 from telecine.models.interface import check_buckets, check_channels
 from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
@@ -47,3 +48,14 @@ def test_channels_that_a_model_lacks_are_one_error_with_its_own(channels, number
     message = rf'of 3 channels.* got "{channels}".* `--causal_vae.in_channels {number}`'
     with pytest.raises(ValueError, match=message):
         check_channels(ClipConfig(channels=channels), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        (b"interface\nClipPosition", ClipPosition),
+        (b"clip_sizes\n_Probe", clip_sizes._ModelFunction),
+    ],
+)
+def test_pickled_models_may_have_these_names_of_classes(name, cls):
+    assert pickle.loads(b"ctelecine.models." + name + b"\n.") is cls

@@ -118,6 +118,23 @@ def test_other_data_in_another_process_is_refused(monkeypatch, change):
         check_same_data(recorded)
 
 
+def test_the_process_with_other_data_logs_what_it_has_held_back(
+    tiny, small_video, tmp_path, monkeypatch, caplog
+):
+    shutil.copy(small_video, tmp_path)
+    (tmp_path / "damaged.mp4").write_bytes(b"damaged")
+    recorded = {"data_sha256": "a", "content_sha256": "c", "validation": "clips"}
+    first = tuple(recorded.values())
+    monkeypatch.setattr(of_run, "rank", lambda: 1)
+    monkeypatch.setattr(of_run, "num_ranks", lambda: 2)
+    monkeypatch.setattr(of_run, "gather_object", lambda own: [first, *own])
+    config = tiny(data=str(tmp_path))
+    model = build_autoencoder(config)
+    with pytest.raises(ValueError, match="in process 1 than in process 0"):
+        build_clips(config, model)
+    assert "skipped 1 of 2 files" in caplog.text
+
+
 def test_addresses_are_forgotten_if_another_process_has_other_data(
     tiny, small_video, tmp_path, monkeypatch
 ):

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 
-from telecine.settings import PredictiveConfig
+from telecine.settings import PredictiveConfig, ReconstructionConfig
 from telecine.settings.data import Bucket
 from telecine.training.build import build_autoencoder
 from telecine.training.prediction import Prediction, build_prediction
@@ -75,6 +76,27 @@ def test_the_encoder_sees_the_first_frames_and_the_decoder_makes_all(predictive)
     assert numbers == {1, 2, 3}
     zero = replace(PREDICTIVE, fill="zero")
     assert build_prediction(zero, state.autoencoder, [Bucket(*SHAPE)]).fill is None
+
+
+def test_the_gradient_of_the_vector_is_averaged_over_processes(predictive, monkeypatch):
+    """The other process has dropped no frame, and has no gradient of the vector."""
+    reconstruction = ReconstructionConfig(learn_logvar=True)
+    objective = replace(predictive.objective, reconstruction=reconstruction)
+    state, _ = state_and_batch(replace(predictive, objective=objective))
+    vector = state.prediction.fill.vector
+    logvar = state.objective.logvar
+    vector.grad = torch.ones_like(vector)
+    logvar.grad = torch.ones_like(logvar)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+    with state.gradient_sync(is_last=False, num_frames=SHAPE[0]):
+        pass
+    assert (vector.grad == 1).all()
+    with state.gradient_sync(is_last=True, num_frames=SHAPE[0]):
+        pass
+    assert (vector.grad == 0.5).all()
+    assert logvar.grad == 1, "the objective averages it in each backward"
 
 
 def test_a_run_resumes_to_the_bit_and_saves_its_vector(predictive, tmp_path):

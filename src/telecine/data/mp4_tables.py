@@ -105,7 +105,7 @@ def iterate_boxes(
             ends.pop()
         offset = begin - window_begin
         if offset + _BOX_BYTES > len(window):
-            deadline.seconds_left()
+            deadline.check()
             file.seek(begin)
             window = file.read(_WINDOW_BYTES).ljust(_WINDOW_BYTES, b"\0")
             window_begin = begin

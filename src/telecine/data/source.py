@@ -172,10 +172,11 @@ class Skipped:
 
     @staticmethod
     def remedy(skipped: Iterable[Skipped]) -> str:
-        """Return what to do about files of which none can be decoded, as a sentence."""
+        """Return what to do about files of which none can be decoded, as sentences."""
+        remedy = "Check that they are complete and that other programs show them."
         if all(kind_of(file.path) == "" for file in skipped):
-            return "A list is .csv, .jsonl or .parquet with a column `path`."
-        return "Check that they are complete and that other programs show them."
+            remedy += " A list is .csv, .jsonl or .parquet with a column `path`."
+        return remedy
 
     @staticmethod
     def of(path: Source, error: DecodeError) -> Skipped:

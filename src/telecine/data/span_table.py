@@ -312,7 +312,11 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
         )
 
     def cut(self, parts: Sequence[tuple[int, Span]]) -> SpanTable:
-        """Return a table of parts of exact spans: of each the row of the whole span, and the part."""
+        """Return a table of parts of exact spans.
+
+        Args:
+            parts: The row of the whole span, and the part.
+        """
         rows = np.array([row for row, _ in parts], np.int64)
         spans = [span for _, span in parts]
         return replace(

@@ -96,6 +96,10 @@ class _ModelFunction(nn.Module):
         return self.function(self.module, video)
 
 
+# Pickled models name it so.
+_Probe = _ModelFunction
+
+
 class ShapeProbe:
     """Passes tiny clips through a model for the shapes of its outputs; whether a size is reproduced is cached.
 

@@ -70,9 +70,8 @@ class TermSchedule:
     name: str  # by which the objective looks the weight up, as in `weights["perceptual"]`
     setting: str  # the dotted name of the weight in `ObjectiveConfig`
     weight: Weight
-    first_step: int = (
-        0  # its weight is 0 before, whatever its ramp says; the default of `Ramp.start`
-    )
+    # Its weight is 0 before, whatever its ramp says. It is the default of `Ramp.start`.
+    first_step: int = 0
     side: Side = "autoencoder"  # whose loss it is part of
     needs: DiscriminatorKind | None = None  # the kind of discriminator that it is computed with
     part_of: str | None = None  # the logged value that has it, if the log has no `{name}_loss`

@@ -23,7 +23,7 @@ from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
-from telecine.data.first_process import log_in_first_process
+from telecine.data.first_process import HeldBackLog, log_in_first_process
 from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.index import index_video, index_videos
@@ -253,7 +253,10 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """
     check_channels(config.clips, model)
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    with log_in_first_process(rank()), barrier_without_time_limit() as wait_for_everyone:
+    with (
+        log_in_first_process(rank()) as held_back,
+        barrier_without_time_limit() as wait_for_everyone,
+    ):
         if rank() > 0:  # the first process indexes the videos, the others then read its index
             wait_for_everyone()
         spans = Spans.find(config.data, config.val_data, config.clips)
@@ -298,12 +301,15 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         held_out=description,
     )
     if num_ranks() > 1:
-        check_same_data(clips.recorded(), [spans.lazy_index, spans.val_lazy_index])
+        lazy_indices = (spans.lazy_index, spans.val_lazy_index)
+        check_same_data(clips.recorded(), lazy_indices, held_back)
     return clips
 
 
 def check_same_data(
-    recorded: Mapping[str, Any], lazy_indices: Sequence[LazyIndex | None] = ()
+    recorded: Mapping[str, Any],
+    lazy_indices: Sequence[LazyIndex | None] = (),
+    held_back: HeldBackLog | None = None,
 ) -> None:
     """Check that all processes have the same data. Every process has to call this.
 
@@ -311,6 +317,7 @@ def check_same_data(
         recorded: What `Clips.recorded` returns in this process.
         lazy_indices: Where it has saved what servers say. They forget it if one process has other data: a machine may
             have saved it of another version of a file.
+        held_back: What this process has not logged of its data, which may say why it has other data than the first.
 
     Raises:
         ValueError: In every process, if one has other data than the first.
@@ -322,6 +329,8 @@ def check_same_data(
         for lazy_index in lazy_indices:
             if lazy_index is not None:
                 lazy_index.forget_addresses()
+        if held_back is not None and data != data_of_ranks[0]:
+            held_back.log_all()
         got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
         remedy = "Copy it to all machines, or to a shared disk. "
         remedy += "If it is at addresses and was changed, run the same command again."

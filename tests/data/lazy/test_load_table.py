@@ -587,6 +587,16 @@ def test_a_list_of_another_suffix_is_no_broken_video(tmp_path):
             read(str(path), CONFIG)
 
 
+def test_files_without_suffixes_that_a_list_names_are_checked_first(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("path\none\ntwo\n")
+    for read in (load_table, load_spans):
+        with pytest.raises(
+            DataError, match=r"one \(No such file or directory\); .* Check that they"
+        ):
+            read(str(path), CONFIG)
+
+
 def test_nothing_to_read_is_an_error(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"one decodable file, but got 1 that cannot be read"):

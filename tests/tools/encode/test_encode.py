@@ -178,6 +178,23 @@ def test_the_first_of_several_processes_logs_what_all_read(
     assert "ignored in" in caplog.text
 
 
+def test_another_process_with_other_data_logs_what_it_skips(
+    model, data, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(data / "videos" / "a.mkv", folder)
+    shutil.copy(data / "videos" / "c.mkv", folder)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    encode_data(model, settings(folder), tmp_path / "latents")
+    (folder / "c.mkv").write_bytes(b"damaged")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ValueError, match="with another value of data"):
+        encode_data(model, settings(folder), tmp_path / "latents")
+    assert "skipped 1 of 2 files" in caplog.text
+
+
 def test_two_processes_write_what_one_writes(model, data, latents, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     results = []

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -42,6 +42,7 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _HDR = ("", PQ, HLG, BT2020)
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _DIGEST_BYTES = 32  # of a SHA-256
+_LONG = 64  # numbers, in more bytes than a view of them takes
 # Columns with a value for each exact index.
 _FIELDS = (
     "width",
@@ -98,7 +99,9 @@ def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[st
 def column_parts_of_infos(
     keys: Sequence[int], infos: Sequence[VideoInfo]
 ) -> dict[str, list[NDArray[Any]]]:
-    """Return exact indices as columns in parts, see `write_columns`, sorted by their keys. Timestamps are not copied.
+    """Return exact indices as columns in parts, see `write_columns`, sorted by their keys.
+
+    The timestamps of videos are not copied. A million images take less memory than a view for each would.
 
     Args:
         keys: A number of 63 bits for each index, all different, see `IndexFile`.
@@ -108,7 +111,7 @@ def column_parts_of_infos(
     infos = [infos[row] for row in order]
     pts_ends = np.cumsum([len(info.pts) for info in infos], dtype=np.int64)
     keyframe_ends = np.cumsum([len(info.keyframes) for info in infos], dtype=np.int64)
-    digests = [np.frombuffer(bytes.fromhex(info.digest), np.uint8) for info in infos]
+    digests = bytes.fromhex("".join(info.digest for info in infos))
     columns = {
         "exact.key": np.array(keys, np.int64)[order],
         "exact.pts_end": pts_ends,
@@ -121,12 +124,26 @@ def column_parts_of_infos(
         "exact.seekable": np.array([info.seekable for info in infos], np.bool_),
         "exact.is_image": np.array([info.is_image for info in infos], np.bool_),
         "exact.hdr": np.array([_HDR.index(info.hdr) for info in infos], np.uint8),
-        "exact.digest": np.array(digests, np.uint8).reshape(len(infos), _DIGEST_BYTES),
+        "exact.digest": np.frombuffer(digests, np.uint8).reshape(len(infos), _DIGEST_BYTES),
     }
     parts = {name: [column] for name, column in columns.items()}
-    none = np.empty(0, np.int64)  # a column has a part, also if there are no indices
-    parts["exact.pts"] = [none, *(np.frombuffer(info.pts, np.int64) for info in infos)]
-    parts["exact.keyframes"] = [none, *(np.frombuffer(info.keyframes, np.int64) for info in infos)]
+    parts["exact.pts"] = _parts_of_numbers(info.pts for info in infos)
+    parts["exact.keyframes"] = _parts_of_numbers(info.keyframes for info in infos)
+    return parts
+
+
+def _parts_of_numbers(arrays: Iterable[array[int]]) -> list[NDArray[Any]]:
+    """Return the numbers of arrays in parts, one or more: views of long arrays, and copies of short ones together."""
+    parts: list[NDArray[Any]] = []
+    short = array("q")
+    for numbers in arrays:
+        if len(numbers) < _LONG:
+            short.extend(numbers)
+            continue
+        parts.append(np.frombuffer(short, np.int64))
+        parts.append(np.frombuffer(numbers, np.int64))
+        short = array("q")
+    parts.append(np.frombuffer(short, np.int64))
     return parts
 
 

@@ -97,17 +97,17 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
     device = device_of_process(config.device, num_ranks)
     model = load_model(checkpoint, config, device)
     clip_config = clips_to_read(checkpoint, model, config)
+    folder = Path(output)
     with log_in_first_process(rank):
         spans, _ = load_spans(config.data, clip_config, keep_columns=True)
         clips = list_clips(spans, config)
-    _check_model(model, config)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = check_identity(
-        folder,
-        identity_of(checkpoint, model, spans, config, clip_config.pixel_format),
-        name="output",
-    )
+        _check_model(model, config)
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = check_identity(
+            folder,
+            identity_of(checkpoint, model, spans, config, clip_config.pixel_format),
+            name="output",
+        )
     encoder = _Encoder(model, device, config, clip_config)
     missing: list[_ClipOfShard] = []
     for number, first in enumerate(range(0, len(clips), config.clips_per_shard)):
