@@ -26,7 +26,7 @@ from telecine.data import sample_videos
 from telecine.evaluation.metrics import default_metrics
 from telecine.models import CausalVAE
 from telecine.runs import Run
-from telecine.settings import CausalVAEConfig, DistillConfig, TrainConfig
+from telecine.settings import CausalVAEConfig, DistillConfig, Ramp, Term, TrainConfig
 from telecine.settings.listing import json_schema
 from telecine.settings.parse import recipes
 
@@ -355,7 +355,7 @@ def test_a_setting_overrides_its_group():
 
 def test_a_part_of_a_group_beside_a_value_in_place_of_the_group_is_a_mistake(capsys):
     weight = "objective.perceptual_weight"
-    message = f"`--{weight}` must be a group with `weight`, but got {{'start': '7'}} (dict)"
+    message = f"`--{weight}` must be a group with `weight`, but got {{'start': 7}} (dict)"
     assert message in error_of(capsys, f"train --{weight} 0.5 --{weight}.start 7")
     ramp = settings_of(f"--{weight}.start 7 --{weight} '{{weight: 0.5}}'").objective
     assert (ramp.perceptual_weight.weight, ramp.perceptual_weight.start) == (0.5, 7)
@@ -364,6 +364,37 @@ def test_a_part_of_a_group_beside_a_value_in_place_of_the_group_is_a_mistake(cap
 def test_names_of_several_options_add_up():
     typed = "--model_arguments '{a: 1, b: 2}' --model_arguments '{b: 3}' --model_arguments.c 4"
     assert settings_of(typed).model_arguments == {"a": 1, "b": 3, "c": 4}
+
+
+def test_values_inside_a_mapping_are_yaml():
+    term = "objective.terms.wavelet"
+    typed = f"--{term} '{{weight: 0.1}}' --{term}.params.levels 2"
+    assert settings_of(typed).objective.terms == {
+        "wavelet": Term("wavelet", weight=0.1, params={"levels": 2})
+    }
+    typed = f"--{term}.weight '{{weight: 0.1, start: 5}}' --{term}.params '{{levels: 2}}'"
+    assert settings_of(typed).objective.terms == {
+        "wavelet": Term("wavelet", weight=Ramp(0.1, start=5), params={"levels": 2})
+    }
+
+
+def test_numbers_in_a_list_of_texts_are_names():
+    assert settings_of("--data '[2023, 2024]'").data == ("2023", "2024")
+    assert settings_of(
+        "--data x --discriminator.features.layers [2,5]"
+    ).discriminator.features.layers == ("2", "5")
+
+
+def test_a_choice_of_numbers_is_typed():
+    assert settings_of("--data x --clips.bit_depth 16").clips.bit_depth == 16
+    typed = ["run", "a.mkv", "--output", "b.mkv", "--bit_depth", "16"]
+    assert COMMANDS["reconstruct"].parse(typed).arguments["settings"].bit_depth == 16
+
+
+def test_two_dashes_are_no_value(capsys):
+    for name in ("steps", "trackers"):
+        message = f"`--{name}` must have a value. Type it after the name."
+        assert message in error_of(capsys, f"train --{name}=--")
 
 
 def test_a_text_keeps_its_braces():

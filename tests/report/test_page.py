@@ -225,11 +225,13 @@ def test_the_data_of_a_long_run_are_small(tmp_path):
     assert page.stat().st_size - len(plotly_script()) < 2_000_000
 
 
-def test_an_output_that_is_no_html_file_raises(runs, tmp_path):
+@pytest.mark.parametrize("output", ["page.txt", "page"])
+def test_an_output_that_is_no_html_file_raises(runs, tmp_path, output):
+    (tmp_path / "page").write_text("a file")
     with pytest.raises(
         ValueError, match=r"`output` must be the name of an \.html file, or a folder"
     ):
-        write_report(runs, tmp_path / "page.txt")
+        write_report(runs, tmp_path / output)
 
 
 def test_a_folder_gets_a_page_of_its_own(runs, tmp_path):

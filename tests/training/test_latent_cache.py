@@ -263,6 +263,22 @@ def test_processes_share_the_batches(cached):
     run.close()
 
 
+class LatentsOf(nn.Module):
+    """A model whose latents are another one's, such as a student."""
+
+    def __init__(self, latent_model):
+        super().__init__()
+        self.latent_model = latent_model
+
+
+def test_the_latents_of_a_probe_of_a_student_are_those_of_the_teacher():
+    config = CausalVAEConfig(4, 8, 4, 4, base_channels=8, blocks_per_level=1)
+    teacher = CausalVAE(config)
+    clips = SimpleNamespace(spans=[], seed=0, config=CLIPS)
+    same = identity_of(teacher, clips, "no")
+    assert identity_of(LatentsOf(LatentsOf(teacher)), clips, "no") == same
+
+
 def test_a_stale_cache_is_refused(cached, tmp_path, monkeypatch):
     _, config = cached()
     run = prepare(config, quiet())

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from telecine.base.checks import argument_error, nearest
 from telecine.base.yaml_files import parse_yaml
 from telecine.settings.listing import settings_of, union_members
-from telecine.settings.parse import FREE_NAMES, Nested, launcher_settings, nested
+from telecine.settings.parse import Nested, launcher_settings, nested
 
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height` of a training run.
 _ENVIRONMENT = "TELECINE__"
@@ -65,6 +65,10 @@ def parse_argv(
         argv: What is typed.
         settings: The dataclass of the settings, if there are any.
     """
+    for word in argv:
+        name, _, text = word.partition("=")
+        if text == "--":  # of which argparse makes an empty list
+            raise ValueError(f"`{name}` must have a value. Type it after the name.")
     if settings is not None:
         for option in _options_inside_dicts(argv, settings):
             parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
@@ -128,35 +132,35 @@ def read_settings(options: Mapping[str, str | list[str]], kind: Any) -> Nested:
         if not all(text.strip() for text in texts):
             remedy = "Check the variable of the shell, or type null for none."
             raise argument_error(name, "a value", "an empty text", remedy)
-        values.append((name, _value_of(name, texts, kinds.get(name))))
+        values.append((name, _value_of(texts, kinds.get(name))))
     values.sort(key=lambda item: item[0].count("."))
     return nested(values)
 
 
-def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
+def _value_of(texts: Sequence[str], kind: Any) -> Any:
     """Return the value of a typed setting. What is no value of its type is left to the check of the setting.
 
     | type | text |
     |---|---|
-    | one that users name, such as `tracker_options.wandb.entity` | YAML |
+    | one inside a mapping, such as `objective.terms.wavelet.weight` | YAML |
     | a list | values with commas between them, or a YAML list; of several options, one after the other |
     | a text or a list, as `data` | a text, which may have commas, or a YAML list |
     | a group or a mapping, or a number or a group | YAML; names in several mappings add up |
     | others | the text |
 
     Args:
-        name: The dotted name.
         texts: What is typed, once or several times.
-        kind: The type; None for a setting inside a value, such as `objective.terms.wavelet.weight`.
+        kind: The type; None for a setting inside a mapping.
     """
     last = texts[-1]
-    if not FREE_NAMES.isdisjoint(name.split(".")[:-1]):
+    if kind is None:
         return parse_yaml(last)
     members = union_members(kind)
-    takes_list = any(get_origin(member) is tuple for member in members)
+    lists = [member for member in members if get_origin(member) is tuple]
     takes_text = str in members
-    if takes_list and not (takes_text and len(texts) == 1 and not last.startswith("[")):
-        return _items_of(texts, takes_text=takes_text)
+    if lists and not (takes_text and len(texts) == 1 and not last.startswith("[")):
+        is_of_texts = any(str in union_members(get_args(member)[0]) for member in lists)
+        return _items_of(texts, takes_text=takes_text, is_of_texts=is_of_texts)
     if last == "null":
         return None
     takes_group = any(
@@ -173,12 +177,13 @@ def _value_of(name: str, texts: Sequence[str], kind: Any) -> Any:
     return group
 
 
-def _items_of(texts: Sequence[str], *, takes_text: bool) -> list[Any]:
+def _items_of(texts: Sequence[str], *, takes_text: bool, is_of_texts: bool) -> list[Any]:
     """Return the items of a typed list.
 
     Args:
         texts: What is typed, once or several times.
         takes_text: Whether a text with commas is one item.
+        is_of_texts: Whether items are texts, so that a number in a YAML list is the name of a folder or of a layer.
     """
     items: list[Any] = []
     for text in texts:
@@ -191,6 +196,8 @@ def _items_of(texts: Sequence[str], *, takes_text: bool) -> list[Any]:
             items.append(value)
         else:
             items += [item.strip() for item in text.split(",")]
+    if is_of_texts:
+        items = [str(item) if type(item) in (int, float) else item for item in items]
     return items
 
 

@@ -59,7 +59,8 @@ def write_report(
         raise argument_error("runs", "at least one run's folder", "none", remedy)
     if output is not None:
         page = Path(output)
-        if not page.suffix or page.is_dir():
+        is_new_folder = not page.suffix and not page.exists()
+        if is_new_folder or page.is_dir():
             page = Run(page).report_file
     elif len(folders) == 1:
         page = Run(folders[0]).report_file

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import Field
 
 from telecine.base.checks import argument_error
-from telecine.settings.group import Count, CountOrZero, Number, Positive, Unlisted, group
+from telecine.settings.group import BitDepth, Count, CountOrZero, Number, Positive, Unlisted, group
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 # 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
@@ -129,7 +129,7 @@ class ClipConfig:
     channels: Annotated[_ChannelNames | Count, CONTENT, DECODING] = "rgb"
     """Channels of a pixel: luma, colours, or colours and opacity, or of arrays any number. The model has to have as
     many `in_channels`."""
-    bit_depth: Annotated[Literal[8, 16], CONTENT, HELD_OUT, DECODING] = 8
+    bit_depth: Annotated[BitDepth, CONTENT, HELD_OUT, DECODING] = 8
     """Bits of a channel when frames are decoded. 16 keeps all of sources with more than 8, in twice the memory."""
     colour_matrix: Annotated[Literal["auto", "bt601"], CONTENT, HELD_OUT, DECODING] = "auto"
     """How videos that do not say it encode colours: as players guess, by BT.709 if they have 720 lines or more and by

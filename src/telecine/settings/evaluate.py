@@ -5,7 +5,16 @@ from typing import Any, Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
 from telecine.settings.data import MEASURED, TRAINING, ClipConfig, settings_marked
-from telecine.settings.group import Count, DeviceName, Integer, Number, Positive, UserPath, group
+from telecine.settings.group import (
+    BitDepth,
+    Count,
+    DeviceName,
+    Integer,
+    Number,
+    Positive,
+    UserPath,
+    group,
+)
 
 ProtocolName: TypeAlias = Literal[
     "vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis", "ucf101", "kinetics600"
@@ -268,7 +277,7 @@ class ReconstructConfig(ModelUse):
     is given."""
     width: Count | None = None
     """Width to resize the video to. Default: like `height`."""
-    bit_depth: Literal[8, 16] = 8
+    bit_depth: BitDepth = 8
     """Bits of a channel that are read and written. 16 needs an MKV as output, as a model of grey or RGBA does."""
     compare: bool = False
     """Write input, reconstruction and difference side by side."""

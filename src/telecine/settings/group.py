@@ -84,6 +84,7 @@ PowerOfTwo: TypeAlias = Annotated[Integer, Field(ge=1, le=256), AfterValidator(_
 Number: TypeAlias = Annotated[float, BeforeValidator(_to_number), Field(allow_inf_nan=False)]
 Positive: TypeAlias = Annotated[Number, Field(gt=0)]
 NonNegative: TypeAlias = Annotated[Number, Field(ge=0)]
+BitDepth: TypeAlias = Annotated[Literal[8, 16], BeforeValidator(_to_number)]
 # From 0 to below 1, such as the decay of an average.
 Decay: TypeAlias = Annotated[Number, Field(ge=0, lt=1)]
 # A path or an address: a shell does not expand the `~` of `--data=~/videos`.

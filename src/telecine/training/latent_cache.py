@@ -184,6 +184,9 @@ def identity_of(
         clips: The clips, of which the files and their modification times count.
         mixed_precision: The precision of the encoder, `TrainConfig.mixed_precision`.
     """
+    # A probe's generator has a student, whose latents are its teacher's.
+    while encoder.latent_model is not encoder:
+        encoder = encoder.latent_model
     data = sha256()
     fingerprints: dict[Source, tuple[int, ...]] = {}
     for span in clips.spans:

@@ -285,7 +285,8 @@ class SingleClipFrechet:
             reconstruction: `(1, C, T, H, W)` in [-1, 1].
             target: Of the same shape.
         """
-        recon_features = self.network(as_rgb(reconstruction))[0].double()
-        features = self.network(as_rgb(target))[0].double()
+        # On the CPU: Apple's GPUs have no float64.
+        recon_features = self.network(as_rgb(reconstruction))[0].cpu().double()
+        features = self.network(as_rgb(target))[0].cpu().double()
         distance = (recon_features - features).square().sum()
         return ClipValues({FVD_SINGLE.name: float(distance)})
