@@ -5,6 +5,7 @@ LIMITS = {"scikit-image (other borders)": 5e-3}
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 def test_metrics_agree_with_other_implementations(run_here, tables_in):
     ((_, rows),) = tables_in(run_here("agreement.py", "--smoke"))
     assert {name for name, *_ in rows} >= {

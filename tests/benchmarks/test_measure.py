@@ -7,6 +7,7 @@ import torch
 
 
 @pytest.mark.slow
+@pytest.mark.benchmarks
 @pytest.mark.skipif(sys.platform != "linux", reason="without CUDA, only Linux can reset a peak")
 def test_extra_peak_is_what_a_step_allocates(benchmark_module):
     extra_peak = benchmark_module("measure").extra_peak
