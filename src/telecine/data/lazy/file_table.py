@@ -62,7 +62,7 @@ class FileTable(Sequence[Source]):
         Args:
             sources: Files, addresses, and members of tar files.
             headers: What the headers say, of type `HEADER`.
-            sizes: The size of each in bytes, -1 if it is unknown; by default, only those of members are known.
+            sizes: The sizes of the files in bytes, -1 where unknown. By default, only members of tar files have one.
             versions: The version of each, see `FileTable.versions`; empty by default.
         """
         archives: dict[File, int] = {}

@@ -1,4 +1,4 @@
-"""What runs have saved of single files, each in a file for its key: the exact index, or why there is none."""
+"""Exact indices of single files, or the reasons why there are none, as runs have saved them: a file for each key."""
 
 from __future__ import annotations
 
