@@ -8,7 +8,7 @@ What is saved, with `.telecine-index` of `clips.index: ahead` for comparison. `D
 | `D/addresses` | sizes at addresses in lists | `load_table.py` | the next run | the file of an address |
 | `D/shards/*` | headers of files, exact indices | `load_table.py`, `telecine data index` | all runs | the key |
 | `D/ab/ab01...` | the exact index of a file | `saved_infos.py`, at its first draw | all runs | the key |
-| | or why it has none | the same, `telecine data index` | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
+| | or why it has none | or `telecine data index` | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
 | `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | fingerprint of a tar file |
 | `.NAME.tar.telecine-index` | headers, exact indices | `sidecar.py` | all runs | size or beginning of the tar file |
 
