@@ -18,6 +18,6 @@ time of change of a file, or the version on its server; a key is a hash of the f
 beside the data or in the user's cache folder, see `telecine.data.index_paths`.
 
 A sidecar moves with its tar file, so it has the names of members alone. `D/members/*` has what sidecars have without
-exact indices, in one file that processes map into the same memory. Tar files with arrays have no sidecar and are not in
-that file: the axes of arrays are settings of a run.
+exact indices, in one file that processes map into the same memory. Tar files with arrays have no sidecar, and data with
+one of them has no such file: the axes of arrays are settings of a run.
 """

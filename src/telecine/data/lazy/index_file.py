@@ -363,6 +363,22 @@ class IndexFile:
             self._file.seek(begin)
             return self._file.read(count)
 
+    def infos(self, source: Any) -> dict[int, VideoInfo]:
+        """Return all exact indices by their keys.
+
+        Args:
+            source: The source of all indices.
+
+        Raises:
+            ValueError: They are damaged. So are the other errors of `DAMAGE_ERRORS`.
+        """
+        if len(self.exact_keys) == 0:
+            return {}
+        columns = {}
+        for name in (*_FIELDS, "pts", "keyframes"):
+            columns[f"exact.{name}"] = self.column(f"exact.{name}")
+        return dict(zip(self.exact_keys.tolist(), infos_of_columns(columns, source), strict=True))
+
     def info(self, key: int, source: Any) -> VideoInfo | None:
         """Return the exact index with a key as that of a source; None if there is none.
 

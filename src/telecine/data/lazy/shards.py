@@ -111,20 +111,3 @@ class Shards:
         folder = self._folders[0]
         remove_left(folder)
         save_tensors(folder / name, columns, {})
-
-    def remove(self, keys: NDArray[np.int64]) -> None:
-        """Remove the shards of files that all have their exact indices elsewhere now. Shards of headers alone stay.
-
-        Args:
-            keys: The keys of these files.
-        """
-        kept = []
-        for shard in self.all():
-            is_own = shard.path.parent == self._folders[0]
-            has_indices = len(shard.exact_keys) > 0
-            if is_own and has_indices and np.isin(shard.exact_keys, keys).all():
-                with suppress(OSError):  # another process removes it, too
-                    shard.path.unlink()
-            else:
-                kept.append(shard)
-        self._shards = kept

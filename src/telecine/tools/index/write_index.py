@@ -19,6 +19,7 @@ from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.sidecar import (
     Sidecar,
     has_arrays,
+    read_infos,
     read_sidecar,
     scan_archive,
     write_sidecar,
@@ -124,57 +125,18 @@ class _Indexer:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
-        archive_key = self._lazy_index.key_of(archive, Fingerprint.of(archive))
-        infos = self._load_unfinished(archive_key, sidecar)
+        infos = read_infos(archive)
         missing = [member for member in _members_of(sidecar) if member.offset not in infos]
-        new_infos: dict[int, VideoInfo] = {}
+        has_indices = False
         try:
             for outcome in self._read(missing, f"indexing {archive.name}"):
                 if outcome.info is not None:
                     assert isinstance(outcome.source, TarMember)
-                    new_infos[outcome.source.offset] = outcome.info
-        except DataError:
-            self._save_unfinished(archive_key, sidecar, new_infos)
-            write_sidecar(archive, sidecar)
-            raise
+                    infos[outcome.source.offset] = outcome.info
+            has_indices = True
+        finally:  # also what was indexed beside a member that is not read in time
+            write_sidecar(archive, sidecar._replace(has_indices=has_indices), infos)
         self.skipped.extend(sidecar.skipped)
-        write_sidecar(archive, sidecar, infos | new_infos)
-        if infos:
-            self._lazy_index.shards.remove(sidecar.members.member_keys([archive_key]))
-
-    def _load_unfinished(self, archive_key: int, sidecar: Sidecar) -> dict[int, VideoInfo]:
-        """Return the indices that `_save_unfinished` has kept of members of a tar file, by the offsets of these.
-
-        Args:
-            archive_key: The key of the tar file.
-            sidecar: Its members.
-        """
-        infos = {}
-        keys = sidecar.members.member_keys([archive_key]).tolist()
-        for member, key in zip(_members_of(sidecar), keys, strict=True):
-            if self._was_read(key):
-                info = self._lazy_index.saved_info(key, member)
-                if info is not None:
-                    infos[member.offset] = info
-        return infos
-
-    def _save_unfinished(
-        self, archive_key: int, sidecar: Sidecar, infos: Mapping[int, VideoInfo]
-    ) -> None:
-        """Keep the indices of some members of a tar file for the next attempt: in a shard, until its sidecar has all.
-
-        Args:
-            archive_key: The key of the tar file.
-            sidecar: Its members.
-            infos: The indices, by the offsets of members.
-        """
-        outcomes = {}
-        members = sidecar.members
-        for row, key in enumerate(members.member_keys([archive_key]).tolist()):
-            offset = int(members.locations["offset"][row])
-            if offset in infos:
-                outcomes[key] = _Outcome(members[row], members.header(row), infos[offset], None)
-        self._write_shard(outcomes)
 
     def index_files(self, sources: Sequence[Source]) -> None:
         """Write a shard with the indices of files that were not read yet."""
