@@ -366,6 +366,13 @@ def test_names_of_several_options_add_up():
     assert settings_of(typed).model_arguments == {"a": 1, "b": 3, "c": 4}
 
 
+def test_groups_that_are_typed_several_times_are_merged():
+    typed = "--clips '{height: 32, width: 32}' --clips '{num_frames: 5}' --objective '{gan: {loss: vanilla}}'"
+    settings = settings_of(f"{typed} --objective '{{gan: {{disc_train_start: 3}}}}'")
+    assert (settings.clips.height, settings.clips.num_frames) == (32, 5)
+    assert (settings.objective.gan.loss, settings.objective.gan.disc_train_start) == ("vanilla", 3)
+
+
 def test_values_inside_a_mapping_are_yaml():
     term = "objective.terms.wavelet"
     typed = f"--{term} '{{weight: 0.1}}' --{term}.params.levels 2"
