@@ -421,6 +421,14 @@ def test_an_empty_variable_of_the_shell_is_a_mistake(monkeypatch, capsys):
     assert f"`output_dir` {text}" in error_of(capsys, "train --data x")
 
 
+@pytest.mark.parametrize(
+    ("typed", "name"), [("report run -o ''", "output"), ("report run ''", "runs")]
+)
+def test_an_empty_argument_is_a_mistake(capsys, typed, name):
+    message = f"`{name}` must be a value, but got an empty text. Check the variable of the shell."
+    assert message in error_of(capsys, typed)
+
+
 def test_settings_of_telecines_own_model_beside_another_one_are_named(capsys):
     def output_of(options):
         assert run(f"train --data x --output_dir /proc/x {options}") == 2

@@ -1,4 +1,4 @@
-"""A small network of frames in the place of VGG16, the gradient of each frame, and the classes of all discriminators."""
+"""A small network of frames in the place of VGG16, gradients of frames, and the classes of all discriminators."""
 
 import torch
 from torch import nn

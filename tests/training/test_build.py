@@ -83,7 +83,9 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     loss = objective_of(config)
     assert type(loss.discr_3d) is VIDEO_CLASSES[video]
     assert type(loss.discr) is IMAGE_CLASSES[image]
-    assert [type(module) for module in loss.multiscale_discrs] == [VIDEO_CLASSES[video]] * num_scales
+    assert [type(module) for module in loss.multiscale_discrs] == [
+        VIDEO_CLASSES[video]
+    ] * num_scales
     assert len(loss.discriminators) == 2 * num_scales + (image != "none")
     clip = torch.rand(2, 3, 5, 32, 32)
     first_frames = torch.zeros(2, 1, dtype=torch.long)
