@@ -21,7 +21,6 @@ METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"
 FRAMES_FILE = "frames.json"
 ROUND_TRIPS_FILE = "round_trips.json"
-ROUND_TRIPS_PAGE = "round_trips.html"
 PROTOCOL_FILE = "protocol.json"
 
 
@@ -49,8 +48,6 @@ class Evaluation:
         """
         # Written last: it marks a complete evaluation.
         (folder / PROTOCOL_FILE).unlink(missing_ok=True)
-        # That of an earlier evaluation: `telecine.report` writes it.
-        (folder / ROUND_TRIPS_PAGE).unlink(missing_ok=True)
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
@@ -75,25 +72,15 @@ class Evaluation:
             table.add_row(name, f"{self.metrics[name]:.4f}", self.protocol.better.get(name, ""))
         console.print(table)
         if self.per_pass:
-            passes = Table("pass", *self.pass_columns(), title="round trips")
-            for number, values in self.pass_rows():
-                passes.add_row(number, *values)
+            columns = [name.removeprefix("round_trip_") for name in self.per_pass]
+            passes = Table("pass", *columns, title="round trips")
+            for number, values in enumerate(zip(*self.per_pass.values(), strict=True), start=1):
+                passes.add_row(str(number), *[f"{value:.3f}" for value in values])
             console.print(passes)
         if self.speed is not None:
             console.print(_speed_table(self.speed, self.protocol.speed))
         for name, reason in self.protocol.absent.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
-
-    def pass_columns(self) -> list[str]:
-        """Return the columns of the table of round trips: what is measured after each pass."""
-        return [name.removeprefix("round_trip_") for name in self.per_pass]
-
-    def pass_rows(self) -> list[tuple[str, list[str]]]:
-        """Return the rows of the table of round trips: the number of each pass, and its values."""
-        rows = []
-        for number, values in enumerate(zip(*self.per_pass.values(), strict=True), start=1):
-            rows.append((str(number), [f"{value:.3f}" for value in values]))
-        return rows
 
 
 @dataclass(frozen=True)
