@@ -36,6 +36,7 @@ from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy import members as members_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.index_file import IndexFile
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.string_column import StringColumn
 from telecine.data.validation import index_validation_spans, leave_out
@@ -162,18 +163,19 @@ def test_only_files_that_clips_are_drawn_from_are_indexed(data):
 @pytest.mark.parametrize(
     "described", [b"3", b"null", b'"text"', b'{"__metadata__": null}', b'{"__metadata__": "x"}']
 )
-def test_descriptions_that_are_no_objects_are_damage(data, described):
+def test_descriptions_that_are_no_objects_are_damage(data, described, caplog):
     shards = write_shards(data)
     before = load_table(str(data), CONFIG).spans.sha256()
-    shard = data / ".telecine-index.d" / "shards" / "0"
-    shard.parent.mkdir()
     content = len(described).to_bytes(8, "little") + described
-    members = data / ".telecine-index.d" / "members"
-    for path in (data / ".telecine-index.d" / "headers", *members.iterdir()):
+    index = data / ".telecine-index.d"
+    damaged = [*index.glob("shards/*"), *index.glob("members/*"), *shards.glob(".*.telecine-index")]
+    assert len(damaged) == 4
+    for path in damaged:
         path.write_bytes(content)
-    for path in (shard, *shards.glob(".*.telecine-index")):
-        path.write_bytes(content)
-    assert load_table(str(data), CONFIG).spans.sha256() == before
+    for num_warnings in (1, 0):
+        caplog.clear()
+        assert load_table(str(data), CONFIG).spans.sha256() == before
+        assert caplog.text.count("is damaged or of another version") == num_warnings
 
 
 def test_damaged_files_are_replaced_and_logged_once(data, caplog):
@@ -494,12 +496,9 @@ def test_headers_are_kept_after_an_interrupt(data, monkeypatch):
 def test_headers_are_kept_each_minute(data, monkeypatch):
     monkeypatch.setattr(load_table_module, "_CHUNK", 4)
     monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
-    saved = []
-    monkeypatch.setattr(
-        LazyIndex, "save_headers", lambda _, headers: saved.append(len(headers.keys))
-    )
     load_table(str(data), CONFIG)
-    assert saved == [4, 8, 12, 16, 16]
+    num_read = [len(IndexFile(path).column("key")) for path in data.glob(".*.d/shards/*")]
+    assert num_read == [4, 4, 4, 4], "each file is written once"
 
 
 def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.base.files import partial_path, remove_partial
+from telecine.base.files import open_regular, partial_path, remove_partial
 from telecine.data.hdr import BT2020, HLG, PQ
 from telecine.data.lazy.sorted_numbers import find_row
 from telecine.data.source import VideoInfo
@@ -312,7 +312,7 @@ class IndexFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with this object
+        self._file = open_regular(path)  # closed with this object
         weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()
         self.metadata, self._columns = read_description(self._file)

@@ -107,7 +107,8 @@ class _Indexer:
         self.skipped: list[Skipped] = []
         self._config = config
         self._lazy_index = LazyIndex(path, config)
-        self._keys_before = self._lazy_index.shards.header_keys()
+        self._header_keys = self._lazy_index.shards.header_keys()
+        self._exact_keys = self._lazy_index.shards.exact_keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
@@ -157,7 +158,10 @@ class _Indexer:
         num_timestamps = 0
         try:
             for outcome in self._read(list(keys), "indexing files"):
-                shard[keys[outcome.source]] = outcome
+                key = keys[outcome.source]
+                shard[key] = outcome
+                if isinstance(outcome.error, DecodeError):
+                    self._lazy_index.save_failure(key, outcome.source, outcome.error)
                 if outcome.info is not None:
                     num_timestamps += outcome.info.num_frames
                 if num_timestamps >= _TIMESTAMPS_PER_SHARD:
@@ -168,8 +172,10 @@ class _Indexer:
             self._write_shard(shard)
 
     def _was_read(self, key: int) -> bool:
-        """Return whether a shard has the header of the file with a key; it may have no index of it."""
-        return find_row(self._keys_before, key) is not None
+        """Return whether a shard has the header and the exact index of the file with a key, or why it has none."""
+        has_header = find_row(self._header_keys, key) is not None
+        has_index = find_row(self._exact_keys, key) is not None
+        return (has_header and has_index) or self._lazy_index.failure(key) is not None
 
     def _write_shard(self, outcomes: Mapping[int, _Outcome]) -> None:
         """Write what was read of files, by their keys; nothing if no header was read."""
