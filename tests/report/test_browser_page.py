@@ -172,6 +172,27 @@ def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves
     assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
 
 
+def test_a_logarithmic_axis_has_gaps_for_zeros_and_few_labels(context, tmp_path):
+    lines = [
+        {
+            "step": step,
+            "train/gen_loss": float(step > 2),
+            "train/mse": 0.001,
+            "train/grad_norm": 1 / step**2,
+        }
+        for step in range(1, 6)
+    ]
+
+    def check(page):
+        page.locator("#smoothing").fill("0")
+        losses = drawn(page, "all losses")
+        assert losses["y"]["type"] == "log"
+        assert [None, None, 1, 1, 1] in losses["values"]
+        assert drawn(page, "adaptive weight and gradient norms")["y"]["dtick"] == "D2"
+
+    assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
+
+
 def test_curves_and_runs_can_be_hidden(page):
     assert len(drawn(page, LOGITS)["names"]) == 4
     curve = chart(page, LOGITS).get_by_role("button", name="mean logit, real")
