@@ -5,11 +5,10 @@ What is saved, with `.telecine-index` of `clips.index: ahead` for comparison. `D
 | file | has | written by | read by | not used after a change of |
 |---|---|---|---|---|
 | `.telecine-index` | all exact indices | `ahead_index.py` | `ahead`, `evaluate`, `latents` | the key |
-| `D/headers` | headers of files | `load_table.py` | the next run | the key |
 | `D/addresses` | sizes at addresses in lists | `load_table.py` | the next run | the file of an address |
-| `D/shards/*` | headers, exact indices | `telecine data index` | all runs | the key |
+| `D/shards/*` | headers of files, exact indices | `load_table.py`, `telecine data index` | all runs | the key |
 | `D/ab/ab01...` | the exact index of a file | `saved_infos.py`, at its first draw | all runs | the key |
-| | or why it has none | the same | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
+| | or why it has none | or `telecine data index` | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
 | `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | fingerprint of a tar file |
 | `.NAME.tar.telecine-index` | headers, exact indices | `sidecar.py` | all runs | size or beginning of the tar file |
 
@@ -18,6 +17,6 @@ time of change of a file, or the version on its server; a key is a hash of the f
 beside the data or in the user's cache folder, see `telecine.data.index_paths`.
 
 A sidecar moves with its tar file, so it has the names of members alone. `D/members/*` has what sidecars have without
-exact indices, in one file that processes map into the same memory. Tar files with arrays have no sidecar and are not in
-that file: the axes of arrays are settings of a run.
+exact indices, in one file that processes map into the same memory. Tar files with arrays have no sidecar, and data with
+one of them has no such file: the axes of arrays are settings of a run.
 """

@@ -32,6 +32,7 @@ from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.segment_columns import SegmentColumns
+from telecine.data.lazy.sorted_numbers import concatenate
 from telecine.data.lazy.stated_header import (
     STATED,
     check_agreement,
@@ -139,6 +140,9 @@ class _TableReader:
         # Of the files of the last chunk of segments: the row, and what the first line of a list says.
         self._row_of: dict[Source, int] = {}
         self._stated: dict[Source, Header | None] = {}
+        # Of files whose headers were read since the last save.
+        self._new_keys: list[NDArray[np.int64]] = []
+        self._new_headers: list[NDArray[Any]] = []
         self._missing: set[Source] = set()  # files that do not exist
         self._skipped: list[Skipped] = []
 
@@ -216,11 +220,17 @@ class _TableReader:
             if segment.source in row_of:
                 self._segments.add(segment, row_of[segment.source])
         files = list(new_files.values())
-        keys = [self._lazy_index.key_of(file.source, file.fingerprint) for file in files]
+        keys = np.array(
+            [self._lazy_index.key_of(file.source, file.fingerprint) for file in files], np.int64
+        )
         headers = self._saved_or_stated(files, keys)
+        missing = np.flatnonzero(headers["num_frames"] == 0)
         try:
-            self._read_missing(files, headers)
+            self._read_missing(files, missing, headers)
         finally:
+            read = missing[headers["digest"][missing] != 0]
+            self._new_keys.append(keys[read])
+            self._new_headers.append(headers[read])
             table = FileTable.of(
                 [file.source for file in files],
                 headers,
@@ -228,7 +238,7 @@ class _TableReader:
                 versions=[_version(file) for file in files],
             )
             self._parts.append(self._leave_out_refused(table))
-            self._keys.extend(keys)
+            self._keys.extend(keys.tolist())
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(is_complete=False)
 
@@ -268,14 +278,14 @@ class _TableReader:
                 self._skipped.append(Skipped(named, error.strerror or str(error)))
         return new_files
 
-    def _saved_or_stated(self, files: Sequence[_NewFile], keys: Sequence[int]) -> NDArray[Any]:
+    def _saved_or_stated(self, files: Sequence[_NewFile], keys: NDArray[np.int64]) -> NDArray[Any]:
         """Return headers by a list or by earlier runs; others have no frames.
 
         Args:
             files: The files.
             keys: The key of each, see `LazyIndex.key_of`.
         """
-        headers = self._saved.find(np.array(keys, np.int64))
+        headers = self._saved.find(keys)
         for other, saved in self._saved_of_others:
             rows = np.flatnonzero(headers["num_frames"] == 0)
             keys_there = []
@@ -287,8 +297,16 @@ class _TableReader:
                 headers[row] = file.stated
         return headers
 
-    def _read_missing(self, files: Sequence[_NewFile], headers: NDArray[Any]) -> None:
-        """Read the headers that have no frames yet, in place."""
+    def _read_missing(
+        self, files: Sequence[_NewFile], missing: NDArray[np.integer[Any]], headers: NDArray[Any]
+    ) -> None:
+        """Read headers.
+
+        Args:
+            files: The files.
+            missing: The rows of files whose headers are not known.
+            headers: The header of each file. Those in rows of `missing` are replaced.
+        """
 
         def read_or_skip(source: Source) -> Header | Skipped:
             try:
@@ -296,10 +314,10 @@ class _TableReader:
             except DecodeError as error:
                 return Skipped.of(source, error)
 
-        missing = np.flatnonzero(headers["num_frames"] == 0).tolist()
+        rows = missing.tolist()
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(read_or_skip, [files[row].source for row in missing])
-            for row, result in zip(missing, results, strict=True):
+            results = pool.map(read_or_skip, [files[row].source for row in rows])
+            for row, result in zip(rows, results, strict=True):
                 if isinstance(result, Skipped):
                     self._skipped.append(result)
                     headers[row] = NO_HEADER
@@ -326,33 +344,24 @@ class _TableReader:
         return replace(files, headers=headers)
 
     def save(self, *, is_complete: bool) -> None:
-        """Keep headers and answers of servers for the next run.
+        """Keep new headers, and answers of servers, for the next run. A failure is logged.
 
         Args:
-            is_complete: Whether all files are in the table. What earlier runs have kept of others is then removed.
+            is_complete: Whether all files are in the table. What servers have said of others is then removed.
         """
         self._last_save = time.monotonic()
         self.addresses.save(is_complete=is_complete)
-        all_keys = [np.empty(0, np.int64)]
-        all_headers = [np.empty(0, HEADER)]
-        begin = 0
-        for part in self._parts:
-            end = begin + len(part)
-            if not part.archives:  # sidecars have the headers of members
-                all_keys.append(np.array(self._keys[begin:end], np.int64))
-                all_headers.append(part.headers)
-            begin = end
-        keys = np.concatenate(all_keys)
-        headers = np.concatenate(all_headers)
-        is_read = headers["digest"] != 0
-        keys = keys[is_read]
-        headers = headers[is_read]
+        keys = concatenate(self._new_keys, np.int64)
+        headers = concatenate(self._new_headers, HEADER)
+        self._new_keys.clear()
+        self._new_headers.clear()
         if len(keys) == 0:
             return
-        if not is_complete:
-            keys = np.concatenate([keys, self._saved.keys])
-            headers = np.concatenate([headers, self._saved.headers])
-        self._lazy_index.save_headers(SavedHeaders.of(keys, headers))
+        try:
+            self._lazy_index.shards.write(keys, headers, {})
+        except OSError as error:
+            text = "headers cannot be saved, so that the next run reads them again: %s"
+            logger.warning(text, error)
 
     def table(self, *, counts_once: bool) -> DataTable:
         """Return all that was read.

@@ -1,4 +1,4 @@
-"""Files of `telecine data index`, each with the headers and exact indices of many files."""
+"""Shards: files with headers, exact indices, or both, of many files each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NUM_OPEN = 64  # shards that a process keeps open
 
 
 class Shard(NamedTuple):
-    """A file of `telecine data index`."""
+    """A file with headers and exact indices."""
 
     path: Path
     exact_keys: NDArray[np.int64]
@@ -53,7 +53,7 @@ class Shards:
         return Shards, (self._folders,)
 
     def all(self) -> list[Shard]:
-        """Return the shards; those of another version or damaged are left out."""
+        """Return the shards. Those that are damaged or of another version are removed, which is logged."""
         if self._shards is None:
             self._shards = []
             for folder in self._folders:
@@ -61,7 +61,11 @@ class Shards:
                     try:
                         self._shards.append(Shard(path, IndexFile(path).exact_keys))
                     except DAMAGE_ERRORS as error:
-                        logger.warning("%s is not used: %s", path, error)
+                        text = "%s is damaged or of another version of telecine (%s); what it has is read again"
+                        logger.warning(text, path, error)
+                        if not isinstance(error, OSError):
+                            with suppress(OSError):  # another process removes it, too
+                                path.unlink()
         return self._shards
 
     def info(self, key: int, source: Source) -> VideoInfo | None:
@@ -83,6 +87,10 @@ class Shards:
                 if info is not None:
                     return info
         return None
+
+    def exact_keys(self) -> NDArray[np.int64]:
+        """Return the keys of the files with an exact index in a shard, sorted."""
+        return np.unique(concatenate([shard.exact_keys for shard in self.all()], np.int64))
 
     def header_keys(self) -> NDArray[np.int64]:
         """Return the keys of the files with a header in a shard, sorted."""
@@ -107,24 +115,8 @@ class Shards:
         """
         columns = columns_of_infos(list(infos), list(infos.values()))
         columns |= SavedHeaders.of(keys, headers).columns()
-        name = hashlib.blake2b(columns["key"].tobytes(), digest_size=8).hexdigest()
+        names = columns["key"].tobytes() + columns["exact.key"].tobytes()
+        name = hashlib.blake2b(names, digest_size=8).hexdigest()
         folder = self._folders[0]
         remove_left(folder)
         save_tensors(folder / name, columns, {})
-
-    def remove(self, keys: NDArray[np.int64]) -> None:
-        """Remove the shards of files that all have their exact indices elsewhere now. Shards of headers alone stay.
-
-        Args:
-            keys: The keys of these files.
-        """
-        kept = []
-        for shard in self.all():
-            is_own = shard.path.parent == self._folders[0]
-            has_indices = len(shard.exact_keys) > 0
-            if is_own and has_indices and np.isin(shard.exact_keys, keys).all():
-                with suppress(OSError):  # another process removes it, too
-                    shard.path.unlink()
-            else:
-                kept.append(shard)
-        self._shards = kept

@@ -19,6 +19,7 @@ from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.sidecar import (
     Sidecar,
     has_arrays,
+    read_infos,
     read_sidecar,
     scan_archive,
     write_sidecar,
@@ -106,7 +107,8 @@ class _Indexer:
         self.skipped: list[Skipped] = []
         self._config = config
         self._lazy_index = LazyIndex(path, config)
-        self._keys_before = self._lazy_index.shards.header_keys()
+        self._header_keys = self._lazy_index.shards.header_keys()
+        self._exact_keys = self._lazy_index.shards.exact_keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
@@ -124,57 +126,18 @@ class _Indexer:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
-        archive_key = self._lazy_index.key_of(archive, Fingerprint.of(archive))
-        infos = self._load_unfinished(archive_key, sidecar)
+        infos = read_infos(archive)
         missing = [member for member in _members_of(sidecar) if member.offset not in infos]
-        new_infos: dict[int, VideoInfo] = {}
+        has_indices = False
         try:
             for outcome in self._read(missing, f"indexing {archive.name}"):
                 if outcome.info is not None:
                     assert isinstance(outcome.source, TarMember)
-                    new_infos[outcome.source.offset] = outcome.info
-        except DataError:
-            self._save_unfinished(archive_key, sidecar, new_infos)
-            write_sidecar(archive, sidecar)
-            raise
+                    infos[outcome.source.offset] = outcome.info
+            has_indices = True
+        finally:  # also what was indexed beside a member that is not read in time
+            write_sidecar(archive, sidecar._replace(has_indices=has_indices), infos)
         self.skipped.extend(sidecar.skipped)
-        write_sidecar(archive, sidecar, infos | new_infos)
-        if infos:
-            self._lazy_index.shards.remove(sidecar.members.member_keys([archive_key]))
-
-    def _load_unfinished(self, archive_key: int, sidecar: Sidecar) -> dict[int, VideoInfo]:
-        """Return the indices that `_save_unfinished` has kept of members of a tar file, by the offsets of these.
-
-        Args:
-            archive_key: The key of the tar file.
-            sidecar: Its members.
-        """
-        infos = {}
-        keys = sidecar.members.member_keys([archive_key]).tolist()
-        for member, key in zip(_members_of(sidecar), keys, strict=True):
-            if self._was_read(key):
-                info = self._lazy_index.saved_info(key, member)
-                if info is not None:
-                    infos[member.offset] = info
-        return infos
-
-    def _save_unfinished(
-        self, archive_key: int, sidecar: Sidecar, infos: Mapping[int, VideoInfo]
-    ) -> None:
-        """Keep the indices of some members of a tar file for the next attempt: in a shard, until its sidecar has all.
-
-        Args:
-            archive_key: The key of the tar file.
-            sidecar: Its members.
-            infos: The indices, by the offsets of members.
-        """
-        outcomes = {}
-        members = sidecar.members
-        for row, key in enumerate(members.member_keys([archive_key]).tolist()):
-            offset = int(members.locations["offset"][row])
-            if offset in infos:
-                outcomes[key] = _Outcome(members[row], members.header(row), infos[offset], None)
-        self._write_shard(outcomes)
 
     def index_files(self, sources: Sequence[Source]) -> None:
         """Write a shard with the indices of files that were not read yet."""
@@ -195,7 +158,10 @@ class _Indexer:
         num_timestamps = 0
         try:
             for outcome in self._read(list(keys), "indexing files"):
-                shard[keys[outcome.source]] = outcome
+                key = keys[outcome.source]
+                shard[key] = outcome
+                if isinstance(outcome.error, DecodeError):
+                    self._lazy_index.save_failure(key, outcome.source, outcome.error)
                 if outcome.info is not None:
                     num_timestamps += outcome.info.num_frames
                 if num_timestamps >= _TIMESTAMPS_PER_SHARD:
@@ -206,8 +172,10 @@ class _Indexer:
             self._write_shard(shard)
 
     def _was_read(self, key: int) -> bool:
-        """Return whether a shard has the header of the file with a key; it may have no index of it."""
-        return find_row(self._keys_before, key) is not None
+        """Return whether a shard has the header and the exact index of the file with a key, or why it has none."""
+        has_header = find_row(self._header_keys, key) is not None
+        has_index = find_row(self._exact_keys, key) is not None
+        return (has_header and has_index) or self._lazy_index.failure(key) is not None
 
     def _write_shard(self, outcomes: Mapping[int, _Outcome]) -> None:
         """Write what was read of files, by their keys; nothing if no header was read."""
