@@ -138,7 +138,7 @@ def read_chunks(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
     Raises:
         DecodeError: A frame cannot be decoded.
     """
-    spec = ClipSpec(clip.span, clip.first_frame, zoom=1.0, top=0.5, left=0.5, flip=False)
+    spec = ClipSpec(clip.span, clip.first_frame)
     for frames in _decoded(clip, config):
         bucket = Bucket(len(frames), clip.height, clip.width)
         yield make_clip(frames, spec, bucket)["video"]
