@@ -17,6 +17,7 @@ from telecine.losses.perceptual import LPIPS
 from telecine.models import (
     VideoAutoencoder,
 )
+from telecine.models.interface import check_buckets, check_channels
 from telecine.runs.summary import RunSummary
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import (
@@ -245,13 +246,16 @@ def _read_data(
 ) -> tuple[Clips, dict[str, Any]]:
     """Return the clips, and what the summary records of them, after a check that the checkpoint has the same."""
     config = start.config
+    # Mistakes that need no data are reported before it is read.
+    check_channels(config.clips, model)
+    check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     console.print("reading the data, and decoding it" if config.clips.cache else "reading the data")
     # A stop loses nothing: the index of the files that were read is saved.
     with stop_on_signal(at_once=Interrupted(start.checkpoint)):
         if dataset is None:
             clips = build_clips(config, model)
         else:
-            clips = map_clips(config, model, dataset)
+            clips = map_clips(config, dataset)
     data = clips.recorded()
     if start.saved is not None and not change_data:
         changes = on_first_process(
