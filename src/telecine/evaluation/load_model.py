@@ -62,8 +62,7 @@ def load_infos(
         infos, _ = index_videos(videos, index=index.info)
         return infos
     finally:
-        # Keeps what only training uses: images, and members of tar files.
-        index.save(is_complete=False)
+        index.save()
 
 
 def load_with_data(
