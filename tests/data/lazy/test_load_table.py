@@ -30,7 +30,7 @@ from telecine.data import (
     tar_members,
 )
 from telecine.data.holdout import split_table
-from telecine.data.lazy import address_book, sidecar
+from telecine.data.lazy import address_book, shards, sidecar
 from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy import members as members_module
@@ -494,11 +494,10 @@ def test_headers_are_kept_after_an_interrupt(data, monkeypatch):
 
 
 def test_headers_are_kept_each_minute(data, monkeypatch):
-    monkeypatch.setattr(load_table_module, "_CHUNK", 4)
-    monkeypatch.setattr(load_table_module, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(shards, "_SECONDS_PER_SHARD", 0.0)
     load_table(str(data), CONFIG)
     num_read = [len(IndexFile(path).column("key")) for path in data.glob(".*.d/shards/*")]
-    assert num_read == [4, 4, 4, 4], "each file is written once"
+    assert num_read == [1] * 16, "each file is written once"
 
 
 def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch):
