@@ -93,6 +93,7 @@ def test_with_sharding_all_rows_are_of_sharded_weights(plan):
     assert [largest.title for largest in sharded.largest_batches] == [*SWITCHES, *SHARED_CLIPS]
     last = len(SWITCHES) - 1
     assert sharded.largest_batches[last].one_clip == plan.largest_batches[last + 1].one_clip
+    assert sharded.largest_batches[-1].one_clip < plan.largest_batches[-1].one_clip
     text = printed(sharded)
     assert re.search(r"float32, sharded +\n? *over 4 processes", text)
     assert "saved by sharding" in text
