@@ -366,6 +366,13 @@ def test_names_of_several_options_add_up():
     assert settings_of(typed).model_arguments == {"a": 1, "b": 3, "c": 4}
 
 
+def test_groups_that_are_typed_several_times_are_merged():
+    typed = "--clips '{height: 32, width: 32}' --clips '{num_frames: 5}' --objective '{gan: {loss: vanilla}}'"
+    settings = settings_of(f"{typed} --objective '{{gan: {{disc_train_start: 3}}}}'")
+    assert (settings.clips.height, settings.clips.num_frames) == (32, 5)
+    assert (settings.objective.gan.loss, settings.objective.gan.disc_train_start) == ("vanilla", 3)
+
+
 def test_values_inside_a_mapping_are_yaml():
     term = "objective.terms.wavelet"
     typed = f"--{term} '{{weight: 0.1}}' --{term}.params.levels 2"
@@ -412,6 +419,14 @@ def test_an_empty_variable_of_the_shell_is_a_mistake(monkeypatch, capsys):
     assert settings_of("--data x --val_data null").val_data is None
     monkeypatch.setenv("TELECINE__OUTPUT_DIR", "")
     assert f"`output_dir` {text}" in error_of(capsys, "train --data x")
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"), [("report run -o ''", "output"), ("report run ''", "runs")]
+)
+def test_an_empty_argument_is_a_mistake(capsys, typed, name):
+    message = f"`{name}` must be a value, but got an empty text. Check the variable of the shell."
+    assert message in error_of(capsys, typed)
 
 
 def test_settings_of_telecines_own_model_beside_another_one_are_named(capsys):

@@ -1,10 +1,12 @@
-"""A small network of frames in the place of VGG16, and the gradient of each frame."""
+"""A small network of frames in the place of VGG16, gradients of frames, and the classes of all discriminators."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from telecine.discriminators import FeatureDiscriminator
+from telecine.discriminators.build import IMAGE, VIDEO
+from telecine.settings import ClipConfig, DiscriminatorConfig
 
 
 class SmallNet(nn.Module):
@@ -25,6 +27,15 @@ class SmallNet(nn.Module):
 
 def features(**options):
     return FeatureDiscriminator(**{"base_channels": 2, "net": SmallNet(), **options})
+
+
+def built_in_classes():
+    """Return the classes that the names in the settings build."""
+    config = DiscriminatorConfig(dim=1, max_dim=8)
+    clips = ClipConfig(num_frames=5, height=32, width=32)
+    builds = [*IMAGE.values(), *VIDEO.values()]
+    assert len(builds) >= 6
+    return {type(build(config, clips, 1, SmallNet())) for build in builds}
 
 
 def frame_gradients(network, video):

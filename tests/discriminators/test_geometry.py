@@ -15,7 +15,7 @@ from telecine.discriminators import (
     PatchDiscriminator3D,
 )
 
-from .small_networks import features
+from .small_networks import built_in_classes, features
 
 SMALL = {"dim": 1, "linear_attn_heads": 2, "linear_attn_dim_head": 4, "max_dim": 8}
 EVEN = {"time_weighting": "frames", "pad_mode": "constant"}
@@ -47,6 +47,11 @@ IMAGE = {"residual": partial(Discriminator, image_size=16, **SMALL), **IMAGE_PAT
 def build(make, seed=0, **config):
     torch.manual_seed(seed)
     return make(**config).double()
+
+
+def test_the_lists_have_all_built_in_discriminators():
+    classes = {type(build(make)) for make in [*VIDEO.values(), *IMAGE.values()]}
+    assert classes == built_in_classes()
 
 
 def check_every_pixel_counts(network, shape):

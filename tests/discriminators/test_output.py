@@ -11,12 +11,15 @@ from telecine.discriminators import (
     Discriminator3D,
     Discriminator3DWithfirstframe,
     DiscriminatorOutput,
+    FeatureDiscriminator,
     PatchDiscriminator,
     PatchDiscriminator3D,
     as_output,
     frozen,
 )
 from telecine.discriminators.output import check_batch
+
+from .small_networks import built_in_classes
 
 SIZED = {"dim": 1, "image_size": 32}
 FRAMES, VIDEO = (2, 3, 32, 48), (2, 3, 5, 32, 48)
@@ -70,6 +73,11 @@ CASES = {
 def build(make):
     torch.manual_seed(0)
     return make().double().eval()
+
+
+def test_the_cases_are_of_all_built_in_discriminators():
+    classes = {type(build(make)) for make, _, _ in CASES.values()}
+    assert classes == built_in_classes() - {FeatureDiscriminator}, "test_features.py is of that one"
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)

@@ -28,13 +28,17 @@ def write_evaluation(folder, clips, per_frame=None, **protocol):
         "resize": "none",
         "crop": "none",
         "metrics": {name: METRICS[name].describe() for name in values[0]},
-        "better": {name: METRICS[name].better for name in values[0]},
         "clips_sha256": "1234",
+        **protocol,
     }
+    better = {name: METRICS[name].better for name in fields["metrics"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
         evaluation = Evaluation(
-            mean_over_clips(values), rows, per_frame or {}, EvaluationRecord(**fields | protocol)
+            mean_over_clips(values),
+            rows,
+            per_frame or {},
+            EvaluationRecord(**{"better": better} | fields),
         )
         evaluation.write(folder)
     return folder

@@ -82,26 +82,13 @@ def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
     ]
 
 
-def test_evaluations_of_older_versions_say_in_the_definition_what_is_better(
-    worse, better, tmp_path
-):
-    older = shutil.copytree(worse, tmp_path / "older")
-    protocol = read_protocol(older)
-    assert protocol.pop("better")["grid_4"] == "nearest to 0"
-    (older / "protocol.json").write_text(json.dumps(protocol))
-    assert compare(older, better).differences == compare(worse, better).differences
-
-
-def test_a_definition_that_does_not_say_what_is_better_is_refused(worse, tmp_path):
+def test_an_evaluation_that_does_not_say_what_is_better_is_refused(worse, tmp_path):
     other = shutil.copytree(worse, tmp_path / "other")
     protocol = read_protocol(other)
-    del protocol["better"]["psnr"]
-    protocol["metrics"]["psnr"] = "a definition; closer is better"
+    del protocol["better"]
     (other / "protocol.json").write_text(json.dumps(protocol))
     for compared in (compare, lambda *folders: make_table(folders)):
-        with pytest.raises(
-            ValueError, match=r"end with one of larger, .* but got 'a definition; c"
-        ):
+        with pytest.raises(ValueError, match=r"no value as `better` .*Evaluate again"):
             compared(worse, other)
 
 
@@ -203,7 +190,7 @@ def test_no_protocol_is_left_beside_the_figures_of_another(worse, tmp_path):
     (folder / "frames.json").unlink()
     (folder / "frames.json").mkdir()  # which cannot be replaced by a file
     saved = SavedEvaluation.read(worse)
-    protocol = EvaluationRecord("", 1, 1, 1, 1, "", "", {})
+    protocol = EvaluationRecord("", 1, 1, 1, 1, "", "", {}, {})
     with pytest.raises(OSError, match="frames"):
         Evaluation(saved.metrics, saved.per_clip, {}, protocol).write(folder)
     assert not (folder / "protocol.json").exists()

@@ -20,6 +20,7 @@ def test_a_protocol_describes_the_measurement():
         resize="none",
         crop="center",
         metrics={},
+        better={},
     )
     values = json.loads(json.dumps(asdict(protocol)))
     assert values["value_range"] == [-1.0, 1.0]

@@ -1,7 +1,5 @@
 """The processes that share an evaluation. `test_evaluate.py` runs two real ones."""
 
-import shutil
-
 import pytest
 import torch
 from torch import distributed as dist
@@ -46,22 +44,15 @@ def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
     assert second_of_two == ["gloo", "destroyed"]
 
 
-def test_a_process_with_other_clips_is_refused(
-    second_of_two, model_folder, videos, tmp_path, monkeypatch, caplog
-):
-    """It logs which files it cannot read."""
-
+def test_a_process_with_other_clips_is_refused(second_of_two, model_folder, videos, monkeypatch):
     def gather(gathered, own):
         gathered[:] = [("of the first process", ""), own]
 
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    shutil.copy(videos / "one.mp4", tmp_path)
-    (tmp_path / "damaged.mp4").write_bytes(b"damaged")
-    config = EvaluateConfig(data=str(tmp_path), device="cpu")
+    config = EvaluateConfig(data=str(videos), device="cpu")
     message = "`data` must be the same in all processes, but got other clips in process 1 than in"
     with pytest.raises(ValueError, match=message):
         evaluate(model_folder, config)
-    assert "skipped 1 of 2 files" in caplog.text
 
 
 def test_each_process_gets_a_different_gpu(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import pickle
 from dataclasses import dataclass
 from functools import cache
@@ -363,14 +365,46 @@ def state_of(model):
     }
 
 
+class WithoutTensors(pickle.Pickler):
+    """Pickles the structure of a model; its tensors are numbers, and are listed in `tensors`."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.tensors = []
+        self.numbers = {}
+
+    def persistent_id(self, value):
+        if not isinstance(value, torch.Tensor):
+            return None
+        if id(value) not in self.numbers:
+            self.numbers[id(value)] = len(self.tensors)
+            self.tensors.append(value)
+        return self.numbers[id(value)]
+
+
+class WithCopies(pickle.Unpickler):
+    """Reads what `WithoutTensors` has pickled, with a copy of each tensor."""
+
+    def __init__(self, file, tensors):
+        super().__init__(file)
+        self.copies = [copy.deepcopy(tensor) for tensor in tensors]
+
+    def persistent_load(self, number):
+        return self.copies[number]
+
+
 @cache
 def pickled(name):
-    """Return `shared(name)` pickled, which is copied several times as fast."""
-    return pickle.dumps(shared(name))
+    """Return `shared(name)` pickled, and its tensors, which are copied many times as fast as a model."""
+    file = io.BytesIO()
+    pickler = WithoutTensors(file)
+    pickler.dump(shared(name))
+    return file.getvalue(), pickler.tensors
 
 
 def adapter(name):
     """Return a copy of `shared(name)` for tests that change it."""
-    model = pickle.loads(pickled(name))
+    structure, tensors = pickled(name)
+    model = WithCopies(io.BytesIO(structure), tensors).load()
     torch.manual_seed(0)  # the same whether `shared` had to build the model or not
     return model

@@ -180,3 +180,14 @@ class TestFrames:
         assert whole[0] == ([2] * 4 if eager else [8])
         assert chunks[0] == [3, 3, 2]
         torch.testing.assert_close(chunks[1:], whole[1:])
+
+    def test_the_backward_computes_each_of_several_chunks_again(self, make_loss, pair):
+        def num_frames_of_calls(chunk_size):
+            perceptual = {"num_frames": "all", "chunk_size": chunk_size}
+            loss = make_loss(perceptual=perceptual, eager_gradients=False)
+            calls = inputs_of(loss.perceptual.distance)
+            loss(*pair, 0, 0)[0].backward()
+            return [len(call["target"]) for call in calls]
+
+        assert num_frames_of_calls(3) == [3, 3, 2, 2, 3, 3]
+        assert num_frames_of_calls(8) == [8]

@@ -33,20 +33,27 @@ def browser():
 
 @pytest.fixture(scope="session")
 def context(browser):
-    """A window for all tests: a new tab takes half of the processor time of a new window."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    """A window for all tests, with an empty tab: a new tab takes half of the processor time of a new window."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900},
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    context.new_page()
     yield context
     context.close()
 
 
-@pytest.fixture(scope="session")
-def report(tmp_path_factory):
+@pytest.fixture(scope="module")
+def logged():
+    """The records of the runs in `report`."""
+    return records(80, val_every=20)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, logged):
     """The page of two runs. The frames of the clip that opens first are stamped with their numbers."""
     folder = tmp_path_factory.mktemp("report")
-    runs = [
-        write_run(folder / name, records(80, val_every=20), f"name: {name}")
-        for name in ("first", "second")
-    ]
+    runs = [write_run(folder / name, logged, f"name: {name}") for name in ("first", "second")]
     write_clips_of(runs[0])
     shutil.copytree(runs[0] / "validation", runs[1] / "validation")  # the same clips
     (runs[0] / "environment.json").write_text(json.dumps({"torch": "2.13"}))

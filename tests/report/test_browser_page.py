@@ -105,7 +105,7 @@ def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
 
 
 def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
-    run = write_run(tmp_path / "run", records(20))
+    run = write_run(tmp_path / "run", [])
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
     clips = [
         ReconstructedClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
@@ -168,6 +168,27 @@ def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves
         assert rate["names"] == ["learning rate"], "a schedule is not smoothed"
         assert rate["y"]["range"][1] > 5.0
         assert chart(page, "learning rate").locator(".legend").inner_text() == "learning rate\n0.1"
+
+    assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
+
+
+def test_a_logarithmic_axis_has_gaps_for_zeros_and_few_labels(context, tmp_path):
+    lines = [
+        {
+            "step": step,
+            "train/gen_loss": float(step > 2),
+            "train/mse": 0.001,
+            "train/grad_norm": 1 / step**2,
+        }
+        for step in range(1, 6)
+    ]
+
+    def check(page):
+        page.locator("#smoothing").fill("0")
+        losses = drawn(page, "all losses")
+        assert losses["y"]["type"] == "log"
+        assert [None, None, 1, 1, 1] in losses["values"]
+        assert drawn(page, "adaptive weight and gradient norms")["y"]["dtick"] == "D2"
 
     assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
 
@@ -367,15 +388,15 @@ def test_a_narrow_page_shows_its_first_table_and_does_not_scroll_horizontally(co
     page.close()
 
 
-@pytest.mark.parametrize("compared", ["nothing", "second"])
-def test_on_a_phone_all_pictures_of_a_clip_have_one_size(context, report, compared):
+def test_on_a_phone_all_pictures_of_a_clip_have_one_size(context, report):
     page = open_page(context, report).page
     page.set_viewport_size({"width": 390, "height": 844})
-    page.locator("#run-1").select_option(label=compared)
     canvases = page.locator("#panes canvas")
-    assert canvases.count() == (3 if compared == "nothing" else 5)
-    sizes = {(box["width"], box["height"]) for box in (c.bounding_box() for c in canvases.all())}
-    assert len(sizes) == 1
+    for compared, num_canvases in (("nothing", 3), ("second", 5)):
+        page.locator("#run-1").select_option(label=compared)
+        assert canvases.count() == num_canvases
+        boxes = [canvas.bounding_box() for canvas in canvases.all()]
+        assert len({(box["width"], box["height"]) for box in boxes}) == 1
     page.close()
 
 
@@ -477,12 +498,9 @@ def test_tables_are_sorted_by_number_and_by_text(page):
     page.locator("#curves summary").click()
 
 
-def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(browser, report, tmp_path):
-    context = browser.new_context(
-        permissions=["clipboard-read", "clipboard-write"], color_scheme="dark"
-    )
-    page = context.new_page()
-    page.goto(report.as_uri())
+def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(context, report, tmp_path):
+    page = open_page(context, report).page
+    page.emulate_media(color_scheme="dark")
     figure = chart(page, "SSIM")
     figure.get_by_role("button", name="CSV").click()
     figure.get_by_text("copied").wait_for()
@@ -501,27 +519,27 @@ def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(browser, repor
     assert {(26, 28, 31), (233, 233, 230), (111, 177, 245)} <= colours, (
         "surface, text and a curve of the dark theme"
     )
-    context.close()
+    page.close()
 
 
-def test_copied_values_have_no_formula(browser, tmp_path):
+def test_copied_values_have_no_formula(context, tmp_path):
     """A spreadsheet would run names of runs and of clips; numbers below 0 stay numbers."""
     curve = make_curve(0, [(0, -0.5), (1, 0.25)])
     series = [Series(name, "latent", [curve]) for name in ("=1+1", "@SUM(1)", "plain")]
     chart_of_names = Chart("Names", series, x=XAxis("clip", names=("+file.mp4", '-"a", b.mp4')))
     path = write_charts(tmp_path / "page.html", [chart_of_names])
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    page.goto(path.as_uri())
-    chart(page, "Names").get_by_role("button", name="CSV").click()
-    chart(page, "Names").get_by_text("copied").wait_for()
-    copied = page.evaluate("navigator.clipboard.readText()")
-    context.close()
-    assert copied.splitlines() == [
-        "clip,'=1+1,'@SUM(1),plain",
-        "'+file.mp4,-0.5,-0.5,-0.5",
-        '"\'-""a"", b.mp4",0.25,0.25,0.25',
-    ]
+
+    def check(page):
+        chart(page, "Names").get_by_role("button", name="CSV").click()
+        chart(page, "Names").get_by_text("copied").wait_for()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert copied.splitlines() == [
+            "clip,'=1+1,'@SUM(1),plain",
+            "'+file.mp4,-0.5,-0.5,-0.5",
+            '"\'-""a"", b.mp4",0.25,0.25,0.25',
+        ]
+
+    assert check_page(context, path, check) == []
 
 
 def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context, tmp_path):

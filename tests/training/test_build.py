@@ -16,6 +16,7 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
+from telecine.discriminators.build import IMAGE, VIDEO
 from telecine.models import CausalVAE
 from telecine.settings import (
     CausalVAEConfig,
@@ -50,19 +51,23 @@ def test_the_launcher_does_not_scale_gradients(tiny, monkeypatch):
     assert weight.grad == 1
 
 
-VIDEO = {
+VIDEO_CLASSES = {
     "first_frame": Discriminator3DWithfirstframe,
     "plain": Discriminator3D,
     "patch": PatchDiscriminator3D,
     "features": FeatureDiscriminator,
     "none": type(None),
 }
-IMAGE = {"attention": Discriminator, "patch": PatchDiscriminator, "none": type(None)}
+IMAGE_CLASSES = {"attention": Discriminator, "patch": PatchDiscriminator, "none": type(None)}
 
 
 @pytest.mark.parametrize(
     ("video", "image"),
-    [*((video, "none") for video in VIDEO), ("none", "attention"), ("patch", "patch")],
+    [
+        *((video, "none") for video in [*VIDEO, "none"]),
+        *(("none", image) for image in IMAGE),
+        ("patch", "patch"),
+    ],
 )
 def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     num_scales = int(video != "none")
@@ -76,9 +81,11 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
         ),
     )
     loss = objective_of(config)
-    assert type(loss.discr_3d) is VIDEO[video]
-    assert type(loss.discr) is IMAGE[image]
-    assert [type(module) for module in loss.multiscale_discrs] == [VIDEO[video]] * num_scales
+    assert type(loss.discr_3d) is VIDEO_CLASSES[video]
+    assert type(loss.discr) is IMAGE_CLASSES[image]
+    assert [type(module) for module in loss.multiscale_discrs] == [
+        VIDEO_CLASSES[video]
+    ] * num_scales
     assert len(loss.discriminators) == 2 * num_scales + (image != "none")
     clip = torch.rand(2, 3, 5, 32, 32)
     first_frames = torch.zeros(2, 1, dtype=torch.long)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import distributed as dist
 
 from telecine.data import DataError, ReadingStopped
 from telecine.data.lazy.index import LazyIndex
@@ -15,7 +16,7 @@ from telecine.data.source import RemotePath
 from telecine.training import clips as of_run
 from telecine.training import train
 from telecine.training.build import build_autoencoder
-from telecine.training.clips import Spans, build_clips, check_same_data, read_next
+from telecine.training.clips import Spans, build_clips, read_next
 from telecine.video.write import write_video
 
 from .helpers import assert_equal_runs, resumed_copy
@@ -105,38 +106,35 @@ def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
         build_clips(config, build_autoencoder(config))
 
 
-@pytest.mark.parametrize(
-    "change", [{"data_sha256": "b"}, {"content_sha256": "d"}, {"validation": "other clips"}]
-)
-def test_other_data_in_another_process_is_refused(monkeypatch, change):
-    recorded = {"data_sha256": "a", "content_sha256": "c", "validation": "clips"}
-    check_same_data(recorded)
-    other = tuple({**recorded, **change}.values())
-    monkeypatch.setattr(of_run, "gather_object", lambda own: [*own, other, *own, other])
-    message = r"`data` must be the same in all processes, .* in process 1, 3 than in process 0"
-    with pytest.raises(ValueError, match=message):
-        check_same_data(recorded)
+@pytest.fixture
+def other_process(monkeypatch):
+    """Let this process be one of two; return a list: the second one has other values at the positions in it."""
+    positions = []
 
+    def gather(gathered, own):
+        other = list(own)
+        for position in positions:
+            other[position] = "other"
+        gathered[:] = [own, tuple(other)]
 
-def test_the_process_with_other_data_logs_what_it_has_held_back(
-    tiny, small_video, tmp_path, monkeypatch, caplog
-):
-    shutil.copy(small_video, tmp_path)
-    (tmp_path / "damaged.mp4").write_bytes(b"damaged")
-    recorded = {"data_sha256": "a", "content_sha256": "c", "validation": "clips"}
-    first = tuple(recorded.values())
-    monkeypatch.setattr(of_run, "rank", lambda: 1)
     monkeypatch.setattr(of_run, "num_ranks", lambda: 2)
-    monkeypatch.setattr(of_run, "gather_object", lambda own: [first, *own])
-    config = tiny(data=str(tmp_path))
-    model = build_autoencoder(config)
-    with pytest.raises(ValueError, match="in process 1 than in process 0"):
-        build_clips(config, model)
-    assert "skipped 1 of 2 files" in caplog.text
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    return positions
+
+
+def test_other_files_content_or_validation_in_another_process_are_refused(tiny, other_process):
+    config = tiny()
+    clips = build_clips(config, build_autoencoder(config))
+    message = "other files, frames or held-out clips in process 1 than in process 0"
+    for position in range(3):
+        other_process[:] = [position]
+        with pytest.raises(ValueError, match=message):
+            clips.check_same_in_all_processes()
 
 
 def test_addresses_are_forgotten_if_another_process_has_other_data(
-    tiny, small_video, tmp_path, monkeypatch
+    tiny, small_video, tmp_path, other_process
 ):
     """Each machine may have kept what its server said of another version of a file."""
     shutil.copy(small_video, tmp_path)
@@ -145,8 +143,7 @@ def test_addresses_are_forgotten_if_another_process_has_other_data(
     lazy_index = LazyIndex(str(tmp_path), config.clips)
     lazy_index.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
     assert len(lazy_index.saved_addresses().keys) == 1
-    monkeypatch.setattr(of_run, "num_ranks", lambda: 2)
-    monkeypatch.setattr(of_run, "gather_object", lambda own: [*own, "other"])
+    other_process.append(0)
     with pytest.raises(ValueError, match="run the same command again"):
         build_clips(config, build_autoencoder(config))
     assert len(lazy_index.saved_addresses().keys) == 0

@@ -142,7 +142,8 @@ def copy_into_memory(model):
         weight.data = weight.data.clone()
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+# Without two classes that are saved and loaded as `kl_image` is.
+@pytest.mark.parametrize("name", sorted({*IMAGE_MODELS} - {"asymmetric", "hunyuan_image"}))
 def test_every_image_model_trains_and_resumes_to_the_bit_and_diffusers_loads_it(
     diffusers_config, name
 ):

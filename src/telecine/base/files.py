@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -193,23 +192,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def digest_of(path: Path, offset: int = 0, num_bytes: int = sys.maxsize) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it, or of some of its bytes.
-
-    Args:
-        path: The file.
-        offset: The first byte.
-        num_bytes: The number of bytes, by default all.
-    """
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with named_errors(path), open_regular(path) as file:
-        file.seek(offset)
         while True:
-            block = file.read(min(num_bytes, 2**20))
+            block = file.read(2**20)
             if not block:
                 break
             digest.update(block)
-            num_bytes -= len(block)
     return digest.hexdigest()
 
 

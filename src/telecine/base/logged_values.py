@@ -121,7 +121,10 @@ _ROWS = (
         "adversarial_gradient_share", "gradient of the adversarial terms", "other", "training"
     ),
     LoggedValue(
-        "ema_psnr_behind", "PSNR of the raw weights above the averaged ones", "other", "training"
+        "ema_psnr_behind",
+        "PSNR of the raw weights above the averaged ones (dB)",
+        "other",
+        "training",
     ),
 )
 LOGGED_VALUES = {value.name: value for value in _ROWS}

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -52,6 +53,18 @@ class PlainConsole(Console):
 
 # What commands print to.
 console = PlainConsole()
+
+
+@contextmanager
+def quiet_logger(name: str) -> Iterator[None]:
+    """Let a logger of another package log nothing."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def describe_duration(seconds: float) -> str:

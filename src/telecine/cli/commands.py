@@ -3,7 +3,6 @@
 What needs PyTorch is imported where it is used, so that help and errors need not wait for it.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -57,8 +56,8 @@ def evaluate(
         str | None,
         Output(
             "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) "
-            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json, its plot and its "
-            "page; with --speed for speed.json; with --compare, for table.tex, table.md, of two comparison.json and "
+            "and protocol.json (how it was measured); with --round_trips, also for round_trips.json and its "
+            "plot; with --speed for speed.json; with --compare, for table.tex, table.md, of two comparison.json and "
             "plots, and speed.html if all have a speed."
         ),
     ] = None,
@@ -86,11 +85,6 @@ def evaluate(
 
         result = evaluation.evaluate(checkpoint, settings, output=output)
         result.print_to(console)
-        is_main_process = os.environ.get("RANK", "0") == "0"
-        if output is not None and result.per_pass and is_main_process:
-            from telecine.report.round_trips_page import write_round_trips
-
-            write_round_trips(result, output)
     if output is not None:
         console.say(f"written to {output}")
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from telecine.base.checks import nearest
+from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code, is_class_path
 from telecine.cli.typed_settings import (
     Parser,
@@ -167,6 +167,9 @@ class Command:
         texts = {}  # of settings, by dotted name
         for name, value in values.items():
             if name in inspect.signature(self.run).parameters:
+                if "" in (value if isinstance(value, list) else [value]):
+                    remedy = "Check the variable of the shell."
+                    raise argument_error(name, "a value", "an empty text", remedy)
                 arguments[name] = value
             else:
                 texts[name] = value

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from telecine.base.checks import argument_error, nearest
 from telecine.base.yaml_files import parse_yaml
 from telecine.settings.listing import settings_of, union_members
-from telecine.settings.parse import Nested, launcher_settings, nested
+from telecine.settings.parse import Nested, launcher_settings, merged, nested
 
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height` of a training run.
 _ENVIRONMENT = "TELECINE__"
@@ -73,17 +73,7 @@ def parse_argv(
         for option in _options_inside_dicts(argv, settings):
             parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
     arguments, unknown = parser.parse_known_args(argv)
-    values = vars(arguments)
-    for setting in () if settings is None else settings_of(settings):
-        times = sum(word.partition("=")[0] == f"--{setting.name}" for word in argv)
-        is_list = any(get_origin(member) is tuple for member in union_members(setting.kind))
-        if times > 1 and is_list and isinstance(values.get(setting.name), str):
-            # With Python 3.10, pydantic-settings is one before 2.16, which keeps the last value.
-            contract = "typed once: the installed pydantic-settings keeps the last value alone"
-            got = f"typed {times} times"
-            remedy = f"Write a list: `--{setting.name} [a, b]`."
-            raise argument_error(f"--{setting.name}", contract, got, remedy)
-    return values, unknown
+    return vars(arguments), unknown
 
 
 def _options_inside_dicts(argv: Sequence[str], settings: type) -> list[str]:
@@ -112,14 +102,23 @@ def add_settings(kind: Any, parser: argparse.ArgumentParser) -> None:
         name: (field.annotation, field) for name, field in kind.__pydantic_fields__.items()
     }
     # pydantic-settings adds the options, with a section of the help for each group.
-    CliSettingsSource(create_model("Settings", __base__=_Settings, **fields), root_parser=parser)
+    CliSettingsSource(
+        create_model("Settings", __base__=_Settings, **fields),
+        root_parser=parser,
+        add_argument_method=_add_option,
+    )
+
+
+def _add_option(parser: Any, *names: str, **options: Any) -> None:
+    """Add an option to a parser or a group of it. It keeps the texts of all times that it is typed."""
+    parser.add_argument(*names, **{**options, "action": "append"})
 
 
 def read_settings(options: Mapping[str, str | list[str]], kind: Any) -> Nested:
     """Return nested settings from texts. A setting overrides its group, in any order.
 
     Args:
-        options: The texts by dotted name, a list of texts for an option that was typed several times.
+        options: The texts by dotted name: a list of all that were typed, or a single one.
         kind: The dataclass of the settings.
 
     Raises:
@@ -145,8 +144,8 @@ def _value_of(texts: Sequence[str], kind: Any) -> Any:
     | one inside a mapping, such as `objective.terms.wavelet.weight` | YAML |
     | a list | values with commas between them, or a YAML list; of several options, one after the other |
     | a text or a list, as `data` | a text, which may have commas, or a YAML list |
-    | a group or a mapping, or a number or a group | YAML; names in several mappings add up |
-    | others | the text |
+    | a group or a mapping, or a number or a group | YAML; later mappings override earlier ones, setting by setting |
+    | others | the last text |
 
     Args:
         texts: What is typed, once or several times.
@@ -171,10 +170,7 @@ def _value_of(texts: Sequence[str], kind: Any) -> Any:
     values = [parse_yaml(text) for text in texts]
     if not all(isinstance(value, dict) for value in values):
         return values[-1]
-    group: dict[str, Any] = {}
-    for value in values:
-        group.update(value)
-    return group
+    return merged(values)
 
 
 def _items_of(texts: Sequence[str], *, takes_text: bool, is_of_texts: bool) -> list[Any]:

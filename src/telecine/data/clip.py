@@ -29,14 +29,14 @@ class Clip(TypedDict):
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """The frames of a clip, and their crop and flips."""
+    """The frames of a clip, and their crop and flips: by default the crop at the centre, without zoom and flips."""
 
     span: Span
     start: int  # index of the first frame in the video
-    zoom: float  # 1 shows the whole picture, as far as its crop does; `scale_jitter` is the most
-    top: float  # position of the crop, from 0 at the top to 1 at the bottom
-    left: float  # from 0 at the left to 1 at the right
-    flip: bool  # left to right
+    zoom: float = 1.0  # 1 shows all but what the crop cuts off; `scale_jitter` is the most
+    top: float = 0.5  # position of the crop, from 0 at the top to 1 at the bottom
+    left: float = 0.5  # from 0 at the left to 1 at the right
+    flip: bool = False  # left to right
     upside_down: bool = False  # flipped top to bottom
     transpose: bool = False  # whether rows and columns are then exchanged
     stride: int = 1  # distance of the frames in the video

@@ -203,16 +203,7 @@ def iterate_validation_clips(
         bucket = bucket.as_image()
     used = [span for span in spans if span.info.is_image != uses_videos]
     for span, start in _validation_starts(used, ClipFrames.of(bucket, config), max_clips):
-        spec = ClipSpec(
-            span,
-            start,
-            zoom=1.0,
-            top=0.5,
-            left=0.5,
-            flip=False,
-            stride=config.stride,
-            fps=config.fps,
-        )
+        spec = ClipSpec(span, start, stride=config.stride, fps=config.fps)
         try:
             clip = make_clip(decode_clip(spec, bucket, config), spec, bucket)
         except DecodeError as error:

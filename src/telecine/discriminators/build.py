@@ -2,10 +2,9 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
@@ -24,92 +23,16 @@ from telecine.settings import ClipConfig, DiscriminatorConfig
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 
 
-def _image_attention(
-    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
-) -> nn.Module:
-    return Discriminator(**_residual_options(config, clips, factor))
-
-
-def _image_patch(
-    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
-) -> nn.Module:
-    return PatchDiscriminator(
-        base_channels=4 * config.dim,
-        channels=clips.num_channels,
-        num_layers=config.num_layers,
-        max_dim=config.max_dim,
-        norm=config.norm,
-    )
-
-
-def _first_frame(
-    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
-) -> nn.Module:
-    return Discriminator3DWithfirstframe(
-        **_residual_options(config, clips, factor),
-        frame_num=clips.num_frames,
-        time_weighting=config.time_weighting,
-    )
-
-
-def _plain(
-    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
-) -> nn.Module:
-    return Discriminator3D(**_residual_options(config, clips, factor), frame_num=clips.num_frames)
-
-
-def _residual_options(
-    config: DiscriminatorConfig, clips: ClipConfig, factor: int
-) -> dict[str, Any]:
-    return {
-        "dim": config.dim,
-        "image_size": _image_size(clips, factor),
-        "channels": clips.num_channels,
-        "max_dim": config.max_dim,
-        "antialiased_downsample": config.antialiased_downsample,
-    }
-
-
-def _image_size(clips: ClipConfig, factor: int) -> tuple[int, int]:
-    return math.ceil(clips.height / factor), math.ceil(clips.width / factor)
-
-
-def _patch(
-    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
-) -> nn.Module:
-    return PatchDiscriminator3D(
-        base_channels=4 * config.dim,
-        channels=clips.num_channels,
-        num_layers=config.num_layers,
-        num_temporal_layers=config.num_temporal_layers,
-        max_dim=config.max_dim,
-        norm=config.norm,
-    )
-
-
-def _features(
-    config: DiscriminatorConfig, clips: ClipConfig, factor: int, backbone: nn.Module | None
-) -> nn.Module:
-    assert backbone is not None
-    return FeatureDiscriminator(
-        net=backbone, base_channels=4 * config.dim, size=config.features.size
-    )
-
-
-Build: TypeAlias = Callable[[DiscriminatorConfig, ClipConfig, int, nn.Module | None], nn.Module]
-"""From the settings, the number by which the height and width of the clips are divided, and the frozen network of
-"features", to a discriminator."""
-# By the names that the settings have, without "none". `dim` is a quarter of the channels of the first block, in the
-# settings and in the residual networks, as in CogVideo.
-IMAGE: Mapping[str, Build] = {
-    "attention": _image_attention,
-    "patch": _image_patch,
+# By the names that the settings have, without "none".
+IMAGE: Mapping[str, type[nn.Module]] = {
+    "attention": Discriminator,
+    "patch": PatchDiscriminator,
 }
-VIDEO: Mapping[str, Build] = {
-    "first_frame": _first_frame,
-    "plain": _plain,
-    "patch": _patch,
-    "features": _features,
+VIDEO: Mapping[str, type[nn.Module]] = {
+    "first_frame": Discriminator3DWithfirstframe,
+    "plain": Discriminator3D,
+    "patch": PatchDiscriminator3D,
+    "features": FeatureDiscriminator,
 }
 
 
@@ -128,7 +51,7 @@ def build_discriminators(
         The discriminator of single frames, `None` without one or if 1 is no factor; and the discriminators of clips, by
         factor.
     """
-    build_video = choose_video(config)
+    video_class = choose_video(config)
     backbone: nn.Module | None = None
     if config.video == "features" and factors:
         features = config.features  # one network, which all of them share
@@ -140,17 +63,21 @@ def build_discriminators(
             prefix="discriminator.features.",
         )
     videos: list[nn.Module] = []
-    if build_video is not None:
-        videos = [build_video(config, clips, factor, backbone) for factor in factors]
+    if video_class is not None:
+        is_custom = config.video not in VIDEO
+        videos = [
+            _build(video_class, config, clips, factor, backbone, is_custom=is_custom)
+            for factor in factors
+        ]
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
-        image = IMAGE[config.image](config, clips, 1, backbone)
+        image = _build(IMAGE[config.image], config, clips, 1, backbone, is_custom=False)
     return image, videos
 
 
-def choose_video(config: DiscriminatorConfig) -> Build | None:
-    """Return the function that builds a discriminator of clips; None without one.
+def choose_video(config: DiscriminatorConfig) -> type[nn.Module] | None:
+    """Return the class of the discriminators of clips; None without one.
 
     Raises:
         ValueError: `video` is a path that cannot be imported, or that of something else; or `params` are not its
@@ -171,23 +98,46 @@ def choose_video(config: DiscriminatorConfig) -> Build | None:
         remedy = 'Set its attribute `sees` to "video" if its input is (B, C, T, H, W).'
         raise argument_error(name, "a class that sees video", f"{kind}, which sees frames", remedy)
     check_arguments("discriminator.params", cls, config.params, are_all=False)
-    return partial(_custom, cls)
+    return cls
 
 
-def _custom(
+def _build(
     cls: type[nn.Module],
     config: DiscriminatorConfig,
     clips: ClipConfig,
     factor: int,
     backbone: nn.Module | None,
+    *,
+    is_custom: bool,
 ) -> nn.Module:
-    """Build a class with the size of its clips and with settings that are arguments of it; `params` count more."""
+    """Build a class with the size of its clips and with the settings that are arguments of it.
+
+    Args:
+        cls: The class.
+        config: The settings.
+        clips: The settings of the clips.
+        factor: The number by which the height and width of the clips are divided.
+        backbone: The frozen network of "features".
+        is_custom: Whether the class is the user's. It then gets `params`, too, which count more, and not what only
+            telecine's classes have.
+
+    Raises:
+        ValueError: The class is the user's, and raises an error.
+    """
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     options["channels"] = clips.num_channels
     options["frame_num"] = clips.num_frames
-    options["image_size"] = _image_size(clips, factor)
+    options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
+    if not is_custom:
+        # `dim` is a quarter of the channels of the first block, in the settings and in the residual networks, as in
+        # CogVideo.
+        options["base_channels"] = 4 * config.dim
+        options["net"] = backbone
+        options["size"] = config.features.size
     parameters = inspect.signature(cls).parameters
     arguments = {name: value for name, value in options.items() if name in parameters}
+    if not is_custom:
+        return cls(**arguments)
     arguments |= config.params
     try:
         return cls(**arguments)

@@ -68,12 +68,12 @@ class _PatchNetwork(GradientCheckpointing):
     def __init__(
         self,
         *,
-        base_channels: int,
-        channels: int,
-        num_layers: int,
-        num_temporal_layers: int,
-        max_dim: int,
-        norm: Norm,
+        base_channels: int = 64,
+        channels: int = 3,
+        num_layers: int = 3,
+        num_temporal_layers: int = 2,
+        max_dim: int = 512,
+        norm: Norm = "group",
     ) -> None:
         super().__init__()
         check_count("base_channels", base_channels)
@@ -232,22 +232,3 @@ class PatchDiscriminator3D(_PatchNetwork):
     """
 
     sees = "video"
-
-    def __init__(
-        self,
-        *,
-        base_channels: int = 64,
-        channels: int = 3,
-        num_layers: int = 3,
-        num_temporal_layers: int = 2,
-        max_dim: int = 512,
-        norm: Norm = "group",
-    ) -> None:
-        super().__init__(
-            base_channels=base_channels,
-            channels=channels,
-            num_layers=num_layers,
-            num_temporal_layers=num_temporal_layers,
-            max_dim=max_dim,
-            norm=norm,
-        )

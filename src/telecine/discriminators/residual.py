@@ -35,6 +35,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
     sees: ClassVar[Sees] = "video"
     samples_are_independent: ClassVar[bool] = True
     video_block: ClassVar[type[nn.Module]] = DiscriminatorBlock3D
+    time_weighting: TimeWeighting = "positions"
 
     def __init__(
         self,
@@ -42,15 +43,19 @@ class _ResidualDiscriminator(GradientCheckpointing):
         dim: int,
         image_size: int | Sequence[int],
         frame_num: int,
-        channels: int,
-        max_dim: int,
-        linear_attn_dim_head: int,
-        linear_attn_heads: int,
-        ff_mult: int,
-        antialiased_downsample: bool,
-        time_weighting: TimeWeighting = "positions",
+        channels: int = 3,
+        max_dim: int = 512,
+        linear_attn_dim_head: int = 8,
+        linear_attn_heads: int = 16,
+        ff_mult: int = 4,
+        antialiased_downsample: bool = False,
+        antialiased_time: bool = False,
     ) -> None:
         super().__init__()
+        if antialiased_time:
+            contract = "False, as the blur over time was removed"
+            remedy = "Leave it out, and start a new run."
+            raise argument_error("antialiased_time", contract, antialiased_time, remedy)
         check_count("dim", dim)
         check_count("frame_num", frame_num)
         check_count("channels", channels)
@@ -58,13 +63,11 @@ class _ResidualDiscriminator(GradientCheckpointing):
         check_count("ff_mult", ff_mult)
         check_count("linear_attn_dim_head", linear_attn_dim_head)
         check_count("linear_attn_heads", linear_attn_heads)
-        check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
         height, width = _as_image_size(image_size)
         # They reduce the shorter side to at least 4 and below 8.
         num_downsamplings = min(height, width).bit_length() - 3
         num_blocks = num_downsamplings + 1
         self.channels = channels
-        self.time_weighting = time_weighting
         self.temporal_num_layers = min(frame_num.bit_length() - 1, num_downsamplings)
         self.blocks = nn.ModuleList()
         width_in = channels
@@ -131,14 +134,6 @@ def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
     weights[-1].fill_(((num_frames - 2) % span + 1) / num_frames)
     weights[0].fill_(1 / num_frames)
     return (x * weights).sum(2)
-
-
-def _check_antialiased_time(antialiased_time: bool) -> None:
-    """Raise a `ValueError` if time should be blurred, as an option did that was removed."""
-    if antialiased_time:
-        contract = "False, as the blur over time was removed"
-        remedy = "Leave it out, and start a new run."
-        raise argument_error("antialiased_time", contract, antialiased_time, remedy)
 
 
 def _as_image_size(image_size: object) -> tuple[int, int]:
@@ -221,33 +216,6 @@ class Discriminator3D(_ResidualDiscriminator):
         ValueError: If a size is not a positive int, `image_size` is below 4, or `antialiased_time` is True.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        image_size: int | Sequence[int],
-        frame_num: int,
-        channels: int = 3,
-        max_dim: int = 512,
-        linear_attn_dim_head: int = 8,
-        linear_attn_heads: int = 16,
-        ff_mult: int = 4,
-        antialiased_downsample: bool = False,
-        antialiased_time: bool = False,
-    ) -> None:
-        _check_antialiased_time(antialiased_time)
-        super().__init__(
-            dim=dim,
-            image_size=image_size,
-            frame_num=frame_num,
-            channels=channels,
-            max_dim=max_dim,
-            linear_attn_dim_head=linear_attn_dim_head,
-            linear_attn_heads=linear_attn_heads,
-            ff_mult=ff_mult,
-            antialiased_downsample=antialiased_downsample,
-        )
-
 
 class Discriminator3DWithfirstframe(_ResidualDiscriminator):
     """Video discriminator of causal convolutions whose temporal pooling keeps the first frame separate.
@@ -290,7 +258,7 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
         pad_mode: PadMode = "first",
         antialiased_time: bool = False,
     ) -> None:
-        _check_antialiased_time(antialiased_time)
+        check_choice("time_weighting", time_weighting, get_args(TimeWeighting))
         check_choice("pad_mode", pad_mode, get_args(PadMode))
         super().__init__(
             dim=dim,
@@ -302,8 +270,9 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
             linear_attn_heads=linear_attn_heads,
             ff_mult=ff_mult,
             antialiased_downsample=antialiased_downsample,
-            time_weighting=time_weighting,
+            antialiased_time=antialiased_time,
         )
+        self.time_weighting = time_weighting
         for module in self.modules():
             if isinstance(module, CausalConv3d):
                 module.pad_mode = pad_mode

@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import device_of_process
 from telecine.base.precision import tf32
-from telecine.data import Span, clips_sha256
-from telecine.data.first_process import HeldBackLog, log_in_first_process
+from telecine.data import clips_sha256
+from telecine.data.processes import check_same_data, log_in_first_process
 from telecine.data.span_table import SpanTable
 from telecine.evaluation.evaluation_record import EvaluationRecord
 from telecine.evaluation.load_model import Model
@@ -70,17 +69,13 @@ def evaluate(
     check_type("config", config, EvaluateConfig, 'Use `EvaluateConfig(data="my_videos")`.')
     with process_group() as (rank, num_ranks):
         device = device_of_process(config.device, num_ranks)
-        if config.data is None:
-            raise argument_error(
-                "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
-            )
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
-        with log_in_first_process(rank) as held_back:
+        with log_in_first_process(rank):
             source, infos = open_source(checkpoint, config, device)
             spans = source.clip_protocol.select(infos)
         if num_ranks > 1:
-            _check_same_clips(spans, rank, num_ranks, held_back)
+            check_same_data(SpanTable.of(spans).sha256(), "clips")
         metric_set = source.clip_protocol.load_metrics(spans, config, device)
         metric_set = metric_set.with_measures(_requested_measures(source, config))
         description = source.clip_protocol.describe(spans)
@@ -98,39 +93,13 @@ def evaluate(
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        description["data"] = config.data
+        description["data"] = config.input_data
         description |= _describe_subject(checkpoint, config, source)
         evaluation = _summarize(results, metric_set, description, flat_values)
         evaluation = replace(evaluation, speed=speed)
         if output is not None and rank == 0:
             evaluation.write(Path(output))
         return evaluation
-
-
-def _check_same_clips(
-    spans: Sequence[Span], rank: int, num_ranks: int, held_back: HeldBackLog
-) -> None:
-    """Check that all processes have the same clips. Every process has to call this.
-
-    Args:
-        spans: The clips of this process.
-        rank: The number of this process.
-        num_ranks: The number of all processes.
-        held_back: What this process has not logged of its data, which may say why it has other clips than the first.
-
-    Raises:
-        ValueError: In every process, if one has other clips than the first.
-    """
-    hashes: list[tuple[str, str] | None] = [None] * num_ranks
-    dist.all_gather_object(hashes, SpanTable.of(spans).sha256())
-    others = [str(number) for number in range(num_ranks) if hashes[number] != hashes[0]]
-    if not others:
-        return
-    if hashes[rank] != hashes[0]:
-        held_back.log_all()
-    got = f"other clips in process {', '.join(others)} than in process 0"
-    remedy = "Copy it to all machines, or to a shared disk."
-    raise argument_error("data", "the same in all processes", got, remedy)
 
 
 def _requested_measures(source: ModelSource | VideoSource, config: EvaluateConfig) -> list[Measure]:

@@ -37,7 +37,7 @@ class EvaluationRecord:
     """For example "center"."""
     metrics: dict[str, str]
     """The definition of each reported metric."""
-    better: Mapping[str, Better] = field(default_factory=dict)
+    better: Mapping[str, Better]
     """Which values of each metric are better."""
     subject: str = ""
     """What was measured: a checkpoint and which of its weights, or the folder of the reconstructions."""

@@ -13,7 +13,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import named_errors, read_json, write_json
 from telecine.base.plain_values import as_dataclass
 from telecine.evaluation.evaluation_record import EvaluationRecord, describe_clips
-from telecine.evaluation.metrics.metric import DIRECTIONS, METRICS
+from telecine.evaluation.metrics.metric import METRICS
 from telecine.evaluation.plots import plot_frames, plot_passes
 from telecine.evaluation.speed import SPEED_FILE, Speed
 
@@ -21,7 +21,6 @@ METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"
 FRAMES_FILE = "frames.json"
 ROUND_TRIPS_FILE = "round_trips.json"
-ROUND_TRIPS_PAGE = "round_trips.html"
 PROTOCOL_FILE = "protocol.json"
 
 
@@ -49,8 +48,6 @@ class Evaluation:
         """
         # Written last: it marks a complete evaluation.
         (folder / PROTOCOL_FILE).unlink(missing_ok=True)
-        # That of an earlier evaluation: `telecine.report` writes it.
-        (folder / ROUND_TRIPS_PAGE).unlink(missing_ok=True)
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
@@ -72,28 +69,18 @@ class Evaluation:
         """Print each metric with its better direction, the passes of round trips, and why a metric is missing."""
         table = Table("metric", "mean", "better", title=describe_clips(asdict(self.protocol)))
         for name in self.protocol.metrics:
-            table.add_row(name, f"{self.metrics[name]:.4f}", self.protocol.better.get(name, ""))
+            table.add_row(name, f"{self.metrics[name]:.4f}", self.protocol.better[name])
         console.print(table)
         if self.per_pass:
-            passes = Table("pass", *self.pass_columns(), title="round trips")
-            for number, values in self.pass_rows():
-                passes.add_row(number, *values)
+            columns = [name.removeprefix("round_trip_") for name in self.per_pass]
+            passes = Table("pass", *columns, title="round trips")
+            for number, values in enumerate(zip(*self.per_pass.values(), strict=True), start=1):
+                passes.add_row(str(number), *[f"{value:.3f}" for value in values])
             console.print(passes)
         if self.speed is not None:
             console.print(_speed_table(self.speed, self.protocol.speed))
         for name, reason in self.protocol.absent.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
-
-    def pass_columns(self) -> list[str]:
-        """Return the columns of the table of round trips: what is measured after each pass."""
-        return [name.removeprefix("round_trip_") for name in self.per_pass]
-
-    def pass_rows(self) -> list[tuple[str, list[str]]]:
-        """Return the rows of the table of round trips: the number of each pass, and its values."""
-        rows = []
-        for number, values in enumerate(zip(*self.per_pass.values(), strict=True), start=1):
-            rows.append((str(number), [f"{value:.3f}" for value in values]))
-        return rows
 
 
 @dataclass(frozen=True)
@@ -101,7 +88,7 @@ class SavedEvaluation:
     """An evaluation as its files hold it. A protocol of an older version lacks fields."""
 
     protocol: dict[str, Any]
-    """The content of protocol.json, with `better` of each metric, which older versions did not write."""
+    """The content of protocol.json."""
     metrics: dict[str, float]
     """See `Evaluation.metrics`."""
     per_clip: list[dict[str, float | str]]
@@ -136,28 +123,15 @@ class SavedEvaluation:
         record = as_dataclass(
             EvaluationRecord, protocol, str(folder / PROTOCOL_FILE), contract, remedy
         )
-        better: dict[str, str] = {}
-        for name, definition in record.metrics.items():
-            # In files of older versions, only the definition says it.
-            last_part = definition.rpartition("; ")[2]
-            better[name] = record.better.get(name, last_part.removesuffix(" is better"))
-            if better[name] not in DIRECTIONS:
-                says_better = f"definitions that end with one of {', '.join(DIRECTIONS)} is better"
-                raise argument_error(
-                    str(folder / PROTOCOL_FILE), says_better, repr(definition), remedy
-                )
-        values = {
-            "protocol": {**protocol, "better": better},
-            "metrics": metrics,
-            "per_clip": clips,
-        }
+        values = {"protocol": protocol, "metrics": metrics, "per_clip": clips}
         saved = as_dataclass(SavedEvaluation, values, str(folder), contract, remedy)
         clip_keys = {"source"}
         for name in record.metrics:
             if name not in METRICS or METRICS[name].is_per_clip:
                 clip_keys.add(name)
         is_whole = (
-            record.metrics.keys() <= saved.metrics.keys()
+            record.metrics.keys() <= record.better.keys()
+            and record.metrics.keys() <= saved.metrics.keys()
             and all(clip_keys <= clip.keys() for clip in saved.per_clip)
             and len(saved.per_clip) == record.num_clips > 0
         )

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -22,8 +22,6 @@ from telecine.models.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import (
     LatentGrid,
-    LatentStatistics,
-    Normalisation,
     Posterior,
 )
 from telecine.models.linear import LinearAutoencoder
@@ -38,6 +36,17 @@ CLASS_PATH_KEY = "_class_path"
 """Key of the `config.json` beside a custom module's weights: the dotted path of its class."""
 ARGUMENTS_KEY = "_arguments"
 """Key of the `config.json` beside a custom module's weights: the arguments of its class."""
+# Optional methods of the module, which replace those of `CustomAutoencoder`.
+_METHODS = (
+    "check_clip",
+    "covering_clip",
+    "decode",
+    "enable_gradient_checkpointing",
+    "enable_temporal_chunks",
+    "latent_normalisation",
+    "linear_autoencoder",
+    "set_latent_statistics",
+)
 # Optional arguments of `forward`, as sizes are probed with them.
 _PROBED_WITH = {"sample_posterior": False, "generator": None}
 
@@ -104,6 +113,11 @@ class CustomAutoencoder(ProbedAutoencoder):
         deterministic = {name: _PROBED_WITH[name] for name in self.options}
         channels = getattr(self.module, "in_channels", 3)
         self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic), channels)
+        for name in _METHODS:
+            method = getattr(self.module, name, None)
+            if method is not None:
+                # Not by `setattr`, which would register a layer that has the name of a method.
+                self.__dict__[name] = method
 
     def forward(
         self,
@@ -154,47 +168,6 @@ class CustomAutoencoder(ProbedAutoencoder):
         weight = getattr(self.module, "last_layer", None)
         return super().last_layer if weight is None else weight
 
-    def _method(self, name: str) -> Callable[..., Any]:
-        """Return a method of the module, or the inherited one if the module does not have it."""
-        method: Callable[..., Any] | None = getattr(self.module, name, None)
-        return getattr(super(), name) if method is None else method
-
-    def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Check that a size is reproduced: by the module, or by tiny clips.
-
-        Args:
-            num_frames: Frames of the clip.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Raises:
-            ValueError: It is not.
-        """
-        self._method("check_clip")(num_frames, height, width)
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted size that is at least this large: of the module, or by tiny clips.
-
-        Args:
-            num_frames: Frames of the clip.
-            height: Height in pixels.
-            width: Width in pixels.
-
-        Raises:
-            ValueError: There is none.
-        """
-        size: tuple[int, int, int] = self._method("covering_clip")(num_frames, height, width)
-        return size
-
-    def decode(self, latent: Tensor) -> Video:
-        """Return the module's video of a latent `(B, C, t, h, w)`.
-
-        Raises:
-            ValueError: The module cannot decode by itself.
-        """
-        video: Video = self._method("decode")(latent)
-        return video
-
     def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
         """Return how the latent divides clips: as that of the module's linear autoencoder, if it has one.
 
@@ -208,46 +181,6 @@ class CustomAutoencoder(ProbedAutoencoder):
         if method is not None:
             linear = method(num_frames, height, width)
         return None if linear is None else linear.grid
-
-    def linear_autoencoder(
-        self, num_frames: int, height: int, width: int
-    ) -> LinearAutoencoder | None:
-        """Return the module's linear autoencoder for such clips, if it has one.
-
-        Args:
-            num_frames: Frames of the clips.
-            height: Height in pixels.
-            width: Width in pixels.
-        """
-        linear: LinearAutoencoder | None = self._method("linear_autoencoder")(
-            num_frames, height, width
-        )
-        return linear
-
-    def latent_normalisation(self) -> Normalisation:
-        """Return the numbers that normalise the module's latent, by name."""
-        normalisation: Normalisation = self._method("latent_normalisation")()
-        return normalisation
-
-    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Replace the numbers that `latent_normalisation` returns, if the module has them."""
-        self._method("set_latent_statistics")(statistics)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass.
-
-        Raises:
-            ValueError: The module does not support it.
-        """
-        self._method("enable_gradient_checkpointing")()
-
-    def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of `num_frames` frames.
-
-        Raises:
-            ValueError: The module does not support it, or not this number of frames.
-        """
-        self._method("enable_temporal_chunks")(num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, LoRA adapters merged, with its own `save_pretrained` if it has one."""

@@ -4,17 +4,16 @@ from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
+from telecine.models.frozen_encoder import FrozenEncoderModel
 from telecine.models.interface import VideoAutoencoder
-from telecine.models.latent import LatentGrid, Posterior
-from telecine.models.latent_autoencoder import LatentAutoencoder
+from telecine.models.latent import LatentGrid
 
 
-class PairedAutoencoder(LatentAutoencoder):
+class PairedAutoencoder(FrozenEncoderModel):
     """Encodes with one autoencoder and decodes with another one: what does this decoder make of those latents?
 
     It is for evaluation; it is neither trained nor saved.
@@ -65,7 +64,7 @@ class PairedAutoencoder(LatentAutoencoder):
         Raises:
             ValueError: They do not.
         """
-        self.encoding_model.check_clip(num_frames, height, width)
+        super().check_clip(num_frames, height, width)
         self.decoding_model.check_clip(num_frames, height, width)
         grid = self.latent_grid(num_frames, height, width)
         expected = self.decoding_model.latent_grid(num_frames, height, width)
@@ -73,16 +72,6 @@ class PairedAutoencoder(LatentAutoencoder):
             contract = f"a model with the latents of the measured one, {tuple(grid)}"
             remedy = "Use the teacher that its encoder was trained for."
             raise argument_error("decoder", contract, str(tuple(expected)), remedy)
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest (frames, height, width) that the encoder accepts and that is at least this large.
-
-        Args:
-            num_frames: Frames of the clip.
-            height: Height in pixels.
-            width: Width in pixels.
-        """
-        return self.encoding_model.covering_clip(num_frames, height, width)
 
     def latent_grid(self, num_frames: int, height: int, width: int) -> LatentGrid | None:
         """Return how the latent divides clips of a size; None if that is not known or is not even.
@@ -93,10 +82,6 @@ class PairedAutoencoder(LatentAutoencoder):
             width: Width in pixels.
         """
         return self.encoding_model.latent_grid(num_frames, height, width)
-
-    def encode(self, video: Video) -> Posterior:
-        """Return the posterior of the model that encodes."""
-        return self.encoding_model.encode(video)
 
     def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
         """Return the video that the model that decodes makes of a latent.
@@ -130,17 +115,4 @@ class PairedAutoencoder(LatentAutoencoder):
             "a single autoencoder",
             "the encoder of one and the decoder of another",
             "Save both.",
-        )
-
-    def load_weights(self, folder: str | PathLike[str]) -> Self:
-        """Load nothing.
-
-        Raises:
-            ValueError: Always: both models are loaded already.
-        """
-        raise argument_error(
-            "model",
-            "a single autoencoder",
-            "the encoder of one and the decoder of another",
-            "Load both.",
         )

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
@@ -17,7 +18,6 @@ from telecine.losses.perceptual import (
     pick_frames,
     sample_frame_indices,
 )
-from telecine.losses.perceptual.frames import in_chunks
 from telecine.losses.perceptual.weights import is_default_source
 from telecine.objective.batch import Batch
 from telecine.objective.functions import Functions
@@ -82,8 +82,8 @@ class PerceptualTerm(nn.Module):
         Args:
             batch: The videos.
             weights: The weights at this step.
-            eager: Compute each chunk's gradient before the next chunk. A chunk then has by default as many frames as
-                there are clips.
+            eager: Compute each chunk's gradient before the next chunk, which has by default as many frames as there
+                are clips. Otherwise the backward computes each of several chunks again (arXiv:1604.06174).
         """
         names = [name for name in ("perceptual", *self.feature_terms) if weights[name] > 0]
         if not names:
@@ -99,29 +99,40 @@ class PerceptualTerm(nn.Module):
             frame_weights = torch.full((len(frames),), 1 / len(frames), device=frames.device)
         else:
             frame_weights = (batch.clip_weight / len(frames)).repeat_interleave(indices.shape[1])
-        distances = partial(self._distances, names=names)
-        if not eager:
-            by_name = in_chunks(
-                distances, reconstruction=frames, target=targets, chunk_size=self.chunk_size
-            )
-            return {name: (frame_weights * value).sum() for name, value in by_name.items()}
-
-        def weighted_sums(x: Frames, y: Frames, weights_of_chunk: Tensor) -> dict[str, Scalar]:
-            by_name = distances(reconstruction=x, target=y)
-            return {name: (weights_of_chunk * value).sum() for name, value in by_name.items()}
-
         trained: list[nn.Parameter] = []
         for name in names:
             if name != "perceptual":
                 trained += self.feature_terms[name].trained_parameters().values()
-        size = self.chunk_size or len(batch.reconstruction)
-        chunks = []
+        size = self.chunk_size
+        if size is None:
+            size = len(batch.reconstruction) if eager else len(frames)
+        chunks: list[dict[str, Scalar]] = []
         for x, y, w in zip(
             frames.split(size), targets.split(size), frame_weights.split(size), strict=True
         ):
-            compare = partial(weighted_sums, y=y, weights_of_chunk=w)
-            chunks.append(eager_backward(compare, x, trained))
+            compare = partial(self._weighted_sums, target=y, frame_weights=w, names=names)
+            if eager:
+                chunks.append(eager_backward(compare, x, trained))
+            elif size < len(frames):
+                # No random state is stored: the distances are deterministic.
+                chunks.append(checkpoint(compare, x, use_reentrant=False, preserve_rng_state=False))
+            else:
+                chunks.append(compare(x))
         return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
+
+    def _weighted_sums(
+        self, reconstruction: Frames, *, target: Frames, frame_weights: Tensor, names: Sequence[str]
+    ) -> dict[str, Scalar]:
+        """Return the weighted sum over frames of the distance and the terms of features in `names`, by name.
+
+        Args:
+            reconstruction: `(N, 3, H, W)`.
+            target: Of the same shape.
+            frame_weights: `(N,)`.
+            names: What is computed.
+        """
+        by_name = self._distances(reconstruction=reconstruction, target=target, names=names)
+        return {name: (frame_weights * value).sum() for name, value in by_name.items()}
 
     def _distances(
         self, *, reconstruction: Frames, target: Frames, names: Sequence[str]

@@ -16,6 +16,8 @@ from telecine.runs.numbers import NonNegativeInt
 logger = logging.getLogger(__name__)
 
 _FRAME_GRADIENT = "train/frame_gradient_"
+# Every validation records it, and no other line.
+_VALIDATION_METRIC = "val/psnr"
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE = 2**20
 _MAX_BYTES = 2**30
@@ -70,12 +72,11 @@ class _JSONLines:
             if line.strip():
                 yield self._parse(number, line)
 
-    def _lines(self, start: int = 0) -> Iterator[bytes]:
-        """Yield the lines from a byte on, of longer ones only `_MAX_LINE` bytes."""
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the lines, of longer ones only `_MAX_LINE` bytes."""
         if not self.path.exists():
             return
         with named_errors(self.path), open_regular(self.path, follow=False) as file:
-            file.seek(start)
             line = file.readline(_MAX_LINE)
             while line:
                 if not line.endswith(b"\n") and len(line) < _MAX_LINE:
@@ -165,32 +166,19 @@ class History(_JSONLines):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, _check_record)
-        self._validations: list[dict[str, float]] = []
-        # What `validations` has read: the number of lines, the last one, and the byte after it.
-        self._num_read = 0
-        self._last_line = b""
-        self._end = 0
 
     def validations(self) -> list[dict[str, float]]:
-        """Return the records of validations. Only lines that were added since the last call are read.
+        """Return the records of validations. Lines that do not name their metric are not parsed.
 
         Raises:
-            ValueError: A line is not a record.
+            ValueError: Such a line is not a record.
         """
-        last_line = next(self._lines(self._end - len(self._last_line)), b"")
-        # A run that goes back to a checkpoint cuts its file: another line is then where the last one was.
-        if last_line != self._last_line:
-            self._validations.clear()
-            self._num_read = 0
-            self._last_line = b""
-            self._end = 0
-        for line in self._lines(self._end):
-            self._num_read += 1
-            self._last_line = line
-            self._end += len(line)
-            if line.strip():
-                self._validations += validation_records([self._parse(self._num_read, line)])
-        return list(self._validations)
+        named = [
+            self._parse(number, line)
+            for number, line in enumerate(self._lines(), 1)
+            if _VALIDATION_METRIC.encode() in line
+        ]
+        return validation_records(named)
 
     @staticmethod
     def gradient_of_frame(frame: int) -> str:
@@ -206,7 +194,7 @@ class History(_JSONLines):
 
 def validation_records(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
     """Return the records of validations, each of which has a PSNR of the held-out clips."""
-    return [record for record in records if "val/psnr" in record]
+    return [record for record in records if _VALIDATION_METRIC in record]
 
 
 def _check_record(name: str, value: Mapping[str, object]) -> None:

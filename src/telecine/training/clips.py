@@ -2,11 +2,9 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-from accelerate.utils import gather_object
 
 from telecine.base.checks import argument_error, count, count_files
 from telecine.data import (
@@ -23,7 +21,6 @@ from telecine.data.clip import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import ChangedError
 from telecine.data.find import load_spans, sample_videos
-from telecine.data.first_process import HeldBackLog, log_in_first_process
 from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.index import index_video, index_videos
@@ -31,6 +28,7 @@ from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sorted_numbers import first_of_each
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
+from telecine.data.processes import check_same_data, log_in_first_process
 from telecine.data.source import Skipped
 from telecine.data.spacing import evenly_spaced
 from telecine.data.span_table import SpanTable
@@ -40,7 +38,7 @@ from telecine.data.validation import (
     read_validation_clips,
 )
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import check_buckets, check_channels
+from telecine.models.interface import check_buckets
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
 from telecine.runs.summary import ValidationSet
 from telecine.settings import ClipConfig, TrainConfig
@@ -97,6 +95,16 @@ class Clips:
             "content_sha256": content_sha256,
             "held_out": self.held_out,
         }
+
+    def check_same_in_all_processes(self) -> None:
+        """Check that all processes have the same clips. Each has to call this.
+
+        Raises:
+            ValueError: In every process, if one has other clips than the first.
+        """
+        recorded = self.recorded()
+        data = (recorded["data_sha256"], recorded["content_sha256"], recorded["validation"])
+        check_same_data(data, "files, frames or held-out clips")
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,12 @@ class Spans:
             val_lazy_index=val_lazy_index,
         )
 
+    def forget_addresses(self) -> None:
+        """Let the next run ask the servers of files again, whose answers were saved."""
+        for lazy_index in (self.lazy_index, self.val_lazy_index):
+            if lazy_index is not None:
+                lazy_index.forget_addresses()
+
 
 def _to_split(spans: SpanTable, config: ClipConfig) -> SpanTable:
     """Return the spans of which some are held out: no videos if all clips are images."""
@@ -192,16 +206,15 @@ def _to_split(spans: SpanTable, config: ClipConfig) -> SpanTable:
     return spans.take(spans.is_image)
 
 
-def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset) -> Clips:
+def map_clips(config: TrainConfig, dataset: MapDataset) -> Clips:
     """Split a map-style data set, and read the validation clips. Every process has to call this.
 
     Args:
         config: The settings. Those of files and of several sizes have to be left out.
-        model: The autoencoder.
         dataset: The clips, see `MappedClips`.
 
     Raises:
-        ValueError: A setting is for files, clips do not fit the model, or a process has other clips than the first one.
+        ValueError: A setting is for files, or a process has other clips than the first one.
         DataError: There are fewer than two clips, or a validation clip is not as `config.clips` says.
     """
     clips = config.clips
@@ -219,8 +232,6 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         if value:
             remedy = "It is for data in files."
             raise argument_error(name, "left out with `dataset`", repr(value), remedy)
-    check_channels(clips, model)
-    check_buckets(clips.train_buckets, model, images=False)
     train, held_out = split_indices(len(dataset), clips.val_fraction)
     chosen = [
         held_out[index]
@@ -240,7 +251,7 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         held_out=f"{len(held_out)} of {len(dataset)} clips of the data set",
     )
     if num_ranks() > 1:
-        check_same_data(mapped.recorded())
+        mapped.check_same_in_all_processes()
     return mapped
 
 
@@ -251,10 +262,8 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         ValueError: If clips do not fit the model, or a process has other data than the first one.
         DataError: If there is no video to train on, or to validate on.
     """
-    check_channels(config.clips, model)
-    check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     with (
-        log_in_first_process(rank()) as held_back,
+        log_in_first_process(rank()),
         barrier_without_time_limit() as wait_for_everyone,
     ):
         if rank() > 0:  # the first process indexes the videos, the others then read its index
@@ -274,13 +283,12 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
                 )
             val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
         except ChangedError:
-            if spans.val_lazy_index is not None:
-                spans.val_lazy_index.forget_addresses()
+            spans.forget_addresses()
             raise
         train = ClipDataset(
             spans.train, config.clips, seed=config.seed, lazy_index=spans.lazy_index
         )
-        # Again, as data of images alone needs no `image_ratio`.
+        # Data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
     first_places = first_of_each(spans.usable.file)
     num_images = int(spans.usable.is_image[first_places].sum())
@@ -301,40 +309,13 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         held_out=description,
     )
     if num_ranks() > 1:
-        lazy_indices = (spans.lazy_index, spans.val_lazy_index)
-        check_same_data(clips.recorded(), lazy_indices, held_back)
+        try:
+            clips.check_same_in_all_processes()
+        except ValueError:
+            # A machine may have saved what a server says of another version of a file.
+            spans.forget_addresses()
+            raise
     return clips
-
-
-def check_same_data(
-    recorded: Mapping[str, Any],
-    lazy_indices: Sequence[LazyIndex | None] = (),
-    held_back: HeldBackLog | None = None,
-) -> None:
-    """Check that all processes have the same data. Every process has to call this.
-
-    Args:
-        recorded: What `Clips.recorded` returns in this process.
-        lazy_indices: Where it has saved what servers say. They forget it if one process has other data: a machine may
-            have saved it of another version of a file.
-        held_back: What this process has not logged of its data, which may say why it has other data than the first.
-
-    Raises:
-        ValueError: In every process, if one has other data than the first.
-    """
-    data = (recorded["data_sha256"], recorded["content_sha256"], recorded["validation"])
-    data_of_ranks = gather_object([data])
-    others = [str(rank) for rank, data in enumerate(data_of_ranks) if data != data_of_ranks[0]]
-    if others:
-        for lazy_index in lazy_indices:
-            if lazy_index is not None:
-                lazy_index.forget_addresses()
-        if held_back is not None and data != data_of_ranks[0]:
-            held_back.log_all()
-        got = f"other files, frames or held-out clips in process {', '.join(others)} than in process 0"
-        remedy = "Copy it to all machines, or to a shared disk. "
-        remedy += "If it is at addresses and was changed, run the same command again."
-        raise argument_error("data", "the same in all processes", got, remedy)
 
 
 def read_batches(

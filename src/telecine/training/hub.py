@@ -25,17 +25,13 @@ def create_repository(name: str) -> str:
     try:
         return create_repo(name, exist_ok=True).repo_id
     except _HUB_ERRORS as error:
-        contract = "false without access to the Hub"
         if isinstance(error, (HfHubHTTPError, LocalTokenNotFoundError)):
             remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`"
         elif isinstance(error, HFValidationError):
             remedy = "Check `hub_model_id`"
         else:
             remedy = f"Check the connection to {constants.ENDPOINT}"
-        remedy += "; or turn `push_to_hub` off."
-        raise argument_error(
-            "push_to_hub", contract, f"{type(error).__name__}: {error}", remedy
-        ) from error
+        raise _hub_error(error, f"{remedy}; or turn `push_to_hub` off.") from error
 
 
 def upload(
@@ -70,8 +66,10 @@ def upload(
             repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates"
         )
     except _HUB_ERRORS as error:
-        contract = "false without access to the Hub"
         remedy = f"The run is complete, with the weights in {folder}. Run the same command again to upload them."
-        raise argument_error(
-            "push_to_hub", contract, f"{type(error).__name__}: {error}", remedy
-        ) from error
+        raise _hub_error(error, remedy) from error
+
+
+def _hub_error(error: Exception, remedy: str) -> Exception:
+    got = f"{type(error).__name__}: {error}"
+    return argument_error("push_to_hub", "false without access to the Hub", got, remedy)

@@ -1,9 +1,8 @@
 """The memory and the operations of one update, counted on tensors that have shapes but no values."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +17,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.memory_counter import MemoryCounter
+from telecine.base.terminal import quiet_logger
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
@@ -49,22 +49,12 @@ from telecine.training.update_memory import (
     UpdateMemory,
 )
 
+# The logger of errors of fake tensors: a size that a model does not reproduce raises one.
+_FAKE_TENSORS = "torch._subclasses.fake_tensor"
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
 
-@contextmanager
-def _without_logged_errors() -> Iterator[None]:
-    """Let PyTorch log no error of fake tensors: a size that a model does not reproduce raises one."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@_without_logged_errors()
+@quiet_logger(_FAKE_TENSORS)
 def plan_update(
     config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str
 ) -> UpdateMemory:
@@ -174,7 +164,7 @@ def estimate_sharding_saving(model: nn.Module, num_processes: int) -> int:
     return round(shared * (1 - 1 / num_processes)) - 3 * max(blocks, default=0)
 
 
-@_without_logged_errors()
+@quiet_logger(_FAKE_TENSORS)
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values.
 

@@ -1,7 +1,6 @@
 """Round trips: known values of each measure, the codec, and what an evaluation writes."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from telecine.__main__ import main
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.metrics.round_trips import RoundTrips
@@ -145,29 +143,6 @@ def test_an_evaluation_writes_each_pass(model_folder, videos, tmp_path, monkeypa
 
     evaluate(model_folder, EvaluateConfig(**settings, **size), output=tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("round_trips")]
-
-
-def test_the_passes_are_drawn_on_a_page(model_folder, videos, tmp_path, no_plots):
-    typed = ["evaluate", str(model_folder), f"--data={videos}", "--max_clips=1", "--device=cpu"]
-    typed += ["--num_frames=1", "--height=12", "--width=12", f"--output={tmp_path}"]
-    assert main([*typed, "--round_trips=2"]) == 0
-    curves = json.loads((tmp_path / "round_trips.json").read_text())
-    page = (tmp_path / "round_trips.html").read_text(encoding="utf-8")
-    text = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page)[1]
-    drawn = {}
-    assert json.loads(text)["charts"][0]["title"] == "psnr (dB), larger is better"
-    for chart in json.loads(text)["charts"]:
-        assert chart["x"]["label"] == "pass"
-        for series in chart["series"]:
-            (curve,) = series["curves"]
-            assert curve["steps"] == [1, 2]
-            drawn[series["key"]] = curve["values"]
-    assert drawn.keys() == curves.keys()
-    for name, values in curves.items():
-        assert drawn[name] == pytest.approx(values, rel=1e-5)
-        assert f"<td>{values[1]:.3f}</td>" in page
-    assert main(typed) == 0
-    assert not (tmp_path / "round_trips.html").exists(), "of an earlier evaluation"
 
 
 def test_a_latent_that_is_not_returned_is_absent(videos):

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from telecine.losses.perceptual import LPIPS, load_backbone
 from telecine.losses.perceptual.backbones import BACKBONES
-from telecine.losses.perceptual.frames import in_chunks
 
 NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
@@ -30,20 +29,6 @@ def decode(name, num_frames):
             if len(frames) == num_frames:
                 break
     return torch.stack(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@pytest.fixture
-def distance_in_chunks():
-    """Return a function that computes a distance in chunks of frames: `(compare, x, y, chunk_size)` to `(N,)`."""
-
-    def compute(compare, x, y, chunk_size):
-        def by_name(*, reconstruction, target):
-            return {"distance": compare(reconstruction=reconstruction, target=target)}
-
-        values = in_chunks(by_name, reconstruction=x, target=y, chunk_size=chunk_size)
-        return values["distance"]
-
-    return compute
 
 
 @pytest.fixture(scope="session")

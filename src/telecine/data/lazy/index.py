@@ -12,7 +12,7 @@ from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
 from telecine.data.index_keys import index_root, key_of
-from telecine.data.index_paths import lazy_folders
+from telecine.data.index_paths import index_folders
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.index_file import DAMAGE_ERRORS
 from telecine.data.lazy.members import find_members
@@ -33,7 +33,6 @@ from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-_HEADERS = "headers"
 _ADDRESSES = "addresses"
 _SHARDS = "shards"
 _MEMBERS = "members"
@@ -54,13 +53,13 @@ class LazyIndex:
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
-        self._folders = lazy_folders(data)
+        self._folders = index_folders(data)
         self.folder = self._folders[0]
         self.config = config
         self.others = [LazyIndex(other, config) for other in others]
         self._root = index_root(data)
         self.shards = Shards([folder / _SHARDS for folder in self._folders])
-        """What `telecine data index` has written."""
+        """Headers and exact indices of many files each."""
         limits = f"{config.max_pixels} {config.has_colours} {av.__version__}"
         self._saved_infos = SavedInfos(self._folders, limits)
         self._sidecar_infos = SidecarInfos()
@@ -109,17 +108,31 @@ class LazyIndex:
             DecodeError: see `index_video`.
             DataError: see `index_video`.
         """
-        failure = self._saved_infos.failure(key)
+        failure = self.failure(key)
         if failure is not None:
             raise DecodeError(f"{source}: {failure}")
         try:
             info = index_video(source, self.config, deadline)
         except DecodeError as error:
-            if not is_of_system(error):
-                self._saved_infos.save_failure(key, Skipped.of(source, error).reason)
+            self.save_failure(key, source, error)
             raise
         self._saved_infos.save_info(key, info)
         return info
+
+    def failure(self, key: int) -> str | None:
+        """Return why the source with a key has no exact index; None if that is not known."""
+        return self._saved_infos.failure(key)
+
+    def save_failure(self, key: int, source: Source, error: DecodeError) -> None:
+        """Keep why a source has no exact index, unless another attempt may read it.
+
+        Args:
+            key: The key of the source.
+            source: The source.
+            error: The error of the attempt.
+        """
+        if not is_of_system(error):
+            self._saved_infos.save_failure(key, Skipped.of(source, error).reason)
 
     def saved_info(self, key: int, source: Source) -> VideoInfo | None:
         """Return the index of a source from the files of this data set; None if they have none, or damaged ones.
@@ -136,17 +149,7 @@ class LazyIndex:
 
     def saved_headers(self) -> SavedHeaders:
         """Return what earlier runs, and `telecine data index`, have read of headers."""
-        paths = [shard.path for shard in self.shards.all()]
-        paths += [folder / _HEADERS for folder in self._folders]
-        return SavedHeaders.read(paths)
-
-    def save_headers(self, headers: SavedHeaders) -> None:
-        """Replace the headers that are kept. A failure is logged."""
-        try:
-            headers.write(self.folder / _HEADERS)
-        except OSError as error:
-            text = "headers cannot be saved, so that the next run reads them again: %s"
-            logger.warning(text, error)
+        return SavedHeaders.read([shard.path for shard in self.shards.all()])
 
     def saved_addresses(self) -> SavedAddresses:
         """Return what earlier runs have asked servers about single files."""

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from telecine.base.files import partial_path, remove_partial
+from telecine.base.files import open_regular, partial_path, remove_partial
 from telecine.data.hdr import BT2020, HLG, PQ
 from telecine.data.lazy.sorted_numbers import find_row
 from telecine.data.source import VideoInfo
@@ -312,7 +312,7 @@ class IndexFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with this object
+        self._file = open_regular(path)  # closed with this object
         weakref.finalize(self, self._file.close)
         self._lock = threading.Lock()
         self.metadata, self._columns = read_description(self._file)
@@ -362,6 +362,22 @@ class IndexFile:
         with self._lock:
             self._file.seek(begin)
             return self._file.read(count)
+
+    def infos(self, source: Any) -> dict[int, VideoInfo]:
+        """Return all exact indices by their keys.
+
+        Args:
+            source: The source of all indices.
+
+        Raises:
+            ValueError: They are damaged. So are the other errors of `DAMAGE_ERRORS`.
+        """
+        if len(self.exact_keys) == 0:
+            return {}
+        columns = {}
+        for name in (*_FIELDS, "pts", "keyframes"):
+            columns[f"exact.{name}"] = self.column(f"exact.{name}")
+        return dict(zip(self.exact_keys.tolist(), infos_of_columns(columns, source), strict=True))
 
     def info(self, key: int, source: Any) -> VideoInfo | None:
         """Return the exact index with a key as that of a source; None if there is none.

@@ -28,10 +28,11 @@ from telecine.data.find import find_files, is_archive, nothing_found, segments_o
 from telecine.data.fingerprint import UNKNOWN, Fingerprint
 from telecine.data.lazy.address_book import AddressBook
 from telecine.data.lazy.file_table import FileTable
-from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
+from telecine.data.lazy.header import NO_HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.segment_columns import SegmentColumns
+from telecine.data.lazy.shards import ShardWriter
 from telecine.data.lazy.stated_header import (
     STATED,
     check_agreement,
@@ -131,6 +132,7 @@ class _TableReader:
         self.addresses = AddressBook(lazy_index)
         self._lazy_index = lazy_index
         self._config = lazy_index.config
+        self._writer = ShardWriter(lazy_index.shards, is_required=False)
         self._last_save = time.monotonic()
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of the files of all parts
@@ -216,10 +218,12 @@ class _TableReader:
             if segment.source in row_of:
                 self._segments.add(segment, row_of[segment.source])
         files = list(new_files.values())
-        keys = [self._lazy_index.key_of(file.source, file.fingerprint) for file in files]
+        keys = np.array(
+            [self._lazy_index.key_of(file.source, file.fingerprint) for file in files], np.int64
+        )
         headers = self._saved_or_stated(files, keys)
         try:
-            self._read_missing(files, headers)
+            self._read_missing(files, keys, headers)
         finally:
             table = FileTable.of(
                 [file.source for file in files],
@@ -228,7 +232,7 @@ class _TableReader:
                 versions=[_version(file) for file in files],
             )
             self._parts.append(self._leave_out_refused(table))
-            self._keys.extend(keys)
+            self._keys.extend(keys.tolist())
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(is_complete=False)
 
@@ -268,14 +272,14 @@ class _TableReader:
                 self._skipped.append(Skipped(named, error.strerror or str(error)))
         return new_files
 
-    def _saved_or_stated(self, files: Sequence[_NewFile], keys: Sequence[int]) -> NDArray[Any]:
+    def _saved_or_stated(self, files: Sequence[_NewFile], keys: NDArray[np.int64]) -> NDArray[Any]:
         """Return headers by a list or by earlier runs; others have no frames.
 
         Args:
             files: The files.
             keys: The key of each, see `LazyIndex.key_of`.
         """
-        headers = self._saved.find(np.array(keys, np.int64))
+        headers = self._saved.find(keys)
         for other, saved in self._saved_of_others:
             rows = np.flatnonzero(headers["num_frames"] == 0)
             keys_there = []
@@ -287,8 +291,16 @@ class _TableReader:
                 headers[row] = file.stated
         return headers
 
-    def _read_missing(self, files: Sequence[_NewFile], headers: NDArray[Any]) -> None:
-        """Read the headers that have no frames yet, in place."""
+    def _read_missing(
+        self, files: Sequence[_NewFile], keys: NDArray[np.int64], headers: NDArray[Any]
+    ) -> None:
+        """Read the headers that have no frames yet, in place.
+
+        Args:
+            files: The files.
+            keys: The key of each.
+            headers: The header of each.
+        """
 
         def read_or_skip(source: Source) -> Header | Skipped:
             try:
@@ -305,6 +317,8 @@ class _TableReader:
                     headers[row] = NO_HEADER
                 else:
                     headers[row] = result
+                    if result.digest != 0:  # no array
+                        self._writer.add(int(keys[row]), result, None)
 
     def _leave_out_refused(self, files: FileTable) -> FileTable:
         """Mark files that the settings refuse: saved headers may be of a run with others."""
@@ -326,33 +340,14 @@ class _TableReader:
         return replace(files, headers=headers)
 
     def save(self, *, is_complete: bool) -> None:
-        """Keep headers and answers of servers for the next run.
+        """Keep new headers, and answers of servers, for the next run. A failure is logged.
 
         Args:
-            is_complete: Whether all files are in the table. What earlier runs have kept of others is then removed.
+            is_complete: Whether all files are in the table. What servers have said of others is then removed.
         """
         self._last_save = time.monotonic()
         self.addresses.save(is_complete=is_complete)
-        all_keys = [np.empty(0, np.int64)]
-        all_headers = [np.empty(0, HEADER)]
-        begin = 0
-        for part in self._parts:
-            end = begin + len(part)
-            if not part.archives:  # sidecars have the headers of members
-                all_keys.append(np.array(self._keys[begin:end], np.int64))
-                all_headers.append(part.headers)
-            begin = end
-        keys = np.concatenate(all_keys)
-        headers = np.concatenate(all_headers)
-        is_read = headers["digest"] != 0
-        keys = keys[is_read]
-        headers = headers[is_read]
-        if len(keys) == 0:
-            return
-        if not is_complete:
-            keys = np.concatenate([keys, self._saved.keys])
-            headers = np.concatenate([headers, self._saved.headers])
-        self._lazy_index.save_headers(SavedHeaders.of(keys, headers))
+        self._writer.write()
 
     def table(self, *, counts_once: bool) -> DataTable:
         """Return all that was read.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ from telecine.data.lazy.string_column import StringColumn
 from telecine.data.source import File, Skipped, TarMember
 
 _SKIPPED = "skipped"
-_LEFT_OUT = "left_out"
 _SECONDS_KEPT = 365 * 24 * 3600.0  # after a run has mapped it: longer than a run takes
 # Of columns that are written as bytes.
 _DTYPES: dict[str, Any] = {
@@ -37,25 +36,15 @@ _DTYPES: dict[str, Any] = {
 }
 
 
-class MappedMembers(NamedTuple):
-    """The members of tar files by a mapped file."""
-
-    table: FileTable
-    skipped: list[Skipped]
-    """Members whose header cannot be read."""
-    left_out: list[int]
-    """The numbers of tar files whose members are not in the file."""
-
-
 def key_of_archives(archives: Sequence[File]) -> str:
     """Return a hash of tar files, which is another one if one of them has changed: the name of their file."""
-    text = f"{FORMAT} {_LEFT_OUT} {sys.byteorder}"
+    text = f"members {FORMAT} {sys.byteorder}"
     for archive in archives:
         text += f"\n{archive}\n{fingerprint_of(archive)}"
     return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
-def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[int]) -> None:
+def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
     """Write the members of tar files, one after the other. A file that another process writes meanwhile stays.
 
     On a shared disk, a process that has mapped a file ends if it is replaced.
@@ -63,7 +52,6 @@ def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[in
     Args:
         path: The file.
         sidecars: The members of each tar file.
-        left_out: The numbers of tar files whose members are not written.
 
     Raises:
         OSError: the file cannot be written.
@@ -72,8 +60,6 @@ def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[in
     skipped = []
     name_begin = 0
     for number, sidecar in enumerate(sidecars):
-        if number in left_out:
-            continue
         members = sidecar.members
         locations = members.locations.copy()
         locations["archive"] = number
@@ -86,12 +72,11 @@ def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[in
             assert isinstance(skip.path, TarMember)
             skipped.append((number, skip.path.name, skip.path.offset, skip.path.size, skip.reason))
     as_bytes = {name: [part.view(np.uint8) for part in parts] for name, parts in columns.items()}
-    metadata = {_SKIPPED: json.dumps(skipped), _LEFT_OUT: json.dumps(list(left_out))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
         with open(partial, "wb") as file:
-            write_columns(file, as_bytes, metadata)
+            write_columns(file, as_bytes, {_SKIPPED: json.dumps(skipped)})
         flush([partial])
         try:
             os.link(partial, path)
@@ -103,12 +88,15 @@ def write_members(path: Path, sidecars: Sequence[Sidecar], left_out: Sequence[in
         partial.unlink(missing_ok=True)
 
 
-def map_members(path: Path, archives: Sequence[File]) -> MappedMembers:
+def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[Skipped]]:
     """Return the members of tar files by their file, and set its time of change to now: `remove_unused` keeps it.
 
     Args:
         path: The file.
         archives: The tar files that it was written for.
+
+    Returns:
+        The members, and those whose header cannot be read.
 
     Raises:
         OSError: the file cannot be read.
@@ -134,10 +122,7 @@ def map_members(path: Path, archives: Sequence[File]) -> MappedMembers:
     skipped = []
     for number, name, offset, size, reason in json.loads(metadata[_SKIPPED]):
         skipped.append(Skipped(TarMember(archives[number], name, offset, size), reason))
-    left_out = json.loads(metadata[_LEFT_OUT])
-    if not set(left_out) <= set(range(len(archives))):
-        raise ValueError(f"{path} leaves out other tar files")
-    return MappedMembers(table, skipped, left_out)
+    return table, skipped
 
 
 def remove_unused(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +13,6 @@ from telecine.data.errors import thread_errors
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.index_file import DAMAGE_ERRORS, remove_left
 from telecine.data.lazy.mapped_members import (
-    MappedMembers,
     key_of_archives,
     map_members,
     remove_unused,
@@ -41,8 +40,8 @@ def find_members(
 ) -> tuple[FileTable, list[Skipped]]:
     """Return the members of tar files by their sidecars. A sidecar is written where there is none.
 
-    They are kept in one file, which later runs map into memory. It leaves out tar files with arrays: each run scans
-    these. It is not written as long as the system cannot read a tar file whole.
+    They are kept in one file, which later runs map into memory. It is not written if a tar file has arrays, or cannot
+    be read whole by the system: each run scans such a tar file.
 
     Args:
         archives: The tar files.
@@ -59,29 +58,27 @@ def find_members(
     paths = [folder / name for folder in folders]
     mapped = _map_first(paths, archives)
     if mapped is not None:
-        return _with_left_out(mapped, {}, config)
+        return mapped
     sidecars = _sidecars_of(archives, config)
-    left_out = []
-    unread = []
-    for number, archive in enumerate(archives):
-        if has_arrays(sidecars[archive]):
-            left_out.append(number)
-        if not sidecars[archive].is_complete:
-            unread.append(archive)
+    unread = [archive for archive in archives if not sidecars[archive].is_complete]
+    with_arrays = [archive for archive in archives if has_arrays(sidecars[archive])]
     if unread:
         text = "each run reads the headers of all tar files until all can be read; %d cannot: %s"
         logger.warning(text, len(unread), unread[0])
-    elif len(left_out) < len(archives):
+    if 0 < len(with_arrays) < len(archives):
+        text = "each run scans %d of %d tar files, as they have arrays: %s"
+        logger.warning(text, len(with_arrays), len(archives), with_arrays[0])
+    if not unread and not with_arrays:
         path = paths[0]
         mapped = _map_first([path], archives)  # another process may have written it meanwhile
         if mapped is not None:
-            return _with_left_out(mapped, sidecars, config)
+            return mapped
         try:
             remove_left(path.parent)
             remove_unused(path.parent)
             path.unlink(missing_ok=True)  # it is damaged
-            write_members(path, list(sidecars.values()), left_out)
-            return _with_left_out(map_members(path, archives), sidecars, config)
+            write_members(path, list(sidecars.values()))
+            return map_members(path, archives)
         except (OSError, ValueError) as error:
             logger.warning("the members of tar files cannot be saved: %s", error)
     parts = []
@@ -92,39 +89,14 @@ def find_members(
     return FileTable.joined(parts), skipped
 
 
-def _map_first(paths: Sequence[Path], archives: Sequence[File]) -> MappedMembers | None:
+def _map_first(
+    paths: Sequence[Path], archives: Sequence[File]
+) -> tuple[FileTable, list[Skipped]] | None:
     """Return the members of tar files by the first file that can be mapped; None if none can."""
     for path in paths:
         with suppress(*DAMAGE_ERRORS):
             return map_members(path, archives)
     return None
-
-
-def _with_left_out(
-    mapped: MappedMembers, sidecars: Mapping[File, Sidecar], config: ClipConfig
-) -> tuple[FileTable, list[Skipped]]:
-    """Return the members of all tar files in order. Those that the mapped file leaves out are read, if they were not.
-
-    The table is then a copy.
-    """
-    if not mapped.left_out:
-        return mapped.table, mapped.skipped
-    archives = mapped.table.archives
-    left_out = [archives[number] for number in mapped.left_out]
-    text = "each run scans %d of %d tar files, as they have arrays: %s"
-    logger.warning(text, len(left_out), len(archives), left_out[0])
-    read = {**_sidecars_of([file for file in left_out if file not in sidecars], config), **sidecars}
-    parts = []
-    skipped = [*mapped.skipped]
-    begin = 0
-    for number in mapped.left_out:
-        sidecar = read[archives[number]]
-        parts.append(mapped.table.of_archives(begin, number))
-        parts.append(replace(sidecar.members, archives=(archives[number],)))
-        skipped.extend(sidecar.skipped)
-        begin = number + 1
-    parts.append(mapped.table.of_archives(begin, len(archives)))
-    return FileTable.joined(parts), skipped
 
 
 def _sidecars_of(archives: Sequence[File], config: ClipConfig) -> dict[File, Sidecar]:

@@ -1,4 +1,4 @@
-"""Headers that earlier runs, and `telecine data index`, have read: in the file `headers`, and in shards."""
+"""Headers that earlier runs, and `telecine data index`, have read, in shards."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.lazy.header import HEADER, NO_HEADER
-from telecine.data.lazy.index_file import (
-    DAMAGE_ERRORS,
-    IndexFile,
-    columns_of_records,
-    remove_left,
-    save_tensors,
-)
+from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile
 
 
 class SavedHeaders(NamedTuple):
@@ -52,19 +46,6 @@ class SavedHeaders(NamedTuple):
             all_keys.append(keys)
             all_headers.append(headers)
         return cls.of(np.concatenate(all_keys), np.concatenate(all_headers))
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns of a file with these headers."""
-        return {"key": self.keys, **columns_of_records(self.headers)}
-
-    def write(self, path: Path) -> None:
-        """Replace a file by these headers.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        remove_left(path.parent)
-        save_tensors(path, self.columns(), {})
 
     def find(self, keys: NDArray[np.int64]) -> NDArray[Any]:
         """Return the headers of keys; `NO_HEADER` where they are unknown."""

@@ -51,7 +51,7 @@ class Sidecar(NamedTuple):
     skipped: list[Skipped]
     """Members whose header cannot be read."""
     has_indices: bool
-    """Whether `telecine data index` has written it."""
+    """Whether it has the exact indices of all members that can be decoded. Otherwise it may have those of some."""
     is_complete: bool = True
     """Whether no error of the system has left out members that another attempt may read."""
 
@@ -126,17 +126,15 @@ def write_sidecar(
     Args:
         archive: The tar file.
         sidecar: Its members.
-        infos: Their exact indices by offset. Members that cannot be decoded have none.
+        infos: Exact indices of members by their offset. Members that cannot be decoded have none.
 
     Raises:
         OSError: the file cannot be written.
     """
     columns = {}
-    if infos is not None:
-        offsets = list(
-            infos
-        )  # the keys of a sidecar: they are those of members in any copy of the tar file
-        columns = columns_of_infos(offsets, list(infos.values()))
+    if infos:
+        # Offsets are the keys of a sidecar: they are those of members in any copy of the tar file.
+        columns = columns_of_infos(list(infos), list(infos.values()))
     members = sidecar.members
     columns["name.content"] = members.names.content
     columns["name.end"] = members.names.ends
@@ -149,7 +147,7 @@ def write_sidecar(
     metadata = {
         _FITS: _archive_digest(archive),
         _SKIPPED: json.dumps(reasons),
-        _HAS_INDICES: json.dumps(infos is not None),
+        _HAS_INDICES: json.dumps(sidecar.has_indices),
     }
     beside, cached = sidecar_paths(archive)
     path = cached
@@ -161,9 +159,9 @@ def write_sidecar(
 def open_sidecar(archive: File) -> IndexFile | None:
     """Return the sidecar of a tar file; None if there is none that fits, or it is damaged.
 
-    One with exact indices is preferred to one without.
+    One with all exact indices is preferred.
     """
-    without_indices = None
+    without_indices = None  # or with those of some members
     for place in sidecar_paths(archive):
         if isinstance(place, Path) and not place.is_file():
             continue
@@ -196,6 +194,17 @@ def read_sidecar(archive: File) -> Sidecar | None:
         return Sidecar(members, skipped, json.loads(file.metadata[_HAS_INDICES]))
     except DAMAGE_ERRORS:
         return None
+
+
+def read_infos(archive: File) -> dict[int, VideoInfo]:
+    """Return the exact indices in the sidecar of a tar file, by the offsets of members; none if it has no sidecar."""
+    file = open_sidecar(archive)
+    if file is None:
+        return {}
+    try:
+        return file.infos(archive)
+    except DAMAGE_ERRORS:
+        return {}
 
 
 def _archive_digest(archive: File) -> str:

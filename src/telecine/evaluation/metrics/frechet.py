@@ -1,6 +1,7 @@
 """Frechet distance between sets of videos, and the networks whose features it compares."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error
 from telecine.base.files import digest_of, named_errors
 from telecine.base.imports import how_to_install
-from telecine.base.shapes import Video
+from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data.samples import installed_file
 from telecine.evaluation.metrics.measure import ClipValues
 from telecine.evaluation.metrics.metric import Metric, register
@@ -114,6 +115,19 @@ def frechet_undefined(*sets: Tensor) -> str | None:
             "its features are not finite: the reconstructions contain NaN, or the network overflows"
         )
     return None
+
+
+def frechet_or_nan(*, features: Tensor, reference: Tensor) -> float:
+    """Return the Frechet distance of two sets of features `(N, D)`; NaN if it is undefined."""
+    if frechet_undefined(features, reference) is not None:
+        return math.nan
+    return frechet_distance(features=features, reference=reference)
+
+
+@torch.no_grad()
+def features_of(videos: Iterable[Video], network: "FeatureNetwork") -> Tensor:
+    """Return the features of videos, each `(1, C, T, H, W)` and clamped to [-1, 1]: `(N, D)` on the CPU."""
+    return torch.cat([network(as_rgb(video.clamp(*VALUE_RANGE))).cpu() for video in videos])
 
 
 def load_frechet_network(

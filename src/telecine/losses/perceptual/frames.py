@@ -1,12 +1,10 @@
-"""Which frames of each clip the perceptual loss compares, in which colours, and how many of them at a time."""
+"""Which frames of each clip the perceptual loss compares, and in which colours."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.randomness import Generators, rand
@@ -82,36 +80,3 @@ def as_rgb(video: Tensor, background: Tensor | float = 0.0) -> Tensor:
         )
         background = background.reshape(-1, 3, *[1] * (video.ndim - 2))
     return background + (alpha + 1) / 2 * (colours - background)
-
-
-def in_chunks(
-    compare: Callable[..., dict[str, Tensor]],
-    *,
-    reconstruction: Frames,
-    target: Frames,
-    chunk_size: int | None,
-) -> dict[str, Tensor]:
-    """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
-
-    The memory for the backward does not grow with the number of frames, apart from the frames themselves: the
-    backward runs each chunk's forward again (Chen et al., arXiv:1604.06174). This costs one more forward per backward
-    and changes neither values nor gradients. Without gradients nothing runs twice.
-
-    Args:
-        compare: Deterministic distances of single frames, which returns `(N,)` by name.
-        reconstruction, target: `(N, C, H, W)`. The graph is kept; several backwards through it are possible.
-        chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
-    """
-    if chunk_size is None or chunk_size >= len(reconstruction):
-        return compare(reconstruction=reconstruction, target=target)
-
-    def compare_chunk(x: Frames, y: Frames) -> dict[str, Tensor]:
-        return compare(reconstruction=x, target=y)
-
-    chunks: list[dict[str, Tensor]] = []
-    for x, y in zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True):
-        # No random state is stored, because `compare` is deterministic. Without gradients this is a plain call.
-        chunks.append(
-            checkpoint(compare_chunk, x, y, use_reentrant=False, preserve_rng_state=False)
-        )
-    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}

@@ -2,8 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -15,6 +14,7 @@ from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
 from telecine.base.safetensors_files import check_readable
+from telecine.base.terminal import quiet_logger
 from telecine.models.diffusers.families import check_class
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.lora import merge_low_rank
@@ -78,7 +78,7 @@ def load_module(
         variant="fp16" if is_half else None,
         torch_dtype=torch.float32,
     )
-    with _quiet_diffusers():
+    with quiet_logger("diffusers"):  # it logs what a file holds, without escapes
         check_num_weights(lambda: cls.from_config(config), source, folder)
         try:
             module, report = load()
@@ -109,18 +109,6 @@ def _weights_error(source: str, got: str, error: type[Exception] = ValueError) -
     return argument_error(
         source, "a model with all its weights", got, "Download or copy it again.", error
     )
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Keep diffusers from logging what a file holds, beside our own errors and without escapes."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def save_module(module: DiffusersModel, folder: str | PathLike[str]) -> None:
@@ -256,7 +244,7 @@ def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersMo
     cls = _class_of(values, source)
     arguments = {name: value for name, value in values.items() if not name.startswith("_")}
     check_known_keys(arguments, sorted(_arguments_of(cls)))
-    with _quiet_diffusers():
+    with quiet_logger("diffusers"):
         check_num_weights(lambda: cls.from_config(values), source)
         return cls.from_config(values)
 

@@ -156,12 +156,14 @@ function tracesOf(chart, shown, axis) {
     const color = colours[colour];
     const name = plain(curveName(series, curve.run));
     const quiet = { hoverinfo: "skip", showlegend: false, mode: "lines" };
+    // On a logarithmic axis plotly draws lines to values that are not positive, down to the edge: null is a gap.
+    const drawn = (values) => axis.type === "log" ? values.map((value) => value > 0 ? value : null) : values;
     if (curve.low.length) {
       traces.push({ ...quiet, x: curve.steps, y: curve.low, line: { width: 0 } });
       const fillcolor = color.replace("rgb(", "rgba(").replace(")", ", 0.16)");
       traces.push({ ...quiet, x: curve.steps, y: curve.high, line: { width: 0 }, fill: "tonexty", fillcolor });
     } else if (weight) {
-      traces.push({ ...quiet, x: curve.steps, y: curve.values, opacity: 0.3, line: { color, width: 1 } });
+      traces.push({ ...quiet, x: curve.steps, y: drawn(curve.values), opacity: 0.3, line: { color, width: 1 } });
     }
     if (series.is_front) {
       traces.push({ x: curve.steps, y: line, ...quiet, line: { color, dash, width: 1.25, shape: "hv" } });
@@ -172,7 +174,7 @@ function tracesOf(chart, shown, axis) {
     if (chart.x.names.length) mode = "markers";
     traces.push({
       x: curve.steps,
-      y: line,
+      y: drawn(line),
       name: weight ? `${name}, smoothed` : name,
       mode,
       line: { color, dash, width: 1.75 },
@@ -211,8 +213,10 @@ function layoutOf(chart, axis, height) {
     spikethickness: 1,
     spikedash: "solid",
   };
-  // A label for each power of ten, where a logarithmic axis has two of them or more.
-  const powers = axis.type === "log" && axis.range[1] - axis.range[0] >= 2 ? { dtick: 1 } : {};
+  const ticks = {};
+  const numPowers = axis.type === "log" ? axis.range[1] - axis.range[0] : 0;
+  if (numPowers >= 2) ticks.dtick = 1; // a label for each power of ten
+  else if (numPowers >= 1) ticks.dtick = "D2"; // and for 2 and 5 times each: plotly's, for 2 to 9, overlap
   // A copy, which plotly changes while a reader drags.
   const range = [...(chosen.ranges[chart.x.label] ?? wholeRanges[chart.x.label])];
   return {
@@ -238,7 +242,7 @@ function layoutOf(chart, axis, height) {
     },
     yaxis: {
       ...shared,
-      ...powers,
+      ...ticks,
       type: axis.type,
       range: axis.range,
       automargin: true,

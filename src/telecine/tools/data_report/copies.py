@@ -1,21 +1,16 @@
-"""Files that are copies of each other, by their bytes or by their frames."""
+"""Files that are copies of each other, by their digests or by their frames."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from telecine.base.files import digest_of
 from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, Span, VideoInfo
 from telecine.data.clip import bytes_from_video, video_from_bytes
 from telecine.data.decode import read_clip
-from telecine.data.fingerprint import num_bytes
 from telecine.data.holdout_groups import group_spans
-from telecine.data.remote_read import open_local
-from telecine.data.source import Source, TarMember, file_of
 from telecine.data.span_table import SpanTable
 from telecine.tools.data_report.measures import frame_hash, group_copies
 from telecine.video.frames import as_shown
@@ -27,20 +22,20 @@ _HASHED_POSITIONS = (0.25, 0.5, 0.75)
 
 
 def find_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
-    """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
+    """Return the groups of videos and images that are copies of each other, by their digests or by their frames."""
+    infos_of_digest: defaultdict[str, list[VideoInfo]] = defaultdict(list)
+    for info in infos:
+        infos_of_digest[info.digest].append(info)
     groups = []
-    repeated = set()
-    for same_size in _grouped([info.source for info in infos], num_bytes):
-        # Only files of the same size are read.
-        for same_bytes in _grouped(same_size, _digest):
-            groups.append(same_bytes)
-            repeated.update(same_bytes[1:])
+    for same_digest in infos_of_digest.values():
+        if len(same_digest) > 1:
+            groups.append([info.source for info in same_digest])
 
-    others = [info for info in infos if info.source not in repeated]
-    step = max(1, -(-len(others) // _MAX_COMPARED))
+    different = [same_digest[0] for same_digest in infos_of_digest.values()]
+    step = max(1, -(-len(different) // _MAX_COMPARED))
     compared = []
     hashes = []
-    for info in with_progress(others[::step], "comparing files"):
+    for info in with_progress(different[::step], "comparing files"):
         file_hashes = _hash_frames(info)
         if file_hashes is not None:
             compared.append(info.source)
@@ -65,22 +60,6 @@ def with_groups(spans: Sequence[Span], holdout: str, copies: Sequence[Sequence[s
             if number in joined:
                 group_of[path] = min(joined)
     return [replace(span, group=str(group_of[str(span.info.source)])) for span in spans]
-
-
-def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list[list[Source]]:
-    """Return the groups of two or more sources with the same key."""
-    groups: defaultdict[object, list[Source]] = defaultdict(list)
-    for source in sources:
-        groups[key(source)].append(source)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _digest(source: Source) -> str:
-    def digest(local: Path | TarMember) -> str:
-        part = (local.offset, local.size) if isinstance(local, TarMember) else ()
-        return digest_of(Path(str(file_of(local))), *part)
-
-    return open_local(source, digest, reads="whole")
 
 
 def _hash_frames(info: VideoInfo) -> tuple[int, ...] | None:

@@ -25,8 +25,9 @@ DEFINITIONS = {
         f"{_CUT_RATIO:g} times the changes before and after; a dissolve is none"
     ),
     "copies": (
-        "videos with the same bytes, or whose frames at 1/4, 1/2 and 3/4 have difference hashes (64 signs of "
-        f"differences of brightness) that differ in at most {_MAX_BITS} bits each; for images {_MAX_BITS_OF_IMAGE}"
+        "videos with the same bytes (of more than 1 MiB, the same size and 16 evenly spaced blocks), or whose frames "
+        "at 1/4, 1/2 and 3/4 have difference hashes (64 signs of differences of brightness) that differ in at most "
+        f"{_MAX_BITS} bits each; for images {_MAX_BITS_OF_IMAGE}"
     ),
 }
 """What the page and data.json say about clips and files."""

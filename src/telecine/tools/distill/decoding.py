@@ -8,7 +8,7 @@ from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
 from telecine.losses.perceptual import LPIPS, as_rgb, pick_frames, sample_frame_indices
 from telecine.losses.reconstruction import weighted_mean
-from telecine.tools.distill.teacher import draws_noise, load_teacher
+from telecine.tools.distill.teacher import decode, load_teacher
 
 
 class TeacherDecoding(nn.Module):
@@ -46,11 +46,7 @@ class TeacherDecoding(nn.Module):
                 default generator if None.
             sample_weight: Weight of each clip, `(B,)`; None for 1.
         """
-        teacher = self.teacher.in_eval_mode()
-        if draws_noise(teacher):
-            decoded = teacher.decode(latent, generator=generator)
-        else:
-            decoded = teacher.decode(latent)
+        decoded = decode(self.teacher.in_eval_mode(), latent, generator)
         error = l1(reconstruction=decoded, target=target, weight=sample_weight)
         if self.perceptual is None:
             return error

@@ -7,7 +7,7 @@ from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
-from telecine.tools.distill.teacher import draws_noise, load_teacher
+from telecine.tools.distill.teacher import decode, load_teacher
 
 
 class TeacherReconstruction(nn.Module):
@@ -40,10 +40,6 @@ class TeacherReconstruction(nn.Module):
             generator: Of the noise: one, or one for each clip; PyTorch's default generator if None.
             weight: Weight of each clip, `(B,)`; None for 1.
         """
-        teacher = self.teacher.in_eval_mode()
         with torch.no_grad():
-            if draws_noise(teacher):
-                target = teacher.decode(latent, generator=generator)
-            else:
-                target = teacher.decode(latent)
+            target = decode(self.teacher.in_eval_mode(), latent, generator)
         return l1(reconstruction=reconstruction, target=target, weight=weight)

@@ -2,6 +2,10 @@
 
 from typing import TypeGuard
 
+from torch import Tensor
+
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Video
 from telecine.models import LatentAutoencoder, VideoAutoencoder, load_autoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 
@@ -14,9 +18,11 @@ def load_teacher(name: str, decode_steps: int = 1) -> VideoAutoencoder:
     return teacher
 
 
-def draws_noise(teacher: VideoAutoencoder) -> TypeGuard[LatentAutoencoder]:
-    """Return whether a teacher's decoder has a `sampler`, and so draws the noise that it decodes with."""
-    return isinstance(teacher, LatentAutoencoder) and teacher.sampler is not None
+def decode(teacher: VideoAutoencoder, latent: Tensor, generator: Generators) -> Video:
+    """Return the video that a teacher decodes of a latent; one that has a `sampler` draws noise from `generator`."""
+    if isinstance(teacher, LatentAutoencoder) and teacher.sampler is not None:
+        return teacher.decode(latent, generator=generator)
+    return teacher.decode(latent)
 
 
 def generates(teacher: VideoAutoencoder) -> TypeGuard[CausalAutoencoder]:

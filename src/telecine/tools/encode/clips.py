@@ -77,9 +77,10 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
     """Return the clips of a data set, in its order. Videos that are too slow for `fps` are logged.
 
     Raises:
-        DataError: No video is long enough.
+        DataError: No video is long enough, or all are too slow.
     """
     clips = []
+    slow_rates = []
     for span in spans:
         height, width = span.info.stored_size
         if config.height is not None and config.width is not None:
@@ -92,6 +93,7 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
             logger.warning(
                 "skipping %s, which has %.3g frames a second", span.info.source, span.info.fps
             )
+            slow_rates.append(span.info.fps)
             continue
         start = span.first_frame
         while start <= span.last_frame and frames.last_index(span.info, start) <= span.last_frame:
@@ -99,6 +101,12 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
             start = frames.last_index(span.info, start) + 1
             if config.num_frames is None:
                 break
+    if config.fps is not None and len(slow_rates) == len(spans):
+        raise DataError(
+            f"must be at most about the rate of the fastest video, {max(slow_rates):.3g}, but got {config.fps:g}. "
+            "Set a smaller one.",
+            "fps",
+        )
     if not clips:
         needed = ClipFrames(config.num_frames or 1, config.stride, config.fps).describe()
         longest = max(span.num_frames for span in spans)
@@ -130,7 +138,7 @@ def read_chunks(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
     Raises:
         DecodeError: A frame cannot be decoded.
     """
-    spec = ClipSpec(clip.span, clip.first_frame, zoom=1.0, top=0.5, left=0.5, flip=False)
+    spec = ClipSpec(clip.span, clip.first_frame)
     for frames in _decoded(clip, config):
         bucket = Bucket(len(frames), clip.height, clip.width)
         yield make_clip(frames, spec, bucket)["video"]

@@ -26,7 +26,7 @@ from telecine.base.files import (
 from telecine.base.shapes import Video
 from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, Span, load_spans
-from telecine.data.first_process import log_in_first_process
+from telecine.data.processes import log_in_first_process
 from telecine.evaluation.load_model import Model, clips_to_read, load_model
 from telecine.evaluation.tiling import pad_to
 from telecine.models import Posterior, VideoAutoencoder

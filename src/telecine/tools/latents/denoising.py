@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.metrics.frechet import FeatureNetwork, frechet_distance, frechet_undefined
+from telecine.evaluation.metrics.frechet import FeatureNetwork, features_of, frechet_or_nan
 from telecine.losses.perceptual import as_rgb
 from telecine.report.clips import write_preview
 from telecine.tools.latents.wiener import WienerFilter
@@ -86,6 +85,7 @@ def velocity_losses(
     return [total / count for total in sums]
 
 
+@torch.no_grad()
 def measure_denoiser(
     denoiser: LatentDenoiser,
     linear: WienerFilter,
@@ -109,22 +109,24 @@ def measure_denoiser(
     latents = [denoiser.normalised(denoiser.encode(video).mode()) for video in videos()]
     num_samples = len(latents) if network is not None else min(len(latents), NUM_SHOWN)
     sampled = denoiser.samples(num_samples, _SAMPLE_STEPS, seed)
-    unseen_strip, unseen_features = _strip_and_features(videos(), network)
-    recon_strip, recon_features = _strip_and_features(map(denoiser.decode, latents), network)
-    sample_strip, sample_features = _strip_and_features(map(denoiser.decode, sampled), network)
-    write_preview(samples, torch.cat([unseen_strip, recon_strip, sample_strip], dim=1), _FPS)
-    features = {
-        "unseen clips": unseen_features,
-        "reconstructions": recon_features,
-        "samples": sample_features,
+    sets: dict[str, Iterator[Video]] = {
+        "unseen clips": videos(),
+        "reconstructions": map(denoiser.decode, latents),
+        "samples": map(denoiser.decode, sampled),
     }
+    strips = []
+    features = {}
+    for name, clips in sets.items():
+        first = list(islice(clips, NUM_SHOWN))
+        strips.append(_beside_each_other(first))
+        if network is not None:
+            features[name] = features_of(chain(first, clips), network)
+    write_preview(samples, torch.cat(strips, dim=1), _FPS)
     frechet = {}
-    if network is not None:
-        for reference, name in combinations(features, 2):
-            distance = math.nan
-            if frechet_undefined(features[name], features[reference]) is None:
-                distance = frechet_distance(features=features[name], reference=features[reference])
-            frechet[f"{name} to {reference}"] = distance
+    for reference, name in combinations(features, 2):
+        frechet[f"{name} to {reference}"] = frechet_or_nan(
+            features=features[name], reference=features[reference]
+        )
     return LatentProbe(
         losses=velocity_losses(denoiser.velocity, latents, seed=seed),
         linear_losses=velocity_losses(linear.velocity, latents, seed=seed),
@@ -135,27 +137,10 @@ def measure_denoiser(
     )
 
 
-@torch.no_grad()
-def features_of(videos: Iterable[Video], network: FeatureNetwork) -> Tensor:
-    """Return the features of videos in [-1, 1], `(N, D)` on the CPU."""
-    features = [network(as_rgb(video.clamp(*VALUE_RANGE))).cpu() for video in videos]
-    return torch.cat(features) if features else torch.empty(0, 0)
-
-
-@torch.no_grad()
-def _strip_and_features(
-    videos: Iterable[Video], network: FeatureNetwork | None
-) -> tuple[Tensor, Tensor]:
-    """Return the first videos beside each other, uint8 `(T, H, W, 3)`, and the features of all, on the CPU.
-
-    Both at once, since videos are decoded one by one while they are iterated over.
-    """
-    shown: list[Tensor] = []
-    features: list[Tensor] = []
+def _beside_each_other(videos: Sequence[Video]) -> Tensor:
+    """Return videos `(1, C, T, H, W)` beside each other, uint8 `(T, H, N * W, 3)` on the CPU."""
+    shown = []
     for video in videos:
         frames = as_rgb(video.clamp(*VALUE_RANGE))
-        if len(shown) < NUM_SHOWN:
-            shown.append(as_shown(bytes_from_video(frames[0])).cpu())
-        if network is not None:
-            features.append(network(frames).cpu())
-    return torch.cat(shown, dim=2), torch.cat(features) if features else torch.empty(0, 0)
+        shown.append(as_shown(bytes_from_video(frames[0])).cpu())
+    return torch.cat(shown, dim=2)

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.evaluation.latent_statistics import (
     EPSILON,
@@ -15,10 +14,13 @@ from telecine.evaluation.latent_statistics import (
     dead_channels,
     standardised,
 )
-from telecine.evaluation.metrics.frechet import FeatureNetwork, frechet_distance, frechet_undefined
-from telecine.losses.perceptual import as_rgb
+from telecine.evaluation.metrics.frechet import (
+    FeatureNetwork,
+    features_of,
+    frechet_or_nan,
+    frechet_undefined,
+)
 from telecine.models import VideoAutoencoder
-from telecine.tools.latents.clips import ClipsOnDisk
 
 RECONSTRUCTIONS = "reconstructions"
 INTERPOLATED = "interpolated latents"
@@ -52,33 +54,24 @@ def interpolated_latents(latents: Tensor) -> Tensor:
     return (between * std + mean).to(latents)
 
 
-@torch.no_grad()
-def features_of_clips(
-    clips: ClipsOnDisk, network: FeatureNetwork, setting: str, device: torch.device
-) -> Tensor:
-    """Return the features of clips, `(N, D)` on the CPU.
+def check_enough_clips(features: Tensor, *, name: str, value: object, clips: str) -> None:
+    """Check that a Frechet distance to features is defined.
 
     Args:
-        clips: The clips.
-        network: Maps videos to features.
-        setting: The value of `features`, for the error.
-        device: Where the network is.
+        features: The features of clips, `(N, D)`.
+        name: The setting that requests the distance.
+        value: Its value.
+        clips: What the clips are made of.
 
     Raises:
-        ValueError: There are too few clips for a Frechet distance.
+        ValueError: There are too few clips.
     """
-    features = []
-    for video in with_progress(clips, "features", total=len(clips)):
-        features.append(network(as_rgb(video.to(device))).cpu())
-    reference = torch.cat(features)
-    reason = frechet_undefined(reference)
+    reason = frechet_undefined(features)
     if reason is not None:
-        remedy = "A larger `max_clips`, and more videos, give more clips."
-        raise argument_error("features", "left out here", f"{setting}: {reason}", remedy)
-    return reference
+        remedy = f"A larger `max_clips`, and more {clips}, give more clips."
+        raise argument_error(name, "left out here", f"{value}: {reason}", remedy)
 
 
-@torch.no_grad()
 def measure_frechet(
     model: VideoAutoencoder, latents: Tensor, network: FeatureNetwork, reference: Tensor
 ) -> dict[str, float]:
@@ -99,14 +92,10 @@ def measure_frechet(
     sets = {RECONSTRUCTIONS: latents, INTERPOLATED: interpolated_latents(latents)}
     distances = {}
     for name, changed in sets.items():
-        features = []
-        for latent in with_progress(changed.split(1), f"decoding {name}", total=len(changed)):
-            decoded = model.decode(latent.to(device)).float().clamp(*VALUE_RANGE)
-            features.append(network(as_rgb(decoded)).cpu())
-        decoded_features = torch.cat(features)
-        distances[name] = math.nan
-        if frechet_undefined(decoded_features, reference) is None:
-            distances[name] = frechet_distance(features=decoded_features, reference=reference)
+        progress = with_progress(changed.split(1), f"decoding {name}", total=len(changed))
+        decoded = (model.decode(latent.to(device)).float() for latent in progress)
+        features = features_of(decoded, network)
+        distances[name] = frechet_or_nan(features=features, reference=reference)
     return distances
 
 

@@ -11,6 +11,7 @@ from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
 from telecine.base.shapes import Video
+from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo
 from telecine.evaluation.latent_statistics import (
     EPSILON,
@@ -29,7 +30,7 @@ from telecine.evaluation.load_model import (
     load_with_clips,
     load_with_data,
 )
-from telecine.evaluation.metrics.frechet import load_frechet_network
+from telecine.evaluation.metrics.frechet import features_of, load_frechet_network
 from telecine.evaluation.protocols.configured import CLIP_SELECTION, ConfiguredClips
 from telecine.losses.latent import resized
 from telecine.losses.perceptual import pick_frames
@@ -39,7 +40,7 @@ from telecine.tools.latents.clips import ClipsOnDisk, encode_clips
 from telecine.tools.latents.decoding import decode_changes
 from telecine.tools.latents.denoising import LEVELS, LatentProbe
 from telecine.tools.latents.generator_quality import (
-    features_of_clips,
+    check_enough_clips,
     measure_frechet,
     velocity_irreducible_variance,
 )
@@ -68,10 +69,6 @@ def measure_latent_spaces(
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
     """
     check_type("config", config, LatentsConfig, 'Use `LatentsConfig(data="my_videos")`.')
-    if config.data is None:
-        raise argument_error(
-            "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
-        )
     device = pick_device(config.device)
     loaded = _load(models, config, device)
     # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.
@@ -81,7 +78,9 @@ def measure_latent_spaces(
     network = load_frechet_network(config.features, clips_config, device)
     reference = None
     if network is not None:
-        reference = features_of_clips(clips, network, str(config.features), device)
+        progress = with_progress(clips, "features", total=len(clips))
+        reference = features_of((video.to(device) for video in progress), network)
+        check_enough_clips(reference, name="features", value=config.features, clips="videos")
     base_latents = None if loaded.base is None else encode_clips(loaded.base, clips)
     protocol = _describe(loaded, clips, config)
     if network is not None:

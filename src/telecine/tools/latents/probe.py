@@ -1,6 +1,6 @@
 """The probe of a latent: a small generator is trained on it, in a run of its own, and measured on unseen videos."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import ClipDataset, Span, iterate_validation_clips, read_validation_clips
 from telecine.data.fingerprint import fingerprint_of
 from telecine.evaluation.load_model import MeasuredModel
-from telecine.evaluation.metrics.frechet import (
-    FeatureNetwork,
-    frechet_undefined,
-    load_frechet_network,
-)
+from telecine.evaluation.metrics.frechet import features_of, load_frechet_network
 from telecine.models import VideoAutoencoder
 from telecine.models.diffusers.denoiser import LatentDenoiser
 from telecine.models.pretrained import digest_of_tensors
@@ -39,9 +35,9 @@ from telecine.settings import (
 from telecine.tools.latents.denoising import (
     NUM_SHOWN,
     LatentProbe,
-    features_of,
     measure_denoiser,
 )
+from telecine.tools.latents.generator_quality import check_enough_clips
 from telecine.tools.latents.wiener import WienerFilter
 from telecine.training.build import build_accelerator
 from telecine.training.clips import Spans
@@ -80,7 +76,10 @@ def train_probe(
     )
     network = load_frechet_network(probe.features, settings.clips, device)
     if network is not None:
-        _check_enough_clips(unseen_videos(), network, str(probe.features))
+        features = features_of(unseen_videos(), network)
+        check_enough_clips(
+            features, name="probe.features", value=probe.features, clips="unseen videos"
+        )
 
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     accelerator = build_accelerator(settings)
@@ -124,16 +123,6 @@ def _read_unseen(
     """Yield unseen clips, each `(1, C, T, H, W)`."""
     for clip in iterate_validation_clips(spans, clips, max_clips):
         yield clip["video"][None].to(device)
-
-
-def _check_enough_clips(videos: Iterable[Video], network: FeatureNetwork, setting: str) -> None:
-    """Raise a `ValueError` if there are too few clips for the Frechet distance of a network."""
-    features = features_of(videos, network)
-    reason = frechet_undefined(features)
-    if reason is not None:
-        got = f"{setting}: {reason}"
-        remedy = "A larger `max_clips`, and more unseen videos, give more clips."
-        raise argument_error("probe.features", "left out here", got, remedy)
 
 
 def _run_name(
