@@ -12,7 +12,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
@@ -167,13 +166,17 @@ class _Returned(NamedTuple):
     result: Any
 
 
-class _SendRecords(QueueHandler):
+class _SendRecords(logging.Handler):
     """Sends what is logged to the process that started this one, which logs it."""
 
-    queue: Connection
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        self.queue.send(record)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record as its text: its arguments need not be picklable."""
+        text = {"msg": record.getMessage(), "args": None, "exc_info": None}
+        self._connection.send(logging.makeLogRecord({**record.__dict__, **text}))
 
 
 def _call_until_closed(
