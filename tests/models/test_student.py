@@ -245,6 +245,18 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     assert load_autoencoder(folder).teacher == "owner/name"
 
 
+def test_the_settings_of_another_run_do_not_change_the_teacher(saved, tmp_path):
+    other = tmp_path / "other" / saved.name
+    teacher().save_pretrained(other)
+    folder = tmp_path / "run" / "student"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"resolved: {{encoder: {other}}}\n")
+    student_of(saved).save_pretrained(folder)
+    assert load_autoencoder(folder).teacher == str(saved)
+    edit_config(folder, teacher=f"owner/{saved.name}")
+    assert load_autoencoder(folder).teacher == f"owner/{saved.name}"
+
+
 @pytest.mark.parametrize(
     ("folder", "teacher"),
     [

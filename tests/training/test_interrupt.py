@@ -51,6 +51,16 @@ def test_a_signal_that_a_scheduler_and_torchrun_both_send_is_one_request(number)
         assert stop.is_set
 
 
+@pytest.mark.usefixtures("raising_handlers")
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_of_several_processes_only_living_ones_can_save(num_ranks, capfd, monkeypatch):
+    """A launcher sends the signal if one of them has died, too."""
+    monkeypatch.setattr(interrupt, "num_ranks", lambda: num_ranks)
+    with stop_on_signal():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ("and saving if all processes still run" in capfd.readouterr().err) == (num_ranks > 1)
+
+
 def test_a_hangup_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with stop_on_signal() as stop:

@@ -113,6 +113,13 @@ def test_wrong_data_is_refused_before_anything_is_written(tiny, tmp_path, change
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sizes_are_checked_before_the_data_is_read(tiny):
+    console = recorder()
+    with pytest.raises(ValueError, match=r"must be 4k\+1 .*, but got 6\. Use 5"):
+        train(tiny(clips=ClipConfig(num_frames=6, height=32, width=32)), console=console)
+    assert "reading the data" not in console.export_text()
+
+
 @pytest.mark.parametrize("fault", ["data", "lock"])
 def test_a_run_that_cannot_start_leaves_the_processes_that_share_its_clips(
     tiny, monkeypatch, fault
@@ -122,7 +129,7 @@ def test_a_run_that_cannot_start_leaves_the_processes_that_share_its_clips(
 
     monkeypatch.setattr("telecine.training.build.enter_context_group", enter)
     config = tiny(data="nowhere") if fault == "data" else tiny()
-    lock = RunLock(Path(config.output_dir)) if fault == "lock" else None
+    lock = RunLock(Path(config.output_dir)).acquire() if fault == "lock" else None
     try:
         with pytest.raises(ValueError, match=r"exist|one run at a time"):
             prepare(config, quiet())

@@ -127,8 +127,8 @@ def compare(
     for name in set_metrics:
         a = evaluation_a.metrics[name]
         b = evaluation_b.metrics[name]
-        larger_is_better = evaluation_a.protocol["better"][name] == "larger"
-        differences.append(Difference(name, a, b, b - a, None, larger_is_better))
+        direction = DIRECTIONS[evaluation_a.protocol["better"][name]]
+        differences.append(Difference(name, a, b, b - a, None, direction.larger_is_better))
     num_videos = len({clip["source"] for clip in evaluation_a.per_clip})
     comparison = Comparison(
         differences=differences,
@@ -170,7 +170,7 @@ def _paired_differences(
             second=float(b.mean()),
             mean=float((b - a).mean()),
             interval=_bootstrap_interval(b - a, video_indices) if len(videos) > 1 else None,
-            larger_is_better=better_values == "larger",
+            larger_is_better=direction.larger_is_better,
         )
         differences.append(difference)
     return differences

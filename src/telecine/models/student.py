@@ -246,7 +246,7 @@ def _check_saved(values: dict[str, Any], key: str, kind: type, contract: str, fi
 
 
 def _find_teacher(folder: Path, teacher: str) -> str:
-    """Return the teacher of the student in a folder: the path in its run's settings, a folder, or the name.
+    """Return the teacher of the student in a folder: a folder, the path in its run's settings, or the name.
 
     The folders `model` and `ema` of a checkpoint hold the student itself, so they are not searched for the teacher.
     """
@@ -254,12 +254,12 @@ def _find_teacher(folder: Path, teacher: str) -> str:
     parent = folder.parent.resolve()
     if Checkpoints.is_checkpoint(parent) and local in (parent / "model", parent / "ema"):
         local = None
+    if local is not None:
+        return str(local)
+    is_on_hub = "/" in teacher and not teacher.startswith(".")
     resolved = read_saved_settings(folder.parent).get("resolved")
     path = resolved.get("encoder") if isinstance(resolved, dict) else None
-    if (
-        isinstance(path, str)
-        and Path(path).name == Path(teacher).name
-        and (Path(path).exists() or local is None)
-    ):
+    # The settings may be those of another run, which the student was copied beside.
+    if not is_on_hub and isinstance(path, str) and Path(path).name == Path(teacher).name:
         return path
-    return teacher if local is None else str(local)
+    return teacher

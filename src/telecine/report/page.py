@@ -10,7 +10,6 @@ from typing import Any
 from telecine.base.checks import argument_error
 from telecine.base.files import write_text
 from telecine.evaluation.metrics import METRICS
-from telecine.evaluation.metrics.metric import DIRECTIONS
 from telecine.report.chart_data import ChartsData, Event, charts_data
 from telecine.report.html import render_page
 from telecine.report.logged_charts import charts_of_runs, metric_label
@@ -189,7 +188,7 @@ def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
     for name in names:
         label = metric_label(name)
         if name in METRICS:
-            label = f"{label} {DIRECTIONS[METRICS[name].better].arrow}"
+            label = f"{label} {METRICS[name].direction.arrow}"
         labels.append(label)
     rows = [[run_metrics.get(name) for name in names] for run_metrics in metrics]
     return {

@@ -13,7 +13,6 @@ from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, atomic_write, mark_output, write_text
 from telecine.evaluation.metrics import METRICS
 from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS
-from telecine.evaluation.metrics.metric import DIRECTIONS
 from telecine.report.reported_run import ReportedRun
 from telecine.runs import Run
 from telecine.runs.saved_clips import SavedClip
@@ -147,7 +146,7 @@ def best_and_worst(clips: Sequence[SavedClip]) -> list[RankedClip]:
             if math.isfinite(value):
                 values[index] = value
         if len(values) > 1:
-            direction = DIRECTIONS[METRICS[name].better]
+            direction = METRICS[name].direction
             badness = {index: direction.badness(value) for index, value in values.items()}
             order = sorted(badness, key=badness.__getitem__)
             ranks.append({"rank": "best", "metric": name, "index": order[0]})

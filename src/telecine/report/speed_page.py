@@ -118,7 +118,7 @@ def _chart(name: str, evaluations: Sequence[SavedEvaluation], speeds: Sequence[S
         point = (1e3 / speed.decode.frames_per_second, evaluation.metrics[name])
         points.append(point)
         curves.append(make_curve(index, [point]))
-    front = pareto_front(points, larger=better == "larger")
+    front = pareto_front(points, larger=DIRECTIONS[better].larger_is_better)
     if front:  # it also shows to the right of the best model
         slowest = max(milliseconds for milliseconds, _ in points)
         front.append((slowest, front[-1][1]))

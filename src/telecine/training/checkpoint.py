@@ -299,4 +299,6 @@ def best_step(files: Run, metric: str | None, step: int) -> int | None:
     """
     if metric is None:
         return None
-    return files.best_step(metric, step, larger_is_better=METRICS[metric].better == "larger")
+    return files.best_step(
+        metric, step, larger_is_better=METRICS[metric].direction.larger_is_better
+    )

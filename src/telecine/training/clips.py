@@ -38,7 +38,7 @@ from telecine.data.validation import (
     read_validation_clips,
 )
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import check_buckets, check_channels
+from telecine.models.interface import check_buckets
 from telecine.ops.ranks import data_rank, num_data_ranks, num_ranks
 from telecine.runs.summary import ValidationSet
 from telecine.settings import ClipConfig, TrainConfig
@@ -206,16 +206,15 @@ def _to_split(spans: SpanTable, config: ClipConfig) -> SpanTable:
     return spans.take(spans.is_image)
 
 
-def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset) -> Clips:
+def map_clips(config: TrainConfig, dataset: MapDataset) -> Clips:
     """Split a map-style data set, and read the validation clips. Every process has to call this.
 
     Args:
         config: The settings. Those of files and of several sizes have to be left out.
-        model: The autoencoder.
         dataset: The clips, see `MappedClips`.
 
     Raises:
-        ValueError: A setting is for files, clips do not fit the model, or a process has other clips than the first one.
+        ValueError: A setting is for files, or a process has other clips than the first one.
         DataError: There are fewer than two clips, or a validation clip is not as `config.clips` says.
     """
     clips = config.clips
@@ -233,8 +232,6 @@ def map_clips(config: TrainConfig, model: VideoAutoencoder, dataset: MapDataset)
         if value:
             remedy = "It is for data in files."
             raise argument_error(name, "left out with `dataset`", repr(value), remedy)
-    check_channels(clips, model)
-    check_buckets(clips.train_buckets, model, images=False)
     train, held_out = split_indices(len(dataset), clips.val_fraction)
     chosen = [
         held_out[index]
@@ -265,8 +262,6 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         ValueError: If clips do not fit the model, or a process has other data than the first one.
         DataError: If there is no video to train on, or to validate on.
     """
-    check_channels(config.clips, model)
-    check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     with (
         log_in_first_process(rank()),
         barrier_without_time_limit() as wait_for_everyone,
@@ -293,7 +288,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         train = ClipDataset(
             spans.train, config.clips, seed=config.seed, lazy_index=spans.lazy_index
         )
-        # Again, as data of images alone needs no `image_ratio`.
+        # Data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)
     first_places = first_of_each(spans.usable.file)
     num_images = int(spans.usable.is_image[first_places].sum())

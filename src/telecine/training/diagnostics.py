@@ -252,9 +252,8 @@ def below_linear(values: RecentValues) -> Finding | None:
         linear = values.last(f"linear/{name}", 1, after=values.num_steps - 1)
         if not model or not linear or math.isclose(model[0], linear[0], rel_tol=tolerance):
             continue
-        is_larger = model[0] > linear[0]
-        larger_is_worse = METRICS[name].better == "smaller"
-        if is_larger == larger_is_worse:
+        direction = METRICS[name].direction
+        if direction.badness(model[0]) > direction.badness(linear[0]):
             worse.append(f"{name} {model[0]:.4g} against {linear[0]:.4g}")
     if not worse:
         return None

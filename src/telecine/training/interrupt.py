@@ -10,11 +10,11 @@ from types import FrameType
 
 from telecine.base.checks import Interrupted
 from telecine.data.worker_process import STOP_SIGNALS
+from telecine.ops.ranks import num_ranks
 
 # Slurm signals every process of a job's step, and torchrun passes its signal on to the processes that it started: each
 # gets two. A repetition within so many seconds is the same request. It is not so for Ctrl-C, which a person repeats.
 REPETITION_SECONDS = 5.0
-_ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; again to stop now\n"
 
 
 class StopRequest:
@@ -77,9 +77,12 @@ def stop_on_signal(
 
 
 def _acknowledge() -> None:
+    # A launcher also sends the signal if a process has died, without which the others can save nothing.
+    saving = "saving" if num_ranks() == 1 else "saving if all processes still run"
+    text = f"\nstopping after this update or validation clip, and {saving}; again to stop now\n"
     try:
         # Works also while the program is writing to standard error.
-        os.write(2, _ACKNOWLEDGED.encode())
+        os.write(2, text.encode())
     except OSError:  # the terminal is closed: what would be printed there, such as progress, must not end the run
         for output in (1, 2):
             if not os.path.isfile(output):

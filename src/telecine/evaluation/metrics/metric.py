@@ -27,11 +27,16 @@ class Direction:
         """Whether a number is best, so that metrics are compared by their distance from it."""
         return math.isfinite(self.best)
 
+    @property
+    def larger_is_better(self) -> bool:
+        """Whether larger values are better, without a limit."""
+        return self.best == math.inf
+
     def badness(self, value: float) -> float:
         """Return a number that is smallest for the best value."""
         if self.has_limit:
             return abs(value - self.best)
-        return -value if self.best > 0 else value
+        return -value if self.larger_is_better else value
 
 
 DIRECTIONS: dict[Better, Direction] = {
@@ -64,6 +69,11 @@ class Metric:
     """Smallest number of frames of a clip."""
     is_per_clip: bool = True
     """Whether each clip has a value. False: only the whole set, or the model, has one."""
+
+    @property
+    def direction(self) -> Direction:
+        """What `better` means."""
+        return DIRECTIONS[self.better]
 
     def describe(self, averaging: str | None = None) -> str:
         """Return the text of the metric in `protocol.json`, with another averaging if one is passed."""
