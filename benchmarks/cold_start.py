@@ -39,9 +39,10 @@ from s3_folder import Server
 
 import telecine
 from telecine.data import ClipDataset, clips_sha256, index_video, load_spans, read_clip, tar_members
-from telecine.data.ahead_index import AheadIndex
+from telecine.data.errors import Deadline
 from telecine.data.remote import look_up
 from telecine.data.source import RemotePath, TarMember
+from telecine.data.tar_files import scan_tar
 from telecine.losses.perceptual.weights import cache_path
 from telecine.settings import ClipConfig
 
@@ -214,13 +215,15 @@ def usage(pid: int) -> tuple[int, float]:
             file_bytes = max(file_bytes, member.memory_info().shared)
             times = member.cpu_times()
             seconds += times.user + times.system
+            seconds += times.children_user + times.children_system  # that have ended
     return num_bytes + file_bytes, seconds
 
 
 def hash_clips(index: str | None, items: list[int]) -> list[str]:
     """Return the hashes of clips with these numbers, read by a process that finds the data by itself."""
     options = {} if index is None else {"index": index}
-    config = ClipConfig(**CLIP, **options)
+    # Without processes: those of `compare_clips` may start none.
+    config = ClipConfig(**{**CLIP, "num_workers": 0}, **options)
     if index == "lazy":
         from telecine.data.lazy.load_table import load_table
 
@@ -291,7 +294,8 @@ def reads(data: Path, server: Server) -> None:
         report(f"a clip of a member of {title}", time.monotonic() - begin, server)
         shutil.rmtree(data / "cache", ignore_errors=True)
         begin = time.monotonic()
-        assert len(AheadIndex(str(archive)).members(look_up(archive))) == len(members)
+        names, _ = scan_tar(look_up(archive), Deadline(archive), lambda member, _: member.name)
+        assert len(names) == len(members)
         report(f"the names of all members of {title}", time.monotonic() - begin, server)
         shutil.rmtree(data / "cache", ignore_errors=True)
 

@@ -100,7 +100,7 @@ def test_the_commands(folder, cached_weights):
     runs = sorted(path.parent.name for path in (folder / "runs").glob("*/checkpoints"))
     names = "by_file by_time cache csv folder held_out images jsonl lazy mixed shards sizes workers"
     assert runs == names.split()
-    assert (folder / "my_videos" / ".telecine-index").exists()
+    assert (folder / "my_videos" / ".telecine-index.d").exists()
     sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"][
         "buckets"
     ]

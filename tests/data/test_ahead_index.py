@@ -1,15 +1,13 @@
 """The index is saved, and videos are indexed again when it no longer matches."""
 
-import gzip
-import json
 import math
 import os
 import shutil
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from errno import EIO
 
 import pytest
+from safetensors.numpy import load_file
 
 from telecine.data import (
     DataError,
@@ -22,14 +20,13 @@ from telecine.data import (
 )
 from telecine.data.ahead_index import AheadIndex
 from telecine.data.fingerprint import num_bytes
-from telecine.data.index_paths import index_path
-from telecine.data.lazy.index_file import (
-    FORMAT,
-    column_parts_of_infos,
-    read_columns,
-    write_columns,
-)
+from telecine.data.index_paths import index_folders, single_index
+from telecine.data.lazy import index as lazy_module
+from telecine.data.lazy import shards
+from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.index_file import save_tensors
 from telecine.settings import ClipConfig
+from telecine.tools.index.write_index import write_index
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
 
@@ -61,6 +58,7 @@ def indexed(monkeypatch):
         return tar_members(path, opened)
 
     monkeypatch.setattr(ahead_index, "index_video", index)
+    monkeypatch.setattr(lazy_module, "index_video", index)
     monkeypatch.setattr(tar_files, "tar_members", members)
     return names
 
@@ -77,38 +75,43 @@ def load(indexed):
     return load_again
 
 
+def shards_of(folder):
+    return list((folder / ".telecine-index.d" / "shards").glob("*"))
+
+
 def test_nothing_is_read_again(folder, load):
     infos, names = load(folder)
     assert names == sorted([*ALL_FILES, "b.tar"])
     assert [info.source.name for info in infos] == ALL_FILES
-    written = index_path(folder).stat().st_mtime_ns
+    (shard,) = shards_of(folder)
+    written = shard.stat().st_mtime_ns
     assert load(folder) == (infos, [])
     assert infos[1:] == [index_video(info.source) for info in infos[1:]]
     assert num_bytes(infos[1].source) == (folder / "a.mp4").stat().st_size
     assert num_bytes(infos[2].source) == infos[2].source.size
-    assert index_path(folder).stat().st_mtime_ns == written
+    assert shard.stat().st_mtime_ns == written
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".telecine-index",
+        ".b.tar.telecine-index",
+        ".telecine-index.d",
         "0.png",
         "a.mp4",
         "b.tar",
     ]
 
 
-@pytest.mark.parametrize(("seconds", "names"), [(0.0, []), (60.0, ["a.mp4", "b.tar", "c.mkv"])])
+@pytest.mark.parametrize(("seconds", "names"), [(0.0, []), (60.0, ["0.png", "a.mp4"])])
 def test_the_index_is_saved_now_and_then(folder, monkeypatch, indexed, seconds, names):
     """A process that is killed loses what it has read since."""
-    monkeypatch.setattr(ahead_index, "_SECONDS_BETWEEN_SAVES", seconds)
+    monkeypatch.setattr(shards, "_SECONDS_PER_SHARD", seconds)
 
     def use(cache):
         indexed.clear()
-        (member,) = cache.members(folder / "b.tar")
+        cache.info(folder / "0.png")
         cache.info(folder / "a.mp4")
-        cache.info(member)
         return sorted(indexed)
 
     killed = AheadIndex(folder)
-    assert use(killed) == ["a.mp4", "b.tar", "c.mkv"]
+    assert use(killed) == ["0.png", "a.mp4"]
     assert use(AheadIndex(folder)) == names
     killed.save()
     assert use(AheadIndex(folder)) == []
@@ -125,7 +128,7 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
         )
         with pytest.raises(ZeroDivisionError):
             load(folder)
-    assert load(folder)[1] == ["0.png", "a.mp4", "a.mp4", "c.mkv", "c.tar"]
+    assert load(folder)[1] == ["0.png", "a.mp4", "a.mp4", "c.mkv", "c.tar"], "b.tar was scanned"
     (folder / "a.mp4").touch()
     with monkeypatch.context() as patch:
         patch.setattr(ahead_index, "index_video", lambda *_: 1 / 0)
@@ -134,27 +137,14 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     assert load(folder)[1] == ["a.mp4"], "those that were not reached are kept"
 
 
-def test_columns_of_images_take_few_bytes(folder):
-    """Of a million images, a view for each would take a gigabyte."""
-    info = index_video(folder / "0.png")
-    count = 5000
-    tracemalloc.start()
-    try:
-        column_parts_of_infos(range(count), [info] * count)
-        _, num_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert num_bytes < 400 * count
-
-
 def test_several_processes_may_save_at_once(folder, load):
     indices = [AheadIndex(folder) for _ in range(4)]
     for index in indices:
         index.info(folder / "a.mp4")
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda index: index.save(is_complete=False), indices))
+        list(pool.map(AheadIndex.save, indices))
+    assert len(shards_of(folder)) == 1, "of the same name, as it has the same files"
     assert load(folder)[1] == ["0.png", "b.tar", "c.mkv"]
-    assert [path.name for path in folder.glob(".*")] == [".telecine-index"]
 
 
 def test_a_tar_file_that_the_system_cannot_read_whole_is_listed_again(folder, load, monkeypatch):
@@ -182,7 +172,7 @@ def test_only_changed_files_are_indexed_again(folder, load, tmp_path):
     write_video(folder / "a.mp4", numbered_frames(30))
     os.utime(folder / "a.mp4", ns=(1, 1))  # another size
     moved.rename(folder / "d.mp4")
-    assert load(folder)[1] == ["a.mp4", "d.mp4"], "a file that was gone is not in the index"
+    assert load(folder)[1] == ["a.mp4"], "a file that was gone is still in the index"
     write_shard(folder / "b.tar", [tmp_path / "c.mkv", folder / "0.png"])
     infos, names = load(folder)
     assert [info.source.name for info in infos] == ["0.png", "a.mp4", "c.mkv", "0.png", "d.mp4"]
@@ -209,62 +199,72 @@ def test_files_that_cannot_be_decoded_are_tried_again(folder, load):
         AheadIndex(folder).info(folder / "y.mp4")
 
 
-def packed(content):
-    return lambda path: path.write_bytes(gzip.compress(content))
-
-
 def described(description):
-    return packed(len(description).to_bytes(8, "little") + description)
+    return lambda path: path.write_bytes(len(description).to_bytes(8, "little") + description)
 
 
-def rewritten(version=FORMAT, **changed):
-    """Return a function that replaces columns of an index, or its version."""
+def rewritten(metadata=None, **changed):
+    """Return a function that replaces columns of a shard, or its metadata."""
 
     def rewrite(path):
-        columns = read_columns(gzip.decompress(path.read_bytes()))
+        columns = load_file(path)
         columns |= {name: columns[name] * 0 + value for name, value in changed.items()}
-        with gzip.open(path, "wb") as file:
-            parts = {name: [column] for name, column in columns.items()}
-            write_columns(file, parts, {"format": version})
+        save_tensors(path, columns, metadata or {})
 
     return rewrite
 
 
 DAMAGES = {
     "truncated": lambda path: truncate(path, 0.5),
-    "not gzip": lambda path: path.write_text("index"),
     "empty": lambda path: path.write_bytes(b""),
-    "an earlier version": packed(b'[11, "little", 0, 0]\n'),
-    "another version": rewritten(version="0"),
-    "no columns": described(json.dumps({"__metadata__": {"format": FORMAT}}).encode()),
-    "other JSON": described(b"[1, 2]"),
+    "another version": rewritten(metadata={"format": "0"}),
+    "no columns": described(b"{}"),
     "nested brackets": described(b"[" * 30_000),
     "a number of thousands of digits": described(b"[" + b"9" * 5000 + b"]"),
-    "fewer numbers": lambda path: packed(gzip.decompress(path.read_bytes())[:-8])(path),
-    "zeros at the end": lambda path: path.write_bytes(path.read_bytes()[:-30] + bytes(30)),
-    "zeros without end": packed(bytes(2**24)),
+    "fewer numbers": lambda path: path.write_bytes(path.read_bytes()[:-8]),
     "no frames": rewritten(**{"exact.pts_end": 0}),
     "no number": rewritten(**{"exact.fps": math.nan}),
     "an unknown range": rewritten(**{"exact.hdr": 9}),
-    "more members": rewritten(**{"archive.num_members": 2**40}),
     "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
-    "a sparse file": lambda path: os.truncate(path, 40 * 2**30),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_or_outdated_file_is_replaced(folder, load, caplog, damage):
     infos, _ = load(folder)
-    DAMAGES[damage](index_path(folder))
-    again, names = load(folder)
-    assert again == infos
-    assert set(ALL_FILES) < set(names)
-    assert caplog.text.count("indexing the data again") == 1
+    (shard,) = shards_of(folder)
+    DAMAGES[damage](shard)
+    assert load(folder) == (infos, ALL_FILES)
+    assert caplog.text.count("indexing its files again") == 1
+    caplog.clear()
     assert load(folder) == (infos, [])
-    assert index_path(folder).stat().st_size < 2**20
+    assert caplog.messages == []
 
 
-def test_path_of_the_file(folder, tmp_path):
+def test_the_one_file_of_an_earlier_version_is_removed(folder, load, caplog):
+    single_index(folder).touch()
+    infos, _ = load(folder)
+    assert caplog.text.count("is of an earlier version of telecine, and removed") == 1
+    caplog.clear()
+    assert load(folder) == (infos, [])
+    assert caplog.messages == []
+    assert not (folder / ".telecine-index").exists()
+
+
+def test_indices_are_those_of_lazy_runs_and_of_later_ones(folder, load, indexed):
+    load(folder / "b.tar")
+    shutil.rmtree(folder / ".telecine-index.d", ignore_errors=True)
+    write_index(str(folder / "b.tar"), ClipConfig())
+    LazyIndex(str(folder), ClipConfig()).info(folder / "a.mp4")
+    infos, names = load(folder)
+    assert names == ["0.png"], "the sidecar of the tar file has its member"
+    indexed.clear()
+    lazy_index = LazyIndex(str(folder), ClipConfig())
+    assert [lazy_index.info(info.source) for info in infos] == infos
+    assert indexed == []
+
+
+def test_path_of_the_folder(folder, tmp_path):
     (tmp_path / "list.csv").write_text("path\ndata/a.mp4\n")
     data = [
         folder,
@@ -274,12 +274,12 @@ def test_path_of_the_file(folder, tmp_path):
         folder / "{0..1}.tar",
         tmp_path / "*/a.mp4",
     ]
-    paths = [index_path(path) for path in data]
+    paths = [index_folders(path)[0] for path in data]
     assert [path.parent for path in paths] == [folder, tmp_path, tmp_path, folder, folder, tmp_path]
-    assert [path.name for path in paths[:2]] == [".telecine-index"] * 2
+    assert [path.name for path in paths[:2]] == [".telecine-index.d"] * 2
     assert len(set(paths)) == len(paths)
     assert all(
-        path.name.startswith(".") and path.name.endswith(".telecine-index") for path in paths
+        path.name.startswith(".") and path.name.endswith(".telecine-index.d") for path in paths
     )
 
 
@@ -301,14 +301,14 @@ def test_a_read_only_folder(folder, load, tmp_path, monkeypatch, caplog):
         os, "access", lambda path, mode: mode == os.W_OK and not path.is_relative_to(folder)
     )
     infos, _ = load(folder)
-    assert not (folder / ".telecine-index").exists()
-    (saved,) = (tmp_path / "cache").rglob("*telecine-index")
-    assert saved.parent == tmp_path / "cache" / "telecine" / "indices"
-    assert index_path(folder) == saved != index_path(folder.parent / "other")
+    assert list(folder.glob(".*")) == []
+    cache = tmp_path / "cache" / "telecine" / "indices"
+    assert [path.parent for path in cache.glob("*.d/shards")] == [index_folders(folder)[0]]
+    assert index_folders(folder)[0] != index_folders(folder.parent / "other")[0]
     assert load(folder) == (infos, [])
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert index_path(folder).parent == tmp_path / ".cache" / "telecine" / "indices"
+    assert index_folders(folder)[0].parent == tmp_path / ".cache" / "telecine" / "indices"
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert load(folder)[0] == infos

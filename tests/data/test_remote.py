@@ -32,14 +32,14 @@ from telecine.data import (
     remote,
     remote_read,
 )
-from telecine.data.ahead_index import AheadIndex
 from telecine.data.errors import Deadline, DecodeError
-from telecine.data.index_paths import index_path
+from telecine.data.index_paths import index_folders
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sidecar import scan_archive
 from telecine.data.lists import read_list
 from telecine.data.remote_cache import cache_folder
 from telecine.data.source import PROTOCOLS, RemotePath
+from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
 
 from .videos import moving_frames, write_images, write_shard, write_video
@@ -148,10 +148,10 @@ def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address)
     local = clips_of(folder)
     assert torch.equal(clips_of(address), local)
     empty_cache()
-    shutil.rmtree(index_path(address).parent)
+    shutil.rmtree(index_folders(address)[0].parent)
     s3.put(folder, "set")  # with the sidecar of the tar file
     assert torch.equal(clips_of(address), local)
-    assert not list(index_path(address).parent.glob("*.tar.telecine-index"))
+    assert not list(index_folders(address)[0].parent.glob("*.tar.telecine-index"))
 
 
 def test_servers_are_asked_once_about_addresses_in_a_list(
@@ -191,7 +191,7 @@ def test_servers_are_asked_once_about_addresses_in_a_list(
 
 def test_only_what_changed_is_indexed_again(s3, folder, address, fetched):
     first, _ = load_spans(address)
-    assert index_path(address).parent == cache_folder().parent / "indices"
+    assert index_folders(address)[0].parent == cache_folder().parent / "indices"
     empty_cache()
     fetched.clear()
     assert load_spans(address)[0] == first
@@ -412,7 +412,7 @@ def test_the_members_of_a_tar_file_are_found_by_its_headers(s3, tmp_path, fetche
         files[-1].write_bytes(bytes(10**6))
     address = s3.put(write_shard(tmp_path / "set" / "a.tar", files).parent, "set")
     archive = RemotePath(f"{address}/a.tar")
-    members = AheadIndex(address).members(archive)
+    members, _ = scan_tar(archive, Deadline(archive), lambda member, _: member)
     assert [(member.name, member.size) for member in members] == [
         (path.name, 10**6) for path in files
     ]

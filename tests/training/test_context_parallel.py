@@ -16,7 +16,13 @@ from telecine.models.context_parallel import most_processes, split_over_processe
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.ops.pass_options import ContextGroup, using_pass_options
 from telecine.ops.rows import rows_of_ranks
-from telecine.settings import CausalVAEConfig, ClipConfig, ObjectiveConfig, TrainConfig
+from telecine.settings import (
+    CausalVAEConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    TrainConfig,
+)
 from telecine.training.build import build_accelerator
 from telecine.training.memory import plan_update
 from telecine.training.update_memory import AUTOENCODER
@@ -93,6 +99,7 @@ def test_a_quarter_of_the_rows_needs_a_third_of_the_activations():
         clips=ClipConfig(num_frames=5, height=128, width=128),
         batch_size=1,
         objective=ObjectiveConfig(perceptual_weight=0.0),
+        discriminator=DiscriminatorConfig("none"),
     )
     sizes = []
     for context_parallel in (1, 4):

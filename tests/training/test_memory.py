@@ -138,40 +138,40 @@ def test_operations_are_two_for_each_product():
 
 
 @pytest.fixture
-def two_levels(tiny):
-    """Return settings of an autoencoder of two levels with both discriminators; their tests share a plan."""
+def full(tiny, everything):
+    """Return settings of an autoencoder of two levels with every term and both discriminators; tests share a plan."""
     return tiny(
         causal_vae=replace(tiny().causal_vae, patch_size=2, channel_multipliers=(1, 2)),
-        discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2),
+        objective=replace(everything["objective"], multiscale_adversarial_loss_weight=0.0),
+        discriminator=replace(everything["discriminator"], num_scales=0, num_layers=1),
     )
 
 
 @pytest.mark.slow
-def test_known_bytes_of_networks_and_optimizers(two_levels):
-    planned = plan(two_levels)
-    state = new_state(two_levels)
-    trained = bytes_of(state.autoencoder.parameters())
-    discriminators = bytes_of(state.objective.get_trainable_parameters())
+def test_known_bytes_of_networks_and_optimizers(full):
+    planned = plan(full)
+    state = new_state(full)
+    averaged = bytes_of(state.autoencoder.parameters())
+    weights = [*state.autoencoder.parameters(), *state.objective.parameters()]
+    trained = bytes_of(weights)
     buffers = bytes_of(state.objective.buffers())
-    num_tensors = len(list(state.autoencoder.parameters())) + len(
-        state.objective.get_trainable_parameters()
-    )
-    assert planned.resident_by_part[PARAMETERS] == trained + discriminators + buffers
-    assert (
-        planned.resident_by_part[OPTIMIZER] == 2 * (trained + discriminators) + 4 * num_tensors
-    )  # and a count of the steps
-    assert planned.resident_by_part[AVERAGE] == trained
+    assert planned.resident_by_part[PARAMETERS] == trained + buffers
+    count_of_steps = 4 * len(weights)
+    assert planned.resident_by_part[OPTIMIZER] == 2 * trained + count_of_steps
+    assert planned.resident_by_part[AVERAGE] == averaged
     assert planned.resident_by_part[FROZEN] == 2 * lpips_bytes(), (
         "that of the objective, and that of validation"
     )
-    assert planned.largest_by_part[GRADIENTS] == trained + discriminators
-    assert planned.largest_by_part[DATA] == 4 * two_levels.batch_size * 3 * 5 * 32 * 32
+    assert planned.largest_by_part[GRADIENTS] == trained
+    assert planned.largest_by_part[DATA] == 4 * full.batch_size * 3 * 5 * 32 * 32
+    assert {"image discriminator", "video discriminator"} <= set(planned.largest_by_part)
+    assert any("discriminator" in part for part in planned.flops_by_part)
 
 
 @pytest.mark.slow
-def test_the_fake_update_allocates_what_a_real_one_does(two_levels, light):
-    planned = plan(two_levels)
-    state = new_state(two_levels)
+def test_the_fake_update_allocates_what_a_real_one_does(full, light):
+    planned = plan(full)
+    state = new_state(full)
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     step = state.objective.schedule.step_with_most_terms()
 
@@ -195,7 +195,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(two_levels, light):
     assert planned.peak - planned.resident - planned.peak_by_part[DATA] == pytest.approx(
         real, rel=0.05
     )
-    checkpointer = Checkpointer(two_levels, state.autoencoder, is_main=True)
+    checkpointer = Checkpointer(full, state.autoencoder, is_main=True)
     for path in (checkpointer.files.history.path, checkpointer.files.warnings.path):
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -280,15 +280,6 @@ def test_a_student_with_random_weights_is_refused(tiny, student):
         ValueError, match=r"`random_weights` must be false for a student.*telecine distill"
     ):
         build_autoencoder(tiny(model=student, random_weights=True))
-
-
-@pytest.mark.slow
-def test_every_term_and_discriminator_can_be_planned(tiny, everything):
-    objective = replace(everything["objective"], multiscale_adversarial_loss_weight=0.0)
-    discriminator = replace(everything["discriminator"], num_scales=0, num_layers=1)
-    planned = plan(tiny(objective=objective, discriminator=discriminator))
-    assert {"image discriminator", "video discriminator"} <= set(planned.largest_by_part)
-    assert any("discriminator" in part for part in planned.flops_by_part)
 
 
 class Tubes(nn.Conv3d):

@@ -85,15 +85,13 @@ def _load_spans_at(
     """Find and index the videos, images and arrays at one path, see `load_spans`."""
     check_path(path, name)
     index = AheadIndex(path, config)
-    is_complete = False
     try:
         segments = list(find_segments(path, index, name=name, keep_columns=keep_columns))
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=index.info)
-        is_complete = True
     finally:
         # Also after an interrupt, so that finished work is kept.
-        index.save(is_complete=is_complete)
+        index.save()
     log_hdr(infos, index.config)
     info_of = {info.source: info for info in infos}
     spans: list[Span] = []
@@ -146,13 +144,15 @@ def find_segments(
         keep_columns: Whether segments have the other columns of lists.
 
     Raises:
-        DataError: nothing is found at `path`, or a list is not valid.
+        DataError: nothing is found at `path`, a list is not valid, or a tar file is not read in time.
     """
+    files = find_files(path, name=name)
+    members = index.members([file for file in files if is_archive(file)])
     is_empty = True
-    for file in find_files(path, name=name):
+    for file in files:
         segments: Iterable[Segment]
-        if is_archive(file):
-            segments = [Segment(member) for member in index.members(file)]
+        if file in members:
+            segments = [Segment(member) for member in members[file]]
         else:
             segments = segments_of(file, index.config, keep_columns=keep_columns)
         for segment in segments:

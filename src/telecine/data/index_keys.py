@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.fingerprint import Fingerprint
-from telecine.data.index_paths import index_path
+from telecine.data.index_paths import index_folders
 from telecine.data.paths import deepest_folder
 from telecine.data.source import Source, TarMember, is_address
 
@@ -24,8 +24,9 @@ def index_root(data: str | PathLike[str]) -> str:
     Args:
         data: A path, a pattern or an address, as `telecine.data.load_spans`.
     """
-    root = index_path(data).parent if is_address(str(data)) else deepest_folder(Path(data))
-    return str(root)
+    if is_address(str(data)):
+        return str(index_folders(data)[0].parent)
+    return str(deepest_folder(Path(data)))
 
 
 def key_of(source: Source, fingerprint: Fingerprint, root: str) -> int:

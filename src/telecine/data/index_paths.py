@@ -13,24 +13,27 @@ _SUFFIX = ".telecine-index"
 _FOLDER_SUFFIX = ".d"
 
 
-def index_path(data: str | PathLike[str]) -> Path:
-    """Return the file of the index of a data set: hidden and next to the data, or in the user's cache folder."""
-    path = _path_beside(data)
-    if path is not None and os.access(path.parent, os.W_OK):
-        return path
-    return _path_in_cache(data)
+def index_folders(data: str | PathLike[str]) -> list[Path]:
+    """Return the folders in which the index of a data set may be: hidden beside the data, and in the user's cache.
 
-
-def lazy_folders(data: str | PathLike[str]) -> list[Path]:
-    """Return the folders in which a lazy index may be: beside the data, if it is a local path, and in the user's cache.
-
-    The first one is written to. Other runs may have written to the other one: with more, or with fewer permissions.
+    The first one is written to. That is the one in the cache if the data is at an address or cannot be written to.
+    Other runs may have written to the other one: with more, or with fewer permissions.
     """
-    paths = [index_path(data)]
-    for path in (_path_beside(data), _path_in_cache(data)):
-        if path is not None and path not in paths:
-            paths.append(path)
+    cached = _path_in_cache(data)
+    beside = _path_beside(data)
+    if beside is None:
+        paths = [cached]
+    elif os.access(beside.parent, os.W_OK):
+        paths = [beside, cached]
+    else:
+        paths = [cached, beside]
     return [path.with_name(path.name + _FOLDER_SUFFIX) for path in paths]
+
+
+def single_index(data: str | PathLike[str]) -> Path:
+    """Return the file in which earlier versions of telecine have kept the index of a data set."""
+    folder = index_folders(data)[0]
+    return folder.with_name(folder.name.removesuffix(_FOLDER_SUFFIX))
 
 
 def sidecar_paths(archive: File) -> tuple[File, Path]:

@@ -233,9 +233,17 @@ def test_fetch_is_offline_if_the_cache_is_full(filled_cache):
         assert metadata_of(net)["sha256"] == KNOWN[net]
 
 
-@pytest.mark.parametrize("how", ["one bit", "cut", "empty"])
-@pytest.mark.parametrize("read", [verify, load_backbone, LPIPS])
-def test_damaged_cache(how, read, filled_cache):
+@pytest.mark.parametrize(
+    ("read", "how"),
+    [
+        (verify, "one bit"),
+        (verify, "cut"),
+        (verify, "empty"),
+        (load_backbone, "cut"),
+        (LPIPS, "one bit"),
+    ],
+)
+def test_damaged_cache(read, how, filled_cache):
     path = cache_path("alex")
     damage(path, how)
     with pytest.raises(

@@ -77,7 +77,6 @@ def test_sidecars_move_with_their_tar_files_and_others_are_not_used(data, tmp_pa
     for name in ("0.tar", ".0.tar.telecine-index"):
         shutil.copyfile(data / name, moved / name)
     assert len(load_table(str(moved), CONFIG).spans) == 3
-    assert not (moved / ".telecine-index").exists(), "the tar file was not scanned"
     shutil.copyfile(data / "1.tar", moved / "0.tar")
     names = {span.source.name for span in load_table(str(moved), CONFIG).spans}
     assert names == {"film3-6.mp4", "film3-7.mp4"}
@@ -95,7 +94,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
     left.touch()
     monkeypatch.setattr(index_file, "_SECONDS_OF_A_WRITE", -1.0)
     if ends == "timestamps":
-        monkeypatch.setattr(index_module, "_TIMESTAMPS_PER_SHARD", 30)
+        monkeypatch.setattr(shards_module, "_TIMESTAMPS_PER_SHARD", 30)
         index_module.write_index(str(data), CONFIG)
     else:
 
@@ -117,7 +116,7 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted")
 def test_few_shards_are_open_at_once(data, monkeypatch):
     monkeypatch.setattr(shards_module, "_NUM_OPEN", 2)
-    monkeypatch.setattr(index_module, "_FILES_PER_SHARD", 1)
+    monkeypatch.setattr(shards_module, "_FILES_PER_SHARD", 1)
     index_module.write_index(str(data), CONFIG)
     num_open = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))

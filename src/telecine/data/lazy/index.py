@@ -12,7 +12,7 @@ from telecine.data.errors import Deadline, DecodeError, is_of_system
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
 from telecine.data.index_keys import index_root, key_of
-from telecine.data.index_paths import lazy_folders
+from telecine.data.index_paths import index_folders
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.index_file import DAMAGE_ERRORS
 from telecine.data.lazy.members import find_members
@@ -53,7 +53,7 @@ class LazyIndex:
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
-        self._folders = lazy_folders(data)
+        self._folders = index_folders(data)
         self.folder = self._folders[0]
         self.config = config
         self.others = [LazyIndex(other, config) for other in others]

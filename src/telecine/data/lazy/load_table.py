@@ -28,11 +28,11 @@ from telecine.data.find import find_files, is_archive, nothing_found, segments_o
 from telecine.data.fingerprint import UNKNOWN, Fingerprint
 from telecine.data.lazy.address_book import AddressBook
 from telecine.data.lazy.file_table import FileTable
-from telecine.data.lazy.header import HEADER, NO_HEADER, Header, read_header
+from telecine.data.lazy.header import NO_HEADER, Header, read_header
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.segment_columns import SegmentColumns
-from telecine.data.lazy.sorted_numbers import concatenate
+from telecine.data.lazy.shards import ShardWriter
 from telecine.data.lazy.stated_header import (
     STATED,
     check_agreement,
@@ -132,6 +132,7 @@ class _TableReader:
         self.addresses = AddressBook(lazy_index)
         self._lazy_index = lazy_index
         self._config = lazy_index.config
+        self._writer = ShardWriter(lazy_index.shards, is_required=False)
         self._last_save = time.monotonic()
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of the files of all parts
@@ -140,9 +141,6 @@ class _TableReader:
         # Of the files of the last chunk of segments: the row, and what the first line of a list says.
         self._row_of: dict[Source, int] = {}
         self._stated: dict[Source, Header | None] = {}
-        # Of files whose headers were read since the last save.
-        self._new_keys: list[NDArray[np.int64]] = []
-        self._new_headers: list[NDArray[Any]] = []
         self._missing: set[Source] = set()  # files that do not exist
         self._skipped: list[Skipped] = []
 
@@ -224,13 +222,9 @@ class _TableReader:
             [self._lazy_index.key_of(file.source, file.fingerprint) for file in files], np.int64
         )
         headers = self._saved_or_stated(files, keys)
-        missing = np.flatnonzero(headers["num_frames"] == 0)
         try:
-            self._read_missing(files, missing, headers)
+            self._read_missing(files, keys, headers)
         finally:
-            read = missing[headers["digest"][missing] != 0]
-            self._new_keys.append(keys[read])
-            self._new_headers.append(headers[read])
             table = FileTable.of(
                 [file.source for file in files],
                 headers,
@@ -298,14 +292,14 @@ class _TableReader:
         return headers
 
     def _read_missing(
-        self, files: Sequence[_NewFile], missing: NDArray[np.integer[Any]], headers: NDArray[Any]
+        self, files: Sequence[_NewFile], keys: NDArray[np.int64], headers: NDArray[Any]
     ) -> None:
-        """Read headers.
+        """Read the headers that have no frames yet, in place.
 
         Args:
             files: The files.
-            missing: The rows of files whose headers are not known.
-            headers: The header of each file. Those in rows of `missing` are replaced.
+            keys: The key of each.
+            headers: The header of each.
         """
 
         def read_or_skip(source: Source) -> Header | Skipped:
@@ -314,15 +308,17 @@ class _TableReader:
             except DecodeError as error:
                 return Skipped.of(source, error)
 
-        rows = missing.tolist()
+        missing = np.flatnonzero(headers["num_frames"] == 0).tolist()
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(read_or_skip, [files[row].source for row in rows])
-            for row, result in zip(rows, results, strict=True):
+            results = pool.map(read_or_skip, [files[row].source for row in missing])
+            for row, result in zip(missing, results, strict=True):
                 if isinstance(result, Skipped):
                     self._skipped.append(result)
                     headers[row] = NO_HEADER
                 else:
                     headers[row] = result
+                    if result.digest != 0:  # no array
+                        self._writer.add(int(keys[row]), result, None)
 
     def _leave_out_refused(self, files: FileTable) -> FileTable:
         """Mark files that the settings refuse: saved headers may be of a run with others."""
@@ -351,17 +347,7 @@ class _TableReader:
         """
         self._last_save = time.monotonic()
         self.addresses.save(is_complete=is_complete)
-        keys = concatenate(self._new_keys, np.int64)
-        headers = concatenate(self._new_headers, HEADER)
-        self._new_keys.clear()
-        self._new_headers.clear()
-        if len(keys) == 0:
-            return
-        try:
-            self._lazy_index.shards.write(keys, headers, {})
-        except OSError as error:
-            text = "headers cannot be saved, so that the next run reads them again: %s"
-            logger.warning(text, error)
+        self._writer.write()
 
     def table(self, *, counts_once: bool) -> DataTable:
         """Return all that was read.

@@ -10,11 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.lazy.header import HEADER, NO_HEADER
-from telecine.data.lazy.index_file import (
-    DAMAGE_ERRORS,
-    IndexFile,
-    columns_of_records,
-)
+from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile
 
 
 class SavedHeaders(NamedTuple):
@@ -50,10 +46,6 @@ class SavedHeaders(NamedTuple):
             all_keys.append(keys)
             all_headers.append(headers)
         return cls.of(np.concatenate(all_keys), np.concatenate(all_headers))
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the columns of a file with these headers."""
-        return {"key": self.keys, **columns_of_records(self.headers)}
 
     def find(self, keys: NDArray[np.int64]) -> NDArray[Any]:
         """Return the headers of keys; `NO_HEADER` where they are unknown."""

@@ -1,11 +1,10 @@
 """Index the files of a data set, each process a part of them, into sidecars of tar files and shards of other files."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 from rich.console import Console
 
 from telecine.base.checks import count
@@ -14,8 +13,9 @@ from telecine.data import DataError, DecodeError, VideoInfo, index_video
 from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
 from telecine.data.fingerprint import Fingerprint
-from telecine.data.lazy.header import HEADER, Header, read_header
+from telecine.data.lazy.header import Header, read_header
 from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.shards import ShardWriter
 from telecine.data.lazy.sidecar import (
     Sidecar,
     has_arrays,
@@ -28,9 +28,8 @@ from telecine.data.lazy.sorted_numbers import find_row
 from telecine.data.source import File, Skipped, Source, TarMember, file_of, kind_of
 from telecine.settings import MAX_FAILURES, ClipConfig
 
-# A process that is killed loses the indices of fewer files, and of fewer timestamps.
-_FILES_PER_SHARD = 1000
-_TIMESTAMPS_PER_SHARD = 2**22
+# Files of which all others are read if one is not read in time.
+_FILES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1
     for archive in archives[part::num_parts]:
         indexer.index_archive(archive)
     files = list(sources)[part::num_parts]
-    for begin in range(0, len(files), _FILES_PER_SHARD):
-        indexer.index_files(files[begin : begin + _FILES_PER_SHARD])
+    for begin in range(0, len(files), _FILES_AT_ONCE):
+        indexer.index_files(files[begin : begin + _FILES_AT_ONCE])
     return Indexed(indexer.num_indexed, indexer.num_before, indexer.skipped)
 
 
@@ -107,6 +106,7 @@ class _Indexer:
         self.skipped: list[Skipped] = []
         self._config = config
         self._lazy_index = LazyIndex(path, config)
+        self._writer = ShardWriter(self._lazy_index.shards, is_required=True)
         self._header_keys = self._lazy_index.shards.header_keys()
         self._exact_keys = self._lazy_index.shards.exact_keys()
 
@@ -140,7 +140,7 @@ class _Indexer:
         self.skipped.extend(sidecar.skipped)
 
     def index_files(self, sources: Sequence[Source]) -> None:
-        """Write a shard with the indices of files that were not read yet."""
+        """Write shards with the indices of files that were not read yet."""
         keys: dict[Source, int] = {}
         for source in sources:
             if kind_of(source) == "arrays":
@@ -154,45 +154,20 @@ class _Indexer:
                 self.num_before += 1
             else:
                 keys[source] = key
-        shard: dict[int, _Outcome] = {}
-        num_timestamps = 0
         try:
             for outcome in self._read(list(keys), "indexing files"):
                 key = keys[outcome.source]
-                shard[key] = outcome
+                self._writer.add(key, outcome.header, outcome.info)
                 if isinstance(outcome.error, DecodeError):
                     self._lazy_index.save_failure(key, outcome.source, outcome.error)
-                if outcome.info is not None:
-                    num_timestamps += outcome.info.num_frames
-                if num_timestamps >= _TIMESTAMPS_PER_SHARD:
-                    self._write_shard(shard)
-                    shard.clear()
-                    num_timestamps = 0
         finally:  # also what was indexed beside a file that is not read in time
-            self._write_shard(shard)
+            self._writer.write()
 
     def _was_read(self, key: int) -> bool:
         """Return whether a shard has the header and the exact index of the file with a key, or why it has none."""
         has_header = find_row(self._header_keys, key) is not None
         has_index = find_row(self._exact_keys, key) is not None
         return (has_header and has_index) or self._lazy_index.failure(key) is not None
-
-    def _write_shard(self, outcomes: Mapping[int, _Outcome]) -> None:
-        """Write what was read of files, by their keys; nothing if no header was read."""
-        keys = []
-        headers = []
-        infos = {}
-        for key, outcome in outcomes.items():
-            if outcome.header is None:
-                continue
-            keys.append(key)
-            headers.append(tuple(outcome.header))
-            if outcome.info is not None:
-                infos[key] = outcome.info
-        if keys:
-            self._lazy_index.shards.write(
-                np.array(keys, np.int64), np.array(headers, HEADER), infos
-            )
 
     def _read(self, sources: Sequence[Source], description: str) -> Iterator[_Outcome]:
         """Yield the header and the exact index of files, in order, and count them. Leave out files not read in time.
