@@ -395,7 +395,7 @@ def _take_lock(run: Path, barrier: Barrier) -> None:
     barrier.wait(LIMIT)
     locks = []
     try:
-        locks.append(RunLock(run))  # a lock that is not referenced is released
+        locks.append(RunLock(run).acquire())  # a lock that is not referenced is released
         code = 0
     except ValueError as error:
         code = USER_ERROR if "used by one run at a time" in str(error) else 1

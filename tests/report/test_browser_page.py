@@ -16,7 +16,7 @@ from telecine.report.html import render_page
 from telecine.report.page import write_report
 from telecine.runs import Run
 
-from .browser import chart, check_page, drawn, evaluate, open_page, wait_for_frame
+from .browser import chart, check_page, drawn, evaluate, open_page, share_plotly, wait_for_frame
 from .runs import FPS, records, stamped, write_run, write_stamped_clip
 
 pytestmark = pytest.mark.slow
@@ -470,9 +470,11 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"step": 21, "train/lr": 0.5}\n')
         for is_live in (True, False):
+            page.evaluate("() => { player.playing = true; }")  # until both files are written
             write_report([run, other], page_file, is_live=is_live)
+            share_plotly(page_file)
             with page.expect_navigation():
-                page.evaluate("look()")
+                page.evaluate("() => { player.playing = false; look(); }")
             shows_the_same()
             assert page.locator("#summary b").first.inner_text() == "21"
         assert page.evaluate("DATA.live") is None, "the last page does not look for others"

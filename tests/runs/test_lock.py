@@ -19,7 +19,7 @@ REFUSED = "`output_dir` must be used by one run at a time"
 def take(run, connection):
     """Take the lock, send the error or None, and hold the lock until told to end."""
     try:
-        lock = RunLock(run)
+        lock = RunLock(run).acquire()
         connection.send(None)
     except ValueError as error:
         connection.send(str(error))
@@ -89,11 +89,11 @@ def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path, 
         ValueError,
         match=rf"{REFUSED}, .*process {first.pid} on .* trains, started 20.*--steal_lock",
     ) as error:
-        RunLock(tmp_path)
+        RunLock(tmp_path).acquire()
     assert "\n" not in str(error.value)
     (tmp_path / OWNER_FILE).write_text("damaged")
     with pytest.raises(ValueError, match=f"{REFUSED}, .* in which another process trains"):
-        RunLock(tmp_path)
+        RunLock(tmp_path).acquire()
 
 
 @pytest.mark.usefixtures("file_system")
@@ -101,7 +101,7 @@ def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path, 
 def test_a_lock_can_be_stolen(tmp_path, start):
     """The former owner, should it live, does not release the lock of the new one."""
     former = start(tmp_path)
-    stolen = RunLock(tmp_path, steal=True)
+    stolen = RunLock(tmp_path, steal=True).acquire()
     former.end()
     former.pipes.clear()
     former.processes.clear()
@@ -117,9 +117,9 @@ def test_a_lock_can_be_stolen(tmp_path, start):
 def test_a_released_lock_can_be_taken_again_and_removes_an_empty_folder(tmp_path):
     run = tmp_path / "new" / "run"
     for _ in range(2):
-        RunLock(run).release()
+        RunLock(run).acquire().release()
         assert not run.exists(), "nothing was written into it"
-    lock = RunLock(run)
+    lock = RunLock(run).acquire()
     (run / "metrics.jsonl").touch()
     lock.release()
     assert [path.name for path in run.iterdir()] == ["metrics.jsonl"]
@@ -127,7 +127,7 @@ def test_a_released_lock_can_be_taken_again_and_removes_an_empty_folder(tmp_path
 
 def test_an_older_version_has_left_a_file(tmp_path):
     (tmp_path / LOCK_FILE).write_text('{"host": "elsewhere", "pid": 1}')
-    RunLock(tmp_path).release()
+    RunLock(tmp_path).acquire().release()
     assert [*tmp_path.iterdir()] == [], "but the folder of the user stays"
 
 
@@ -135,7 +135,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from telecine.runs.lock import RunLock
-lock = RunLock(Path(sys.argv[1]))
+lock = RunLock(Path(sys.argv[1])).acquire()
 worker = os.fork()
 if worker == 0:
     print(os.getpid(), flush=True)
@@ -150,11 +150,11 @@ def test_a_killed_process_leaves_no_lock_though_its_worker_lives(tmp_path):
     ) as holder:
         worker = int(holder.stdout.readline())
         with pytest.raises(ValueError, match=rf"process {holder.pid} on"):
-            RunLock(tmp_path)
+            RunLock(tmp_path).acquire()
         holder.kill()
         holder.wait()
         assert psutil.pid_exists(worker)
-        RunLock(tmp_path).release()
+        RunLock(tmp_path).acquire().release()
         os.kill(worker, signal.SIGKILL)
 
 
@@ -164,12 +164,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         ValueError,
         match=r"that can be made, but got .*/file/run \(Not a directory; .* mounted at /",
     ):
-        RunLock(tmp_path / "file" / "run")
+        RunLock(tmp_path / "file" / "run").acquire()
 
 
 def test_an_error_in_the_release_is_a_warning(tmp_path, caplog):
     """The error that has ended the run is not hidden."""
-    lock = RunLock(tmp_path / "run")
+    lock = RunLock(tmp_path / "run").acquire()
     (tmp_path / "run" / OWNER_FILE).write_text("damaged")
     lock.release()
     assert f"cannot remove the lock of {tmp_path / 'run'}: " in caplog.text

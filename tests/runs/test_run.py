@@ -50,7 +50,7 @@ def test_residue_is_removed_and_nothing_else(tmp_path):
     for path in own:
         (tmp_path / path).touch()
     time.sleep(0.02)  # the resolution of the file system's clock
-    lock = RunLock(tmp_path)
+    lock = RunLock(tmp_path).acquire()
     time.sleep(0.02)
     own += [
         leave(tmp_path / "report.html").relative_to(tmp_path),

@@ -85,7 +85,7 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
     def stop(*_):
         raise ReachedError
 
-    lock = RunLock(Path(config.output_dir))
+    lock = RunLock(Path(config.output_dir)).acquire()
     with pytest.raises(ValueError, match="used by one run at a time"):
         dry_run(config)
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))

@@ -129,7 +129,7 @@ def test_a_run_that_cannot_start_leaves_the_processes_that_share_its_clips(
 
     monkeypatch.setattr("telecine.training.build.enter_context_group", enter)
     config = tiny(data="nowhere") if fault == "data" else tiny()
-    lock = RunLock(Path(config.output_dir)) if fault == "lock" else None
+    lock = RunLock(Path(config.output_dir)).acquire() if fault == "lock" else None
     try:
         with pytest.raises(ValueError, match=r"exist|one run at a time"):
             prepare(config, quiet())

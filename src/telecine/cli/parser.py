@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from telecine.base.checks import argument_error, nearest
@@ -12,6 +13,7 @@ from telecine.cli.typed_settings import (
     Parser,
     add_settings,
     environment_settings,
+    options_inside_dicts,
     parse_argv,
     read_settings,
 )
@@ -131,18 +133,23 @@ class Command:
 
     def help(self) -> str:
         """Return what `--help` prints."""
-        parser = self._parser()
-        self.add_arguments(parser)
-        return parser.format_help()
+        return self._parser.format_help()
 
+    @cached_property
     def _parser(self) -> Parser:
-        return Parser(
+        """The parser of what is typed, but for options inside dicts. To make one takes most of the time of parsing."""
+        return self._new_parser()
+
+    def _new_parser(self) -> Parser:
+        parser = Parser(
             prog=f"telecine {self.name}",
             usage="%(prog)s [ARGUMENT ...] [--NAME VALUE ...]",
             description=self.summary,
             allow_abbrev=False,
             conflict_handler="resolve",  # `--probe` of `latents` is its argument, not the group of settings
         )
+        self.add_arguments(parser)
+        return parser
 
     def parse(self, argv: Sequence[str]) -> ParsedCommand:
         """Return the arguments of the function, its settings among them.
@@ -153,9 +160,9 @@ class Command:
         Raises:
             ValueError: These are not arguments of the command, or a setting is wrong.
         """
-        parser = self._parser()
-        self.add_arguments(parser)
-        values, unknown = parse_argv(parser, argv, self.settings)
+        inside_dicts = options_inside_dicts(argv, self.settings)
+        parser = self._new_parser() if inside_dicts else self._parser
+        values, unknown = parse_argv(parser, argv, inside_dicts)
         if unknown:
             option = unknown[0].partition("=")[0]
             raise ValueError(

@@ -56,28 +56,29 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_argv(
-    parser: Parser, argv: Sequence[str], settings: type | None
+    parser: Parser, argv: Sequence[str], inside_dicts: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the typed arguments by name, and what is typed that is no argument.
 
     Args:
-        parser: What reads them. It also gets the options that are inside a dict of the settings.
+        parser: What reads them. It also gets the options inside dicts.
         argv: What is typed.
-        settings: The dataclass of the settings, if there are any.
+        inside_dicts: The options inside dicts, see `options_inside_dicts`.
     """
     for word in argv:
         name, _, text = word.partition("=")
         if text == "--":  # of which argparse makes an empty list
             raise ValueError(f"`{name}` must have a value. Type it after the name.")
-    if settings is not None:
-        for option in _options_inside_dicts(argv, settings):
-            parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
+    for option in inside_dicts:
+        parser.add_argument(option, dest=option[2:], default=argparse.SUPPRESS)
     arguments, unknown = parser.parse_known_args(argv)
     return vars(arguments), unknown
 
 
-def _options_inside_dicts(argv: Sequence[str], settings: type) -> list[str]:
-    """Return the options that no parser can list, such as `--objective.terms.wavelet.weight`."""
+def options_inside_dicts(argv: Sequence[str], settings: type | None) -> list[str]:
+    """Return the typed options that no parser can list, such as `--objective.terms.wavelet.weight`."""
+    if settings is None:
+        return []
     dicts = [setting.name for setting in settings_of(settings) if setting.is_mapping]
     options: dict[str, None] = {}  # a set in order
     for word in argv:
@@ -220,7 +221,7 @@ def environment_settings(kind: Any) -> Nested:
         return {}
     parser = Parser(allow_abbrev=False)
     add_settings(kind, parser)
-    options, unknown = parse_argv(parser, argv, kind)
+    options, unknown = parse_argv(parser, argv, options_inside_dicts(argv, kind))
     if unknown:
         variable = environment_name(unknown[0].partition("=")[0][2:])
         variables = [environment_name(setting.name) for setting in settings_of(kind)]

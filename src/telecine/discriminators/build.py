@@ -64,13 +64,15 @@ def build_discriminators(
         )
     videos: list[nn.Module] = []
     if video_class is not None:
+        is_custom = config.video not in VIDEO
         videos = [
-            _build(video_class, config.video, config, clips, factor, backbone) for factor in factors
+            _build(video_class, config, clips, factor, backbone, is_custom=is_custom)
+            for factor in factors
         ]
     # After the others: the order decides which random numbers the weights are.
     image: nn.Module | None = None
     if config.image != "none" and 1 in factors:
-        image = _build(IMAGE[config.image], config.image, config, clips, 1, backbone)
+        image = _build(IMAGE[config.image], config, clips, 1, backbone, is_custom=False)
     return image, videos
 
 
@@ -101,28 +103,31 @@ def choose_video(config: DiscriminatorConfig) -> type[nn.Module] | None:
 
 def _build(
     cls: type[nn.Module],
-    kind: object,
     config: DiscriminatorConfig,
     clips: ClipConfig,
     factor: int,
     backbone: nn.Module | None,
+    *,
+    is_custom: bool,
 ) -> nn.Module:
     """Build a class with the size of its clips and with the settings that are arguments of it.
 
     Args:
         cls: The class.
-        kind: The setting that chose it: a name, whose class also gets what only telecine's classes have; otherwise the
-            class is the user's, for which `params` count more.
         config: The settings.
         clips: The settings of the clips.
         factor: The number by which the height and width of the clips are divided.
         backbone: The frozen network of "features".
+        is_custom: Whether the class is the user's. It then gets `params`, too, which count more, and not what only
+            telecine's classes have.
+
+    Raises:
+        ValueError: The class is the user's, and raises an error.
     """
     options = {field.name: getattr(config, field.name) for field in fields(config)}
     options["channels"] = clips.num_channels
     options["frame_num"] = clips.num_frames
     options["image_size"] = (math.ceil(clips.height / factor), math.ceil(clips.width / factor))
-    is_custom = kind not in (*VIDEO, *IMAGE)
     if not is_custom:
         # `dim` is a quarter of the channels of the first block, in the settings and in the residual networks, as in
         # CogVideo.

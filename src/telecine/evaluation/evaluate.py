@@ -69,10 +69,6 @@ def evaluate(
     check_type("config", config, EvaluateConfig, 'Use `EvaluateConfig(data="my_videos")`.')
     with process_group() as (rank, num_ranks):
         device = device_of_process(config.device, num_ranks)
-        if config.data is None:
-            raise argument_error(
-                "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
-            )
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         with log_in_first_process(rank):
@@ -97,7 +93,7 @@ def evaluate(
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        description["data"] = config.data
+        description["data"] = config.input_data
         description |= _describe_subject(checkpoint, config, source)
         evaluation = _summarize(results, metric_set, description, flat_values)
         evaluation = replace(evaluation, speed=speed)

@@ -75,8 +75,9 @@ def load_with_data(
         config: The settings.
         device: Where the autoencoder is.
     """
+    data = config.input_data
     measured = load_with_clips(checkpoint, config, device)
-    infos = load_infos(str(config.data), measured.clips)
+    infos = load_infos(data, measured.clips)
     return replace(measured, clips=one_frame_of_images(infos, measured.clips, config)), infos
 
 

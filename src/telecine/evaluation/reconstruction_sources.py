@@ -97,7 +97,7 @@ def open_source(
         config: The settings.
         device: Where the autoencoder is.
     """
-    data = str(config.data)
+    data = config.input_data
     if not isinstance(checkpoint, nn.Module) and contains_videos(Path(checkpoint)):
         infos = load_infos(data)
         return _video_source(Path(checkpoint), infos, config), infos
@@ -148,7 +148,7 @@ def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConf
     if config.decoder is not None:
         contract = "left out for reconstructions as videos"
         raise argument_error("decoder", contract, config.decoder, "Leave it out.")
-    matches = _match_videos(infos, data=str(config.data), reconstructions=folder)
+    matches = _match_videos(infos, data=config.input_data, reconstructions=folder)
     _log_alpha(next(iter(matches.values())))
     title = f"{folder}, as videos"
     if config.protocol is not None:

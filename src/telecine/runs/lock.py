@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from typing_extensions import Self
 
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, read_json, write_json
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Hold the lock on the folder of a run until `release`. The folder is created if needed.
+    """The lock on the folder of a run, held from `acquire` to `release`.
 
     The kernel frees the lock (`flock`) when the process ends. On a file system without `flock`, filelock replaces it by
     a file: it takes over the file of a process of this machine that has ended, but not one of another machine.
@@ -27,24 +28,34 @@ class RunLock:
         run: The folder of the run.
         steal: Take the lock from another process. Only for a process that has ended, as when its machine is gone.
 
-    Raises:
-        ValueError: Another process holds the lock, or the folder cannot be created.
+    Attributes:
+        taken_at: When the lock was acquired, by the clock of the file system; None before.
     """
 
     def __init__(self, run: Path, *, steal: bool = False) -> None:
         self.path = run / LOCK_FILE
+        self._steal = steal
+        self.taken_at: float | None = None
         self._owner_file = run / OWNER_FILE
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
         self._lock = FileLock(self.path, timeout=0, thread_local=False)
+
+    def acquire(self) -> Self:
+        """Take the lock, and return this object. The folder is created if needed.
+
+        Raises:
+            ValueError: Another process holds the lock, or the folder cannot be created.
+        """
+        run = self.path.parent
         try:
             self._is_new = not run.exists()
             run.mkdir(parents=True, exist_ok=True)
-            if steal:
+            if self._steal:
                 self.path.unlink(missing_ok=True)
             self._lock.acquire()
             write_json(self._owner_file, self._owner)
-            self.taken_at = self._owner_file.stat().st_ctime  # by the clock of the file system
+            self.taken_at = self._owner_file.stat().st_ctime
         except Timeout:
             remedy = "Use another --output_dir, or wait. If that process is gone, add --steal_lock."
             got = f"{run}, in which {self._describe_owner()}"
@@ -56,6 +67,7 @@ class RunLock:
             raise argument_error(
                 "output_dir", "a folder that can be made", got, "Choose another one."
             ) from error
+        return self
 
     def _describe_owner(self) -> str:
         try:
@@ -65,7 +77,9 @@ class RunLock:
             return "another process trains"
 
     def release(self) -> None:
-        """Release the lock, and remove the folder if it is new and nothing was written into it."""
+        """Release the lock, if it is held, and remove the folder if it is new and nothing was written into it."""
+        if self.taken_at is None:
+            return
         run = self.path.parent
         try:
             if self._owner_file.exists() and read_json(self._owner_file) == self._owner:

@@ -126,6 +126,14 @@ class MeasuredClips(ModelUse):
     """Frames per second of the clips, see `clips.fps`. Default: as in the training run, unless `stride` is set."""
 
     @property
+    def input_data(self) -> str:
+        """`data`; a `ValueError` without it."""
+        if self.data is None:
+            remedy = "Add `--data my_videos/`."
+            raise argument_error("data", "a file, or a folder of files", "nothing", remedy)
+        return self.data
+
+    @property
     def clip_limit(self) -> int:
         """`max_clips`, or its default."""
         return 100 if self.max_clips is None else self.max_clips

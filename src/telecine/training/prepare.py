@@ -12,12 +12,16 @@ from rich.console import Console
 from torch import nn
 
 from telecine.base.checks import Interrupted
+from telecine.base.files import mark_output
 from telecine.data.mapped import MapDataset
+from telecine.data.outputs import check_output
 from telecine.losses.perceptual import LPIPS
 from telecine.models import (
     VideoAutoencoder,
 )
 from telecine.models.interface import check_buckets, check_channels
+from telecine.runs import Run
+from telecine.runs.lock import RunLock
 from telecine.runs.summary import RunSummary
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import (
@@ -39,7 +43,6 @@ from telecine.training.distributed import (
 from telecine.training.first_weights import build_model, fit_baseline, set_linear_maps
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.latent_cache import open_cache
-from telecine.training.locked_folder import LockedFolder
 from telecine.training.logging import print_lines, print_warnings
 from telecine.training.memory_limits import (
     describe_on_cpu,
@@ -89,16 +92,18 @@ def prepare(
         print_warnings(console, [describe_short_warmup(config.optimizer, config.steps)])
     with ExitStack() as undo:  # what is undone if an error ends this
         undo.callback(leave_context_group)
-        folder = LockedFolder(config.output_dir)
-        folder.lock(config.data, accelerator, steal=steal_lock)
-        undo.callback(folder.release)
+        files = Run(config.output_dir)
+        lock = RunLock(files.folder, steal=steal_lock)
+        undo.callback(lock.release)
+        on_first_process(partial(_lock, files, lock, config), accelerator)
         start = find_start(
-            config, autoencoder, folder.files, accelerator, console, change_data=change_data
+            config, autoencoder, files, accelerator, console, change_data=change_data
         )
         try:
             run = _build(
                 start,
-                folder,
+                files,
+                lock,
                 accelerator,
                 console,
                 teacher=teacher,
@@ -114,9 +119,22 @@ def prepare(
         return run
 
 
+def _lock(files: Run, lock: RunLock, config: TrainConfig) -> None:
+    """Create the folder of a run if needed, and lock it.
+
+    Raises:
+        ValueError: The folder holds the data, another process trains in it, or it has links to other places.
+    """
+    check_output("output_dir", config.data, str(files.folder))
+    files.check_files()
+    lock.acquire()
+    mark_output(files.folder)
+
+
 def _build(
     start: Start,
-    folder: LockedFolder,
+    files: Run,
+    lock: RunLock,
     accelerator: Accelerator,
     console: Console,
     *,
@@ -139,9 +157,7 @@ def _build(
     if config.push_to_hub and is_main:
         from telecine.training.hub import create_repository  # imports huggingface_hub
 
-        hub_repository = create_repository(
-            config.hub_model_id or folder.files.folder.resolve().name
-        )
+        hub_repository = create_repository(config.hub_model_id or files.folder.resolve().name)
 
     # The model, on the CPU: the next block takes the sizes of clips that it accepts from it.
     built = build_model(start, console)
@@ -202,14 +218,15 @@ def _build(
     records = Records(config, accelerator, console, summary, start_time=start_time)
     records.open(state, has_summary=start.summary is not None, is_resumed=is_resumed)
     if is_main and is_resumed and summary.validated_from == 0:
-        linear_metrics = recorded_linear(folder.files)
-        teacher_metrics = recorded_teacher(folder.files)
+        linear_metrics = recorded_linear(files)
+        teacher_metrics = recorded_teacher(files)
     # The run. Files of before are removed last, when all its parts exist.
     run = TrainingRun(
         config=config,
         accelerator=accelerator,
         console=console,
-        folder=folder,
+        files=files,
+        lock=lock,
         is_custom=start.module is not None,
         clips=clips,
         state=state,
@@ -222,7 +239,7 @@ def _build(
         first_normalisation=first_normalisation,
         hub_repository=hub_repository,
     )
-    folder.remove_residue()
+    run.remove_residue()
     run.remove_old_checkpoints()
     return run
 

@@ -251,7 +251,8 @@ def dry_run(config: TrainConfig, *, console: Console | None = None) -> DryRunRes
         check_output("output_dir", config.data, config.output_dir)
         accelerator = build_accelerator(changed)
         try:
-            on_first_process(lambda: RunLock(Path(config.output_dir)).release(), accelerator)
+            lock = RunLock(Path(config.output_dir))
+            on_first_process(lambda: lock.acquire().release(), accelerator)
         finally:
             leave_context_group()  # `prepare` enters its own
         console = console or PlainConsole()

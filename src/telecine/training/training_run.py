@@ -9,12 +9,12 @@ from torch import nn
 
 from telecine.models.latent import Normalisation
 from telecine.runs import Run
+from telecine.runs.lock import RunLock
 from telecine.settings import TrainConfig
 from telecine.training.checkpoint import Checkpointer, best_step
 from telecine.training.clips import Clips
 from telecine.training.distributed import leave_context_group
 from telecine.training.latent_cache import LatentCache
-from telecine.training.locked_folder import LockedFolder
 from telecine.training.logging import print_warnings
 from telecine.training.records import Records
 from telecine.training.state import TrainState
@@ -29,7 +29,10 @@ class TrainingRun:
     accelerator: Accelerator
     console: Console
     """It prints in the first process only."""
-    folder: LockedFolder
+    files: Run
+    """The run's folder."""
+    lock: RunLock
+    """The lock on the folder, which the first process holds."""
     is_custom: bool
     """Whether a custom module trains, whose memory cannot be planned."""
     clips: Clips
@@ -53,10 +56,10 @@ class TrainingRun:
         """Whether this is the first process."""
         return self.accelerator.is_main_process
 
-    @property
-    def files(self) -> Run:
-        """The run's folder."""
-        return self.folder.files
+    def remove_residue(self) -> None:
+        """Remove what an interrupted run has left half written."""
+        if self.lock.taken_at is not None:
+            self.files.remove_residue(self.lock.taken_at)
 
     def remove_old_checkpoints(self) -> None:
         """Remove all checkpoints but the newest ones and the best one."""
@@ -74,4 +77,4 @@ class TrainingRun:
         gc.collect()
         leave_context_group()
         self.accelerator.end_training()
-        self.folder.release()
+        self.lock.release()

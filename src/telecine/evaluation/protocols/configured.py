@@ -1,6 +1,6 @@
 """The clips that settings describe, and the metrics that are defined for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.terminal import with_progress
 from telecine.data import Clip, Span, VideoInfo, iterate_validation_clips
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.source import whole_video
@@ -62,6 +63,23 @@ class ConfiguredClips:
     def read(self, span: Span) -> Clip | None:
         """Return a clip, resized and center-cropped. Log and return None if it cannot be decoded."""
         return next(iterate_validation_clips([span], self.config, 1), None)
+
+    def read_all(self, infos: Sequence[VideoInfo]) -> Iterator[tuple[Span, Clip]]:
+        """Yield the clips of videos that can be decoded, with their frames in the videos.
+
+        Raises:
+            ValueError: All videos are too short, or no clip can be decoded.
+        """
+        selected = self.select(infos)
+        num_read = 0
+        for span in with_progress(selected, "reading"):
+            clip = self.read(span)
+            if clip is not None:
+                num_read += 1
+                yield span, clip
+        if num_read == 0:
+            got = f"{len(selected)} broken ones"
+            raise argument_error("data", "files with a decodable clip", got, "See the log.")
 
     def reconstruct(self, model: VideoAutoencoder, span: Span, target: Video) -> Video:
         """Return the reconstruction of the mode of a clip's posterior, `(1, C, T, H, W)`.

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from telecine.base.background import in_background
 from telecine.base.checks import argument_error
 from telecine.base.devices import device_of_process
-from telecine.base.files import atomic_write, read_json
+from telecine.base.files import read_json
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import bytes_from_video
@@ -29,7 +28,7 @@ from telecine.models.latent_shards import (
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.stream import run_stream
 from telecine.tools.decode.settings import DecodeConfig
-from telecine.video.write import write_video
+from telecine.video.write import write_image, write_video
 
 # Latent frames that are decoded at once.
 _CHUNK = 16
@@ -72,7 +71,8 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
         frames = decode_latent(model, latent, metadata, config.chunk_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
         if metadata["is_image"]:
-            _write_image(path, next(frames))
+            (frame,) = next(frames)
+            write_image(path, frame)
         else:
             chunks = in_background(frames)
             write_video(path, (frame for chunk in chunks for frame in chunk), metadata["fps"])
@@ -150,8 +150,3 @@ def _decoded(model: VideoAutoencoder, latent: Tensor, chunk_frames: int) -> Iter
         yield model.decode(latent)
         return
     yield from run_stream(model.stream_decoder(chunk_frames), latent.split(_CHUNK, dim=2))
-
-
-def _write_image(path: Path, frames: Tensor) -> None:
-    image = Image.fromarray(frames[0].squeeze(-1).numpy())
-    atomic_write(path, lambda partial: image.save(partial, format="PNG"))

@@ -31,17 +31,11 @@ class ClipsOnDisk:
         Raises:
             ValueError: No clip can be decoded.
         """
-        selected = clip_protocol.select(infos)
         spans = []
         hashes = []
-        for span in with_progress(selected, "reading"):
-            clip = clip_protocol.read(span)
-            if clip is not None:
-                spans.append(span)
-                hashes.append(pixels_sha256(bytes_from_video(clip["video"])))
-        if not spans:
-            got = f"{len(selected)} broken ones"
-            raise argument_error("data", "files with a decodable clip", got, "See the log.")
+        for span, clip in clip_protocol.read_all(infos):
+            spans.append(span)
+            hashes.append(pixels_sha256(bytes_from_video(clip["video"])))
         return cls(spans, clip_protocol, clips_sha256(hashes))
 
     @property

@@ -69,10 +69,6 @@ def measure_latent_spaces(
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
     """
     check_type("config", config, LatentsConfig, 'Use `LatentsConfig(data="my_videos")`.')
-    if config.data is None:
-        raise argument_error(
-            "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
-        )
     device = pick_device(config.device)
     loaded = _load(models, config, device)
     # The longest part first: it refuses unseen videos that are missing, and resumes if something fails later.

@@ -8,11 +8,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from telecine.base.shapes import Video
+from telecine.base.shapes import Scalar, Video
 from telecine.base.terminal import with_progress
-from telecine.models import VideoAutoencoder
 from telecine.models.causal_blocks import ChannelNorm
 from telecine.models.diffusers.families import RMS_NORMS
+from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.tools.prune.channels import ChannelGroup
 from telecine.tools.prune.surgery import MeanSquares, gain_with_zeros, is_norm_gain
 
@@ -42,30 +42,36 @@ def score_by_weight(network: nn.Module, groups: Sequence[ChannelGroup]) -> Score
     return scores
 
 
+def reconstruction_error(model: LatentAutoencoder, video: Video) -> Scalar:
+    """Return the mean absolute error of the reconstruction of a clip, whose gradient reaches the decoder alone."""
+    with torch.no_grad():
+        latent = model.encode(video).mode()
+    reconstruction, _ = model.decode_with_losses(latent)
+    return (reconstruction - video).abs().mean()
+
+
 def score_by_gradient(
-    model: VideoAutoencoder,
+    model: LatentAutoencoder,
     network: nn.Module,
     groups: Sequence[ChannelGroup],
     videos: Sequence[Video],
-    reconstruct: Callable[[Video], Video],
 ) -> Scores:
     """Return the importance of channels by activation times gradient.
 
     To first order, removing a channel changes the loss by the sum of its activations times their gradients, which is
     that of the weights and biases that make it times theirs (equation 8 of arXiv:1906.10771). The score is the mean of
-    its square over clips; the loss is the mean absolute error of the reconstruction.
+    its square over clips; the loss is `reconstruction_error`.
 
     Args:
         model: The autoencoder. Its gradients are cleared.
         network: Its part that is pruned.
         groups: The groups of channels.
         videos: Clips `(1, C, T, H, W)` in [-1, 1].
-        reconstruct: From a clip to its reconstruction, with a graph.
     """
     scores = {group.name: torch.zeros(group.num_slices, dtype=torch.float64) for group in groups}
     model.zero_grad(set_to_none=True)
     for video in with_progress(videos, "measuring channels"):
-        (reconstruct(video) - video).abs().mean().backward()
+        reconstruction_error(model, video).backward()
         parameters = dict(network.named_parameters())
         for group in groups:
             scores[group.name] += _squared_effects(group, parameters)

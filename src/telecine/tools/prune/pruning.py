@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error, check_choice, check_type
+from telecine.base.checks import argument_error, check_type
 from telecine.base.devices import pick_device
 from telecine.base.files import absolute_if_exists
 from telecine.base.precision import tf32
 from telecine.base.shapes import Video
-from telecine.base.terminal import with_progress
-from telecine.data import VideoInfo
 from telecine.evaluation.load_model import load_with_data
 from telecine.evaluation.metrics.pixels import psnr
 from telecine.evaluation.protocols.configured import ConfiguredClips
@@ -40,6 +38,7 @@ from telecine.tools.prune.convolutions import (
 from telecine.tools.prune.cost import Cost, cost_of
 from telecine.tools.prune.importance import (
     Scores,
+    reconstruction_error,
     recorded_squares,
     score_by_gradient,
     score_by_loss,
@@ -149,11 +148,6 @@ def _load(model: str, config: PruneConfig) -> tuple[LatentAutoencoder, list[Vide
         ValueError: The settings or the data do not fit the model.
     """
     check_type("config", config, PruneConfig, 'Use `PruneConfig(data="my_videos")`.')
-    check_choice("part", config.part, ("decoder", "both"))
-    if config.data is None:
-        raise argument_error(
-            "data", "a file, or a folder of files", "nothing", "Add `--data my_videos/`."
-        )
     device = pick_device(config.device)
     measured, infos = load_with_data(model, config, device)
     original = measured.model.eval()
@@ -163,30 +157,8 @@ def _load(model: str, config: PruneConfig) -> tuple[LatentAutoencoder, list[Vide
     if config.decoder_convolutions:
         check_convolutions(original, config.decoder_convolutions)
     protocol = ConfiguredClips(measured.clips, config.clip_limit)
-    return original, _read_clips(protocol, infos, device)
-
-
-def _read_clips(
-    protocol: ConfiguredClips, infos: Sequence[VideoInfo], device: torch.device
-) -> list[Video]:
-    """Return the clips of videos that can be decoded, `(1, C, T, H, W)`.
-
-    Args:
-        protocol: Selects and reads the clips.
-        infos: The videos.
-        device: Where the clips are put.
-
-    Raises:
-        ValueError: There are none.
-    """
-    clips = []
-    for span in with_progress(protocol.select(infos), "reading"):
-        clip = protocol.read(span)
-        if clip is not None:
-            clips.append(clip["video"][None].to(device))
-    if not clips:
-        raise argument_error("data", "files with a decodable clip", "none", "See the log.")
-    return clips
+    videos = [clip["video"][None].to(device) for _, clip in protocol.read_all(infos)]
+    return original, videos
 
 
 def _without_blocks(
@@ -261,13 +233,9 @@ def _importance(
         shares: The share of the channels that stays, for each of `Widths.stage_groups`.
         videos: Clips.
     """
-
-    def reconstruct(video: Video) -> Video:
-        return model.decode_with_losses(_latent_of(model, video))[0]
-
     if name == "gradient":
         with recorded_squares(target.network) as squares:
-            scores = score_by_gradient(model, target.network, groups, videos, reconstruct)
+            scores = score_by_gradient(model, target.network, groups, videos)
         return scores, squares
     with recorded_squares(target.network) as squares:
         _mean_error(model, videos)
@@ -300,10 +268,7 @@ def _seconds(
 @torch.no_grad()
 def _mean_error(model: LatentAutoencoder, videos: Sequence[Video]) -> float:
     """Return the mean absolute error of reconstructions."""
-    errors = []
-    for video in videos:
-        reconstruction = model.decode_with_losses(_latent_of(model, video))[0]
-        errors.append((reconstruction - video).abs().mean())
+    errors = [reconstruction_error(model, video) for video in videos]
     return float(torch.stack(errors).mean())
 
 
