@@ -64,7 +64,7 @@ def write_members(path: Path, members: FileTable, skipped: Sequence[Skipped]) ->
         assert isinstance(member, TarMember)
         number = number_of[member.archive]
         reasons.append((number, member.name, member.offset, member.size, skip.reason))
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "name.end": members.names.ends,
         "place": members.locations.view(np.uint8),
         "header": members.headers.view(np.uint8),
