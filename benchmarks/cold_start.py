@@ -215,13 +215,15 @@ def usage(pid: int) -> tuple[int, float]:
             file_bytes = max(file_bytes, member.memory_info().shared)
             times = member.cpu_times()
             seconds += times.user + times.system
+            seconds += times.children_user + times.children_system  # that have ended
     return num_bytes + file_bytes, seconds
 
 
 def hash_clips(index: str | None, items: list[int]) -> list[str]:
     """Return the hashes of clips with these numbers, read by a process that finds the data by itself."""
     options = {} if index is None else {"index": index}
-    config = ClipConfig(**CLIP, **options)
+    # Without processes: those of `compare_clips` may start none.
+    config = ClipConfig(**{**CLIP, "num_workers": 0}, **options)
     if index == "lazy":
         from telecine.data.lazy.load_table import load_table
 

@@ -295,6 +295,8 @@ def test_no_process_is_left_where_no_thread_starts(spans, monkeypatch, name):
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(DataError, match=r"The system starts no more threads\. Raise the limit"):
+    with pytest.raises(
+        DataError, match=r"The system starts no more threads or processes\. Raise the limit"
+    ):
         read(ClipDataset(spans, replace(CONFIG, num_workers=2)), range(2), 2)
     assert set(multiprocessing.active_children()) == before

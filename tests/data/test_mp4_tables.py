@@ -86,6 +86,16 @@ def test_a_box_ends_with_the_box_around_it():
     assert kinds(content)[-1] == b"stsz"
 
 
+def test_boxes_are_looked_for_in_some_kinds_of_boxes_only():
+    table = struct.pack(">I4s", 8, b"stsz")
+    content = b"".join(struct.pack(">I4s", 16, kind) + table for kind in (b"udta", b"stbl"))
+    read = iterate_boxes(
+        io.BytesIO(content), 0, len(content), {b"stsz"}, Deadline("a.mp4"), {b"stbl": 0}
+    )
+    assert [box.kind for box in read] == [b"stsz"]
+    assert kinds(content) == [b"udta", b"stsz", b"stbl", b"stsz"]
+
+
 def test_compressed_tables_are_refused(tmp_path):
     (tmp_path / "a.mov").write_bytes(struct.pack(">I4sI4s", 24, b"moov", 16, b"cmov") + bytes(8))
     with pytest.raises(DecodeError, match="its tables are compressed"):

@@ -90,7 +90,7 @@ def test_names_tell_what_a_source_is(members):
     names = ("a.mp4", "b.MKV", "c.png", "d.JPEG", "e.npy", "f.txt", "mp4")
     kinds = ["videos", "videos", "images", "images", "arrays", "", ""]
     assert [kind_of(Path(name)) for name in names] == kinds
-    assert [is_hidden(Path(name)) for name in ("a/.b/c.mp4", "a/b.c/d.mp4", "./a.mp4")] == [
+    assert [is_hidden(name) for name in ("a/.b/c.mp4", "a/b.c/d.mp4", "./a.mp4")] == [
         True,
         False,
         False,

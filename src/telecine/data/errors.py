@@ -72,18 +72,18 @@ def decode_errors(source: object, errors: tuple[type[Exception], ...]) -> Iterat
 
 @contextmanager
 def thread_errors() -> Iterator[None]:
-    """Convert the `RuntimeError` of Python when the system starts no more threads.
+    """Convert the errors of Python when the system starts no more threads or processes.
 
     Raises:
-        DataError: a thread could not be started in the `with` block.
+        DataError: one could not be started in the `with` block.
     """
     try:
         yield
-    except RuntimeError as error:
-        if "start new thread" not in str(error):
+    except (RuntimeError, BlockingIOError) as error:
+        if isinstance(error, RuntimeError) and "start new thread" not in str(error):
             raise
         remedy = "Raise the limit of processes (`ulimit -u`) or of the container, or use fewer `clips.num_workers`."
-        raise DataError(f"The system starts no more threads. {remedy}") from error
+        raise DataError(f"The system starts no more threads or processes. {remedy}") from error
 
 
 class Deadline:

@@ -37,13 +37,12 @@ from telecine.data.dataset import Item
 from telecine.data.errors import DataError, thread_errors
 from telecine.data.source import Span
 from telecine.data.span_table import SpanTable
-from telecine.data.worker_process import initialise_worker
+from telecine.data.worker_process import initialise_worker, kill_workers
 from telecine.settings import MAX_FAILURES, ClipConfig
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0  # between two looks, while waiting for a batch, at the workers and at signals
-_KILL_SECONDS = 5.0  # a killed process ends at once, unless the kernel waits for a disk
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
 _WORKER_DEATH = "DataLoader worker (pid"
 _PIN_MEMORY_DEATH = "Pin memory thread exited unexpectedly"
@@ -278,7 +277,7 @@ class _Workers:
                         target=self._watch, name="telecine workers", daemon=True
                     ).start()
         except BaseException:
-            _kill(set(multiprocessing.active_children()) - other_processes)
+            kill_workers(set(multiprocessing.active_children()) - other_processes)
             raise
         # The interpreter waits at exit for workers of a loader that is still alive, and they ignore SIGTERM.
         atexit.register(self.close)
@@ -346,7 +345,7 @@ class _Workers:
     def close(self) -> None:
         """End the thread and the workers."""
         self._is_closed.set()
-        _kill(self._processes)
+        kill_workers(self._processes)
         atexit.unregister(self.close)
 
 
@@ -357,17 +356,6 @@ def _dead_pids(workers: Iterable[BaseProcess]) -> str:
         return ""
     ended = wait(pids, timeout=1)
     return ", ".join(str(pids[sentinel]) for sentinel in ended if isinstance(sentinel, int))
-
-
-def _kill(workers: Iterable[BaseProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join(_KILL_SECONDS)
-        if worker.is_alive():
-            logger.warning(
-                "worker %s cannot be ended: a disk or a device does not answer", worker.pid
-            )
 
 
 def _remove_sigchld_handler() -> None:

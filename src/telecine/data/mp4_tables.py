@@ -1,7 +1,7 @@
 """What the tables of an MP4 file claim, checked before FFmpeg expands them: 2 kB can claim 4 GB of frames."""
 
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from telecine.data.errors import Deadline, DecodeError
@@ -9,8 +9,8 @@ from telecine.data.remote_read import open_bytes
 from telecine.data.source import Source
 
 MAX_FRAMES = 2**22  # a day at 48 frames a second
-# Boxes that contain boxes, and the bytes before these. FFmpeg looks for boxes in free space, too.
-_BYTES_BEFORE_CHILDREN = {
+# Boxes in which FFmpeg looks for boxes, and the bytes before these. It looks in free space, too.
+_CONTAINERS = {
     b"moov": 0,
     b"trak": 0,
     b"mdia": 0,
@@ -83,7 +83,12 @@ def _claimed(box: Box) -> tuple[int, int]:
 
 
 def iterate_boxes(
-    file: BinaryIO, begin: int, end: int, kinds: Collection[bytes], deadline: Deadline
+    file: BinaryIO,
+    begin: int,
+    end: int,
+    kinds: Collection[bytes],
+    deadline: Deadline,
+    containers: Mapping[bytes, int] = _CONTAINERS,
 ) -> Iterator[Box]:
     """Yield the boxes of some kinds of an MP4 file in its order, those inside others after these.
 
@@ -93,6 +98,8 @@ def iterate_boxes(
         end: Position after its last byte.
         kinds: The kinds, such as `b"moov"`.
         deadline: The time by which the file must be read. It is checked once for each 4096 bytes or fewer.
+        containers: The kinds of boxes in which to look for boxes, with the bytes before these. By default, all in
+            which FFmpeg looks.
 
     Raises:
         DataError: the deadline has passed.
@@ -121,7 +128,7 @@ def iterate_boxes(
         if size == 0 or box_end > ends[-1]:  # 0: up to the end of the box around it
             box_end = ends[-1]
         begin += header_bytes
-        bytes_before_children = _BYTES_BEFORE_CHILDREN.get(kind)
+        bytes_before_children = containers.get(kind)
         if bytes_before_children is not None:
             ends.append(box_end)
             begin += bytes_before_children

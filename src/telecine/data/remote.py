@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from glob import has_magic
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from telecine.base.checks import shorten
@@ -72,7 +71,7 @@ def list_files(folder: RemotePath) -> list[RemotePath]:
     """List the files in a folder and its subfolders, in the order of a local folder, without hidden ones."""
     prefix = f"{folder.url.rstrip('/')}/"
     files = with_retries(folder.url, lambda fs: _sorted_paths(fs, fs.find(folder.url, detail=True)))
-    return [file for file in files if not is_hidden(PurePosixPath(file.url.removeprefix(prefix)))]
+    return [file for file in files if not is_hidden(file.url.removeprefix(prefix))]
 
 
 def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:

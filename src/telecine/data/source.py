@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import posixpath
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -153,7 +154,7 @@ def is_file_name(text: str) -> bool:
 
 def kind_of(source: Source) -> str:
     """Return what a source is by its suffix: "images", "videos" or "arrays"; "" for another file."""
-    suffix = PurePosixPath(source.name).suffix.lower()
+    suffix = posixpath.splitext(source.name)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return "images"
     if suffix in VIDEO_SUFFIXES:
@@ -189,9 +190,13 @@ class Skipped:
         return first_few([f"{skip.path} ({skip.reason})" for skip in skipped])
 
 
-def is_hidden(path: PurePosixPath | Path) -> bool:
-    """Return whether the name of a file, or of a folder above it, begins with a dot."""
-    return any(part.startswith(".") for part in path.parts)
+def is_hidden(path: str) -> bool:
+    """Return whether the name of a file, or of a folder above it, begins with a dot.
+
+    Args:
+        path: A relative path with `/` between names.
+    """
+    return any(name.startswith(".") and name != "." for name in path.split("/"))
 
 
 def open_file(source: LocalSource) -> BinaryIO:

@@ -3,7 +3,7 @@
 import logging
 import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from telecine.data.errors import Deadline
@@ -56,7 +56,7 @@ def tar_members(archive: File, opened: BinaryIO | None = None) -> Iterator[TarMe
             if entry.size < 0:  # Python would read the same headers for ever
                 raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)
-            if not entry.isreg() or not kind_of(member) or is_hidden(PurePosixPath(entry.name)):
+            if not entry.isreg() or not kind_of(member) or is_hidden(entry.name):
                 continue
             if entry.issparse():
                 raise tarfile.ReadError(f"{entry.name} has holes, by `tar -S`; pack it without")

@@ -1,11 +1,27 @@
-"""What a worker process changes before it reads clips: signals, its end with its parent, and its sockets."""
+"""Worker processes: what one changes before it reads data, and a function that is mapped over them."""
 
 import ctypes
+import gc
+import logging
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
 import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, TypeVar
+
+from telecine.data.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 # Signals that end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`.
 # Windows has only the first two.
@@ -13,6 +29,12 @@ _STOP_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 STOP_SIGNALS = tuple(getattr(signal, name) for name in _STOP_NAMES if hasattr(signal, name))
 # From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
 _PR_SET_PDEATHSIG = 1
+_KILL_SECONDS = 5.0  # a killed process ends at once, unless the kernel waits for a disk
+_SENT_ERRORS = (
+    ValueError,
+    OSError,
+    ImportError,
+)  # of data, of the system, and of a missing package
 
 
 def _address_without_file(family: str) -> str:
@@ -37,3 +59,146 @@ def initialise_worker(parent: int, worker: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # which has ended already
             os._exit(1)
+
+
+def num_processors() -> int:
+    """Return the number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_in_processes(
+    function: Callable[[A], R], arguments: Sequence[A], num_processes: int
+) -> Iterator[R]:
+    """Yield what a function returns for each argument, in order. Worker processes call it, and end with this generator.
+
+    Each of them has a pipe of its own. A pool of the standard library has one for all: it waits without end for the
+    rest of a result if the process that sends it is killed.
+
+    Args:
+        function: The function. Where processes are not forked, it is pickled. This process logs what it logs.
+        arguments: The arguments.
+        num_processes: The number of processes. With 1, this process calls the function.
+
+    Raises:
+        DataError: a process was killed.
+        Exception: what the function raises for an argument, without its traceback.
+    """
+    if num_processes == 1:
+        yield from map(function, arguments)
+        return
+    pending = deque(enumerate(arguments))
+    results: dict[int, R] = {}  # that are not yielded yet
+    workers: dict[Any, BaseProcess] = {}  # by connection
+    try:
+        for number in range(num_processes):
+            connection, process = _start(function, number)
+            workers[connection] = process
+            _send_next(pending, connection, process)
+        for number in range(len(arguments)):
+            while number not in results:
+                ready: list[Any] = wait(list(workers))
+                for connection in ready:
+                    process = workers[connection]
+                    message = _receive(connection, process)
+                    if isinstance(message, logging.LogRecord):
+                        logging.getLogger(message.name).handle(message)
+                        continue
+                    _send_next(pending, connection, process)
+                    results[message.place] = message.result
+            yield results.pop(number)
+    finally:
+        kill_workers(workers.values())
+
+
+def kill_workers(workers: Iterable[BaseProcess]) -> None:
+    """End worker processes at once, which ignore other signals than SIGKILL."""
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(_KILL_SECONDS)
+        if worker.is_alive():
+            logger.warning(
+                "worker %s cannot be ended: a disk or a device does not answer", worker.pid
+            )
+
+
+def _start(function: Callable[[Any], Any], number: int) -> tuple[Connection, BaseProcess]:
+    """Start a process that calls a function, and return the pipe to it."""
+    connection, other_end = multiprocessing.Pipe()
+    process = multiprocessing.Process(
+        target=_call_until_closed, args=(function, other_end, os.getpid(), number), daemon=True
+    )
+    process.start()
+    other_end.close()  # so that the pipe is closed if the process is killed
+    return connection, process
+
+
+def _send_next(
+    pending: deque[tuple[int, Any]], connection: Connection, process: BaseProcess
+) -> None:
+    """Send the first argument that is left, with its place, to a process that waits for one."""
+    if pending:
+        try:
+            connection.send(pending.popleft())
+        except ConnectionError as error:
+            raise _end_of(process) from error
+
+
+def _receive(connection: Connection, process: BaseProcess) -> "logging.LogRecord | _Returned":
+    """Return what a process sends: something that it logs, or what the function returns; raise what that raises."""
+    try:
+        message = connection.recv()
+    except (EOFError, ConnectionError) as error:
+        raise _end_of(process) from error
+    if isinstance(message, _SENT_ERRORS):
+        raise message
+    assert isinstance(message, (logging.LogRecord, _Returned))
+    return message
+
+
+class _Returned(NamedTuple):
+    """What the function of `map_in_processes` returns for an argument."""
+
+    place: int
+    """The number of the argument."""
+    result: Any
+
+
+class _SendRecords(logging.Handler):
+    """Sends what is logged to the process that started this one, which logs it."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a record as its text: its arguments need not be picklable."""
+        text = {"msg": record.getMessage(), "args": None, "exc_info": None}
+        self._connection.send(logging.makeLogRecord({**record.__dict__, **text}))
+
+
+def _call_until_closed(
+    function: Callable[[Any], Any], connection: Connection, parent: int, number: int
+) -> None:
+    """Call a function with the arguments that a connection sends, and send back what it returns, raises and logs."""
+    initialise_worker(parent, number)
+    gc.freeze()  # to look through the objects of the parent would copy their memory
+    package_logger = logging.getLogger("telecine")
+    package_logger.handlers = [_SendRecords(connection)]
+    package_logger.propagate = False
+    with suppress(EOFError):
+        while True:
+            place, argument = connection.recv()
+            try:
+                connection.send(_Returned(place, function(argument)))
+            except _SENT_ERRORS as error:
+                connection.send(error)
+
+
+def _end_of(process: BaseProcess) -> DataError:
+    process.join(_KILL_SECONDS)
+    text = f"A process that reads data has ended with exit code {process.exitcode}."
+    remedy = "If it was killed, memory may be short: with `clips.num_workers` 0, there are no such processes."
+    return DataError(f"{text} {remedy}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from telecine.base.background import in_background
@@ -32,7 +31,7 @@ from telecine.models import VideoAutoencoder
 from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
 from telecine.video.frames import depth_range
 from telecine.video.panes import side_by_side
-from telecine.video.write import write_video
+from telecine.video.write import write_image, write_video
 
 _VIDEO_SUFFIXES = (".mp4", ".mkv")
 _IMAGE_SUFFIXES = (".png",)
@@ -122,8 +121,7 @@ def _reconstruct_file(
         atomic_write(output, lambda partial: write_array(partial, info, chunks))
     elif suffix in _IMAGE_SUFFIXES:
         (frame,) = torch.cat(list(chunks))
-        image = Image.fromarray(frame.squeeze(-1).numpy())
-        atomic_write(output, lambda partial: image.save(partial, format="PNG"))
+        write_image(output, frame)
     else:
         write_video(
             output,

@@ -5,7 +5,6 @@ import itertools
 import os
 import pickle
 import shutil
-import threading
 import time
 from dataclasses import replace
 from errno import EIO
@@ -229,7 +228,6 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
 
     if first == "error":
         monkeypatch.setattr(tar_files, "tar_members", fail_once)
-        monkeypatch.setattr(os, "cpu_count", lambda: 1)
         assert len(load_table(str(shards), CONFIG).spans) == 11
     else:
         with pytest.raises(DataError, match="12 that cannot be read"):
@@ -308,7 +306,6 @@ def test_members_are_mapped_as_soon_as_all_tar_files_can_be_read(data, monkeypat
         raise OSError(EIO, "Input/output error")
 
     monkeypatch.setattr(tar_files, "tar_members", fail_once)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     load_table(str(shards), CONFIG)
     assert "until all can be read; 1 cannot" in caplog.text
     caplog.clear()
@@ -317,21 +314,43 @@ def test_members_are_mapped_as_soon_as_all_tar_files_can_be_read(data, monkeypat
     assert "each run" not in caplog.text
 
 
+def test_tar_files_are_scanned_by_processes_with_the_same_result(data, monkeypatch, caplog):
+    shards = write_shards_of_scenes(data)
+    truncate(shards / "007.tar", 0.5)
+    alone = load_table(str(shards), CONFIG)
+    shutil.rmtree(shards)
+    write_shards_of_scenes(data)
+    truncate(shards / "007.tar", 0.5)
+    caplog.clear()
+    here = os.getpid()
+
+    def scan_elsewhere(archive, config):
+        assert os.getpid() != here
+        return sidecar.scan_archive(archive, config)
+
+    monkeypatch.setattr(members_module, "scan_archive", scan_elsewhere)
+    table = load_table(str(shards), replace(CONFIG, num_workers=1))
+    assert table.spans.sha256() == alone.spans.sha256()
+    assert table.skipped == alone.skipped
+    assert "007.tar: damaged after its first" in caplog.text
+    assert len(list(shards.glob(".*.tar.telecine-index"))) == 12
+
+
 def test_scans_of_tar_files_do_not_take_the_time_of_each_other(data, monkeypatch):
     shards = write_shards_of_scenes(data)
     clock = SimpleNamespace(now=0.0)
-    scans = threading.Barrier(4, timeout=60)
 
     def read_slowly(archive, opened):
-        if scans.wait() == 0:
-            clock.now += 0.16  # while four scans wait
-        scans.wait()
+        clock.now += 0.3  # of a disk that three other processes use
         yield from tar_members(archive, opened)
 
     monkeypatch.setattr(errors, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(tar_files, "tar_members", read_slowly)
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    assert len(load_table(str(shards), replace(CONFIG, timeout=0.1)).spans) == 12
+    monkeypatch.setattr(members_module, "num_processors", lambda: 2)
+    config = replace(CONFIG, timeout=0.1)
+    with pytest.raises(DataError, match=r"not read within 0\.1 seconds"):
+        load_table(str(shards), config)
+    assert len(load_table(str(shards), replace(config, num_workers=1)).spans) == 12
 
 
 def test_the_file_of_members_that_another_process_has_written_meanwhile_stays(data, monkeypatch):

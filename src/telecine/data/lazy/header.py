@@ -23,6 +23,10 @@ from telecine.settings import ClipConfig
 _MP4_KINDS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of the first box
 _FRAGMENT_KINDS = frozenset({b"mvex", b"moof"})
 _TRACK_KINDS = frozenset({b"trak", b"tkhd", b"mdhd", b"hdlr", b"stsz", b"stz2"}) | _FRAGMENT_KINDS
+# Boxes in which these are, and the bytes before them. FFmpeg looks for a `moov` in free space, too.
+_TRACK_CONTAINERS = dict.fromkeys(
+    (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"free", b"skip", b"hoov"), 0
+)
 # Formats whose header states the duration. Of others, FFmpeg guesses it from timestamps, which may restart.
 _WITH_DURATION = frozenset({"matroska", "webm", "mov", "mp4", "avi", "flv", "asf", "ogg"})
 _DIGEST_BYTES = 4096  # at the beginning and at the end of a file
@@ -132,7 +136,8 @@ def read_mp4_header(
     header = None
     if first[4:8] in _MP4_KINDS:
         tracks = [_Track()]
-        for box in iterate_boxes(file, begin, begin + size, _TRACK_KINDS, deadline):
+        end = begin + size
+        for box in iterate_boxes(file, begin, end, _TRACK_KINDS, deadline, _TRACK_CONTAINERS):
             if box.kind in _FRAGMENT_KINDS:  # the tables are those of the first fragment
                 tracks = []
                 break

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from telecine.data.errors import thread_errors
@@ -25,11 +26,13 @@ from telecine.data.lazy.sidecar import (
     write_sidecar,
 )
 from telecine.data.source import File, Skipped
+from telecine.data.worker_process import map_in_processes, num_processors
 from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-_NUM_SCANS = 4  # tar files that are scanned at once
+# Tar files that are scanned at once, on few processors, too: a server is asked for headers one after the other.
+_FEWEST_SCANS = 4
 
 
 def find_members(
@@ -59,6 +62,12 @@ def find_members(
     sidecars = _sidecars_of(archives, config)
     unread = [archive for archive in archives if not sidecars[archive].is_complete]
     with_arrays = [archive for archive in archives if has_arrays(sidecars[archive])]
+    parts = []
+    skipped = []
+    for archive, sidecar in sidecars.items():
+        parts.append(replace(sidecar.members, archives=(archive,)))
+        skipped.extend(sidecar.skipped)
+    members = FileTable.joined(parts)
     if unread:
         text = "each run reads the headers of all tar files until all can be read; %d cannot: %s"
         logger.warning(text, len(unread), unread[0])
@@ -74,16 +83,11 @@ def find_members(
             remove_left(path.parent)
             remove_unused(path.parent)
             path.unlink(missing_ok=True)  # it is damaged
-            write_members(path, list(sidecars.values()))
+            write_members(path, members, skipped)
             return map_members(path, archives)
         except (OSError, ValueError) as error:
             logger.warning("the members of tar files cannot be saved: %s", error)
-    parts = []
-    skipped = []
-    for archive, sidecar in sidecars.items():
-        parts.append(replace(sidecar.members, archives=(archive,)))
-        skipped.extend(sidecar.skipped)
-    return FileTable.joined(parts), skipped
+    return members, skipped
 
 
 def _map_first(
@@ -97,30 +101,34 @@ def _map_first(
 
 
 def _sidecars_of(archives: Sequence[File], config: ClipConfig) -> dict[File, Sidecar]:
-    """Return the sidecars of tar files. Those that have none are scanned, some at once, and get one.
+    """Return the sidecars of tar files. Those that have none are scanned, by processes if there are some, and get one.
 
     Raises:
-        DataError: a tar file is not read in time.
+        DataError: a tar file is not read in time, or a process was killed.
     """
     with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
         saved = dict(zip(archives, pool.map(read_sidecar, archives), strict=True))
     missing = [archive for archive, sidecar in saved.items() if sidecar is None]
-    num_threads = max(1, min(_NUM_SCANS, os.cpu_count() or 1, len(missing)))
-    # Scans share the processor and the disk: all of them together may take as long as one after the other.
-    config = replace(config, timeout=config.timeout * num_threads)
-
-    def scan(archive: File) -> Sidecar:
-        sidecar = scan_archive(archive, config)
-        if _is_lasting(sidecar):
-            try:
-                write_sidecar(archive, sidecar)
-            except OSError as error:
-                logger.warning("the headers of %s cannot be saved: %s", archive, error)
-        return sidecar
-
-    with thread_errors(), ThreadPoolExecutor(num_threads) as pool:
-        scanned = dict(zip(missing, pool.map(scan, missing), strict=True))
+    num_processes = 1
+    if config.num_workers > 0:
+        num_processes = max(1, min(len(missing), max(_FEWEST_SCANS, num_processors())))
+    # They share the disk and the network: all of them together may take as long as one after the other.
+    config = replace(config, timeout=config.timeout * num_processes)
+    scan = partial(_scan_and_save, config=config)
+    with thread_errors():
+        sidecars = map_in_processes(scan, missing, num_processes)
+        scanned = dict(zip(missing, sidecars, strict=True))
     return {archive: sidecar or scanned[archive] for archive, sidecar in saved.items()}
+
+
+def _scan_and_save(archive: File, config: ClipConfig) -> Sidecar:
+    sidecar = scan_archive(archive, config)
+    if _is_lasting(sidecar):
+        try:
+            write_sidecar(archive, sidecar)
+        except OSError as error:
+            logger.warning("the headers of %s cannot be saved: %s", archive, error)
+    return sidecar
 
 
 def _is_lasting(sidecar: Sidecar) -> bool:

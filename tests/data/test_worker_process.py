@@ -1,0 +1,92 @@
+"""A function that is mapped over worker processes: its results, its errors, what it logs, and how the processes end."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from contextlib import closing
+from functools import partial
+
+import pytest
+
+from telecine.data import DecodeError
+from telecine.data.errors import DataError
+from telecine.data.worker_process import map_in_processes
+
+logger = logging.getLogger("telecine.data.test")
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    before = set(multiprocessing.active_children())
+    yield
+    assert set(multiprocessing.active_children()) <= before
+
+
+def pid_and_bytes(parent, number):
+    """Return the process that is called, and more bytes than a pipe holds. It logs the number."""
+    assert os.getpid() != parent
+    logger.warning("number %s", number)
+    return os.getpid(), bytes([number]) * 10**6
+
+
+def test_results_are_in_order_and_what_processes_log_is_logged_here(caplog):
+    call = partial(pid_and_bytes, os.getpid())
+    results = list(map_in_processes(call, range(9), 3))
+    assert [content[0] for _, content in results] == list(range(9))
+    assert len({pid for pid, _ in results}) == 3
+    assert sorted(caplog.messages) == [f"number {number}" for number in range(9)]
+
+
+def test_one_process_is_this_one():
+    assert list(map_in_processes(lambda _: os.getpid(), range(2), 1)) == [os.getpid()] * 2
+    assert list(map_in_processes(lambda _: os.getpid(), [], 1)) == []
+
+
+@pytest.mark.parametrize("error", [DecodeError("a.mp4: damaged"), OSError(5, "Input/output error")])
+def test_an_error_has_its_type_and_its_text(error):
+    def fail(number):
+        if number == 3:
+            raise error
+        return number
+
+    with pytest.raises(type(error)) as raised:
+        list(map_in_processes(fail, range(9), 2))
+    assert str(raised.value) == str(error)
+
+
+def test_a_process_that_is_killed_while_it_sends_a_result():
+    class KillSender(logging.Handler):
+        def emit(self, record):
+            time.sleep(0.1)  # until the pipe is full
+            os.kill(int(record.getMessage()), signal.SIGKILL)
+
+    def log_and_return(number):
+        if number == 0:
+            logger.warning("%s", os.getpid())
+        return bytes(10**7)
+
+    handler = KillSender()
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(DataError, match=r"has ended with exit code -9\. If it was killed"):
+            list(map_in_processes(log_and_return, range(2), 2))
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_an_interrupt_ends_processes_at_once():
+    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    begin = time.monotonic()
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(map_in_processes(time.sleep, [60] * 4, 2))
+    assert time.monotonic() - begin < 30
+
+
+def test_processes_end_with_the_generator():
+    with closing(map_in_processes(time.sleep, [0, 60, 60], 2)) as results:
+        next(results)
+    assert len(multiprocessing.active_children()) == 0
