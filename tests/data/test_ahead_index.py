@@ -69,7 +69,7 @@ def load(indexed):
 
     def load_again(data):
         indexed.clear()
-        infos = [span.info for span in load_spans(data)[0]]
+        infos = [span.info for span in load_spans(data, ClipConfig(num_workers=0))[0]]
         return infos, sorted(indexed)
 
     return load_again
