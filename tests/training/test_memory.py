@@ -27,7 +27,12 @@ from telecine.settings.parse import RECIPES, read_config
 from telecine.training.build import build_autoencoder
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.fake_cuda_autocast import autocast_as_on_cuda
-from telecine.training.memory import fake_autoencoder, fake_lpips, plan_update
+from telecine.training.memory import (
+    fake_autoencoder,
+    fake_lpips,
+    fake_objective,
+    plan_update,
+)
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.update_memory import (
     AUTOENCODER,
@@ -322,6 +327,15 @@ def test_a_model_of_rgb_for_other_channels(light, tmp_path):
     CausalVAE(light().causal_vae).save_pretrained(tmp_path / "model")
     config = light(model=str(tmp_path / "model"), clips=replace(light().clips, channels="rgba"))
     assert fake_autoencoder(config).in_channels == 4
+
+
+def test_an_objective_is_planned_several_times(light):
+    objective = ObjectiveConfig(perceptual_weight=0.0, adversarial_loss_weight=0.5)
+    discriminator = DiscriminatorConfig(video="patch", dim=1, norm="spectral")
+    config = light(objective=objective, discriminator=discriminator)
+    shared = fake_objective(config)
+    first = plan_update(config, None, shared, device_type="cpu")
+    assert first == plan_update(config, None, shared, device_type="cpu") == plan(config)
 
 
 def test_frozen_features_are_planned_without_their_weights(light):
