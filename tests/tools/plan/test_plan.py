@@ -102,6 +102,8 @@ def test_with_sharding_all_rows_are_of_sharded_weights(plan):
     ]
     last = len(SWITCHES) - 1
     assert sharded.largest_batches[1].one_clip == plan.largest_batches[last + 1].one_clip
+    configured, _, half, quarter = sharded.largest_batches
+    assert configured.one_clip > half.one_clip > quarter.one_clip
     text = printed(sharded)
     assert re.search(r"bf16, sharded +\n? *over 4 processes", text)
     assert "saved by sharding" in text
