@@ -28,7 +28,7 @@ from telecine.evaluation.tiling import (
     split_frames,
 )
 from telecine.models import VideoAutoencoder
-from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
+from telecine.settings import PixelFormat, ReconstructConfig, Tiling
 from telecine.video.frames import depth_range
 from telecine.video.panes import side_by_side
 from telecine.video.write import write_image, write_video
@@ -185,7 +185,7 @@ def reconstruct_frames(
     info: VideoInfo,
     config: ReconstructConfig,
     device: torch.device,
-    pixels: PixelFormat | None = None,
+    pixels: PixelFormat,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames and their reconstructions, both `(T, C, H, W)` in [-1, 1], while a thread reads ahead.
 
@@ -194,10 +194,8 @@ def reconstruct_frames(
         info: The video.
         config: The chunks, tiles and size.
         device: Where frames are reconstructed.
-        pixels: What is read of a pixel. None: the channels of the model and the bits of `config`.
+        pixels: What is read of a pixel.
     """
-    if pixels is None:
-        pixels = PixelFormat(channels_named(model.in_channels), config.bit_depth)
     tiles = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *output_size(info, config))
     overlap = config.overlap_frames
