@@ -14,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -38,8 +37,6 @@ assert not any(name.startswith("telecine") for name in sys.modules), (
 )
 install_import_hook(list(CHECKED), "beartype.beartype")
 
-
-ForkServer = runpy.run_path(str(Path(__file__).with_name("forks.py")))["ForkServer"]
 FORK_SERVER = pytest.StashKey()
 NUM_MODULES = pytest.StashKey()
 
@@ -59,11 +56,12 @@ def pytest_collection_finish(session):
     if needs_forks:
         for name in ("telecine.objective.loss", "torch._dynamo"):
             import_module(name)
+        server = runpy.run_path(str(Path(__file__).with_name("forks.py")))["ForkServer"]
     _exclude_imports_from_collection(session.config)
     gc.set_threshold(10_000)  # 2 to 13 % less time in two comparisons
     gc.enable()
     if needs_forks:
-        session.config.stash[FORK_SERVER] = ForkServer()
+        session.config.stash[FORK_SERVER] = server()
 
 
 @pytest.hookimpl(trylast=True)
@@ -103,6 +101,8 @@ def seed_each_test():
 
 
 def _seed():
+    import torch  # takes two seconds, which the process that distributes the tests need not wait for
+
     torch.default_generator.manual_seed(
         0
     )  # `torch.manual_seed` also records the call stack for each kind of device

@@ -48,7 +48,7 @@ class Recorder(torch.nn.Module):
 
 
 def run(model, info, **settings):
-    pairs = list(reconstruct_frames(model, info, ReconstructConfig(**settings), CPU))
+    pairs = list(reconstruct_frames(model, info, ReconstructConfig(**settings), CPU, PixelFormat()))
     return tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
 
 

@@ -7,12 +7,13 @@ from torch import nn
 from telecine.base.yaml_files import read_yaml
 from telecine.models import CausalVAE, as_video_autoencoder
 from telecine.models.channels import change_channels
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.load import load_autoencoder
 from telecine.settings import CausalVAEConfig
 from telecine.settings.parse import find_recipe
 
 from .helpers import add_noise_to_weights
-from .tiny_models import adapter, tiny_clip
+from .tiny_models import adapter, tiny_clip, tiny_model
 
 
 def trained(**settings):
@@ -133,7 +134,7 @@ def test_a_model_of_diffusers_keeps_its_rgb_and_loads_there(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosmos", "mochi", "minimax_h3"])
 def test_classes_whose_layers_see_more_than_pixels_are_refused(name):
-    model = adapter(name)
+    model = DiffusersAutoencoder(tiny_model(name))
     with pytest.raises(ValueError, match=r"sees pixels|for AutoencoderKLMiniMaxH3"):
         model.with_channels(4)
 

@@ -116,25 +116,23 @@ def test_every_class_that_caches_has_the_result_of_the_whole(name):
     _, height, width = model.sizes.smallest
     videos = [video_of(STREAMED[name], (height, width), seed).double() for seed in (0, 1)]
     latents = [model.encode(video).mode() for video in videos]
-    wholes = [model.decode(latent) for latent in latents]
+    whole = model.decode(latents[0])
     encoder = model.stream_encoder()
     other = model.stream_encoder(8)
-    abandoned = model.stream_encoder()
+    model.stream_encoder().push(videos[1][:, :, :3])  # and no more
     posteriors = []
     others = []
     for chunk, other_chunk in zip(*map(lambda video: video.split(3, dim=2), videos), strict=True):
         posteriors.append(encoder.push(chunk))
-        abandoned.push(other_chunk)
         others.append(other.push(other_chunk))
     posteriors.append(encoder.flush())
     others.append(other.flush())
     for parts, latent in ((posteriors, latents[0]), (others, latents[1])):
         result = torch.cat([posterior.mode() for posterior in finished(parts)], dim=2)
         assert (result - latent).abs().max() <= 1e-10
-    for latent, whole in zip(latents, wholes, strict=True):
-        for seed in range(2):
-            result = decoded(model.stream_decoder(), random_chunks(latent, seed))
-            assert (result - whole).abs().max() <= 1e-10
+    for seed in range(2):
+        result = decoded(model.stream_decoder(), random_chunks(latents[0], seed))
+        assert (result - whole).abs().max() <= 1e-10
 
 
 def test_every_class_that_supports_chunks_streams():

@@ -17,7 +17,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import telecine
-from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    PatchDiscriminator3D,
+)
 from telecine.discriminators.blocks import (
     Blur,
     DiscriminatorBlock,
@@ -566,7 +571,7 @@ def test_line_15_no_value_is_read_on_the_host(make_loss, clip, autoencoder):
         quantizer_aux_loss_weight=1,
         discr_kwargs=IMAGE,
         discr_3d_kwargs={"target": "telecine.Discriminator3DWithfirstframe", "params": VIDEO},
-        multiscale_discr_kwargs=[VIDEO],
+        multiscale_discr_kwargs=[PatchDiscriminator3D(base_channels=2, num_layers=1)],
     ).to("meta")
     autoencoder.to("meta")
     real = clip((2, 3, 5, 18, 16)).to("meta")

@@ -121,9 +121,8 @@ def package(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, capsys):
-    config = tiny(
-        model=f"{NAME}.Tiny", model_arguments={"width": 6}, steps=2, save_every=2, val_every=2
-    )
+    settings = {"steps": 2, "save_every": 2, "val_every": 2, **LIGHT}
+    config = tiny(model=f"{NAME}.Tiny", model_arguments={"width": 6}, **settings)
     with pytest.raises(ValueError, match=rf"`model` must be in telecine .*`--allow_code {NAME}`"):
         train(config)
     allow_code(NAME)
@@ -135,7 +134,8 @@ def test_a_run_is_loaded_by_every_command(tiny, package, tmp_path, monkeypatch, 
     assert load_autoencoder(checkpoint / "ema").module.encoder.out_channels == 6
     description = json.loads((checkpoint / "ema" / "config.json").read_text())
     assert description["_arguments"] == {"width": 6}
-    train(tiny(model=run, output_dir=str(tmp_path / "tuned"), steps=1))  # as a base model
+    tuned = {**LIGHT, "output_dir": str(tmp_path / "tuned"), "steps": 1}
+    train(tiny(model=run, **tuned))  # as a base model
     assert find_checkpoint(tmp_path / "tuned").name == "step-00000001"
 
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from telecine.models import CausalVAE
 from telecine.training import hub, train
 
-from .helpers import assert_equal
+from .helpers import LIGHT, assert_equal
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -101,7 +101,7 @@ def test_the_averaged_weights_are_uploaded_with_a_card(tiny, server, tmp_path):
 @pytest.mark.slow
 def test_a_finished_run_repeats_an_upload_that_failed(tiny, server, tmp_path, monkeypatch):
     """The repository is named after the folder of the run."""
-    config = tiny(steps=1, push_to_hub=True)
+    config = tiny(steps=1, push_to_hub=True, **LIGHT)
 
     def fail(**_):
         raise OSError("the network is down")

@@ -37,7 +37,7 @@ from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
 from telecine.training.trainable import select_trainable, trains_encoder
 
-from .helpers import assert_equal, last_checkpoint, quiet, recorder
+from .helpers import LIGHT, assert_equal, last_checkpoint, quiet, recorder
 
 pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 
@@ -442,7 +442,7 @@ def test_whether_the_encoder_is_trained(config, expected):
 @pytest.mark.slow
 def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, tmp_path):
     console = recorder()
-    config = tiny(steps=2, save_every=2, val_every=2)
+    config = tiny(steps=2, save_every=2, val_every=2, **{**LIGHT, "latent_clips": 2})
     train(config, console=console)
     assert (
         "\nnormalisation of the latent over 2 clips: latents_mean none -> " in console.export_text()
@@ -469,8 +469,12 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
         "latents_std": saved["latents_std"],
     }
 
-    tuned = tiny(
-        steps=1, model=config.output_dir, output_dir=str(tmp_path / "tuned"), trainable=DECODER
+    tuned = replace(
+        config,
+        steps=1,
+        model=config.output_dir,
+        output_dir=str(tmp_path / "tuned"),
+        trainable=DECODER,
     )
     train(tuned)
     kept = last_checkpoint(tuned)
@@ -478,7 +482,7 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
         checkpoint / "ema" / "config.json"
     ).read_bytes()
     assert json.loads((kept / "state.json").read_text())["latents"] is None
-    train(tiny(steps=3, latent_clips=0))
+    train(replace(config, steps=3, latent_clips=0))
     checkpoint = last_checkpoint(config)
     assert json.loads((checkpoint / "state.json").read_text())["latents"] is None, (
         "they would be those of step 2"

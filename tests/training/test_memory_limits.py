@@ -143,7 +143,7 @@ def test_a_large_run_on_a_cpu_says_what_an_update_needs(free):
         model = CausalVAE(LARGE.causal_vae)
     line = describe_on_cpu(LARGE, model, num_processes=1)
     assert re.fullmatch(r"on this CPU an update needs 0\.\d\d GiB and 0\.\d+ TFLOP", line)
-    larger = replace(LARGE, gradient_accumulation_steps=4)
+    larger = replace(LARGE, batch_size=4)
     warning = describe_on_cpu(larger, model, num_processes=1)
     assert warning.startswith("warning: on this CPU an update needs ")
     assert "`--config demo`" in warning

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,10 +58,10 @@ pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 
 @pytest.fixture
 def diffusers_config(tiny, tmp_path):
-    """Return a function that saves a tiny model of a class and makes the settings to train it."""
+    """Return a function that saves a tiny model of a class in a folder and makes the settings to train it."""
 
-    def make(name, **changes):
-        tiny_model(name).save_pretrained(tmp_path / name)
+    def make(name, folder=tmp_path, **changes):
+        tiny_model(name).save_pretrained(folder / name)
         frames, height, width = CLIPS[name]
         clips = ClipConfig(
             num_frames=frames,
@@ -75,7 +76,8 @@ def diffusers_config(tiny, tmp_path):
             "trackers": (),
             "objective": FULL,
             "discriminator": DiscriminatorConfig(dim=1, video="patch"),
-            "model": str(tmp_path / name),
+            "model": str(folder / name),
+            "output_dir": str(folder / "run"),
             "clips": clips,
         }
         return tiny(**settings | changes)
@@ -195,48 +197,64 @@ def copied(module):
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return the folder of a base model and its run for each choice of weights that are trained."""
+    return {weights: tmp_path_factory.mktemp(weights) for weights in ("all", "lora")}
+
+
+@pytest.fixture
+def finished_run(diffusers_config, folders):
+    """Return a function that returns the settings of a finished run of two updates, one for all tests."""
+
+    def make(weights):
+        settings = {**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1}
+        config = diffusers_config(
+            "wan", folders[weights], trainable=TrainableConfig(weights=weights), **settings
+        )
+        if not Path(config.output_dir).exists():
+            train(config)
+        return config
+
+    return make
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["all", "lora"])
-def test_a_resumed_run_equals_the_whole_one_bit_for_bit(diffusers_config, tmp_path, weights):
-    trainable = TrainableConfig(weights=weights)
-    config = diffusers_config(
-        "wan", trainable=trainable, **{**LIGHT, "steps": 2, "save_every": 1, "latent_clips": 1}
-    )
-    train(config)
+def test_a_resumed_run_equals_the_whole_one_bit_for_bit(finished_run, tmp_path, weights):
+    config = finished_run(weights)
     resumed = resumed_copy(config, tmp_path / "resumed")
     assert_equal_runs(config, resumed, num_files=7 if weights == "lora" else 5)
 
 
 @pytest.mark.slow
-def test_the_base_model_may_move_but_not_change(diffusers_config, tmp_path):
+def test_the_base_model_may_move_but_not_change(finished_run, tmp_path):
     """The second change does not change the shape of a weight."""
-    config = diffusers_config("wan", **LIGHT)
-    train(config)
-    values = json.loads((tmp_path / "wan" / "config.json").read_text())
+    config = finished_run("all")
+    model = Path(config.model)
+    values = json.loads((model / "config.json").read_text())
     for name, value in (("base_dim", 8), ("scale_factor_spatial", 16)):
         (tmp_path / "other.json").write_text(json.dumps(values | {name: value}))
         with pytest.raises(ValueError, match=rf"`{name} of .*other.json` must be .* as in .*model"):
             prepare(replace(config, model=str(tmp_path / "other.json")), quiet())
-    (tmp_path / "wan").rename(tmp_path / "moved")
+    model.rename(tmp_path / "moved")
     console = recorder()
-    trainer = prepare(replace(config, model=f"{tmp_path / 'moved'}/", steps=2), console)
-    assert trainer.state.step == 1
+    trainer = prepare(replace(config, model=f"{tmp_path / 'moved'}/", steps=3), console)
+    assert trainer.state.step == 2
     assert f"instead of {config.model}" in console.export_text()
+    trainer.close()
 
 
 @pytest.mark.slow
-def test_lora_refuses_a_base_model_that_has_changed(diffusers_config):
-    config = diffusers_config(
-        "wan", trainable=TrainableConfig(weights="lora", lora_rank=2), **LIGHT
-    )
-    train(config)
+def test_lora_refuses_a_base_model_that_has_changed(finished_run):
+    config = finished_run("lora")
     other = AutoModel.from_pretrained(config.model)
     other.encoder.conv_in.bias.data += 1
     other.save_pretrained(config.model)
     with pytest.raises(
         ValueError, match="`model` must be the base model of the run's LoRA adapters"
     ):
-        prepare(replace(config, steps=2), quiet())
+        prepare(replace(config, steps=3), quiet())
 
 
 @pytest.mark.parametrize(("weights", "number"), [("all", 1), ("decoder", 0)])

@@ -29,6 +29,7 @@ from telecine.training.tensor_files import load_into, saved_tensors
 
 from ..models.tiny_models import tiny_model
 from .helpers import (
+    LIGHT,
     assert_equal,
     assert_equal_tensors,
     last_checkpoint,
@@ -125,7 +126,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         "context_crossing": named("context_crossing", batch_size=4, context_parallel=2),
         "rolled_back": named(
             "rolled_back",
-            batch_size=1,
+            **LIGHT,
             sharding="fsdp2",
             on_divergence="rollback",
             steps=2,

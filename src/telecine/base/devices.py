@@ -37,6 +37,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def launched_process() -> tuple[int, int]:
+    """Return the number of this process and that of all processes, as torchrun sets them; 0 and 1 without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def device_of_process(name: str, num_ranks: int) -> torch.device:
     """Return this process' device. On a machine with several GPUs, each process gets a different one.
 

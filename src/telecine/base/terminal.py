@@ -56,11 +56,11 @@ console = PlainConsole()
 
 
 @contextmanager
-def quiet_logger(name: str) -> Iterator[None]:
-    """Let a logger of another package log nothing."""
+def quiet_logger(name: str, least_level: int = logging.CRITICAL + 1) -> Iterator[None]:
+    """Let a logger and those below it log nothing below a level, by default nothing at all."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    logger.setLevel(max(logger.getEffectiveLevel(), least_level))
     try:
         yield
     finally:
@@ -105,7 +105,7 @@ class NotebookBar:
 
 
 def with_progress(
-    items: Iterable[Item], description: str, total: int | None = None
+    items: Iterable[Item], description: str, total: int | None = None, *, is_shown: bool = True
 ) -> Iterator[Item]:
     """Iterate with progress: a bar on standard error that disappears at the end, in a notebook a bar, else lines.
 
@@ -113,7 +113,11 @@ def with_progress(
         items: What is iterated over.
         description: The text beside the progress.
         total: The number of items, by default their length.
+        is_shown: Whether there is any progress, which one of several processes shows.
     """
+    if not is_shown:
+        yield from items
+        return
     if total is None:
         total = len(items)  # type: ignore[arg-type]
     progress_console = Console(stderr=True)

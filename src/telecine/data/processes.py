@@ -1,29 +1,17 @@
 """Data that several processes read: the first one logs what all of them would, and all have to have the same."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from torch import distributed as dist
 
 from telecine.base.checks import argument_error
+from telecine.base.terminal import quiet_logger
 
 
-@contextmanager
-def log_in_first_process(rank: int) -> Iterator[None]:
-    """Log what telecine says in the first process only; the others log errors alone.
-
-    Args:
-        rank: The number of this process.
-    """
-    logger = logging.getLogger("telecine")
-    level = logger.level
-    if rank > 0:
-        logger.setLevel(max(logger.getEffectiveLevel(), logging.ERROR))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def log_in_first_process(rank: int) -> AbstractContextManager[None]:
+    """Let all processes but the first one, of number 0, log errors alone: they read the same data."""
+    return quiet_logger("telecine", logging.NOTSET if rank == 0 else logging.ERROR)
 
 
 def check_same_data(data: object, name: str) -> None:

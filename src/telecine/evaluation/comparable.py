@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from telecine.base.checks import argument_error, shorten
+from telecine.evaluation.result import SavedEvaluation
 
 _Fields: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the values do not compare.
@@ -24,17 +25,34 @@ MUST_MATCH = (
 _SHOULD_MATCH = ("data", "fps")
 
 
-def check_several(folders: Sequence[str | Path]) -> None:
-    """Check that there are two evaluations or more.
+def read_several(folders: Sequence[str | Path]) -> list[SavedEvaluation]:
+    """Return two or more evaluations of the same clips.
+
+    Args:
+        folders: Their output folders.
 
     Raises:
-        ValueError: There are fewer.
+        FileNotFoundError: A folder lacks a file of an evaluation.
+        ValueError: There are fewer, a file is damaged, or they did not measure the same clips in the same way.
     """
     if len(folders) < 2:
         got = " ".join(str(folder) for folder in folders) or "nothing"
         raise argument_error(
             "compare", "two or more evaluations", got, "Pass their output folders."
         )
+    evaluations = [SavedEvaluation.read(Path(folder)) for folder in folders]
+    for evaluation in evaluations[1:]:
+        check_protocols(evaluations[0].protocol, evaluation.protocol)
+    return evaluations
+
+
+def shared_metrics(evaluations: Sequence[SavedEvaluation]) -> list[str]:
+    """Return the names of the metrics that all evaluations have, in the order of the first one."""
+    shared = []
+    for name in evaluations[0].protocol["metrics"]:
+        if all(name in evaluation.protocol["metrics"] for evaluation in evaluations):
+            shared.append(name)
+    return shared
 
 
 def check_protocols(first: _Fields, second: _Fields) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from telecine.base.checks import count
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.evaluation.comparable import check_protocols
+from telecine.evaluation.comparable import check_protocols, shared_metrics
 from telecine.evaluation.metrics.metric import DIRECTIONS, Better
 from telecine.evaluation.plots import COLOURS, plot_frames
 from telecine.evaluation.result import FRAMES_FILE, SavedEvaluation
@@ -115,9 +115,7 @@ def compare(
     warnings = check_protocols(evaluation_a.protocol, evaluation_b.protocol)
     better = {}
     set_metrics = []
-    for name in evaluation_a.protocol["metrics"]:
-        if name not in evaluation_b.protocol["metrics"]:
-            continue
+    for name in shared_metrics([evaluation_a, evaluation_b]):
         if name in evaluation_a.per_clip[0]:
             better[name] = evaluation_a.protocol["better"][name]
         else:

@@ -9,9 +9,8 @@ from typing import Any
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.precision import tf32
-from telecine.evaluation.comparable import check_protocols, check_several
+from telecine.evaluation.comparable import read_several
 from telecine.evaluation.load_model import load_model
-from telecine.evaluation.result import SavedEvaluation
 from telecine.evaluation.speed import Speed, describe_speed, measure_speed
 from telecine.settings import EvaluateConfig
 
@@ -35,11 +34,9 @@ def recorded_speeds(folders: Sequence[str | Path]) -> ComparedSpeeds | None:
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation.
-        ValueError: A file is damaged.
+        ValueError: A file is damaged, or the evaluations did not measure the same clips.
     """
-    check_several(folders)
-    records = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
-    conditions = [record.get("speed", {}) for record in records]
+    conditions = [evaluation.protocol.get("speed", {}) for evaluation in read_several(folders)]
     if not all(conditions):
         return None
     first = conditions[0]
@@ -71,12 +68,10 @@ def speeds_in_turns(folders: Sequence[str | Path], config: EvaluateConfig) -> Co
         FileNotFoundError: A folder lacks a file of an evaluation, or a model is no more.
         ValueError: The evaluations did not measure the same clips, or one is not of a model that has a name.
     """
-    check_several(folders)
     device = pick_device(config.device)
-    records = [SavedEvaluation.read(Path(folder)).protocol for folder in folders]
+    records = [evaluation.protocol for evaluation in read_several(folders)]
     models = []
     for folder, record in zip(folders, records, strict=True):
-        check_protocols(records[0], record)
         if not record.get("checkpoint"):
             contract = (
                 "false if an evaluation is of a model that cannot be loaded by a name or a folder"

@@ -1,7 +1,7 @@
 """The measurement of clips by one or several processes, and the results of each clip."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,11 +73,9 @@ def measure_clips(
         rank: The number i of this process, which measures the clips i, i + N, i + 2 N, ...
         num_ranks: The number N of processes.
     """
-    indices: Iterable[int] = range(rank, len(spans), num_ranks)
-    if rank == 0:
-        indices = with_progress(indices, "measuring")
+    indices = range(rank, len(spans), num_ranks)
     results = []
-    for index in indices:
+    for index in with_progress(indices, "measuring", is_shown=rank == 0):
         result = _measure_clip(index, source, metric_set, spans[index], device)
         if result is not None:
             results.append(result)

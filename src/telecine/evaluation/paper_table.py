@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from telecine.base.files import write_text
-from telecine.evaluation.comparable import check_protocols, check_several
+from telecine.evaluation.comparable import read_several, shared_metrics
 from telecine.evaluation.evaluation_record import describe_clips
 from telecine.evaluation.metrics.metric import DIRECTIONS, Better
-from telecine.evaluation.result import SavedEvaluation
 from telecine.evaluation.speed import Speed
 
 _LATEX = {
@@ -51,34 +50,21 @@ def make_table(
         FileNotFoundError: A folder lacks a file of an evaluation.
         ValueError: There are fewer than two, or they did not measure the same clips in the same way.
     """
-    check_several(folders)
-    protocols: list[dict[str, Any]] = []
-    means = []
-    half_widths = []
-    nums_videos = []
-    for folder in folders:
-        evaluation = SavedEvaluation.read(Path(folder))
-        if protocols:
-            check_protocols(protocols[0], evaluation.protocol)
-        protocols.append(evaluation.protocol)
-        means.append(evaluation.metrics)
-        half_widths.append(confidence_half_widths(evaluation.per_clip))
-        sources = {clip["source"] for clip in evaluation.per_clip}
-        nums_videos.append(len(sources))
-    first = protocols[0]
+    evaluations = read_several(folders)
+    first = evaluations[0].protocol
+    half_widths = [confidence_half_widths(evaluation.per_clip) for evaluation in evaluations]
     columns = [["", *[str(folder) for folder in folders]]]
-    for name in first["metrics"]:
-        if all(name in protocol["metrics"] for protocol in protocols):
-            better = first["better"][name]
-            column_means = [folder_means[name] for folder_means in means]
-            column_half_widths = [half_width.get(name) for half_width in half_widths]
-            columns.append(_column(name, column_means, better, column_half_widths))
+    for name in shared_metrics(evaluations):
+        means = [evaluation.metrics[name] for evaluation in evaluations]
+        half_widths_of_metric = [half_width.get(name) for half_width in half_widths]
+        columns.append(_column(name, means, first["better"][name], half_widths_of_metric))
     if speeds is not None:
         columns += _speed_columns(speeds)
     rows = list(zip(*columns, strict=True))
     half_width_text = ", ± 1.96 standard errors between videos" if any(half_widths) else ""
+    num_videos = len({clip["source"] for clip in evaluations[0].per_clip})
     caption = (
-        f"{describe_clips(first)}, of {nums_videos[0]} videos in {first['data']}. "
+        f"{describe_clips(first)}, of {num_videos} videos in {first['data']}. "
         f"Mean over clips{half_width_text}; the best values are bold."
     )
     markdown = _in_markdown(rows, caption)

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from telecine.base.background import in_background
@@ -29,10 +28,10 @@ from telecine.evaluation.tiling import (
     split_frames,
 )
 from telecine.models import VideoAutoencoder
-from telecine.settings import PixelFormat, ReconstructConfig, Tiling, channels_named
+from telecine.settings import PixelFormat, ReconstructConfig, Tiling
 from telecine.video.frames import depth_range
 from telecine.video.panes import side_by_side
-from telecine.video.write import write_video
+from telecine.video.write import write_image, write_video
 
 _VIDEO_SUFFIXES = (".mp4", ".mkv")
 _IMAGE_SUFFIXES = (".png",)
@@ -122,8 +121,7 @@ def _reconstruct_file(
         atomic_write(output, lambda partial: write_array(partial, info, chunks))
     elif suffix in _IMAGE_SUFFIXES:
         (frame,) = torch.cat(list(chunks))
-        image = Image.fromarray(frame.squeeze(-1).numpy())
-        atomic_write(output, lambda partial: image.save(partial, format="PNG"))
+        write_image(output, frame)
     else:
         write_video(
             output,
@@ -187,7 +185,7 @@ def reconstruct_frames(
     info: VideoInfo,
     config: ReconstructConfig,
     device: torch.device,
-    pixels: PixelFormat | None = None,
+    pixels: PixelFormat,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames and their reconstructions, both `(T, C, H, W)` in [-1, 1], while a thread reads ahead.
 
@@ -196,10 +194,8 @@ def reconstruct_frames(
         info: The video.
         config: The chunks, tiles and size.
         device: Where frames are reconstructed.
-        pixels: What is read of a pixel. None: the channels of the model and the bits of `config`.
+        pixels: What is read of a pixel.
     """
-    if pixels is None:
-        pixels = PixelFormat(channels_named(model.in_channels), config.bit_depth)
     tiles = rounded_tiling(Tiling.of(config.tile, config.tile_overlap), model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *output_size(info, config))
     overlap = config.overlap_frames

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from telecine.base.files import write_json, write_text
+from telecine.evaluation.comparable import read_several, shared_metrics
 from telecine.evaluation.compare_speed import ComparedSpeeds
 from telecine.evaluation.evaluation_record import describe_clips
 from telecine.evaluation.metrics.metric import DIRECTIONS
@@ -28,9 +29,9 @@ def write_speeds(folders: Sequence[str | Path], speeds: ComparedSpeeds, output: 
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation.
-        ValueError: A file is damaged.
+        ValueError: A file is damaged, or the evaluations did not measure the same clips.
     """
-    evaluations = [SavedEvaluation.read(Path(folder)) for folder in folders]
+    evaluations = read_several(folders)
     titles = [str(folder) for folder in folders]
     values = [asdict(speed) for speed in speeds.speeds]
     Path(output).mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def render_speeds(
         rows.append((f"{name}, MiB", [short(part.memory / 2**20) for part in parts]))
         rows.append((f"{name}, weights", [f"{part.weights:,}" for part in parts]))
     charts = []
-    for name in _shared_metrics(evaluations):
+    for name in shared_metrics(evaluations):
         values = [short(evaluation.metrics[name]) for evaluation in evaluations]
         better = record["better"][name]
         rows.append((f"{metric_label(name)}, {better} is better", values))
@@ -99,14 +100,6 @@ def pareto_front(
 
 def _frames_per_second(part: PartSpeed) -> str:
     return f"{short(part.frames_per_second)} ({short(part.slowest)} to {short(part.fastest)})"
-
-
-def _shared_metrics(evaluations: Sequence[SavedEvaluation]) -> list[str]:
-    shared = []
-    for name in evaluations[0].protocol["metrics"]:
-        if all(name in evaluation.protocol["metrics"] for evaluation in evaluations):
-            shared.append(name)
-    return shared
 
 
 def _chart(name: str, evaluations: Sequence[SavedEvaluation], speeds: Sequence[Speed]) -> Chart:

@@ -25,6 +25,7 @@ from telecine.models.frozen_encoder import FrozenEncoderModel, TeacherEncoderMod
 from telecine.models.interface import check_channels
 from telecine.models.load import is_custom, load_autoencoder
 from telecine.models.transfer import check_source
+from telecine.objective.loss import VideoAutoencoderLoss
 from telecine.ops.pass_options import ContextGroup, using_pass_options
 from telecine.settings import TrainConfig
 from telecine.settings.parse import PUBLISHED
@@ -51,12 +52,18 @@ from telecine.training.update_memory import (
 
 # The logger of errors of fake tensors: a size that a model does not reproduce raises one.
 _FAKE_TENSORS = "torch._subclasses.fake_tensor"
+# One for all: an objective is planned with several models.
+_FAKE_MODE = FakeTensorMode(allow_non_fake_inputs=True)
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
 
 @quiet_logger(_FAKE_TENSORS)
 def plan_update(
-    config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: str
+    config: TrainConfig,
+    model: VideoAutoencoder | None = None,
+    objective: VideoAutoencoderLoss | None = None,
+    *,
+    device_type: str,
 ) -> UpdateMemory:
     """Return the memory and the operations of one update with as many terms on as possible.
 
@@ -64,7 +71,8 @@ def plan_update(
 
     Args:
         config: The settings; `batch_size` must be a number.
-        model: The autoencoder, by default from `fake_autoencoder`, whose tensors must be fake.
+        model: The autoencoder, from `fake_autoencoder`; by default a new one.
+        objective: The objective, from `fake_objective`; by default a new one.
         device_type: "cpu", or any other name for a plan as on CUDA.
 
     Raises:
@@ -74,29 +82,18 @@ def plan_update(
         device_type = "cuda"
     if model is None:
         model = fake_autoencoder(config)
+    if objective is None:
+        objective = fake_objective(config)
     bucket = max(config.clips.train_buckets, key=lambda bucket: math.prod(bucket.shape))
     check_channels(config.clips, model)
     model.check_clip(*bucket.shape)
     counter = MemoryCounter(LOSSES)
-    fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
-    objective_settings = config.objective
-    perceptual = objective_settings.perceptual
-    # Made before the counter starts, which counts it if a term uses it.
-    if perceptual.net in BACKBONES:
-        with fake_mode:
-            fake_net = fake_lpips(str(perceptual.net))
-        objective_settings = replace(
-            objective_settings, perceptual=replace(perceptual, net=fake_net)
-        )
     kernels: AbstractContextManager[None] = nullcontext()
     if device_type != "cpu":
         kernels = autocast_as_on_cuda()
     # The first process of a group has the most rows. Nothing is sent.
     group = ContextGroup(size=config.context_parallel)
-    with fake_mode, counter, kernels, using_pass_options(context_group=group):
-        objective = build_objective(
-            objective_settings, config.discriminator, config.clips, load=False
-        )
+    with _FAKE_MODE, counter, kernels, using_pass_options(context_group=group):
         accelerator = cast(
             Accelerator, _FakeAccelerator(counter, HALF_PRECISION.get(config.mixed_precision))
         )
@@ -172,7 +169,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """
     if config.init is not None:  # which changes no shape
         check_source(config.init)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _FAKE_MODE:
         random = _random_autoencoder(config)
         if config.model is not None and random.in_channels != config.clips.num_channels:
             random = random.with_channels(config.clips.num_channels)
@@ -188,6 +185,17 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
             # Without comparing gradients, which needs values.
             enable(diffusers_model.module, diffusers_model.family.checkpointed_blocks)
     return model
+
+
+def fake_objective(config: TrainConfig) -> VideoAutoencoderLoss:
+    """Return the objective of a run, of tensors that have shapes but no values."""
+    objective = config.objective
+    perceptual = objective.perceptual
+    with _FAKE_MODE:
+        if perceptual.net in BACKBONES:
+            fake_net = fake_lpips(str(perceptual.net))
+            objective = replace(objective, perceptual=replace(perceptual, net=fake_net))
+        return build_objective(objective, config.discriminator, config.clips, load=False)
 
 
 def _random_autoencoder(config: TrainConfig) -> VideoAutoencoder:

@@ -11,7 +11,12 @@ from telecine.base.checks import TrainingError, argument_error
 from telecine.base.devices import free_memory, in_gib
 from telecine.settings import TrainConfig
 from telecine.training.distributed import all_gather, on_first_process
-from telecine.training.memory import estimate_sharding_saving, fake_autoencoder, plan_update
+from telecine.training.memory import (
+    estimate_sharding_saving,
+    fake_autoencoder,
+    fake_objective,
+    plan_update,
+)
 
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
@@ -45,6 +50,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 
     def search() -> int:
         model = fake_autoencoder(config)
+        objective = fake_objective(config)
         saved = 0
         if config.sharding != "none":
             saved = estimate_sharding_saving(model, num_processes)
@@ -54,7 +60,8 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         fitting = 1
         while fitting > planned * (1 + _TOLERANCE):
             planned = fitting
-            plan = plan_update(replace(config, batch_size=planned), model, device_type=device.type)
+            with_size = replace(config, batch_size=planned)
+            plan = plan_update(with_size, model, objective, device_type=device.type)
             plan = replace(plan, saved_by_sharding=saved)
             fitting = plan.largest_batch(int(memory * USED_FRACTION))
             if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Encoding of videos: MP4 and lossless MKV."""
+"""Encoding of videos, as MP4 and lossless MKV, and of images, as PNG."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +18,7 @@ from av.video.reformatter import (
     VideoReformatter,
 )
 from av.video.stream import VideoStream
+from PIL import Image
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_positive
@@ -49,6 +50,12 @@ _FFV1_FORMATS = {
 }
 """The formats of FFV1, where they differ."""
 _MAX_INT = 2**31 - 1  # FFmpeg's fractions have 32 bits
+
+
+def write_image(path: Path, frame: Tensor) -> None:
+    """Write a frame, uint8 `(H, W, C)` on the CPU of 1, 3 or 4 channels, as a PNG, atomically."""
+    image = Image.fromarray(frame.squeeze(-1).numpy())
+    atomic_write(path, lambda partial: image.save(partial, format="PNG"))
 
 
 def write_video(

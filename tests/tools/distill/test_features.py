@@ -8,7 +8,7 @@ from telecine.models.load import load_autoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.models.student_config import student_config
 from telecine.settings import CausalVAEConfig
-from telecine.tools.distill.features import TeacherFeatures, average_frames
+from telecine.tools.distill.features import TeacherFeatures, average_frames, decoder_features
 
 from ...models.tiny_models import tiny_model
 
@@ -27,6 +27,12 @@ def vae(folder):
     model.save_pretrained("vae")
 
 
+def features_of_teacher(term, latent):
+    """Return the teacher's features that are compared, by layer."""
+    layers = [pair.layer for pair in term.pairs]
+    return decoder_features(term.teacher.in_eval_mode(), latent, layers)
+
+
 def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
     """A student like the teacher, with projections that standardise its features; and with projections to 0."""
     term = TeacherFeatures("vae", CONFIG.channels)
@@ -35,7 +41,7 @@ def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
     assert [tuple(p.weight.shape[:2]) for p in term.projections] == [(16, 16), (8, 8)]
     latent = torch.randn(2, 4, 3, 4, 4)
     with torch.no_grad():
-        features = term.teacher_features(latent, [pair.layer for pair in term.pairs])
+        features = features_of_teacher(term, latent)
         for x, projection in zip(features.values(), term.projections, strict=True):
             std, mean = torch.std_mean(x, (0, 2, 3, 4), correction=0)
             projection.weight.copy_((1 / std).diag()[:, :, None, None, None])
@@ -59,9 +65,7 @@ def test_layers_of_a_wan_are_chosen_by_resolution(folder):
     assert term.state_dict().keys() == {
         f"projections.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")
     }
-    features = term.teacher_features(
-        torch.zeros(2, 4, 2, 4, 4), [pair.layer for pair in term.pairs]
-    )
+    features = features_of_teacher(term, torch.zeros(2, 4, 2, 4, 4))
     assert [x.shape[3:] for x in features.values()] == [(4, 4), (8, 8)]
     term(latent=torch.randn(2, 4, 2, 4, 4), model=student).backward()
     assert student.decoder.network[0].conv.weight.grad.any()
@@ -91,9 +95,7 @@ def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, n
     teacher = load_autoencoder(name)
     config = student_config("tiny", teacher, teacher.covering_clip(8, 32, 32))
     term = TeacherFeatures(name, config.channels)
-    features = term.teacher_features(
-        torch.zeros(1, 4, 1, 4, 4), [pair.layer for pair in term.pairs]
-    )
+    features = features_of_teacher(term, torch.zeros(1, 4, 1, 4, 4))
     assert [x.shape[2:] for x in features.values()] == [(1, 4, 4), (frames, 8, 8)], (
         "not those with channels last"
     )

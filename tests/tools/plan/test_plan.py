@@ -44,6 +44,8 @@ SWITCHES = (
     "and --mixed_precision bf16",
     "and --temporal_chunk 4",
 )
+# With these no switch is left.
+ONE_ROW = {"dynamo_backend": "inductor", "mixed_precision": "bf16"}
 SHARED_CLIPS = ("as configured, --context_parallel 2", "as configured, --context_parallel 4")
 
 
@@ -89,12 +91,21 @@ def test_the_plan_is_readable_in_80_columns(plan):
 
 @pytest.mark.slow
 def test_with_sharding_all_rows_are_of_sharded_weights(plan):
-    sharded = telecine.plan(replace(CONFIG, batch_size=1, sharding="fsdp2"), 200 * MB, 4)
-    assert [largest.title for largest in sharded.largest_batches] == [*SWITCHES, *SHARED_CLIPS]
+    objective = replace(CONFIG.objective, gradient_checkpointing=True)
+    config = replace(CONFIG, batch_size=1, sharding="fsdp2", objective=objective)
+    switched_on = {"model_gradient_checkpointing": True, "mixed_precision": "bf16"}
+    sharded = telecine.plan(replace(config, **switched_on), 200 * MB, 4)
+    assert [largest.title for largest in sharded.largest_batches] == [
+        "as configured",
+        "and --temporal_chunk 4",
+        *SHARED_CLIPS,
+    ]
     last = len(SWITCHES) - 1
-    assert sharded.largest_batches[last].one_clip == plan.largest_batches[last + 1].one_clip
+    assert sharded.largest_batches[1].one_clip == plan.largest_batches[last + 1].one_clip
+    configured, _, half, quarter = sharded.largest_batches
+    assert configured.one_clip > half.one_clip > quarter.one_clip
     text = printed(sharded)
-    assert re.search(r"float32, sharded +\n? *over 4 processes", text)
+    assert re.search(r"bf16, sharded +\n? *over 4 processes", text)
     assert "saved by sharding" in text
 
 
@@ -108,9 +119,7 @@ def test_a_penalty_at_some_steps_counts_for_its_share(plan):
         grad_penalty_loss_weight=10.0,
         perceptual_weight=0.0,
     )
-    # A single row: with these no switch is left.
-    one_row = {"dynamo_backend": "inductor", "mixed_precision": "bf16"}
-    config = replace(CONFIG, discriminator=discriminator, objective=objective, **one_row)
+    config = replace(CONFIG, discriminator=discriminator, objective=objective, **ONE_ROW)
     planned = telecine.plan(config, 900 * MB, 1)
     assert 0.3 * planned.update.flops < planned.mean_flops < planned.update.flops
 
@@ -137,7 +146,7 @@ def test_a_memory_that_nothing_fits():
     with pytest.raises(
         ValueError, match=r"`memory` must be enough for one clip, but got 0\.00 GiB, and"
     ):
-        telecine.plan(replace(CONFIG, dynamo_backend="inductor"), MB, 1)
+        telecine.plan(replace(CONFIG, **ONE_ROW), MB, 1)
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])

@@ -143,12 +143,18 @@ class FileTable(Sequence[Source]):
     def __getitem__(self, index: int | slice) -> Source | list[Source]:
         if isinstance(index, slice):
             return [self[row] for row in range(*index.indices(len(self)))]
-        name = self.names[index]
-        size, archive, offset = self.locations[index].item()
+        return self._source(self.names[index], self.versions[index], self.locations[index].item())
+
+    def __iter__(self) -> Iterator[Source]:
+        return map(self._source, self.names, self.versions, self.locations.tolist())
+
+    def _source(self, name: str, version: str, location: tuple[int, int, int]) -> Source:
+        """Return the file in a row, by its columns."""
+        size, archive, offset = location
         if archive != _NO_ARCHIVE:
             return TarMember(self.archives[archive], name, offset, size)
         if is_address(name):
-            return RemotePath(name, None if size < 0 else size, self.versions[index])
+            return RemotePath(name, None if size < 0 else size, version)
         return Path(name)
 
     def paths(self, rows: NDArray[np.integer[Any]]) -> Iterator[str]:

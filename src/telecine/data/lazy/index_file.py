@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import struct
@@ -10,13 +9,14 @@ import threading
 import time
 import weakref
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from telecine.base.files import open_regular, partial_path, remove_partial
 from telecine.data.hdr import BT2020, HLG, PQ
@@ -38,11 +38,9 @@ DAMAGE_ERRORS = (
 _LENGTH = struct.Struct("<Q")  # of the description at the beginning of a file of safetensors
 _MAX_DESCRIPTION = 2**27  # bytes; that of a tar file lists members that cannot be read
 _DTYPES: dict[str, Any] = {"BOOL": "?", "U8": "u1", "I32": "<i4", "I64": "<i8", "F64": "<f8"}
-_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _HDR = ("", PQ, HLG, BT2020)
 _SECONDS_OF_A_WRITE = 3600.0  # what is older, a process that was killed has left
 _DIGEST_BYTES = 32  # of a SHA-256
-_LONG = 64  # numbers, in more bytes than a view of them takes
 # Columns with a value for each exact index.
 _FIELDS = (
     "width",
@@ -64,11 +62,13 @@ def save_tensors(
 ) -> None:
     """Write arrays as safetensors. Readers see the old or the new file, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    dense = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+    content = save(
+        dense, {"format": FORMAT, **metadata}
+    )  # `save_file` hides the file from other users
     partial = partial_path(path)
     try:
-        with open(partial, "wb") as file:
-            parts = {name: [column] for name, column in columns.items()}
-            write_columns(file, parts, {"format": FORMAT, **metadata})
+        partial.write_bytes(content)
         os.replace(partial, path)  # without a flush: a damaged file is replaced
     finally:
         partial.unlink(missing_ok=True)
@@ -91,17 +91,7 @@ def columns_of_records(records: NDArray[Any], prefix: str = "") -> dict[str, NDA
 
 
 def columns_of_infos(keys: Sequence[int], infos: Sequence[VideoInfo]) -> dict[str, NDArray[Any]]:
-    """Return exact indices as columns, see `column_parts_of_infos`."""
-    parts_of = column_parts_of_infos(keys, infos)
-    return {name: np.concatenate(parts) for name, parts in parts_of.items()}
-
-
-def column_parts_of_infos(
-    keys: Sequence[int], infos: Sequence[VideoInfo]
-) -> dict[str, list[NDArray[Any]]]:
-    """Return exact indices as columns in parts, see `write_columns`, sorted by their keys.
-
-    The timestamps of videos are not copied. A million images take less memory than a view for each would.
+    """Return exact indices as columns, sorted by their keys.
 
     Args:
         keys: A number of 63 bits for each index, all different, see `IndexFile`.
@@ -109,12 +99,19 @@ def column_parts_of_infos(
     """
     order = np.argsort(np.array(keys, np.int64))
     infos = [infos[row] for row in order]
+    pts = array("q")
+    keyframes = array("q")
+    for info in infos:
+        pts.extend(info.pts)
+        keyframes.extend(info.keyframes)
     pts_ends = np.cumsum([len(info.pts) for info in infos], dtype=np.int64)
     keyframe_ends = np.cumsum([len(info.keyframes) for info in infos], dtype=np.int64)
     digests = bytes.fromhex("".join(info.digest for info in infos))
-    columns = {
+    return {
         "exact.key": np.array(keys, np.int64)[order],
+        "exact.pts": np.array(pts, np.int64),
         "exact.pts_end": pts_ends,
+        "exact.keyframes": np.array(keyframes, np.int64),
         "exact.keyframes_end": keyframe_ends,
         "exact.width": np.array([info.width for info in infos], np.int64),
         "exact.height": np.array([info.height for info in infos], np.int64),
@@ -126,25 +123,6 @@ def column_parts_of_infos(
         "exact.hdr": np.array([_HDR.index(info.hdr) for info in infos], np.uint8),
         "exact.digest": np.frombuffer(digests, np.uint8).reshape(len(infos), _DIGEST_BYTES),
     }
-    parts = {name: [column] for name, column in columns.items()}
-    parts["exact.pts"] = _parts_of_numbers(info.pts for info in infos)
-    parts["exact.keyframes"] = _parts_of_numbers(info.keyframes for info in infos)
-    return parts
-
-
-def _parts_of_numbers(arrays: Iterable[array[int]]) -> list[NDArray[Any]]:
-    """Return the numbers of arrays in parts, one or more: views of long arrays, and copies of short ones together."""
-    parts: list[NDArray[Any]] = []
-    short = array("q")
-    for numbers in arrays:
-        if len(numbers) < _LONG:
-            short.extend(numbers)
-            continue
-        parts.append(np.frombuffer(short, np.int64))
-        parts.append(np.frombuffer(numbers, np.int64))
-        short = array("q")
-    parts.append(np.frombuffer(short, np.int64))
-    return parts
 
 
 def infos_of_columns(columns: Mapping[str, NDArray[Any]], source: Any) -> list[VideoInfo]:
@@ -241,61 +219,6 @@ def read_description(file: BinaryIO) -> Description:
             raise ValueError(f"column {name} is damaged")
         columns[name] = Column(dtype, shape, begin)
     return Description(metadata, columns)
-
-
-def read_columns(content: bytes) -> dict[str, NDArray[Any]]:
-    """Return all columns of a file of this format.
-
-    Args:
-        content: The bytes of the file.
-
-    Raises:
-        ValueError: it has another format, or is damaged. So are the other errors of `DAMAGE_ERRORS`.
-    """
-    metadata, described = read_description(io.BytesIO(content))
-    if metadata.get("format") != FORMAT:
-        raise ValueError("another format")
-    columns = {}
-    for name, (dtype, shape, begin) in described.items():
-        count = int(np.prod(shape))
-        columns[name] = np.frombuffer(content, dtype, count, begin).reshape(shape)
-    return columns
-
-
-class _Writable(Protocol):
-    """A file that is open for writing."""
-
-    def write(self, content: bytes, /) -> object: ...
-
-
-def write_columns(
-    file: _Writable, columns: Mapping[str, Sequence[NDArray[Any]]], metadata: Mapping[str, str]
-) -> None:
-    """Write arrays in the layout of safetensors.
-
-    Args:
-        file: The file.
-        columns: The parts of each array, one or more, which follow each other.
-        metadata: What else to write.
-    """
-    described: dict[str, Any] = {"__metadata__": dict(metadata)}
-    begin = 0
-    for name, parts in columns.items():
-        end = begin + sum(part.nbytes for part in parts)
-        first = parts[0]
-        described[name] = {
-            "dtype": _NAMES[first.dtype.newbyteorder("<")],
-            "shape": [sum(len(part) for part in parts), *first.shape[1:]],
-            "data_offsets": [begin, end],
-        }
-        begin = end
-    content = json.dumps(described).encode()
-    content += b" " * (-len(content) % _LENGTH.size)  # so that the first column is aligned
-    file.write(_LENGTH.pack(len(content)))
-    file.write(content)
-    for parts in columns.values():
-        for part in parts:
-            file.write(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 class IndexFile:

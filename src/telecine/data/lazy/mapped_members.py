@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from telecine.base.files import flush, partial_path
 from telecine.data.fingerprint import fingerprint_of
 from telecine.data.lazy.file_table import LOCATION, FileTable
 from telecine.data.lazy.header import HEADER
-from telecine.data.lazy.index_file import FORMAT, read_description, write_columns
-from telecine.data.lazy.sidecar import Sidecar
+from telecine.data.lazy.index_file import FORMAT, read_description
 from telecine.data.lazy.string_column import StringColumn
 from telecine.data.source import File, Skipped, TarMember
 
 _SKIPPED = "skipped"
 _SECONDS_KEPT = 365 * 24 * 3600.0  # after a run has mapped it: longer than a run takes
-# Of columns that are written as bytes.
+# Of columns, those of records as bytes.
 _DTYPES: dict[str, Any] = {
     "name.end": np.int64,
     "place": LOCATION,
@@ -44,39 +44,36 @@ def key_of_archives(archives: Sequence[File]) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
-def write_members(path: Path, sidecars: Sequence[Sidecar]) -> None:
-    """Write the members of tar files, one after the other. A file that another process writes meanwhile stays.
+def write_members(path: Path, members: FileTable, skipped: Sequence[Skipped]) -> None:
+    """Write the members of tar files. A file that another process writes meanwhile stays.
 
     On a shared disk, a process that has mapped a file ends if it is replaced.
 
     Args:
         path: The file.
-        sidecars: The members of each tar file.
+        members: The members of all tar files, whose order is that of `map_members`.
+        skipped: Members whose header cannot be read.
 
     Raises:
         OSError: the file cannot be written.
     """
-    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _DTYPES}
-    skipped = []
-    name_begin = 0
-    for number, sidecar in enumerate(sidecars):
-        members = sidecar.members
-        locations = members.locations.copy()
-        locations["archive"] = number
-        columns["place"].append(locations)
-        columns["header"].append(members.headers)
-        columns["name"].append(members.names.content)
-        columns["name.end"].append(members.names.ends + name_begin)
-        name_begin += len(members.names.content)
-        for skip in sidecar.skipped:
-            assert isinstance(skip.path, TarMember)
-            skipped.append((number, skip.path.name, skip.path.offset, skip.path.size, skip.reason))
-    as_bytes = {name: [part.view(np.uint8) for part in parts] for name, parts in columns.items()}
+    number_of = {archive: number for number, archive in enumerate(members.archives)}
+    reasons = []
+    for skip in skipped:
+        member = skip.path
+        assert isinstance(member, TarMember)
+        number = number_of[member.archive]
+        reasons.append((number, member.name, member.offset, member.size, skip.reason))
+    columns: dict[str, NDArray[Any]] = {
+        "name.end": members.names.ends,
+        "place": members.locations.view(np.uint8),
+        "header": members.headers.view(np.uint8),
+        "name": members.names.content,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     try:
-        with open(partial, "wb") as file:
-            write_columns(file, as_bytes, {_SKIPPED: json.dumps(skipped)})
+        partial.write_bytes(save(columns, {_SKIPPED: json.dumps(reasons)}))
         flush([partial])
         try:
             os.link(partial, path)
@@ -109,9 +106,10 @@ def map_members(path: Path, archives: Sequence[File]) -> tuple[FileTable, list[S
         os.utime(path)
     columns: dict[str, NDArray[Any]] = {}
     for name, dtype in _DTYPES.items():
-        (num_bytes,) = described[name].shape
+        column = described[name]
+        num_bytes = column.shape[0] * column.dtype.itemsize
         count = num_bytes // np.dtype(dtype).itemsize
-        columns[name] = np.frombuffer(content, dtype, count, described[name].begin)
+        columns[name] = np.frombuffer(content, dtype, count, column.begin)
     table = FileTable(
         names=StringColumn(columns["name"], columns["name.end"]),
         versions=StringColumn.empty(len(columns["header"])),

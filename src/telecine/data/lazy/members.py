@@ -62,6 +62,12 @@ def find_members(
     sidecars = _sidecars_of(archives, config)
     unread = [archive for archive in archives if not sidecars[archive].is_complete]
     with_arrays = [archive for archive in archives if has_arrays(sidecars[archive])]
+    parts = []
+    skipped = []
+    for archive, sidecar in sidecars.items():
+        parts.append(replace(sidecar.members, archives=(archive,)))
+        skipped.extend(sidecar.skipped)
+    members = FileTable.joined(parts)
     if unread:
         text = "each run reads the headers of all tar files until all can be read; %d cannot: %s"
         logger.warning(text, len(unread), unread[0])
@@ -77,16 +83,11 @@ def find_members(
             remove_left(path.parent)
             remove_unused(path.parent)
             path.unlink(missing_ok=True)  # it is damaged
-            write_members(path, list(sidecars.values()))
+            write_members(path, members, skipped)
             return map_members(path, archives)
         except (OSError, ValueError) as error:
             logger.warning("the members of tar files cannot be saved: %s", error)
-    parts = []
-    skipped = []
-    for archive, sidecar in sidecars.items():
-        parts.append(replace(sidecar.members, archives=(archive,)))
-        skipped.extend(sidecar.skipped)
-    return FileTable.joined(parts), skipped
+    return members, skipped
 
 
 def _map_first(

@@ -63,7 +63,8 @@ class SavedInfos:
     def save_failure(self, key: int, reason: str) -> None:
         """Keep why the source with a key has no exact index. An error of the system is logged once."""
         self._failures[key] = reason
-        self._save(key, {}, {_FAILURE: reason, _LIMITS: self._limits})
+        text = reason.encode("utf-8", "backslashreplace").decode()  # it may name a file
+        self._save(key, {}, {_FAILURE: text, _LIMITS: self._limits})
 
     def _files_of(self, key: int) -> Iterator[IndexFile]:
         """Yield what runs have saved of a file."""

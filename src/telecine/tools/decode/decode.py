@@ -1,19 +1,17 @@
 """Decoding of the shards of `telecine encode`, clip by clip, each as a stream."""
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from telecine.base.background import in_background
 from telecine.base.checks import argument_error
-from telecine.base.devices import device_of_process
-from telecine.base.files import atomic_write, read_json
+from telecine.base.devices import device_of_process, launched_process
+from telecine.base.files import read_json
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import bytes_from_video
@@ -29,7 +27,7 @@ from telecine.models.latent_shards import (
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.stream import run_stream
 from telecine.tools.decode.settings import DecodeConfig
-from telecine.video.write import write_video
+from telecine.video.write import write_image, write_video
 
 # Latent frames that are decoded at once.
 _CHUNK = 16
@@ -51,7 +49,7 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
         ShardError: A shard is damaged or missing.
     """
     manifest = _read_manifest(Path(latents))
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, num_ranks = launched_process()
     device = device_of_process(config.device, num_ranks)
     model = load_model(config.model or manifest["model"], config, device)
     if digest_of_encoder(model.latent_model) != manifest["encoder_sha256"]:
@@ -60,19 +58,16 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
         raise argument_error("model", "of the encoder that encoded", got, remedy)
     normalisation = manifest["normalisation"] if manifest["settings"]["normalise"] else {}
     shards = LatentShards(latents)
-    rank = int(os.environ.get("RANK", "0"))
     files = list(name_files(shards, Path(output), config.format).items())
     missing = [(name, path) for name, path in files[rank::num_ranks] if not path.exists()]
-    clips: Iterable[tuple[str, Path]] = missing
-    if rank == 0:
-        clips = with_progress(missing, "decoding")
-    for name, path in clips:
+    for name, path in with_progress(missing, "decoding", is_shown=rank == 0):
         tensors, metadata = shards.read(name)
         latent = denormalised(tensors[MEAN][None].float().to(device), normalisation)
         frames = decode_latent(model, latent, metadata, config.chunk_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
         if metadata["is_image"]:
-            _write_image(path, next(frames))
+            (frame,) = next(frames)
+            write_image(path, frame)
         else:
             chunks = in_background(frames)
             write_video(path, (frame for chunk in chunks for frame in chunk), metadata["fps"])
@@ -150,8 +145,3 @@ def _decoded(model: VideoAutoencoder, latent: Tensor, chunk_frames: int) -> Iter
         yield model.decode(latent)
         return
     yield from run_stream(model.stream_decoder(chunk_frames), latent.split(_CHUNK, dim=2))
-
-
-def _write_image(path: Path, frames: Tensor) -> None:
-    image = Image.fromarray(frames[0].squeeze(-1).numpy())
-    atomic_write(path, lambda partial: image.save(partial, format="PNG"))

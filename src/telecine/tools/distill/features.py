@@ -108,34 +108,21 @@ class TeacherFeatures(nn.Module):
         if student.generates or generates(self.teacher.in_eval_mode()):
             noise = randn(student.decoded_shape(latent), generator=generator, device=latent.device)
         ends = _ends_of_resolutions(student)
-        with _recorded_outputs(student.decoder.network, ends) as outputs:
-            student.decode(latent, noise)
-        features = self.teacher_features(latent, [pair.layer for pair in self.pairs], noise)
+        features = decoder_features(student, latent, ends, noise)
+        layers = [pair.layer for pair in self.pairs]
+        with torch.no_grad():
+            targets = decoder_features(self.teacher.in_eval_mode(), latent, layers, noise)
         errors = []
         for pair, projection in zip(self.pairs, self.projections, strict=True):
-            chunks = outputs[ends[pair.level]]
-            x = at_least_float32(projection(torch.cat(chunks, dim=2)))
+            x = at_least_float32(projection(features[ends[pair.level]]))
             y = average_frames(
-                features[pair.layer], x.shape[2:], first_frame_apart=pair.first_frame_apart
+                targets[pair.layer], x.shape[2:], first_frame_apart=pair.first_frame_apart
             )
             y = at_least_float32(y)
             std, mean = torch.std_mean(y, (0, 2, 3, 4), correction=0, keepdim=True)
             standardised = (y - mean) / std.clamp_min(SMALLEST_STD)
             errors.append(weighted_mean((x - standardised).square(), sample_weight))
         return torch.stack(errors).mean()
-
-    @torch.no_grad()
-    def teacher_features(
-        self, latent: Tensor, names: Iterable[str], noise: Video | None = None
-    ) -> dict[str, Tensor]:
-        """Return `decoder_features` of the teacher.
-
-        Args:
-            latent: `(B, C, t, h, w)`.
-            names: Of the layers, inside the decoder.
-            noise: What a teacher that generates starts from; by default that of its `sampler`.
-        """
-        return decoder_features(self.teacher.in_eval_mode(), latent, names, noise)
 
 
 def decoder_features(
@@ -198,7 +185,7 @@ def _last_layers(model: VideoAutoencoder, scales: Mapping[str, int], num_levels:
     """
     names = list(scales)
     if isinstance(model, CausalAutoencoder):
-        names = [f"network.{end}" for end in _ends_of_resolutions(model)]
+        names = _ends_of_resolutions(model)
     last = {scales[name]: name for name in names}
     return [last[2**level] for level in range(num_levels) if 2**level in last]
 
@@ -225,11 +212,11 @@ def layer_error(name: str, features: Mapping[str, Tensor]) -> Exception:
 
 
 def _ends_of_resolutions(model: CausalAutoencoder) -> list[str]:
-    """Return the names of the last layer of each resolution in the decoder's network."""
+    """Return the name of the last layer of each resolution, inside the decoder."""
     ends = []
     for index, (_, following) in enumerate(pairwise(model.decoder.network)):
         if isinstance(following, (Upsample, ChannelNorm)):
-            ends.append(str(index))
+            ends.append(f"network.{index}")
     return ends
 
 

@@ -1,7 +1,6 @@
 """Encoding of a data set: each process writes its shards, the last one the manifest."""
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 from telecine import __version__
 from telecine.base.background import in_background
 from telecine.base.checks import argument_error
-from telecine.base.devices import device_of_process
+from telecine.base.devices import device_of_process, launched_process
 from telecine.base.files import (
     remove_partial,
     write_json,
@@ -92,8 +91,7 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
     started = time.time()
     if config.data is None:
         raise argument_error("data", "given", "nothing", "Pass `--data` with videos.")
-    rank = int(os.environ.get("RANK", "0"))
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, num_ranks = launched_process()
     device = device_of_process(config.device, num_ranks)
     model = load_model(checkpoint, config, device)
     clip_config = clips_to_read(checkpoint, model, config)
@@ -116,9 +114,7 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
         if number % num_ranks == rank and not is_there:
             part = clips[first : first + config.clips_per_shard]
             missing += [_ClipOfShard(path, index, clip) for index, clip in enumerate(part, first)]
-    progress: Iterable[_ClipOfShard] = missing
-    if rank == 0:
-        progress = with_progress(missing, "encoding")
+    progress = with_progress(missing, "encoding", is_shown=rank == 0)
     num_new = 0
     for path, clips_of_shard in groupby(progress, key=lambda clip: clip.shard):
         num_new += encoder.write_shard(path, clips_of_shard)

@@ -26,9 +26,10 @@ def data_index(
     Raises:
         ValueError: `shard` is not a part.
     """
-    from telecine.tools.index.write_index import part_of_process, write_index
+    from telecine.base.devices import launched_process
+    from telecine.tools.index.write_index import write_index
 
-    part, num_parts = part_of_process()
+    part, num_parts = launched_process()
     if shard is not None:
         match = _SHARD.fullmatch(shard)
         if match is None or int(match[1]) >= int(match[2]):

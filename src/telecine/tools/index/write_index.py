@@ -51,11 +51,6 @@ class Indexed:
             console.print(f"skipped: {Skipped.listed(self.skipped)}", soft_wrap=True)
 
 
-def part_of_process() -> tuple[int, int]:
-    """Return the number of this process and that of all processes, as torchrun sets them; 0 and 1 without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def write_index(path: str, config: ClipConfig, part: int = 0, num_parts: int = 1) -> Indexed:
     """Index a part of a data set. The same call again indexes what is missing.
 

@@ -12,8 +12,14 @@ from telecine.base.devices import free_memory, in_gib, parse_memory, pick_device
 from telecine.base.terminal import with_progress
 from telecine.models import VideoAutoencoder
 from telecine.models.context_parallel import most_processes
+from telecine.objective.loss import VideoAutoencoderLoss
 from telecine.settings import TrainConfig
-from telecine.training.memory import estimate_sharding_saving, fake_autoencoder, plan_update
+from telecine.training.memory import (
+    estimate_sharding_saving,
+    fake_autoencoder,
+    fake_objective,
+    plan_update,
+)
 from telecine.training.memory_limits import USED_FRACTION
 from telecine.training.update_memory import HOST_COPY, UpdateMemory
 
@@ -161,19 +167,25 @@ def _plan_updates(
     """Return the update as configured, then with more and more switches, sharded, and with shared clips."""
     saved = estimate_sharding_saving(model, num_processes)
     is_sharded = config.sharding != "none"
+    switched = list(_with_switches(config, model))
+    shared = list(_with_shared_clips(config, model, num_processes))
     plans: list[PlannedUpdate] = []
-    for title, switched in with_progress(list(_with_switches(config, model)), "planning updates"):
-        update = plan_update(switched, device_type=device_type)
+    # With and without checkpoints. Discriminators with a spectral norm take as long to build as an update to plan.
+    objectives: dict[bool, VideoAutoencoderLoss] = {}
+    for title, planned in with_progress(switched + shared, "planning updates"):
+        has_checkpoints = planned.objective.gradient_checkpointing
+        if has_checkpoints not in objectives:
+            objectives[has_checkpoints] = fake_objective(planned)
+        update = plan_update(planned, None, objectives[has_checkpoints], device_type=device_type)
         if is_sharded:
             update = replace(update, saved_by_sharding=saved)
-        plans.append(PlannedUpdate(title, switched, update))
-    last = plans[-1]
+        plans.append(PlannedUpdate(title, planned, update))
+    last = plans[len(switched) - 1]
     sharded = _changed(last.config, {"sharding": "fsdp2"})
     if not is_sharded and sharded is not None:
         title = f"and --sharding fsdp2, {num_processes} processes"
         update = replace(last.update, saved_by_sharding=saved)
-        plans.append(PlannedUpdate(title, sharded, update))
-    plans += _with_shared_clips(config, model, device_type, num_processes)
+        plans.insert(len(switched), PlannedUpdate(title, sharded, update))
     return plans
 
 
@@ -212,23 +224,18 @@ def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig | N
 
 
 def _with_shared_clips(
-    config: TrainConfig, model: VideoAutoencoder, device_type: str, num_processes: int
-) -> list[PlannedUpdate]:
-    """Return plans of the settings, with clips on more processes and no other switch; none if refused."""
+    config: TrainConfig, model: VideoAutoencoder, num_processes: int
+) -> Iterator[tuple[str, TrainConfig]]:
+    """Yield the settings with clips on more processes and no other switch, with a title each; none if refused."""
     height = min(bucket.height for bucket in config.clips.train_buckets)
     most = 1
     if num_processes > 1:
         most = min(num_processes, most_processes(model, height))
-    plans = []
     for size in _CONTEXT_SIZES:
         if config.context_parallel < size <= most:
             shared = _changed(config, {"context_parallel": size})
-            if shared is None:
-                continue
-            title = f"as configured, --context_parallel {size}"
-            update = plan_update(shared, device_type=device_type)
-            plans.append(PlannedUpdate(title, shared, update))
-    return plans
+            if shared is not None:
+                yield f"as configured, --context_parallel {size}", shared
 
 
 def _mean_flops(config: TrainConfig, update: UpdateMemory, device_type: str) -> float:
