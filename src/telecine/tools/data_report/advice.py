@@ -43,7 +43,8 @@ def give_advice(
     if report.scenes:
         sentences.append(
             f"{report.num_searched} of {num_videos} videos were decoded whole, and cuts were found in "
-            f"{report.num_cut} of them. The list `scenes.csv` has the scenes between them: with it as `--data`, no clip has a cut."
+            f"{report.num_cut} of them. The list `scenes.csv` has the scenes between them: with it as `--data`, no "
+            "clip has a cut."
         )
         if report.num_unlisted:
             sentences.append(
