@@ -79,7 +79,6 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     leave_pictures_out(monkeypatch.setattr)
-    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path

@@ -529,7 +529,10 @@ def test_reconstruct_never_replaces_its_input_or_a_folder(model_folder, tmp_path
 
 
 @pytest.mark.slow
-def test_evaluate_writes_figures_and_protocol_and_compares(model_folder, tmp_path, capsys):
+def test_evaluate_writes_figures_and_protocol_and_compares(
+    model_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
     output = tmp_path / "figures"
     size = "--num_frames 5 --height 32 --width 48 --max_clips 3 --device cpu"
     assert run(f"evaluate {model_folder} --data {sample_videos()[0]} -o {output} {size}") == 0

@@ -1,9 +1,12 @@
-"""Spans of videos and images that do not exist."""
+"""Spans of videos and images that do not exist, and functions of tables with lists of spans."""
 
 from array import array
 from pathlib import Path
 
 from telecine.data import VideoInfo, whole_video
+from telecine.data.holdout import split_table
+from telecine.data.span_table import SpanTable
+from telecine.data.validation import leave_out
 
 _ONE = array("q", [0])
 
@@ -27,3 +30,14 @@ def image(path, digest=""):
 def images(count):
     """Return spans of images `0.png`, `1.png`, ..."""
     return [image(f"{number}.png") for number in range(count)]
+
+
+def split_videos(spans, config):
+    """Return the spans to train on, and the held-out spans."""
+    train, held_out = split_table(SpanTable.of(spans), config)
+    return train.exact, held_out.exact
+
+
+def without_held_out(spans, held_out):
+    """Return the parts of spans that are not held out."""
+    return leave_out(SpanTable.of(spans), SpanTable.of(held_out)).exact

@@ -18,12 +18,12 @@ from telecine.data import (
     iterate_frames,
     load_spans,
     read_clip,
-    split_videos,
     video_from_bytes,
 )
 from telecine.data.arrays import write_array
 from telecine.settings import ClipConfig
 
+from .indexed import split_videos
 from .videos import numbered_frames, write_shard, write_video
 
 T = 7

@@ -16,12 +16,12 @@ from telecine.data import (
     bytes_from_video,
     index_video,
     read_validation_clips,
-    split_videos,
     whole_video,
 )
 from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
+from .indexed import split_videos
 from .videos import numbered_frames, numbers_of, write_video
 
 CONFIG = ClipConfig(5, 48, 64, num_workers=0, random_flip=False)

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.data import DataError, Span, TarMember
-from telecine.data import split_videos as split_by_config
 from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
 
 from .indexed import image, images, video, videos
+from .indexed import split_videos as split_by_config
 
 
 def frames(spans):

@@ -10,11 +10,10 @@ from telecine.data import (
     index_video,
     read_validation_clips,
     whole_video,
-    without_held_out,
 )
 from telecine.settings import Bucket, ClipConfig
 
-from .indexed import images, video, videos
+from .indexed import images, video, videos, without_held_out
 from .videos import assert_same_clips, damage, moving_frames, write_images, write_video
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0, scale_jitter=1.5)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import telecine.evaluation.compare  # noqa: F401 - takes `plot_frames` before `no_plots` replaces it
 from telecine.models import CausalVAE
 from telecine.settings import CausalVAEConfig
 from telecine.video.write import write_video
@@ -55,9 +54,13 @@ def fake_lpips(monkeypatch):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    """Leave out plots, which take a second each; `test_compare.py` and `test_round_trips.py` test them."""
-    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
-    monkeypatch.setattr("telecine.evaluation.result.plot_passes", lambda *_: None)
+    """Write empty files instead of plots, which take a second each; `test_compare.py` and others test these."""
+    evaluation = "telecine.evaluation"
+    for name in ("result.plot_frames", "result.plot_passes", "compare.plot_frames"):
+        monkeypatch.setattr(f"{evaluation}.{name}", lambda curves, path: path.touch())
+    monkeypatch.setattr(
+        f"{evaluation}.compare.plot_differences", lambda differences, title, path: path.touch()
+    )
 
 
 @pytest.fixture(scope="session")

@@ -251,6 +251,78 @@ def test_accepted_sizes_and_last_layer(name):
     assert model.last_layer is dict(model.module.named_parameters())[last_layer]
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (
+            "wan",
+            (16, 16, 16),
+            r"`num_frames` must be 4k\+1 for this model, but got 16\. Use 17, the nearest",
+        ),
+        ("wan", (3, 16, 16), r"but got 3\. Use 5, the nearest accepted value\."),
+        ("wan", (2, 16, 16), r"but got 2\. Use 5, the nearest accepted value above 1\."),
+        (
+            "wan",
+            (5, 20, 16),
+            "`height` must be a multiple of 8 for this model, but got 20. Use 24,",
+        ),
+        ("wan", (5, 16, 3), "`width` must be a multiple of 8 for this model, but got 3. Use 8,"),
+        ("cogvideox", (5, 16, 16), r"must be 1, 8 or 9 for this model, but got 5\. Use 8,"),
+        pytest.param("mochi", (7, 8, 16), "`height` .* got 8. Use 16,", marks=pytest.mark.slow),
+        pytest.param(
+            "allegro", (5, 16, 16), "a multiple of 4 .* got 5. Use 4,", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "qwen_image21",
+            (0, 32, 32),
+            "`num_frames` must be .* got 0. Use 1,",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_error_for_an_unsupported_size_contains_the_nearest(name, size, message):
+    with pytest.raises(ValueError, match=message):
+        shared(name).check_clip(*size)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "covering"),
+    [
+        ("cogvideox", (5, 9, 16), (8, 16, 16)),
+        ("wan", (16, 17, 30), (17, 24, 32)),
+        pytest.param("minimax_h3", (6, 32, 33), (22, 32, 48), marks=pytest.mark.slow),
+        pytest.param("qwen_image21", (1, 60, 90), (1, 64, 96), marks=pytest.mark.slow),
+    ],
+)
+def test_the_smallest_size_that_covers(name, size, covering):
+    assert shared(name).covering_clip(*size) == covering
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "sizes"),
+    [
+        ("wan", 9, (4, 8, 4)),
+        ("wan", 1, (1, 8, 4)),
+        ("cogvideox", 8, (7, 8, 4)),  # two latent frames, as for the first frame and seven others
+        pytest.param("mochi", 7, (6, 8, 4), marks=pytest.mark.slow),
+        pytest.param("allegro", 8, (4, 8, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_the_linear_autoencoder_has_as_many_latent_values(name, frames, sizes):
+    model = shared(name)
+    linear = model.linear_autoencoder(frames, 32, 32)
+    assert (linear.encoder.time, linear.encoder.space, linear.encoder.rest.out_features) == sizes
+    assert (linear.encoder.first is None) == (name == "allegro")
+    video = torch.zeros(1, 3, frames, *model.covering_clip(frames, 16, 16)[1:])
+    with torch.no_grad():
+        assert linear.encode(video).shape == model.encode(video).mode().shape
+
+
+@pytest.mark.slow
+def test_there_is_no_linear_autoencoder_if_latent_frames_do_not_divide_the_others():
+    assert shared("minimax_h3").linear_autoencoder(39, 32, 32) is None
+
+
 @every_kind
 def test_the_meta_device_computes_the_same_shapes(name):
     sizes = shared(name).sizes
@@ -478,8 +550,8 @@ CHUNKED = [
     ("wan", 4, 13),
     ("wan_residual", 8, 13),
     ("qwen_image", 4, 9),
-    ("magvit", 4, 13),
-    ("cogvideox", 8, 25),
+    ("magvit", 4, 9),
+    ("cogvideox", 8, 17),
     ("kandinsky6_sr", 16, 21),
     ("kvae_video", 16, 25),
 ]

@@ -335,7 +335,7 @@ STREAMED = {
     "wan_residual": 9,
     "qwen_image": 9,
     "magvit": 9,
-    "cogvideox": 25,
+    "cogvideox": 17,
     "kandinsky6_sr": 21,
     "kvae_video": 25,
 }

@@ -27,7 +27,10 @@ RUNS = {"gan": 4, "wan": 2}
 # Another processor rounds sums in another way.
 TOLERANCE = {"rel": 2e-3, "abs": 2e-3}
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cached_weights")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("cached_weights", "probe_each_configuration_once"),
+]
 
 
 @pytest.fixture

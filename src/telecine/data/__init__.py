@@ -45,7 +45,6 @@ from telecine.data.errors import DataError as DataError
 from telecine.data.errors import DecodeError as DecodeError
 from telecine.data.find import find_videos as find_videos
 from telecine.data.find import load_spans as load_spans
-from telecine.data.holdout import split_videos as split_videos
 from telecine.data.index import index_video as index_video
 from telecine.data.index import index_videos as index_videos
 from telecine.data.loader import ClipBatchSampler as ClipBatchSampler
@@ -60,6 +59,5 @@ from telecine.data.source import whole_video as whole_video
 from telecine.data.tar_files import tar_members as tar_members
 from telecine.data.validation import iterate_validation_clips as iterate_validation_clips
 from telecine.data.validation import read_validation_clips as read_validation_clips
-from telecine.data.validation import without_held_out as without_held_out
 
 __all__ = [name for name in dir() if not name.startswith("_")]  # for the pages of the Python API

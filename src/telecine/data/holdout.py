@@ -13,7 +13,6 @@ from telecine.data.errors import DataError
 from telecine.data.holdout_ends import hold_out_ends
 from telecine.data.holdout_groups import group_by_file, group_spans, has_column
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
 from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
@@ -30,8 +29,8 @@ MAX_FRACTION = 0.3
 _NUM_TRIED = 5
 
 
-def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span], list[Span]]:
-    """Split data into spans to train on and held-out spans. The two have no frame in common.
+def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTable] | None:
+    """Split spans into those to train on and held-out spans. The two have no frame in common.
 
     Of ten videos or more, whole groups of them are held out, evenly spaced in their order, so that a folder sorted by
     subject is sampled across subjects. Files with the same content are in one group. Of fewer videos, the end of each
@@ -39,40 +38,21 @@ def split_videos(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span],
     training only. If all videos are too short, whole groups are held out. All held-out spans of videos are at least one
     clip long. Images are always whole.
 
+    With `config.holdout` of "earlier", as runs of earlier versions did: each file is a group, whatever its name and its
+    content. Groups are chosen by their number instead of their frames, and there is no gap before a held-out end.
+
     Args:
         spans: The frames to split. Spans of one video may overlap.
         config: Its `val_fraction` is the fraction of the frames to hold out, its `holdout` says how files are grouped,
             and its `num_frames`, with `stride` or `fps`, how long a validation clip is.
 
     Returns:
-        The spans to train on, and the held-out spans.
-
-    Raises:
-        DataError: no video is long enough for a clip, or for one in each part; there is only one image; or there is
-            only one group of a column or of folders.
-    """
-    parts = split_table(SpanTable.of(spans), config)
-    assert parts is not None
-    train, held_out = parts
-    return list(train.exact), list(held_out.exact)
-
-
-def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTable] | None:
-    """Split spans into those to train on and held-out spans, see `split_videos`.
-
-    With `config.holdout` of "earlier", as runs of earlier versions did: each file is a group, whatever its name and its
-    content. Groups are chosen by their number instead of their frames, and there is no gap before a held-out end.
-
-    Args:
-        spans: The frames to split.
-        config: As of `split_videos`.
-
-    Returns:
         The spans to train on, and the held-out spans; None if estimated spans have to be exact: to hold out the end of
         each video, as of few, or because images alone are in one group.
 
     Raises:
-        DataError: see `split_videos`.
+        DataError: no video is long enough for a clip, or for one in each part; there is only one image; or there is
+            only one group of a column or of folders.
     """
     videos = spans.take(~spans.is_image)
     images = spans.take(spans.is_image)
@@ -89,7 +69,7 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
     elif num_image_groups < 2:
         if len(images) > 0:
             _check_groups(config, num_image_groups)
-        if spans.indexed is None:
+        if spans.infos is None:
             logger.info("all images are indexed, because by their headers they are in one group")
             return None
         got = "one image" if len(images) > 0 else "nothing"
@@ -130,7 +110,7 @@ def _split_videos(videos: SpanTable, config: ClipConfig) -> tuple[SpanTable, Spa
         or len(distinct(videos.real_file[fits])) >= _MIN_VIDEOS
     )
     if not has_reason or num_groups == 1:
-        if videos.indexed is None:
+        if videos.infos is None:
             reason = "they are few" if num_groups > 1 else "all of them are in one group"
             logger.info("all videos are indexed: the end of each is held out, because %s", reason)
             return None
@@ -141,7 +121,7 @@ def _split_videos(videos: SpanTable, config: ClipConfig) -> tuple[SpanTable, Spa
         if num_groups == 1 or is_earlier:
             contract = "long enough for a training and a held-out clip"
             if config.fps is None:
-                num_frames = frames.num_source_frames(videos.exact[0].info)
+                num_frames = frames.num_source_frames(videos.exact_span(0).info)
                 num_clips = 2 if is_earlier else 3
                 contract += f" of {num_frames} frames, {num_clips * num_frames} together"
             elif not is_earlier:
@@ -162,7 +142,7 @@ def _group(spans: SpanTable, config: ClipConfig) -> NDArray[np.integer[Any]]:
     """Return the group of each span: the index of its first span."""
     if config.holdout == _EARLIER:
         return group_by_file(spans)
-    follows_links = config.file_identity == "path" and spans.indexed is not None
+    follows_links = config.file_identity == "path" and spans.infos is not None
     return group_spans(spans, config.holdout, follows_links=follows_links)
 
 

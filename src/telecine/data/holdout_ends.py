@@ -42,7 +42,7 @@ def hold_out_ends(
     held_out: list[_Part] = []
     train_ends: dict[int, int] = {}  # of files with a held-out end
     for rows_of_file in np.split(in_order, file_begins):
-        spans = [(row, videos.exact[row]) for row in rows_of_file.tolist()]
+        spans = [(row, videos.exact_span(row)) for row in rows_of_file.tolist()]
         cut = _cut_file(spans, frames, val_fraction, has_gap=has_gap)
         if cut is None:
             train.extend(spans)
@@ -53,7 +53,7 @@ def hold_out_ends(
     if not held_out:
         return None
     for row in np.flatnonzero(~fits).tolist():
-        span = videos.exact[row]
+        span = videos.exact_span(row)
         train_end = train_ends.get(int(files[row]), span.last_frame + 1)
         last_frame = min(span.last_frame, train_end - 1)
         if span.first_frame <= last_frame:

@@ -36,7 +36,7 @@ def group_spans(
     labels: list[NDArray[np.integer[Any]]] = [spans.real_file]
     digest = spans.files.headers["digest"][spans.file]
     labels.append(np.where(digest == 0, -1 - spans.file, digest))
-    if spans.indexed is None and (digest == 0).any():  # of files that a list describes
+    if spans.infos is None and (digest == 0).any():  # of files that a list describes
         rows, codes = np.unique(spans.file, return_inverse=True)
         labels.append(spans.files.process_local_ids(rows)[codes])
     if spans.group.any():

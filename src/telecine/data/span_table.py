@@ -79,8 +79,8 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
     bounds: NDArray[np.float64] | None = None
     """Of estimated spans of segments: `start`, `end`, `start_frame` and `end_frame` in a row, NaN where one is left
     out."""
-    indexed: Sequence[Span] | None = None
-    """The spans of indexed files; None if they are estimated."""
+    infos: Sequence[VideoInfo] | None = None
+    """The index of each row of `files`; None if the spans are estimated."""
     first_names: NDArray[np.int64] | None = None
     """Of indexed files: for each row of `files`, the first row of the same file, which may have several names."""
 
@@ -105,7 +105,7 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
             last_frame=np.array([span.last_frame for span in spans], np.int64),
             group=np.array(group, np.int32),
             groups=tuple(groups),
-            indexed=spans,
+            infos=list(infos.values()),
             first_names=first_rows[codes],
         )
 
@@ -117,11 +117,6 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
         bounds = None
         if parts[0].bounds is not None:
             bounds = np.concatenate([part.bounds for part in parts if part.bounds is not None])
-        indexed: list[Span] | None = None
-        if parts[0].indexed is not None:
-            indexed = []
-            for part in parts:
-                indexed.extend(part.exact)
         return replace(
             parts[0],
             file=np.concatenate([part.file for part in parts]),
@@ -129,7 +124,6 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
             last_frame=np.concatenate([part.last_frame for part in parts]),
             group=np.concatenate([part.group for part in parts]),
             bounds=bounds,
-            indexed=indexed,
         )
 
     @classmethod
@@ -184,15 +178,24 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
     def __getitem__(self, index: int | slice) -> Span | EstimatedSpan | list[Span | EstimatedSpan]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        if self.indexed is not None:
-            return self.indexed[index]
-        return self.estimated(index)
+        if self.infos is None:
+            return self.estimated(index)
+        return self.exact_span(index)
 
     @property
-    def exact(self) -> Sequence[Span]:
+    def exact(self) -> list[Span]:
         """The spans, all of indexed files."""
-        assert self.indexed is not None
-        return self.indexed
+        return [self.exact_span(row) for row in range(len(self))]
+
+    def exact_span(self, row: int) -> Span:
+        """Return the span in a row, of an indexed file."""
+        assert self.infos is not None
+        return Span(
+            self.infos[self.file[row]],
+            first_frame=int(self.first_frame[row]),
+            last_frame=int(self.last_frame[row]),
+            group=self.groups[self.group[row]],
+        )
 
     def estimated(self, row: int) -> EstimatedSpan:
         """Return the estimated span in a row."""
@@ -234,8 +237,8 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
 
     def num_starts(self, frames: ClipFrames) -> NDArray[np.integer[Any]]:
         """Return the number of positions for a clip in each span, see `ClipFrames.num_starts`."""
-        if self.indexed is not None and frames.fps is not None:
-            return np.array([frames.num_starts(span) for span in self.indexed], np.int64)
+        if self.infos is not None and frames.fps is not None:
+            return np.array([frames.num_starts(span) for span in self.exact], np.int64)
         return frames.count_starts(self.num_frames, self.files.headers["fps"][self.file])
 
     def log_too_short(self, frames: ClipFrames) -> int:
@@ -266,8 +269,8 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
 
         A run that resumes compares them with those that it has recorded. Those of indexed files and of headers differ.
         """
-        if self.indexed is not None:
-            return _digest_exact(self.indexed)
+        if self.infos is not None:
+            return _digest_exact(self.exact)
         return self._digest_headers()
 
     def _digest_headers(self) -> tuple[str, str]:
@@ -298,9 +301,6 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
             if rows.all():
                 return self
             rows = np.flatnonzero(rows)
-        indexed = None
-        if self.indexed is not None:
-            indexed = [self.indexed[row] for row in rows.tolist()]
         return replace(
             self,
             file=self.file[rows],
@@ -308,7 +308,6 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
             last_frame=self.last_frame[rows],
             group=self.group[rows],
             bounds=None if self.bounds is None else self.bounds[rows],
-            indexed=indexed,
         )
 
     def cut(self, parts: Sequence[tuple[int, Span]]) -> SpanTable:
@@ -325,7 +324,6 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
             first_frame=np.array([span.first_frame for span in spans], np.int64),
             last_frame=np.array([span.last_frame for span in spans], np.int64),
             group=self.group[rows],
-            indexed=spans,
         )
 
 

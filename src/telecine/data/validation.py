@@ -25,17 +25,6 @@ logger = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 16  # to find a held-out span with a clip
 
 
-def without_held_out(spans: Sequence[Span], held_out: Sequence[Span]) -> list[Span]:
-    """Return the parts of spans that are not held out; if none is left, warn and return all.
-
-    Args:
-        spans: The frames to train on.
-        held_out: The frames to leave out, in any order, also overlapping. Those of copies of their files are left out,
-            too.
-    """
-    return list(leave_out(SpanTable.of(spans), SpanTable.of(held_out)).exact)
-
-
 def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool = True) -> SpanTable:
     """Return the parts of spans that are not held out; if none is left, warn and return all.
 
@@ -48,7 +37,7 @@ def leave_out(spans: SpanTable, held_out: SpanTable, *, copies: bool = True) -> 
     """
     identities = _identities(spans, copies)
     held_out_identities = _identities(held_out, copies)
-    if spans.indexed is None:
+    if spans.infos is None:
         is_held_out = np.zeros(len(spans), np.bool_)
         for numbers, held_out_numbers in zip(identities, held_out_identities, strict=True):
             is_held_out |= np.isin(numbers, held_out_numbers)

@@ -24,7 +24,6 @@ from telecine.data import (
     errors,
     index_video,
     load_spans,
-    split_videos,
     tar_files,
     tar_members,
 )
@@ -41,6 +40,7 @@ from telecine.data.lazy.string_column import StringColumn
 from telecine.data.validation import index_validation_spans, leave_out
 from telecine.settings import ClipConfig
 
+from ..indexed import split_videos
 from ..videos import (
     assert_same_clips,
     moving_frames,
