@@ -149,12 +149,12 @@ def report(name: str, seconds: float, server: Server, extra: str = "") -> None:
     print(f"| {name} | {seconds:.1f} | {megabytes:.1f} | {counts['requests']} |{extra}", flush=True)
 
 
-def start(data: Path, server: Server, index: str | None) -> None:
-    """Measure the time until the first update, three times."""
+def start(data: Path, server: Server, index: str | None, num_starts: int) -> None:
+    """Measure the time until the first update, up to three times."""
     cache = data / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     print("| | s | MB fetched | requests | CPU s | peak MB |\n|---|---|---|---|---|---|")
-    for name in ("without an index", "index and cache", "index, empty cache"):
+    for name in ("without an index", "index and cache", "index, empty cache")[:num_starts]:
         if name == "index, empty cache":
             shutil.rmtree(cache / "telecine" / "remote", ignore_errors=True)
         run = data / "run"
@@ -307,6 +307,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--clips", type=int, default=1_000_000)
     parser.add_argument("--index", help="`clips.index` of the run")
+    parser.add_argument("--starts", type=int, default=3, help="how many of the three of `start`")
     parser.add_argument("--milliseconds", type=float, default=0, help="pause before each answer")
     arguments = parser.parse_args()
     if arguments.command == "make":
@@ -319,7 +320,7 @@ def main() -> None:
     server = Server(arguments.data, arguments.milliseconds)
     try:
         if arguments.command == "start":
-            start(arguments.data, server, arguments.index)
+            start(arguments.data, server, arguments.index, arguments.starts)
         elif arguments.command == "clips":
             compare_clips(arguments.data, server, arguments.index)
         else:

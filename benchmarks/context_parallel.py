@@ -2,7 +2,7 @@
 
     python benchmarks/context_parallel.py values             # ten updates of each case in float64
     python benchmarks/context_parallel.py values --float32 --processes 2 --cases wan ltx
-    python benchmarks/context_parallel.py memory             # the largest memory of a process at four sizes
+    python benchmarks/context_parallel.py memory             # the largest memory of a process at five sizes
     python benchmarks/context_parallel.py messages           # bytes sent and operators of an update
     python benchmarks/context_parallel.py resume             # a run that resumes with other numbers of processes
 
@@ -626,7 +626,7 @@ def train_in_parts(folder: Path, parts: list[tuple[int, int, int]]) -> dict[str,
 
 
 # Frames, height and width of the clips whose memory is measured, with telecine's own model as it is by default.
-MEMORY_SIZES = [(9, 128, 128), (9, 192, 192), (9, 256, 256), (9, 384, 384)]
+MEMORY_SIZES = [(9, 128, 128), (9, 192, 192), (9, 256, 256), (9, 384, 384), (9, 512, 512)]
 RECONSTRUCTION_ALONE: Settings = {
     "batch_size": 1,
     "causal_vae": {

@@ -1,5 +1,6 @@
 """A function that is mapped over worker processes: its results, its errors, what it logs, and how the processes end."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -43,6 +44,11 @@ def test_results_are_in_order_and_what_processes_log_is_logged_here(caplog):
 def test_one_process_is_this_one():
     assert list(map_in_processes(lambda _: os.getpid(), range(2), 1)) == [os.getpid()] * 2
     assert list(map_in_processes(lambda _: os.getpid(), [], 1)) == []
+
+
+def test_the_garbage_collector_leaves_the_objects_of_this_process_shared():
+    (num_objects,) = map_in_processes(lambda _: gc.get_freeze_count(), range(1), 2)
+    assert num_objects > 10_000
 
 
 @pytest.mark.parametrize("error", [DecodeError("a.mp4: damaged"), OSError(5, "Input/output error")])

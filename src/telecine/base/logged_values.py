@@ -122,7 +122,7 @@ _ROWS = (
     ),
     LoggedValue(
         "ema_psnr_behind",
-        "PSNR of the raw weights above the averaged ones (dB)",
+        "PSNR, raw minus averaged weights (dB)",
         "other",
         "training",
     ),

@@ -45,6 +45,8 @@ def _address_without_file(family: str) -> str:
 def initialise_worker(parent: int, worker: int) -> None:
     """Let a worker ignore `STOP_SIGNALS`, at which training saves a checkpoint, and end with the training process.
 
+    It also leaves the memory of the objects of that process shared.
+
     PyTorch's workers look for their parent every five seconds, and never while they are stopped.
 
     Args:
@@ -53,6 +55,7 @@ def initialise_worker(parent: int, worker: int) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()  # a fork shares the objects of its parent, until the garbage collector looks through them
     if sys.platform == "linux":
         # Python's sockets between processes have files in the temporary folder, which a killed worker would leave.
         multiprocessing.connection.arbitrary_address = _address_without_file  # type: ignore[attr-defined]
@@ -184,7 +187,6 @@ def _call_until_closed(
 ) -> None:
     """Call a function with the arguments that a connection sends, and send back what it returns, raises and logs."""
     initialise_worker(parent, number)
-    gc.freeze()  # to look through the objects of the parent would copy their memory
     package_logger = logging.getLogger("telecine")
     package_logger.handlers = [_SendRecords(connection)]
     package_logger.propagate = False
