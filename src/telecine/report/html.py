@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime, timezone
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,6 +19,7 @@ def render_page(template: str, **values: object) -> str:
     )
 
 
+@cache  # it keeps the compiled templates
 def page_environment() -> Environment:
     """Return the Jinja environment of all pages: it escapes values, and an unknown name in a template is an error."""
     loader = PackageLoader("telecine.report")

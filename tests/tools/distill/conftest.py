@@ -26,7 +26,7 @@ data: clip.mp4
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, cached_weights, small_video):
+def folder(tmp_path, monkeypatch, cached_weights, small_video, probe_each_configuration_once):
     """Have a tiny Wan, a video and the settings in the working directory."""
     tiny_model("wan").save_pretrained(tmp_path / "wan")
     (tmp_path / "clip.mp4").symlink_to(small_video)

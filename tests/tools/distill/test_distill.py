@@ -38,8 +38,6 @@ from telecine.tools.distill import (
 from ...models.tiny_models import tiny_model
 from ...training.helpers import tensors
 
-pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
-
 
 def run(typed):
     """Run `telecine distill` with the settings of the folder, and return its exit code."""
@@ -122,6 +120,9 @@ def test_a_resumed_run_is_the_same_and_trains_the_projections_of_features(folder
     assert run(f"{typed} --output_dir parts") == 0
     (_, before), (_, whole) = Run(Path("whole")).checkpoints.all()
     parts = Run(Path("parts")).checkpoints.all()[-1][1]
+    networks = Run(Path("whole")).summary().networks
+    assert [name for name in networks if "teacher_features" in name]
+    assert Run(Path("parts")).summary().networks == networks
     ours = tensors(whole)
     theirs = tensors(parts)
     assert len(ours) == 6
@@ -206,12 +207,9 @@ def test_a_run_whose_teacher_has_changed_does_not_resume(folder, capsys):
     """It would be trained on two teachers."""
     typed = "--teacher wan --train_encoder true --output_dir run"
     assert run(f"{typed} --steps 1") == 0
-    before = Run(Path("run")).summary().networks
-    assert [name for name in before if "teacher_latent" in name]
-    assert run(f"{typed} --steps 2") == 0
-    assert Run(Path("run")).summary().networks == before
+    assert [name for name in Run(Path("run")).summary().networks if "teacher_latent" in name]
     tiny_model("wan", seed=1).save_pretrained("wan")
-    assert run(f"{typed} --steps 3") == 2
+    assert run(f"{typed} --steps 2") == 2
     assert "the frozen networks must be those that the run in" in capsys.readouterr().err
 
 

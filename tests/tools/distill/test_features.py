@@ -87,7 +87,6 @@ def test_of_frames(folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("probe_each_configuration_once")
 @pytest.mark.parametrize(("name", "frames"), [("mochi", 3), ("allegro", 2), ("wan", 1)])
 def test_frames_of_a_teacher_are_averaged_over_those_of_a_latent_frame(folder, name, frames):
     """Inside Mochi and Allegro, the first latent frame has as many frames as each other one."""

@@ -102,7 +102,7 @@ class _Indexer:
         self._config = config
         self._lazy_index = LazyIndex(path, config)
         self._writer = ShardWriter(self._lazy_index.shards, is_required=True)
-        self._header_keys = self._lazy_index.shards.header_keys()
+        self._header_keys = self._lazy_index.shards.headers().keys
         self._exact_keys = self._lazy_index.shards.exact_keys()
 
     def index_archive(self, archive: File) -> None:
