@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from errno import EIO
 
@@ -191,6 +192,31 @@ def test_a_moved_folder_keeps_its_index(folder, load):
         f"{moved}/b.tar/c.mkv",
     ]
     assert names == []
+
+
+@pytest.mark.parametrize("index", ["ahead", "lazy"])
+def test_a_tar_file_that_changes_and_keeps_its_size_and_its_beginning(tmp_path, index):
+    """Tar files are padded to 10 KiB."""
+    first = write_video(tmp_path / "first.mp4", numbered_frames(90))
+    assert first.stat().st_size > 4096
+    archive = tmp_path / "data" / "a.tar"
+    num_frames = []
+    sizes = set()
+    for count in (4, 7):
+        name = f"{count}.mp4"
+        files = [first, write_video(tmp_path / name, numbered_frames(count))]
+        archive.parent.mkdir(exist_ok=True)
+        with tarfile.open(archive, "w") as tar:
+            for file in files:
+                tar.add(file, file.name)
+        sizes.add(archive.stat().st_size)
+        if index == "ahead":
+            spans = load_spans(archive, ClipConfig(num_workers=0))[0]
+        else:
+            spans = load_table(str(archive), ClipConfig(num_workers=0)).spans
+        num_frames.append([span.num_frames for span in spans])
+    assert len(sizes) == 1
+    assert num_frames == [[90, 4], [90, 7]]
 
 
 def test_files_that_cannot_be_decoded_are_tried_again(folder, load):

@@ -10,7 +10,7 @@ The index of a data set is saved in these files, which `clips.index: ahead` uses
 | `D/ab/ab01...` | the exact index of a file | `saved_infos.py`, at its first draw | all runs | the key |
 | | or why it has none | or `telecine data index` | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
 | `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | fingerprint of a tar file |
-| `.NAME.tar.telecine-index` | headers, exact indices | `sidecar.py` | all runs | size or beginning of the tar file |
+| `.NAME.tar.telecine-index` | headers, exact indices | `sidecar.py` | all runs | size or ends of the tar file |
 
 All of them are ignored, and shards removed, if they have another number of their format, or are damaged. A fingerprint
 is the size and the time of change of a file, or the version on its server; a key is a hash of the fingerprint and the

@@ -37,8 +37,11 @@ from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
 from telecine.settings.data import PILLOW_MAX_PIXELS
 
-_DIGEST_BYTES = 4096  # of the beginning of a tar file: names, sizes and times of its first members
+_BEGIN_BYTES = 4096  # of a tar file: names, sizes and times of its first members
+# Of the end of a tar file: up to 10 KiB of zeros, so a change of another size may leave the file as large as it was.
+_END_BYTES = 2**14
 _FITS = "archive"
+_FITS_END = "archive_end"
 _SKIPPED = "skipped"
 _HAS_INDICES = "has_indices"
 _NUM_OPEN = 64  # sidecars that a process keeps open
@@ -144,8 +147,10 @@ def write_sidecar(
     for skip in sidecar.skipped:
         assert isinstance(skip.path, TarMember)
         reasons.append((skip.path.name, skip.path.offset, skip.path.size, skip.reason))
+    begin_digest, end_digest = _archive_digests(archive)
     metadata = {
-        _FITS: _archive_digest(archive),
+        _FITS: begin_digest,
+        _FITS_END: end_digest,
         _SKIPPED: json.dumps(reasons),
         _HAS_INDICES: json.dumps(sidecar.has_indices),
     }
@@ -167,7 +172,10 @@ def open_sidecar(archive: File) -> IndexFile | None:
             continue
         try:
             file = open_local(place, IndexFile, reads="whole")
-            if file.metadata[_FITS] != _archive_digest(archive):
+            begin_digest, end_digest = _archive_digests(archive)
+            if file.metadata[_FITS] != begin_digest:
+                continue
+            if file.metadata.get(_FITS_END, end_digest) != end_digest:
                 continue
             if json.loads(file.metadata[_HAS_INDICES]):
                 return file
@@ -207,11 +215,14 @@ def read_infos(archive: File) -> dict[int, VideoInfo]:
         return {}
 
 
-def _archive_digest(archive: File) -> str:
-    """Return a hash of the size and the beginning of a tar file: a copy keeps its sidecar."""
+def _archive_digests(archive: File) -> tuple[str, str]:
+    """Return hashes of the size and the beginning, and of the end of a tar file: a copy keeps its sidecar."""
     with open_bytes(archive, reads="headers") as opened:
-        content = opened.file.read(_DIGEST_BYTES)
-    return hashlib.sha256(f"{opened.size}\n".encode() + content).hexdigest()
+        begin = opened.file.read(_BEGIN_BYTES)
+        opened.file.seek(max(0, opened.size - _END_BYTES))
+        end = opened.file.read(_END_BYTES)
+    begin_digest = hashlib.sha256(f"{opened.size}\n".encode() + begin).hexdigest()
+    return begin_digest, hashlib.sha256(end).hexdigest()
 
 
 class SidecarInfos:
