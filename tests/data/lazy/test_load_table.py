@@ -512,6 +512,15 @@ def test_headers_are_kept_after_an_interrupt(data, monkeypatch):
     assert len(read) == len(set(read)) == 16
 
 
+def test_the_headers_of_an_earlier_version_are_used(data, monkeypatch):
+    first = load_table(str(data), CONFIG).spans.sha256()
+    folder = data / ".telecine-index.d"
+    (shard,) = folder.glob("shards/*")
+    shard.rename(folder / "headers")
+    monkeypatch.setattr(load_table_module, "read_header", lambda *_: pytest.fail("read again"))
+    assert load_table(str(data), CONFIG).spans.sha256() == first
+
+
 def test_headers_are_kept_each_minute(data, monkeypatch):
     monkeypatch.setattr(shards, "_SECONDS_PER_SHARD", 0.0)
     load_table(str(data), CONFIG)

@@ -7,6 +7,7 @@ The index of a data set is saved in these files, which `clips.index: ahead` uses
 |---|---|---|---|---|
 | `D/addresses` | sizes at addresses in lists | `load_table.py` | the next run | the file of an address |
 | `D/shards/*` | headers, exact indices | `shards.py`, of many files | all runs | the key |
+| `D/headers` | headers | earlier versions of telecine | all runs | the key |
 | `D/ab/ab01...` | the exact index of a file | `saved_infos.py`, at its first draw | all runs | the key |
 | | or why it has none | or `telecine data index` | all runs | the key, `clips.max_pixels`, `clips.channels`, or PyAV |
 | `D/members/*` | headers of all tar files | `mapped_members.py` | the next run | fingerprint of a tar file |

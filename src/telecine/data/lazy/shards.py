@@ -35,6 +35,7 @@ _NUM_OPEN = 64  # shards that a process keeps open
 _FILES_PER_SHARD = 1000
 _TIMESTAMPS_PER_SHARD = 2**22
 _SECONDS_PER_SHARD = 60.0
+_EARLIER_HEADERS = "headers"  # a file beside the folder, with the columns of a shard
 _NO_SOURCE = Path()  # of indices whose source is set later
 
 
@@ -66,7 +67,9 @@ class Shards:
         if self._shards is None:
             self._shards = []
             for folder in self._folders:
-                for path in sorted(folder.glob("[!.]*")):
+                paths = sorted(folder.glob("[!.]*"))
+                paths += folder.parent.glob(_EARLIER_HEADERS)
+                for path in paths:
                     try:
                         self._shards.append(Shard(path, IndexFile(path).exact_keys))
                     except DAMAGE_ERRORS as error:
