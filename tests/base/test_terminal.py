@@ -158,11 +158,14 @@ def test_items_without_a_length_need_a_total():
 )
 def test_a_logger_is_quiet_until_the_end(caplog, least_level, expected):
     logger = logging.getLogger("telecine.data")
-    with pytest.raises(KeyError), quiet_logger("telecine", least_level):
-        logger.info("info")
+
+    def fail():
         logger.warning("warning")
         logger.error("error")
         raise KeyError
+
+    with pytest.raises(KeyError), quiet_logger("telecine", least_level):
+        fail()
     logger.warning("after")
     assert caplog.messages == expected
 
