@@ -25,6 +25,7 @@ from telecine.data.lazy import index as lazy_module
 from telecine.data.lazy import shards
 from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.index_file import save_tensors
+from telecine.data.lazy.load_table import load_table
 from telecine.settings import ClipConfig
 from telecine.tools.index.write_index import write_index
 
@@ -263,6 +264,15 @@ def test_indices_are_those_of_lazy_runs_and_of_later_ones(folder, load, indexed)
     lazy_index = LazyIndex(str(folder), ClipConfig())
     assert [lazy_index.info(info.source) for info in infos] == infos
     assert indexed == []
+    load(folder / "a.mp4")
+    assert write_index(str(folder / "a.mp4"), ClipConfig()).num_before == 1
+
+
+def test_headers_and_indices_of_the_same_files_are_in_two_shards(tmp_path, load):
+    video = write_video(tmp_path / "a.mp4", numbered_frames(4))
+    load_table(str(video), ClipConfig(index="lazy"))
+    load(video)
+    assert len(list(tmp_path.glob(".*.d/shards/*"))) == 2
 
 
 def test_path_of_the_folder(folder, tmp_path):

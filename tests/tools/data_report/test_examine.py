@@ -182,7 +182,7 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     assert [
         (span.info.source.name, span.first_frame, span.last_frame) for span in spans
     ] == expected
-    text = "Cuts were found in 1 of 2 videos that were decoded whole, of 2. The list `scenes.csv` has the scenes"
+    text = "2 of 2 videos were decoded whole, and cuts were found in 1 of them. The list `scenes.csv` has the scenes"
     assert any(line.startswith(text) for line in report.advice)
     sizes = [
         "--clips.num_frames=5",

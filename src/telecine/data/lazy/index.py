@@ -18,7 +18,6 @@ from telecine.data.lazy.index_file import DAMAGE_ERRORS
 from telecine.data.lazy.members import find_members
 from telecine.data.lazy.recent import Recent
 from telecine.data.lazy.saved_addresses import SavedAddresses
-from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.saved_infos import SavedInfos
 from telecine.data.lazy.shards import Shards
 from telecine.data.lazy.sidecar import SidecarInfos
@@ -146,10 +145,6 @@ class LazyIndex:
             if info is not None:
                 return info
         return None
-
-    def saved_headers(self) -> SavedHeaders:
-        """Return what earlier runs, and `telecine data index`, have read of headers."""
-        return SavedHeaders.read([shard.path for shard in self.shards.all()])
 
     def saved_addresses(self) -> SavedAddresses:
         """Return what earlier runs have asked servers about single files."""

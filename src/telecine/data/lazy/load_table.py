@@ -146,11 +146,11 @@ class _TableReader:
 
     @cached_property
     def _saved(self) -> SavedHeaders:
-        return self._lazy_index.saved_headers()
+        return self._lazy_index.shards.headers()
 
     @cached_property
     def _saved_of_others(self) -> list[tuple[LazyIndex, SavedHeaders]]:
-        return [(other, other.saved_headers()) for other in self._lazy_index.others]
+        return [(other, other.shards.headers()) for other in self._lazy_index.others]
 
     def add_path(self, path: str, name: str) -> None:
         """Add all files at a path.

@@ -1,16 +1,13 @@
-"""Headers that earlier runs, and `telecine data index`, have read, in shards."""
+"""Headers that earlier runs, and `telecine data index`, have read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from telecine.data.lazy.header import HEADER, NO_HEADER
-from telecine.data.lazy.index_file import DAMAGE_ERRORS, IndexFile
 
 
 class SavedHeaders(NamedTuple):
@@ -30,22 +27,6 @@ class SavedHeaders(NamedTuple):
         """
         keys, rows = np.unique(keys, return_index=True)
         return cls(keys, headers[rows])
-
-    @classmethod
-    def read(cls, paths: Iterable[Path]) -> SavedHeaders:
-        """Return the headers in files; those that are damaged are left out."""
-        all_keys = [np.empty(0, np.int64)]
-        all_headers = [np.empty(0, HEADER)]
-        for path in paths:
-            try:
-                file = IndexFile(path)
-                keys = file.column("key")
-                headers = file.records(HEADER, len(keys))
-            except DAMAGE_ERRORS:
-                continue
-            all_keys.append(keys)
-            all_headers.append(headers)
-        return cls.of(np.concatenate(all_keys), np.concatenate(all_headers))
 
     def find(self, keys: NDArray[np.int64]) -> NDArray[Any]:
         """Return the headers of keys; `NO_HEADER` where they are unknown."""

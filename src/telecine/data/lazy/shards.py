@@ -24,6 +24,7 @@ from telecine.data.lazy.index_file import (
     save_tensors,
 )
 from telecine.data.lazy.recent import Recent
+from telecine.data.lazy.saved_headers import SavedHeaders
 from telecine.data.lazy.sorted_numbers import concatenate, find_row
 from telecine.data.source import Source, VideoInfo
 
@@ -109,13 +110,17 @@ class Shards:
         """Return the keys of the files with an exact index in a shard, sorted."""
         return np.unique(concatenate([shard.exact_keys for shard in self.all()], np.int64))
 
-    def header_keys(self) -> NDArray[np.int64]:
-        """Return the keys of the files with a header in a shard, sorted."""
+    def headers(self) -> SavedHeaders:
+        """Return all headers. Shards that are damaged are left out."""
         keys = []
+        headers = []
         for shard in self.all():
             with suppress(*DAMAGE_ERRORS):
-                keys.append(IndexFile(shard.path).column("key"))
-        return np.unique(concatenate(keys, np.int64))
+                file = IndexFile(shard.path)
+                keys_of_shard = file.column("key")
+                headers.append(file.records(HEADER, len(keys_of_shard)))
+                keys.append(keys_of_shard)
+        return SavedHeaders.of(concatenate(keys, np.int64), concatenate(headers, HEADER))
 
     def write(self, headers: Mapping[int, Header], infos: Mapping[int, VideoInfo]) -> None:
         """Write headers and exact indices of files into a new shard.
@@ -130,8 +135,8 @@ class Shards:
         columns = columns_of_infos(list(infos), list(infos.values()))
         columns["key"] = np.array(list(headers), np.int64)
         columns |= columns_of_records(np.array(list(headers.values()), HEADER))
-        names = columns["key"].tobytes() + columns["exact.key"].tobytes()
-        name = hashlib.blake2b(names, digest_size=8).hexdigest()
+        text = f"{sorted(headers)} {sorted(infos)}"
+        name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         folder = self._folders[0]
         remove_left(folder)
         save_tensors(folder / name, columns, {})

@@ -42,8 +42,9 @@ def give_advice(
     num_videos = sum(bool(row.codec) and not row.is_image for row in report.files)
     if report.scenes:
         sentences.append(
-            f"Cuts were found in {report.num_cut} of {report.num_searched} videos that were decoded whole, of "
-            f"{num_videos}. The list `scenes.csv` has the scenes between them; as `--data`, no clip has a cut."
+            f"{report.num_searched} of {num_videos} videos were decoded whole, and cuts were found in "
+            f"{report.num_cut} of them. The list `scenes.csv` has the scenes between them: with it as `--data`, no "
+            "clip has a cut."
         )
         if report.num_unlisted:
             sentences.append(

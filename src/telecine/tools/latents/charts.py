@@ -109,7 +109,7 @@ LATENT_CHARTS = [
     ),
     LatentChart(
         name="equivariance",
-        title="Equivariance, smaller is better",
+        title="Equivariance error (MSE), smaller is better",
         x="transform",
         x_names=_transform_names,
         definition=DEFINITIONS["equivariance"],
