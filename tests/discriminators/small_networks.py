@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from telecine.discriminators import FeatureDiscriminator
 from telecine.discriminators.build import IMAGE, VIDEO
-from telecine.settings import ClipConfig, DiscriminatorConfig
 
 
 class SmallNet(nn.Module):
@@ -31,11 +30,9 @@ def features(**options):
 
 def built_in_classes():
     """Return the classes that the names in the settings build."""
-    config = DiscriminatorConfig(dim=1, max_dim=8)
-    clips = ClipConfig(num_frames=5, height=32, width=32)
-    builds = [*IMAGE.values(), *VIDEO.values()]
-    assert len(builds) >= 6
-    return {type(build(config, clips, 1, SmallNet())) for build in builds}
+    classes = {*IMAGE.values(), *VIDEO.values()}
+    assert len(classes) >= 6
+    return classes
 
 
 def frame_gradients(network, video):
