@@ -264,6 +264,8 @@ def test_indices_are_those_of_lazy_runs_and_of_later_ones(folder, load, indexed)
     lazy_index = LazyIndex(str(folder), ClipConfig())
     assert [lazy_index.info(info.source) for info in infos] == infos
     assert indexed == []
+    load(folder / "a.mp4")
+    assert write_index(str(folder / "a.mp4"), ClipConfig()).num_before == 1
 
 
 def test_headers_and_indices_of_the_same_files_are_in_two_shards(tmp_path, load):

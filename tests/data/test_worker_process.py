@@ -84,9 +84,14 @@ def test_a_process_that_is_killed_while_it_sends_a_result():
 
 
 def test_an_interrupt_ends_processes_at_once():
-    interrupt = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    def interrupt():
+        """Wait for both processes: Python ignores what interrupts a fork."""
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
     begin = time.monotonic()
-    interrupt.start()
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         list(map_in_processes(time.sleep, [60] * 4, 2))
     assert time.monotonic() - begin < 30

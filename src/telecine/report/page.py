@@ -16,7 +16,7 @@ from telecine.report.logged_charts import charts_of_runs, metric_label
 from telecine.report.page_videos import VideoFolder, copy_videos
 from telecine.report.reported_run import ReportedRun, describe_training, not_comparable, read_runs
 from telecine.runs import Run
-from telecine.runs.history import History
+from telecine.runs.history import History, validation_records
 from telecine.runs.saved_settings import read_saved_settings, side_by_side_settings
 
 _SECONDS = 15.0  # between two looks at the files of runs that are watched
@@ -124,7 +124,7 @@ def is_unfinished(run: Run) -> bool:
     """
     try:
         num_steps = read_saved_settings(run.folder).get("steps")
-        validated = run.history.validations()
+        validated = validation_records(run.history.read())  # all lines: any of them may be damaged
     except FileNotFoundError:
         raise
     except (OSError, ValueError):

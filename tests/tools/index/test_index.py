@@ -84,6 +84,15 @@ def test_sidecars_move_with_their_tar_files_and_others_are_not_used(data, tmp_pa
     assert len(load_table(str(moved), CONFIG).spans) == 2
 
 
+def test_a_file_that_cannot_be_indexed_is_read_once(tmp_path):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(b"no video")
+    first = index_module.write_index(str(path), CONFIG)
+    assert [skip.path for skip in first.skipped] == [path]
+    again = index_module.write_index(str(path), CONFIG)
+    assert (again.num_before, again.skipped) == (1, [])
+
+
 @pytest.mark.parametrize("ends", ["a late file", "timestamps"])
 def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monkeypatch, ends):
     for archive in data.glob("*.tar"):

@@ -536,7 +536,7 @@ def test_three_phases_of_distillation(teacher, cached_weights):
             {"decoder_convolutions": ("2d",)},
             "`decoder_convolutions` must be left out for AutoencoderKLFlux2, whose configuration",
         ),
-        ("flux2", {"keep": 0.001}, "`keep` must be at least 0.28"),
+        ("tiny_image", {"keep": 0.001}, "`keep` must be at least 0.095"),
         (
             "mochi",
             {"keep_stages": (0.5, 0.5)},

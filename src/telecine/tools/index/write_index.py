@@ -102,7 +102,6 @@ class _Indexer:
         self._config = config
         self._lazy_index = LazyIndex(path, config)
         self._writer = ShardWriter(self._lazy_index.shards, is_required=True)
-        self._header_keys = self._lazy_index.shards.headers().keys
         self._exact_keys = self._lazy_index.shards.exact_keys()
 
     def index_archive(self, archive: File) -> None:
@@ -159,10 +158,9 @@ class _Indexer:
             self._writer.write()
 
     def _was_read(self, key: int) -> bool:
-        """Return whether a shard has the header and the exact index of the file with a key, or why it has none."""
-        has_header = find_row(self._header_keys, key) is not None
+        """Return whether a shard has the exact index of the file with a key, or it is known why it has none."""
         has_index = find_row(self._exact_keys, key) is not None
-        return (has_header and has_index) or self._lazy_index.failure(key) is not None
+        return has_index or self._lazy_index.failure(key) is not None
 
     def _read(self, sources: Sequence[Source], description: str) -> Iterator[_Outcome]:
         """Yield the header and the exact index of files, in order, and count them. Leave out files not read in time.
