@@ -17,6 +17,20 @@ def test_items_come_in_order_and_from_another_thread():
     assert threading.current_thread() not in [thread for _, thread in result]
 
 
+def test_the_next_item_is_computed_while_the_caller_uses_one():
+    is_next = threading.Event()
+
+    def items():
+        yield 1
+        is_next.set()
+        yield 2
+
+    iterator = in_background(items())
+    next(iterator)
+    assert is_next.wait(timeout=10)
+    assert list(iterator) == [2]
+
+
 def test_an_error_is_raised_after_the_items_before_it():
     def items():
         yield 1
@@ -37,7 +51,8 @@ def test_the_thread_ends_and_closes_its_items_when_the_caller_stops():
         finally:
             closed.append(True)
 
-    iterator = in_background(items())
+    source = items()  # a reference, without which it is closed when it is freed
+    iterator = in_background(source)
     next(iterator)
     before = threading.active_count()
     iterator.close()

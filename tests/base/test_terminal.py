@@ -10,7 +10,13 @@ from rich.table import Table
 
 from telecine.__main__ import main
 from telecine.base import terminal
-from telecine.base.terminal import PlainConsole, describe_duration, printable, with_progress
+from telecine.base.terminal import (
+    PlainConsole,
+    describe_duration,
+    printable,
+    quiet_logger,
+    with_progress,
+)
 
 NASTY = "\x1b]0;title\x07\x1b[31m\x9b\u202e\ud800.mp4"
 SHOWN = r"\x1b]0;title\x07\x1b[31m\x9b\u202e\ud800.mp4"
@@ -144,3 +150,30 @@ def test_a_short_loop_prints_nothing_in_a_log(monkeypatch):
 def test_items_without_a_length_need_a_total():
     with pytest.raises(TypeError, match="has no len"):
         list(with_progress(iter(range(3)), "counting"))
+
+
+@pytest.mark.parametrize(
+    ("least_level", "expected"),
+    [(logging.ERROR, ["error", "after"]), (logging.NOTSET, ["warning", "error", "after"])],
+)
+def test_a_logger_is_quiet_until_the_end(caplog, least_level, expected):
+    logger = logging.getLogger("telecine.data")
+
+    def fail():
+        logger.warning("warning")
+        logger.error("error")
+        raise KeyError
+
+    with pytest.raises(KeyError), quiet_logger("telecine", least_level):
+        fail()
+    logger.warning("after")
+    assert caplog.messages == expected
+
+
+def test_a_logger_logs_nothing_by_default(caplog):
+    logger = logging.getLogger("another")
+    with quiet_logger("another"):
+        logger.critical("text")
+        with quiet_logger("another", logging.ERROR):
+            logger.critical("text")
+    assert caplog.messages == []

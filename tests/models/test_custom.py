@@ -177,6 +177,21 @@ def test_a_copy_decodes_with_weights_of_its_own():
     assert model.decode(latent).count_nonzero() > 0
 
 
+class Scripted(Compressor):
+    @torch.jit.export
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.decoder(latent)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_module_with_a_decoder_can_be_copied():
+    """A checkpoint is saved from a copy."""
+    model = CustomAutoencoder(torch.jit.script(Scripted()))
+    copied = copy.deepcopy(model)
+    latent = torch.ones(1, 4, 1, 2, 2)
+    assert torch.equal(copied.decode(latent), model.decode(latent))
+
+
 def test_sizes_are_probed_without_sampling_and_arguments_need_no_defaults():
     class Sampled(Compressor):
         def forward(self, video, sample_posterior, generator):

@@ -245,6 +245,17 @@ def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
     assert load_autoencoder(folder).teacher == "owner/name"
 
 
+def test_a_run_that_is_moved_finds_its_teacher_by_its_settings(saved, tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "other").mkdir()
+    student_of(saved).save_pretrained(run / "ema")
+    (run / "config.yaml").write_text(f"resolved: {{encoder: {saved}}}\n")
+    folder = run.rename(tmp_path / "other" / "run") / "ema"
+    assert load_autoencoder(folder).teacher == str(saved)
+    edit_config(folder, teacher="../another")
+    assert load_autoencoder(folder).teacher == "../another"
+
+
 def test_the_settings_of_another_run_do_not_change_the_teacher(saved, tmp_path):
     other = tmp_path / "other" / saved.name
     teacher().save_pretrained(other)

@@ -168,7 +168,7 @@ class TestFrames:
             perceptual = {"num_frames": "all", "chunk_size": chunk_size}
             loss = make_loss(perceptual=perceptual, terms={"gram": 1}, eager_gradients=eager)
             calls = inputs_of(loss.perceptual.distance)
-            total, _ = loss(*pair, 0, 0)
+            total, _ = loss(*pair, 0, 0, sample_weight=torch.tensor([0.5, 3.0]))
             return (
                 [len(call["target"]) for call in calls],
                 total,

@@ -63,9 +63,10 @@ class Named(Tiny):
 
 
 class Motion(nn.Module):
-    def __init__(self, channels, image_size, slope=0.2):
+    def __init__(self, channels, image_size, slope=0.2, base_channels=1):
         super().__init__()
         self.arguments = (channels, image_size, slope)
+        self.is_default = base_channels == 1  # which is no setting
         self.conv = nn.Conv3d(channels, 1, 3, stride=2, padding=1)
 
     def forward(self, video):
@@ -271,6 +272,7 @@ def test_a_discriminator_by_the_path_of_its_class(tiny, package, tmp_path):
     run = prepare(replace(config, steps=2), quiet())
     discriminators = [run.state.objective.discr_3d, *run.state.objective.multiscale_discrs]
     assert [d.arguments for d in discriminators] == [(3, (32, 32), 0.1), (3, (16, 16), 0.1)]
+    assert discriminators[0].is_default
     run.close()
     trained_on = with_discriminator(tiny, init=config.output_dir, output_dir=str(tmp_path / "two"))
     run = prepare(trained_on, quiet())

@@ -331,7 +331,7 @@ def test_a_model_of_rgb_for_other_channels(light, tmp_path):
 
 def test_an_objective_is_planned_several_times(light):
     objective = ObjectiveConfig(perceptual_weight=0.0, adversarial_loss_weight=0.5)
-    discriminator = DiscriminatorConfig(video="patch", dim=1, norm="spectral")
+    discriminator = DiscriminatorConfig(video="patch", dim=1, norm="spectral", num_layers=1)
     config = light(objective=objective, discriminator=discriminator)
     shared = fake_objective(config)
     first = plan_update(config, None, shared, device_type="cpu")

@@ -4,14 +4,16 @@ from fractions import Fraction
 from itertools import chain, pairwise
 
 import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from telecine.data import index_video, read_clip
 from telecine.report.clips import write_preview
 from telecine.video.frames import as_shown, depth_range, shrink
 from telecine.video.panes import lay_out_panes, side_by_side
-from telecine.video.write import write_video
+from telecine.video.write import write_image, write_video
 
 
 def moving(num_frames, height, width):
@@ -253,3 +255,12 @@ def test_an_mkv_keeps_frames_without_loss(tmp_path, channels, dtype, stored, sho
     )
     with pytest.raises(ValueError, match="uint8 or uint16 of shape"):
         write_video(tmp_path / "video.mkv", frames.float(), 25)
+
+
+@pytest.mark.parametrize(("num_channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_an_image_has_the_channels_of_its_frame(tmp_path, num_channels, mode):
+    frame = torch.arange(4 * 5 * num_channels, dtype=torch.uint8).view(4, 5, num_channels)
+    write_image(tmp_path / "frame.png", frame)
+    with Image.open(tmp_path / "frame.png") as image:
+        assert image.mode == mode
+        assert np.array_equal(np.array(image), frame.squeeze(-1).numpy())

@@ -113,7 +113,7 @@ def with_progress(
         items: What is iterated over.
         description: The text beside the progress.
         total: The number of items, by default their length.
-        is_shown: Whether there is any progress, which one of several processes shows.
+        is_shown: False: without progress. Of several processes, one shows it.
     """
     if not is_shown:
         yield from items

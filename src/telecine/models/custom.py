@@ -113,6 +113,9 @@ class CustomAutoencoder(ProbedAutoencoder):
         deterministic = {name: _PROBED_WITH[name] for name in self.options}
         channels = getattr(self.module, "in_channels", 3)
         self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic), channels)
+        self._take_methods()
+
+    def _take_methods(self) -> None:
         for name in _METHODS:
             method = getattr(self.module, name, None)
             if method is not None:
@@ -220,7 +223,14 @@ class CustomAutoencoder(ProbedAutoencoder):
         return {name: value for name, value in plain.items() if not name.startswith("_")}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": ()}  # a copy is not compiled
+        state = {**self.__dict__, "_compiled": ()}  # a copy is not compiled
+        for name in _METHODS:  # those of a scripted module cannot be copied
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._take_methods()
 
 
 def needs_no_arguments(cls: type[nn.Module]) -> bool:

@@ -82,8 +82,9 @@ class PerceptualTerm(nn.Module):
         Args:
             batch: The videos.
             weights: The weights at this step.
-            eager: Compute each chunk's gradient before the next chunk, which has by default as many frames as there
-                are clips. Otherwise the backward computes each of several chunks again (arXiv:1604.06174).
+            eager: Compute the gradient of each chunk of frames before the next chunk. By default, a chunk has as many
+                frames as there are clips. False: by default, one chunk has all frames. If there are several, the
+                backward computes each again (arXiv:1604.06174).
         """
         names = [name for name in ("perceptual", *self.feature_terms) if weights[name] > 0]
         if not names:

@@ -127,7 +127,11 @@ class MeasuredClips(ModelUse):
 
     @property
     def input_data(self) -> str:
-        """`data`; a `ValueError` without it."""
+        """`data`, which has to be set.
+
+        Raises:
+            ValueError: It is None.
+        """
         if self.data is None:
             remedy = "Add `--data my_videos/`."
             raise argument_error("data", "a file, or a folder of files", "nothing", remedy)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -52,9 +53,12 @@ from telecine.training.update_memory import (
 
 # The logger of errors of fake tensors: a size that a model does not reproduce raises one.
 _FAKE_TENSORS = "torch._subclasses.fake_tensor"
-# One for all: an objective is planned with several models.
-_FAKE_MODE = FakeTensorMode(allow_non_fake_inputs=True)
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
+
+
+@cache  # one for all: an objective is planned with several models
+def _fake_mode() -> FakeTensorMode:
+    return FakeTensorMode(allow_non_fake_inputs=True)  # imports TorchDynamo, which takes seconds
 
 
 @quiet_logger(_FAKE_TENSORS)
@@ -93,7 +97,7 @@ def plan_update(
         kernels = autocast_as_on_cuda()
     # The first process of a group has the most rows. Nothing is sent.
     group = ContextGroup(size=config.context_parallel)
-    with _FAKE_MODE, counter, kernels, using_pass_options(context_group=group):
+    with _fake_mode(), counter, kernels, using_pass_options(context_group=group):
         accelerator = cast(
             Accelerator, _FakeAccelerator(counter, HALF_PRECISION.get(config.mixed_precision))
         )
@@ -169,7 +173,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """
     if config.init is not None:  # which changes no shape
         check_source(config.init)
-    with _FAKE_MODE:
+    with _fake_mode():
         random = _random_autoencoder(config)
         if config.model is not None and random.in_channels != config.clips.num_channels:
             random = random.with_channels(config.clips.num_channels)
@@ -191,7 +195,7 @@ def fake_objective(config: TrainConfig) -> VideoAutoencoderLoss:
     """Return the objective of a run, of tensors that have shapes but no values."""
     objective = config.objective
     perceptual = objective.perceptual
-    with _FAKE_MODE:
+    with _fake_mode():
         if perceptual.net in BACKBONES:
             fake_net = fake_lpips(str(perceptual.net))
             objective = replace(objective, perceptual=replace(perceptual, net=fake_net))

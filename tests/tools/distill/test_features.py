@@ -1,8 +1,11 @@
 """The term that compares features inside the decoders of student and teacher."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from telecine.base.randomness import randn
 from telecine.models import CausalVAE
 from telecine.models.load import load_autoencoder
 from telecine.models.student import StudentAutoencoder
@@ -27,10 +30,18 @@ def vae(folder):
     model.save_pretrained("vae")
 
 
-def features_of_teacher(term, latent):
+def features_of_teacher(term, latent, noise=None):
     """Return the teacher's features that are compared, by layer."""
     layers = [pair.layer for pair in term.pairs]
-    return decoder_features(term.teacher.in_eval_mode(), latent, layers)
+    return decoder_features(term.teacher.in_eval_mode(), latent, layers, noise)
+
+
+def standardise(term, features):
+    """Let the projections standardise features, as those of the teacher are."""
+    for x, projection in zip(features.values(), term.projections, strict=True):
+        std, mean = torch.std_mean(x, (0, 2, 3, 4), correction=0)
+        projection.weight.copy_((1 / std).diag()[:, :, None, None, None])
+        projection.bias.copy_(-mean / std)
 
 
 def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
@@ -41,11 +52,7 @@ def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
     assert [tuple(p.weight.shape[:2]) for p in term.projections] == [(16, 16), (8, 8)]
     latent = torch.randn(2, 4, 3, 4, 4)
     with torch.no_grad():
-        features = features_of_teacher(term, latent)
-        for x, projection in zip(features.values(), term.projections, strict=True):
-            std, mean = torch.std_mean(x, (0, 2, 3, 4), correction=0)
-            projection.weight.copy_((1 / std).diag()[:, :, None, None, None])
-            projection.bias.copy_(-mean / std)
+        standardise(term, features_of_teacher(term, latent))
         assert term(latent=latent, model=student) == pytest.approx(0.0, abs=1e-9)
         for weight in term.projections.parameters():
             weight.zero_()
@@ -53,6 +60,26 @@ def test_it_is_0_for_the_teacher_itself_and_1_without_knowledge(vae):
         assert error == pytest.approx(1.0, rel=1e-4)
         halved = term(latent=latent, model=student, sample_weight=torch.tensor([0.5, 0.5]))
         assert halved == pytest.approx(float(error) / 2, rel=1e-4)
+
+
+def test_a_teacher_and_a_student_that_generate_start_from_one_noise(folder):
+    torch.manual_seed(0)
+    student = CausalVAE(replace(CONFIG, decoder="flow"))
+    for weight in student.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    student.save_pretrained("generates")
+    term = TeacherFeatures("generates", CONFIG.channels)
+    latent = torch.randn(2, 4, 3, 4, 4)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        noise = randn(student.decoded_shape(latent), generator=generator, device=latent.device)
+        standardise(term, features_of_teacher(term, latent, noise))
+        errors = []
+        for seed in (1, 2):
+            generator = torch.Generator().manual_seed(seed)
+            errors.append(float(term(latent=latent, model=student.eval(), generator=generator)))
+    assert errors[0] == pytest.approx(0.0, abs=1e-9)
+    assert errors[1] > 1e-3, "the projections standardise features of another noise"
 
 
 def test_layers_of_a_wan_are_chosen_by_resolution(folder):

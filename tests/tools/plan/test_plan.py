@@ -110,6 +110,21 @@ def test_with_sharding_all_rows_are_of_sharded_weights(plan):
 
 
 @pytest.mark.slow
+def test_checkpoints_of_discriminators_save_memory():
+    switched_on = {"model_gradient_checkpointing": True, "temporal_chunk": 4}
+    config = replace(
+        CONFIG,
+        objective=ObjectiveConfig(perceptual_weight=0.0, adversarial_loss_weight=0.5),
+        discriminator=DiscriminatorConfig(video="patch", dim=8, num_layers=1),
+        mixed_precision="bf16",
+        **switched_on,
+    )
+    plain, recomputed, *_ = telecine.plan(config, 900 * MB, 1).largest_batches
+    assert recomputed.title == "and --objective.gradient_checkpointing true"
+    assert plain.one_clip > recomputed.one_clip
+
+
+@pytest.mark.slow
 def test_a_penalty_at_some_steps_counts_for_its_share(plan):
     assert plan.mean_flops == plan.update.flops, "there is no penalty"
     discriminator = DiscriminatorConfig(video="patch", dim=4, num_layers=1)

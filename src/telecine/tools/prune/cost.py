@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from telecine.base.memory_counter import MemoryCounter
 from telecine.tools.prune.parts import Prunable
 from telecine.tools.prune.widths import Configuration
 
@@ -31,6 +31,7 @@ def cost_of(target: Prunable, config: Configuration, latent: Tensor) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         network = target.build(config).eval()
         num_weights = sum(parameter.numel() for parameter in network.parameters())
-        with FlopCounterMode(display=False) as counter:
+        counter = MemoryCounter("decoding")
+        with counter:
             target.decode(network, torch.zeros(latent.shape))
-    return Cost(num_weights, counter.get_total_flops())
+    return Cost(num_weights, counter.flops_by_part.total())
