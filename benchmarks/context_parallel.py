@@ -626,7 +626,7 @@ def train_in_parts(folder: Path, parts: list[tuple[int, int, int]]) -> dict[str,
 
 
 # Frames, height and width of the clips whose memory is measured, with telecine's own model as it is by default.
-MEMORY_SIZES = [(9, 128, 128), (9, 192, 192), (9, 256, 256), (9, 384, 384), (9, 512, 512)]
+MEMORY_SIZES = [(9, side, side) for side in (128, 192, 256, 384, 512, 640)]
 RECONSTRUCTION_ALONE: Settings = {
     "batch_size": 1,
     "causal_vae": {
