@@ -63,6 +63,15 @@ def test_an_error_has_its_type_and_its_text(error):
     assert str(raised.value) == str(error)
 
 
+def test_another_error_is_printed_and_ends_its_process(capfd):
+    def fail(_):
+        raise EOFError("no more bytes")
+
+    with pytest.raises(DataError, match="has ended with exit code 1"):
+        list(map_in_processes(fail, range(2), 2))
+    assert "EOFError: no more bytes" in capfd.readouterr().err
+
+
 def test_a_process_that_is_killed_while_it_sends_a_result():
     class KillSender(logging.Handler):
         def emit(self, record):

@@ -11,7 +11,6 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
@@ -190,13 +189,15 @@ def _call_until_closed(
     package_logger = logging.getLogger("telecine")
     package_logger.handlers = [_SendRecords(connection)]
     package_logger.propagate = False
-    with suppress(EOFError):
-        while True:
+    while True:
+        try:
             place, argument = connection.recv()
-            try:
-                connection.send(_Returned(place, function(argument)))
-            except _SENT_ERRORS as error:
-                connection.send(error)
+        except EOFError:
+            return
+        try:
+            connection.send(_Returned(place, function(argument)))
+        except _SENT_ERRORS as error:
+            connection.send(error)
 
 
 def _end_of(process: BaseProcess) -> DataError:

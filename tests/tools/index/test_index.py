@@ -8,7 +8,7 @@ import pytest
 
 from telecine.base.files import partial_path
 from telecine.cli.program import run
-from telecine.data import ClipDataset, DataError, index_video
+from telecine.data import ClipDataset, DataError, index_video, load_spans
 from telecine.data.errors import Deadline
 from telecine.data.holdout import split_table
 from telecine.data.lazy import index as lazy_module
@@ -82,6 +82,13 @@ def test_sidecars_move_with_their_tar_files_and_others_are_not_used(data, tmp_pa
     assert names == {"film3-6.mp4", "film3-7.mp4"}
     (moved / ".0.tar.telecine-index").write_bytes(b"damaged")
     assert len(load_table(str(moved), CONFIG).spans) == 2
+
+
+def test_members_that_a_run_has_indexed_are_not_read_again(data, monkeypatch):
+    spans, _ = load_spans(data / "0.tar", CONFIG)
+    monkeypatch.setattr(index_module, "index_video", lambda *_: pytest.fail("indexed again"))
+    assert index_module.write_index(str(data / "0.tar"), CONFIG).num_indexed == 0
+    assert list(read_infos(data / "0.tar")) == [span.source.offset for span in spans]
 
 
 def test_a_file_that_cannot_be_indexed_is_read_once(tmp_path):

@@ -121,7 +121,17 @@ class _Indexer:
             self.skipped.append(Skipped(archive, reason))
             return
         infos = read_infos(archive)
-        missing = [member for member in _members_of(sidecar) if member.offset not in infos]
+        fingerprint = Fingerprint.of(archive)
+        missing = []
+        for member in _members_of(sidecar):
+            if member.offset in infos:
+                continue
+            key = self._lazy_index.key_of(member, fingerprint)
+            info = self._lazy_index.saved_info(key, member)  # of a run
+            if info is None:
+                missing.append(member)
+            else:
+                infos[member.offset] = info
         has_indices = False
         try:
             for outcome in self._read(missing, f"indexing {archive.name}"):
