@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from telecine.data.errors import Deadline, DecodeError, is_of_system
+from telecine.data.fingerprint import Fingerprint
 from telecine.data.index_paths import sidecar_paths
 from telecine.data.lazy.file_table import LOCATION, FileTable
 from telecine.data.lazy.header import HEADER, Header, read_header, read_mp4_header
@@ -27,6 +28,7 @@ from telecine.data.lazy.string_column import StringColumn
 from telecine.data.remote_read import SourceBytes, open_bytes, open_local
 from telecine.data.source import (
     File,
+    RemotePath,
     Skipped,
     Source,
     TarMember,
@@ -40,6 +42,7 @@ from telecine.settings.data import PILLOW_MAX_PIXELS
 _BEGIN_BYTES = 4096  # of a tar file: names, sizes and times of its first members
 # Of the end of a tar file: up to 10 KiB of zeros, so a change of another size may leave the file as large as it was.
 _END_BYTES = 2**14
+_FINGERPRINT = "archive_fingerprint"
 _FITS = "archive"
 _FITS_END = "archive_end"
 _SKIPPED = "skipped"
@@ -147,8 +150,11 @@ def write_sidecar(
     for skip in sidecar.skipped:
         assert isinstance(skip.path, TarMember)
         reasons.append((skip.path.name, skip.path.offset, skip.path.size, skip.reason))
-    begin_digest, end_digest = _archive_digests(archive)
+    with open_bytes(archive, reads="headers") as opened:
+        begin_digest = _digest_of_begin(opened)
+        end_digest = _digest_of_end(opened)
     metadata = {
+        _FINGERPRINT: json.dumps(Fingerprint.of(archive)),
         _FITS: begin_digest,
         _FITS_END: end_digest,
         _SKIPPED: json.dumps(reasons),
@@ -172,10 +178,7 @@ def open_sidecar(archive: File) -> IndexFile | None:
             continue
         try:
             file = open_local(place, IndexFile, reads="whole")
-            begin_digest, end_digest = _archive_digests(archive)
-            if file.metadata[_FITS] != begin_digest:
-                continue
-            if file.metadata.get(_FITS_END, end_digest) != end_digest:
+            if not _fits(file.metadata, archive):
                 continue
             if json.loads(file.metadata[_HAS_INDICES]):
                 return file
@@ -215,14 +218,36 @@ def read_infos(archive: File) -> dict[int, VideoInfo]:
         return {}
 
 
-def _archive_digests(archive: File) -> tuple[str, str]:
-    """Return hashes of the size and the beginning, and of the end of a tar file: a copy keeps its sidecar."""
+def _fits(metadata: Mapping[str, str], archive: File) -> bool:
+    """Return whether a sidecar is that of a tar file: of this file, as it was, or of a copy, which is compared.
+
+    Of a copy at an address the beginning alone is compared: its end would take two more requests for each tar file.
+
+    Args:
+        metadata: What the sidecar says. One of an earlier version has neither the fingerprint nor the hash of the end.
+        archive: The tar file.
+    """
+    if metadata.get(_FINGERPRINT) == json.dumps(Fingerprint.of(archive)):
+        return True
     with open_bytes(archive, reads="headers") as opened:
-        begin = opened.file.read(_BEGIN_BYTES)
-        opened.file.seek(max(0, opened.size - _END_BYTES))
-        end = opened.file.read(_END_BYTES)
-    begin_digest = hashlib.sha256(f"{opened.size}\n".encode() + begin).hexdigest()
-    return begin_digest, hashlib.sha256(end).hexdigest()
+        if metadata[_FITS] != _digest_of_begin(opened):
+            return False
+        if isinstance(archive, RemotePath) or _FITS_END not in metadata:
+            return True
+        return metadata[_FITS_END] == _digest_of_end(opened)
+
+
+def _digest_of_begin(opened: SourceBytes) -> str:
+    """Return a hash of the size and the beginning of an opened tar file."""
+    opened.file.seek(0)
+    content = opened.file.read(_BEGIN_BYTES)
+    return hashlib.sha256(f"{opened.size}\n".encode() + content).hexdigest()
+
+
+def _digest_of_end(opened: SourceBytes) -> str:
+    """Return a hash of the end of an opened tar file."""
+    opened.file.seek(max(0, opened.size - _END_BYTES))
+    return hashlib.sha256(opened.file.read(_END_BYTES)).hexdigest()
 
 
 class SidecarInfos:
