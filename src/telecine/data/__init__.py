@@ -29,7 +29,7 @@ What identifies a file:
 | `Fingerprint` | no hash: its size, and its time or a hash of its server's version | `fingerprint.py` |
 | `key_of` | its name and its fingerprint | `index_keys.py` |
 | `FileTable.process_local_ids` | its path without links; valid in this process only | `lazy/file_table.py` |
-| `_digest_of_begin`, `_digest_of_end` | the size and the ends of a tar file, to which a sidecar belongs | `lazy/sidecar.py` |
+| `_digest_of_begin`, `_digest_of_end` | size and ends of a tar file, to which a sidecar belongs | `lazy/sidecar.py` |
 """
 
 from telecine.data.clip import Clip as Clip
