@@ -41,6 +41,20 @@ def test_results_are_in_order_and_what_processes_log_is_logged_here(caplog):
     assert sorted(caplog.messages) == [f"number {number}" for number in range(9)]
 
 
+def log_with_the_levels_of_a_new_process(number):
+    logger.setLevel(logging.NOTSET)
+    logger.warning("number %s", number)
+
+
+def test_levels_are_those_of_this_process(caplog):
+    logger.setLevel(logging.ERROR)
+    try:
+        list(map_in_processes(log_with_the_levels_of_a_new_process, range(2), 2))
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert caplog.messages == []
+
+
 def test_one_process_is_this_one():
     assert list(map_in_processes(lambda _: os.getpid(), range(2), 1)) == [os.getpid()] * 2
     assert list(map_in_processes(lambda _: os.getpid(), [], 1)) == []

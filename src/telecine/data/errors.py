@@ -82,7 +82,7 @@ def thread_errors() -> Iterator[None]:
     except (RuntimeError, BlockingIOError) as error:
         if isinstance(error, RuntimeError) and "start new thread" not in str(error):
             raise
-        remedy = "Raise the limit of processes (`ulimit -u`) or of the container, or use fewer `clips.num_workers`."
+        remedy = "Raise the limit of processes (`ulimit -u`) or of the container, or set `clips.num_workers` to 0."
         raise DataError(f"The system starts no more threads or processes. {remedy}") from error
 
 

@@ -105,7 +105,7 @@ def map_in_processes(
                     process = workers[connection]
                     message = _receive(connection, process)
                     if isinstance(message, logging.LogRecord):
-                        logging.getLogger(message.name).handle(message)
+                        _log(message)
                         continue
                     _send_next(pending, connection, process)
                     results[message.place] = message.result
@@ -158,6 +158,13 @@ def _receive(connection: Connection, process: BaseProcess) -> "logging.LogRecord
         raise message
     assert isinstance(message, (logging.LogRecord, _Returned))
     return message
+
+
+def _log(record: logging.LogRecord) -> None:
+    """Log what a process has logged, by the levels of this one: a process that is not forked has none of them."""
+    record_logger = logging.getLogger(record.name)
+    if record_logger.isEnabledFor(record.levelno):
+        record_logger.handle(record)
 
 
 class _Returned(NamedTuple):
