@@ -29,7 +29,7 @@ from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
 from ..models.tiny_models import tiny_model
-from .helpers import LIGHT, assert_equal_runs, last_checkpoint, new_state, resumed_copy
+from .helpers import LIGHT, assert_equal_runs, last_checkpoint, new_state, resumed_copy, run_to
 
 
 @pytest.fixture
@@ -84,6 +84,17 @@ def test_a_run_resumes_to_the_bit_and_logs_one_step_and_four(run, tmp_path):
     last = Run(run.output_dir).history.validations()[-1]
     assert {"val/psnr", "val/psnr_4_steps", "val/lpips_alex_4_steps"} < set(last)
     assert last["val/psnr"] != last["val/psnr_4_steps"]
+
+
+@pytest.mark.slow
+def test_a_run_without_clips_of_noise_alone_resumes(tiny_flow):
+    """As all runs of a version without `noise_fraction`: its weights are saved without that setting."""
+    config = tiny_flow(steps=2, save_every=1, val_every=2, **LIGHT)
+    flow = replace(config.causal_vae.flow, shift=1.0, noise_fraction=0.0)
+    config = replace(config, causal_vae=replace(config.causal_vae, flow=flow))
+    run_to(config, 1)
+    train(config)
+    assert Run(config.output_dir).history.validations()[-1]["step"] == 2
 
 
 @pytest.mark.slow
