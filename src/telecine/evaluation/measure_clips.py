@@ -104,7 +104,7 @@ def _measure_clip(
     reconstruction = clip_protocol.measured_values(source.reconstruct(span, clip_input))
     target = clip_protocol.measured_values(clip_input)
     metrics = ReconstructionMetrics(
-        metric_set.perceptual, metrics=metric_set.pixel_metrics, is_decoded=True
+        metric_set.perceptual, metrics=metric_set.pixel_metrics, range_is_known=True
     )
     metrics.update(reconstruction=reconstruction, target=target)
     values = metrics.per_clip()[0]
