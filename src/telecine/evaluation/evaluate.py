@@ -84,22 +84,23 @@ def evaluate(
         metric_set = reconstructor.clip_protocol.load_metrics(spans, config, device)
         metric_set = metric_set.with_measures(_requested_measures(reconstructor, config))
         description = reconstructor.clip_protocol.describe(spans)
+        description["data"] = config.input_data
+        description |= _describe_subject(checkpoint, config, reconstructor)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
+        size = (description["num_frames"], description["height"], description["width"])
         flat_values = {}
         if config.flat:
-            size = (description["num_frames"], description["height"], description["width"])
             flat_values = measure_flat_colours(_model_of("flat", reconstructor), *size)
         speed = None
         if config.speed:
-            size = (description["num_frames"], description["height"], description["width"])
-            speed, description["speed"] = _speed_of(reconstructor, size, num_ranks)
+            model = _model_of("speed", reconstructor)
+            speed = _speed_of(model, size, num_ranks)
+            description["speed"] = describe_speed(model, size)
         results = measure_clips(reconstructor, metric_set, spans, device, rank, num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        description["data"] = config.input_data
-        description |= _describe_subject(checkpoint, config, reconstructor)
         evaluation = _summarize(results, metric_set, description, flat_values)
         evaluation = replace(evaluation, speed=speed)
         if output is not None and rank == 0:
@@ -147,16 +148,13 @@ def _describe_subject(
     return description
 
 
-def _speed_of(
-    reconstructor: Reconstructor, size: tuple[int, int, int], num_ranks: int
-) -> tuple[Speed, dict[str, Any]]:
-    """Return the speed of a model for a clip of a size, and how it was measured."""
-    model = _model_of("speed", reconstructor)
+def _speed_of(model: VideoAutoencoder, size: tuple[int, int, int], num_ranks: int) -> Speed:
+    """Return the speed of a model for a clip of a size: frames, height and width."""
     if num_ranks > 1:
         remedy = "Measure it in a call of its own."
         raise argument_error("speed", "false with several processes", True, remedy)
     (speed,) = measure_speed([model], *size)
-    return speed, describe_speed(model, size)
+    return speed
 
 
 def _summarize(
