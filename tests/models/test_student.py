@@ -377,7 +377,7 @@ def test_the_settings_of_a_student(tmp_path):
         (
             lambda *_: None,
             "",
-            "`teacher` must be an autoencoder that makes a latent frame of the first",
+            "`teacher` must be an autoencoder whose compression in time is the same",
         ),
         (
             lambda *_: LatentGrid(4, 12, 12, True),
@@ -387,7 +387,7 @@ def test_the_settings_of_a_student(tmp_path):
         (
             lambda num_frames, *_: LatentGrid(num_frames - 1, 8, 12, True),  # two latent frames
             "",
-            r"in clips of any length, .* but got 4 x 8 x 8, then 8 x 8 x 8\.",
+            r"for clips of all lengths, .* but got 4 x 8 x 8, then 8 x 8 x 8\.",
         ),
         (
             lambda *_: LatentGrid(6, 8, 12, False),
