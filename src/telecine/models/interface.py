@@ -285,13 +285,13 @@ class VideoAutoencoder(nn.Module, ABC):
         """Return a stream that encodes a video of any length, a few frames at a time, as if it were whole.
 
         Args:
-            num_frames: At most so many frames are computed at once, as far as the class has a choice. Default: as few
-                as it supports.
+            num_frames: The most frames that are computed at once, as far as the class has a choice. Default: as few as
+                it supports.
 
         Raises:
             ValueError: The class keeps no frames between chunks, which is the default.
         """
-        raise self._streams_not("stream_encoder")
+        raise self._streams_error("stream_encoder")
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
         """Return a stream that decodes a latent of any length, a few frames at a time, as if it were whole.
@@ -299,19 +299,19 @@ class VideoAutoencoder(nn.Module, ABC):
         A decoder that draws noise takes the stream's first frame from `clip_position`, in which the stream is made.
 
         Args:
-            num_frames: At most so many frames of the video are computed at once, as for `stream_encoder`.
+            num_frames: The most frames of the video that are computed at once, as for `stream_encoder`.
 
         Raises:
             ValueError: The class keeps no frames between chunks, which is the default.
         """
-        raise self._streams_not("stream_decoder")
+        raise self._streams_error("stream_decoder")
 
     @property
     def streams(self) -> bool:
         """Whether `stream_encoder` and `stream_decoder` are supported, as the class declares."""
         return False
 
-    def _streams_not(self, name: str) -> Exception:
+    def _streams_error(self, name: str) -> Exception:
         contract = "called for a model that keeps frames between chunks"
         remedy = (
             "Encode and decode whole clips, or use `telecine reconstruct`, which blends chunks."

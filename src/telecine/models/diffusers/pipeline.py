@@ -129,7 +129,7 @@ class PipelineVAE(ModelMixin, nn.Module):
             tile_sample_stride_width: Columns from one tile to the next.
 
         Raises:
-            ValueError: The stride is not smaller than the tile.
+            ValueError: The stride is larger than the tile, or below 1.
         """
         space = self.spatial_compression_ratio
         size = max(tile_sample_min_height, tile_sample_min_width)
