@@ -16,7 +16,7 @@ from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Video
 from telecine.models.causal_blocks import init_zero
-from telecine.models.flow import Sampler, add_noise, integrate, random_levels
+from telecine.models.flow import EulerSampler, add_noise, integrate, random_levels
 from telecine.models.frozen_encoder import FrozenEncoderModel
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, Posterior
@@ -123,7 +123,7 @@ class LatentDenoiser(FrozenEncoderModel):
             seed: Seed of the noise.
         """
         generator = torch.Generator().manual_seed(seed)
-        levels = Sampler(steps).levels(1.0)
+        levels = EulerSampler(steps=steps).levels(1.0)
         for _ in range(num):
             noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(
                 self.mean
