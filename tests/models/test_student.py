@@ -111,14 +111,14 @@ def test_a_student_has_the_encoder_of_its_teacher_and_a_decoder(saved):
     assert torch.equal(output.latent, reference.encode(x).mode())
     output.video.sum().backward()
     assert student.last_layer.grad is not None
-    assert not any(weight.requires_grad for weight in student.latent_model.parameters())
-    assert not student.train().latent_model.training
+    assert not any(weight.requires_grad for weight in student.encoder_model.parameters())
+    assert not student.train().encoder_model.training
     sampled = student(x, generator=torch.Generator().manual_seed(1))
     with_posterior = student(
         x, generator=torch.Generator().manual_seed(1), posterior=student.encode(x)
     )
     torch.testing.assert_close(with_posterior.video, sampled.video)
-    assert student.double().latent_model.last_layer.dtype == torch.float64
+    assert student.double().encoder_model.last_layer.dtype == torch.float64
     assert student.covering_clip(4, 30, 30) == (5, 32, 32)
     student.enable_gradient_checkpointing()
     whole = student.decode(output.latent.double())
@@ -145,7 +145,7 @@ def test_it_starts_as_the_best_linear_map_of_the_latents(saved):
 @torch.no_grad()
 def test_a_channel_that_is_only_noise_has_a_small_weight_at_the_start(saved):
     student = student_of(saved)
-    encoder = student.latent_model.encoder
+    encoder = student.encoder_model.encoder
     for weight in encoder.linear.parameters():
         weight[3] *= 1e-2
     encoder.network[-1].conv.bias[4 + 3] = 0.0  # the logarithm of the variance

@@ -78,7 +78,7 @@ class VideoAutoencoder(nn.Module, ABC):
             video: `(B, C, T, H, W)` in [-1, 1], of `in_channels` channels.
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
-            posterior: The value of `latent_model.encode(video)`, if it is cached: the encoder does not run again.
+            posterior: The value of `encoder_model.encode(video)`, if it is cached: the encoder does not run again.
 
         Raises:
             ValueError: The video does not fit, or the output has another size.
@@ -151,12 +151,12 @@ class VideoAutoencoder(nn.Module, ABC):
         """
 
     @property
-    def latent_model(self) -> VideoAutoencoder:
+    def encoder_model(self) -> VideoAutoencoder:
         """The autoencoder whose encoder computes the latent that is decoded: by default this one."""
         return self
 
     @property
-    def decoding_model(self) -> VideoAutoencoder:
+    def decoder_model(self) -> VideoAutoencoder:
         """The autoencoder whose decoder makes the video: by default this one."""
         return self
 

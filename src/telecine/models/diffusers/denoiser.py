@@ -94,7 +94,7 @@ class LatentDenoiser(FrozenEncoderModel):
                 block.attn1.set_processor(_CausalAttention(frames[:, None] >= frames))
 
     @property
-    def latent_model(self) -> VideoAutoencoder:
+    def encoder_model(self) -> VideoAutoencoder:
         """The frozen autoencoder, of whose latents this is a generator."""
         return self._frozen.in_eval_mode()
 
@@ -141,7 +141,7 @@ class LatentDenoiser(FrozenEncoderModel):
             latent: `(B, C, t, h, w)`.
             generator: Not used: the frozen autoencoder decodes with the noise of its own `sampler`, if it has one.
         """
-        return self.latent_model.decode(latent * self.std + self.mean)
+        return self.encoder_model.decode(latent * self.std + self.mean)
 
     def forward(
         self,
@@ -178,7 +178,7 @@ class LatentDenoiser(FrozenEncoderModel):
     @property
     def in_channels(self) -> int:
         """Channels of the video."""
-        return self.latent_model.in_channels
+        return self.encoder_model.in_channels
 
     @property
     def codebook(self) -> None:

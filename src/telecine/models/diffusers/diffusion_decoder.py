@@ -101,7 +101,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         module = build_module(source) if is_config else load_module(str(source))
         model = cls(module, teacher, load, digest=module.config.get(_DIGEST_KEY, ""))
         if not model.digest:
-            model._adopt(model.load_teacher().latent_model)
+            model._adopt(model.load_teacher().encoder_model)
         return model
 
     def _adopt(self, teacher: VideoAutoencoder) -> None:
@@ -264,7 +264,7 @@ class DiffusionDecoder(TeacherEncoderModel):
             height: Height in pixels.
             width: Width in pixels.
         """
-        return self.latent_model.latent_grid(num_frames, height, width)
+        return self.encoder_model.latent_grid(num_frames, height, width)
 
     def linear_autoencoder(
         self, num_frames: int, height: int, width: int
@@ -276,7 +276,7 @@ class DiffusionDecoder(TeacherEncoderModel):
             height: Height in pixels.
             width: Width in pixels.
         """
-        return self.latent_model.linear_autoencoder(num_frames, height, width)
+        return self.encoder_model.linear_autoencoder(num_frames, height, width)
 
     def latent_normalisation(self) -> Normalisation:
         """Return the numbers that normalise the teacher's latent, which the decoder holds as well."""

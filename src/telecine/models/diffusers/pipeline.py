@@ -173,7 +173,7 @@ class PipelineVAE(ModelMixin, nn.Module):
             x: The video, `(B, C, T, H, W)`.
             return_dict: As of the teacher.
         """
-        teacher: Any = self.student.latent_model
+        teacher: Any = self.student.encoder_model
         return teacher.module.encode(x.to(teacher.module.dtype), return_dict=return_dict)
 
     def _decode_in_tiles(self, latent: Tensor) -> Tensor:
