@@ -69,7 +69,7 @@ def train_probe(
     model = measured.model
     device = next(model.parameters()).device
     settings = _train_config(measured.clips, config)
-    spans = Spans.find(settings.data, settings.val_data, replace(settings.clips, index="ahead"))
+    spans = Spans.find(settings.data, settings.val_data, settings.clips)
     _check_unseen(spans, settings.clips, probe.val_data)
     unseen_videos = partial(
         _read_unseen, spans.held_out.exact, settings.clips, config.clip_limit, device
@@ -145,7 +145,10 @@ def _folder_name(*texts: str) -> str:
 
 
 def _train_config(clips: ClipConfig, config: LatentsConfig) -> TrainConfig:
-    """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
+    """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation.
+
+    The data is indexed ahead: latents are cached before the run, by exact indices.
+    """
     probe = config.probe
     warmup_steps = min(100, probe.steps // 10)
     return TrainConfig(
@@ -162,7 +165,7 @@ def _train_config(clips: ClipConfig, config: LatentsConfig) -> TrainConfig:
         linear_baseline=False,
         linear_start=False,
         trackers=(),
-        clips=replace(clips, num_clips=probe.num_clips, random_flip=False),
+        clips=replace(clips, index="ahead", num_clips=probe.num_clips, random_flip=False),
         objective=ObjectiveConfig(perceptual_weight=0.0),
         optimizer=OptimizerConfig(
             lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup_steps, schedule="cosine"
