@@ -83,7 +83,7 @@ def train_probe(
 
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     accelerator = build_accelerator(settings)
-    latents_identity = repr(identity_of(model.latent_model, clips, accelerator.mixed_precision))
+    latents_identity = repr(identity_of(model.encoder_model, clips, accelerator.mixed_precision))
     name = _run_name(latents_identity, model, spans.held_out.exact, probe)
     cache = str(folder / f"{_folder_name(latents_identity)}-latents")
     settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
@@ -188,6 +188,6 @@ def _cached_latents(
     for number, name in enumerate(with_progress(names, "encoding")):
         if name not in cache:
             video = clips[0, number]["video"][None].to(device)
-            cache.add([name], model.latent_model.encode(video))
+            cache.add([name], model.encoder_model.encode(video))
     cache.write()
     return cache.read(names, torch.device("cpu")).mode()
