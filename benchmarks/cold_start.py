@@ -228,7 +228,7 @@ def hash_clips(index: str | None, items: list[int]) -> list[str]:
         from telecine.data.lazy.load_table import load_table
 
         table = load_table("s3://bucket/shards", config)
-        dataset = ClipDataset(table.spans, config, seed=0, lazy_index=table.lazy_index)
+        dataset = ClipDataset(table.spans, config, seed=0, saved_index=table.saved_index)
     else:
         dataset = ClipDataset(load_spans("s3://bucket/shards", config)[0], config, seed=0)
     hashes = []

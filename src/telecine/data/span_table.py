@@ -16,7 +16,7 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DecodeError
 from telecine.data.fingerprint import num_bytes
 from telecine.data.lazy.file_table import FileTable
-from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.lists import Segment
 from telecine.data.source import Skipped, Source, Span, VideoInfo
@@ -44,17 +44,17 @@ class EstimatedSpan:
         """Number of frames; 0 or less if the range is empty."""
         return self.last_frame - self.first_frame + 1
 
-    def index(self, lazy_index: LazyIndex, frames: ClipFrames) -> Span:
+    def index(self, saved_index: SavedIndex, frames: ClipFrames) -> Span:
         """Return the frames of the span in its file, which is indexed.
 
         Args:
-            lazy_index: Indexes the file, or has its index.
+            saved_index: Has or makes the index of the file.
             frames: The frames of a clip.
 
         Raises:
             DecodeError: the file cannot be indexed, or the span is too short for a clip.
         """
-        info = lazy_index.info(self.source)
+        info = saved_index.info(self.source)
         span = self.segment.as_span(info)
         if isinstance(span, Skipped):
             raise DecodeError(f"{span.path}: {span.reason}")

@@ -14,7 +14,7 @@ from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
 from telecine.data.fingerprint import Fingerprint
 from telecine.data.lazy.header import Header, read_header
-from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.shards import ShardWriter
 from telecine.data.lazy.sidecar import (
     Sidecar,
@@ -100,9 +100,9 @@ class _Indexer:
         self.num_before = 0
         self.skipped: list[Skipped] = []
         self._config = config
-        self._lazy_index = LazyIndex(path, config)
-        self._writer = ShardWriter(self._lazy_index.shards, is_required=True)
-        self._exact_keys = self._lazy_index.shards.exact_keys()
+        self._saved_index = SavedIndex(path, config)
+        self._writer = ShardWriter(self._saved_index.shards, is_required=True)
+        self._exact_keys = self._saved_index.shards.exact_keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
@@ -126,8 +126,8 @@ class _Indexer:
         for member in _members_of(sidecar):
             if member.offset in infos:
                 continue
-            key = self._lazy_index.key_of(member, fingerprint)
-            info = self._lazy_index.saved_info(key, member)  # of a run
+            key = self._saved_index.key_of(member, fingerprint)
+            info = self._saved_index.saved_info(key, member)  # of a run
             if info is None:
                 missing.append(member)
             else:
@@ -150,7 +150,7 @@ class _Indexer:
             if kind_of(source) == "arrays":
                 continue
             try:
-                key = self._lazy_index.key_of(source, Fingerprint.of(file_of(source)))
+                key = self._saved_index.key_of(source, Fingerprint.of(file_of(source)))
             except OSError as error:
                 self.skipped.append(Skipped(source, error.strerror or str(error)))
                 continue
@@ -163,14 +163,14 @@ class _Indexer:
                 key = keys[outcome.source]
                 self._writer.add(key, outcome.header, outcome.info)
                 if isinstance(outcome.error, DecodeError):
-                    self._lazy_index.save_failure(key, outcome.source, outcome.error)
+                    self._saved_index.save_failure(key, outcome.source, outcome.error)
         finally:  # also what was indexed beside a file that is not read in time
             self._writer.write()
 
     def _was_read(self, key: int) -> bool:
         """Return whether a shard has the exact index of the file with a key, or it is known why it has none."""
         has_index = find_row(self._exact_keys, key) is not None
-        return has_index or self._lazy_index.failure(key) is not None
+        return has_index or self._saved_index.failure(key) is not None
 
     def _read(self, sources: Sequence[Source], description: str) -> Iterator[_Outcome]:
         """Yield the header and the exact index of files, in order, and count them. Leave out files not read in time.
