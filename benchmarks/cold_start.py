@@ -138,7 +138,7 @@ def add_sidecars(data: Path) -> None:
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
         table = FileTable.of(members, rows)
-        write_sidecar(archive, Sidecar(table, [], has_indices=True), exact)
+        write_sidecar(archive, Sidecar(table, [], has_all_indices=True), exact)
     print(f"indices of {num_members} clips")
 
 

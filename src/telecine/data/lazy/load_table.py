@@ -78,6 +78,8 @@ def load_table(
 
     A list may have the columns `num_frames` and `fps`, and `height` and `width`: its files are then not opened.
 
+    A run indexes all files nevertheless if the end of each is held out, as of fewer than ten videos, see `split_table`.
+
     Args:
         path: As `telecine.data.load_spans`.
         config: Files with larger frames than its `max_pixels` are skipped.
@@ -193,7 +195,7 @@ class _TableReader:
         begin = len(self._keys)
         self._keys.frombytes(members.member_keys(archive_keys).tobytes())
         self._segments.add_files(range(begin, begin + len(members)))
-        self._parts.append(self._leave_out_refused(members))
+        self._parts.append(self._mark_refused(members))
 
     def _read_pending(self) -> None:
         """Add the pending segments and their files, whose headers are read unless the chunk before had the file.
@@ -231,7 +233,7 @@ class _TableReader:
                 sizes=[file.fingerprint.size for file in files],
                 versions=[_version(file) for file in files],
             )
-            self._parts.append(self._leave_out_refused(table))
+            self._parts.append(self._mark_refused(table))
             self._keys.extend(keys.tolist())
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(is_complete=False)
@@ -320,12 +322,12 @@ class _TableReader:
                     if result.digest != 0:  # no array
                         self._writer.add(int(keys[row]), result, None)
 
-    def _leave_out_refused(self, files: FileTable) -> FileTable:
-        """Mark files that the settings refuse: saved headers may be of a run with others."""
+    def _mark_refused(self, files: FileTable) -> FileTable:
+        """Return files, those without a header that the settings refuse: a run with others may have saved it."""
         headers = files.headers
         is_checked = headers["width"].astype(np.int64) * headers["height"] > self._config.max_pixels
         if not self._config.has_colours:
-            is_checked[:] = True
+            is_checked[:] = True  # only arrays can have these channels, whatever their size
         for row in np.flatnonzero(is_checked & (headers["num_frames"] > 0)).tolist():
             source = files[row]
             try:

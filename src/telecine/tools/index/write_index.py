@@ -87,6 +87,7 @@ class _Outcome:
 
     source: Source
     header: Header | None
+    """None for a member of a tar file: the sidecar has it."""
     info: VideoInfo | None
     error: DataError | None
     """Why it has no header, or no exact index: a `DecodeError`, or another error if it is not read in time."""
@@ -107,7 +108,7 @@ class _Indexer:
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
         sidecar = read_sidecar(archive)
-        if sidecar is not None and sidecar.has_indices:
+        if sidecar is not None and sidecar.has_all_indices:
             self.num_before += 1
             return
         if sidecar is None:
@@ -116,7 +117,7 @@ class _Indexer:
             reason = "has arrays, whose axes are settings of a run"
             self.skipped.append(Skipped(archive, reason))
             return
-        if not sidecar.is_complete:
+        if not sidecar.was_read_whole:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
@@ -132,15 +133,15 @@ class _Indexer:
                 missing.append(member)
             else:
                 infos[member.offset] = info
-        has_indices = False
+        has_all_indices = False
         try:
             for outcome in self._read(missing, f"indexing {archive.name}"):
                 if outcome.info is not None:
                     assert isinstance(outcome.source, TarMember)
                     infos[outcome.source.offset] = outcome.info
-            has_indices = True
+            has_all_indices = True
         finally:  # also what was indexed beside a member that is not read in time
-            write_sidecar(archive, sidecar._replace(has_indices=has_indices), infos)
+            write_sidecar(archive, sidecar._replace(has_all_indices=has_all_indices), infos)
         self.skipped.extend(sidecar.skipped)
 
     def index_files(self, sources: Sequence[Source]) -> None:
@@ -200,7 +201,8 @@ class _Indexer:
     def _read_one(self, source: Source) -> _Outcome:
         header = None
         try:
-            header = read_header(source, self._config)
+            if not isinstance(source, TarMember):
+                header = read_header(source, self._config)
             info = index_video(source, self._config)
         except DataError as error:
             return _Outcome(source, header, None, error)
