@@ -150,13 +150,18 @@ def test_several_processes_may_save_at_once(folder, load):
     assert load(folder)[1] == ["0.png", "b.tar", "c.mkv"]
 
 
-def test_a_tar_file_that_the_system_cannot_read_whole_is_listed_again(folder, load, monkeypatch):
+def test_a_tar_file_that_the_system_cannot_read_whole_is_listed_again(
+    folder, load, monkeypatch, caplog
+):
     def fail(archive, opened):
         raise OSError(EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(tar_files, "tar_members", fail)
         assert [info.source.name for info in load(folder)[0]] == ["0.png", "a.mp4"]
+    text = "b.tar: cannot be read after its first 0 members: [Errno 5] Input/output error"
+    assert text in caplog.text
+    assert "damaged" not in caplog.text
     infos, names = load(folder)
     assert [info.source.name for info in infos] == ALL_FILES
     assert names == ["b.tar", "c.mkv"]

@@ -20,7 +20,7 @@ from telecine.data import (
 )
 from telecine.data.find import sources_of
 from telecine.data.paths import files_below
-from telecine.data.source import as_source, is_address, kind_of, resolve_source
+from telecine.data.source import Source, as_source, is_address, kind_of, resolve_source
 from telecine.evaluation.load_model import (
     Model,
     checkpoint_of,
@@ -120,24 +120,31 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
     settings = read_saved_settings(checkpoint) if checkpoint is not None else {}
     if "data" not in settings:
         return
-    saved_data = settings["data"]
+    paths = settings["data"]
+    if not isinstance(paths, list):
+        paths = [paths]
     unknown = "whether the model has trained on these files is not known: %s"
-    if not isinstance(saved_data, str | None):
-        logger.warning(unknown, f"`data` in the settings of the run is {describe(saved_data)}")
+    if not all(isinstance(path, str | None) for path in paths):
+        logger.warning(
+            unknown, f"`data` in the settings of the run is {describe(settings['data'])}"
+        )
         return
-    if is_address(saved_data or "") != is_address(data):
-        return
-    try:
-        trained_on = {resolve_source(source) for source in sources_of(saved_data)}
-    except DataError:  # it was trained on another machine, or its data is no more
-        return
-    except OSError as error:
-        logger.warning(unknown, error)
-        return
+    trained_on: set[Source] = set()
+    for path in paths:
+        if is_address(path or "") != is_address(data):
+            continue
+        try:
+            trained_on |= {resolve_source(source) for source in sources_of(path)}
+        except DataError:  # it was trained on another machine, or this data is no more
+            continue
+        except OSError as error:
+            logger.warning(unknown, error)
+            return
     num_trained_on = sum(resolve_source(info.source) in trained_on for info in infos)
     if num_trained_on > 0:
         text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
-        logger.warning(text, num_trained_on, len(infos), saved_data or "the sample videos")
+        saved_data = ", ".join(path or "the sample videos" for path in paths)
+        logger.warning(text, num_trained_on, len(infos), saved_data)
 
 
 def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig) -> VideoSource:

@@ -86,9 +86,9 @@ class Mark(Enum):
     """What a setting of the clips decides. Each field of `ClipConfig` has the first or the second mark."""
 
     CONTENT = auto()
-    """What a clip is: latents that are kept are those of one value."""
+    """Changes the frames or pixels of a clip: cached latents are valid for one value of it."""
     READING = auto()
-    """How clips are read, or which of them: latents that are kept stay valid."""
+    """Changes how clips are read, or which and how many: cached latents stay valid."""
     HELD_OUT = auto()
     """Which clips are held out. If they change when a run resumes, and no such setting did, the run ends with an error:
     its metrics would no longer compare."""

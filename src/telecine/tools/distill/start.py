@@ -123,8 +123,8 @@ def _pruned_model(
             are compared.
     """
     pruned = load_autoencoder(name)
-    latent_model = pruned.latent_model if isinstance(pruned, StudentAutoencoder) else pruned
-    if digest_of_encoder(latent_model) != digest_of_encoder(teacher.latent_model):
+    encoder_model = pruned.encoder_model if isinstance(pruned, StudentAutoencoder) else pruned
+    if digest_of_encoder(encoder_model) != digest_of_encoder(teacher.encoder_model):
         contract = "a model with the encoder of `teacher`"
         remedy = "Prune the decoder of that model: `telecine prune TEACHER`."
         raise argument_error("init", contract, f"{name}, whose encoder differs", remedy)
