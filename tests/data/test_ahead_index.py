@@ -22,11 +22,11 @@ from telecine.data import (
 from telecine.data.ahead_index import AheadIndex
 from telecine.data.fingerprint import num_bytes
 from telecine.data.index_paths import index_folders, single_index
-from telecine.data.lazy import index as lazy_module
+from telecine.data.lazy import saved_index as saved_module
 from telecine.data.lazy import shards
-from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.index_file import save_tensors
 from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.settings import ClipConfig
 from telecine.tools.index.write_index import write_index
 
@@ -60,7 +60,7 @@ def indexed(monkeypatch):
         return tar_members(path, opened)
 
     monkeypatch.setattr(ahead_index, "index_video", index)
-    monkeypatch.setattr(lazy_module, "index_video", index)
+    monkeypatch.setattr(saved_module, "index_video", index)
     monkeypatch.setattr(tar_files, "tar_members", members)
     return names
 
@@ -288,12 +288,12 @@ def test_indices_are_those_of_lazy_runs_and_of_later_ones(folder, load, indexed)
     load(folder / "b.tar")
     shutil.rmtree(folder / ".telecine-index.d", ignore_errors=True)
     write_index(str(folder / "b.tar"), ClipConfig())
-    LazyIndex(str(folder), ClipConfig()).info(folder / "a.mp4")
+    SavedIndex(str(folder), ClipConfig()).info(folder / "a.mp4")
     infos, names = load(folder)
     assert names == ["0.png"], "the sidecar of the tar file has its member"
     indexed.clear()
-    lazy_index = LazyIndex(str(folder), ClipConfig())
-    assert [lazy_index.info(info.source) for info in infos] == infos
+    saved_index = SavedIndex(str(folder), ClipConfig())
+    assert [saved_index.info(info.source) for info in infos] == infos
     assert indexed == []
     load(folder / "a.mp4")
     assert write_index(str(folder / "a.mp4"), ClipConfig()).num_before == 1

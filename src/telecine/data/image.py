@@ -102,7 +102,9 @@ def read_image(
             frame = _deep_png(source, image, pixels)
             if frame is not None:
                 return FrameConverter(pixels, size).frame(frame)
-        image.getexif()  # Pillow keeps what it has read, and would fail to write odd tags again
+        # `exif_transpose` writes the tags again, and fails if a value does not fit the type of its tag, see
+        # https://github.com/python-pillow/Pillow/issues/8965. Without its bytes, it uses what `getexif` has read.
+        image.getexif()
         image.info = {name: value for name, value in image.info.items() if "exif" not in name}
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
         converted = _convert(image, pixels)

@@ -189,7 +189,8 @@ class ClipConfig:
     # `CONTENT`: with "lazy", the clip of a number may start at another frame if a header is not exact.
     index: Annotated[Literal["ahead", "lazy"], CONTENT, HELD_OUT, FILES] = "ahead"
     """Index all videos before training ("ahead"), or read their headers only, and index a video when a clip is first
-    drawn from it ("lazy"). Of many files, training then starts sooner."""
+    drawn from it ("lazy"). Of many files, training then starts sooner. If the end of each video is held out, as of
+    fewer than ten videos, all are indexed before training with "lazy", too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", channels_named(self.channels))
