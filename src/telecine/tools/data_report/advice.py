@@ -64,6 +64,13 @@ def give_advice(
         )
     if clips.weighting == "frames":
         sentences.extend(_weighting_advice(train))
+    sentences.extend(_group_advice(report, clips))
+    return sentences
+
+
+def _group_advice(report: DataReport, clips: ClipConfig) -> list[str]:
+    """Return what to know about copies, and about the groups of the list that the report writes."""
+    sentences = []
     listed = report.scenes or report.grouped
     name = "scenes.csv" if report.scenes else "grouped.csv"
     if report.copies:
