@@ -138,7 +138,7 @@ def add_sidecars(data: Path) -> None:
             exact[member.offset] = replace(infos[kind], source=member, digest=digest.hex())
         num_members += len(members)
         table = FileTable.of(members, rows)
-        write_sidecar(archive, Sidecar(table, [], has_indices=True), exact)
+        write_sidecar(archive, Sidecar(table, [], has_all_indices=True), exact)
     print(f"indices of {num_members} clips")
 
 
@@ -228,7 +228,7 @@ def hash_clips(index: str | None, items: list[int]) -> list[str]:
         from telecine.data.lazy.load_table import load_table
 
         table = load_table("s3://bucket/shards", config)
-        dataset = ClipDataset(table.spans, config, seed=0, lazy_index=table.lazy_index)
+        dataset = ClipDataset(table.spans, config, seed=0, saved_index=table.saved_index)
     else:
         dataset = ClipDataset(load_spans("s3://bucket/shards", config)[0], config, seed=0)
     hashes = []

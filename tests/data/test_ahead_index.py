@@ -22,11 +22,11 @@ from telecine.data import (
 from telecine.data.ahead_index import AheadIndex
 from telecine.data.fingerprint import num_bytes
 from telecine.data.index_paths import index_folders, single_index
-from telecine.data.lazy import index as lazy_module
+from telecine.data.lazy import saved_index as saved_module
 from telecine.data.lazy import shards
-from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.index_file import save_tensors
 from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.settings import ClipConfig
 from telecine.tools.index.write_index import write_index
 
@@ -60,7 +60,7 @@ def indexed(monkeypatch):
         return tar_members(path, opened)
 
     monkeypatch.setattr(ahead_index, "index_video", index)
-    monkeypatch.setattr(lazy_module, "index_video", index)
+    monkeypatch.setattr(saved_module, "index_video", index)
     monkeypatch.setattr(tar_files, "tar_members", members)
     return names
 
@@ -150,13 +150,18 @@ def test_several_processes_may_save_at_once(folder, load):
     assert load(folder)[1] == ["0.png", "b.tar", "c.mkv"]
 
 
-def test_a_tar_file_that_the_system_cannot_read_whole_is_listed_again(folder, load, monkeypatch):
+def test_a_tar_file_that_the_system_cannot_read_whole_is_listed_again(
+    folder, load, monkeypatch, caplog
+):
     def fail(archive, opened):
         raise OSError(EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(tar_files, "tar_members", fail)
         assert [info.source.name for info in load(folder)[0]] == ["0.png", "a.mp4"]
+    text = "b.tar: cannot be read after its first 0 members: [Errno 5] Input/output error"
+    assert text in caplog.text
+    assert "damaged" not in caplog.text
     infos, names = load(folder)
     assert [info.source.name for info in infos] == ALL_FILES
     assert names == ["b.tar", "c.mkv"]
@@ -283,12 +288,12 @@ def test_indices_are_those_of_lazy_runs_and_of_later_ones(folder, load, indexed)
     load(folder / "b.tar")
     shutil.rmtree(folder / ".telecine-index.d", ignore_errors=True)
     write_index(str(folder / "b.tar"), ClipConfig())
-    LazyIndex(str(folder), ClipConfig()).info(folder / "a.mp4")
+    SavedIndex(str(folder), ClipConfig()).info(folder / "a.mp4")
     infos, names = load(folder)
     assert names == ["0.png"], "the sidecar of the tar file has its member"
     indexed.clear()
-    lazy_index = LazyIndex(str(folder), ClipConfig())
-    assert [lazy_index.info(info.source) for info in infos] == infos
+    saved_index = SavedIndex(str(folder), ClipConfig())
+    assert [saved_index.info(info.source) for info in infos] == infos
     assert indexed == []
     load(folder / "a.mp4")
     assert write_index(str(folder / "a.mp4"), ClipConfig()).num_before == 1

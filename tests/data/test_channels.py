@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from av.video.reformatter import Colorspace
-from PIL import Image
+from PIL import ExifTags, Image
 
 from telecine.data import (
     ClipDataset,
@@ -222,7 +222,10 @@ def test_images_of_16_bits(tmp_path):
     rgba = write_png(tmp_path / "a.png", DEEP, "rgba64be")
     grey = write_png(tmp_path / "b.png", DEEP[..., 0].copy(), "gray16be")
     assert error(read(rgba, "rgba", 16, 1)[0], DEEP) == 0
-    with pytest.raises(DecodeError, match="a PNG of 16 bits with a turn or with alpha"):
+    with pytest.raises(
+        DecodeError,
+        match=r"a PNG of 16 bits with alpha\. Set `clips\.channels` to rgba, or `clips\.bit_depth` to 8",
+    ):
         read(rgba, "rgb", 16, 1)
     alpha = DEEP[..., 3:] / 65535
     assert (
@@ -257,20 +260,25 @@ def test_resizing_keeps_the_colours_of_transparent_pixels(tmp_path):
     assert small[..., 3].unique().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_images_of_16_bits_are_upright_or_named(tmp_path, orientation):
+def test_images_of_16_bits_are_not_turned(tmp_path):
+    """The error names what helps: RGBA does not."""
     values = (np.arange(12 * 20, dtype=np.uint16) * 257).reshape(12, 20)
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "a.png"
-    Image.fromarray(values).save(path, exif=exif)
-    if orientation == 1:
-        assert error(read(path, "grey", 16, 1)[0, ..., 0], values) == 0
-    else:
-        with pytest.raises(DecodeError, match="a PNG of 16 bits with a turn"):
-            read(path, "grey", 16, 1)
-    info = index_video(path)
-    assert read_clip(info, 0, 1).shape[1:3] == (info.height, info.width)
+    exif[ExifTags.Base.Orientation] = 1
+    upright = tmp_path / "upright.png"
+    Image.fromarray(values).save(upright, exif=exif)
+    assert error(read(upright, "grey", 16, 1)[0, ..., 0], values) == 0
+    exif[ExifTags.Base.Orientation] = 6
+    turned = tmp_path / "turned.png"
+    Image.fromarray(values).save(turned, exif=exif)
+    for channels in ("grey", "rgba"):
+        with pytest.raises(
+            DecodeError,
+            match=r"turned by its EXIF data\. Set `clips\.bit_depth` to 8, or turn its pixels",
+        ):
+            read(turned, channels, 16, 1)
+    info = index_video(turned)
+    assert read(turned, "grey", num_frames=1).shape[1:3] == (info.height, info.width) == (20, 12)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_hdr_of_validation_files_is_named_if_nothing_is_indexed_ahead(tmp_path, 
     write_hdr(tmp_path / "a.mkv", PQ)
     config = ClipConfig(num_frames=1, index="lazy")
     table = load_table(str(tmp_path), config)
-    index_validation_spans(table.spans, table.lazy_index, config, 1)
+    index_validation_spans(table.spans, table.saved_index, config, 1)
     assert "1 of 1 videos have a high dynamic range" in caplog.text
 
 
@@ -64,7 +64,7 @@ def test_the_first_hdr_clip_is_named_if_nothing_is_indexed_ahead(tmp_path, caplo
         write_hdr(tmp_path / f"{name}.mkv", PQ)
     config = ClipConfig(num_frames=1, height=32, width=32, index="lazy")
     table = load_table(str(tmp_path), config)
-    dataset = ClipDataset(table.spans, config, lazy_index=table.lazy_index)
+    dataset = ClipDataset(table.spans, config, saved_index=table.saved_index)
     assert len({dataset[number]["source"] for number in range(8)}) == 2
     (text,) = caplog.messages
     assert "mkv has a high dynamic range or wide colours (PQ)" in text

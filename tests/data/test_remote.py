@@ -142,7 +142,7 @@ def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address)
 
     def clips_of(data):
         table = load_table(str(data), config)
-        dataset = ClipDataset(table.spans, config, lazy_index=table.lazy_index)
+        dataset = ClipDataset(table.spans, config, saved_index=table.saved_index)
         return torch.stack([dataset[index]["video"] for index in range(12)])
 
     local = clips_of(folder)
@@ -183,7 +183,7 @@ def test_servers_are_asked_once_about_addresses_in_a_list(
     write_video(folder / "a.mp4", moving_frames(9, seed=9))
     s3.put(folder, "set")
     with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
-        ClipDataset(again.spans, config, lazy_index=again.lazy_index)[0]
+        ClipDataset(again.spans, config, saved_index=again.saved_index)[0]
     changed = load_table(str(path), config).spans
     assert changed.num_frames.tolist() == [9]
     assert changed.sha256()[1] != table.spans.sha256()[1]

@@ -48,3 +48,7 @@ def test_only_videos_and_images_that_are_files(tmp_path):
         link.linkname = "b.mp4"
         tar.addfile(link)
     assert [member.name for member in tar_members(tmp_path / "a.tar")] == ["./b.mp4", "c/d.PNG"]
+    with open(tmp_path / "a.tar", "rb") as opened:
+        names = [member.name for member in tar_members(tmp_path / "a.tar", opened)]
+        assert not opened.closed
+    assert names == ["./b.mp4", "c/d.PNG"]

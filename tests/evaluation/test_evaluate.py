@@ -74,27 +74,33 @@ def fake_run(model_folder, folder, data):
     return folder
 
 
-@pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
+@pytest.mark.parametrize(
+    "relation", ["the folder", "a file", "another copy", "gone", "several", "addresses"]
+)
 def test_an_evaluation_on_clips_that_were_trained_on_says_so(
     model_folder, videos, tmp_path, caplog, relation
 ):
-    first = min(videos.glob("*.mp4"))
-    shutil.copy(first, tmp_path / "copy.mp4")
+    first = str(min(videos.glob("*.mp4")))
+    copy = shutil.copy(first, tmp_path / "copy.mp4")
+    gone = str(tmp_path / "gone")
     data = {
-        "the folder": videos,
+        "the folder": str(videos),
         "a file": first,
-        "another copy": tmp_path / "copy.mp4",
-        "gone": tmp_path / "gone",
+        "another copy": str(copy),
+        "gone": gone,
+        "several": (gone, "s3://bucket/videos", first, str(copy)),
+        "addresses": ("s3://bucket/one", "s3://bucket/two"),
     }
-    run = fake_run(model_folder, tmp_path / "run", str(data[relation]))
+    run = fake_run(model_folder, tmp_path / "run", data[relation])
     evaluate(run, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
     notes = [text for text in caplog.messages if "are in the data of the run" in text]
-    number = {"the folder": "3 of 3", "a file": "1 of 3"}.get(relation)
+    number = {"the folder": "3 of 3", "a file": "1 of 3", "several": "1 of 3"}.get(relation)
     assert [note.partition(" files")[0] for note in notes] == ([number] if number else [])
+    assert "is not known" not in caplog.text
 
 
 @pytest.mark.parametrize(
-    "data", [5, ["a", "b"], "{0..99999999999}.mp4", "{0..9}" * 8, f"{{0..{'9' * 99}}}.mp4"]
+    "data", [5, ["a", 5], "{0..99999999999}.mp4", "{0..9}" * 8, f"{{0..{'9' * 99}}}.mp4"]
 )
 def test_a_run_with_strange_data_is_measured(model_folder, videos, tmp_path, caplog, data):
     """A pattern of another run's settings must not fill the memory either."""

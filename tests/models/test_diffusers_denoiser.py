@@ -35,7 +35,7 @@ def test_latents_are_normalised_by_channel(model):
     assert normalised.mean((0, 2, 3, 4)).abs().max() < 1e-5
     assert normalised.std((0, 2, 3, 4), correction=0) == pytest.approx(torch.ones(4), abs=1e-5)
     torch.testing.assert_close(
-        model.decode(normalised[:1]), model.latent_model.decode(latents(50)[:1])
+        model.decode(normalised[:1]), model.encoder_model.decode(latents(50)[:1])
     )
 
 
@@ -70,9 +70,9 @@ def test_the_loss_is_that_of_the_velocity(model):
 
 def test_only_the_transformer_is_trained_and_saved(model, tmp_path):
     assert all(name.startswith("transformer.") for name, _ in model.named_parameters())
-    assert not any(weight.requires_grad for weight in model.latent_model.parameters())
+    assert not any(weight.requires_grad for weight in model.encoder_model.parameters())
     model.save_pretrained(tmp_path)
-    other = LatentDenoiser(model.latent_model, latents(10, seed=1))
+    other = LatentDenoiser(model.encoder_model, latents(10, seed=1))
     other.load_weights(tmp_path)
     video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from telecine.base.randomness import clip_generators
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.diffusers.adapter import LARGEST_LEVEL
-from telecine.models.flow import Sampler
+from telecine.models.flow import LatentNoise
 from telecine.ops.pass_options import ClipPosition, clip_position
 
 from .tiny_models import tiny_clip, tiny_model
@@ -115,7 +115,7 @@ def test_ltx_decodes_at_a_level_as_its_pipeline():
         decoded = model.decode(latent)
         assert torch.equal(model.decode(latent), decoded), "the noise that it injects is the same"
     assert levels.tolist() == pytest.approx([0.05, 0.05])
-    noise = Sampler(seed=3).noise(latent.shape, ClipPosition(first_frame=2), latent.device)
+    noise = LatentNoise(seed=3).noise(latent.shape, ClipPosition(first_frame=2), latent.device)
     torch.testing.assert_close(noisy, 0.95 * latent + 0.05 * noise)
     torch.manual_seed(3)
     assert torch.equal(decoded, raw.decode(noisy, levels).sample)

@@ -11,7 +11,7 @@ from telecine.base.randomness import clip_generators, randn
 from telecine.models import load_autoencoder
 from telecine.models.diffusers import DiffusersAutoencoder, DiffusionDecoder
 from telecine.models.diffusers.diffusion_decoder import WindowAttention
-from telecine.models.flow import Sampler, random_levels
+from telecine.models.flow import EulerSampler, random_levels
 from telecine.models.load import teacher_of
 from telecine.ops.pass_options import ClipPosition
 from telecine.settings import CausalVAEConfig
@@ -153,7 +153,7 @@ def test_it_is_sampled_in_steps_as_diffusers_does(kind):
     )
     for steps in (1, 3):
         model.set_decoding(steps=steps)
-        noise = Sampler().noise((2, 3, 9, 32, 32), ClipPosition(), CPU).double()
+        noise = EulerSampler().noise((2, 3, 9, 32, 32), ClipPosition(), CPU).double()
         expected = model.module.decoder.denoise(context, noise, steps)
         torch.testing.assert_close(model.decode(latent, noise), expected, rtol=1e-4, atol=1e-5)
 

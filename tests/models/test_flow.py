@@ -11,7 +11,14 @@ from telecine.base.randomness import clip_generators
 from telecine.models import CausalVAE, load_autoencoder
 from telecine.models.causal_blocks import ResidualBlock
 from telecine.models.causal_networks import FlowDecoder
-from telecine.models.flow import Sampler, add_noise, integrate, level_weights, random_levels
+from telecine.models.flow import (
+    EulerSampler,
+    LatentNoise,
+    add_noise,
+    integrate,
+    level_weights,
+    random_levels,
+)
 from telecine.ops.pass_options import ClipPosition, clip_position
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import FlowConfig
@@ -58,7 +65,7 @@ def latent(batch=2, frames=3):
     return torch.randn(batch, 3, frames, 4, 2, generator=generator, dtype=torch.float64)
 
 
-class TestSampler:
+class TestDecodingNoise:
     def test_positions_of_a_latent_are_counted_in_its_cells(self):
         position = ClipPosition(first_frame=17, frame_size=(64, 96), corner=(32, 64)).in_latent(
             8, 32
@@ -67,12 +74,12 @@ class TestSampler:
         assert ClipPosition().in_latent(8, 32) == ClipPosition()
 
     def test_the_description_has_what_is_used(self):
-        assert Sampler(seed=1, level=0.5).describe() == {
+        assert LatentNoise(seed=1, level=0.5).describe() == {
             "name": "noise of the latent",
             "level": 0.5,
             "seed": 1,
         }
-        assert Sampler(2, 3).describe() == {"name": "euler", "steps": 2, "seed": 3}
+        assert EulerSampler(steps=2, seed=3).describe() == {"name": "euler", "steps": 2, "seed": 3}
 
     @pytest.mark.parametrize("std", [0.3, 2.0])
     def test_it_recovers_a_gaussian(self, std):
@@ -86,7 +93,7 @@ class TestSampler:
             return mean + gain * (x - (1 - t) * mean)
 
         def error(steps):
-            x = integrate(denoise, eps, Sampler(steps).levels(1.0))
+            x = integrate(denoise, eps, EulerSampler(steps=steps).levels(1.0))
             return (x - (mean + std * eps)).abs().max().item()
 
         errors = [error(steps) for steps in (250, 500, 1000)]
@@ -100,7 +107,7 @@ class TestSampler:
         scheduling = pytest.importorskip("diffusers.schedulers")
         scheduler = scheduling.FlowMatchEulerDiscreteScheduler(shift=shift)
         scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
-        levels = Sampler(4).levels(shift)
+        levels = EulerSampler(steps=4).levels(shift)
         assert levels == pytest.approx(scheduler.sigmas[:-1].tolist())
 
         def denoise(x, level):
@@ -117,7 +124,7 @@ class TestSampler:
 
     def test_noise_is_a_function_of_seed_and_frame(self):
         def frames(num_frames=9, height=16, width=8, seed=5, **position):
-            return Sampler(seed=seed).noise(
+            return EulerSampler(seed=seed).noise(
                 (2, 3, num_frames, height, width), ClipPosition(**position), CPU
             )
 
@@ -135,16 +142,20 @@ class TestSampler:
         assert many.std() == pytest.approx(1, abs=0.02)
 
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        ("kind", "settings", "message"),
         [
-            ({"steps": 0}, r"`decode_steps` must be .*Use 1, 2 or 4"),
-            ({"steps": 1.5}, r"`decode_steps` must be .*Use 1, 2 or 4"),
-            ({"level": 1.0}, r"`decode_level` must be a number from 0 to below 1, .*Use 0\.05"),
+            (EulerSampler, {"steps": 0}, r"`decode_steps` must be .*Use 1, 2 or 4"),
+            (EulerSampler, {"steps": 1.5}, r"`decode_steps` must be .*Use 1, 2 or 4"),
+            (
+                LatentNoise,
+                {"level": 1.0},
+                r"`decode_level` must be a number from 0 to below 1, .*Use 0\.05",
+            ),
         ],
     )
-    def test_invalid_settings(self, settings, message):
+    def test_invalid_settings(self, kind, settings, message):
         with pytest.raises(ValueError, match=message):
-            Sampler(**settings)
+            kind(**settings)
 
 
 class TestLevels:
@@ -342,7 +353,7 @@ class TestAutoencoder:
         vae = model(shift=1.0).eval()
         z = latent()
         one = vae.decode(z)
-        start = Sampler().noise(one.shape, ClipPosition(), CPU)
+        start = EulerSampler().noise(one.shape, ClipPosition(), CPU)
         torch.testing.assert_close(one, vae.decoder(z, start, torch.ones(2)))
         vae.set_decoding(steps=2)
         half = torch.full((2,), 0.5)

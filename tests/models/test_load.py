@@ -47,7 +47,7 @@ def test_a_student_on_the_hub(hub_cache):
     hub_cache("me/student", StudentAutoencoder.of(teacher, "me/teacher", load_autoencoder, SMALL))
     loaded = load_autoencoder("me/student")
     assert isinstance(loaded, StudentAutoencoder)
-    assert torch.equal(next(loaded.latent_model.parameters()), next(teacher.parameters()))
+    assert torch.equal(next(loaded.encoder_model.parameters()), next(teacher.parameters()))
 
 
 def test_a_model_of_diffusers_on_the_hub(hub_cache):

@@ -111,14 +111,14 @@ def test_a_student_has_the_encoder_of_its_teacher_and_a_decoder(saved):
     assert torch.equal(output.latent, reference.encode(x).mode())
     output.video.sum().backward()
     assert student.last_layer.grad is not None
-    assert not any(weight.requires_grad for weight in student.latent_model.parameters())
-    assert not student.train().latent_model.training
+    assert not any(weight.requires_grad for weight in student.encoder_model.parameters())
+    assert not student.train().encoder_model.training
     sampled = student(x, generator=torch.Generator().manual_seed(1))
     with_posterior = student(
         x, generator=torch.Generator().manual_seed(1), posterior=student.encode(x)
     )
     torch.testing.assert_close(with_posterior.video, sampled.video)
-    assert student.double().latent_model.last_layer.dtype == torch.float64
+    assert student.double().encoder_model.last_layer.dtype == torch.float64
     assert student.covering_clip(4, 30, 30) == (5, 32, 32)
     student.enable_gradient_checkpointing()
     whole = student.decode(output.latent.double())
@@ -145,7 +145,7 @@ def test_it_starts_as_the_best_linear_map_of_the_latents(saved):
 @torch.no_grad()
 def test_a_channel_that_is_only_noise_has_a_small_weight_at_the_start(saved):
     student = student_of(saved)
-    encoder = student.latent_model.encoder
+    encoder = student.encoder_model.encoder
     for weight in encoder.linear.parameters():
         weight[3] *= 1e-2
     encoder.network[-1].conv.bias[4 + 3] = 0.0  # the logarithm of the variance
@@ -377,7 +377,7 @@ def test_the_settings_of_a_student(tmp_path):
         (
             lambda *_: None,
             "",
-            "`teacher` must be an autoencoder that makes a latent frame of the first",
+            "`teacher` must be an autoencoder whose compression in time is the same",
         ),
         (
             lambda *_: LatentGrid(4, 12, 12, True),
@@ -387,7 +387,7 @@ def test_the_settings_of_a_student(tmp_path):
         (
             lambda num_frames, *_: LatentGrid(num_frames - 1, 8, 12, True),  # two latent frames
             "",
-            r"in clips of any length, .* but got 4 x 8 x 8, then 8 x 8 x 8\.",
+            r"for clips of all lengths, .* but got 4 x 8 x 8, then 8 x 8 x 8\.",
         ),
         (
             lambda *_: LatentGrid(6, 8, 12, False),

@@ -386,6 +386,6 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
 def test_what_compiled_code_cannot_do_is_refused(name, options):
     TrainConfig(**options)
     with pytest.raises(
-        ValueError, match=f"`dynamo_backend` must be `no` with this value of `{name}`"
+        ValueError, match=f"`dynamo_backend` must be `no` with `{name}`, but got inductor"
     ):
         TrainConfig(dynamo_backend="inductor", **options)

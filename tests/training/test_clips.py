@@ -11,8 +11,8 @@ from torch import distributed as dist
 
 from telecine.data import DataError, ReadingStopped
 from telecine.data.errors import ChangedError
-from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_addresses import SavedAddresses
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.source import RemotePath
 from telecine.training import clips as of_run
 from telecine.training import train
@@ -140,19 +140,19 @@ def of_addresses(tiny, small_video, tmp_path):
     shutil.copy(small_video, tmp_path)
     clips = replace(tiny().clips, index="lazy")
     config = tiny(data=str(tmp_path), val_data=str(small_video), clips=clips)
-    lazy_index = LazyIndex(str(tmp_path), config.clips)
-    lazy_index.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
-    assert len(lazy_index.saved_addresses().keys) == 1
-    return config, lazy_index
+    saved_index = SavedIndex(str(tmp_path), config.clips)
+    saved_index.save_addresses(SavedAddresses.of([RemotePath("s3://b/a.mp4", 1, "v")]))
+    assert len(saved_index.saved_addresses().keys) == 1
+    return config, saved_index
 
 
 def test_addresses_are_forgotten_if_another_process_has_other_data(of_addresses, other_process):
     """Each machine may have kept what its server said of another version of a file."""
-    config, lazy_index = of_addresses
+    config, saved_index = of_addresses
     other_process.append(0)
     with pytest.raises(ValueError, match="run the same command again"):
         build_clips(config, build_autoencoder(config))
-    assert len(lazy_index.saved_addresses().keys) == 0
+    assert len(saved_index.saved_addresses().keys) == 0
 
 
 def test_addresses_are_forgotten_if_the_file_of_a_validation_clip_has_changed(
@@ -161,11 +161,11 @@ def test_addresses_are_forgotten_if_the_file_of_a_validation_clip_has_changed(
     def fail(*_, **__):
         raise ChangedError("changed")
 
-    config, lazy_index = of_addresses
+    config, saved_index = of_addresses
     monkeypatch.setattr(of_run, "read_validation_clips", fail)
     with pytest.raises(ChangedError):
         build_clips(config, build_autoencoder(config))
-    assert len(lazy_index.saved_addresses().keys) == 0
+    assert len(saved_index.saved_addresses().keys) == 0
 
 
 @pytest.mark.parametrize(

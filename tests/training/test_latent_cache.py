@@ -266,9 +266,9 @@ def test_processes_share_the_batches(cached):
 class LatentsOf(nn.Module):
     """A model whose latents are another one's, such as a student."""
 
-    def __init__(self, latent_model):
+    def __init__(self, encoder_model):
         super().__init__()
-        self.latent_model = latent_model
+        self.encoder_model = encoder_model
 
 
 def test_the_latents_of_a_probe_of_a_student_are_those_of_the_teacher():

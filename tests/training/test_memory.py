@@ -247,7 +247,7 @@ def test_a_student_is_planned_with_its_teacher(light, student):
     config = light(model=student)
     planned = plan(config)
     state = new_state(config)
-    teacher = state.autoencoder.latent_model
+    teacher = state.autoencoder.encoder_model
     assert planned.resident_by_part[PARAMETERS] == bytes_of(
         state.autoencoder.parameters()
     ) + bytes_of(state.objective.buffers())

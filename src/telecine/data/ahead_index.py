@@ -13,7 +13,7 @@ from telecine.data.errors import Deadline
 from telecine.data.fingerprint import look_up_source
 from telecine.data.index import index_video
 from telecine.data.index_paths import single_index
-from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.shards import ShardWriter
 from telecine.data.lazy.sidecar import read_infos
 from telecine.data.source import File, Source, TarMember, VideoInfo, check_frame
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class AheadIndex:
     """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
-    They are saved as those of `LazyIndex`, in shards; those of the same data that `telecine data index` or a run with
+    They are saved as those of `SavedIndex`, in shards; those of the same data that `telecine data index` or a run with
     `clips.index: lazy` has made are used. Several threads and processes may index.
 
     Args:
@@ -36,11 +36,11 @@ class AheadIndex:
     def __init__(self, data: str | PathLike[str], config: ClipConfig | None = None) -> None:
         self.config = config or ClipConfig()
         _remove_single_index(data)
-        self._lazy_index = LazyIndex(str(data), self.config)
-        self._infos = self._lazy_index.shards.infos()
+        self._saved_index = SavedIndex(str(data), self.config)
+        self._infos = self._saved_index.shards.infos()
         self._infos_of_archives: dict[File, dict[int, VideoInfo]] = {}
         self._lock = threading.Lock()  # held while a sidecar is read
-        self._writer = ShardWriter(self._lazy_index.shards, is_required=False)
+        self._writer = ShardWriter(self._saved_index.shards, is_required=False)
 
     def members(self, archives: Sequence[File]) -> dict[File, list[TarMember]]:
         """Return the videos, images and arrays of tar files in order, also those whose header cannot be read.
@@ -50,7 +50,7 @@ class AheadIndex:
         """
         members_of: dict[File, list[TarMember]] = {archive: [] for archive in archives}
         if archives:
-            table, skipped = self._lazy_index.members(archives)
+            table, skipped = self._saved_index.members(archives)
             for member in (*table, *(skip.path for skip in skipped)):
                 assert isinstance(member, TarMember)
                 members_of[member.archive].append(member)
@@ -70,12 +70,12 @@ class AheadIndex:
         if looked_up is None:
             return index_video(source, self.config, deadline)
         source, fingerprint = looked_up
-        key = self._lazy_index.key_of(source, fingerprint)
+        key = self._saved_index.key_of(source, fingerprint)
         info = self._infos.get(key)
         if info is None and isinstance(source, TarMember):
             info = self._infos_of_members(source.archive).get(source.offset)
         if info is None:
-            info = self._lazy_index.saved_info(key, source)
+            info = self._saved_index.saved_info(key, source)
         if info is None:
             info = index_video(source, self.config, deadline)
             self._writer.add(key, None, info)

@@ -20,7 +20,7 @@ from telecine.data.clip import Clip, ClipSpec, decode_clip, decoded_size, make_c
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decoded_cache import DecodedCache
 from telecine.data.errors import ChangedError, DataError, DecodeError
-from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.source import Source, Span, VideoInfo
 from telecine.data.span_pool import Position, SpanPool, build_pool
 from telecine.data.span_table import EstimatedSpan, SpanTable
@@ -74,7 +74,7 @@ class ClipDataset(Dataset[Clip]):
         spans: Frames of videos, images, or both. If there are only images, all clips are images.
         config: If its `cache` is on, the constructor decodes all frames.
         seed: Determines all draws.
-        lazy_index: Indexes the files of a table of spans; None for indexed spans.
+        saved_index: Has or makes the indices of the files of a table of spans; None for indexed spans.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
@@ -87,7 +87,7 @@ class ClipDataset(Dataset[Clip]):
         config: ClipConfig,
         *,
         seed: int = 0,
-        lazy_index: LazyIndex | None = None,
+        saved_index: SavedIndex | None = None,
     ) -> None:
         table = SpanTable.of(spans)
         videos = np.flatnonzero(~table.is_image)
@@ -114,7 +114,7 @@ class ClipDataset(Dataset[Clip]):
         self.spans = table.take(is_used)
         """The spans that clips are drawn from, in their order."""
         self.cache = DecodedCache(self.spans.exact, config) if config.cache else None
-        self._lazy_index = lazy_index
+        self._saved_index = saved_index
         self._logged: set[Source] = set()
         # In memory that worker processes share.
         self._has_named_hdr = torch.zeros((), dtype=torch.bool).share_memory_()
@@ -145,8 +145,8 @@ class ClipDataset(Dataset[Clip]):
                 num_failures += is_indexed
                 self._log_once(draw.position.span.source, error)
             except ChangedError:
-                if self._lazy_index is not None:
-                    self._lazy_index.forget_addresses()
+                if self._saved_index is not None:
+                    self._saved_index.forget_addresses()
                 raise
         got = f"{num_draws} clips in a row that cannot be decoded"
         raise argument_error(
@@ -178,9 +178,9 @@ class ClipDataset(Dataset[Clip]):
         """
         span, offset, num_positions = draw.position
         if isinstance(span, EstimatedSpan):
-            assert self._lazy_index is not None
+            assert self._saved_index is not None
             frames = ClipFrames.of(bucket, self.config)
-            span = span.index(self._lazy_index, frames)
+            span = span.index(self._saved_index, frames)
             self._name_hdr(span.info)
             offset = offset * frames.num_starts(span) // num_positions
         return ClipSpec(

@@ -38,7 +38,7 @@ _TO_BT709 = torch.tensor(
 )
 
 
-def range_of(frame: VideoFrame) -> str:
+def hdr_of(frame: VideoFrame) -> str:
     """Return "PQ", "HLG" or "BT.2020" (a standard range in wide colours), as a frame says; else an empty text."""
     if frame.color_trc == ColorTrc.SMPTE2084:
         return PQ
@@ -57,7 +57,7 @@ def tone_map(colours: Tensor, hdr: str) -> Tensor:
 
     Args:
         colours: Encoded `(..., 3)` in [0, 1].
-        hdr: What `range_of` returns for the video, not empty.
+        hdr: What `hdr_of` returns for the video, not empty.
 
     Returns:
         Encoded colours `(..., 3)` in [0, 1], float64.

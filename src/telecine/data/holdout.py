@@ -95,13 +95,9 @@ def _split_videos(videos: SpanTable, config: ClipConfig) -> tuple[SpanTable, Spa
             remedy = "Use fewer frames, or another `clips.fps`."
         contract = f"long enough for a {frames.describe()}, {frames.rule()}"
         raise _too_short_error(contract, videos, remedy)
+    if config.holdout == _EARLIER:
+        return _split_as_earlier(videos, fits, frames, config)
     groups = _group(videos, config)
-    is_earlier = config.holdout == _EARLIER
-    if is_earlier:  # files were in the order of their first spans that are long enough
-        rows = np.flatnonzero(fits)
-        first_rows = np.full(len(videos), len(videos))
-        np.minimum.at(first_rows, groups[rows], rows)
-        groups = first_rows[groups]
     num_groups = len(distinct(groups[fits]))
     _check_groups(config, num_groups)
     has_reason = (
@@ -114,20 +110,54 @@ def _split_videos(videos: SpanTable, config: ClipConfig) -> tuple[SpanTable, Spa
             reason = "they are few" if num_groups > 1 else "all of them are in one group"
             logger.info("all videos are indexed: the end of each is held out, because %s", reason)
             return None
-        files = groups if is_earlier else group_spans(videos, "file")
-        parts = hold_out_ends(videos, files, frames, config.val_fraction, has_gap=not is_earlier)
+        files = group_spans(videos, "file")
+        parts = hold_out_ends(videos, files, frames, config.val_fraction, has_gap=True)
         if parts is not None:
             return parts
-        if num_groups == 1 or is_earlier:
-            contract = "long enough for a training and a held-out clip"
-            if config.fps is None:
-                num_frames = frames.num_source_frames(videos.exact_span(0).info)
-                num_clips = 2 if is_earlier else 3
-                contract += f" of {num_frames} frames, {num_clips * num_frames} together"
-            elif not is_earlier:
-                contract += ", and for another one between them"
-            remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS} videos or more."
-            raise _too_short_error(contract, videos, remedy)
+        if num_groups == 1:
+            raise _no_end_error(videos, frames, config, has_gap=True)
+    return _hold_out_groups(videos, groups, fits, config)
+
+
+def _split_as_earlier(
+    videos: SpanTable, fits: NDArray[np.bool_], frames: ClipFrames, config: ClipConfig
+) -> tuple[SpanTable, SpanTable]:
+    """Return spans of videos to train on and held-out spans, with `config.holdout` of "earlier", see `split_table`.
+
+    Args:
+        videos: The spans.
+        fits: Whether each is long enough for a clip.
+        frames: The frames of a clip.
+        config: Its `val_fraction` is the fraction to hold out.
+    """
+    first_spans = group_by_file(videos)
+    # Files are in the order of their first spans that are long enough.
+    rows = np.flatnonzero(fits)
+    first_fits = np.full(len(videos), len(videos))
+    np.minimum.at(first_fits, first_spans[rows], rows)
+    files = first_fits[first_spans]
+    if len(distinct(files[fits])) >= _MIN_VIDEOS:
+        return _hold_out_groups(videos, files, fits, config)
+    parts = hold_out_ends(videos, files, frames, config.val_fraction, has_gap=False)
+    if parts is None:
+        raise _no_end_error(videos, frames, config, has_gap=False)
+    return parts
+
+
+def _hold_out_groups(
+    videos: SpanTable,
+    groups: NDArray[np.integer[Any]],
+    fits: NDArray[np.bool_],
+    config: ClipConfig,
+) -> tuple[SpanTable, SpanTable]:
+    """Return spans to train on and spans of whole held-out groups, both in the order of groups.
+
+    Args:
+        videos: The spans.
+        groups: The group of each span.
+        fits: Whether each is long enough for a clip.
+        config: Its `val_fraction` is the fraction to hold out.
+    """
     chosen = groups[fits][_choose(groups[fits], videos.num_frames[fits], config)]
     is_held_out = np.isin(groups, chosen)
     in_order = np.argsort(groups, kind="stable")
@@ -207,6 +237,28 @@ def _choose_groups(lengths: Sequence[int], val_fraction: float) -> list[int]:
     if is_too_large and min(errors_alone) < min(errors):
         best = [errors_alone.index(min(errors_alone))]
     return best
+
+
+def _no_end_error(
+    videos: SpanTable, frames: ClipFrames, config: ClipConfig, *, has_gap: bool
+) -> Exception:
+    """Return the error of few videos, none of which is long enough to hold out its end.
+
+    Args:
+        videos: The videos, which are indexed.
+        frames: The frames of a clip.
+        config: The settings.
+        has_gap: Whether there is a clip between both parts.
+    """
+    contract = "long enough for a training and a held-out clip"
+    if config.fps is None:
+        num_frames = frames.num_source_frames(videos.exact_span(0).info)
+        num_clips = 3 if has_gap else 2
+        contract += f" of {num_frames} frames, {num_clips * num_frames} together"
+    elif has_gap:
+        contract += ", and for another one between them"
+    remedy = f"Use fewer frames or a smaller stride, or {_MIN_VIDEOS} videos or more."
+    return _too_short_error(contract, videos, remedy)
 
 
 def _too_short_error(contract: str, videos: SpanTable, remedy: str) -> Exception:

@@ -44,12 +44,12 @@ def group_spans(
     names = _name_labels(spans, holdout, follows_links)
     if names is not None:
         labels.append(names)
-    return _joined(labels)
+    return _connected_groups(labels)
 
 
 def group_by_file(spans: SpanTable) -> NDArray[np.integer[Any]]:
     """Return the group of each span: the index of the first span of its file, whatever its content."""
-    return _joined([spans.real_file])
+    return _connected_groups([spans.real_file])
 
 
 def has_column(spans: SpanTable, holdout: str) -> bool:
@@ -57,8 +57,8 @@ def has_column(spans: SpanTable, holdout: str) -> bool:
     return holdout == "auto" and bool(spans.group.any())
 
 
-def _joined(labels: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:
-    """Return the first index of each group, of indices that are in one group if they have a label in common.
+def _connected_groups(labels: list[NDArray[np.integer[Any]]]) -> NDArray[np.integer[Any]]:
+    """Return the first index of each one's group. Indices that share a label, also through others, are in one group.
 
     Args:
         labels: Of each kind, the label of each index.
@@ -86,38 +86,56 @@ def _name_labels(spans: SpanTable, holdout: str, follows_links: bool) -> NDArray
         return None
     files = distinct(spans.real_file)
     codes = np.searchsorted(files, spans.real_file)
-
-    def paths() -> Iterator[str]:
-        named = spans.files.paths(files)
-        return real_paths(named) if follows_links else named
-
     if holdout == "folder":
-        folders = (os.path.dirname(path) for path in paths())
+        paths = _paths_of(spans.files, files, follows_links)
+        folders = (os.path.dirname(path) for path in paths)
         return np.fromiter((hash(folder) for folder in folders), np.int64)[codes]
-    first = 1
-    if not follows_links:
-        # Shorter beginnings are common to all names, longer ones have more groups than are looked for.
-        first = max(1, len(_words_of(spans.files.common_beginning(files))))
     counts: dict[int, int] = {}
     labels_of: dict[int, NDArray[np.int64]] = {}
-    longest = first + 1
-    length = first
-    while length < longest and max(counts.values(), default=0) < _MAX_GROUPS:
-        of_archives = None
-        if not follows_links:
-            of_archives = _beginnings_of_archives(spans.files, files, length)
-        if of_archives is None:
-            beginnings, longest = _beginnings(paths(), len(files), length)
-        else:
-            beginnings = of_archives[None]
-            longest = length + 2  # or more: the next round looks
-        for labels in beginnings[: longest - length]:
-            counts[length] = len(distinct(labels))
-            if counts[length] > 1:
-                labels_of[length] = labels
-            length += 1
+    for length, labels in _labels_by_length(spans.files, files, follows_links):
+        counts[length] = len(distinct(labels))
+        if counts[length] > 1:
+            labels_of[length] = labels
+        if counts[length] >= _MAX_GROUPS:
+            break
     chosen = _common_length(counts, len(files))
     return None if chosen is None else labels_of[chosen][codes]
+
+
+def _paths_of(
+    files: FileTable, rows: NDArray[np.integer[Any]], follows_links: bool
+) -> Iterator[str]:
+    """Yield the paths of files in some rows, or with `follows_links` those of the files that links lead to."""
+    paths = files.paths(rows)
+    return real_paths(paths) if follows_links else paths
+
+
+def _labels_by_length(
+    files: FileTable, rows: NDArray[np.integer[Any]], follows_links: bool
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield numbers of words, and for each a hash of so many first words of each path. The longest path has more words.
+
+    Args:
+        files: The files.
+        rows: Those that count.
+        follows_links: Whether paths are those of the files that links lead to.
+    """
+    length = 1
+    if not follows_links:
+        # Shorter beginnings are common to all names.
+        length = max(1, len(_words_of(files.common_beginning(rows))))
+        labels_of_archives = _beginnings_of_archives(files, rows, length)
+        while labels_of_archives is not None:
+            yield length, labels_of_archives
+            length += 1
+            labels_of_archives = _beginnings_of_archives(files, rows, length)
+    while True:
+        beginnings, longest = _beginnings(_paths_of(files, rows, follows_links), len(rows), length)
+        for labels in beginnings:
+            if length >= longest:
+                return
+            yield length, labels
+            length += 1
 
 
 def _beginnings_of_archives(

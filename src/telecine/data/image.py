@@ -102,7 +102,9 @@ def read_image(
             frame = _deep_png(source, image, pixels)
             if frame is not None:
                 return FrameConverter(pixels, size).frame(frame)
-        image.getexif()  # Pillow keeps what it has read, and would fail to write odd tags again
+        # `exif_transpose` writes the tags again, and fails if a value does not fit the type of its tag, see
+        # https://github.com/python-pillow/Pillow/issues/8965. Without its bytes, it uses what `getexif` has read.
+        image.getexif()
         image.info = {name: value for name, value in image.info.items() if "exif" not in name}
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
         converted = _convert(image, pixels)
@@ -131,12 +133,13 @@ def _deep_png(source: Source, image: Image.Image, pixels: PixelFormat) -> VideoF
     decoder: Any = CodecContext.create("png", "r")
     frames = [*decoder.decode(Packet(content)), *decoder.decode(None)]
     frame: VideoFrame = frames[0]
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        remedy = "Set `clips.bit_depth` to 8, or turn its pixels."
+        raise DecodeError(f"{source}: a PNG of 16 bits, turned by its EXIF data. {remedy}")
     has_alpha = any(component.is_alpha for component in frame.format.components)
-    is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    if is_turned or (has_alpha and pixels.channels != "rgba"):
-        raise DecodeError(
-            f"{source}: a PNG of 16 bits with a turn or with alpha, which is read with 8 bits or as RGBA"
-        )
+    if has_alpha and pixels.channels != "rgba":
+        remedy = "Set `clips.channels` to rgba, or `clips.bit_depth` to 8."
+        raise DecodeError(f"{source}: a PNG of 16 bits with alpha. {remedy}")
     return frame
 
 

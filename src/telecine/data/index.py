@@ -22,7 +22,7 @@ from telecine.base.terminal import with_progress
 from telecine.data.arrays import index_array
 from telecine.data.decode import VIDEO_ERRORS, decode_packets, open_video
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors, thread_errors
-from telecine.data.hdr import range_of
+from telecine.data.hdr import hdr_of
 from telecine.data.image import is_animated, open_image, upright_size
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.pixels import displayed_shape
@@ -160,7 +160,7 @@ def _index_video(source: Source, config: ClipConfig, deadline: Deadline) -> Vide
         seekable=seekable,
         time_base=time_base,
         sample_aspect_ratio=aspect,
-        hdr=range_of(first_frame),
+        hdr=hdr_of(first_frame),
     )
     has_long_gop = not seekable or len(info.keyframes) <= 1
     if has_long_gop and info.num_frames > _LONG_GOP:

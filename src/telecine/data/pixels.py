@@ -12,7 +12,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.data.hdr import range_of, tone_map
+from telecine.data.hdr import hdr_of, tone_map
 from telecine.settings import PixelFormat
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
@@ -93,7 +93,7 @@ class FrameConverter:
         """Return the planes of a frame as it is stored, resized, before it is turned for display."""
         channels = self.pixels.channels
         has_16_bits = self.pixels.bit_depth == 16
-        hdr = range_of(frame) if self.pixels.hdr == "tone_map" else ""
+        hdr = hdr_of(frame) if self.pixels.hdr == "tone_map" else ""
         if hdr:
             return self._tone_mapped(frame, height, width, hdr)
         has_alpha = any(component.is_alpha for component in frame.format.components)

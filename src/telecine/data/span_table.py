@@ -16,7 +16,7 @@ from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DecodeError
 from telecine.data.fingerprint import num_bytes
 from telecine.data.lazy.file_table import FileTable
-from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.lists import Segment
 from telecine.data.source import Skipped, Source, Span, VideoInfo
@@ -44,17 +44,17 @@ class EstimatedSpan:
         """Number of frames; 0 or less if the range is empty."""
         return self.last_frame - self.first_frame + 1
 
-    def index(self, lazy_index: LazyIndex, frames: ClipFrames) -> Span:
+    def index(self, saved_index: SavedIndex, frames: ClipFrames) -> Span:
         """Return the frames of the span in its file, which is indexed.
 
         Args:
-            lazy_index: Indexes the file, or has its index.
+            saved_index: Has or makes the index of the file.
             frames: The frames of a clip.
 
         Raises:
             DecodeError: the file cannot be indexed, or the span is too short for a clip.
         """
-        info = lazy_index.info(self.source)
+        info = saved_index.info(self.source)
         span = self.segment.as_span(info)
         if isinstance(span, Skipped):
             raise DecodeError(f"{span.path}: {span.reason}")
@@ -81,7 +81,7 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
     out."""
     infos: Sequence[VideoInfo] | None = None
     """The index of each row of `files`; None if the spans are estimated."""
-    first_names: NDArray[np.int64] | None = None
+    first_rows: NDArray[np.int64] | None = None
     """Of indexed files: for each row of `files`, the first row of the same file, which may have several names."""
 
     @classmethod
@@ -95,7 +95,7 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
         row_of = {source: row for row, source in enumerate(infos)}
         files = FileTable.of_infos(list(infos.values()))
         ids = files.process_local_ids(np.arange(len(files)))
-        _, first_rows, codes = np.unique(ids, return_index=True, return_inverse=True)
+        _, first_places, codes = np.unique(ids, return_index=True, return_inverse=True)
         groups: dict[str, int] = {"": 0}
         group = [groups.setdefault(span.group, len(groups)) for span in spans]
         return cls(
@@ -106,7 +106,7 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
             group=np.array(group, np.int32),
             groups=tuple(groups),
             infos=list(infos.values()),
-            first_names=first_rows[codes],
+            first_rows=first_places[codes],
         )
 
     @classmethod
@@ -231,9 +231,9 @@ class SpanTable(Sequence[Span | EstimatedSpan]):
     @property
     def real_file(self) -> NDArray[np.integer[Any]]:
         """A row of `files` for each span, equal for spans of one file; of an indexed file, under all its names."""
-        if self.first_names is None:
+        if self.first_rows is None:
             return self.file
-        return self.first_names[self.file]
+        return self.first_rows[self.file]
 
     def num_starts(self, frames: ClipFrames) -> NDArray[np.integer[Any]]:
         """Return the number of positions for a clip in each span, see `ClipFrames.num_starts`."""

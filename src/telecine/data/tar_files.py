@@ -41,7 +41,7 @@ def tar_members(archive: File, opened: BinaryIO | None = None) -> Iterator[TarMe
 
     Args:
         archive: The tar file.
-        opened: Its bytes, if it is not a local file.
+        opened: Its bytes, which stay open. By default a local file is opened, and closed at the end.
 
     Raises:
         OSError: the file cannot be read.
@@ -49,8 +49,10 @@ def tar_members(archive: File, opened: BinaryIO | None = None) -> Iterator[TarMe
     """
     if opened is None:
         assert isinstance(archive, Path), "a tar file at an address is opened before"
-        opened = open_file(archive)
-    with opened as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
+        with open_file(archive) as file:
+            yield from tar_members(archive, file)
+        return
+    with tarfile.open(fileobj=opened, mode="r:", tarinfo=_TarEntry) as tar:
         for entry in tar:
             tar.members.clear()  # type: ignore[attr-defined]  # Python would keep all entries
             if entry.size < 0:  # Python would read the same headers for ever
@@ -66,7 +68,7 @@ def tar_members(archive: File, opened: BinaryIO | None = None) -> Iterator[TarMe
 def scan_tar(
     archive: File, deadline: Deadline, read: Callable[[TarMember, BinaryIO], T]
 ) -> tuple[list[T], bool]:
-    """Read something of the videos, images and arrays of a tar file in one pass, up to any damage, which is logged.
+    """Read something of the videos, images and arrays of a tar file in one pass, up to any error, which is logged.
 
     Args:
         archive: The tar file.
@@ -85,9 +87,12 @@ def scan_tar(
         with open_bytes(archive, deadline, reads=reads) as opened:
             for member in deadline.limit(tar_members(archive, opened.file)):
                 results.append(read(member, opened.file))
-    except (OSError, tarfile.TarError) as error:
+    except OSError as error:
+        text = "%s: cannot be read after its first %d members: %s"
+        logger.warning(text, archive, len(results), error)
+        return results, False
+    except tarfile.TarError as error:
         logger.warning("%s: damaged after its first %d members: %s", archive, len(results), error)
-        return results, not isinstance(error, OSError)
     return results, True
 
 

@@ -13,7 +13,7 @@ from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.hdr import log_hdr
-from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.sorted_numbers import distinct
 from telecine.data.source import Span
 from telecine.data.spacing import evenly_spaced
@@ -132,7 +132,7 @@ def read_validation_clips(
 
 
 def index_validation_spans(
-    spans: SpanTable, lazy_index: LazyIndex, config: ClipConfig, max_clips: int
+    spans: SpanTable, saved_index: SavedIndex, config: ClipConfig, max_clips: int
 ) -> list[Span]:
     """Index the files of the validation clips, see `read_validation_clips`, and return their spans.
 
@@ -140,7 +140,7 @@ def index_validation_spans(
 
     Args:
         spans: The held-out frames, by the headers of their files.
-        lazy_index: Indexes the files.
+        saved_index: Has or makes the indices of the files.
         config: The size of clips.
         max_clips: Largest number of clips.
     """
@@ -160,7 +160,7 @@ def index_validation_spans(
         candidate = row
         for _ in range(_MAX_ATTEMPTS):
             try:
-                indexed[candidate] = spans.estimated(candidate).index(lazy_index, frames)
+                indexed[candidate] = spans.estimated(candidate).index(saved_index, frames)
                 break
             except DecodeError as error:
                 logger.warning("skipping a validation clip: %s", error)

@@ -41,12 +41,12 @@ def conv_parameters(
 
     Args:
         network: The network, whose passes share spectral norms inside `shared_spectral_norms`.
-        convs: All its convolutions. All have a spectral norm or none; in float16 the gradient of one, a sum over the
-            whole weight, would overflow.
+        convs: All its convolutions. Either all or none have spectral normalisation.
         x: A tensor on the network's device.
     """
     is_compiled = torch.compiler.is_dynamo_compiling()
     dtype = autocast_dtype(x.device)
+    # The gradient of a spectral norm sums over the whole weight: it would overflow in float16.
     with autocast_off(x.device):
         if is_parametrized(convs[0], "weight") and not is_compiled:
             weights = list(normalised_weights(network, convs))

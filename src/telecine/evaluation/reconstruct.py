@@ -20,7 +20,7 @@ from telecine.data.outputs import check_output
 from telecine.data.source import is_address
 from telecine.evaluation.load_model import Model, clips_to_read, load_infos, load_model
 from telecine.evaluation.metrics.pixels import psnr
-from telecine.evaluation.reconstruction_sources import by_name
+from telecine.evaluation.reconstructors import by_name
 from telecine.evaluation.tiling import (
     count_chunks,
     iterate_reconstruction,
@@ -123,16 +123,17 @@ def _reconstruct_file(
         (frame,) = torch.cat(list(chunks))
         write_image(output, frame)
     else:
+        first_pts = min(info.pts)
         write_video(
             output,
             (frame for chunk in chunks for frame in chunk),
             info.fps,
-            pts=sorted(pts - min(info.pts) for pts in info.pts),
+            pts=sorted(pts - first_pts for pts in info.pts),
             time_base=info.time_base,
             # Stored pixels need not be square.
             sample_aspect_ratio=info.sample_aspect_ratio if keeps_size else 1.0,
             sound=info.source,
-            sound_start=min(info.pts) * info.time_base,
+            sound_start=first_pts * info.time_base,
             hdr=info.hdr if pixels.hdr == "as_stored" else "",
         )
     return chunks.mean_psnr()

@@ -128,8 +128,8 @@ def measure_speed(
         clip = _noise((1, model.in_channels, num_frames, height, width), device)
         latent = model.encode(clip).mode()
         held = [*model.parameters(), *model.buffers()]
-        encoder_weights = count_weights(model.latent_model, is_decoder=False)
-        decoder_weights = count_weights(model.decoding_model, is_decoder=True)
+        encoder_weights = count_weights(model.encoder_model, is_decoder=False)
+        decoder_weights = count_weights(model.decoder_model, is_decoder=True)
         encoders.append(_MeasuredPart(_encoding(model, clip), [*held, clip], encoder_weights))
         decoders.append(_MeasuredPart(_decoding(model, latent), [*held, latent], decoder_weights))
     calls = [part.call for part in (*encoders, *decoders)]

@@ -90,7 +90,7 @@ def equivariance(
     if check_count("num_orientations", num_orientations) > num_others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
         raise argument_error("num_orientations", f"at most {num_others}", num_orientations, remedy)
-    # Two terms of this function turn alike: the numbers depend on the batch and on the name.
+    # With one generator per clip, two terms with this function draw the same numbers.
     turn, draw_height, draw_width = numbers_for_batch("equivariance", count=3, generator=generator)
     first = int(num_others * turn)
     errors = []

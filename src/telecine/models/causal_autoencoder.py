@@ -24,7 +24,7 @@ from telecine.models.clip_sizes import check_multiple
 from telecine.models.flow import (
     FEW_STEPS,
     DenoisedClips,
-    Sampler,
+    EulerSampler,
     denoise_at_random_levels,
     integrate,
 )
@@ -67,6 +67,7 @@ class CausalAutoencoder(LatentAutoencoder):
 
     config: CausalVAEConfig
     decoder: Decoder
+    sampler: EulerSampler | None
 
     @property
     def in_channels(self) -> int:
@@ -100,7 +101,7 @@ class CausalAutoencoder(LatentAutoencoder):
         self.config = config
         self.decoder = build_decoder(config)
         self.nested_channels = config.nested_channels
-        self.sampler = Sampler() if self.generates else None
+        self.sampler = EulerSampler() if self.generates else None
 
     def decode(
         self, latent: Tensor, noise: Video | None = None, *, generator: Generators = None

@@ -196,7 +196,7 @@ class ClipSizes:
         self.reconstruct = _ModelFunction(model, reconstruct)
 
     @cached_property
-    def _found(self) -> tuple[ShapeProbe, _Size]:
+    def _probe_and_smallest(self) -> tuple[ShapeProbe, _Size]:
         """The probe that finds a size which the model reproduces, after hundreds of clips, and the smallest size."""
         is_large = sum(weight.numel() for weight in self.model.parameters()) >= _LARGE_MODEL
         error = ""
@@ -221,7 +221,7 @@ class ClipSizes:
         Raises:
             ValueError: No clip is reproduced.
         """
-        return self._found[0]
+        return self._probe_and_smallest[0]
 
     @property
     def smallest(self) -> _Size:
@@ -230,7 +230,7 @@ class ClipSizes:
         Raises:
             ValueError: No clip is reproduced.
         """
-        return self._found[1]
+        return self._probe_and_smallest[1]
 
     def shape_of(self, function: Callable[[Any, Video], Tensor], size: _Size) -> torch.Size:
         """Return the shape of the output of a function of the model and a clip.

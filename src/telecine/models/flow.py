@@ -4,6 +4,7 @@ With a clean video `x` and normal noise `eps`, the noisy video of level `t` in (
 velocity is `eps - x`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,36 +28,20 @@ FEW_STEPS: dict[str, dict[str, Any]] = {"4_steps": {"steps": 4}}
 _SMALLEST_LEVEL = 0.1
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """How a decoder that generates turns noise into video: by Euler's method, from level 1 to level 0.
-
-    With a `level`, noise of that level is added to the latent instead, and the decoder removes it in one pass.
+@dataclass(frozen=True, kw_only=True)
+class DecodingNoise(ABC):
+    """The noise of a decoder outside of training, and what the decoder does with it.
 
     The noise is a function of `seed` and of the position in the video alone. Neither the batch nor temporal chunks
     change it; the clips of a batch share it.
-
-    Raises:
-        ValueError: `steps` is not a positive number, or `level` not in [0, 1).
     """
 
-    steps: int = 1
-    """Passes of the decoder."""
     seed: int = 0
     """Seed of the noise."""
-    level: float | None = None
-    """Level of the noise in the latent, in [0, 1); None for a decoder that makes video of noise."""
 
-    def __post_init__(self) -> None:
-        check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
-        if self.level is not None:
-            check_fraction("decode_level", self.level, remedy="Use 0.05, or 0 for no noise.")
-
+    @abstractmethod
     def describe(self) -> dict[str, object]:
         """Return the name and the settings, for protocols."""
-        if self.level is None:
-            return {"name": "euler", "steps": self.steps, "seed": self.seed}
-        return {"name": "noise of the latent", "level": self.level, "seed": self.seed}
 
     def noise(self, shape: Sequence[int], position: ClipPosition, device: torch.device) -> Video:
         """Return normal noise, which is the same on every device.
@@ -76,9 +61,47 @@ class Sampler:
         tile = torch.stack(frames, dim=1)[..., top : top + height, left : left + width]
         return tile.to(device).expand(num_clips, -1, -1, -1, -1)
 
+
+@dataclass(frozen=True, kw_only=True)
+class EulerSampler(DecodingNoise):
+    """How a decoder that generates turns noise into video: by Euler's method, from level 1 to level 0.
+
+    Raises:
+        ValueError: `steps` is not a positive number.
+    """
+
+    steps: int = 1
+    """Passes of the decoder."""
+
+    def __post_init__(self) -> None:
+        check_count("decode_steps", self.steps, remedy="Use 1, 2 or 4.")
+
+    def describe(self) -> dict[str, object]:
+        """Return the name, the steps and the seed."""
+        return {"name": "euler", "steps": self.steps, "seed": self.seed}
+
     def levels(self, shift: float) -> list[float]:
         """Return the level before each step, from 1 on, evenly spaced before they are shifted."""
         return _shifted(torch.arange(self.steps, 0, -1).double() / self.steps, shift).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentNoise(DecodingNoise):
+    """Noise that is added to the latent of a decoder that removes it in one pass.
+
+    Raises:
+        ValueError: `level` is not in [0, 1).
+    """
+
+    level: float = 0.0
+    """Level of the noise, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        check_fraction("decode_level", self.level, remedy="Use 0.05, or 0 for no noise.")
+
+    def describe(self) -> dict[str, object]:
+        """Return the name, the level and the seed."""
+        return {"name": "noise of the latent", "level": self.level, "seed": self.seed}
 
 
 def _shifted(noise_level: Tensor, shift: float) -> Tensor:

@@ -53,11 +53,11 @@ def folder_of_teacher(folder: Path, teacher: str) -> Path | None:
 
 
 class FrozenEncoderModel(LatentAutoencoder):
-    """The frozen encoder of another autoencoder, `latent_model`; a subclass has what is trained on its latents."""
+    """The frozen encoder of another autoencoder, `encoder_model`; a subclass has what is trained on its latents."""
 
     @property
     @abstractmethod
-    def latent_model(self) -> VideoAutoencoder:
+    def encoder_model(self) -> VideoAutoencoder:
         """The autoencoder whose encoder is frozen."""
 
     def losses_of(self, posterior: Posterior) -> AuxLosses:
@@ -67,16 +67,16 @@ class FrozenEncoderModel(LatentAutoencoder):
     @torch.no_grad()
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of the frozen encoder, without a graph."""
-        return self.latent_model.encode(video)
+        return self.encoder_model.encode(video)
 
     def stream_encoder(self, num_frames: int | None = None) -> StreamEncoder:
         """Return a stream of the frozen encoder."""
-        return self.latent_model.stream_encoder(num_frames)
+        return self.encoder_model.stream_encoder(num_frames)
 
     @property
     def streams(self) -> bool:
         """Whether the frozen encoder and this decoder keep frames between chunks."""
-        return super().streams and self.latent_model.streams
+        return super().streams and self.encoder_model.streams
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Check that the frozen encoder accepts clips of this size.
@@ -86,7 +86,7 @@ class FrozenEncoderModel(LatentAutoencoder):
             height: Height in pixels.
             width: Width in pixels.
         """
-        self.latent_model.check_clip(num_frames, height, width)
+        self.encoder_model.check_clip(num_frames, height, width)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest (frames, height, width) that the frozen encoder accepts and that is at least this large.
@@ -96,7 +96,7 @@ class FrozenEncoderModel(LatentAutoencoder):
             height: Height in pixels.
             width: Width in pixels.
         """
-        return self.latent_model.covering_clip(num_frames, height, width)
+        return self.encoder_model.covering_clip(num_frames, height, width)
 
     def load_weights(self, folder: str | PathLike[str]) -> Self:
         """Copy the trained weights that `save_pretrained` wrote into this model, and return it."""
@@ -106,7 +106,7 @@ class FrozenEncoderModel(LatentAutoencoder):
     @property
     def codebook(self) -> Bottleneck | None:
         """That of the frozen encoder."""
-        return self.latent_model.codebook
+        return self.encoder_model.codebook
 
 
 class TeacherEncoderModel(FrozenEncoderModel):
@@ -146,7 +146,7 @@ class TeacherEncoderModel(FrozenEncoderModel):
         return path if is_beside or path.startswith("..") else f"./{path}"
 
     @property
-    def latent_model(self) -> VideoAutoencoder:
+    def encoder_model(self) -> VideoAutoencoder:
         """The teacher, which is loaded if needed.
 
         Raises:

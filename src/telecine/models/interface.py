@@ -78,7 +78,7 @@ class VideoAutoencoder(nn.Module, ABC):
             video: `(B, C, T, H, W)` in [-1, 1], of `in_channels` channels.
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
-            posterior: The value of `latent_model.encode(video)`, if it is cached: the encoder does not run again.
+            posterior: The value of `encoder_model.encode(video)`, if it is cached: the encoder does not run again.
 
         Raises:
             ValueError: The video does not fit, or the output has another size.
@@ -151,12 +151,12 @@ class VideoAutoencoder(nn.Module, ABC):
         """
 
     @property
-    def latent_model(self) -> VideoAutoencoder:
+    def encoder_model(self) -> VideoAutoencoder:
         """The autoencoder whose encoder computes the latent that is decoded: by default this one."""
         return self
 
     @property
-    def decoding_model(self) -> VideoAutoencoder:
+    def decoder_model(self) -> VideoAutoencoder:
         """The autoencoder whose decoder makes the video: by default this one."""
         return self
 
@@ -285,13 +285,13 @@ class VideoAutoencoder(nn.Module, ABC):
         """Return a stream that encodes a video of any length, a few frames at a time, as if it were whole.
 
         Args:
-            num_frames: At most so many frames are computed at once, as far as the class has a choice. Default: as few
-                as it supports.
+            num_frames: The most frames that are computed at once, as far as the class has a choice. Default: as few as
+                it supports.
 
         Raises:
             ValueError: The class keeps no frames between chunks, which is the default.
         """
-        raise self._streams_not("stream_encoder")
+        raise self._streams_error("stream_encoder")
 
     def stream_decoder(self, num_frames: int | None = None) -> StreamDecoder:
         """Return a stream that decodes a latent of any length, a few frames at a time, as if it were whole.
@@ -299,19 +299,19 @@ class VideoAutoencoder(nn.Module, ABC):
         A decoder that draws noise takes the stream's first frame from `clip_position`, in which the stream is made.
 
         Args:
-            num_frames: At most so many frames of the video are computed at once, as for `stream_encoder`.
+            num_frames: The most frames of the video that are computed at once, as for `stream_encoder`.
 
         Raises:
             ValueError: The class keeps no frames between chunks, which is the default.
         """
-        raise self._streams_not("stream_decoder")
+        raise self._streams_error("stream_decoder")
 
     @property
     def streams(self) -> bool:
         """Whether `stream_encoder` and `stream_decoder` are supported, as the class declares."""
         return False
 
-    def _streams_not(self, name: str) -> Exception:
+    def _streams_error(self, name: str) -> Exception:
         contract = "called for a model that keeps frames between chunks"
         remedy = (
             "Encode and decode whole clips, or use `telecine reconstruct`, which blends chunks."

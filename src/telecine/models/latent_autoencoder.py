@@ -12,7 +12,7 @@ from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randint, randn
 from telecine.base.shapes import Video
 from telecine.losses import AuxLosses
-from telecine.models.flow import Sampler
+from telecine.models.flow import DecodingNoise
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import Posterior
 from telecine.models.unwrapping import class_name
@@ -22,8 +22,8 @@ from telecine.ops.pass_options import pass_options
 class LatentAutoencoder(VideoAutoencoder):
     """An autoencoder whose `forward` is encoding, sampling and decoding."""
 
-    sampler: Sampler | None = None
-    """How `decode` samples video from noise; None if it is a function of the latent."""
+    sampler: DecodingNoise | None = None
+    """How `decode` uses noise, for example an `EulerSampler`; None if the video is a function of the latent alone."""
 
     def forward(
         self,

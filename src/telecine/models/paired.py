@@ -25,33 +25,33 @@ class PairedAutoencoder(FrozenEncoderModel):
 
     def __init__(self, encoder: VideoAutoencoder, decoder: VideoAutoencoder) -> None:
         super().__init__()
-        self.encoding_model = encoder
-        self._decoding_model = decoder
+        self._encoder = encoder
+        self._decoder = decoder
 
     @property
-    def latent_model(self) -> VideoAutoencoder:
+    def encoder_model(self) -> VideoAutoencoder:
         """The autoencoder whose encoder computes the latent."""
-        return self.encoding_model.latent_model
+        return self._encoder.encoder_model
 
     @property
-    def decoding_model(self) -> VideoAutoencoder:
+    def decoder_model(self) -> VideoAutoencoder:
         """The autoencoder whose decoder makes the video."""
-        return self._decoding_model
+        return self._decoder
 
     @property
     def in_channels(self) -> int:
         """Channels of the video."""
-        return self.encoding_model.in_channels
+        return self._encoder.in_channels
 
     @property
     def first_frame_apart(self) -> bool:
         """Whether the first latent frame encodes the first frame alone."""
-        return self.encoding_model.first_frame_apart
+        return self._encoder.first_frame_apart
 
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the decoder's last layer."""
-        return self.decoding_model.last_layer
+        return self.decoder_model.last_layer
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Check that both autoencoders accept clips of this size, and that they divide them alike.
@@ -65,9 +65,9 @@ class PairedAutoencoder(FrozenEncoderModel):
             ValueError: They do not.
         """
         super().check_clip(num_frames, height, width)
-        self.decoding_model.check_clip(num_frames, height, width)
+        self.decoder_model.check_clip(num_frames, height, width)
         grid = self.latent_grid(num_frames, height, width)
-        expected = self.decoding_model.latent_grid(num_frames, height, width)
+        expected = self.decoder_model.latent_grid(num_frames, height, width)
         if grid is not None and expected is not None and grid != expected:
             contract = f"a model with the latents of the measured one, {tuple(grid)}"
             remedy = "Use the teacher that its encoder was trained for."
@@ -81,7 +81,7 @@ class PairedAutoencoder(FrozenEncoderModel):
             height: Height in pixels.
             width: Width in pixels.
         """
-        return self.encoding_model.latent_grid(num_frames, height, width)
+        return self._encoder.latent_grid(num_frames, height, width)
 
     def decode(self, latent: Tensor, *, generator: Generators = None) -> Video:
         """Return the video that the model that decodes makes of a latent.
@@ -90,11 +90,11 @@ class PairedAutoencoder(FrozenEncoderModel):
             latent: `(B, C, t, h, w)`.
             generator: None: a decoder that draws noise takes it from its sampler.
         """
-        return self.decoding_model.decode(latent)
+        return self.decoder_model.decode(latent)
 
     def describe_decoding(self) -> dict[str, object]:
         """Return the options of the model that decodes."""
-        return self.decoding_model.describe_decoding()
+        return self.decoder_model.describe_decoding()
 
     def set_decoding(self, **options: Any) -> None:
         """Change options of the model that decodes.
@@ -102,7 +102,7 @@ class PairedAutoencoder(FrozenEncoderModel):
         Raises:
             ValueError: It does not have such an option, or its value is wrong.
         """
-        self.decoding_model.set_decoding(**options)
+        self.decoder_model.set_decoding(**options)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Save nothing.

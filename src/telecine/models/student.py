@@ -95,11 +95,11 @@ class StudentAutoencoder(TeacherEncoderModel, CausalAutoencoder):
         """
         if isinstance(loaded, TeacherEncoderModel):
             teacher = loaded.teacher
-        digest = digest_of_encoder(loaded.latent_model)
+        digest = digest_of_encoder(loaded.encoder_model)
         student = cls(
             config, teacher, load, digest=digest, normalisation=loaded.latent_normalisation()
         )
-        student._frozen = FrozenModule(loaded.latent_model)
+        student._frozen = FrozenModule(loaded.encoder_model)
         return student
 
     def imitate(self, teacher: CausalAutoencoder) -> bool:

@@ -86,8 +86,8 @@ def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> di
         got = str(grid)
         if longer is not None and longer != grid:
             got += f", then {longer}"
-    contract = "an autoencoder that makes a latent frame of the first frame, or none, and of every n others"
-    contract += ", in clips of any length, with positions of 1, 2, 4, ... pixels squared"
+    contract = "an autoencoder whose compression in time is the same for clips of all lengths"
+    contract += ", and in space 1, 2, 4, ..."
     raise argument_error(
         "teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own."
     )

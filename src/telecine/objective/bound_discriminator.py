@@ -48,7 +48,7 @@ class BoundDiscriminator:
 
     def is_needed_by(self, term: TermSchedule) -> bool:
         """Return whether a term is computed with this discriminator."""
-        kind = "multiscale discriminator" if self.factor > 1 else "discriminator"
+        kind = "multiscale discriminator" if self.factor > 1 else "full-size discriminator"
         return term.needs in (kind, "any discriminator")
 
     def input_of(self, video: Video, frame_indices: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def check_discriminators(
             remedy = "Pass one of single frames as `discr_kwargs`, one of whole videos as `discr_3d_kwargs`."
             raise argument_error(f"{d.name}_kwargs", contract, got, remedy)
     arguments: dict[DiscriminatorKind, str] = {
-        "discriminator": "`discr_3d_kwargs` or `discr_kwargs`",
+        "full-size discriminator": "`discr_3d_kwargs` or `discr_kwargs`",
         "multiscale discriminator": "`multiscale_discr_kwargs`",
         "any discriminator": "`discr_3d_kwargs`",
     }

@@ -86,9 +86,9 @@ class Mark(Enum):
     """What a setting of the clips decides. Each field of `ClipConfig` has the first or the second mark."""
 
     CONTENT = auto()
-    """What a clip is: latents that are kept are those of one value."""
+    """Changes the frames or pixels of a clip: cached latents are valid for one value of it."""
     READING = auto()
-    """How clips are read, or which of them: latents that are kept stay valid."""
+    """Changes how clips are read, or which and how many: cached latents stay valid."""
     HELD_OUT = auto()
     """Which clips are held out. If they change when a run resumes, and no such setting did, the run ends with an error:
     its metrics would no longer compare."""
@@ -189,7 +189,8 @@ class ClipConfig:
     # `CONTENT`: with "lazy", the clip of a number may start at another frame if a header is not exact.
     index: Annotated[Literal["ahead", "lazy"], CONTENT, HELD_OUT, FILES] = "ahead"
     """Index all videos before training ("ahead"), or read their headers only, and index a video when a clip is first
-    drawn from it ("lazy"). Of many files, training then starts sooner."""
+    drawn from it ("lazy"). Of many files, training then starts sooner. If the end of each video is held out, as of
+    fewer than ten videos, all are indexed before training with "lazy", too."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", channels_named(self.channels))

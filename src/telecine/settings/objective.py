@@ -59,8 +59,9 @@ Weight: TypeAlias = Annotated[
 Side: TypeAlias = Literal["autoencoder", "discriminators"]
 """Whose loss it is."""
 DiscriminatorKind: TypeAlias = Literal[
-    "discriminator", "multiscale discriminator", "any discriminator"
+    "full-size discriminator", "multiscale discriminator", "any discriminator"
 ]
+"""What a discriminator sees: the video in full size, or at 1/2, 1/4, ... of it."""
 
 
 @dataclass(frozen=True)
@@ -393,7 +394,7 @@ class ObjectiveConfig:
                 "adversarial_loss_weight",
                 self.adversarial_loss_weight,
                 first_step=self.disc_start,
-                needs="discriminator",
+                needs="full-size discriminator",
                 part_of="gen_loss",
                 is_saved=True,
             ),

@@ -357,9 +357,9 @@ class TrainConfig:
         }
         for name, is_on in uncompiled.items():
             if is_on:
-                contract = f"`no` with this value of `{name}`, which cannot be compiled"
+                remedy = f"`{name}` cannot be compiled: set it to its default, or compile nothing."
                 raise argument_error(
-                    "dynamo_backend", contract, self.dynamo_backend, f"Change it, or `{name}`."
+                    "dynamo_backend", f"`no` with `{name}`", self.dynamo_backend, remedy
                 )
 
     def _check_discriminators(self) -> None:

@@ -25,8 +25,7 @@ DEFAULTS_OF_OLD_RUNS: Mapping[str, str] = {
     "colour_matrix": "bt601",
     "order": "independent",
 }
-# The same for settings of `causal_vae.flow`: what they did without `noise_fraction`, and their default of `shift`,
-# which no run lacks.
+# Defaults of `causal_vae.flow` in older versions. Their runs have saved `shift`, but had no `noise_fraction`.
 OLD_FLOW_DEFAULTS: Mapping[str, float] = {"shift": 1.0, "noise_fraction": 0.0}
 # What a run of any version saves, at their defaults, too, so that a file with all of them is that of a run.
 _SAVED_BY_ALL_RUNS = frozenset(

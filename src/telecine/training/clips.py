@@ -24,8 +24,8 @@ from telecine.data.find import load_spans, sample_videos
 from telecine.data.holdout import split_table
 from telecine.data.holdout_summary import describe_held_out, warn_of_held_out
 from telecine.data.index import index_video, index_videos
-from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.sorted_numbers import first_of_each
 from telecine.data.mapped import MapDataset, MappedClips, read_mapped, split_indices
 from telecine.data.processes import check_same_data, log_in_first_process
@@ -119,9 +119,9 @@ class Spans:
     """Files that cannot be decoded, and lines of a list without frames."""
     num_short: int
     """Videos that are shorter than a clip."""
-    lazy_index: LazyIndex | None = None
-    """Indexes the files of `usable` and `train` if their spans are estimated."""
-    val_lazy_index: LazyIndex | None = None
+    saved_index: SavedIndex | None = None
+    """Has or makes the indices of the files of `usable` and `train` if their spans are estimated."""
+    val_saved_index: SavedIndex | None = None
     """The same for `held_out`."""
 
     @classmethod
@@ -173,12 +173,12 @@ class Spans:
             if parts is None:
                 return None
             train, held_out = parts
-            val_lazy_index = table.lazy_index
+            val_saved_index = table.saved_index
             warn_of_held_out(train, held_out, config.val_fraction)
         else:
             val_table = load_table(val_data, config, name="val_data")
             held_out = val_table.spans
-            val_lazy_index = val_table.lazy_index
+            val_saved_index = val_table.saved_index
             train = leave_out(table.spans, held_out)
         num_short = table.spans.log_too_short(ClipFrames.shortest(config))
         table.spans.files.release_pages()
@@ -188,15 +188,15 @@ class Spans:
             held_out,
             table.skipped,
             num_short,
-            lazy_index=table.lazy_index,
-            val_lazy_index=val_lazy_index,
+            saved_index=table.saved_index,
+            val_saved_index=val_saved_index,
         )
 
     def forget_addresses(self) -> None:
         """Let the next run ask the servers of files again, whose answers were saved."""
-        for lazy_index in (self.lazy_index, self.val_lazy_index):
-            if lazy_index is not None:
-                lazy_index.forget_addresses()
+        for saved_index in (self.saved_index, self.val_saved_index):
+            if saved_index is not None:
+                saved_index.forget_addresses()
 
 
 def _to_split(spans: SpanTable, config: ClipConfig) -> SpanTable:
@@ -275,18 +275,18 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
         try:
-            if spans.val_lazy_index is None:
+            if spans.val_saved_index is None:
                 held_out = spans.held_out.exact
             else:
                 held_out = index_validation_spans(
-                    spans.held_out, spans.val_lazy_index, val_config, config.val_clips
+                    spans.held_out, spans.val_saved_index, val_config, config.val_clips
                 )
             val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
         except ChangedError:
             spans.forget_addresses()
             raise
         train = ClipDataset(
-            spans.train, config.clips, seed=config.seed, lazy_index=spans.lazy_index
+            spans.train, config.clips, seed=config.seed, saved_index=spans.saved_index
         )
         # Data of images alone needs no `image_ratio`.
         check_buckets(config.clips.train_buckets, model, images=train.image_ratio > 0)

@@ -13,7 +13,7 @@ from telecine.data.worker_process import STOP_SIGNALS
 from telecine.ops.ranks import num_ranks
 
 # Slurm signals every process of a job's step, and torchrun passes its signal on to the processes that it started: each
-# gets two. A repetition within so many seconds is the same request. It is not so for Ctrl-C, which a person repeats.
+# gets two. A repetition within these seconds is the same request, except for Ctrl-C, which a person repeats.
 REPETITION_SECONDS = 5.0
 
 

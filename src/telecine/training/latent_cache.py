@@ -156,7 +156,7 @@ def open_cache(
     """
     if folder is None:
         return None
-    if model.latent_model is model and trains_encoder(model):
+    if model.encoder_model is model and trains_encoder(model):
         remedy = "Use `trainable.weights: decoder`, or leave it out."
         raise argument_error(
             "latent_cache", "left out if the encoder is trained", repr(folder), remedy
@@ -164,7 +164,7 @@ def open_cache(
     check_is_local("latent_cache", folder)
 
     def check() -> None:
-        identity = identity_of(model.latent_model, clips, accelerator.mixed_precision)
+        identity = identity_of(model.encoder_model, clips, accelerator.mixed_precision)
         check_identity(Path(folder), identity, name="latent_cache")
 
     on_first_process(check, accelerator)
@@ -185,8 +185,8 @@ def identity_of(
         mixed_precision: The precision of the encoder, `TrainConfig.mixed_precision`.
     """
     # A probe's generator has a student, whose latents are its teacher's.
-    while encoder.latent_model is not encoder:
-        encoder = encoder.latent_model
+    while encoder.encoder_model is not encoder:
+        encoder = encoder.encoder_model
     data = sha256()
     fingerprints: dict[Source, tuple[int, ...]] = {}
     for span in clips.spans:
@@ -281,7 +281,7 @@ def fill_latent_cache(
                 batch = next(videos)
                 video = batch["video"].to(accelerator.device)
                 with torch.no_grad(), accelerator.autocast():
-                    posterior = state.autoencoder.latent_model.encode(video)
+                    posterior = state.autoencoder.encoder_model.encode(video)
                 names = clips.names_of(sampler_of_rank.items(position))
                 size = cache.add(names, posterior, _metadata_of(batch))
                 if position == 0:

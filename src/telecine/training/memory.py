@@ -248,7 +248,7 @@ def _assign_networks(state: TrainState, validation_lpips: LPIPS, counter: Memory
         counter.assign(PARAMETERS, network.buffers())
     counter.assign(AVERAGE, state.ema.averages.values())
     if isinstance(state.autoencoder, FrozenEncoderModel):
-        teacher = state.autoencoder.latent_model
+        teacher = state.autoencoder.encoder_model
         counter.assign(FROZEN, teacher.parameters())
         counter.assign(FROZEN, teacher.buffers())
     for module in [*state.objective.modules(), *validation_lpips.modules()]:

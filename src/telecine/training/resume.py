@@ -140,8 +140,7 @@ class SavedSettings:
     def _flow_as_started(self, flow: FlowConfig) -> FlowConfig:
         """Return the levels of noise; for a run of an older version, with its defaults in place of this version's.
 
-        `check_networks` refuses other values than the saved ones, and those that this version has saved and that
-        happen to be defaults of older versions are such values.
+        A value that this version saved is left to `check_networks`, even if it equals an older default.
         """
         if not self.has_old_flow_defaults:
             return flow

@@ -29,13 +29,13 @@ from telecine.data import (
 )
 from telecine.data.holdout import split_table
 from telecine.data.lazy import address_book, shards, sidecar
-from telecine.data.lazy import index as index_module
 from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy import members as members_module
+from telecine.data.lazy import saved_index as saved_module
 from telecine.data.lazy.header import read_header
-from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.index_file import IndexFile
 from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.string_column import StringColumn
 from telecine.data.validation import index_validation_spans, leave_out
 from telecine.settings import ClipConfig
@@ -73,7 +73,7 @@ def data(folder, tmp_path):
 def lazy_dataset(path, config=CONFIG, seed=0):
     table = load_table(str(path), config)
     train, _ = split_table(table.spans, config)
-    return ClipDataset(train, config, seed=seed, lazy_index=table.lazy_index)
+    return ClipDataset(train, config, seed=seed, saved_index=table.saved_index)
 
 
 def write_list(folder):
@@ -125,7 +125,7 @@ def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
 
     assert frames_of(held_out) == frames_of(indexed_held_out)
     assert frames_of(train) == frames_of(indexed_train)
-    lazy = ClipDataset(train, config, lazy_index=table.lazy_index)
+    lazy = ClipDataset(train, config, saved_index=table.saved_index)
     ahead = ClipDataset(indexed_train, config)
     assert_same_clips([lazy[index] for index in range(8)], [ahead[index] for index in range(8)])
 
@@ -140,7 +140,7 @@ def test_clips_do_not_depend_on_what_was_indexed_before(data):
     clips = [first[index] for index in range(8)]
     again = lazy_dataset(path)
     assert_same_clips([again[index] for index in reversed(range(8))], clips[::-1])
-    shutil.rmtree(path.with_name(again._lazy_index.folder.name))
+    shutil.rmtree(path.with_name(again._saved_index.folder.name))
     loader = DataLoader(lazy_dataset(path), batch_size=None, sampler=range(8), num_workers=2)
     assert_same_clips(list(loader), clips)
     assert len({clip["start"] for clip in clips}) > 3
@@ -204,7 +204,7 @@ def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkey
         tried.append(source)
         return index_video(source, *limits)
 
-    monkeypatch.setattr(index_module, "index_video", index_and_note)
+    monkeypatch.setattr(saved_module, "index_video", index_and_note)
     dataset = lazy_dataset(data)
     clips = [dataset[index] for index in range(12)]
     assert len({clip["source"] for clip in clips}) == 1
@@ -213,7 +213,7 @@ def test_files_without_an_index_are_tried_once_and_do_not_end_a_run(data, monkey
     assert len(tried) == len(set(tried))
     small = load_table(str(data), replace(CONFIG, max_pixels=10**6))
     with pytest.raises(DecodeError):
-        small.lazy_index.info(tried[0])
+        small.saved_index.info(tried[0])
     assert len(tried) > len(set(tried)), "a failure is that of its settings"
 
 
@@ -238,13 +238,13 @@ def test_a_sidecar_keeps_nothing_that_only_one_run_decided(data, monkeypatch, fi
 
 
 def test_the_indices_that_were_used_last_stay_in_memory(data, monkeypatch):
-    monkeypatch.setattr(index_module, "_NUM_RECENT", 2)
-    lazy_index = LazyIndex(str(data), CONFIG)
+    monkeypatch.setattr(saved_module, "_NUM_RECENT", 2)
+    saved_index = SavedIndex(str(data), CONFIG)
     files = sorted(data.rglob("*.mp4"))
     read = []
-    monkeypatch.setattr(lazy_index, "saved_info", lambda _, source: read.append(source))
+    monkeypatch.setattr(saved_index, "saved_info", lambda _, source: read.append(source))
     for number in (0, 1, 1, 0, 2, 0):
-        lazy_index.info(files[number])
+        saved_index.info(files[number])
     assert read == [files[0], files[1], files[2]]
 
 
@@ -479,7 +479,7 @@ def test_another_held_out_file_is_validated_on_in_place_of_a_damaged_one(data, s
     for number in spoiled:
         spoil(data / f"film{number // 2}" / f"scene{number}.mp4")
     table = load_table(str(data), CONFIG)
-    spans = index_validation_spans(table.spans, table.lazy_index, CONFIG, 1)
+    spans = index_validation_spans(table.spans, table.saved_index, CONFIG, 1)
     names = [f"scene{number}.mp4" for number in expected]
     assert [span.source.name for span in spans] == names
 

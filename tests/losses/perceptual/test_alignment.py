@@ -331,15 +331,15 @@ class TestWholeClips:
             ),
             (
                 {"net": lambda x: x.mean(2)},
-                r"the result of `net` must be a list of maps \(N, F, t, h, w\) .* for N = 2 clips, and tokens",
+                r"the result of `net` must be a list of maps \(N, F, t, h, w\), or with .* for N = 2 clips, but got",
             ),
             (
                 {"token_grid": [1, 2, 2]},
-                r"the result of `net` must be .* but got .*\(2, 3, 2, 2, 2\)",
+                r"the result of `net` must be a list of tokens .* at least 4, .* but got .*\(2, 3, 2, 2, 2\)",
             ),
             (
                 {"token_grid": [3, 2, 2], "net": lambda x: tubes(x).flatten(2).transpose(1, 2)},
-                r"the result of `net` must be .* but got .*\(2, 8, 3\)",
+                r"the result of `net` must be a list of tokens .* at least 12, .* but got .*\(2, 8, 3\)",
             ),
         ],
     )

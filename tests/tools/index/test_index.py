@@ -11,9 +11,9 @@ from telecine.cli.program import run
 from telecine.data import ClipDataset, DataError, index_video, load_spans
 from telecine.data.errors import Deadline
 from telecine.data.holdout import split_table
-from telecine.data.lazy import index as lazy_module
 from telecine.data.lazy import index_file
 from telecine.data.lazy import load_table as load_table_module
+from telecine.data.lazy import saved_index as saved_module
 from telecine.data.lazy import shards as shards_module
 from telecine.data.lazy.header import read_header
 from telecine.data.lazy.load_table import load_table
@@ -48,7 +48,7 @@ def data(tmp_path):
 def clips_of(data):
     table = load_table(str(data), CONFIG)
     train, _ = split_table(table.spans, CONFIG)
-    dataset = ClipDataset(train, CONFIG, lazy_index=table.lazy_index)
+    dataset = ClipDataset(train, CONFIG, saved_index=table.saved_index)
     return [dataset[index] for index in range(20)], len(table.skipped), train.sha256()
 
 
@@ -121,9 +121,9 @@ def test_a_shard_leaves_out_a_late_file_and_ends_with_many_timestamps(data, monk
         monkeypatch.setattr(index_module, "index_video", index_or_fail)
         with pytest.raises(DataError, match="data index"):
             index_module.write_index(str(data), CONFIG)
-    lazy_index = load_table(str(data), CONFIG).lazy_index
-    assert len(lazy_index.shards.all()) == (1 if ends == "a late file" else 3)
-    assert sum(len(shard.exact_keys) for shard in lazy_index.shards.all()) == (
+    saved_index = load_table(str(data), CONFIG).saved_index
+    assert len(saved_index.shards.all()) == (1 if ends == "a late file" else 3)
+    assert sum(len(shard.exact_keys) for shard in saved_index.shards.all()) == (
         5 if ends == "a late file" else 6
     )
     assert not left.exists()
@@ -135,10 +135,10 @@ def test_few_shards_are_open_at_once(data, monkeypatch):
     monkeypatch.setattr(shards_module, "_FILES_PER_SHARD", 1)
     index_module.write_index(str(data), CONFIG)
     num_open = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
+    monkeypatch.setattr(saved_module, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data), CONFIG)
-    infos = [table.lazy_index.info(file) for file in sorted(data.glob("*.mp4"))]
-    assert len(table.lazy_index.shards.all()) == len(infos) == 6
+    infos = [table.saved_index.info(file) for file in sorted(data.glob("*.mp4"))]
+    assert len(table.saved_index.shards.all()) == len(infos) == 6
     assert len(os.listdir("/proc/self/fd")) <= num_open + 2
 
 
@@ -152,6 +152,9 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
         return index_video(source, config)
 
     monkeypatch.setattr(index_module, "index_video", index_or_fail)
+    monkeypatch.setattr(
+        index_module, "read_header", lambda *_: pytest.fail("sidecars have headers")
+    )
     for num_kept, name in enumerate(("film1-2.mp4", "film0-1.mp4"), start=1):
         with pytest.raises(DataError, match=r"film0-0\.mp4: not read within"):
             index_module.write_index(str(data / "0.tar"), CONFIG)
@@ -162,9 +165,9 @@ def test_the_other_members_of_a_tar_file_keep_their_index_if_one_is_late(data, m
     late.clear()
     index_module.write_index(str(data / "0.tar"), CONFIG)
     assert indexed == ["film0-0.mp4"]
-    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
+    monkeypatch.setattr(saved_module, "index_video", lambda *_: pytest.fail("indexed again"))
     table = load_table(str(data / "0.tar"), CONFIG)
-    numbers = [table.lazy_index.info(span.source).num_frames for span in table.spans]
+    numbers = [table.saved_index.info(span.source).num_frames for span in table.spans]
     assert numbers == [10, 11, 12]
 
 
@@ -191,13 +194,13 @@ def test_an_index_is_used_wherever_it_was_written(data, tmp_path, monkeypatch, c
         return read_header(source, config)
 
     monkeypatch.setattr(load_table_module, "read_header", read_and_note)
-    lazy_index = load_table(paths, CONFIG).lazy_index
-    monkeypatch.setattr(lazy_module, "index_video", lambda *_: pytest.fail("indexed again"))
+    saved_index = load_table(paths, CONFIG).saved_index
+    monkeypatch.setattr(saved_module, "index_video", lambda *_: pytest.fail("indexed again"))
     assert read == ["new.mp4"] * (case == "second path")
     table = load_table(str(data), CONFIG)
     for span in table.spans:
         if span.source.name != "film3-7.mp4":  # damaged
-            assert lazy_index.info(span.source).num_frames > 0
+            assert saved_index.info(span.source).num_frames > 0
 
 
 @pytest.mark.parametrize("shard", ["8/8", "1", "-1/2"])

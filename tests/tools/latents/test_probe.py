@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from fractions import Fraction
 
 import pytest
 import torch
 
 from telecine.cli.program import run
+from telecine.data import index_video
+from telecine.data.lazy.header import read_header
 from telecine.evaluation.metrics.metric import Metric
 from telecine.models import CausalVAE
 from telecine.runs import Run
-from telecine.settings import CausalVAEConfig
+from telecine.runs.saved_settings import write_settings
+from telecine.settings import CausalVAEConfig, ClipConfig, TrainConfig
 from telecine.tools.latents.denoising import LEVELS
 from telecine.training import TrainingError
 from telecine.video.write import write_video
@@ -87,6 +91,24 @@ def test_it_measures_unseen_videos_on_a_page_and_resumes_to_the_bit(
     assert again["probe"].pop("seconds") > 0
     assert probe.pop("seconds") > 0
     assert again == model
+
+
+@pytest.mark.slow
+def test_videos_of_a_lazy_run_whose_headers_are_not_exact(arguments, tmp_path):
+    uneven = [*range(20), *range(30, 36)]
+    for seed, path in enumerate(sorted((tmp_path / "data").iterdir())):
+        path.unlink()
+        path = path.with_suffix(".mkv")
+        write_video(path, moving(seed), fps=25, pts=uneven, time_base=Fraction(1, 25))
+        assert read_header(path, ClipConfig())[0] != index_video(path).num_frames
+    checkpoint = Run(tmp_path / "run").checkpoints.path(1)
+    shutil.copytree(tmp_path / "model", checkpoint / "ema")
+    (checkpoint / "state.json").write_text("{}")
+    write_settings(checkpoint, TrainConfig(clips=ClipConfig(index="lazy")))
+    command, _, *options = arguments
+    run([command, str(tmp_path / "run"), *options, f"--probe.val_data={tmp_path}/unseen"])
+    (model,) = json.loads((tmp_path / "latents" / "latents.json").read_text())["models"]
+    assert len(model["probe"]["losses"]) == len(LEVELS)
 
 
 def test_seen_videos_are_refused(arguments):

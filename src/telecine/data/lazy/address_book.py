@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from telecine.data.errors import Deadline, thread_errors
-from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_addresses import SavedAddresses
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.remote import look_up
 from telecine.data.source import RemotePath, Source
 
@@ -15,12 +15,12 @@ class AddressBook:
     """Asks servers about files, and keeps the answers for the next run.
 
     Args:
-        lazy_index: Keeps them. The `timeout` of its settings is for each file.
+        saved_index: Keeps them. The `timeout` of its settings is for each file.
     """
 
-    def __init__(self, lazy_index: LazyIndex) -> None:
-        self._lazy_index = lazy_index
-        self._saved = lazy_index.saved_addresses()
+    def __init__(self, saved_index: SavedIndex) -> None:
+        self._saved_index = saved_index
+        self._saved = saved_index.saved_addresses()
         self._used: list[SavedAddresses] = []
         self._has_new = False  # whether some of `_used` are not saved
 
@@ -33,7 +33,7 @@ class AddressBook:
 
         def ask(file: RemotePath) -> RemotePath | None:
             try:
-                return look_up(file, Deadline(file, self._lazy_index.config.timeout))
+                return look_up(file, Deadline(file, self._saved_index.config.timeout))
             except FileNotFoundError:
                 return None
 
@@ -74,11 +74,11 @@ class AddressBook:
         addresses = list(self._used)
         if not is_complete:
             addresses.append(self._saved)
-        self._lazy_index.save_addresses(SavedAddresses.joined(addresses))
+        self._saved_index.save_addresses(SavedAddresses.joined(addresses))
         self._has_new = False
 
     def forget(self) -> None:
         """Ask servers again in the next run: a file is not as they have said."""
         self._used.clear()
         self._has_new = False
-        self._lazy_index.forget_addresses()
+        self._saved_index.forget_addresses()

@@ -217,7 +217,7 @@ class FileTable(Sequence[Source]):
         return identities
 
     def member_keys(self, archive_keys: Sequence[int]) -> NDArray[np.int64]:
-        """Return the keys of all files, which are members of tar files, see `LazyIndex.key_of`.
+        """Return the keys of all files, which are members of tar files, see `SavedIndex.key_of`.
 
         Args:
             archive_keys: The key of each tar file.

@@ -29,8 +29,8 @@ from telecine.data.fingerprint import UNKNOWN, Fingerprint
 from telecine.data.lazy.address_book import AddressBook
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.header import NO_HEADER, Header, read_header
-from telecine.data.lazy.index import LazyIndex
 from telecine.data.lazy.saved_headers import SavedHeaders
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.segment_columns import SegmentColumns
 from telecine.data.lazy.shards import ShardWriter
 from telecine.data.lazy.stated_header import (
@@ -63,7 +63,7 @@ class DataTable:
     """A data set by the headers of its files, and the exact indices of those that were read."""
 
     spans: SpanTable
-    lazy_index: LazyIndex
+    saved_index: SavedIndex
     skipped: list[Skipped]
     """Files whose headers cannot be read, and segments without frames."""
 
@@ -78,6 +78,8 @@ def load_table(
 
     A list may have the columns `num_frames` and `fps`, and `height` and `width`: its files are then not opened.
 
+    A run indexes all files nevertheless if the end of each is held out, as of fewer than ten videos, see `split_table`.
+
     Args:
         path: As `telecine.data.load_spans`.
         config: Files with larger frames than its `max_pixels` are skipped.
@@ -89,8 +91,8 @@ def load_table(
     paths = paths_of(path)
     if not paths:
         raise argument_error(name, "a path", "an empty list", "Name some videos.", DataError)
-    lazy_index = LazyIndex(paths[0], config, paths[1:])
-    reader = _TableReader(lazy_index)
+    saved_index = SavedIndex(paths[0], config, paths[1:])
+    reader = _TableReader(saved_index)
     is_complete = False
     try:
         for one_path in paths:
@@ -127,12 +129,12 @@ class _NewFile(NamedTuple):
 class _TableReader:
     """Reads the headers of segments' files into columns."""
 
-    def __init__(self, lazy_index: LazyIndex) -> None:
+    def __init__(self, saved_index: SavedIndex) -> None:
         self.num_found = 0  # files, members and segments
-        self.addresses = AddressBook(lazy_index)
-        self._lazy_index = lazy_index
-        self._config = lazy_index.config
-        self._writer = ShardWriter(lazy_index.shards, is_required=False)
+        self.addresses = AddressBook(saved_index)
+        self._saved_index = saved_index
+        self._config = saved_index.config
+        self._writer = ShardWriter(saved_index.shards, is_required=False)
         self._last_save = time.monotonic()
         self._parts: list[FileTable] = []
         self._keys = array("q")  # of the files of all parts
@@ -146,11 +148,11 @@ class _TableReader:
 
     @cached_property
     def _saved(self) -> SavedHeaders:
-        return self._lazy_index.shards.headers()
+        return self._saved_index.shards.headers()
 
     @cached_property
-    def _saved_of_others(self) -> list[tuple[LazyIndex, SavedHeaders]]:
-        return [(other, other.shards.headers()) for other in self._lazy_index.others]
+    def _saved_of_others(self) -> list[tuple[SavedIndex, SavedHeaders]]:
+        return [(other, other.shards.headers()) for other in self._saved_index.others]
 
     def add_path(self, path: str, name: str) -> None:
         """Add all files at a path.
@@ -163,7 +165,7 @@ class _TableReader:
         archives = [file for file in files if is_archive(file)]
         members = FileTable.joined([])
         if archives:
-            members, skipped = self._lazy_index.members(archives)
+            members, skipped = self._saved_index.members(archives)
             self._skipped.extend(skipped)
             self.num_found += len(members) + len(skipped)
         num_added = 0  # tar files
@@ -189,11 +191,11 @@ class _TableReader:
         self._read_pending()
         archive_keys = []
         for archive in members.archives:
-            archive_keys.append(self._lazy_index.key_of(archive, Fingerprint.of(archive)))
+            archive_keys.append(self._saved_index.key_of(archive, Fingerprint.of(archive)))
         begin = len(self._keys)
         self._keys.frombytes(members.member_keys(archive_keys).tobytes())
         self._segments.add_files(range(begin, begin + len(members)))
-        self._parts.append(self._leave_out_refused(members))
+        self._parts.append(self._mark_refused(members))
 
     def _read_pending(self) -> None:
         """Add the pending segments and their files, whose headers are read unless the chunk before had the file.
@@ -219,7 +221,7 @@ class _TableReader:
                 self._segments.add(segment, row_of[segment.source])
         files = list(new_files.values())
         keys = np.array(
-            [self._lazy_index.key_of(file.source, file.fingerprint) for file in files], np.int64
+            [self._saved_index.key_of(file.source, file.fingerprint) for file in files], np.int64
         )
         headers = self._saved_or_stated(files, keys)
         try:
@@ -231,7 +233,7 @@ class _TableReader:
                 sizes=[file.fingerprint.size for file in files],
                 versions=[_version(file) for file in files],
             )
-            self._parts.append(self._leave_out_refused(table))
+            self._parts.append(self._mark_refused(table))
             self._keys.extend(keys.tolist())
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(is_complete=False)
@@ -277,7 +279,7 @@ class _TableReader:
 
         Args:
             files: The files.
-            keys: The key of each, see `LazyIndex.key_of`.
+            keys: The key of each, see `SavedIndex.key_of`.
         """
         headers = self._saved.find(keys)
         for other, saved in self._saved_of_others:
@@ -320,12 +322,12 @@ class _TableReader:
                     if result.digest != 0:  # no array
                         self._writer.add(int(keys[row]), result, None)
 
-    def _leave_out_refused(self, files: FileTable) -> FileTable:
-        """Mark files that the settings refuse: saved headers may be of a run with others."""
+    def _mark_refused(self, files: FileTable) -> FileTable:
+        """Return files, those without a header that the settings refuse: a run with others may have saved it."""
         headers = files.headers
         is_checked = headers["width"].astype(np.int64) * headers["height"] > self._config.max_pixels
         if not self._config.has_colours:
-            is_checked[:] = True
+            is_checked[:] = True  # only arrays can have these channels, whatever their size
         for row in np.flatnonzero(is_checked & (headers["num_frames"] > 0)).tolist():
             source = files[row]
             try:
@@ -374,7 +376,7 @@ class _TableReader:
             places = np.stack([identities, spans.first_frame, spans.last_frame])
             _, kept = np.unique(places, axis=1, return_index=True)
             spans = spans.take(np.sort(kept))
-        return DataTable(spans, self._lazy_index, self._skipped)
+        return DataTable(spans, self._saved_index, self._skipped)
 
 
 def _fingerprint(source: Source) -> Fingerprint:

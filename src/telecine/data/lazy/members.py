@@ -60,7 +60,7 @@ def find_members(
     if mapped is not None:
         return mapped
     sidecars = _sidecars_of(archives, config)
-    unread = [archive for archive in archives if not sidecars[archive].is_complete]
+    unread = [archive for archive in archives if not sidecars[archive].was_read_whole]
     with_arrays = [archive for archive in archives if has_arrays(sidecars[archive])]
     parts = []
     skipped = []
@@ -133,4 +133,4 @@ def _scan_and_save(archive: File, config: ClipConfig) -> Sidecar:
 
 def _is_lasting(sidecar: Sidecar) -> bool:
     """Return whether a sidecar holds for other runs, too."""
-    return sidecar.is_complete and not has_arrays(sidecar)
+    return sidecar.was_read_whole and not has_arrays(sidecar)

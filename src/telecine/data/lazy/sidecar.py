@@ -40,13 +40,13 @@ from telecine.settings import ClipConfig
 from telecine.settings.data import PILLOW_MAX_PIXELS
 
 _BEGIN_BYTES = 4096  # of a tar file: names, sizes and times of its first members
-# Of the end of a tar file: up to 10 KiB of zeros, so a change of another size may leave the file as large as it was.
+# Tar files end with up to 10 KiB of zeros: more is read, so that a changed last member shows.
 _END_BYTES = 2**14
 _FINGERPRINT = "archive_fingerprint"
-_FITS = "archive"
-_FITS_END = "archive_end"
+_BEGIN_DIGEST = "archive"
+_END_DIGEST = "archive_end"
 _SKIPPED = "skipped"
-_HAS_INDICES = "has_indices"
+_HAS_ALL_INDICES = "has_indices"
 _NUM_OPEN = 64  # sidecars that a process keeps open
 
 
@@ -56,10 +56,11 @@ class Sidecar(NamedTuple):
     members: FileTable
     skipped: list[Skipped]
     """Members whose header cannot be read."""
-    has_indices: bool
+    has_all_indices: bool
     """Whether it has the exact indices of all members that can be decoded. Otherwise it may have those of some."""
-    is_complete: bool = True
-    """Whether no error of the system has left out members that another attempt may read."""
+    was_read_whole: bool = True
+    """Whether all was read, up to any damage. Otherwise an error of the system left out members; another attempt may
+    read them."""
 
 
 def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
@@ -78,7 +79,10 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
     deadline = Deadline(archive, config.timeout)
     of_any_run = ClipConfig(max_pixels=PILLOW_MAX_PIXELS, timeout=config.timeout)
 
-    def read(member: TarMember, opened: BinaryIO) -> tuple[TarMember, Header | Skipped | None]:
+    def read_tables(
+        member: TarMember, opened: BinaryIO
+    ) -> tuple[TarMember, Header | Skipped | None]:
+        """Return a member, and its header by the tables of MP4 or why it has none; None if it must be read alone."""
         if kind_of(member) == "arrays":
             return member, None
         try:
@@ -88,23 +92,23 @@ def scan_archive(archive: File, config: ClipConfig) -> Sidecar:
             return member, Skipped.of(member, error)
         return member, header
 
-    members, is_complete = scan_tar(archive, deadline, read)
+    results, was_read_whole = scan_tar(archive, deadline, read_tables)
     readable: list[TarMember] = []
     records: list[Header] = []
     skipped: list[Skipped] = []
-    for member, header in members:
+    for member, by_tables in results:
+        header = by_tables
         if header is None:
-            header, is_final = _read_member(
-                member, config if kind_of(member) == "arrays" else of_any_run
-            )
-            is_complete = is_complete and is_final
+            limits = config if kind_of(member) == "arrays" else of_any_run
+            header, is_final = _read_member(member, limits)
+            was_read_whole = was_read_whole and is_final
         if isinstance(header, Skipped):
             skipped.append(header)
         else:
             readable.append(member)
             records.append(header)
     table = FileTable.of(readable, np.array(records, HEADER))
-    return Sidecar(table, skipped, has_indices=False, is_complete=is_complete)
+    return Sidecar(table, skipped, has_all_indices=False, was_read_whole=was_read_whole)
 
 
 def _read_member(member: TarMember, config: ClipConfig) -> tuple[Header | Skipped, bool]:
@@ -155,10 +159,10 @@ def write_sidecar(
         end_digest = _digest_of_end(opened)
     metadata = {
         _FINGERPRINT: json.dumps(Fingerprint.of(archive)),
-        _FITS: begin_digest,
-        _FITS_END: end_digest,
+        _BEGIN_DIGEST: begin_digest,
+        _END_DIGEST: end_digest,
         _SKIPPED: json.dumps(reasons),
-        _HAS_INDICES: json.dumps(sidecar.has_indices),
+        _HAS_ALL_INDICES: json.dumps(sidecar.has_all_indices),
     }
     beside, cached = sidecar_paths(archive)
     path = cached
@@ -180,7 +184,7 @@ def open_sidecar(archive: File) -> IndexFile | None:
             file = open_local(place, IndexFile, reads="whole")
             if not _fits(file.metadata, archive):
                 continue
-            if json.loads(file.metadata[_HAS_INDICES]):
+            if json.loads(file.metadata[_HAS_ALL_INDICES]):
                 return file
         except (DecodeError, *DAMAGE_ERRORS):
             continue
@@ -202,7 +206,7 @@ def read_sidecar(archive: File) -> Sidecar | None:
         skipped = []
         for name, offset, size, reason in json.loads(file.metadata[_SKIPPED]):
             skipped.append(Skipped(TarMember(archive, name, offset, size), reason))
-        return Sidecar(members, skipped, json.loads(file.metadata[_HAS_INDICES]))
+        return Sidecar(members, skipped, json.loads(file.metadata[_HAS_ALL_INDICES]))
     except DAMAGE_ERRORS:
         return None
 
@@ -230,11 +234,11 @@ def _fits(metadata: Mapping[str, str], archive: File) -> bool:
     if metadata.get(_FINGERPRINT) == json.dumps(Fingerprint.of(archive)):
         return True
     with open_bytes(archive, reads="headers") as opened:
-        if metadata[_FITS] != _digest_of_begin(opened):
+        if metadata[_BEGIN_DIGEST] != _digest_of_begin(opened):
             return False
-        if isinstance(archive, RemotePath) or _FITS_END not in metadata:
+        if isinstance(archive, RemotePath) or _END_DIGEST not in metadata:
             return True
-        return metadata[_FITS_END] == _digest_of_end(opened)
+        return metadata[_END_DIGEST] == _digest_of_end(opened)
 
 
 def _digest_of_begin(opened: SourceBytes) -> str:

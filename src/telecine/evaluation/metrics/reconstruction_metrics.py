@@ -58,8 +58,8 @@ class ReconstructionMetrics:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
         metrics: Names of metrics of pixels: those of `default_metrics()`, or of a published protocol.
-        range_is_known: Whether the range of the targets is known to be [-1, 1]: bright clips without a value below 0 are
-            then no warning.
+        range_is_known: Whether the range of the targets is known to be [-1, 1]. Bright clips without a value below 0
+            are then no warning.
 
     Raises:
         ValueError: A metric is unknown, or a distance has the name of a built-in one.

@@ -84,21 +84,28 @@ class FeatureMaps(FrozenModule[Callable[[Frames], Any]]):
 
 
 def _as_map(output: object, inputs: Tensor, token_grid: Sequence[int] | None) -> FeatureMap | Video:
-    """Return a map with the axes of the inputs as it is, and the last of tokens `(N, n, F)` as a map `token_grid`."""
+    """Return a map with the axes of the inputs as it is, and tokens `(N, n, F)` as the map that the last of them are.
+
+    That map is `token_grid` of clips, and the largest square of frames.
+    """
     is_video = inputs.ndim == 5
     if isinstance(output, Tensor) and len(output) == len(inputs):
         if output.ndim == inputs.ndim and token_grid is None:
             return output
-        grid = token_grid
-        if not is_video and output.ndim == 3:
-            side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
-            grid = (side, side)
-        if output.ndim == 3 and grid is not None and prod(grid) <= output.shape[1]:
-            tokens = output[:, -prod(grid) :]
-            return tokens.transpose(1, 2).unflatten(2, tuple(grid))
-    axes = "t, h, w" if is_video else "h, w"
-    kind = "clips, and tokens only of a `token_grid`" if is_video else "frames"
-    contract = f"a list of maps (N, F, {axes}) or of tokens (N, n, F), or one of them, for N = {len(inputs)} {kind}"
+        if output.ndim == 3:
+            num_tokens = output.shape[1]
+            grid = token_grid if is_video else [isqrt(num_tokens)] * 2
+            if grid is not None and prod(grid) <= num_tokens:
+                # The tokens before them are those of classes and registers.
+                return output[:, -prod(grid) :].transpose(1, 2).unflatten(2, tuple(grid))
+    if not is_video:
+        kind = "maps (N, F, h, w) or of tokens (N, n, F)"
+    elif token_grid is None:
+        kind = "maps (N, F, t, h, w), or with a `token_grid` of tokens (N, n, F)"
+    else:
+        kind = f"tokens (N, n, F) with n of at least {prod(token_grid)}"
+    batch = f"{len(inputs)} {'clips' if is_video else 'frames'}"
+    contract = f"a list of {kind}, or one of them, for N = {batch}"
     remedy = "Choose other layers, or wrap it in a function that returns such a map."
     raise argument_error("the result of `net`", contract, describe(output), remedy)
 

@@ -28,7 +28,7 @@ from telecine.models.diffusers.normalisation import read_normalisation, write_no
 from telecine.models.diffusers.outputs import DiffusersModel
 from telecine.models.diffusers.row_layers import row_split_of
 from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
-from telecine.models.flow import Sampler, add_noise
+from telecine.models.flow import LatentNoise, add_noise
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
@@ -65,6 +65,8 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         ValueError: The class is of audio or proteins, has no encoder, or a diffusion model as the decoder.
     """
 
+    sampler: LatentNoise | None
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.family = family_of(module)
@@ -78,7 +80,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         self.sizes = ClipSizes(
             module, self.family.reconstruct, self.family.in_channels(module), only_side
         )
-        self.sampler = Sampler(level=0.0) if takes_level(module) else None
+        self.sampler = LatentNoise() if takes_level(module) else None
 
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, C, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
@@ -110,7 +112,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         """Return the video of a latent, with noise of `sampler`'s level, and the losses of a quantizer."""
         if self.sampler is None:
             return self.family.decode(self.module, latent)
-        noise_level = latent.new_full((len(latent),), self.sampler.level or 0.0)
+        noise_level = latent.new_full((len(latent),), self.sampler.level)
         if self.sampler.level:
             latent = add_noise(latent, self._noise_like(latent, generator), noise_level)
         if generator is not None:

@@ -16,7 +16,7 @@ from telecine.base.frozen import FrozenModule
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Video
 from telecine.models.causal_blocks import init_zero
-from telecine.models.flow import Sampler, add_noise, integrate, random_levels
+from telecine.models.flow import EulerSampler, add_noise, integrate, random_levels
 from telecine.models.frozen_encoder import FrozenEncoderModel
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import ChannelMoments, Posterior
@@ -94,7 +94,7 @@ class LatentDenoiser(FrozenEncoderModel):
                 block.attn1.set_processor(_CausalAttention(frames[:, None] >= frames))
 
     @property
-    def latent_model(self) -> VideoAutoencoder:
+    def encoder_model(self) -> VideoAutoencoder:
         """The frozen autoencoder, of whose latents this is a generator."""
         return self._frozen.in_eval_mode()
 
@@ -123,7 +123,7 @@ class LatentDenoiser(FrozenEncoderModel):
             seed: Seed of the noise.
         """
         generator = torch.Generator().manual_seed(seed)
-        levels = Sampler(steps).levels(1.0)
+        levels = EulerSampler(steps=steps).levels(1.0)
         for _ in range(num):
             noise = torch.randn((1, *self._settings["latent_shape"]), generator=generator).to(
                 self.mean
@@ -141,7 +141,7 @@ class LatentDenoiser(FrozenEncoderModel):
             latent: `(B, C, t, h, w)`.
             generator: Not used: the frozen autoencoder decodes with the noise of its own `sampler`, if it has one.
         """
-        return self.latent_model.decode(latent * self.std + self.mean)
+        return self.encoder_model.decode(latent * self.std + self.mean)
 
     def forward(
         self,
@@ -178,7 +178,7 @@ class LatentDenoiser(FrozenEncoderModel):
     @property
     def in_channels(self) -> int:
         """Channels of the video."""
-        return self.latent_model.in_channels
+        return self.encoder_model.in_channels
 
     @property
     def codebook(self) -> None:

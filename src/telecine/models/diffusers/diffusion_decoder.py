@@ -21,7 +21,13 @@ from telecine.models.diffusers.checkpointed_blocks import enable
 from telecine.models.diffusers.loading import build_module, load_module, save_module
 from telecine.models.diffusers.normalisation import Normalised, read_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.models.flow import FEW_STEPS, Predictor, Sampler, denoise_at_random_levels, integrate
+from telecine.models.flow import (
+    FEW_STEPS,
+    EulerSampler,
+    Predictor,
+    denoise_at_random_levels,
+    integrate,
+)
 from telecine.models.frozen_encoder import LoadTeacher, TeacherEncoderModel
 from telecine.models.interface import Reconstruction, VideoAutoencoder
 from telecine.models.latent import MEAN_KEY, STD_KEY, LatentGrid, Normalisation
@@ -52,7 +58,7 @@ class DiffusionDecoder(TeacherEncoderModel):
     """
 
     teacher_key = "_teacher"  # diffusers keeps keys that begin so
-    sampler: Sampler
+    sampler: EulerSampler
     flow: FlowConfig
 
     def __init__(
@@ -62,7 +68,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         module.set_attn_processor(WindowAttention())
         self.module: DiffusersModel = module.train()
         self.flow = FlowConfig()
-        self.sampler = Sampler(module.config.decoder_num_inference_steps)
+        self.sampler = EulerSampler(steps=module.config.decoder_num_inference_steps)
 
     @classmethod
     def from_pretrained(
@@ -95,7 +101,7 @@ class DiffusionDecoder(TeacherEncoderModel):
         module = build_module(source) if is_config else load_module(str(source))
         model = cls(module, teacher, load, digest=module.config.get(_DIGEST_KEY, ""))
         if not model.digest:
-            model._adopt(model.load_teacher().latent_model)
+            model._adopt(model.load_teacher().encoder_model)
         return model
 
     def _adopt(self, teacher: VideoAutoencoder) -> None:
@@ -258,7 +264,7 @@ class DiffusionDecoder(TeacherEncoderModel):
             height: Height in pixels.
             width: Width in pixels.
         """
-        return self.latent_model.latent_grid(num_frames, height, width)
+        return self.encoder_model.latent_grid(num_frames, height, width)
 
     def linear_autoencoder(
         self, num_frames: int, height: int, width: int
@@ -270,7 +276,7 @@ class DiffusionDecoder(TeacherEncoderModel):
             height: Height in pixels.
             width: Width in pixels.
         """
-        return self.latent_model.linear_autoencoder(num_frames, height, width)
+        return self.encoder_model.linear_autoencoder(num_frames, height, width)
 
     def latent_normalisation(self) -> Normalisation:
         """Return the numbers that normalise the teacher's latent, which the decoder holds as well."""

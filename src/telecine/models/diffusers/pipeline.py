@@ -129,7 +129,7 @@ class PipelineVAE(ModelMixin, nn.Module):
             tile_sample_stride_width: Columns from one tile to the next.
 
         Raises:
-            ValueError: The stride is not smaller than the tile.
+            ValueError: The stride is larger than the tile, or below 1.
         """
         space = self.spatial_compression_ratio
         size = max(tile_sample_min_height, tile_sample_min_width)
@@ -173,7 +173,7 @@ class PipelineVAE(ModelMixin, nn.Module):
             x: The video, `(B, C, T, H, W)`.
             return_dict: As of the teacher.
         """
-        teacher: Any = self.student.latent_model
+        teacher: Any = self.student.encoder_model
         return teacher.module.encode(x.to(teacher.module.dtype), return_dict=return_dict)
 
     def _decode_in_tiles(self, latent: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ class Streaming:
     first: int = 1
     """Frames of the first chunk."""
     set_chunk: Callable[[DiffusersModel, int], ChunkedCalls | None] | None = None
-    """For classes whose chunks may also be multiples of `chunk`: let the model compute chunks of so many frames, and
-    return how it is called now, or None if that stays. The norms of other classes depend on the chunk."""
+    """For classes whose chunks may also be multiples of `chunk`: from the model and the number of frames of its chunks
+    to how it is called now, or None if that stays. The norms of other classes depend on the chunk."""
     has_variance: bool = True
     """Whether the second half of the encoder's channels are log-variances; else they are left out."""
 

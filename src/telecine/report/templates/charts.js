@@ -81,8 +81,8 @@ function lineStyle(chart, series, run) {
   if (series.is_reference) return { colour: severalRuns ? `c${run % NUM_COLOURS}` : "muted", dash: REFERENCE_DASH };
   const colour = severalRuns ? run : index;
   const number = severalRuns && chart.series.length === 1 ? run : index;
-  // The next curve of a colour has the number 8 higher, which of 7 dashes is the next one, and neighbours look alike: 3
-  // further for each time that all colours were used before, it is 4 dashes away.
+  // Curves 0, 8 and 16 share a colour. Their dashes are 4 apart, because neighbours look alike: one by their number, as
+  // there are 7 dashes, and 3 more for each time that all colours were used before.
   const timesUsed = Math.floor(number / NUM_COLOURS);
   return { colour: `c${colour % NUM_COLOURS}`, dash: DASHES[(number + 3 * timesUsed) % DASHES.length] };
 }

@@ -10,9 +10,10 @@ _DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
 _STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
 _CUT = 0.06  # at a cut the mean change is above it, and more than _CUT_RATIO times the changes before and after
 _CUT_RATIO = 2.5
-# Of 64, in which the hash of each of three frames of a video, or that of an image, may differ from that of a copy. Of
-# 41 clips of photographs that were encoded again (x264, crf 30), 34 differ in at most 4 bits and all in at most 8. Of
-# 3362 pairs of clips of other photographs, two do not differ in more: skies and walls without a detail.
+# The largest number of its 64 bits in which the hash of an image, or of each of three frames of a video, may differ
+# from that of a copy. Of 41 clips of photographs that were encoded again (x264, crf 30), 34 differ in at most 4 bits
+# and all in at most 8. Of 3362 pairs of clips of other photographs, two do not differ in more: skies and walls without
+# a detail.
 _MAX_BITS = 8
 _MAX_BITS_OF_IMAGE = 4
 _GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -63,4 +64,4 @@ def split_at_cuts(spans: Sequence[Span], cuts: Mapping[Source, list[int] | None]
             if span.first_frame < cut <= span.last_frame:
                 starts.append(cut)
         for first, end in pairwise([*starts, span.last_frame + 1]):
-            yield Span(span.info, first, end - 1)
+            yield replace(span, first_frame=first, last_frame=end - 1)

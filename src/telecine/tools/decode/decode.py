@@ -52,7 +52,7 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
     rank, num_ranks = launched_process()
     device = device_of_process(config.device, num_ranks)
     model = load_model(config.model or manifest["model"], config, device)
-    if digest_of_encoder(model.latent_model) != manifest["encoder_sha256"]:
+    if digest_of_encoder(model.encoder_model) != manifest["encoder_sha256"]:
         got = f"{config.model or manifest['model']!r}, whose encoder is another one"
         remedy = "Set `model` to the model that encoded, or to a student of it."
         raise argument_error("model", "of the encoder that encoded", got, remedy)

@@ -178,7 +178,7 @@ def identity_of(
     return {
         "format": FORMAT,
         "model": name,
-        "encoder_sha256": digest_of_encoder(model.latent_model),
+        "encoder_sha256": digest_of_encoder(model.encoder_model),
         "normalisation": model.latent_normalisation(),
         "data_sha256": data.hexdigest(),
         "settings": {key: _plain(value) for key, value in settings.items()},
@@ -263,7 +263,7 @@ class _Encoder:
         size = self.model.covering_clip(clip.num_frames, clip.height, clip.width)
         if not self.model.streams:
             video = torch.cat(list(chunks), dim=1).to(self.device)
-            yield self.model.latent_model.encode(pad_to(video, size)[None])
+            yield self.model.encoder_model.encode(pad_to(video, size)[None])
             return
         stream = self.model.stream_encoder(self.config.chunk_frames)
         videos = (

@@ -14,7 +14,7 @@ from telecine.data.errors import thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
 from telecine.data.fingerprint import Fingerprint
 from telecine.data.lazy.header import Header, read_header
-from telecine.data.lazy.index import LazyIndex
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.shards import ShardWriter
 from telecine.data.lazy.sidecar import (
     Sidecar,
@@ -87,6 +87,7 @@ class _Outcome:
 
     source: Source
     header: Header | None
+    """None for a member of a tar file: the sidecar has it."""
     info: VideoInfo | None
     error: DataError | None
     """Why it has no header, or no exact index: a `DecodeError`, or another error if it is not read in time."""
@@ -100,14 +101,14 @@ class _Indexer:
         self.num_before = 0
         self.skipped: list[Skipped] = []
         self._config = config
-        self._lazy_index = LazyIndex(path, config)
-        self._writer = ShardWriter(self._lazy_index.shards, is_required=True)
-        self._exact_keys = self._lazy_index.shards.exact_keys()
+        self._saved_index = SavedIndex(path, config)
+        self._writer = ShardWriter(self._saved_index.shards, is_required=True)
+        self._exact_keys = self._saved_index.shards.exact_keys()
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
         sidecar = read_sidecar(archive)
-        if sidecar is not None and sidecar.has_indices:
+        if sidecar is not None and sidecar.has_all_indices:
             self.num_before += 1
             return
         if sidecar is None:
@@ -116,7 +117,7 @@ class _Indexer:
             reason = "has arrays, whose axes are settings of a run"
             self.skipped.append(Skipped(archive, reason))
             return
-        if not sidecar.is_complete:
+        if not sidecar.was_read_whole:
             reason = "is read up to an error of the system; index it again"
             self.skipped.append(Skipped(archive, reason))
             return
@@ -126,21 +127,21 @@ class _Indexer:
         for member in _members_of(sidecar):
             if member.offset in infos:
                 continue
-            key = self._lazy_index.key_of(member, fingerprint)
-            info = self._lazy_index.saved_info(key, member)  # of a run
+            key = self._saved_index.key_of(member, fingerprint)
+            info = self._saved_index.saved_info(key, member)  # of a run
             if info is None:
                 missing.append(member)
             else:
                 infos[member.offset] = info
-        has_indices = False
+        has_all_indices = False
         try:
             for outcome in self._read(missing, f"indexing {archive.name}"):
                 if outcome.info is not None:
                     assert isinstance(outcome.source, TarMember)
                     infos[outcome.source.offset] = outcome.info
-            has_indices = True
+            has_all_indices = True
         finally:  # also what was indexed beside a member that is not read in time
-            write_sidecar(archive, sidecar._replace(has_indices=has_indices), infos)
+            write_sidecar(archive, sidecar._replace(has_all_indices=has_all_indices), infos)
         self.skipped.extend(sidecar.skipped)
 
     def index_files(self, sources: Sequence[Source]) -> None:
@@ -150,7 +151,7 @@ class _Indexer:
             if kind_of(source) == "arrays":
                 continue
             try:
-                key = self._lazy_index.key_of(source, Fingerprint.of(file_of(source)))
+                key = self._saved_index.key_of(source, Fingerprint.of(file_of(source)))
             except OSError as error:
                 self.skipped.append(Skipped(source, error.strerror or str(error)))
                 continue
@@ -163,14 +164,14 @@ class _Indexer:
                 key = keys[outcome.source]
                 self._writer.add(key, outcome.header, outcome.info)
                 if isinstance(outcome.error, DecodeError):
-                    self._lazy_index.save_failure(key, outcome.source, outcome.error)
+                    self._saved_index.save_failure(key, outcome.source, outcome.error)
         finally:  # also what was indexed beside a file that is not read in time
             self._writer.write()
 
     def _was_read(self, key: int) -> bool:
         """Return whether a shard has the exact index of the file with a key, or it is known why it has none."""
         has_index = find_row(self._exact_keys, key) is not None
-        return has_index or self._lazy_index.failure(key) is not None
+        return has_index or self._saved_index.failure(key) is not None
 
     def _read(self, sources: Sequence[Source], description: str) -> Iterator[_Outcome]:
         """Yield the header and the exact index of files, in order, and count them. Leave out files not read in time.
@@ -200,7 +201,8 @@ class _Indexer:
     def _read_one(self, source: Source) -> _Outcome:
         header = None
         try:
-            header = read_header(source, self._config)
+            if not isinstance(source, TarMember):
+                header = read_header(source, self._config)
             info = index_video(source, self._config)
         except DataError as error:
             return _Outcome(source, header, None, error)

@@ -69,7 +69,7 @@ def train_probe(
     model = measured.model
     device = next(model.parameters()).device
     settings = _train_config(measured.clips, config)
-    spans = Spans.find(settings.data, settings.val_data, replace(settings.clips, index="ahead"))
+    spans = Spans.find(settings.data, settings.val_data, settings.clips)
     _check_unseen(spans, settings.clips, probe.val_data)
     unseen_videos = partial(
         _read_unseen, spans.held_out.exact, settings.clips, config.clip_limit, device
@@ -83,7 +83,7 @@ def train_probe(
 
     clips = ClipDataset(spans.train, settings.clips, seed=settings.seed)
     accelerator = build_accelerator(settings)
-    latents_identity = repr(identity_of(model.latent_model, clips, accelerator.mixed_precision))
+    latents_identity = repr(identity_of(model.encoder_model, clips, accelerator.mixed_precision))
     name = _run_name(latents_identity, model, spans.held_out.exact, probe)
     cache = str(folder / f"{_folder_name(latents_identity)}-latents")
     settings = replace(settings, output_dir=str(folder / name), latent_cache=cache)
@@ -145,7 +145,10 @@ def _folder_name(*texts: str) -> str:
 
 
 def _train_config(clips: ClipConfig, config: LatentsConfig) -> TrainConfig:
-    """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation."""
+    """Return the settings of the run: the squared error of the velocity alone, and clips without augmentation.
+
+    The data is indexed ahead: latents are cached before the run, by exact indices.
+    """
     probe = config.probe
     warmup_steps = min(100, probe.steps // 10)
     return TrainConfig(
@@ -162,7 +165,7 @@ def _train_config(clips: ClipConfig, config: LatentsConfig) -> TrainConfig:
         linear_baseline=False,
         linear_start=False,
         trackers=(),
-        clips=replace(clips, num_clips=probe.num_clips, random_flip=False),
+        clips=replace(clips, index="ahead", num_clips=probe.num_clips, random_flip=False),
         objective=ObjectiveConfig(perceptual_weight=0.0),
         optimizer=OptimizerConfig(
             lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup_steps, schedule="cosine"
@@ -185,6 +188,6 @@ def _cached_latents(
     for number, name in enumerate(with_progress(names, "encoding")):
         if name not in cache:
             video = clips[0, number]["video"][None].to(device)
-            cache.add([name], model.latent_model.encode(video))
+            cache.add([name], model.encoder_model.encode(video))
     cache.write()
     return cache.read(names, torch.device("cpu")).mode()

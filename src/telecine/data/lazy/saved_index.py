@@ -1,4 +1,4 @@
-"""The index of `clips.index: lazy`: exact indices, made when a video is first drawn, and shared with later runs."""
+"""The saved index of a data set: headers and exact indices, which all runs share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MEMBERS = "members"
 _NUM_RECENT = 256  # indices that a process keeps
 
 
-class LazyIndex:
+class SavedIndex:
     """The indices of a data set in a folder beside it, or in the user's cache folder. Any process may add to it.
 
     If the data cannot be written to, the folder is in the cache, and one beside the data is read, too. A table in
@@ -55,7 +55,7 @@ class LazyIndex:
         self._folders = index_folders(data)
         self.folder = self._folders[0]
         self.config = config
-        self.others = [LazyIndex(other, config) for other in others]
+        self.others = [SavedIndex(other, config) for other in others]
         self._root = index_root(data)
         self.shards = Shards([folder / _SHARDS for folder in self._folders])
         """Headers and exact indices of many files each."""
@@ -163,7 +163,7 @@ class LazyIndex:
 
     def forget_addresses(self) -> None:
         """Remove the sizes and versions that are kept, so that the next run asks servers again."""
-        for lazy_index in (self, *self.others):
-            for folder in lazy_index._folders:
+        for index in (self, *self.others):
+            for folder in index._folders:
                 with suppress(OSError):  # there are none, or another process removes them
                     (folder / _ADDRESSES).unlink()
