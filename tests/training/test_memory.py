@@ -46,6 +46,7 @@ from telecine.training.update_memory import (
     PARAMETERS,
 )
 
+from ..models.tiny_models import tiny_model
 from .helpers import new_state
 
 
@@ -258,6 +259,21 @@ def test_a_student_is_planned_with_its_teacher(light, student):
     assert counter.flops_by_part.total() == planned.flops
     recomputed = plan(light(model=student, model_gradient_checkpointing=True))
     assert recomputed.largest_by_part[AUTOENCODER] < planned.largest_by_part[AUTOENCODER]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["wan", "ltx_video"]
+)  # with telecine's checkpointing, and diffusers'
+def test_a_model_of_diffusers_is_planned_with_checkpointing(name, light, tmp_path):
+    """Without values there are no gradients to compare."""
+    tiny_model(name).save_pretrained(tmp_path / name)
+    config = light(model=str(tmp_path / name))
+    config = replace(config, clips=replace(config.clips, num_frames=9))
+    planned = plan(config)
+    recomputed = plan(replace(config, model_gradient_checkpointing=True))
+    assert recomputed.largest_by_part[AUTOENCODER] < planned.largest_by_part[AUTOENCODER]
+    assert recomputed.flops_by_part[AUTOENCODER] > planned.flops_by_part[AUTOENCODER]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from telecine.base.terminal import quiet_logger
 from telecine.losses.perceptual import LPIPS
 from telecine.losses.perceptual.backbones import BACKBONES, backbone_of
 from telecine.models import CausalVAE, VideoAutoencoder
-from telecine.models.frozen_encoder import FrozenEncoderModel, TeacherEncoderModel
+from telecine.models.frozen_encoder import FrozenEncoderModel
 from telecine.models.interface import check_channels
 from telecine.models.load import is_custom, load_autoencoder
 from telecine.models.transfer import check_source
@@ -177,18 +177,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         random = _random_autoencoder(config)
         if config.model is not None and random.in_channels != config.clips.num_channels:
             random = random.with_channels(config.clips.num_channels)
-        model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if config.model_gradient_checkpointing and isinstance(
-            model, (CausalVAE, TeacherEncoderModel)
-        ):
-            model.enable_gradient_checkpointing()
-        elif config.model_gradient_checkpointing:
-            from telecine.models.diffusers.checkpointed_blocks import enable
-
-            diffusers_model = cast(Any, model)
-            # Without comparing gradients, which needs values.
-            enable(diffusers_model.module, diffusers_model.family.checkpointed_blocks)
-    return model
+        return build_autoencoder(config, random)
 
 
 def fake_objective(config: TrainConfig) -> VideoAutoencoderLoss:
