@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from telecine.base import devices
-from telecine.base.devices import machine_memory, parse_memory, pick_device
+from telecine.base.devices import free_memory, machine_memory, parse_memory, pick_device
 
 
 @pytest.mark.parametrize(
@@ -47,34 +47,76 @@ def test_memory_is_read_with_its_unit(text, size):
 
 
 GIB = 2**30
-LIMITS = {
-    "version 2": ("0::/job/step", {"job/memory.max": 4 * GIB, "job/step/memory.max": "max"}),
-    "version 1": ("7:cpu:/\n4:memory,hugetlb:/job", {"memory/job/memory.limit_in_bytes": 4 * GIB}),
-    "in a container, whose group is the root that it sees": ("0::/", {"memory.max": 4 * GIB}),
+# The line of `/proc/self/cgroup`, and the files of the groups: limits, memory in use, and what of it is cached files.
+GROUPS = {
+    "version 2": (
+        "0::/job/step",
+        {
+            "job/memory.max": 4 * GIB,
+            "job/memory.current": 3 * GIB,
+            "job/memory.stat": f"anon 7\nactive_file {GIB // 2}\ninactive_file {GIB // 2}",
+            "job/step/memory.max": "max",
+        },
+    ),
+    "version 1": (
+        "7:cpu:/\n4:memory,hugetlb:/job",
+        {
+            "memory/job/memory.limit_in_bytes": 4 * GIB,
+            "memory/job/memory.usage_in_bytes": 3 * GIB,
+            "memory/job/memory.stat": f"active_file 7\ntotal_active_file {GIB}\ntotal_inactive_file 0",
+        },
+    ),
+    "in a container, whose group is the root that it sees": (
+        "0::/",
+        {
+            "memory.max": 4 * GIB,
+            "memory.current": 2 * GIB,
+            "memory.stat": "active_file 0\ninactive_file 0",
+        },
+    ),
     "in a container of version 1, which sees the group's name outside": (
         "4:memory:/docker/1234",
-        {"memory/memory.limit_in_bytes": 4 * GIB},
+        {
+            "memory/memory.limit_in_bytes": 4 * GIB,
+            "memory/memory.usage_in_bytes": 2 * GIB,
+            "memory/memory.stat": "total_active_file 0\ntotal_inactive_file 0",
+        },
     ),
     "of a group above": (
         "0::/job/step",
-        {"job/step/memory.max": 5 * GIB, "job/memory.max": 4 * GIB},
+        {
+            "job/step/memory.max": 5 * GIB,
+            "job/step/memory.current": GIB,
+            "job/step/memory.stat": "active_file 0\ninactive_file 0",
+            "job/memory.max": 4 * GIB,
+            "job/memory.current": 2 * GIB,
+            "job/memory.stat": "active_file 0\ninactive_file 0",
+        },
     ),
 }
 
 
-@pytest.mark.parametrize("kind", LIMITS)
-def test_the_memory_of_the_machine_is_at_most_that_of_a_control_group(kind, tmp_path, monkeypatch):
-    group, files = LIMITS[kind]
+@pytest.mark.parametrize("kind", GROUPS)
+def test_memory_is_at_most_that_of_a_control_group(kind, tmp_path, monkeypatch):
+    group, files = GROUPS[kind]
+
+    def set_machine(*, total, available):
+        memory = SimpleNamespace(total=total, available=available)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    def sizes():
+        return machine_memory(), free_memory(torch.device("cpu"))
+
     monkeypatch.setattr(devices, "CONTROL_GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(devices, "CONTROL_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GIB))
-    assert machine_memory() == 64 * GIB, "no Linux"
+    set_machine(total=64 * GIB, available=60 * GIB)
+    assert sizes() == (64 * GIB, 60 * GIB), "no Linux"
     (tmp_path / "cgroup").write_text(f"{group}\n")
-    assert machine_memory() == 64 * GIB, "no limit"
-    for name, limit in files.items():
+    assert sizes() == (64 * GIB, 60 * GIB), "no limit"
+    for name, content in files.items():
         path = tmp_path / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{limit}\n")
-    assert machine_memory() == 4 * GIB
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2 * GIB))
-    assert machine_memory() == 2 * GIB
+        path.write_text(f"{content}\n")
+    assert sizes() == (4 * GIB, 2 * GIB), "the system frees cached files"
+    set_machine(total=2 * GIB, available=GIB)
+    assert sizes() == (2 * GIB, GIB)

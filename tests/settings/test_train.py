@@ -220,6 +220,18 @@ def test_patches_may_be_as_small_as_a_pixel():
     assert config.discriminator.num_layers == 4
 
 
+def test_layers_of_an_image_discriminator_need_clips_of_full_size_only():
+    """It has no scales."""
+    config = TrainConfig(
+        clips=ClipConfig(height=256, width=256),
+        objective=ObjectiveConfig(multiscale_adversarial_loss_weight=1.0),
+        discriminator=DiscriminatorConfig(
+            video="features", image="patch", num_layers=6, num_scales=3
+        ),
+    )
+    assert config.discriminator.num_layers == 6
+
+
 CHOICES = {
     (ReconstructionConfig, "loss"): RECONSTRUCTION_LOSSES,
     (PerceptualConfig, "net"): BACKBONES,

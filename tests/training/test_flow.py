@@ -12,7 +12,7 @@ from telecine.base.randomness import clip_generators, randn
 from telecine.evaluation.load_model import load_infos, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstruct import reconstruct
-from telecine.evaluation.reconstruction_sources import ModelSource
+from telecine.evaluation.reconstructors import ModelReconstructor
 from telecine.models import load_autoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.flow import level_weights, random_levels
@@ -29,7 +29,7 @@ from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
 from ..models.tiny_models import tiny_model
-from .helpers import LIGHT, assert_equal_runs, last_checkpoint, new_state, resumed_copy
+from .helpers import LIGHT, assert_equal_runs, last_checkpoint, new_state, resumed_copy, run_to
 
 
 @pytest.fixture
@@ -87,6 +87,17 @@ def test_a_run_resumes_to_the_bit_and_logs_one_step_and_four(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_without_clips_of_noise_alone_resumes(tiny_flow):
+    """As all runs of a version without `noise_fraction`: its weights are saved without that setting."""
+    config = tiny_flow(steps=2, save_every=1, val_every=2, **LIGHT)
+    flow = replace(config.causal_vae.flow, shift=1.0, noise_fraction=0.0)
+    config = replace(config, causal_vae=replace(config.causal_vae, flow=flow))
+    run_to(config, 1)
+    train(config)
+    assert Run(config.output_dir).history.validations()[-1]["step"] == 2
+
+
+@pytest.mark.slow
 def test_it_is_evaluated_in_one_step_and_in_four(run, tmp_path):
     one, sampler = evaluated(run.output_dir, run, tmp_path)
     assert sampler == {"name": "euler", "steps": 1, "seed": 0}
@@ -102,18 +113,23 @@ def test_the_same_video_has_the_same_bits(run, tmp_path):
     first, second = protocol.select(load_infos(run.data))
     settings = EvaluateConfig(data=str(run.data), device="cpu", decode_steps=2)
     model = load_with_clips(run.output_dir, settings, torch.device("cpu")).model
-    source = ModelSource(model, protocol, "flow")
+    reconstructor = ModelReconstructor(model, protocol, "flow")
 
     def reconstructed(*spans, **changes):
-        with torch.no_grad(), decoding_options(source.model, **changes):
-            return [source.reconstruct(span, protocol.read(span)["video"][None]) for span in spans]
+        with torch.no_grad(), decoding_options(reconstructor.model, **changes):
+            return [
+                reconstructor.reconstruct(span, protocol.read(span)["video"][None])
+                for span in spans
+            ]
 
     whole, other = reconstructed(first, second)
     assert all(map(torch.equal, reconstructed(second, first), (other, whole)))
     for changes in ({"seed": 1}, {"steps": 3}):
         assert not torch.equal(reconstructed(first, **changes)[0], whole)
     target = protocol.read(first)["video"][None]
-    assert not torch.equal(source.reconstruct(second, target), source.reconstruct(first, target))
+    assert not torch.equal(
+        reconstructor.reconstruct(second, target), reconstructor.reconstruct(first, target)
+    )
 
     def psnr(steps):
         config = ReconstructConfig(num_frames=29, tile=32, device="cpu", decode_steps=steps)

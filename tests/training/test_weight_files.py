@@ -13,6 +13,7 @@ from telecine.models import CausalVAE, CustomAutoencoder
 from telecine.models.latent import LatentStatistics
 from telecine.models.lora import add_low_rank
 from telecine.settings import CausalVAEConfig, TrainableConfig
+from telecine.settings.autoencoder import FlowConfig
 from telecine.training.tensor_files import HostCopy, save_shards, shard_file
 from telecine.training.trainable import select_trainable
 from telecine.training.weight_files import WeightFiles, architecture_of, check_same_architecture
@@ -186,6 +187,19 @@ def test_another_architecture_is_refused_by_its_setting(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_same_architecture(other, tmp_path, "causal_vae")
     check_same_architecture(CustomAutoencoder(Normalised()), tmp_path, "custom")
+
+
+@pytest.mark.parametrize("noise_fraction", [0.0, 0.1])
+def test_the_architecture_of_a_decoder_that_generates_is_its_own(tmp_path, noise_fraction):
+    flow = FlowConfig(noise_fraction=noise_fraction)
+    config = CausalVAEConfig(
+        2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1, decoder="flow", flow=flow
+    )
+    CausalVAE(config).save_pretrained(tmp_path)
+    check_same_architecture(CausalVAE(config), tmp_path, "causal_vae")
+    other = CausalVAE(replace(config, flow=replace(flow, noise_fraction=0.2)))
+    with pytest.raises(ValueError, match=r"`flow of causal_vae` must be .*, but got"):
+        check_same_architecture(other, tmp_path, "causal_vae")
 
 
 def test_the_version_of_diffusers_and_the_statistics_are_no_part_of_the_architecture():

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -76,12 +77,14 @@ def in_gib(size: float) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a device; on the CPU, the machine's."""
+    """Return the bytes that are free on a device; on the CPU, those of this machine or of a container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return int(psutil.virtual_memory().available)
+    sizes = [int(psutil.virtual_memory().available)]
+    sizes += [limit.free for limit in _control_group_limits()]
+    return min(sizes)
 
 
 def peak_memory(device: torch.device) -> int | None:
@@ -98,29 +101,73 @@ def peak_memory(device: torch.device) -> int | None:
 
 def machine_memory() -> int:
     """Return the bytes of this machine's memory, or of the limit that a container or a scheduler sets."""
-    return min([int(psutil.virtual_memory().total), *_control_group_limits()])
+    sizes = [int(psutil.virtual_memory().total)]
+    sizes += [limit.total for limit in _control_group_limits()]
+    return min(sizes)
 
 
-def _control_group_limits() -> Iterator[int]:
-    """Yield the memory limits of this process' control groups and of their parents, on Linux: cgroups(7)."""
+class _MemoryController(NamedTuple):
+    """The files in which control groups of a version tell their memory, see cgroups(7)."""
+
+    folder: str
+    """Below `CONTROL_GROUPS`."""
+    limit: str
+    used: str
+    cached: tuple[str, str]
+    """Entries of `memory.stat`: contents of files in memory, which the system frees when it needs the memory."""
+
+
+_VERSION_1 = _MemoryController(
+    folder="memory",
+    limit="memory.limit_in_bytes",
+    used="memory.usage_in_bytes",
+    cached=("total_active_file", "total_inactive_file"),
+)
+_VERSION_2 = _MemoryController(
+    folder="",
+    limit="memory.max",
+    used="memory.current",
+    cached=("active_file", "inactive_file"),
+)
+
+
+class _Limit(NamedTuple):
+    """The memory limit of a control group."""
+
+    total: int
+    """Bytes."""
+    group_folder: Path
+    controller: _MemoryController
+
+    @property
+    def free(self) -> int:
+        """Bytes that the group may still use."""
+        used = int((self.group_folder / self.controller.used).read_text("utf-8"))
+        entries = (self.group_folder / "memory.stat").read_text("utf-8").splitlines()
+        statistics = dict(entry.split() for entry in entries)
+        cached = sum(int(statistics[name]) for name in self.controller.cached)
+        return self.total - used + cached
+
+
+def _control_group_limits() -> Iterator[_Limit]:
+    """Yield the memory limits of this process' control groups and of their parents, on Linux."""
     if not CONTROL_GROUP.is_file():
         return
     for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
         _, controllers, group = line.split(":", maxsplit=2)
-        if "memory" in controllers.split(","):  # version 1
-            root = CONTROL_GROUPS / "memory"
-            name = "memory.limit_in_bytes"
-        elif not controllers:  # version 2
-            root = CONTROL_GROUPS
-            name = "memory.max"
+        if "memory" in controllers.split(","):
+            controller = _VERSION_1
+        elif not controllers:
+            controller = _VERSION_2
         else:
             continue
+        root = CONTROL_GROUPS / controller.folder
         group_folder = root / group.lstrip("/")
         # In a container, the files of a group may be at the root.
         for folder in (group_folder, *group_folder.parents):
-            file = folder / name
+            file = folder / controller.limit
             if not folder.is_relative_to(root) or not file.is_file():
                 continue
             limit = file.read_text("utf-8").strip()
             if limit != "max":
-                yield int(limit)
+                yield _Limit(int(limit), folder, controller)

@@ -30,5 +30,6 @@ MOVED_MODULES: Mapping[str, str] = {
     "telecine.evaluation.protocol.": "telecine.evaluation.evaluation_record.",
     "telecine.evaluation.published.": "telecine.evaluation.protocols.published.",
     "telecine.evaluation.published_metrics.": "telecine.evaluation.metrics.published_pixels.",
-    "telecine.evaluation.source.": "telecine.evaluation.reconstruction_sources.",
+    "telecine.evaluation.source.": "telecine.evaluation.reconstructors.",
+    "telecine.evaluation.reconstruction_sources.": "telecine.evaluation.reconstructors.",
 }

@@ -99,7 +99,7 @@ def _has_readable_values(value: Tensor) -> bool:
     return value.device.type == "cpu" and not isinstance(value, FakeTensor)
 
 
-def check_range(name: str, value: Tensor, *, is_decoded: bool = False) -> None:
+def check_range(name: str, value: Tensor, *, range_is_known: bool = False) -> None:
     """Check that a CPU tensor is in [-1, 1], and warn if no value is below 0; NaN passes.
 
     Tensors on other devices pass: reading a value would make the host wait in every step. Fake ones have no values.
@@ -107,7 +107,8 @@ def check_range(name: str, value: Tensor, *, is_decoded: bool = False) -> None:
     Args:
         name: The argument.
         value: Its tensor.
-        is_decoded: Whether telecine has decoded it: a bright clip without a value below 0 is then right.
+        range_is_known: Whether its range is known to be [-1, 1], as of clips that telecine has decoded. A bright clip
+            without a value below 0 is then no warning.
 
     Raises:
         ValueError: Values are out of the range.
@@ -122,7 +123,7 @@ def check_range(name: str, value: Tensor, *, is_decoded: bool = False) -> None:
         raise argument_error(
             name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy
         )
-    if 0 <= low < high and not is_decoded:
+    if 0 <= low < high and not range_is_known:
         text = f"`{name}` has no value below 0. If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
         warnings.warn(text, stacklevel=2)
 
@@ -147,13 +148,15 @@ def check_weights(name: str, value: Tensor) -> None:
         raise argument_error(name, "finite and not negative", got, "Use 0 for what does not count.")
 
 
-def check_video_pair(inputs: Tensor, reconstructions: Tensor, *, is_decoded: bool = False) -> None:
+def check_video_pair(
+    inputs: Tensor, reconstructions: Tensor, *, range_is_known: bool = False
+) -> None:
     """Check that both are videos `(B, C, T, H, W)` of one shape and device, and `inputs` in [-1, 1].
 
     Args:
         inputs: The targets.
         reconstructions: Their reconstructions.
-        is_decoded: Whether telecine has decoded `inputs`, see `check_range`.
+        range_is_known: Of `inputs`, see `check_range`.
 
     Raises:
         ValueError: They are not.
@@ -164,7 +167,7 @@ def check_video_pair(inputs: Tensor, reconstructions: Tensor, *, is_decoded: boo
     check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
     _check_same_device("reconstructions", reconstructions, "inputs", inputs)
     # Reconstructions of an untrained decoder may leave the range.
-    check_range("inputs", inputs, is_decoded=is_decoded)
+    check_range("inputs", inputs, range_is_known=range_is_known)
 
 
 def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:

@@ -11,14 +11,16 @@ from typing import Annotated, Literal
 from telecine.base.checks import argument_error
 from telecine.base.terminal import console
 from telecine.settings import EvaluateConfig, ReconstructConfig, TrainConfig
-from telecine.settings.argument_kinds import ChangeData, Data, Output, StealLock
+from telecine.settings.argument_kinds import (
+    MODEL_HELP,
+    ChangeData,
+    Data,
+    ModelPath,
+    Output,
+    StealLock,
+)
 from telecine.settings.listing import json_schema
 from telecine.settings.parse import describe_recipes, find_recipe, read_config
-
-_MODEL = (
-    "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, a name on the Hub, or tiny, the "
-    "model in the package"
-)
 
 
 def train(
@@ -49,7 +51,7 @@ def evaluate(
     settings: EvaluateConfig,
     checkpoint: Annotated[
         str | None,
-        f"{_MODEL}; or a folder of videos or images, the reconstructions of those in --data with the same names.",
+        f"{MODEL_HELP}; or a folder of videos or images, the reconstructions of those in --data with the same names.",
     ] = None,
     *,
     output: Annotated[
@@ -117,7 +119,7 @@ def _compare_evaluations(
 
 def reconstruct(
     settings: ReconstructConfig,
-    checkpoint: Annotated[str, f"{_MODEL}."],
+    checkpoint: ModelPath,
     video: Annotated[
         str, Data("The video or image to reconstruct, or a folder of videos, or of images.")
     ],

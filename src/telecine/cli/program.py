@@ -50,10 +50,10 @@ def run(argv: Sequence[str]) -> None:
     environment = describe_environment() if command.has_run_settings else []
     if environment:  # printed before the checks, which may refuse one of them
         console.say(f"settings of the environment: {', '.join(environment)}")
-    arguments, recipes, options = command.parse(argv[num_words:])
+    arguments, files, options = command.parse(argv[num_words:])
     settings = arguments.get("settings")
     if isinstance(settings, TrainConfig):
-        if recipes == ["demo"] and "config" not in options:
+        if files == ["demo"] and "config" not in options:
             console.say("without --data and --config: the demo, on four sample videos")
         _check_options(settings, options)
     if command.output is not None and arguments.get(command.output) is not None:

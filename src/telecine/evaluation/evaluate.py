@@ -37,7 +37,12 @@ from telecine.evaluation.metrics.round_trips import (
 )
 from telecine.evaluation.metrics.seams import TilingDifference
 from telecine.evaluation.protocols.papers import PROTOCOLS
-from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource, open_source
+from telecine.evaluation.reconstructors import (
+    FileReconstructor,
+    ModelReconstructor,
+    Reconstructor,
+    open_reconstructor,
+)
 from telecine.evaluation.result import Evaluation
 from telecine.evaluation.speed import Speed, describe_speed, measure_speed
 from telecine.models import VideoAutoencoder
@@ -72,29 +77,30 @@ def evaluate(
         if config.protocol is not None:
             PROTOCOLS[config.protocol].check_options(config)
         with log_in_first_process(rank):
-            source, infos = open_source(checkpoint, config, device)
-            spans = source.clip_protocol.select(infos)
+            reconstructor, infos = open_reconstructor(checkpoint, config, device)
+            spans = reconstructor.clip_protocol.select(infos)
         if num_ranks > 1:
             check_same_data(SpanTable.of(spans).sha256(), "clips")
-        metric_set = source.clip_protocol.load_metrics(spans, config, device)
-        metric_set = metric_set.with_measures(_requested_measures(source, config))
-        description = source.clip_protocol.describe(spans)
+        metric_set = reconstructor.clip_protocol.load_metrics(spans, config, device)
+        metric_set = metric_set.with_measures(_requested_measures(reconstructor, config))
+        description = reconstructor.clip_protocol.describe(spans)
+        description["data"] = config.input_data
+        description |= _describe_subject(checkpoint, config, reconstructor)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
+        size = (description["num_frames"], description["height"], description["width"])
         flat_values = {}
         if config.flat:
-            size = (description["num_frames"], description["height"], description["width"])
-            flat_values = measure_flat_colours(_model_of("flat", source), *size)
+            flat_values = measure_flat_colours(_model_of("flat", reconstructor), *size)
         speed = None
         if config.speed:
-            size = (description["num_frames"], description["height"], description["width"])
-            speed, description["speed"] = _speed_of(source, size, num_ranks)
-        results = measure_clips(source, metric_set, spans, device, rank, num_ranks)
+            model = _model_of("speed", reconstructor)
+            speed = _speed_of(model, size, num_ranks)
+            description["speed"] = describe_speed(model, size)
+        results = measure_clips(reconstructor, metric_set, spans, device, rank, num_ranks)
         if not results:
             got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "files with a decodable clip", got, "See the log.")
-        description["data"] = config.input_data
-        description |= _describe_subject(checkpoint, config, source)
         evaluation = _summarize(results, metric_set, description, flat_values)
         evaluation = replace(evaluation, speed=speed)
         if output is not None and rank == 0:
@@ -102,56 +108,53 @@ def evaluate(
         return evaluation
 
 
-def _requested_measures(source: ModelSource | VideoSource, config: EvaluateConfig) -> list[Measure]:
+def _requested_measures(reconstructor: Reconstructor, config: EvaluateConfig) -> list[Measure]:
     """Return what the settings `flow`, `chunk` or `tile`, and `round_trips` request."""
     measures: list[Measure] = []
     if config.flow is not None:
         measures.append(WarpingError(DISFlow()))
     if config.chunk is not None or config.tile is not None:
-        model = _model_of("chunk" if config.tile is None else "tile", source)
+        model = _model_of("chunk" if config.tile is None else "tile", reconstructor)
         tiling = Tiling.of(config.tile, config.tile_overlap)
         measures.append(TilingDifference(model, config.chunk, config.overlap_frames, tiling))
     if config.round_trips is not None:
-        model = _model_of("round_trips", source)
+        model = _model_of("round_trips", reconstructor)
         measures.append(RoundTrips(model, config.round_trips, config.through))
     return measures
 
 
-def _model_of(setting: str, source: ModelSource | VideoSource) -> VideoAutoencoder:
-    if isinstance(source, VideoSource):
+def _model_of(setting: str, reconstructor: Reconstructor) -> VideoAutoencoder:
+    if isinstance(reconstructor, FileReconstructor):
         contract = "left out for reconstructions that are given as videos"
         raise argument_error(
-            setting, contract, source.title, "Pass a model, which reconstructs other clips."
+            setting, contract, reconstructor.title, "Pass a model, which reconstructs other clips."
         )
-    return source.model
+    return reconstructor.model
 
 
 def _describe_subject(
-    checkpoint: Model, config: EvaluateConfig, source: ModelSource | VideoSource
+    checkpoint: Model, config: EvaluateConfig, reconstructor: Reconstructor
 ) -> dict[str, Any]:
     """Return the fields of `EvaluationRecord` that say what was measured."""
-    description: dict[str, Any] = {"subject": source.title}
-    if isinstance(source, ModelSource):
-        description["sampler"] = source.model.describe_decoding()
+    description: dict[str, Any] = {"subject": reconstructor.title}
+    if isinstance(reconstructor, ModelReconstructor):
+        description["sampler"] = reconstructor.model.describe_decoding()
         if not isinstance(checkpoint, nn.Module):
             description["checkpoint"] = str(checkpoint)
             description["weights"] = config.weights
         if config.decoder is not None:
-            description["subject"] = f"{source.title}, decoded by {config.decoder}"
+            description["subject"] = f"{reconstructor.title}, decoded by {config.decoder}"
             description["decoder"] = config.decoder
     return description
 
 
-def _speed_of(
-    source: ModelSource | VideoSource, size: tuple[int, int, int], num_ranks: int
-) -> tuple[Speed, dict[str, Any]]:
-    """Return the speed of a model for a clip of a size, and how it was measured."""
-    model = _model_of("speed", source)
+def _speed_of(model: VideoAutoencoder, size: tuple[int, int, int], num_ranks: int) -> Speed:
+    """Return the speed of a model for a clip of a size: frames, height and width."""
     if num_ranks > 1:
         remedy = "Measure it in a call of its own."
         raise argument_error("speed", "false with several processes", True, remedy)
     (speed,) = measure_speed([model], *size)
-    return speed, describe_speed(model, size)
+    return speed
 
 
 def _summarize(

@@ -4,7 +4,7 @@
 |---|---|
 | `evaluate`, `latents`, `prune` | those of the run, with the sizes and times of the settings: `load_with_data` |
 | `evaluate --protocol` | those of the protocol: `load_model` alone |
-| `evaluate` of videos | those of the settings, by default of the size of the videos: `VideoSource` |
+| `evaluate` of videos | those of the settings, by default of the size of the videos: `FileReconstructor` |
 | `encode`, `reconstruct` | whole files, whose pixels are read as in the run: `clips_to_read` |
 | `decode` | none: `load_model` alone |
 """

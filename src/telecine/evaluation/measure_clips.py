@@ -13,7 +13,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.metrics import ReconstructionMetrics
 from telecine.evaluation.metrics.metric_set import MetricSet
-from telecine.evaluation.reconstruction_sources import ModelSource, VideoSource
+from telecine.evaluation.reconstructors import Reconstructor
 from telecine.losses.perceptual import as_rgb
 
 
@@ -56,7 +56,7 @@ def process_group() -> Iterator[tuple[int, int]]:
 
 @torch.no_grad()
 def measure_clips(
-    source: ModelSource | VideoSource,
+    reconstructor: Reconstructor,
     metric_set: MetricSet,
     spans: Sequence[Span],
     device: torch.device,
@@ -66,7 +66,7 @@ def measure_clips(
     """Return the results of the clips in order, on every process. Clips that cannot be decoded are left out.
 
     Args:
-        source: Reconstructs the clips.
+        reconstructor: Reconstructs the clips.
         metric_set: The metrics.
         spans: The clips.
         device: Where clips are measured.
@@ -76,7 +76,7 @@ def measure_clips(
     indices = range(rank, len(spans), num_ranks)
     results = []
     for index in with_progress(indices, "measuring", is_shown=rank == 0):
-        result = _measure_clip(index, source, metric_set, spans[index], device)
+        result = _measure_clip(index, reconstructor, metric_set, spans[index], device)
         if result is not None:
             results.append(result)
     if num_ranks > 1:
@@ -90,21 +90,21 @@ def measure_clips(
 
 def _measure_clip(
     index: int,
-    source: ModelSource | VideoSource,
+    reconstructor: Reconstructor,
     metric_set: MetricSet,
     span: Span,
     device: torch.device,
 ) -> ClipResult | None:
     """Return the results of one clip, or None if it cannot be decoded."""
-    clip_protocol = source.clip_protocol
+    clip_protocol = reconstructor.clip_protocol
     clip = clip_protocol.read(span)
     if clip is None:
         return None
     clip_input = clip["video"][None].to(device)
-    reconstruction = clip_protocol.measured_values(source.reconstruct(span, clip_input))
+    reconstruction = clip_protocol.measured_values(reconstructor.reconstruct(span, clip_input))
     target = clip_protocol.measured_values(clip_input)
     metrics = ReconstructionMetrics(
-        metric_set.perceptual, metrics=metric_set.pixel_metrics, is_decoded=True
+        metric_set.perceptual, metrics=metric_set.pixel_metrics, range_is_known=True
     )
     metrics.update(reconstruction=reconstruction, target=target)
     values = metrics.per_clip()[0]

@@ -20,7 +20,7 @@ from telecine.data.outputs import check_output
 from telecine.data.source import is_address
 from telecine.evaluation.load_model import Model, clips_to_read, load_infos, load_model
 from telecine.evaluation.metrics.pixels import psnr
-from telecine.evaluation.reconstruction_sources import by_name
+from telecine.evaluation.reconstructors import by_name
 from telecine.evaluation.tiling import (
     count_chunks,
     iterate_reconstruction,

@@ -46,7 +46,7 @@ class Evaluation:
 
         An evaluation of round trips also writes round_trips.json and round_trips.png, one of speed speed.json.
         """
-        # Written last: it marks a complete evaluation.
+        # protocol.json marks a complete evaluation: remove it first, and write it last.
         (folder / PROTOCOL_FILE).unlink(missing_ok=True)
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)

@@ -41,7 +41,7 @@ from telecine.models.pretrained import (
     load_weights,
     save_model,
 )
-from telecine.models.row_layers import RowNetwork, RowSplit
+from telecine.models.row_split import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamEncoder
 from telecine.settings import CausalVAEConfig
 from telecine.settings.errors import validate

@@ -34,7 +34,7 @@ from telecine.models.latent import (
 )
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.linear import LinearAutoencoder
-from telecine.models.row_layers import RowNetwork, RowSplit
+from telecine.models.row_split import RowNetwork, RowSplit
 from telecine.models.stream import ChunkSizes, StreamDecoder
 from telecine.ops.pass_options import ClipPosition, clip_position, pass_options
 from telecine.settings import CausalVAEConfig

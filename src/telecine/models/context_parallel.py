@@ -34,7 +34,7 @@ from torch.nn.utils import parametrize
 
 from telecine.base.checks import argument_error
 from telecine.models.interface import VideoAutoencoder
-from telecine.models.row_layers import RowNetwork, RowSplit, pad_convolution, rows_around
+from telecine.models.row_split import RowNetwork, RowSplit, pad_convolution, rows_around
 from telecine.ops.pass_options import WHOLE_CLIPS, pass_options, using_pass_options
 from telecine.ops.rows import gather_rows, split_rows
 from telecine.ops.wrap_forward import wrap_forward

@@ -23,7 +23,7 @@ from telecine.models.latent import (
     Posterior,
 )
 from telecine.models.linear import LinearAutoencoder
-from telecine.models.row_layers import RowSplit
+from telecine.models.row_split import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
 from telecine.models.unwrapping import class_name
 from telecine.ops.pass_options import ClipPosition as ClipPosition  # pickled models name it here

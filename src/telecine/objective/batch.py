@@ -55,8 +55,9 @@ class BatchOptions(TypedDict, total=False):
     """The trained autoencoder, for terms that look at its layers."""
     first_frame_apart: bool
     """Whether the first frame of `latent` encodes the first frame alone, which is the default."""
-    is_decoded: bool
-    """Whether telecine has decoded `inputs`: their range is known, and clips without a value below 0 are no warning."""
+    range_is_known: bool
+    """Whether the range of `inputs` is known to be [-1, 1], as of clips that telecine has decoded. Bright clips without
+    a value below 0 are then no warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def make_batch(
     unknown = options.keys() - BatchOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"VideoAutoencoderLoss has no argument {sorted(unknown)[0]!r}")
-    check_video_pair(inputs, reconstructions, is_decoded=options.get("is_decoded", False))
+    check_video_pair(inputs, reconstructions, range_is_known=options.get("range_is_known", False))
     mask = options.get("mask")
     if mask is not None:
         _check_mask(mask, inputs)

@@ -55,9 +55,10 @@ class DiscriminatorGradients(Enum):
     THROUGH_GRAPH = auto()
     """By the caller's `backward()`."""
     EAGER_WHOLE = auto()
-    """Eagerly, of the whole loss: its real part and its fake part depend on each other. With several discriminators it
-    needs less memory than the graph, as the graph of one exists at a time: for three with the relativistic loss and
-    "r1_and_r2" 319 instead of 456 MB. With a single one it saves nothing, 261 and 246 MB. The time is the same."""
+    """Eagerly, of the whole loss: its real part and its fake part depend on each other. The graph of one discriminator
+    exists at a time, and none during the autoencoder's backward: for three with the relativistic loss and "r1_and_r2"
+    319 instead of 456 MB, in the same time. For a single one it depends on the autoencoder: 8.4 instead of 9.9 GB for
+    Wan 2.1 with LeCam, but 261 instead of 246 MB for a small one, whose graph is there during the double backward."""
     EAGER_PARTS = auto()
     """Eagerly, of the real part of the loss, then of the fake part. The graph of one part exists at a time: for one
     discriminator with the hinge loss 125 MB, as a whole 149 MB, in the same time."""
@@ -123,9 +124,42 @@ def compute_gan_losses(
         The terms of the autoencoder's loss, from which discriminators get no gradient, and the loss of each
         discriminator that trains at this step, from which the autoencoder gets none.
     """
-    # First of all, a frame of each clip is drawn for each discriminator that terms of the autoencoder's loss need, and
-    # one for the discriminators' losses. It is also drawn for discriminators of videos, and while none trains: later
-    # random numbers do not depend on it.
+    generator_frames, discriminator_frames = _draw_frames(gan)
+    generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
+    discriminator_losses: dict[str, DiscriminatorLoss] = {}
+    for d in gan.discriminators:
+        terms: TermValues = {}
+        frames = generator_frames.get(d.name)
+        if frames is not None and how is DiscriminatorGradients.ONE_PASS:
+            with gan.precision_of_discriminators():
+                terms, discriminator_losses[d.name] = _one_pass(d, gan, frames)
+        else:
+            how_alone = how
+            if how is DiscriminatorGradients.ONE_PASS:
+                # No term of the autoencoder's loss is on for this discriminator: a pass would serve one step alone.
+                how_alone = DiscriminatorGradients.EAGER_PARTS
+            if frames is not None:
+                terms = _generator_terms(d, gan, frames, is_eager=autoencoder_is_eager)
+            if discriminator_frames is not None and gan.weights.discriminators_train:
+                with gan.precision_of_discriminators():
+                    discriminator_losses[d.name] = _discriminator_loss(
+                        d, gan, discriminator_frames, how_alone
+                    )
+        for name, term in terms.items():
+            generator_losses[name][d.name] = term
+    return generator_losses, discriminator_losses
+
+
+def _draw_frames(gan: GANBatch) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Draw the frame of each clip that a discriminator of frames sees, `(B, 1)`.
+
+    All are drawn before any loss is computed, also for discriminators of videos, and while none trains: later random
+    numbers do not depend on it.
+
+    Returns:
+        Those for terms of the autoencoder's loss, by the name of each discriminator that such a term needs; and those
+        for the losses of all discriminators, None if these are not computed.
+    """
     generator_frames: dict[str, Tensor] = {}
     if "autoencoder" in gan.sides:
         for d in gan.discriminators:
@@ -134,26 +168,7 @@ def compute_gan_losses(
     discriminator_frames: Tensor | None = None
     if "discriminators" in gan.sides:
         discriminator_frames = sample_frame_indices(gan.real, 1, gan.rng)
-
-    generator_losses: GeneratorLosses = {term.name: {} for term in gan.autoencoder_terms}
-    discriminator_losses: dict[str, DiscriminatorLoss] = {}
-    for d in gan.discriminators:
-        terms: TermValues = {}
-        frames = generator_frames.get(d.name)
-        if frames is not None and how is DiscriminatorGradients.ONE_PASS:
-            with gan.precision_of_discriminators():
-                terms, discriminator_losses[d.name] = _eager_parts(d, gan, frames, serves_both=True)
-        else:
-            if frames is not None:
-                terms = _generator_terms(d, gan, frames, is_eager=autoencoder_is_eager)
-            if discriminator_frames is not None and gan.weights.discriminators_train:
-                with gan.precision_of_discriminators():
-                    discriminator_losses[d.name] = _discriminator_loss(
-                        d, gan, discriminator_frames, how
-                    )
-        for name, term in terms.items():
-            generator_losses[name][d.name] = term
-    return generator_losses, discriminator_losses
+    return generator_frames, discriminator_frames
 
 
 def _generator_terms(
@@ -172,11 +187,9 @@ def _generator_terms(
 def _discriminator_loss(
     d: BoundDiscriminator, gan: GANBatch, frame_indices: Tensor, how: DiscriminatorGradients
 ) -> DiscriminatorLoss:
-    """Return the loss of one discriminator by itself, without the terms of the autoencoder's loss."""
-    is_separable = how in (DiscriminatorGradients.EAGER_PARTS, DiscriminatorGradients.ONE_PASS)
-    if is_separable:
-        _, loss = _eager_parts(d, gan, frame_indices, serves_both=False)
-        return loss
+    """Return the loss of one discriminator by itself: `how` is another way than `ONE_PASS`."""
+    if how is DiscriminatorGradients.EAGER_PARTS:
+        return _eager_parts(d, gan, frame_indices)
     terms = compute_discriminator_terms(
         d,
         gan,
@@ -190,35 +203,31 @@ def _discriminator_loss(
     return DiscriminatorLoss(total, terms.detached())
 
 
-def _eager_parts(
-    d: BoundDiscriminator, gan: GANBatch, frame_indices: Tensor, *, serves_both: bool
+def _eager_parts(d: BoundDiscriminator, gan: GANBatch, frame_indices: Tensor) -> DiscriminatorLoss:
+    """Return the loss of one discriminator by itself, with gradients of its real part, then of its fake part."""
+    real, gradient_sum = _eager_real_part(d, gan, frame_indices)
+    fake = compute_discriminator_terms(d, gan, fake=d.input_of(gan.fake, frame_indices), real=None)
+    gradient_sum.backward(fake.weighted_sum(gan.weights))
+    return _sum_of_parts(gan, real, fake.detached(), gradient_sum)
+
+
+def _one_pass(
+    d: BoundDiscriminator, gan: GANBatch, frame_indices: Tensor
 ) -> tuple[TermValues, DiscriminatorLoss]:
-    """Return a discriminator's loss with the gradients of its parameters: of its real part, then of its fake part.
+    """Return the terms of the autoencoder's loss from one discriminator, and its own loss, with their gradients.
 
-    Args:
-        d: The discriminator.
-        gan: The terms that count at this step.
-        frame_indices: The frame of each clip that a discriminator of frames sees, `(B, 1)`.
-        serves_both: Whether its pass over the reconstructions serves the autoencoder's loss, too. The terms of that are
-            returned with their gradients for the reconstructions; otherwise there are none.
+    The fake part of its loss and the terms are computed from the output of one pass over the reconstructions.
     """
-    # The real part comes first: the penalty's double backward takes the most memory, and there are no other
-    # gradients yet. Detached, it frees its graph before the next one is built.
-    gradient_sum = GradientSum(d.trained_parameters)
-    real = compute_discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real, frame_indices))
-    gradient_sum.backward(real.weighted_sum(gan.weights))  # the double backward, too
-    real = real.detached()
+    real, gradient_sum = _eager_real_part(d, gan, frame_indices)
 
-    # One pass over the reconstructions, and what is computed from its output.
+    # The pass, and what is computed from its output.
     fake = d.input_of(gan.fake, frame_indices)
-    leaf = detached_leaf(fake) if serves_both else fake.detach()
+    leaf = detached_leaf(fake)
     d_fake = d(leaf)
     logits = d_fake.logits
     fake_loss = gan.loss.compute_discriminator_loss(real_logits=None, fake_logits=logits)
-    terms: TermValues = {}
-    if serves_both:
-        terms = compute_generator_terms(d, gan, d_fake=d_fake, frame_indices=frame_indices)
-    del d_fake  # its features, which the backward frees
+    terms = compute_generator_terms(d, gan, d_fake=d_fake, frame_indices=frame_indices)
+    del d_fake  # its features, which the last backward frees
 
     # The gradients: of the fake part for the parameters, of each term for the reconstructions.
     done: TermValues = {}
@@ -238,13 +247,37 @@ def _eager_parts(
         gradient_sum.backward(fake_loss, retain_graph=len(terms) > 0)
     done |= precompute_gradients(terms, leaves=[leaf], inputs=[fake])
 
-    whole = DiscriminatorTerms(
-        real.gan_loss + fake_loss.detach(),
-        real.regularisers,
-        real.real_logits,
-        logits.detach(),
+    fake_part = DiscriminatorTerms(
+        fake_loss.detach(), regularisers={}, real_logits=None, fake_logits=logits.detach()
+    )
+    return done, _sum_of_parts(gan, real, fake_part, gradient_sum)
+
+
+def _eager_real_part(
+    d: BoundDiscriminator, gan: GANBatch, frame_indices: Tensor
+) -> tuple[DiscriminatorTerms, GradientSum]:
+    """Return the terms of the real part of a discriminator's loss, detached, and the gradients of its parameters.
+
+    It comes before the fake part: the penalty's double backward takes the most memory, and there are no other gradients
+    yet. Its graph is freed before the next one is built.
+    """
+    gradient_sum = GradientSum(d.trained_parameters)
+    real = compute_discriminator_terms(d, gan, fake=None, real=d.input_of(gan.real, frame_indices))
+    gradient_sum.backward(real.weighted_sum(gan.weights))  # the double backward, too
+    return real.detached(), gradient_sum
+
+
+def _sum_of_parts(
+    gan: GANBatch, real: DiscriminatorTerms, fake: DiscriminatorTerms, gradient_sum: GradientSum
+) -> DiscriminatorLoss:
+    """Return the loss whose real and fake part these are, both detached, with the sum of their gradients."""
+    terms = DiscriminatorTerms(
+        gan_loss=real.gan_loss + fake.gan_loss,
+        regularisers=real.regularisers,
+        real_logits=real.real_logits,
+        fake_logits=fake.fake_logits,
     )
     loss = attach_gradients(
-        whole.weighted_sum(gan.weights), gradient_sum.parameters, gradient_sum.gradients
+        terms.weighted_sum(gan.weights), gradient_sum.parameters, gradient_sum.gradients
     )
-    return done, DiscriminatorLoss(loss, whole)
+    return DiscriminatorLoss(loss, terms)

@@ -12,7 +12,7 @@ from telecine.runs.history import History
 
 
 @dataclass(frozen=True)
-class MetricSource:
+class MetricPrefix:
     """What the values with one prefix are measured on, and by which model."""
 
     label: str
@@ -22,12 +22,12 @@ class MetricSource:
     """Whether they are of a model that the trained one is compared with."""
 
 
-SOURCES = {
-    "train": MetricSource("training", is_held_out=False),
-    "val": MetricSource("held out"),
-    "linear": MetricSource("linear baseline", is_reference=True),
-    "teacher": MetricSource("teacher", is_reference=True),
-    "latent": MetricSource("latent"),
+PREFIXES = {
+    "train": MetricPrefix("training", is_held_out=False),
+    "val": MetricPrefix("held out"),
+    "linear": MetricPrefix("linear baseline", is_reference=True),
+    "teacher": MetricPrefix("teacher", is_reference=True),
+    "latent": MetricPrefix("latent"),
 }
 """The prefixes of logged values, such as `val` of `val/psnr`."""
 
@@ -50,13 +50,13 @@ class ChartDefinition:
 QUALITY_CHARTS = [
     ChartDefinition(
         title="PSNR",
-        names=[f"{source}/psnr" for source in SOURCES],
+        names=[f"{prefix}/psnr" for prefix in PREFIXES],
         unit="dB",
         explanation="Peak signal-to-noise ratio of reconstructions. Larger is better.",
     ),
     ChartDefinition(
         title="SSIM",
-        names=[f"{source}/ssim" for source in SOURCES],
+        names=[f"{prefix}/ssim" for prefix in PREFIXES],
         explanation="Structural similarity of reconstructions. Larger is better.",
     ),
 ]
@@ -159,7 +159,7 @@ def chart_definitions(names: Sequence[str]) -> list[ChartDefinition]:
     for metric in sorted({name.partition("/")[2] for name in names if _is_lpips(name)}):
         definition = ChartDefinition(
             title=metric_label(metric),
-            names=[f"{source}/{metric}" for source in SOURCES],
+            names=[f"{prefix}/{metric}" for prefix in PREFIXES],
             explanation="Perceptual distance of reconstructions. Smaller is better.",
         )
         lpips_charts.append(definition)
@@ -196,11 +196,11 @@ def label_of(name: str) -> str:
     if frame is not None:
         return f"frame {frame}"
 
-    source, _, metric = name.partition("/")
+    prefix, _, metric = name.partition("/")
     has_label = metric in METRICS and METRICS[metric].label != ""
-    if source in SOURCES and (has_label or name.startswith(TRAIN_LPIPS)):
-        return f"{metric_label(metric)}, {SOURCES[source].label}"
-    if source != "train":
+    if prefix in PREFIXES and (has_label or name.startswith(TRAIN_LPIPS)):
+        return f"{metric_label(metric)}, {PREFIXES[prefix].label}"
+    if prefix != "train":
         return name.replace("/", " ").replace("_", " ")
 
     label, _ = label_and_kind(metric)
@@ -219,22 +219,22 @@ def metric_label(metric: str) -> str:
 def _series(name: str, columns: Sequence[Column], definition: ChartDefinition) -> Series:
     curves = [make_curve(column.run, column.points) for column in columns]
     prefix = name.partition("/")[0]
-    source = SOURCES.get(prefix)
+    is_reference = prefix in PREFIXES and PREFIXES[prefix].is_reference
     return Series(
         label=label_of(name),
         key=columns[-1].logged_name,
         curves=curves,
-        is_reference=source is not None and source.is_reference,
+        is_reference=is_reference,
         is_smoothed=definition.is_smoothed and prefix == "train",
     )
 
 
 def _is_held_out(key: str) -> bool:
-    source = SOURCES.get(key.partition("/")[0])
-    return source is not None and source.is_held_out
+    prefix = key.partition("/")[0]
+    return prefix in PREFIXES and PREFIXES[prefix].is_held_out
 
 
 def _is_lpips(name: str) -> bool:
     """Return whether a value is an LPIPS. Those of different networks do not compare, and are never on one axis."""
-    source, _, metric = name.partition("/")
-    return source in SOURCES and metric.startswith("lpips_")
+    prefix, _, metric = name.partition("/")
+    return prefix in PREFIXES and metric.startswith("lpips_")

@@ -22,6 +22,11 @@ class Data:
     help: str
 
 
+MODEL_HELP = (
+    "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, a name on the Hub, or tiny, the "
+    "model in the package"
+)
+ModelPath: TypeAlias = Annotated[str, f"{MODEL_HELP}."]
 StealLock: TypeAlias = Annotated[
     bool, "Take the lock of the run's folder from a process whose machine is gone."
 ]

@@ -119,11 +119,11 @@ class DiscriminatorConfig:
         smallest = shortest
         if is_rescaled:
             smallest = math.ceil(shortest / 2**self.num_scales)
-        max_layers = smallest.bit_length() - 1
-        if "patch" in (self.video, self.image) and self.num_layers > max_layers:
-            contract = f"at most {max_layers}, which halve {smallest} pixels to one"
+        if self.video == "patch":
             remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
-            raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)
+            self._check_num_layers(smallest, remedy)
+        if self.image == "patch":  # which has no scales
+            self._check_num_layers(shortest, "Use fewer layers or larger clips.")
         size = self.features.size or smallest
         min_size = MIN_SIZES.get(self.features.net, 0)
         if self.video == "features" and size < min_size:
@@ -131,3 +131,9 @@ class DiscriminatorConfig:
             got = f"{self.features.net!r}, which needs {min_size}"
             remedy = "Use larger clips, or fewer of `discriminator.num_scales`."
             raise argument_error("discriminator.features.net", contract, got, remedy)
+
+    def _check_num_layers(self, side: int, remedy: str) -> None:
+        max_layers = side.bit_length() - 1
+        if self.num_layers > max_layers:
+            contract = f"at most {max_layers}, which halve {side} pixels to one"
+            raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)

@@ -4,6 +4,9 @@ from telecine.base.checks import argument_error
 from telecine.settings.group import Integer, NonNegative, Unlisted, group
 from telecine.settings.train import TrainConfig
 
+PRUNE_FILE = "prune.json"
+"""What `telecine prune` writes beside a model about its channels and convolutions. `telecine distill` reads it."""
+
 
 @group
 class ResolvedStudent:

@@ -143,7 +143,7 @@ def _measure(
     device: torch.device,
 ) -> dict[str, float]:
     """Return the mean of each metric of reconstructions over held-out clips."""
-    metrics = ReconstructionMetrics(perceptual, is_decoded=True)
+    metrics = ReconstructionMetrics(perceptual, range_is_known=True)
     for clip in val:
         target = clip["video"][None].to(device)
         metrics.update(reconstruction=reconstruct(target), target=target)

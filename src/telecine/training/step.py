@@ -194,7 +194,7 @@ def _compute_losses(
         model=autoencoder,
         first_frame_apart=autoencoder.first_frame_apart,
         sample_weight=output.weight,
-        is_decoded=True,
+        range_is_known=True,
     )
     if state.discriminators_train:
         both = state.objective.both_losses(

@@ -73,11 +73,11 @@ def validate_model(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    metrics = ReconstructionMetrics(perceptual, is_decoded=True)
+    metrics = ReconstructionMetrics(perceptual, range_is_known=True)
     decodings = model.validation_decodings()
     more_metrics = {}
     for suffix in decodings:
-        more_metrics[suffix] = ReconstructionMetrics(perceptual, is_decoded=True)
+        more_metrics[suffix] = ReconstructionMetrics(perceptual, range_is_known=True)
     indices = _clips_of_rank(len(clips), data_rank(), num_data_ranks())
     positions_kept = _starts_of_parts(len(indices), NUM_KEPT)
     kept: list[ReconstructedClip] = []

@@ -20,6 +20,7 @@ from telecine.models.latent import NORMALISATION_KEYS, LatentStatistics
 from telecine.models.lora import low_rank_layers, merge_in_place
 from telecine.models.pretrained import CLASS_KEY, CONFIG_FILE, check_tensors, digest_of_tensors
 from telecine.models.unwrapping import unwrapped
+from telecine.settings.upgrade import upgrade_autoencoder
 from telecine.training.distributed import copy_whole, full_tensor
 from telecine.training.tensor_files import (
     EMA,
@@ -220,7 +221,8 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
         ValueError: A value of its configuration differs.
     """
     config = folder / CONFIG_FILE
-    saved = read_json(config) if config.is_file() else {}
+    # Weights are saved without settings that older versions do not know, where they change nothing.
+    saved = upgrade_autoencoder(read_json(config)) if config.is_file() else {}
     for key, value in architecture_of(model).items():
         if key in saved and saved[key] != value:
             remedy = "Use the previous model, or another --output_dir."

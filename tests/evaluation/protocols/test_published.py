@@ -32,7 +32,7 @@ from telecine.evaluation.protocols.papers import (
     WF_VAE_33,
 )
 from telecine.evaluation.protocols.published import CLIP_CHOICES, VALUES
-from telecine.evaluation.reconstruction_sources import ModelSource
+from telecine.evaluation.reconstructors import ModelReconstructor
 from telecine.models import Reconstruction
 from telecine.ops.pass_options import pass_options
 from telecine.settings import EvaluateConfig, ProtocolName
@@ -442,8 +442,8 @@ class PositionAsVideo:
 @pytest.mark.parametrize("chunk", [None, 2, 5])
 def test_chunks_do_not_change_the_position_of_frames_in_the_video(chunk, infos):
     """Noise of a decoder that generates is a function of it."""
-    source = ModelSource(PositionAsVideo(), replace(small(UCF101), chunk=chunk), "")
-    reconstruction = source.reconstruct(Span(infos[0], 3, 7), torch.zeros(1, 3, 5, 2, 2))
+    reconstructor = ModelReconstructor(PositionAsVideo(), replace(small(UCF101), chunk=chunk), "")
+    reconstruction = reconstructor.reconstruct(Span(infos[0], 3, 7), torch.zeros(1, 3, 5, 2, 2))
     assert reconstruction[0, 0, :, 0, 0].tolist() == [3, 4, 5, 6, 7]
 
 

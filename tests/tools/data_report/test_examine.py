@@ -201,17 +201,23 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     assert any(line.startswith("Searched for cuts: 0 of 2 videos.") for line in few.advice)
 
 
-def test_scenes_keep_the_groups_of_a_list(config, tmp_path):
+@pytest.mark.parametrize("column", ["group", "subject"])
+def test_scenes_keep_the_groups_of_a_list(config, tmp_path, column):
     cuts = torch.cat([moving_frames(20) // 4, moving_frames(13) // 4 + 150])
     write_video(tmp_path / "cuts.mp4", cuts, g="10")
     write_video(tmp_path / "one scene.mp4", moving_frames(30, seed=2), g="10")
     listed = tmp_path / "list.csv"
-    listed.write_text("path,group\ncuts.mp4,Ada\none scene.mp4,Bob\n")
-    report = examine_data(replace(config, data=str(listed)), num_clips=1)
+    listed.write_text(f"path,{column}\ncuts.mp4,Ada\none scene.mp4,Bob\n")
+    clips = config.clips
+    if column != "group":
+        clips = replace(clips, holdout=f"column:{column}")
+    report = examine_data(replace(config, data=str(listed), clips=clips), num_clips=1)
     write_data(report, tmp_path / "out")
     spans, _ = load_spans(tmp_path / "out" / "scenes.csv", config.clips)
     groups = [(span.info.source.name, span.first_frame, span.group) for span in spans]
     assert groups == [("cuts.mp4", 0, "Ada"), ("cuts.mp4", 20, "Ada"), ("one scene.mp4", 0, "Bob")]
+    text = "The groups of `scenes.csv` are in its column `group`: train on it with `--clips.holdout auto`."
+    assert (text in report.advice) == (column != "group")
 
 
 def test_a_damaged_video_is_not_one_that_more_frames_would_search(config, data, tmp_path):

@@ -352,7 +352,8 @@ def test_what_is_refused(model, data, latents, tmp_path):
     with pytest.raises(ValueError, match=r"`normalise` must be false for a model without stat"):
         encode_data(model, settings(data / "videos", normalise=True), tmp_path / "c")
     with pytest.raises(
-        DataError, match=r"`data` must have videos for a clip of 101 frames, .* has 26"
+        DataError,
+        match="`data` must be videos with a clip of 101 frames, but got at most 26 frames",
     ):
         encode_data(model, settings(data / "videos" / "a.mkv", num_frames=101), tmp_path / "d")
     with pytest.raises(ValueError, match="`height` must be set together with `width`"):

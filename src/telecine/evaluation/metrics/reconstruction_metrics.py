@@ -58,7 +58,8 @@ class ReconstructionMetrics:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
         metrics: Names of metrics of pixels: those of `default_metrics()`, or of a published protocol.
-        is_decoded: Whether telecine has decoded the targets: clips without a value below 0 are then no warning.
+        range_is_known: Whether the range of the targets is known to be [-1, 1]. Bright clips without a value below 0
+            are then no warning.
 
     Raises:
         ValueError: A metric is unknown, or a distance has the name of a built-in one.
@@ -75,11 +76,11 @@ class ReconstructionMetrics:
         perceptual: Mapping[str, nn.Module] | None = None,
         *,
         metrics: Sequence[str] = ("psnr", "ssim"),
-        is_decoded: bool = False,
+        range_is_known: bool = False,
     ) -> None:
         self.perceptual = dict(perceptual or {})
         self.metrics = tuple(metrics)
-        self.is_decoded = is_decoded
+        self.range_is_known = range_is_known
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
         built_in = {
@@ -117,7 +118,7 @@ class ReconstructionMetrics:
         check_video("target", target)
         remedy = "Crop both to the same frames and size."
         check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
-        check_range("target", target, is_decoded=self.is_decoded)
+        check_range("target", target, range_is_known=self.range_is_known)
         for metric in self._measured:
             reason = metric.unavailable_reason(*target.shape[2:])
             if reason is not None:

@@ -26,14 +26,14 @@ from telecine.models.diffusers.family import clear_caches
 from telecine.models.diffusers.loading import build_module, find_config, load_module, save_module
 from telecine.models.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.models.diffusers.row_splits import row_split_of
+from telecine.models.diffusers.row_layers import row_split_of
 from telecine.models.diffusers.streams import CACHE_ATTRIBUTE
 from telecine.models.flow import LatentNoise, add_noise
 from telecine.models.interface import Reconstruction, check_input
 from telecine.models.latent import LatentGrid, LatentStatistics, Normalisation, Posterior
 from telecine.models.latent_autoencoder import LatentAutoencoder
 from telecine.models.pretrained import copy_state
-from telecine.models.row_layers import RowSplit
+from telecine.models.row_split import RowSplit
 from telecine.models.stream import StreamDecoder, StreamEncoder
 from telecine.ops.checkpoint_call import checkpoint_module
 from telecine.ops.pass_options import pass_options

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
 from telecine.losses.perceptual.feature_maps import IMAGENET
-from telecine.models.diffusers import row_splits, streams, wan
+from telecine.models.diffusers import row_layers, streams, wan
 from telecine.models.diffusers.calls import (
     decode_allegro,
     decode_clips,
@@ -99,7 +99,7 @@ FAMILIES = {
         decode_clips,
         normalised=Normalised.FACTOR,
         stream=streams.COGVIDEOX,
-        row_layers=row_splits.COGVIDEOX,
+        row_layers=row_layers.COGVIDEOX,
     ),
     "AutoencoderKLCosmos": Family(encode_clips, decode_clips, normalised=Normalised.CHANNELS),
     "AutoencoderKLFlux2": Family(encode_frames, decode_frames, normalised=Normalised.BATCH_NORM),
@@ -138,7 +138,7 @@ FAMILIES = {
         decode_clips,
         changes_channels="patches",
         normalised=Normalised.BUFFERS,
-        row_layers=row_splits.LTX,
+        row_layers=row_layers.LTX,
     ),
     "AutoencoderKLMagvit": Family(
         encode_clips,
@@ -194,7 +194,7 @@ FAMILIES = {
         normalised=Normalised.CHANNELS,
         checkpointed_blocks=("WanResidualBlock", "WanAttentionBlock", "WanResample"),
         stream=streams.WAN,
-        row_layers=row_splits.WAN,
+        row_layers=row_layers.WAN,
     ),
     "AutoencoderRAE": Family(
         encode_frames,

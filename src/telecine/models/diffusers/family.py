@@ -9,7 +9,7 @@ from torch import Tensor
 from telecine.base.shapes import Video
 from telecine.models.diffusers.normalisation import Normalised
 from telecine.models.diffusers.outputs import Decoded, DiffusersModel, LatentPosterior
-from telecine.models.diffusers.row_splits import RowLayers
+from telecine.models.diffusers.row_layers import RowLayers
 from telecine.models.diffusers.streams import Streaming
 
 Colours: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]

@@ -64,14 +64,26 @@ def give_advice(
         )
     if clips.weighting == "frames":
         sentences.extend(_weighting_advice(train))
+    sentences.extend(_group_advice(report, clips))
+    return sentences
+
+
+def _group_advice(report: DataReport, clips: ClipConfig) -> list[str]:
+    """Return what to know about copies, and about the groups of the list that the report writes."""
+    sentences = []
+    listed = report.scenes or report.grouped
+    name = "scenes.csv" if report.scenes else "grouped.csv"
     if report.copies:
         text = f"Groups of files that are copies: {len(report.copies)}. Keep one of each"
-        if report.scenes or report.grouped:
-            name = "scenes.csv" if report.scenes else "grouped.csv"
+        if listed:
             text += (
                 f", or train on the list `{name}`, which keeps copies on one side of the hold-out"
             )
         sentences.append(text + ".")
+    if clips.holdout != "auto" and any(span.group for span in listed):
+        sentences.append(
+            f"The groups of `{name}` are in its column `group`: train on it with `--clips.holdout auto`."
+        )
     return sentences
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, pairwise
 
-import psutil
+import torch
 
 from telecine.base.checks import check_count
+from telecine.base.devices import free_memory
 from telecine.base.terminal import with_progress
 from telecine.data import (
     ClipBatchSampler,
@@ -109,10 +110,8 @@ def examine_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100
         cache_bytes=num_cached_bytes(dataset.spans.exact, config.clips),
         advice=[],
     )
-    free_memory = psutil.virtual_memory().available
-    return replace(
-        report, advice=give_advice(report, config.clips, dataset.spans.exact, free_memory)
-    )
+    memory = free_memory(torch.device("cpu"))
+    return replace(report, advice=give_advice(report, config.clips, dataset.spans.exact, memory))
 
 
 def _is_drawn(info: VideoInfo, clips: ClipConfig) -> bool:

@@ -61,7 +61,8 @@ class DataReport:
     """Number of files of other kinds in the folder, by suffix."""
     copies: list[list[str]]
     scenes: list[Span]
-    """The training data between the cuts that were found, in groups if there are copies; empty without cuts."""
+    """The training data between the cuts that were found, in groups if a list has them or there are copies; empty
+    without cuts."""
     grouped: list[Span]
     """The training data in groups, with copies in one; empty without copies, and if `scenes` has them."""
     num_searched: int

@@ -18,12 +18,11 @@ from telecine.models.student_config import student_config
 from telecine.runs import Run
 from telecine.runs.saved_settings import read_saved_settings
 from telecine.settings import DistillConfig
-from telecine.settings.distill import ResolvedStudent
+from telecine.settings.distill import PRUNE_FILE, ResolvedStudent
 from telecine.tools.distill.teacher import generates
 
 FEATURES_TERM = "teacher_features"
 PROJECTED_FEATURES = "telecine.tools.distill.TeacherFeatures"
-REPORT_FILE = "prune.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +190,7 @@ def _find_report(folder: Path) -> Path | None:
     """
     visited: set[Path] = set()
     while folder.is_dir() and folder not in visited:
-        path = folder / REPORT_FILE
+        path = folder / PRUNE_FILE
         if path.exists():
             return path
         visited.add(folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from telecine.base.checks import argument_error
 from telecine.base.shapes import Video
 from telecine.data import DataError, Span, iterate_frames
 from telecine.data.clip import ClipSpec, make_clip
@@ -102,19 +103,14 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
             if config.num_frames is None:
                 break
     if config.fps is not None and len(slow_rates) == len(spans):
-        raise DataError(
-            f"must be at most about the rate of the fastest video, {max(slow_rates):.3g}, but got {config.fps:g}. "
-            "Set a smaller one.",
-            "fps",
-        )
+        contract = f"at most about the rate of the fastest video, {max(slow_rates):.3g}"
+        raise argument_error("fps", contract, f"{config.fps:g}", "Set a smaller one.", DataError)
     if not clips:
         needed = ClipFrames(config.num_frames or 1, config.stride, config.fps).describe()
         longest = max(span.num_frames for span in spans)
-        raise DataError(
-            f"must have videos for a {needed}, but the longest has {longest} frames. "
-            "Set a smaller `num_frames`.",
-            "data",
-        )
+        contract = f"videos with a {needed}"
+        got = f"at most {longest} frames"
+        raise argument_error("data", contract, got, "Set a smaller `num_frames`.", DataError)
     return clips
 
 

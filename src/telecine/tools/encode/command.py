@@ -3,17 +3,13 @@
 from typing import Annotated
 
 from telecine.base.terminal import console
-from telecine.settings.argument_kinds import Output
+from telecine.settings.argument_kinds import ModelPath, Output
 from telecine.tools.encode.settings import EncodeConfig
 
 
 def encode(
     settings: EncodeConfig,
-    checkpoint: Annotated[
-        str,
-        "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, a name on the Hub, or tiny, "
-        "the model in the package.",
-    ],
+    checkpoint: ModelPath,
     *,
     output: Annotated[str, Output("Folder for the shards, manifest.json and README.md.")],
 ) -> None:

@@ -4,17 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 from telecine.base.terminal import console
-from telecine.settings.argument_kinds import Output
+from telecine.settings.argument_kinds import ModelPath, Output
+from telecine.settings.distill import PRUNE_FILE
 from telecine.tools.prune.settings import PruneConfig
 
 
 def prune(
     settings: PruneConfig,
-    model: Annotated[
-        str,
-        "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, a name on the Hub, or tiny, "
-        "the model in the package.",
-    ],
+    model: ModelPath,
     *,
     output: Annotated[
         str, Output("Folder for the pruned model and prune.json, by default `pruned`.")
@@ -28,6 +25,6 @@ def prune(
     result = pruning.prune(model, settings)
     folder = Path(output)
     result.model.save_pretrained(folder)
-    write_json(folder / "prune.json", result.report())
+    write_json(folder / PRUNE_FILE, result.report())
     result.print_to(console)
     console.say(f"written to {folder}")

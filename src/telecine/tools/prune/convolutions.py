@@ -81,7 +81,7 @@ def check_convolutions(model: VideoAutoencoder, kinds: Sequence[ConvolutionKind]
             "`telecine distill --student SETTINGS.yaml` trains a decoder of telecine with them."
         )
         raise argument_error("decoder_convolutions", contract, list(kinds), remedy)
-    replace(model.config, decoder_convolutions=tuple(kinds))
+    replace(model.config, decoder_convolutions=tuple(kinds))  # raises if they do not fit its levels
     present = model.config.decoder_convolutions
     if any(old not in ("3d", new) for old, new in zip(present, kinds, strict=False)):
         contract = f'{list(present)}, those of the model, with others in place of "3d" alone'

@@ -1,10 +1,11 @@
-"""Where the reconstructions of clips come from: from an autoencoder, or read from videos."""
+"""Reconstructors of clips: an autoencoder, or files that hold the reconstructions."""
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ _MODEL_FILES = ("config.json", "model_index.json")
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelReconstructor:
     """Reconstructs clips with an autoencoder."""
 
     model: VideoAutoencoder
@@ -61,8 +62,8 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class VideoSource:
-    """Reads the reconstruction of each clip from another video, in the same way as the clip."""
+class FileReconstructor:
+    """Reads the reconstruction of each clip from another file, in the same way as the clip."""
 
     matches: Mapping[str, VideoInfo]
     """The reconstruction of each video, by the path of the video."""
@@ -87,10 +88,13 @@ class VideoSource:
         return clip["video"][None].to(target)
 
 
-def open_source(
+Reconstructor: TypeAlias = ModelReconstructor | FileReconstructor
+
+
+def open_reconstructor(
     checkpoint: Model, config: EvaluateConfig, device: torch.device
-) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
-    """Return the source of the reconstructions, and the videos or images of `config.data`.
+) -> tuple[Reconstructor, list[VideoInfo]]:
+    """Return the reconstructor of the clips, and the videos or images of `config.data`.
 
     Args:
         checkpoint: An autoencoder, or a folder of videos (or one video) that are reconstructions.
@@ -100,19 +104,19 @@ def open_source(
     data = config.input_data
     if not isinstance(checkpoint, nn.Module) and contains_videos(Path(checkpoint)):
         infos = load_infos(data)
-        return _video_source(Path(checkpoint), infos, config), infos
+        return _file_reconstructor(Path(checkpoint), infos, config), infos
     if config.protocol is None:
         measured, infos = load_with_data(checkpoint, config, device)
         clips = ConfiguredClips(measured.clips, config.clip_limit)
-        source = ModelSource(measured.model, clips, measured.title)
+        reconstructor = ModelReconstructor(measured.model, clips, measured.title)
     else:
         model = load_model(checkpoint, config, device)
         protocol = PROTOCOLS[config.protocol]
         protocol.check_model(model)
-        source = ModelSource(model, protocol, title_of(checkpoint, config))
+        reconstructor = ModelReconstructor(model, protocol, title_of(checkpoint, config))
         infos = load_infos(data)
     _log_trained_on(checkpoint_of(checkpoint), data, infos)
-    return source, infos
+    return reconstructor, infos
 
 
 def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInfo]) -> None:
@@ -147,7 +151,9 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
         logger.warning(text, num_trained_on, len(infos), saved_data)
 
 
-def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig) -> VideoSource:
+def _file_reconstructor(
+    folder: Path, infos: Sequence[VideoInfo], config: EvaluateConfig
+) -> FileReconstructor:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
     for name in config.sampling:
         contract = "left out for reconstructions as videos"
@@ -159,7 +165,7 @@ def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConf
     _log_alpha(next(iter(matches.values())))
     title = f"{folder}, as videos"
     if config.protocol is not None:
-        return VideoSource(matches, PROTOCOLS[config.protocol], title)
+        return FileReconstructor(matches, PROTOCOLS[config.protocol], title)
     sizes = sorted({(info.height, info.width) for info in infos})
     if len(sizes) > 1 and (config.height is None or config.width is None):
         got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
@@ -167,7 +173,7 @@ def _video_source(folder: Path, infos: Sequence[VideoInfo], config: EvaluateConf
         raise argument_error("data", "files of one size", got, remedy)
     clips = config.clip_config(ClipConfig(height=sizes[0][0], width=sizes[0][1]))
     clips = one_frame_of_images(infos, clips, config)
-    return VideoSource(matches, ConfiguredClips(clips, config.clip_limit), title)
+    return FileReconstructor(matches, ConfiguredClips(clips, config.clip_limit), title)
 
 
 def _log_alpha(info: VideoInfo) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from telecine.data import ahead_index, find_videos, index_video, index_videos, load_spans
 from telecine.evaluation.load_model import load_infos, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
-from telecine.evaluation.reconstruction_sources import contains_videos, open_source
+from telecine.evaluation.reconstructors import contains_videos, open_reconstructor
 from telecine.runs import Run
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 from telecine.tools.latents.measures import measure_latent_spaces
@@ -63,9 +63,11 @@ class TestIndex:
         small = {"data": str(copied_videos), "device": "cpu"}
         size = {"num_frames": 5, "height": 12, "width": 12, "max_clips": 1}
         run = {
-            "evaluate": lambda: open_source(model_folder, EvaluateConfig(**small, **size), CPU)[1],
-            "videos": lambda: open_source(copied_videos, EvaluateConfig(**small), CPU)[1],
-            "protocol": lambda: open_source(
+            "evaluate": lambda: open_reconstructor(
+                model_folder, EvaluateConfig(**small, **size), CPU
+            )[1],
+            "videos": lambda: open_reconstructor(copied_videos, EvaluateConfig(**small), CPU)[1],
+            "protocol": lambda: open_reconstructor(
                 copied_videos, EvaluateConfig(**small, protocol="davis"), CPU
             )[1],
             "latents": lambda: (
@@ -125,7 +127,7 @@ class TestSelection:
             ConfiguredClips(ClipConfig(num_frames=num_frames), max_clips).select(infos)
 
 
-class TestModelSource:
+class TestModelReconstructor:
     @pytest.fixture
     def run(self, tiny_model, tmp_path):
         """Return a function that writes a run with a checkpoint and these clip settings."""
@@ -173,9 +175,9 @@ class TestModelSource:
         assert (clips.num_frames, clips.height, clips.width) == (1, 16, 32)
 
 
-class TestVideoSource:
+class TestFileReconstructor:
     def open(self, reconstructions, data, **settings):
-        opened, infos = open_source(
+        opened, infos = open_reconstructor(
             reconstructions, EvaluateConfig(data=str(data), **settings), CPU
         )
         return infos, opened
@@ -243,7 +245,7 @@ class TestVideoSource:
 class TestMatching:
     def match(self, data, reconstructions):
         config = EvaluateConfig(data=str(data), height=32, width=32)
-        return open_source(reconstructions, config, CPU)[0].matches
+        return open_reconstructor(reconstructions, config, CPU)[0].matches
 
     def test_by_relative_path_without_the_suffix(self, videos, reconstructions):
         matches = self.match(videos, reconstructions["much"])
@@ -264,8 +266,8 @@ class TestMatching:
         assert list(matches) == [f"{address}/one.mp4"]
         config = EvaluateConfig(data=address, height=32, width=32)
         for _, infos in (
-            open_source(reconstructions["much"], config, CPU),
-            open_source(
+            open_reconstructor(reconstructions["much"], config, CPU),
+            open_reconstructor(
                 reconstructions["much"], EvaluateConfig(data=address, protocol="davis"), CPU
             ),
         ):

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from telecine.base.checks import argument_error
 from telecine.models.diffusers.outputs import DiffusersModel
-from telecine.models.row_layers import (
+from telecine.models.row_split import (
     RowNetwork,
     RowSplit,
     call_padded,
