@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import tarfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from errno import EIO
 
@@ -12,14 +13,13 @@ from safetensors.numpy import load_file
 
 from telecine.data import (
     DataError,
-    DecodeError,
     ahead_index,
     index_video,
     load_spans,
     tar_files,
     tar_members,
 )
-from telecine.data.ahead_index import AheadIndex
+from telecine.data.ahead_index import index_ahead
 from telecine.data.fingerprint import num_bytes
 from telecine.data.index_paths import index_folders, single_index
 from telecine.data.lazy import saved_index as saved_module
@@ -107,17 +107,16 @@ def test_the_index_is_saved_now_and_then(folder, monkeypatch, indexed, seconds, 
     """A process that is killed loses what it has read since."""
     monkeypatch.setattr(shards, "_SECONDS_PER_SHARD", seconds)
 
-    def use(cache):
+    def use():
         indexed.clear()
-        cache.info(folder / "0.png")
-        cache.info(folder / "a.mp4")
+        index_ahead([folder / "0.png", folder / "a.mp4"], SavedIndex(str(folder), ClipConfig()))
         return sorted(indexed)
 
-    killed = AheadIndex(folder)
-    assert use(killed) == ["0.png", "a.mp4"]
-    assert use(AheadIndex(folder)) == names
-    killed.save()
-    assert use(AheadIndex(folder)) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "write", lambda _: None)  # it is killed before
+        assert use() == ["0.png", "a.mp4"]
+    assert use() == names
+    assert use() == []
 
 
 def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
@@ -140,12 +139,19 @@ def test_an_interrupt_keeps_what_was_read(folder, load, monkeypatch):
     assert load(folder)[1] == ["a.mp4"], "those that were not reached are kept"
 
 
-def test_several_processes_may_save_at_once(folder, load):
-    indices = [AheadIndex(folder) for _ in range(4)]
-    for index in indices:
-        index.info(folder / "a.mp4")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(AheadIndex.save, indices))
+def test_several_processes_may_save_at_once(folder, load, monkeypatch):
+    all_have_looked = threading.Barrier(4)
+
+    def index(source, *limits):
+        all_have_looked.wait(60)
+        return index_video(source, *limits)
+
+    def use(_):
+        return index_ahead([folder / "a.mp4"], SavedIndex(str(folder), ClipConfig()))[0]
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(ahead_index, "index_video", index)
+        assert len(list(pool.map(use, range(4)))) == 4
     assert len(shards_of(folder)) == 1, "of the same name, as it has the same files"
     assert load(folder)[1] == ["0.png", "b.tar", "c.mkv"]
 
@@ -228,8 +234,8 @@ def test_files_that_cannot_be_decoded_are_tried_again(folder, load):
     (folder / "z.mp4").write_text("no video")
     for _ in range(2):
         assert "z.mp4" in load(folder)[1]
-    with pytest.raises(DecodeError, match="No such file"):
-        AheadIndex(folder).info(folder / "y.mp4")
+    with pytest.raises(DataError, match="No such file"):
+        index_ahead([folder / "y.mp4"], SavedIndex(str(folder), ClipConfig()))
 
 
 def described(description):

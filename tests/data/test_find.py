@@ -19,8 +19,10 @@ from telecine.data import (
     sample_videos,
     samples,
 )
-from telecine.data.ahead_index import AheadIndex
 from telecine.data.find import find_segments, ignored_suffixes, sources_of
+from telecine.data.index_paths import single_index
+from telecine.data.lazy.saved_index import SavedIndex
+from telecine.settings import ClipConfig
 
 from .videos import numbered_frames, touch, write_images, write_shard, write_video
 
@@ -31,7 +33,8 @@ def names_of(paths, folder):
 
 def find(path, **options):
     """Return what is found for training, without indexing it."""
-    return [segment.source for segment in find_segments(path, AheadIndex(path), **options)]
+    saved_index = SavedIndex(str(path), ClipConfig())
+    return [segment.source for segment in find_segments(path, saved_index, **options)]
 
 
 def test_find_videos(tmp_path):
@@ -146,8 +149,12 @@ def test_a_folder_with_all_kinds_of_files(tmp_path, caplog):
     assert f"ignored in {tmp_path}: 1 .csv, 1 .gif, 1 .txt, 1 file without suffix" in caplog.text
     assert ignored_suffixes(tmp_path) == {".csv": 1, ".gif": 1, ".txt": 1, "file without suffix": 1}
     assert ignored_suffixes(tmp_path / "n.txt") == {}
-    assert sources_of(str(tmp_path)) == set(find(tmp_path))
     assert sources_of(None) == set(sample_videos())
+    single_index(tmp_path).touch()
+    caplog.clear()
+    assert sources_of(str(tmp_path)) == set(find(tmp_path))
+    assert single_index(tmp_path).exists(), "nothing is indexed in its place"
+    assert "indexing" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from telecine.data import DataError, Span, VideoInfo
-from telecine.data.ahead_index import AheadIndex
 from telecine.data.find import find_segments
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lists import Segment, read_list
 from telecine.data.source import RemotePath, Skipped
 from telecine.settings import ClipConfig
@@ -224,9 +224,8 @@ def test_a_column_of_groups_is_read(tmp_path, caplog, name):
     (tmp_path / name).write_text(csv if name == "a.csv" else jsonl)
 
     def groups(holdout):
-        segments = find_segments(
-            tmp_path / name, AheadIndex(tmp_path / name, ClipConfig(holdout=holdout))
-        )
+        path = str(tmp_path / name)
+        segments = find_segments(path, SavedIndex(path, ClipConfig(holdout=holdout)))
         return [segment.group for segment in segments]
 
     assert groups("auto") == ["a", "b"]

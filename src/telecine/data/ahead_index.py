@@ -1,100 +1,78 @@
-"""The index of `clips.index: ahead`: all exact indices of a data set in memory, from the files of earlier runs."""
+"""Index all files of a data set before training, as with `clips.index: ahead`, and save their indices."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from os import PathLike
 
 from telecine.data.errors import Deadline
 from telecine.data.fingerprint import look_up_source
-from telecine.data.index import index_video
+from telecine.data.index import index_video, index_videos
 from telecine.data.index_paths import single_index
 from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.shards import ShardWriter
-from telecine.data.lazy.sidecar import read_infos
-from telecine.data.source import File, Source, TarMember, VideoInfo, check_frame
-from telecine.settings import ClipConfig
+from telecine.data.source import (
+    AnyPath,
+    Skipped,
+    Source,
+    TarMember,
+    VideoInfo,
+    as_source,
+    check_frame,
+)
 
 logger = logging.getLogger(__name__)
 
 
-class AheadIndex:
-    """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
+def index_ahead(
+    paths: Iterable[AnyPath], saved_index: SavedIndex
+) -> tuple[list[VideoInfo], list[Skipped]]:
+    """Return the indices of videos, images and arrays. Those that are not saved are made, and saved in shards.
 
-    They are saved as those of `SavedIndex`, in shards; those of the same data that `telecine data index` or a run with
-    `clips.index: lazy` has made are used. Several threads and processes may index.
+    Indices of arrays are not saved. Several processes may index the same data.
 
     Args:
-        data: A path, a pattern or an address, as `telecine.data.load_spans`.
-        config: The limits of `index_video`.
+        paths: The files, and members of tar files.
+        saved_index: The index of the data set.
+
+    Returns:
+        The indices in order, and the skipped files, which are also logged.
+
+    Raises:
+        DataError: all files are skipped, with the reasons, or one is not read in time.
     """
+    _remove_single_index(saved_index.data)
+    sources = [as_source(path) for path in paths]
+    archives = dict.fromkeys(source.archive for source in sources if isinstance(source, TarMember))
+    # Of 20 000 files they take 0.25 s of processor time all at once, and 2.7 s one by one.
+    infos = saved_index.all_infos(list(archives))
+    config = saved_index.config
+    writer = ShardWriter(saved_index.shards, is_required=False)
 
-    def __init__(self, data: str | PathLike[str], config: ClipConfig | None = None) -> None:
-        self.config = config or ClipConfig()
-        _remove_single_index(data)
-        self._saved_index = SavedIndex(str(data), self.config)
-        self._infos = self._saved_index.shards.infos()
-        self._infos_of_archives: dict[File, dict[int, VideoInfo]] = {}
-        self._lock = threading.Lock()  # held while a sidecar is read
-        self._writer = ShardWriter(self._saved_index.shards, is_required=False)
-
-    def members(self, archives: Sequence[File]) -> dict[File, list[TarMember]]:
-        """Return the videos, images and arrays of tar files in order, also those whose header cannot be read.
-
-        Raises:
-            DataError: a tar file is not read in time.
-        """
-        members_of: dict[File, list[TarMember]] = {archive: [] for archive in archives}
-        if archives:
-            table, skipped = self._saved_index.members(archives)
-            for member in (*table, *(skip.path for skip in skipped)):
-                assert isinstance(member, TarMember)
-                members_of[member.archive].append(member)
-        for members in members_of.values():
-            members.sort(key=lambda member: member.offset)
-        return members_of
-
-    def info(self, source: Source) -> VideoInfo:
-        """Return the index of a video, an image or an array, see `index_video`. That of an array is not kept.
-
-        Raises:
-            DecodeError: see `index_video`.
-            DataError: see `index_video`.
-        """
-        deadline = Deadline(source, self.config.timeout)
+    def index(source: Source) -> VideoInfo:
+        deadline = Deadline(source, config.timeout)
         looked_up = look_up_source(source, deadline)
         if looked_up is None:
-            return index_video(source, self.config, deadline)
+            return index_video(source, config, deadline)
         source, fingerprint = looked_up
-        key = self._saved_index.key_of(source, fingerprint)
-        info = self._infos.get(key)
-        if info is None and isinstance(source, TarMember):
-            info = self._infos_of_members(source.archive).get(source.offset)
+        key = saved_index.key_of(source, fingerprint)
+        info = infos.get(key) or saved_index.saved_info(key, source)
         if info is None:
-            info = self._saved_index.saved_info(key, source)
-        if info is None:
-            info = index_video(source, self.config, deadline)
-            self._writer.add(key, None, info)
-        check_frame(source, info.width, info.height, self.config)
+            info = index_video(source, config, deadline)
+            writer.add(key, None, info)
+        check_frame(source, info.width, info.height, config)
         return replace(info, source=source)
 
-    def _infos_of_members(self, archive: File) -> dict[int, VideoInfo]:
-        """Return the exact indices in the sidecar of a tar file, by the offsets of members."""
-        with self._lock:
-            if archive not in self._infos_of_archives:
-                self._infos_of_archives[archive] = read_infos(archive)
-            return self._infos_of_archives[archive]
-
-    def save(self) -> None:
-        """Save the new indices; `info` does it now and then. A failure is logged."""
-        self._writer.write()
+    try:
+        return index_videos(sources, index=index)
+    finally:
+        # Also after an interrupt, so that finished work is kept.
+        writer.write()
 
 
-def _remove_single_index(data: str | PathLike[str]) -> None:
+def _remove_single_index(data: str) -> None:
     """Remove the index in one file that earlier versions of telecine have kept of a data set, and say so."""
     path = single_index(data)
     if path.exists():

@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 
 from telecine.base.checks import argument_error
-from telecine.data.ahead_index import AheadIndex
+from telecine.data.ahead_index import index_ahead
 from telecine.data.errors import DataError
 from telecine.data.hdr import log_hdr
-from telecine.data.index import index_videos
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.paths import (
     check_path,
@@ -26,6 +26,7 @@ from telecine.data.source import (
     Skipped,
     Source,
     Span,
+    TarMember,
     is_address,
     kind_of,
     resolve_source,
@@ -84,15 +85,11 @@ def _load_spans_at(
 ) -> tuple[list[Span], list[Skipped]]:
     """Find and index the videos, images and arrays at one path, see `load_spans`."""
     check_path(path, name)
-    index = AheadIndex(path, config)
-    try:
-        segments = list(find_segments(path, index, name=name, keep_columns=keep_columns))
-        sources = dict.fromkeys(segment.source for segment in segments)
-        infos, skipped = index_videos(sources, index=index.info)
-    finally:
-        # Also after an interrupt, so that finished work is kept.
-        index.save()
-    log_hdr(infos, index.config)
+    saved_index = SavedIndex(path, config or ClipConfig())
+    segments = list(find_segments(path, saved_index, name=name, keep_columns=keep_columns))
+    sources = dict.fromkeys(segment.source for segment in segments)
+    infos, skipped = index_ahead(sources, saved_index)
+    log_hdr(infos, saved_index.config)
     info_of = {info.source: info for info in infos}
     spans: list[Span] = []
     empty: list[Skipped] = []
@@ -124,13 +121,14 @@ def sources_of(data: str | Sequence[str] | None) -> set[Source]:
         return set(sample_videos())
     sources: set[Source] = set()
     for path in paths_of(data):
-        sources.update(segment.source for segment in find_segments(path, AheadIndex(path)))
+        saved_index = SavedIndex(path, ClipConfig())
+        sources.update(segment.source for segment in find_segments(path, saved_index))
     return sources
 
 
 def find_segments(
     path: str | PathLike[str],
-    index: AheadIndex,
+    saved_index: SavedIndex,
     *,
     name: str = "data",
     keep_columns: bool = False,
@@ -139,7 +137,8 @@ def find_segments(
 
     Args:
         path: Where the data is.
-        index: The index of the data, for the members of tar files.
+        saved_index: The index of the data, for the members of tar files. Its settings are for lists, and for arrays in
+            tar files.
         name: Name of the argument in error messages.
         keep_columns: Whether segments have the other columns of lists.
 
@@ -147,19 +146,36 @@ def find_segments(
         DataError: nothing is found at `path`, a list is not valid, or a tar file is not read in time.
     """
     files = find_files(path, name=name)
-    members = index.members([file for file in files if is_archive(file)])
+    members = _members_of([file for file in files if is_archive(file)], saved_index)
     is_empty = True
     for file in files:
         segments: Iterable[Segment]
         if file in members:
             segments = [Segment(member) for member in members[file]]
         else:
-            segments = segments_of(file, index.config, keep_columns=keep_columns)
+            segments = segments_of(file, saved_index.config, keep_columns=keep_columns)
         for segment in segments:
             is_empty = False
             yield segment
     if is_empty:
         raise nothing_found(path, name)
+
+
+def _members_of(archives: Sequence[File], saved_index: SavedIndex) -> dict[File, list[TarMember]]:
+    """Return the videos, images and arrays of tar files in order, also those whose header cannot be read.
+
+    Raises:
+        DataError: a tar file is not read in time.
+    """
+    members_of: dict[File, list[TarMember]] = {archive: [] for archive in archives}
+    if archives:
+        table, skipped = saved_index.members(archives)
+        for member in (*table, *(skip.path for skip in skipped)):
+            assert isinstance(member, TarMember)
+            members_of[member.archive].append(member)
+    for members in members_of.values():
+        members.sort(key=lambda member: member.offset)
+    return members_of
 
 
 def find_files(path: str | PathLike[str], *, name: str = "data") -> list[File]:

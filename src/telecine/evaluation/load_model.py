@@ -19,9 +19,9 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe
 from telecine.data import VideoInfo
-from telecine.data.ahead_index import AheadIndex
+from telecine.data.ahead_index import index_ahead
 from telecine.data.find import find_videos
-from telecine.data.index import index_videos
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.models import VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.models.interface import check_channels
 from telecine.models.paired import PairedAutoencoder
@@ -57,12 +57,8 @@ def load_infos(
         name: The setting that errors name.
     """
     videos = find_videos(path, name=name)
-    index = AheadIndex(path, clips)
-    try:
-        infos, _ = index_videos(videos, index=index.info)
-        return infos
-    finally:
-        index.save()
+    infos, _ = index_ahead(videos, SavedIndex(str(path), clips or ClipConfig()))
+    return infos
 
 
 def load_with_data(

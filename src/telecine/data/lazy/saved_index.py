@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import av
+import numpy as np
 
-from telecine.data.errors import Deadline, DecodeError, is_of_system
+from telecine.data.errors import Deadline, DecodeError, is_of_system, thread_errors
 from telecine.data.fingerprint import Fingerprint, look_up_source
 from telecine.data.index import index_video
-from telecine.data.index_keys import index_root, key_of
+from telecine.data.index_keys import index_root, key_of, keys_of_members
 from telecine.data.index_paths import index_folders
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.index_file import DAMAGE_ERRORS
@@ -20,7 +23,7 @@ from telecine.data.lazy.recent import Recent
 from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.lazy.saved_infos import SavedInfos
 from telecine.data.lazy.shards import Shards
-from telecine.data.lazy.sidecar import SidecarInfos
+from telecine.data.lazy.sidecar import SidecarInfos, read_infos
 from telecine.data.source import (
     File,
     Skipped,
@@ -52,6 +55,7 @@ class SavedIndex:
     """
 
     def __init__(self, data: str, config: ClipConfig, others: Sequence[str] = ()) -> None:
+        self.data = data
         self._folders = index_folders(data)
         self.folder = self._folders[0]
         self.config = config
@@ -145,6 +149,25 @@ class SavedIndex:
             if info is not None:
                 return info
         return None
+
+    def all_infos(self, archives: Sequence[File]) -> dict[int, VideoInfo]:
+        """Return the exact indices in all shards, and in the sidecars of tar files, by their keys.
+
+        Their sources are not set.
+
+        Args:
+            archives: The tar files.
+        """
+        infos = self.shards.infos()
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            infos_of_archives = list(pool.map(read_infos, archives))
+        for archive, by_offset in zip(archives, infos_of_archives, strict=True):
+            if not by_offset:
+                continue
+            archive_keys = np.full(len(by_offset), self.key_of(archive, Fingerprint.of(archive)))
+            keys = keys_of_members(archive_keys, np.array(list(by_offset), np.int64))
+            infos.update(zip(keys.tolist(), by_offset.values(), strict=True))
+        return infos
 
     def saved_addresses(self) -> SavedAddresses:
         """Return what earlier runs have asked servers about single files."""
