@@ -82,6 +82,13 @@ GROUPS = {
             "memory/memory.stat": "total_active_file 0\ntotal_inactive_file 0",
         },
     ),
+    "in gVisor, which has no statistics": (
+        "4:memory:/",
+        {
+            "memory/memory.limit_in_bytes": 4 * GIB,
+            "memory/memory.usage_in_bytes": 2 * GIB,
+        },
+    ),
     "of a group above": (
         "0::/job/step",
         {

@@ -143,7 +143,10 @@ class _Limit(NamedTuple):
     def free(self) -> int:
         """Bytes that the group may still use."""
         used = int((self.group_folder / self.controller.used).read_text("utf-8"))
-        entries = (self.group_folder / "memory.stat").read_text("utf-8").splitlines()
+        statistics_file = self.group_folder / "memory.stat"
+        if not statistics_file.is_file():  # as in gVisor
+            return self.total - used
+        entries = statistics_file.read_text("utf-8").splitlines()
         statistics = dict(entry.split() for entry in entries)
         cached = sum(int(statistics[name]) for name in self.controller.cached)
         return self.total - used + cached
