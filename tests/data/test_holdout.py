@@ -1,6 +1,7 @@
 """Held-out spans share no frame with training spans, nor, where it is known, anything similar."""
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,19 @@ def test_the_end_of_each_of_few_videos_is_held_out():
     assert len(split_videos(videos(*[30] * 9), 0.01, 9)[1]) == 9
 
 
+def test_files_of_an_earlier_run_are_in_the_order_of_their_spans_that_are_long_enough():
+    files = [span.info for span in videos(*[40] * 10)]
+    spans = [
+        Span(files[0], 0, 7),
+        *(Span(info, 10, 39) for info in files[1:]),
+        Span(files[0], 10, 39),
+    ]
+    train, held_out = split_videos(spans, 0.2, 9, "earlier")
+    assert names(held_out) == ["3.mp4", "8.mp4"]
+    assert names(train) == [f"{number}.mp4" for number in (1, 2, 4, 5, 6, 7, 9, 0, 0)]
+    assert ranges(train)[-2:] == [(10, 39), (0, 7)]
+
+
 def test_few_videos_without_room_for_a_gap_are_held_out_whole():
     assert split_ranges(videos(20, 25, 20), 0.2, 9) == ([(0, 24), (0, 19)], [(0, 19)])
 
@@ -242,6 +256,22 @@ def test_few_videos_without_room_for_a_gap_are_held_out_whole():
 def test_nothing_can_be_held_out(spans, message):
     with pytest.raises(DataError, match=message):
         split_videos(spans, 0.1, 17)
+
+
+@pytest.mark.parametrize(
+    ("holdout", "fps", "message"),
+    [
+        ("auto", None, r"a held-out clip of 17 frames, 51 together, but got at most 30 frames"),
+        ("earlier", None, r"a held-out clip of 17 frames, 34 together, but got at most 30 frames"),
+        ("auto", 25.0, r"a held-out clip, and for another one between them, but got at most 30"),
+        ("earlier", 25.0, r"a training and a held-out clip, but got at most 30"),
+    ],
+)
+def test_one_video_must_be_long_enough_for_all_its_parts(holdout, fps, message):
+    (span,) = videos(30)
+    span = replace(span, info=replace(span.info, time_base=Fraction(1, 25)))
+    with pytest.raises(DataError, match=message):
+        split_by_config([span], ClipConfig(17, fps=fps, holdout=holdout))
 
 
 @pytest.mark.parametrize(("holdout", "gap"), [("auto", 1), ("earlier", 0)])

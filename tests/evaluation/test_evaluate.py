@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     assert {name: clip[name] for name in ("psnr", "flicker")} == pytest.approx(
         metrics.compute(), abs=1e-5
     )
+
+
+def test_bright_clips_are_no_warning(tiny_model, tmp_path):
+    """The range of what telecine has decoded is known."""
+    Image.new("RGB", (12, 12), (200, 210, 220)).save(tmp_path / "bright.png")
+    config = EvaluateConfig(data=str(tmp_path), height=12, width=12, device="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no value below 0")
+        assert evaluate(tiny_model, config).metrics["psnr"] > 0
 
 
 def test_it_is_without_tf32(tiny_model, videos):
