@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from telecine.__main__ import main
+from telecine.base import devices
 from telecine.data import ClipDataset, DataError, bytes_from_video, load_spans
 from telecine.tools.data_report.examine import examine_data
 from telecine.tools.data_report.page import render_data, summarize, write_data
@@ -32,6 +33,16 @@ def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally
         assert torch.equal(clip.frames, bytes_from_video(dataset[item]["video"]))
     assert len(report.clips) == 20
     assert all(clip.frames.shape == (5, 32, 40, 3) for clip in report.clips)
+
+
+def test_frames_are_kept_if_they_fit_what_a_container_leaves(config, tmp_path, monkeypatch):
+    (tmp_path / "cgroup").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("999\n")
+    monkeypatch.setattr(devices, "CONTROL_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(devices, "CONTROL_GROUPS", tmp_path)
+    advice = examine_data(config, num_clips=1).advice
+    assert any("too much for `--clips.cache` on this machine" in line for line in advice)
 
 
 def test_unusual_clips_are_remarked(report):
