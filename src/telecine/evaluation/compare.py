@@ -24,8 +24,7 @@ _SEED = 0
 _RESAMPLES_PER_BATCH = 100  # bounds memory
 # Over fewer videos, a bootstrap is clearly too narrow.
 _NUM_VIDEOS = 10
-# At most so many ticks of an axis have room for their numbers.
-_NUM_TICKS = 5
+_NUM_TICKS = 5  # of an axis, at most: the numbers of more have no room
 
 
 @dataclass(frozen=True)

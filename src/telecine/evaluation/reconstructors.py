@@ -143,7 +143,6 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
             continue
         except OSError as error:
             logger.warning(unknown, error)
-            return
     num_trained_on = sum(resolve_source(info.source) in trained_on for info in infos)
     if num_trained_on > 0:
         text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
