@@ -437,6 +437,16 @@ def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path):
         index_video(path, ClipConfig(max_pixels=100 * 100))
 
 
+@pytest.mark.slow
+def test_frames_that_the_settings_of_an_index_allow_are_decoded_in_order(tmp_path):
+    path = tmp_path / "large.mkv"
+    with new_stream(path, "ffv1", "gray", (8200, 8192)) as (container, stream):
+        container.mux(stream.encode(stamp(av.VideoFrame(8192, 8200, "gray"), 0)))
+        container.mux(stream.encode())
+    info = index_video(path, ClipConfig(max_pixels=100_000_000))
+    assert len(list(iterate_frames(info, (24, 32)))) == 1
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.png"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, make):

@@ -208,14 +208,17 @@ def iterate_frames(
         DecodeError: a frame is corrupt, or the file cannot be read.
         DataError: a value of an array is outside of its range.
     """
+    max_pixels = MAX_PIXELS
     if isinstance(path, VideoInfo):
         if path.is_image or path.is_array:
             for start in range(0, path.num_frames, _NUM_AT_ONCE):
                 num_frames = min(_NUM_AT_ONCE, path.num_frames - start)
                 yield from read_clip(path, start, num_frames, size=size, pixels=pixels)
             return
+        height, width = path.stored_size
+        max_pixels = max(MAX_PIXELS, height * width)  # what indexed it had such a limit
         path = path.source
-    with open_video(path, whole=True) as (container, stream):
+    with open_video(path, max_pixels, whole=True) as (container, stream):
         converter = FrameConverter(pixels, size, stream.sample_aspect_ratio or Fraction(1))
         for frame in decode_packets(container.demux(stream), alpha=pixels.channels == "rgba"):
             _check_intact(frame, path)
