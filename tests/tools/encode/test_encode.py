@@ -20,6 +20,7 @@ from telecine.data.clip import video_from_bytes
 from telecine.data.hdr import PQ
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.models import CausalVAE
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.latent_shards import LatentShards, ShardError
 from telecine.runs import Run
 from telecine.settings import PixelFormat, ReconstructConfig
@@ -32,6 +33,7 @@ from telecine.video.write import write_video
 
 from ...evaluation.conftest import TINY
 from ...evaluation.videos import waves
+from ...models.tiny_models import tiny_model
 
 # A stream computes chunks, and convolutions choose their order of sums by the number of frames.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
@@ -257,6 +259,34 @@ def test_the_mode_in_half_precision_normalised(model, data, tmp_path, dtype):
         assert difference.abs().mean() < 0.02
     finally:
         model.latent_statistics = None
+
+
+def test_latents_of_sdxl_are_normalised_as_its_pipeline_does(data, tmp_path):
+    """`latents * latents_std / scaling_factor + latents_mean` is what that decodes, by numbers of each channel."""
+    numbers = {"latents_mean": [0.3] * 4, "latents_std": [2.0] * 4, "scaling_factor": 0.5}
+    model = DiffusersAutoencoder(tiny_model("kl_image", **numbers)).eval()
+    image = settings(data / "videos" / "image.png", latent="mode", num_frames=1)
+    encode_data(model, image, tmp_path / "plain")
+    encode_data(model, replace(image, normalise=True), tmp_path / "normalised")
+    latent = LatentShards(tmp_path / "normalised")[0]["mean"]
+    torch.testing.assert_close(
+        latent * 2.0 / 0.5 + 0.3, LatentShards(tmp_path / "plain")[0]["mean"]
+    )
+    model.save_pretrained(tmp_path / "model")
+    decode = DecodeConfig(model=str(tmp_path / "model"), device="cpu")
+    for name in ("plain", "normalised"):
+        decode_latents(tmp_path / name, decode, tmp_path / "images" / name)
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    normalised, plain = (torch.tensor(list(Image.open(path).tobytes())) for path in paths)
+    torch.testing.assert_close(normalised, plain, rtol=0, atol=1)
+
+
+def test_statistics_of_positions_in_a_patch_do_not_normalise(data, tmp_path):
+    model = DiffusersAutoencoder(tiny_model("flux2"))
+    message = "`normalise` must be false for a model with 16 statistics of 4 channels, but got True"
+    with pytest.raises(ValueError, match=message):
+        encode_data(model, settings(data, num_frames=1, normalise=True), tmp_path / "latents")
+    assert not (tmp_path / "latents").exists()
 
 
 def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
