@@ -20,9 +20,8 @@ from telecine.settings import ClipConfig
 logger = logging.getLogger(__name__)
 
 _EARLIER = "earlier"  # of `clips.holdout`
-_MIN_VIDEOS = (
-    10  # with so many or more, whole groups of them are held out, instead of the end of each
-)
+# Of fewer videos, the end of each is held out; of this many or more, whole groups of videos.
+_MIN_VIDEOS = 10
 MAX_FRACTION = 0.3
 """Of all frames. A larger held-out part is warned about."""
 # Numbers of groups that are tried around the expected one, to come close to the fraction of frames.

@@ -640,3 +640,19 @@ def test_the_time_limit_of_a_file_begins_once(tmp_path, monkeypatch, read):
     num_looks = read_by_clock(timeout=1e9)
     with pytest.raises(DataError, match=r"a\.ts: not read within"):
         read_by_clock(timeout=num_looks - 1.5)
+
+
+def test_progress_is_shown(data, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
+    monkeypatch.setattr(load_table_module, "_CHUNK", 10)
+    load_table(str(data), CONFIG)
+    shown = capsys.readouterr().err
+    assert "reading headers" in shown
+    assert "reading headers after those of 10 files" in shown
+    shards = write_shards(data)
+    load_table(str(shards), CONFIG)
+    shown = capsys.readouterr().err
+    assert "reading sidecars" in shown
+    assert "scanning tar files" in shown
+    load_table(str(shards), CONFIG)
+    assert capsys.readouterr().err == "", "all is saved"

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error
+from telecine.base.terminal import with_progress
 from telecine.data.errors import (
     ChangedError,
     DataError,
@@ -311,8 +312,14 @@ class _TableReader:
                 return Skipped.of(source, error)
 
         missing = np.flatnonzero(headers["num_frames"] == 0).tolist()
+        if not missing:
+            return
+        description = "reading headers"
+        if self._keys:
+            description += f" after those of {len(self._keys)} files"
         with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
             results = pool.map(read_or_skip, [files[row].source for row in missing])
+            results = with_progress(results, description, total=len(missing))
             for row, result in zip(missing, results, strict=True):
                 if isinstance(result, Skipped):
                     self._skipped.append(result)
