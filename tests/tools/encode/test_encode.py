@@ -15,20 +15,23 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from telecine.data import DataError, index_video, iterate_frames, read_clip
+from telecine.data import DataError, index_video, iterate_frames, load_spans, read_clip
 from telecine.data.clip import video_from_bytes
 from telecine.data.hdr import PQ
 from telecine.evaluation.reconstruct import reconstruct
+from telecine.models import CausalVAE
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.latent_shards import LatentShards, ShardError
 from telecine.runs import Run
 from telecine.settings import PixelFormat, ReconstructConfig
 from telecine.tools.decode.decode import decode_latents, name_files
 from telecine.tools.decode.settings import DecodeConfig
+from telecine.tools.encode.clips import list_clips
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
 from telecine.video.write import write_video
 
+from ...evaluation.conftest import TINY
 from ...evaluation.videos import waves
 from ...models.tiny_models import tiny_model
 
@@ -307,6 +310,27 @@ def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
         assert torch.equal(*pair)
         compared += 1
     assert compared == 5
+
+
+@pytest.mark.parametrize("folder", ["videos", "videos/", "./videos", "videos//", "."])
+def test_sources_have_their_place_in_the_folder_however_it_is_typed(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        Image.new("RGB", (24, 16)).save(tmp_path / "videos" / name / "still.png")
+    clips = list_clips(load_spans(folder)[0], settings(folder))
+    sources = [clip.metadata(folder)["source"] for clip in clips]
+    place = "videos/" if folder == "." else ""
+    assert sources == [f"{place}a/still.png", f"{place}b/still.png"]
+
+
+def test_videos_of_grey_are_no_mp4(data, tmp_path):
+    grey = CausalVAE(replace(TINY, in_channels=1))
+    grey.save_pretrained(tmp_path / "grey")
+    encode_data(tmp_path / "grey", settings(data / "videos" / "c.mkv"), tmp_path / "latents")
+    message = "`format` must be mkv for videos of 1 channel, but got mp4. Add `--format mkv`."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        decode_latents(tmp_path / "latents", DecodeConfig(device="cpu"), tmp_path / "decoded")
 
 
 def test_names_of_decoded_clips_sort_as_the_clips_do(model, data, tmp_path):
