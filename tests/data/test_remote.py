@@ -508,8 +508,10 @@ def served(handler):
     """Run a web server, and yield its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
 
 
 class Lying(BaseHTTPRequestHandler):
@@ -609,9 +611,8 @@ def test_a_web_server_answers_requests_of_parts(
 )
 def test_a_server_that_lies(tmp_path, monkeypatch, clock, path, message):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with served(Lying) as server:
-        with pytest.raises(DataError, match=message):
-            load_spans(f"{server}/{path}.mp4")
+    with served(Lying) as server, pytest.raises(DataError, match=message):
+        load_spans(f"{server}/{path}.mp4")
     if path != "length/50":  # the copy that is as long as the server said may stay
         assert not list(tmp_path.rglob("*.mp4"))
 
