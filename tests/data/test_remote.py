@@ -34,6 +34,7 @@ from telecine.data import (
 )
 from telecine.data.errors import Deadline, DecodeError
 from telecine.data.index_paths import index_folders
+from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sidecar import scan_archive
 from telecine.data.lists import read_list
@@ -41,8 +42,9 @@ from telecine.data.remote_cache import cache_folder
 from telecine.data.source import PROTOCOLS, RemotePath
 from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
+from telecine.tools.index.write_index import write_index
 
-from .videos import moving_frames, write_images, write_shard, write_video
+from .videos import assert_same_clips, moving_frames, write_images, write_shard, write_video
 
 CONFIG = ClipConfig(num_frames=3, height=32, width=32, num_workers=0)
 
@@ -154,21 +156,29 @@ def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address)
     assert not list(index_folders(address)[0].parent.glob("*.tar.telecine-index"))
 
 
-def test_servers_are_asked_once_about_addresses_in_a_list(
-    s3, address, fetched, folder, monkeypatch
-):
-    """A file that changes is noticed when it is read; the next run asks again."""
-    path = folder / "local.csv"
-    path.write_text(f"path\n{address}/a.mp4\n{address}/none.mp4\n{address}/none.mp4\n")
-    config = replace(CONFIG, index="lazy")
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """Record the names of the files that servers are asked about."""
+    names = []
     info_of = remote.info_of
 
     def record(url, *rest):
-        asked.append(url.rpartition("/")[2])
+        names.append(url.rpartition("/")[2])
         return info_of(url, *rest)
 
     monkeypatch.setattr(remote, "info_of", record)
+    return names
+
+
+def test_servers_are_asked_once_about_addresses_in_a_list(
+    s3, address, fetched, folder, asked, monkeypatch
+):
+    """A file that changes is noticed when it is read; the next run asks again."""
+    monkeypatch.setattr(load_table_module, "_CHUNK", 1)
+    path = folder / "local.csv"
+    lines = [f"{address}/{name}.mp4" for name in ("a", "none", "none", "a")]
+    path.write_text("\n".join(["path", *lines]))
+    config = replace(CONFIG, index="lazy")
     table = load_table(str(path), config)
     assert [(skip.path.name, skip.reason) for skip in table.skipped] == [
         ("none.mp4", "No such file")
@@ -185,8 +195,44 @@ def test_servers_are_asked_once_about_addresses_in_a_list(
     with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
         ClipDataset(again.spans, config, saved_index=again.saved_index)[0]
     changed = load_table(str(path), config).spans
-    assert changed.num_frames.tolist() == [9]
+    assert changed.num_frames.tolist() == [9, 9]
     assert changed.sha256()[1] != table.spans.sha256()[1]
+
+
+@pytest.mark.parametrize("change", ["another", "none"])
+def test_a_file_that_a_list_describes_and_that_changes_ends_the_run(s3, address, folder, change):
+    path = folder / "local.csv"
+    path.write_text(f"path,num_frames,fps\n{address}/a.mp4,8,25\n{address}/b.MKV,8,25\n")
+    config = replace(CONFIG, index="lazy")
+    table = load_table(str(path), config)
+    dataset = ClipDataset(table.spans, config, saved_index=table.saved_index)
+    clips = [dataset[index] for index in range(4)]
+    assert_same_clips([dataset[index] for index in range(4)], clips)
+    if change == "none":
+        s3.files.rm(f"{address}/a.mp4")
+    else:
+        write_video(folder / "a.mp4", moving_frames(8, seed=9))
+        s3.put(folder, "set")
+    with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
+        [dataset[index] for index in range(4)]
+
+
+def test_an_index_is_made_ahead_with_a_question_for_each_address(address, folder, asked, capsys):
+    path = folder / "local.csv"
+    path.write_text(f"path\n{address}/a.mp4\n{address}/none.mp4\n{address}/b.MKV\n")
+    indexed = write_index(str(path), CONFIG)
+    assert sorted(asked) == ["a.mp4", "b.MKV", "none.mp4"]
+    assert (indexed.num_indexed, len(indexed.skipped)) == (2, 1)
+
+
+def test_progress_is_shown_while_servers_are_asked(address, folder, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
+    path = folder / "local.csv"
+    path.write_text(f"path\n{address}/a.mp4\n")
+    load_table(str(path), replace(CONFIG, index="lazy"))
+    assert "asking servers" in capsys.readouterr().err
+    load_spans(f"{address}/{{a.mp4,deep.mp4}}")
+    assert "looking for files" in capsys.readouterr().err
 
 
 def test_only_what_changed_is_indexed_again(s3, folder, address, fetched):

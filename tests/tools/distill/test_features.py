@@ -99,6 +99,17 @@ def test_layers_of_a_wan_are_chosen_by_resolution(folder):
     assert all(projection.weight.grad.any() for projection in term.projections)
 
 
+def test_layers_of_frames_have_those_of_all_chunks(folder):
+    """Without gradients Wan is decoded frame by frame, and its upsampling sees frames as images."""
+    wan = load_autoencoder("wan")
+    layer = "up_blocks.0.upsamplers.0.resample"
+    latent = torch.randn(2, 4, 3, 4, 4)
+    whole = decoder_features(wan, latent, [layer])[layer]
+    with torch.no_grad():
+        chunked = decoder_features(wan, latent, [layer])[layer]
+    torch.testing.assert_close(chunked, whole)
+
+
 @pytest.mark.parametrize("name", ["kl_image", "qwen_image21"])
 def test_of_frames(folder, name):
     """An autoencoder of images decodes frames, or clips of one frame; chunks of a student are put together."""

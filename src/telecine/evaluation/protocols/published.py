@@ -198,16 +198,23 @@ class PublishedProtocol:
             Span(info, start, min(start + num_source_frames, num_frames) - 1) for start in starts
         ]
 
-    def read(self, span: Span) -> Clip | None:
-        """Return a clip as the protocol reads it, in [-1, 1]. Log and return None if it cannot be decoded."""
+    def read(self, span: Span, file: VideoInfo | None = None) -> Clip | None:
+        """Return a clip as the protocol reads it, in [-1, 1]. Log and return None if it cannot be decoded.
+
+        Args:
+            span: The clip.
+            file: A file with as many frames, from which the same frames are read, whatever its frame rate is. None:
+                that of the clip.
+        """
+        file = file or span.info
         stride = self._stride(span.info)
         num_read = (span.num_frames - 1) // stride + 1
         try:
-            frames = read_clip(span.info, span.first_frame, num_read, stride)
+            frames = read_clip(file, span.first_frame, num_read, stride)
         except DecodeError as error:
             logger.warning("skipping a clip: %s", error)
             return None
-        if span.info.is_array:
+        if file.is_array:
             frames = bytes_from_video(video_from_bytes(frames))
         video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
         if self.num_frames is not None and num_read < self.num_frames:
@@ -215,7 +222,7 @@ class PublishedProtocol:
             video = torch.cat([video, last_frames], dim=1)
         return {
             "video": video,
-            "source": str(span.info.source),
+            "source": str(file.source),
             "start": span.first_frame,
             "fps": span.info.fps / stride,
         }

@@ -16,6 +16,7 @@ from telecine.data import DataError, Span, iterate_frames
 from telecine.data.clip import ClipSpec, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import read_frames
+from telecine.data.source import is_address
 from telecine.settings import Bucket, ClipConfig
 from telecine.tools.encode.settings import EncodeConfig
 
@@ -53,13 +54,8 @@ class SourceClip:
 
     def metadata(self, data: str) -> dict[str, object]:
         """Return the metadata of the clip, as JSON has it; `data` is where its file was found."""
-        source = str(self.span.info.source)
-        if source != data and source.startswith(data):
-            source = source[len(data) :].lstrip("/")
-        else:
-            source = Path(source).name
         metadata: dict[str, object] = {
-            "source": source,
+            "source": _name_in(data, str(self.span.info.source)),
             "first_frame": self.first_frame,
             "num_frames": self.num_frames,
             "height": self.height,
@@ -72,6 +68,16 @@ class SourceClip:
         if self.span.columns:
             metadata["columns"] = dict(self.span.columns)
         return metadata
+
+
+def _name_in(data: str, source: str) -> str:
+    """Return the path of a file from where it was found: a folder, a tar file or an address; its name otherwise."""
+    if is_address(data):
+        if source != data and source.startswith(data):
+            return source[len(data) :].lstrip("/")
+    elif Path(source) != Path(data) and Path(source).is_relative_to(data):
+        return Path(source).relative_to(data).as_posix()
+    return Path(source).name
 
 
 def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
