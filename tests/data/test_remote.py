@@ -6,7 +6,7 @@ import shutil
 import struct
 import sys
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -417,7 +417,7 @@ def test_a_fetch_ends_with_the_connection_and_at_the_deadline(tmp_path):
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """Let blocks have 1000 bytes, so that small files have several. Return the parts that are read."""
+    """Let blocks have 4000 bytes, so that small files have several. Return the parts that are read."""
     parts = []
     read = remote_read.read_part
 
@@ -425,7 +425,7 @@ def blocks(monkeypatch):
         parts.append((file.name, part))
         return read(file, part, *rest)
 
-    monkeypatch.setattr(remote_read, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(remote_read, "BLOCK_BYTES", 4000)
     monkeypatch.setattr(remote_read, "read_part", read_part)
     return parts
 
@@ -440,15 +440,15 @@ def test_clips_are_read_by_blocks_from_a_cache_of_three(
     empty_cache()
     fetched.clear()
     blocks.clear()
-    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "3e-6")
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "12e-6")
     assert torch.equal(read_clip(span.info, 1, 5), read_clip(local.info, 1, 5))
     assert fetched == []
     assert {file for file, _ in blocks} == {name}
-    assert max(len(part) for _, part in blocks) == 1000
+    assert max(len(part) for _, part in blocks) == 4000
     first = local.info.source.offset if name == "shard.tar" else 0
     assert min(part.start for _, part in blocks) == first, "a member is read without the others"
     sizes = [path.stat().st_size for path in cache_folder().iterdir() if len(path.name) == 64]
-    assert 0 < sum(sizes) <= 3000
+    assert 0 < sum(sizes) <= 12000
 
 
 def test_the_members_of_a_tar_file_are_found_by_its_headers(s3, tmp_path, fetched, blocks):
@@ -549,6 +549,17 @@ def test_wrong_requests_are_not_tried_again(s3, protocol):
         load_spans("s3://Bad_Bucket!/a")
 
 
+@contextmanager
+def served(handler):
+    """Run a web server, and yield its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 class Lying(BaseHTTPRequestHandler):
     """Redirects to the address in its path, or claims another length than it sends."""
 
@@ -612,9 +623,8 @@ def test_a_web_server_answers_requests_of_parts(
     monkeypatch.setattr(Parts, "content", (folder / "a.mp4").read_bytes())
     monkeypatch.setattr(Parts, "num_sent", 0)
     local = index_video(folder / "a.mp4")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Parts) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        source = RemotePath(f"http://127.0.0.1:{server.server_port}/{kind}/a.mp4")
+    with served(Parts) as server:
+        source = RemotePath(f"{server}/{kind}/a.mp4")
         info = replace(local, source=source)
         if kind == "changes":
             with pytest.raises(DataError, match="was changed or removed after it was listed"):
@@ -625,7 +635,6 @@ def test_a_web_server_answers_requests_of_parts(
         else:
             assert torch.equal(read_clip(info, 0, 8), read_clip(local, 0, 8))
             read_clip(info, 2, 1)
-        server.shutdown()
     sends_no_parts = kind in ("whole", "endless")
     assert fetched == (["a.mp4"] if sends_no_parts else [])
     assert caplog.text.count("sends no parts of files") == sends_no_parts
@@ -648,11 +657,8 @@ def test_a_web_server_answers_requests_of_parts(
 )
 def test_a_server_that_lies(tmp_path, monkeypatch, clock, path, message):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Lying) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(DataError, match=message):
-            load_spans(f"http://127.0.0.1:{server.server_port}/{path}.mp4")
-        server.shutdown()
+    with served(Lying) as server, pytest.raises(DataError, match=message):
+        load_spans(f"{server}/{path}.mp4")
     if path != "length/50":  # the copy that is as long as the server said may stay
         assert not list(tmp_path.rglob("*.mp4"))
 
@@ -688,13 +694,11 @@ def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(remote, "Deadline", lambda source: Deadline(source, 0.3))
     monkeypatch.setattr(Dripping, "is_over", Event())
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/{part}.mp4"
+    with served(Dripping) as server:
+        address = f"{server}/{part}.mp4"
         with pytest.raises(DataError, match=rf"{address}: not read within 0\.3 seconds"):
             load_spans(address, ClipConfig(timeout=0.3))
         Dripping.is_over.set()
-        server.shutdown()
     assert not list(tmp_path.rglob("*.partial"))
 
 

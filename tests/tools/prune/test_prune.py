@@ -54,10 +54,9 @@ NOT_EXACT = {
     "mochi",
     "temporal_decoder",
     "vidtok",
+    "vidtok_fsq",
 }
-PRUNED = [
-    name for name, model in TINY_MODELS.items() if model.cls in WIDTHS and name != "vidtok_fsq"
-]
+PRUNED = [name for name, model in TINY_MODELS.items() if model.cls in WIDTHS]
 SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 
 
