@@ -114,6 +114,10 @@ def _folder_of(
     folder = Path(name) / (subfolder or "")
     if not folder.exists() and folder.name == name and (_PACKAGED / name).is_dir():
         return _PACKAGED / name
+    in_pipeline = folder / "vae"
+    is_pipeline = subfolder is None and not (folder / CONFIG_FILE).is_file()
+    if is_pipeline and (in_pipeline / CONFIG_FILE).is_file():
+        return in_pipeline
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
         return folder
     try:
