@@ -20,8 +20,8 @@ from telecine.runs.saved_settings import read_saved_settings
 
 # Trained models of the package, by name; the manifest beside them has the digests of their files.
 _PACKAGED = Path(__file__).with_name("packaged")
-# The class of diffusers that decodes the latents of another one.
-_DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
+DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
+"""The class of diffusers that decodes the latents of another one."""
 
 
 def load_autoencoder(
@@ -63,7 +63,7 @@ def load_autoencoder(
         return CausalVAE.from_pretrained(folder, with_weights=with_weights)
     if kind == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_teacher, with_weights=with_weights)
-    if kind == _DIFFUSION_DECODER:
+    if kind == DIFFUSION_DECODER:
         from telecine.models.diffusers import DiffusionDecoder
 
         return DiffusionDecoder.from_pretrained(
