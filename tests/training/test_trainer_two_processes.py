@@ -46,8 +46,8 @@ NUM_STEPS = 3
 LR = 2e-4
 # AdamW makes steps of about the learning rate, in a direction that rounding decides where a gradient is almost 0.
 QUARTER_STEP = LR / 4
-# One process makes the first update of these, and two resume. In `crossing` they are stopped after the second update, and
-# one process makes the last one.
+# One process makes the first update of these, and two resume. In `crossing`, they are stopped after the second update,
+# and one process makes the last one.
 CROSSING = ("crossing", "context")
 
 SHARDS = {
