@@ -316,6 +316,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(
         ("train --data x --model y", ["whole"]),
         ("train --model=y --random_weights true", ["gpu"]),
         ("train --model=y --random_weights=True", ["gpu"]),
+        ("train --model=y --random_weights yes", ["gpu"]),
         ("train --model=y --random_weights false", ["whole"]),
         ("train --data=x --model null", ["gpu"]),
         ("train --model null", ["demo"]),

@@ -35,7 +35,7 @@ def pid_and_bytes(parent, number):
 
 def test_results_are_in_order_and_what_processes_log_is_logged_here(caplog):
     call = partial(pid_and_bytes, os.getpid())
-    results = list(map_in_processes(call, range(9), 3))
+    results = list(map_in_processes(call, range(9), 3, "calling"))
     assert [content[0] for _, content in results] == list(range(9))
     assert len({pid for pid, _ in results}) == 3
     assert sorted(caplog.messages) == [f"number {number}" for number in range(9)]
@@ -49,19 +49,21 @@ def log_with_the_levels_of_a_new_process(number):
 def test_levels_are_those_of_this_process(caplog):
     logger.setLevel(logging.ERROR)
     try:
-        list(map_in_processes(log_with_the_levels_of_a_new_process, range(2), 2))
+        list(map_in_processes(log_with_the_levels_of_a_new_process, range(2), 2, "calling"))
     finally:
         logger.setLevel(logging.NOTSET)
     assert caplog.messages == []
 
 
 def test_one_process_is_this_one():
-    assert list(map_in_processes(lambda _: os.getpid(), range(2), 1)) == [os.getpid()] * 2
-    assert list(map_in_processes(lambda _: os.getpid(), [], 1)) == []
+    assert (
+        list(map_in_processes(lambda _: os.getpid(), range(2), 1, "calling")) == [os.getpid()] * 2
+    )
+    assert list(map_in_processes(lambda _: os.getpid(), [], 1, "calling")) == []
 
 
 def test_the_garbage_collector_leaves_the_objects_of_this_process_shared():
-    (num_objects,) = map_in_processes(lambda _: gc.get_freeze_count(), range(1), 2)
+    (num_objects,) = map_in_processes(lambda _: gc.get_freeze_count(), range(1), 2, "calling")
     assert num_objects > 10_000
 
 
@@ -73,7 +75,7 @@ def test_an_error_has_its_type_and_its_text(error):
         return number
 
     with pytest.raises(type(error)) as raised:
-        list(map_in_processes(fail, range(9), 2))
+        list(map_in_processes(fail, range(9), 2, "calling"))
     assert str(raised.value) == str(error)
 
 
@@ -82,7 +84,7 @@ def test_another_error_is_printed_and_ends_its_process(capfd):
         raise EOFError("no more bytes")
 
     with pytest.raises(DataError, match="has ended with exit code 1"):
-        list(map_in_processes(fail, range(2), 2))
+        list(map_in_processes(fail, range(2), 2, "calling"))
     assert "EOFError: no more bytes" in capfd.readouterr().err
 
 
@@ -101,7 +103,7 @@ def test_a_process_that_is_killed_while_it_sends_a_result():
     logger.addHandler(handler)
     try:
         with pytest.raises(DataError, match=r"has ended with exit code -9\. If it was killed"):
-            list(map_in_processes(log_and_return, range(2), 2))
+            list(map_in_processes(log_and_return, range(2), 2, "calling"))
     finally:
         logger.removeHandler(handler)
 
@@ -116,11 +118,11 @@ def test_an_interrupt_ends_processes_at_once():
     begin = time.monotonic()
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        list(map_in_processes(time.sleep, [60] * 4, 2))
+        list(map_in_processes(time.sleep, [60] * 4, 2, "calling"))
     assert time.monotonic() - begin < 30
 
 
 def test_processes_end_with_the_generator():
-    with closing(map_in_processes(time.sleep, [0, 60, 60], 2)) as results:
+    with closing(map_in_processes(time.sleep, [0, 60, 60], 2, "calling")) as results:
         next(results)
     assert len(multiprocessing.active_children()) == 0

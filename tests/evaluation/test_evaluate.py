@@ -120,10 +120,10 @@ def test_a_run_with_strange_data_is_measured(model_folder, videos, tmp_path, cap
     assert is_said != isinstance(data, str)
 
 
-def test_a_run_whose_data_cannot_be_read_is_measured(
+def test_a_run_of_which_one_path_cannot_be_read_is_measured(
     model_folder, videos, tmp_path, caplog, monkeypatch
 ):
-    run = fake_run(model_folder, tmp_path / "run", "/colleague/videos")
+    run = fake_run(model_folder, tmp_path / "run", ["/colleague/videos", str(videos)])
     stat = os.stat
 
     def refuse(path, *arguments, **options):
@@ -137,6 +137,7 @@ def test_a_run_whose_data_cannot_be_read_is_measured(
     )  # of Python 3.10, which keeps the `os.stat` that it has imported
     assert evaluate(run, EvaluateConfig(data=str(videos), max_clips=1, **TINY)).metrics["psnr"] > 0
     assert "is not known: [Errno 13] Permission denied: '/colleague/videos'" in caplog.text
+    assert "3 of 3 files are in the data of the run" in caplog.text
 
 
 def test_the_decoder_of_another_model(model_folder, tiny_model, videos, tmp_path):

@@ -5,12 +5,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
 from telecine.data import ahead_index, find_videos, index_video, index_videos, load_spans
+from telecine.data.clip import video_from_bytes
 from telecine.evaluation.load_model import load_infos, load_with_clips
 from telecine.evaluation.protocols.configured import ConfiguredClips
 from telecine.evaluation.reconstructors import contains_videos, open_reconstructor
@@ -223,6 +225,30 @@ class TestFileReconstructor:
         (span,) = opened.clip_protocol.select(infos)
         target = opened.clip_protocol.read(span)["video"][None]
         assert (opened.reconstruct(span, target) - target).abs().mean() < 0.02
+
+    @pytest.mark.parametrize("rate", [15, 30])
+    def test_clips_by_time_have_the_frames_of_the_input_at_any_frame_rate(self, tmp_path, rate):
+        for folder, fps in (("data", 30), ("reconstructions", rate)):
+            write_video(tmp_path / folder / "a.mkv", waves(26), fps=fps)
+        infos, opened = self.open(
+            tmp_path / "reconstructions", tmp_path / "data", num_frames=3, fps=10
+        )
+        span = opened.clip_protocol.select(infos)[1]
+        target = opened.clip_protocol.read(span)["video"][None]
+        assert torch.equal(opened.reconstruct(span, target), target)
+
+    @pytest.mark.parametrize("protocol", [None, "davis"])
+    def test_arrays_have_the_layout_and_the_range_of_the_settings(self, tmp_path, protocol):
+        array = waves(17).permute(3, 0, 1, 2).numpy() / 255
+        for folder in ("data", "reconstructions"):
+            (tmp_path / folder).mkdir()
+            np.save(tmp_path / folder / "a.npy", array)
+        options = {"layout": "C T H W", "range": (0, 1), "protocol": protocol}
+        infos, opened = self.open(tmp_path / "reconstructions", tmp_path / "data", **options)
+        (span,) = opened.clip_protocol.select(infos)
+        clip = opened.clip_protocol.read(span)["video"]
+        torch.testing.assert_close(clip, video_from_bytes(waves(17)))
+        assert torch.equal(opened.reconstruct(span, clip[None]), clip[None])
 
     def test_a_broken_reconstruction_raises(self, videos, copied_videos):
         infos, opened = self.open(copied_videos, videos, num_frames=20)

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from telecine.__main__ import main
 from telecine.base import memory_counter
 from telecine.base.memory_counter import MemoryCounter
+from telecine.evaluation.compare_speed import speeds_in_turns
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.speed import Speed, count_needs, measure_speed, time_in_turns
 from telecine.models import CausalVAE
@@ -141,6 +143,15 @@ def test_several_models_in_turns_on_a_page(two_models, tmp_path, capsys):
     assert front["is_front"]
     assert front["curves"][0]["steps"][-1] == pytest.approx(max(times))
     assert f"{wide['weights']:,}" in page
+
+
+def test_whole_videos_have_no_common_size_for_a_speed(two_models):
+    for folder in map(Path, two_models):
+        protocol = json.loads((folder / "protocol.json").read_text())
+        whole = {"num_frames": None, "height": None, "width": None}
+        (folder / "protocol.json").write_text(json.dumps(protocol | whole))
+    with pytest.raises(ValueError, match="`speed` must be false for evaluations of whole videos"):
+        speeds_in_turns(two_models, EvaluateConfig(speed=True, device="cpu"))
 
 
 def test_speeds_that_do_not_compare_are_left_out(

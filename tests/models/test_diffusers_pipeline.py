@@ -164,6 +164,18 @@ def test_what_pipelines_read_has_the_values_of_the_teacher(name):
     assert torch.equal(vae.decode(latent).sample, vae.decode(latent, None, return_dict=False)[0])
 
 
+def test_pipelines_of_flux_2_read_a_batch_norm():
+    teacher = tiny_model("flux2")
+    teacher.bn.running_mean.normal_()
+    teacher.bn.running_var.uniform_(0.5, 2)
+    vae = PipelineVAE(student_of("flux2", teacher))
+    assert torch.equal(vae.bn.running_mean, teacher.bn.running_mean)
+    torch.testing.assert_close(
+        vae.bn.running_var + vae.config.batch_norm_eps,
+        teacher.bn.running_var + teacher.config.batch_norm_eps,
+    )
+
+
 def test_a_student_in_a_pipeline_of_images():
     vae = PipelineVAE(student_of("kl_image"))
     transformer = diffusers.DiTTransformer2DModel(

@@ -212,15 +212,16 @@ def test_a_class_that_keeps_no_frames_is_refused_by_name(door):
         getattr(shared("ltx_video"), door)()
 
 
-def test_the_code_of_the_page_runs(monkeypatch):
+@pytest.mark.parametrize("name", ["causal", "kandinsky6_sr"])
+def test_the_code_of_the_page_runs(name, monkeypatch):
     page = Path(__file__).parents[2] / "docs" / "latents-on-disk.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     (code,) = [block for block in blocks if "stream_encoder" in block]
-    model = causal()
+    model = causal() if name == "causal" else adapter(name).eval()
     monkeypatch.setattr("telecine.models.load_autoencoder", lambda folder: model)
     names: dict[str, object] = {}
     exec(code, names)
-    video = video_of(13)
+    video = video_of(21, (32, 32))
     parts = finished(names["reconstruct"](video.split(5, dim=2)))
     with torch.no_grad():
         whole = model.decode(model.encode(video).mode())

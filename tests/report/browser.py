@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,13 +45,14 @@ def share_plotly(path):
     path.write_text(html.replace(in_page, f'<script src="{PLOTLY.as_uri()}"></script>'))
 
 
-def check_page(context, path, check):
-    """Open a file without plotly in it, call `check` with its page, and return the messages of its console."""
+@contextmanager
+def checked_page(context, path):
+    """Open a file without plotly in it, and check at the end that the page wrote no message."""
     share_plotly(path)
     opened = open_page(context, path)
-    check(opened.page)
+    yield opened.page
     opened.page.close()
-    return opened.messages
+    assert opened.messages == []
 
 
 def wait_for_frame(page, number):

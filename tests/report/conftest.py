@@ -7,8 +7,9 @@ import pytest
 
 from telecine.report.page import write_report
 
-from .runs import records, write_clips_of, write_run
+from .runs import few_records, write_clips_of, write_run
 
+WINDOW = {"width": 1280, "height": 900}
 FLAGS = [
     "--disable-gpu",
     "--disable-quic",
@@ -35,7 +36,7 @@ def browser():
 def context(browser):
     """A window for all tests, with an empty tab: a new tab takes half of the processor time of a new window."""
     context = browser.new_context(
-        viewport={"width": 1280, "height": 900},
+        viewport=WINDOW,
         permissions=["clipboard-read", "clipboard-write"],
     )
     context.new_page()
@@ -46,7 +47,7 @@ def context(browser):
 @pytest.fixture(scope="module")
 def logged():
     """The records of the runs in `report`."""
-    return records(80, val_every=20)
+    return few_records(80)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def page(opened):
     """The page, showing the first frame of the stamped clip of the last validation, compared with nothing."""
     from .browser import wait_for_frame
 
+    opened.page.set_viewport_size(WINDOW)
     opened.page.select_option("#run-1", "")
     opened.page.select_option("#run-0", "0")
     opened.page.click("#clip-table tbody tr:first-child button")

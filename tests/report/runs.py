@@ -43,6 +43,13 @@ def records(num, *, every=1, val_every=20):
     return lines
 
 
+def few_records(num):
+    """Return records with the values of five charts: each change in a page draws all charts near what is seen."""
+    names = ("mse", "logits_real", "logits_fake")
+    keys = {"step", *(f"train/{name}" for name in names), "val/psnr", "val/ssim", "val/lpips_alex"}
+    return [{key: value for key, value in line.items() if key in keys} for line in records(num)]
+
+
 def write_run(folder, lines, settings="steps: 60\nclips:\n  height: 64\n"):
     """Write the folder of a run without clips, environment and warnings."""
     folder.mkdir(parents=True)

@@ -10,16 +10,29 @@ pytest.importorskip("playwright.sync_api")
 
 from PIL import Image
 
-from telecine.report.chart_data import Chart, Series, XAxis, charts_data, make_curve
+from telecine.evaluation.compare_speed import ComparedSpeeds
+from telecine.evaluation.result import SavedEvaluation
+from telecine.evaluation.speed import PartSpeed, Speed
+from telecine.report.chart_data import Chart, Curve, Series, XAxis, charts_data, make_curve
 from telecine.report.clips import ReconstructedClip, write_clips
 from telecine.report.html import render_page
 from telecine.report.page import write_report
+from telecine.report.speed_page import render_speeds
 from telecine.runs import Run
 
-from .browser import chart, check_page, drawn, evaluate, open_page, share_plotly, wait_for_frame
-from .runs import FPS, records, stamped, write_run, write_stamped_clip
+from .browser import chart, checked_page, drawn, evaluate, share_plotly, wait_for_frame
+from .runs import FPS, few_records, records, stamped, write_run, write_stamped_clip
 
 pytestmark = pytest.mark.slow
+TAG = "<b>x</b>"
+PROTOCOL = {
+    "num_clips": 1,
+    "num_frames": 5,
+    "height": 16,
+    "width": 16,
+    "metrics": {"psnr": "", "lpips_alex": "", "sharpness": ""},
+    "better": {"psnr": "larger", "lpips_alex": "smaller", "sharpness": "nearest to 1"},
+}
 LOGITS = "discriminator: logits"
 
 
@@ -29,63 +42,16 @@ def zoom(page, title, first, last):
     chart(page, title).locator(".plot").evaluate(relayout, [first, last])
 
 
-def write_charts(path, charts, runs=("model",)):
-    """Write a page of charts alone."""
-    data = charts_data(charts, runs=runs, file="latents.json")
-    values = {
-        "summary": [],
-        "probes": [],
-        "channels": [],
-        "protocol": [],
-        "definitions": {"channels": ""},
-    }
-    path.write_text(render_page("latents.html", titles=["model"], data=data, **values))
-    return path
-
-
 def test_it_opens_from_a_file_without_network_or_messages(opened, page, report):
     assert page.title() == "first, second: telecine report"
     for figure in page.locator("#charts figure").all():
         figure.scroll_into_view_if_needed()
     page.locator("#charts figure").last.locator(".main-svg").first.wait_for(state="attached")
-    assert page.locator("#charts .js-plotly-plot").count() == 9
+    assert page.locator("#charts .js-plotly-plot").count() == 5
     assert opened.messages == []
     folder = report.parent.as_uri()
     assert len(opened.requests) > 2
     assert [url for url in opened.requests if not url.startswith((folder, "data:", "blob:"))] == []
-
-
-def test_the_figures_of_two_unfinished_runs_are_seen_whole(context, tmp_path):
-    steps = "steps: 2400\n"
-    runs = [
-        write_run(tmp_path / name, records(4, every=480, val_every=480), steps)
-        for name in ("first", "second")
-    ]
-
-    def check(page):
-        table = page.locator("[aria-labelledby='summary-title']")
-        assert "of 2400, measured at 1920" in table.inner_text()
-        assert table.evaluate("e => e.scrollWidth - e.clientWidth") == 0
-
-    assert check_page(context, write_report(runs, tmp_path / "report.html"), check) == []
-
-
-def test_the_last_values_of_many_runs_stay_in_the_legend(context, tmp_path):
-    curves = [make_curve(run, [(1, 25.37 + run)]) for run in range(12)]
-    charts = []
-    for number in range(3):
-        title = f"chart {number}"
-        series = Series("PSNR, linear baseline", "linear/psnr", curves)
-        charts.append(Chart(title=title, series=[series]))
-    path = write_charts(tmp_path / "charts.html", charts, [f"run {run}" for run in range(12)])
-
-    def check(page):
-        button = page.locator(".chart .legend button").last
-        assert button.locator("b").count() == 12
-        assert button.locator(".name").bounding_box()["height"] < 40, "not a letter a line"
-        assert button.evaluate("e => e.scrollWidth - e.clientWidth") == 0
-
-    assert check_page(context, path, check) == []
 
 
 def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
@@ -104,27 +70,6 @@ def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
     page.locator("#clip-table").get_by_role("button", name="Clip", exact=True).click()
 
 
-def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
-    run = write_run(tmp_path / "run", [])
-    values = {"high": 30.0, "none": math.nan, "low": 20.0}
-    clips = [
-        ReconstructedClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
-        for name, value in values.items()
-    ]
-    clips.append(replace(clips[0], metrics={}, source="without"))
-    write_clips(Run(run), 20, clips, fps=FPS)
-
-    def check(page):
-        wait_for_frame(page, 0)
-        cells = page.locator("#clip-table tbody tr td:nth-child(2)")
-        assert cells.all_inner_texts() == ["30.00", "\u2013", "20.00", "\u2013"]
-        for order in (["20.00", "30.00"], ["30.00", "20.00"]):
-            page.click("#clip-table thead th:nth-child(2) button")
-            assert cells.all_inner_texts() == [*order, "\u2013", "\u2013"]
-
-    assert check_page(context, write_report([run]), check) == []
-
-
 def test_smoothing_and_scale_change_the_curves(page):
     before = drawn(page, LOGITS)
     assert before["names"][0] == "mean logit, real, first, smoothed"
@@ -132,7 +77,7 @@ def test_smoothing_and_scale_change_the_curves(page):
     assert page.inner_text("#smoothing-value") == "0.95"
     assert drawn(page, LOGITS)["values"] != before["values"]
     page.locator("#smoothing").fill("0")
-    logged = [line["train/logits_real"] for line in records(80) if "train/logits_real" in line]
+    logged = [line["train/logits_real"] for line in few_records(80) if "train/logits_real" in line]
     plain = drawn(page, LOGITS)
     assert plain["names"][0] == "mean logit, real, first"
     assert plain["values"][0] == pytest.approx(logged, rel=1e-5)
@@ -141,56 +86,6 @@ def test_smoothing_and_scale_change_the_curves(page):
         assert drawn(page, LOGITS)["y"]["type"] == kind
     page.locator("#smoothing").fill("0.6")
     assert drawn(page, LOGITS) == before
-
-
-def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves(context, tmp_path):
-    lines = [
-        {"step": step, "train/grad_norm": 1.0, "train/mse": 10.0**-step, "train/lr": 0.1}
-        for step in range(1, 101)
-    ]
-    lines[40]["train/mse"] = 0.0
-    lines[50]["train/grad_norm"] = 1e6
-    lines[60]["train/lr"] = 5.0
-
-    def check(page):
-        norms = drawn(page, "adaptive weight and gradient norms")["y"]
-        assert norms["type"] == "log"
-        assert 5 < norms["range"][1] < 6, "the smoothed spike is inside, the logged one is not"
-        assert drawn(page, "all losses")["y"]["type"] == "log", (
-            "of values that differ by more than 100"
-        )
-        note = "Values that are not positive are left out"
-        assert note in chart(page, "all losses").inner_text()
-        page.get_by_label("Linear", exact=True).check()
-        assert drawn(page, "all losses")["y"]["type"] == "linear"
-        assert note not in chart(page, "all losses").inner_text()
-        rate = drawn(page, "learning rate")
-        assert rate["names"] == ["learning rate"], "a schedule is not smoothed"
-        assert rate["y"]["range"][1] > 5.0
-        assert chart(page, "learning rate").locator(".legend").inner_text() == "learning rate\n0.1"
-
-    assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
-
-
-def test_a_logarithmic_axis_has_gaps_for_zeros_and_few_labels(context, tmp_path):
-    lines = [
-        {
-            "step": step,
-            "train/gen_loss": float(step > 2),
-            "train/mse": 0.001,
-            "train/grad_norm": 1 / step**2,
-        }
-        for step in range(1, 6)
-    ]
-
-    def check(page):
-        page.locator("#smoothing").fill("0")
-        losses = drawn(page, "all losses")
-        assert losses["y"]["type"] == "log"
-        assert [None, None, 1, 1, 1] in losses["values"]
-        assert drawn(page, "adaptive weight and gradient norms")["y"]["dtick"] == "D2"
-
-    assert check_page(context, write_report([write_run(tmp_path / "run", lines)]), check) == []
 
 
 def test_curves_and_runs_can_be_hidden(page):
@@ -208,21 +103,6 @@ def test_curves_and_runs_can_be_hidden(page):
     run.click()
     shown = drawn(page, LOGITS)
     assert len({*zip(shown["dashes"], shown["colours"], strict=True)}) == 4
-
-
-@pytest.mark.parametrize("num_runs", [1, 2])
-def test_the_linear_baseline_has_one_line_style(context, tmp_path, num_runs):
-    lines = [{**line, "linear/ssim": 0.5} if "val/ssim" in line else line for line in records(40)]
-    runs = [write_run(tmp_path / name, lines) for name in "ab"[:num_runs]]
-
-    def check(page):
-        for title in ("PSNR (dB)", "SSIM"):
-            shown = drawn(page, title)
-            is_baseline = ["linear baseline" in name for name in shown["names"]]
-            assert is_baseline.count(True) == num_runs
-            assert [dash == "7px 3px" for dash in shown["dashes"]] == is_baseline
-
-    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []
 
 
 def test_the_pointer_reads_values_and_drags_zoom_all_charts(page):
@@ -246,24 +126,6 @@ def test_the_pointer_reads_values_and_drags_zoom_all_charts(page):
     page.locator("#whole-range").wait_for(state="hidden")
     assert drawn(page, LOGITS)["x"] == whole["x"]
     assert drawn(page, "SSIM") == whole
-
-
-def test_warnings_are_marked_and_names_are_shown_as_they_are(context, tmp_path):
-    name = "<b>x</b>"
-    run = write_run(
-        tmp_path / "run", [{"step": step, f"train/{name}_loss": 1.0} for step in (1, 5, 9)]
-    )
-    warning = {"step": 5, "rule": "rule", "message": "<i>won</i>", "remedy": "Wait."}
-    (run / "health.jsonl").write_text(json.dumps(warning) + "\n")
-
-    def check(page):
-        box = chart(page, "all losses").locator(".nsewdrag").bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
-        text = chart(page, "all losses").locator(".hoverlayer")
-        text.get_by_text("warning : rule, <i>won</i>").wait_for()
-        text.get_by_text(f"{name} loss").wait_for()
-
-    assert check_page(context, write_report([run]), check) == []
 
 
 def luminance(colour):
@@ -345,12 +207,14 @@ def test_each_control_has_a_name_and_a_tab_stop(page):
     roles = ["banner", "navigation", "main", "contentinfo"]
     assert [page.get_by_role(role).count() for role in roles] == [1, 1, 1, 1]
     page.focus(".skip")
-    reached = set()
+    page.evaluate(
+        """() => {
+            window.reached = [];
+            addEventListener("focusin", ({ target }) => reached.push(target.id || target.dataset.do));
+        }"""
+    )
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(
-            page.evaluate("document.activeElement.id || document.activeElement.dataset.do || ''")
-        )
     assert {
         "run-0",
         "step-0",
@@ -362,17 +226,58 @@ def test_each_control_has_a_name_and_a_tab_stop(page):
         "speed",
         "zoom",
         "smoothing",
-    } <= reached
+    } <= {*page.evaluate("reached")}
     page.focus("#panes")
     page.keyboard.press("Tab")
     assert style(page, "#timeline", "outlineStyle") == "solid", "the focus is visible"
 
 
-def test_a_narrow_page_shows_its_first_table_and_does_not_scroll_horizontally(context, report):
-    page = open_page(context, report).page
+def test_tables_are_sorted_by_number_and_by_text(page):
+    page.locator("#curves summary").click()
+    table = page.locator("#curves details table")
+    head = table.get_by_role("columnheader").filter(has_text="Last")
+    last = table.locator("tbody tr td:nth-child(6)")
+    for order, is_reverse in (("ascending", False), ("descending", True)):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        values = [float(text) for text in last.all_inner_texts()]
+        assert len({*values}) > 5
+        assert values == sorted(values, reverse=is_reverse)
+    table.get_by_role("button", name="Curve", exact=True).click()
+    assert head.get_attribute("aria-sort") is None
+    names = table.locator("tbody th").all_inner_texts()
+    assert names == sorted(names, key=str.lower)
+    page.locator("#curves summary").click()
+
+
+def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(page, tmp_path):
+    page.emulate_media(color_scheme="dark")
+    figure = chart(page, "SSIM")
+    figure.get_by_role("button", name="CSV").click()
+    figure.get_by_text("copied").wait_for()
+    rows = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert rows[0] == 'step,"SSIM, held out, first","SSIM, held out, second"'
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "20", "40", "60", "80"]
+    assert rows[-1] == "80,0.5,0.5"
+    with page.expect_download() as download:
+        figure.get_by_role("button", name="PNG").click()
+    assert download.value.suggested_filename == "SSIM.png"
+    download.value.save_as(tmp_path / "figure.png")
+    page.emulate_media(color_scheme="light")
+    with Image.open(tmp_path / "figure.png") as image:
+        pixels = image.convert("RGB")
+    assert pixels.width > 600
+    colours = {colour for _, colour in pixels.getcolors(2**24)}
+    assert {(26, 28, 31), (233, 233, 230), (111, 177, 245)} <= colours, (
+        "surface, text and a curve of the dark theme"
+    )
+
+
+def test_a_narrow_page_shows_its_first_table_and_does_not_scroll_horizontally(page):
     page.set_viewport_size({"width": 360, "height": 740})
-    for selector in ("#settings summary", "#curves summary", "#keys summary"):
-        page.locator(selector).click()
+    opened_parts = [page.locator(f"{part} summary") for part in ("#settings", "#curves", "#keys")]
+    for part in opened_parts:
+        part.click()
     chart(page, LOGITS)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     cells = page.locator("#summary .figures td").all()
@@ -385,51 +290,222 @@ def test_a_narrow_page_shows_its_first_table_and_does_not_scroll_horizontally(co
         "getComputedStyle(document.querySelectorAll('#summary td')[1], '::before').content"
     )
     assert label == '"PSNR ↑"'
-    page.close()
-
-
-def test_on_a_phone_all_pictures_of_a_clip_have_one_size(context, report):
-    page = open_page(context, report).page
-    page.set_viewport_size({"width": 390, "height": 844})
     canvases = page.locator("#panes canvas")
     for compared, num_canvases in (("nothing", 3), ("second", 5)):
         page.locator("#run-1").select_option(label=compared)
         assert canvases.count() == num_canvases
         boxes = [canvas.bounding_box() for canvas in canvases.all()]
         assert len({(box["width"], box["height"]) for box in boxes}) == 1
-    page.close()
+    for part in opened_parts:
+        part.click()
+
+
+@pytest.fixture(scope="module")
+def charts_page(context, tmp_path_factory):
+    """A page of charts alone, over steps, names and numbers, of twelve models."""
+    values = [make_curve(run, [(1, 25.37 + run)]) for run in range(12)]
+    clips = XAxis("clip", names=("+file.mp4", '-"a", b.mp4'))
+    transforms = XAxis("transform", names=["none", "flip", "<b>turn"])
+    in_clips = make_curve(0, [(0, -0.5), (1, 0.25)])
+    turned = make_curve(0, [(0, 0.1), (1, 0.2), (2, 0.3)])
+    noisy = make_curve(0, [(0.0, 30.0), (0.2, 25.0)])
+    # Together more values than a function may have arguments.
+    steps = list(range(40_000))
+    rising = [step / 40_000 for step in steps]
+    long = [Curve(run, steps, rising, first=0.0, last=1.0) for run in (0, 1)]
+    charts = [
+        Chart("PSNR", [Series("PSNR, linear baseline", "linear/psnr", values)]),
+        Chart("Names", [Series(name, "", [in_clips]) for name in ("=1+1", "plain")], x=clips),
+        Chart("Noise", [Series("latent", "", [noisy])], x=XAxis("noise")),
+        Chart(
+            "Equivariance",
+            [Series("latent", "", [turned])],
+            x=transforms,
+            explanation="What it is.",
+        ),
+        Chart("Long", [Series("loss", "loss", long, is_smoothed=True)]),
+    ]
+    names = ["@SUM(1)", *(f"run {run}" for run in range(1, 12))]
+    values = {"summary": [], "probes": [], "channels": [], "protocol": []}
+    path = tmp_path_factory.mktemp("charts") / "charts.html"
+    data = charts_data(charts, runs=names, file="latents.json")
+    definitions = {"channels": ""}
+    path.write_text(
+        render_page("latents.html", titles=["model"], data=data, definitions=definitions, **values)
+    )
+    with checked_page(context, path) as page:
+        yield page
+
+
+def test_the_last_values_of_many_runs_stay_in_the_legend(charts_page):
+    button = charts_page.locator(".chart .legend button").first
+    assert button.locator("b").count() == 12
+    assert button.locator(".name").bounding_box()["height"] < 40, "not a letter a line"
+    assert button.evaluate("e => e.scrollWidth - e.clientWidth") == 0
+
+
+def test_a_chart_of_many_values_is_drawn(charts_page):
+    plot = chart(charts_page, "Long").locator(".plot")
+    ends = plot.evaluate("plot => plot.layout.yaxis.range")
+    assert ends == pytest.approx([-0.05, 1.05], abs=0.01)
+
+
+def test_copied_values_have_no_formula(charts_page):
+    """A spreadsheet would run names of series and of clips; numbers below 0 stay numbers."""
+    figure = chart(charts_page, "Names")
+    figure.get_by_role("button", name="CSV").click()
+    figure.get_by_text("copied").wait_for()
+    copied = charts_page.evaluate("navigator.clipboard.readText()")
+    assert copied.splitlines() == [
+        """clip,"'=1+1, @SUM(1)","plain, @SUM(1)\"""",
+        "'+file.mp4,-0.5,-0.5",
+        '"\'-""a"", b.mp4",0.25,0.25',
+    ]
+
+
+def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(charts_page):
+    page = charts_page
+    before = drawn(page, "Equivariance")
+    assert before["modes"] == ["markers"]
+    figure = chart(page, "Equivariance")
+    assert figure.locator(".xtick text").all_text_contents() == ["none", "flip", "<b>turn"]
+    assert "What it is." in figure.inner_text()
+    zoom(page, "Noise", 0.1, 0.2)
+    assert drawn(page, "Noise")["x"] == [0.1, 0.2]
+    assert drawn(page, "Equivariance") == before
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@pytest.fixture(scope="module")
+def two_unfinished(context, tmp_path_factory):
+    """The page of two runs that have not reached their last step."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    lines = records(4, every=480, val_every=480)
+    for line in lines:
+        if "val/ssim" in line:
+            line["linear/ssim"] = 0.5
+    runs = [write_run(folder / name, lines, "steps: 2400\n") for name in ("first", "second")]
+    with checked_page(context, write_report(runs, folder / "report.html")) as page:
+        yield page
+
+
+def test_the_figures_of_two_unfinished_runs_are_seen_whole(two_unfinished):
+    table = two_unfinished.locator("[aria-labelledby='summary-title']")
+    assert "of 2400, measured at 1920" in table.inner_text()
+    assert table.evaluate("e => e.scrollWidth - e.clientWidth") == 0
+
+
+@pytest.fixture(scope="module")
+def odd_values(context, tmp_path_factory):
+    """The page of a run with outliers, a zero, a linear baseline, a warning, and a loss whose name is a tag."""
+    lines = [
+        {
+            "step": step,
+            "train/grad_norm": 1e6 if step == 50 else 1.0,
+            "train/mse": 0.0 if step == 40 else 0.9**step,
+            "train/lr": 5.0 if step == 60 else 0.1,
+            f"train/{TAG}_loss": 1.0,
+        }
+        for step in range(101)
+    ]
+    for line in lines[::50]:
+        line |= {f"{kind}/{name}": 0.5 for kind in ("val", "linear") for name in ("psnr", "ssim")}
+    run = write_run(tmp_path_factory.mktemp("odd") / "run", lines)
+    warning = {"step": 50, "rule": "rule", "message": "<i>won</i>", "remedy": "Wait."}
+    (run / "health.jsonl").write_text(json.dumps(warning) + "\n")
+    with checked_page(context, write_report([run])) as page:
+        yield page
+
+
+def test_the_linear_baseline_has_one_line_style(two_unfinished, odd_values):
+    for num_runs, page in enumerate((odd_values, two_unfinished), 1):
+        for title in ("PSNR (dB)", "SSIM"):
+            shown = drawn(page, title)
+            is_baseline = ["linear baseline" in name for name in shown["names"]]
+            assert is_baseline.count(True) == num_runs
+            assert [dash == "7px 3px" for dash in shown["dashes"]] == is_baseline
+
+
+def test_warnings_are_marked_and_names_are_shown_as_they_are(odd_values):
+    box = chart(odd_values, "all losses").locator(".nsewdrag").bounding_box()
+    odd_values.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    text = chart(odd_values, "all losses").locator(".hoverlayer")
+    text.get_by_text("warning : rule, <i>won</i>").wait_for()
+    text.get_by_text(f"{TAG} loss").wait_for()
+
+
+def test_the_vertical_axis_covers_the_values_without_outliers_of_smoothed_curves(odd_values):
+    page = odd_values
+    norms = drawn(page, "adaptive weight and gradient norms")["y"]
+    assert norms["type"] == "log"
+    assert 5 < norms["range"][1] < 6, "the smoothed spike is inside, the logged one is not"
+    assert drawn(page, "all losses")["y"]["type"] == "log", "of values that differ by more than 100"
+    note = "Values that are not positive are left out"
+    assert note in chart(page, "all losses").inner_text()
+    page.get_by_label("Linear", exact=True).check()
+    assert drawn(page, "all losses")["y"]["type"] == "linear"
+    assert note not in chart(page, "all losses").inner_text()
+    rate = drawn(page, "learning rate")
+    assert rate["names"] == ["learning rate", "warning"], "a schedule is not smoothed"
+    assert rate["y"]["range"][1] > 5.0
+    assert chart(page, "learning rate").locator(".legend").inner_text() == "learning rate\n0.1"
+
+
+def test_a_logarithmic_axis_has_gaps_for_zeros_and_few_labels(odd_values):
+    odd_values.locator("#smoothing").fill("0")
+    odd_values.get_by_label("Log", exact=True).check()
+    losses = drawn(odd_values, "all losses")
+    assert losses["y"]["type"] == "log"
+    (values,) = [values for values in losses["values"] if None in values]
+    assert [step for step, value in enumerate(values) if value is None] == [40]
+    assert drawn(odd_values, "learning rate")["y"]["dtick"] == "D2"
+
+
+def test_missing_values_are_a_dash_and_sorted_last(context, tmp_path):
+    run = write_run(tmp_path / "run", [])
+    values = {"high": 30.0, "none": math.nan, "low": 20.0}
+    clips = [
+        ReconstructedClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS)
+        for name, value in values.items()
+    ]
+    clips.append(replace(clips[0], metrics={}, source="without"))
+    write_clips(Run(run), 20, clips, fps=FPS)
+    with checked_page(context, write_report([run])) as page:
+        wait_for_frame(page, 0)
+        cells = page.locator("#clip-table tbody tr td:nth-child(2)")
+        assert cells.all_inner_texts() == ["30.00", "\u2013", "20.00", "\u2013"]
+        for order in (["20.00", "30.00"], ["30.00", "20.00"]):
+            page.click("#clip-table thead th:nth-child(2) button")
+            assert cells.all_inner_texts() == [*order, "\u2013", "\u2013"]
 
 
 def test_long_names_do_not_make_a_narrow_page_scroll(context, tmp_path):
-    runs = [write_run(tmp_path / f"{letter * 60}_1e-4", records(20)) for letter in "abc"]
+    runs = [write_run(tmp_path / f"{letter * 60}_1e-4", few_records(20)) for letter in "abc"]
     for run in runs[:2]:
         write_stamped_clip(run, {"psnr": 1.0})
     (runs[2] / "metrics.jsonl").write_text("[]\n")
-
-    def check(page):
+    with checked_page(context, write_report(runs, tmp_path / "page.html")) as page:
         page.set_viewport_size({"width": 360, "height": 700})
         page.locator("#run-0").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 360
 
-    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []
-
 
 def test_a_run_without_videos_or_metrics_opens(context, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics.jsonl").touch()
-    assert (
-        check_page(context, write_report([run]), lambda page: page.get_by_role("main").wait_for())
-        == []
-    )
+    with checked_page(context, write_report([write_run(tmp_path / "run", [])])) as page:
+        page.get_by_role("main").wait_for()
 
 
 def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_path):
-    run, other = (write_run(tmp_path / name, records(20)) for name in ("run", "other"))
+    run, other = (write_run(tmp_path / name, few_records(20)) for name in ("run", "other"))
     write_stamped_clip(run, {"psnr": 1.0})
     page_file = write_report([run, other], tmp_path / "page.html", is_live=True)
+    with checked_page(context, page_file) as page:
+        legends = (
+            page.get_by_role("button", name="other", exact=True),
+            page.locator("#charts .legend button").nth(1),
+        )
 
-    def check(page):
         def shows_the_same():
             page.locator("#charts").wait_for()
             assert page.input_value("#smoothing") == "0.9"
@@ -452,10 +528,6 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
         wait_for_frame(page, 0)
         page.locator("#smoothing").fill("0.9")
         page.get_by_label("Log", exact=True).check()
-        legends = (
-            page.get_by_role("button", name="other", exact=True),
-            page.locator("#charts .legend button").nth(1),
-        )
         for button in (*legends, page.get_by_role("button", name="Loop")):
             button.click()
         page.select_option("#speed", "2")
@@ -479,110 +551,33 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(context, tmp_p
             assert page.locator("#summary b").first.inner_text() == "21"
         assert page.evaluate("DATA.live") is None, "the last page does not look for others"
 
-    assert check_page(context, page_file, check) == []
 
-
-def test_tables_are_sorted_by_number_and_by_text(page):
-    page.locator("#curves summary").click()
-    table = page.locator("#curves details table")
-    head = table.get_by_role("columnheader").filter(has_text="Last")
-    last = table.locator("tbody tr td:nth-child(6)")
-    for order, is_reverse in (("ascending", False), ("descending", True)):
-        head.get_by_role("button").click()
-        assert head.get_attribute("aria-sort") == order
-        values = [float(text) for text in last.all_inner_texts()]
-        assert len({*values}) > 5
-        assert values == sorted(values, reverse=is_reverse)
-    table.get_by_role("button", name="Curve", exact=True).click()
-    assert head.get_attribute("aria-sort") is None
-    names = table.locator("tbody th").all_inner_texts()
-    assert names == sorted(names, key=str.lower)
-    page.locator("#curves summary").click()
-
-
-def test_the_values_of_a_chart_are_copied_and_its_figure_is_saved(context, report, tmp_path):
-    page = open_page(context, report).page
-    page.emulate_media(color_scheme="dark")
-    figure = chart(page, "SSIM")
-    figure.get_by_role("button", name="CSV").click()
-    figure.get_by_text("copied").wait_for()
-    rows = page.evaluate("navigator.clipboard.readText()").splitlines()
-    assert rows[0] == 'step,"SSIM, held out, first","SSIM, held out, second"'
-    assert [row.split(",")[0] for row in rows[1:]] == ["0", "20", "40", "60", "80"]
-    assert rows[-1] == "80,0.5,0.5"
-    with page.expect_download() as download:
-        figure.get_by_role("button", name="PNG").click()
-    assert download.value.suggested_filename == "SSIM.png"
-    download.value.save_as(tmp_path / "figure.png")
-    with Image.open(tmp_path / "figure.png") as image:
-        pixels = image.convert("RGB")
-    assert pixels.width > 600
-    colours = {colour for _, colour in pixels.getcolors(2**24)}
-    assert {(26, 28, 31), (233, 233, 230), (111, 177, 245)} <= colours, (
-        "surface, text and a curve of the dark theme"
-    )
-    page.close()
-
-
-def test_copied_values_have_no_formula(context, tmp_path):
-    """A spreadsheet would run names of runs and of clips; numbers below 0 stay numbers."""
-    curve = make_curve(0, [(0, -0.5), (1, 0.25)])
-    series = [Series(name, "latent", [curve]) for name in ("=1+1", "@SUM(1)", "plain")]
-    chart_of_names = Chart("Names", series, x=XAxis("clip", names=("+file.mp4", '-"a", b.mp4')))
-    path = write_charts(tmp_path / "page.html", [chart_of_names])
-
-    def check(page):
-        chart(page, "Names").get_by_role("button", name="CSV").click()
-        chart(page, "Names").get_by_text("copied").wait_for()
-        copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied.splitlines() == [
-            "clip,'=1+1,'@SUM(1),plain",
-            "'+file.mp4,-0.5,-0.5,-0.5",
-            '"\'-""a"", b.mp4",0.25,0.25,0.25',
-        ]
-
-    assert check_page(context, path, check) == []
-
-
-def test_charts_over_other_axes_zoom_alone_and_named_positions_are_dots(context, tmp_path):
-    numbers = Series("latent", "noise", [make_curve(0, [(0.0, 30.0), (0.2, 25.0)])])
-    named = Series("latent", "transform", [make_curve(0, [(0, 0.1), (1, 0.2), (2, 0.3)])])
-    charts = [
-        Chart("Noise", [numbers], x=XAxis("noise")),
-        Chart(
-            "Equivariance",
-            [named],
-            x=XAxis("transform", names=["none", "flip", "<b>turn"]),
-            explanation="What it is.",
-        ),
+def test_quality_over_time_with_its_pareto_front(context, tmp_path):
+    """The page about the speed of models. Of four, the third is slower and worse than the second."""
+    evaluations = []
+    speeds = []
+    for frames_per_second, psnr in ((1000.0, 20.0), (100.0, 25.0), (50.0, 24.0), (10.0, 30.0)):
+        metrics = {"psnr": psnr, "lpips_alex": 1 / psnr, "sharpness": 0.9}
+        evaluations.append(SavedEvaluation(PROTOCOL, metrics, []))
+        part = PartSpeed(frames_per_second, 1.0, 2000.0, [1.0], memory=1, flops=1, weights=1)
+        speeds.append(Speed(part, part))
+    titles = ["fast", "<b>half", "beaten", "teacher"]
+    path = tmp_path / "speed.html"
+    compared = ComparedSpeeds(speeds, {"device": "a test"})
+    path.write_text(render_speeds(titles, evaluations, compared), encoding="utf-8")
+    with checked_page(context, path) as page:
+        page.wait_for_selector("#charts .plot .scatterlayer")
+        front, *points = page.evaluate("document.querySelector('#charts .plot').data")
+        axis = page.evaluate("document.querySelector('#charts .plot').layout.xaxis")
+        assert page.locator("figure.chart").count() == 2, "sharpness has no front"
+    assert front["x"] == [1.0, 10.0, 100.0, 100.0]
+    assert front["y"] == [20.0, 25.0, 30.0, 30.0]
+    assert front["line"]["shape"] == "hv"
+    assert [point["name"] for point in points] == [
+        "PSNR, fast",
+        "PSNR, &lt;b&gt;half",
+        "PSNR, beaten",
+        "PSNR, teacher",
     ]
-    path = write_charts(tmp_path / "page.html", charts)
-
-    def check(page):
-        assert drawn(page, "Equivariance")["modes"] == ["markers"]
-        figure = chart(page, "Equivariance")
-        assert figure.locator(".xtick text").all_text_contents() == ["none", "flip", "<b>turn"]
-        assert "What it is." in figure.inner_text()
-        before = drawn(page, "Equivariance")
-        zoom(page, "Noise", 0.1, 0.2)
-        assert drawn(page, "Noise")["x"] == [0.1, 0.2]
-        assert drawn(page, "Equivariance") == before
-        page.set_viewport_size({"width": 360, "height": 740})
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
-
-    assert check_page(context, path, check) == []
-
-
-def test_a_chart_of_many_long_curves_is_drawn(context, tmp_path):
-    values = {f"train/frame_gradient_{frame:03d}": 1 + frame / 40 for frame in range(40)}
-    runs = [
-        write_run(tmp_path / name, [{"step": step, **values} for step in range(1300)])
-        for name in "ab"
-    ]
-
-    def check(page):
-        shown = drawn(page, "gradient of each frame / mean")
-        assert len(shown["names"]) == 80
-        assert shown["y"]["range"] == pytest.approx([0.95, 2.02], abs=0.01)
-
-    assert check_page(context, write_report(runs, tmp_path / "page.html"), check) == []
+    assert axis["type"] == "log"
+    assert -1 < axis["range"][0] < 0 < 2 < axis["range"][1] < 3, "in powers of ten"

@@ -9,8 +9,8 @@ pytest.importorskip("playwright.sync_api")
 from telecine.report.page import write_report
 
 from .browser import (
-    check_page,
     evaluate,
+    open_page,
     pane_image,
     shown_number,
     shown_numbers,
@@ -237,10 +237,8 @@ def test_a_missing_video_shows_an_error(context, tmp_path):
     page_file = write_report([run])
     shutil.rmtree(tmp_path / "run" / "report_videos")
 
-    def check(page):
-        page.wait_for_selector("#player-error:visible")
-        assert "cannot be played. Is the folder of videos beside this page?" in page.inner_text(
-            "#player-error"
-        )
-
-    check_page(context, page_file, check)
+    page = open_page(context, page_file).page
+    page.wait_for_selector("#player-error:visible")
+    words = "cannot be played. Is the folder of videos beside this page?"
+    assert words in page.inner_text("#player-error")
+    page.close()

@@ -13,6 +13,7 @@ from telecine.runs.saved_clips import SavedClip
 from telecine.settings.upgrade import DEFAULTS_OF_OLD_RUNS
 
 from .runs import records, write_clips_of, write_run
+from .test_summary import SUMMARY
 
 
 class TestReadRun:
@@ -34,6 +35,13 @@ class TestReadRun:
         assert run.warnings == [TrainingWarning(7, "a", "b", "c")]
         assert [validation.step for validation in run.validations] == [0, 60]
         assert run.environment == {}
+
+    def test_validations_on_earlier_clips_do_not_count(self, tmp_path):
+        run = read_run(write_run(tmp_path / "run", records(60)), "name")
+        other_clips = replace(run, summary=replace(SUMMARY, validated_from=21))
+        assert other_clips.held_out()["ssim"] == HeldOutMetric(1 / 3, 0.5, linear=None)
+        none_yet = replace(run, summary=replace(SUMMARY, validated_from=61))
+        assert none_yet.held_out() == run.held_out()
 
     def test_a_run_that_trains_says_where_it_is(self, tmp_path):
         folder = write_run(tmp_path / "run", [*records(30), {"step": 31, "train/total_loss": 1.0}])

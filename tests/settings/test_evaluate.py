@@ -35,6 +35,7 @@ def test_a_model_that_was_trained_on_square_clips_in_all_orientations_is_measure
             "`tile_overlap` must be at least 0 and below the tile's 32 pixels",
         ),
         ({"tile": 32, "tile_overlap": -1}, "`tile_overlap` must be at least 0"),
+        ({"tile_overlap": 8}, "`tile_overlap` must be left out without `tile`, but got 8"),
         (
             {"overlap_frames": 17},
             "`overlap_frames` must be at least 0 and below the chunk's 17 frames",

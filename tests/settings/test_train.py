@@ -164,6 +164,10 @@ WRONG = [
         "{clips: {height: 16}}",
         "`clips` must be at least 31 pixels high and wide, which LPIPS needs",
     ),
+    (
+        "{clips: {channels: 2, height: 10}, objective: {perceptual_weight: 0}}",
+        "`clips` must be at least 11 pixels high and wide, which SSIM needs",
+    ),
     ("{discriminator: {num_scales: -1}}", "`discriminator.num_scales` must be at least 0"),
     (
         "{objective: {adversarial_loss_weight: {weight: 0.0, start: 9, initial: 0.5}}, discriminator: {video: none}}",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
+
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code, is_class_path
 from telecine.cli.typed_settings import (
@@ -78,6 +80,14 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
     else:
         options["type"] = kind
     parser.add_argument(*names, **options)
+
+
+def _is_true(value: object) -> bool:
+    """Return whether a setting is true, as typed or in a file. What is neither true nor false is left to its check."""
+    try:
+        return bool(TypeAdapter(bool).validate_python(value))
+    except ValidationError:
+        return False
 
 
 class ParsedCommand(NamedTuple):
@@ -223,8 +233,7 @@ class Command:
         model = settings.get("model")
         if model is not None:
             is_new = model.endswith(".json") or is_class_path(model)
-            random_weights = str(settings.get("random_weights", "false")).lower()
-            if not is_new and random_weights != "true":
+            if not is_new and not _is_true(settings.get("random_weights", False)):
                 return "whole"
         if self.data is not None or model is not None or settings.get("data") is not None:
             return "gpu"

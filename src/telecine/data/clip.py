@@ -14,7 +14,7 @@ from telecine.base.shapes import RGBA
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import read_frames
 from telecine.data.pixels import resize_with_alpha
-from telecine.data.source import Span
+from telecine.data.source import Span, VideoInfo
 from telecine.settings import Bucket, ClipConfig
 
 
@@ -65,13 +65,16 @@ def decoded_size(spec: ClipSpec, bucket: Bucket) -> tuple[int, int]:
     return bucket.decode_size(info.height, info.width, spec.zoom)
 
 
-def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
+def decode_clip(
+    spec: ClipSpec, bucket: Bucket, config: ClipConfig, *, file: VideoInfo | None = None
+) -> Tensor:
     """Decode the frames of a clip at the size before its crop. They are resized once, so they stay sharp.
 
     Args:
         spec: The frames to decode.
         bucket: The size of the clip.
         config: Its `channels` and `bit_depth` determine the values of the frames, see also `decoded_size`.
+        file: A file of the same size with as many frames, from which the same frames are read. None: that of the clip.
 
     Returns:
         Frames `(T, H, W, C)`, see `read_clip`.
@@ -79,7 +82,7 @@ def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
     info = spec.span.info
     frames = ClipFrames.of(bucket, config)
     return read_frames(
-        info,
+        file or info,
         frames.indices(info, spec.start),
         size=decoded_size(spec, bucket),
         max_pixels=config.max_pixels,

@@ -1,4 +1,4 @@
-"""Which frames of a video a clip has: every so many of them, or those nearest to evenly spaced times."""
+"""Which frames of a video a clip has: every n-th of them, or those nearest to evenly spaced times."""
 
 from bisect import bisect_right
 from collections.abc import Sequence

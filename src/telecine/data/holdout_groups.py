@@ -17,7 +17,7 @@ from telecine.data.span_table import SpanTable
 # there is none, the next line holds.
 _NAME_GROUPS = ((10, 2), (4, 2), (10, 1))
 _MAX_GROUPS = max(min_groups for min_groups, _ in _NAME_GROUPS)  # longer beginnings do not matter
-_NUM_LENGTHS = 4  # beginnings of names of so many lengths are compared at once
+_NUM_LENGTHS = 4  # of beginnings of names that are compared at once
 _WORDS = re.compile(r"\d+|[^\W\d_]+")  # the parts of a name: numbers, and letters between them
 
 
@@ -113,7 +113,7 @@ def _paths_of(
 def _labels_by_length(
     files: FileTable, rows: NDArray[np.integer[Any]], follows_links: bool
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield numbers of words, and for each a hash of so many first words of each path. The longest path has more words.
+    """Yield numbers of words, and for each a hash of the first words of each path. The longest path has more words.
 
     Args:
         files: The files.

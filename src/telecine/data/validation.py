@@ -15,7 +15,7 @@ from telecine.data.errors import DataError, DecodeError
 from telecine.data.hdr import log_hdr
 from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.sorted_numbers import distinct
-from telecine.data.source import Span
+from telecine.data.source import Span, VideoInfo
 from telecine.data.spacing import evenly_spaced
 from telecine.data.span_table import SpanTable
 from telecine.settings import ClipConfig
@@ -175,7 +175,7 @@ def index_validation_spans(
 
 
 def iterate_validation_clips(
-    spans: Sequence[Span], config: ClipConfig, max_clips: int
+    spans: Sequence[Span], config: ClipConfig, max_clips: int, *, file: VideoInfo | None = None
 ) -> Iterator[Clip]:
     """Yield the clips of `read_validation_clips` one by one, in constant memory; there may be none.
 
@@ -183,6 +183,7 @@ def iterate_validation_clips(
         spans: The held-out frames.
         config: The size of clips, and how they are read.
         max_clips: Largest number of clips, 1 or more.
+        file: A file with as many frames, from which the same frames are read. None: those of the spans.
     """
     check_count("max_clips", max_clips)
     has_videos = any(not span.info.is_image for span in spans)
@@ -194,7 +195,7 @@ def iterate_validation_clips(
     for span, start in _validation_starts(used, ClipFrames.of(bucket, config), max_clips):
         spec = ClipSpec(span, start, stride=config.stride, fps=config.fps)
         try:
-            clip = make_clip(decode_clip(spec, bucket, config), spec, bucket)
+            clip = make_clip(decode_clip(spec, bucket, config, file=file), spec, bucket)
         except DecodeError as error:
             logger.warning("skipping a validation clip: %s", error)
         else:

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
 
+from telecine.base.terminal import with_progress
 from telecine.data.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def num_processors() -> int:
 
 
 def map_in_processes(
-    function: Callable[[A], R], arguments: Sequence[A], num_processes: int
+    function: Callable[[A], R], arguments: Sequence[A], num_processes: int, description: str
 ) -> Iterator[R]:
     """Yield what a function returns for each argument, in order. Worker processes call it, and end with this generator.
 
@@ -82,13 +83,14 @@ def map_in_processes(
         function: The function. Where processes are not forked, it is pickled. This process logs what it logs.
         arguments: The arguments.
         num_processes: The number of processes. With 1, this process calls the function.
+        description: The text beside the progress.
 
     Raises:
         DataError: a process was killed.
         Exception: what the function raises for an argument, without its traceback.
     """
     if num_processes == 1:
-        yield from map(function, arguments)
+        yield from map(function, with_progress(arguments, description))
         return
     pending = deque(enumerate(arguments))
     results: dict[int, R] = {}  # that are not yielded yet
@@ -98,7 +100,8 @@ def map_in_processes(
             connection, process = _start(function, number)
             workers[connection] = process
             _send_next(pending, connection, process)
-        for number in range(len(arguments)):
+        # The thread that draws the progress must not run yet when processes are forked.
+        for number in with_progress(range(len(arguments)), description):
             while number not in results:
                 ready: list[Any] = wait(list(workers))
                 for connection in ready:

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
 
 from telecine.base.checks import argument_error, shorten
 from telecine.evaluation.result import SavedEvaluation
@@ -53,6 +56,12 @@ def shared_metrics(evaluations: Sequence[SavedEvaluation]) -> list[str]:
         if all(name in evaluation.protocol["metrics"] for evaluation in evaluations):
             shared.append(name)
     return shared
+
+
+def indices_of_videos(clips: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Return the number of the video of each clip, `(N,)`: 0, 1, ... in the order in which they first occur."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(clip["source"], len(numbers)) for clip in clips])
 
 
 def check_protocols(first: _Fields, second: _Fields) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from telecine.base.checks import count
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.evaluation.comparable import check_protocols, shared_metrics
+from telecine.evaluation.comparable import check_protocols, indices_of_videos, shared_metrics
 from telecine.evaluation.metrics.metric import DIRECTIONS, Better
 from telecine.evaluation.plots import COLOURS, plot_frames
 from telecine.evaluation.result import FRAMES_FILE, SavedEvaluation
@@ -24,8 +24,7 @@ _SEED = 0
 _RESAMPLES_PER_BATCH = 100  # bounds memory
 # Over fewer videos, a bootstrap is clearly too narrow.
 _NUM_VIDEOS = 10
-# At most so many ticks of an axis have room for their numbers.
-_NUM_TICKS = 5
+_NUM_TICKS = 5  # of an axis, at most: the numbers of more have no room
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,8 @@ def _paired_differences(
 
     Metrics that are best near a number are compared by their distance from it.
     """
-    videos = list(dict.fromkeys(clip["source"] for clip in first))
-    video_indices = torch.tensor([videos.index(clip["source"]) for clip in first])
+    video_indices = indices_of_videos(first)
+    num_videos = int(video_indices.max()) + 1
     differences = []
     for name, better_values in better.items():
         direction = DIRECTIONS[better_values]
@@ -167,7 +166,7 @@ def _paired_differences(
             first=float(a.mean()),
             second=float(b.mean()),
             mean=float((b - a).mean()),
-            interval=_bootstrap_interval(b - a, video_indices) if len(videos) > 1 else None,
+            interval=_bootstrap_interval(b - a, video_indices) if num_videos > 1 else None,
             larger_is_better=direction.larger_is_better,
         )
         differences.append(difference)

@@ -66,10 +66,16 @@ def speeds_in_turns(folders: Sequence[str | Path], config: EvaluateConfig) -> Co
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation, or a model is no more.
-        ValueError: The evaluations did not measure the same clips, or one is not of a model that has a name.
+        ValueError: The evaluations did not measure the same clips, or clips of several sizes, or one is not of a model
+            that has a name.
     """
     device = pick_device(config.device)
     records = [evaluation.protocol for evaluation in read_several(folders)]
+    size = [records[0][name] for name in ("num_frames", "height", "width")]
+    if None in size:
+        contract = "false for evaluations of whole videos, which have no common size"
+        remedy = "Evaluate clips of one size, or leave it out."
+        raise argument_error("speed", contract, f"true with {folders[0]}", remedy)
     models = []
     for folder, record in zip(folders, records, strict=True):
         if not record.get("checkpoint"):
@@ -84,6 +90,5 @@ def speeds_in_turns(folders: Sequence[str | Path], config: EvaluateConfig) -> Co
         options = {name: sampler[name] for name in ("steps", "seed", "level") if name in sampler}
         model.set_decoding(**options)
         models.append(model)
-    size = [records[0][name] for name in ("num_frames", "height", "width")]
     speeds = measure_speed(models, *size)
     return ComparedSpeeds(speeds, describe_speed(models[0], size))

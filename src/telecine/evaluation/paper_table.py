@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from telecine.base.files import write_text
-from telecine.evaluation.comparable import read_several, shared_metrics
+from telecine.evaluation.comparable import indices_of_videos, read_several, shared_metrics
 from telecine.evaluation.evaluation_record import describe_clips
 from telecine.evaluation.metrics.metric import DIRECTIONS, Better
 from telecine.evaluation.speed import Speed
@@ -171,12 +171,12 @@ def confidence_half_widths(clips: Sequence[Mapping[str, Any]]) -> dict[str, floa
     """
     names = [name for name in clips[0] if name not in ("source", "start")]
     values = torch.tensor([[clip[name] for name in names] for clip in clips], dtype=torch.float64)
-    videos = list(dict.fromkeys(clip["source"] for clip in clips))
-    if len(videos) == 1:
+    video_indices = indices_of_videos(clips)
+    num_videos = int(video_indices.max()) + 1
+    if num_videos == 1:
         return {}
-    video_indices = torch.tensor([videos.index(clip["source"]) for clip in clips])
-    sums = values.new_zeros(len(videos), len(names)).index_add_(
+    sums = values.new_zeros(num_videos, len(names)).index_add_(
         0, video_indices, values - values.mean(0)
     )
-    errors = (len(videos) / (len(videos) - 1) * sums.square().sum(0)).sqrt() / len(clips)
+    errors = (num_videos / (num_videos - 1) * sums.square().sum(0)).sqrt() / len(clips)
     return dict(zip(names, (1.96 * errors).tolist(), strict=True))

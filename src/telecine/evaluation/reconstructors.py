@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +25,7 @@ from telecine.data.source import Source, as_source, is_address, kind_of, resolve
 from telecine.evaluation.load_model import (
     Model,
     checkpoint_of,
+    clips_of_run,
     load_infos,
     load_model,
     load_with_data,
@@ -77,9 +78,8 @@ class FileReconstructor:
         Raises:
             ValueError: They cannot be decoded.
         """
-        # With the frame rate of the input: a protocol takes every few frames by it.
-        match = replace(self.matches[str(span.info.source)], fps=span.info.fps)
-        clip = self.clip_protocol.read(replace(span, info=match))
+        match = self.matches[str(span.info.source)]
+        clip = self.clip_protocol.read(span, match)
         if clip is None:
             frames = f"frames {span.first_frame} to {span.last_frame}"
             got = f"{match.source}, whose {frames} cannot be decoded"
@@ -103,7 +103,7 @@ def open_reconstructor(
     """
     data = config.input_data
     if not isinstance(checkpoint, nn.Module) and contains_videos(Path(checkpoint)):
-        infos = load_infos(data)
+        infos = load_infos(data, config.with_arrays(ClipConfig()))
         return _file_reconstructor(Path(checkpoint), infos, config), infos
     if config.protocol is None:
         measured, infos = load_with_data(checkpoint, config, device)
@@ -114,7 +114,9 @@ def open_reconstructor(
         protocol = PROTOCOLS[config.protocol]
         protocol.check_model(model)
         reconstructor = ModelReconstructor(model, protocol, title_of(checkpoint, config))
-        infos = load_infos(data)
+        run_clips = clips_of_run(checkpoint, model)
+        arrays = ClipConfig(layout=run_clips.layout, range=run_clips.range)
+        infos = load_infos(data, config.with_arrays(arrays))
     _log_trained_on(checkpoint_of(checkpoint), data, infos)
     return reconstructor, infos
 
@@ -143,7 +145,6 @@ def _log_trained_on(checkpoint: Path | None, data: str, infos: Sequence[VideoInf
             continue
         except OSError as error:
             logger.warning(unknown, error)
-            return
     num_trained_on = sum(resolve_source(info.source) in trained_on for info in infos)
     if num_trained_on > 0:
         text = "%d of %d files are in the data of the run, %s: but for what it held out, the model has trained on them"
@@ -161,7 +162,7 @@ def _file_reconstructor(
     if config.decoder is not None:
         contract = "left out for reconstructions as videos"
         raise argument_error("decoder", contract, config.decoder, "Leave it out.")
-    matches = _match_videos(infos, data=config.input_data, reconstructions=folder)
+    matches = _match_videos(infos, config, reconstructions=folder)
     _log_alpha(next(iter(matches.values())))
     title = f"{folder}, as videos"
     if config.protocol is not None:
@@ -202,14 +203,16 @@ def contains_videos(path: Path) -> bool:
 
 
 def _match_videos(
-    infos: Sequence[VideoInfo], *, data: str, reconstructions: Path
+    infos: Sequence[VideoInfo], config: EvaluateConfig, *, reconstructions: Path
 ) -> dict[str, VideoInfo]:
     """Return the reconstruction of each video of `data`, by the path of the video; raise a `ValueError` for no match.
 
     Videos in folders match by their relative path without the suffix. Two single files match with any names.
     """
+    data = config.input_data
     inputs = by_name(infos, data)
-    others = by_name(load_infos(reconstructions, name="checkpoint"), reconstructions)
+    arrays = config.with_arrays(ClipConfig())
+    others = by_name(load_infos(reconstructions, arrays, name="checkpoint"), reconstructions)
     lacking = []
     for folder, missing in (
         (reconstructions, sorted(inputs.keys() - others.keys())),

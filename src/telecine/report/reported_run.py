@@ -78,10 +78,12 @@ class ReportedRun:
         return f"of {int(text)}, measured at {int(validated[-1]['step'])}"
 
     def held_out(self) -> dict[str, HeldOutMetric]:
-        """Return the metrics of the held-out clips by name."""
+        """Return the metrics of the held-out clips by name; only of the present clips, if these have changed."""
         validated = validation_records(self.records)
         if not validated:
             return {}
+        if self.summary is not None:
+            validated = self.summary.comparable(validated)
         first = validated[0]
         last = validated[-1]
         metrics = {}

@@ -116,12 +116,10 @@ class Run:
         return num_records, notes
 
     def _comparable(self) -> list[dict[str, float]]:
-        """Return the records of validations on the present clips, see `RunSummary.validated_from`; else all."""
+        """Return the records of validations on the present clips, see `RunSummary.comparable`."""
         records = self.history.validations()
         summary = self.summary()
-        if summary is None:
-            return records
-        return [record for record in records if record["step"] >= summary.validated_from] or records
+        return records if summary is None else summary.comparable(records)
 
     def first_and_last(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the metrics of the first and the last validation.

@@ -84,6 +84,12 @@ class RunSummary:
             validated_from=validated_from,
         )
 
+    def comparable(self, validations: list[dict[str, float]]) -> list[dict[str, float]]:
+        """Return the records of validations on the present clips, see `validated_from`; all, if there is none yet."""
+        return [
+            record for record in validations if record["step"] >= self.validated_from
+        ] or validations
+
     def until_now(self, start: float, peak_memory: int | None) -> "RunSummary":
         """Return it with the time since `start`, in `time.monotonic()`, and the peak memory of this process."""
         peak = None if peak_memory is None else max(peak_memory, self.peak_memory or 0)

@@ -28,13 +28,17 @@ def check_tiles(tile: int | None, overlap: int) -> None:
     """Check that a tile is larger than its overlap. Errors name the settings `tile` and `tile_overlap`.
 
     Args:
-        tile: Height and width of a tile. None: whole frames, of which nothing is checked.
+        tile: Height and width of a tile. None: whole frames.
         overlap: Rows and columns that neighbouring tiles share.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is not, or whole frames have an overlap.
     """
     if tile is None:
+        if overlap:
+            raise argument_error(
+                "tile_overlap", "left out without `tile`", overlap, "Set `tile`, too."
+            )
         return
     check_count("tile", tile, remedy="Leave it out for whole frames.")
     if not 0 <= overlap < tile:
@@ -217,10 +221,6 @@ class EvaluateConfig(MeasuredClips):
                 "left out without `chunk`",
                 self.overlap_frames,
                 "Set `chunk`, too.",
-            )
-        if self.tile_overlap and self.tile is None:
-            raise argument_error(
-                "tile_overlap", "left out without `tile`", self.tile_overlap, "Set `tile`, too."
             )
         check_tiles(self.tile, self.tile_overlap or 0)
 

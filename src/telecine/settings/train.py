@@ -39,6 +39,8 @@ NETWORK_SETTINGS = (
 START_SETTINGS = ("discriminator.init",)
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
+# The side of the window of SSIM, which validations also measure of clips without colours.
+_SSIM_SIDE = 11
 _SECONDS_PER_YEAR = 31_536_000
 # The largest number of updates, and of batches in an update. Numbers of clips then stay below 2^63.
 _MOST = 10**8
@@ -293,8 +295,10 @@ class TrainConfig:
             raise argument_error(
                 "latent_cache", "left out with `context_parallel`", repr(self.latent_cache), remedy
             )
-        if side < MIN_SIZES["alex"]:
-            contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
+        metric = "LPIPS" if self.clips.has_colours else "SSIM"
+        smallest = MIN_SIZES["alex"] if self.clips.has_colours else _SSIM_SIDE
+        if side < smallest:
+            contract = f"at least {smallest} pixels high and wide, which {metric} needs"
             raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _check_without_colours(self) -> None:

@@ -472,6 +472,31 @@ def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_pa
             load_table(str(path), CONFIG)
 
 
+def test_a_file_of_distant_lines_is_read_once(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 2)
+    truncate(data / "film0" / "scene1.mp4", 0.1)
+    read = []
+
+    def read_and_note(source, config):
+        read.append(source.name)
+        return read_header(source, config)
+
+    monkeypatch.setattr(load_table_module, "read_header", read_and_note)
+    lines = [
+        f"{data}/film{number // 2}/scene{number}.mp4,{first_frame}\n"
+        for first_frame in range(3)
+        for number in range(6)
+    ]
+    path = tmp_path / "list.csv"
+    path.write_text("path,start_frame\n" + "".join(lines))
+    table = load_table(str(path), CONFIG)
+    assert sorted(read) == [f"scene{number}.mp4" for number in range(6)]
+    assert [skip.path.name for skip in table.skipped] == ["scene1.mp4"]
+    assert table.spans.num_frames.tolist() == [
+        10 + number - first for first in range(3) for number in range(6) if number != 1
+    ]
+
+
 @pytest.mark.parametrize(
     ("spoiled", "expected"), [([], [6]), ([6], [7]), ([6, 7, 8, 9, 10, 11], [0])]
 )
@@ -640,3 +665,19 @@ def test_the_time_limit_of_a_file_begins_once(tmp_path, monkeypatch, read):
     num_looks = read_by_clock(timeout=1e9)
     with pytest.raises(DataError, match=r"a\.ts: not read within"):
         read_by_clock(timeout=num_looks - 1.5)
+
+
+def test_progress_is_shown(data, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
+    monkeypatch.setattr(load_table_module, "_CHUNK", 10)
+    load_table(str(data), CONFIG)
+    shown = capsys.readouterr().err
+    assert "reading headers" in shown
+    assert "reading headers after those of 10 files" in shown
+    shards = write_shards(data)
+    load_table(str(shards), CONFIG)
+    shown = capsys.readouterr().err
+    assert "reading sidecars" in shown
+    assert "scanning tar files" in shown
+    load_table(str(shards), CONFIG)
+    assert capsys.readouterr().err == "", "all is saved"

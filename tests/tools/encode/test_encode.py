@@ -5,28 +5,38 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 from torch import nn
 
-from telecine.data import DataError, index_video, iterate_frames, read_clip
+from telecine.data import DataError, index_video, iterate_frames, load_spans, read_clip
 from telecine.data.clip import video_from_bytes
 from telecine.data.hdr import PQ
 from telecine.evaluation.reconstruct import reconstruct
+from telecine.models import CausalVAE
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.latent_shards import LatentShards, ShardError
 from telecine.runs import Run
 from telecine.settings import PixelFormat, ReconstructConfig
 from telecine.tools.decode.decode import decode_latents, name_files
 from telecine.tools.decode.settings import DecodeConfig
+from telecine.tools.encode.clips import list_clips
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
 from telecine.video.write import write_video
 
+from ...evaluation.conftest import TINY
 from ...evaluation.videos import waves
+from ...models.tiny_models import tiny_model
 
 # A stream computes chunks, and convolutions choose their order of sums by the number of frames.
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
@@ -254,6 +264,34 @@ def test_the_mode_in_half_precision_normalised(model, data, tmp_path, dtype):
         model.latent_statistics = None
 
 
+def test_latents_of_sdxl_are_normalised_as_its_pipeline_does(data, tmp_path):
+    """`latents * latents_std / scaling_factor + latents_mean` is what that decodes, by numbers of each channel."""
+    numbers = {"latents_mean": [0.3] * 4, "latents_std": [2.0] * 4, "scaling_factor": 0.5}
+    model = DiffusersAutoencoder(tiny_model("kl_image", **numbers)).eval()
+    image = settings(data / "videos" / "image.png", latent="mode", num_frames=1)
+    encode_data(model, image, tmp_path / "plain")
+    encode_data(model, replace(image, normalise=True), tmp_path / "normalised")
+    latent = LatentShards(tmp_path / "normalised")[0]["mean"]
+    torch.testing.assert_close(
+        latent * 2.0 / 0.5 + 0.3, LatentShards(tmp_path / "plain")[0]["mean"]
+    )
+    model.save_pretrained(tmp_path / "model")
+    decode = DecodeConfig(model=str(tmp_path / "model"), device="cpu")
+    for name in ("plain", "normalised"):
+        decode_latents(tmp_path / name, decode, tmp_path / "images" / name)
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    normalised, plain = (torch.tensor(list(Image.open(path).tobytes())) for path in paths)
+    torch.testing.assert_close(normalised, plain, rtol=0, atol=1)
+
+
+def test_statistics_of_positions_in_a_patch_do_not_normalise(data, tmp_path):
+    model = DiffusersAutoencoder(tiny_model("flux2"))
+    message = "`normalise` must be false for a model with 16 statistics of 4 channels, but got True"
+    with pytest.raises(ValueError, match=message):
+        encode_data(model, settings(data, num_frames=1, normalise=True), tmp_path / "latents")
+    assert not (tmp_path / "latents").exists()
+
+
 def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "model")
     encode_data(tmp_path / "model", settings(data / "videos"), tmp_path / "latents")
@@ -275,6 +313,45 @@ def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
         assert torch.equal(*pair)
         compared += 1
     assert compared == 5
+
+
+def test_columns_of_parquet_are_kept_as_json_has_them(model, data, tmp_path):
+    columns = {
+        "path": [str(data / "videos" / "c.mkv")],
+        "date": [datetime(2026, 1, 2)],
+        "score": [Decimal("1.50")],
+        "thumbnail": [b"\0\xff"],
+        "tags": [[{"name": "wave", "rating": 2.5}]],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
+    encode_data(model, settings(tmp_path / "list.parquet"), tmp_path / "latents")
+    assert LatentShards(tmp_path / "latents")[0]["metadata"]["columns"] == {
+        "date": "2026-01-02 00:00:00",
+        "score": "1.50",
+        "thumbnail": "AP8=",
+        "tags": [{"name": "wave", "rating": 2.5}],
+    }
+
+
+@pytest.mark.parametrize("folder", ["videos", "videos/", "./videos", "videos//", "."])
+def test_sources_have_their_place_in_the_folder_however_it_is_typed(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        Image.new("RGB", (24, 16)).save(tmp_path / "videos" / name / "still.png")
+    clips = list_clips(load_spans(folder)[0], settings(folder))
+    sources = [clip.metadata(folder)["source"] for clip in clips]
+    place = "videos/" if folder == "." else ""
+    assert sources == [f"{place}a/still.png", f"{place}b/still.png"]
+
+
+def test_videos_of_grey_are_no_mp4(data, tmp_path):
+    grey = CausalVAE(replace(TINY, in_channels=1))
+    grey.save_pretrained(tmp_path / "grey")
+    encode_data(tmp_path / "grey", settings(data / "videos" / "c.mkv"), tmp_path / "latents")
+    message = "`format` must be mkv for videos of 1 channel, but got mp4. Add `--format mkv`."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        decode_latents(tmp_path / "latents", DecodeConfig(device="cpu"), tmp_path / "decoded")
 
 
 def test_names_of_decoded_clips_sort_as_the_clips_do(model, data, tmp_path):

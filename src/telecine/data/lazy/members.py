@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from telecine.base.terminal import with_progress
 from telecine.data.errors import thread_errors
 from telecine.data.lazy.file_table import FileTable
 from telecine.data.lazy.index_file import DAMAGE_ERRORS, remove_left
@@ -107,8 +108,12 @@ def _sidecars_of(archives: Sequence[File], config: ClipConfig) -> dict[File, Sid
         DataError: a tar file is not read in time, or a process was killed.
     """
     with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        saved = dict(zip(archives, pool.map(read_sidecar, archives), strict=True))
+        results = pool.map(read_sidecar, archives)
+        results = with_progress(results, "reading sidecars", total=len(archives))
+        saved = dict(zip(archives, results, strict=True))
     missing = [archive for archive, sidecar in saved.items() if sidecar is None]
+    if not missing:
+        return {archive: sidecar for archive, sidecar in saved.items() if sidecar is not None}
     num_processes = 1
     if config.num_workers > 0:
         num_processes = max(1, min(len(missing), max(_FEWEST_SCANS, num_processors())))
@@ -116,7 +121,7 @@ def _sidecars_of(archives: Sequence[File], config: ClipConfig) -> dict[File, Sid
     config = replace(config, timeout=config.timeout * num_processes)
     scan = partial(_scan_and_save, config=config)
     with thread_errors():
-        sidecars = map_in_processes(scan, missing, num_processes)
+        sidecars = map_in_processes(scan, missing, num_processes, "scanning tar files")
         scanned = dict(zip(missing, sidecars, strict=True))
     return {archive: sidecar or scanned[archive] for archive, sidecar in saved.items()}
 

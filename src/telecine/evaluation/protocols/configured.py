@@ -60,9 +60,15 @@ class ConfiguredClips:
         count = min(self.max_clips, len(spans))
         return [spans[index] for index in evenly_spaced(len(spans), count)]
 
-    def read(self, span: Span) -> Clip | None:
-        """Return a clip, resized and center-cropped. Log and return None if it cannot be decoded."""
-        return next(iterate_validation_clips([span], self.config, 1), None)
+    def read(self, span: Span, file: VideoInfo | None = None) -> Clip | None:
+        """Return a clip, resized and center-cropped. Log and return None if it cannot be decoded.
+
+        Args:
+            span: The clip.
+            file: A file with as many frames, from which the same frames are read, whatever its frame rate is. None:
+                that of the clip.
+        """
+        return next(iterate_validation_clips([span], self.config, 1, file=file), None)
 
     def read_all(self, infos: Sequence[VideoInfo]) -> Iterator[tuple[Span, Clip]]:
         """Yield the clips of videos that can be decoded, with their frames in the videos.

@@ -19,8 +19,13 @@ class ClipProtocol(Protocol):
     def select(self, infos: Sequence[VideoInfo]) -> list[Span]:
         """Return the frames of each clip; raise a `ValueError` if the videos do not fit."""
 
-    def read(self, span: Span) -> Clip | None:
-        """Return a clip in [-1, 1]. Log and return None if it cannot be decoded."""
+    def read(self, span: Span, file: VideoInfo | None = None) -> Clip | None:
+        """Return a clip in [-1, 1]. Log and return None if it cannot be decoded.
+
+        Args:
+            span: The clip.
+            file: A file with as many frames, from which the same frames are read. None: that of the clip.
+        """
 
     def reconstruct(self, model: VideoAutoencoder, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip, `(1, C, T, H, W)`.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, count
 from telecine.base.imports import how_to_install
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
@@ -37,9 +37,8 @@ from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.tiling import reconstruct_clip
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import check_channels
 from telecine.ops.pass_options import clip_position, pass_options
-from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName
+from telecine.settings import CHANNELS, ClipConfig, EvaluateConfig, ProtocolName
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,10 @@ class PublishedProtocol:
         """Raise a `ValueError` if an autoencoder does not accept the clips."""
         if self.num_frames is not None and self.crop is not None and self.chunk is None:
             model.check_clip(self.num_frames, self.crop, self.crop)
-        check_channels(ClipConfig(), model)
+        if model.in_channels != CHANNELS["rgb"]:
+            contract = f"left out for a model of {count(model.in_channels, 'channel')}"
+            remedy = "Published results are of RGB."
+            raise argument_error("protocol", contract, self.name, remedy)
 
     def select(self, infos: Sequence[VideoInfo]) -> list[Span]:
         """Return the frames of each measured clip.
@@ -198,16 +200,23 @@ class PublishedProtocol:
             Span(info, start, min(start + num_source_frames, num_frames) - 1) for start in starts
         ]
 
-    def read(self, span: Span) -> Clip | None:
-        """Return a clip as the protocol reads it, in [-1, 1]. Log and return None if it cannot be decoded."""
+    def read(self, span: Span, file: VideoInfo | None = None) -> Clip | None:
+        """Return a clip as the protocol reads it, in [-1, 1]. Log and return None if it cannot be decoded.
+
+        Args:
+            span: The clip.
+            file: A file with as many frames, from which the same frames are read, whatever its frame rate is. None:
+                that of the clip.
+        """
+        file = file or span.info
         stride = self._stride(span.info)
         num_read = (span.num_frames - 1) // stride + 1
         try:
-            frames = read_clip(span.info, span.first_frame, num_read, stride)
+            frames = read_clip(file, span.first_frame, num_read, stride)
         except DecodeError as error:
             logger.warning("skipping a clip: %s", error)
             return None
-        if span.info.is_array:
+        if file.is_array:
             frames = bytes_from_video(video_from_bytes(frames))
         video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
         if self.num_frames is not None and num_read < self.num_frames:
@@ -215,7 +224,7 @@ class PublishedProtocol:
             video = torch.cat([video, last_frames], dim=1)
         return {
             "video": video,
-            "source": str(span.info.source),
+            "source": str(file.source),
             "start": span.first_frame,
             "fps": span.info.fps / stride,
         }

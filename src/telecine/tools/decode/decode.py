@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from telecine.base.background import in_background
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, count
 from telecine.base.devices import device_of_process, launched_process
 from telecine.base.files import read_json
 from telecine.base.shapes import VALUE_RANGE
@@ -26,6 +26,7 @@ from telecine.models.latent_shards import (
 )
 from telecine.models.pretrained import digest_of_encoder
 from telecine.models.stream import run_stream
+from telecine.settings import CHANNELS
 from telecine.tools.decode.settings import DecodeConfig
 from telecine.video.write import write_image, write_video
 
@@ -45,7 +46,8 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
         The number of files that this process has written.
 
     Raises:
-        ValueError: The folder has no manifest, or latents of another encoder than the model's.
+        ValueError: The folder has no manifest, or latents of another encoder than the model's, or the files do not keep
+            its channels.
         ShardError: A shard is damaged or missing.
     """
     manifest = _read_manifest(Path(latents))
@@ -60,6 +62,10 @@ def decode_latents(latents: str | Path, config: DecodeConfig, output: str | Path
     shards = LatentShards(latents)
     files = list(name_files(shards, Path(output), config.format).items())
     missing = [(name, path) for name, path in files[rank::num_ranks] if not path.exists()]
+    has_videos = any(not shards.metadata(name)["is_image"] for name, _ in missing)
+    if has_videos and config.format == "mp4" and model.in_channels != CHANNELS["rgb"]:
+        contract = f"mkv for videos of {count(model.in_channels, 'channel')}"
+        raise argument_error("format", contract, "mp4", "Add `--format mkv`.")
     for name, path in with_progress(missing, "decoding", is_shown=rank == 0):
         tensors, metadata = shards.read(name)
         latent = denormalised(tensors[MEAN][None].float().to(device), normalisation)

@@ -14,6 +14,6 @@ class DecodeConfig(ModelUse):
     """The run, checkpoint or saved autoencoder that decodes; its encoder must be the one that encoded, as that of a
     student is. Default: the model that encoded, by its name in manifest.json."""
     format: Literal["mp4", "mkv"] = "mp4"
-    """Files of videos: H.264, or FFV1 without loss. Images become PNG."""
+    """Files of videos: H.264 of RGB, or FFV1 without loss, also of grey and RGBA. Images become PNG."""
     chunk_frames: Count = 17
     """Largest number of frames that the decoder computes at once, as far as the model has a choice."""

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error, nearest
 from telecine.base.frozen import FrozenModule
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, randn
+from telecine.base.randomness import Generators, keep_random_state, randn
 from telecine.base.shapes import Scalar, Video
 from telecine.losses.reconstruction import weighted_mean
-from telecine.models import VideoAutoencoder
+from telecine.models import LatentAutoencoder, VideoAutoencoder
 from telecine.models.causal_autoencoder import CausalAutoencoder
 from telecine.models.causal_blocks import ChannelNorm, Upsample
 from telecine.models.unwrapping import unwrapped
@@ -126,7 +126,11 @@ class TeacherFeatures(nn.Module):
 
 
 def decoder_features(
-    model: VideoAutoencoder, latent: Tensor, names: Iterable[str], noise: Video | None = None
+    model: VideoAutoencoder,
+    latent: Tensor,
+    names: Iterable[str],
+    noise: Video | None = None,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Return the outputs `(B, c, T, H, W)` of layers of a model's decoder, in the order in which they end.
 
@@ -137,24 +141,36 @@ def decoder_features(
         latent: `(B, C, t, h, w)`.
         names: Of the layers, inside the decoder.
         noise: What a model that generates starts from; by default that of its `sampler`.
+        seed: Of the noise of another model with a `sampler`, such as LTX-Video.
     """
+    names = list(names)
+    if len(latent) > 1 and getattr(unwrapped(model), "use_slicing", False):
+        # HunyuanVideo 1.5 decodes the clips of a batch one after the other.
+        clips = [decoder_features(model, clip, names, seed=seed) for clip in latent.split(1)]
+        return {name: torch.cat([clip[name] for clip in clips]) for name in clips[0]}
     with _recorded_outputs(decoder_of(model), names) as outputs:
         if generates(model):
             model.decode(latent, noise)
+        elif isinstance(model, LatentAutoencoder) and model.sampler is not None:
+            generator = torch.Generator(latent.device).manual_seed(seed)
+            with keep_random_state(latent.device):
+                torch.manual_seed(seed)
+                model.decode(latent, generator=generator)
         else:
             model.decode(latent)
     features: dict[str, Tensor] = {}
     for name, chunks in outputs.items():
         if latent.shape[2] == 1 and len(chunks) > 1:
             continue
-        if chunks[0].ndim == 4:  # of frames, all at once
-            features[name] = rearrange(chunks[0], "(b t) c h w -> b c t h w", b=len(latent))
-            continue
-        x = torch.cat(chunks, dim=2)
-        if len(x) > len(latent):  # of frames, as clips of one frame
-            x = rearrange(x.flatten(1, -3), "(b t) c h w -> b c t h w", b=len(latent))
-        features[name] = x
+        features[name] = torch.cat([_as_clips(chunk, len(latent)) for chunk in chunks], dim=2)
     return features
+
+
+def _as_clips(x: Tensor, batch: int) -> Tensor:
+    """Return features as clips `(B, c, T, H, W)`: they may be of frames, or of frames as clips of one frame."""
+    if x.ndim == 5 and len(x) == batch:
+        return x
+    return rearrange(x.flatten(1, -3), "(b t) c h w -> b c t h w", b=batch)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.frozen import FrozenModule
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, randn
+from telecine.base.randomness import Generators, numbers_for_batch, randn
 from telecine.base.shapes import Scalar, Video
 from telecine.losses.reconstruction import weighted_mean
 from telecine.models import VideoAutoencoder
@@ -83,8 +83,8 @@ class PrunedFeatures(nn.Module):
         Args:
             latent: `(B, C, t, h, w)`.
             model: The student.
-            generator: Draws the noise that student and teacher share if they generate: one, or one for each clip;
-                PyTorch's default generator if None.
+            generator: Draws the noise that student and teacher share if they have a `sampler`: one, or one for each
+                clip; PyTorch's default generator if None.
             sample_weight: Weight of each clip, `(B,)`; None for 1.
 
         Raises:
@@ -97,9 +97,11 @@ class PrunedFeatures(nn.Module):
         noise: Video | None = None
         if isinstance(model, CausalAutoencoder) and generates(teacher):
             noise = randn(model.decoded_shape(latent), generator=generator, device=latent.device)
-        features = decoder_features(model, latent, list(self.layers), noise)
+        (draw,) = numbers_for_batch("teacher_features", count=1, generator=generator)
+        seed = int(2**31 * draw)
+        features = decoder_features(model, latent, list(self.layers), noise, seed)
         with torch.no_grad():
-            targets = decoder_features(teacher, latent, list(self.layers.values()), noise)
+            targets = decoder_features(teacher, latent, list(self.layers.values()), noise, seed)
         errors = []
         for student_layer, teacher_layer in self.layers.items():
             x = at_least_float32(features[student_layer])

@@ -1,8 +1,9 @@
 """The clips of a data set in a fixed order, and their frames a few at a time."""
 
 import logging
+from base64 import b64encode
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from telecine.data import DataError, Span, iterate_frames
 from telecine.data.clip import ClipSpec, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decode import read_frames
+from telecine.data.source import is_address
 from telecine.settings import Bucket, ClipConfig
 from telecine.tools.encode.settings import EncodeConfig
 
@@ -53,13 +55,8 @@ class SourceClip:
 
     def metadata(self, data: str) -> dict[str, object]:
         """Return the metadata of the clip, as JSON has it; `data` is where its file was found."""
-        source = str(self.span.info.source)
-        if source != data and source.startswith(data):
-            source = source[len(data) :].lstrip("/")
-        else:
-            source = Path(source).name
         metadata: dict[str, object] = {
-            "source": source,
+            "source": _name_in(data, str(self.span.info.source)),
             "first_frame": self.first_frame,
             "num_frames": self.num_frames,
             "height": self.height,
@@ -70,8 +67,31 @@ class SourceClip:
         if self.frames.stride > 1:
             metadata["stride"] = self.frames.stride
         if self.span.columns:
-            metadata["columns"] = dict(self.span.columns)
+            metadata["columns"] = _as_json(self.span.columns)
         return metadata
+
+
+def _as_json(value: object) -> object:
+    """Return a value of a list as JSON has it: of Parquet, bytes as base64, and dates and decimal numbers as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item) for item in value]
+    if isinstance(value, bytes):
+        return b64encode(value).decode("ascii")
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return str(value)
+
+
+def _name_in(data: str, source: str) -> str:
+    """Return the path of a file from where it was found: a folder, a tar file or an address; its name otherwise."""
+    if is_address(data):
+        if source != data and source.startswith(data):
+            return source[len(data) :].lstrip("/")
+    elif Path(source) != Path(data) and Path(source).is_relative_to(data):
+        return Path(source).relative_to(data).as_posix()
+    return Path(source).name
 
 
 def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:

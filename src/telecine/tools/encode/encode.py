@@ -29,7 +29,14 @@ from telecine.data.processes import log_in_first_process
 from telecine.evaluation.load_model import Model, clips_to_read, load_model
 from telecine.evaluation.tiling import pad_to
 from telecine.models import Posterior, VideoAutoencoder
-from telecine.models.latent import ChannelMoments, LatentStatistics
+from telecine.models.latent import (
+    MEAN_KEY,
+    SCALE_KEY,
+    STD_KEY,
+    ChannelMoments,
+    LatentStatistics,
+    Normalisation,
+)
 from telecine.models.latent_shards import (
     DTYPES,
     FORMAT,
@@ -138,11 +145,33 @@ def _check_model(model: VideoAutoencoder, config: EncodeConfig) -> None:
         if covering != config.num_frames:
             contract = "a number of frames that the model accepts"
             raise argument_error("num_frames", contract, config.num_frames, f"Use {covering}.")
-    if config.normalise and not any(
-        value is not None for value in model.latent_normalisation().values()
-    ):
-        remedy = "Leave it out: manifest.json has the statistics of the data."
+    if config.normalise:
+        _check_normalisation(model, config.num_frames or 1)
+
+
+def _check_normalisation(model: VideoAutoencoder, num_frames: int) -> None:
+    normalisation = model.latent_normalisation()
+    remedy = "Leave it out: manifest.json has the statistics of the data."
+    if not any(value is not None for value in normalisation.values()):
         raise argument_error("normalise", "false for a model without statistics", True, remedy)
+    mean = normalisation.get(MEAN_KEY)
+    grid = model.latent_grid(*model.covering_clip(num_frames, 1, 1))
+    if isinstance(mean, list) and grid is not None and len(mean) != grid.latent_channels:
+        contract = (
+            f"false for a model with {len(mean)} statistics of {grid.latent_channels} channels"
+        )
+        raise argument_error("normalise", contract, True, remedy)
+
+
+def _normalisation_of(model: VideoAutoencoder, config: EncodeConfig) -> Normalisation:
+    """Return the numbers by which latents are normalised, as `normalised` takes them."""
+    normalisation = model.latent_normalisation()
+    std = normalisation.get(STD_KEY)
+    scale = normalisation.get(SCALE_KEY)
+    if not config.normalise or not isinstance(std, list) or not isinstance(scale, int | float):
+        return normalisation
+    # Pipelines of SDXL divide by the deviation, and multiply by the factor.
+    return {**normalisation, STD_KEY: [value / scale for value in std]}
 
 
 def identity_of(
@@ -179,7 +208,7 @@ def identity_of(
         "format": FORMAT,
         "model": name,
         "encoder_sha256": digest_of_encoder(model.encoder_model),
-        "normalisation": model.latent_normalisation(),
+        "normalisation": _normalisation_of(model, config),
         "data_sha256": data.hexdigest(),
         "settings": {key: _plain(value) for key, value in settings.items()},
     }
@@ -275,7 +304,7 @@ class _Encoder:
         """Return what is written of a posterior of one clip, on the CPU."""
         moments = moments_of(posterior)
         if self.config.normalise:
-            moments = normalised(moments, self.model.latent_normalisation())
+            moments = normalised(moments, _normalisation_of(self.model, self.config))
         if self.config.latent == "mode":
             moments.pop(LOGVAR, None)
         dtype = DTYPES[self.config.dtype]

@@ -33,7 +33,7 @@ class EncodeConfig(ModelUse):
     normalise: bool = False
     """Write latents normalised by the statistics that the model carries, by which a generator would normalise them."""
     clips_per_shard: Count = 256
-    """Clips in a file. A process that is killed loses at most so many."""
+    """Clips in a file. A process that is killed loses at most one file of them."""
     chunk_frames: Count = 17
     """Largest number of frames that the encoder computes at once, as far as the model has a choice."""
 

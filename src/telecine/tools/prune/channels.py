@@ -165,7 +165,7 @@ def build_on_meta(build: Build, config: Configuration) -> nn.Module:
 def _longer_axes(
     weights: Mapping[str, Tensor], wider: nn.Module, factor: int
 ) -> list[tuple[str, int]]:
-    """Return the axes of weights that are so many times as long in a wider model."""
+    """Return the axes of weights that are `factor` times as long in a wider model."""
     wider_weights = wider.state_dict()
     if wider_weights.keys() != weights.keys():
         names = sorted(wider_weights.keys() ^ weights.keys())
