@@ -132,6 +132,14 @@ def test_a_model_of_diffusers_keeps_its_rgb_and_loads_there(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_class_that_names_the_channels_of_its_output_in_its_own_way():
+    model = adapter("kvae_video")
+    video = tiny_clip("kvae_video")
+    after = reconstruction(model.with_channels(4), with_alpha(video)).video
+    torch.testing.assert_close(after[:, :3], reconstruction(model, video).video)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosmos", "mochi", "minimax_h3"])
 def test_classes_whose_layers_see_more_than_pixels_are_refused(name):
     model = DiffusersAutoencoder(tiny_model(name))

@@ -214,7 +214,7 @@ class DiffusersAutoencoder(ProbedAutoencoder, LatentAutoencoder):
         config = {
             name: value for name, value in self.module.config.items() if not name.startswith("_")
         }
-        for name in ("in_channels", "out_channels", "input_channels"):
+        for name in ("in_channels", "out_channels", "out_ch", "input_channels"):
             if name in config:
                 config[name] = config[name] * in_channels // self.in_channels
         module = type(self.module).from_config(config)
