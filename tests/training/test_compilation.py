@@ -11,10 +11,12 @@ from torch._dynamo.utils import counters
 from torch._functorch import config as functorch_config
 
 from telecine import PatchDiscriminator3D, VideoAutoencoderLoss
-from telecine.models import CausalVAE, as_video_autoencoder
+from telecine.models import CausalVAE, as_video_autoencoder, load_autoencoder
+from telecine.models.diffusers import DiffusionDecoder
 from telecine.training.build import build_autoencoder
 from telecine.training.compilation import compile_networks
 
+from ..models.tiny_models import tiny_model
 from .helpers import graph_breaks, new_state
 
 
@@ -176,3 +178,8 @@ def test_what_is_not_compiled_is_named(tiny):
     loss = VideoAutoencoderLoss(0, perceptual_weight=0)
     model = as_video_autoencoder(nn.Conv3d(3, 3, 1))
     assert compile_networks("aot_eager", model, loss) == ["the autoencoder (a module of yours)"]
+    module = tiny_model("ltx2_diffusion_decoder")
+    decoder = DiffusionDecoder(module, "vae", load_autoencoder, digest="")
+    assert compile_networks("aot_eager", decoder, loss) == [
+        "the decoder (its stages are called one by one)"
+    ]
