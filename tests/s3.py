@@ -4,20 +4,29 @@ import logging
 
 import fsspec
 import s3fs
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
-BUCKET = "s3://bucket"
+NAME = "bucket"
+BUCKET = f"s3://{NAME}"
+REGION = "us-east-1"
 # Each library tries once: the attempts that are tested are those of telecine.
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
-    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": REGION,
     "AWS_MAX_ATTEMPTS": "1",
 }
 
 
 class S3:
-    """The server. Its objects stay when it is stopped."""
+    """The server. Its objects stay when it is stopped.
+
+    It is in the test process: files are put into its memory without requests, which would take longer than many tests.
+    """
+
+    _objects = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
 
     def __init__(self):
         s3fs.S3FileSystem.retries = 1
@@ -46,15 +55,13 @@ class S3:
         """Upload a folder, and return its address."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                self.files.put_file(
-                    str(path), f"{BUCKET}/{prefix}/{path.relative_to(folder).as_posix()}"
-                )
+                name = f"{prefix}/{path.relative_to(folder).as_posix()}"
+                self._objects.put_object(NAME, name, path.read_bytes())
         return f"{BUCKET}/{prefix}"
 
     def clear(self):
         """Make it run, with an empty bucket."""
         if self._server is None:
             self.start()
-        if self.files.exists(BUCKET):
-            self.files.rm(BUCKET, recursive=True)
-        self.files.mkdir(BUCKET)
+        self._objects.reset()
+        self._objects.create_bucket(NAME, REGION)

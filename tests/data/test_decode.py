@@ -437,6 +437,29 @@ def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path):
         index_video(path, ClipConfig(max_pixels=100 * 100))
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "h264"])  # with timestamps, and without
+def test_a_video_with_a_missing_frame_is_not_read_in_order(tmp_path, suffix):
+    frames = numbered_frames(12)
+    info = index_video(write_video(tmp_path / f"whole.{suffix}", frames, g="4"))
+    kept = [number for number in range(12) if number != 6]
+    path = tmp_path / f"damaged.{suffix}"
+    write_video(path, frames[kept], g="4", pts=[40 * number for number in kept])
+    read = []
+    with pytest.raises(DecodeError, match=rf"damaged.{suffix}: frame \d+ is missing"):
+        read.extend(iterate_frames(replace(info, source=path)))
+    assert numbers_of(torch.stack(read)) == kept[: 6 if info.seekable else 11]
+
+
+@pytest.mark.slow
+def test_frames_that_the_settings_of_an_index_allow_are_decoded_in_order(tmp_path):
+    path = tmp_path / "large.mkv"
+    with new_stream(path, "ffv1", "gray", (8200, 8192)) as (container, stream):
+        container.mux(stream.encode(stamp(av.VideoFrame(8192, 8200, "gray"), 0)))
+        container.mux(stream.encode())
+    info = index_video(path, ClipConfig(max_pixels=100_000_000))
+    assert len(list(iterate_frames(info, (24, 32)))) == 1
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.png"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, make):

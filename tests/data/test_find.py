@@ -71,6 +71,14 @@ def test_linked_folders_are_searched_once(tmp_path):
     assert names_of(find_videos(data), data) == ["linked/b.mp4", "real/a.mp4"]
 
 
+def test_links_that_lead_to_no_file_are_named(tmp_path, caplog):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "unmounted" / "b.mp4")
+    assert find_videos(tmp_path) == [tmp_path / "a.mp4"]
+    text = f"skipped 1 link in {tmp_path}, which lead to no file: {tmp_path}/b.mp4"
+    assert text in caplog.text
+
+
 def test_what_telecine_wrote_is_left_out(tmp_path, caplog):
     touch(
         tmp_path,

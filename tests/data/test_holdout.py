@@ -181,6 +181,13 @@ def test_one_group_cannot_be_held_out(holdout):
         split_videos(spans, 0.1, 9, holdout)
 
 
+@pytest.mark.parametrize("spans", [videos(*[30] * 12), images(4)])
+def test_a_column_that_no_list_has_is_refused(spans):
+    match = r"`clips.holdout` must be a column that a list .* has.* but got column:subjct. Check its name"
+    with pytest.raises(DataError, match=match):
+        split_videos(spans, 0.1, 9, "column:subjct")
+
+
 @pytest.mark.parametrize("holdout", ["auto", "file", "folder"])
 def test_files_of_one_content_are_on_one_side(holdout):
     spans = [

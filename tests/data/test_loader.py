@@ -1,6 +1,7 @@
 """Batches are the same after a resume, with more processes, and when a worker dies."""
 
 import gc
+import logging
 import multiprocessing
 import os
 import re
@@ -21,9 +22,13 @@ from telecine.data import (
     ClipLoader,
     DataError,
     ReadingStopped,
+    index_video,
     loader,
+    whole_video,
 )
 from telecine.settings import Bucket, ClipConfig
+
+from .videos import damage, moving_frames, write_video
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
 ONE_WORKER = replace(CONFIG, num_workers=1)
@@ -158,6 +163,22 @@ def test_a_killed_or_stopped_worker_is_replaced(spans, caplog, harm, message):
     assert_clips(batches, dataset)
     assert len(re.findall(message, caplog.text)) == 1
     assert not multiprocessing.active_children()
+
+
+def test_a_damaged_file_is_logged_by_one_of_several_workers(tmp_path):
+    path = write_video(tmp_path / "damaged.mp4", moving_frames(60), "libx264", g="10")
+    span = whole_video(index_video(damage(path, 0.45, 0.6)))
+    dataset = ClipDataset([span], replace(ONE_WORKER, num_frames=2))
+    handler = logging.FileHandler(tmp_path / "log.txt")
+    package_logger = logging.getLogger("telecine")
+    package_logger.addHandler(handler)
+    try:
+        for _ in range(2):  # a worker each
+            read(dataset, range(8), 1)
+    finally:
+        package_logger.removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "log.txt").read_text().count("replacing clips") == 1
 
 
 def broken_connection():

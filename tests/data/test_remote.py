@@ -6,7 +6,7 @@ import shutil
 import struct
 import sys
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +34,7 @@ from telecine.data import (
 )
 from telecine.data.errors import Deadline, DecodeError
 from telecine.data.index_paths import index_folders
+from telecine.data.lazy import load_table as load_table_module
 from telecine.data.lazy.load_table import load_table
 from telecine.data.lazy.sidecar import scan_archive
 from telecine.data.lists import read_list
@@ -41,8 +42,9 @@ from telecine.data.remote_cache import cache_folder
 from telecine.data.source import PROTOCOLS, RemotePath
 from telecine.data.tar_files import scan_tar
 from telecine.settings import ClipConfig
+from telecine.tools.index.write_index import write_index
 
-from .videos import moving_frames, write_images, write_shard, write_video
+from .videos import assert_same_clips, moving_frames, write_images, write_shard, write_video
 
 CONFIG = ClipConfig(num_frames=3, height=32, width=32, num_workers=0)
 
@@ -154,21 +156,29 @@ def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address)
     assert not list(index_folders(address)[0].parent.glob("*.tar.telecine-index"))
 
 
-def test_servers_are_asked_once_about_addresses_in_a_list(
-    s3, address, fetched, folder, monkeypatch
-):
-    """A file that changes is noticed when it is read; the next run asks again."""
-    path = folder / "local.csv"
-    path.write_text(f"path\n{address}/a.mp4\n{address}/none.mp4\n{address}/none.mp4\n")
-    config = replace(CONFIG, index="lazy")
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """Record the names of the files that servers are asked about."""
+    names = []
     info_of = remote.info_of
 
     def record(url, *rest):
-        asked.append(url.rpartition("/")[2])
+        names.append(url.rpartition("/")[2])
         return info_of(url, *rest)
 
     monkeypatch.setattr(remote, "info_of", record)
+    return names
+
+
+def test_servers_are_asked_once_about_addresses_in_a_list(
+    s3, address, fetched, folder, asked, monkeypatch
+):
+    """A file that changes is noticed when it is read; the next run asks again."""
+    monkeypatch.setattr(load_table_module, "_CHUNK", 1)
+    path = folder / "local.csv"
+    lines = [f"{address}/{name}.mp4" for name in ("a", "none", "none", "a")]
+    path.write_text("\n".join(["path", *lines]))
+    config = replace(CONFIG, index="lazy")
     table = load_table(str(path), config)
     assert [(skip.path.name, skip.reason) for skip in table.skipped] == [
         ("none.mp4", "No such file")
@@ -185,8 +195,44 @@ def test_servers_are_asked_once_about_addresses_in_a_list(
     with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
         ClipDataset(again.spans, config, saved_index=again.saved_index)[0]
     changed = load_table(str(path), config).spans
-    assert changed.num_frames.tolist() == [9]
+    assert changed.num_frames.tolist() == [9, 9]
     assert changed.sha256()[1] != table.spans.sha256()[1]
+
+
+@pytest.mark.parametrize("change", ["another", "none"])
+def test_a_file_that_a_list_describes_and_that_changes_ends_the_run(s3, address, folder, change):
+    path = folder / "local.csv"
+    path.write_text(f"path,num_frames,fps\n{address}/a.mp4,8,25\n{address}/b.MKV,8,25\n")
+    config = replace(CONFIG, index="lazy")
+    table = load_table(str(path), config)
+    dataset = ClipDataset(table.spans, config, saved_index=table.saved_index)
+    clips = [dataset[index] for index in range(4)]
+    assert_same_clips([dataset[index] for index in range(4)], clips)
+    if change == "none":
+        s3.files.rm(f"{address}/a.mp4")
+    else:
+        write_video(folder / "a.mp4", moving_frames(8, seed=9))
+        s3.put(folder, "set")
+    with pytest.raises(DataError, match=r"a\.mp4: was changed or removed after it was listed"):
+        [dataset[index] for index in range(4)]
+
+
+def test_an_index_is_made_ahead_with_a_question_for_each_address(address, folder, asked, capsys):
+    path = folder / "local.csv"
+    path.write_text(f"path\n{address}/a.mp4\n{address}/none.mp4\n{address}/b.MKV\n")
+    indexed = write_index(str(path), CONFIG)
+    assert sorted(asked) == ["a.mp4", "b.MKV", "none.mp4"]
+    assert (indexed.num_indexed, len(indexed.skipped)) == (2, 1)
+
+
+def test_progress_is_shown_while_servers_are_asked(address, folder, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
+    path = folder / "local.csv"
+    path.write_text(f"path\n{address}/a.mp4\n")
+    load_table(str(path), replace(CONFIG, index="lazy"))
+    assert "asking servers" in capsys.readouterr().err
+    load_spans(f"{address}/{{a.mp4,deep.mp4}}")
+    assert "looking for files" in capsys.readouterr().err
 
 
 def test_only_what_changed_is_indexed_again(s3, folder, address, fetched):
@@ -371,7 +417,7 @@ def test_a_fetch_ends_with_the_connection_and_at_the_deadline(tmp_path):
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """Let blocks have 1000 bytes, so that small files have several. Return the parts that are read."""
+    """Let blocks have 4000 bytes, so that small files have several. Return the parts that are read."""
     parts = []
     read = remote_read.read_part
 
@@ -379,7 +425,7 @@ def blocks(monkeypatch):
         parts.append((file.name, part))
         return read(file, part, *rest)
 
-    monkeypatch.setattr(remote_read, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(remote_read, "BLOCK_BYTES", 4000)
     monkeypatch.setattr(remote_read, "read_part", read_part)
     return parts
 
@@ -394,15 +440,15 @@ def test_clips_are_read_by_blocks_from_a_cache_of_three(
     empty_cache()
     fetched.clear()
     blocks.clear()
-    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "3e-6")
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "12e-6")
     assert torch.equal(read_clip(span.info, 1, 5), read_clip(local.info, 1, 5))
     assert fetched == []
     assert {file for file, _ in blocks} == {name}
-    assert max(len(part) for _, part in blocks) == 1000
+    assert max(len(part) for _, part in blocks) == 4000
     first = local.info.source.offset if name == "shard.tar" else 0
     assert min(part.start for _, part in blocks) == first, "a member is read without the others"
     sizes = [path.stat().st_size for path in cache_folder().iterdir() if len(path.name) == 64]
-    assert 0 < sum(sizes) <= 3000
+    assert 0 < sum(sizes) <= 12000
 
 
 def test_the_members_of_a_tar_file_are_found_by_its_headers(s3, tmp_path, fetched, blocks):
@@ -503,6 +549,17 @@ def test_wrong_requests_are_not_tried_again(s3, protocol):
         load_spans("s3://Bad_Bucket!/a")
 
 
+@contextmanager
+def served(handler):
+    """Run a web server, and yield its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
 class Lying(BaseHTTPRequestHandler):
     """Redirects to the address in its path, or claims another length than it sends."""
 
@@ -566,9 +623,8 @@ def test_a_web_server_answers_requests_of_parts(
     monkeypatch.setattr(Parts, "content", (folder / "a.mp4").read_bytes())
     monkeypatch.setattr(Parts, "num_sent", 0)
     local = index_video(folder / "a.mp4")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Parts) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        source = RemotePath(f"http://127.0.0.1:{server.server_port}/{kind}/a.mp4")
+    with served(Parts) as server:
+        source = RemotePath(f"{server}/{kind}/a.mp4")
         info = replace(local, source=source)
         if kind == "changes":
             with pytest.raises(DataError, match="was changed or removed after it was listed"):
@@ -579,7 +635,6 @@ def test_a_web_server_answers_requests_of_parts(
         else:
             assert torch.equal(read_clip(info, 0, 8), read_clip(local, 0, 8))
             read_clip(info, 2, 1)
-        server.shutdown()
     sends_no_parts = kind in ("whole", "endless")
     assert fetched == (["a.mp4"] if sends_no_parts else [])
     assert caplog.text.count("sends no parts of files") == sends_no_parts
@@ -602,11 +657,8 @@ def test_a_web_server_answers_requests_of_parts(
 )
 def test_a_server_that_lies(tmp_path, monkeypatch, clock, path, message):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Lying) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(DataError, match=message):
-            load_spans(f"http://127.0.0.1:{server.server_port}/{path}.mp4")
-        server.shutdown()
+    with served(Lying) as server, pytest.raises(DataError, match=message):
+        load_spans(f"{server}/{path}.mp4")
     if path != "length/50":  # the copy that is as long as the server said may stay
         assert not list(tmp_path.rglob("*.mp4"))
 
@@ -642,13 +694,11 @@ def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(remote, "Deadline", lambda source: Deadline(source, 0.3))
     monkeypatch.setattr(Dripping, "is_over", Event())
-    with ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/{part}.mp4"
+    with served(Dripping) as server:
+        address = f"{server}/{part}.mp4"
         with pytest.raises(DataError, match=rf"{address}: not read within 0\.3 seconds"):
             load_spans(address, ClipConfig(timeout=0.3))
         Dripping.is_over.set()
-        server.shutdown()
     assert not list(tmp_path.rglob("*.partial"))
 
 

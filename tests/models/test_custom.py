@@ -99,6 +99,24 @@ def clip():
     return torch.rand(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+class Weighted(nn.Module):
+    """Trains on the mirrored clip, with half the weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        weight = video.new_full((len(video),), 0.5)
+        return Reconstruction(self.conv(video), {}, weight=weight, target=video.flip(-1))
+
+
+def test_a_module_may_return_a_reconstruction_with_a_weight_and_a_target():
+    output = as_video_autoencoder(Weighted())(clip())
+    assert output.weight.tolist() == [0.5]
+    assert torch.equal(output.target, clip().flip(-1))
+
+
 def test_a_forward_is_enough():
     model = as_video_autoencoder(Compressor())
     assert isinstance(model, VideoAutoencoder)

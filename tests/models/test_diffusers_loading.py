@@ -11,12 +11,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from telecine.models import load_autoencoder, pretrained
 from telecine.models.diffusers import DiffusersAutoencoder, loading
 
 from .helpers import edit_config
-from .tiny_models import adapter, tiny_clip, tiny_model
+from .tiny_models import TINY_MODELS, adapter, tiny_clip, tiny_model
 
 
 def test_from_pretrained_returns_training_mode_in_float32(tmp_path):
@@ -151,6 +152,15 @@ def test_counting_weights_draws_nothing():
     torch.manual_seed(0)
     actual = DiffusersAutoencoder.from_config(WAN_CONFIG).module.state_dict()
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_a_quantizer_that_computes_its_size_is_built_for_a_plan():
+    config = {**TINY_MODELS["vidtok_fsq"].settings, "_class_name": "AutoencoderVidTok"}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = DiffusersAutoencoder.from_config(config)
+        video = model.decode(torch.zeros(1, 4, 2, 2, 2))
+    assert video.shape == (1, 3, 5, 16, 16)
+    assert {type(weight) for weight in model.parameters()} == {FakeTensor}
 
 
 def test_missing_weights_are_an_error_and_diffusers_prints_nothing_of_a_file(tmp_path, capfd):

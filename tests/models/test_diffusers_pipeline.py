@@ -98,7 +98,8 @@ def test_a_pipeline_with_a_student_is_saved_and_loaded(pipe, tmp_path):
     pipe.vae.save_config(tmp_path / "config")
     written = [tmp_path / name / "config.json" for name in ("config", "pipe/vae")]
     assert written[0].read_text() == written[1].read_text()
-    assert isinstance(load_autoencoder(tmp_path / "pipe" / "vae"), StudentAutoencoder)
+    for folder in (tmp_path / "pipe" / "vae", tmp_path / "pipe"):
+        assert isinstance(load_autoencoder(folder), StudentAutoencoder)
 
 
 def test_slices_and_tiles_of_a_pipeline():
@@ -162,6 +163,18 @@ def test_what_pipelines_read_has_the_values_of_the_teacher(name):
         assert len(vae.config.block_out_channels) == len(teacher.config.block_out_channels)
     latent = torch.zeros(1, vae.config.z_dim, 2, 4, 4)
     assert torch.equal(vae.decode(latent).sample, vae.decode(latent, None, return_dict=False)[0])
+
+
+def test_pipelines_of_flux_2_read_a_batch_norm():
+    teacher = tiny_model("flux2")
+    teacher.bn.running_mean.normal_()
+    teacher.bn.running_var.uniform_(0.5, 2)
+    vae = PipelineVAE(student_of("flux2", teacher))
+    assert torch.equal(vae.bn.running_mean, teacher.bn.running_mean)
+    torch.testing.assert_close(
+        vae.bn.running_var + vae.config.batch_norm_eps,
+        teacher.bn.running_var + teacher.config.batch_norm_eps,
+    )
 
 
 def test_a_student_in_a_pipeline_of_images():

@@ -45,7 +45,7 @@ class TinyAutoencoder(nn.Module):
 
     def __init__(self, seed=0):
         super().__init__()
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         self.encoder = nn.Conv3d(3, 4, 1)
         self.decoder = Decoder()
 
@@ -118,7 +118,7 @@ def make_loss(narrow_lpips):
     from telecine import VideoAutoencoderLoss
 
     def make(seed=0, **arguments):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if "vgg_weights" not in arguments:
             arguments["perceptual"] = {"net": narrow_lpips, **arguments.get("perceptual", {})}
         return VideoAutoencoderLoss(**{"disc_start": 0, **arguments})

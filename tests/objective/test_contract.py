@@ -35,7 +35,7 @@ IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 VIDEO = {**IMAGE, "frame_num": 4}
 NETWORKS = {"discr_kwargs": IMAGE, "discr_3d_kwargs": VIDEO}
 LENGTHS = (1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 33)
-BATCHES = (3, 7)
+BATCH = 3
 SIZES = ((16, 16), (60, 90), (48, 80), (17, 31), (33, 16))
 
 
@@ -606,18 +606,23 @@ def test_line_16_the_state_dict_holds_no_lpips(make_loss):
 
 
 @pytest.fixture(scope="module")
+def script():
+    """Return the functions of `two_ranks.py`."""
+    return runpy.run_path(str(HERE / "two_ranks.py"))
+
+
+@pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, forks):
     """Return the logs of two processes with different batches."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = str(HERE / "two_ranks.py")
-    done = forks.run("-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder))
+    file = str(HERE / "two_ranks.py")
+    done = forks.run("-m", "torch.distributed.run", "--nproc-per-node", "2", file, str(folder))
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.slow
-def test_line_17_the_adaptive_weight_is_that_of_rank_averaged_gradients(two_ranks):
-    script = runpy.run_path(str(HERE / "two_ranks.py"))
+def test_line_17_the_adaptive_weight_is_that_of_rank_averaged_gradients(two_ranks, script):
     loss, autoencoder = script["build_loss_and_autoencoder"]()
     gradients = []
     for rank in range(2):
@@ -644,8 +649,7 @@ def test_line_17_the_adaptive_weight_is_that_of_rank_averaged_gradients(two_rank
 
 
 @pytest.mark.slow
-def test_line_17_every_average_and_the_gradient_of_the_variance(two_ranks):
-    script = runpy.run_path(str(HERE / "two_ranks.py"))
+def test_line_17_every_average_and_the_gradient_of_the_variance(two_ranks, script):
     ranks = [log["averaged"] for log in two_ranks]
     assert ranks[0] == ranks[1]
     # One process with all clips has the same means, because the ranks have the same number of clips.
@@ -657,9 +661,8 @@ def test_line_17_every_average_and_the_gradient_of_the_variance(two_ranks):
 
 
 @pytest.mark.slow
-def test_line_17_a_data_parallel_wrapper_averages_the_discriminators_gradients(two_ranks):
+def test_line_17_a_data_parallel_wrapper_averages_the_discriminators_gradients(two_ranks, script):
     """The wrapper does not wait for the gradient of `logvar`, which the discriminators' step does not compute."""
-    script = runpy.run_path(str(HERE / "two_ranks.py"))
     ranks = [log["gradients"] for log in two_ranks]
     assert ranks[0] == ranks[1]
     loss = script["build_averaging_loss"]()
@@ -762,23 +765,11 @@ def test_line_18_such_an_engine_trains_both_networks(make_loss, clip, autoencode
 # 19. The reference's double backward through its attention corrupts the heap at batch 3, 5 or 7 in float32 on the CPU.
 
 
-@pytest.fixture(scope="module")
-def penalised(forks):
-    """Return the report and exit code of each batch's process, and the standard error of all."""
-    done = forks.run(str(HERE / "penalty_batches.py"), *map(str, BATCHES))
-    assert done.returncode == 0, done.stderr
-    reports = {batch: {} for batch in BATCHES}
-    for line in map(json.loads, done.stdout.splitlines()):
-        reports[line["batch"]] |= line
-    return reports, done.stderr
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", BATCHES)
-def test_line_19_double_backward_through_both_attentions_at_every_batch(penalised, batch):
-    reports, errors = penalised
-    report = reports[batch]
-    assert report["exit_code"] == 0, f"ended with {report['exit_code']}: {errors[-2000:]}"
+def test_line_19_double_backward_through_both_attentions(forks):
+    done = forks.run(str(HERE / "penalty_batch.py"), str(BATCH))
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
+    report = json.loads(done.stdout)
     names = ("quadratic", "linear", "both", "default")
     cases = [["one_centered", name] for name in names] + [
         ["r1_and_r2", "both"],

@@ -310,7 +310,7 @@ def build(vgg, narrow_lpips, cached_weights):
     """Return a function that builds the loss of a case: LPIPS is narrow unless the case is about the network."""
 
     def make(case, **more):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         settings = {**BASE, **more}
         if "gradient_checkpointing" in case:
             settings |= PATCH_DISCRIMINATORS
@@ -384,7 +384,7 @@ def call(run, autoencoder, real, *arguments):
 
 def results_of(loss, autoencoder, real, step, *, in_update=False, autocast=None, scale=1.0):
     """Return total, log and gradients of each step, from one update or two calls."""
-    torch.manual_seed(step)
+    torch.default_generator.manual_seed(step)
     with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
         if in_update:
             both = call(loss.both_losses, autoencoder, real, step)

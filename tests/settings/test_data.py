@@ -48,6 +48,7 @@ def test_invalid_bucket(name, value):
         ("val_fraction", 0.6),
         ("holdout", "'somehow'"),
         ("holdout", "'column:'"),
+        ("layout", "'HW H W'"),
         ("image_ratio", -0.1),
         ("image_ratio", 1.5),
     ],

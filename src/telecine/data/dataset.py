@@ -20,8 +20,10 @@ from telecine.data.clip import Clip, ClipSpec, decode_clip, decoded_size, make_c
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.decoded_cache import DecodedCache
 from telecine.data.errors import ChangedError, DataError, DecodeError
+from telecine.data.fingerprint import Fingerprint
 from telecine.data.lazy.saved_index import SavedIndex
-from telecine.data.source import Source, Span, VideoInfo
+from telecine.data.remote_read import changed_error
+from telecine.data.source import RemotePath, Source, Span, VideoInfo
 from telecine.data.span_pool import Position, SpanPool, build_pool
 from telecine.data.span_table import EstimatedSpan, SpanTable
 from telecine.settings import Bucket, ClipConfig
@@ -64,8 +66,8 @@ class ClipDataset(Dataset[Clip]):
     All first frames of clips are equally likely, and so are all images, unless `config.weighting` is "files". With
     `config.order` "epochs", clips are drawn without repetition: each of as many clips as spans, or files, is drawn from
     another part of the data, in an order that depends on the seed and the number of the epoch. A clip
-    that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16
-    in a row, or 1000 of files without an index, reading raises a `DataError`.
+    that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once, by one
+    of all worker processes. After 16 in a row, or 1000 of files without an index, reading raises a `DataError`.
 
     With a table of spans, a file and a position are drawn by the headers alone; the file is then indexed, and the
     position becomes a frame. So a clip does not depend on what was indexed before.
@@ -115,9 +117,13 @@ class ClipDataset(Dataset[Clip]):
         """The spans that clips are drawn from, in their order."""
         self.cache = DecodedCache(self.spans.exact, config) if config.cache else None
         self._saved_index = saved_index
-        self._logged: set[Source] = set()
         # In memory that worker processes share.
         self._has_named_hdr = torch.zeros((), dtype=torch.bool).share_memory_()
+        self._is_logged = torch.zeros(len(table.files), dtype=torch.bool).share_memory_()
+        self._versions: Tensor | None = None
+        """Of each file at an address when it was first read; 0 before. None if a server was asked before training."""
+        if table.infos is None and table.files.has_unknown_sizes:
+            self._versions = torch.zeros(len(table.files), dtype=torch.int64).share_memory_()
 
     def __getitem__(self, item: int | Item) -> Clip:
         frames, spec, bucket = self.decode(item)
@@ -143,7 +149,7 @@ class ClipDataset(Dataset[Clip]):
                 return self._read_frames(spec, bucket), spec, bucket
             except DecodeError as error:
                 num_failures += is_indexed
-                self._log_once(draw.position.span.source, error)
+                self._log_once(draw.position.file, error)
             except ChangedError:
                 if self._saved_index is not None:
                     self._saved_index.forget_addresses()
@@ -165,9 +171,9 @@ class ClipDataset(Dataset[Clip]):
             return resize_frames(frames, size)
         return frames
 
-    def _log_once(self, source: Source, error: DecodeError) -> None:
-        if source not in self._logged:
-            self._logged.add(source)
+    def _log_once(self, file: int, error: DecodeError) -> None:
+        if not self._is_logged[file]:
+            self._is_logged[file] = True
             logger.warning("replacing clips that cannot be decoded: %s", error)
 
     def _spec_of(self, draw: _Draw, bucket: Bucket) -> ClipSpec:
@@ -175,12 +181,21 @@ class ClipDataset(Dataset[Clip]):
 
         Raises:
             DecodeError: the file cannot be indexed, or is too short.
+            ChangedError: it is at an address, and is not as it was for an earlier clip.
         """
-        span, offset, num_positions = draw.position
+        span, offset, num_positions, file = draw.position
         if isinstance(span, EstimatedSpan):
             assert self._saved_index is not None
             frames = ClipFrames.of(bucket, self.config)
-            span = span.index(self._saved_index, frames)
+            try:
+                span = span.index(self._saved_index, frames)
+            except DecodeError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    self._check_version(file, span.source, version=0)
+                raise
+            if isinstance(span.source, RemotePath):
+                size, number = Fingerprint.of(span.source)
+                self._check_version(file, span.source, version=size ^ number)
             self._name_hdr(span.info)
             offset = offset * frames.num_starts(span) // num_positions
         return ClipSpec(
@@ -195,6 +210,24 @@ class ClipDataset(Dataset[Clip]):
             stride=self.config.stride,
             fps=self.config.fps,
         )
+
+    def _check_version(self, file: int, source: Source, *, version: int) -> None:
+        """Check that a file has the version that it had for earlier clips, if no server was asked before training.
+
+        Args:
+            file: Its row.
+            source: Its name, for the error.
+            version: The version; 0 if it does not exist.
+
+        Raises:
+            ChangedError: it has another one.
+        """
+        if self._versions is None:
+            return
+        earlier = int(self._versions[file])
+        if earlier not in (0, version):
+            raise changed_error(source)
+        self._versions[file] = version
 
     def _name_hdr(self, info: VideoInfo) -> None:
         """Log the first video with a high dynamic range, unless such are converted."""

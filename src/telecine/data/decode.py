@@ -205,21 +205,53 @@ def iterate_frames(
         An iterator over frames `(H, W, C)` with the values of `read_clip`.
 
     Raises:
-        DecodeError: a frame is corrupt, or the file cannot be read.
+        DecodeError: a frame is corrupt, or the file cannot be read, or lacks a frame of its index.
         DataError: a value of an array is outside of its range.
     """
+    max_pixels = MAX_PIXELS
+    info = None
     if isinstance(path, VideoInfo):
+        info = path
         if path.is_image or path.is_array:
             for start in range(0, path.num_frames, _NUM_AT_ONCE):
                 num_frames = min(_NUM_AT_ONCE, path.num_frames - start)
                 yield from read_clip(path, start, num_frames, size=size, pixels=pixels)
             return
+        height, width = path.stored_size
+        max_pixels = max(MAX_PIXELS, height * width)  # what indexed it had such a limit
         path = path.source
-    with open_video(path, whole=True) as (container, stream):
+    with open_video(path, max_pixels, whole=True) as (container, stream):
         converter = FrameConverter(pixels, size, stream.sample_aspect_ratio or Fraction(1))
-        for frame in decode_packets(container.demux(stream), alpha=pixels.channels == "rgba"):
+        frames = decode_packets(container.demux(stream), alpha=pixels.channels == "rgba")
+        if info is not None:
+            frames = _frames_in_order(info, frames)
+        for frame in frames:
             _check_intact(frame, path)
             yield converter.frame(frame)
+
+
+def _frames_in_order(info: VideoInfo, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+    """Yield the frames of an index; skip others.
+
+    Raises:
+        DecodeError: one is missing.
+    """
+    number = 0
+    index_of: dict[int | None, int] = {}  # filled at the first frame that is not the next one
+    for frame in frames:
+        is_expected = number < info.num_frames
+        if info.seekable and is_expected:
+            is_expected = frame.pts == info.pts[number]
+        if is_expected:
+            yield frame
+            number += 1
+            continue
+        if not index_of:
+            index_of.update((pts, index) for index, pts in enumerate(info.pts))
+        if index_of.get(frame.pts, -1) > number:
+            break
+    if number < info.num_frames:
+        raise DecodeError(f"{info.source}: frame {number} is missing")
 
 
 def read_clip(

@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from telecine.base.checks import argument_error
+from telecine.base.terminal import with_progress
 from telecine.data.ahead_index import index_ahead
 from telecine.data.errors import DataError
 from telecine.data.hdr import log_hdr
@@ -190,7 +191,8 @@ def find_files(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     """
     check_path(path, name)
     roots: list[File] = []
-    for pattern in expand_braces(path):
+    patterns = expand_braces(path)
+    for pattern in with_progress(patterns, "looking for files", is_shown=len(patterns) > 1):
         matches = paths_matching(pattern)
         if not matches:
             contract = "a file, a folder, a list or tar files"

@@ -50,9 +50,10 @@ def split_table(spans: SpanTable, config: ClipConfig) -> tuple[SpanTable, SpanTa
         each video, as of few, or because images alone are in one group.
 
     Raises:
-        DataError: no video is long enough for a clip, or for one in each part; there is only one image; or there is
-            only one group of a column or of folders.
+        DataError: no video is long enough for a clip, or for one in each part; there is only one image; no list has
+            the column that `config.holdout` names; or there is only one group of a column or of folders.
     """
+    _check_column(spans, config)
     videos = spans.take(~spans.is_image)
     images = spans.take(spans.is_image)
     image_groups = _group(images, config)
@@ -178,6 +179,18 @@ def _group(spans: SpanTable, config: ClipConfig) -> NDArray[np.integer[Any]]:
 def _needs_groups(config: ClipConfig) -> bool:
     """Return whether the settings name what is in one group."""
     return config.holdout == "folder" or config.holdout.startswith("column:")
+
+
+def _check_column(spans: SpanTable, config: ClipConfig) -> None:
+    """Check that a list has the column that the settings name, with a value in some line.
+
+    Raises:
+        DataError: None has.
+    """
+    if config.holdout.startswith("column:") and not spans.group.any():
+        contract = "a column that a list of the data has, with values"
+        remedy = "Check its name. With `file`, each file is held out by itself."
+        raise argument_error("clips.holdout", contract, config.holdout, remedy, DataError)
 
 
 def _check_groups(config: ClipConfig, num_groups: int) -> None:

@@ -6,10 +6,12 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob, has_magic
+from itertools import compress
+from operator import not_
 from os import PathLike
 from pathlib import Path
 
-from telecine.base.checks import argument_error, count, shorten
+from telecine.base.checks import argument_error, count, first_few, shorten
 from telecine.base.files import OUTPUT_MARKER
 from telecine.data import remote
 from telecine.data.errors import DataError
@@ -65,7 +67,8 @@ def files_below(folder: File, *, log: bool = True) -> list[File]:
 
     Args:
         folder: The folder.
-        log: Whether to log the subfolders that are left out: telecine wrote them, or they cannot be read.
+        log: Whether to log the subfolders that are left out: telecine wrote them, or they cannot be read; and links
+            that lead to nothing.
     """
     if isinstance(folder, RemotePath):
         return list(remote.list_files(folder))
@@ -93,10 +96,19 @@ def files_below(folder: File, *, log: bool = True) -> list[File]:
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             pending.extend(path / name for name in subfolders if (path / name).is_symlink())
             files.extend(path / name for name in names if not name.startswith("."))
+    files.sort()
+    are_regular = [file.is_file() for file in files]
     if log:
         _log_skipped(folder, sorted(skipped, key=lambda skip: str(skip.path)))
-    files.sort()
-    return [file for file in files if file.is_file()]
+        _log_broken_links(folder, compress(files, map(not_, are_regular)))
+    return list(compress(files, are_regular))
+
+
+def _log_broken_links(root: File, paths: Iterable[Path]) -> None:
+    broken = [str(path) for path in paths if path.is_symlink() and not path.exists()]
+    if broken:
+        text = "skipped %s in %s, which lead to no file: %s"
+        logger.warning(text, count(len(broken), "link"), root, first_few(broken))
 
 
 def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:

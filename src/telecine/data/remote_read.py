@@ -251,7 +251,7 @@ class _RemoteReader:
         try:
             with_retries(self.file.url, fetch, self._deadline)
         except FileNotFoundError as error:
-            raise _changed(self.file) from error
+            raise changed_error(self.file) from error
 
     def _fetch_part(self, part: range, path: Path) -> None:
         with open(path, "wb") as output:
@@ -265,11 +265,11 @@ class _RemoteReader:
         try:
             return with_retries(self.file.url, read, self._deadline)
         except FileNotFoundError as error:
-            raise _changed(self.file) from error
+            raise changed_error(self.file) from error
         except RefusedError as error:  # a file that is shorter now has no such part
             now = look_up(RemotePath(self.file.url), self._deadline)
             if (now.size, now.version) != (self.file.size, self.file.version):
-                raise _changed(self.file) from error
+                raise changed_error(self.file) from error
             raise
 
 
@@ -355,7 +355,7 @@ def download(
 
     def check(size: int | None, value: int, **_: object) -> None:
         if max(size or 0, value) > expected_size:
-            raise _changed(file)
+            raise changed_error(file)
         if deadline is not None:
             deadline.check()
 
@@ -375,10 +375,11 @@ def download(
 def _check_unchanged(file: RemotePath, fs: AbstractFileSystem, deadline: Deadline | None) -> None:
     now = info_of(file.url, fs, deadline)
     if (now.size, now.version) != (file.size, file.version):
-        raise _changed(file)
+        raise changed_error(file)
 
 
-def _changed(file: RemotePath) -> ChangedError:
+def changed_error(file: Source) -> ChangedError:
+    """Return the error of a file at an address that is not as its server has said before."""
     return ChangedError(
         f"{file}: was changed or removed after it was listed. Run the same command again."
     )

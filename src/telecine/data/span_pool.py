@@ -19,6 +19,7 @@ class Position(NamedTuple):
     span: Span | EstimatedSpan
     offset: int  # of the first frame, from that of the span
     num_positions: int  # of a clip in the span
+    file: int  # the row of its file in the table of files
 
 
 class SpanPool:
@@ -75,10 +76,12 @@ class SpanPool:
         position = positions.start + offset
         place = int(np.searchsorted(self._ends, position, side="right"))
         begin = int(self._ends[place - 1]) if place > 0 else 0
+        row = int(self.rows[place])
         return Position(
-            self._spans[int(self.rows[place])],
+            self._spans[row],
             offset=position - begin,
             num_positions=int(self._ends[place]) - begin,
+            file=int(self._spans.file[row]),
         )
 
     def _positions(self, part: int | None) -> range:

@@ -255,10 +255,10 @@ def _as_reconstruction(output: object) -> Reconstruction:
     video: object = output
     losses: object = {}
     latent: object = None
+    weight: Tensor | None = None
+    target: Video | None = None
     if isinstance(output, Reconstruction):
-        video = output.video
-        losses = output.aux
-        latent = output.latent
+        video, losses, latent, weight, target = output
     elif isinstance(output, tuple) and len(output) == 2:
         video, losses = output
     elif isinstance(output, tuple) and len(output) == 3:
@@ -280,4 +280,4 @@ def _as_reconstruction(output: object) -> Reconstruction:
         raise argument_error("the module's output", contract, describe(output), remedy, OutputError)
     if latent is not None:
         latent = at_least_float32(latent)
-    return Reconstruction(video=video, aux=aux, latent=latent)
+    return Reconstruction(video=video, aux=aux, latent=latent, weight=weight, target=target)

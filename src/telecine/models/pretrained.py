@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 
 from telecine.base.checks import argument_error, nearest, shorten
@@ -166,7 +167,7 @@ def check_num_weights(
         ValueError: It has more, or cannot be built.
     """
     try:
-        with torch.random.fork_rng(devices=[]), _WithoutMemory():
+        with unset_fake_temporarily(), torch.random.fork_rng(devices=[]), _WithoutMemory():
             num_weights = sum(weight.numel() for weight in build().parameters())
     except CODE_ERRORS as error:
         got = f"one for which it raises {type(error).__name__}: {shorten(str(error))}"

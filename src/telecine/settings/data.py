@@ -231,7 +231,7 @@ class ClipConfig:
 
     def _check_layout(self, axes: list[str]) -> None:
         has_frame = "H" in axes and "W" in axes
-        are_axes = all(axis in "THWC" for axis in axes)
+        are_axes = set(axes) <= set("THWC")
         are_unique = len(set(axes)) == len(axes)
         if not (has_frame and are_axes and are_unique):
             contract = "H and W, and at most T and C besides, each once, in any order"

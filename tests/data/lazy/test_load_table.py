@@ -472,6 +472,31 @@ def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_pa
             load_table(str(path), CONFIG)
 
 
+def test_a_file_of_distant_lines_is_read_once(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_table_module, "_CHUNK", 2)
+    truncate(data / "film0" / "scene1.mp4", 0.1)
+    read = []
+
+    def read_and_note(source, config):
+        read.append(source.name)
+        return read_header(source, config)
+
+    monkeypatch.setattr(load_table_module, "read_header", read_and_note)
+    lines = [
+        f"{data}/film{number // 2}/scene{number}.mp4,{first_frame}\n"
+        for first_frame in range(3)
+        for number in range(6)
+    ]
+    path = tmp_path / "list.csv"
+    path.write_text("path,start_frame\n" + "".join(lines))
+    table = load_table(str(path), CONFIG)
+    assert sorted(read) == [f"scene{number}.mp4" for number in range(6)]
+    assert [skip.path.name for skip in table.skipped] == ["scene1.mp4"]
+    assert table.spans.num_frames.tolist() == [
+        10 + number - first for first in range(3) for number in range(6) if number != 1
+    ]
+
+
 @pytest.mark.parametrize(
     ("spoiled", "expected"), [([], [6]), ([6], [7]), ([6, 7, 8, 9, 10, 11], [0])]
 )

@@ -33,11 +33,12 @@ from telecine.evaluation.protocols.papers import (
 )
 from telecine.evaluation.protocols.published import CLIP_CHOICES, VALUES
 from telecine.evaluation.reconstructors import ModelReconstructor
-from telecine.models import Reconstruction
+from telecine.models import CausalVAE, Reconstruction
 from telecine.ops.pass_options import pass_options
 from telecine.settings import EvaluateConfig, ProtocolName
 from telecine.video.write import write_video
 
+from ..conftest import TINY
 from ..videos import noisy, waves
 
 PAGE = (Path(__file__).parents[3] / "docs" / "protocols.md").read_text(encoding="utf-8")
@@ -172,6 +173,13 @@ def test_settings_that_agree_with_a_protocol_are_accepted(run):
     evaluation = run(small(VIDTOK), num_frames=5, height=32, width=32)
     assert set(evaluation.metrics) == {"psnr_frames_epsilon", "ssim_valid", "lpips_vgg"}
     assert "i3d_torchscript.pt" in evaluation.protocol.absent["fvd"]
+
+
+def test_a_model_of_other_channels_is_refused():
+    with pytest.raises(
+        ValueError, match="`protocol` must be left out for a model of 1 channel, but"
+    ):
+        VIDTOK.check_model(CausalVAE(replace(TINY, in_channels=1)))
 
 
 def test_tokenbench_without_scikit_image_says_how_to_install_it(run, monkeypatch):

@@ -212,6 +212,13 @@ def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_pa
     assert any(line.startswith("Searched for cuts: 0 of 2 videos.") for line in few.advice)
 
 
+def test_a_video_of_too_many_frames_hides_no_others_from_the_search_for_cuts(config, tmp_path):
+    write_video(tmp_path / "a.mp4", moving_frames(60), g="10")
+    write_video(tmp_path / "b.mp4", moving_frames(30, seed=1), g="10")
+    report = examine_data(replace(config, data=str(tmp_path)), num_clips=1, max_frames=40)
+    assert (report.num_searched, report.num_left) == (1, 1)
+
+
 @pytest.mark.parametrize("column", ["group", "subject"])
 def test_scenes_keep_the_groups_of_a_list(config, tmp_path, column):
     cuts = torch.cat([moving_frames(20) // 4, moving_frames(13) // 4 + 150])

@@ -1,5 +1,7 @@
 """Settings of tiny distillations, with the fixtures of tiny runs."""
 
+import shutil
+
 import pytest
 
 from ...models.tiny_models import tiny_model
@@ -25,10 +27,20 @@ data: clip.mp4
 """
 
 
+@pytest.fixture(scope="session")
+def saved_wan(tmp_path_factory):
+    """Return the folder of a tiny Wan."""
+    folder = tmp_path_factory.mktemp("wan")
+    tiny_model("wan").save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, cached_weights, small_video, probe_each_configuration_once):
+def folder(
+    tmp_path, monkeypatch, cached_weights, small_video, saved_wan, probe_each_configuration_once
+):
     """Have a tiny Wan, a video and the settings in the working directory."""
-    tiny_model("wan").save_pretrained(tmp_path / "wan")
+    shutil.copytree(saved_wan, tmp_path / "wan")
     (tmp_path / "clip.mp4").symlink_to(small_video)
     (tmp_path / "distill.yaml").write_text(SETTINGS)
     (tmp_path / "student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")

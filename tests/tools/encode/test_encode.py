@@ -6,8 +6,11 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
@@ -310,6 +313,24 @@ def test_decoded_latents_equal_reconstruct(model, data, tmp_path, monkeypatch):
         assert torch.equal(*pair)
         compared += 1
     assert compared == 5
+
+
+def test_columns_of_parquet_are_kept_as_json_has_them(model, data, tmp_path):
+    columns = {
+        "path": [str(data / "videos" / "c.mkv")],
+        "date": [datetime(2026, 1, 2)],
+        "score": [Decimal("1.50")],
+        "thumbnail": [b"\0\xff"],
+        "tags": [[{"name": "wave", "rating": 2.5}]],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
+    encode_data(model, settings(tmp_path / "list.parquet"), tmp_path / "latents")
+    assert LatentShards(tmp_path / "latents")[0]["metadata"]["columns"] == {
+        "date": "2026-01-02 00:00:00",
+        "score": "1.50",
+        "thumbnail": "AP8=",
+        "tags": [{"name": "wave", "rating": 2.5}],
+    }
 
 
 @pytest.mark.parametrize("folder", ["videos", "videos/", "./videos", "videos//", "."])

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from telecine.base.terminal import with_progress
 from telecine.data.errors import Deadline, thread_errors
 from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.lazy.saved_index import SavedIndex
@@ -54,7 +55,10 @@ class AddressBook:
                 used.append(saved)
         try:
             with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
-                for source, answer in zip(unknown, pool.map(ask, unknown), strict=True):
+                received = pool.map(ask, unknown)
+                if unknown:
+                    received = with_progress(received, "asking servers", total=len(unknown))
+                for source, answer in zip(unknown, received, strict=True):
                     answers[source] = answer
                     if answer is not None and answer.size is not None:
                         used.append(answer)

@@ -157,6 +157,11 @@ class FileTable(Sequence[Source]):
             return RemotePath(name, None if size < 0 else size, version)
         return Path(name)
 
+    @property
+    def has_unknown_sizes(self) -> bool:
+        """Whether the size of a file is unknown, as of one at an address that a list describes."""
+        return bool((self.locations["size"] == _UNKNOWN_SIZE).any())
+
     def paths(self, rows: NDArray[np.integer[Any]]) -> Iterator[str]:
         """Yield the path or the address of files in order, those of members with the one of their tar file.
 

@@ -40,7 +40,7 @@ from telecine.data.lazy.stated_header import (
     check_distant_lines,
     stated_header,
 )
-from telecine.data.lists import Segment
+from telecine.data.lists import LIST_SUFFIXES, Segment
 from telecine.data.paths import paths_of
 from telecine.data.source import (
     RemotePath,
@@ -141,6 +141,9 @@ class _TableReader:
         self._keys = array("q")  # of the files of all parts
         self._segments = SegmentColumns()
         self._pending: list[Segment] = []  # segments that are not in the table yet
+        self._has_lists = False
+        self._row_of_hash: dict[int, int] = {}
+        """Of files in lists that these do not describe, by the hash of the name: lines of a file may be far apart."""
         # Of the files of the last chunk of segments: the row, and what the first line of a list says.
         self._row_of: dict[Source, int] = {}
         self._stated: dict[Source, Header | None] = {}
@@ -177,6 +180,7 @@ class _TableReader:
                 self._add_members(members.of_archives(begin, num_added))
                 continue
             for file in group:
+                self._has_lists = self._has_lists or file.suffix.lower() in LIST_SUFFIXES
                 self._add(segments_of(file, self._config, keep_columns=STATED))
 
     def _add(self, segments: Iterable[Segment]) -> None:
@@ -199,7 +203,7 @@ class _TableReader:
         self._parts.append(self._mark_refused(members))
 
     def _read_pending(self) -> None:
-        """Add the pending segments and their files, whose headers are read unless the chunk before had the file.
+        """Add the pending segments and their files, whose headers are read unless an earlier chunk had the file.
 
         Raises:
             DataError: two lines of a list contradict each other, or a file or a server takes too long.
@@ -209,12 +213,15 @@ class _TableReader:
         if not segments:
             return
         stated = self._first_stated(segments)
+        row_of = self._known_rows(stated)
         new_files = self._look_up(
-            {source: header for source, header in stated.items() if source not in self._row_of}
+            {source: header for source, header in stated.items() if source not in row_of}
         )
         first_row = len(self._keys)
-        row_of = {source: row for source, row in self._row_of.items() if source in stated}
-        row_of.update((source, first_row + place) for place, source in enumerate(new_files))
+        for row, (source, file) in enumerate(new_files.items(), start=first_row):
+            row_of[source] = row
+            if self._has_lists and file.stated is None:
+                self._row_of_hash[hash(source)] = row
         self._row_of = row_of
         self._stated = stated
         for segment in segments:
@@ -238,6 +245,21 @@ class _TableReader:
             self._keys.extend(keys.tolist())
         if time.monotonic() - self._last_save >= _SECONDS_BETWEEN_SAVES:
             self.save(is_complete=False)
+
+    def _known_rows(self, stated: Mapping[Source, Header | None]) -> dict[Source, int]:
+        """Return the rows of files that are in the table.
+
+        Args:
+            stated: What a list says of each file.
+        """
+        rows = {}
+        for source, header in stated.items():
+            row = self._row_of.get(source)
+            if row is None and header is None:
+                row = self._row_of_hash.get(hash(source))
+            if row is not None:
+                rows[source] = row
+        return rows
 
     def _first_stated(self, segments: Sequence[Segment]) -> dict[Source, Header | None]:
         """Return what the first line of a file says of it, for all files of segments, in order.

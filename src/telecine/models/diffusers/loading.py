@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
 
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
@@ -246,7 +248,15 @@ def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersMo
     check_known_keys(arguments, sorted(_arguments_of(cls)))
     with quiet_logger("diffusers"):
         check_num_weights(lambda: cls.from_config(values), source)
-        return cls.from_config(values)
+        try:
+            return cls.from_config(values)
+        except DataDependentOutputException:
+            # In a plan, tensors have no values: the quantizer of VidTok computes its size from some.
+            mode = detect_fake_mode()
+            assert mode is not None
+            with unset_fake_temporarily():
+                module: DiffusersModel = cls.from_config(values)
+            return module._apply(mode.from_tensor)
 
 
 def _arguments_of(cls: type) -> set[str]:

@@ -54,6 +54,15 @@ class PipelineVAE(ModelMixin, nn.Module):
         for name in (MEAN_KEY, STD_KEY):  # LTX has buffers
             if normalisation.get(name) is not None:
                 self.register_buffer(name, torch.tensor(normalisation[name]), persistent=False)
+        mean = normalisation.get(MEAN_KEY)
+        std = normalisation.get(STD_KEY)
+        if isinstance(mean, list) and isinstance(std, list) and len(mean) > config.latent_channels:
+            # Pipelines of Flux 2 read a batch norm of the positions of a patch.
+            self.bn = nn.BatchNorm2d(len(mean), eps=0.0, affine=False)
+            self.bn.load_state_dict(
+                {"running_mean": torch.tensor(mean), "running_var": torch.tensor(std).square()},
+                strict=False,
+            )
         values = {
             "z_dim": config.latent_channels,
             "latent_channels": config.latent_channels,
@@ -65,6 +74,7 @@ class PipelineVAE(ModelMixin, nn.Module):
             "temporal_compression_ratio": time,
             "spatial_compression_ratio": space,
             "timestep_conditioning": False,
+            "batch_norm_eps": 0.0,
             "force_upcast": False,
             "scaling_factor": 1.0,
             **normalisation,

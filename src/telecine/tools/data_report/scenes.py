@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 def find_cuts_of_videos(
     infos: Sequence[VideoInfo], max_frames: int
 ) -> dict[Source, list[int] | None]:
-    """Return the cuts in each of the first videos that have `max_frames` together; None if a frame does not decode."""
+    """Return the cuts in videos that have up to `max_frames` together; None if a frame does not decode.
+
+    In their order, a video that has more than are left is not searched.
+    """
     searched = []
-    num_frames = 0
+    num_left = max_frames
     for info in infos:
-        if info.is_image:
-            continue
-        num_frames += info.num_frames
-        if num_frames <= max_frames:
+        if not info.is_image and info.num_frames <= num_left:
+            num_left -= info.num_frames
             searched.append(info)
 
     cuts: dict[Source, list[int] | None] = {}

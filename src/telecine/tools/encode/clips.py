@@ -1,8 +1,9 @@
 """The clips of a data set in a fixed order, and their frames a few at a time."""
 
 import logging
+from base64 import b64encode
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,8 +67,21 @@ class SourceClip:
         if self.frames.stride > 1:
             metadata["stride"] = self.frames.stride
         if self.span.columns:
-            metadata["columns"] = dict(self.span.columns)
+            metadata["columns"] = _as_json(self.span.columns)
         return metadata
+
+
+def _as_json(value: object) -> object:
+    """Return a value of a list as JSON has it: of Parquet, bytes as base64, and dates and decimal numbers as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item) for item in value]
+    if isinstance(value, bytes):
+        return b64encode(value).decode("ascii")
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return str(value)
 
 
 def _name_in(data: str, source: str) -> str:

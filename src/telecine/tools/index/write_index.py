@@ -10,7 +10,7 @@ from rich.console import Console
 from telecine.base.checks import count
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, DecodeError, VideoInfo, index_video
-from telecine.data.errors import thread_errors
+from telecine.data.errors import Deadline, thread_errors
 from telecine.data.find import find_files, is_archive, segments_of
 from telecine.data.fingerprint import Fingerprint
 from telecine.data.lazy.header import Header, read_header
@@ -25,7 +25,8 @@ from telecine.data.lazy.sidecar import (
     write_sidecar,
 )
 from telecine.data.lazy.sorted_numbers import find_row
-from telecine.data.source import File, Skipped, Source, TarMember, file_of, kind_of
+from telecine.data.remote import look_up
+from telecine.data.source import File, RemotePath, Skipped, Source, TarMember, file_of, kind_of
 from telecine.settings import MAX_FAILURES, ClipConfig
 
 # Files of which all others are read if one is not read in time.
@@ -147,14 +148,8 @@ class _Indexer:
     def index_files(self, sources: Sequence[Source]) -> None:
         """Write shards with the indices of files that were not read yet."""
         keys: dict[Source, int] = {}
-        for source in sources:
-            if kind_of(source) == "arrays":
-                continue
-            try:
-                key = self._saved_index.key_of(source, Fingerprint.of(file_of(source)))
-            except OSError as error:
-                self.skipped.append(Skipped(source, error.strerror or str(error)))
-                continue
+        named = [source for source in sources if kind_of(source) != "arrays"]
+        for source, key in self._look_up(named).items():
             if self._was_read(key):
                 self.num_before += 1
             else:
@@ -167,6 +162,32 @@ class _Indexer:
                     self._saved_index.save_failure(key, outcome.source, outcome.error)
         finally:  # also what was indexed beside a file that is not read in time
             self._writer.write()
+
+    def _look_up(self, sources: Sequence[Source]) -> dict[Source, int]:
+        """Return the keys of the files that exist, with sizes and versions of those at addresses; note the others.
+
+        Raises:
+            DataError: a server does not answer in time.
+        """
+
+        def key_or_skip(source: Source) -> tuple[Source, int] | Skipped:
+            try:
+                if isinstance(source, RemotePath):
+                    source = look_up(source, Deadline(source, self._config.timeout))
+                return source, self._saved_index.key_of(source, Fingerprint.of(file_of(source)))
+            except OSError as error:
+                return Skipped(source, error.strerror or str(error))
+
+        keys: dict[Source, int] = {}
+        with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            answers = pool.map(key_or_skip, sources)
+            for answer in with_progress(answers, "looking up files", total=len(sources)):
+                if isinstance(answer, Skipped):
+                    self.skipped.append(answer)
+                else:
+                    source, key = answer
+                    keys[source] = key
+        return keys
 
     def _was_read(self, key: int) -> bool:
         """Return whether a shard has the exact index of the file with a key, or it is known why it has none."""

@@ -150,6 +150,9 @@ def _train_config(clips: ClipConfig, config: LatentsConfig) -> TrainConfig:
     The data is indexed ahead: latents are cached before the run, by exact indices.
     """
     probe = config.probe
+    holdout = clips.holdout
+    if holdout.startswith("column:"):  # the data is a folder or a video, which has no columns
+        holdout = "file"
     warmup_steps = min(100, probe.steps // 10)
     return TrainConfig(
         data=config.data,
@@ -165,7 +168,9 @@ def _train_config(clips: ClipConfig, config: LatentsConfig) -> TrainConfig:
         linear_baseline=False,
         linear_start=False,
         trackers=(),
-        clips=replace(clips, index="ahead", num_clips=probe.num_clips, random_flip=False),
+        clips=replace(
+            clips, index="ahead", holdout=holdout, num_clips=probe.num_clips, random_flip=False
+        ),
         objective=ObjectiveConfig(perceptual_weight=0.0),
         optimizer=OptimizerConfig(
             lr=probe.lr, betas=(0.9, 0.99), warmup_steps=warmup_steps, schedule="cosine"

@@ -1,12 +1,12 @@
-"""Weights and operations of a network, counted without values."""
+"""Weights and operations of a network, counted on tensors that have shapes but no values."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from telecine.base.memory_counter import MemoryCounter
+from telecine.tools.prune.channels import build_on_meta
 from telecine.tools.prune.parts import Prunable
 from telecine.tools.prune.widths import Configuration
 
@@ -28,10 +28,11 @@ def cost_of(target: Prunable, config: Configuration, latent: Tensor) -> Cost:
         config: The configuration.
         latent: `(1, C, t, h, w)`, whose shape counts.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        network = target.build(config).eval()
-        num_weights = sum(parameter.numel() for parameter in network.parameters())
-        counter = MemoryCounter("decoding")
-        with counter:
-            target.decode(network, torch.zeros(latent.shape))
+    network = build_on_meta(target.build, config).eval()
+    network.to("meta")  # its buffers, too
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    counter = MemoryCounter("decoding")
+    # As the default device: some layers create tensors.
+    with torch.device("meta"), torch.no_grad(), counter:
+        target.decode(network, torch.zeros(latent.shape))
     return Cost(num_weights, counter.flops_by_part.total())

@@ -67,10 +67,11 @@ def prunable(model: VideoAutoencoder, name: str, part: str) -> Prunable:
         remedy = f"Use `--part {widths.part}`, or train a decoder with `telecine distill`."
         raise argument_error("part", contract, part, remedy)
     from telecine.models.diffusers import DiffusersAutoencoder
-    from telecine.models.diffusers.families import family_of
+    from telecine.models.diffusers.families import family_of, prepare_for_training
     from telecine.models.diffusers.loading import build_module
 
     class_name = {"_class_name": cls.__name__}
+    family = family_of(module)
 
     def build(config: Configuration) -> nn.Module:
         return cast(nn.Module, build_module({**config, **class_name}))
@@ -80,7 +81,12 @@ def prunable(model: VideoAutoencoder, name: str, part: str) -> Prunable:
         pruned.load_state_dict(weights)
         return DiffusersAutoencoder(pruned)
 
-    return Prunable(module, config, widths, build, wrap, family_of(module).decode)
+    def decode(network: nn.Module, latent: Tensor) -> object:
+        # As the model is called: HunyuanVideo's own setting decodes chunks that overlap.
+        prepare_for_training(network, family)
+        return family.decode(network, latent)
+
+    return Prunable(module, config, widths, build, wrap, decode)
 
 
 def _prunable_of_ours(model: CausalAutoencoder, name: str, part: str) -> Prunable:

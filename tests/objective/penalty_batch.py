@@ -1,13 +1,11 @@
-"""Double backward through both forms of attention in float32: `penalty_batches.py BATCH...` prints JSON lines.
+"""Double backward through both forms of attention in float32: `penalty_batch.py BATCH` prints JSON.
 
-A heap error ends the process, so each batch size runs in a fork of a process that has only imported. The error needs
-more than one thread, so the number of threads is set here.
+A heap error ends the process. The error needs more than one thread, so the number of threads is set here.
 """
 
 import collections
 import faulthandler
 import json
-import multiprocessing
 import sys
 
 import torch
@@ -58,17 +56,8 @@ def penalise(batch):
         assert log["train/grad_penalty_loss"] > 0
         assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
         finished.append([penalty, name])
-    print(json.dumps({"batch": batch, "finished": finished, "calls": calls}), flush=True)
-
-
-def main(batches):
-    context = multiprocessing.get_context("fork")
-    for batch in batches:
-        process = context.Process(target=penalise, args=(batch,))
-        process.start()
-        process.join()
-        print(json.dumps({"batch": batch, "exit_code": process.exitcode}), flush=True)
+    print(json.dumps({"finished": finished, "calls": calls}))
 
 
 if __name__ == "__main__":
-    main([int(argument) for argument in sys.argv[1:]])
+    penalise(int(sys.argv[1]))
