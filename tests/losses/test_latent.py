@@ -448,3 +448,8 @@ def test_a_wrong_round_trip_raises(monkeypatch):
         round_trip(latent=latent, decode=up, encode=pooled, trains="all")
     with pytest.raises(ValueError, match="the encoded latent must be"):
         round_trip(latent=latent, decode=up, encode=up)
+    decoder = torch.nn.Conv3d(2, 2, 1).double()
+    with pytest.raises(
+        ValueError, match="`encode` must be an encoder through which gradients pass"
+    ):
+        round_trip(latent=latent, decode=decoder, encode=torch.Tensor.detach)

@@ -245,7 +245,8 @@ def round_trip(
             the value, without second derivatives. "both": it reaches the weights of both, and the latent.
 
     Raises:
-        ValueError: `trains` is something else, or the encoded latent has another shape.
+        ValueError: `trains` is something else, the encoded latent has another shape, or "decoder" is to be trained and
+            gradients do not pass through the encoder.
     """
     check_choice("trains", trains, ("decoder", "both"))
     if trains == "both":
@@ -258,7 +259,10 @@ def round_trip(
     value = weighted_mean(_absolute_difference(encode(leaf), z), sample_weight)
     # Scaled by the number of values: small gradients would underflow in half precision.
     (gradient,) = differentiate(z.numel() * value, [leaf])
-    assert gradient is not None
+    if gradient is None:
+        contract = "an encoder through which gradients pass"
+        remedy = "Remove `torch.no_grad` and `detach` from it, or leave the term out."
+        raise argument_error("encode", contract, "one that returns a latent without them", remedy)
     return attach_gradients(value, [decoded], [at_least_float32(gradient) / z.numel()])
 
 

@@ -69,7 +69,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             if fitting == 0:
                 needed = in_gib(plan.memory_for(1) / USED_FRACTION)
                 contract = f"at least the {needed} that one clip needs"
-                remedy = plan.describe_largest_part(config)
+                remedy = plan.describe_largest_part(replace(config, batch_size=1))
                 raise argument_error("the free memory", contract, in_gib(memory), remedy)
         return fitting
 

@@ -208,7 +208,8 @@ def _compute_losses(
 
 
 def _encoded_mode(autoencoder: VideoAutoencoder, video: Tensor) -> Tensor:
-    return autoencoder.encode(video).mode()
+    # A model with the frozen encoder of another one encodes without a graph, but gradients pass through the encoder.
+    return autoencoder.encoder_model.encode(video).mode()
 
 
 def _mean_over_batches(logs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from telecine.base.randomness import randn
 from telecine.models import CausalVAE
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.load import load_autoencoder
 from telecine.models.student import StudentAutoencoder
 from telecine.models.student_config import student_config
@@ -108,6 +109,17 @@ def test_layers_of_frames_have_those_of_all_chunks(folder):
     with torch.no_grad():
         chunked = decoder_features(wan, latent, [layer])[layer]
     torch.testing.assert_close(chunked, whole)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_decodes_clips_one_by_one_has_features_of_all(folder):
+    teacher = DiffusersAutoencoder(tiny_model("hunyuan_video15"))
+    latent = torch.randn(2, 4, 2, 1, 1)
+    features = decoder_features(teacher, latent, ["up_blocks.0", "conv_out"])
+    for name, x in features.items():
+        alone = [decoder_features(teacher, clip, [name])[name] for clip in latent.split(1)]
+        torch.testing.assert_close(x, torch.cat(alone))
+    assert features["conv_out"].shape == (2, 3, 5, 16, 16)
 
 
 @pytest.mark.parametrize("name", ["kl_image", "qwen_image21"])

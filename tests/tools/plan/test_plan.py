@@ -160,8 +160,9 @@ def test_what_the_settings_refuse_together_is_no_row(monkeypatch, settings, rows
 def test_a_memory_that_nothing_fits():
     with pytest.raises(
         ValueError, match=r"`memory` must be enough for one clip, but got 0\.00 GiB, and"
-    ):
+    ) as raised:
         telecine.plan(replace(CONFIG, **ONE_ROW), MB, 1)
+    assert "--batch_size" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, count
 from telecine.base.imports import how_to_install
 from telecine.base.randomness import seed_of
 from telecine.base.shapes import VALUE_RANGE, Video
@@ -37,9 +37,8 @@ from telecine.evaluation.metrics.lpips import LPIPS_NETWORKS, load_lpips
 from telecine.evaluation.metrics.metric_set import MetricSet
 from telecine.evaluation.tiling import reconstruct_clip
 from telecine.models import VideoAutoencoder
-from telecine.models.interface import check_channels
 from telecine.ops.pass_options import clip_position, pass_options
-from telecine.settings import ClipConfig, EvaluateConfig, ProtocolName
+from telecine.settings import CHANNELS, ClipConfig, EvaluateConfig, ProtocolName
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,10 @@ class PublishedProtocol:
         """Raise a `ValueError` if an autoencoder does not accept the clips."""
         if self.num_frames is not None and self.crop is not None and self.chunk is None:
             model.check_clip(self.num_frames, self.crop, self.crop)
-        check_channels(ClipConfig(), model)
+        if model.in_channels != CHANNELS["rgb"]:
+            contract = f"left out for a model of {count(model.in_channels, 'channel')}"
+            remedy = "Published results are of RGB."
+            raise argument_error("protocol", contract, self.name, remedy)
 
     def select(self, infos: Sequence[VideoInfo]) -> list[Span]:
         """Return the frames of each measured clip.

@@ -143,6 +143,11 @@ def decoder_features(
         noise: What a model that generates starts from; by default that of its `sampler`.
         seed: Of the noise of another model with a `sampler`, such as LTX-Video.
     """
+    names = list(names)
+    if len(latent) > 1 and getattr(unwrapped(model), "use_slicing", False):
+        # HunyuanVideo 1.5 decodes the clips of a batch one after the other.
+        clips = [decoder_features(model, clip, names, seed=seed) for clip in latent.split(1)]
+        return {name: torch.cat([clip[name] for clip in clips]) for name in clips[0]}
     with _recorded_outputs(decoder_of(model), names) as outputs:
         if generates(model):
             model.decode(latent, noise)

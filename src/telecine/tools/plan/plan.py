@@ -146,10 +146,11 @@ def plan(config: TrainConfig, memory: int | str | None = None, num_processes: in
         )
     advice = as_configured.describe_largest_part(config)
     if not any(largest.batch_size for largest in largest_batches):
-        smallest = min(largest.one_clip for largest in largest_batches)
-        needed = in_gib(smallest / USED_FRACTION)
+        smallest = min(plans, key=lambda planned: planned.update.memory_for(1))
+        needed = in_gib(smallest.update.memory_for(1) / USED_FRACTION)
         got = f"{in_gib(memory)}, and one clip needs {needed} with every switch that saves memory"
-        raise argument_error("memory", "enough for one clip", got, advice)
+        remedy = smallest.update.describe_largest_part(replace(smallest.config, batch_size=1))
+        raise argument_error("memory", "enough for one clip", got, remedy)
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {config.clips.num_frames} x {config.clips.height} x {config.clips.width}"
     title = f"{title}, {precision}"
