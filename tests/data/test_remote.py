@@ -17,6 +17,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub import HfFileSystem
+from huggingface_hub.hf_api import RepoFile
 
 from telecine.base.files import mark_output
 from telecine.data import (
@@ -378,6 +380,20 @@ def test_a_file_that_changes_after_the_listing_ends_the_run(s3, folder, address,
     ) as caught:
         ClipDataset([span], CONFIG, seed=0)[0]
     assert not isinstance(caught.value, DecodeError)
+
+
+def test_the_hub_is_asked_again_for_the_version_of_a_file():
+    """Its file system answers from a listing that it keeps."""
+    versions = iter("123")
+    tree = [RepoFile(path="a.mp4", size=4, oid="0")]
+    hub = HfFileSystem(skip_instance_cache=True)
+    hub._api = SimpleNamespace(
+        repo_info=lambda *_, **__: None,
+        list_repo_tree=lambda *_, **__: iter(tree),
+        get_paths_info=lambda *_, **__: [RepoFile(path="a.mp4", size=4, oid=next(versions))],
+    )
+    address = "hf://datasets/me/clips/a.mp4"
+    assert [remote.info_of(address, hub, None).version for _ in range(3)] == ["1", "2", "3"]
 
 
 def test_a_server_that_does_not_tell_the_size(monkeypatch):

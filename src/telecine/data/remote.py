@@ -111,7 +111,11 @@ def time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
 
 def info_of(url: str, fs: AbstractFileSystem, deadline: Deadline | None) -> RemotePath:
     """Ask the server of a file or folder for its size and version."""
-    return _remote_path(url, fs.info(url, **time_limit(url, deadline)))
+    options: dict[str, Any] = time_limit(url, deadline)
+    if _protocol(url) == "hf":
+        # Without `refresh`, it answers from the first listing; without `expand_info`, its answer has no version.
+        options = {"refresh": True, "expand_info": True}
+    return _remote_path(url, fs.info(url, **options))
 
 
 def _remote_path(url: str, info: Mapping[str, Any]) -> RemotePath:
