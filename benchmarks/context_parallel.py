@@ -169,6 +169,10 @@ MORE_CASES: dict[str, Case] = {
     "ltx": Case(
         merged(SMALL_DISCRIMINATOR, {"clips": {"num_frames": 9, "height": 160}}), model=LTX
     ),
+    "short_ltx": Case(
+        merged(SMALL_DISCRIMINATOR, {"batch_size": 1, "clips": {"num_frames": 9, "height": 160}}),
+        model=LTX,
+    ),
     "ltx_095": Case(
         merged(CHECKPOINTING, {"clips": {"num_frames": 9, "height": 160}}), model=LTX_095
     ),

@@ -13,6 +13,7 @@ from diffusers import ModelMixin
 from diffusers.models import autoencoders
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 from safetensors import SafetensorError
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from telecine.losses import posterior_kl
 from telecine.models import DeterministicPosterior, DiagonalGaussian, Moments, pretrained
@@ -330,6 +331,18 @@ def test_the_meta_device_computes_the_same_shapes(name):
     on_meta = ShapeProbe(sizes.reconstruct, 3, on_meta=True)
     assert on_meta.output_shape(CLIPS[name]) == (1, 3, *CLIPS[name])
     assert all(weight.device.type == "cpu" for weight in shared(name).parameters())
+
+
+def test_sizes_of_a_model_without_values_are_found_with_real_clips():
+    with FakeTensorMode():
+        model = DiffusersAutoencoder(tiny_model("wan"))
+        types = set()
+        model.module.encoder.register_forward_pre_hook(lambda _, args: types.add(type(args[0])))
+        found = model.sizes.smallest, model.sizes.multiple
+        assert types == {torch.Tensor}
+        assert isinstance(model(torch.empty(1, 3, 5, 16, 16)).video, FakeTensor), "it is as before"
+    assert found == (shared("wan").sizes.smallest, shared("wan").sizes.multiple)
+    assert not model.sizes.probe.on_meta
 
 
 def clips_of(frames, batch):

@@ -98,7 +98,8 @@ def test_a_pipeline_with_a_student_is_saved_and_loaded(pipe, tmp_path):
     pipe.vae.save_config(tmp_path / "config")
     written = [tmp_path / name / "config.json" for name in ("config", "pipe/vae")]
     assert written[0].read_text() == written[1].read_text()
-    assert isinstance(load_autoencoder(tmp_path / "pipe" / "vae"), StudentAutoencoder)
+    for folder in (tmp_path / "pipe" / "vae", tmp_path / "pipe"):
+        assert isinstance(load_autoencoder(folder), StudentAutoencoder)
 
 
 def test_slices_and_tiles_of_a_pipeline():

@@ -32,7 +32,7 @@ from ..models.tiny_models import adapter, tiny_model
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "context_parallel.py"
 # The number of updates of each case: one has all terms, a second one starts from their states.
-NUM_UPDATES = {"short_every_term": 2, "short_flow": 1, "wan": 1, "ltx": 1, "cogvideox": 1}
+NUM_UPDATES = {"short_every_term": 2, "short_flow": 1, "wan": 1, "short_ltx": 1, "cogvideox": 1}
 TINY = CausalVAEConfig(
     time_compression=4,
     spatial_compression=4,

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.func import functional_call
 
 from telecine.base.checks import argument_error
@@ -131,24 +132,35 @@ class ShapeProbe:
             function = self.reconstruct
         if self.on_meta:
             device = torch.device("meta")
-            named = chain(function.named_parameters(), function.named_buffers())
-            tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
         else:
             device = next(function.parameters()).device
-            tensors = {name: buffer.clone() for name, buffer in function.named_buffers()}
         # Compiled code would be compiled anew for each size. Before this module is imported, nothing is compiled.
         eager: AbstractContextManager[Any] = nullcontext()
         if "torch._dynamo" in sys.modules:
             eager = torch.compiler.set_stance("force_eager")
         # Each process probes by itself, perhaps without values.
         alone = using_pass_options(context_group=WHOLE_CLIPS)
-        with eager, keep_random_state(device), autocast_off(device), alone:
+        # Also for a model of fake tensors, as that of a plan: operations on them take far longer than on tiny clips.
+        real = unset_fake_temporarily()
+        with real, eager, keep_random_state(device), autocast_off(device), alone:
+            tensors = self._tensors_in_place_of(function, device)
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:
                 output: Tensor = functional_call(function, tensors, (video,))
             else:
                 output = function(video)
         return output.shape
+
+    def _tensors_in_place_of(self, function: nn.Module, device: torch.device) -> dict[str, Tensor]:
+        """Return what replaces a function's tensors in a pass: copies of buffers, or zeros if there are no values."""
+        named = dict(chain(function.named_parameters(), function.named_buffers()))
+        has_values = not any(isinstance(tensor, FakeTensor) for tensor in named.values())
+        if has_values and not self.on_meta:
+            return {name: buffer.clone() for name, buffer in function.named_buffers()}
+        return {
+            name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+            for name, tensor in named.items()
+        }
 
     def reproduces(self, size: _Size) -> bool:
         """Return whether the output for a clip of this size has the same size."""

@@ -20,8 +20,8 @@ from telecine.runs.saved_settings import read_saved_settings
 
 # Trained models of the package, by name; the manifest beside them has the digests of their files.
 _PACKAGED = Path(__file__).with_name("packaged")
-# The class of diffusers that decodes the latents of another one.
-_DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
+DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"
+"""The class of diffusers that decodes the latents of another one."""
 
 
 def load_autoencoder(
@@ -63,7 +63,7 @@ def load_autoencoder(
         return CausalVAE.from_pretrained(folder, with_weights=with_weights)
     if kind == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_teacher, with_weights=with_weights)
-    if kind == _DIFFUSION_DECODER:
+    if kind == DIFFUSION_DECODER:
         from telecine.models.diffusers import DiffusionDecoder
 
         return DiffusionDecoder.from_pretrained(
@@ -114,6 +114,10 @@ def _folder_of(
     folder = Path(name) / (subfolder or "")
     if not folder.exists() and folder.name == name and (_PACKAGED / name).is_dir():
         return _PACKAGED / name
+    in_pipeline = folder / "vae"
+    is_pipeline = subfolder is None and not (folder / CONFIG_FILE).is_file()
+    if is_pipeline and (in_pipeline / CONFIG_FILE).is_file():
+        return in_pipeline
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(name):
         return folder
     try:

@@ -8,7 +8,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from telecine.models import VideoAutoencoder
 from telecine.models.custom import CustomAutoencoder
-from telecine.models.unwrapping import unwrapped
+from telecine.models.load import DIFFUSION_DECODER
+from telecine.models.unwrapping import class_name, unwrapped
 from telecine.objective import VideoAutoencoderLoss
 
 
@@ -42,6 +43,8 @@ def compile_networks(
     eager = []
     if isinstance(model, CustomAutoencoder):
         eager.append("the autoencoder (a module of yours)")
+    elif class_name(model) == DIFFUSION_DECODER:
+        eager.append("the decoder (its stages are called one by one)")
     else:
         for network in unwrapped(model).children():
             network.compile(**options)
