@@ -113,8 +113,8 @@ class PredictiveConfig:
 
     Each update drops a random number of the last latent frames, each micro-batch of each process its own: the frames
     before them are encoded, `fill` stands in the place of those that are missing, and all frames are decoded and
-    compared. Terms that read the latent see what is decoded. Add `objective.terms.temporal` for the error of frame differences, and train the decoder alone afterwards
-    with `--config decoder --model` and this run.
+    compared. Terms that read the latent see what is decoded. Add `objective.terms.temporal` for the error of frame
+    differences, and train the decoder alone afterwards with `--config decoder --model` and this run.
     """
 
     max_dropped: Annotated[NonNegative, Field(le=1)] = 0.0
