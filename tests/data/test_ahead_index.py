@@ -302,6 +302,7 @@ def test_indices_are_those_of_lazy_runs_and_of_later_ones(folder, load, indexed)
     assert [saved_index.info(info.source) for info in infos] == infos
     assert indexed == []
     load(folder / "a.mp4")
+    assert write_index(str(folder / "a.mp4"), ClipConfig()).num_indexed == 1, "its header is read"
     assert write_index(str(folder / "a.mp4"), ClipConfig()).num_before == 1
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zipfile
 from dataclasses import replace
 
@@ -171,6 +172,42 @@ def test_damaged_files_are_refused(tmp_path):
     for name in (*damaged, "two.npz", "code.npz"):
         with pytest.raises(DecodeError, match=name):
             index_video(tmp_path / name, TWO)
+
+
+def test_of_an_array_in_a_tar_file_only_the_frames_of_a_clip_are_read(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (2000, H, W, 2), dtype=np.uint8)
+    files = [
+        save(tmp_path / "a.npy", values),
+        save(tmp_path / "b.npy", np.asfortranarray(values[:9])),
+    ]
+    spans, _ = load_spans(write_shard(tmp_path / "shard.tar", files), TWO)
+    tracemalloc.start()
+    try:
+        frames = read_clip(spans[0].info, 1500, 3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < values.nbytes / 10
+    assert torch.equal(
+        bytes_from_video(video_from_bytes(frames)), torch.from_numpy(values[1500:1503])
+    )
+    frames = read_clip(spans[1].info, 2, 7)
+    assert torch.equal(bytes_from_video(video_from_bytes(frames)), torch.from_numpy(values[2:9]))
+
+
+def test_damaged_arrays_in_a_tar_file_are_refused(tmp_path):
+    content = save(tmp_path / "good.npy", BYTES).read_bytes()
+    np.save(tmp_path / "code.npy", np.array([print], dtype=object))
+    (tmp_path / "short.npy").write_bytes(content[:-1])
+    (tmp_path / "claims.npy").write_bytes(content.replace(b"(7, 20, 24, 2)", b"(9999999999, )"))
+    (tmp_path / "empty.npy").write_bytes(content.replace(b"(7, 20, 24, 2)", b"(0, 20, 24, 2)"))
+    (tmp_path / "text.npy").write_bytes(b"text")
+    np.savez(tmp_path / "zip.npz", BYTES)
+    (tmp_path / "zip.npz").rename(tmp_path / "zip.npy")
+    files = sorted(tmp_path.glob("*.npy"))
+    spans, skipped = load_spans(write_shard(tmp_path / "shard.tar", files), TWO)
+    assert [span.source.name for span in spans] == ["good.npy", "zip.npy"]
+    assert len(skipped) == 5
 
 
 @pytest.mark.parametrize("value", [256.0, -0.5, np.nan])

@@ -17,7 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub import HfFileSystem
+from huggingface_hub.hf_api import RepoFile
 
+from telecine.base.files import mark_output
 from telecine.data import (
     ClipBatchSampler,
     ClipDataset,
@@ -46,6 +49,7 @@ from telecine.tools.index.write_index import write_index
 
 from .videos import assert_same_clips, moving_frames, write_images, write_shard, write_video
 
+VIDEOS = ["a.mp4", "b.MKV", "deep.mp4"]
 CONFIG = ClipConfig(num_frames=3, height=32, width=32, num_workers=0)
 
 
@@ -136,7 +140,16 @@ def test_a_folder_has_the_files_of_a_local_one(folder, address, fetched, caplog)
         assert torch.equal(read_clip(here.info, 0, 1), read_clip(there.info, 0, 1))
     assert isinstance(spans[-1].info.source, TarMember)
     assert sorted(fetched) == ["0.png", "a.mp4", "b.MKV", "deep.mp4", "shard.tar"]
-    assert [path.name for path in find_videos(f"{address}/")] == ["a.mp4", "b.MKV", "deep.mp4"]
+    assert [path.name for path in find_videos(f"{address}/")] == VIDEOS
+
+
+def test_what_telecine_wrote_is_left_out(s3, folder, caplog):
+    mark_output(folder / "run")
+    shutil.copy(folder / "a.mp4", folder / "run" / "side_by_side.mp4")
+    address = s3.put(folder, "set")
+    assert find_videos(address) == [RemotePath(f"{address}/{name}") for name in VIDEOS]
+    assert f"skipped 1 folder in {address}: {address}/run (written by telecine)" in caplog.text
+    assert len(find_videos(f"{address}/run")) == 1, "a folder that is named is read"
 
 
 def test_clips_drawn_by_headers_are_those_of_a_local_folder(s3, folder, address):
@@ -367,6 +380,20 @@ def test_a_file_that_changes_after_the_listing_ends_the_run(s3, folder, address,
     ) as caught:
         ClipDataset([span], CONFIG, seed=0)[0]
     assert not isinstance(caught.value, DecodeError)
+
+
+def test_the_hub_is_asked_again_for_the_version_of_a_file():
+    """Its file system answers from a listing that it keeps."""
+    versions = iter("123")
+    tree = [RepoFile(path="a.mp4", size=4, oid="0")]
+    hub = HfFileSystem(skip_instance_cache=True)
+    hub._api = SimpleNamespace(
+        repo_info=lambda *_, **__: None,
+        list_repo_tree=lambda *_, **__: iter(tree),
+        get_paths_info=lambda *_, **__: [RepoFile(path="a.mp4", size=4, oid=next(versions))],
+    )
+    address = "hf://datasets/me/clips/a.mp4"
+    assert [remote.info_of(address, hub, None).version for _ in range(3)] == ["1", "2", "3"]
 
 
 def test_a_server_that_does_not_tell_the_size(monkeypatch):

@@ -81,7 +81,7 @@ def test_random_divisions_have_the_same_bits_and_the_result_of_the_whole(setting
     with clip_position(first_frame=5):
         whole = decoded(model.stream_decoder(), [latent])
         torch.testing.assert_close(whole, model.decode(latent), **ROUNDING)
-        for seed in range(4):
+        for seed in range(2):
             chunks = random_chunks(video, seed)
             assert torch.equal(encoded(model.stream_encoder(), chunks), latent)
             chunks = random_chunks(latent, seed)
@@ -130,9 +130,8 @@ def test_every_class_that_caches_has_the_result_of_the_whole(name):
     for parts, latent in ((posteriors, latents[0]), (others, latents[1])):
         result = torch.cat([posterior.mode() for posterior in finished(parts)], dim=2)
         assert (result - latent).abs().max() <= 1e-10
-    for seed in range(2):
-        result = decoded(model.stream_decoder(), random_chunks(latents[0], seed))
-        assert (result - whole).abs().max() <= 1e-10
+    result = decoded(model.stream_decoder(), random_chunks(latents[0], seed=0))
+    assert (result - whole).abs().max() <= 1e-10
 
 
 def test_every_class_that_supports_chunks_streams():

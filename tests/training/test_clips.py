@@ -1,6 +1,7 @@
 """The clips of a run, and the next micro-batches or the error of reading them."""
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from telecine.data.errors import ChangedError
 from telecine.data.lazy.saved_addresses import SavedAddresses
 from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.source import RemotePath
+from telecine.data.validation import index_validation_spans
 from telecine.training import clips as of_run
 from telecine.training import train
 from telecine.training.build import build_autoencoder
@@ -256,6 +258,27 @@ def test_a_run_that_resumes_reads_the_clips_of_the_whole_one_whatever_is_indexed
     shutil.rmtree(data / ".telecine-index.d")
     resumed = resumed_copy(config, tmp_path / "resumed")
     assert assert_equal_runs(config, resumed, num_files=5) > 50
+
+
+def test_other_processes_wait_until_the_first_one_has_indexed_held_out_files(
+    tiny, small_video, tmp_path, monkeypatch
+):
+    write_films(tmp_path, small_video)
+    events = []
+
+    @contextmanager
+    def barrier():
+        yield lambda: events.append("others go on")
+
+    def index_and_note(*arguments):
+        events.append("indexed")
+        return index_validation_spans(*arguments)
+
+    monkeypatch.setattr(of_run, "barrier_without_time_limit", barrier)
+    monkeypatch.setattr(of_run, "index_validation_spans", index_and_note)
+    config = tiny(data=str(tmp_path), clips=replace(tiny().clips, index="lazy"))
+    build_clips(config, build_autoencoder(config))
+    assert events == ["indexed", "others go on"]
 
 
 def test_clips_of_headers_are_those_of_an_index(tiny, small_video, tmp_path):

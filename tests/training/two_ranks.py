@@ -6,13 +6,13 @@ on in a copy of the finished run `NAME` without its last checkpoint. All runs sh
 one takes longer than training.
 """
 
-import gc
 import pickle
 import runpy
 import shutil
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 from torch import distributed as dist
@@ -76,19 +76,17 @@ def train(path):
         finished = path.with_name(name.removesuffix("_resumed"))
         copy_without_last_checkpoint(finished, Path(config.output_dir))
     run = prepare(config, Console(markup=False, highlight=False))
-    if not stop:
-        train_to_the_end(run, DivergeAfterOne(run) if name == "rolled_back" else StopRequest())
-        return finish(run)
     try:
-        train_to_the_end(run, StopAfter(run, int(stop[0])))
-    except Interrupted:
-        return None
-    raise AssertionError("it was not stopped")
+        if not stop:
+            train_to_the_end(run, DivergeAfterOne(run) if name == "rolled_back" else StopRequest())
+            return finish(run)
+        with pytest.raises(Interrupted):
+            train_to_the_end(run, StopAfter(run, int(stop[0])))
+    finally:
+        run.close()
 
 
 if __name__ == "__main__":
     no_pictures["leave_pictures_out"](setattr)
     for path in sorted(Path(sys.argv[1]).glob("*.pickle")):
         train(path)
-        gc.collect()
-    dist.destroy_process_group()

@@ -19,7 +19,14 @@ from torch.nn import functional as F
 
 from telecine.data.errors import DataError, Deadline, DecodeError, decode_errors
 from telecine.data.remote_read import open_local
-from telecine.data.source import Source, TarMember, VideoInfo, check_frame, path_or_content
+from telecine.data.source import (
+    Source,
+    TarMember,
+    VideoInfo,
+    check_frame,
+    open_file,
+    path_or_content,
+)
 from telecine.settings import ClipConfig
 
 _TYPES = ("uint8", "uint16", "float16", "float32", "float64")
@@ -176,15 +183,20 @@ def _load_header(source: Path | TarMember) -> Any:
     with zipfile.ZipFile(path_or_content(source)) as archive:
         (name,) = _names_in(archive)
         with archive.open(name) as member:
-            version = np.lib.format.read_magic(member)
-            read = np.lib.format.read_array_header_1_0
-            if version != (1, 0):
-                read = np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(member)
+            shape, _, dtype = _read_npy_header(member)
     num_bytes = math.prod(shape) * dtype.itemsize
     if num_bytes > _MAX_UNPACKED:
         raise ValueError(f"its header claims an array of {num_bytes} bytes")
     return np.broadcast_to(np.empty((), dtype), shape)
+
+
+def _read_npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape of an array, whether its first axis is contiguous, and its type. The values follow."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    return read(file)
 
 
 def _names_in(archive: zipfile.ZipFile) -> list[str]:
@@ -196,7 +208,30 @@ def _names_in(archive: zipfile.ZipFile) -> list[str]:
     return [members[0].filename]
 
 
+def _map_member(member: TarMember) -> Any:
+    """Return an array in a tar file, mapped into memory; None if it is no `.npy` by its content."""
+    with open_file(member) as file:
+        file.seek(member.offset)
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            return None
+        file.seek(member.offset)
+        shape, is_fortran, dtype = _read_npy_header(file)
+        begin = file.tell()
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects")
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    if begin + math.prod(shape) * dtype.itemsize > member.offset + member.size:
+        raise ValueError(f"truncated: its header claims an array of shape {shape}")
+    path = str(member.archive)
+    return np.memmap(path, dtype, "r", begin, shape, order="F" if is_fortran else "C")
+
+
 def _load(source: Path | TarMember) -> Any:
+    if isinstance(source, TarMember):
+        mapped = _map_member(source)
+        if mapped is not None:
+            return mapped
     content = path_or_content(source)
     loaded = np.load(
         content, mmap_mode="r" if isinstance(content, Path) else None, allow_pickle=False

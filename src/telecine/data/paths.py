@@ -71,7 +71,10 @@ def files_below(folder: File, *, log: bool = True) -> list[File]:
             that lead to nothing.
     """
     if isinstance(folder, RemotePath):
-        return list(remote.list_files(folder))
+        listed, outputs = remote.list_files(folder)
+        if log:
+            _log_skipped(folder, [Skipped(RemotePath(output), _WRITTEN) for output in outputs])
+        return list(listed)
     files: list[Path] = []
     skipped: list[Skipped] = []
     visited: set[tuple[int, int]] = set()

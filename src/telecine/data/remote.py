@@ -11,6 +11,7 @@ from glob import has_magic
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from telecine.base.checks import shorten
+from telecine.base.files import OUTPUT_MARKER
 from telecine.data.errors import DataError, Deadline
 from telecine.data.source import RemotePath, is_hidden
 
@@ -67,11 +68,26 @@ def match(address: str) -> list[RemotePath]:
     return with_retries(address, lambda fs: _sorted_paths(fs, fs.glob(address, detail=True)))
 
 
-def list_files(folder: RemotePath) -> list[RemotePath]:
-    """List the files in a folder and its subfolders, in the order of a local folder, without hidden ones."""
+def list_files(folder: RemotePath) -> tuple[list[RemotePath], list[str]]:
+    """List the files in a folder and its subfolders, in the order of a local folder, without hidden ones.
+
+    Returns:
+        The files, and the addresses of subfolders that telecine wrote, whose files are left out.
+    """
     prefix = f"{folder.url.rstrip('/')}/"
     files = with_retries(folder.url, lambda fs: _sorted_paths(fs, fs.find(folder.url, detail=True)))
-    return [file for file in files if not is_hidden(file.url.removeprefix(prefix))]
+    outputs: list[str] = []
+    for file in files:
+        parent, _, name = file.url.rpartition("/")
+        if name == OUTPUT_MARKER and f"{parent}/" != prefix:
+            outputs.append(parent)
+    listed = []
+    output_prefixes = tuple(f"{output}/" for output in outputs)
+    for file in files:
+        is_output = file.url.startswith(output_prefixes)
+        if not is_output and not is_hidden(file.url.removeprefix(prefix)):
+            listed.append(file)
+    return listed, outputs
 
 
 def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
@@ -95,7 +111,11 @@ def time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
 
 def info_of(url: str, fs: AbstractFileSystem, deadline: Deadline | None) -> RemotePath:
     """Ask the server of a file or folder for its size and version."""
-    return _remote_path(url, fs.info(url, **time_limit(url, deadline)))
+    options: dict[str, Any] = time_limit(url, deadline)
+    if _protocol(url) == "hf":
+        # Without `refresh`, it answers from the first listing; without `expand_info`, its answer has no version.
+        options = {"refresh": True, "expand_info": True}
+    return _remote_path(url, fs.info(url, **options))
 
 
 def _remote_path(url: str, info: Mapping[str, Any]) -> RemotePath:

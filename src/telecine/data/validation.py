@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from telecine.base.checks import argument_error, check_count
+from telecine.base.terminal import with_progress
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.clip_frames import ClipFrames
 from telecine.data.errors import DataError, DecodeError
@@ -156,7 +157,7 @@ def index_validation_spans(
         chosen = rows[evenly_spaced(len(rows), max_clips)]
     spare = np.setdiff1d(rows, chosen)
     indexed: dict[int, Span] = {}
-    for row in chosen.tolist():
+    for row in with_progress(chosen.tolist(), "indexing held-out files"):
         candidate = row
         for _ in range(_MAX_ATTEMPTS):
             try:

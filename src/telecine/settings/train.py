@@ -111,10 +111,10 @@ class TrainableConfig:
 class PredictiveConfig:
     """Predictive reconstruction (PV-VAE, arXiv:2605.02134): the last frames of a clip are hidden from the encoder.
 
-    Each update drops a random number of the last latent frames: the frames before them are encoded, `fill` stands in
-    the place of those that are missing, and all frames are decoded and compared. Terms that read the latent see what is
-    decoded. Add `objective.terms.temporal` for the error of frame differences, and train the decoder alone afterwards
-    with `--config decoder --model` and this run.
+    Each update drops a random number of the last latent frames, each micro-batch of each process its own: the frames
+    before them are encoded, `fill` stands in the place of those that are missing, and all frames are decoded and
+    compared. Terms that read the latent see what is decoded. Add `objective.terms.temporal` for the error of frame
+    differences, and train the decoder alone afterwards with `--config decoder --model` and this run.
     """
 
     max_dropped: Annotated[NonNegative, Field(le=1)] = 0.0

@@ -37,6 +37,7 @@ from telecine.settings import (
 from telecine.training.compilation import compile_networks, keep_buffers_of_compiled_code
 from telecine.training.distributed import (
     broadcast_module,
+    destroy_process_group_at_exit,
     enter_context_group,
     process_group_settings,
     shard,
@@ -71,6 +72,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     check_trackers(config.trackers)
     # Accelerate keeps the precision of the first run of a process; the device and the process group stay.
     AcceleratorState._reset_state()
+    destroy_process_group_at_exit()
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision,

@@ -269,8 +269,6 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         if rank() > 0:  # the first process indexes the videos, the others then read its index
             wait_for_everyone()
         spans = Spans.find(config.data, config.val_data, config.clips)
-        if rank() == 0:
-            wait_for_everyone()
         # Without zoom, as `telecine evaluate` reads clips.
         val_config = replace(config.clips, scale_jitter=1.0)
         val_name = "data" if config.val_data is None else "val_data"
@@ -281,6 +279,8 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
                 held_out = index_validation_spans(
                     spans.held_out, spans.val_saved_index, val_config, config.val_clips
                 )
+            if rank() == 0:
+                wait_for_everyone()
             val = read_validation_clips(held_out, val_config, config.val_clips, name=val_name)
         except ChangedError:
             spans.forget_addresses()

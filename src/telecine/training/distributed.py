@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -67,6 +68,21 @@ def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
     """Return Accelerate's settings of the process group, in which a process waits `timeout` seconds for the others."""
     _register_rendezvous()
     return InitProcessGroupKwargs(init_method=f"{_SCHEME}://", timeout=timedelta(seconds=timeout))
+
+
+def destroy_process_group_at_exit() -> None:
+    """If the processes have no group yet, destroy the one that they get when the interpreter exits.
+
+    Until then, further runs and evaluations use it. A group that the user has made is left to the user.
+    """
+    if dist.is_available() and not dist.is_initialized():
+        atexit.unregister(_destroy_process_group)  # at most once
+        atexit.register(_destroy_process_group)
+
+
+def _destroy_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def enter_context_group(size: int, timeout: float) -> None:

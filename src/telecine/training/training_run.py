@@ -76,5 +76,7 @@ class TrainingRun:
         self.accelerator.free_memory()
         gc.collect()
         leave_context_group()
-        self.accelerator.end_training()
+        # Not by `end_training` of Accelerate, which also destroys the process group: that of a next run, or the user's.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         self.lock.release()

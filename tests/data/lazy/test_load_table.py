@@ -670,10 +670,12 @@ def test_the_time_limit_of_a_file_begins_once(tmp_path, monkeypatch, read):
 def test_progress_is_shown(data, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
     monkeypatch.setattr(load_table_module, "_CHUNK", 10)
-    load_table(str(data), CONFIG)
+    table = load_table(str(data), CONFIG)
     shown = capsys.readouterr().err
     assert "reading headers" in shown
     assert "reading headers after those of 10 files" in shown
+    index_validation_spans(table.spans, table.saved_index, CONFIG, 2)
+    assert "indexing held-out files" in capsys.readouterr().err
     shards = write_shards(data)
     load_table(str(shards), CONFIG)
     shown = capsys.readouterr().err

@@ -91,6 +91,23 @@ def test_members_that_a_run_has_indexed_are_not_read_again(data, monkeypatch):
     assert list(read_infos(data / "0.tar")) == [span.source.offset for span in spans]
 
 
+@pytest.mark.parametrize("index", ["ahead", "lazy"])
+def test_of_files_that_a_run_has_indexed_the_headers_are_read(data, monkeypatch, index):
+    for archive in data.glob("*.tar"):
+        archive.unlink()
+    if index == "ahead":
+        load_spans(data, CONFIG)
+    else:
+        saved_index = load_table(str(data), CONFIG).saved_index
+        for path in sorted(data.glob("*.mp4")):
+            saved_index.info(path)
+    monkeypatch.setattr(index_module, "index_video", lambda *_: pytest.fail("indexed again"))
+    assert index_module.write_index(str(data), CONFIG).num_indexed == 6
+    assert index_module.write_index(str(data), CONFIG).num_before == 6
+    monkeypatch.setattr(load_table_module, "read_header", lambda *_: pytest.fail("read again"))
+    assert len(load_table(str(data), CONFIG).spans) == 6
+
+
 def test_a_file_that_cannot_be_indexed_is_read_once(tmp_path):
     path = tmp_path / "broken.mp4"
     path.write_bytes(b"no video")

@@ -105,6 +105,7 @@ class _Indexer:
         self._saved_index = SavedIndex(path, config)
         self._writer = ShardWriter(self._saved_index.shards, is_required=True)
         self._exact_keys = self._saved_index.shards.exact_keys()
+        self._header_keys = self._saved_index.shards.headers().keys
 
     def index_archive(self, archive: File) -> None:
         """Write the sidecar of a tar file, unless it has one that fits."""
@@ -157,7 +158,8 @@ class _Indexer:
         try:
             for outcome in self._read(list(keys), "indexing files"):
                 key = keys[outcome.source]
-                self._writer.add(key, outcome.header, outcome.info)
+                is_in_shard = find_row(self._exact_keys, key) is not None
+                self._writer.add(key, outcome.header, None if is_in_shard else outcome.info)
                 if isinstance(outcome.error, DecodeError):
                     self._saved_index.save_failure(key, outcome.source, outcome.error)
         finally:  # also what was indexed beside a file that is not read in time
@@ -190,9 +192,11 @@ class _Indexer:
         return keys
 
     def _was_read(self, key: int) -> bool:
-        """Return whether a shard has the exact index of the file with a key, or it is known why it has none."""
+        """Return whether shards have header and exact index of the file with a key, or it is known why it has none."""
+        if self._saved_index.failure(key) is not None:
+            return True
         has_index = find_row(self._exact_keys, key) is not None
-        return has_index or self._saved_index.failure(key) is not None
+        return has_index and find_row(self._header_keys, key) is not None
 
     def _read(self, sources: Sequence[Source], description: str) -> Iterator[_Outcome]:
         """Yield the header and the exact index of files, in order, and count them. Leave out files not read in time.
@@ -221,10 +225,14 @@ class _Indexer:
 
     def _read_one(self, source: Source) -> _Outcome:
         header = None
+        info = None
         try:
             if not isinstance(source, TarMember):
                 header = read_header(source, self._config)
-            info = index_video(source, self._config)
+                key = self._saved_index.key_of(source, Fingerprint.of(source))
+                info = self._saved_index.saved_info(key, source)  # of a run
+            if info is None:
+                info = index_video(source, self._config)
         except DataError as error:
             return _Outcome(source, header, None, error)
         return _Outcome(source, header, info, None)
