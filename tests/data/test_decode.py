@@ -453,7 +453,7 @@ def test_a_video_with_a_missing_frame_is_not_read_in_order(tmp_path, suffix):
 @pytest.mark.slow
 def test_frames_that_the_settings_of_an_index_allow_are_decoded_in_order(tmp_path):
     path = tmp_path / "large.mkv"
-    with new_stream(path, "ffv1", "gray", (8200, 8192)) as (container, stream):
+    with new_stream(path, "rawvideo", "gray", (8200, 8192)) as (container, stream):
         container.mux(stream.encode(stamp(av.VideoFrame(8192, 8200, "gray"), 0)))
         container.mux(stream.encode())
     info = index_video(path, ClipConfig(max_pixels=100_000_000))
