@@ -108,6 +108,15 @@ def test_a_process_that_is_killed_while_it_sends_a_result():
         logger.removeHandler(handler)
 
 
+@pytest.fixture
+def interrupts():
+    """Ctrl-C raises a `KeyboardInterrupt`: a shell lets programs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_ends_processes_at_once():
     def interrupt():
         """Wait for both processes: Python ignores what interrupts a fork."""
