@@ -17,7 +17,7 @@ from telecine.models import load_autoencoder, pretrained
 from telecine.models.diffusers import DiffusersAutoencoder, loading
 
 from .helpers import edit_config
-from .tiny_models import TINY_MODELS, adapter, tiny_clip, tiny_model
+from .tiny_models import adapter, tiny_clip, tiny_model
 
 
 def test_from_pretrained_returns_training_mode_in_float32(tmp_path):
@@ -155,7 +155,7 @@ def test_counting_weights_draws_nothing():
 
 
 def test_a_quantizer_that_computes_its_size_is_built_for_a_plan():
-    config = {**TINY_MODELS["vidtok_fsq"].settings, "_class_name": "AutoencoderVidTok"}
+    config = json.loads(tiny_model("vidtok_fsq").to_json_string())
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = DiffusersAutoencoder.from_config(config)
         video = model.decode(torch.zeros(1, 4, 2, 2, 2))
