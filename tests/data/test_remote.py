@@ -38,7 +38,9 @@ from telecine.data import (
 from telecine.data.errors import Deadline, DecodeError
 from telecine.data.index_paths import index_folders
 from telecine.data.lazy import load_table as load_table_module
+from telecine.data.lazy.address_book import AddressBook
 from telecine.data.lazy.load_table import load_table
+from telecine.data.lazy.saved_index import SavedIndex
 from telecine.data.lazy.sidecar import scan_archive
 from telecine.data.lists import read_list
 from telecine.data.remote_cache import cache_folder
@@ -175,9 +177,9 @@ def asked(monkeypatch):
     names = []
     info_of = remote.info_of
 
-    def record(url, *rest):
+    def record(url, *rest, **options):
         names.append(url.rpartition("/")[2])
-        return info_of(url, *rest)
+        return info_of(url, *rest, **options)
 
     monkeypatch.setattr(remote, "info_of", record)
     return names
@@ -394,6 +396,25 @@ def test_the_hub_is_asked_again_for_the_version_of_a_file():
     )
     address = "hf://datasets/me/clips/a.mp4"
     assert [remote.info_of(address, hub, None).version for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_the_hub_is_asked_once_for_files_of_a_list_in_one_folder(tmp_path, monkeypatch):
+    """It limits the number of requests."""
+    files = [RepoFile(path=f"{number}.mp4", size=4, oid=f"version {number}") for number in range(9)]
+    asked = []
+
+    def list_tree(*_, **__):
+        asked.append("the folder")
+        return iter(files)
+
+    hub = HfFileSystem(skip_instance_cache=True)
+    hub._api = SimpleNamespace(repo_info=lambda *_, **__: None, list_repo_tree=list_tree)
+    monkeypatch.setattr(remote, "with_retries", lambda url, call, *_: call(hub))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    book = AddressBook(SavedIndex(str(tmp_path / "list.csv"), CONFIG))
+    answers = book.look_up(RemotePath(f"hf://datasets/me/clips/{file.path}") for file in files)
+    assert [answer.version for answer in answers.values()] == [file.blob_id for file in files]
+    assert asked == ["the folder"]
 
 
 def test_a_server_that_does_not_tell_the_size(monkeypatch):

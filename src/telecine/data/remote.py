@@ -90,8 +90,15 @@ def list_files(folder: RemotePath) -> tuple[list[RemotePath], list[str]]:
     return listed, outputs
 
 
-def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
+def look_up(
+    file: RemotePath, deadline: Deadline | None = None, *, from_listing: bool = False
+) -> RemotePath:
     """Return a file or folder with its size and version. The server is asked unless they are known.
+
+    Args:
+        file: The file or folder.
+        deadline: The time by which the server must answer.
+        from_listing: See `info_of`.
 
     Raises:
         FileNotFoundError: the server says that it does not exist.
@@ -99,7 +106,11 @@ def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
     """
     if file.size is not None or file.is_folder:
         return file
-    return with_retries(file.url, lambda fs: info_of(file.url, fs, deadline), deadline)
+
+    def ask(fs: AbstractFileSystem) -> RemotePath:
+        return info_of(file.url, fs, deadline, from_listing=from_listing)
+
+    return with_retries(file.url, ask, deadline)
 
 
 def time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
@@ -109,10 +120,20 @@ def time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
     return {"timeout": deadline.seconds_left()}
 
 
-def info_of(url: str, fs: AbstractFileSystem, deadline: Deadline | None) -> RemotePath:
-    """Ask the server of a file or folder for its size and version."""
+def info_of(
+    url: str, fs: AbstractFileSystem, deadline: Deadline | None, *, from_listing: bool = False
+) -> RemotePath:
+    """Ask the server of a file or folder for its size and version.
+
+    Args:
+        url: The address.
+        fs: Its file system.
+        deadline: The time by which the server must answer.
+        from_listing: Whether the first listing of its folder may answer for the Hub, which limits the number of
+            requests. It is one request for all files of a folder.
+    """
     options: dict[str, Any] = time_limit(url, deadline)
-    if _protocol(url) == "hf":
+    if _protocol(url) == "hf" and not from_listing:
         # Without `refresh`, it answers from the first listing; without `expand_info`, its answer has no version.
         options = {"refresh": True, "expand_info": True}
     return _remote_path(url, fs.info(url, **options))

@@ -558,7 +558,7 @@ def test_answers_of_servers_are_kept_if_another_one_fails(tmp_path, monkeypatch)
     path.write_text("path\ns3://b/a.mp4\ns3://b/c.mp4\n")
     asked = []
 
-    def answer_or_fail(file, deadline):
+    def answer_or_fail(file, deadline, from_listing):
         asked.append(file.name)
         if file.name == "c.mp4":
             raise DataError("no answer")

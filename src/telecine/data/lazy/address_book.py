@@ -34,7 +34,8 @@ class AddressBook:
 
         def ask(file: RemotePath) -> RemotePath | None:
             try:
-                return look_up(file, Deadline(file, self._saved_index.config.timeout))
+                deadline = Deadline(file, self._saved_index.config.timeout)
+                return look_up(file, deadline, from_listing=True)
             except FileNotFoundError:
                 return None
 

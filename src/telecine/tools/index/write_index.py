@@ -175,7 +175,8 @@ class _Indexer:
         def key_or_skip(source: Source) -> tuple[Source, int] | Skipped:
             try:
                 if isinstance(source, RemotePath):
-                    source = look_up(source, Deadline(source, self._config.timeout))
+                    deadline = Deadline(source, self._config.timeout)
+                    source = look_up(source, deadline, from_listing=True)
                 return source, self._saved_index.key_of(source, Fingerprint.of(file_of(source)))
             except OSError as error:
                 return Skipped(source, error.strerror or str(error))
