@@ -35,7 +35,7 @@ IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 VIDEO = {**IMAGE, "frame_num": 4}
 NETWORKS = {"discr_kwargs": IMAGE, "discr_3d_kwargs": VIDEO}
 LENGTHS = (1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 33)
-BATCH = 3
+BATCHES = (3, 5, 7)
 SIZES = ((16, 16), (60, 90), (48, 80), (17, 31), (33, 16))
 
 
@@ -766,8 +766,9 @@ def test_line_18_such_an_engine_trains_both_networks(make_loss, clip, autoencode
 
 
 @pytest.mark.slow
-def test_line_19_double_backward_through_both_attentions(forks):
-    done = forks.run(str(HERE / "penalty_batch.py"), str(BATCH))
+@pytest.mark.parametrize("batch", BATCHES)
+def test_line_19_double_backward_through_both_attentions(forks, batch):
+    done = forks.run(str(HERE / "penalty_batch.py"), str(batch))
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
     report = json.loads(done.stdout)
     names = ("quadratic", "linear", "both", "default")
