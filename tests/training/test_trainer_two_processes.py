@@ -46,9 +46,8 @@ NUM_STEPS = 3
 LR = 2e-4
 # AdamW makes steps of about the learning rate, in a direction that rounding decides where a gradient is almost 0.
 QUARTER_STEP = LR / 4
-# One process makes the first update of these, and two resume. In `crossing`, they are stopped after the second update,
-# and one process makes the last one.
-CROSSING = ("crossing", "context")
+# Two processes are stopped after the second update of these; one process makes the first and the last one.
+CROSSING = ("crossing", "context_crossing")
 
 SHARDS = {
     "ddp": [],
@@ -125,6 +124,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
         "crossing": named("crossing", batch_size=2, sharding="fsdp2"),
         "context": named("context", batch_size=4, context_parallel=2),
+        "context_crossing": named("context_crossing", batch_size=4, context_parallel=2),
         "rolled_back": named(
             "rolled_back",
             **LIGHT,
@@ -147,14 +147,15 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         for config in crossing:
             run_to(config, 1).close()
         for name, config in together.items():
-            file = f"{name}.2.pickle" if name == "crossing" else f"{name}.pickle"
+            file = f"{name}.2.pickle" if name in CROSSING else f"{name}.pickle"
             (folder / file).write_bytes(pickle.dumps(config))
         script = str(Path(__file__).with_name("two_ranks.py"))
         done = forks.run(
             "-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder)
         )
         assert done.returncode == 0, done.stderr[-4000:]
-        train(crossing[0])
+        for config in crossing:
+            train(config)
     return alone | together, done.stdout
 
 
@@ -192,6 +193,7 @@ def depends_on_gradients(name):
         ("sharded_lora", "one_lora", 1e-4),
         ("crossing", "one", 1e-5),
         ("context", "one", 1e-5),
+        ("context_crossing", "one", 1e-5),
         ("images", "one_images", 1e-5),
         ("ddp_accumulated", "one_fixed", 1e-4),
     ],
