@@ -286,7 +286,7 @@ def test_latents_of_sdxl_are_normalised_as_its_pipeline_does(data, tmp_path):
 
 def test_statistics_of_positions_in_a_patch_do_not_normalise(data, tmp_path):
     model = DiffusersAutoencoder(tiny_model("flux2"))
-    message = "`normalise` must be false for a model with 16 statistics of 4 channels, but got True"
+    message = "`normalise` must be false for a model with 16 means for 4 channels, but got True"
     with pytest.raises(ValueError, match=message):
         encode_data(model, settings(data, num_frames=1, normalise=True), tmp_path / "latents")
     assert not (tmp_path / "latents").exists()

@@ -157,9 +157,7 @@ def _check_normalisation(model: VideoAutoencoder, num_frames: int) -> None:
     mean = normalisation.get(MEAN_KEY)
     grid = model.latent_grid(*model.covering_clip(num_frames, 1, 1))
     if isinstance(mean, list) and grid is not None and len(mean) != grid.latent_channels:
-        contract = (
-            f"false for a model with {len(mean)} statistics of {grid.latent_channels} channels"
-        )
+        contract = f"false for a model with {len(mean)} means for {grid.latent_channels} channels"
         raise argument_error("normalise", contract, True, remedy)
 
 

@@ -18,7 +18,7 @@ from telecine.tools.prune.surgery import MeanSquares, gain_with_zeros, is_norm_g
 
 _RMS_NORMS = {*RMS_NORMS, ChannelNorm.__name__, "Kandinsky6VAERMSNorm"}
 """Norms that divide by the root mean square of the channels, and then multiply by `gamma` or `scale`."""
-# In which the greedy importance removes a group's channels. It measures anew after each.
+# The greedy importance removes the channels of a group in this many rounds, and measures anew after each.
 _ROUNDS = 4
 Scores: TypeAlias = dict[str, Tensor]
 """For each group of channels, by name: the importance of each slice, `(num_slices,)`."""
