@@ -39,13 +39,11 @@ demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo)
 	$(BIN)/telecine weights fetch
 	$(BIN)/telecine train
 
-# Compiled files are kept, so that the processes that tests start do not compile everything again. Some of these have
-# several threads, which leave the cores to other tests while they wait.
-TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
+# Compiled files are kept, so that the processes that tests start do not compile everything again.
+TEST_ENV := PYTHONDONTWRITEBYTECODE=
 
-# A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice. Each gets whole
-# files, and sets up once what a file's tests share; `tests/conftest.py` decides their order. One process more than two
-# cores: tests also wait, for a browser, a worker that is stopped, or a server that does not answer.
+# Each process gets whole files, and sets up once what a file's tests share; `tests/conftest.py` decides their order. One
+# process more than two cores: tests also wait, for a browser, a worker that is stopped, or a server that does not answer.
 PROCESSES ?= 3
 test: weights $(VENV)/.reference $(VENV)/.browser
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder

@@ -28,6 +28,12 @@ CHECKED = (
     "telecine.discriminators",
 )
 
+# A thread each, set before PyTorch is imported. Several test processes slow each other's OpenMP threads down, and a
+# process that has computed on several threads cannot be forked. Commands of several threads leave the cores while they
+# wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # A kill does not lose what was written, and the power failure for which files are flushed is not tested.
 os.fsync = lambda descriptor: None
 gc.disable()  # until `pytest_collection_finish`: imports create millions of objects, and no garbage
