@@ -262,11 +262,26 @@ class ClipSizes:
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
         num_frames, side, _ = self.smallest
-        if self.only_side is None:
-            for step in _STEPS:
-                if self.probe.reproduces((num_frames, side + step, side + step)):
-                    return step
-        return side
+        if self.only_side is not None:
+            return side
+
+        def is_accepted(larger: int) -> bool:
+            return self.probe.reproduces((num_frames, larger, larger))
+
+        distance = next(filter(is_accepted, _LARGE_SIDES)) - side or side
+        if not is_accepted(side + distance):
+            return next((step for step in _STEPS if is_accepted(side + step)), side)
+        # The step divides this distance, and a distance that is not accepted excludes all steps that divide it.
+        rejected: list[int] = []
+        for shorter in range(distance // 2, 0, -1):
+            is_excluded = any(longer % shorter == 0 for longer in rejected)
+            if distance % shorter or is_excluded:
+                continue
+            if is_accepted(side + shorter):
+                distance = shorter
+            else:
+                rejected.append(shorter)
+        return distance
 
     @property
     def last_layer(self) -> nn.Parameter:
