@@ -163,14 +163,26 @@ class ShapeProbe:
         }
 
     def reproduces(self, size: _Size) -> bool:
-        """Return whether the output for a clip of this size has the same size."""
-        if size not in self._is_reproduced:
-            try:
-                shape = self.output_shape(size)
-                self._is_reproduced[size] = shape[1:] == (self.in_channels, *size)
-            except _UNSUPPORTED_SIZE_ERRORS as error:
-                self._is_reproduced[size] = False
-                self.error = f" ({error})"
+        """Return whether the output for a clip of this size has the same size.
+
+        Raises:
+            ValueError: It has, but with another number of channels, as it then has for all clips.
+        """
+        if size in self._is_reproduced:
+            return self._is_reproduced[size]
+        try:
+            shape = self.output_shape(size)
+        except _UNSUPPORTED_SIZE_ERRORS as error:
+            self._is_reproduced[size] = False
+            self.error = f" ({error})"
+            return False
+        self._is_reproduced[size] = shape[2:] == size
+        if self._is_reproduced[size] and shape[1] != self.in_channels:
+            contract = (
+                f"an autoencoder whose output has the {self.in_channels} channels of the clip"
+            )
+            remedy = "A module of your own declares them as `in_channels`, see docs/channels.md."
+            raise argument_error("module", contract, f"the shape {tuple(shape)}", remedy)
         return self._is_reproduced[size]
 
     def find_smallest(self) -> _Size | None:
