@@ -111,6 +111,7 @@ class ShapeProbe:
 
     Attributes:
         error: The text of the last error that the model raised for a size, in brackets; empty without one.
+        has_output: Whether the model returned an output for a size, which may be another size.
     """
 
     def __init__(self, reconstruct: nn.Module, in_channels: int, *, on_meta: bool) -> None:
@@ -118,6 +119,7 @@ class ShapeProbe:
         self.in_channels = in_channels
         self.on_meta = on_meta
         self.error = ""
+        self.has_output = False
         self._is_reproduced: dict[_Size, bool] = {}
 
     @torch.no_grad()
@@ -167,6 +169,7 @@ class ShapeProbe:
         if size not in self._is_reproduced:
             try:
                 shape = self.output_shape(size)
+                self.has_output = True
                 self._is_reproduced[size] = shape[1:] == (self.in_channels, *size)
             except _UNSUPPORTED_SIZE_ERRORS as error:
                 self._is_reproduced[size] = False
@@ -221,6 +224,8 @@ class ClipSizes:
             if size is not None:
                 return probe, size
             error = probe.error or error
+            if probe.has_output:
+                break  # of other sizes, as on the other device, where clips of a large model take hours
         contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
         got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
         remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."
