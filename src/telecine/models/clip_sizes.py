@@ -146,21 +146,30 @@ class ShapeProbe:
             tensors = self._tensors_in_place_of(function, device)
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:
-                output: Tensor = functional_call(function, tensors, (video,))
+                output: Tensor = functional_call(function, tensors, (video,), tie_weights=False)
             else:
                 output = function(video)
         return output.shape
 
     def _tensors_in_place_of(self, function: nn.Module, device: torch.device) -> dict[str, Tensor]:
-        """Return what replaces a function's tensors in a pass: copies of buffers, or zeros if there are no values."""
-        named = dict(chain(function.named_parameters(), function.named_buffers()))
-        has_values = not any(isinstance(tensor, FakeTensor) for tensor in named.values())
-        if has_values and not self.on_meta:
-            return {name: buffer.clone() for name, buffer in function.named_buffers()}
-        return {
-            name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-            for name, tensor in named.items()
-        }
+        """Return what replaces a function's tensors in a pass: copies of buffers, or zeros if there are no values.
+
+        A tensor that has several names has one substitute.
+        """
+        named = dict(function.named_buffers(remove_duplicate=False))
+        keeps_weights = not self.on_meta and not any(
+            isinstance(tensor, FakeTensor)
+            for tensor in chain(named.values(), function.parameters())
+        )
+        if keeps_weights:
+            copies = {tensor: tensor.clone() for tensor in named.values()}
+        else:
+            named |= function.named_parameters(remove_duplicate=False)
+            copies = {
+                tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+                for tensor in named.values()
+            }
+        return {name: copies[tensor] for name, tensor in named.items()}
 
     def reproduces(self, size: _Size) -> bool:
         """Return whether the output for a clip of this size has the same size."""
