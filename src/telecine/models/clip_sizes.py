@@ -172,14 +172,26 @@ class ShapeProbe:
         return {name: copies[tensor] for name, tensor in named.items()}
 
     def reproduces(self, size: _Size) -> bool:
-        """Return whether the output for a clip of this size has the same size."""
-        if size not in self._is_reproduced:
-            try:
-                shape = self.output_shape(size)
-                self._is_reproduced[size] = shape[1:] == (self.in_channels, *size)
-            except _UNSUPPORTED_SIZE_ERRORS as error:
-                self._is_reproduced[size] = False
-                self.error = f" ({error})"
+        """Return whether the output for a clip of this size has the same size.
+
+        Raises:
+            ValueError: It has, but with another number of channels, as it then has for all clips.
+        """
+        if size in self._is_reproduced:
+            return self._is_reproduced[size]
+        try:
+            shape = self.output_shape(size)
+        except _UNSUPPORTED_SIZE_ERRORS as error:
+            self._is_reproduced[size] = False
+            self.error = f" ({error})"
+            return False
+        self._is_reproduced[size] = shape[2:] == size
+        if self._is_reproduced[size] and shape[1] != self.in_channels:
+            contract = (
+                f"an autoencoder whose output has the {self.in_channels} channels of the clip"
+            )
+            remedy = "A module of your own declares them as `in_channels`, see docs/channels.md."
+            raise argument_error("module", contract, f"the shape {tuple(shape)}", remedy)
         return self._is_reproduced[size]
 
     def find_smallest(self) -> _Size | None:
@@ -271,11 +283,26 @@ class ClipSizes:
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
         num_frames, side, _ = self.smallest
-        if self.only_side is None:
-            for step in _STEPS:
-                if self.probe.reproduces((num_frames, side + step, side + step)):
-                    return step
-        return side
+        if self.only_side is not None:
+            return side
+
+        def is_accepted(larger: int) -> bool:
+            return self.probe.reproduces((num_frames, larger, larger))
+
+        distance = next(filter(is_accepted, _LARGE_SIDES)) - side or side
+        if not is_accepted(side + distance):
+            return next((step for step in _STEPS if is_accepted(side + step)), side)
+        # The step divides this distance, and a distance that is not accepted excludes all steps that divide it.
+        rejected: list[int] = []
+        for shorter in range(distance // 2, 0, -1):
+            is_excluded = any(longer % shorter == 0 for longer in rejected)
+            if distance % shorter or is_excluded:
+                continue
+            if is_accepted(side + shorter):
+                distance = shorter
+            else:
+                rejected.append(shorter)
+        return distance
 
     @property
     def last_layer(self) -> nn.Parameter:
