@@ -228,6 +228,12 @@ def test_the_end_of_each_of_few_videos_is_held_out():
     assert len(split_videos(videos(*[30] * 9), 0.01, 9)[1]) == 9
 
 
+def test_the_end_of_each_is_held_out_if_all_videos_are_in_one_group():
+    spans = [replace(span, group="one") for span in videos(100, 60, 60)]
+    expected = ([(0, 80), (0, 41), (0, 41)], [(90, 99), (51, 59), (51, 59)])
+    assert split_ranges(spans, 0.1, 9) == expected
+
+
 def test_files_of_an_earlier_run_are_in_the_order_of_their_spans_that_are_long_enough():
     files = [span.info for span in videos(*[40] * 10)]
     spans = [

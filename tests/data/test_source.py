@@ -162,3 +162,5 @@ def test_times_of_frames(shift):
     assert [info.frame_at(number / 25) for number in range(100)] == list(range(100))
     assert pts.num_scans <= 2, "scanned once for any number of segments"
     assert [info.frame_at(seconds) for seconds in (0.05, 3.96, 4.0, 1e3)] == [2, 99, 100, 100]
+    coarse = replace(info, pts=array("q", range(100)), time_base=0.04)
+    assert [coarse.frame_at(seconds) for seconds in (0.0405, 0.041, 0.05, 0.08)] == [1, 2, 2, 2]

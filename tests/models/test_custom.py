@@ -220,11 +220,26 @@ def test_sizes_are_probed_without_sampling_and_arguments_need_no_defaults():
     CustomAutoencoder(Sampled()).check_clip(2, 4, 4)
 
 
-@pytest.mark.parametrize(("side", "size"), [(5, (10, 10)), (9, (18, 18)), (20, (40, 20))])
-def test_patches_of_other_sides(side, size):
+@pytest.mark.parametrize(
+    ("side", "smallest", "size"), [(5, 10, (15, 20)), (9, 18, (27, 36)), (20, 20, (40, 40))]
+)
+def test_patches_of_other_sides(side, smallest, size):
     patch = (1, side, side)
-    model = nn.Sequential(nn.Conv3d(3, 3, patch, patch), nn.Upsample(scale_factor=patch))
-    assert CustomAutoencoder(model).covering_clip(1, 2 * side - 1, side) == (1, *size)
+    module = nn.Sequential(nn.Conv3d(3, 3, patch, patch), nn.Upsample(scale_factor=patch))
+    model = CustomAutoencoder(module)
+    assert model.covering_clip(1, 1, smallest) == (1, smallest, smallest)
+    assert model.covering_clip(1, smallest + 1, size[1] - 1) == (1, *size)
+
+
+@pytest.mark.parametrize(("sides", "covering"), [({32, 40, 48}, 40), ({32}, 64)])
+def test_models_of_few_sides(sides, covering):
+    class Refuses(Compressor):
+        def forward(self, video):
+            if video.shape[-1] not in sides:
+                raise ValueError("another side")
+            return super().forward(video)
+
+    assert CustomAutoencoder(Refuses()).covering_clip(2, 32, 33) == (2, 32, covering)
 
 
 def test_a_loss_that_is_no_tensor_is_refused():
@@ -269,6 +284,12 @@ PACKAGE = """
 from diffusers import ModelMixin, ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+
+def test_another_number_of_channels_is_refused_at_the_first_clip():
+    model = as_video_autoencoder(nn.Sequential(nn.Conv3d(3, 4, 1), nn.Conv3d(4, 1, 1)))
+    with pytest.raises(ValueError, match="the 3 channels of the clip, but got the shape .1, 1, .*`in_channels`"):
+        model.check_clip(4, 8, 8)
 
 
 class Tiny(nn.Module):

@@ -39,7 +39,7 @@ def group_spans(
     if spans.infos is None and (digest == 0).any():  # of files that a list describes
         rows, codes = np.unique(spans.file, return_inverse=True)
         labels.append(spans.files.process_local_ids(rows)[codes])
-    if spans.group.any():
+    if holdout != "file" and spans.group.any():
         labels.append(np.where(spans.group == 0, -1 - np.arange(len(spans)), spans.group))
     names = _name_labels(spans, holdout, follows_links)
     if names is not None:

@@ -50,6 +50,7 @@ SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | ARRAY_SUFFIXES
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")
 
 _MAX_PATH_BYTES = 4096
+_TIME_TOLERANCE = 5e-4  # seconds
 TIE_SECONDS = 1e-6  # two frames are equally near to a time if their distances differ by less
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 _MAX_ASPECT_RATIO = 100
@@ -278,7 +279,9 @@ class VideoInfo:
 
     def frame_at(self, seconds: float) -> int:
         """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""
-        timestamp = self._sorted_pts[0] + round(seconds / self.time_base)
+        # Lists may round times to the unit of timestamps, or to milliseconds if these are shorter.
+        tolerance = min(0.5, _TIME_TOLERANCE / self.time_base)
+        timestamp = self._sorted_pts[0] + math.ceil(seconds / self.time_base - tolerance)
         return bisect_left(self._sorted_pts, timestamp)
 
     def nearest_frame(self, start: int, seconds: float) -> int:

@@ -148,32 +148,53 @@ class ShapeProbe:
             tensors = self._tensors_in_place_of(function, device)
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:
-                output: Tensor = functional_call(function, tensors, (video,))
+                output: Tensor = functional_call(function, tensors, (video,), tie_weights=False)
             else:
                 output = function(video)
         return output.shape
 
     def _tensors_in_place_of(self, function: nn.Module, device: torch.device) -> dict[str, Tensor]:
-        """Return what replaces a function's tensors in a pass: copies of buffers, or zeros if there are no values."""
-        named = dict(chain(function.named_parameters(), function.named_buffers()))
-        has_values = not any(isinstance(tensor, FakeTensor) for tensor in named.values())
-        if has_values and not self.on_meta:
-            return {name: buffer.clone() for name, buffer in function.named_buffers()}
-        return {
-            name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-            for name, tensor in named.items()
-        }
+        """Return what replaces a function's tensors in a pass: copies of buffers, or zeros if there are no values.
+
+        A tensor that has several names has one substitute.
+        """
+        named = dict(function.named_buffers(remove_duplicate=False))
+        keeps_weights = not self.on_meta and not any(
+            isinstance(tensor, FakeTensor)
+            for tensor in chain(named.values(), function.parameters())
+        )
+        if keeps_weights:
+            copies = {tensor: tensor.clone() for tensor in named.values()}
+        else:
+            named |= function.named_parameters(remove_duplicate=False)
+            copies = {
+                tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+                for tensor in named.values()
+            }
+        return {name: copies[tensor] for name, tensor in named.items()}
 
     def reproduces(self, size: _Size) -> bool:
-        """Return whether the output for a clip of this size has the same size."""
-        if size not in self._is_reproduced:
-            try:
-                shape = self.output_shape(size)
-                self.has_output = True
-                self._is_reproduced[size] = shape[1:] == (self.in_channels, *size)
-            except _UNSUPPORTED_SIZE_ERRORS as error:
-                self._is_reproduced[size] = False
-                self.error = f" ({error})"
+        """Return whether the output for a clip of this size has the same size.
+
+        Raises:
+            ValueError: It has, but with another number of channels, as it then has for all clips.
+        """
+        if size in self._is_reproduced:
+            return self._is_reproduced[size]
+        try:
+            shape = self.output_shape(size)
+        except _UNSUPPORTED_SIZE_ERRORS as error:
+            self._is_reproduced[size] = False
+            self.error = f" ({error})"
+            return False
+        self.has_output = True
+        self._is_reproduced[size] = shape[2:] == size
+        if self._is_reproduced[size] and shape[1] != self.in_channels:
+            contract = (
+                f"an autoencoder whose output has the {self.in_channels} channels of the clip"
+            )
+            remedy = "A module of your own declares them as `in_channels`, see docs/channels.md."
+            raise argument_error("module", contract, f"the shape {tuple(shape)}", remedy)
         return self._is_reproduced[size]
 
     def find_smallest(self) -> _Size | None:
@@ -267,11 +288,26 @@ class ClipSizes:
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
         num_frames, side, _ = self.smallest
-        if self.only_side is None:
-            for step in _STEPS:
-                if self.probe.reproduces((num_frames, side + step, side + step)):
-                    return step
-        return side
+        if self.only_side is not None:
+            return side
+
+        def is_accepted(larger: int) -> bool:
+            return self.probe.reproduces((num_frames, larger, larger))
+
+        distance = next(filter(is_accepted, _LARGE_SIDES)) - side or side
+        if not is_accepted(side + distance):
+            return next((step for step in _STEPS if is_accepted(side + step)), side)
+        # The step divides this distance, and a distance that is not accepted excludes all steps that divide it.
+        rejected: list[int] = []
+        for shorter in range(distance // 2, 0, -1):
+            is_excluded = any(longer % shorter == 0 for longer in rejected)
+            if distance % shorter or is_excluded:
+                continue
+            if is_accepted(side + shorter):
+                distance = shorter
+            else:
+                rejected.append(shorter)
+        return distance
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -127,7 +127,7 @@ def test_clips_are_those_of_an_index_if_headers_are_exact(data, kind, changes):
     assert frames_of(train) == frames_of(indexed_train)
     lazy = ClipDataset(train, config, saved_index=table.saved_index)
     ahead = ClipDataset(indexed_train, config)
-    assert_same_clips([lazy[index] for index in range(8)], [ahead[index] for index in range(8)])
+    assert_same_clips([lazy[index] for index in range(4)], [ahead[index] for index in range(4)])
 
 
 def test_clips_do_not_depend_on_what_was_indexed_before(data):
@@ -472,6 +472,13 @@ def test_lines_of_one_file_that_contradict_each_other_are_refused(folder, tmp_pa
             load_table(str(path), CONFIG)
 
 
+def test_lines_that_leave_out_the_size_of_a_file_contradict_no_others(folder, tmp_path):
+    path = tmp_path / "list.csv"
+    name = f"{folder}/film0/scene0.mp4"
+    path.write_text(f"path,num_frames,fps,width,height\n{name},10,25,24,16\n{name},10,25,,\n")
+    assert load_table(str(path), CONFIG).spans.num_frames.tolist() == [10, 10]
+
+
 def test_a_file_of_distant_lines_is_read_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(load_table_module, "_CHUNK", 2)
     truncate(data / "film0" / "scene1.mp4", 0.1)
@@ -624,7 +631,10 @@ def test_headers_tell_what_the_index_does(tmp_path, suffix):
         (path,) = write_images(tmp_path, 1)
     else:
         codec = {".webm": "libvpx-vp9", ".avi": "mpeg4"}.get(suffix, "libx264")
-        write_video(path, moving_frames(30, 48, 64), codec)
+        options = {}
+        if codec == "libx264":  # an MP4 states a longer duration because of B-frames
+            options = {"preset": "ultrafast", "bf": "2"}
+        write_video(path, moving_frames(30, 48, 64), codec, **options)
     header = read_header(path, CONFIG)
     info = index_video(path)
     assert header[:2] == (info.num_frames, pytest.approx(info.fps))

@@ -22,7 +22,7 @@ from telecine.settings import ClipConfig
 
 _MP4_KINDS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # of the first box
 _FRAGMENT_KINDS = frozenset({b"mvex", b"moof"})
-_TRACK_KINDS = frozenset({b"trak", b"tkhd", b"mdhd", b"hdlr", b"stsz", b"stz2"}) | _FRAGMENT_KINDS
+_TRACK_KINDS = _FRAGMENT_KINDS | {b"trak", b"tkhd", b"mdhd", b"hdlr", b"stts", b"stsz", b"stz2"}
 # Boxes in which these are, and the bytes before them. FFmpeg looks for a `moov` in free space, too.
 _TRACK_CONTAINERS = dict.fromkeys(
     (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"free", b"skip", b"hoov"), 0
@@ -159,7 +159,8 @@ class _Track:
     def __init__(self) -> None:
         self.is_video = False
         self.num_samples = 0
-        self.seconds = 0.0
+        self.ticks = 0
+        self.ticks_per_second = 1
         self.width = 0
         self.height = 0
 
@@ -169,10 +170,14 @@ class _Track:
         if kind == b"hdlr" and content[8:12] in (b"vide", b"soun", b"text"):
             self.is_video = content[8:12] == b"vide"
         elif kind == b"mdhd":
-            timescale, duration = struct.unpack_from(
+            timescale, self.ticks = struct.unpack_from(
                 ">IQ" if has_long_times else ">II", content, 20 if has_long_times else 12
             )
-            self.seconds = duration / max(1, timescale)
+            self.ticks_per_second = max(1, timescale)
+        elif kind == b"stts" and content[4:8] == b"\0\0\0\1":
+            # All frames have one duration. FFmpeg adds the delay of B-frames to that of the track.
+            num_samples, duration = struct.unpack_from(">II", content, 8)
+            self.ticks = num_samples * duration
         elif kind == b"tkhd":  # sizes are in units of 1/65536 pixel
             width, height = struct.unpack_from(">II", content, 88 if has_long_times else 76)
             self.width = width >> 16
@@ -182,9 +187,9 @@ class _Track:
 
     def header(self) -> Header | None:
         """Return what the boxes say; None if they are not those of a video."""
-        if not self.is_video or not 0 < self.num_samples <= MAX_FRAMES or self.seconds <= 0:
+        if not self.is_video or not 0 < self.num_samples <= MAX_FRAMES or self.ticks <= 0:
             return None
-        fps = self.num_samples / self.seconds
+        fps = self.num_samples * self.ticks_per_second / self.ticks
         return Header(self.num_samples, fps, max(1, self.width), max(1, self.height))
 
 

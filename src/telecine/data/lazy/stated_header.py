@@ -18,6 +18,7 @@ from telecine.data.source import Source, kind_of
 STATED = ("num_frames", "fps", "width", "height")
 """The columns that describe a file."""
 _MAX_SIDE = 2**31 - 1  # pixels
+_UNKNOWN_SIDE = 1
 _FPS_TOLERANCE = 1e-3  # of rates in two lines of a list, as a fraction
 
 
@@ -30,8 +31,8 @@ def stated_header(segment: Segment) -> Header | None:
     try:
         num_frames = _whole_number(columns["num_frames"])
         fps = 1.0 if kind == "images" else float(str(columns["fps"]))
-        width = _whole_number(columns.get("width", 1))
-        height = _whole_number(columns.get("height", 1))
+        width = _whole_number(columns.get("width", _UNKNOWN_SIDE))
+        height = _whole_number(columns.get("height", _UNKNOWN_SIDE))
     except (KeyError, ValueError):
         return None
     has_frames = 0 < num_frames <= MAX_FRAMES and 0 < fps < math.inf
@@ -68,6 +69,8 @@ def check_agreement(source: Source, first: Header | None, other: Header | None) 
         return
     for name in STATED:
         values = (getattr(first, name), getattr(other, name))
+        if name in ("width", "height") and _UNKNOWN_SIDE in values:
+            continue
         if not math.isclose(*values, rel_tol=_FPS_TOLERANCE if name == "fps" else 0.0):
             contract = "the same in all lines of one file"
             got = f"{values[0]} and {values[1]} for {source}"
