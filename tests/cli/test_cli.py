@@ -531,7 +531,8 @@ def test_reconstruct_never_replaces_its_input_or_a_folder(model_folder, tmp_path
 def test_evaluate_writes_figures_and_protocol_and_compares(
     model_folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("telecine.evaluation.result.plot_frames", lambda *_: None)
+    for plot in ("result.plot_frames", "compare.plot_frames", "compare.plot_differences"):
+        monkeypatch.setattr(f"telecine.evaluation.{plot}", lambda *arguments: arguments[-1].touch())
     output = tmp_path / "figures"
     size = "--num_frames 5 --height 32 --width 48 --max_clips 3 --device cpu"
     assert run(f"evaluate {model_folder} --data {sample_videos()[0]} -o {output} {size}") == 0

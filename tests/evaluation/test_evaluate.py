@@ -189,8 +189,7 @@ def test_files_are_written(model_folder, videos, tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("cached_weights")
+@pytest.mark.usefixtures("fake_lpips")
 def test_videos_are_measured_at_their_size(videos, reconstructions):
     settings = {"data": str(videos), "max_clips": 1, "device": "cpu"}
     noisy = evaluate(reconstructions["little"], EvaluateConfig(num_frames=5, **settings))

@@ -220,11 +220,26 @@ def test_sizes_are_probed_without_sampling_and_arguments_need_no_defaults():
     CustomAutoencoder(Sampled()).check_clip(2, 4, 4)
 
 
-@pytest.mark.parametrize(("side", "size"), [(5, (10, 10)), (9, (18, 18)), (20, (40, 20))])
-def test_patches_of_other_sides(side, size):
+@pytest.mark.parametrize(
+    ("side", "smallest", "size"), [(5, 10, (15, 20)), (9, 18, (27, 36)), (20, 20, (40, 40))]
+)
+def test_patches_of_other_sides(side, smallest, size):
     patch = (1, side, side)
-    model = nn.Sequential(nn.Conv3d(3, 3, patch, patch), nn.Upsample(scale_factor=patch))
-    assert CustomAutoencoder(model).covering_clip(1, 2 * side - 1, side) == (1, *size)
+    module = nn.Sequential(nn.Conv3d(3, 3, patch, patch), nn.Upsample(scale_factor=patch))
+    model = CustomAutoencoder(module)
+    assert model.covering_clip(1, 1, smallest) == (1, smallest, smallest)
+    assert model.covering_clip(1, smallest + 1, size[1] - 1) == (1, *size)
+
+
+@pytest.mark.parametrize(("sides", "covering"), [({32, 40, 48}, 40), ({32}, 64)])
+def test_models_of_few_sides(sides, covering):
+    class Refuses(Compressor):
+        def forward(self, video):
+            if video.shape[-1] not in sides:
+                raise ValueError("another side")
+            return super().forward(video)
+
+    assert CustomAutoencoder(Refuses()).covering_clip(2, 32, 33) == (2, 32, covering)
 
 
 def test_a_loss_that_is_no_tensor_is_refused():
@@ -244,6 +259,25 @@ def test_another_output_size_is_refused():
         ValueError, match=r"the reconstruction must be of the video's shape \(1, 3, 2, 4, 4\)"
     ):
         model(clip())
+
+
+class HalvesWidth(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(5_000_000))
+        self.devices = set()
+
+    def forward(self, video):
+        self.devices.add(video.device.type)
+        return video[..., ::2]
+
+
+def test_another_output_size_of_a_large_module_is_found_without_its_weights():
+    """A pass through them with each of the sizes that are tried could take hours."""
+    module = HalvesWidth()
+    with pytest.raises(ValueError, match="HalvesWidth, which reproduces no size"):
+        as_video_autoencoder(module).check_clip(1, 8, 8)
+    assert module.devices == {"meta"}
 
 
 PACKAGE = """

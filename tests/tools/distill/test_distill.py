@@ -93,17 +93,15 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "frames"), [("mochi", 7), ("allegro", 8)])
-def test_teachers_with_other_rules_of_frames(folder, name, frames):
-    """Mochi has a latent frame of six frames, and Allegro none of the first frame alone."""
-    tiny_model(name).save_pretrained(name)
-    typed = f"--clips.num_frames {frames} --teacher_weight 0.5 --feature_weight 0.1"
-    assert run(f"--teacher {name} {typed} --steps 1 --output_dir run") == 0
+def test_a_teacher_without_a_latent_frame_of_the_first_frame_alone(folder):
+    tiny_model("allegro").save_pretrained("allegro")
+    typed = "--clips.num_frames 8 --teacher_weight 0.5 --feature_weight 0.1"
+    assert run(f"--teacher allegro {typed} --steps 1 --output_dir run") == 0
     output = Run(Path("run"))
     assert "train/teacher_features_loss" in output.history.path.read_text()
     student = load_autoencoder(output.checkpoints.all()[-1][1] / "ema")
-    teacher = DiffusersAutoencoder.from_pretrained(name).eval()
-    video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
+    teacher = DiffusersAutoencoder.from_pretrained("allegro").eval()
+    video = torch.rand(1, 3, 8, 32, 32) * 2 - 1
     teacher.requires_grad_(
         False
     )  # as the student's: PyTorch multiplies matrices of trained weights in other shapes

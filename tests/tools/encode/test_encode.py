@@ -366,7 +366,7 @@ def test_names_of_decoded_clips_sort_as_the_clips_do(model, data, tmp_path):
     ]
 
 
-def test_clips_of_videos(model, data, tmp_path):
+def test_clips_of_videos(model, data, tmp_path, caplog):
     config = settings(data / "videos", num_frames=5, height=16, width=24, stride=2)
     encode_data(model, config, tmp_path)
     shards = LatentShards(tmp_path)
@@ -375,6 +375,8 @@ def test_clips_of_videos(model, data, tmp_path):
     ]
     expected = [("a.mkv", 0), ("a.mkv", 9), ("b.mkv", 0), ("d.mkv", 0), ("image.png", 0)]
     assert places == expected
+    assert "1 of 5 files or segments have no clip of 9 frames, and are not" in caplog.text
+    assert "c.mkv (5 frames)" in caplog.text
     assert {tuple(sample["mean"].shape) for sample in shards} == {(4, 2, 4, 6), (4, 1, 4, 6)}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, first_few
 from telecine.base.shapes import Video
 from telecine.data import DataError, Span, iterate_frames
 from telecine.data.clip import ClipSpec, make_clip
@@ -97,13 +97,15 @@ def _name_in(data: str, source: str) -> str:
 
 
 def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
-    """Return the clips of a data set, in its order. Videos that are too slow for `fps` are logged.
+    """Return the clips of a data set, in its order. Videos that are too slow for `fps`, and parts that are
+    shorter than a clip, are logged.
 
     Raises:
         DataError: No video is long enough, or all are too slow.
     """
     clips = []
     slow_rates = []
+    short = []
     for span in spans:
         size = span.info.stored_size
         height, width = size
@@ -122,6 +124,8 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
             slow_rates.append(span.info.fps)
             continue
         start = span.first_frame
+        if frames.last_index(span.info, start) > span.last_frame:
+            short.append(f"{span.info.source} ({span.num_frames} frames)")
         while start <= span.last_frame and frames.last_index(span.info, start) <= span.last_frame:
             clips.append(SourceClip(span, start, frames, height, width, size))
             start = frames.last_index(span.info, start) + 1
@@ -136,7 +140,16 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
         contract = f"videos with a {needed}"
         got = f"at most {longest} frames"
         raise argument_error("data", contract, got, "Set a smaller `num_frames`.", DataError)
+    _log_short(short, len(spans), config)
     return clips
+
+
+def _log_short(short: Sequence[str], num_spans: int, config: EncodeConfig) -> None:
+    """Log the videos and segments that are shorter than a clip."""
+    if short:
+        needed = ClipFrames(config.num_frames or 1, config.stride, config.fps).describe()
+        text = "%d of %d files or segments have no %s, and are not encoded: %s"
+        logger.warning(text, len(short), num_spans, needed, first_few(short))
 
 
 def _longest(span: Span, config: EncodeConfig) -> int:
