@@ -46,7 +46,7 @@ from telecine.training.update_memory import (
     PARAMETERS,
 )
 
-from ..models.tiny_models import CLIPS, tiny_model
+from ..models.tiny_models import CLIPS, FEW_LEVELS, tiny_model
 from .helpers import new_state
 
 
@@ -145,7 +145,9 @@ def full(tiny, everything):
     return tiny(
         causal_vae=replace(tiny().causal_vae, patch_size=2, channel_multipliers=(1, 2)),
         objective=replace(objective, multiscale_adversarial_loss_weight=0.0, penalty=penalty),
-        discriminator=replace(everything["discriminator"], num_scales=0, num_layers=1),
+        discriminator=replace(
+            everything["discriminator"], video="patch", num_scales=0, num_layers=1
+        ),
     )
 
 
@@ -267,7 +269,7 @@ def test_a_student_is_planned_with_its_teacher(light, student):
 )  # with telecine's checkpointing, and diffusers'
 def test_a_model_of_diffusers_is_planned_with_checkpointing(name, light, tmp_path):
     """Without values there are no gradients to compare."""
-    tiny_model(name).save_pretrained(tmp_path / name)
+    tiny_model(name, **FEW_LEVELS[name]).save_pretrained(tmp_path / name)
     config = light(model=str(tmp_path / name))
     config = replace(config, clips=replace(config.clips, num_frames=CLIPS[name][0]))
     planned = plan(config)
