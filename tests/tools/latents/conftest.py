@@ -16,6 +16,7 @@ __all__ = [
 
 
 @pytest.fixture(autouse=True)
-def few_sample_steps(monkeypatch):
-    """Draw samples in 4 steps. Their quality is not tested."""
+def small_samples(monkeypatch):
+    """Draw samples in 4 steps, and show each once. Their quality is not tested."""
     monkeypatch.setattr("telecine.tools.latents.denoising._SAMPLE_STEPS", 4)
+    monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)

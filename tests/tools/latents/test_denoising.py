@@ -125,7 +125,6 @@ def test_of_other_channels_grey_samples_are_shown_beside_each_other(
     denoiser, monkeypatch, tmp_path
 ):
     """Of five channels: the denoiser of a model that decodes them."""
-    monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
     monkeypatch.setattr(denoiser, "decode", lambda latent: torch.zeros(1, 5, 1, 32, 32))
     monkeypatch.setattr(
         denoiser, "encode", lambda video: DeterministicPosterior(video[:, :4, :, ::4, ::4])
@@ -142,7 +141,6 @@ def test_of_other_channels_grey_samples_are_shown_beside_each_other(
 
 def test_the_distance_of_features_that_are_not_finite_is_nan(denoiser, monkeypatch, tmp_path):
     """The clips are shown, and the losses known."""
-    monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)
     monkeypatch.setattr(denoiser, "decode", lambda latent: torch.full((1, 3, 1, 32, 32), torch.nan))
     clips = torch.rand(5, 1, 3, 1, 32, 32) * 2 - 1
     samples = tmp_path / "samples.mp4"
