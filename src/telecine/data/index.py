@@ -294,8 +294,9 @@ def scan_packets(
 def _times_are_exact(packets: Sequence[_PacketHeader], stream: VideoStream) -> bool:
     """Return whether the timestamps of packets are those of the displayed frames."""
     codec = stream.codec_context
-    times = [packet.pts for packet in packets if not packet.is_discard]
-    if None in times or len(set(times)) < len(times):
+    displayed = [packet for packet in packets if not packet.is_discard]
+    times = [packet.pts for packet in displayed if packet.pts is not None]
+    if len(set(times)) < len(displayed):  # some are missing or repeated
         return False
     if codec.name in _CODECS_WITH_HIDDEN_FRAMES:
         return False
