@@ -27,7 +27,7 @@ from telecine.settings import ClipConfig, ObjectiveConfig
 from telecine.settings.parse import read_config
 from telecine.video.write import write_video
 
-from .models.tiny_models import tiny_model
+from .models.tiny_models import FEW_LEVELS, tiny_model
 from .training.conftest import recorded_once
 from .training.no_pictures import leave_pictures_out
 
@@ -135,10 +135,9 @@ def test_the_model_of_the_package(folder, cached_weights):
 @pytest.mark.slow
 def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
     torch.manual_seed(0)
-    model = tiny_model("cogvideox")
+    model = tiny_model("cogvideox", **FEW_LEVELS["cogvideox"])
     model.save_pretrained(HUB_NAME)  # a folder of the same name is taken for it
     shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
-    size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]
     lines = [line for line in commands("fine-tuning.md") if "my_videos/" in line]
     assert len(lines) == 6
     for line in lines:
@@ -146,7 +145,7 @@ def test_fine_tuning(folder, cached_weights, probe_each_configuration_once):
         steps = (
             ["--steps=2"] if "runs/cogvideox" in line else []
         )  # the code loads its second checkpoint
-        assert main([*line[1:], "--config", "small.yaml", *size, *steps]) == 0
+        assert main([*line[1:], "--config", "small.yaml", *steps]) == 0
     assert list(Path("latents").glob("latents-*.tar"))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert changed(before, weights("cogvideox")) == {"encoder", "decoder"}

@@ -11,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
-from scipy.stats import bootstrap
 
 from telecine.evaluation import EvaluationRecord
 from telecine.evaluation.comparable import MUST_MATCH, check_protocols
@@ -228,6 +227,8 @@ def compared(tmp_path):
 
 def test_the_interval_is_that_of_scipy_on_the_differences_of_clips(compared):
     """Clips differ by 10 dB, the two evaluations of each by much less."""
+    from scipy.stats import bootstrap
+
     first = [30 + 10 * value for value in draws(seed=1)]
     changes = draws(offset=0.3)
     difference = compared("psnr", first, [a + b for a, b in zip(first, changes, strict=True)])

@@ -261,6 +261,25 @@ def test_another_output_size_is_refused():
         model(clip())
 
 
+class HalvesWidth(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(5_000_000))
+        self.devices = set()
+
+    def forward(self, video):
+        self.devices.add(video.device.type)
+        return video[..., ::2]
+
+
+def test_another_output_size_of_a_large_module_is_found_without_its_weights():
+    """A pass through them with each of the sizes that are tried could take hours."""
+    module = HalvesWidth()
+    with pytest.raises(ValueError, match="HalvesWidth, which reproduces no size"):
+        as_video_autoencoder(module).check_clip(1, 8, 8)
+    assert module.devices == {"meta"}
+
+
 PACKAGE = """
 from diffusers import ModelMixin, ConfigMixin
 from diffusers.configuration_utils import register_to_config

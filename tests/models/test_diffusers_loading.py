@@ -234,11 +234,16 @@ def test_load_weights_of_another_configuration_lists_differences(tmp_path):
         adapter("cogvideox").load_weights(tmp_path)
 
 
-def test_a_folder_with_weights_of_half_precision_alone(tmp_path):
-    tiny_model("kl_image").save_pretrained(tmp_path, variant="fp16")
+def test_a_folder_with_weights_of_a_variant_alone(tmp_path):
+    model = tiny_model("kl_image").bfloat16()
+    model.save_pretrained(tmp_path, variant="bf16", max_shard_size="10KB")
     loaded = DiffusersAutoencoder.from_pretrained(tmp_path)
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
-    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    model.save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(ValueError, match=r"one variant of the weights, but got bf16, fp16\. Move"):
+        DiffusersAutoencoder.from_pretrained(tmp_path)
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
     with pytest.raises(
         FileNotFoundError, match="must be a model with all its weights, but got one without a file"
     ):

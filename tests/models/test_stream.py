@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from telecine.models import CausalVAE, StudentAutoencoder
+from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.diffusers.families import FAMILIES
 from telecine.ops.pass_options import clip_position
 from telecine.settings import CausalVAEConfig
 
 from .helpers import add_noise_to_weights
-from .tiny_models import FAST, STREAMED, adapter, shared
+from .tiny_models import FAST, STREAMED, adapter, shared, tiny_model
 
 SMALL = {
     "time_compression": 4,
@@ -132,6 +133,14 @@ def test_every_class_that_caches_has_the_result_of_the_whole(name):
         assert (result - latent).abs().max() <= 1e-10
     result = decoded(model.stream_decoder(), random_chunks(latent, seed=0))
     assert (result - whole).abs().max() <= 1e-10
+
+
+@torch.no_grad()
+def test_a_model_whose_latent_frames_have_another_number_of_frames():
+    model = DiffusersAutoencoder(tiny_model("kvae_video", temporal_compress_times=2))
+    latent = torch.randn(1, 4, 9, 2, 2)
+    result = decoded(model.stream_decoder(), [latent])
+    torch.testing.assert_close(result, model.decode(latent), **ROUNDING)
 
 
 def test_every_class_that_supports_chunks_streams():

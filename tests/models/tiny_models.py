@@ -257,6 +257,34 @@ IMAGE_MODELS = {
 TINY_MODELS = {**VIDEO_MODELS, **IMAGE_MODELS}
 CLIPS = {name: model.clip for name, model in TINY_MODELS.items()}
 
+# Changes of some models for tests of runs, which need not have all levels.
+FEW_LEVELS = {
+    "cogvideox": {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("CogVideoXDownBlock3D",) * 2,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 2,
+        "temporal_compression_ratio": 2,
+    },
+    "wan": {"dim_mult": [1, 1], "temperal_downsample": [True]},
+    "ltx_video": {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("LTXVideoDownBlock3D",) * 2,
+        "layers_per_block": (1, 1, 1),
+        "spatio_temporal_scaling": (True, False),
+        "decoder_block_out_channels": (8, 8),
+        "decoder_layers_per_block": (1, 1, 1),
+        "decoder_spatio_temporal_scaling": (True, False),
+        "decoder_inject_noise": (False,) * 3,
+        "upsample_residual": (False,) * 2,
+        "upsample_factor": (1, 1),
+    },
+    "temporal_decoder": {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "block_out_channels": (32, 32),
+        "layers_per_block": 1,
+    },
+}
+
 # A decoder for the latents of `ltx2_video`.
 DIFFUSION_DECODER = TinyModel(
     "LTX2VideoDiffusionDecoderModel",

@@ -76,7 +76,7 @@ def file_system(request, monkeypatch):
 @pytest.mark.usefixtures("file_system")
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_of_processes_that_start_together_one_gets_the_lock(tmp_path, start):
-    processes = start(tmp_path / "run", 4)
+    processes = start(tmp_path / "run", 3)
     assert processes.errors.count(None) == 1
     assert all(error.startswith(REFUSED) for error in processes.errors if error is not None)
 

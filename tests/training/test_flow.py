@@ -28,7 +28,7 @@ from telecine.training.build import build_autoencoder
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import validate_model
 
-from ..models.tiny_models import tiny_model
+from ..models.tiny_models import FEW_LEVELS, tiny_model
 from .helpers import LIGHT, assert_equal_runs, last_checkpoint, new_state, resumed_copy, run_to
 
 
@@ -152,7 +152,8 @@ def test_latents_are_decoded_in_steps(run):
 @pytest.mark.usefixtures("probe_each_configuration_once")
 def test_ltx_with_levels_is_trained_resumed_and_evaluated(tiny, tmp_path, capsys):
     """LTX-Video with timesteps and noise inside; the level of decoding is in the protocol."""
-    model = tiny_model("ltx_video", timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
+    noisy = {"timestep_conditioning": True, "decoder_inject_noise": (True,) * 3}
+    model = tiny_model("ltx_video", **FEW_LEVELS["ltx_video"] | noisy)
     model.save_pretrained(tmp_path / "ltx")
     changes = {
         **LIGHT,

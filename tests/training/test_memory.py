@@ -46,7 +46,7 @@ from telecine.training.update_memory import (
     PARAMETERS,
 )
 
-from ..models.tiny_models import CLIPS, tiny_model
+from ..models.tiny_models import FEW_LEVELS, tiny_model
 from .helpers import new_state
 
 
@@ -145,7 +145,9 @@ def full(tiny, everything):
     return tiny(
         causal_vae=replace(tiny().causal_vae, patch_size=2, channel_multipliers=(1, 2)),
         objective=replace(objective, multiscale_adversarial_loss_weight=0.0, penalty=penalty),
-        discriminator=replace(everything["discriminator"], num_scales=0, num_layers=1),
+        discriminator=replace(
+            everything["discriminator"], video="patch", num_scales=0, num_layers=1
+        ),
     )
 
 
@@ -216,6 +218,20 @@ def test_the_fake_update_allocates_what_a_real_one_does(full, light):
 
 
 @pytest.mark.slow
+def test_a_discriminator_with_attention_is_planned(light):
+    objective = replace(light().objective, adversarial_loss_weight=0.5)
+    discriminator = DiscriminatorConfig(video="first_frame", dim=1)
+    config = light(objective=objective, discriminator=discriminator, batch_size=1)
+    planned = plan(config)
+    state = new_state(config)
+    state.step = state.objective.schedule.step_with_most_terms()
+    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    counter = count(lambda: train_step(state, [MicroBatch(video, range(1))]))
+    assert counter.flops_by_part.total() == planned.flops
+    assert planned.flops_by_part["video discriminator"] > 0
+
+
+@pytest.mark.slow
 def test_what_depends_on_clips_grows_with_the_batch_and_less_with_checkpointing(light):
     two, six = (plan(light(batch_size=size)) for size in (2, 6))
     recomputed = plan(light(batch_size=6, model_gradient_checkpointing=True))
@@ -262,14 +278,15 @@ def test_a_student_is_planned_with_its_teacher(light, student):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("probe_each_configuration_once")
 @pytest.mark.parametrize(
-    "name", ["wan", "ltx_video"]
+    ("name", "num_frames"), [("wan", 1), ("ltx_video", 9)]
 )  # with telecine's checkpointing, and diffusers'
-def test_a_model_of_diffusers_is_planned_with_checkpointing(name, light, tmp_path):
+def test_a_model_of_diffusers_is_planned_with_checkpointing(name, num_frames, light, tmp_path):
     """Without values there are no gradients to compare."""
-    tiny_model(name).save_pretrained(tmp_path / name)
+    tiny_model(name, **FEW_LEVELS[name]).save_pretrained(tmp_path / name)
     config = light(model=str(tmp_path / name))
-    config = replace(config, clips=replace(config.clips, num_frames=CLIPS[name][0]))
+    config = replace(config, clips=replace(config.clips, num_frames=num_frames))
     planned = plan(config)
     recomputed = plan(replace(config, model_gradient_checkpointing=True))
     assert recomputed.largest_by_part[AUTOENCODER] < planned.largest_by_part[AUTOENCODER]

@@ -30,7 +30,7 @@ from telecine.training.loop import train_to_the_end
 from telecine.training.prepare import prepare
 from telecine.training.step import MicroBatch, train_step
 
-from ..models.tiny_models import CLIPS, IMAGE_MODELS, tiny_clip, tiny_model
+from ..models.tiny_models import CLIPS, FEW_LEVELS, IMAGE_MODELS, tiny_clip, tiny_model
 from .helpers import (
     LIGHT,
     assert_equal,
@@ -61,7 +61,7 @@ def diffusers_config(tiny, tmp_path):
     """Return a function that saves a tiny model of a class in a folder and makes the settings to train it."""
 
     def make(name, folder=tmp_path, **changes):
-        tiny_model(name).save_pretrained(folder / name)
+        tiny_model(name, **FEW_LEVELS.get(name, {})).save_pretrained(folder / name)
         frames, height, width = CLIPS[name]
         clips = ClipConfig(
             num_frames=frames,

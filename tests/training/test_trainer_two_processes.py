@@ -27,7 +27,7 @@ from telecine.settings import (
 from telecine.training import train
 from telecine.training.tensor_files import load_into, saved_tensors
 
-from ..models.tiny_models import tiny_model
+from ..models.tiny_models import FEW_LEVELS, tiny_model
 from .helpers import (
     LIGHT,
     assert_equal,
@@ -98,7 +98,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
     terms = {"latent_noise": 0.1, "alignment": alignment, "round_trip": trip}
     noisy = replace(fixed, terms=terms)
     # With single frames, the weights of Wan that mix frames get no gradient.
-    model = tiny_model("wan", dim_mult=[1, 1], temperal_downsample=[True])
+    model = tiny_model("wan", **FEW_LEVELS["wan"])
     model.save_pretrained(folder / "wan")
     still = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
     # Where a gradient is almost 0, Adam's step depends on its rounding, which differs between kernels.

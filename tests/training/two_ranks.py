@@ -10,6 +10,7 @@ import pickle
 import runpy
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ import torch
 from rich.console import Console
 from torch import distributed as dist
 
-from telecine.runs import Run
-from telecine.training import Interrupted
+from telecine.runs import Run, saved_settings
+from telecine.training import Interrupted, records
 from telecine.training.distributed import local_shard
 from telecine.training.interrupt import StopRequest
 from telecine.training.loop import train_to_the_end
@@ -88,5 +89,8 @@ def train(path):
 
 if __name__ == "__main__":
     no_pictures["leave_pictures_out"](setattr)
+    # All runs share what takes as long as an update, as in `conftest.py`.
+    records.environment = cache(records.environment)
+    saved_settings.parse_yaml = cache(saved_settings.parse_yaml)
     for path in sorted(Path(sys.argv[1]).glob("*.pickle")):
         train(path)

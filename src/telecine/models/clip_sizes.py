@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property, partial
-from itertools import chain, islice, pairwise
+from itertools import chain, islice, pairwise, product
 from typing import Any, TypeAlias
 
 import torch
@@ -111,6 +111,7 @@ class ShapeProbe:
 
     Attributes:
         error: The text of the last error that the model raised for a size, in brackets; empty without one.
+        has_output: Whether the model returned an output for a size, which may be another size.
     """
 
     def __init__(self, reconstruct: nn.Module, in_channels: int, *, on_meta: bool) -> None:
@@ -118,6 +119,7 @@ class ShapeProbe:
         self.in_channels = in_channels
         self.on_meta = on_meta
         self.error = ""
+        self.has_output = False
         self._is_reproduced: dict[_Size, bool] = {}
 
     @torch.no_grad()
@@ -146,21 +148,30 @@ class ShapeProbe:
             tensors = self._tensors_in_place_of(function, device)
             video = torch.zeros(1, self.in_channels, *size, device=device)
             if tensors:
-                output: Tensor = functional_call(function, tensors, (video,))
+                output: Tensor = functional_call(function, tensors, (video,), tie_weights=False)
             else:
                 output = function(video)
         return output.shape
 
     def _tensors_in_place_of(self, function: nn.Module, device: torch.device) -> dict[str, Tensor]:
-        """Return what replaces a function's tensors in a pass: copies of buffers, or zeros if there are no values."""
-        named = dict(chain(function.named_parameters(), function.named_buffers()))
-        has_values = not any(isinstance(tensor, FakeTensor) for tensor in named.values())
-        if has_values and not self.on_meta:
-            return {name: buffer.clone() for name, buffer in function.named_buffers()}
-        return {
-            name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-            for name, tensor in named.items()
-        }
+        """Return what replaces a function's tensors in a pass: copies of buffers, or zeros if there are no values.
+
+        A tensor that has several names has one substitute.
+        """
+        named = dict(function.named_buffers(remove_duplicate=False))
+        keeps_weights = not self.on_meta and not any(
+            isinstance(tensor, FakeTensor)
+            for tensor in chain(named.values(), function.parameters())
+        )
+        if keeps_weights:
+            copies = {tensor: tensor.clone() for tensor in named.values()}
+        else:
+            named |= function.named_parameters(remove_duplicate=False)
+            copies = {
+                tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+                for tensor in named.values()
+            }
+        return {name: copies[tensor] for name, tensor in named.items()}
 
     def reproduces(self, size: _Size) -> bool:
         """Return whether the output for a clip of this size has the same size.
@@ -176,6 +187,7 @@ class ShapeProbe:
             self._is_reproduced[size] = False
             self.error = f" ({error})"
             return False
+        self.has_output = True
         self._is_reproduced[size] = shape[2:] == size
         if self._is_reproduced[size] and shape[1] != self.in_channels:
             contract = (
@@ -187,13 +199,15 @@ class ShapeProbe:
 
     def find_smallest(self) -> _Size | None:
         """Return the shortest reproduced clip with the smallest square frames of that length, or None."""
-        for large_side in _LARGE_SIDES:
-            for num_frames in range(1, _MAX_STEP + 1):
-                if not self.reproduces((num_frames, large_side, large_side)):
-                    continue
-                for side in _SIDES:
-                    if self.reproduces((num_frames, side, side)):
-                        return num_frames, side, side
+        # Most models take one frame: with it, few passes find the large side that fits.
+        one_frame = product(_LARGE_SIDES, (1,))
+        more_frames = product(_LARGE_SIDES, range(2, _MAX_STEP + 1))
+        for large_side, num_frames in chain(one_frame, more_frames):
+            if not self.reproduces((num_frames, large_side, large_side)):
+                continue
+            for side in _SIDES:
+                if self.reproduces((num_frames, side, side)):
+                    return num_frames, side, side
         return None
 
 
@@ -233,6 +247,8 @@ class ClipSizes:
             if size is not None:
                 return probe, size
             error = probe.error or error
+            if probe.has_output:
+                break  # of other sizes, as on the other device, where clips of a large model take hours
         contract = f"an autoencoder of frames (B, {self.in_channels}, T, H, W) whose output has the input's size"
         got = f"{type(self.model).__name__}, which reproduces no size up to {_MAX_STEP} frames of 128 x 128 pixels"
         remedy = "Wrap it in a module whose `forward` maps (B, 3, T, H, W) to the same shape, see docs/own-model.md."

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import einops
+import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch._functorch import config as functorch_config
 from torch.nn.utils.parametrize import is_parametrized
@@ -34,6 +36,9 @@ def compile_networks(
         loss: The objective.
     """
     keep_buffers_of_compiled_code()
+    # TorchDynamo would trace how einops reads its patterns, which takes most of the time of a compilation.
+    for function in (einops.rearrange, einops.reduce, einops.repeat, einops.einsum):
+        torch.compiler.allow_in_graph(function)
     plugin = TorchDynamoPlugin(backend=backend)
     options: dict[str, Any] = {
         "backend": backend,

@@ -7,7 +7,6 @@ from importlib import metadata
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch.nn import functional as F
 
@@ -31,6 +30,8 @@ def samples(num=200, dim=8, seed=0, offset=0.0):
 
 
 def scipy_distance(x, y):
+    import scipy.linalg
+
     x = x.double().numpy()
     y = y.double().numpy()
     s = np.cov(x, rowvar=False)

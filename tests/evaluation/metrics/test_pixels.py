@@ -1,13 +1,13 @@
-"""Pixel metrics against independent implementations."""
+"""Pixel metrics against independent implementations.
+
+Tests import them where they use them: each process of `make test` would wait a second for them.
+"""
 
 import sys
 
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from telecine.evaluation.metrics.pixels import (
     MS_SSIM_BETAS,
@@ -44,6 +44,8 @@ def in_numpy(image):
 
 class TestPsnr:
     def test_equals_scikit_image(self):
+        from skimage.metrics import peak_signal_noise_ratio
+
         recon, target = frames()
         expected = [
             peak_signal_noise_ratio(b.double().numpy(), a.double().numpy(), data_range=2.0)
@@ -62,6 +64,8 @@ class TestPsnr:
 
 
 def blur(images):
+    from scipy.ndimage import gaussian_filter
+
     return gaussian_filter(images, sigma=(0, 1.5, 1.5), truncate=3.5, mode="mirror")
 
 
@@ -121,6 +125,8 @@ class TestSimilarity:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ssim_has_the_bits_of_torchmetrics(dtype):
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     recon, target = (batch.to(dtype) for batch in frames(side=48))
     _, expected = structural_similarity_index_measure(
         (recon + 1) / 2,
@@ -218,6 +224,8 @@ class TestPublished:
 
     def test_ssim_of_vidtok_and_wf_vae(self):
         """scikit-image with the settings of Wang et al. leaves out the same border."""
+        from skimage.metrics import structural_similarity
+
         recon, target = frames(side=40)
         settings = {
             "gaussian_weights": True,
@@ -235,6 +243,8 @@ class TestPublished:
 
     def test_ssim_of_tokenbench(self):
         """`structural_similarity(..., data_range=255, channel_axis=-1)` of 8-bit frames."""
+        from skimage.metrics import structural_similarity
+
         recon, target = frames(side=40)
         a, b = ((frame.permute(0, 2, 3, 1).numpy() + 1) * 127.5 for frame in (recon, target))
         pairs = zip(np.round(a).astype(np.uint8), np.round(b).astype(np.uint8), strict=True)

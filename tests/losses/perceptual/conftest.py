@@ -5,7 +5,6 @@ import importlib.metadata
 from contextlib import contextmanager
 
 import av
-import lpips as published
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,11 +43,13 @@ def references(cached_weights):
 
 
 def reference(net):
+    import lpips  # half a second, which the processes with other tests need not wait
+
     with pytest.MonkeyPatch.context() as patch:
         # Random values take seconds: torchvision's networks have layers of 100 million weights, which LPIPS removes.
         for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"):
             patch.setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
-        module = published.LPIPS(net=net, pnet_rand=True, verbose=False)
+        module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     weights = load_backbone(net)
     state = {key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()}
     assert len(state) == len(weights)

@@ -26,10 +26,10 @@ from telecine.models import CausalVAE
 from telecine.models.diffusers import DiffusersAutoencoder
 from telecine.models.latent_shards import LatentShards, ShardError
 from telecine.runs import Run
-from telecine.settings import PixelFormat, ReconstructConfig
+from telecine.settings import ClipConfig, PixelFormat, ReconstructConfig
 from telecine.tools.decode.decode import decode_latents, name_files
 from telecine.tools.decode.settings import DecodeConfig
-from telecine.tools.encode.clips import list_clips
+from telecine.tools.encode.clips import list_clips, read_chunks
 from telecine.tools.encode.encode import encode_data
 from telecine.tools.encode.settings import EncodeConfig
 from telecine.video.write import write_video
@@ -378,6 +378,17 @@ def test_clips_of_videos(model, data, tmp_path, caplog):
     assert "1 of 5 files or segments have no clip of 9 frames, and are not" in caplog.text
     assert "c.mkv (5 frames)" in caplog.text
     assert {tuple(sample["mean"].shape) for sample in shards} == {(4, 2, 4, 6), (4, 1, 4, 6)}
+
+
+def test_pixels_that_are_not_square_are_cropped_as_training_does(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, waves(3, 24, 32), 25, sample_aspect_ratio=1.5)
+    spans, _ = load_spans(path)
+    (clip,) = list_clips(spans, settings(path, height=24, width=32))
+    (video,) = read_chunks(clip, ClipConfig())
+    shown = read_clip(index_video(path), 0, 3)
+    assert shown.shape[1:3] == (24, 48)
+    assert torch.equal(video, video_from_bytes(shown[:, :, 8:40]))
 
 
 def test_clips_of_a_frame_rate_have_the_frames_nearest_in_time(model, data, tmp_path, caplog):

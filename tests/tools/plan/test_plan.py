@@ -28,6 +28,7 @@ TINY = CausalVAEConfig(
     blocks_per_level=1,
     latent_channels=4,
     channel_multipliers=(1,),
+    patch_size=4,
 )
 CONFIG = TrainConfig(
     causal_vae=TINY,

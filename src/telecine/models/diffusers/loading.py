@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 from collections.abc import Mapping
 from functools import partial
 from os import PathLike
@@ -39,6 +40,11 @@ except ImportError as missing:
     raise ImportError(f"This model needs diffusers. {how_to_install('diffusers')}") from missing
 
 _PIPELINE_SUBFOLDER = "vae"
+# A file of weights as diffusers names it: perhaps one of several parts, and perhaps of a variant such as "fp16".
+_PART = r"(?:-\d+-of-\d+)?"
+_WEIGHTS_NAME = re.compile(
+    rf"diffusion_pytorch_model{_PART}(?:\.(?P<variant>\w+))?{_PART}\.(?:safetensors|bin)"
+)
 # What AutoencoderTiny and AsymmetricAutoencoderKL add to their configurations, beside their arguments.
 _ADDED = {"block_out_channels", "force_upcast"}
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
@@ -59,25 +65,20 @@ def load_module(
 
     Raises:
         FileNotFoundError: The folder has no weights.
-        ValueError: The configuration is wrong, or weights are missing or of another shape.
+        ValueError: The configuration is wrong, weights are missing or of another shape, or the folder has several
+            variants of them.
     """
     config, config_subfolder = find_config(source, subfolder, revision)
     cls = _class_of(config, source)
     folder = Path(source, config_subfolder or "")
-    files = list(folder.glob("diffusion_pytorch_model*"))
-    if folder.is_dir() and not files:
-        raise _weights_error(source, "one without a file of them", FileNotFoundError)
-    for file in files:
-        # diffusers maps it.
-        check_readable(file)
-    is_half = bool(files) and all(".fp16" in file.name for file in files)
+    variant = _check_files(folder) if folder.is_dir() else None
     load = partial(
         cls.from_pretrained,
         source,
         output_loading_info=True,
         subfolder=config_subfolder,
         revision=revision,
-        variant="fp16" if is_half else None,
+        variant=variant,
         torch_dtype=torch.float32,
     )
     with quiet_logger("diffusers"):  # it logs what a file holds, without escapes
@@ -105,6 +106,31 @@ def load_module(
             "%s does not use some of %s: %s", cls.__name__, source, ", ".join(unused[:MAX_LISTED])
         )
     return module
+
+
+def _check_files(folder: Path) -> str | None:
+    """Read the files of weights in a folder once, and return their variant; None if there are weights without one.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: There are only variants, and several.
+    """
+    variants: set[str | None] = set()
+    for file in folder.iterdir():
+        name = _WEIGHTS_NAME.fullmatch(file.name)
+        if name is not None:
+            variants.add(name["variant"])
+            # diffusers maps it.
+            check_readable(file)
+    if not variants:
+        raise _weights_error(str(folder), "one without a file of them", FileNotFoundError)
+    if None in variants:
+        return None
+    if len(variants) > 1:
+        got = ", ".join(sorted(map(str, variants)))
+        remedy = "Move all others to another folder."
+        raise argument_error(str(folder), "a folder with one variant of the weights", got, remedy)
+    return variants.pop()
 
 
 def _weights_error(source: str, got: str, error: type[Exception] = ValueError) -> Exception:

@@ -36,8 +36,8 @@ class Streaming:
     call: Callable[[DiffusersModel, Tensor, Any, bool], Tensor]
     """From the encoder or the decoder, a chunk, what is kept, which changes, and whether the chunk is the first one, to
     the output."""
-    time: int
-    """Frames of a latent frame."""
+    time: int | str
+    """Frames of a latent frame, or the model's setting that says so."""
     chunk: int
     """Frames of a chunk in which the class computes long clips. The first chunk has `first` frames: one more, or 1."""
     multiple: int
@@ -62,11 +62,12 @@ class Streaming:
             others *= max(num_frames // others, 1)
         return ChunkSizes(self.first, others, self.multiple, offset=1)
 
-    def latent_frames(self, num_frames: int | None) -> ChunkSizes:
+    def latent_frames(self, module: DiffusersModel, num_frames: int | None) -> ChunkSizes:
         """Return the chunks of the latent of `frames`."""
         frames = self.frames(num_frames)
-        first = 1 + (self.first - 1) // self.time
-        return ChunkSizes(first, frames.others // self.time, self.multiple // self.time, offset=1)
+        time = module.config[self.time] if isinstance(self.time, str) else self.time
+        first = 1 + (self.first - 1) // time
+        return ChunkSizes(first, frames.others // time, self.multiple // time, offset=1)
 
     def encoder(
         self, module: DiffusersModel, sizes: ClipSizes, num_frames: int | None
@@ -80,7 +81,7 @@ class Streaming:
         """Return a stream of the model's decoder."""
         cache = self.new_cache(module, "decoder")
         compute = partial(self._decode, module, cache)
-        return StreamDecoder(compute, self.latent_frames(num_frames))
+        return StreamDecoder(compute, self.latent_frames(module, num_frames))
 
     def _encode(
         self, module: DiffusersModel, sizes: ClipSizes, cache: Any, video: Video, num_before: int
@@ -176,7 +177,13 @@ COGVIDEOX = Streaming(_new_dict, _call_with_dict, time=4, multiple=8, chunk=8, f
 KANDINSKY_6_SR = Streaming(_new_tree, _call_with_tree, time=4, multiple=4, chunk=16, first=17)
 # It returns three frames less for a last chunk of 4.
 KVAE_VIDEO = Streaming(
-    _new_tree, _call_with_tree, time=4, multiple=8, chunk=16, first=17, has_variance=False
+    _new_tree,
+    _call_with_tree,
+    time="temporal_compress_times",
+    multiple=8,
+    chunk=16,
+    first=17,
+    has_variance=False,
 )
 MAGVIT = Streaming(
     _new_dict, _call_with_layers, time=4, multiple=4, chunk=4, set_chunk=_set_chunk_of_magvit

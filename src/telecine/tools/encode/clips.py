@@ -40,6 +40,8 @@ class SourceClip:
     """Which frames follow, by their distance or their time."""
     height: int
     width: int
+    size_before_crop: tuple[int, int]
+    """Height and width to which frames are resized."""
 
     @property
     def num_frames(self) -> int:
@@ -105,11 +107,14 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
     slow_rates = []
     short = []
     for span in spans:
-        height, width = span.info.stored_size
+        size = span.info.stored_size
+        height, width = size
         if config.height is not None and config.width is not None:
             height, width = config.height, config.width
+            bucket = Bucket(1, height, width)
+            size = bucket.decode_size(span.info.height, span.info.width, 1.0)
         if span.info.is_image:
-            clips.append(SourceClip(span, span.first_frame, ClipFrames(1), height, width))
+            clips.append(SourceClip(span, span.first_frame, ClipFrames(1), height, width, size))
             continue
         frames = ClipFrames(config.num_frames or _longest(span, config), config.stride, config.fps)
         if span.info.fps < frames.min_fps:
@@ -122,7 +127,7 @@ def list_clips(spans: Sequence[Span], config: EncodeConfig) -> list[SourceClip]:
         if frames.last_index(span.info, start) > span.last_frame:
             short.append(f"{span.info.source} ({span.num_frames} frames)")
         while start <= span.last_frame and frames.last_index(span.info, start) <= span.last_frame:
-            clips.append(SourceClip(span, start, frames, height, width))
+            clips.append(SourceClip(span, start, frames, height, width, size))
             start = frames.last_index(span.info, start) + 1
             if config.num_frames is None:
                 break
@@ -176,10 +181,7 @@ def read_chunks(clip: SourceClip, config: ClipConfig) -> Iterator[Video]:
 def _decoded(clip: SourceClip, config: ClipConfig) -> Iterator[Tensor]:
     """Yield frames `(T, H, W, C)` of a clip before it is cropped."""
     info = clip.span.info
-    size = info.stored_size
-    if (clip.height, clip.width) != size:
-        bucket = Bucket(clip.num_frames, clip.height, clip.width)
-        size = bucket.decode_size(info.height, info.width, 1.0)
+    size = clip.size_before_crop
     if clip.is_whole:  # in order, without a seek
         frames = iterate_frames(info, size, config.pixel_format)
         while True:
