@@ -10,9 +10,11 @@ import os
 import random
 import runpy
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -117,6 +119,26 @@ def _seed():
         0
     )  # `torch.manual_seed` also records the call stack for each kind of device
     random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def shape_checks_off():
+    """Return a context in which shape types are not checked, as for users; compilation breaks graphs at checks."""
+
+    @contextmanager
+    def off():
+        jaxtyping.config.update("jaxtyping_disable", True)
+        yield
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+    return off
+
+
+@pytest.fixture
+def no_shape_checks(shape_checks_off):
+    """Leave out the check of shape types, which takes a part of the time of each call."""
+    with shape_checks_off():
+        yield
 
 
 @pytest.fixture(scope="session")

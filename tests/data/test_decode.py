@@ -391,6 +391,13 @@ def test_a_divx_file_whose_packets_hold_two_frames(tmp_path):
         assert errors.index(min(errors)) == index
 
 
+def test_an_avi_that_repeats_a_frame_has_timestamps_in_decoding_order(tmp_path):
+    pts = [40 * number + 200 * (number > 9) for number in range(20)]
+    options = {"crf": "1", "bf": "2", "g": "10", "pts": pts}
+    info = index_video(write_video(tmp_path / "a.avi", numbered_frames(20), **options))
+    assert numbers_of(read_clip(info, 3, 9)) == list(range(3, 12))
+
+
 def test_timestamps_in_decoding_order_only_tell_frames_apart(tmp_path):
     info = index_video(write_in_decoding_order(tmp_path / "vlc.mp4", numbered_frames(40), g="20"))
     assert (info.num_frames, info.seekable, list(info.keyframes)) == (40, True, [0, 20])

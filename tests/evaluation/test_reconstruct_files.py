@@ -22,8 +22,8 @@ RATE = 44100
 SECONDS = 0.7  # longer than the 13 frames
 
 
-def write_with_sound(path, codec, sample_format, first_pts=0):
-    """Write a video of 13 frames with a tone of 440 Hz that starts with the video."""
+def write_with_sound(path, codec, sample_format, first_pts=0, num_at_once=1):
+    """Write a video of 13 frames, the first ones at one time, with a tone of 440 Hz that starts with the video."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.height = 48
@@ -35,7 +35,7 @@ def write_with_sound(path, codec, sample_format, first_pts=0):
         start = int(Fraction(first_pts, 25) * RATE)
         for number, frame in enumerate(waves(13)):
             picture = av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")
-            picture.pts = first_pts + number
+            picture.pts = first_pts + max(0, number + 1 - num_at_once)
             picture.time_base = Fraction(1, 25)
             container.mux(video.encode(picture))
         container.mux(video.encode())
@@ -96,6 +96,14 @@ def test_the_sound_is_copied_without_decoding_it(model_folder, tmp_path, name, f
         )
     frequencies = torch.fft.rfft(heard[: RATE // 2].double()).abs()
     assert int(frequencies.argmax()) * 2 == 440
+
+
+def test_the_sound_begins_with_a_video_whose_times_are_not_known(model_folder, tmp_path):
+    video = write_with_sound(tmp_path / "in.mkv", "aac", "fltp", first_pts=50, num_at_once=2)
+    assert not index_video(video).seekable
+    output = tmp_path / "out.mp4"
+    reconstruct(model_folder, video, output, CONFIG)
+    assert packets_of_sound(output)[1] == pytest.approx(packets_of_sound(video)[1], abs=2e-3)
 
 
 def test_side_by_side_it_is_copied_too_and_a_video_without_it_has_none(

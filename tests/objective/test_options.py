@@ -417,6 +417,7 @@ def assert_same(ours, theirs, rtol=1e-5, atol=1e-8):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_shape_checks")  # tests of each function have them
 @cases_of(
     {**OPTIONS, "eager_gradients": (), "perceptual.net": (frame_distance, CustomDistance)},
     COMBINATIONS,
@@ -434,6 +435,7 @@ def test_eager_gradients_are_those_of_a_graph(case, build, autoencoder, clip):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_shape_checks")
 @cases_of(
     {
         name: values

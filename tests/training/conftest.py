@@ -78,6 +78,13 @@ def recorded_once():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def runs_without_shape_checks(shape_checks_off):
+    """Run as for users. `tests/objective`, `tests/losses` and `tests/discriminators` check shape types."""
+    with shape_checks_off():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Use one thread: sums have one order, so that runs can be compared bit for bit."""

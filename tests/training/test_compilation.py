@@ -3,7 +3,6 @@
 import copy
 from types import SimpleNamespace
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -90,14 +89,6 @@ def values_of(model, loss, autocast=None):
     return values
 
 
-@pytest.fixture
-def no_shape_checks():
-    """Leave out the check of shape types, which exists in tests only and which compilation breaks graphs at."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 PENALTY = "discr_3d (the gradient penalty differentiates it twice)"
 SPECTRAL = "discr_3d (its spectral norms are shared by all passes of an update)"
 
@@ -114,7 +105,6 @@ def check_compiled(model, loss, autocast, *, eager, tolerance):
     assert not graph_breaks()
 
 
-@pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize(
     ("options", "autocast", "eager", "tolerance"),
     [

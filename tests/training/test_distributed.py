@@ -37,7 +37,7 @@ from telecine.training.step import clip_gradients
 from telecine.training.trainable import select_trainable
 from telecine.training.weight_files import copy_module
 
-from ..models.tiny_models import ALIKE, TINY_MODELS, tiny_clip, tiny_model
+from ..models.tiny_models import ALIKE, FEW_LEVELS, TINY_MODELS, tiny_clip, tiny_model
 from .helpers import assert_equal
 
 WITH_SCALAR = "ltx_video_with_timestep"  # it has a weight without dimensions
@@ -247,15 +247,17 @@ def causal_vae():
     return model
 
 
+def with_few_levels(name):
+    return DiffusersAutoencoder(tiny_model(name, **FEW_LEVELS[name]))
+
+
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize(
     ("make", "chunk", "num_frames"),
     [
         (causal_vae, 4, 9),
-        pytest.param(lambda: DiffusersAutoencoder(tiny_model("wan")), 4, 9, marks=pytest.mark.slow),
-        pytest.param(
-            lambda: DiffusersAutoencoder(tiny_model("cogvideox")), 8, 17, marks=pytest.mark.slow
-        ),
+        pytest.param(lambda: with_few_levels("wan"), 4, 9, marks=pytest.mark.slow),
+        pytest.param(lambda: with_few_levels("cogvideox"), 8, 17, marks=pytest.mark.slow),
     ],
 )
 def test_temporal_chunks_of_sharded_models_are_exact(make, chunk, num_frames):

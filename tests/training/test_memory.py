@@ -218,6 +218,20 @@ def test_the_fake_update_allocates_what_a_real_one_does(full, light):
 
 
 @pytest.mark.slow
+def test_a_discriminator_with_attention_is_planned(light):
+    objective = replace(light().objective, adversarial_loss_weight=0.5)
+    discriminator = DiscriminatorConfig(video="first_frame", dim=1)
+    config = light(objective=objective, discriminator=discriminator, batch_size=1)
+    planned = plan(config)
+    state = new_state(config)
+    state.step = state.objective.schedule.step_with_most_terms()
+    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    counter = count(lambda: train_step(state, [MicroBatch(video, range(1))]))
+    assert counter.flops_by_part.total() == planned.flops
+    assert planned.flops_by_part["video discriminator"] > 0
+
+
+@pytest.mark.slow
 def test_what_depends_on_clips_grows_with_the_batch_and_less_with_checkpointing(light):
     two, six = (plan(light(batch_size=size)) for size in (2, 6))
     recomputed = plan(light(batch_size=6, model_gradient_checkpointing=True))

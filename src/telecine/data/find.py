@@ -53,7 +53,7 @@ def load_spans(
     Args:
         path: A video, an image, an array, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar
             file, or a pattern with `*`, `?`, `{000..012}` or `{a,b}` (`https://`: braces only); or
-            the address of one; or several of these, of which the same frames count once.
+            the address of one; or several of these: a file, or a segment of one, that several name counts once.
         config: Files with larger frames than its `max_pixels` are skipped, and those with other channels. `timeout` is
             for one file, `layout` and `range` are those of arrays.
         name: Name of the argument in error messages.

@@ -294,8 +294,9 @@ def scan_packets(
 def _times_are_exact(packets: Sequence[_PacketHeader], stream: VideoStream) -> bool:
     """Return whether the timestamps of packets are those of the displayed frames."""
     codec = stream.codec_context
-    times = [packet.pts for packet in packets if not packet.is_discard]
-    if None in times or len(set(times)) < len(times):
+    displayed = [packet for packet in packets if not packet.is_discard]
+    times = [packet.pts for packet in displayed if packet.pts is not None]
+    if len(set(times)) < len(displayed):  # some are missing or repeated
         return False
     if codec.name in _CODECS_WITH_HIDDEN_FRAMES:
         return False
@@ -307,9 +308,11 @@ def _times_are_exact(packets: Sequence[_PacketHeader], stream: VideoStream) -> b
         if packet.pts is not None and packet.dts is not None:
             delays.add(packet.pts - packet.dts)
     # If timestamps are in decoding order, frames of H.264 would get each other's: AVI has no display times, and some
-    # muxers write none.
-    is_in_decoding_order = codec.has_b_frames and len(delays) == 1
-    return not is_in_decoding_order
+    # muxers write none. Delays vary in an AVI that repeats frames by empty packets.
+    is_in_decoding_order = len(delays) == 1 or all(
+        earlier < later for earlier, later in pairwise(times)
+    )
+    return not (codec.has_b_frames and is_in_decoding_order)
 
 
 def _read_packets(

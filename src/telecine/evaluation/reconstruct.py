@@ -16,6 +16,7 @@ from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.data.arrays import write_array
+from telecine.data.decode import open_video
 from telecine.data.outputs import check_output
 from telecine.data.source import is_address
 from telecine.evaluation.load_model import Model, clips_to_read, load_infos, load_model
@@ -133,10 +134,18 @@ def _reconstruct_file(
             # Stored pixels need not be square.
             sample_aspect_ratio=info.sample_aspect_ratio if keeps_size else 1.0,
             sound=info.source,
-            sound_start=first_pts * info.time_base,
+            sound_start=_start_of(info),
             hdr=info.hdr if pixels.hdr == "as_stored" else "",
         )
     return chunks.mean_psnr()
+
+
+def _start_of(info: VideoInfo) -> float:
+    """Return when the first frame of a video is shown in its file, in seconds."""
+    if info.seekable:
+        return min(info.pts) * info.time_base
+    with open_video(info.source) as (_, stream):  # frames are numbered instead
+        return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
 class _MeasuredChunks:

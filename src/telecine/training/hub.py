@@ -71,5 +71,5 @@ def upload(
 
 
 def _hub_error(error: Exception, remedy: str) -> Exception:
-    got = f"{type(error).__name__}: {error}"
+    got = f"{type(error).__name__}: {str(error).rstrip('.')}"
     return argument_error("push_to_hub", "false without access to the Hub", got, remedy)

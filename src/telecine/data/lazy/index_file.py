@@ -24,7 +24,7 @@ from telecine.data.lazy.sorted_numbers import find_row
 from telecine.data.source import VideoInfo
 
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-FORMAT = "2"
+FORMAT = "3"
 DAMAGE_ERRORS = (
     OSError,
     ValueError,
