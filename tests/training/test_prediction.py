@@ -123,7 +123,7 @@ class Custom(nn.Module):
 @pytest.mark.parametrize(
     ("module", "num_frames", "max_dropped", "message"),
     [
-        (Custom, 9, 1.0, "0 for a module that does not encode .* but got 1.0 for a Custom"),
+        (Custom, 9, 1.0, "0 for a module that does not encode .* but got 1.0 for Custom"),
         (None, 9, 0.4, "large enough to drop a latent frame, but got 0.4"),
         (None, 1, 1.0, "large enough to drop a latent frame, but got 1.0"),
     ],

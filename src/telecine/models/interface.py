@@ -202,7 +202,7 @@ class VideoAutoencoder(nn.Module, ABC):
         for name in options:
             if name not in present:
                 kind = "removes noise from its latent" if name == "level" else "generates"
-                contract = f"left out for a {type(self).__name__} without a decoder that {kind}"
+                contract = f"left out for {type(self).__name__} without a decoder that {kind}"
                 raise argument_error(f"decode_{name}", contract, options[name])
 
     def validation_decodings(self) -> dict[str, dict[str, Any]]:

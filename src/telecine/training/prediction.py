@@ -123,7 +123,7 @@ def build_prediction(
         return None
     if not isinstance(model, LatentAutoencoder) or model.trains_on_latents:
         contract = "0 for a module that does not encode and decode a latent"
-        got = f"{config.max_dropped} for a {class_name(model)}"
+        got = f"{config.max_dropped} for {class_name(model)}"
         raise argument_error("predictive.max_dropped", contract, got, "Leave it out.")
     lengths: dict[tuple[int, ...], list[int]] = {}
     num_channels = 0

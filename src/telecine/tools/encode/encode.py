@@ -136,10 +136,10 @@ def encode_data(checkpoint: Model, config: EncodeConfig, output: str | Path) -> 
 
 def _check_model(model: VideoAutoencoder, config: EncodeConfig) -> None:
     if config.num_frames is None and not model.streams:
-        contract = f"set for a {class_name(model)}, which keeps no frames between chunks"
-        raise argument_error(
-            "num_frames", contract, None, "Pass a number of frames that it accepts."
-        )
+        contract = f"set for {class_name(model)}, which keeps no frames between chunks"
+        smallest = model.covering_clip(1, 1, 1)[0]
+        remedy = f"The smallest number that it accepts is {smallest}."
+        raise argument_error("num_frames", contract, "no number", remedy)
     if config.num_frames is not None:
         covering = model.covering_clip(config.num_frames, 1, 1)[0]
         if covering != config.num_frames:
