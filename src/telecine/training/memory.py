@@ -249,12 +249,9 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):
             weight.grad = torch.empty_like(weight)
-        for group in optimizer.param_groups:
-            group["fused"] = True  # one operation for all weights, which leaves the same states
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for states in optimizer.state.values():
-            states["step"] = torch.tensor(1.0)  # without kernels that are fused, its value is read
             counter.assign(
                 OPTIMIZER, [value for value in states.values() if isinstance(value, Tensor)]
             )
