@@ -280,16 +280,18 @@ def test_another_output_size_of_a_large_module_is_found_without_its_weights():
     assert module.devices == {"meta"}
 
 
+def test_another_number_of_channels_is_refused_at_the_first_clip():
+    model = as_video_autoencoder(nn.Sequential(nn.Conv3d(3, 4, 1), nn.Conv3d(4, 1, 1)))
+    with pytest.raises(
+        ValueError, match=r"the 3 channels of the clip, but got the shape .1, 1, .*`in_channels`"
+    ):
+        model.check_clip(4, 8, 8)
+
+
 PACKAGE = """
 from diffusers import ModelMixin, ConfigMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
-
-
-def test_another_number_of_channels_is_refused_at_the_first_clip():
-    model = as_video_autoencoder(nn.Sequential(nn.Conv3d(3, 4, 1), nn.Conv3d(4, 1, 1)))
-    with pytest.raises(ValueError, match="the 3 channels of the clip, but got the shape .1, 1, .*`in_channels`"):
-        model.check_clip(4, 8, 8)
 
 
 class Tiny(nn.Module):
